@@ -1,0 +1,1 @@
+"""Checkpoint to calibrated, quantised, exported, verified artefact."""

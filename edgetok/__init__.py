@@ -1,0 +1,1 @@
+"""Edge inference for language models."""

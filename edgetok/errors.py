@@ -1,0 +1,65 @@
+"""Everything that edgetok raises on purpose.
+
+    EdgetokError
+    ├── UserError            the caller can mend it; the command line prints one line and exits 2
+    │   ├── CheckpointError  a Hugging Face folder is missing something, damaged or hostile
+    │   ├── UnsupportedError the model asks for arithmetic that edgetok does not have
+    │   ├── ArtefactError    an edgetok folder is damaged, foreign or does not match its spec
+    │   ├── TemplateError    a chat template is invalid, unsafe or took too long
+    │   ├── SessionError     a saved conversation is damaged or belongs to another model
+    │   ├── ContextError     more tokens than the context holds
+    │   ├── OptionError      an option's value is out of range
+    │   └── MissingExtraError a feature needs an optional dependency
+    ├── OutputError          the disk is full, the folder is locked, a file cannot be written
+    └── ShapeError           a launcher was called with arrays of the wrong shape or dtype (our bug)
+
+A message gives what was found, what was expected and the remedy, with file and field.
+"""
+
+
+class EdgetokError(Exception):
+    """Base of every error that edgetok raises on purpose."""
+
+
+class UserError(EdgetokError):
+    """Something that the caller can mend."""
+
+
+class CheckpointError(UserError):
+    """A Hugging Face model folder is missing something, damaged or hostile."""
+
+
+class UnsupportedError(UserError):
+    """The model asks for arithmetic that edgetok does not have."""
+
+
+class ArtefactError(UserError):
+    """An edgetok folder is damaged, foreign or does not match its spec."""
+
+
+class TemplateError(UserError):
+    """A chat template is invalid, unsafe or took too long."""
+
+
+class SessionError(UserError):
+    """A saved conversation is damaged or belongs to another model."""
+
+
+class ContextError(UserError):
+    """More tokens were given than the context holds."""
+
+
+class OptionError(UserError):
+    """An option's value is out of range."""
+
+
+class MissingExtraError(UserError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class OutputError(EdgetokError):
+    """A result could not be written: disk full, folder locked, no permission."""
+
+
+class ShapeError(EdgetokError):
+    """A kernel launcher was called with arrays of the wrong shape or dtype."""

@@ -1,0 +1,1 @@
+"""Perplexity, KL and recall."""

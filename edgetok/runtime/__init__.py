@@ -1,0 +1,1 @@
+"""Backends, plan, thread team and KV cache."""

@@ -1,0 +1,1 @@
+"""Tokenizer, streaming detokenizer, chat template, sampling."""

@@ -1,0 +1,1 @@
+"""CPU kernels: Numba with explicit SIMD, compiled ahead into objects."""

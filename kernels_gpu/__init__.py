@@ -1,0 +1,1 @@
+"""Triton kernels, same file and function names as kernels_cpu."""

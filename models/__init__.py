@@ -1,0 +1,1 @@
+"""Model families: data, no arithmetic on weights."""

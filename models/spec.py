@@ -1,0 +1,187 @@
+"""What edgetok knows about a decoder: one frozen description, no arithmetic on weights.
+
+The converter writes a `DecoderSpec` into the artefact as JSON; the runtimes build their plans
+from it. Everything that differs between model families is a field here, so that no other module
+needs to know a family's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgetok.errors import ArtefactError
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+QkNorm = Literal["none", "head", "full"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """One rotary embedding; a layer names the one it uses by its index.
+
+    Attributes:
+        theta: base of the geometric series of frequencies.
+        rotary_dim: how many of the head's dims rotate, pairs (i, i + rotary_dim / 2).
+        scaling: how frequencies change for long contexts, named as in HF `rope_scaling`.
+        factor: the scaling's factor (linear, llama3, yarn).
+        low_freq_factor, high_freq_factor: llama3.
+        beta_fast, beta_slow: yarn.
+        original_context_tokens: trained length before scaling (llama3, yarn, longrope).
+        short_factors, long_factors: longrope, rotary_dim / 2 each. The long ones hold for every
+            position once a conversation may exceed `original_context_tokens`.
+        attention_factor: cos and sin are multiplied by it.
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: RopeScaling = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    original_context_tokens: int = 0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """What may differ from layer to layer.
+
+    Attributes:
+        window: a token attends to itself and the `window - 1` tokens before it; 0 is all of them.
+        rope: index into `DecoderSpec.ropes`; -1 leaves queries and keys as they are.
+    """
+
+    window: int = 0
+    rope: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """A decoder-only transformer.
+
+    For each layer, with s = residual_scale, any absent norm being the identity:
+
+        a = o_proj(attention(input_norm(x)));  x = x + s * post_attention_norm(a)
+        m = down_proj(act(gate_proj(h)) * up_proj(h)), h = pre_mlp_norm(x)
+        x = x + s * post_mlp_norm(m)
+
+    Before the layers x = embed_scale * embed_tokens[token]; after them
+    logits = softcap(logit_scale * lm_head(final_norm(x)), logit_softcap).
+
+    Attributes:
+        family: HF `model_type`, kept for display only.
+        pre_norm: whether input_norm and pre_mlp_norm exist.
+        post_norm: whether post_attention_norm and post_mlp_norm exist.
+        qk_norm: RMSNorm on queries and keys before RoPE: over each head's dims ("head") or over the
+            whole projection ("full").
+        attn_scale: queries times keys are multiplied by it.
+        attn_softcap, logit_softcap: c * tanh(x / c); 0 is none.
+        qkv_bias, o_bias, mlp_bias: whether those linear layers have a bias.
+        tied: lm_head is embed_tokens.
+        eos_tokens: ids that end an answer, from the checkpoint's generation config.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layers: tuple[LayerSpec, ...]
+    ropes: tuple[RopeSpec, ...]
+    context_tokens: int
+    norm_eps: float
+    activation: Activation = "silu"
+    pre_norm: bool = True
+    post_norm: bool = False
+    qk_norm: QkNorm = "none"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False
+    attn_scale: float
+    attn_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    bos_token: int | None = None
+    eos_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no decoder has, so that later arithmetic need not look again."""
+        limits = {
+            "vocab_size": 1 << 24,
+            "hidden_size": 1 << 20,
+            "intermediate_size": 1 << 22,
+            "num_heads": 1 << 12,
+            "num_kv_heads": 1 << 12,
+            "head_dim": 1 << 12,
+            "context_tokens": 1 << 28,
+        }
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ArtefactError(f"spec: {name} is {value!r}, expected an integer in 1..{limit}")
+        if not 1 <= len(self.layers) <= 4096:
+            raise ArtefactError(f"spec: {len(self.layers)} layers, expected 1..4096")
+        if self.num_heads % self.num_kv_heads:
+            raise ArtefactError(
+                f"spec: num_heads {self.num_heads} is no multiple of num_kv_heads "
+                f"{self.num_kv_heads}"
+            )
+        for i, layer in enumerate(self.layers):
+            if not -1 <= layer.rope < len(self.ropes):
+                raise ArtefactError(f"spec: layer {i} names rope {layer.rope} of {len(self.ropes)}")
+            if layer.window < 0:
+                raise ArtefactError(f"spec: layer {i} has a window of {layer.window}")
+        for i, rope in enumerate(self.ropes):
+            if rope.rotary_dim % 2 or not 2 <= rope.rotary_dim <= self.head_dim:
+                raise ArtefactError(
+                    f"spec: rope {i} rotates {rope.rotary_dim} dims, expected an even number up to "
+                    f"head_dim {self.head_dim}"
+                )
+        floats = ("norm_eps", "attn_scale", "embed_scale", "residual_scale", "logit_scale")
+        for name in floats:
+            if not math.isfinite(getattr(self, name)):
+                raise ArtefactError(f"spec: {name} is {getattr(self, name)}, expected a number")
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers there are."""
+        return len(self.layers)
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> DecoderSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtefactError: a field is missing, unknown or out of range.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
+            fields["ropes"] = tuple(
+                RopeSpec(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in rope.items()},
+                )
+                for rope in fields["ropes"]
+            )
+            fields["eos_tokens"] = tuple(fields["eos_tokens"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(f"spec in the model's metadata is not readable: {error}") from error

@@ -1,0 +1,373 @@
+"""A Hugging Face model folder, read strictly and one tensor at a time.
+
+Only `config.json`, `generation_config.json` and safetensors files are opened. Code (`auto_map`) and
+pickles (`.bin`) are never touched. Every size is checked in Python integers before a byte of a
+tensor is read. Tensors are read with plain reads rather than mapped, so that a file which shrinks
+meanwhile is an error and not a SIGBUS.
+
+Source: https://github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import CheckpointError
+from edgetok.formats import strict_json
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 1 << 18
+MAX_TENSORS_IN_SHARD = 1 << 16
+MAX_SHARDS = 4096
+MAX_DIMS = 8
+
+_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+_READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies.
+
+    Attributes:
+        dtype: as safetensors names it.
+        shape: as stored.
+        path: the shard.
+        begin: offset of the first byte from the start of the file.
+        nbytes: the tensor's size.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+    nbytes: int
+
+
+class Checkpoint:
+    """An opened model folder. Made by `open_checkpoint`.
+
+    Attributes:
+        folder: where it lies.
+        config: `config.json`.
+        generation_config: `generation_config.json`, empty where there is none.
+        infos: every tensor's dtype, shape and place.
+        fingerprint: sha256 over the JSON files, the tensors' tables, the shards' sizes and times;
+            another checkpoint, or the same one changed, has another.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        generation_config: dict[str, Any],
+        infos: dict[str, TensorInfo],
+        fingerprint: str,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.generation_config = generation_config
+        self.infos: Mapping[str, TensorInfo] = MappingProxyType(infos)
+        self.fingerprint = fingerprint
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name."""
+        return tuple(self.infos)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape."""
+        return {name: info.shape for name, info in self.infos.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(info.nbytes for info in self.infos.values())
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        """Read one tensor, or rows `rows[0]` to `rows[1] - 1` of it, as float32.
+
+        Raises:
+            CheckpointError: absent, not a floating-point tensor, rows outside it, a value that is
+                no finite float32, or the file shrank.
+        """
+        info = self.infos.get(name)
+        if info is None:
+            raise CheckpointError(
+                f"{self.folder}: tensor {name!r} is missing; the download may be incomplete"
+            )
+        dtype = _READABLE.get(info.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"{info.path.name}: tensor {name!r} has dtype {info.dtype}, expected one of "
+                f"{', '.join(_READABLE)}; convert the original, unquantised checkpoint"
+            )
+        first, end = (0, info.shape[0] if info.shape else 1) if rows is None else rows
+        count = info.shape[0] if info.shape else 1
+        if not 0 <= first <= end <= count:
+            raise CheckpointError(
+                f"{info.path.name}: rows {first}..{end} of tensor {name!r} with {count} rows"
+            )
+        width = math.prod(info.shape[1:])
+        raw = np.empty((end - first) * width, dtype)
+        _read_exactly(info.path, info.begin + first * width * raw.itemsize, raw.view(np.uint8))
+        values = _to_float32(raw, info.dtype)
+        _require_finite(values, raw, info, name, first * width)
+        shape = (end - first, *info.shape[1:]) if info.shape else ()
+        return values.reshape(shape)
+
+    def rows(self, name: str, rows_at_once: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Read a tensor in pieces of `rows_at_once` rows, so that little of it is in memory."""
+        count = self.infos[name].shape[0] if name in self.infos else 0
+        for first in range(0, count, rows_at_once):
+            yield self.tensor(name, (first, min(first + rows_at_once, count)))
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a Hugging Face model folder and check every file's table.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or hostile, or there are only pickles.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a folder with a config.json")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder}: has no config.json; give a Hugging Face model folder or a hub id"
+        )
+    digest = hashlib.sha256()
+    config = _json(folder / "config.json", digest)
+    generation_path = folder / "generation_config.json"
+    generation_config = _json(generation_path, digest) if generation_path.exists() else {}
+    infos: dict[str, TensorInfo] = {}
+    shards, listed = _shards(folder)
+    for shard in shards:
+        for name, info in _read_header(folder / shard, digest).items():
+            if name in infos:
+                raise CheckpointError(
+                    f"{shard}: tensor {name!r} also lies in {infos[name].path.name}; "
+                    "download the checkpoint anew"
+                )
+            infos[name] = info
+        if len(infos) > MAX_TENSORS:
+            raise CheckpointError(f"{folder}: more than {MAX_TENSORS:,} tensors")
+    for name, shard in listed.items():
+        if name not in infos or infos[name].path.name != shard:
+            raise CheckpointError(
+                f"{_INDEX}: says that {shard} holds tensor {name!r}, which it does not; "
+                "download the checkpoint anew"
+            )
+    return Checkpoint(folder, config, generation_config, infos, digest.hexdigest())
+
+
+def _json(path: Path, digest: hashlib._Hash) -> dict[str, Any]:
+    data = strict_json.read_bytes(path, max_bytes=strict_json.MAX_BYTES)
+    digest.update(path.name.encode() + b"\0" + data)
+    return strict_json.loads_object(data, path.name)
+
+
+def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of the shard files, and which the index says holds each tensor."""
+    if (folder / _INDEX).exists():
+        index = strict_json.read_object(folder / _INDEX, max_bytes=MAX_HEADER_BYTES)
+        listed = index.get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise CheckpointError(f"{_INDEX}: weight_map is {listed!r:.40}, expected an object")
+        for name, shard in listed.items():
+            if not isinstance(shard, str) or not _is_basename(shard):
+                raise CheckpointError(
+                    f"{_INDEX}: shard {shard!r} of tensor {name!r} is no plain file name"
+                )
+        shards = sorted(set(listed.values()))
+        if len(shards) > MAX_SHARDS:
+            raise CheckpointError(f"{_INDEX}: {len(shards)} shards, expected at most {MAX_SHARDS}")
+        for shard in shards:
+            if not (folder / shard).exists():
+                raise CheckpointError(
+                    f"{folder}: shard {shard} is missing; finish the download and convert again"
+                )
+        return shards, listed
+    if (folder / _SINGLE).exists():
+        return [_SINGLE], {}
+    other = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(other) == 1:
+        return other, {}
+    if other:
+        raise CheckpointError(
+            f"{folder}: has {len(other)} safetensors files but no {_INDEX} that says which holds "
+            "what; download the checkpoint anew"
+        )
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: has weights only in {pickles[0]}, a pickle, which can run code and is "
+            "never opened; take a revision with safetensors, or save it anew with transformers' "
+            "save_pretrained(safe_serialization=True)"
+        )
+    raise CheckpointError(f"{folder}: has no safetensors file; download the checkpoint anew")
+
+
+def _is_basename(name: str) -> bool:
+    return (
+        name not in ("", ".", "..")
+        and not set(name) & set("/\\\0:")
+        and name.endswith(".safetensors")
+    )
+
+
+def _read_header(path: Path, digest: hashlib._Hash) -> dict[str, TensorInfo]:
+    """Check one safetensors file's table."""
+    name = path.name
+    try:
+        # A shard in the hub's cache is a link to a blob; what it leads to must be a plain file.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{name}: not a regular file")
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise CheckpointError(f"{name}: {status.st_size} bytes are no safetensors file")
+            (header_bytes,) = struct.unpack("<Q", prefix)
+            if header_bytes > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{name}: header of {header_bytes:,} bytes, expected at most "
+                    f"{MAX_HEADER_BYTES:,}; not a safetensors file or a hostile one"
+                )
+            if 8 + header_bytes > status.st_size:
+                raise CheckpointError(
+                    f"{name}: header of {header_bytes:,} bytes in a file of {status.st_size:,}; "
+                    "the download may be incomplete"
+                )
+            header = file.read(header_bytes)
+    except OSError as failure:
+        raise CheckpointError(f"{name}: cannot be read: {failure.strerror}") from failure
+    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + header)
+    table = strict_json.loads_object(
+        header,
+        f"{name}: header",
+        max_bytes=MAX_HEADER_BYTES,
+        max_keys=5 * MAX_TENSORS_IN_SHARD,  # a name, three fields, and some metadata
+    )
+    table.pop("__metadata__", None)
+    if len(table) > MAX_TENSORS_IN_SHARD:
+        raise CheckpointError(
+            f"{name}: {len(table):,} tensors, expected at most {MAX_TENSORS_IN_SHARD:,}"
+        )
+    start = 8 + header_bytes
+    infos = {tensor: _read_entry(path, start, tensor, entry) for tensor, entry in table.items()}
+    _require_contiguous(name, start, status.st_size, infos)
+    return infos
+
+
+def _read_entry(path: Path, start: int, tensor: str, entry: Any) -> TensorInfo:
+    what = f"{path.name}: tensor {tensor!r:.200}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{what}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _SIZES:
+        raise CheckpointError(f"{what}: unknown dtype {dtype!r:.40}")
+    if not _naturals(shape) or len(shape) > MAX_DIMS:
+        raise CheckpointError(f"{what}: shape {shape!r:.80} is no list of sizes")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{what}: data_offsets {offsets!r:.80} are no begin and end")
+    nbytes = math.prod(shape) * _SIZES[dtype]
+    if nbytes != offsets[1] - offsets[0]:
+        raise CheckpointError(
+            f"{what}: shape does not match bytes: {dtype} {shape!r:.80} needs {nbytes:,}, "
+            f"data_offsets hold {offsets[1] - offsets[0]:,}"
+        )
+    return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _require_contiguous(
+    name: str, start: int, file_bytes: int, infos: Mapping[str, TensorInfo]
+) -> None:
+    """Tensors must tile the data exactly: no hole, no overlap, nothing before or after."""
+    at = start
+    for tensor, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
+        end = info.begin + info.nbytes
+        if end > file_bytes:
+            raise CheckpointError(
+                f"{name}: tensor {tensor!r} ends at byte {end:,} of a file of {file_bytes:,}; "
+                "the download may be incomplete"
+            )
+        if info.begin != at:
+            fault = "overlaps the one before it" if info.begin < at else "leaves a hole before it"
+            raise CheckpointError(f"{name}: tensor {tensor!r} {fault}; download the file anew")
+        at = end
+    if at != file_bytes:
+        raise CheckpointError(
+            f"{name}: {file_bytes - at:,} bytes after the last tensor; download the file anew"
+        )
+
+
+def _read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            view = memoryview(into)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise CheckpointError(f"{path.name}: became shorter while it was read")
+                view = view[count:]
+    except OSError as failure:
+        raise CheckpointError(f"{path.name}: cannot be read: {failure.strerror}") from failure
+
+
+def _to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    if dtype == "BF16":
+        wide = raw.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32, copy=False)
+
+
+def _require_finite(
+    values: npt.NDArray[np.float32],
+    raw: npt.NDArray[Any],
+    info: TensorInfo,
+    name: str,
+    first: int,
+) -> None:
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    at = int(np.argmin(finite))
+    index = [int(i) for i in np.unravel_index(first + at, info.shape)] if info.shape else []
+    if info.dtype == "F64" and math.isfinite(float(raw[at])):
+        what = f"{float(raw[at])}, beyond float32"
+    else:
+        what = str(float(values[at]))
+    raise CheckpointError(
+        f"{info.path.name}: tensor {name!r} holds {what} at {index}; the checkpoint is damaged, "
+        "take another copy or revision"
+    )

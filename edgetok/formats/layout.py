@@ -1,0 +1,267 @@
+"""Where every tensor of an artefact lies: names, dtypes, shapes and offsets in `model.onnx.data`.
+
+The converter writes by this table and the reader checks by it. It is a pure function of the spec
+and the formats, so that tensors may be written in any order and an interrupted conversion goes on.
+All arithmetic is on Python integers, which do not overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgetok.errors import ArtefactError
+from edgetok.models.spec import DecoderSpec
+
+ALIGNMENT_BYTES = 4096
+DATA_FILE = "model.onnx.data"
+GRAPH_FILE = "model.onnx"
+FORMAT_VERSION = "1"
+FORMAT_KEY = "edgetok.format"
+SPEC_KEY = "edgetok.spec"
+
+DType = Literal["float32", "float16", "uint8"]
+
+_LAYER_ORDER = (
+    "input_norm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q_norm",
+    "k_norm",
+    "o_proj",
+    "post_attention_norm",
+    "pre_mlp_norm",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "post_mlp_norm",
+)
+_QUANTISED_BITS = (2, 3, 4, 8)
+_GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFormat:
+    """How one linear layer's or embedding's weights are stored.
+
+    Attributes:
+        bits: 2, 3, 4 or 8 quantised; 16 float16; 32 float32, where float16 would overflow.
+        group_size: inputs that share a scale; without meaning for 16 and 32 bits.
+        zeros: whether each group has its zero point; otherwise it is 2^(bits - 1).
+    """
+
+    bits: int
+    group_size: int = 32
+    zeros: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no operator takes."""
+        if self.bits not in (*_QUANTISED_BITS, 16, 32):
+            raise ArtefactError(f"format: {self.bits!r} bits, expected 2, 3, 4, 8, 16 or 32")
+        if self.quantised and self.group_size not in _GROUP_SIZES:
+            raise ArtefactError(
+                f"format: group_size is {self.group_size!r}, expected one of {_GROUP_SIZES}"
+            )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are codes with scales."""
+        return self.bits in _QUANTISED_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """Size of a linear layer or embedding.
+
+    Attributes:
+        N: outputs (vocabulary size for the embedding).
+        K: inputs (hidden size for the embedding).
+        bias: whether it has a bias.
+    """
+
+    N: int
+    K: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """One tensor's place in the data file; `offset` and `nbytes` in bytes."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The data file.
+
+    Attributes:
+        tensors: by name, in the order in which a decode step reads them.
+        aliases: further names for bytes that are stored once: a tied, quantised embedding needs
+            its codes as a matrix, the output head as groups.
+        file_bytes: size of the file; at least 4096 bytes of zeros follow the last tensor.
+    """
+
+    tensors: dict[str, TensorSlot]
+    aliases: dict[str, TensorSlot]
+    file_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors without alignment."""
+        return sum(slot.nbytes for slot in self.tensors.values())
+
+
+def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
+    """Every matrix of the decoder by canonical name, in execution order.
+
+    `embed_tokens` is absent where it is tied: `lm_head` holds its weights.
+    """
+    hidden, ffn = spec.hidden_size, spec.intermediate_size
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    shapes = {}
+    if not spec.tied:
+        shapes["embed_tokens"] = LinearShape(spec.vocab_size, hidden)
+    for i in range(spec.num_layers):
+        layer = f"layers.{i}."
+        shapes[layer + "q_proj"] = LinearShape(q_size, hidden, spec.qkv_bias)
+        shapes[layer + "k_proj"] = LinearShape(kv_size, hidden, spec.qkv_bias)
+        shapes[layer + "v_proj"] = LinearShape(kv_size, hidden, spec.qkv_bias)
+        shapes[layer + "o_proj"] = LinearShape(hidden, q_size, spec.o_bias)
+        shapes[layer + "gate_proj"] = LinearShape(ffn, hidden, spec.mlp_bias)
+        shapes[layer + "up_proj"] = LinearShape(ffn, hidden, spec.mlp_bias)
+        shapes[layer + "down_proj"] = LinearShape(hidden, ffn, spec.mlp_bias)
+    shapes["lm_head"] = LinearShape(spec.vocab_size, hidden)
+    return shapes
+
+
+def norm_sizes(spec: DecoderSpec) -> dict[str, int]:
+    """Size of every norm by canonical name."""
+    sizes = {}
+    for i in range(spec.num_layers):
+        layer = f"layers.{i}."
+        if spec.pre_norm:
+            sizes[layer + "input_norm"] = spec.hidden_size
+        if spec.qk_norm != "none":
+            heads = (1, 1) if spec.qk_norm == "head" else (spec.num_heads, spec.num_kv_heads)
+            sizes[layer + "q_norm"] = heads[0] * spec.head_dim
+            sizes[layer + "k_norm"] = heads[1] * spec.head_dim
+        if spec.post_norm:
+            sizes[layer + "post_attention_norm"] = spec.hidden_size
+        if spec.pre_norm:
+            sizes[layer + "pre_mlp_norm"] = spec.hidden_size
+        if spec.post_norm:
+            sizes[layer + "post_mlp_norm"] = spec.hidden_size
+    sizes["final_norm"] = spec.hidden_size
+    return sizes
+
+
+def groups_of(K: int, group_size: int) -> int:
+    """ceil(K / group_size)."""
+    return -(-K // group_size)
+
+
+def linear_tensors(
+    name: str, shape: LinearShape, form: TensorFormat
+) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    """Tensors that hold one linear layer: dtype and shape by name with suffix.
+
+    Quantised at g inputs a group, G = ceil(K / g): `.qweight` uint8 [N, G, g * bits / 8]; 3 bits:
+    `.qweight` [N, G, g / 4] (low two bits) and `.qweight_high` [N, G, g / 8]; `.scales` float16
+    [N, G]; `.zeros` uint8 [N, ceil(G * bits / 8)], for 3 bits [N, G]. An embedding's `.qweight` is
+    the same bytes seen as a matrix, as GatherBlockQuantized wants it. Not quantised: `.weight`
+    [N, K]. `.bias` float32 [N].
+    """
+    N, K = shape.N, shape.K
+    tensors: dict[str, tuple[DType, tuple[int, ...]]] = {}
+    if form.quantised:
+        bits, g = form.bits, form.group_size
+        G = groups_of(K, g)
+        if bits == 3:
+            tensors[name + ".qweight"] = ("uint8", (N, G, g // 4))
+            tensors[name + ".qweight_high"] = ("uint8", (N, G, g // 8))
+        elif name == "embed_tokens":
+            tensors[name + ".qweight"] = ("uint8", (N, G * g * bits // 8))
+        else:
+            tensors[name + ".qweight"] = ("uint8", (N, G, g * bits // 8))
+        tensors[name + ".scales"] = ("float16", (N, G))
+        if form.zeros:
+            tensors[name + ".zeros"] = ("uint8", (N, G if bits == 3 else -(-G * bits // 8)))
+    else:
+        tensors[name + ".weight"] = ("float16" if form.bits == 16 else "float32", (N, K))
+    if shape.bias:
+        tensors[name + ".bias"] = ("float32", (N,))
+    return tensors
+
+
+def plan(spec: DecoderSpec, formats: Mapping[str, TensorFormat]) -> Layout:
+    """Give every tensor its place.
+
+    Args:
+        spec: the decoder.
+        formats: one for each name of `linear_shapes(spec)`.
+
+    Returns:
+        The layout; tensors start at multiples of 4096.
+
+    Raises:
+        ArtefactError: `formats` has a name too many or too few.
+    """
+    shapes = linear_shapes(spec)
+    if set(formats) != set(shapes):
+        odd = sorted(set(formats) ^ set(shapes))
+        raise ArtefactError(
+            f"formats: {odd[0]!r} (of {len(odd)} such names) is "
+            f"{'unknown' if odd[0] in formats else 'missing'}; expected one for each linear layer"
+        )
+    norms = norm_sizes(spec)
+    tensors: dict[str, TensorSlot] = {}
+    end = 0
+    for name in _execution_order(spec):
+        parts: dict[str, tuple[DType, tuple[int, ...]]]
+        if name in shapes:
+            parts = linear_tensors(name, shapes[name], formats[name])
+        elif name in norms:
+            parts = {name + ".weight": ("float32", (norms[name],))}
+        else:
+            continue
+        for tensor, (dtype, dims) in parts.items():
+            nbytes = tensor_bytes(dtype, dims)
+            tensors[tensor] = TensorSlot(tensor, dtype, dims, end, nbytes)
+            end = _aligned(end + nbytes)
+    aliases = {}
+    head = formats["lm_head"]
+    if spec.tied and head.quantised and head.bits != 3:
+        stored = tensors["lm_head.qweight"]
+        N, G, group_bytes = stored.shape
+        aliases["embed_tokens.qweight"] = TensorSlot(
+            "embed_tokens.qweight", "uint8", (N, G * group_bytes), stored.offset, stored.nbytes
+        )
+    return Layout(tensors, aliases, end + ALIGNMENT_BYTES)
+
+
+def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
+    """Size of a tensor, in Python integers."""
+    nbytes = np.dtype(dtype).itemsize
+    for size in shape:
+        nbytes *= size
+    return nbytes
+
+
+def _execution_order(spec: DecoderSpec) -> list[str]:
+    names = ["embed_tokens"]
+    for i in range(spec.num_layers):
+        names += [f"layers.{i}.{name}" for name in _LAYER_ORDER]
+    return [*names, "final_norm", "lm_head"]
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

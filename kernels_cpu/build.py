@@ -1,0 +1,99 @@
+"""Compiles a module's kernels into one object file. Runs in a process of its own.
+
+    python -m edgetok.kernels_cpu.build --isa avx512 --module matmul --out matmul.o
+
+Numba targets the chosen instruction set, whatever this machine has, and a small exported function
+`edgetok_<name>` with C's calling convention wraps each kernel, so the object holds no Python symbol
+and any process can load it without numba (see `loader.py`). The file holds the object's sha256,
+then the object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from edgetok.kernels_cpu import build_target
+from edgetok.kernels_cpu.isa import ISAS
+
+
+def build(isa_name: str, module_name: str) -> bytes:
+    """Compile every kernel that `edgetok.kernels_cpu.<module_name>` registers.
+
+    Returns:
+        An ELF, Mach-O or COFF object for this machine's operating system.
+    """
+    isa = ISAS[isa_name]
+    if isa.cpu:
+        # Numba reads these once, when it is first imported.
+        os.environ["NUMBA_CPU_NAME"] = isa.cpu
+        os.environ["NUMBA_CPU_FEATURES"] = isa.features
+    else:
+        os.environ["NUMBA_CPU_NAME"] = "generic"
+    build_target.select(isa_name)
+
+    import numba
+    from llvmlite import ir
+    from numba.core.compiler_lock import global_compiler_lock
+
+    from edgetok.kernels_cpu.abi import REGISTRY
+
+    module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
+    int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+    exported = None
+    with global_compiler_lock:
+        for name, function in REGISTRY.items():
+            if function.__module__ != module.__name__:
+                continue
+            dispatcher = numba.njit(
+                "void(int64, int64, int64, int64)",
+                error_model="numpy",
+                no_cpython_wrapper=True,
+                no_cfunc_wrapper=True,
+            )(function)
+            (compiled,) = dispatcher.overloads.values()
+            if exported is None:
+                exported = compiled.library.codegen.create_library(f"edgetok.{module_name}")
+                exported.enable_object_caching()
+            thunks = exported.create_ir_module(f"export.{name}")
+            kind = ir.FunctionType(
+                ir.IntType(32), [pointer.as_pointer(), pointer.as_pointer(), *[int64] * 4]
+            )
+            inner = ir.Function(thunks, kind, compiled.fndesc.mangled_name)
+            outer = ir.Function(
+                thunks, ir.FunctionType(ir.VoidType(), [int64] * 4), f"edgetok_{name}"
+            )
+            b = ir.IRBuilder(outer.append_basic_block())
+            b.call(inner, [b.alloca(pointer), b.alloca(pointer), *outer.args])
+            b.ret_void()
+            exported.add_ir_module(thunks)
+            exported.add_linking_library(compiled.library)
+        if exported is None:
+            raise ValueError(f"{module.__name__} registers no kernel")
+        exported.finalize()
+        # Numba emits machine code when the first address is asked for.
+        exported.get_pointer_to_function(thunks.functions[-1].name)
+        return bytes(exported._get_compiled_object())
+
+
+def main() -> None:
+    """Compile one module and write the object aside, then rename it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--isa", choices=list(ISAS), required=True)
+    parser.add_argument("--module", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    code = build(args.isa, args.module)
+    handle, aside = tempfile.mkstemp(dir=args.out.parent, suffix=".partial")
+    with os.fdopen(handle, "wb") as file:
+        file.write(hashlib.sha256(code).digest() + code)
+    Path(aside).replace(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Loads compiled kernels from a private cache directory, compiling what is missing.
+
+The cache holds one file a module, named by a key over everything that the machine code depends on.
+Compiling happens in processes of its own, so that this one never imports numba: a warm start loads
+a few small objects with llvmlite, and the compiler's memory is never ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgetok.errors import EdgetokError, OutputError
+from edgetok.kernels_cpu.isa import Isa
+
+MODULES = ("program",)
+
+Progress = Callable[[int, int], None]
+
+
+class Kernels:
+    """Addresses of compiled kernels. Keep the object as long as any address is used.
+
+    Attributes:
+        isa: the instruction set they are compiled for.
+    """
+
+    def __init__(self, isa: Isa, engine: Any) -> None:
+        self.isa = isa
+        self._engine = engine
+
+    def address(self, name: str) -> int:
+        """Address of `edgetok_<name>` (calling convention of `abi.py`).
+
+        Raises:
+            EdgetokError: there is no such kernel.
+        """
+        address = int(self._engine.get_function_address(f"edgetok_{name}"))
+        if not address:
+            raise EdgetokError(f"no compiled kernel is called {name!r}")
+        return address
+
+    def function(self, name: str) -> Callable[[int, int, int, int], None]:
+        """The kernel as a Python callable that releases the GIL while it runs."""
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+        call: Callable[[int, int, int, int], None] = kind(self.address(name))
+        return call
+
+
+def load(isa: Isa, cache_dir: Path, progress: Progress | None = None) -> Kernels:
+    """Load every kernel for `isa`, compiling those that the cache lacks.
+
+    Args:
+        isa: from `isa.choose`.
+        cache_dir: created if absent; only this user may own it and write to it.
+        progress: called as (modules done, modules to compile) while compiling, first with 0 done.
+
+    Raises:
+        OutputError: the cache directory is not private or cannot be written.
+        EdgetokError: compiling failed.
+    """
+    from llvmlite import binding
+
+    folder = _private(cache_dir)
+    paths = {module: folder / f"{module}-{isa.name}-{_key(isa.name)}.o" for module in MODULES}
+    objects = {module: _read(path) for module, path in paths.items()}
+    missing = {module: paths[module] for module, code in objects.items() if code is None}
+    if missing:
+        _compile(isa, missing, progress)
+        objects |= {module: _read(path) for module, path in missing.items()}
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    for module, code in objects.items():
+        if code is None:
+            raise EdgetokError(f"{paths[module]}: the compiler wrote a damaged file; remove it")
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Kernels(isa, engine)
+
+
+@functools.cache
+def _key(isa_name: str) -> str:
+    """Hash of all that the machine code of one instruction set depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    versions = [metadata.version("numba"), metadata.version("llvmlite"), platform.python_version()]
+    digest.update("\0".join([isa_name, sys.platform, platform.machine(), *versions]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _private(folder: Path) -> Path:
+    """Machine code is run from here, so nobody else may have put it there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot hold compiled kernels: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{folder}: expected a directory for compiled kernels, found a file")
+    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise OutputError(
+            f"{folder}: others own or may write this directory of compiled kernels; "
+            "remove it or name another with EDGETOK_CACHE_DIR"
+        )
+    return folder
+
+
+def _read(path: Path) -> bytes | None:
+    """The object in a cache file; None where the file is absent or damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    code = content[32:]
+    return code if hashlib.sha256(code).digest() == content[:32] else None
+
+
+def _compile(isa: Isa, missing: dict[str, Path], progress: Progress | None) -> None:
+    """Compile modules side by side, as many as there are cores."""
+    waiting = list(missing.items())
+    running: list[tuple[str, subprocess.Popen[str]]] = []
+    done = 0
+    try:
+        while waiting or running:
+            if progress:
+                progress(done, len(missing))
+            while waiting and len(running) < (os.cpu_count() or 1):
+                module, path = waiting.pop(0)
+                running.append((module, _start(isa, module, path)))
+            module, process = running.pop(0)
+            _, complaint = process.communicate()
+            if process.returncode:
+                last = complaint.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+                raise EdgetokError(f"compiling kernels ({module}, {isa.name}) failed: {last[0]}")
+            done += 1
+        if progress:
+            progress(done, len(missing))
+    finally:
+        for _, process in running:
+            process.kill()
+            process.communicate()
+
+
+def _start(isa: Isa, module: str, path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgetok.kernels_cpu.build"]
+    command += ["--isa", isa.name, "--module", module, "--out", str(path)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )

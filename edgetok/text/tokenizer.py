@@ -1,0 +1,192 @@
+"""Text to token ids and back, from a `tokenizer.json`.
+
+The file is validated where it is loaded: a token beyond the model's vocabulary would read past the
+embedding, and an empty added token matches everywhere. Saved truncation and padding are switched
+off, because they silently shorten a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from edgetok.errors import ArtefactError, OptionError
+from edgetok.formats import strict_json
+from edgetok.text.detokenize import TextStream, token_decoder
+
+MAX_TOKENIZER_BYTES = 128 << 20
+"""Gemma 3's 262,144 tokens take 33 MB."""
+
+# Classes whose `add_bos_token` decides, whatever the post-processor in tokenizer.json says.
+_BOS_BY_CONFIG = frozenset(
+    f"{name}Tokenizer{fast}" for name in ("Llama", "CodeLlama", "Gemma") for fast in ("", "Fast")
+)
+
+
+class Tokenizer:
+    """The tokenizer of one model. Safe to use from many threads.
+
+    Attributes:
+        vocab_size: the model's number of logits; every id is below it.
+        bos_text, eos_text: the special tokens as text, which chat templates insert; "" for none.
+        bos_token, eos_token: the same as ids.
+    """
+
+    def __init__(
+        self, core: tokenizers.Tokenizer, config: dict[str, Any], vocab_size: int, name: str
+    ) -> None:
+        """Validate and wrap a loaded tokenizer.
+
+        Args:
+            core: as the `tokenizers` package reads it.
+            config: the content of tokenizer_config.json, {} for none.
+            vocab_size: the model's number of logits.
+            name: the file's name, for messages.
+
+        Raises:
+            ArtefactError: a token is beyond the vocabulary, or there is none.
+        """
+        self._core = core
+        self._name = name
+        self.vocab_size = vocab_size
+        core.no_truncation()
+        core.no_padding()
+        self._added = core.get_added_tokens_decoder()
+        self._check()
+        self._special = frozenset(i for i, token in self._added.items() if token.special)
+        self.bos_text = _token_text(config, "bos_token")
+        self.eos_text = _token_text(config, "eos_token")
+        self.bos_token = self._id_of(self.bos_text)
+        self.eos_token = self._id_of(self.eos_text)
+        self._bos_rule: bool | None = None
+        if config.get("tokenizer_class") in _BOS_BY_CONFIG and self.bos_token is not None:
+            rule = config.get("add_bos_token")
+            self._bos_rule = rule if isinstance(rule, bool) else None
+        self._decoder = token_decoder(core)
+
+    @classmethod
+    def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
+        """Load `tokenizer.json` and, where it is there, `tokenizer_config.json`.
+
+        Raises:
+            ArtefactError: a file is missing, too large, damaged or does not match the vocabulary.
+        """
+        path = folder / "tokenizer.json"
+        data = strict_json.read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES, error=ArtefactError)
+        try:
+            core = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the Rust side raises bare Exception for anything it dislikes
+            raise ArtefactError(
+                f"{path}: not readable as a tokenizer: {error}; save it anew with a current "
+                "release of transformers and convert again"
+            ) from error
+        _refuse_empty_added(data, str(path))
+        return cls(core, read_config(folder), vocab_size, str(path))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Turn text into ids.
+
+        Args:
+            text: any text; special tokens written out in it become their ids.
+            special: whether to add what the tokenizer adds around a text, such as <s>. False for
+                text that a chat template made, which has written them itself.
+
+        Raises:
+            OptionError: the text names a token that the model has no embedding for.
+        """
+        ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+        if special and self._bos_rule is not None and self.bos_token is not None:
+            has_bos = bool(ids) and ids[0] == self.bos_token
+            if self._bos_rule and not has_bos:
+                ids.insert(0, self.bos_token)
+            elif not self._bos_rule and has_bos and not text.startswith(self.bos_text):
+                del ids[0]
+        if ids and max(ids) >= self.vocab_size:
+            bad = max(ids)
+            raise OptionError(
+                f"the text holds {self._core.id_to_token(bad)!r}, token {bad}, but the model knows "
+                f"{self.vocab_size} tokens; leave it out"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Turn ids into text.
+
+        Args:
+            ids: tokens; those beyond the vocabulary give nothing.
+            special: whether special tokens are written out.
+        """
+        text: str = self._core.decode(list(ids), skip_special_tokens=not special)
+        return text
+
+    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
+        """A decoder for tokens that arrive one by one after `prompt`."""
+        return TextStream(self._decoder, self._special, prompt)
+
+    def token_text(self, token: int) -> str | None:
+        """How the vocabulary spells a token; None where it has no such id."""
+        text: str | None = self._core.id_to_token(token)
+        return text
+
+    def _id_of(self, text: str) -> int | None:
+        token: int | None = self._core.token_to_id(text) if text else None
+        return token if token is not None and token < self.vocab_size else None
+
+    def _check(self) -> None:
+        """Refuse ids beyond the vocabulary.
+
+        A special token beyond it is let through, because Gemma 3's text models ship one
+        (`<image_soft_token>`); `encode` refuses it where a text names it.
+        """
+        if self._core.get_vocab_size(with_added_tokens=True) == 0:
+            raise ArtefactError(f"{self._name}: the vocabulary is empty")
+        for text, token in self._core.get_vocab(with_added_tokens=True).items():
+            if token >= self.vocab_size and not (
+                token in self._added and self._added[token].special
+            ):
+                raise ArtefactError(
+                    f"{self._name}: token {text!r} has id {token}, but the model knows "
+                    f"{self.vocab_size} tokens; this tokenizer belongs to another model"
+                )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`; {} where there is none.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return {}
+    return strict_json.read_object(path, error=ArtefactError)
+
+
+def _refuse_empty_added(data: bytes, name: str) -> None:
+    """Refuse added tokens without text, which some releases of `tokenizers` drop without a word.
+
+    Only the list of added tokens is parsed: the whole file may be tens of megabytes.
+    """
+    match = re.search(rb'"added_tokens"\s*:\s*(?=\[)', data)
+    if match is None:
+        return
+    added, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode("utf-8"))
+    for token in added:
+        if not token.get("content"):
+            raise ArtefactError(
+                f"{name}: added token {token.get('id')} is empty and would match everywhere; "
+                "remove it and convert again"
+            )
+
+
+def _token_text(config: dict[str, Any], key: str) -> str:
+    """A special token of tokenizer_config.json: a string, or an object with `content`."""
+    value = config.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""

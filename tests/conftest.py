@@ -1,0 +1,23 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of reference data; tests that need it are skipped without it."""
+    place = os.environ.get("EDGETOK_DATA")
+    if not place:
+        pytest.skip("needs reference data: set EDGETOK_DATA")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent

@@ -332,7 +332,7 @@ def _read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(begin)
-            view = memoryview(into)
+            view = into.data
             while view:
                 count = file.readinto(view)
                 if not count:

@@ -1,0 +1,105 @@
+"""What the user may choose about a conversion."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgetok.errors import OptionError
+
+Method = Literal["rtn", "gptq", "awq"]
+Order = Literal["group_aware", "plain"]
+
+BITS = (2, 3, 4, 8, 16)
+HEAD_BITS = (2, 4, 8, 16)
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """How to convert.
+
+    Attributes:
+        bits: of the linear layers; 16 quantises nothing.
+        method: round to nearest, GPTQ or AWQ; without meaning for 16 bits.
+        group_size: inputs that share a scale.
+        head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
+        symmetric: no zero points.
+        calibration: a text of the user's own; None: the one that ships with edgetok.
+        calibration_windows: how many pieces of it are used to calibrate gptq and awq.
+        window_tokens: their length, capped by the model's context.
+        reference_tokens: how many held-out tokens the result is compared with the original on; None:
+            4096, or fewer where rtn and 16 bits would be slowed by a large model. 0: no comparison.
+        damping: gptq adds this share of the Hessian's mean diagonal to it.
+        order: in which gptq quantises a layer's inputs: greatest activation first within and among
+            groups, or as they stand.
+        revision: of a hub repository.
+    """
+
+    bits: int = 4
+    method: Method = "gptq"
+    group_size: int = 32
+    head_bits: int | None = None
+    symmetric: bool = False
+    calibration: Path | None = None
+    calibration_windows: int = 64
+    window_tokens: int = 512
+    reference_tokens: int | None = None
+    damping: float = 0.01
+    order: Order = "group_aware"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            OptionError: naming the option, the value and what it may be.
+        """
+        choices: dict[str, tuple[Any, ...]] = {
+            "bits": BITS,
+            "method": get_args(Method),
+            "group_size": GROUP_SIZES,
+            "head_bits": (None, *HEAD_BITS),
+            "order": get_args(Order),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                known = ", ".join(str(item) for item in allowed if item is not None)
+                raise OptionError(f"{name} is {value!r}, expected one of {known}")
+        for name, low, high in (
+            ("calibration_windows", 1, 65536),
+            ("window_tokens", 2, 65536),
+            ("reference_tokens", 0, 1 << 24),
+        ):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not low <= value <= high):
+                raise OptionError(f"{name} is {value!r}, expected an integer in {low}..{high}")
+        if not 0 < self.damping <= 1:
+            raise OptionError(f"damping is {self.damping!r}, expected a number in (0, 1]")
+
+    @property
+    def quantises(self) -> bool:
+        """Whether linear layers become codes."""
+        return self.bits < 16
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method looks at activations."""
+        return self.quantises and self.method != "rtn"
+
+    @property
+    def effective_head_bits(self) -> int:
+        """Bits of the output head and the embedding."""
+        if self.head_bits is not None:
+            return self.head_bits
+        return 8 if self.quantises else 16
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for the report and the journal."""
+        values = dataclasses.asdict(self)
+        values["calibration"] = None if self.calibration is None else self.calibration.name
+        values["head_bits"] = self.effective_head_bits
+        return values

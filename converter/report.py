@@ -1,0 +1,187 @@
+"""The quality card: what a conversion cost, in bytes and in truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.rtn import Quantised
+
+REPORT_FILE = "report.json"
+_CHUNK_WEIGHTS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """One linear layer.
+
+    Attributes:
+        name: canonical.
+        bits: as stored; 16 and 32 are not quantised.
+        weight_error: |W' - W| / |W|, Frobenius.
+        output_error: |(W' - W) x| / |W x| over the calibration's inputs; None where none were seen.
+    """
+
+    name: str
+    bits: int
+    weight_error: float
+    output_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """The converted model against the original on text that calibration did not see.
+
+    Attributes:
+        tokens: how many predictions were compared.
+        kl: mean Kullback-Leibler divergence of the original from the converted model, in nats.
+        perplexity: of the converted model.
+        reference_perplexity: of the original.
+        top1_agreement: share of positions where both find the same token likeliest.
+    """
+
+    tokens: int
+    kl: float
+    perplexity: float
+    reference_perplexity: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything `report.json` holds.
+
+    Attributes:
+        source: as the user gave it, without the path to it.
+        family: the checkpoint's model_type.
+        method: rtn, gptq or awq; none for 16 bits; optimum where the family is unknown.
+        bits: of the linear layers.
+        options: of the conversion.
+        layers: each linear layer, in execution order.
+        not_quantised: why, by name of the tensor.
+        notes: what else was decided, such as pairs that AWQ could not fold.
+        parameters: weights of the original.
+        weight_bytes: all tensors of the artefact.
+        original_bytes: all tensors of the checkpoint.
+        bits_per_weight: 8 * weight_bytes / parameters.
+        agreement: None where it was not measured; `agreement_reason` then says why.
+        time_s: of this run of the conversion.
+        peak_memory_mb: most memory that the process ever had resident, in 10^6 bytes.
+        resumed: whether an earlier, interrupted run's work was used.
+    """
+
+    source: str
+    family: str
+    method: str
+    bits: int
+    options: Mapping[str, Any]
+    layers: tuple[LayerReport, ...]
+    not_quantised: Mapping[str, str]
+    notes: tuple[str, ...]
+    parameters: int
+    weight_bytes: int
+    original_bytes: int
+    bits_per_weight: float
+    agreement: Agreement | None
+    agreement_reason: str | None
+    time_s: float
+    peak_memory_mb: float
+    resumed: bool = False
+
+    def worst_layers(self, count: int = 5) -> tuple[LayerReport, ...]:
+        """Quantised layers by falling error: of the output where it is known, else of the weight."""
+
+        def error(layer: LayerReport) -> float:
+            return layer.weight_error if layer.output_error is None else layer.output_error
+
+        quantised = [layer for layer in self.layers if layer.bits < 16]
+        return tuple(sorted(quantised, key=error, reverse=True)[:count])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The card as label and value, for a table."""
+        rows = [
+            ("Source", self.source),
+            ("Family", self.family),
+            ("Weights", f"{self.parameters / 1e6:,.1f} M"),
+            ("Method", self.method if self.bits >= 16 else f"{self.method}, {self.bits} bits"),
+            ("Size", f"{_mb(self.weight_bytes)} (original {_mb(self.original_bytes)})"),
+            ("Bits per weight", f"{self.bits_per_weight:.2f}"),
+        ]
+        if self.agreement is None:
+            rows.append(("Against the original", f"not measured: {self.agreement_reason}"))
+        else:
+            found = self.agreement
+            ratio = found.perplexity / found.reference_perplexity
+            rows += [
+                ("KL to the original", f"{found.kl:.4f} nats over {found.tokens:,} tokens"),
+                (
+                    "Perplexity",
+                    f"{found.perplexity:.3f} (original {found.reference_perplexity:.3f}, "
+                    f"ratio {ratio:.3f})",
+                ),
+                ("Same likeliest token", f"{100 * found.top1_agreement:.1f} %"),
+            ]
+        for layer in self.worst_layers(3):
+            kind, value = (
+                ("weight", layer.weight_error)
+                if layer.output_error is None
+                else ("output", layer.output_error)
+            )
+            rows.append(("Worst layer", f"{layer.name}: {kind} error {100 * value:.2f} %"))
+        rows += [("Not quantised", f"{name}: {why}") for name, why in self.not_quantised.items()]
+        rows += [("Note", note) for note in self.notes]
+        rows += [
+            ("Time", f"{self.time_s:.1f} s" + (" (resumed)" if self.resumed else "")),
+            ("Peak memory", f"{self.peak_memory_mb:,.0f} MB"),
+        ]
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; the keys are stable."""
+        values = dataclasses.asdict(self)
+        agreement = values.pop("agreement")
+        keys = [field.name for field in dataclasses.fields(Agreement)]
+        values.update(agreement or dict.fromkeys(keys))
+        values["worst_layers"] = [layer.name for layer in self.worst_layers()]
+        return values
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json`."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def squared_errors(weight: npt.NDArray[np.float32], quantised: Quantised) -> tuple[float, float]:
+    """|W' - W|^2 and |W|^2, summed in float64 a few rows at a time."""
+    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    error = norm = 0.0
+    for first in range(0, len(weight), step):
+        rows = slice(first, first + step)
+        piece = Quantised(
+            quantised.codes[rows],
+            quantised.scales[rows],
+            None if quantised.zeros is None else quantised.zeros[rows],
+            quantised.bits,
+            quantised.group_size,
+        )
+        original = weight[rows].ravel()
+        difference = piece.dequantise().ravel() - original
+        error += float(np.dot(difference, difference))
+        norm += float(np.dot(original, original))
+    return error, norm
+
+
+def relative(error: float, norm: float) -> float:
+    """sqrt(error / norm); 0 for 0 / 0."""
+    return float(np.sqrt(error / norm)) if norm > 0 else 0.0
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -21,7 +21,6 @@ from edgetok.formats.layout import (
     TensorSlot,
     linear_shapes,
     linear_tensors,
-    norm_sizes,
     plan,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "TensorSlot",
     "linear_shapes",
     "linear_tensors",
-    "norm_sizes",
     "plan",
 ]
 

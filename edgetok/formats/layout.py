@@ -15,6 +15,7 @@ import numpy as np
 
 from edgetok.errors import ArtefactError
 from edgetok.models.spec import DecoderSpec
+from edgetok.models.tensors import tensor_shapes
 
 ALIGNMENT_BYTES = 4096
 DATA_FILE = "model.onnx.data"
@@ -25,21 +26,6 @@ SPEC_KEY = "edgetok.spec"
 
 DType = Literal["float32", "float16", "uint8"]
 
-_LAYER_ORDER = (
-    "input_norm",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "q_norm",
-    "k_norm",
-    "o_proj",
-    "post_attention_norm",
-    "pre_mlp_norm",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "post_mlp_norm",
-)
 _QUANTISED_BITS = (2, 3, 4, 8)
 _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
 
@@ -125,43 +111,21 @@ def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
 
     `embed_tokens` is absent where it is tied: `lm_head` holds its weights.
     """
-    hidden, ffn = spec.hidden_size, spec.intermediate_size
-    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    shapes = {}
-    if not spec.tied:
-        shapes["embed_tokens"] = LinearShape(spec.vocab_size, hidden)
-    for i in range(spec.num_layers):
-        layer = f"layers.{i}."
-        shapes[layer + "q_proj"] = LinearShape(q_size, hidden, spec.qkv_bias)
-        shapes[layer + "k_proj"] = LinearShape(kv_size, hidden, spec.qkv_bias)
-        shapes[layer + "v_proj"] = LinearShape(kv_size, hidden, spec.qkv_bias)
-        shapes[layer + "o_proj"] = LinearShape(hidden, q_size, spec.o_bias)
-        shapes[layer + "gate_proj"] = LinearShape(ffn, hidden, spec.mlp_bias)
-        shapes[layer + "up_proj"] = LinearShape(ffn, hidden, spec.mlp_bias)
-        shapes[layer + "down_proj"] = LinearShape(hidden, ffn, spec.mlp_bias)
-    shapes["lm_head"] = LinearShape(spec.vocab_size, hidden)
-    return shapes
+    shapes = tensor_shapes(spec)
+    if spec.tied:
+        shapes["lm_head.weight"] = shapes.pop("embed_tokens.weight")
+    return {
+        name.removesuffix(".weight"): LinearShape(
+            dims[0], dims[1], name.removesuffix("weight") + "bias" in shapes
+        )
+        for name, dims in shapes.items()
+        if len(dims) == 2
+    }
 
 
-def norm_sizes(spec: DecoderSpec) -> dict[str, int]:
-    """Size of every norm by canonical name."""
-    sizes = {}
-    for i in range(spec.num_layers):
-        layer = f"layers.{i}."
-        if spec.pre_norm:
-            sizes[layer + "input_norm"] = spec.hidden_size
-        if spec.qk_norm != "none":
-            heads = (1, 1) if spec.qk_norm == "head" else (spec.num_heads, spec.num_kv_heads)
-            sizes[layer + "q_norm"] = heads[0] * spec.head_dim
-            sizes[layer + "k_norm"] = heads[1] * spec.head_dim
-        if spec.post_norm:
-            sizes[layer + "post_attention_norm"] = spec.hidden_size
-        if spec.pre_norm:
-            sizes[layer + "pre_mlp_norm"] = spec.hidden_size
-        if spec.post_norm:
-            sizes[layer + "post_mlp_norm"] = spec.hidden_size
-    sizes["final_norm"] = spec.hidden_size
-    return sizes
+def cache_head_dim(spec: DecoderSpec) -> int:
+    """Head size of the graph's past and present: GroupQueryAttention wants a multiple of 8."""
+    return -(-spec.head_dim // 8) * 8
 
 
 def groups_of(K: int, group_size: int) -> int:
@@ -222,17 +186,20 @@ def plan(spec: DecoderSpec, formats: Mapping[str, TensorFormat]) -> Layout:
             f"formats: {odd[0]!r} (of {len(odd)} such names) is "
             f"{'unknown' if odd[0] in formats else 'missing'}; expected one for each linear layer"
         )
-    norms = norm_sizes(spec)
+    sizes = tensor_shapes(spec)
+    if spec.tied:
+        sizes["lm_head.weight"] = sizes.pop("embed_tokens.weight")
     tensors: dict[str, TensorSlot] = {}
     end = 0
-    for name in _execution_order(spec):
+    for full_name, size in sizes.items():
+        name, _, suffix = full_name.rpartition(".")
         parts: dict[str, tuple[DType, tuple[int, ...]]]
-        if name in shapes:
+        if len(size) == 2:
             parts = linear_tensors(name, shapes[name], formats[name])
-        elif name in norms:
-            parts = {name + ".weight": ("float32", (norms[name],))}
+        elif suffix == "weight":
+            parts = {full_name: ("float32", size)}
         else:
-            continue
+            continue  # a bias stands with its layer
         for tensor, (dtype, dims) in parts.items():
             nbytes = tensor_bytes(dtype, dims)
             tensors[tensor] = TensorSlot(tensor, dtype, dims, end, nbytes)
@@ -254,13 +221,6 @@ def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
     for size in shape:
         nbytes *= size
     return nbytes
-
-
-def _execution_order(spec: DecoderSpec) -> list[str]:
-    names = ["embed_tokens"]
-    for i in range(spec.num_layers):
-        names += [f"layers.{i}.{name}" for name in _LAYER_ORDER]
-    return [*names, "final_norm", "lm_head"]
 
 
 def _aligned(offset: int) -> int:

@@ -4,6 +4,7 @@
     ├── UserError            the caller can mend it; the command line prints one line and exits 2
     │   ├── CheckpointError  a Hugging Face folder is missing something, damaged or hostile
     │   ├── UnsupportedError the model asks for arithmetic that edgetok does not have
+    │   │   └── UnknownFamilyError no file in models/ describes the model's family
     │   ├── ArtefactError    an edgetok folder is damaged, foreign or does not match its spec
     │   ├── TemplateError    a chat template is invalid, unsafe or took too long
     │   ├── SessionError     a saved conversation is damaged or belongs to another model
@@ -31,6 +32,10 @@ class CheckpointError(UserError):
 
 class UnsupportedError(UserError):
     """The model asks for arithmetic that edgetok does not have."""
+
+
+class UnknownFamilyError(UnsupportedError):
+    """No file in models/ describes the model's family; a generic exporter may still know it."""
 
 
 class ArtefactError(UserError):

@@ -1,0 +1,289 @@
+"""The plain NumPy truth of every operator: slow, readable, no SIMD.
+
+Each function computes in the floating-point type of its input, so a test can ask for float64, and
+has the name of the kernels that it is the truth of. Axes: T tokens, S keys, K inputs, N outputs, H
+query heads, KH key/value heads, D head dim, G groups, g group_size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import ShapeError
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+# Below this, 127 / absmax would not be a float32; such a block is zero for all purposes.
+SMALLEST_ABSMAX = 1e-36
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    Args:
+        x: [..., size].
+        weight: [size], the effective factor.
+        eps: added to the mean.
+
+    Source:
+        arXiv 1910.07467.
+    """
+    mean = np.mean(np.square(x), axis=-1, keepdims=True)
+    return x / np.sqrt(mean + x.dtype.type(eps)) * weight.astype(x.dtype)
+
+
+def rope(x: Array, positions: Array, inv_freq: Array, attention_factor: float = 1.0) -> Array:
+    """Turn dims i and i + R/2 of each head by position * inv_freq[i]; dims from R on stay.
+
+    Args:
+        x: [T, heads, D].
+        positions: [T].
+        inv_freq: [R/2] radians a position.
+        attention_factor: cos and sin are multiplied by it.
+
+    Source:
+        arXiv 2104.09864, in the half-split order of Hugging Face checkpoints.
+    """
+    half = inv_freq.shape[0]
+    angles = np.outer(positions.astype(np.float64), inv_freq)[:, None, :]
+    cos = (np.cos(angles) * attention_factor).astype(x.dtype)
+    sin = (np.sin(angles) * attention_factor).astype(x.dtype)
+    first, second = x[..., :half], x[..., half : 2 * half]
+    turned = (first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :])
+    return np.concatenate(turned, axis=-1)
+
+
+def softcap(x: Array, cap: float) -> Array:
+    """cap * tanh(x / cap); x itself where cap is 0. Source: arXiv 2408.00118, section 2."""
+    return x if cap == 0 else cap * np.tanh(x / cap)
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis, shifted by the maximum."""
+    shifted = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return shifted / np.sum(shifted, axis=-1, keepdims=True)
+
+
+def attention(
+    q: Array, k: Array, v: Array, *, scale: float, window: int = 0, cap: float = 0.0
+) -> Array:
+    """softmax(softcap(scale * q k^T)) v with a causal mask; H / KH query heads share a key head.
+
+    Args:
+        q: [T, H, D], of the last T of the S positions.
+        k: [S, KH, D].
+        v: [S, KH, D].
+        scale: of the products.
+        window: a query sees its own position and the `window - 1` before it; 0: all before it.
+        cap: softcap of the scaled products; 0 is none.
+
+    Returns:
+        [T, H, D].
+    """
+    (T, H, _), (S, KH, _) = q.shape, k.shape
+    if T > S or H % KH or k.shape != v.shape:
+        raise ShapeError(f"attention of q {q.shape}, k {k.shape}, v {v.shape}")
+    query, key = np.arange(S - T, S)[:, None], np.arange(S)[None, :]
+    visible = key <= query
+    if window:
+        visible &= key > query - window
+    out = np.empty_like(q)
+    for head in range(H):
+        shared = head // (H // KH)
+        scores = softcap(q[:, head] @ k[:, shared].T * q.dtype.type(scale), cap)
+        out[:, head] = softmax(np.where(visible, scores, -np.inf)) @ v[:, shared]
+    return out
+
+
+def activation(x: Array, kind: str) -> Array:
+    """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
+    if kind == "silu":
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(-x))
+    if kind == "gelu":
+        erf = np.array([math.erf(v) for v in (x / math.sqrt(2)).ravel()]).reshape(x.shape)
+        return (x * (0.5 + 0.5 * erf)).astype(x.dtype)
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    raise ShapeError(f"activation {kind!r}, expected silu, gelu or gelu_tanh")
+
+
+def gated(gate: Array, up: Array, kind: str) -> Array:
+    """activation(gate) * up, the SwiGLU family. Source: arXiv 2002.05202."""
+    return activation(gate, kind) * up
+
+
+def quantise_activations(
+    x: npt.NDArray[np.float32], block: int = 32
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Round each block of inputs to int8: q = rint(x * (127 / absmax)), scale = absmax / 127.
+
+    Both quotients are float32 and rint goes to even on ties. A block whose absmax is below
+    `SMALLEST_ABSMAX` becomes zeros with a scale of zero. Zeros pad the last block.
+
+    Args:
+        x: [T, K] float32, finite.
+        block: inputs that share a scale.
+
+    Returns:
+        q [T, ceil(K / block), block] int8 and scales [T, ceil(K / block)] float32.
+    """
+    if x.ndim != 2 or x.dtype != np.float32:
+        raise ShapeError(f"activations are {x.dtype} {x.shape}, expected float32 [T, K]")
+    T, K = x.shape
+    blocks = -(-K // block)
+    padded = np.zeros((T, blocks * block), np.float32)
+    padded[:, :K] = x
+    padded = padded.reshape(T, blocks, block)
+    absmax = np.max(np.abs(padded), axis=2)
+    absmax[absmax < SMALLEST_ABSMAX] = 0
+    safe = np.where(absmax == 0, np.float32(1), absmax)
+    inverse = np.where(absmax == 0, np.float32(0), np.float32(127) / safe)
+    q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
+    return q, absmax / np.float32(127)
+
+
+def unpack_nbits(packed: Bytes, bits: int) -> Bytes:
+    """Codes of 1, 2, 4 or 8 bits, low bits of a byte first: [..., n] -> [..., n * 8 / bits]."""
+    if bits not in (1, 2, 4, 8) or packed.dtype != np.uint8:
+        raise ShapeError(f"{bits} bits of {packed.dtype}, expected 1, 2, 4 or 8 bits of uint8")
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return codes.reshape(*packed.shape[:-1], -1)
+
+
+def unpack_codes(qweight: Bytes, bits: int, high: Bytes | None = None) -> Bytes:
+    """A linear layer's codes, padding included.
+
+    Args:
+        qweight: [N, G, g * bits / 8]; 3 bits: [N, G, g / 4], the low two bits of each code.
+        bits: 2, 3, 4 or 8.
+        high: 3 bits only: [N, G, g / 8], the high bit of each code.
+
+    Returns:
+        [N, G, g] uint8.
+    """
+    if (bits == 3) != (high is not None):
+        raise ShapeError(f"{bits} bits and a high plane: {high is not None}")
+    if high is None:
+        return unpack_nbits(qweight, bits)
+    return unpack_nbits(qweight, 2) | (unpack_nbits(high, 1) << np.uint8(2))
+
+
+def unpack_zeros(zeros: Bytes | None, bits: int, shape: tuple[int, int]) -> Bytes:
+    """Zero points [N, G] from [N, ceil(G * bits / 8)], one byte each for 3 bits; 2^(bits-1)."""
+    if zeros is None:
+        return np.full(shape, 1 << (bits - 1), np.uint8)
+    unpacked = unpack_nbits(zeros, 8 if bits == 3 else bits)[:, : shape[1]]
+    if unpacked.shape != shape:
+        raise ShapeError(f"zeros are {zeros.shape} of {bits} bits, expected {shape} of them")
+    return unpacked
+
+
+def dequantise(
+    qweight: Bytes,
+    scales: Array,
+    *,
+    bits: int,
+    inputs: int,
+    zeros: Bytes | None = None,
+    high: Bytes | None = None,
+    dtype: npt.DTypeLike = np.float32,
+) -> Array:
+    """The weights (q - zero) * scale of the artefact's layouts.
+
+    Args:
+        qweight: as in `unpack_codes`.
+        scales: [N, G] float16.
+        bits: 2, 3, 4 or 8.
+        inputs: K; the padding behind it is dropped.
+        zeros: as in `unpack_zeros`.
+        high: as in `unpack_codes`.
+        dtype: of the result; exact in float32 and float64.
+
+    Returns:
+        [N, K].
+    """
+    codes = unpack_codes(qweight, bits, high)
+    N, G, group_size = codes.shape
+    if scales.shape != (N, G) or not (G - 1) * group_size < inputs <= G * group_size:
+        raise ShapeError(
+            f"qweight {qweight.shape} of {bits} bits, scales {scales.shape} and {inputs} inputs "
+            f"do not match"
+        )
+    centred = codes.astype(np.int16) - unpack_zeros(zeros, bits, (N, G))[:, :, None]
+    weights = centred.astype(dtype) * scales.astype(dtype)[:, :, None]
+    return weights.reshape(N, -1)[:, :inputs]
+
+
+def matmul_nbits(
+    x: Array,
+    qweight: Bytes,
+    scales: Array,
+    *,
+    bits: int,
+    zeros: Bytes | None = None,
+    high: Bytes | None = None,
+) -> npt.NDArray[np.float64]:
+    """x W^T with W as in `dequantise` and activations as they are, in float64.
+
+    Args:
+        x: [T, K].
+        qweight: as in `dequantise`, as all that follow.
+        scales: [N, G] float16.
+        bits: 2, 3, 4 or 8.
+        zeros: packed zero points, or None.
+        high: the high plane of 3 bits.
+
+    Returns:
+        [T, N] float64.
+    """
+    weights = dequantise(
+        qweight, scales, bits=bits, inputs=x.shape[1], zeros=zeros, high=high, dtype=np.float64
+    )
+    return np.asarray(x.astype(np.float64) @ weights.T)
+
+
+def matmul_nbits_int8(
+    x: npt.NDArray[np.float32],
+    qweight: Bytes,
+    scales: Array,
+    *,
+    bits: int,
+    zeros: Bytes | None = None,
+    high: Bytes | None = None,
+    block: int = 32,
+) -> npt.NDArray[np.float64]:
+    """As `matmul_nbits` with `quantise_activations(x, block)`; products are exact integers.
+
+        y[t, n] = sum_blocks a_scale[t, b] * scale[n, b // (g / block)]
+                  * sum_i a[t, b, i] * (q[n, b, i] - zero[n, b // (g / block)])
+
+    Args:
+        x: [T, K] float32.
+        qweight: as in `dequantise`, as all that follow.
+        scales: [N, G] float16.
+        bits: 2, 3, 4 or 8.
+        zeros: packed zero points, or None.
+        high: the high plane of 3 bits.
+        block: inputs that share an activation scale; divides g.
+
+    Returns:
+        [T, N] float64.
+    """
+    codes = unpack_codes(qweight, bits, high)
+    N, G, group_size = codes.shape
+    if group_size % block:
+        raise ShapeError(f"group_size {group_size} is no multiple of the block of {block}")
+    centred = codes.astype(np.int64) - unpack_zeros(zeros, bits, (N, G))[:, :, None]
+    centred = centred.reshape(N, -1, block)
+    a, a_scales = quantise_activations(x, block)
+    used = a.shape[1]  # the last group may hold whole blocks of padding
+    products = np.einsum("tbi,nbi->tnb", a.astype(np.int64), centred[:, :used])
+    w_scales = np.repeat(scales.astype(np.float64), group_size // block, axis=1)[:, :used]
+    return np.einsum("tnb,tb,nb->tn", products, a_scales.astype(np.float64), w_scales)

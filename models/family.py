@@ -1,0 +1,192 @@
+"""What a family file returns, and the pieces that family files are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgetok.errors import CheckpointError
+from edgetok.models.config import ConfigReader
+from edgetok.models.spec import Activation, DecoderSpec, LayerSpec
+from edgetok.models.tensors import tensor_shapes
+
+# Buffers that older releases of transformers saved; they are computed, not trained.
+_COMPUTED = re.compile(r"(.*\.)?rotary_emb(_local)?\.(inv_freq|original_inv_freq)")
+
+_MODULES = {
+    "embed_tokens": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "lm_head": "lm_head",
+    "input_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+PRE_NORMS = {"pre_mlp_norm": "post_attention_layernorm"}
+SANDWICH_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "pre_mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """Where a canonical tensor comes from: `checkpoint[name][rows[0]:rows[1]] + add`.
+
+    Attributes:
+        name: the tensor's name in the checkpoint.
+        rows: the half-open range of its rows; None takes them all.
+        add: what is added to every value, in float32 (1.0 for norms stored as w - 1).
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    add: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A checkpoint's description.
+
+    Attributes:
+        spec: the decoder.
+        tensors: for each canonical tensor that the spec calls for (`tensor_shapes(spec)` has the
+            same keys) where it comes from. `lm_head.weight` is there only where it is not tied.
+    """
+
+    spec: DecoderSpec
+    tensors: Mapping[str, TensorSource] = field(hash=False)
+
+    def unclaimed(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The checkpoint's tensors among `names` that this description has no place for.
+
+        A tensor that no canonical one uses is arithmetic that was not understood. Known computed
+        buffers and the stored copy of a tied head do not count.
+        """
+        claimed = {source.name for source in self.tensors.values()}
+        if self.spec.tied:
+            claimed.add(_MODULES["lm_head"] + ".weight")
+        return tuple(n for n in names if n not in claimed and not _COMPUTED.fullmatch(n))
+
+
+def standard_tensors(
+    spec: DecoderSpec, norms: Mapping[str, str] = PRE_NORMS, norm_add: float = 0.0
+) -> dict[str, TensorSource]:
+    """Sources under the names that most families use.
+
+    Args:
+        spec: says which tensors exist.
+        norms: names of the norms around attention and MLP, by canonical name.
+        norm_add: added to every norm's weight.
+    """
+    modules = {**_MODULES, **norms}
+    sources = {}
+    for canonical in tensor_shapes(spec):
+        *layer, module, suffix = canonical.split(".")
+        prefix = f"model.{'.'.join(layer)}." if layer else ""
+        add = norm_add if module.endswith("_norm") else 0.0
+        sources[canonical] = TensorSource(f"{prefix}{modules[module]}.{suffix}", add=add)
+    return sources
+
+
+def decoder_sizes(
+    config: ConfigReader, *, tied: bool = False, kv_heads: int | None = None, head_dim: int = 0
+) -> dict[str, Any]:
+    """The fields of `DecoderSpec` that every family reads under the same keys.
+
+    Args:
+        config: read, and the keys are marked as understood.
+        tied: what an absent `tie_word_embeddings` means.
+        kv_heads: what an absent `num_key_value_heads` means; None: as many as heads.
+        head_dim: what an absent `head_dim` means; 0: hidden_size / num_attention_heads.
+    """
+    hidden_size = config.integer("hidden_size", high=1 << 20)
+    num_heads = config.integer("num_attention_heads", high=1 << 12)
+    num_kv_heads = config.optional_integer("num_key_value_heads", kv_heads, high=1 << 12)
+    dim = config.optional_integer("head_dim", head_dim or None, high=1 << 12)
+    if dim is None:
+        dim, rest = divmod(hidden_size, num_heads)
+        if rest or not dim:
+            raise CheckpointError(
+                f"{config.where}: hidden_size {hidden_size} is no multiple of num_attention_heads "
+                f"{num_heads} and head_dim is not given; add head_dim"
+            )
+    if num_heads % (num_kv_heads or num_heads):
+        raise CheckpointError(
+            f"{config.where}: num_attention_heads {num_heads} is no multiple of "
+            f"num_key_value_heads {num_kv_heads}"
+        )
+    return {
+        "family": config.text("model_type"),
+        "vocab_size": config.integer("vocab_size", high=1 << 24),
+        "hidden_size": hidden_size,
+        "intermediate_size": config.integer("intermediate_size", high=1 << 22),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads or num_heads,
+        "head_dim": dim,
+        "context_tokens": config.integer("max_position_embeddings", high=1 << 28),
+        "norm_eps": config.number("rms_norm_eps", low=0.0, high=1.0),
+        "tied": config.flag("tie_word_embeddings", tied),
+        "attn_scale": dim**-0.5,
+    }
+
+
+def read_activation(config: ConfigReader, key: str = "hidden_act") -> Activation:
+    """The MLP's activation; silu where absent."""
+    name = config.text(key, "silu")
+    if name not in _ACTIVATIONS:
+        raise config.unsupported(key, name, ", ".join(sorted(_ACTIVATIONS)))
+    return _ACTIVATIONS[name]
+
+
+def layer_count(config: ConfigReader) -> int:
+    """How many decoder layers the checkpoint has."""
+    return config.integer("num_hidden_layers", high=4096)
+
+
+def read_window(config: ConfigReader, absent: int | None = None) -> int:
+    """`sliding_window` in tokens; 0 where it is null."""
+    return config.optional_integer("sliding_window", absent, high=1 << 28) or 0
+
+
+def uniform_layers(config: ConfigReader, window: int = 0) -> tuple[LayerSpec, ...]:
+    """Layers that are all alike."""
+    return (LayerSpec(window=window),) * layer_count(config)
+
+
+def mixed_layers(
+    config: ConfigReader, window: int, sliding: Callable[[int], bool]
+) -> tuple[LayerSpec, ...]:
+    """Layers of which some have a sliding window.
+
+    Args:
+        config: its `layer_types`, where given, says which layers slide.
+        window: of the sliding layers, in tokens; 0 is none.
+        sliding: whether layer i slides, where `layer_types` is absent.
+
+    Raises:
+        UnsupportedError: a layer type is neither full nor sliding attention.
+        CheckpointError: not as many layer types as layers.
+    """
+    count = layer_count(config)
+    types = config.choices("layer_types", ("full_attention", "sliding_attention"), count)
+    slides = (
+        sliding(i) if types is None else types[i] == "sliding_attention" for i in range(count)
+    )
+    return tuple(LayerSpec(window=window if slide else 0) for slide in slides)

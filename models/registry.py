@@ -1,0 +1,83 @@
+"""Finding the family file of a checkpoint by its `model_type`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from edgetok.errors import UnknownFamilyError, UnsupportedError
+from edgetok.models.config import ConfigReader, shown
+from edgetok.models.family import Family
+
+# Modules of this folder that are not families.
+_HELPERS: Final = frozenset(
+    {"config", "family", "registry", "rope", "rope_config", "spec", "tensors"}
+)
+_GENERATION: Final = "generation_config.json"
+_SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def families() -> tuple[str, ...]:
+    """The `model_type`s that have a family file, sorted."""
+    found = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = (m.name for m in found if not m.ispkg and m.name not in _HELPERS)
+    return tuple(sorted(n for n in names if _SLUG.fullmatch(n)))
+
+
+def read_family(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
+) -> Family:
+    """Describe the checkpoint whose parsed `config.json` this is.
+
+    Args:
+        config: `config.json`, as transformers 4 or 5 writes it.
+        generation_config: `generation_config.json` where there is one; its token ids win.
+
+    Raises:
+        UnknownFamilyError: no family file has the checkpoint's `model_type`.
+        UnsupportedError: a key changes the arithmetic in a way that edgetok does not compute.
+        CheckpointError: a value is missing, of the wrong type or out of range.
+    """
+    reader = ConfigReader(config)
+    model_type = reader.text("model_type")
+    # Only names that are files of this folder are ever imported.
+    if model_type not in families():
+        hint = ""
+        if reader.has("text_config"):
+            hint = "; it wraps a text model (text_config): convert a text-only checkpoint of it"
+        raise UnknownFamilyError(
+            f"config.json: model_type {shown(model_type)} is none of the families that edgetok "
+            f"describes: {', '.join(families())}{hint}"
+        )
+    architectures = reader.value("architectures") or ()
+    if isinstance(architectures, list | tuple) and architectures:
+        names = [name for name in architectures if isinstance(name, str)]
+        if not any(name.endswith("ForCausalLM") for name in names):
+            raise UnsupportedError(
+                f"config.json: architectures is {shown(str(architectures))}, edgetok computes "
+                f"causal language models (...ForCausalLM)"
+            )
+    module = importlib.import_module(f"edgetok.models.{model_type}")
+    family: Family = module.read(reader)
+    reader.finish()
+    return _with_tokens(family, reader, ConfigReader(generation_config or {}, _GENERATION))
+
+
+def _with_tokens(family: Family, config: ConfigReader, generation: ConfigReader) -> Family:
+    """Add the token ids, where the generation config's win over the config's."""
+    vocab_size = family.spec.vocab_size
+    ids = {}
+    for key in ("bos_token_id", "eos_token_id"):
+        found = generation.tokens(key, vocab_size)
+        ids[key] = config.tokens(key, vocab_size) if found is None else found
+    spec = dataclasses.replace(
+        family.spec,
+        bos_token=(ids["bos_token_id"] or (None,))[0],
+        eos_tokens=tuple(dict.fromkeys(ids["eos_token_id"] or ())),
+    )
+    return dataclasses.replace(family, spec=spec)

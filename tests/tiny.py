@@ -1,0 +1,203 @@
+"""Tiny random Hugging Face checkpoints of every family, with sizes that divide nothing.
+
+72 inputs are no multiple of a group of 32, 4 heads of 24 dims are not 72, 307 tokens and 100 inner
+dims are ragged too. Windows are 8 tokens and the longrope's trained length is 16, so that 20 to 40
+tokens reach every branch. Norms and biases are random, so that leaving one out shows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB_SIZE = 307
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# 18 of 24 dims rotate: 9 pairs.
+_LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0 + 0.05 * i for i in range(9)],
+    "long_factor": [1.5 + 0.75 * i for i in range(9)],
+}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "rope_scaling": _LLAMA3},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma2": {
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 20,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "tie_word_embeddings": True,
+    },
+    "phi3": {
+        # transformers checks the factors against hidden_size / num_attention_heads.
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": _LONGROPE,
+    },
+    "smollm3": {
+        "num_hidden_layers": 4,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.5,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.15,
+        "attention_bias": True,
+    },
+    "olmo2": {},
+}
+FAMILIES = tuple(_FAMILIES)
+
+
+def tiny_checkpoint(
+    family: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    bits16: bool = True,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Path:
+    """Write a checkpoint of `family` into `folder` and return it.
+
+    Args:
+        family: HF model_type.
+        folder: made where it does not exist.
+        seed: of the weights.
+        shards: how many safetensors files; from two on with an index.
+        bits16: whether every weight is a float16 number, so that storing it in 16 bits is exact.
+        dtype: what the files hold.
+        config: overrides of the config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {**_SIZES, **_FAMILIES[family], **config}
+    hf_config = AutoConfig.for_model(family, **values)
+    hf_config.dtype = dtype
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config)
+    hf_config.architectures = [type(model).__name__]
+    hf_config.save_pretrained(folder)
+    rng = np.random.default_rng(seed)
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if hf_config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    # Gemma stores norms less one; the random values are then around zero.
+    centre = 0.0 if family.startswith("gemma") else 1.0
+    weights = {}
+    for name, shape in shapes.items():
+        noise = rng.standard_normal(shape)
+        if len(shape) == 1:
+            noise = 0.2 * noise + (centre if name.endswith("norm.weight") else 0.0)
+        else:
+            noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
+        array = noise.astype(np.float16) if bits16 else noise
+        weights[name] = torch.from_numpy(array.astype(np.float32)).to(dtype)
+    _save(weights, folder, shards)
+    _write_tokenizer(folder)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": False})
+    )
+    return folder
+
+
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """transformers' model of the checkpoint, with plain attention (which alone has softcaps)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return model.eval()
+
+
+def _save(weights: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+    metadata = {"format": "pt"}
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata)
+        return
+    names = list(weights)
+    places = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        save_file({name: weights[name] for name in part}, folder / file, metadata)
+        places.update(dict.fromkeys(part, file))
+    total = sum(w.nbytes for w in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _write_tokenizer(folder: Path) -> None:
+    specials = ["<pad>", "<s>", "</s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - 7,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "the small dog and the little cat sat on the mat and then they ran to the sea. "
+    tokenizer.train_from_iterator([text * 4], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,0 +1,276 @@
+"""An artefact folder, read strictly: graph, spec and formats agree, weights are mapped in place.
+
+The graph's every tensor site is checked (`onnx_scan`), its initializers must be exactly those that
+`layout.plan` gives for its own spec and formats, at the same places, and its operators must be ours
+with the spec's numbers. So a kernel may trust every address that `Artefact.address` gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgetok.errors import ArtefactError
+from edgetok.formats import graph_check, strict_json
+from edgetok.formats.layout import (
+    DATA_FILE,
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    GRAPH_FILE,
+    SPEC_KEY,
+    Layout,
+    LinearShape,
+    TensorFormat,
+    TensorSlot,
+    linear_shapes,
+    plan,
+)
+from edgetok.formats.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    check_hash,
+    check_sizes,
+    open_regular,
+    read_manifest,
+    verify_manifest,
+)
+from edgetok.formats.onnx_scan import MAX_GRAPH_BYTES, scan
+from edgetok.models.spec import DecoderSpec
+from edgetok.models.tensors import tensor_shapes
+
+__all__ = ["Artefact", "open_artefact", "verify_manifest"]
+
+_MAX_SPEC_BYTES = 4 << 20
+
+
+class Artefact:
+    """An artefact that passed every check. Made by `open_artefact`; a context manager.
+
+    Attributes:
+        folder: where it lies.
+        manifest: sizes and digests of its files.
+        spec: the decoder; None where another exporter wrote the graph, which then only the
+            onnxruntime backend can run.
+        formats: how each linear layer and the embedding are stored, by canonical name; empty
+            without a spec.
+        shapes: N, K and bias of each of them.
+        layout: every tensor's place; None without a spec.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        spec: DecoderSpec | None,
+        formats: dict[str, TensorFormat],
+        layout: Layout | None,
+        data_bytes: int,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.spec = spec
+        self.formats = formats
+        self.shapes: dict[str, LinearShape] = {} if spec is None else linear_shapes(spec)
+        self.layout = layout
+        self._data_bytes = data_bytes
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        if layout is not None:
+            self._bytes = _map(folder / DATA_FILE, layout.file_bytes)
+
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """A read-only view of one initializer in the mapped file; nothing is copied.
+
+        Args:
+            name: canonical name with suffix, as `layers.0.q_proj.qweight`.
+
+        Raises:
+            ArtefactError: there is no such tensor, or the artefact was closed.
+        """
+        slot = self._slot(name)
+        raw = self._mapped()[slot.offset : slot.offset + slot.nbytes]
+        return raw.view(slot.dtype).reshape(slot.shape)
+
+    def address(self, name: str) -> int:
+        """Address of a tensor's first byte, valid until `close`.
+
+        At least 4096 bytes after a tensor's end are readable.
+
+        Raises:
+            ArtefactError: as for `tensor`.
+        """
+        slot = self._slot(name)
+        return int(self._mapped().ctypes.data) + slot.offset
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Size of the mapping; 0 without a spec."""
+        return 0 if self._bytes is None else self._bytes.size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, scales, zeros, norms and biases; with no spec the data's file size."""
+        return self._data_bytes if self.layout is None else self.layout.weight_bytes
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Weight bytes times 8 over the number of parameters; None without a spec."""
+        if self.spec is None:
+            return None
+        parameters = sum(int(np.prod(s, dtype=object)) for s in tensor_shapes(self.spec).values())
+        return 8 * self.weight_bytes / parameters
+
+    @property
+    def graph_path(self) -> Path:
+        """`model.onnx`."""
+        return self.folder / GRAPH_FILE
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """`tokenizer.json`, if the artefact has one."""
+        return self._listed("tokenizer.json")
+
+    @property
+    def tokenizer_config_path(self) -> Path | None:
+        """`tokenizer_config.json`, if the artefact has one."""
+        return self._listed("tokenizer_config.json")
+
+    @property
+    def template_path(self) -> Path | None:
+        """`chat_template.jinja`, if the artefact has one."""
+        return self._listed("chat_template.jinja")
+
+    @property
+    def generation_config_path(self) -> Path | None:
+        """`generation_config.json`, if the artefact has one."""
+        return self._listed("generation_config.json")
+
+    @cached_property
+    def report(self) -> dict[str, Any] | None:
+        """The quality card, `report.json`, if the artefact has one.
+
+        Raises:
+            ArtefactError: it is not valid JSON.
+        """
+        path = self._listed("report.json")
+        return None if path is None else strict_json.read_object(path, error=ArtefactError)
+
+    @cached_property
+    def identity(self) -> str:
+        """Sha256 over the manifest's digests: what a saved session or cache is bound to."""
+        records = sorted((name, r.sha256) for name, r in self.manifest.files.items())
+        return hashlib.sha256(repr(records).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Let go of the mapping; it ends when the last view of it does. May be called twice."""
+        self._bytes = None
+
+    def __enter__(self) -> Artefact:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _slot(self, name: str) -> TensorSlot:
+        if self.layout is not None:
+            slot = self.layout.tensors.get(name) or self.layout.aliases.get(name)
+            if slot is not None:
+                return slot
+        raise ArtefactError(f"{self.folder}: has no tensor {name!r}")
+
+    def _mapped(self) -> npt.NDArray[np.uint8]:
+        if self._bytes is None:
+            raise ArtefactError(f"{self.folder}: is closed")
+        return self._bytes
+
+    def _listed(self, name: str) -> Path | None:
+        return self.folder / name if name in self.manifest.files else None
+
+
+def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
+    """Open an artefact folder and check it.
+
+    Sizes of all files and the sha256 of all but the weights are compared with the manifest;
+    `verify_manifest` reads the weights too.
+
+    Args:
+        folder: what `edgetok convert --out` wrote.
+
+    Raises:
+        ArtefactError: anything in the folder is not as the converter writes it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder}: not a folder; give one that `edgetok convert` wrote")
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    for required in (GRAPH_FILE, DATA_FILE) if manifest.exporter == "edgetok" else (GRAPH_FILE,):
+        if required not in manifest.files:
+            raise ArtefactError(f"{folder / MANIFEST_FILE}: {required} is not listed")
+    graph = _read_graph(folder, manifest)
+    scanned = scan(folder, GRAPH_FILE, graph)
+    unlisted = sorted(set(scanned.files) - set(manifest.files))
+    if unlisted:
+        raise ArtefactError(f"{folder / MANIFEST_FILE}: {unlisted[0]!r:.80} is not listed")
+    for name in manifest.files:
+        if name != GRAPH_FILE and name != DATA_FILE and name not in scanned.files:
+            check_hash(folder, name, manifest)
+    if manifest.exporter != "edgetok":
+        return Artefact(folder, manifest, None, {}, None, sum(scanned.files.values()))
+    spec = _read_spec(folder / GRAPH_FILE, scanned.model)
+    formats = graph_check.read_formats(folder / GRAPH_FILE, scanned, spec)
+    layout = plan(spec, formats)
+    graph_check.check_graph(folder / GRAPH_FILE, scanned, spec, formats, layout)
+    return Artefact(folder, manifest, spec, formats, layout, layout.file_bytes)
+
+
+def _read_graph(folder: Path, manifest: Manifest) -> bytes:
+    path = folder / GRAPH_FILE
+    with open_regular(path) as file:
+        graph = file.read(MAX_GRAPH_BYTES + 1)
+    if len(graph) > MAX_GRAPH_BYTES:
+        raise ArtefactError(f"{path}: expected at most {MAX_GRAPH_BYTES:,} bytes")
+    if hashlib.sha256(graph).hexdigest() != manifest.files[GRAPH_FILE].sha256:
+        raise ArtefactError(f"hash mismatch: {path}; copy or convert the model again")
+    return graph
+
+
+def _read_spec(path: Path, model: onnx.ModelProto) -> DecoderSpec:
+    entries: dict[str, str] = {}
+    for entry in model.metadata_props:
+        if entry.key in entries:
+            raise ArtefactError(f"{path}: metadata key {entry.key!r:.80} occurs twice")
+        entries[entry.key] = entry.value
+    version = entries.get(FORMAT_KEY)
+    if version != FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path}: {FORMAT_KEY} is {version!r:.40}, expected {FORMAT_VERSION!r}; convert the "
+            "model again or install another edgetok"
+        )
+    if SPEC_KEY not in entries:
+        raise ArtefactError(f"{path}: metadata has no {SPEC_KEY}; convert the model again")
+    text = entries[SPEC_KEY]
+    # Read once strictly, since a spec that two readers understand differently is no spec.
+    strict_json.loads_object(
+        text.encode(), f"{path}: {SPEC_KEY}", max_bytes=_MAX_SPEC_BYTES, error=ArtefactError
+    )
+    return DecoderSpec.from_json(text)
+
+
+def _map(path: Path, expected_bytes: int) -> npt.NDArray[np.uint8]:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected_bytes:
+            raise ArtefactError(
+                f"{path}: {size:,} bytes, spec and formats need {expected_bytes:,}; convert the "
+                "model again"
+            )
+        mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, np.uint8)

@@ -1,0 +1,267 @@
+"""Whether an artefact's graph is the decoder that its spec describes.
+
+The graph is read by onnxruntime, the spec by edgetok's own runtimes; both must mean one model. Not
+every wire is followed: initializers, operators and their attributes, inputs and outputs are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgetok.errors import ArtefactError
+from edgetok.formats.layout import (
+    DATA_FILE,
+    Layout,
+    LinearShape,
+    TensorFormat,
+    cache_head_dim,
+    linear_shapes,
+)
+from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
+from edgetok.models.spec import DecoderSpec
+
+_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
+_OPERATORS = {
+    "": {
+        "Add", "Cast", "Concat", "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater", "Identity",
+        "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
+        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Where",
+    },
+    "com.microsoft": {
+        "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "RotaryEmbedding",
+    },
+    "edgetok": {"Dequantize3Bits", "MatMul3Bits"},
+}  # fmt: skip
+_FUNCTION_OPERATORS = {
+    "": _OPERATORS[""] | {"BitShift", "BitwiseAnd", "BitwiseOr", "Constant", "Unsqueeze"},
+    "edgetok": _OPERATORS["edgetok"],
+}
+_MAX_CONSTANT_BYTES = 1 << 16
+
+_Attributes = dict[str, int | float]
+
+
+def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[str, TensorFormat]:
+    """How each linear layer and the embedding are stored, from initializers and nodes.
+
+    Raises:
+        ArtefactError: one has no weights, no node, or numbers that no format has.
+    """
+    nodes = _nodes_by_weight(path, scanned.model)
+    formats = {}
+    for name, shape in linear_shapes(spec).items():
+        weight = scanned.initializers.get(f"{name}.weight")
+        qweight = scanned.initializers.get(f"{name}.qweight")
+        if (weight is None) == (qweight is None):
+            raise ArtefactError(
+                f"{path}: {name} has {'two kinds of' if weight else 'no'} weights; convert again"
+            )
+        if qweight is None:
+            is_half = weight is not None and weight.data_type == TensorProto.FLOAT16
+            formats[name] = TensorFormat(16 if is_half else 32)
+        else:
+            formats[name] = _quantised_format(path, name, shape, qweight, scanned, nodes)
+    return formats
+
+
+def check_graph(
+    path: Path,
+    scanned: ScannedModel,
+    spec: DecoderSpec,
+    formats: Mapping[str, TensorFormat],
+    layout: Layout,
+) -> None:
+    """Compare a graph with what its spec and formats call for.
+
+    Raises:
+        ArtefactError: naming the tensor, node or value that differs.
+    """
+    _check_initializers(path, scanned, layout)
+    _check_operators(path, scanned.model)
+    _check_values(path, scanned.model.graph, spec)
+    _check_linears(path, scanned.model.graph, spec, formats)
+    _check_attention(path, scanned.model.graph, spec)
+
+
+def _nodes_by_weight(path: Path, model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Nodes that multiply by or look up packed codes, by the name of the codes."""
+    found = {}
+    for node in model.graph.node:
+        index = {"MatMulNBits": 1, "MatMul3Bits": 1, "GatherBlockQuantized": 0}.get(node.op_type)
+        if index is None:
+            continue
+        if len(node.input) < 3 or node.input[index] in found:
+            raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected inputs")
+        found[node.input[index]] = node
+    return found
+
+
+def _quantised_format(
+    path: Path,
+    name: str,
+    shape: LinearShape,
+    qweight: ExternalTensor,
+    scanned: ScannedModel,
+    nodes: Mapping[str, onnx.NodeProto],
+) -> TensorFormat:
+    zeros = f"{name}.zeros" in scanned.initializers
+    if f"{name}.qweight_high" in scanned.initializers:
+        group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
+        return TensorFormat(3, 4 * group_bytes, zeros)
+    node = nodes.get(f"{name}.qweight")
+    expected = "GatherBlockQuantized" if name == "embed_tokens" else "MatMulNBits"
+    if node is None or node.op_type != expected:
+        raise ArtefactError(f"{path}: no {expected} node uses {name}.qweight; convert again")
+    attributes = _attributes(path, node)
+    bits, group_size = attributes.get("bits"), attributes.get("block_size")
+    if not isinstance(bits, int) or not isinstance(group_size, int) or bits not in (2, 4, 8):
+        raise ArtefactError(
+            f"{path}: node {node.name!r:.80} has {bits} bits in blocks of {group_size}"
+        )
+    return TensorFormat(bits, group_size, zeros)
+
+
+def _attributes(path: Path, node: onnx.NodeProto) -> _Attributes:
+    values: _Attributes = {}
+    for attribute in node.attribute:
+        if attribute.name in values or attribute.ref_attr_name:
+            raise ArtefactError(
+                f"{path}: node {node.name!r:.80} has an odd attribute {attribute.name!r:.80}"
+            )
+        if attribute.type == onnx.AttributeProto.INT:
+            values[attribute.name] = attribute.i
+        elif attribute.type == onnx.AttributeProto.FLOAT:
+            values[attribute.name] = attribute.f
+    return values
+
+
+def _check_initializers(path: Path, scanned: ScannedModel, layout: Layout) -> None:
+    expected = layout.tensors | layout.aliases
+    odd = sorted(set(scanned.initializers) ^ set(expected))
+    if odd:
+        raise ArtefactError(
+            f"{path}: initializer {odd[0]!r:.80} is "
+            f"{'missing' if odd[0] in expected else 'not called for by the spec'}; convert again"
+        )
+    for name, slot in expected.items():
+        found = scanned.initializers[name]
+        want = (_TYPES[slot.dtype], slot.shape, DATA_FILE, slot.offset)
+        if (found.data_type, found.shape, found.location, found.offset) != want:
+            raise ArtefactError(
+                f"{path}: initializer {name!r} is type {found.data_type}, shape "
+                f"{list(found.shape)} at byte {found.offset:,} of {found.location}; the spec calls "
+                f"for type {want[0]}, {list(slot.shape)} at {slot.offset:,} of {DATA_FILE}"
+            )
+    for tensor in scanned.model.graph.initializer:
+        if tensor.name in scanned.constants and tensor.ByteSize() > _MAX_CONSTANT_BYTES:
+            raise ArtefactError(f"{path}: constant {tensor.name!r:.80} lies inside the graph file")
+    if scanned.model.graph.sparse_initializer:
+        raise ArtefactError(f"{path}: has sparse initializers, which edgetok never writes")
+
+
+def _check_operators(path: Path, model: onnx.ModelProto) -> None:
+    for function in model.functions:
+        if (function.domain, function.name) not in _FUNCTIONS:
+            raise ArtefactError(f"{path}: has a foreign function {function.name!r:.80}")
+        _check_allowed(path, function.node, _FUNCTION_OPERATORS)
+    _check_allowed(path, model.graph.node, _OPERATORS)
+
+
+def _check_allowed(
+    path: Path, nodes: list[onnx.NodeProto], allowed: Mapping[str, set[str]]
+) -> None:
+    for node in nodes:
+        if node.op_type not in allowed.get(node.domain, ()):
+            raise ArtefactError(
+                f"{path}: node {node.name!r:.80} is a {node.domain!r:.40} {node.op_type!r:.80}, "
+                "which edgetok never writes"
+            )
+
+
+def _check_values(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
+    """Inputs and outputs: names and the sizes that the spec fixes."""
+    cache = (spec.num_kv_heads, cache_head_dim(spec))
+    inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": ()}
+    outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
+    for i in range(spec.num_layers):
+        for kind in ("key", "value"):
+            inputs[f"past_key_values.{i}.{kind}"] = cache
+            outputs[f"present.{i}.{kind}"] = cache
+    for what, values, expected in (
+        ("input", graph.input, inputs),
+        ("output", graph.output, outputs),
+    ):
+        if len(values) != len(expected) or {v.name for v in values} != set(expected):
+            raise ArtefactError(
+                f"{path}: {len(values)} {what}s, the spec calls for {len(expected)}: "
+                f"{', '.join(list(expected)[:3])}, ..."
+            )
+        for value in values:
+            dims = value.type.tensor_type.shape.dim
+            fixed = tuple(d.dim_value for d in dims if d.HasField("dim_value"))
+            if fixed != expected[value.name]:
+                raise ArtefactError(
+                    f"{path}: {what} {value.name!r} has fixed sizes {fixed}, the spec calls for "
+                    f"{expected[value.name]}"
+                )
+
+
+def _check_linears(
+    path: Path, graph: onnx.GraphProto, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
+) -> None:
+    shapes = linear_shapes(spec)
+    used = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        if node.op_type not in ("MatMulNBits", "MatMul3Bits"):
+            continue
+        name = node.input[1].removesuffix(".qweight")
+        if name not in shapes or not formats[name].quantised:
+            raise ArtefactError(f"{path}: node {node.name!r:.80} multiplies by {name!r:.80}")
+        form, shape = formats[name], shapes[name]
+        want: _Attributes = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
+        found = _attributes(path, node)
+        if form.bits != 3:
+            want["bits"] = form.bits
+        _compare(path, node, found, want)
+    for name, form in formats.items():
+        weight = f"{name}.qweight" if form.quantised else f"{name}.weight"
+        if not used[weight]:
+            raise ArtefactError(f"{path}: no node uses {weight}; convert the model again")
+
+
+def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
+    nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    if len(nodes) != spec.num_layers:
+        raise ArtefactError(
+            f"{path}: {len(nodes)} GroupQueryAttention nodes, the spec has {spec.num_layers} layers"
+        )
+    for i, (node, layer) in enumerate(zip(nodes, spec.layers, strict=True)):
+        found: _Attributes = {"local_window_size": -1, "softcap": 0.0, "do_rotary": 0}
+        found |= _attributes(path, node)
+        want: _Attributes = {
+            "num_heads": spec.num_heads,
+            "kv_num_heads": spec.num_kv_heads,
+            "local_window_size": layer.window or -1,
+            "softcap": float(np.float32(spec.attn_softcap)),
+            "scale": float(np.float32(spec.attn_scale)),
+            "do_rotary": 0,
+        }
+        _compare(path, node, found, want)
+        if list(node.output[1:]) != [f"present.{i}.key", f"present.{i}.value"]:
+            raise ArtefactError(f"{path}: attention of layer {i} has unexpected outputs")
+
+
+def _compare(path: Path, node: onnx.NodeProto, found: _Attributes, want: _Attributes) -> None:
+    for key, value in want.items():
+        if found.get(key) != value:
+            raise ArtefactError(
+                f"{path}: node {node.name!r:.80} has {key} {found.get(key)}, the spec calls for "
+                f"{value}"
+            )

@@ -18,7 +18,7 @@ _HARMLESS: Final = frozenset({
     "pretraining_tp", "resid_pdrop",
     "_attn_implementation_autoset", "attn_implementation", "cache_implementation",
     "chunk_size_feed_forward", "is_decoder", "output_attentions", "output_hidden_states",
-    "pruned_heads", "return_dict", "tf_legacy_loss", "torchscript", "use_bfloat16", "use_cache",
+    "return_dict", "tf_legacy_loss", "torchscript", "use_bfloat16", "use_cache",
     "bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
     "unk_token_id",
     "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
@@ -27,6 +27,9 @@ _HARMLESS: Final = frozenset({
     "repetition_penalty", "return_dict_in_generate", "temperature", "top_k", "top_p", "typical_p",
     "finetuning_specific_task", "id2label", "label2id", "problem_type", "task_specific_params",
 })  # fmt: skip
+_REMEDIES: Final = {
+    "quantization_config": "it is quantised already: convert the original checkpoint",
+}
 _MISSING: Final = object()
 
 
@@ -169,6 +172,19 @@ class ConfigReader:
                 raise self.unsupported(key, item, " or ".join(allowed))
         return tuple(value)
 
+    def switches(self, key: str, count: int) -> tuple[bool, ...] | None:
+        """A list of `count` times true or false, or 1 or 0; None where absent."""
+        value = self.value(key)
+        if value is None:
+            return None
+        expected = f"a list of {count} times 0 or 1"
+        if not isinstance(value, list | tuple) or len(value) != count:
+            raise self._wrong(key, value, expected)
+        for item in value:
+            if type(item) not in (int, bool) or item not in (0, 1):
+                raise self._wrong(key, item, expected)
+        return tuple(bool(item) for item in value)
+
     def tokens(self, key: str, vocab_size: int) -> tuple[int, ...] | None:
         """One token id or a list of them; None where absent."""
         value = self.value(key)
@@ -197,17 +213,20 @@ class ConfigReader:
         """Refuse every key that nothing has read and that is not known to be harmless.
 
         Raises:
-            UnsupportedError: names the key and its value. null and false pass: a switch that
+            UnsupportedError: names the key and its value. null, false and empty values pass: what
                 edgetok does not know is off.
         """
         for key in sorted(map(str, self._values)):
             value = self._values.get(key)
-            if key in self._read or key in _HARMLESS or value is None or value is False:
+            off = value is None or value is False or value == {} or value == []
+            if off or key in self._read or key in _HARMLESS:
                 continue
+            remedy = _REMEDIES.get(
+                key, "convert a model without it, or remove the key if it has no effect"
+            )
             raise UnsupportedError(
                 f"{self.where}: {shown(key)} is {shown(value)}, which edgetok does not know and "
-                f"which may change what the model computes; convert a model without it, or remove "
-                f"the key if it has no effect"
+                f"which may change what the model computes; {remedy}"
             )
 
     def unsupported(self, key: str, value: object, expected: str) -> UnsupportedError:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgetok.errors import CheckpointError
 from edgetok.models.config import ConfigReader
 from edgetok.models.spec import Activation, DecoderSpec, LayerSpec
@@ -147,9 +149,50 @@ def decoder_sizes(
     }
 
 
-def read_activation(config: ConfigReader, key: str = "hidden_act") -> Activation:
-    """The MLP's activation; silu where absent."""
-    name = config.text(key, "silu")
+def fused_tensors(
+    spec: DecoderSpec, fused: Mapping[str, tuple[str, ...]]
+) -> dict[str, TensorSource]:
+    """As `standard_tensors`, where some projections are the rows of one tensor.
+
+    Args:
+        spec: says which tensors exist.
+        fused: for each module of a layer that holds several projections, which, in order.
+    """
+    shapes = tensor_shapes(spec)
+    sources = standard_tensors(spec)
+    for i in range(spec.num_layers):
+        for module, parts in fused.items():
+            first = 0
+            for part in parts:
+                last = first + shapes[f"layers.{i}.{part}.weight"][0]
+                for suffix in ("weight", "bias"):
+                    if f"layers.{i}.{part}.{suffix}" in sources:
+                        sources[f"layers.{i}.{part}.{suffix}"] = TensorSource(
+                            f"model.layers.{i}.{module}.{suffix}", rows=(first, last)
+                        )
+                first = last
+    return sources
+
+
+def sqrt_embed_scale(config: ConfigReader) -> float:
+    """sqrt(hidden_size), rounded to the type that the checkpoint was trained and is run in."""
+    scale = np.float32(config.integer("hidden_size", high=1 << 20) ** 0.5)
+    dtype = config.text("dtype", config.text("torch_dtype", "float32")).removeprefix("torch.")
+    if dtype == "float16":
+        return float(np.float16(scale))
+    if dtype == "bfloat16":
+        # Round half to even on the upper 16 bits of a positive float32.
+        bits = int(scale.view(np.uint32))
+        bits += 0x7FFF + (bits >> 16 & 1)
+        return float(np.uint32(bits & 0xFFFF0000).view(np.float32))
+    return float(scale)
+
+
+def read_activation(
+    config: ConfigReader, key: str = "hidden_act", absent: str = "silu"
+) -> Activation:
+    """The MLP's activation."""
+    name = config.text(key, absent)
     if name not in _ACTIVATIONS:
         raise config.unsupported(key, name, ", ".join(sorted(_ACTIVATIONS)))
     return _ACTIVATIONS[name]
@@ -190,3 +233,11 @@ def mixed_layers(
         sliding(i) if types is None else types[i] == "sliding_attention" for i in range(count)
     )
     return tuple(LayerSpec(window=window if slide else 0) for slide in slides)
+
+
+def upper_window_layers(config: ConfigReader) -> tuple[LayerSpec, ...]:
+    """Layers of which those from `max_window_layers` on slide if `use_sliding_window` says so."""
+    window = read_window(config, absent=4096)
+    first = config.integer("max_window_layers", 28, low=0)
+    used = config.flag("use_sliding_window")
+    return mixed_layers(config, window if used else 0, lambda i: i >= first)

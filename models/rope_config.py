@@ -59,6 +59,34 @@ def read_rope(
     )
 
 
+def read_layer_ropes(
+    config: ConfigReader, head_dim: int, *, theta: float, local_theta: float
+) -> tuple[RopeSpec, RopeSpec]:
+    """The embeddings of full and of sliding attention, in this order, of a family that has two.
+
+    Version 4 has `rope_local_base_freq` for the sliding layers, version 5 an object a layer type.
+
+    Args:
+        config: the whole config.
+        head_dim: dims of a head.
+        theta: what an absent `rope_theta` means.
+        local_theta: what an absent base of the sliding layers means.
+    """
+    parameters = config.section("rope_parameters")
+    if parameters is None:
+        full = read_rope_v4(config, head_dim, theta=theta)
+        base = config.number("rope_local_base_freq", local_theta, **_THETA)
+        return full, RopeSpec(theta=base, rotary_dim=head_dim)
+    ropes = []
+    for key, default in (("full_attention", theta), ("sliding_attention", local_theta)):
+        own = parameters.section(key)
+        if own is None:
+            raise CheckpointError(f"{parameters.where}: {key} is missing, expected an object")
+        ropes.append(read_rope_parameters(config, own, head_dim, theta=default))
+    parameters.finish()
+    return ropes[0], ropes[1]
+
+
 def read_rope_v4(
     config: ConfigReader,
     head_dim: int,

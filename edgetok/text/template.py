@@ -1,0 +1,121 @@
+"""Chat templates: messages to the text that a model was trained on.
+
+Templates come from strangers. They are rendered as Hugging Face does, in jinja2's immutable
+sandbox, and inside bounds: see `edgetok.text.bounded`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgetok.errors import ArtefactError, TemplateError
+from edgetok.formats import strict_json
+from edgetok.text.bounded import MAX_SOURCE_BYTES, compile_template, render
+
+Message = Mapping[str, Any]
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+class ChatTemplate:
+    """One compiled template. Safe to use from many threads."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str] | None = None) -> None:
+        """Compile.
+
+        Args:
+            source: the template's text.
+            tokens: special tokens by name ("bos_token", ...), as the template sees them.
+
+        Raises:
+            TemplateError: it is no template, or uses what no chat template needs.
+        """
+        self.source = source
+        self._tokens = dict(tokens or {})
+        self._template = compile_template(source)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+        """Load `chat_template.jinja`, or the template in tokenizer_config.json.
+
+        Args:
+            folder: the model's folder.
+            config: the content of tokenizer_config.json.
+
+        Returns:
+            None where the model has no template.
+
+        Raises:
+            TemplateError: the template is not usable.
+            ArtefactError: the file cannot be read.
+        """
+        source = find_source(folder, config)
+        if source is None:
+            return None
+        tokens = {}
+        for name in _SPECIAL:
+            value = config.get(name)
+            if isinstance(value, dict):
+                value = value.get("content")
+            if isinstance(value, str) and value:
+                tokens[name] = value
+        return cls(source, tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """Write messages as the model's text.
+
+        Args:
+            messages: each with "role" and "content".
+            add_generation_prompt: whether the text ends where the assistant begins.
+            variables: what else a template may look at, such as `enable_thinking`.
+
+        Raises:
+            TemplateError: the template refuses the messages, fails, or exceeds its bounds.
+        """
+        return render(
+            self._template,
+            {
+                "messages": [dict(message) for message in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **self._tokens,
+                **variables,
+            },
+        )
+
+
+def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The template's text: the file beside the tokenizer, or the entry in its configuration.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+        TemplateError: the entry is no template.
+    """
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        data = strict_json.read_bytes(path, max_bytes=MAX_SOURCE_BYTES, error=ArtefactError)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"{path}: not UTF-8: {error}") from error
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {
+            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
+        }
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise TemplateError(
+            f"tokenizer_config.json: chat_template is a {type(found).__name__}, expected a text or "
+            'a list with an entry named "default"'
+        )
+    return found

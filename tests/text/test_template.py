@@ -1,0 +1,303 @@
+"""Chat templates: equal to transformers, and inside their bounds."""
+
+# ruff: noqa: E501 - a template is one line
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetok.errors import ArtefactError, TemplateError
+from edgetok.text.template import ChatTemplate
+
+TURNS = [
+    {"role": "user", "content": "hi  there"},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyo"},
+    {"role": "user", "content": "a {{ 7 * 7 }} <|im_end|>"},
+]
+CHATS = {
+    "one": TURNS[:1],
+    "three": TURNS,
+    "system": [{"role": "system", "content": "Be brief."}, *TURNS],
+}
+SOURCES = {
+    "qwen2.5": "tokenizers/qwen2.5/tokenizer_config.json",
+    "tinyllama": "tokenizers/tinyllama-chat/tokenizer_config.json",
+    "phi3": "tokenizers/phi-3-mini/tokenizer_config.json",
+    "smollm2": "tokenizers/smollm2/chat_template.jinja",
+    "smollm3": "chat_templates/smollm3.jinja",
+    "qwen3": "chat_templates/qwen3.tokenizer_config.json",
+    "gemma3": "chat_templates/gemma3.json",
+}
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def render(source: str, messages: Any = TURNS, **variables: Any) -> str:
+    return ChatTemplate(source, TOKENS).render(messages, **variables)
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", SOURCES)
+def test_as_transformers(data: Path, name: str, chat: str, prompt: bool) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text = (data / SOURCES[name]).read_text()
+    source = text if SOURCES[name].endswith("jinja") else json.loads(text)["chat_template"]
+    (theirs,), _ = render_jinja_template(
+        [CHATS[chat]], chat_template=source, add_generation_prompt=prompt, **TOKENS
+    )
+    assert render(source, CHATS[chat], add_generation_prompt=prompt) == theirs
+
+
+FEATURES = [
+    "{% for m in messages %}{{ loop.index0 }}/{{ loop.length }}{{ m.role }}{% if loop.last %}!{% endif %}{% endfor %}",
+    "{{ messages | map(attribute='role') | join('+') }}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ messages[1:] | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = ns.x ~ m['content'][:2] %}{% endfor %}{{ ns.x }}",
+    "{% macro f(x, y=2) %}<{{ x }}{{ y }}>{% endmacro %}{{ f('a') + f('b', y=3) }}",
+    "{% set x %}  block {% endset %}{{ x | trim }}{{ bos_token }}",
+    "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+    "{% for i in range(3) %}{{ i }}{% if i == 1 %}{% break %}{% endif %}{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "{{ messages[0].content.split('  ')[-1].upper().replace('T', 't') }}",
+    "{{ ('%s has %d' % ('it', 3)) ~ (7 // 2) ~ (2 ** 5) ~ 'ab' * 3 ~ (7 % 4) }}",
+    "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}{{ messages[0] | items | list }}",
+    "{{ tools is none }}{{ missing is defined }}{{ messages[0].content is string }}{{ missing }}",
+    "{{ [1, 2] + [3] }}{{ {'a': [1]} }}{{ (1, 2) }}{{ 'a' in 'abc' }}{{ x | default('d') }}",
+    "{% for i in [[1, [2]], [3]] recursive %}{{ loop(i) if i is sequence else i }}{% endfor %}",
+    "{{ 1.5 | round | int }}{{ -1 | abs }}{{ 'a b' | title }}{{ 'x\ny' | indent(2) }}{{ '<' | e }}",
+    "{% filter upper %}abc{% endfilter %}{% with a = 1 %}{{ a }}{% endwith %}",
+    "{% for m in messages if m.role == 'user' %}{{ m.role }}{% else %}none{% endfor %}",
+    "{% macro f() %}<{{ caller() }}>{% endmacro %}{% call f() %}x{% endcall %}{{ none }}{{ true }}",
+    "{{ messages | length > 2 and not false or 1 }}{{ 'a' if true else 'b' }}{{ -3 }}",
+    "  {%- if true %}\n x\n{%- endif %}\n\n",
+]
+
+
+@pytest.mark.parametrize("source", FEATURES)
+def test_features_as_transformers(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (theirs,), _ = render_jinja_template([TURNS], chat_template=source, **TOKENS)
+    assert render(source, add_generation_prompt=False) == theirs
+
+
+# Ways out of the sandbox that have been found in one template engine or another.
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''['__class__'] }}",
+    "{{ messages.__class__ }}",
+    "{{ [].append }}",
+    "{{ messages.append({}) }}",
+    "{{ messages[0].update({'role': 'x'}) }}",
+    "{{ messages[0].pop('role') }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ raise_exception['__globals__'] }}",
+    "{{ strftime_now.__globals__['json'] }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ dict.__base__ }}",
+    "{{ dict.fromkeys('ab') }}",
+    "{{ range.__class__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context }}",
+    "{{ cycler.__init__.__globals__.os }}",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ '{0.__class__}'.format(1) }}",
+    "{{ '{x.__class__}'.format_map({'x': 1}) }}",
+    "{{ ('{0.__class__}' | attr('format'))(1) }}",
+    "{{ '%s' | format(1) }}",
+    "{{ messages | map('attr', '__class__') | list }}",
+    "{{ messages | map(attribute='__class__') | list }}",
+    "{{ messages | map(attribute='content.__class__') | list }}",
+    "{{ messages | sort(attribute='__class__') }}",
+    "{{ messages | groupby('__class__') }}",
+    "{{ messages | selectattr('__class__') | list }}",
+    "{% include 'x' %}",
+    "{% import 'x' as y %}",
+    "{% from 'x' import y %}",
+    "{% extends 'x' %}",
+    "{% block a %}{% endblock %}",
+    "{% autoescape true %}{% endautoescape %}",
+    "{% do 1 %}",
+    "{% debug %}",
+    "{% macro f() %}{% endmacro %}{{ f._func.__globals__ }}",
+    "{% macro f() %}{{ caller.__class__ }}{% endmacro %}{% call f() %}{% endcall %}",
+    "{% for x in [1] %}{{ loop.__class__ }}{% endfor %}",
+    "{% for x in [1] %}{{ loop._recurse }}{% endfor %}",
+    "{% set ns = namespace() %}{{ ns.__class__ }}",
+    "{% set ns = namespace() %}{% set ns.__class__ = 1 %}{{ ns._Namespace__attrs }}",
+    "{{ (1).__class__ }}{{ (1).real }}",
+    "{{ (1).to_bytes(10) }}",
+    "{{ 'a'.encode() }}",
+    "{{ missing.__class__ }}",
+    "{{ messages.__len__() }}",
+]
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_escapes_are_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="chat template"):
+        render(source)
+
+
+# Each would take minutes, or more memory than there is.
+BOMBS = [
+    "{{ 'a' * 10**10 }}",
+    "{{ 10**10 * 'a' }}",
+    "{{ ('a' * 10**6) * 10**4 }}",
+    "{{ [0] * 10**10 }}",
+    "{{ [['a' * 10**5] * 100] * 10**4 }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ 2 ** (10**9) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (10**9, 1) }}",
+    "{{ 'a'.ljust(10**10) }}{{ 'a'.center(10**10) }}{{ 'a'.zfill(10**10) }}",
+    "{{ 'a' | center(10**10) }}",
+    "{{ '\\t'.expandtabs(10**10) }}",
+    "{{ '{:>10000000000}'.format(1) }}",
+    "{{ (1).to_bytes(10**10, 'big') }}",
+    "{{ 'a' | indent(10**10, true) }}",
+    "{{ [1] | tojson(indent=10**9) }}",
+    "{{ range(10**10) | list }}",
+    "{{ range(10**6) | list }}",
+    "{{ lipsum(10**9) }}",
+    "{{ [1] | batch(10**10, 0) | list }}",
+    "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
+    "{{ ('a' * 10**6) | replace('', 'b' * 10**5) }}",
+    "{{ ('a' * 10**6).join('b' * 10**6) }}",
+    "{{ ('b' * 10**6) | join('a' * 10**6) }}",
+    "{{ 1 | round(10**9, 'ceil') }}",
+    "{{ strftime_now('%1000000000Y') }}",
+    "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}",
+    "{% for a in range(10**4) %}{% for b in range(10**4) %}x{% endfor %}{% endfor %}",
+    "{% set x = 'a' * 10**6 %}{% for a in range(10**4) %}{{ x }}{% endfor %}",
+    "{% set x = 'a' * 10**6 %}{% set y %}{% for a in range(10**4) %}{{ x }}{% endfor %}{% endset %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = {'a': n.x, 'b': n.x} %}{% endfor %}",
+    "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "{% set n = namespace(x=2) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x=()) %}{% for i in range(60) %}{% set n.x = (n.x, n.x) %}{% endfor %}{{ n.x == n.x }}",
+    "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x=1) %}{% set n.x = [n] %}{{ n.x }}",
+    "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}",
+    "{% for i in [[1]] recursive %}{{ loop([i, i]) }}{% endfor %}",
+    "{% for i in range(10**4) %}{{ messages | tojson * 10**4 }}{% endfor %}",
+    "{% set x = range(30000) | list %}{% for i in range(30000) %}{{ x | sort | length }}{% endfor %}",
+    "{% set x = ('a,' * 10**6).split(',') %}{% for i in range(30000) %}{{ x == x }}{% endfor %}",
+    "{% set a = 'x' * 4000000 %}" + "".join(f"{{% set a{i} = a[1:] %}}" for i in range(2000)),
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "{{ " + "[" * 500 + "]" * 500 + " }}",
+    "{{ " + "-" * 20000 + "1 }}",
+    "{{ " + "1+" * 15000 + "1 }}",
+    "{{ a" + ".b" * 15000 + " }}",
+    "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "{% for a in [1] %}" * 100 + "{% endfor %}" * 100,
+    "x" * 70_000,
+    "{{ " + "9" * 10_000 + " }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:40])
+def test_bombs_are_refused(source: str) -> None:
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.monotonic()
+    with pytest.raises(TemplateError, match="chat template"):
+        render(source)
+    seconds = time.monotonic() - begin
+    after_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert seconds < 2 * 2  # on an idle machine half; see the next test
+    assert after_kb - before_kb < 300 << 10
+
+
+@pytest.mark.parametrize("source", [BOMBS[0], BOMBS[26], BOMBS[31], BOMBS[46]])
+def test_bombs_end_in_time_beside_other_work(source: str) -> None:
+    rendered: list[str] = []
+    stop = threading.Event()
+
+    def others() -> None:
+        while not stop.is_set():
+            rendered.append(render("{{ messages[0].content }}"))
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    begin = time.monotonic()
+    with pytest.raises(TemplateError):
+        render(source)
+    seconds = time.monotonic() - begin
+    stop.set()
+    thread.join()
+    assert seconds < 2
+    assert set(rendered) == {"hi  there"}
+
+
+@pytest.mark.parametrize(
+    "piece", ["{{", "{%", "{#", "{{a}}", "\n", " ", "{%-", "-%}", "'", "{{'", "((", "|a"]
+)
+def test_hostile_text_compiles_or_not_in_time(piece: str) -> None:
+    source = piece * ((64 << 10) // len(piece))
+    begin = time.monotonic()
+    for text in (source, "{{ " + source[3:]):
+        with contextlib.suppress(TemplateError):
+            render(text)
+    assert time.monotonic() - begin < 4
+
+
+def test_raise_exception_is_told() -> None:
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}")
+
+
+def test_syntax_error_names_the_line() -> None:
+    with pytest.raises(TemplateError, match="line 2"):
+        render("\n{% if %}")
+
+
+def test_strftime_now() -> None:
+    assert render("{{ strftime_now('%Y') }}") == time.strftime("%Y")
+
+
+def test_messages_are_not_changed() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    with pytest.raises(TemplateError):
+        render("{{ messages[0].setdefault('a', 1) }}", messages)
+    assert messages == [{"role": "user", "content": "x"}]
+
+
+def test_from_folder(tmp_path: Path) -> None:
+    assert ChatTemplate.from_folder(tmp_path, {}) is None
+    named = [
+        {"name": "tools", "template": "T"},
+        {"name": "default", "template": "D{{ bos_token }}"},
+    ]
+    config = {"chat_template": named, "bos_token": {"content": "<s>"}}
+    template = ChatTemplate.from_folder(tmp_path, config)
+    assert template is not None
+    assert template.render([]) == "D<s>"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    template = ChatTemplate.from_folder(tmp_path, config)
+    assert template is not None
+    assert template.render([]) == "file"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TemplateError, match="not UTF-8"):
+        ChatTemplate.from_folder(tmp_path, config)
+    (tmp_path / "chat_template.jinja").write_bytes(b"x" * 70_000)
+    with pytest.raises(ArtefactError, match="at most"):
+        ChatTemplate.from_folder(tmp_path, config)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(TemplateError, match="is a int"):
+        ChatTemplate.from_folder(tmp_path, {"chat_template": 5})

@@ -1,0 +1,62 @@
+"""Stop texts, cut at every possible place."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from edgetok.text.stop import StopFinder
+
+
+def run(text: str, stops: list[str], cuts: list[int]) -> tuple[str, str | None]:
+    finder = StopFinder(stops)
+    out = ""
+    places = [0, *sorted(cuts), len(text)]
+    for a, b in itertools.pairwise(places):
+        out += finder.push(text[a:b])
+        if finder.found is not None:
+            return out, finder.found
+    return out + finder.finish(), finder.found
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("hello\nUser: x", ["\nUser:"], ("hello", "\nUser:")),
+        ("abab", ["abc"], ("abab", None)),
+        ("aaab", ["aab"], ("a", "aab")),
+        ("xENDy", ["E", "END"], ("x", "END")),
+        ("one two", ["two", "one"], ("", "one")),
+        ("nothing", [], ("nothing", None)),
+        ("ends with STO", ["STOP"], ("ends with STO", None)),
+        ("🙂🙃", ["🙃"], ("🙂", "🙃")),
+    ],
+)
+def test_wherever_it_is_cut(text: str, stops: list[str], expected: tuple[str, str | None]) -> None:
+    found = {run(text, stops, [cut]) for cut in range(len(text) + 1)}
+    found.add(run(text, stops, list(range(len(text)))))
+    texts = {t for t, _ in found}
+    assert texts == {expected[0]}
+
+
+def test_random_texts_against_a_plain_search() -> None:
+    rng = random.Random(2)
+    for _ in range(500):
+        text = "".join(rng.choice("ab") for _ in range(30))
+        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(2, 6))) for _ in range(2)]
+        cuts = [rng.randrange(31) for _ in range(8)]
+        out, found = run(text, stops, cuts)
+        ends = [text.find(s) for s in stops if s in text]
+        if found is None:
+            assert not ends
+            assert out == text
+        else:
+            assert text.startswith(out + found)
+
+
+def test_text_is_given_out_as_soon_as_it_is_safe() -> None:
+    finder = StopFinder(["STOP"])
+    assert [finder.push(c) for c in "aSTxST"] == ["a", "", "", "STx", "", ""]
+    assert finder.finish() == "ST"

@@ -1,0 +1,115 @@
+"""Layouts that the linear kernels and their launchers agree on; plain integer functions, no numba.
+
+The kernels compile these very functions. Words: K inputs in G = ceil(K / g) groups of weights, each
+a whole number of activation blocks that share a scale. `planes` is how many codes a byte of packed
+weights holds (3 bits: of its two-bit plane). A chunk is what one vector of packed weights covers:
+planes * vector_bytes codes; plane p of a chunk is the codes p, p + planes, p + 2 planes, ...
+
+Quantised activations of one token, decode layout (up to DECODE_TOKENS tokens), for row products:
+
+    chunks  [chunk] of planes * VB int8 codes by plane, VB bytes of float32 scales by lane,
+            VB bytes of int32 by lane: -2^(bits - 1) * the sum of the lane's codes
+    scales  [blocks] float32
+    groups  [G] float32: sum over the group's blocks of scale * sum of codes
+    codes   [K padded to chunks] int8 in natural order: a temporary of `quantise`
+
+Tile layout (more tokens), for tile products:
+
+    codes   [K padded to chunks] int8: per 4 * planes codes those of plane 0, then of plane 1, ...
+    scales  [blocks] float32
+    starts  [blocks] int32: -offset(bits) * the sum of the block's codes
+    groups  [G] float32 as above
+"""
+
+from __future__ import annotations
+
+PLANES = {2: 4, 3: 4, 4: 2, 8: 1}
+
+# Up to this many tokens the product runs row by row, bit for bit as it does for one token.
+DECODE_TOKENS = 8
+# Tokens that a tile product computes together, the most of all instruction sets: buffers hold a
+# multiple of it.
+TILE_TOKENS = 8
+# Scratch of a thread: an unpacked tile of weights and its scales.
+SCRATCH_BYTES = 1 << 18
+
+# Slots of a matmul instruction.
+MATMUL_Y = 2  # address of float32 [T, y_stride]
+MATMUL_X = 3  # address of the activations: quantised, or float32 [T, K]
+MATMUL_QWEIGHT = 4  # codes (3 bits: low two), or float16 / float32 [N, K]
+MATMUL_HIGH = 5  # 3 bits: the plane of high bits
+MATMUL_SCALES = 6
+MATMUL_ZEROS = 7  # 0: absent
+MATMUL_BIAS = 8  # address of float32 [N]; 0: absent
+MATMUL_N = 9
+MATMUL_K = 10
+MATMUL_GROUP = 11  # group_size + (block << 32)
+MATMUL_Y_STRIDE = 12  # float32 from one token's result to the next one's
+MATMUL_SCRATCH = 13  # address of SCRATCH_BYTES for each thread
+MATMUL_EPILOGUE = 14  # bits of float32 scale + (1 << 32 to add to y)
+MATMUL_LAST = 15  # 1: only the last token
+
+# Slots of a quantise instruction.
+QUANTISE_X = 2  # address of float32 [T, x_stride]
+QUANTISE_QX = 3
+QUANTISE_K = 4
+QUANTISE_GROUP = 5  # group_size + (block << 32)
+QUANTISE_BITS = 6
+QUANTISE_X_STRIDE = 7
+QUANTISE_LAST = 8  # 1: only the last token
+
+# Slots of an embed instruction.
+EMBED_X = 2  # address of float32 [T, K]
+EMBED_TOKENS = 3  # address of int32 [T]
+EMBED_QWEIGHT = 4
+EMBED_HIGH = 5
+EMBED_SCALES = 6
+EMBED_ZEROS = 7
+EMBED_K = 8
+EMBED_GROUP_SIZE = 9
+EMBED_SCALE = 10  # bits of float32
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is at least `value`."""
+    return (value + multiple - 1) // multiple * multiple
+
+
+def padded_codes(K: int, group_size: int, planes: int, vector_bytes: int) -> int:
+    """K rounded up to whole groups and then to whole chunks."""
+    return round_up(round_up(K, group_size), planes * vector_bytes)
+
+
+def blocks_bytes(codes: int, block: int) -> int:
+    """Bytes of four-byte values for every block of `codes`, to whole cache lines."""
+    return round_up(4 * ((codes + block - 1) // block), 64)
+
+
+def decode_scales_offset(codes: int, planes: int, vector_bytes: int) -> int:
+    """Where a token's block scales begin in the decode layout; codes as from `padded_codes`."""
+    return codes // planes * (planes + 2)
+
+
+def decode_token_bytes(codes: int, block: int, group_size: int, planes: int) -> int:
+    """Bytes of one token in the decode layout."""
+    fixed = codes // planes * (planes + 2) + codes
+    return round_up(fixed + blocks_bytes(codes, block) + blocks_bytes(codes, group_size), 64)
+
+
+def tile_token_bytes(codes: int, block: int, group_size: int) -> int:
+    """Bytes of one token in the tile layout."""
+    total = codes + 2 * blocks_bytes(codes, block) + blocks_bytes(codes, group_size)
+    # An odd number of cache lines, so that tokens read side by side lie in different cache sets.
+    return round_up(total, 128) + 64
+
+
+def activation_bytes(
+    tokens: int, K: int, group_size: int, block: int, bits: int, vector_bytes: int
+) -> int:
+    """Bytes of a buffer that holds up to `tokens` quantised tokens in either layout."""
+    planes = PLANES[bits]
+    codes = padded_codes(K, group_size, planes, vector_bytes)
+    decode = min(tokens, DECODE_TOKENS) * decode_token_bytes(codes, block, group_size, planes)
+    if tokens <= DECODE_TOKENS:
+        return decode
+    return max(decode, round_up(tokens, TILE_TOKENS) * tile_token_bytes(codes, block, group_size))

@@ -30,8 +30,8 @@ class ConvertOptions:
         calibration: a text of the user's own; None: the one that ships with edgetok.
         calibration_windows: how many pieces of it are used to calibrate gptq and awq.
         window_tokens: their length, capped by the model's context.
-        reference_tokens: how many held-out tokens the result is compared with the original on; None:
-            4096, or fewer where rtn and 16 bits would be slowed by a large model. 0: no comparison.
+        reference_tokens: how many held-out tokens the result is compared with the original on; 0:
+            none. None: 4096, or fewer where that would slow rtn and 16 bits on a large model.
         damping: gptq adds this share of the Hessian's mean diagonal to it.
         order: in which gptq quantises a layer's inputs: greatest activation first within and among
             groups, or as they stand.

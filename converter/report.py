@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ class Report:
     resumed: bool = False
 
     def worst_layers(self, count: int = 5) -> tuple[LayerReport, ...]:
-        """Quantised layers by falling error: of the output where it is known, else of the weight."""
+        """Quantised layers by falling error, of the output where that is known."""
 
         def error(layer: LayerReport) -> float:
             return layer.weight_error if layer.output_error is None else layer.output_error
@@ -135,7 +137,12 @@ class Report:
                 else ("output", layer.output_error)
             )
             rows.append(("Worst layer", f"{layer.name}: {kind} error {100 * value:.2f} %"))
-        rows += [("Not quantised", f"{name}: {why}") for name, why in self.not_quantised.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.not_quantised.items():
+            reasons.setdefault(why, []).append(name)
+        for why, names in reasons.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            rows.append(("Not quantised", f"{', '.join(names[:3])}{more}: {why}"))
         rows += [("Note", note) for note in self.notes]
         rows += [
             ("Time", f"{self.time_s:.1f} s" + (" (resumed)" if self.resumed else "")),
@@ -158,11 +165,13 @@ class Report:
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def squared_errors(weight: npt.NDArray[np.float32], quantised: Quantised) -> tuple[float, float]:
-    """|W' - W|^2 and |W|^2, summed in float64 a few rows at a time."""
+def squared_errors(
+    weight: npt.NDArray[np.float32], quantised: Quantised, threads: int = 1
+) -> tuple[float, float]:
+    """|W' - W|^2 and |W|^2, a few rows at a time."""
     step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-    error = norm = 0.0
-    for first in range(0, len(weight), step):
+
+    def chunk(first: int) -> tuple[float, float]:
         rows = slice(first, first + step)
         piece = Quantised(
             quantised.codes[rows],
@@ -173,9 +182,11 @@ def squared_errors(weight: npt.NDArray[np.float32], quantised: Quantised) -> tup
         )
         original = weight[rows].ravel()
         difference = piece.dequantise().ravel() - original
-        error += float(np.dot(difference, difference))
-        norm += float(np.dot(original, original))
-    return error, norm
+        return float(np.dot(difference, difference)), float(np.dot(original, original))
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(chunk, range(0, len(weight), step)))
+    return math.fsum(error for error, _ in found), math.fsum(norm for _, norm in found)
 
 
 def relative(error: float, norm: float) -> float:

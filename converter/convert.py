@@ -1,0 +1,252 @@
+"""The converter: a Hugging Face checkpoint becomes an artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetok.converter import direct
+from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
+from edgetok.converter.calibration import calibration_text
+from edgetok.converter.graph import build
+from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Progress, Silent
+from edgetok.converter.report import Agreement, LayerReport, Report
+from edgetok.converter.source import resolve_source
+from edgetok.converter.weights import CanonicalWeights, choose_formats, survey
+from edgetok.converter.workspace import (
+    Workspace,
+    check_output,
+    open_workspace,
+    require_space,
+    write_durably,
+)
+from edgetok.errors import MissingExtraError, OutputError, UnknownFamilyError
+from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
+from edgetok.formats.layout import GRAPH_FILE, linear_shapes
+from edgetok.formats.manifest import Exporter, write_manifest
+from edgetok.models.registry import read_family
+from edgetok.models.spec import DecoderSpec
+
+__all__ = ["ConvertOptions", "Progress", "Report", "convert"]
+
+VERSION = 1  # of what is written; another one never goes on with this one's partial work
+_SPARE_BYTES = 64 << 20  # tokenizer, graph, report
+
+
+def convert(
+    source: str,
+    out: str | Path,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint into an artefact folder.
+
+    Everything is made beside `out` and takes its place at the very end. A conversion that was
+    interrupted, by whatever, goes on when it is called again with the same source and options, and
+    gives the same bytes.
+
+    Args:
+        source: a Hugging Face model folder, or a hub id `owner/name`.
+        out: the artefact's folder; an artefact that is there already is replaced.
+        options: see `ConvertOptions`.
+        progress: told what is going on.
+
+    Returns:
+        The quality card, which is also `report.json`.
+
+    Raises:
+        CheckpointError: the source is missing something, damaged or hostile.
+        UnsupportedError: the model computes something that edgetok does not know.
+        MissingExtraError: an optional dependency is needed and not installed.
+        OutputError: the disk is full, the folder is locked or holds something else.
+    """
+    started = time.monotonic()
+    options = options or ConvertOptions()
+    progress = progress or Silent()
+    out = Path(out).expanduser().resolve()
+    check_output(out, None)
+    folder = resolve_source(source, options.revision).resolve()
+    check_output(out, folder)
+    checkpoint = open_checkpoint(folder)
+    try:
+        family = read_family(checkpoint.config, checkpoint.generation_config)
+    except UnknownFamilyError as error:
+        from edgetok.converter.optimum_export import convert_unknown_family
+
+        return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
+    weights = CanonicalWeights(checkpoint, family)
+    if options.calibrates:
+        require_torch(f"--method {options.method}")
+    with open_workspace(out, _title(checkpoint, options), source=folder) as workspace:
+        notes = copy_assets(folder, workspace.artefact, family.spec.vocab_size)
+        formats, reasons = _formats(weights, options, workspace, progress)
+        layout = plan(family.spec, formats)
+        require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
+        notes += _write_weights(weights, formats, layout, options, workspace, progress)
+        graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
+        write_durably(workspace.artefact / GRAPH_FILE, graph)
+        agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
+        report = Report(
+            source=_shown(source),
+            family=family.spec.family,
+            method=options.method if options.quantises else "none",
+            bits=options.bits,
+            options=options.to_json(),
+            layers=_layers(workspace, layout, family.spec),
+            not_quantised=reasons,
+            notes=tuple(notes),
+            parameters=weights.parameters,
+            weight_bytes=layout.weight_bytes,
+            original_bytes=checkpoint.nbytes,
+            bits_per_weight=8 * layout.weight_bytes / weights.parameters,
+            agreement=agreement,
+            agreement_reason=reason,
+            time_s=time.monotonic() - started,
+            peak_memory_mb=peak_memory_mb(),
+            resumed=workspace.resumed,
+        )
+        finish_artefact(workspace, report, exporter="edgetok")
+    return report
+
+
+def finish_artefact(workspace: Workspace, report: Report, *, exporter: Exporter) -> None:
+    """Write report and manifest, and put the artefact in its place.
+
+    Raises:
+        OutputError: a file could not be written; what was there before is unchanged.
+    """
+    try:
+        report.write(workspace.artefact)
+        write_manifest(workspace.artefact, exporter=exporter)
+    except OSError as error:
+        raise OutputError(f"{workspace.artefact}: not written: {error.strerror}") from error
+    workspace.publish()
+
+
+def require_torch(what: str) -> None:
+    """Refuse early what needs torch and transformers where they are not installed.
+
+    Raises:
+        MissingExtraError: naming `what` and the extra.
+    """
+    if not has_torch():
+        raise MissingExtraError(
+            f"{what} runs the model on a calibration text, which needs torch and transformers: "
+            "pip install 'edgetok[convert]', or use --method rtn"
+        )
+
+
+def has_torch() -> bool:
+    """Whether the original model can be run; nothing is imported to find out."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process ever had resident, in 10^6 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _title(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, Any]:
+    """What must be equal for two runs to be one conversion."""
+    title: dict[str, Any] = {
+        "version": VERSION,
+        "source": checkpoint.fingerprint,
+        "options": options.to_json(),
+    }
+    if options.calibrates:
+        title["calibration"] = hashlib.sha256(calibration_text(options).encode()).hexdigest()
+        # Another release or number of threads may round otherwise.
+        title["libraries"] = {
+            name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")
+        }
+        title["threads"] = cores()
+    return title
+
+
+def _formats(
+    weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace, progress: Progress
+) -> tuple[dict[str, TensorFormat], dict[str, str]]:
+    if not workspace.done("survey"):
+        workspace.finish("survey", survey(weights, progress, cores()))
+    return choose_formats(weights, options, workspace.result("survey"))
+
+
+def _write_weights(
+    weights: CanonicalWeights,
+    formats: Mapping[str, TensorFormat],
+    layout: Layout,
+    options: ConvertOptions,
+    workspace: Workspace,
+    progress: Progress,
+) -> list[str]:
+    """Write `model.onnx.data`; notes for the report."""
+    with DataFile(workspace.artefact / DATA_FILE, layout) as data:
+        if options.calibrates:
+            from edgetok.converter.calibrated import convert_calibrated
+
+            return convert_calibrated(weights, formats, layout, options, workspace, data, progress)
+        direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
+        return []
+
+
+def _compare(
+    weights: CanonicalWeights,
+    formats: Mapping[str, TensorFormat],
+    layout: Layout,
+    options: ConvertOptions,
+    workspace: Workspace,
+    progress: Progress,
+) -> tuple[Agreement | None, str | None]:
+    """Agreement with the original, or why it was not measured."""
+    tokens = options.reference_tokens
+    if tokens == 0 or not importlib.util.find_spec("edgetok.converter.compare"):
+        return None, "not asked for"
+    if not has_torch():
+        return None, "needs torch and transformers: pip install 'edgetok[convert]'"
+    if not (workspace.artefact / TOKENIZER_FILE).exists():
+        return None, "the checkpoint has no tokenizer"
+    if tokens is None:
+        tokens = default_reference_tokens(weights.parameters, options)
+    from edgetok.converter.compare import compare
+
+    return compare(weights, formats, layout, options, workspace, progress, tokens), None
+
+
+def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
+    """4096, but for rtn and 16 bits no more than some seconds of work allow."""
+    if options.calibrates:
+        return 4096
+    return max(128, min(4096, 200_000_000_000 // parameters))
+
+
+def _layers(workspace: Workspace, layout: Layout, spec: DecoderSpec) -> tuple[LayerReport, ...]:
+    found = [
+        LayerReport(**fields)
+        for step in direct.steps_of(spec, layout)
+        for fields in workspace.result(step)["layers"]
+    ]
+    order = {name: i for i, name in enumerate(linear_shapes(spec))}
+    return tuple(sorted(found, key=lambda layer: order[layer.name]))
+
+
+def _shown(source: str) -> str:
+    """A hub id as it is, of a path the last part: reports are handed on, home folders are not."""
+    return Path(source).resolve().name if Path(source).expanduser().is_dir() else source

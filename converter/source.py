@@ -1,0 +1,55 @@
+"""Where a checkpoint comes from: a folder, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from edgetok.errors import CheckpointError, MissingExtraError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+# Never code, never pickles.
+_WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt", "LICENSE*")
+_UNWANTED = ("*/*",)
+
+
+def resolve_source(source: str, revision: str | None = None) -> Path:
+    """Turn what the user gave into a local folder, downloading where it is a hub id.
+
+    Args:
+        source: an existing folder, or `owner/name`.
+        revision: a branch, tag or commit of a hub repository.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository that can be downloaded.
+        MissingExtraError: a hub id without huggingface_hub.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{source}: is a file; give the folder with config.json in it")
+    if not _REPOSITORY.fullmatch(source):
+        raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{source}: no such folder; to download it from the hub: pip install 'edgetok[hub]'"
+        ) from error
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=list(_WANTED),
+                ignore_patterns=list(_UNWANTED),
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{source}: no such folder, and the hub gave none: {reason[0] if reason else error!r}"
+        ) from error

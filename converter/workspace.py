@@ -1,0 +1,290 @@
+"""Where a conversion works until it is whole: beside the output, locked, journalled.
+
+    OUT.partial/lock          held by the one converter that may write here
+    OUT.partial/journal.jsonl what is done: the first line names the conversion, then a line a step
+    OUT.partial/artefact/     becomes OUT
+    OUT.partial/old           the former OUT, for the moment in which the two change places
+
+Every step's files reach the disk before its line does, so that a line in the journal is a promise.
+A last line that was cut short is not one. Nothing here knows what is being converted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetok.errors import OutputError
+from edgetok.formats.manifest import MANIFEST_FILE
+
+_JOURNAL = "journal.jsonl"
+_LOCK = "lock"
+_ARTEFACT = "artefact"
+_OLD = "old"
+
+
+class Workspace:
+    """The partial folder of one conversion. Made by `open_workspace`, which holds its lock.
+
+    Attributes:
+        folder: OUT.partial.
+        artefact: the folder inside it that becomes OUT.
+        resumed: whether steps of an earlier run are kept.
+    """
+
+    def __init__(self, out: Path, folder: Path, title: Mapping[str, Any]) -> None:
+        self.out = out
+        self.folder = folder
+        self.artefact = folder / _ARTEFACT
+        self._steps = self._read_journal(title)
+        self.resumed = bool(self._steps)
+
+    def _read_journal(self, title: Mapping[str, Any]) -> dict[str, Any]:
+        """Steps that an earlier run of the very same conversion finished; else start afresh."""
+        lines = list(_whole_lines(self.folder / _JOURNAL))
+        if lines and lines[0] == {"title": dict(title)} and self.artefact.is_dir():
+            # What follows a cut line would be joined to it: write the good lines anew.
+            self._replace_journal(lines)
+            return {line["step"]: line["result"] for line in lines[1:]}
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                _remove(path)
+        self.artefact.mkdir()
+        self._replace_journal([{"title": dict(title)}])
+        return {}
+
+    def _replace_journal(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_durably(self.folder / _JOURNAL, text.encode())
+
+    def done(self, step: str) -> bool:
+        """Whether `step` was finished, now or in an earlier run."""
+        return step in self._steps
+
+    def result(self, step: str) -> Any:
+        """What was given to `finish` for this step, as JSON keeps it."""
+        return self._steps[step]
+
+    def finish(self, step: str, result: Any) -> None:
+        """Promise that a step is on the disk.
+
+        Args:
+            step: its name.
+            result: plain values that the rest of the conversion needs of it.
+
+        Raises:
+            OutputError: the line could not be written; the step counts as not done.
+        """
+        line = json.dumps({"step": step, "result": result}) + "\n"
+        try:
+            descriptor = os.open(self.folder / _JOURNAL, os.O_WRONLY | os.O_APPEND)
+            try:
+                _write_all(descriptor, line.encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _not_written(self.folder / _JOURNAL, error) from error
+        self._steps[step] = json.loads(line)["result"]
+
+    def publish(self) -> None:
+        """Put the artefact in the place of OUT and remove the partial folder.
+
+        Raises:
+            OutputError: a file could not be written or renamed; OUT is then as it was.
+        """
+        old = self.folder / _OLD
+        try:
+            for path in self.artefact.iterdir():
+                _sync(path)
+            _sync(self.artefact)
+            if self.out.exists():
+                os.rename(self.out, old)
+            os.rename(self.artefact, self.out)
+            _sync(self.out.parent)
+        except OSError as error:
+            recover(self.out)
+            raise _not_written(self.out, error) from error
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def partial_folder(out: Path) -> Path:
+    """The folder beside `out` where it is made."""
+    return out.with_name(out.name + ".partial")
+
+
+def check_output(out: Path, source: Path | None) -> None:
+    """Refuse outputs that would destroy something.
+
+    Args:
+        out: resolved.
+        source: the resolved checkpoint folder; None where there is none yet.
+
+    Raises:
+        OutputError: `out` is, holds or lies in the source, or is something else than an artefact.
+    """
+    if source is not None:
+        if out == source:
+            raise OutputError(f"{out}: is the model to convert; choose another --out")
+        if source in out.parents or out in source.parents:
+            raise OutputError(
+                f"{out}: overlaps the model to convert, {source}; choose another --out"
+            )
+    if not out.name:
+        raise OutputError(f"{out}: no folder that can be written; choose another --out")
+    if out.exists():
+        if not out.is_dir():
+            raise OutputError(f"{out}: is a file; choose another --out")
+        if any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
+            raise OutputError(
+                f"{out}: holds other files and no {MANIFEST_FILE}, so it is no edgetok model that "
+                "could be replaced; choose another --out or empty it"
+            )
+
+
+def recover(out: Path) -> None:
+    """Put the former OUT back where a conversion died while the two changed places."""
+    old = partial_folder(out) / _OLD
+    if old.exists() and not out.exists():
+        os.rename(old, out)
+
+
+@contextlib.contextmanager
+def open_workspace(
+    out: Path, title: Mapping[str, Any], *, source: Path | None = None
+) -> Iterator[Workspace]:
+    """Lock the partial folder of `out` and go on with what lies there if it has this title.
+
+    Args:
+        out: the artefact's folder, resolved.
+        title: what makes two conversions the same, as plain values.
+        source: the checkpoint's folder, resolved.
+
+    Raises:
+        OutputError: `out` may not be written (see `check_output`) or another converter is at it.
+    """
+    folder = partial_folder(out)
+    check_output(out, source)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder / _LOCK)
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    try:
+        recover(out)
+        try:
+            workspace = Workspace(out, folder, title)
+        except OSError as error:
+            raise _not_written(folder, error) from error
+        yield workspace
+    finally:
+        os.close(lock)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary one, fsync, rename, fsync of the folder.
+
+    Raises:
+        OutputError: the disk is full or fails; a former file is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def require_space(folder: Path, nbytes: int, already: Path) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: any existing folder on the disk.
+        nbytes: all that the conversion will write.
+        already: where an earlier run may have written some of it.
+
+    Raises:
+        OutputError: with what is free and what is needed.
+    """
+    held = sum(path.stat().st_blocks * 512 for path in already.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if nbytes - held > free:
+        raise OutputError(
+            f"{folder}: {free / 1e6:,.0f} MB free, {(nbytes - held) / 1e6:,.0f} MB more needed; "
+            "free some space or choose another --out"
+        )
+
+
+def _lock(path: Path) -> int:
+    """Hold an exclusive lock that ends with this process, however it ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"{path.parent}: another converter is writing there; wait for it to end or choose "
+                "another --out"
+            ) from error
+        # A converter that just finished has removed the file that was locked here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in text.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(value, dict):
+            return
+        yield value
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path}: cannot be written: {error.strerror or error}; what was there before is unchanged "
+        "and the same command goes on where this one stopped"
+    )

@@ -1,8 +1,8 @@
 """Builds the instructions of the linear kernels, with all their checking. No numba here.
 
 A caller allocates buffers once, makes instructions once and runs them many times: an instruction
-holds addresses, and the number of tokens is read from the run's state. Whoever passes a `Span` keeps
-its memory alive as long as the instruction is used.
+holds addresses, and the number of tokens is read from the run's state. Whoever passes a `Span`
+keeps its memory alive as long as the instruction is used.
 
     qx = Activations.allocate(kernels.isa, tokens_max=T, K=K, bits=4, group_size=32)
     quantise_instruction(kernels, x=Floats.of(x), qx=qx)
@@ -358,8 +358,8 @@ def embed_instruction(
     """
     if x.width != table.K or x.stride != table.K or tokens.nbytes < 4 * x.tokens_max:
         raise ShapeError(
-            f"{table.name}: {tokens.nbytes // 4} tokens into [{x.tokens_max}, {x.width}] with stride "
-            f"{x.stride}, table rows are {table.K} wide"
+            f"{table.name}: {tokens.nbytes // 4} tokens into [{x.tokens_max}, {x.width}] with "
+            f"stride {x.stride}, table rows are {table.K} wide"
         )
     kind = "f" if table.bits in (16, 32) else "q"
     instruction = _instruction(kernels, f"embed_{kind}{table.bits}", barrier)

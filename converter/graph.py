@@ -177,7 +177,13 @@ class _DecoderWriter:
             return short
         long = g.array(f"{scope}.inv_freq_long", _row(inv_freq(rope, original + 1)))
         limit = g.array(f"{scope}.limit", np.array(original, np.int32))
-        is_long = g.op("Greater", [self.total_tokens, limit], scope)
+        # A past array that is longer than what it holds shows how long a conversation may become:
+        # the long factors then hold from its first token on, and no key has the wrong ones.
+        past = g.op("Shape", ["past_key_values.0.key"], scope)
+        past = g.op("Gather", [past, g.int(2)], scope, axis=0)
+        past = g.op("Cast", [past], scope, to=TensorProto.INT32)
+        may_reach = g.op("Max", [self.total_tokens, past], scope)
+        is_long = g.op("Greater", [may_reach, limit], scope)
         return g.op("Where", [is_long, long, short], scope)
 
     def _embed(self) -> str:

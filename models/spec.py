@@ -9,15 +9,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgetok.errors import ArtefactError
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 QkNorm = Literal["none", "head", "full"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
+
+
+def _integer(where: str, name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ArtefactError(
+            f"spec: {where}{name} is {_shown(value)}, expected an integer in {low}..{high}"
+        )
+
+
+def _number(where: str, name: str, value: object, low: float, high: float) -> None:
+    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
+        raise ArtefactError(
+            f"spec: {where}{name} is {_shown(value)}, expected a number in {low:g}..{high:g}"
+        )
+
+
+def _choice(where: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(type(value) is type(item) and value == item for item in allowed):
+        names = ", ".join(map(str, allowed))
+        raise ArtefactError(f"spec: {where}{name} is {_shown(value)}, expected one of {names}")
+
+
+def _shown(value: object) -> str:
+    if type(value) is int and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, str | int | float | None):
+        return f"{value!a:.80}"
+    return f"of type {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +77,38 @@ class RopeSpec:
     long_factors: tuple[float, ...] = ()
     attention_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that give no frequencies."""
+        _integer("rope: ", "rotary_dim", self.rotary_dim, 2, 1 << 12)
+        if self.rotary_dim % 2:
+            raise ArtefactError(f"spec: rope: rotary_dim is {self.rotary_dim}, expected it even")
+        _choice("rope: ", "scaling", self.scaling, get_args(RopeScaling))
+        _number("rope: ", "theta", self.theta, 1.000001, 1e15)
+        _integer("rope: ", "original_context_tokens", self.original_context_tokens, 0, 1 << 28)
+        for name in (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+        ):
+            _number("rope: ", name, getattr(self, name), 1e-6, 1e6)
+        for name in ("short_factors", "long_factors"):
+            factors = getattr(self, name)
+            expected = self.rotary_dim // 2 if self.scaling == "longrope" else 0
+            if type(factors) is not tuple or len(factors) != expected:
+                raise ArtefactError(f"spec: rope: {name} are not a tuple of {expected} numbers")
+            for factor in factors:
+                _number("rope: ", name, factor, 1e-6, 1e6)
+        if self.scaling in ("llama3", "yarn", "longrope") and self.original_context_tokens < 1:
+            raise ArtefactError(f"spec: rope: {self.scaling} needs original_context_tokens")
+        if self.scaling == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ArtefactError(
+                f"spec: rope: high_freq_factor {self.high_freq_factor:g} is not above "
+                f"low_freq_factor {self.low_freq_factor:g}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
@@ -62,6 +121,11 @@ class LayerSpec:
 
     window: int = 0
     rope: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no window and no index."""
+        _integer("layer: ", "window", self.window, 0, 1 << 28)
+        _integer("layer: ", "rope", self.rope, -1, 1 << 12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,31 +194,37 @@ class DecoderSpec:
             "context_tokens": 1 << 28,
         }
         for name, limit in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                raise ArtefactError(f"spec: {name} is {value!r}, expected an integer in 1..{limit}")
-        if not 1 <= len(self.layers) <= 4096:
-            raise ArtefactError(f"spec: {len(self.layers)} layers, expected 1..4096")
+            _integer("", name, getattr(self, name), 1, limit)
+        if type(self.family) is not str or not 1 <= len(self.family) <= 64:
+            raise ArtefactError(f"spec: family is {_shown(self.family)}, expected a short name")
+        if type(self.layers) is not tuple or not 1 <= len(self.layers) <= 4096:
+            raise ArtefactError("spec: layers are not a tuple of 1..4096 layers")
         if self.num_heads % self.num_kv_heads:
             raise ArtefactError(
                 f"spec: num_heads {self.num_heads} is no multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
             )
         for i, layer in enumerate(self.layers):
-            if not -1 <= layer.rope < len(self.ropes):
+            if layer.rope >= len(self.ropes):
                 raise ArtefactError(f"spec: layer {i} names rope {layer.rope} of {len(self.ropes)}")
-            if layer.window < 0:
-                raise ArtefactError(f"spec: layer {i} has a window of {layer.window}")
         for i, rope in enumerate(self.ropes):
-            if rope.rotary_dim % 2 or not 2 <= rope.rotary_dim <= self.head_dim:
+            if rope.rotary_dim > self.head_dim:
                 raise ArtefactError(
-                    f"spec: rope {i} rotates {rope.rotary_dim} dims, expected an even number up to "
-                    f"head_dim {self.head_dim}"
+                    f"spec: rope {i} rotates {rope.rotary_dim} dims of head_dim {self.head_dim}"
                 )
-        floats = ("norm_eps", "attn_scale", "embed_scale", "residual_scale", "logit_scale")
-        for name in floats:
-            if not math.isfinite(getattr(self, name)):
-                raise ArtefactError(f"spec: {name} is {getattr(self, name)}, expected a number")
+        _choice("", "activation", self.activation, get_args(Activation))
+        _choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
+        for name in ("pre_norm", "post_norm", "qkv_bias", "o_bias", "mlp_bias", "tied"):
+            _choice("", name, getattr(self, name), (True, False))
+        _number("", "norm_eps", self.norm_eps, 0.0, 1.0)
+        for name in ("attn_softcap", "logit_softcap"):
+            _number("", name, getattr(self, name), 0.0, 1e30)
+        for name in ("attn_scale", "embed_scale", "residual_scale", "logit_scale"):
+            _number("", name, getattr(self, name), -1e30, 1e30)
+        if self.bos_token is not None:
+            _integer("", "bos_token", self.bos_token, 0, self.vocab_size - 1)
+        for token in self.eos_tokens:
+            _integer("", "eos_tokens", token, 0, self.vocab_size - 1)
 
     @property
     def num_layers(self) -> int:
@@ -183,5 +253,5 @@ class DecoderSpec:
             )
             fields["eos_tokens"] = tuple(fields["eos_tokens"])
             return cls(**fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtefactError(f"spec in the model's metadata is not readable: {error}") from error

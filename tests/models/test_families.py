@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from edgetok.formats.checkpoint import open_checkpoint
-from edgetok.models import read_family, tensor_shapes
+from edgetok.models import families, inv_freq, read_family, tensor_shapes
 from tests.reference_decoder import canonical_weights, forward
 from tests.tiny import FAMILIES, load_reference, tiny_checkpoint
 
@@ -30,6 +32,158 @@ def assert_equals_transformers(folder: Path, tokens: np.ndarray = TOKENS) -> Non
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_every_family_has_a_tiny_checkpoint() -> None:
+    assert families() == tuple(sorted(FAMILIES))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_transformers(family: str, tmp_path: Path) -> None:
     assert_equals_transformers(tiny_checkpoint(family, tmp_path, shards=2))
+
+
+@pytest.mark.parametrize("name", ["stories260k", "babyllama-105"])
+def test_real_weights_equal_transformers(name: str, data: Path) -> None:
+    assert_equals_transformers(data / "models" / name)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"type": "linear", "factor": 3.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "yarn", "factor": 2.0},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 8.0,
+            "beta_slow": 0.5,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.9,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.3},
+        {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 64,
+            "short_factor": [1.0 + i / 8 for i in range(12)],
+            "long_factor": [2.0] * 12,
+            "factor": 1.0,
+        },
+    ],
+    ids=["none", "linear", "yarn", "yarn-default", "yarn-mscale", "yarn-factor", "longrope"],
+)
+def test_rope_scaling_equals_transformers(scaling: dict[str, Any] | None, tmp_path: Path) -> None:
+    assert_equals_transformers(tiny_checkpoint("llama", tmp_path, rope_scaling=scaling))
+
+
+@pytest.mark.parametrize("tokens", [16, 17])
+def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path: Path) -> None:
+    folder = tiny_checkpoint("phi3", tmp_path)
+    assert_equals_transformers(folder, TOKENS[:tokens])
+    rope = read_family(read_config(folder)).spec.ropes[0]
+    short, long = inv_freq(rope, 16), inv_freq(rope, 17)
+    assert np.all(long < short)
+    np.testing.assert_allclose(short * rope.short_factors, long * rope.long_factors)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {"num_key_value_heads": None, "head_dim": 18, "hidden_act": "gelu"}),
+        ("llama", {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"use_sliding_window": False}),
+        ("qwen3", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 8,
+                   "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        ("gemma3_text", {"rope_scaling": None, "final_logit_softcapping": 4.0}),
+        ("phi3", {"rope_scaling": None, "partial_rotary_factor": 1.0, "sliding_window": 9}),
+        ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "mlp_bias": True}),
+        ("granite", {"mlp_bias": True, "attention_bias": False}),
+        ("olmo2", {"attention_bias": True}),
+    ],
+)  # fmt: skip
+def test_options_equal_transformers(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    assert_equals_transformers(tiny_checkpoint(family, tmp_path, **config))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embedding_scale_is_rounded_as_transformers_rounds_it(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint("gemma2", tmp_path, dtype=dtype)
+    expected = torch.tensor(72**0.5, dtype=dtype).item()
+    assert read_family(read_config(folder)).spec.embed_scale == expected
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b"])
+def test_published_shapes(name: str, data: Path) -> None:
+    config = json.loads((data / "shapes" / f"{name}.config.json").read_text())
+    spec = read_family(config).spec
+    found = (spec.hidden_size, spec.num_layers, spec.head_dim, spec.qkv_bias, spec.qk_norm)
+    assert (
+        found
+        == {
+            "llama-3.2-1b": (2048, 16, 64, False, "none"),
+            "qwen2.5-0.5b": (896, 24, 64, True, "none"),
+            "qwen3-0.6b": (1024, 28, 128, False, "head"),
+        }[name]
+    )
+    assert all(layer.window == 0 for layer in spec.layers)
+    parameters = sum(int(np.prod(shape)) for shape in tensor_shapes(spec).values())
+    assert (
+        parameters
+        == {
+            "llama-3.2-1b": 1_235_814_400,
+            "qwen2.5-0.5b": 494_032_768,
+            "qwen3-0.6b": 596_049_920,
+        }[name]
+    )
+
+
+def as_transformers_5(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config in the style of transformers 5: one object for the rotary embedding."""
+    config = dict(config)
+    rope = dict(config.pop("rope_scaling", None) or {"rope_type": "default"})
+    if "type" in rope:
+        rope["rope_type"] = rope.pop("type")
+    rope["rope_theta"] = config.pop("rope_theta")
+    if "original_max_position_embeddings" in config:
+        rope["original_max_position_embeddings"] = config.pop("original_max_position_embeddings")
+    if "partial_rotary_factor" in config:
+        rope["partial_rotary_factor"] = config.pop("partial_rotary_factor")
+    if "rope_local_base_freq" in config:
+        local = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq")}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    return {**config, "rope_parameters": rope}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_styles_of_rope_config(family: str, tmp_path: Path) -> None:
+    config = read_config(tiny_checkpoint(family, tmp_path))
+    renewed = as_transformers_5(config)
+    assert "rope_theta" not in renewed
+    assert read_family(renewed) == read_family(config)
+
+
+def test_generation_config_names_the_ends_of_an_answer(tmp_path: Path) -> None:
+    config = read_config(tiny_checkpoint("llama", tmp_path))
+    assert read_family(config).spec.eos_tokens == (2,)
+    assert read_family(config, {"eos_token_id": [5, 2, 5]}).spec.eos_tokens == (5, 2)
+    assert read_family(config, {"eos_token_id": 7}).spec.eos_tokens == (7,)
+    assert read_family(config, {"eos_token_id": None}).spec.eos_tokens == (2,)
+    assert read_family(config | {"eos_token_id": None, "bos_token_id": None}).spec.bos_token is None
+
+
+def test_unclaimed_tensors_are_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint("qwen2", tmp_path)
+    family = read_family(read_config(folder))
+    strange = "model.layers.0.self_attn.sinks"
+    computed = "model.layers.1.self_attn.rotary_emb.inv_freq"
+    names = [source.name for source in family.tensors.values()]
+    assert family.unclaimed([*names, computed, strange, "lm_head.weight"]) == (strange,)

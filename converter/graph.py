@@ -11,6 +11,7 @@ GroupQueryAttention. Its `local_window_size` counts the token itself, as `LayerS
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -226,7 +227,7 @@ class _DecoderWriter:
 
     def _linear(self, x: str, name: str) -> str:
         g, form, shape = self.g, self.formats[name], self.shapes[name]
-        size = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
+        size: dict[str, Any] = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         zeros = [f"{name}.zeros"] * form.zeros
         if form.bits == 3:
             planes = [f"{name}.{suffix}" for suffix in ("qweight", "qweight_high", "scales")]
@@ -312,7 +313,7 @@ class _DecoderWriter:
         k = self._padded(self._rotate(k, scope, layer.rope, kv_heads), scope, kv_heads)
         v = self._padded(v, scope, kv_heads)
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
-        attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": kv_heads}
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads}
         attributes |= {"scale": float(spec.attn_scale), "do_rotary": 0}
         if layer.window:
             attributes["local_window_size"] = layer.window

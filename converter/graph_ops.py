@@ -6,6 +6,7 @@ Only operators of opset 21 and `com.microsoft` are used, so that plain onnxrunti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,8 +27,6 @@ _ONNX_TYPES = {
     "int32": TensorProto.INT32,
 }
 
-Attribute = int | float | str | list[int]
-
 
 class GraphWriter:
     """Collects nodes in order. Values are named after the node that computes them."""
@@ -45,7 +44,7 @@ class GraphWriter:
         *,
         domain: str = "",
         outputs: Sequence[str] = (),
-        **attributes: Attribute,
+        **attributes: Any,
     ) -> str:
         """Append a node and name its first output.
 
@@ -151,7 +150,7 @@ def three_bit_functions() -> list[onnx.FunctionProto]:
 def _dequantize_nodes() -> list[onnx.NodeProto]:
     nodes: list[onnx.NodeProto] = []
 
-    def add(op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
         return output
 

@@ -85,7 +85,7 @@ class DataFile:
             raise ShapeError(
                 f"{name} is {values.dtype} {values.shape}, expected {slot.dtype} {slot.shape}"
             )
-        rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         offset = slot.offset
         try:
             while rest:

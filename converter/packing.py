@@ -107,8 +107,8 @@ def pack_planes(codes: Bytes, group_size: int, zeros: Bytes | None = None) -> tu
     low = np.empty((N, G, group_size // 4), np.uint8)
     high = np.empty((N, G, group_size // 8), np.uint8)
     for rows, padded in _padded_rows(codes, 3, group_size, zeros):
-        low[rows] = _pack(padded & 3, 2).reshape(low[rows].shape)
-        high[rows] = _pack(padded >> 2, 1).reshape(high[rows].shape)
+        low[rows] = _pack(padded & np.uint8(3), 2).reshape(low[rows].shape)
+        high[rows] = _pack(padded >> np.uint8(2), 1).reshape(high[rows].shape)
     return low, high
 
 
@@ -130,7 +130,7 @@ def unpack_linear(
     low = np.asarray(parts[".qweight"], np.uint8).reshape(N, -1)
     if form.bits == 3:
         high = np.asarray(parts[".qweight_high"], np.uint8).reshape(N, -1)
-        codes = _unpack(low, 2) | (_unpack(high, 1) << 2)
+        codes = _unpack(low, 2) | (_unpack(high, 1) << np.uint8(2))
     else:
         codes = _unpack(low, form.bits)
     zeros = None

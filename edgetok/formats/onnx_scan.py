@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from edgetok.errors import ArtefactError
@@ -28,7 +28,7 @@ MAX_DIMS = 8
 _KEYS = {"location", "offset", "length", "checksum"}
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 _CHECKSUM = re.compile(r"[0-9a-fA-F]{40}")
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.UINT8: 8,
     TensorProto.INT8: 8,

@@ -161,7 +161,11 @@ class OnnxRuntimeBackend:
             raise ArtefactError(
                 f"{artefact.graph_path}: onnxruntime {ort.__version__} refuses the graph: {error}"
             ) from error
-        self._graph = _ForeignGraph(artefact, self._session) if artefact.spec is None else None
+        self._graph: _OwnGraph | _ForeignGraph = (
+            _ForeignGraph(artefact, self._session)
+            if artefact.spec is None
+            else _OwnGraph(artefact.spec)
+        )
 
     @property
     def spec(self) -> DecoderSpec | None:
@@ -171,12 +175,12 @@ class OnnxRuntimeBackend:
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
-        return self._graph.vocab_size if self.spec is None else self.spec.vocab_size
+        return self._graph.vocab_size
 
     @property
     def context_tokens(self) -> int:
         """The trained context length."""
-        return self._graph.context_tokens if self.spec is None else self.spec.context_tokens
+        return self._graph.context_tokens
 
     def new_cache(self, capacity_tokens: int) -> KVCache:
         """Allocate an empty cache, all its bytes at once where the graph is ours.
@@ -184,9 +188,7 @@ class OnnxRuntimeBackend:
         Raises:
             OptionError: less than one token.
         """
-        if self.spec is None:
-            return self._graph.new_cache(capacity_tokens)
-        return SharedCache(self.spec, capacity_tokens)
+        return self._graph.new_cache(capacity_tokens)
 
     def forward(
         self,
@@ -224,7 +226,7 @@ class OnnxRuntimeBackend:
                 if start and should_stop is not None and should_stop():
                     raise Interrupted
                 block = ids[start : start + self._block_tokens].astype(np.int64)
-                logits = self._run(self._session, cache, block)
+                logits = self._graph.run(self._session, cache, block)
                 blocks.append(logits if all_logits else logits[-1])
             return np.concatenate(blocks) if all_logits else blocks[-1]
 
@@ -234,32 +236,36 @@ class OnnxRuntimeBackend:
             self._session = None
             self._artefact.close()
 
-    def _run(
+
+class _OwnGraph:
+    """A graph of edgetok's converter."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        self._spec = spec
+        self.vocab_size = spec.vocab_size
+        self.context_tokens = spec.context_tokens
+
+    def new_cache(self, capacity_tokens: int) -> SharedCache:
+        return SharedCache(self._spec, capacity_tokens)
+
+    def run(
         self, session: ort.InferenceSession, cache: KVCache, ids: npt.NDArray[np.int64]
     ) -> Logits:
         """Logits [T, V] of one block."""
-        if isinstance(cache, SharedCache):
-            return _run_shared(session, cache, ids)
-        if isinstance(cache, GrowingCache) and self._graph is not None:
-            return self._graph.run(session, cache, ids)
-        raise ShapeError(f"a {type(cache).__name__} is no cache of this backend; use new_cache")
-
-
-def _run_shared(
-    session: ort.InferenceSession, cache: SharedCache, ids: npt.NDArray[np.int64]
-) -> Logits:
-    binding = session.io_binding()
-    mask = np.ones((1, cache.length_tokens + ids.size), np.int64)
-    binding.bind_cpu_input("input_ids", ids[None])
-    binding.bind_cpu_input("attention_mask", mask)
-    for name, value in cache.values.items():
-        binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-        binding.bind_ortvalue_output(f"present.{name}", value)
-    binding.bind_output("logits", "cpu")
-    session.run_with_iobinding(binding)
-    logits: Logits = binding.get_outputs()[-1].numpy()[0]
-    cache.advance(ids.size)
-    return logits
+        if not isinstance(cache, SharedCache):
+            raise _foreign_cache(cache)
+        binding = session.io_binding()
+        mask = np.ones((1, cache.length_tokens + ids.size), np.int64)
+        binding.bind_cpu_input("input_ids", ids[None])
+        binding.bind_cpu_input("attention_mask", mask)
+        for name, value in cache.values.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+        binding.bind_output("logits", "cpu")
+        session.run_with_iobinding(binding)
+        logits: Logits = binding.get_outputs()[-1].numpy()[0]
+        cache.advance(ids.size)
+        return logits
 
 
 class _ForeignGraph:
@@ -299,8 +305,11 @@ class _ForeignGraph:
         return GrowingCache(empty, self._axis, capacity_tokens)
 
     def run(
-        self, session: ort.InferenceSession, cache: GrowingCache, ids: npt.NDArray[np.int64]
+        self, session: ort.InferenceSession, cache: KVCache, ids: npt.NDArray[np.int64]
     ) -> Logits:
+        """Logits [T, V] of one block."""
+        if not isinstance(cache, GrowingCache):
+            raise _foreign_cache(cache)
         total = cache.length_tokens + ids.size
         if not self._past:  # without a cache everything is computed again
             ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
@@ -330,6 +339,10 @@ class _ForeignGraph:
         if len(axes) > 1:
             raise ArtefactError(f"{self._path}: caches have tokens along different axes")
         return axes.pop() if axes else 2
+
+
+def _foreign_cache(cache: KVCache) -> ShapeError:
+    return ShapeError(f"a {type(cache).__name__} is no cache of this backend; use its new_cache")
 
 
 def _config(artefact: Artefact) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def blocks_bytes(codes: int, block: int) -> int:
     return round_up(4 * ((codes + block - 1) // block), 64)
 
 
-def decode_scales_offset(codes: int, planes: int, vector_bytes: int) -> int:
+def decode_scales_offset(codes: int, planes: int) -> int:
     """Where a token's block scales begin in the decode layout; codes as from `padded_codes`."""
     return codes // planes * (planes + 2)
 

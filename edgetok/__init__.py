@@ -1,1 +1,88 @@
-"""Edge inference for language models."""
+"""Edge inference for language models: 2-4 bit ONNX artefacts, run at the speed of memory.
+
+import edgetok
+
+model = edgetok.load("artefacts/tiny")
+for piece in model.stream("Once upon a time"):
+    print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgetok.errors import (
+    ArtefactError,
+    CheckpointError,
+    ContextError,
+    EdgetokError,
+    MissingExtraError,
+    OptionError,
+    OutputError,
+    SessionError,
+    ShapeError,
+    TemplateError,
+    UnsupportedError,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from edgetok.chat import Chat
+    from edgetok.generation import Generation, Result, Stats
+    from edgetok.model import Model
+    from edgetok.text.sampling import SamplingOptions
+
+    load = Model.load
+    __version__: str
+
+__all__ = [
+    "ArtefactError",
+    "Chat",
+    "CheckpointError",
+    "ContextError",
+    "EdgetokError",
+    "Generation",
+    "MissingExtraError",
+    "Model",
+    "OptionError",
+    "OutputError",
+    "Result",
+    "SamplingOptions",
+    "SessionError",
+    "ShapeError",
+    "Stats",
+    "TemplateError",
+    "UnsupportedError",
+    "UserError",
+    "__version__",
+    "load",
+]
+
+# Imported on first use: `import edgetok` alone loads neither NumPy nor a runtime.
+_LAZY = {
+    "Chat": "edgetok.chat",
+    "Generation": "edgetok.generation",
+    "Model": "edgetok.model",
+    "Result": "edgetok.generation",
+    "SamplingOptions": "edgetok.text.sampling",
+    "Stats": "edgetok.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from edgetok.model import Model
+
+        return Model.load
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgetok")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'edgetok' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -97,9 +97,13 @@ class Tokenizer:
                 text that a chat template made, which has written them itself.
 
         Raises:
-            OptionError: the text names a token that the model has no embedding for.
+            OptionError: the text is not valid Unicode, or names a token that the model has no
+                embedding for.
         """
-        ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+        try:
+            ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+        except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate
+            raise OptionError(f"the text is not valid Unicode: {error}") from error
         if special and self._bos_rule is not None and self.bos_token is not None:
             has_bos = bool(ids) and ids[0] == self.bos_token
             if self._bos_rule and not has_bos:

@@ -1,0 +1,205 @@
+"""A conversation: history, template, and a KV cache that is kept from turn to turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from edgetok.errors import OptionError, UserError
+from edgetok.generation import CachedTokens, Generation, Result
+from edgetok.session import Session, read_session, write_session
+from edgetok.text.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from edgetok.model import Model, SamplingChanges
+
+
+class Chat:
+    """One conversation with a model. Made by `Model.chat`; used by one thread at a time.
+
+    Attributes:
+        model: what answers.
+        sampling: options of the next answers; may be replaced at any time.
+    """
+
+    def __init__(
+        self, model: Model, *, system: str | None = None, sampling: SamplingOptions | None = None
+    ) -> None:
+        """Begin; `Model.chat` is the usual way.
+
+        Raises:
+            TemplateError: the model has no usable chat template.
+        """
+        self.model = model
+        self.sampling = sampling or model.sampling
+        self._template = model.template
+        self._system = system or None
+        self._turns: list[dict[str, str]] = []
+        self._context: CachedTokens | None = None
+        self._active: Generation | None = None
+        self._last: Result | None = None
+
+    @property
+    def system(self) -> str | None:
+        """What the model should be; may be changed in the middle of a conversation."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._settle()
+        self._system = text or None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as the template sees it: a copy."""
+        head = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return head + [dict(turn) for turn in self._turns]
+
+    @property
+    def last(self) -> Result | None:
+        """The latest answer's tokens and timing."""
+        return self._last
+
+    @property
+    def used_tokens(self) -> int:
+        """How much of the context the conversation has taken so far."""
+        return 0 if self._context is None else self._context.cache.length_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """How much the context holds."""
+        return self.model.context_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache; 0 before the first answer."""
+        return 0 if self._context is None else self._context.cache.nbytes
+
+    def send(self, text: str, **sampling: Unpack[SamplingChanges]) -> Generation:
+        """Say something; the answer comes piece by piece.
+
+        A message that got no answer, because it was cancelled before the first word, is replaced.
+
+        Args:
+            text: what the user says.
+            sampling: options that differ from `self.sampling`, for this answer.
+
+        Returns:
+            An iterator over pieces of text. What it has given when it ends, is closed or cancelled
+            becomes part of the conversation.
+
+        Raises:
+            ContextError: the conversation no longer fits; it is as it was before.
+            TemplateError: the template refuses the conversation; likewise.
+        """
+        self._settle()
+        before = list(self._turns)
+        if self._turns and self._turns[-1]["role"] == "user":
+            self._turns.pop()
+        self._turns.append({"role": "user", "content": text})
+        try:
+            return self._answer(sampling)
+        except UserError:
+            self._turns = before
+            raise
+
+    def retry(self, **sampling: Unpack[SamplingChanges]) -> Generation:
+        """Answer the last message again.
+
+        Args:
+            sampling: options that differ from `self.sampling`, for this answer.
+
+        Raises:
+            OptionError: nothing was said yet.
+        """
+        self._settle()
+        if not self._turns:
+            raise OptionError("there is no message to answer again")
+        before = list(self._turns)
+        if self._turns[-1]["role"] == "assistant":
+            self._turns.pop()
+        try:
+            return self._answer(sampling)
+        except UserError:
+            self._turns = before
+            raise
+
+    def undo(self) -> str | None:
+        """Take back the last message and its answer.
+
+        Returns:
+            The message; None where nothing was said yet.
+        """
+        self._settle()
+        if not self._turns:
+            return None
+        if self._turns[-1]["role"] == "assistant":
+            self._turns.pop()
+        return self._turns.pop()["content"]
+
+    def clear(self) -> None:
+        """Forget the conversation, but not the system message."""
+        self._settle()
+        self._turns.clear()
+        self._last = None
+        if self._context is not None:
+            self._context.reuse([-1])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation to a file, which replaces another only when it is complete.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self._settle()
+        session = Session(
+            model=self.model.artefact.identity,
+            system=self._system,
+            turns=tuple(dict(turn) for turn in self._turns),
+            sampling=dataclasses.asdict(self.sampling),
+        )
+        write_session(Path(path), session)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on with a conversation that `save` wrote.
+
+        Raises:
+            SessionError: the file is missing, damaged or belongs to another model; the present
+                conversation goes on as it was.
+        """
+        self._settle()
+        session, sampling = read_session(Path(path), self.model.artefact.identity)
+        self._system = session.system
+        self._turns = [dict(turn) for turn in session.turns]
+        self.sampling = sampling
+        self._last = None
+
+    def _answer(self, sampling: SamplingChanges) -> Generation:
+        options = self.sampling.with_changes(dict(sampling))
+        text = self._template.render(self.messages)
+        tokens = self.model.tokenize(text, special=False)
+        if self._context is None:
+            self._context = CachedTokens(self.model.backend, self.model.context_tokens)
+        self._active = Generation(
+            self._context,
+            self.model.tokenizer,
+            tokens,
+            options,
+            self.model.eos_tokens,
+            self._finished,
+        )
+        return self._active
+
+    def _finished(self, result: Result) -> None:
+        self._active = None
+        self._last = result
+        # A message without any answer stays the last one, so that retry can answer it.
+        if result.text or result.finish != "cancelled":
+            self._turns.append({"role": "assistant", "content": result.text})
+
+    def _settle(self) -> None:
+        """End an answer that is still being written."""
+        if self._active is not None:
+            self._active.close()

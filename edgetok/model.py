@@ -1,0 +1,261 @@
+"""A loaded model: text in, text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from edgetok.config import read_settings
+from edgetok.errors import ArtefactError, OptionError, TemplateError
+from edgetok.formats import strict_json
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.generation import CachedTokens, Generation, Result
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.backend import Backend
+from edgetok.runtime.select import Compute, Device, KvBits, RunOptions, load_backend
+from edgetok.text.sampling import SamplingOptions
+from edgetok.text.tokenizer import Tokenizer, read_config
+
+if TYPE_CHECKING:
+    from edgetok.chat import Chat
+    from edgetok.text.template import ChatTemplate
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+class SamplingChanges(TypedDict, total=False):
+    """Sampling options by keyword; see `SamplingOptions`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    max_tokens: int | None
+    stop: tuple[str, ...]
+
+
+class Model:
+    """A model ready to run. May be used from many threads; their steps take turns.
+
+    Attributes:
+        path: the artefact's folder.
+        artefact: the opened artefact.
+        backend: what computes.
+        tokenizer: text to tokens and back.
+        context_tokens: the longest prompt and answer together.
+        sampling: the defaults: what the checkpoint recommends.
+        notes: lines that a user should see once, such as an unexpected backend.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        backend: Backend,
+        *,
+        context_tokens: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Put the parts together; `Model.load` is the usual way.
+
+        Args:
+            artefact: where tokenizer and template are.
+            backend: loaded for this artefact; closed with the model.
+            context_tokens: limit for prompt and answer together; None: 4096, or the trained
+                length where that is less.
+            notes: lines for the user.
+
+        Raises:
+            ArtefactError: tokenizer or configuration are missing or damaged.
+            OptionError: the context is longer than the model was trained for.
+        """
+        trained = backend.context_tokens
+        if context_tokens is None:
+            context_tokens = min(trained, DEFAULT_CONTEXT_TOKENS)
+        elif type(context_tokens) is not int or not 1 <= context_tokens <= trained:
+            raise OptionError(
+                f"context is {context_tokens!r} tokens, expected 1 to {trained}, the length that "
+                "the model was trained for"
+            )
+        self.path = artefact.folder
+        self.artefact = artefact
+        self.backend = backend
+        self.context_tokens = context_tokens
+        self.notes = tuple(notes)
+        self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
+        generation = _generation_config(self.path)
+        self.sampling = SamplingOptions.from_generation_config(generation)
+        self.eos_tokens = _eos_tokens(backend.spec, generation, self.tokenizer)
+        self._template: ChatTemplate | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        context: int | None = None,
+        kv_bits: KvBits = 8,
+        compute: Compute = "int8",
+        isa: str | None = None,
+    ) -> Model:
+        """Load an artefact folder that `edgetok convert` wrote.
+
+        Args:
+            path: the folder.
+            device: "cpu", "onnxruntime", or "auto" for the one that fits.
+            threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core.
+            context: limit in tokens for prompt and answer together; None: 4096, or the trained
+                length where that is less.
+            kv_bits: of keys and values in the cache: 8, or 32 for float.
+            compute: "int8" activations, or "float32".
+            isa: restricts the instruction set; None takes the best that this CPU has.
+
+        Raises:
+            ArtefactError: the folder is damaged or no artefact.
+            OptionError: an option is out of range.
+            UnsupportedError: the wanted device cannot run this artefact.
+        """
+        options = RunOptions(
+            device=device,
+            threads=read_settings().threads if threads is None else threads,
+            kv_bits=kv_bits,
+            compute=compute,
+            isa=isa,
+        )
+        artefact = open_artefact(path)
+        try:
+            backend, note = load_backend(artefact, options)
+        except BaseException:
+            artefact.close()
+            raise
+        try:
+            return cls(
+                artefact, backend, context_tokens=context, notes=() if note is None else (note,)
+            )
+        except BaseException:
+            backend.close()
+            artefact.close()
+            raise
+
+    def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:
+        """Continue a text to the end.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: options that differ from `self.sampling`.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: an option is out of range.
+        """
+        return self.stream(prompt, **sampling).run()
+
+    def stream(
+        self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]
+    ) -> Generation:
+        """Continue a text, piece by piece.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: options that differ from `self.sampling`.
+
+        Returns:
+            An iterator over pieces of text, whose `result` holds tokens and timing.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: an option is out of range.
+        """
+        options = self.sampling.with_changes(dict(sampling))
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        if not tokens and self.tokenizer.bos_token is not None:
+            tokens = [self.tokenizer.bos_token]
+        capacity = self.context_tokens
+        if options.max_tokens is not None and len(tokens) < capacity:
+            capacity = min(capacity, len(tokens) + options.max_tokens)
+        context = CachedTokens(self.backend, capacity)
+        return Generation(context, self.tokenizer, tokens, options, self.eos_tokens)
+
+    def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
+        """Begin a conversation.
+
+        Args:
+            system: what the model should be, for every turn.
+            sampling: options that differ from `self.sampling`.
+
+        Raises:
+            TemplateError: the model has no usable chat template.
+        """
+        from edgetok.chat import Chat
+
+        return Chat(self, system=system, sampling=self.sampling.with_changes(dict(sampling)))
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text, with what the tokenizer adds around it unless `special` is False."""
+        return self.tokenizer.encode(text, special=special)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template, compiled on first use.
+
+        Raises:
+            TemplateError: there is none, or it is not usable.
+        """
+        from edgetok.text.template import ChatTemplate
+
+        if self._template is None:
+            self._template = ChatTemplate.from_folder(self.path, read_config(self.path))
+        if self._template is None:
+            raise TemplateError(
+                f"{self.path}: has no chat template, so this model continues text but does not "
+                "chat; use `edgetok generate`, or put a chat_template.jinja beside the checkpoint "
+                "and convert again"
+            )
+        return self._template
+
+    def close(self) -> None:
+        """Stop threads and let go of the weights. A second call does nothing."""
+        self.backend.close()
+        self.artefact.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        for token in tokens:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise OptionError(
+                    f"token {token} in the prompt, expected 0 to {self.tokenizer.vocab_size - 1}"
+                )
+        return [int(token) for token in tokens]
+
+
+def _generation_config(folder: Path) -> dict[str, object]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {}
+    return strict_json.read_object(path, error=ArtefactError)
+
+
+def _eos_tokens(
+    spec: DecoderSpec | None, generation: dict[str, object], tokenizer: Tokenizer
+) -> frozenset[int]:
+    """Everything that the checkpoint says ends an answer."""
+    found = set(spec.eos_tokens if spec is not None else ())
+    listed = generation.get("eos_token_id")
+    for token in listed if isinstance(listed, list) else [listed]:
+        if type(token) is int:
+            found.add(token)
+    if tokenizer.eos_token is not None:
+        found.add(tokenizer.eos_token)
+    return frozenset(found)

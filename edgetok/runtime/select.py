@@ -1,0 +1,128 @@
+"""Which backend runs an artefact."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edgetok.errors import OptionError, UnsupportedError
+from edgetok.formats.artefact import Artefact
+from edgetok.runtime.backend import Backend
+
+Device = Literal["auto", "cpu", "onnxruntime"]
+Compute = Literal["int8", "float32"]
+KvBits = Literal[8, 32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How an artefact is run.
+
+    Attributes:
+        device: "cpu" for edgetok's kernels, "onnxruntime" for any graph, "auto" for the first that
+            fits.
+        threads: how many compute; None for one per physical core that this process may use.
+        kv_bits: of keys and values in the cache of the CPU backend: 8, or 32 for float.
+        compute: of activations in the CPU backend's products: "int8", or "float32" to compare with.
+        isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
+    """
+
+    device: Device = "auto"
+    threads: int | None = None
+    kv_bits: KvBits = 8
+    compute: Compute = "int8"
+    isa: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            OptionError: names the option, its value and what it may be.
+            UnsupportedError: a GPU was asked for.
+        """
+        if self.device == "cuda":
+            raise UnsupportedError(
+                "device is 'cuda', but this build has no GPU backend; use 'cpu' or 'onnxruntime'"
+            )
+        if self.device not in get_args(Device):
+            raise OptionError(f"device is {self.device!r}, expected one of {_list(Device)}")
+        if self.compute not in get_args(Compute):
+            raise OptionError(f"compute is {self.compute!r}, expected one of {_list(Compute)}")
+        if self.kv_bits not in get_args(KvBits):
+            raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {_list(KvBits)}")
+        if self.threads is not None and (
+            type(self.threads) is not int or not 1 <= self.threads <= 1024
+        ):
+            raise OptionError(
+                f"threads is {self.threads!r}, expected a whole number from 1 to 1024"
+            )
+
+
+def default_threads() -> int:
+    """One thread per physical core that this process may run on.
+
+    Decoding waits for memory, so a core's second hyper-thread adds nothing.
+    """
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    physical = psutil.cpu_count(logical=False)
+    return max(1, min(allowed or 1, physical or 1))
+
+
+def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
+    """The backend that "auto" means for this artefact.
+
+    Returns:
+        Its name, and a line for the user where it is not the expected one.
+
+    Raises:
+        UnsupportedError: the wanted backend cannot run the artefact.
+    """
+    if artefact.spec is not None:
+        return ("cpu" if device == "auto" else device), None
+    if device == "cpu":
+        raise UnsupportedError(
+            f"{artefact.folder}: the graph was exported by {artefact.manifest.exporter} and has no "
+            "edgetok spec; run it with device 'onnxruntime'"
+        )
+    return "onnxruntime", (
+        f"{artefact.folder.name}: a graph exported by {artefact.manifest.exporter}; it runs in "
+        "onnxruntime, slower than edgetok's own kernels"
+        if device == "auto"
+        else None
+    )
+
+
+def load_backend(artefact: Artefact, options: RunOptions) -> tuple[Backend, str | None]:
+    """Load the backend for an artefact.
+
+    Returns:
+        The backend, and a line for the user where it is not the expected one.
+
+    Raises:
+        UnsupportedError: the wanted backend cannot run the artefact.
+    """
+    device, note = choose(artefact, options.device)
+    threads = options.threads or default_threads()
+    if device == "onnxruntime":
+        from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(artefact, threads=threads), note
+    from edgetok.runtime.cpu_backend import CpuBackend
+
+    return (
+        CpuBackend(
+            artefact,
+            threads=threads,
+            kv_bits=options.kv_bits,
+            compute=options.compute,
+            isa=options.isa,
+        ),
+        note,
+    )
+
+
+def _list(choices: object) -> str:
+    return ", ".join(repr(choice) for choice in get_args(choices))

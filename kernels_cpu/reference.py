@@ -34,7 +34,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
         arXiv 1910.07467.
     """
     mean = np.mean(np.square(x), axis=-1, keepdims=True)
-    return x / np.sqrt(mean + x.dtype.type(eps)) * weight.astype(x.dtype)
+    normed: Array = x / np.sqrt(mean + x.dtype.type(eps)) * weight.astype(x.dtype)
+    return normed
 
 
 def rope(x: Array, positions: Array, inv_freq: Array, attention_factor: float = 1.0) -> Array:
@@ -60,13 +61,15 @@ def rope(x: Array, positions: Array, inv_freq: Array, attention_factor: float = 
 
 def softcap(x: Array, cap: float) -> Array:
     """cap * tanh(x / cap); x itself where cap is 0. Source: arXiv 2408.00118, section 2."""
-    return x if cap == 0 else cap * np.tanh(x / cap)
+    capped: Array = x if cap == 0 else cap * np.tanh(x / cap)
+    return capped
 
 
 def softmax(x: Array) -> Array:
     """exp(x) / sum(exp(x)) over the last axis, shifted by the maximum."""
     shifted = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return shifted / np.sum(shifted, axis=-1, keepdims=True)
+    shares: Array = shifted / np.sum(shifted, axis=-1, keepdims=True)
+    return shares
 
 
 def attention(
@@ -102,15 +105,18 @@ def attention(
 
 def activation(x: Array, kind: str) -> Array:
     """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
+    y: Array
     if kind == "silu":
         with np.errstate(over="ignore"):
-            return x / (1 + np.exp(-x))
-    if kind == "gelu":
+            y = x / (1 + np.exp(-x))
+    elif kind == "gelu":
         erf = np.array([math.erf(v) for v in (x / math.sqrt(2)).ravel()]).reshape(x.shape)
-        return (x * (0.5 + 0.5 * erf)).astype(x.dtype)
-    if kind == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    raise ShapeError(f"activation {kind!r}, expected silu, gelu or gelu_tanh")
+        y = (x * (0.5 + 0.5 * erf)).astype(x.dtype)
+    elif kind == "gelu_tanh":
+        y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    else:
+        raise ShapeError(f"activation {kind!r}, expected silu, gelu or gelu_tanh")
+    return y
 
 
 def gated(gate: Array, up: Array, kind: str) -> Array:
@@ -217,7 +223,7 @@ def dequantise(
             f"do not match"
         )
     centred = codes.astype(np.int16) - unpack_zeros(zeros, bits, (N, G))[:, :, None]
-    weights = centred.astype(dtype) * scales.astype(dtype)[:, :, None]
+    weights: Array = centred.astype(dtype) * scales.astype(dtype)[:, :, None]
     return weights.reshape(N, -1)[:, :inputs]
 
 
@@ -286,4 +292,5 @@ def matmul_nbits_int8(
     used = a.shape[1]  # the last group may hold whole blocks of padding
     products = np.einsum("tbi,nbi->tnb", a.astype(np.int64), centred[:, :used])
     w_scales = np.repeat(scales.astype(np.float64), group_size // block, axis=1)[:, :used]
-    return np.einsum("tnb,tb,nb->tn", products, a_scales.astype(np.float64), w_scales)
+    sums = np.einsum("tnb,tb,nb->tn", products, a_scales.astype(np.float64), w_scales)
+    return np.asarray(sums, np.float64)

@@ -34,7 +34,7 @@ def inv_freq(rope: RopeSpec, capacity_tokens: int) -> Frequencies:
         2309.00071, section 3. longrope: arXiv 2402.13753.
     """
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim
-    base = np.float64(rope.theta) ** -exponents
+    base: Frequencies = np.power(rope.theta, -exponents)
     if rope.scaling == "linear":
         return base / rope.factor
     if rope.scaling == "llama3":
@@ -43,7 +43,7 @@ def inv_freq(rope: RopeSpec, capacity_tokens: int) -> Frequencies:
         return _yarn(rope, base)
     if rope.scaling == "longrope":
         is_long = capacity_tokens > rope.original_context_tokens
-        return base / np.array(rope.long_factors if is_long else rope.short_factors)
+        return base / np.array(rope.long_factors if is_long else rope.short_factors, np.float64)
     return base
 
 

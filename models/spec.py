@@ -245,13 +245,14 @@ class DecoderSpec:
         try:
             fields: dict[str, Any] = json.loads(text)
             fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
-            fields["ropes"] = tuple(
-                RopeSpec(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in rope.items()},
-                )
-                for rope in fields["ropes"]
-            )
+            fields["ropes"] = tuple(_rope(rope) for rope in fields["ropes"])
             fields["eos_tokens"] = tuple(fields["eos_tokens"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtefactError(f"spec in the model's metadata is not readable: {error}") from error
+
+
+def _rope(fields: dict[str, Any]) -> RopeSpec:
+    """A rope from JSON, where lists stand for tuples."""
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return RopeSpec(**known)

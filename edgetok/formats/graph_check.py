@@ -217,15 +217,20 @@ def _check_linears(
     path: Path, graph: onnx.GraphProto, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
 ) -> None:
     shapes = linear_shapes(spec)
+    want: _Attributes
     used = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
+        if node.op_type == "GatherBlockQuantized":
+            form = formats["lm_head" if spec.tied else "embed_tokens"]
+            want = {"bits": form.bits, "block_size": form.group_size}
+            _compare(path, node, _attributes(path, node), want)
         if node.op_type not in ("MatMulNBits", "MatMul3Bits"):
             continue
         name = node.input[1].removesuffix(".qweight")
         if name not in shapes or not formats[name].quantised:
             raise ArtefactError(f"{path}: node {node.name!r:.80} multiplies by {name!r:.80}")
         form, shape = formats[name], shapes[name]
-        want: _Attributes = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
+        want = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         found = _attributes(path, node)
         if form.bits != 3:
             want["bits"] = form.bits

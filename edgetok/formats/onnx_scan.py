@@ -113,6 +113,8 @@ class _Scanner:
         initializers: dict[str, ExternalTensor] = {}
         constants: set[str] = set()
         self._cap(model.graph)
+        self._texts(*(text for e in model.metadata_props for text in (e.key, e.value)))
+        self._texts(*(value.name for value in [*model.graph.input, *model.graph.output]))
         for tensor in model.graph.initializer:
             if not tensor.name or tensor.name in initializers or tensor.name in constants:
                 raise ArtefactError(f"{self.path}: two initializers are named {tensor.name!r:.80}")
@@ -123,10 +125,17 @@ class _Scanner:
                 initializers[tensor.name] = external
         self._graph(model.graph, "graph", skip_initializers=True)
         for function in model.functions:
+            self._texts(function.name, function.domain)
             self._nodes(function.node, f"function {function.name!r:.80}")
             self._attributes(function.attribute_proto, f"function {function.name!r:.80}")
         self._overlaps()
         return ScannedModel(model, initializers, constants, self.files)
+
+    def _texts(self, *values: object) -> None:
+        """Refuse strings that are not UTF-8, which protobuf hands over as bytes."""
+        for value in values:
+            if type(value) is not str:
+                raise ArtefactError(f"{self.path}: {value!r:.80} is no UTF-8 text; convert again")
 
     def _cap(self, graph: onnx.GraphProto) -> None:
         self.tensors += len(graph.initializer) + len(graph.sparse_initializer)
@@ -149,11 +158,13 @@ class _Scanner:
             self.nodes += 1
             if self.nodes > MAX_NODES:
                 raise ArtefactError(f"{self.path}: more than {MAX_NODES:,} nodes")
+            self._texts(node.name, node.op_type, node.domain, *node.input, *node.output)
             if node.attribute:
                 self._attributes(node.attribute, f"{where}, node {node.name or node.op_type!r:.80}")
 
     def _attributes(self, attributes: Iterable[onnx.AttributeProto], where: str) -> None:
         for attribute in attributes:
+            self._texts(attribute.name, attribute.ref_attr_name)
             at = f"{where}, attribute {attribute.name!r:.80}"
             if attribute.HasField("t"):
                 self._tensor(attribute.t, at)
@@ -172,6 +183,7 @@ class _Scanner:
 
     def _tensor(self, tensor: onnx.TensorProto, where: str) -> ExternalTensor | None:
         """Check one tensor; describe it where its bytes lie outside."""
+        self._texts(tensor.name)
         if tensor.HasField("segment"):
             raise self._refusal(tensor, where, "is a segment of a tensor")
         shape = tuple(tensor.dims)
@@ -223,6 +235,7 @@ class _Scanner:
     def _entries(self, tensor: onnx.TensorProto, where: str) -> tuple[str, int, int | None]:
         values: dict[str, str] = {}
         for entry in tensor.external_data:
+            self._texts(entry.key, entry.value)
             if entry.key not in _KEYS or entry.key in values:
                 raise self._refusal(
                     tensor, where, f"has an external data key {entry.key!r:.80} that is unknown or "

@@ -123,4 +123,3 @@ def _by_plane(planes: int) -> Any:
 
 # BY_PLANE[planes] orders each 4 * planes bytes as those of plane 0, of plane 1, ...
 BY_PLANE = {planes: _by_plane(planes) for planes in (2, 4)}
-

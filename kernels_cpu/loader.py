@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import stat
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 from edgetok.errors import EdgetokError, OutputError
 from edgetok.kernels_cpu.isa import Isa
 
-MODULES = ("program",)
+MODULES = ("program", "quantise")
 
 Progress = Callable[[int, int], None]
 
@@ -72,7 +73,9 @@ def load(isa: Isa, cache_dir: Path, progress: Progress | None = None) -> Kernels
     from llvmlite import binding
 
     folder = _private(cache_dir)
-    paths = {module: folder / f"{module}-{isa.name}-{_key(isa.name)}.o" for module in MODULES}
+    paths = {
+        module: folder / f"{module}-{isa.name}-{_key(isa.name, module)}.o" for module in MODULES
+    }
     objects = {module: _read(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
     if missing:
@@ -91,14 +94,38 @@ def load(isa: Isa, cache_dir: Path, progress: Progress | None = None) -> Kernels
 
 
 @functools.cache
-def _key(isa_name: str) -> str:
-    """Hash of all that the machine code of one instruction set depends on."""
+def _key(isa_name: str, module: str) -> str:
+    """Hash of all that the machine code of one module and instruction set depends on."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name in sorted(_sources(module)):
+        digest.update(name.encode() + b"\0" + _source(name))
     versions = [metadata.version("numba"), metadata.version("llvmlite"), platform.python_version()]
     digest.update("\0".join([isa_name, sys.platform, platform.machine(), *versions]).encode())
     return digest.hexdigest()[:32]
+
+
+def _sources(module: str) -> set[str]:
+    """Modules of this package whose source can change a module's machine code: all it imports."""
+    seen: set[str] = set()
+    waiting = [module, "build"]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and (found := _source(name)):
+            seen.add(name)
+            for one, several in _IMPORT.findall(found.decode()):
+                waiting += [one] if one else re.findall(r"\w+", several)
+    return seen
+
+
+# `edgetok.kernels_cpu.name`, or `from edgetok.kernels_cpu import name, other`, perhaps in brackets.
+_IMPORT = re.compile(r"edgetok\.kernels_cpu(?:\.(\w+)| import ([^(\n]+|\([^)]*\)))")
+
+
+@functools.cache
+def _source(name: str) -> bytes:
+    """A module's source; nothing where there is no such module."""
+    path = Path(__file__).parent / f"{name}.py"
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _private(folder: Path) -> Path:

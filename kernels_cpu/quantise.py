@@ -63,7 +63,7 @@ def _load_x(address, valid):  # type: ignore[no-untyped-def]
     """LANES inputs, zeros from `valid` on."""
     if valid >= LANES:
         return load_f32(address)
-    return load_f32_first(address, max(valid, 0))
+    return load_f32_first(address, valid)
 
 
 @inline
@@ -88,22 +88,25 @@ def _block(x, valid, block, out):  # type: ignore[no-untyped-def]
 @inline
 def _piece(x, K, first, piece, group_size, block, codes, scales, starts, groups, offset):  # type: ignore[no-untyped-def]
     """Quantise codes first..first + piece into the arrays of one token."""
-    for start in range(first, first + piece, group_size):
+    for g in range(first // group_size, (first + piece) // group_size):
         group = _ZERO
-        for k in range(start, start + group_size, block):
+        for b in range(g * group_size // block, (g + 1) * group_size // block):
+            k = b * block
             scale, total = _block(x + 4 * k, K - k, block, codes + k)
-            write_f32(scales + 4 * (k // block), scale)
+            write_f32(scales + 4 * b, scale)
             if starts != 0:
-                write_i32(starts + 4 * (k // block), np.int32(-offset * total))
+                write_i32(starts + 4 * b, np.int32(-offset * total))
             group += scale * np.float32(total)
-        write_f32(groups + 4 * (start // group_size), group)
+        write_f32(groups + 4 * g, group)
 
 
 @inline
 def _order_decode(chunks, codes, scales, first, piece, planes, block, middle):  # type: ignore[no-untyped-def]
     """Chunks of the decode layout from natural codes."""
     per_lane = 4 * planes
-    for k in range(first, first + piece, planes * VB):
+    width = planes * VB
+    for c in range(first // width, (first + piece) // width):
+        k = c * width
         natural = codes + k
         chunk = chunks + k // planes * (planes + 2)
         if planes == 1:
@@ -158,7 +161,7 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
     planes = 1 if bits == 8 else 2 if bits == 4 else 4
     codes = layout.padded_codes(K, group_size, planes, VB)
     # Whole chunks and whole groups: both are powers of two.
-    piece = max(planes * VB, group_size)
+    piece = planes * VB if planes * VB > group_size else group_size
     pieces = codes // piece
     total = tokens * pieces
     for i in range(tid * total // threads, (tid + 1) * total // threads):

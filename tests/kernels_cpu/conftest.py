@@ -1,0 +1,103 @@
+"""Kernels of every instruction set that this machine runs, and buffers between guard pages."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgetok.kernels_cpu.isa import ISAS, host_isas
+from edgetok.kernels_cpu.loader import Kernels, load
+
+_PAGE = mmap.PAGESIZE
+_LOADED: dict[str, Kernels] = {}
+
+
+@pytest.fixture(scope="session")
+def kernel_cache() -> Path:
+    """Where compiled kernels are kept between runs of the tests."""
+    place = os.environ.get("EDGETOK_CACHE_DIR")
+    return Path(place or Path(tempfile.gettempdir()) / f"edgetok-tests-{os.getuid()}")
+
+
+def _load(name: str, cache: Path) -> Kernels:
+    if name not in _LOADED:
+        _LOADED[name] = load(ISAS[name], cache)
+    return _LOADED[name]
+
+
+@pytest.fixture(scope="session")
+def kernels(kernel_cache: Path) -> Kernels:
+    """Kernels of the best instruction set here."""
+    return _load(host_isas()[0], kernel_cache)
+
+
+@pytest.fixture(scope="session", params=host_isas())
+def each_kernels(request: pytest.FixtureRequest, kernel_cache: Path) -> Kernels:
+    """Kernels of every instruction set that this machine runs, one after the other."""
+    return _load(request.param, kernel_cache)
+
+
+class Guard:
+    """Copies of arrays that end (or begin) at a page which may not be touched."""
+
+    def __init__(self) -> None:
+        self._maps: list[mmap.mmap] = []
+        self._protect = ctypes.CDLL(None, use_errno=True).mprotect
+        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def __call__(
+        self, array: npt.NDArray[np.generic], at_end: bool = True
+    ) -> npt.NDArray[np.generic]:
+        """A copy of `array` whose last (first) byte borders on a guard page, both sides guarded."""
+        inside = -(-max(array.nbytes, 1) // _PAGE) * _PAGE
+        area = mmap.mmap(-1, inside + 2 * _PAGE)
+        self._maps.append(area)
+        base = np.frombuffer(area, np.uint8)
+        start = _PAGE + (inside - array.nbytes if at_end else 0)
+        copy = base[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        for page in (base.ctypes.data, base.ctypes.data + _PAGE + inside):
+            if self._protect(page, _PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        return copy
+
+    def close(self) -> None:
+        """Make the pages ordinary again, so that they can be unmapped."""
+        for area in self._maps:
+            base = np.frombuffer(area, np.uint8)
+            self._protect(base.ctypes.data, base.nbytes, 3)
+
+
+@pytest.fixture
+def guard() -> Guard:
+    """Puts arrays between pages that must not be touched; a kernel that strays ends the process."""
+    made = Guard()
+    yield made
+    made.close()
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs one instruction on `threads` threads, one after the other (there is no barrier in it)."""
+
+    def run(
+        kernels: Kernels, instruction: npt.NDArray[np.int64], tokens: int, threads: int = 1
+    ) -> None:
+        ctx = np.zeros(32, np.int64)
+        ctx[0] = tokens
+        call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
+        for tid in range(threads):
+            call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+
+    return run

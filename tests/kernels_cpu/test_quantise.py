@@ -1,0 +1,147 @@
+"""Int8 activations against the NumPy truth, in both layouts, code by code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu import launch_linear, reference
+from edgetok.kernels_cpu import linear_layout as layout
+from edgetok.kernels_cpu.launch_linear import Activations, Floats, quantise_instruction
+
+
+def _read(qx, tokens, vector_bytes):
+    """Codes [T, K], block scales, block sums (from the starts) and group sums that a buffer holds."""
+    planes, block, g = layout.PLANES[qx.bits], qx.block, qx.group_size
+    codes = layout.padded_codes(qx.K, g, planes, vector_bytes)
+    blocks, groups = codes // block, codes // g
+    out = []
+    for t in range(tokens):
+        if tokens <= layout.DECODE_TOKENS:
+            token = qx.array[t * layout.decode_token_bytes(codes, block, g, planes) :]
+            chunk = (planes + 2) * vector_bytes
+            chunks = token[: codes // planes * (planes + 2)].reshape(-1, chunk)
+            by_plane = chunks[:, : planes * vector_bytes].view(np.int8)
+            q = by_plane.reshape(-1, planes, vector_bytes).transpose(0, 2, 1).reshape(-1)
+            at = layout.decode_scales_offset(codes, planes)
+            scales = token[at : at + 4 * blocks].view(np.float32)
+            lane_scales = chunks[:, planes * vector_bytes : -vector_bytes].copy().view(np.float32)
+            expected = np.repeat(scales, block).reshape(-1, 4 * planes)[:, 0]
+            np.testing.assert_array_equal(lane_scales.reshape(-1), expected)
+            starts = chunks[:, -vector_bytes:].copy().view(np.int32).reshape(-1)
+            lane_sums = q.astype(np.int32).reshape(-1, 4 * planes).sum(1)
+            np.testing.assert_array_equal(starts, -(1 << (qx.bits - 1)) * lane_sums)
+            at += layout.blocks_bytes(codes, block)
+        else:
+            token = qx.array[t * layout.tile_token_bytes(codes, block, g) :]
+            ordered = token[:codes].view(np.int8).reshape(-1, planes, 4)
+            q = ordered.transpose(0, 2, 1).reshape(-1)
+            at = codes
+            scales = token[at : at + 4 * blocks].view(np.float32)
+            at += layout.blocks_bytes(codes, block)
+            starts = token[at : at + 4 * blocks].view(np.int32)
+            offset = 128 if qx.bits == 8 else 1 << qx.bits
+            np.testing.assert_array_equal(
+                starts, -offset * q.astype(np.int32).reshape(-1, block).sum(1)
+            )
+            at += layout.blocks_bytes(codes, block)
+        group_sums = token[at : at + 4 * groups].view(np.float32)
+        out.append((q, scales, group_sums))
+    return [np.stack(parts) for parts in zip(*out, strict=True)]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("group_size", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize(("tokens", "K"), [(1, 576), (3, 40), (8, 896), (9, 1), (33, 289)])
+def test_codes_and_scales(each_kernels, guard, run, bits, group_size, tokens, K):
+    rng = np.random.default_rng(K)
+    x = rng.standard_normal((tokens, K)).astype(np.float32) * 3
+    x[0, : min(K, 40)] = 0  # a block of zeros
+    x[-1, -1] = -1000
+    qx = Activations.allocate(
+        each_kernels.isa, tokens_max=tokens, K=K, bits=bits, group_size=group_size
+    )
+    first = None
+    for threads in (1, 2, 3):
+        qx.array[:] = 0xA5
+        instruction = quantise_instruction(each_kernels, x=Floats.of(guard(x)), qx=qx)
+        run(each_kernels, instruction, tokens, threads)
+        q, scales, group_sums = _read(qx, tokens, each_kernels.isa.vector_bytes)
+        truth, truth_scales = reference.quantise_activations(x, qx.block)
+        used = truth.shape[1]
+        np.testing.assert_array_equal(q[:, : used * qx.block], truth.reshape(tokens, -1))
+        assert not q[:, used * qx.block :].any()
+        np.testing.assert_array_equal(scales[:, :used], truth_scales)
+        assert not scales[:, used:].any()
+        sums = truth.astype(np.float64).sum(2) * truth_scales
+        sums = np.pad(sums, ((0, 0), (0, scales.shape[1] - used)))
+        sums = sums.reshape(tokens, -1, group_size // qx.block).sum(2)
+        np.testing.assert_allclose(group_sums, sums, rtol=1e-6, atol=1e-6 * np.abs(sums).max())
+        first = q if first is None else first
+        np.testing.assert_array_equal(q, first)
+
+
+def test_rounds_half_to_even_and_keeps_extremes(each_kernels, run):
+    x = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -127, 126.5] + [0] * 24], np.float32)
+    qx = Activations.allocate(each_kernels.isa, tokens_max=1, K=32, bits=8, group_size=32)
+    run(each_kernels, quantise_instruction(each_kernels, x=Floats.of(x), qx=qx), 1)
+    q, _, _ = _read(qx, 1, each_kernels.isa.vector_bytes)
+    assert q[0, :8].tolist() == [127, 0, 2, 2, 0, -2, -127, 126]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(kernels, run, value):
+    x = np.ones((1, 64), np.float32)
+    x[0, 40] = value
+    qx = Activations.allocate(kernels.isa, tokens_max=1, K=64, bits=4, group_size=32)
+    run(kernels, quantise_instruction(kernels, x=Floats.of(x), qx=qx), 1)
+    _, scales, _ = _read(qx, 1, kernels.isa.vector_bytes)
+    assert np.isfinite(scales[0, 0])
+    assert not np.isfinite(scales[0, 1])
+
+
+@pytest.mark.parametrize("tiny", [1e-45, 1e-38, 9.9e-37, 1.1e-36])
+def test_tiny_blocks(each_kernels, run, tiny):
+    x = np.full((1, 32), tiny, np.float32)
+    qx = Activations.allocate(each_kernels.isa, tokens_max=1, K=32, bits=4, group_size=32)
+    run(each_kernels, quantise_instruction(each_kernels, x=Floats.of(x), qx=qx), 1)
+    q, scales, _ = _read(qx, 1, each_kernels.isa.vector_bytes)
+    truth, truth_scales = reference.quantise_activations(x, 32)
+    np.testing.assert_array_equal(q[:, :32], truth[0])
+    np.testing.assert_array_equal(scales[:, :1], truth_scales)
+
+
+def test_last_token_becomes_the_first(kernels, run):
+    x = np.random.default_rng(0).standard_normal((12, 96)).astype(np.float32)
+    qx = Activations.allocate(kernels.isa, tokens_max=1, K=96, bits=4, group_size=32)
+    run(kernels, quantise_instruction(kernels, x=Floats.of(x), qx=qx, last=True), 12)
+    q, _, _ = _read(qx, 1, kernels.isa.vector_bytes)
+    truth, _ = reference.quantise_activations(x[-1:], qx.block)
+    np.testing.assert_array_equal(q[0, :96], truth.reshape(-1))
+
+
+def test_columns_of_a_wider_buffer(kernels, run):
+    x = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
+    qx = Activations.allocate(kernels.isa, tokens_max=3, K=70, bits=8, group_size=32)
+    floats = Floats.of(x, first=65, width=70)
+    run(kernels, quantise_instruction(kernels, x=floats, qx=qx), 3)
+    q, _, _ = _read(qx, 3, kernels.isa.vector_bytes)
+    truth, _ = reference.quantise_activations(np.ascontiguousarray(x[:, 65:135]), qx.block)
+    np.testing.assert_array_equal(q[:, :96], truth.reshape(3, -1))
+
+
+def test_refusals(kernels):
+    qx = Activations.allocate(kernels.isa, tokens_max=2, K=64, bits=4, group_size=32)
+    with pytest.raises(ShapeError, match=r"x \[3, 64\]"):
+        quantise_instruction(kernels, x=Floats.of(np.zeros((3, 64), np.float32)), qx=qx)
+    with pytest.raises(ShapeError, match=r"x \[2, 65\]"):
+        quantise_instruction(kernels, x=Floats.of(np.zeros((2, 65), np.float32)), qx=qx)
+    with pytest.raises(ShapeError, match="float64"):
+        Floats.of(np.zeros((2, 65)))
+    with pytest.raises(ShapeError, match="columns"):
+        Floats.of(np.zeros((2, 65), np.float32), first=60, width=6)
+    with pytest.raises(ShapeError, match="not C-contiguous"):
+        launch_linear.Span.of(np.zeros((4, 4))[:, :2])
+    with pytest.raises(ShapeError, match="groups of 48"):
+        Activations.allocate(kernels.isa, tokens_max=2, K=64, bits=4, group_size=48)

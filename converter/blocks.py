@@ -1,0 +1,301 @@
+"""The original model, one decoder block in memory at a time.
+
+Modules come from `transformers`; their large weights stay on the meta device until a block's turn
+comes. What each layer is called with (mask, rotary embeddings, whatever a family has) is recorded
+from the model's own forward pass with the layers left out, so that no family's wiring is repeated
+here and other releases of `transformers` bring their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edgetok.converter.weights import CanonicalWeights
+from edgetok.errors import MissingExtraError, UnsupportedError
+
+STAGES: tuple[tuple[str, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+"""Linear layers of a block in order of execution; those of one stage have the same input."""
+
+_BATCH_TOKENS = 2048
+
+Rows = Callable[[npt.NDArray[np.int64]], Tensor]
+
+
+class Original:
+    """The original decoder. Blocks are materialised with `block`."""
+
+    def __init__(self, weights: CanonicalWeights) -> None:
+        """Build the modules without their weights.
+
+        Raises:
+            UnsupportedError: `transformers` does not know the family or builds it otherwise.
+            MissingExtraError: `transformers` is too old.
+        """
+        self.weights = weights
+        spec = weights.family.spec
+        model = _build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+        norm = weights.family.tensors["final_norm.weight"].name
+        self._prefix = norm.rpartition("norm.")[0]
+        self._inner = model.get_submodule(self._prefix.removesuffix("."))
+        self._layers: nn.ModuleList = self._inner.layers
+        if len(self._layers) != spec.num_layers:
+            raise UnsupportedError(
+                f"transformers builds {len(self._layers)} layers, config.json says "
+                f"{spec.num_layers}"
+            )
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    @torch.no_grad()
+    def embed(self, tokens: npt.NDArray[np.int64], rows: Rows | None = None) -> Tensor:
+        """What the first block is given, and what each block is called with beside it.
+
+        Args:
+            tokens: [B, T], all windows of equal length.
+            rows: gives the embedding's rows of some token ids; None takes the original's.
+
+        Returns:
+            [B, T, hidden_size] float32.
+        """
+        known, compact = np.unique(tokens, return_inverse=True)
+        module = self._inner.get_submodule(self._relative("embed_tokens.weight")[0])
+        matrix = (rows or self._embedding_rows)(known)
+        first = _Recorder(self._layers[0], None)
+        stubs = [first, *(_Recorder(layer, first) for layer in self._layers[1:])]
+        module.padding_idx = None  # it is beyond the compact matrix, and only matters in training
+        with _parameter(module, "weight", matrix):
+            self._inner.layers = nn.ModuleList(stubs)
+            try:
+                hidden = []
+                ids = torch.from_numpy(compact.reshape(tokens.shape))
+                for batch in _batches(ids):
+                    self._inner(input_ids=batch, use_cache=False)
+                    hidden.append(first.hidden)
+                # What is recorded for one window holds for any number of them.
+                self._inner(input_ids=ids[:1], use_cache=False)
+            finally:
+                self._inner.layers = self._layers
+        self._calls = [(stub.args, stub.kwargs) for stub in stubs]
+        return torch.cat(hidden)
+
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        """Read block `index` into memory for as long as the context lasts; `embed` comes first."""
+        layer = self._layers[index]
+        prefix = f"{self._prefix}layers.{index}."
+        with contextlib.ExitStack() as stack:
+            for name, _ in list(layer.named_parameters()):
+                owner, _, leaf = name.rpartition(".")
+                values = _to_torch(self.weights.checkpoint.tensor(prefix + name))
+                stack.enter_context(_parameter(layer.get_submodule(owner), leaf, values))
+            yield Block(self, index, layer, *self._calls[index])
+
+    @torch.no_grad()
+    def final_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Apply the last norm with a canonical weight."""
+        path, _ = self._relative("final_norm.weight")
+        source = self.weights.family.tensors["final_norm.weight"]
+        module = self._inner.get_submodule(path)
+        with _parameter(module, "weight", weight - source.add):
+            normed: Tensor = module(hidden)
+        return normed
+
+    def _embedding_rows(self, tokens: npt.NDArray[np.int64]) -> Tensor:
+        return gather_rows(self.weights.pieces("embed_tokens.weight"), tokens)
+
+    def _relative(self, canonical: str) -> tuple[str, str]:
+        """Module path within the inner model, and the parameter's name."""
+        name = self.weights.family.tensors[canonical].name.removeprefix(self._prefix)
+        path, _, leaf = name.rpartition(".")
+        return path, leaf
+
+
+class Block:
+    """One materialised decoder block. Made by `Original.block`."""
+
+    def __init__(
+        self,
+        original: Original,
+        index: int,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.index = index
+        self.names = tuple(
+            name.removeprefix(f"layers.{index}.")
+            for name in original.weights.family.tensors
+            if name.startswith(f"layers.{index}.")
+        )
+        self._original = original
+        self._layer = layer
+        self._args = args
+        self._kwargs = kwargs
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Run the block: [B, T, hidden_size] -> the same shape."""
+        return torch.cat([self._forward(batch) for batch in _batches(hidden)])
+
+    @torch.no_grad()
+    def observe(
+        self, hidden: Tensor, linears: Sequence[str], see: Callable[[str, Tensor], None]
+    ) -> None:
+        """Show the inputs of linear layers while the block runs.
+
+        Args:
+            hidden: [B, T, hidden_size].
+            linears: canonical names without the layer, in order of execution.
+            see: called with a name and [tokens, K] float32, for a few windows at a time. The block
+                is not run beyond the last one.
+        """
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def seen(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+                see(name, inputs[0].flatten(0, -2))
+                if name == linears[-1]:
+                    raise _SeenError
+
+            return seen
+
+        with contextlib.ExitStack() as stack:
+            for name in linears:
+                handle = self._module(name).register_forward_pre_hook(hook(name))
+                stack.callback(handle.remove)
+            for batch in _batches(hidden):
+                with contextlib.suppress(_SeenError):
+                    self._forward(batch)
+
+    def get(self, name: str) -> Tensor:
+        """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
+        parameter, rows, add = self._place(name)
+        return parameter[rows] + add if add else parameter[rows].clone()
+
+    def set(self, name: str, values: Tensor) -> None:
+        """Replace a canonical tensor of this block."""
+        parameter, rows, add = self._place(name)
+        parameter[rows] = values - add if add else values
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        output = self._layer(batch, *self._args, **self._kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def _path(self, name: str) -> tuple[str, str]:
+        source = self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+        relative = source.name.removeprefix(f"{self._original._prefix}layers.{self.index}.")
+        path, _, leaf = relative.rpartition(".")
+        return path, leaf
+
+    def _module(self, linear: str) -> nn.Module:
+        return self._layer.get_submodule(self._path(linear + ".weight")[0])
+
+    def _place(self, name: str) -> tuple[Tensor, slice, float]:
+        source = self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+        path, leaf = self._path(name)
+        parameter = self._layer.get_submodule(path).get_parameter(leaf).data
+        rows = slice(None) if source.rows is None else slice(*source.rows)
+        return parameter, rows, source.add
+
+
+def gather_rows(pieces: Iterator[npt.NDArray[np.float32]], tokens: npt.NDArray[np.int64]) -> Tensor:
+    """Rows `tokens` (sorted) of a matrix that is read in pieces: [len(tokens), K]."""
+    found, first = [], 0
+    for piece in pieces:
+        here = tokens[(tokens >= first) & (tokens < first + len(piece))]
+        found.append(_to_torch(piece[here - first]))
+        first += len(piece)
+    return torch.cat(found)
+
+
+class _SeenError(Exception):
+    """All that was wanted of a forward pass has been seen."""
+
+
+class _Recorder(nn.Module):
+    """Stands for a layer and records what it is called with."""
+
+    def __init__(self, layer: nn.Module, first: _Recorder | None) -> None:
+        super().__init__()
+        # A model may take the first item of what a layer returns: later layers begin anew.
+        self._first = [self if first is None else first]
+        for name, value in vars(layer).items():
+            # Some models choose the mask by an attribute of the layer, such as `attention_type`.
+            if not name.startswith("_") and isinstance(value, str | int | bool):
+                setattr(self, name, value)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.hidden, self.args, self.kwargs = hidden, args, kwargs
+        return self._first[0].hidden
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Linear layers and embeddings get no memory; norms and buffers, which are small, do.
+
+    Buffers such as rotary frequencies are computed when a module is built, so they must be real.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _build_on_meta(config: dict[str, Any], attention: str) -> Any:
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as error:
+        raise MissingExtraError(
+            "running the original needs transformers 4.57 or later: pip install 'edgetok[convert]'"
+        ) from error
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"config.json: model_type {model_type!r} is unknown to this release of transformers; "
+            "install a newer one, or use --method rtn"
+        )
+    # Built from the class of that name: `auto_map` is never followed.
+    known = {key: value for key, value in config.items() if key != "auto_map"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf_config = CONFIG_MAPPING[model_type].from_dict(known)
+        with _WeightsOnMeta():
+            model = AutoModelForCausalLM.from_config(
+                hf_config, dtype=torch.float32, attn_implementation=attention
+            )
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
+    """Give a module a parameter for as long as the context lasts."""
+    former = module._parameters[name]
+    module._parameters[name] = nn.Parameter(values, requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters[name] = former
+
+
+def _to_torch(values: npt.NDArray[np.float32]) -> Tensor:
+    """A copy in memory of torch's own alignment, on which the order of its sums may depend."""
+    return torch.from_numpy(values).clone()
+
+
+def _batches(hidden: Tensor) -> tuple[Tensor, ...]:
+    return hidden.split(max(1, _BATCH_TOKENS // hidden.shape[1]))

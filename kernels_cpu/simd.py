@@ -10,6 +10,8 @@ no alignment. Names follow LLVM's. Every operation below is one or a few machine
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,6 +135,52 @@ def _masked_load(b: Any, address: Any, count: Any, element: ir.Type, lanes: int)
     )
 
 
+def _like(v: Any, element: ir.Type) -> ir.Type:
+    """The type of v, scalar or vector, with other elements."""
+    return ir.VectorType(element, v.type.count) if isinstance(v.type, ir.VectorType) else element
+
+
+def _same(v: Any, value: int) -> ir.Constant:
+    """An int32 constant for every lane of v."""
+    kind = _like(v, _I32)
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def _extend_f16(b: Any, v: Any) -> Any:
+    """float16 to float32, scalar or vector, exactly."""
+    if NAME != "portable":
+        return b.fpext(v, _like(v, _F32))
+    # Without the instruction LLVM would call a function that nobody links.
+    bits = b.zext(b.bitcast(v, _like(v, _I16)), _like(v, _I32))
+    magnitude = b.shl(b.and_(bits, _same(v, 0x7FFF)), _same(v, 13))
+    power = b.bitcast(_same(v, (127 + 112) << 23), _like(v, _F32))
+    value = b.bitcast(b.fmul(b.bitcast(magnitude, _like(v, _F32)), power), _like(v, _I32))
+    top = b.icmp_unsigned(">=", magnitude, _same(v, 0x7C00 << 13))
+    value = b.select(top, b.or_(value, _same(v, 0x7F800000)), value)
+    sign = b.shl(b.and_(bits, _same(v, 0x8000)), _same(v, 16))
+    return b.bitcast(b.or_(value, sign), _like(v, _F32))
+
+
+def _truncate_f16(b: Any, v: Any) -> Any:
+    """float32 to float16, scalar or vector, to nearest even."""
+    if NAME != "portable":
+        return b.fptrunc(v, _like(v, _F16))
+    bits = b.bitcast(v, _like(v, _I32))
+    magnitude = b.and_(bits, _same(v, 0x7FFFFFFF))
+    half = _same(v, 0x3F000000)  # adding 0.5 leaves a subnormal's rounded bits in the mantissa
+    small = b.fadd(b.bitcast(magnitude, _like(v, _F32)), b.bitcast(half, _like(v, _F32)))
+    small = b.sub(b.bitcast(small, _like(v, _I32)), half)
+    odd = b.and_(b.lshr(magnitude, _same(v, 13)), _same(v, 1))
+    rounding = _same(v, 0xFFF - (112 << 23))
+    normal = b.lshr(b.add(b.add(magnitude, rounding), odd), _same(v, 13))
+    value = b.select(b.icmp_unsigned("<", magnitude, _same(v, 113 << 23)), small, normal)
+    nan = b.icmp_unsigned(">", magnitude, _same(v, 0x7F800000))
+    beyond = b.select(nan, _same(v, 0x7E00), _same(v, 0x7C00))
+    value = b.select(b.icmp_unsigned(">=", magnitude, _same(v, 143 << 23)), beyond, value)
+    value = b.or_(value, b.and_(b.lshr(bits, _same(v, 16)), _same(v, 0x8000)))
+    return b.bitcast(b.trunc(value, _like(v, _I16)), _like(v, _F16))
+
+
 # Scalars in memory
 
 
@@ -187,13 +235,13 @@ def write_f32(b: Any, address: Any, value: Any) -> None:
 @op(f32, i64)
 def read_f16(b: Any, address: Any) -> Any:
     """float16 at the address, widened."""
-    return b.fpext(_load(b, address, _F16), _F32)
+    return _extend_f16(b, _load(b, address, _F16))
 
 
 @op(void, i64, f32)
 def write_f16(b: Any, address: Any, value: Any) -> None:
     """Store as float16, rounded to nearest even."""
-    _store(b, address, b.fptrunc(value, _F16))
+    _store(b, address, _truncate_f16(b, value))
 
 
 @op(f32, i64)
@@ -270,13 +318,13 @@ def store_i32(b: Any, address: Any, value: Any) -> None:
 @op(F32, i64)
 def load_f16(b: Any, address: Any) -> Any:
     """LANES float16, widened."""
-    return b.fpext(_load(b, address, ir.VectorType(_F16, LANES)), F32.ll)
+    return _extend_f16(b, _load(b, address, ir.VectorType(_F16, LANES)))
 
 
 @op(void, i64, F32)
 def store_f16(b: Any, address: Any, value: Any) -> None:
     """LANES float16, rounded to nearest even."""
-    _store(b, address, b.fptrunc(value, ir.VectorType(_F16, LANES)))
+    _store(b, address, _truncate_f16(b, value))
 
 
 @op(F32, i64)
@@ -297,6 +345,17 @@ def store_i32_u8(b: Any, address: Any, value: Any) -> None:
     _store(b, address, b.trunc(value, ir.VectorType(_I8, LANES)))
 
 
+@op(void, i64, I32, i64)
+def scatter_i32_u8(b: Any, address: Any, value: Any, stride: Any) -> None:
+    """The low 8 bits of LANES int32, each 4 of them `stride` bytes after the 4 before."""
+    words = b.bitcast(
+        b.trunc(value, ir.VectorType(_I8, LANES)), ir.VectorType(_I32, LANES // 4)
+    )
+    for i in range(LANES // 4):
+        _store(b, address, b.extract_element(words, ir.Constant(_I32, i)))
+        address = b.add(address, stride)
+
+
 @op(U8, i64)
 def broadcast_i32(b: Any, address: Any) -> Any:
     """4 bytes, repeated over the whole vector."""
@@ -309,7 +368,7 @@ def _repeat(count: int, element: ir.Type) -> Any:
     @op(F32, i64)
     def repeat(b: Any, address: Any) -> Any:
         v = _load(b, address, ir.VectorType(element, count))
-        v = v if element is _F32 else b.fpext(v, ir.VectorType(_F32, count))
+        v = v if element is _F32 else _extend_f16(b, v)
         return _shuffle(b, v, [i // each for i in range(LANES)])
 
     return repeat
@@ -434,6 +493,12 @@ def minimum(b: Any, x: Any, y: Any) -> Any:
     return b.select(b.fcmp_ordered("<", x, y), x, y)
 
 
+@op(F32, F32, F32, F32, F32)
+def select_less(b: Any, x: Any, y: Any, then: Any, other: Any) -> Any:
+    """`then` in lanes where x < y, `other` elsewhere."""
+    return b.select(b.fcmp_ordered("<", x, y), then, other)
+
+
 @op(F32, F32)
 def absolute(b: Any, x: Any) -> Any:
     """|x|."""
@@ -478,6 +543,24 @@ def add_i32(b: Any, x: Any, y: Any) -> Any:
 def shift_left_i32(b: Any, x: Any, bits: Any) -> Any:
     """x << bits."""
     return b.shl(x, _splat(b, b.trunc(bits, _I32), LANES))
+
+
+def _between(b: Any, v: Any, low: Any, high: Any) -> Any:
+    above = b.icmp_signed(">=", v, _splat(b, low, LANES))
+    return b.and_(above, b.icmp_signed("<=", v, _splat(b, high, LANES)))
+
+
+@op(F32, I32, i32, i32, F32, F32)
+def select_between(b: Any, v: Any, low: Any, high: Any, then: Any, other: Any) -> Any:
+    """`then` in lanes where low <= v <= high, `other` elsewhere."""
+    return b.select(_between(b, v, low, high), then, other)
+
+
+@op(i64, I32, i32, i32)
+def any_between(b: Any, v: Any, low: Any, high: Any) -> Any:
+    """Not 0 where any lane has low <= v <= high."""
+    mask = b.bitcast(_between(b, v, low, high), ir.IntType(LANES))
+    return b.zext(mask, _I64)
 
 
 @op(U8, U8, U8)
@@ -608,6 +691,45 @@ def pause(b: Any) -> None:
 def sched_yield(b: Any) -> None:
     """Let another thread have this core (POSIX; the one symbol that kernels need from outside)."""
     _call(b, "sched_yield", _I32)
+
+
+# A futex lets a thread sleep until a word changes, without Python and without losing a wake-up.
+_FUTEX_NUMBER = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98}.get(
+    platform.machine().lower()
+)
+_HAS_FUTEX = sys.platform.startswith("linux") and _FUTEX_NUMBER is not None
+_WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+_NAP_US = 500
+
+
+def _futex(b: Any, address: Any, operation: int, value: Any) -> None:
+    arguments = [
+        ir.Constant(_I64, _FUTEX_NUMBER),
+        address,
+        ir.Constant(_I64, operation),
+        value,
+        *[ir.Constant(_I64, 0)] * 3,
+    ]
+    _call(b, "syscall", _I64, *arguments)
+
+
+@op(void, i64, i64)
+def sleep_while_equal(b: Any, address: Any, value: Any) -> None:
+    """Sleep while the int64 at the address (8-aligned, little-endian) is `value`; may wake early.
+
+    Where the system has no futex this sleeps a fixed time, so callers loop either way.
+    """
+    if _HAS_FUTEX:
+        _futex(b, address, _WAIT_PRIVATE, b.and_(value, ir.Constant(_I64, 0xFFFFFFFF)))
+    else:
+        _call(b, "usleep", _I32, ir.Constant(_I32, _NAP_US))
+
+
+@op(void, i64)
+def wake_sleepers(b: Any, address: Any) -> None:
+    """Wake every thread that sleeps at the address."""
+    if _HAS_FUTEX:
+        _futex(b, address, _WAKE_PRIVATE, ir.Constant(_I64, 0x7FFFFFFF))
 
 
 @op(i64)

@@ -1,0 +1,15 @@
+"""Attention over a cache of float16 keys and values. See `attention.py`."""
+
+from __future__ import annotations
+
+from edgetok.kernels_cpu import attention_rows as rows_of
+from edgetok.kernels_cpu.abi import kernel
+from edgetok.kernels_cpu.attention import make
+
+_attention = make(16, rows_of.query_float, rows_of.scores_float16, rows_of.values_float16)
+
+
+@kernel
+def attention_16(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """softmax(softcap(scale * q k^T)) v."""
+    _attention(instr, ctx, tid, threads)

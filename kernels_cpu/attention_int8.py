@@ -1,0 +1,15 @@
+"""Attention over a cache of int8 keys and values. See `attention.py`."""
+
+from __future__ import annotations
+
+from edgetok.kernels_cpu import attention_rows as rows_of
+from edgetok.kernels_cpu.abi import kernel
+from edgetok.kernels_cpu.attention import make
+
+_attention = make(8, rows_of.query_int8, rows_of.scores_int8, rows_of.values_int8)
+
+
+@kernel
+def attention_8(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """softmax(softcap(scale * q k^T)) v."""
+    _attention(instr, ctx, tid, threads)

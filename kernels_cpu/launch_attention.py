@@ -1,0 +1,190 @@
+"""Instructions of attention and the layout of the KV cache. No numba here.
+
+A cache has a record for each layer and KV head: RECORD_SLOTS int64 that say where its slots are. A
+slot holds one token's key and value and knows its position, so that slots may come in any order:
+rings, eviction and retained tokens need no other kernel. A slot that holds nothing has position
+EMPTY. The number of slots is a multiple of SLOT_TILE.
+
+With D' = head_dim rounded up to DIM_TILE (dims past head_dim are 0):
+
+| kv_bits | keys                                            | values                |
+|---------|-------------------------------------------------|-----------------------|
+| 8       | uint8 [slots/16, D'/4, 16, 4], code + 128       | int8 [slots, D']      |
+| 16      | float16 [slots/16, D', 16]                      | float16 [slots, D']   |
+| 32      | float32 [slots/16, D', 16]                      | float32 [slots, D']   |
+
+Keys of 16 slots are interleaved, so that a vector lane is a slot and scores need no horizontal sum.
+At 8 bits a slot has a float32 scale for its key and one for its value: x = code * scale.
+"""
+
+from __future__ import annotations
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.abi import CTX_POSITION
+from edgetok.kernels_cpu.launch_elementwise import Addresses
+from edgetok.kernels_cpu.launch_program import Instruction, float_bits, instruction
+
+KV_BITS = (8, 16, 32)
+
+SLOT_TILE = 64  # slots that attention looks at together
+KEY_TILE = 16  # slots whose keys are interleaved
+DIM_TILE = 16  # head_dim is rounded up to a multiple of it
+EMPTY = 2**31 - 1  # position of a slot that holds nothing
+
+# Slots of a record.
+REC_KEYS = 0
+REC_VALUES = 1
+REC_KEY_SCALES = 2  # address of float32 [slots]; 0 without scales
+REC_VALUE_SCALES = 3
+REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
+REC_USED = 5  # slots past this one hold nothing
+REC_APPEND = 6  # address of int32 [T]: the slot of each of the run's tokens
+REC_CHUNK = 7  # slots whose softmax is computed apart; a multiple of SLOT_TILE
+RECORD_SLOTS = 8
+
+CTX_CACHE = CTX_POSITION + 1  # ctx slot: address of the records, [layers, KH, RECORD_SLOTS]
+
+APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
+(
+    ATT_Q,
+    ATT_OUT,
+    ATT_RECORD,
+    ATT_HEADS,
+    ATT_KV_HEADS,
+    ATT_HEAD_DIM,
+    ATT_WINDOW,
+    ATT_SCALE,
+    ATT_CAP,
+    ATT_POSITIONS,
+    ATT_SCRATCH,
+    ATT_SCRATCH_BYTES,
+    ATT_PARTIALS,
+) = range(2, 15)
+
+ROWS = 32  # query rows (token and head) that a task computes together
+MAX_CHUNKS = 64
+_CHUNK = 256  # slots; small enough to share one head out, large enough that merging costs 1 %
+PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """head_dim rounded up to DIM_TILE."""
+    return -(-head_dim // DIM_TILE) * DIM_TILE
+
+
+def chunk_slots(slots: int) -> int:
+    """REC_CHUNK for a head of so many slots; of nothing else, so that results repeat."""
+    return _CHUNK * max(1, -(-slots // (_CHUNK * MAX_CHUNKS)))
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Scratch memory that attention needs for each thread."""
+    return ROWS * (12 * padded_head_dim(head_dim) + 4 * SLOT_TILE + 32)
+
+
+def partials_bytes(heads: int, head_dim: int) -> int:
+    """Memory for the partial results of one decode step."""
+    return 4 * heads * MAX_CHUNKS * (padded_head_dim(head_dim) + PARTIAL_EXTRA)
+
+
+def kv_append(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    k: int,
+    v: int,
+    layer: int,
+    kv_heads: int,
+    head_dim: int,
+    wait: bool,
+) -> Instruction:
+    """Store the run's keys and values into the slots that REC_APPEND names.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: one of KV_BITS.
+        k: address of float32 [T, KH, D].
+        v: likewise.
+        layer: which layer's records.
+        kv_heads: KH.
+        head_dim: D.
+        wait: see `instruction`.
+    """
+    _check(kv_bits)
+    args = (k, v, _record(layer, kv_heads), kv_heads, head_dim)
+    return instruction(kernels.address(f"kv_append_{kv_bits}"), *args, wait=wait)
+
+
+def attention(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    q: int,
+    out: int,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int,
+    scale: float,
+    softcap: float,
+    positions: int,
+    scratch: int,
+    partials: int,
+) -> tuple[Instruction, Instruction]:
+    """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
+
+    A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
+    0. Two instructions: the second merges what the first left in `partials` at T = 1.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: one of KV_BITS.
+        q: address of float32 [T, H, D].
+        out: address of the same shape.
+        layer: which layer's records.
+        heads: H.
+        kv_heads: KH.
+        head_dim: D.
+        window: see above.
+        scale: of the products.
+        softcap: c tanh(x / c) of the scaled products; 0 is none.
+        positions: address of int32 [T], the queries' positions.
+        scratch: address of `scratch_bytes` for each thread.
+        partials: address of `partials_bytes`.
+
+    Raises:
+        ShapeError: sizes do not go together.
+    """
+    _check(kv_bits)
+    if heads % kv_heads:
+        raise ShapeError(f"{heads} heads, expected a multiple of {kv_heads} key heads")
+    args = (
+        q,
+        out,
+        _record(layer, kv_heads),
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+        float_bits(scale),
+        float_bits(softcap),
+        positions,
+        scratch,
+        scratch_bytes(head_dim),
+        partials,
+    )
+    return (
+        instruction(kernels.address(f"attention_{kv_bits}"), *args, wait=True),
+        instruction(kernels.address("attention_merge"), *args, wait=True),
+    )
+
+
+def _record(layer: int, kv_heads: int) -> int:
+    """Byte offset of a layer's first record."""
+    return 8 * RECORD_SLOTS * layer * kv_heads
+
+
+def _check(kv_bits: int) -> None:
+    if kv_bits not in KV_BITS:
+        raise ShapeError(f"kv_bits is {kv_bits}, expected one of {KV_BITS}")

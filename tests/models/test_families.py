@@ -12,6 +12,7 @@ import torch
 
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models import families, inv_freq, read_family, tensor_shapes
+from tests.models.rope_styles import as_transformers_4, as_transformers_5
 from tests.reference_decoder import canonical_weights, forward
 from tests.tiny import FAMILIES, load_reference, tiny_checkpoint
 
@@ -146,29 +147,12 @@ def test_published_shapes(name: str, data: Path) -> None:
     )
 
 
-def as_transformers_5(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config in the style of transformers 5: one object for the rotary embedding."""
-    config = dict(config)
-    rope = dict(config.pop("rope_scaling", None) or {"rope_type": "default"})
-    if "type" in rope:
-        rope["rope_type"] = rope.pop("type")
-    rope["rope_theta"] = config.pop("rope_theta")
-    if "original_max_position_embeddings" in config:
-        rope["original_max_position_embeddings"] = config.pop("original_max_position_embeddings")
-    if "partial_rotary_factor" in config:
-        rope["partial_rotary_factor"] = config.pop("partial_rotary_factor")
-    if "rope_local_base_freq" in config:
-        local = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq")}
-        rope = {"full_attention": rope, "sliding_attention": local}
-    return {**config, "rope_parameters": rope}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_styles_of_rope_config(family: str, tmp_path: Path) -> None:
     config = read_config(tiny_checkpoint(family, tmp_path))
-    renewed = as_transformers_5(config)
-    assert "rope_theta" not in renewed
-    assert read_family(renewed) == read_family(config)
+    old, new = as_transformers_4(config), as_transformers_5(config)
+    assert ("rope_theta" in old, "rope_theta" in new) == (True, False)
+    assert read_family(old) == read_family(new) == read_family(config)
 
 
 def test_generation_config_names_the_ends_of_an_answer(tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 
 from edgetok.errors import CheckpointError, UnknownFamilyError, UnsupportedError, UserError
 from edgetok.models import families, read_family
+from tests.models.rope_styles import as_transformers_4
 from tests.models.test_spec import JSON
 from tests.tiny import FAMILIES, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """A config of each family."""
+    """A config of each family, in the style of transformers 4."""
     root = tmp_path_factory.mktemp("tiny")
     folders = {family: tiny_checkpoint(family, root / family) for family in FAMILIES}
-    return {f: json.loads((p / "config.json").read_text()) for f, p in folders.items()}
+    texts = {family: (folder / "config.json").read_text() for family, folder in folders.items()}
+    return {family: as_transformers_4(json.loads(text)) for family, text in texts.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

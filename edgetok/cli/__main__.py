@@ -1,0 +1,5 @@
+"""`python -m edgetok.cli`."""
+
+from edgetok.cli.main import main
+
+main()

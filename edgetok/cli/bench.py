@@ -1,0 +1,213 @@
+"""`edgetok bench`: speed and memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import OptionError
+
+if TYPE_CHECKING:
+    from edgetok.evaluation.speed import Samples
+
+_FIRST_PROMPT_TOKENS = 16
+
+
+@click.command("bench")
+@common.MODEL
+@click.option("--prompt-tokens", type=int, help="Length of the timed prompt.  [default: 512]")
+@click.option("--decode-tokens", type=int, default=32, show_default=True, help="Timed steps.")
+@click.option("--depth", type=int, multiple=True, help="Tokens before the steps.  [default: 128]")
+@click.option(
+    "--threads", type=int, multiple=True, help="Threads that compute.  [default: physical cores]"
+)
+@click.option("--repeats", type=int, default=3, show_default=True, help="The median is reported.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--beside",
+    type=click.Choice(["onnxruntime"]),
+    help="Measure another engine on the same files, in turn with this one.",
+)
+@click.option("--kv-bits", type=click.Choice(["8", "32"]), default="8", show_default=True)
+@click.option(
+    "--compute", type=click.Choice(["int8", "float32"]), default="int8", show_default=True
+)
+@click.option("--isa", hidden=True, help="Restrict the instruction set.")
+@common.JSON
+def command(model: Path, as_json: bool, **given: Any) -> None:
+    """Measure MODEL.
+
+    Load time and first token are from the start of loading, with a prompt of 16 tokens. Of several
+    --threads and --depth the JSON's first level has the last and the first; "runs" has all.
+    """
+    values = measure_all(model, given)
+    if as_json:
+        common.print_json(values)
+    else:
+        _print(model, values)
+
+
+def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Every combination of threads and depth."""
+    from edgetok.evaluation import speed
+    from edgetok.runtime.select import default_threads
+
+    if given["repeats"] < 1:
+        raise OptionError(f"repeats is {given['repeats']}, expected at least 1")
+    threads = given["threads"] or (default_threads(),)
+    depths = given["depth"] or (128,)
+    load_s, first_s = _first_token(path, given, threads[-1])
+    memory = {"peak_rss_mb": speed.peak_rss_mb(), "anonymous_mb": speed.anonymous_mb()}
+    runs = []
+    for count in threads:
+        runs += _measure_threads(path, given, count, depths)
+    chosen = next(run for run in runs if run["threads"] == threads[-1])
+    keys = (
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "read_bandwidth_gb_per_s",
+        "decode_bandwidth_share",
+        "bytes_per_token",
+    )
+    return {
+        **{key: chosen[key] for key in keys},
+        "load_s": load_s,
+        "first_token_s": first_s,
+        **memory,
+        "engine": chosen["engine"],
+        "runs": runs,
+    }
+
+
+def _first_token(path: Path, given: dict[str, Any], threads: int) -> tuple[float, float]:
+    """Seconds until loaded, and until the first token, from the start of loading."""
+    from edgetok.evaluation.speed import median
+
+    loads, firsts = [], []
+    for _ in range(given["repeats"]):
+        begin = time.perf_counter()
+        with common.load_model(path, given | {"threads": threads}) as model:
+            loads.append(time.perf_counter() - begin)
+            count = min(_FIRST_PROMPT_TOKENS, model.context_tokens)
+            next(model.stream([i % model.backend.vocab_size for i in range(count)]), None)
+            firsts.append(time.perf_counter() - begin)
+    return median(loads), median(firsts)
+
+
+def _measure_threads(
+    path: Path, given: dict[str, Any], threads: int, depths: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    from edgetok.evaluation import speed
+    from edgetok.formats.artefact import open_artefact
+    from edgetok.runtime.select import RunOptions, load_backend
+
+    options = {key: given[key] for key in ("device", "compute", "isa")}
+    options |= {"kv_bits": int(given["kv_bits"]), "threads": threads}
+    chosen = [RunOptions(**options)]
+    if given["beside"] is not None:
+        chosen.append(RunOptions(device=given["beside"], threads=threads))
+    bandwidth: list[float] = []
+    found: list[Samples] = []
+    # each engine closes the artefact that it was given
+    artefacts = [open_artefact(path) for _ in chosen]
+    engines = [load_backend(a, o)[0] for a, o in zip(artefacts, chosen, strict=True)]
+    try:
+        limit = min(engine.context_tokens for engine in engines)
+        prompt = given["prompt_tokens"] or min(512, limit)
+        steps = given["decode_tokens"]
+        speed.check_sizes(limit, prompt, steps, depths)
+        found = [
+            speed.Samples(engine=engine.name, threads=threads, depth_tokens=depth)
+            for depth in depths
+            for engine in engines
+        ]
+        for repeat in range(given["repeats"] + 1):
+            bandwidth.append(speed.read_bandwidth(threads))
+            for i, samples in enumerate(found):
+                which = i % len(engines)
+                speed.measure(
+                    engines[which],
+                    samples,
+                    artefacts[which],
+                    prompt_tokens=prompt,
+                    decode_tokens=steps,
+                    seed=repeat,
+                )
+                if repeat == 0:  # the first round warms caches and clocks
+                    samples.prefill_tokens_per_s.clear()
+                    samples.decode_tokens_per_s.clear()
+    finally:
+        for engine in engines:
+            engine.close()
+    return [_run(samples, speed.median(bandwidth)) for samples in found]
+
+
+def _run(samples: Samples, bandwidth: float) -> dict[str, Any]:
+    from edgetok.evaluation.speed import median
+
+    decode = median(samples.decode_tokens_per_s)
+    return {
+        "engine": samples.engine,
+        "threads": samples.threads,
+        "depth_tokens": samples.depth_tokens,
+        "prefill_tokens_per_s": median(samples.prefill_tokens_per_s),
+        "decode_tokens_per_s": decode,
+        "decode_tokens_per_s_range": [
+            min(samples.decode_tokens_per_s),
+            max(samples.decode_tokens_per_s),
+        ],
+        "read_bandwidth_gb_per_s": bandwidth,
+        "decode_bandwidth_share": decode * samples.bytes_per_token / (bandwidth * 1e9),
+        "bytes_per_token": samples.bytes_per_token,
+    }
+
+
+def _print(path: Path, values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(path), title_justify="left", box=None, padding=(0, 2))
+    for name in (
+        "engine",
+        "threads",
+        "depth",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "GB/s read",
+        "share",
+    ):
+        table.add_column(name, justify="left" if name == "engine" else "right")
+    for run in values["runs"]:
+        table.add_row(
+            run["engine"],
+            str(run["threads"]),
+            f"{run['depth_tokens']:,}",
+            f"{run['prefill_tokens_per_s']:,.1f}",
+            f"{run['decode_tokens_per_s']:,.1f}",
+            f"{run['read_bandwidth_gb_per_s']:.1f}",
+            f"{100 * run['decode_bandwidth_share']:.0f} %",
+        )
+    Console().print(table)
+    anonymous = values["anonymous_mb"]
+    common.print_table(
+        "",
+        [
+            ("Loaded after", f"{values['load_s']:.3f} s"),
+            ("First token after", f"{values['first_token_s']:.3f} s"),
+            ("Read per token", common.megabytes(values["bytes_per_token"])),
+            (
+                "Memory, one model",
+                f"{values['peak_rss_mb']:,.0f} MB at most"
+                + ("" if anonymous is None else f", {anonymous:,.0f} MB its own"),
+            ),
+        ],
+    )

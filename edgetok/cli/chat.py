@@ -1,0 +1,81 @@
+"""`edgetok chat`: a conversation in the terminal, or one answer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import OptionError
+
+if TYPE_CHECKING:
+    from edgetok.chat import Chat
+
+
+@click.command("chat")
+@common.MODEL
+@click.argument("prompt", required=False)
+@click.option("-p", "--prompt", "option_prompt", metavar="TEXT", help="Same as PROMPT.")
+@click.option("--system", metavar="TEXT", help="What the model should be.")
+@click.option(
+    "--load",
+    "session",
+    type=click.Path(path_type=Path),
+    help="Go on with a conversation that /save wrote.",
+)
+@common.sampling_options
+@common.run_options
+@common.JSON
+def command(
+    model: Path,
+    prompt: str | None,
+    option_prompt: str | None,
+    system: str | None,
+    session: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Talk to MODEL.
+
+    With PROMPT, or with a prompt on stdin, answers once and exits. Type /help for what can be
+    typed.
+    """
+    if prompt is not None and option_prompt is not None:
+        raise OptionError("a prompt was given twice: as an argument and with --prompt")
+    text = common.prompt_text(prompt if option_prompt is None else option_prompt)
+    if as_json and text is None:
+        raise OptionError("--json answers one prompt: give it as an argument or on stdin")
+    with common.load_model(model, given) as loaded:
+        chat = loaded.chat(system=system)
+        if session is not None:
+            chat.load(session)
+        chat.sampling = chat.sampling.with_changes(common.sampling_changes(given))
+        if system is not None:
+            chat.system = system
+        if text is None:
+            from edgetok.cli.repl import Repl
+
+            Repl(chat).run()
+        else:
+            _answer_once(chat, text, as_json)
+
+
+def _answer_once(chat: Chat, text: str, as_json: bool) -> None:
+    from edgetok.cli.generate import result_values
+    from edgetok.cli.interrupt import cancel_on_interrupt
+
+    if not text.strip():
+        raise OptionError("the prompt is empty")
+    answer = chat.send(text)
+    show = common.for_terminal if sys.stdout.isatty() else str
+    with cancel_on_interrupt(answer):
+        for piece in answer:
+            if not as_json:
+                click.echo(show(piece), nl=False)
+    if as_json:
+        common.print_json(result_values(answer.result))
+    else:
+        click.echo()

@@ -1,0 +1,147 @@
+"""`edgetok convert`: a Hugging Face model becomes a small folder."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import MissingExtraError
+
+
+@click.command("convert")
+@click.argument("source", metavar="SRC")
+@click.option(
+    "--bits",
+    type=click.Choice(["2", "3", "4", "8", "16"]),
+    default="4",
+    show_default=True,
+    help="Bits of the linear layers; 16 quantises nothing.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["rtn", "gptq", "awq"]),
+    default="gptq",
+    show_default=True,
+    help="How weights are rounded; rtn needs no calibration.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Inputs that share a scale.",
+)
+@click.option(
+    "--head-bits",
+    type=click.Choice(["2", "4", "8", "16"]),
+    help="Bits of the output head and the embedding.  [default: 8]",
+)
+@click.option("--symmetric", is_flag=True, help="Store no zero points.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A text to calibrate on, instead of the one that ships.",
+)
+@click.option("--revision", help="Of a hub repository.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder to write.  [default: artefacts/NAME-BITSbit]",
+)
+@common.JSON
+def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
+    """Convert SRC, a Hugging Face model folder or a hub id such as owner/name.
+
+    An interrupted conversion goes on where it was when it is called again.
+    """
+    try:
+        from edgetok.converter.convert import convert
+        from edgetok.converter.options import ConvertOptions
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "edgetok":
+            raise
+        raise MissingExtraError(
+            f"converting needs {error.name}: pip install 'edgetok[convert]'"
+        ) from error
+
+    options = ConvertOptions(
+        bits=int(given["bits"]),
+        method=given["method"],
+        group_size=int(given["group_size"]),
+        head_bits=None if given["head_bits"] is None else int(given["head_bits"]),
+        symmetric=given["symmetric"],
+        calibration=given["calibration"],
+        revision=given["revision"],
+    )
+    if out is None:
+        name = Path(source).expanduser().resolve().name if Path(source).is_dir() else source
+        out = Path("artefacts") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{options.bits}bit"
+    with _Bars(quiet=as_json) as progress:
+        report = convert(source, out, options, progress)
+    if as_json:
+        common.print_json({"out": str(out), **report.to_json()})
+        return
+    common.print_table("", [*report.rows(), ("Written to", str(out))])
+    click.echo(f"\nTalk to it: edgetok chat {out}")
+
+
+class _Bars:
+    """The converter's progress as bars on stderr: what, how far, how long yet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(stderr=True, quiet=quiet)
+        self._plain = not quiet and not sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or self._plain,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """A stage starts."""
+        if self._plain:
+            self._console.print(what)
+        self._task = self._progress.add_task(what, total=total, completed=done)
+
+    def advance(self, units: int = 1) -> None:
+        """Units of the stage are done."""
+        if self._task is not None:
+            self._progress.advance(self._task, units)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line, markup=False, highlight=False)

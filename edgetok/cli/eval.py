@@ -1,0 +1,143 @@
+"""`edgetok eval`: perplexity, agreement with the original, recall in context."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from edgetok.evaluation.perplexity import Evaluation, Reference
+    from edgetok.model import Model
+
+MAX_TEXT_BYTES = 256 << 20
+
+
+@click.command("eval")
+@common.MODEL
+@click.option("--text", type=click.Path(path_type=Path), help="Text to predict.")
+@click.option("--reference", metavar="SRC", help="The original checkpoint, for KL and agreement.")
+@click.option(
+    "--max-tokens", type=int, default=20_000, show_default=True, help="Predict this many."
+)
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens run together.")
+@click.option("--stride", type=int, help="Tokens between windows.  [default: half a window]")
+@click.option(
+    "--separator",
+    default="<|endoftext|>",
+    show_default=True,
+    help="Between documents, which are predicted one by one.",
+)
+@click.option("--recall", is_flag=True, help="Ask for facts told earlier in a conversation.")
+@click.option("--cases", type=int, default=10, show_default=True, help="Of each task and distance.")
+@click.option("--distance", type=int, multiple=True, help="Tokens between telling and asking.")
+@common.run_options
+@common.JSON
+def command(
+    model: Path,
+    text: Path | None,
+    reference: str | None,
+    recall: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Measure the quality of MODEL: on --text, against --reference, with --recall."""
+    if text is None and not recall:
+        raise OptionError("nothing to measure: give --text FILE, --recall, or both")
+    content = None if text is None else _read(text)
+    with common.load_model(model, given) as loaded:
+        values: dict[str, Any] = {
+            "perplexity": None,
+            "tokens": None,
+            "kl": None,
+            "top1_agreement": None,
+            "weight_bytes": loaded.artefact.weight_bytes,
+            "bits_per_weight": loaded.artefact.bits_per_weight,
+        }
+        rows = [("Weights", common.megabytes(loaded.artefact.weight_bytes))]
+        if content is not None:
+            found = _evaluate(loaded, content, _reference(reference, given["threads"]), given)
+            known = dataclasses.asdict(found)
+            if not math.isfinite(found.perplexity):
+                raise OptionError("the perplexity is infinite: this model does not know the text")
+            values |= known
+            rows += _rows(found)
+        if recall:
+            from edgetok.cli.recall import measure_recall
+
+            scores = measure_recall(loaded, given["cases"], given["distance"])
+            values["recall"] = scores
+            rows += [
+                (
+                    f"Recall, {task}",
+                    "  ".join(f"{distance}: {share:.2f}" for distance, share in by.items()),
+                )
+                for task, by in scores.items()
+            ]
+    if as_json:
+        common.print_json(values)
+    else:
+        common.print_table(str(model), rows)
+
+
+def _evaluate(
+    model: Model, content: str, reference: Reference | None, given: dict[str, Any]
+) -> Evaluation:
+    from edgetok.evaluation.perplexity import documents, evaluate, windows
+
+    window = min(given["window"], model.context_tokens)
+    stride = max(1, window // 2) if given["stride"] is None else given["stride"]
+    cut = windows(
+        documents(content, model.tokenizer, given["separator"]),
+        window,
+        stride,
+        given["max_tokens"],
+    )
+    if not sys.stderr.isatty():
+        return evaluate(model.backend, cut, reference)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("predicting", total=given["max_tokens"])
+        return evaluate(model.backend, cut, reference, lambda n: bars.advance(task, n))
+
+
+def _reference(source: str | None, threads: int | None) -> Reference | None:
+    if source is None:
+        return None
+    try:
+        from edgetok.converter.reference import TransformersReference
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "edgetok":
+            raise
+        raise MissingExtraError(
+            f"comparing with the original needs {error.name}: pip install 'edgetok[convert]'"
+        ) from error
+    return TransformersReference(source, threads=threads or 0)
+
+
+def _rows(found: Evaluation) -> list[tuple[str, str]]:
+    text = f"{found.perplexity:.4f} over {found.tokens:,} tokens"
+    if found.reference_perplexity is not None:
+        ratio = found.perplexity / found.reference_perplexity
+        text += f" (original {found.reference_perplexity:.4f}, ratio {ratio:.4f})"
+    rows = [("Perplexity", text)]
+    if found.kl is not None and found.top1_agreement is not None:
+        rows.append(("KL to the original", f"{found.kl:.5f} nats"))
+        rows.append(("Same likeliest token", f"{100 * found.top1_agreement:.2f} %"))
+    return rows
+
+
+def _read(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MAX_TEXT_BYTES:
+        raise OptionError(f"{path}: {size:,} bytes, expected at most {MAX_TEXT_BYTES:,}")
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,59 @@
+"""`edgetok generate`: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.cli.interrupt import cancel_on_interrupt
+from edgetok.errors import OptionError
+
+
+@click.command("generate")
+@common.MODEL
+@click.argument("prompt", required=False)
+@common.sampling_options
+@common.run_options
+@click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
+@common.JSON
+def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given: Any) -> None:
+    """Continue a text: PROMPT, or all of stdin.
+
+    The text goes to the model as it is, without a chat template; see `edgetok chat` for answers.
+    """
+    text = common.prompt_text(prompt)
+    if text is None:
+        raise OptionError("no prompt: give one as an argument or on stdin")
+    with common.load_model(model, given) as loaded:
+        stream = loaded.stream(text, **common.sampling_changes(given))
+        with cancel_on_interrupt(stream):
+            if as_json:
+                stream.run()
+            else:
+                show = common.for_terminal if sys.stdout.isatty() else str
+                if echo:
+                    click.echo(show(text), nl=False)
+                for piece in stream:
+                    click.echo(show(piece), nl=False)
+                click.echo()
+        if as_json:
+            common.print_json(result_values(stream.result))
+
+
+def result_values(result: Any) -> dict[str, Any]:
+    """A `Result` as stable keys."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "finish": result.finish,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "prefill_tokens_per_s": round(stats.prefill_tokens_per_s, 3),
+        "tokens_per_s": round(stats.tokens_per_s, 3),
+        "first_token_s": round(stats.first_token_s, 6),
+    }

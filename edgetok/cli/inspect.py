@@ -1,0 +1,104 @@
+"""`edgetok inspect`: what is in a converted model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+
+
+@click.command("inspect")
+@common.MODEL
+@common.JSON
+def command(model: Path, as_json: bool) -> None:
+    """Show bits, sizes, structure and quality card of MODEL. Nothing is run."""
+    from edgetok.formats.artefact import open_artefact
+
+    with open_artefact(model) as artefact:
+        values = describe(artefact)
+    if as_json:
+        common.print_json(values)
+    else:
+        common.print_table(str(model), _rows(values))
+
+
+def describe(artefact: Any) -> dict[str, Any]:
+    """An artefact as stable keys."""
+    spec = artefact.spec
+    formats = {}
+    for name, form in artefact.formats.items():
+        formats[name] = {"bits": form.bits, "group_size": form.group_size}
+    return {
+        "exporter": artefact.manifest.exporter,
+        "identity": artefact.identity,
+        "weight_bytes": artefact.weight_bytes,
+        "bits_per_weight": artefact.bits_per_weight,
+        "files": {name: record.nbytes for name, record in artefact.manifest.files.items()},
+        "spec": None if spec is None else dataclasses.asdict(spec),
+        "formats": formats,
+        "report": artefact.report,
+    }
+
+
+def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("Size", common.megabytes(sum(values["files"].values()))),
+        ("Weights", common.megabytes(values["weight_bytes"])),
+    ]
+    if values["bits_per_weight"] is not None:
+        rows.append(("Bits per weight", f"{values['bits_per_weight']:.2f}"))
+    spec = values["spec"]
+    if spec is None:
+        rows.append(("Graph", f"exported by {values['exporter']}; runs in onnxruntime"))
+    else:
+        windows = Counter(layer["window"] for layer in spec["layers"])
+        rows += [
+            ("Family", spec["family"]),
+            (
+                "Layers",
+                f"{len(spec['layers'])}, hidden {spec['hidden_size']:,}, "
+                f"inner {spec['intermediate_size']:,}",
+            ),
+            (
+                "Heads",
+                f"{spec['num_heads']} queries, {spec['num_kv_heads']} keys and values, "
+                f"{spec['head_dim']} dims",
+            ),
+            ("Vocabulary", f"{spec['vocab_size']:,}" + (", tied head" if spec["tied"] else "")),
+            ("Context", f"{spec['context_tokens']:,} tokens"),
+        ]
+        if set(windows) != {0}:
+            text = ", ".join(
+                f"{count} layers of {'all' if not window else f'{window:,}'} tokens"
+                for window, count in sorted(windows.items())
+            )
+            rows.append(("Attention", text))
+        kinds: dict[str, Counter[str]] = {}
+        for name, form in values["formats"].items():
+            kind = f"{form['bits']} bits"
+            if form["bits"] < 16:
+                kind += f", groups of {form['group_size']}"
+            kinds.setdefault(kind, Counter())[name.rpartition(".")[2]] += 1
+        for kind, names in kinds.items():
+            listed = ", ".join(f"{count} {name}" for name, count in names.items())
+            rows.append(("Stored", f"{kind}: {listed}"))
+    report = values["report"] or {}
+    if report.get("method"):
+        rows.append(("Method", str(report["method"])))
+    if report.get("kl") is not None:
+        rows.append(("KL to the original", f"{report['kl']:.4f} nats"))
+    if report.get("perplexity") is not None and report.get("reference_perplexity") is not None:
+        rows.append(
+            (
+                "Perplexity",
+                f"{report['perplexity']:.3f} (original {report['reference_perplexity']:.3f})",
+            )
+        )
+    for name, size in values["files"].items():
+        rows.append((name, f"{size:,} bytes"))
+    return rows

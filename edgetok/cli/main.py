@@ -1,0 +1,127 @@
+"""`edgetok`: the group of commands, and what happens when one of them fails.
+
+Each command's module is imported when it is called, so that none pays for another's imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgetok.errors import OutputError, UserError
+
+_COMMANDS = {
+    "convert": "Turn a Hugging Face model into a small folder that edgetok runs.",
+    "chat": "Talk to a model.",
+    "generate": "Continue a text.",
+    "inspect": "Show what is in a converted model.",
+    "verify": "Check a converted model's files and arithmetic.",
+    "eval": "Measure quality: perplexity, agreement with the original, recall.",
+    "bench": "Measure speed and memory.",
+}
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """Knows its commands by name and imports one when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"edgetok.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for its one-line help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"edgetok {version('edgetok')}")
+        ctx.exit()
+
+
+_HELP = """Edge inference for language models.
+
+\b
+  edgetok convert MODEL --bits 4 --out DIR    make a small folder of a Hugging Face model
+  edgetok chat DIR                            talk to it
+"""
+
+
+@click.group(cls=_Lazy, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Each command does the work."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: instead of those of the process.
+
+    Returns:
+        The exit code: 0; 2 with one line on stderr for what the user can mend; 130 for Ctrl-C.
+    """
+    try:
+        result = cli.main(
+            None if arguments is None else list(arguments),
+            prog_name="edgetok",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        return BAD_INPUT
+    except click.ClickException as error:
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f" (see {error.ctx.command_path} --help)"
+        return _fail(error.format_message() + hint)
+    except (UserError, OutputError) as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has enough; stdout must not complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}")
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)
+        return INTERRUPTED
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
+    return BAD_INPUT
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())

@@ -1,0 +1,179 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgetok.model import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
+
+_RUN = (
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="What computes: edgetok's own kernels, or onnxruntime for any graph.",
+    ),
+    click.option("--threads", type=int, help="Threads that compute.  [default: physical cores]"),
+    click.option(
+        "--context",
+        type=int,
+        help="Most tokens of prompt and answer together.  [default: 4096, or the model's length]",
+    ),
+    click.option(
+        "--kv-bits",
+        type=click.Choice(["8", "32"]),
+        default="8",
+        show_default=True,
+        help="Bits of keys and values in the cache.",
+    ),
+    click.option(
+        "--compute",
+        type=click.Choice(["int8", "float32"]),
+        default="int8",
+        show_default=True,
+        help="Type of activations in products.",
+    ),
+    click.option("--isa", help="Restrict the instruction set, for comparison.", hidden=True),
+)
+
+_SAMPLING = (
+    click.option("--temperature", type=float, help="0 is always the most likely token."),
+    click.option("--top-k", type=int, help="Choose among this many tokens; 0 is all."),
+    click.option(
+        "--top-p", type=float, help="Choose among tokens that add up to this probability."
+    ),
+    click.option("--min-p", type=float, help="Least probability relative to the likeliest token."),
+    click.option("--repetition-penalty", type=float, help="Above 1 avoids tokens already there."),
+    click.option("--presence-penalty", type=float, help="Taken from tokens already in the answer."),
+    click.option("--frequency-penalty", type=float, help="Likewise, for each time they are there."),
+    click.option("--seed", type=int, help="Equal seeds give equal answers."),
+    click.option(
+        "--max-tokens", type=int, help="Longest answer.  [default: what the context holds]"
+    ),
+    click.option("--stop", multiple=True, help="End before this text; may be given several times."),
+)
+_SAMPLING_NAMES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "max_tokens",
+    "stop",
+)
+_RUN_NAMES = ("device", "threads", "context", "kv_bits", "compute", "isa")
+
+
+def run_options(function: F) -> F:
+    """--device, --threads, --context, --kv-bits, --compute."""
+    for option in reversed(_RUN):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: F) -> F:
+    """--temperature and so on."""
+    for option in reversed(_SAMPLING):
+        function = option(function)
+    return function
+
+
+def load_model(path: Path, options: Mapping[str, Any]) -> Model:
+    """Load with what `run_options` gave; its notes go to stderr."""
+    from edgetok.model import Model
+
+    chosen = {name: options[name] for name in _RUN_NAMES if options.get(name) is not None}
+    if "kv_bits" in chosen:
+        chosen["kv_bits"] = int(chosen["kv_bits"])
+    model = Model.load(path, **chosen)
+    for note in model.notes:
+        click.echo(note, err=True)
+    return model
+
+
+def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sampling_options` gave, without what was left out."""
+    changes = {name: options[name] for name in _SAMPLING_NAMES if options.get(name) is not None}
+    if not changes.get("stop"):
+        changes.pop("stop", None)
+    else:
+        changes["stop"] = tuple(unescape(stop) for stop in changes["stop"])
+    return changes
+
+
+def unescape(text: str) -> str:
+    r"""A typed text with \n and \t for line ends and tabs."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def prompt_text(given: str | None) -> str | None:
+    """The prompt: as an argument, or all of stdin where that is no terminal; None for neither."""
+    if given is not None:
+        return clean_input(given)
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return None
+    return clean_input(sys.stdin.buffer.read().decode("utf-8", "replace")).rstrip("\n")
+
+
+def clean_input(text: str) -> str:
+    """Typed text as valid Unicode: bytes that are none arrive as lone surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def for_terminal(text: str) -> str:
+    """Model text without control characters, which could move the cursor or worse.
+
+    Line feeds and tabs stay; others show as U+2400 and up.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if c in "\n\t" or not (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0)
+        else chr(0x2400 + ord(c))
+        if ord(c) < 0x20
+        else "\u2421"
+        for c in text
+    )
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Labels and values below each other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left", title=title)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for label, value in rows:
+        table.add_row(label, Text(value))
+    Console().print(table)
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes, in 10^6 bytes."""
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,235 @@
+"""The chat's terminal: reading lines, commands, streaming answers, the status line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.cli.interrupt import cancel_on_interrupt
+from edgetok.cli.lines import LineReader
+from edgetok.errors import EdgetokError, OptionError
+from edgetok.text.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from edgetok.chat import Chat
+    from edgetok.generation import Generation
+
+HELP = (
+    ("/help", "this list"),
+    ("/system [TEXT]", "show or set what the model should be; /system - for nothing"),
+    ("/undo", "take back the last message and its answer"),
+    ("/retry", "answer the last message again"),
+    ("/clear", "begin anew"),
+    ("/set [NAME VALUE]", "show or change sampling, such as /set temperature 0.5"),
+    ("/save FILE", "write the conversation to a file"),
+    ("/load FILE", "go on with a saved conversation"),
+    ("/exit", "leave; so does Ctrl-D"),
+)
+KEYS = (
+    ("Ctrl-C", "stops an answer, or empties the line"),
+    ("\\ at the end", "goes on in the next line"),
+    ('"""', "begins and ends a message of many lines"),
+)
+
+
+class Repl:
+    """Reads, answers, prints, until the user leaves."""
+
+    def __init__(self, chat: Chat) -> None:
+        """Prepare the terminal."""
+        self._chat = chat
+        self._colour = sys.stdout.isatty()
+        self._commands: dict[str, Callable[[str], bool | None]] = {
+            "/help": self._help,
+            "/system": self._system,
+            "/undo": self._undo,
+            "/retry": self._retry,
+            "/clear": self._clear,
+            "/set": self._set,
+            "/save": self._save,
+            "/load": self._load,
+            "/exit": self._exit,
+            "/quit": self._exit,
+            "/bye": self._exit,
+        }
+        self._lines = LineReader([name for name in self._commands if name not in ("/quit", "/bye")])
+
+    def run(self) -> None:
+        """Talk until the user leaves."""
+        self._banner()
+        with self._lines:
+            while True:
+                try:
+                    text = self._lines.read()
+                except KeyboardInterrupt:
+                    self._note("(Ctrl-D or /exit leaves)")
+                    continue
+                if text is None:
+                    click.echo()
+                    return
+                if not text.strip():
+                    continue
+                try:
+                    if self._turn(text):
+                        return
+                except EdgetokError as error:
+                    self._error(str(error))
+                except KeyboardInterrupt:
+                    click.echo()
+
+    def _turn(self, text: str) -> bool:
+        """Handle one input; True to leave."""
+        if not text.startswith("/") or "\n" in text:
+            self._answer(self._chat.send(text))
+            return False
+        name, _, rest = text.strip().partition(" ")
+        action = self._commands.get(name)
+        if action is None:
+            near = difflib.get_close_matches(name, self._commands, n=1)
+            raise OptionError(
+                f"unknown command {name}; " + (f"did you mean {near[0]}?" if near else "try /help")
+            )
+        return bool(action(rest.strip()))
+
+    def _answer(self, answer: Generation) -> None:
+        show = common.for_terminal if self._colour else str
+        ended = "\n"
+        with cancel_on_interrupt(answer):
+            for piece in answer:
+                ended = piece
+                click.echo(show(piece), nl=False)
+        if not ended.endswith("\n") or not answer.result.text:
+            click.echo()
+        self._status(answer)
+
+    def _status(self, answer: Generation) -> None:
+        result, chat = answer.result, self._chat
+        parts = []
+        if result.stats.tokens_per_s:
+            parts.append(f"{result.stats.tokens_per_s:,.1f} tokens/s")
+        parts.append(f"{chat.used_tokens:,} of {chat.context_tokens:,} tokens")
+        parts.append(f"{_resident_mb():,.0f} MB")
+        if result.finish == "cancelled":
+            parts.append("stopped")
+        elif result.finish == "length":
+            parts.append("cut at max_tokens")
+        elif result.finish == "context":
+            parts.append("context full: /undo, /clear, or a larger --context")
+        self._note("  " + " · ".join(parts))
+        click.echo()
+
+    def _banner(self) -> None:
+        model = self._chat.model
+        artefact = model.artefact
+        bits = artefact.bits_per_weight
+        size = common.megabytes(artefact.weight_bytes)
+        if bits is not None:
+            size += f", {bits:.1f} bits a weight"
+        click.echo(
+            self._styled("edgetok", bold=True)
+            + f"  {model.path.resolve().name}  "
+            + self._styled(
+                f"{size} · {model.backend.name} · {model.context_tokens:,} tokens", dim=True
+            )
+        )
+        self._note("/help shows what can be typed, Ctrl-C stops an answer, Ctrl-D leaves")
+        click.echo()
+
+    def _help(self, rest: str) -> None:
+        del rest
+        for left, right in (*HELP, *KEYS):
+            click.echo(f"  {self._styled(f'{left:<18}', bold=True)} {right}")
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self._chat.system = None if rest == "-" else rest
+        self._note(self._chat.system or "(no system message)")
+
+    def _undo(self, rest: str) -> None:
+        del rest
+        message = self._chat.undo()
+        self._note("(nothing to take back)" if message is None else f"took back: {message:.60}")
+
+    def _retry(self, rest: str) -> None:
+        del rest
+        self._answer(self._chat.retry())
+
+    def _clear(self, rest: str) -> None:
+        del rest
+        self._chat.clear()
+        self._note("(a new conversation)")
+
+    def _set(self, rest: str) -> None:
+        name, _, value = rest.partition(" ")
+        if name and value:
+            changed = {name.replace("-", "_"): parse_setting(name.replace("-", "_"), value.strip())}
+            self._chat.sampling = self._chat.sampling.with_changes(changed)
+        elif name:
+            raise OptionError("a value is missing: /set NAME VALUE")
+        for key, now in dataclasses.asdict(self._chat.sampling).items():
+            if not name or key == name.replace("-", "_"):
+                click.echo(f"  {key:<20} {now}")
+
+    def _save(self, rest: str) -> None:
+        path = _path(rest, "/save FILE")
+        self._chat.save(path)
+        self._note(f"saved to {path}")
+
+    def _load(self, rest: str) -> None:
+        self._chat.load(_path(rest, "/load FILE"))
+        for message in self._chat.messages:
+            mark = {"user": "› ", "system": "⚙ "}.get(message["role"], "")
+            click.echo(self._styled(mark, bold=True) + common.for_terminal(message["content"]))
+
+    def _exit(self, rest: str) -> bool:
+        del rest
+        return True
+
+    def _note(self, text: str) -> None:
+        click.echo(self._styled(common.for_terminal(text), dim=True))
+
+    def _error(self, text: str) -> None:
+        click.echo(self._styled(" ".join(text.split()), fg="red"))
+
+    def _styled(self, text: str, *, bold: bool = False, dim: bool = False, fg: str = "") -> str:
+        if not self._colour:
+            return text
+        return click.style(text, bold=bold or None, dim=dim or None, fg=fg or None)
+
+
+def parse_setting(name: str, text: str) -> object:
+    """A typed value of a sampling option.
+
+    Raises:
+        OptionError: the option is unknown or the text no such value.
+    """
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(SamplingOptions)}
+    if name not in kinds:
+        raise OptionError(f"unknown option {name!r}; known are {', '.join(kinds)}")
+    if name == "stop":
+        return () if text in ("-", "none") else (common.unescape(text),)
+    if "None" in kinds[name] and text in ("-", "none"):
+        return None
+    with contextlib.suppress(ValueError):
+        return float(text) if kinds[name] == "float" else int(text)
+    raise OptionError(f"{name} is {text!r}, expected a number")
+
+
+def _path(text: str, usage: str) -> Path:
+    if not text:
+        raise OptionError(f"a file is missing: {usage}")
+    return Path(text).expanduser()
+
+
+def _resident_mb() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6

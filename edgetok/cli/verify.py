@@ -1,0 +1,68 @@
+"""`edgetok verify`: are the files whole, and do two engines agree on what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+
+
+@click.command("verify")
+@common.MODEL
+@click.option("--files-only", is_flag=True, help="Check hashes and structure, run nothing.")
+@click.option("--threads", type=int, help="Threads that compute.")
+@common.JSON
+@click.pass_context
+def command(
+    ctx: click.Context, model: Path, files_only: bool, threads: int | None, as_json: bool
+) -> None:
+    """Check MODEL: every file's hash, every tensor's place, and onnxruntime against edgetok.
+
+    Exits with 2 where something is wrong.
+    """
+    from edgetok.formats.artefact import open_artefact
+    from edgetok.formats.manifest import verify_manifest
+
+    manifest = verify_manifest(model)
+    values: dict[str, Any] = {"files": len(manifest.files), "hashes": "ok"}
+    rows = [("Files", f"{len(manifest.files)}, every hash as in manifest.json")]
+    with open_artefact(model) as artefact:
+        has_spec = artefact.spec is not None
+    rows.append(("Structure", "graph, spec and weights belong together"))
+    good = True
+    if files_only:
+        rows.append(("Arithmetic", "not run"))
+    else:
+        from edgetok.evaluation.agreement import compare_backends
+
+        found = compare_backends(model, threads=threads)
+        good = found.good
+        values |= {
+            "backends": list(found.backends),
+            "tokens": found.tokens,
+            "max_error": found.max_error,
+            "kl": found.kl,
+            "top1_agreement": found.top1_agreement,
+            "step_error": found.step_error,
+        }
+        rows.append(("Step by step", f"as in one block, to {found.step_error:.1e} of the range"))
+        if has_spec:
+            rows.append(
+                (
+                    "Agreement",
+                    f"{' and '.join(found.backends)} over {found.tokens} tokens: KL {found.kl:.1e} "
+                    f"nats, same likeliest token {100 * found.top1_agreement:.0f} %, largest "
+                    f"difference {found.max_error:.1e} of the range",
+                )
+            )
+    values["good"] = good
+    if as_json:
+        common.print_json(values)
+    else:
+        rows.append(("Result", "good" if good else "NOT GOOD: the engines do not agree"))
+        common.print_table(str(model), rows)
+    if not good:
+        ctx.exit(2)

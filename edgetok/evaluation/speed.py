@@ -1,0 +1,159 @@
+"""How fast a model reads and writes, and how much of the memory's speed that is.
+
+Decoding reads every weight once a token, so its limit is the machine's read bandwidth: that is
+measured in the same process, between the runs, because it moves from hour to hour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgetok.errors import OptionError
+from edgetok.formats.artefact import Artefact
+from edgetok.runtime.backend import Backend
+
+_BUFFER_BYTES = 256 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Samples:
+    """Repeated measurements of one engine at one number of threads and one depth.
+
+    Attributes:
+        engine: the backend's name.
+        threads: that computed.
+        depth_tokens: in the cache before the first decoded token.
+        prefill_tokens_per_s, decode_tokens_per_s: one value a repeat.
+        bytes_per_token: read from memory to decode one token: weights, and keys and values.
+    """
+
+    engine: str
+    threads: int
+    depth_tokens: int
+    prefill_tokens_per_s: list[float] = field(default_factory=list)
+    decode_tokens_per_s: list[float] = field(default_factory=list)
+    bytes_per_token: int = 0
+
+
+def measure(
+    backend: Backend,
+    samples: Samples,
+    artefact: Artefact,
+    *,
+    prompt_tokens: int,
+    decode_tokens: int,
+    seed: int,
+) -> None:
+    """Read a prompt, then write tokens at a depth; add one value to each of the samples.
+
+    Args:
+        backend: what computes.
+        samples: what to add to.
+        artefact: that the backend runs.
+        prompt_tokens: length of the prompt whose reading is timed.
+        decode_tokens: how many steps are timed.
+        seed: of the random tokens, which differ from run to run so that nothing is remembered.
+    """
+    rng = np.random.default_rng(seed)
+    capacity = max(prompt_tokens, samples.depth_tokens + decode_tokens)
+
+    def tokens(count: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return rng.integers(0, backend.vocab_size, count, np.int32)
+
+    cache = backend.new_cache(capacity)
+    begin = time.perf_counter()
+    backend.forward(cache, tokens(prompt_tokens))
+    samples.prefill_tokens_per_s.append(prompt_tokens / (time.perf_counter() - begin))
+    if prompt_tokens > samples.depth_tokens and not cache.truncate(samples.depth_tokens):
+        cache.clear()
+    if cache.length_tokens < samples.depth_tokens:
+        backend.forward(cache, tokens(samples.depth_tokens - cache.length_tokens))
+    steps = tokens(decode_tokens)
+    begin = time.perf_counter()
+    for i in range(decode_tokens):
+        backend.forward(cache, steps[i : i + 1])
+    samples.decode_tokens_per_s.append(decode_tokens / (time.perf_counter() - begin))
+    cached = cache.nbytes * (samples.depth_tokens + decode_tokens // 2) // capacity
+    samples.bytes_per_token = weight_bytes_per_token(artefact) + cached
+
+
+def weight_bytes_per_token(artefact: Artefact) -> int:
+    """Bytes of weights that one decoded token reads: all but an embedding of its own."""
+    if artefact.layout is None:
+        return artefact.weight_bytes
+    return sum(
+        slot.nbytes
+        for name, slot in artefact.layout.tensors.items()
+        if not name.startswith("embed_tokens.")
+    )
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second that `threads` threads read from memory, in GB/s; the best of several."""
+    kernel: Callable[[int], float] | None = getattr(
+        importlib.import_module("edgetok.kernels_cpu"), "read_bandwidth", None
+    )
+    return _numpy_bandwidth(threads) if kernel is None else kernel(threads)
+
+
+def _numpy_bandwidth(threads: int) -> float:
+    buffer = np.ones(_BUFFER_BYTES // 8, np.uint64)
+    parts = np.array_split(buffer, threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            begin = time.perf_counter()
+            list(pool.map(np.bitwise_or.reduce, parts))
+            best = max(best, buffer.nbytes / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def peak_rss_mb() -> float:
+    """Most memory that this process had resident, in 10^6 bytes, mapped weights included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def anonymous_mb() -> float | None:
+    """Memory that is this process's own, in 10^6 bytes: without mapped files. None off Linux."""
+    try:
+        text = Path("/proc/self/smaps_rollup").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+def check_sizes(
+    context_tokens: int, prompt_tokens: int, decode_tokens: int, depths: Sequence[int]
+) -> None:
+    """Refuse sizes that the model cannot hold.
+
+    Raises:
+        OptionError: names the size.
+    """
+    if prompt_tokens < 1 or decode_tokens < 1 or any(depth < 0 for depth in depths):
+        raise OptionError("prompt, decode and depth tokens: expected positive numbers")
+    longest = max(prompt_tokens, max(depths) + decode_tokens)
+    if longest > context_tokens:
+        raise OptionError(
+            f"{longest:,} tokens are to be measured, the model's context is {context_tokens:,}; "
+            "give a smaller --prompt-tokens or --depth"
+        )
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one of repeated measurements."""
+    return float(statistics.median(values))

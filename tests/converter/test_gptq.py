@@ -138,9 +138,10 @@ def test_inputs_never_activated_are_rounded_to_nearest():
     weight32 = weight.astype(np.float32)
     inverse = gptq.invert(hessian_of(x), 64, damping=0.01, order="group_aware")
     found = gptq.quantise(torch.from_numpy(weight32), inverse, 4, 64)
-    nearest = rtn.quantise(weight32, 4, 64)
-    error = np.square(found.dequantise() - weight32)[:, 10:20].sum()
-    assert error < 1.2 * np.square(nearest.dequantise() - weight32)[:, 10:20].sum()
+    dead = weight32[:, 10:20]
+    error = np.square(found.dequantise()[:, 10:20] - dead).sum()
+    # 4 bits keep about one per cent of the energy as error; becoming zero would be all of it.
+    assert error < 0.04 * np.square(dead).sum()
 
 
 def test_all_inputs_dead_and_rank_one():

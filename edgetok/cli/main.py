@@ -111,8 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{error.strerror or error}")
     except MemoryError as error:
         return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(err=True)
+    except (KeyboardInterrupt, click.Abort):  # click has already ended the line
         return INTERRUPTED
 
 

@@ -1,0 +1,75 @@
+# make chat    talk to the model that ships; PROMPT="..." answers once
+# make test    run the tests
+# All targets set up .venv first and do nothing twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHAT_STAMP := $(VENV)/.installed-convert
+BITS ?= 4
+MODEL ?= models/default
+ARTEFACT := artefacts/$(notdir $(MODEL))-$(BITS)bit
+DATA := $(abspath ../shared/data)
+
+ifndef EDGETOK_DATA
+ifneq ($(wildcard $(DATA)),)
+export EDGETOK_DATA := $(DATA)
+endif
+endif
+
+.PHONY: chat setup test lint types bench clean
+
+chat: $(ARTEFACT)/manifest.json
+ifdef PROMPT
+	@$(BIN)/edgetok chat $(ARTEFACT) --prompt "$$PROMPT"
+else
+	@$(BIN)/edgetok chat $(ARTEFACT)
+endif
+
+ifdef PROMPT
+# Through the environment, so that quotes and dollars in it mean nothing to the shell.
+export PROMPT
+endif
+
+# The manifest is written last, so an interrupted conversion is not taken for a finished one.
+$(ARTEFACT)/manifest.json: $(wildcard $(MODEL)/*) | $(CHAT_STAMP)
+	@$(BIN)/edgetok convert $(MODEL) --bits $(BITS) --out $(ARTEFACT)
+	@touch $@
+
+setup: $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not see the mapped folders from here, so it checks an installed copy.
+types: $(STAMP)
+	@rm -rf $(VENV)/types build && mkdir -p $(VENV)/types
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/types .
+	@rm -rf build
+	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
+		--cache-dir ../mypy-cache -p edgetok
+
+bench: $(ARTEFACT)/manifest.json
+	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
+
+# Installed again only when what is asked for has changed.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[dev]' 'setuptools>=77'
+	@touch $(CHAT_STAMP) $@
+
+$(CHAT_STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); this takes some minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[convert]'
+	@touch $@
+
+clean:
+	rm -rf artefacts build dist *.egg-info

@@ -1,0 +1,25 @@
+"""Runs `edgetok` with a fake model, as its own process: tests/cli/test_terminal.py talks to it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgetok.cli.main import run
+from edgetok.model import Model
+from tests.fake import fake_model
+
+
+def load(path: Path, **options: Any) -> Model:
+    model = fake_model(Path(path), context=options.get("context"))
+    backend: Any = model.backend
+    backend.step_s = 0.01
+    model.artefact.bits_per_weight = 4.5  # type: ignore[misc]
+    model.artefact.weight_bytes = 1_000_000  # type: ignore[misc]
+    return model
+
+
+if __name__ == "__main__":
+    Model.load = load  # type: ignore[method-assign, assignment]
+    sys.exit(run(sys.argv[1:]))

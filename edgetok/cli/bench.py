@@ -172,35 +172,29 @@ def _run(samples: Samples, bandwidth: float) -> dict[str, Any]:
 
 
 def _print(path: Path, values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(path), title_justify="left", box=None, padding=(0, 2))
-    for name in (
-        "engine",
-        "threads",
-        "depth",
-        "prefill tokens/s",
-        "decode tokens/s",
-        "GB/s read",
-        "share",
-    ):
-        table.add_column(name, justify="left" if name == "engine" else "right")
-    for run in values["runs"]:
-        table.add_row(
-            run["engine"],
-            str(run["threads"]),
-            f"{run['depth_tokens']:,}",
-            f"{run['prefill_tokens_per_s']:,.1f}",
-            f"{run['decode_tokens_per_s']:,.1f}",
-            f"{run['read_bandwidth_gb_per_s']:.1f}",
-            f"{100 * run['decode_bandwidth_share']:.0f} %",
-        )
-    Console().print(table)
+    header = ("engine", "threads", "depth", "prefill/s", "decode/s", "GB/s read", "share")
+    common.print_columns(
+        str(path),
+        header,
+        [
+            (
+                run["engine"],
+                str(run["threads"]),
+                f"{run['depth_tokens']:,}",
+                f"{run['prefill_tokens_per_s']:,.1f}",
+                f"{run['decode_tokens_per_s']:,.1f}",
+                f"{run['read_bandwidth_gb_per_s']:.1f}",
+                f"{100 * run['decode_bandwidth_share']:.0f} %",
+            )
+            for run in values["runs"]
+        ],
+    )
     anonymous = values["anonymous_mb"]
     common.print_table(
         "",
         [
+            ("prefill/s, decode/s", "tokens per second, the median of the repeats"),
+            ("share", "of the read bandwidth that decoding reaches"),
             ("Loaded after", f"{values['load_s']:.3f} s"),
             ("First token after", f"{values['first_token_s']:.3f} s"),
             ("Read per token", common.megabytes(values["bytes_per_token"])),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -161,17 +163,29 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Labels and values below each other."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2), title_justify="left", title=title)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
+    """Labels and values below each other, long values broken at the terminal's width."""
+    if title:
+        click.secho(title, bold=True)
+    left = max((len(label) for label, _ in rows), default=0)
+    width = max(40, shutil.get_terminal_size().columns - left - 4)
     for label, value in rows:
-        table.add_row(label, Text(value))
-    Console().print(table)
+        lines = textwrap.wrap(for_terminal(value), width) or [""]
+        click.echo(f"  {click.style(f'{label:<{left}}', fg='cyan')}  {lines[0]}")
+        for line in lines[1:]:
+            click.echo(" " * (left + 4) + line)
+
+
+def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns under headings, all but the first to the right."""
+    click.secho(title, bold=True)
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        cells = [
+            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  " + "  ".join(cells)
+        click.secho(line, fg="cyan") if row is header else click.echo(line)
 
 
 def megabytes(count: float) -> str:

@@ -23,6 +23,7 @@ from edgetok.kernels_cpu import build_target
 from edgetok.kernels_cpu.isa import ISAS
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
+_PREFIX = "edgetok_"  # how the names of exported functions begin
 
 
 def build(isa_name: str, module_name: str) -> bytes:
@@ -69,9 +70,7 @@ def build(isa_name: str, module_name: str) -> bytes:
                 ir.IntType(32), [pointer.as_pointer(), pointer.as_pointer(), *[int64] * 4]
             )
             inner = ir.Function(thunks, kind, compiled.fndesc.mangled_name)
-            outer = ir.Function(
-                thunks, ir.FunctionType(ir.VoidType(), [int64] * 4), f"edgetok_{name}"
-            )
+            outer = ir.Function(thunks, ir.FunctionType(ir.VoidType(), [int64] * 4), _PREFIX + name)
             b = ir.IRBuilder(outer.append_basic_block())
             b.call(inner, [b.alloca(pointer), b.alloca(pointer), *outer.args])
             b.ret_void()
@@ -98,6 +97,11 @@ def _skip_helpers() -> None:
 
     def optimize_exported(library: Any) -> None:
         if library.name.startswith(_EXPORTED):
+            # Numba numbers its symbols anew in each process: two objects may use one name for two
+            # functions, and the loader would link one of them to both.
+            for function in library._final_module.functions:
+                if not function.is_declaration and not function.name.startswith(_PREFIX):
+                    function.linkage = "internal"
             optimize(library)
 
     def emit_exported(library: Any) -> None:

@@ -16,7 +16,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,22 @@ from typing import Any
 from edgetok.errors import EdgetokError, OutputError
 from edgetok.kernels_cpu.isa import Isa
 
-MODULES = ("program", "quantise")
+MODULES = (
+    "program",
+    "quantise",
+    "norm",
+    "activation",
+    "rope",
+    "kv_append",
+    "attention_int8",
+    "attention_float16",
+    "attention_float32",
+    "attention_merge",
+    "matmul_q2",
+    "matmul_q3",
+    "matmul_q4",
+    "matmul_q8",
+)
 
 Progress = Callable[[int, int], None]
 
@@ -58,13 +73,19 @@ class Kernels:
         return call
 
 
-def load(isa: Isa, cache_dir: Path, progress: Progress | None = None) -> Kernels:
+def load(
+    isa: Isa,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    modules: Sequence[str] = MODULES,
+) -> Kernels:
     """Load every kernel for `isa`, compiling those that the cache lacks.
 
     Args:
         isa: from `isa.choose`.
         cache_dir: created if absent; only this user may own it and write to it.
         progress: called as (modules done, modules to compile) while compiling, first with 0 done.
+        modules: load only these.
 
     Raises:
         OutputError: the cache directory is not private or cannot be written.

@@ -1,0 +1,281 @@
+"""Cache and attention against NumPy in float64: every instruction set, slots in any order."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu import launch_attention as launch
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu.launch_program import table
+
+RTOL = {8: 2e-5, 16: 1e-5, 32: 1e-5}
+
+
+def round_int8(x):
+    """Codes and scales of int8 over the last axis, as the cache rounds."""
+    absmax = np.abs(x).max(-1, keepdims=True)
+    inverse = np.where(absmax > 0, np.float32(127) / np.where(absmax > 0, absmax, 1), 0)
+    codes = np.rint(x * inverse.astype(np.float32)).astype(np.int8)
+    return codes, (absmax * np.float32(1 / 127)).astype(np.float32)
+
+
+class Cache:
+    """One layer's slots between guard pages, filled by the kernel in the order that is given."""
+
+    def __init__(self, kernels, guard, bits, KH, D, slots):
+        self.kernels, self.bits, self.KH, self.D, self.slots = kernels, bits, KH, D, slots
+        P = launch.padded_head_dim(D)
+        dtypes = {8: (np.uint8, np.int8), 16: (np.float16,) * 2, 32: (np.float32,) * 2}[bits]
+        keys = (slots // 16, P // 4, 16, 4) if bits == 8 else (slots // 16, P, 16)
+        self.keys = guard(np.zeros((KH, *keys), dtypes[0]))
+        self.values = guard(np.zeros((KH, slots, P), dtypes[1]))
+        self.scales = guard(np.zeros((2, KH, slots), np.float32))
+        self.positions = guard(np.full(slots, launch.EMPTY, np.int32))
+        self.append = np.zeros(slots, np.int32)
+        self.records = np.zeros((KH, launch.RECORD_SLOTS), np.int64)
+        for h in range(KH):
+            self.records[h] = (
+                self.keys[h].ctypes.data,
+                self.values[h].ctypes.data,
+                self.scales[0, h].ctypes.data,
+                self.scales[1, h].ctypes.data,
+                self.positions.ctypes.data,
+                0,
+                self.append.ctypes.data,
+                launch.chunk_slots(slots),
+            )
+
+    def run(self, instructions, tokens, threads):
+        ctx = np.zeros(32, np.int64)
+        ctx[0], ctx[launch.CTX_CACHE] = tokens, self.records.ctypes.data
+        for instruction in table(instructions):
+            call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
+            for tid in range(threads):
+                call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+
+    def store(self, k, v, slots, positions, threads=1):
+        self.append[: len(slots)] = slots
+        self.positions[slots] = positions
+        self.records[:, launch.REC_USED] = max(self.records[0, launch.REC_USED], max(slots) + 1)
+        made = launch.kv_append(
+            self.kernels,
+            kv_bits=self.bits,
+            k=k.ctypes.data,
+            v=v.ctypes.data,
+            layer=0,
+            kv_heads=self.KH,
+            head_dim=self.D,
+            wait=False,
+        )
+        self.run([made], len(slots), threads)
+
+    def read(self):
+        """Keys and values [slots, KH, D] in float64, read by another road than the kernels'."""
+        if self.bits == 8:
+            keys = self.keys.transpose(1, 3, 0, 2, 4).reshape(self.slots, self.KH, -1)
+            keys = (keys.astype(np.float64) - 128) * self.scales[0].T[:, :, None]
+            values = self.values.transpose(1, 0, 2) * self.scales[1].T[:, :, None].astype(
+                np.float64
+            )
+        else:
+            keys = self.keys.transpose(1, 3, 0, 2).reshape(self.slots, self.KH, -1)
+            values = self.values.transpose(1, 0, 2)
+        return keys[..., : self.D].astype(np.float64), values[..., : self.D].astype(np.float64)
+
+    def attend(self, q, positions, *, threads=1, window=0, scale=0.3, cap=0.0, guard=lambda x: x):
+        T, H, D = q.shape
+        q = guard(q)
+        out = guard(np.full(q.shape, np.nan, np.float32))
+        positions = np.ascontiguousarray(positions, np.int32)
+        scratch = guard(np.full(threads * launch.scratch_bytes(D), 0xFF, np.uint8))
+        partials = guard(np.full(launch.partials_bytes(H, D), 0xFF, np.uint8))
+        made = launch.attention(
+            self.kernels,
+            kv_bits=self.bits,
+            q=q.ctypes.data,
+            out=out.ctypes.data,
+            layer=0,
+            heads=H,
+            kv_heads=self.KH,
+            head_dim=D,
+            window=window,
+            scale=scale,
+            softcap=cap,
+            positions=positions.ctypes.data,
+            scratch=scratch.ctypes.data,
+            partials=partials.ctypes.data,
+        )
+        self.run(made, T, threads)
+        return out
+
+
+def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0):
+    """The reference over slots put back into the order of their positions."""
+    k, v = cache.read()
+    if cache.bits == 8:
+        codes, scales = round_int8(q)
+        q = codes * scales.astype(np.float64)
+    return reference.attention(
+        q.astype(np.float64), k[order], v[order], scale=scale, window=window, cap=cap
+    )
+
+
+def close(out, expected, bits):
+    error = np.abs(out - expected).max()
+    assert error <= RTOL[bits] * max(1.0, np.abs(expected).max()), error
+
+
+def filled(kernels, guard, bits, H, KH, D, S, seed=0, slots=None, shuffle=True):
+    rng = np.random.default_rng(seed)
+    slots = slots or -(-S // launch.SLOT_TILE) * launch.SLOT_TILE
+    cache = Cache(kernels, guard, bits, KH, D, slots)
+    k = rng.standard_normal((S, KH, D)).astype(np.float32) * 2
+    v = rng.standard_normal((S, KH, D)).astype(np.float32)
+    order = rng.permutation(slots)[:S] if shuffle else np.arange(S)
+    cut = S // 3
+    for a, b in ((0, cut), (cut, S)):
+        if b > a:
+            cache.store(guard(k[a:b]), guard(v[a:b]), order[a:b], np.arange(a, b))
+    return cache, k, v, order, rng
+
+
+SHAPES = [(1, 1, 16), (4, 2, 24), (4, 1, 64), (7, 1, 64), (14, 2, 80), (4, 4, 128), (8, 2, 256)]
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
+def test_append_rounds_as_said(each_kernels, guard, bits, H, KH, D):
+    cache, k, v, order, _ = filled(each_kernels, guard, bits, H, KH, D, 70)
+    keys, values = cache.read()
+    for stored, given in ((keys, k), (values, v)):
+        if bits == 8:
+            codes, scales = round_int8(given)
+            expected = codes * scales.astype(np.float64)
+        else:
+            expected = given.astype(np.float16 if bits == 16 else np.float32)
+        np.testing.assert_allclose(stored[order], expected, rtol=1e-6, atol=0)
+    assert np.count_nonzero(cache.positions != launch.EMPTY) == 70
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
+def test_attention(each_kernels, guard, bits, H, KH, D):
+    for S, T in ((1, 1), (70, 1), (70, 5), (130, 67)):
+        cache, _, _, order, rng = filled(each_kernels, guard, bits, H, KH, D, S)
+        q = rng.standard_normal((T, H, D)).astype(np.float32)
+        expected = truth(cache, q, order)
+        for threads in (1, 2, 3):
+            out = cache.attend(q, np.arange(S - T, S), threads=threads, guard=guard)
+            close(out, expected, bits)
+            if threads == 1:
+                first = out
+            np.testing.assert_array_equal(out, first)  # bit for bit, however many threads
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(("window", "cap"), [(1, 0.0), (8, 0.0), (50, 3.0), (0, 2.0), (500, 0.0)])
+def test_windows_and_caps(each_kernels, guard, bits, window, cap):
+    H, KH, D, S = 4, 2, 64, 300
+    cache, _, _, order, rng = filled(each_kernels, guard, bits, H, KH, D, S)
+    for T in (1, 40):
+        q = rng.standard_normal((T, H, D)).astype(np.float32)
+        out = cache.attend(q, np.arange(S - T, S), threads=2, window=window, cap=cap)
+        close(out, truth(cache, q, order, window=window, cap=cap), bits)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_token_does_not_depend_on_its_company(each_kernels, bits, guard):
+    H, KH, D, S = 6, 2, 64, 700
+    cache, _, _, _, rng = filled(each_kernels, guard, bits, H, KH, D, S, slots=1024)
+    q = rng.standard_normal((9, H, D)).astype(np.float32)
+    positions = np.arange(S - 9, S)
+    together = cache.attend(q, positions, threads=2)
+    for t in range(9):
+        alone = cache.attend(q[t : t + 1], positions[t : t + 1], threads=2)
+        np.testing.assert_array_equal(alone[0], together[t])
+
+
+def test_a_ring_of_slots(kernels, guard):
+    """Older tokens overwritten: the window still sees all that it should."""
+    H, KH, D, window, slots, S = 4, 2, 32, 40, 64, 200
+    rng = np.random.default_rng(1)
+    cache = Cache(kernels, guard, 32, KH, D, slots)
+    k = rng.standard_normal((S, KH, D)).astype(np.float32)
+    v = rng.standard_normal((S, KH, D)).astype(np.float32)
+    q = rng.standard_normal((S, H, D)).astype(np.float32)
+    for a in range(0, S, 20):
+        positions = np.arange(a, min(a + 20, S))
+        cache.store(k[positions], v[positions], positions % slots, positions)
+        out = cache.attend(q[positions], positions, window=window)
+        expected = reference.attention(
+            q[positions].astype(np.float64),
+            k[: positions[-1] + 1].astype(np.float64),
+            v[: positions[-1] + 1].astype(np.float64),
+            scale=0.3,
+            window=window,
+        )
+        close(out, expected, 32)
+
+
+def test_deep_caches_are_split(kernels, guard):
+    """More chunks than one, and chunks longer than the shortest."""
+    for slots in (2048, launch.MAX_CHUNKS * 256 + 64):
+        S = slots - 5
+        cache, _, _, order, rng = filled(kernels, guard, 8, 4, 2, 16, S, slots=slots)
+        assert -(-slots // launch.chunk_slots(slots)) <= launch.MAX_CHUNKS
+        q = rng.standard_normal((1, 4, 16)).astype(np.float32)
+        expected = truth(cache, q, order)
+        outs = [cache.attend(q, [S - 1], threads=n, guard=guard) for n in (1, 2, 4)]
+        close(outs[0], expected, 8)
+        np.testing.assert_array_equal(outs[0], outs[1])
+        np.testing.assert_array_equal(outs[0], outs[2])
+
+
+def test_large_scores_do_not_overflow(each_kernels, guard):
+    cache, _, _, order, rng = filled(each_kernels, guard, 32, 2, 1, 64, 100)
+    q = rng.standard_normal((3, 2, 64)).astype(np.float32) * 1e4
+    out = cache.attend(q, np.arange(97, 100))
+    close(out, truth(cache, q, order), 32)
+
+
+def test_nothing_to_see_is_zero(kernels, guard):
+    cache, *_ = filled(kernels, guard, 8, 2, 1, 16, 30)
+    cache.positions[:] = launch.EMPTY
+    for T in (1, 3):
+        out = cache.attend(np.ones((T, 2, 16), np.float32), np.arange(T))
+        np.testing.assert_array_equal(out, 0)
+
+
+def test_float16_clamps_instead_of_overflowing(each_kernels, guard):
+    cache = Cache(each_kernels, guard, 16, 1, 16, 64)
+    k = np.full((1, 1, 16), 1e6, np.float32)
+    cache.store(k, -k, np.array([3]), [0])
+    keys, values = cache.read()
+    assert (keys[3] == 65504).all()
+    assert (values[3] == -65504).all()
+
+
+def test_launchers_refuse(kernels):
+    with pytest.raises(ShapeError, match="kv_bits is 4"):
+        launch.kv_append(kernels, kv_bits=4, k=0, v=0, layer=0, kv_heads=1, head_dim=8, wait=False)
+    with pytest.raises(ShapeError, match="3 heads"):
+        launch.attention(
+            kernels,
+            kv_bits=8,
+            q=0,
+            out=0,
+            layer=0,
+            heads=3,
+            kv_heads=2,
+            head_dim=8,
+            window=0,
+            scale=1.0,
+            softcap=0.0,
+            positions=0,
+            scratch=0,
+            partials=0,
+        )

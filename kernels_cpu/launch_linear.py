@@ -26,7 +26,7 @@ from edgetok.kernels_cpu.loader import Kernels
 Instruction = npt.NDArray[np.int64]
 
 QUANTISED_BITS = (2, 3, 4, 8)
-GROUP_SIZES = (16, 32, 64, 128, 256)
+GROUP_SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)

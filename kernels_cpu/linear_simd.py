@@ -1,4 +1,4 @@
-"""Operations of the linear kernels beyond `simd.py`: orders of codes, transposes, register tiles."""
+"""Operations of the linear kernels beyond `simd.py`: orders of codes, transposes, tiles."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from numba.extending import register_jitable
 
 from edgetok.kernels_cpu import linear_layout
 from edgetok.kernels_cpu.simd import (
+    _F16,
     _I8,
+    _I16,
     _I32,
+    _I64,
     F32,
     I32,
     LANES,
     U8,
     VB,
     _constant,
+    _extend_f16,
+    _load,
+    _masked_load,
     _shuffle,
+    f32,
     i32,
+    i64,
     op,
 )
 
@@ -84,12 +92,6 @@ def negate_i32(b: Any, v: Any) -> Any:
     return b.neg(v)
 
 
-@op(U8)
-def zero_u8(b: Any) -> Any:
-    """Zeros."""
-    return _constant(_I8, VB, 0)
-
-
 # Orders of codes
 
 
@@ -123,3 +125,111 @@ def _by_plane(planes: int) -> Any:
 
 # BY_PLANE[planes] orders each 4 * planes bytes as those of plane 0, of plane 1, ...
 BY_PLANE = {planes: _by_plane(planes) for planes in (2, 4)}
+
+
+# Weights in memory
+
+
+@op(U8, i64, i64)
+def load_words(b: Any, address: Any, count: Any) -> Any:
+    """The first `count` bytes, a multiple of 4, zeros after them; memory past them is not read."""
+    words = b.lshr(count, ir.Constant(_I64, 2))
+    return b.bitcast(_masked_load(b, address, words, _I32, LANES), U8.ll)
+
+
+def _spread(b: Any, high: Any) -> Any:
+    """Byte j: the j-th four bits, low first, of VB / 2 bytes; the upper half of a byte is noise."""
+    wide = b.zext(high, ir.VectorType(_I16, VB // 2))
+    return b.bitcast(b.or_(wide, b.shl(wide, _constant(_I16, VB // 2, 4))), U8.ll)
+
+
+@op(U8, i64)
+def load_high(b: Any, address: Any) -> Any:
+    """VB / 2 bytes of the high plane of 3 bits: byte j holds the bits of codes 4j..4j + 3."""
+    return _spread(b, _load(b, address, ir.VectorType(_I8, VB // 2)))
+
+
+@op(U8, i64, i64)
+def load_high_first(b: Any, address: Any, count: Any) -> Any:
+    """As `load_high`, but only the first `count` bytes are read, zeros after them."""
+    return _spread(b, _masked_load(b, address, count, _I8, VB // 2))
+
+
+def _high_bit(position: int) -> Any:
+    @op(U8, U8)
+    def high_bit(b: Any, v: Any) -> Any:
+        wide = b.bitcast(v, ir.VectorType(_I16, VB // 2))
+        by = _constant(_I16, VB // 2, abs(position - 2))
+        wide = b.shl(wide, by) if position < 2 else b.lshr(wide, by) if position > 2 else wide
+        return b.and_(b.bitcast(wide, U8.ll), _constant(_I8, VB, 4))
+
+    return high_bit
+
+
+# HIGH_BIT[i] takes bit i of every byte, as 4 or 0.
+HIGH_BIT = tuple(_high_bit(i) for i in range(4))
+
+
+def _repeat_f16(count: int) -> Any:
+    each = LANES // count
+
+    @op(F32, i64)
+    def repeat(b: Any, address: Any) -> Any:
+        v = _extend_f16(b, _load(b, address, ir.VectorType(_F16, count)))
+        return _shuffle(b, v, [lane // each for lane in range(LANES)])
+
+    return repeat
+
+
+def _repeat_f16_first(count: int) -> Any:
+    each = LANES // count
+
+    @op(F32, i64, i64)
+    def repeat(b: Any, address: Any, valid: Any) -> Any:
+        v = ir.Constant(ir.VectorType(_F16, count), ir.Undefined)
+        for i in range(count):
+            last = b.sub(valid, ir.Constant(_I64, 1))
+            here = ir.Constant(_I64, i)
+            index = b.select(b.icmp_signed("<", here, last), here, last)
+            value = _load(b, b.add(address, b.shl(index, ir.Constant(_I64, 1))), _F16)
+            v = b.insert_element(v, value, ir.Constant(_I32, i))
+        return _shuffle(b, _extend_f16(b, v), [lane // each for lane in range(LANES)])
+
+    return repeat
+
+
+_COUNTS = tuple(n for n in (1, 2, 4, 8) if n <= LANES)
+# REPEAT_F16[n]: n consecutive float16, each over LANES / n lanes: scales over their groups' lanes.
+REPEAT_F16 = {n: _repeat_f16(n) for n in _COUNTS}
+# The same where only the first `valid` (at least 1) may be read; the others repeat the last.
+REPEAT_F16_FIRST = {n: _repeat_f16_first(n) for n in _COUNTS}
+
+
+@op(F32, i64, i64)
+def load_f16_first(b: Any, address: Any, count: Any) -> Any:
+    """The first `count` (0..LANES) float16, widened, zeros after them."""
+    v = _masked_load(b, address, count, _I16, LANES)
+    return _extend_f16(b, b.bitcast(v, ir.VectorType(_F16, LANES)))
+
+
+def _load_codes(bits: int) -> Any:
+    @op(F32, i64)
+    def load_codes(b: Any, address: Any) -> Any:
+        packed = _load(b, address, ir.VectorType(_I8, max(LANES * bits // 8, 1)))
+        v = _shuffle(b, packed, [lane * bits // 8 for lane in range(LANES)])
+        v = b.zext(v, I32.ll)
+        v = b.lshr(v, _constant(_I32, LANES, [lane * bits % 8 for lane in range(LANES)]))
+        return b.sitofp(b.and_(v, _constant(_I32, LANES, (1 << bits) - 1)), F32.ll)
+
+    return load_codes
+
+
+# LOAD_CODES[bits]: LANES consecutive packed codes, low bits first, as float32.
+LOAD_CODES = {bits: _load_codes(bits) for bits in (2, 4, 8)}
+
+
+@op(F32, F32, f32)
+def add_to_first(b: Any, v: Any, value: Any) -> Any:
+    """v with `value` added to its first lane."""
+    first = ir.Constant(_I32, 0)
+    return b.insert_element(v, b.fadd(b.extract_element(v, first), value), first)

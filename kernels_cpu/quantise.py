@@ -25,7 +25,6 @@ from edgetok.kernels_cpu.linear_simd import (
     negate_i32,
     odd_bytes,
     sum_lanes_i32,
-    zero_u8,
 )
 from edgetok.kernels_cpu.simd import (
     LANES,

@@ -56,12 +56,8 @@ void = types.void
 
 # Numba counts the parameters of a typing function, so there is one for each number of operands.
 _ARITY: dict[int, Callable[[Callable[[], Any]], Any]] = {
-    0: lambda typed: lambda typingctx: typed(),
-    1: lambda typed: lambda typingctx, a: typed(),
-    2: lambda typed: lambda typingctx, a, b: typed(),
-    3: lambda typed: lambda typingctx, a, b, c: typed(),
-    4: lambda typed: lambda typingctx, a, b, c, d: typed(),
-    5: lambda typed: lambda typingctx, a, b, c, d, e: typed(),
+    count: eval("lambda typed: lambda " + ", ".join(["_", *"abcdefghijkl"[:count]]) + ": typed()")
+    for count in range(13)
 }
 
 
@@ -76,7 +72,9 @@ def op(result: Any, *params: Any) -> Callable[[Callable[..., Any]], Any]:
         signature = result(*params)
         typing = _ARITY[len(params)](lambda: (signature, codegen))
         typing.__name__, typing.__doc__ = emit.__name__, emit.__doc__
-        return intrinsic(typing)
+        made = intrinsic(typing)
+        made.emit = emit  # for operations that are made of others
+        return made
 
     return wrap
 

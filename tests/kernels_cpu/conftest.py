@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pytest
 
 from edgetok.kernels_cpu.isa import ISAS, host_isas
-from edgetok.kernels_cpu.loader import Kernels, load
+from edgetok.kernels_cpu.loader import MODULES, Kernels, load
 
 _PAGE = mmap.PAGESIZE
-_LOADED: dict[str, Kernels] = {}
+_LOADED: dict[tuple[str, tuple[str, ...]], Kernels] = {}
 
 
 @pytest.fixture(scope="session")
@@ -27,22 +27,24 @@ def kernel_cache() -> Path:
     return Path(place or Path(tempfile.gettempdir()) / f"edgetok-tests-{os.getuid()}")
 
 
-def _load(name: str, cache: Path) -> Kernels:
-    if name not in _LOADED:
-        _LOADED[name] = load(ISAS[name], cache)
-    return _LOADED[name]
+def _load(name: str, cache: Path, request: pytest.FixtureRequest) -> Kernels:
+    """A test module that names its MODULES compiles only those."""
+    modules = tuple(getattr(request.module, "MODULES", MODULES))
+    if (name, modules) not in _LOADED:
+        _LOADED[name, modules] = load(ISAS[name], cache, modules=modules)
+    return _LOADED[name, modules]
 
 
-@pytest.fixture(scope="session")
-def kernels(kernel_cache: Path) -> Kernels:
+@pytest.fixture(scope="module")
+def kernels(request: pytest.FixtureRequest, kernel_cache: Path) -> Kernels:
     """Kernels of the best instruction set here."""
-    return _load(host_isas()[0], kernel_cache)
+    return _load(host_isas()[0], kernel_cache, request)
 
 
-@pytest.fixture(scope="session", params=host_isas())
+@pytest.fixture(scope="module", params=host_isas())
 def each_kernels(request: pytest.FixtureRequest, kernel_cache: Path) -> Kernels:
     """Kernels of every instruction set that this machine runs, one after the other."""
-    return _load(request.param, kernel_cache)
+    return _load(request.param, kernel_cache, request)
 
 
 class Guard:
@@ -89,7 +91,7 @@ Run = Callable[..., None]
 
 @pytest.fixture
 def run() -> Run:
-    """Runs one instruction on `threads` threads, one after the other (there is no barrier in it)."""
+    """Runs one instruction for `threads` threads, one after the other: it has no barrier inside."""
 
     def run(
         kernels: Kernels, instruction: npt.NDArray[np.int64], tokens: int, threads: int = 1

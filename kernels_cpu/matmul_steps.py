@@ -1,0 +1,141 @@
+"""The inner steps of products, each emitted as one operation.
+
+Numba takes milliseconds to type and lower every small operation, LLVM microseconds to compile it.
+So what the innermost loops do is composed here, of the emitters of `simd.py`, for a rectangle of
+rows and tokens, and the loops around it stay ordinary Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from edgetok.kernels_cpu import linear_layout as layout
+from edgetok.kernels_cpu.linear_simd import (
+    HIGH_BIT,
+    REPEAT_F16,
+    REPEAT_F16_FIRST,
+    load_high,
+    load_high_first,
+    load_words,
+)
+from edgetok.kernels_cpu.simd import (
+    _I64,
+    F32,
+    FIELD,
+    VB,
+    dot_u7s8,
+    dot_u8s8,
+    fma,
+    i64,
+    load_f32,
+    load_i32,
+    load_u8,
+    mul,
+    op,
+    or_u8,
+    prefetch,
+    to_f32,
+)
+
+
+def number(value: int) -> ir.Constant:
+    """An int64 constant."""
+    return ir.Constant(_I64, value)
+
+
+def at(b: Any, address: Any, index: int, stride: Any) -> Any:
+    """The address `index` strides further on."""
+    return b.add(address, b.mul(number(index), stride)) if index else address
+
+
+def unpack_tuple(b: Any, values: Any, count: int) -> list[Any]:
+    """Elements of a UniTuple."""
+    return [b.extract_value(values, i) for i in range(count)]
+
+
+def pack_tuple(b: Any, values: list[Any]) -> Any:
+    """A UniTuple of the values."""
+    packed = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
+    for i, value in enumerate(values):
+        packed = b.insert_value(packed, value, i)
+    return packed
+
+
+def clamped(b: Any, address: Any, index: int, last: Any, stride: Any) -> Any:
+    """The address min(index, last) strides further on."""
+    if not index:
+        return address
+    here = number(index)
+    reached = b.select(b.icmp_signed("<", here, last), here, last)
+    return b.add(address, b.mul(reached, stride))
+
+
+def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
+    """The codes of a vector of packed bytes, plane by plane; `high` (3 bits) from `load_high`."""
+    if bits == 8:
+        return [w]
+    if bits == 4:
+        return [field.emit(b, w) for field in FIELD[4]]
+    low = [field.emit(b, w) for field in FIELD[2]]
+    if bits == 2:
+        return low
+    return [or_u8.emit(b, q, bit.emit(b, high)) for q, bit in zip(low, HIGH_BIT, strict=True)]
+
+
+def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
+    """Add a chunk's products of rows x tokens to their sums by lane.
+
+    Args of the operation:
+        f: UniTuple of rows * tokens sums, row by row.
+        w, h, s: addresses of the first row's codes, high bits and scales of this chunk.
+        x: address of the first token's chunk.
+        wb, hb, sb: bytes from one row to the next.
+        xb, last: bytes from one token to the next; tokens after number `last` repeat it.
+        nbytes, valid: only with `part`: bytes of codes and scales that are left of the row.
+
+    Args:
+        bits: of the weights.
+        count: scales that a chunk needs.
+        rows: of the rectangle.
+        tokens: of the rectangle.
+        part: for the last chunk of a row, where it is not a whole one.
+    """
+    planes = layout.PLANES[bits]
+    dot = dot_u8s8 if bits == 8 else dot_u7s8
+
+    def emit(b: Any, f: Any, w: Any, h: Any, s: Any, x: Any, *rest: Any) -> Any:
+        wb, hb, sb, xb, last, *ends = rest
+        sums = unpack_tuple(b, f, rows * tokens)
+        for r in range(rows):
+            wr, hr, sr = at(b, w, r, wb), at(b, h, r, hb), at(b, s, r, sb)
+            if part:
+                nbytes, valid = ends
+                packed, high = load_words.emit(b, wr, nbytes), None
+                if bits == 3:
+                    high = load_high_first.emit(b, hr, b.lshr(nbytes, number(1)))
+                scales = REPEAT_F16_FIRST[count].emit(b, sr, valid)
+            else:
+                packed, high = load_u8.emit(b, wr), None
+                if bits == 3:
+                    high = load_high.emit(b, hr)
+                scales = REPEAT_F16[count].emit(b, sr)
+                if tokens == 1:  # the next rows, as far ahead as these rows are long
+                    prefetch.emit(b, at(b, wr, rows, wb))
+                    if bits == 3:
+                        prefetch.emit(b, at(b, hr, rows, hb))
+            codes = fields(b, bits, packed, high)
+            for t in range(tokens):
+                xt = clamped(b, x, t, last, xb)
+                acc = load_i32.emit(b, b.add(xt, number((planes + 1) * VB)))
+                for plane, code in enumerate(codes):
+                    acc = dot.emit(b, acc, code, load_u8.emit(b, b.add(xt, number(plane * VB))))
+                a = load_f32.emit(b, b.add(xt, number(planes * VB)))
+                i = r * tokens + t
+                sums[i] = fma.emit(b, mul.emit(b, to_f32.emit(b, acc), a), scales, sums[i])
+        return pack_tuple(b, sums)
+
+    tile = types.UniTuple(F32, rows * tokens)
+    return op(tile, tile, *[i64] * (11 if part else 9))(emit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -249,7 +249,7 @@ class Generation(Iterator[str]):
             self._pieces.append(text)
             yield text
 
-    def _generate(self) -> Iterator[str]:
+    def _generate(self) -> Generator[str, None, None]:
         options, context = self._options, self._context
         stopped = self._cancelled.is_set
         sampler = Sampler(options, self._tokenizer.vocab_size, self._prompt)

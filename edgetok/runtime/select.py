@@ -41,12 +41,13 @@ class RunOptions:
             OptionError: names the option, its value and what it may be.
             UnsupportedError: a GPU was asked for.
         """
-        if self.device == "cuda":
+        device: str = self.device
+        if device == "cuda":
             raise UnsupportedError(
                 "device is 'cuda', but this build has no GPU backend; use 'cpu' or 'onnxruntime'"
             )
-        if self.device not in get_args(Device):
-            raise OptionError(f"device is {self.device!r}, expected one of {_list(Device)}")
+        if device not in get_args(Device):
+            raise OptionError(f"device is {device!r}, expected one of {_list(Device)}")
         if self.compute not in get_args(Compute):
             raise OptionError(f"compute is {self.compute!r}, expected one of {_list(Compute)}")
         if self.kv_bits not in get_args(KvBits):

@@ -208,7 +208,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, with every call and operation behind the gate."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
-    concat = staticmethod(_concat)  # type: ignore[assignment]
+    concat = staticmethod(_concat)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         check_operation(operator, left, right)
@@ -302,8 +302,10 @@ class _Rewrite(NodeTransformer):
         return node if constant else _filter(node, "_made")
 
 
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno)
+def _filter(node: nodes.Node, name: str) -> nodes.Filter:
+    made = nodes.Filter(node, name, [], [], None, None)
+    made.set_lineno(node.lineno)
+    return made
 
 
 def _environment() -> _Environment:

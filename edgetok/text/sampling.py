@@ -68,7 +68,13 @@ class SamplingOptions:
             _whole("seed", self.seed, 0, (1 << 64) - 1)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, 1 << 28)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given: object = self.stop
+        if isinstance(given, str):
+            stop: tuple[object, ...] = (given,)
+        elif isinstance(given, (tuple, list)):
+            stop = tuple(given)
+        else:
+            raise OptionError(f"stop is {given!r:.80}, expected texts")
         if len(stop) > 64 or not all(isinstance(s, str) and 0 < len(s) <= 1024 for s in stop):
             raise OptionError(
                 f"stop: expected at most 64 texts of 1 to 1024 characters each, found {stop!r:.80}"

@@ -2,7 +2,9 @@
 
 Inputs and outputs are in docs/architecture.md. Positions come from `attention_mask`, so that past
 arrays may be longer than what they hold (a buffer shared by past and present) and batches may be
-padded on the right. Norms are written with standard operators, which onnxruntime fuses.
+padded on the right. `logits_start` says from which of the new tokens on logits are wanted: a
+prefill need not multiply by the whole head. Norms are written with standard operators, which
+onnxruntime fuses.
 
 Source: onnxruntime, docs/ContribOperators.md: MatMulNBits, GatherBlockQuantized, RotaryEmbedding,
 GroupQueryAttention. Its `local_window_size` counts the token itself, as `LayerSpec.window` does.
@@ -30,6 +32,7 @@ from edgetok.errors import UnsupportedError
 from edgetok.formats.layout import (
     FORMAT_KEY,
     FORMAT_VERSION,
+    LOGITS_START,
     SPEC_KEY,
     Layout,
     TensorFormat,
@@ -70,6 +73,8 @@ def build(
     initializers = [external_tensor(slot) for slot in layout.tensors.values()]
     initializers += [external_tensor(slot) for slot in layout.aliases.values()]
     initializers += writer.g.constants.values()
+    # An initializer that is an input too is one that a caller may leave out.
+    initializers.append(helper.make_tensor(LOGITS_START, TensorProto.INT64, [1], [0]))
     inputs, outputs = _values(spec)
     graph = helper.make_graph(writer.g.nodes, "decoder", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
@@ -97,7 +102,8 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
         value("input_ids", TensorProto.INT64, "batch", "tokens"),
         value("attention_mask", TensorProto.INT64, "batch", "total_tokens"),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, "batch", "tokens", spec.vocab_size)]
+    inputs.append(value(LOGITS_START, TensorProto.INT64, 1))
+    outputs = [value("logits", TensorProto.FLOAT, "batch", "logit_tokens", spec.vocab_size)]
     for i in range(spec.num_layers):
         for kind in ("key", "value"):
             past, present = f"past_key_values.{i}.{kind}", f"present.{i}.{kind}"
@@ -125,6 +131,8 @@ class _DecoderWriter:
         x = self._scaled(self._embed(), spec.embed_scale, "embed_tokens")
         for i in range(spec.num_layers):
             x = self._layer(i, x)
+        last = g.ints(np.iinfo(np.int64).max)
+        x = g.op("Slice", [x, LOGITS_START, last, g.ints(1)], "final_norm")
         x = self._norm(x, "final_norm")
         x = self._linear(x, "lm_head")
         x = self._scaled(x, spec.logit_scale, "lm_head")

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from edgetok.errors import ArtefactError
 from edgetok.formats.layout import (
     DATA_FILE,
+    LOGITS_START,
     Layout,
     LinearShape,
     TensorFormat,
@@ -188,7 +189,7 @@ def _check_allowed(
 def _check_values(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
     """Inputs and outputs: names and the sizes that the spec fixes."""
     cache = (spec.num_kv_heads, cache_head_dim(spec))
-    inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": ()}
+    inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
     for i in range(spec.num_layers):
         for kind in ("key", "value"):

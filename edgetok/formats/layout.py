@@ -23,6 +23,7 @@ GRAPH_FILE = "model.onnx"
 FORMAT_VERSION = "1"
 FORMAT_KEY = "edgetok.format"
 SPEC_KEY = "edgetok.spec"
+LOGITS_START = "logits_start"
 
 DType = Literal["float32", "float16", "uint8"]
 

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from edgetok.errors import ArtefactError, ContextError, OptionError, ShapeError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
-from edgetok.formats.layout import cache_head_dim
+from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
 
@@ -226,7 +226,7 @@ class OnnxRuntimeBackend:
                 if start and should_stop is not None and should_stop():
                     raise Interrupted
                 block = ids[start : start + self._block_tokens].astype(np.int64)
-                logits = self._graph.run(self._session, cache, block)
+                logits = self._graph.run(self._session, cache, block, all_logits)
                 blocks.append(logits if all_logits else logits[-1])
             return np.concatenate(blocks) if all_logits else blocks[-1]
 
@@ -249,15 +249,22 @@ class _OwnGraph:
         return SharedCache(self._spec, capacity_tokens)
 
     def run(
-        self, session: ort.InferenceSession, cache: KVCache, ids: npt.NDArray[np.int64]
+        self,
+        session: ort.InferenceSession,
+        cache: KVCache,
+        ids: npt.NDArray[np.int64],
+        all_logits: bool,
     ) -> Logits:
-        """Logits [T, V] of one block."""
+        """Logits of one block: [T, V], or of the last token alone, [1, V]."""
         if not isinstance(cache, SharedCache):
             raise _foreign_cache(cache)
         binding = session.io_binding()
         mask = np.ones((1, cache.length_tokens + ids.size), np.int64)
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", mask)
+        start = np.array([0 if all_logits else -1], np.int64)
+        # An input that may be left out is known to the session, but not to `bind_cpu_input`.
+        binding.bind_ortvalue_input(LOGITS_START, ort.OrtValue.ortvalue_from_numpy(start))
         for name, value in cache.values.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
@@ -305,9 +312,13 @@ class _ForeignGraph:
         return GrowingCache(empty, self._axis, capacity_tokens)
 
     def run(
-        self, session: ort.InferenceSession, cache: KVCache, ids: npt.NDArray[np.int64]
+        self,
+        session: ort.InferenceSession,
+        cache: KVCache,
+        ids: npt.NDArray[np.int64],
+        all_logits: bool,
     ) -> Logits:
-        """Logits [T, V] of one block."""
+        """Logits [T, V] of one block; these graphs know no other."""
         if not isinstance(cache, GrowingCache):
             raise _foreign_cache(cache)
         total = cache.length_tokens + ids.size

@@ -353,7 +353,7 @@ def rename_output(model: onnx.ModelProto) -> None:
 
 
 def widen_cache(model: onnx.ModelProto) -> None:
-    model.graph.input[2].type.tensor_type.shape.dim[1].dim_value = 3
+    model.graph.input[3].type.tensor_type.shape.dim[1].dim_value = 3
 
 
 def drop_attention(model: onnx.ModelProto) -> None:

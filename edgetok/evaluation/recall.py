@@ -1,0 +1,541 @@
+"""Recall in context: cases that ask for something told earlier, and how an answer is scored.
+
+A case is a conversation whose last message is a question; the answer stands `distance` tokens
+earlier. Training draws from the same tables with `held_out=False` and can never meet what an
+evaluation asks: a hash keeps one (subject, value) pair in ten, one number in ten and one
+invented name in ten aside, and the wordings in the `unseen` fields are for evaluation alone.
+
+    recall_cases(tasks, distances, count, ...) -> cases;  score(answer, case) -> bool
+
+No model and no third-party package is needed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+TASKS = ("facts", "syllable_names", "several", "update", "key_value", "pass_key", "variable")
+DISTANCES = (64, 128, 256, 512, 1024, 1500)
+
+Message = dict[str, str]
+CountTokens = Callable[[str], int]
+
+NAMES = tuple(
+    "Ana Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olive Paul Rosa Sam "
+    "Tina Victor Wendy Max Lucy Oscar Nina Peter Sara Tom Lily Tim Sue Anna Bob Jane Mark Ella "
+    "Finn Gina Hugo Iris Jonas Karen Lena Mona Nora Otto Pia Ralf Stella Theo Uma Vera Walter "
+    "Zoe Amy Bella Carl Daisy Eric Flora George Hannah Ivan Julia Kevin Laura Martin Nelly".split()
+)
+PET_NAMES = tuple(
+    "Rex Bella Milo Luna Coco Max Spot Fluffy Rocky Daisy Buddy Simba Nala Oscar Ruby Toby Lola "
+    "Teddy Rosie Jack Poppy Biscuit Pepper Ginger Shadow Snowy Tiger Honey Lucky Bubbles".split()
+)
+WORDS: dict[str, tuple[str, ...]] = {
+    "colour": tuple("red blue green yellow purple orange pink brown black white grey gold".split()),
+    "city": tuple(
+        "Paris London Berlin Rome Oslo Madrid Vienna Prague Dublin Lisbon Cairo Tokyo Boston "
+        "Chicago Sydney Athens Warsaw Zurich Hamburg Milan Denver Seattle Toronto Delhi".split()
+    ),
+    "fruit": tuple("apple banana cherry grape lemon mango melon peach pear plum kiwi berry".split()),
+    "animal": tuple(
+        "cat dog horse rabbit bear fox owl lion tiger frog duck mouse elephant monkey".split()
+    ),
+    "food": tuple("pizza soup pasta rice bread cheese cake salad fish pancakes beans eggs".split()),
+    "sport": tuple("football tennis swimming running dancing hockey chess skating golf".split()),
+    "drink": tuple("water milk tea coffee juice cocoa lemonade soda".split()),
+    "job": tuple("teacher doctor baker farmer painter pilot singer driver cook writer".split()),
+    "place": tuple(
+        "kitchen garden drawer box bag car cupboard basket attic cellar bathroom garage".split()
+    ),
+    "day": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
+}
+_ONSETS = "b d f g h j k l m n p r s t v w z br dr gr kr pl st tr sh th".split()
+_VOWELS = "a e i o u a e i o u ai ea".split()
+_CODAS = ["", "", "", "n", "r", "l", "s", "m", "k", "t"]
+
+
+def is_held_out(*parts: str) -> bool:
+    """Whether this combination belongs to evaluation: one in ten, by hash."""
+    return hashlib.sha256("|".join(parts).encode()).digest()[0] % 10 == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """One way of telling and asking a fact: `{s}` is the subject, `{v}` the value."""
+
+    subjects: tuple[str, ...]
+    value: str
+    tell: tuple[str, ...]
+    ask: tuple[str, ...]
+    answer: str
+    unseen_tell: tuple[str, ...]
+    unseen_ask: tuple[str, ...]
+    change: tuple[str, ...] = ()
+
+
+_PEOPLE = tuple(
+    "sister brother mother father friend aunt uncle cousin teacher neighbour boss doctor "
+    "grandmother grandfather daughter son wife husband".split()
+)
+_PETS = tuple("dog cat horse rabbit parrot hamster turtle goldfish pony kitten puppy".split())
+_CODES = tuple(
+    "locker code,house number,bus number,room number,door code,phone code,bike number,safe code,"
+    "ticket number,lucky number,seat number,alarm code".split(",")
+)
+_TOLD_NAME = dict(
+    tell=(
+        "My {s} is called {v}.",
+        "My {s}'s name is {v}.",
+        "I have a {s} called {v}.",
+        "I have a {s} named {v}.",
+        "The name of my {s} is {v}.",
+    ),
+    ask=(
+        "What is my {s} called?",
+        "What is my {s}'s name?",
+        "What is the name of my {s}?",
+        "Do you remember my {s}'s name?",
+        "Do you know what my {s} is called?",
+        "Tell me the name of my {s}.",
+    ),
+    answer="Your {s} is called {v}.",
+    unseen_tell=("This is about my {s}: the name is {v}.", "You can call my {s} {v}."),
+    unseen_ask=("Can you tell me my {s}'s name?", "So how is my {s} called?"),
+    change=(
+        "My {s} is now called {v}.",
+        "My {s} has a new name: {v}.",
+        "I was wrong, my {s} is called {v}.",
+    ),
+)
+PATTERNS: dict[str, Pattern] = {
+    "people": Pattern(subjects=_PEOPLE, value="name", **_TOLD_NAME),
+    "pets": Pattern(subjects=_PETS, value="pet", **_TOLD_NAME),
+    "codes": Pattern(
+        subjects=_CODES,
+        value="number",
+        tell=("My {s} is {v}.", "The {s} is {v}.", "Remember that my {s} is {v}."),
+        ask=(
+            "What is my {s}?",
+            "What is the {s}?",
+            "Do you remember my {s}?",
+            "Tell me my {s}.",
+            "I forgot my {s}. What is it?",
+        ),
+        answer="Your {s} is {v}.",
+        unseen_tell=("I was given a {s}, it is {v}.",),
+        unseen_ask=("Can you tell me my {s}?", "Which {s} do I have?"),
+        change=("My {s} is now {v}.", "I have a new {s}: {v}.", "I was wrong, my {s} is {v}."),
+    ),
+    "favourites": Pattern(
+        subjects=("colour", "city", "fruit", "animal", "food", "sport", "drink", "day"),
+        value="{s}",
+        tell=(
+            "My favourite {s} is {v}.",
+            "The {s} I like most is {v}.",
+            "I think the best {s} is {v}.",
+        ),
+        ask=(
+            "What is my favourite {s}?",
+            "Which {s} do I like most?",
+            "Do you remember my favourite {s}?",
+            "What {s} do I like best?",
+        ),
+        answer="Your favourite {s} is {v}.",
+        unseen_tell=("If you ask me for my favourite {s}, it is {v}.",),
+        unseen_ask=("Can you tell me my favourite {s}?", "So which {s} is my favourite?"),
+        change=("Now my favourite {s} is {v}.", "I changed my mind, my favourite {s} is {v}."),
+    ),
+    "homes": Pattern(
+        subjects=NAMES,
+        value="city",
+        tell=("{s} lives in {v}.", "{s} has a house in {v}.", "The home of {s} is in {v}."),
+        ask=(
+            "Where does {s} live?",
+            "In which city does {s} live?",
+            "Do you know where {s} lives?",
+            "What city does {s} live in?",
+        ),
+        answer="{s} lives in {v}.",
+        unseen_tell=("The city where you find {s} is {v}.",),
+        unseen_ask=("Can you tell me where {s} lives?", "So where is the home of {s}?"),
+        change=("{s} moved to {v}.", "Now {s} lives in {v}."),
+    ),
+    "owners": Pattern(
+        subjects=tuple(f"{n}'s {p}" for n in NAMES[:32] for p in _PETS[:6]),
+        value="pet",
+        tell=("{s} is called {v}.", "The name of {s} is {v}.", "{s} has the name {v}."),
+        ask=(
+            "What is {s} called?",
+            "What is the name of {s}?",
+            "Do you remember the name of {s}?",
+            "Tell me the name of {s}.",
+        ),
+        answer="{s} is called {v}.",
+        unseen_tell=("Everybody calls {s} {v}.",),
+        unseen_ask=("Can you tell me the name of {s}?", "So how is {s} called?"),
+        change=("{s} is now called {v}.", "{s} has a new name: {v}."),
+    ),
+    "jobs": Pattern(
+        subjects=NAMES,
+        value="job",
+        tell=("{s} is a {v}.", "{s} works as a {v}.", "The job of {s} is {v}."),
+        ask=("What is the job of {s}?", "What does {s} work as?", "Do you know the job of {s}?"),
+        answer="{s} is a {v}.",
+        unseen_tell=("{s} earns money as a {v}.",),
+        unseen_ask=("Can you tell me the job of {s}?",),
+        change=("{s} is now a {v}.", "{s} has a new job as a {v}."),
+    ),
+    "places": Pattern(
+        subjects=tuple("key ball book hat phone doll watch coin letter spoon ring map".split()),
+        value="place",
+        tell=("The {s} is in the {v}.", "I put the {s} in the {v}.", "You find the {s} in the {v}."),
+        ask=("Where is the {s}?", "Where did I put the {s}?", "Do you know where the {s} is?"),
+        answer="The {s} is in the {v}.",
+        unseen_tell=("I left the {s} in the {v}.",),
+        unseen_ask=("Can you tell me where the {s} is?", "So where can I find the {s}?"),
+        change=("I moved the {s} to the {v}.", "Now the {s} is in the {v}."),
+    ),
+}
+PREFIXES = ("", "", "", "By the way, ", "Please remember: ", "You should know: ", "Well, ")
+UNSEEN_PREFIXES = ("", "Oh, and one more thing: ", "Did I say it? ")
+NOTED = ("I will remember that.", "Okay, I will remember it.", "Thank you for telling me.", "Nice!")
+ASK_VALUE = ("What is the value of {s}?", "Which value does {s} have?", "Tell me the value of {s}.")
+UNSEEN_ASK_VALUE = ("Can you tell me the value of {s}?",)
+LISTS = ("Here is a list:", "Please remember this list:", "These are the values:")
+UNSEEN_LISTS = ("Take a look at the following entries:",)
+PASS_KEYS = (
+    "The pass key is {v}. Remember it. {v} is the pass key.",
+    "The pass key is {v}.",
+    "Remember the pass key: {v}.",
+)
+UNSEEN_PASS_KEYS = ("There is a pass key here, and it is {v}. Do not forget it.",)
+ASK_PASS_KEY = ("What is the pass key?", "Tell me the pass key.", "Do you remember the pass key?")
+UNSEEN_ASK_PASS_KEY = ("Can you tell me the pass key?", "Which pass key was in the text?")
+CHATTER = (
+    "Tell me something.", "What happened next?", "Go on.", "Tell me more.", "And then?",
+    "What did you see today?", "Tell me about your day.", "Please continue.",
+)  # fmt: skip
+_WHO = (
+    "The old man", "A little girl", "The cat", "My neighbour", "The small bird", "A boy",
+    "The farmer", "The happy dog", "A young fox", "The teacher", "The wind", "A big bear",
+)  # fmt: skip
+_DID = (
+    "walked to", "looked at", "went around", "played near", "sat down by", "ran past", "saw",
+    "liked", "found", "slept near", "sang a song by", "talked about",
+)  # fmt: skip
+_WHAT = (
+    "the river", "the old tree", "a red house", "the green hill", "the park", "a small boat",
+    "the garden gate", "the long road", "a quiet lake", "the tall tower", "the market", "the sea",
+)  # fmt: skip
+_HOW = (
+    "in the morning", "after lunch", "with a smile", "for a long time", "because it was warm",
+    "while the sun was shining", "before it got dark", "and felt happy", "and was not afraid",
+    "when the rain stopped", "every day", "all alone",
+)  # fmt: skip
+
+
+def filler_sentence(rng: random.Random) -> str:
+    """A plain sentence that carries no fact anybody asks for."""
+    return f"{rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHAT)} {rng.choice(_HOW)}."
+
+
+def syllable_name(rng: random.Random, held_out: bool) -> str:
+    """An invented capitalised name of two or three syllables."""
+    while True:
+        n = rng.choice((2, 2, 3))
+        name = "".join(
+            rng.choice(_ONSETS) + rng.choice(_VOWELS) + (rng.choice(_CODAS) if i == n - 1 else "")
+            for i in range(n)
+        ).capitalize()
+        if is_held_out(name) == held_out:
+            return name
+
+
+def number(rng: random.Random, held_out: bool, digits: int = 0) -> str:
+    """A number of `digits` digits (two to five when 0) that does not begin with zero."""
+    while True:
+        n = digits or rng.choice((2, 3, 4, 4, 5))
+        text = str(rng.randrange(10 ** (n - 1), 10**n))
+        if is_held_out(text) == held_out:
+            return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A told fact with the question that asks for it."""
+
+    slot: str
+    tell: str
+    ask: str
+    answer: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallCase:
+    """A conversation ending in a question, its answer and the wrong answers it offers."""
+
+    task: str
+    distance: int
+    messages: tuple[Message, ...]
+    expected: str
+    distractors: tuple[str, ...] = field(default=())
+    unseen_wording: bool = False
+
+
+def make_fact(
+    rng: random.Random,
+    pattern: str,
+    *,
+    held_out: bool = False,
+    unseen_wording: bool = False,
+    invented: bool = False,
+    subject: str = "",
+    changed: bool = False,
+) -> Fact:
+    """Draw one fact.
+
+    Args:
+        rng: source of randomness.
+        pattern: key of `PATTERNS`.
+        held_out: take (subject, value) from the evaluation side of the split.
+        unseen_wording: use the wordings that training never uses.
+        invented: a random-syllable name instead of a known one, where the value is a name.
+        subject: keep this subject (for updates).
+        changed: word it as a change of an earlier fact.
+    """
+    p = PATTERNS[pattern]
+    while True:
+        s = subject or rng.choice(p.subjects)
+        kind = p.value.format(s=s)
+        if kind == "number":
+            v = number(rng, held_out)
+        elif invented and kind in ("name", "pet"):
+            v = syllable_name(rng, held_out)
+        else:
+            pool = {"name": NAMES, "pet": PET_NAMES}.get(kind) or WORDS[kind]
+            v = rng.choice(pool)
+            if is_held_out(s, v) != held_out:
+                # A subject may have no pair on the wanted side: draw the subject again.
+                if not any(is_held_out(s, w) == held_out for w in pool):
+                    subject = ""
+                continue
+        break
+    tell = p.change if changed else p.unseen_tell if unseen_wording else p.tell
+    ask = p.unseen_ask if unseen_wording else p.ask
+    prefix = rng.choice(UNSEEN_PREFIXES if unseen_wording else PREFIXES)
+    told = rng.choice(tell).format(s=s, v=v)
+    if prefix.endswith((", ", ": ")) and told.startswith(("My ", "The ", "You ", "If ")):
+        told = told[0].lower() + told[1:]
+    return Fact(
+        slot=f"{pattern}|{s}",
+        tell=prefix + told,
+        ask=rng.choice(ask).format(s=s),
+        answer=p.answer.format(s=s, v=v),
+        value=v,
+    )
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def filler_turns(rng: random.Random, tokens: int, count_tokens: CountTokens) -> list[Message]:
+    """Small talk of about `tokens` tokens, whole turns, the assistant speaking last."""
+    turns: list[Message] = []
+    left = tokens
+    while left > 8:
+        ask = rng.choice(CHATTER)
+        left -= count_tokens(ask) + 10  # two turns cost about ten tokens of template
+        text = filler_sentence(rng)
+        for _ in range(rng.randrange(2, 9)):
+            left -= count_tokens(text.rsplit(". ", 1)[-1])
+            if left <= 8:
+                break
+            text += " " + filler_sentence(rng)
+        turns += [_user(ask), _assistant(text)]
+    return turns
+
+
+def _told(rng: random.Random, facts: Sequence[Fact]) -> list[Message]:
+    out: list[Message] = []
+    for fact in facts:
+        out += [_user(fact.tell), _assistant(rng.choice(NOTED))]
+    return out
+
+
+def _distinct(rng: random.Random, count: int, draw: Callable[[], Fact]) -> list[Fact]:
+    facts: list[Fact] = []
+    while len(facts) < count:
+        new = draw()
+        if all(new.slot != f.slot and new.value != f.value for f in facts):
+            facts.append(new)
+    return facts
+
+
+def _fact_case(
+    rng: random.Random, task: str, unseen: bool
+) -> tuple[list[Message], Fact, tuple[str, ...]]:
+    """The telling part of a dialogue case; the asked fact comes last wherever order is free."""
+
+    def draw(pattern: str = "") -> Fact:
+        named = ("people", "pets", "owners")
+        choice = pattern or rng.choice(named if task == "syllable_names" else tuple(PATTERNS))
+        return make_fact(
+            rng,
+            choice,
+            held_out=True,
+            unseen_wording=unseen,
+            invented=task == "syllable_names",
+        )
+
+    if task == "several":
+        kind = rng.choice(("people", "pets", "codes", "homes", "owners"))
+        facts = _distinct(rng, 4, lambda: draw(kind))
+    else:
+        facts = _distinct(rng, 2, draw)
+    asked = facts[-1]
+    messages = _told(rng, facts)
+    if task == "update":
+        pattern, subject = asked.slot.split("|")
+        new = asked
+        for _ in range(50):  # a subject may have a single held-out value
+            new = make_fact(
+                rng,
+                pattern,
+                held_out=True,
+                unseen_wording=unseen,
+                subject=subject,
+                changed=True,
+            )
+            if new.slot == asked.slot and new.value != asked.value:
+                break
+        else:
+            return _fact_case(rng, task, unseen)
+        messages += _told(rng, [new])
+        facts.append(asked)
+        asked = new
+    return messages, asked, tuple(f.value for f in facts if f.value != asked.value)
+
+
+def key_value_lines(rng: random.Random, count: int, held_out: bool) -> dict[str, str]:
+    """`count` pairs of invented keys and numbers, names or words, values distinct."""
+    kind = rng.choice(("number", "number", "name", "colour" if count <= 8 else "number"))
+    pairs: dict[str, str] = {}
+    while len(pairs) < count:
+        key = syllable_name(rng, held_out).lower()
+        value = {
+            "number": lambda: number(rng, held_out),
+            "name": lambda: syllable_name(rng, held_out),
+            "colour": lambda: rng.choice(WORDS["colour"]),
+        }[kind]()
+        if key not in pairs and value not in pairs.values():
+            pairs[key] = value
+    return pairs
+
+
+def variable_lines(rng: random.Random, count: int, held_out: bool) -> tuple[list[str], dict]:
+    """Assignments such as `x = 42` and `y = x`; returns the lines and what each name is worth."""
+    names = rng.sample("abcdefghjkmnpqrstuvwxyz", count)
+    worth: dict[str, str] = {}
+    lines = []
+    for i, name in enumerate(names):
+        if i and rng.random() < 0.4:
+            source = rng.choice(names[:i])
+            worth[name] = worth[source]
+            lines.append(f"{name} = {source}")
+        else:
+            worth[name] = number(rng, held_out, rng.choice((2, 3)))
+            lines.append(f"{name} = {worth[name]}")
+    return lines, worth
+
+
+def make_case(
+    rng: random.Random, task: str, distance: int, count_tokens: CountTokens, unseen: bool
+) -> RecallCase:
+    """One held-out case of `task` with about `distance` tokens between telling and asking.
+
+    Raises:
+        ValueError: the task is unknown.
+    """
+
+    def finish(messages: list[Message], expected: str, wrong: tuple[str, ...]) -> RecallCase:
+        return RecallCase(
+            task=task,
+            distance=distance,
+            messages=tuple(messages),
+            expected=expected,
+            distractors=wrong,
+            unseen_wording=unseen,
+        )
+
+    if task in ("facts", "syllable_names", "several", "update"):
+        messages, asked, wrong = _fact_case(rng, task, unseen)
+        messages += filler_turns(rng, distance, count_tokens)
+        return finish([*messages, _user(asked.ask)], asked.value, wrong)
+    if task == "key_value":
+        pairs = key_value_lines(rng, rng.randrange(5, 9), held_out=True)
+        head = rng.choice(UNSEEN_LISTS if unseen else LISTS)
+        text = "\n".join([head, *(f"- {k}: {v}" for k, v in pairs.items())])
+        key = rng.choice(list(pairs))
+        ask = rng.choice(UNSEEN_ASK_VALUE if unseen else ASK_VALUE).format(s=key)
+        expected = pairs[key]
+    elif task == "variable":
+        lines, worth = variable_lines(rng, rng.randrange(3, 7), held_out=True)
+        text = "\n".join(lines)
+        key = rng.choice(list(worth))
+        ask, expected = (f"Which value does {key} have?" if unseen else f"What is {key}?"), worth[key]
+        pairs = worth
+    elif task == "pass_key":
+        expected = number(rng, True, 5)
+        told = rng.choice(UNSEEN_PASS_KEYS if unseen else PASS_KEYS).format(v=expected)
+        before = " ".join(filler_sentence(rng) for _ in range(rng.randrange(1, 8)))
+        after, left = [], distance
+        while left > 4:
+            after.append(filler_sentence(rng))
+            left -= count_tokens(after[-1])
+        ask = rng.choice(UNSEEN_ASK_PASS_KEY if unseen else ASK_PASS_KEY)
+        return finish([_user(" ".join([before, told, *after, ask]))], expected, ())
+    else:
+        raise ValueError(f"unknown recall task {task!r}; known: {', '.join(TASKS)}")
+    messages = [_user(text), _assistant(rng.choice(NOTED))]
+    messages += filler_turns(rng, distance, count_tokens)
+    wrong = tuple(sorted({v for v in pairs.values() if v != expected}))
+    return finish([*messages, _user(ask)], expected, wrong)
+
+
+def approximate_tokens(text: str) -> int:
+    """A stand-in for a tokenizer: words, marks and single digits."""
+    return len(re.findall(r"[^\W\d]+|\d|[^\w\s]", text))
+
+
+def recall_cases(
+    tasks: Sequence[str] = TASKS,
+    distances: Sequence[int] = DISTANCES,
+    count: int = 20,
+    seed: int = 0,
+    count_tokens: CountTokens = approximate_tokens,
+) -> Iterator[RecallCase]:
+    """`count` cases for every task and distance, half of them in wordings training never saw."""
+    for task in tasks:
+        for distance in distances:
+            rng = random.Random(f"{seed}|{task}|{distance}")
+            for i in range(count):
+                yield make_case(rng, task, distance, count_tokens, unseen=i % 2 == 1)
+
+
+def score(answer: str, case: RecallCase) -> bool:
+    """Whether the answer names the expected value and none of the wrong ones."""
+
+    def says(value: str) -> bool:
+        return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE) is not None
+
+    return says(case.expected) and not any(says(v) for v in case.distractors)

@@ -1,0 +1,90 @@
+"""Training data for talking: stories on request, small talk, simple instructions."""
+
+from __future__ import annotations
+
+import random
+
+import corpus
+import dialogue_data
+import recall_data
+from recall_data import SAID, FillerTurns, Turn, user
+
+_ASK_STORY = (
+    "Tell me a story about {a}.",
+    "Can you tell me a story about {a}?",
+    "Write a story about {a}.",
+    "Please write a short story about {a}.",
+    "I want to hear a story about {a}.",
+    "Do you know a story about {a}?",
+    "Tell a story with {a} in it.",
+    "A story about {a}, please.",
+    "Make up a story about {a}.",
+    "Could you write a little story about {a}?",
+)
+_ASK_ANY = ("Tell me a story.", "Write a story.", "I want to hear a story.", "A story, please!")
+
+
+def with_article(noun: str) -> str:
+    """The noun as one asks for it."""
+    if noun in ("ice", "snow", "rain", "candy", "soup"):
+        return noun
+    if noun in ("sun", "sea", "moon", "park", "beach", "zoo", "wind"):
+        return "the " + noun
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def told_story(rng: random.Random, held_out: bool = False) -> list[Turn]:
+    """A request for a story and a story that answers it."""
+    by_topic = corpus.stories_by_topic(held_out)
+    if rng.random() < 0.15:
+        ask = rng.choice(_ASK_ANY)
+        story = rng.choice(corpus.stories(held_out))
+    else:
+        topic = rng.choice(list(by_topic))
+        ask = rng.choice(_ASK_STORY).format(a=with_article(topic))
+        story = rng.choice(by_topic[topic])
+    return [user(ask), Turn("assistant", corpus.rename(story, rng), SAID)]
+
+
+_SYSTEM = (
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "You are a small helpful model.",
+    "You are a kind storyteller.",
+    "Answer in short sentences.",
+)
+
+
+def chat(rng: random.Random, held_out: bool = False) -> list[Turn]:
+    """A conversation: a greeting perhaps, some exchanges, now and then a story, a farewell."""
+    turns: list[Turn] = []
+    if rng.random() < 0.2:
+        turns.append(Turn("system", rng.choice(_SYSTEM), recall_data.READ))
+    if rng.random() < 0.5:
+        turns += dialogue_data.greeting(rng)
+    for _ in range(rng.randint(1, 6)):
+        if rng.random() < 0.08:
+            turns += told_story(rng, held_out)
+        else:
+            turns += dialogue_data.turns_of(dialogue_data.exchange(rng, held_out))
+    if rng.random() < 0.3:
+        turns += dialogue_data.farewell(rng)
+    return turns
+
+
+def filler_turns(rng: random.Random) -> FillerTurns:
+    """What is said between telling and asking, in one manner for the whole conversation."""
+
+    def stories(rng: random.Random) -> list[Turn]:
+        ask, story = told_story(rng)
+        return [ask, story._replace(mark=recall_data.READ)]
+
+    def small_talk(rng: random.Random) -> list[Turn]:
+        ask, answer = dialogue_data.turns_of(dialogue_data.exchange(rng))
+        return [ask, answer._replace(mark=recall_data.READ)]
+
+    def any_of_them(rng: random.Random) -> list[Turn]:
+        return rng.choice(manners)(rng)
+
+    manners = (recall_data.plain_filler_turns, stories, small_talk)
+    return rng.choice((*manners, any_of_them))

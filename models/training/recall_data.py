@@ -1,0 +1,304 @@
+"""Training data for recall: many questions a sequence, so that most of the loss is looking up.
+
+Everything is drawn from the training side of the split in `edgetok.evaluation.recall`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from edgetok.evaluation import recall
+
+# Weight marks: an answer that has to be looked up, anything else the assistant says, the rest.
+LOOKUP, SAID, READ = "lookup", "said", "read"
+
+
+class Turn(NamedTuple):
+    """One message, with what its tokens are worth to training."""
+
+    role: str
+    content: str
+    mark: str
+
+
+_SHORT = ("What is {s}?", "{s}?", "And {s}?")
+
+
+def user(text: str) -> Turn:
+    """What the user says is read, not learnt to be said."""
+    return Turn("user", text, READ)
+
+
+def looked_up(text: str) -> Turn:
+    """An answer that stands earlier in the conversation."""
+    return Turn("assistant", text, LOOKUP)
+
+
+def _noted(rng: random.Random) -> Turn:
+    return Turn("assistant", rng.choice(recall.NOTED), SAID)
+
+
+def filler(rng: random.Random, sentences: int) -> str:
+    """Plain sentences without facts."""
+    return " ".join(recall.filler_sentence(rng) for _ in range(sentences))
+
+
+FillerTurns = Callable[[random.Random], list[Turn]]
+
+
+def plain_filler_turns(rng: random.Random) -> list[Turn]:
+    """A turn of chatter and an answer of one to nine plain sentences."""
+    text = filler(rng, rng.choice((1, 2, 3, 5, 9)))
+    return [user(rng.choice(recall.CHATTER)), Turn("assistant", text, READ)]
+
+
+def _filled(
+    rng: random.Random, tokens: int, count: Callable[[str], int], filler_turns: FillerTurns
+) -> list[Turn]:
+    """Filler of at most `tokens` tokens: what is too long is cut after a sentence."""
+    turns: list[Turn] = []
+    while tokens > 24:
+        for turn in filler_turns(rng):
+            tokens -= 5
+            kept = ""
+            for sentence in turn.content.replace("\n", " ").split(". "):
+                tokens -= count(" " + sentence)
+                if kept and tokens < 0:
+                    break
+                kept += (". " if kept else "") + sentence
+            turns.append(turn._replace(content=kept if kept[-1:] in ".!?\"" else kept + "."))
+    return turns
+
+
+def facts(
+    rng: random.Random,
+    budget: int,
+    count: Callable[[str], int],
+    filler_turns: FillerTurns = plain_filler_turns,
+    span: float = 0.0,
+) -> list[Turn]:
+    """A dialogue that tells, changes and asks facts in random order, within `budget` tokens.
+
+    Args:
+        rng: source of randomness.
+        budget: stop when this many tokens are spent.
+        count: tokens of a text.
+        filler_turns: what is said in between.
+        span: share of the budget that is filled between telling and asking.
+    """
+    invented = rng.choice((0.2, 0.7, 1.0))
+    kinds = tuple(recall.PATTERNS)
+    if rng.random() < 0.3:
+        kinds = (rng.choice(kinds),)
+    elif invented == 1.0:
+        kinds = ("people", "pets", "owners")
+    limit = rng.choice((1, 2, 3, 4, 6, 8, 12)[: 2 + budget // 60])
+    chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
+    change = rng.choice((0.0, 0.1, 0.4))
+    known: dict[str, recall.Fact] = {}
+    asked: list[recall.Fact] = []
+    turns: list[Turn] = []
+    spent = 0
+
+    def say(*new: Turn) -> None:
+        nonlocal spent
+        turns.extend(new)
+        spent += sum(count(t.content) + 5 for t in new)
+
+    def tell() -> recall.Fact:
+        for _ in range(20):
+            if known and rng.random() < change:
+                pattern, subject = rng.choice(list(known)).split("|")
+                fact = recall.make_fact(
+                    rng,
+                    pattern,
+                    subject=subject,
+                    changed=True,
+                    invented=rng.random() < invented,
+                )
+            else:
+                fact = recall.make_fact(
+                    rng, rng.choice(kinds), invented=rng.random() < invented
+                )
+                if fact.slot in known:
+                    continue
+            if all(fact.value != f.value for f in known.values()):
+                break
+        known[fact.slot] = fact
+        return fact
+
+    say(user(tell().tell), _noted(rng))
+    while len(known) < limit and rng.random() < 0.8 and spent < budget * 0.6:
+        group = [tell() for _ in range(rng.choice((1, 1, 2, 3)))]
+        if group[0].ask and rng.random() < 0.1:
+            say(user(f"{group[0].tell} {group[0].ask}"), looked_up(group[0].answer))
+        else:
+            say(user(" ".join(f.tell for f in group)), _noted(rng))
+    # Questions need room whatever stands before them.
+    room = max(0, budget - spent - 30 * min(len(known), 6))
+    say(*_filled(rng, int(span * room), count, filler_turns))
+    while spent < budget:
+        roll = rng.random()
+        if roll < chatter:
+            say(*_filled(rng, min(150, int(0.4 * (budget - spent))), count, filler_turns))
+            chatter *= 0.7
+        elif roll < chatter + 0.2 and (len(known) < limit or change):
+            say(user(tell().tell), _noted(rng))
+        else:
+            fresh = [s for s in known if known[s] not in asked]
+            if not fresh and rng.random() < 0.6:
+                break  # asking again mostly copies the last answer: little to learn
+            slot = rng.choice(fresh or list(known))
+            fact = known[slot]
+            asked.append(fact)
+            pattern, subject = slot.split("|")
+            ask = rng.choice(recall.PATTERNS[pattern].ask).format(s=subject)
+            say(user(ask), looked_up(fact.answer))
+    return turns
+
+
+def quiz(
+    rng: random.Random,
+    budget: int,
+    count: Callable[[str], int],
+    filler_turns: FillerTurns = plain_filler_turns,
+    span: float = 0.0,
+) -> list[Turn]:
+    """A key-value list or assignments, then question after question about it."""
+    if rng.random() < 0.3:
+        most = max(3, min(9, budget // 20))
+        lines, worth = recall.variable_lines(rng, rng.randrange(2, most), held_out=False)
+        text = "\n".join(lines)
+        asks, answer = ("What is {s}?", "What is {s}?", "Tell me {s}."), "{s} is {v}."
+    else:
+        most = max(3, min(20, budget // 30))
+        worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), held_out=False)
+        head = rng.choice(recall.LISTS)
+        text = "\n".join([head, *(f"- {k}: {v}" for k, v in worth.items())])
+        asks, answer = recall.ASK_VALUE, "The value of {s} is {v}."
+        if rng.random() < 0.5:
+            asks = _SHORT
+    turns = [user(text), _noted(rng)]
+    spent = count(text) + 16
+    room = max(0, budget - spent - 25 * min(len(worth), 8))
+    new = _filled(rng, int(span * room), count, filler_turns)
+    turns += new
+    spent += sum(count(t.content) + 5 for t in new)
+    keys = rng.sample(list(worth), len(worth))
+    if rng.random() < 0.2:
+        keys += keys
+    while spent < budget and keys:
+        key = keys.pop()
+        ask = rng.choice(asks).format(s=key)
+        said = answer.format(s=key, v=worth[key])
+        turns += [user(ask), looked_up(said)]
+        spent += count(ask) + count(said) + 10
+    return turns
+
+
+def pass_key(
+    rng: random.Random,
+    budget: int,
+    count: Callable[[str], int],
+    filler_turns: FillerTurns = plain_filler_turns,
+    span: float = 0.0,
+) -> list[Turn]:
+    """A pass key somewhere in a long message, asked at its end."""
+    value = recall.number(rng, False, rng.choice((4, 5, 5, 6)))
+    told = rng.choice(recall.PASS_KEYS).format(v=value)
+    ask = rng.choice(recall.ASK_PASS_KEY)
+    left = budget - count(told) - count(ask) - 24
+    sentences = []
+    while left > 0:
+        sentences.append(recall.filler_sentence(rng))
+        left -= count(sentences[-1])
+    where = rng.randrange(len(sentences) + 1) if span < 0.5 else rng.randrange(3)
+    sentences.insert(where, told)
+    return [user(" ".join([*sentences, ask])), looked_up(f"The pass key is {value}.")]
+
+
+def conversation(
+    rng: random.Random,
+    budget: int,
+    count: Callable[[str], int],
+    filler_turns: FillerTurns = plain_filler_turns,
+    span: float = 0.0,
+) -> list[Turn]:
+    """One recall conversation of any kind."""
+    make = rng.choices((facts, quiz, pass_key), (0.6, 0.3, 0.1))[0]
+    return make(rng, budget, count, filler_turns, span)
+
+
+def random_copy(rng: random.Random, tokens: int, vocab_size: int) -> tuple[list[int], list[float]]:
+    """Random tokens in which segments come back; only what can be copied has weight.
+
+    The densest exercise for the circuit that all recall is built on: find the earlier occurrence
+    of the current token and say what followed it.
+    """
+    ids: list[int] = []
+    weights: list[float] = []
+    longest = rng.choice((4, 8, 16, 48))
+    segments: list[list[int]] = []
+    while len(ids) < tokens:
+        if segments and rng.random() < 0.6:
+            again = rng.choice(segments)
+            ids += again
+            weights += [0.0] + [1.0] * (len(again) - 1)
+        else:
+            new = [rng.randrange(259, vocab_size) for _ in range(rng.randint(2, longest))]
+            segments.append(new)
+            ids += new
+            weights += [0.0] * len(new)
+    return ids[:tokens], weights[:tokens]
+
+
+def terse(
+    rng: random.Random, tokens: int, encode: Callable[[str], list[int]]
+) -> tuple[list[int], list[float]]:
+    """Told values and questions back to back, no dialogue around them, only values weighted.
+
+    About a third of the tokens has to be looked up, against a tenth in a dialogue.
+    """
+    ids: list[int] = []
+    weights: list[float] = []
+
+    def add(text: str, weight: float) -> None:
+        new = encode(text)
+        ids.extend(new)
+        weights.extend([weight] * len(new))
+
+    while len(ids) < tokens:
+        left = tokens - len(ids)
+        if rng.random() < 0.5:
+            most = max(2, min(16, left // 24))
+            worth = recall.key_value_lines(rng, rng.randint(1, most), held_out=False)
+            lead = rng.choice(("- ", "", "The value of "))
+            link = ":" if lead != "The value of " else " is"
+            for k, v in worth.items():
+                add(f"{lead}{k}{link} {v}\n", 0.0)
+            for k in rng.sample(list(worth), len(worth)):
+                add(f"{lead}{k}{link}", 0.0)
+                add(f" {worth[k]}", 1.0)
+                add("\n", 0.0)
+        else:
+            invented = rng.choice((0.3, 1.0))
+            known: dict[str, recall.Fact] = {}
+            kinds = rng.sample(list(recall.PATTERNS), rng.choice((1, 3)))
+            for _ in range(rng.randint(1, max(2, min(12, left // 30)))):
+                fact = recall.make_fact(
+                    rng, rng.choice(kinds), invented=rng.random() < invented
+                )
+                if fact.slot not in known and all(
+                    fact.value != f.value for f in known.values()
+                ):
+                    known[fact.slot] = fact
+                    add(fact.tell + "\n", 0.0)
+            for slot in rng.sample(list(known), len(known)):
+                before, _, after = known[slot].answer.partition(" " + known[slot].value)
+                add(f"{known[slot].ask}\n{before}", 0.0)
+                add(f" {known[slot].value}", 1.0)
+                add(f"{after}\n", 0.0)
+        add("<|endoftext|>", 0.0)
+    return ids[:tokens], weights[:tokens]

@@ -1,0 +1,163 @@
+"""Train the default model; kill it at any time, the same command goes on where it stopped.
+
+    python models/training/train.py --out checkpoints/default --tokenizer models/default
+
+Writes to the folder: `state.pt` (weights, averaged weights, optimizer, step), `log.jsonl` (one line
+every 20 steps) and `curve.png` on request of `curve.py`. The curriculum is `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import prior
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mixture import Batches
+from model import Decoder, ModelConfig
+from muon import Muon
+from schedule import BATCH_TOKENS, SEED, at
+
+LR_MATRIX, LR_OTHER = 0.008, 2e-3
+WARMUP_STEPS = 150
+AVERAGE = 0.99  # weights are averaged over about 100 steps; that stands in for a decay
+
+
+def build(config: ModelConfig) -> tuple[Decoder, Muon]:
+    """The model and its optimizer: Muon on the layers' matrices, AdamW on the rest."""
+    model = Decoder(config)
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        (matrices if p.ndim == 2 and name != "embed" else rest).append(p)
+    groups = [
+        {"params": matrices, "muon": True, "base": LR_MATRIX, "decay": 0.01},
+        {"params": rest, "muon": False, "base": LR_OTHER, "decay": 0.0},
+    ]
+    return model, Muon(groups)
+
+
+def save(path: Path, state: dict) -> None:
+    """Write aside, then rename: a killed run leaves the old file or the new one, never half."""
+    aside = path.with_suffix(".tmp")
+    torch.save(state, aside)
+    os.replace(aside, path)
+
+
+def sum_gradients(model: Decoder) -> None:
+    """Add the gradients of all workers, as one flat message."""
+    grads = [p.grad for p in model.parameters()]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def run(rank: int, args: argparse.Namespace) -> None:
+    """One worker: its share of the rows of every batch, the same update as the others.
+
+    A worker is one thread: on a machine that others use too, one thread waiting for another
+    after every operator costs 40 % of the speed.
+    """
+    torch.set_num_threads(1)
+    if args.workers > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{args.meet}", rank=rank, world_size=args.workers
+        )
+    config = ModelConfig()
+    torch.manual_seed(SEED)
+    model, opt = build(config)
+    prior.install(model, SEED)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    batches = Batches(args.tokenizer / "tokenizer.json", BATCH_TOKENS, SEED)
+    step = tokens = 0
+    seconds = 0.0
+    path = args.out / "state.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        average, step, tokens = state["average"], state["step"], state["tokens"]
+        seconds = state["seconds"]
+    began = time.monotonic() - seconds
+    saved = time.monotonic()
+    losses: list[float] = []
+    parent = os.getppid()
+    while (now := at(tokens)) is not None and (args.workers == 1 or os.getppid() == parent):
+        stage, factor = now
+        for group in opt.param_groups:
+            group["lr"] = group["base"] * factor * min(1.0, (step + 1) / WARMUP_STEPS)
+        ids, weights = batches.batch(stage, step)
+        mine = slice(rank, None, args.workers)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(
+                torch.from_numpy(ids[mine]),
+                torch.from_numpy(weights[mine]),
+                float(weights.sum()),
+            )
+        loss.backward()
+        if args.workers > 1:
+            sum_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        step += 1
+        tokens += weights.size
+        if rank:
+            continue
+        with torch.no_grad():
+            for k, v in model.state_dict().items():
+                average[k].lerp_(v, 1 - AVERAGE)
+        losses.append(loss.item() * float(weights.sum() / weights[mine].sum()))
+        clock = time.monotonic()
+        if step % 20 == 0:
+            line = {
+                "step": step,
+                "tokens": tokens,
+                "stage": stage.name,
+                "loss": round(sum(losses) / len(losses), 4),
+                "lr": round(factor, 4),
+                "seconds": round(clock - began, 1),
+            }
+            losses.clear()
+            with (args.out / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+        if clock - saved > args.save_seconds or at(tokens) is None:
+            saved = clock
+            save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "average": average,
+                    "optimizer": opt.state_dict(),
+                    "step": step,
+                    "tokens": tokens,
+                    "seconds": clock - began,
+                },
+            )
+
+
+def main() -> None:
+    """Start the workers and run until the schedule ends."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of tokenizer.json")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--save-seconds", type=float, default=120)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.meet = (args.out / "workers").resolve()
+    args.meet.unlink(missing_ok=True)
+    if args.workers == 1:
+        run(0, args)
+    else:
+        mp.spawn(run, (args,), nprocs=args.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgetok.converter.assets import TOKENIZER_FILE
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import CheckpointError, OptionError
+from edgetok.models.spec import DecoderSpec
 
 Tokens = npt.NDArray[np.int64]
 
@@ -37,6 +38,17 @@ def calibration_text(options: ConvertOptions) -> str:
     if not text.strip():
         raise OptionError(f"--calibration {path}: is empty")
     return text
+
+
+def windows_of(spec: DecoderSpec, options: ConvertOptions, artefact: Path) -> Tokens:
+    """[windows, T] token ids of the whole calibration text; see `token_windows`."""
+    return token_windows(
+        calibration_text(options),
+        artefact,
+        min(options.window_tokens, spec.context_tokens),
+        spec.vocab_size,
+        spec.bos_token,
+    )
 
 
 def token_windows(
@@ -83,23 +95,19 @@ def token_windows(
     return windows
 
 
-def split_windows(
-    windows: Tokens, calibration_windows: int, reference_tokens: int
-) -> tuple[Tokens, Tokens]:
-    """Windows to calibrate on, and others to compare on, spread over the whole text.
+def split_windows(windows: Tokens, calibration_windows: int) -> tuple[Tokens, Tokens]:
+    """Windows to calibrate on, and others to compare on, both spread over the whole text.
 
-    Up to one window in eight, but at least one, is held out for the comparison. Where there is only
-    one window in all, it serves for both.
+    One window in eight, but at least one, is held out for the comparison. Where there is only one
+    window in all, it serves for both.
 
     Args:
         windows: [windows, T].
         calibration_windows: how many are wanted at most.
-        reference_tokens: how many held-out tokens are wanted at most.
     """
     if len(windows) == 1:
         return windows, windows
-    wanted = -(-reference_tokens // windows.shape[1])
-    held_out = spread(len(windows), max(1, min(wanted, len(windows) // 8)))
+    held_out = spread(len(windows), max(1, len(windows) // 8))
     rest = np.delete(windows, held_out, axis=0)
     return rest[spread(len(rest), min(calibration_windows, len(rest)))], windows[held_out]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import resource
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 
 from edgetok.converter import direct
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
-from edgetok.converter.calibration import calibration_text
+from edgetok.converter.calibration import calibration_text, split_windows, windows_of
+from edgetok.converter.genai import GENAI_FILE, genai_config
 from edgetok.converter.graph import build
 from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.options import ConvertOptions
@@ -40,6 +42,7 @@ from edgetok.models.spec import DecoderSpec
 __all__ = ["ConvertOptions", "Progress", "Report", "convert"]
 
 VERSION = 1  # of what is written; another one never goes on with this one's partial work
+_DIRECT_COMPARE_OPERATIONS = 200_000_000_000  # some seconds on two cores
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
 
 
@@ -95,6 +98,8 @@ def convert(
         notes += _write_weights(weights, formats, layout, options, workspace, progress)
         graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
         write_durably(workspace.artefact / GRAPH_FILE, graph)
+        settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
+        write_durably(workspace.artefact / GENAI_FILE, settings.encode())
         agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
         report = Report(
             source=_shown(source),
@@ -199,12 +204,16 @@ def _write_weights(
 ) -> list[str]:
     """Write `model.onnx.data`; notes for the report."""
     with DataFile(workspace.artefact / DATA_FILE, layout) as data:
-        if options.calibrates:
-            from edgetok.converter.calibrated import convert_calibrated
+        if not options.calibrates:
+            direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
+            return []
+        from edgetok.converter.calibrated import Job, calibration_windows, convert_calibrated
 
-            return convert_calibrated(weights, formats, layout, options, workspace, data, progress)
-        direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
-        return []
+        windows = calibration_windows(weights, options, workspace.artefact)
+        hidden_bytes = 4 * windows.size * weights.family.spec.hidden_size
+        require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
+        job = Job(weights, formats, layout, options, data, cores())
+        return convert_calibrated(job, windows, workspace, progress)
 
 
 def _compare(
@@ -217,7 +226,7 @@ def _compare(
 ) -> tuple[Agreement | None, str | None]:
     """Agreement with the original, or why it was not measured."""
     tokens = options.reference_tokens
-    if tokens == 0 or not importlib.util.find_spec("edgetok.converter.compare"):
+    if tokens == 0:
         return None, "not asked for"
     if not has_torch():
         return None, "needs torch and transformers: pip install 'edgetok[convert]'"
@@ -226,15 +235,21 @@ def _compare(
     if tokens is None:
         tokens = default_reference_tokens(weights.parameters, options)
     from edgetok.converter.compare import compare
+    from edgetok.converter.readback import WrittenWeights
 
-    return compare(weights, formats, layout, options, workspace, progress, tokens), None
+    spec = weights.family.spec
+    _, held_out = split_windows(windows_of(spec, options, workspace.artefact), 1)
+    held_out = held_out[:, : tokens + 1]
+    held_out = held_out[: max(1, tokens // (held_out.shape[1] - 1))]
+    written = WrittenWeights(workspace.artefact, spec, formats, layout)
+    return compare(weights, written, held_out, progress), None
 
 
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
     """4096, but for rtn and 16 bits no more than some seconds of work allow."""
     if options.calibrates:
         return 4096
-    return max(128, min(4096, 200_000_000_000 // parameters))
+    return max(128, min(4096, _DIRECT_COMPARE_OPERATIONS // parameters))
 
 
 def _layers(workspace: Workspace, layout: Layout, spec: DecoderSpec) -> tuple[LayerReport, ...]:

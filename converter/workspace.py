@@ -187,7 +187,7 @@ def open_workspace(
         os.close(lock)
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all: a temporary one, fsync, rename, fsync of the folder.
 
     Raises:
@@ -262,8 +262,8 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data).cast("B")
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 

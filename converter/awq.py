@@ -1,0 +1,243 @@
+"""AWQ: scale inputs that matter up before rounding, and undo it in the operation before.
+
+    y = W x = (W diag(s)) (diag(1 / s) x),  s = mean|x|^alpha, normalised
+
+Weights of salient inputs then lose less to rounding. diag(1 / s) goes into what makes x: a norm's
+weight or the rows of the linear layer before. alpha is searched, 0 (nothing is changed) being a
+candidate. Then each group's span is narrowed where that lowers the output's error.
+
+Source: arXiv 2306.00978, section 3.2; clipping: the authors' code, `auto_clip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetok.converter import rtn
+from edgetok.converter.rtn import Quantised, grid
+
+ALPHAS = tuple(i / 20 for i in range(20))
+SPANS = tuple(1 - 0.05 * i for i in range(11))
+SAMPLE_TOKENS = 1024
+
+_MOST_SCALE = 1e4
+
+
+class Sample:
+    """Some of a layer's inputs, evenly spread over all that are seen."""
+
+    def __init__(self, expected_tokens: int, wanted_tokens: int) -> None:
+        self._every = max(1, expected_tokens // wanted_tokens)
+        self._seen = 0
+        self._kept: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+        self._kept.append(x[(-self._seen) % self._every :: self._every].clone())
+        self._seen += len(x)
+
+    def inputs(self) -> Tensor:
+        """[n, K]."""
+        return torch.cat(self._kept)
+
+
+class Magnitude:
+    """Mean of |x| of one layer's inputs."""
+
+    def __init__(self, inputs: int) -> None:
+        self._sum = torch.zeros(inputs, dtype=torch.float64)
+        self._tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+        self._sum += x.abs().sum(0, dtype=torch.float64)
+        self._tokens += len(x)
+
+    def mean(self) -> Tensor:
+        """[K] float32."""
+        return (self._sum / max(self._tokens, 1)).to(torch.float32)
+
+
+class GroupProducts:
+    """Sums of x x^T within each group of one layer's inputs."""
+
+    def __init__(self, inputs: int, group_size: int) -> None:
+        self._group_size = group_size
+        self._sum = torch.zeros(-(-inputs // group_size), group_size, group_size)
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+        grouped = _grouped(x, self._group_size)
+        self._sum.baddbmm_(grouped.transpose(1, 2), grouped)
+
+    def total(self) -> Tensor:
+        """[G, group_size, group_size] float32."""
+        return self._sum
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleChoice:
+    """What a search found.
+
+    Attributes:
+        scales: [K] float32; all one where nothing is changed.
+        alpha: the exponent.
+        loss: mean squared error of the outputs on the sample, with these scales.
+        identity_loss: the same without scales.
+    """
+
+    scales: Tensor
+    alpha: float
+    loss: float
+    identity_loss: float
+
+
+def candidate_scales(mean_magnitude: Tensor, alpha: float) -> Tensor:
+    """mean|x|^alpha, divided by the root of its greatest times its least: [K] float32."""
+    if alpha == 0:
+        return torch.ones_like(mean_magnitude)
+    # An input that was never active has no magnitude to go by; it is treated as the least active.
+    live = mean_magnitude[mean_magnitude > 0]
+    floor = live.min() if len(live) else torch.ones(())
+    scales = torch.maximum(mean_magnitude, floor).pow(alpha)
+    scales = scales / (scales.max() * scales.min()).sqrt()
+    return scales.clamp(1 / _MOST_SCALE, _MOST_SCALE)
+
+
+def search_scales(
+    weights: Sequence[Tensor],
+    sample: Tensor,
+    mean_magnitude: Tensor,
+    round_weight: Callable[[Tensor], Tensor],
+    *,
+    share: Callable[[Tensor], Tensor] = lambda magnitude: magnitude,
+    alphas: Sequence[float] = ALPHAS,
+) -> ScaleChoice:
+    """Choose alpha by the error of the outputs of all layers that take the same input.
+
+    Args:
+        weights: [N_i, K] of each layer.
+        sample: [n, K] inputs.
+        mean_magnitude: [K] mean of |x|.
+        round_weight: rounds [N, K] weights and gives what they become.
+        share: makes magnitudes [K] equal where inputs must share a scale.
+        alphas: to be tried; 0 leaves all as it is.
+    """
+    magnitude = share(mean_magnitude)
+    best: ScaleChoice | None = None
+    identity_loss = output_loss(weights, sample, torch.ones_like(magnitude), round_weight)
+    for alpha in alphas:
+        scales = candidate_scales(magnitude, alpha)
+        loss = identity_loss if alpha == 0 else output_loss(weights, sample, scales, round_weight)
+        if best is None or loss < best.loss:
+            best = ScaleChoice(scales, alpha, loss, identity_loss)
+    if best is None or not best.loss < identity_loss:
+        return ScaleChoice(torch.ones_like(magnitude), 0.0, identity_loss, identity_loss)
+    return best
+
+
+def output_loss(
+    weights: Sequence[Tensor],
+    sample: Tensor,
+    scales: Tensor,
+    round_weight: Callable[[Tensor], Tensor],
+) -> float:
+    """Mean over tokens of sum_i |(round(W_i diag(s)) diag(1 / s) - W_i) x|^2."""
+    total = 0.0
+    for weight in weights:
+        difference = round_weight(weight * scales).div_(scales).sub_(weight)
+        total += float((sample @ difference.T).square_().sum(dtype=torch.float64))
+    return total / len(sample)
+
+
+def rounder(bits: int, group_size: int, symmetric: bool) -> Callable[[Tensor], Tensor]:
+    """Rounding to nearest as a function of weights alone; beyond float16's scales it gives Inf."""
+
+    def round_weight(weight: Tensor) -> Tensor:
+        if not rtn.fits_float16_scales(float(weight.abs().max()), bits):
+            return torch.full_like(weight, torch.inf)
+        found = rtn.quantise(
+            np.ascontiguousarray(weight.numpy()), bits, group_size, symmetric=symmetric, threads=2
+        )
+        return torch.from_numpy(found.dequantise())
+
+    return round_weight
+
+
+def share_across_queries(
+    magnitude: Tensor, num_heads: int, num_kv_heads: int, head_dim: int
+) -> Tensor:
+    """Mean over the query heads that read one value head: [H * D] -> [H * D].
+
+    Inputs of o_proj that come from the same row of v_proj then have the same scale, so that it can
+    be undone there.
+    """
+    grouped = magnitude.reshape(num_kv_heads, num_heads // num_kv_heads, head_dim)
+    return grouped.mean(1, keepdim=True).expand_as(grouped).reshape(-1)
+
+
+def rows_of_values(scales: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
+    """Scales of o_proj's inputs as scales of v_proj's rows: [H * D] -> [KH * D]."""
+    return scales.reshape(num_kv_heads, num_heads // num_kv_heads, head_dim)[:, 0].reshape(-1)
+
+
+def quantise_clipped(
+    weight: Tensor,
+    products: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = False,
+    spans: Sequence[float] = SPANS,
+) -> Quantised:
+    """Round to nearest, with the span of each group that errs least in the group's outputs.
+
+    Args:
+        weight: [N, K] float32.
+        products: [G, group_size, group_size] sums of x x^T within each group: the error of a group
+            is dw^T (x x^T) dw, as the paper's code computes from a sample of tokens.
+        bits: 2 to 8.
+        group_size: inputs that share a scale.
+        symmetric: no zero points.
+        spans: shares of the span from least to greatest weight that are tried.
+    """
+    N, K = weight.shape
+    top = (1 << bits) - 1
+    w = _grouped(weight, group_size)
+    low, high = w.min(2).values.numpy(), w.max(2).values.numpy()
+    best = torch.full(low.shape, torch.inf)
+    codes = torch.zeros(w.shape, dtype=torch.uint8)
+    scales = np.ones(low.shape, np.float16)
+    zeros = np.zeros(low.shape, np.uint8)
+    for span in spans:
+        share = np.float32(span)
+        scale, zero = grid(low * share, high * share, bits, symmetric=symmetric)
+        wide = torch.from_numpy(scale.astype(np.float32))[:, :, None]
+        offset = torch.from_numpy(zero.astype(np.float32))[:, :, None]
+        levels = (w / wide).round_().add_(offset).clamp_(0, top)
+        difference = (levels - offset).mul_(wide).sub_(w)
+        loss = torch.bmm(difference, products).mul_(difference).sum(2)
+        better = loss < best
+        best = torch.where(better, loss, best)
+        codes[better] = levels[better].to(torch.uint8)
+        chosen = better.numpy()
+        scales[chosen], zeros[chosen] = scale[chosen], zero[chosen]
+    flat = codes.transpose(0, 1).reshape(N, -1)[:, :K]
+    return Quantised(
+        np.ascontiguousarray(flat.numpy()),
+        np.ascontiguousarray(scales.T),
+        None if symmetric else np.ascontiguousarray(zeros.T),
+        bits,
+        group_size,
+    )
+
+
+def _grouped(values: Tensor, group_size: int) -> Tensor:
+    """[n, K] -> [G, n, group_size], the last group padded with zeros."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % group_size))
+    return padded.reshape(len(values), -1, group_size).transpose(0, 1).contiguous()

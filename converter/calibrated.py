@@ -1,0 +1,239 @@
+"""Conversion with calibration: block by block, each seeing what the quantised ones before it give.
+
+Within a block likewise: q, k and v first, then o, gate and up, and down. Activations between blocks
+are kept on the disk beside the journal, so that an interrupted run loses one block at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetok.converter import direct, gptq
+from edgetok.converter.awq import GroupProducts, Sample, quantise_clipped
+from edgetok.converter.blocks import STAGES, Block, Original
+from edgetok.converter.calibration import Tokens, split_windows, windows_of
+from edgetok.converter.fold import fold_block
+from edgetok.converter.layout import DataFile, TensorFormat
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.packing import pack_linear
+from edgetok.converter.progress import Progress
+from edgetok.converter.report import relative
+from edgetok.converter.rtn import Quantised
+from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.workspace import Workspace, write_durably
+from edgetok.errors import CheckpointError
+from edgetok.formats.layout import Layout
+
+_ERROR_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every step of a calibrated conversion needs.
+
+    Attributes:
+        weights: of the checkpoint.
+        formats: of each matrix.
+        layout: of the data file.
+        options: of the conversion.
+        data: the data file.
+        threads: how many cores there are.
+    """
+
+    weights: CanonicalWeights
+    formats: Mapping[str, TensorFormat]
+    layout: Layout
+    options: ConvertOptions
+    data: DataFile
+    threads: int
+
+
+class Observer(Protocol):
+    """Gathers a statistic of a layer's inputs."""
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+
+
+def convert_calibrated(
+    job: Job, windows: Tokens, workspace: Workspace, progress: Progress
+) -> list[str]:
+    """Quantise with GPTQ or AWQ; a journal line for each block.
+
+    Args:
+        job: the conversion.
+        windows: [B, T] token ids to calibrate on.
+        workspace: where it is made.
+        progress: told of each block.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        CheckpointError: activations overflow.
+        OutputError: a write failed; what the journal promises is on the disk.
+    """
+    steps = direct.steps_of(job.weights.family.spec, job.layout)
+    done = sum(workspace.done(step) for step in steps)
+    progress.begin(f"Quantising with {job.options.method}", len(steps), done)
+    original = Original(job.weights)
+    hidden: Tensor | None = None
+    notes: list[str] = []
+    for step, modules in steps.items():
+        if not workspace.done(step):
+            if step.startswith("layers."):
+                index = int(step.removeprefix("layers."))
+                if hidden is None:
+                    hidden = _hidden_before(original, windows, index, workspace.folder)
+                with original.block(index) as block:
+                    result = quantise_block(block, hidden, job)
+                    hidden = block(hidden)
+                _keep_hidden(hidden, index, workspace.folder)
+            else:
+                layers = direct.write_modules(
+                    job.weights, modules, job.formats, job.layout, job.data, job.threads
+                )
+                result = {"layers": layers}
+            job.data.sync()
+            workspace.finish(step, result)
+            progress.advance()
+        notes += workspace.result(step).get("notes", [])
+    return [
+        f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
+    ]
+
+
+def calibration_windows(
+    weights: CanonicalWeights, options: ConvertOptions, artefact: Path
+) -> Tokens:
+    """[B, T] token ids to calibrate on; `compare` takes others of the same text."""
+    windows = windows_of(weights.family.spec, options, artefact)
+    return split_windows(windows, options.calibration_windows)[0]
+
+
+def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
+    """Quantise and write one block; afterwards it computes with the weights that were written.
+
+    Args:
+        block: materialised; its weights are replaced.
+        hidden: [B, T, hidden_size] its input.
+        job: the conversion.
+
+    Returns:
+        What the journal keeps: fields of `LayerReport`s, and notes.
+    """
+    layer = f"layers.{block.index}."
+    notes = []
+    if job.options.method == "awq":
+        notes = fold_block(block, hidden, job.weights.family.spec, job.formats)
+    errors = []
+    for stage in STAGES:
+        form = job.formats[layer + stage[0]]
+        inputs = block.get(stage[0] + ".weight").shape[1]
+        sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
+        if job.options.method == "awq":
+            products = GroupProducts(inputs, form.group_size)
+            _observe(block, hidden, stage[0], sample, products)
+        else:
+            hessian = gptq.Hessian(inputs)
+            _observe(block, hidden, stage[0], sample, hessian)
+            inverse = gptq.invert(
+                hessian.mean(),
+                form.group_size,
+                damping=job.options.damping,
+                order=job.options.order,
+            )
+        for name in stage:
+            form = job.formats[layer + name]
+            weight = block.get(name + ".weight")
+            grid = (form.bits, form.group_size)
+            if not form.quantised:
+                written = _write_plain(job, layer + name, weight, form)
+            elif job.options.method == "awq":
+                found = quantise_clipped(weight, products.total(), *grid, symmetric=not form.zeros)
+                written = _write_quantised(job, layer + name, found, form)
+            else:
+                found = gptq.quantise(weight, inverse, *grid, symmetric=not form.zeros)
+                written = _write_quantised(job, layer + name, found, form)
+            block.set(name + ".weight", written)
+            errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
+    written_above = {f"{name}.weight" for stage in STAGES for name in stage}
+    for name in block.names:
+        if name not in written_above:
+            job.data.write(layer + name, block.get(name).numpy())
+    return {"layers": errors, "notes": notes}
+
+
+def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:
+    def see(_: str, x: Tensor) -> None:
+        for observer in observers:
+            observer.add(x)
+
+    block.observe(hidden, (linear,), see)
+
+
+def _write_quantised(job: Job, name: str, found: Quantised, form: TensorFormat) -> Tensor:
+    """Write codes, scales and zero points; the weights that they stand for."""
+    for suffix, values in pack_linear(found.codes, found.scales, found.zeros, form).items():
+        job.data.write(name + suffix, values)
+    return torch.from_numpy(found.dequantise())
+
+
+def _write_plain(job: Job, name: str, weight: Tensor, form: TensorFormat) -> Tensor:
+    """Write a matrix that is not quantised; the weights as stored."""
+    stored = weight.numpy().astype(np.float16 if form.bits == 16 else np.float32)
+    job.data.write(name + ".weight", stored)
+    return torch.from_numpy(stored.astype(np.float32))
+
+
+def _errors(
+    name: str, bits: int, weight: Tensor, written: Tensor, inputs: Tensor
+) -> dict[str, Any]:
+    difference = written - weight
+    return {
+        "name": name,
+        "bits": bits,
+        "weight_error": relative(_energy(difference), _energy(weight)),
+        "output_error": relative(_energy(inputs @ difference.T), _energy(inputs @ weight.T)),
+    }
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+def _hidden_before(original: Original, windows: Tokens, index: int, folder: Path) -> Tensor:
+    """The input of block `index`: embedded tokens, or what the block before it left."""
+    hidden = original.embed(windows)
+    if index == 0:
+        return hidden
+    path = _hidden_path(folder, index - 1)
+    kept = np.fromfile(path, np.float32)
+    if kept.size != hidden.numel():
+        raise CheckpointError(
+            f"{path}: {kept.size:,} activations, expected {hidden.numel():,}; remove "
+            f"{path.parent} and convert again"
+        )
+    return torch.from_numpy(kept).reshape(hidden.shape).clone()
+
+
+def _keep_hidden(hidden: Tensor, index: int, folder: Path) -> None:
+    if not bool(torch.isfinite(hidden).all()):
+        raise CheckpointError(
+            f"layers.{index}: its output is NaN or Inf on the calibration text; the checkpoint is "
+            "damaged or its activations overflow float32"
+        )
+    write_durably(_hidden_path(folder, index), hidden.contiguous().numpy().data)
+
+
+def _hidden_path(folder: Path, index: int) -> Path:
+    # Two by turns: the one before is whole until the journal names the next.
+    return folder / f"hidden-{index % 2}.f32"

@@ -1,0 +1,72 @@
+"""Reading what was written: the weights that an artefact stands for, as float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.layout import DATA_FILE, Layout, TensorFormat
+from edgetok.converter.packing import unpack_linear
+from edgetok.converter.rtn import Quantised
+from edgetok.formats.layout import linear_shapes
+from edgetok.models.spec import DecoderSpec
+
+Floats = npt.NDArray[np.float32]
+
+_PIECE_WEIGHTS = 16 << 20
+
+
+class WrittenWeights:
+    """Canonical tensors out of `model.onnx.data`, dequantised."""
+
+    def __init__(
+        self, artefact: Path, spec: DecoderSpec, formats: Mapping[str, TensorFormat], layout: Layout
+    ) -> None:
+        self._path = artefact / DATA_FILE
+        self._spec = spec
+        self._shapes = linear_shapes(spec)
+        self._formats = formats
+        self._layout = layout
+
+    def tensor(self, name: str) -> Floats:
+        """One canonical tensor, such as `layers.0.q_proj.weight`."""
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight" and module in self._formats:
+            return np.concatenate(list(self.pieces(name)))
+        slot = self._layout.tensors[name]
+        return self._read(name, 0, slot.shape[0]).astype(np.float32)
+
+    def pieces(self, name: str) -> Iterator[Floats]:
+        """A matrix, some rows at a time. A tied embedding is the output head."""
+        module = name.rpartition(".")[0]
+        if module == "embed_tokens" and self._spec.tied:
+            module = "lm_head"
+        form, shape = self._formats[module], self._shapes[module]
+        step = max(1, _PIECE_WEIGHTS // shape.K)
+        for first in range(0, shape.N, step):
+            end = min(first + step, shape.N)
+            if not form.quantised:
+                yield self._read(module + ".weight", first, end).astype(np.float32)
+                continue
+            parts = {
+                suffix: self._read(module + suffix, first, end)
+                for suffix in (".qweight", ".qweight_high", ".scales", ".zeros")
+                if module + suffix in self._layout.tensors
+            }
+            codes, scales, zeros = unpack_linear(parts, form, shape.K)
+            yield Quantised(codes, scales, zeros, form.bits, form.group_size).dequantise()
+
+    def _read(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
+        slot = self._layout.tensors[name]
+        row = slot.nbytes // slot.shape[0]
+        values = np.fromfile(
+            self._path,
+            np.dtype(slot.dtype),
+            (end - first) * row // np.dtype(slot.dtype).itemsize,
+            offset=slot.offset + first * row,
+        )
+        return values.reshape(end - first, *slot.shape[1:])

@@ -5,6 +5,7 @@ The arithmetic is in `edgetok.formats.layout`, which the reader shares; its name
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -61,8 +62,7 @@ class DataFile:
             if os.fstat(self._fd).st_size != layout.file_bytes:
                 os.ftruncate(self._fd, 0)
                 os.ftruncate(self._fd, layout.file_bytes)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, layout.file_bytes)
+            _reserve(self._fd, layout.file_bytes)
         except OSError as error:
             os.close(self._fd)
             raise OutputError(
@@ -116,3 +116,14 @@ class DataFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Have the file system set blocks aside, where it knows how to."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise

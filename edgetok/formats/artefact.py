@@ -8,6 +8,7 @@ with the spec's numbers. So a kernel may trust every address that `Artefact.addr
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 from functools import cached_property
@@ -124,7 +125,7 @@ class Artefact:
         """Weight bytes times 8 over the number of parameters; None without a spec."""
         if self.spec is None:
             return None
-        parameters = sum(int(np.prod(s, dtype=object)) for s in tensor_shapes(self.spec).values())
+        parameters = sum(math.prod(shape) for shape in tensor_shapes(self.spec).values())
         return 8 * self.weight_bytes / parameters
 
     @property

@@ -39,6 +39,8 @@ MODULES = (
     "matmul_q3",
     "matmul_q4",
     "matmul_q8",
+    "matmul_float",
+    "embed",
 )
 
 Progress = Callable[[int, int], None]

@@ -17,6 +17,7 @@ from edgetok.kernels_cpu.linear_simd import (
     HIGH_BIT,
     REPEAT_F16,
     REPEAT_F16_FIRST,
+    load_f16_first,
     load_high,
     load_high_first,
     load_words,
@@ -30,7 +31,9 @@ from edgetok.kernels_cpu.simd import (
     dot_u8s8,
     fma,
     i64,
+    load_f16,
     load_f32,
+    load_f32_first,
     load_i32,
     load_u8,
     mul,
@@ -139,3 +142,30 @@ def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
 
     tile = types.UniTuple(F32, rows * tokens)
     return op(tile, tile, *[i64] * (11 if part else 9))(emit)
+
+
+def float_row_step(bits: int, rows: int, tokens: int, part: bool) -> Any:
+    """Add LANES inputs' products of rows x tokens to their sums by lane; 16 or 32-bit weights.
+
+    Args of the operation: f as in `row_step`; w, x addresses of the first row and token; wb, xb
+    bytes to the next ones; last as there; count, only with `part`: how many inputs are left.
+    """
+
+    def emit(b: Any, f: Any, w: Any, x: Any, wb: Any, xb: Any, last: Any, *ends: Any) -> Any:
+        sums = unpack_tuple(b, f, rows * tokens)
+        full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
+        inputs = []
+        for t in range(tokens):
+            xt = clamped(b, x, t, last, xb)
+            inputs.append(load_f32_first.emit(b, xt, *ends) if part else load_f32.emit(b, xt))
+        for r in range(rows):
+            wr = at(b, w, r, wb)
+            weights = first.emit(b, wr, *ends) if part else full.emit(b, wr)
+            if tokens == 1 and not part:
+                prefetch.emit(b, at(b, wr, rows, wb))
+            for t in range(tokens):
+                sums[r * tokens + t] = fma.emit(b, weights, inputs[t], sums[r * tokens + t])
+        return pack_tuple(b, sums)
+
+    tile = types.UniTuple(F32, rows * tokens)
+    return op(tile, tile, *[i64] * (6 if part else 5))(emit)

@@ -19,7 +19,7 @@ from edgetok.kernels_cpu.launch_linear import (
     quantise_instruction,
 )
 
-MODULES = ("quantise", "matmul_q2", "matmul_q3", "matmul_q4", "matmul_q8")
+MODULES = ("quantise", "matmul_q2", "matmul_q3", "matmul_q4", "matmul_q8", "matmul_float")
 SHAPES = [(1, 32), (5, 40), (7, 289), (33, 576), (50, 896), (19, 1100)]
 TOKENS = [1, 2, 3, 8]
 
@@ -141,3 +141,37 @@ def test_int8(each_kernels, guard, run, bits, group_size, zeros):
             assert error.max() < 1e-6, (N, K, tokens)
             two, _ = _int8(run, each_kernels, weight, x, guard, threads=2)
             np.testing.assert_array_equal(two, y)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_float_weights(each_kernels, guard, run, bits):
+    rng = np.random.default_rng(bits)
+    for i, (N, K) in enumerate([(1, 1), (5, 40), (7, 289), (33, 576), (50, 900)]):
+        stored = guard(rng.standard_normal((N, K)).astype(f"float{bits}"), i % 2 == 0)
+        bias = guard(rng.standard_normal(N).astype(np.float32))
+        weight = LinearWeight(
+            name="test", bits=bits, N=N, K=K, weight=Span.of(stored), bias=Span.of(bias)
+        )
+        for tokens in TOKENS:
+            x = guard(rng.standard_normal((tokens, K)).astype(np.float32))
+            y = _float(run, each_kernels, weight, x, guard)
+            truth = x.astype(np.float64) @ stored.astype(np.float64).T + bias
+            magnitude = np.abs(x).astype(np.float64) @ np.abs(stored).astype(np.float64).T
+            assert (np.abs(y - truth) / (magnitude + np.abs(bias))).max() < 1e-6, (N, K, tokens)
+            two = _float(run, each_kernels, weight, x, guard, threads=2)
+            np.testing.assert_array_equal(two, y)
+            if 1 < tokens <= 8:
+                for t in range(tokens):
+                    one = _float(run, each_kernels, weight, guard(x[t : t + 1]), guard)
+                    np.testing.assert_array_equal(one[0], y[t])
+
+
+def _float(run, kernels, weight, x, guard, threads=1, **options):
+    y = guard(np.full((len(x), weight.N), np.nan, np.float32))
+    scratch = allocate_scratch(threads)
+    scratch[:] = 0xFF
+    instruction = matmul_instruction(
+        kernels, weight=weight, x=Floats.of(x), y=Floats.of(y), scratch=scratch, **options
+    )
+    run(kernels, instruction, len(x), threads)
+    return y

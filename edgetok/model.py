@@ -113,7 +113,7 @@ class Model:
             threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core.
             context: limit in tokens for prompt and answer together; None: 4096, or the trained
                 length where that is less.
-            kv_bits: of keys and values in the cache: 8, or 32 for float.
+            kv_bits: of keys and values in the cache: 8, or 16 or 32 for floats.
             compute: "int8" activations, or "float32".
             isa: restricts the instruction set; None takes the best that this CPU has.
 

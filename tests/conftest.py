@@ -21,3 +21,14 @@ def data() -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def default_artefact(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that ships, rounded to 4 bits."""
+    from edgetok.converter.convert import ConvertOptions, convert
+
+    out = tmp_path_factory.mktemp("default") / "artefact"
+    options = ConvertOptions(bits=4, method="rtn", reference_tokens=0)
+    convert(str(repository / "models/default"), out, options)
+    return out

@@ -37,7 +37,7 @@ _FIRST_PROMPT_TOKENS = 16
     type=click.Choice(["onnxruntime"]),
     help="Measure another engine on the same files, in turn with this one.",
 )
-@click.option("--kv-bits", type=click.Choice(["8", "32"]), default="8", show_default=True)
+@click.option("--kv-bits", type=click.Choice(["8", "16", "32"]), default="8", show_default=True)
 @click.option(
     "--compute", type=click.Choice(["int8", "float32"]), default="int8", show_default=True
 )

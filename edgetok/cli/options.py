@@ -38,7 +38,7 @@ _RUN = (
     ),
     click.option(
         "--kv-bits",
-        type=click.Choice(["8", "32"]),
+        type=click.Choice(["8", "16", "32"]),
         default="8",
         show_default=True,
         help="Bits of keys and values in the cache.",

@@ -12,7 +12,7 @@ from edgetok.runtime.backend import Backend
 
 Device = Literal["auto", "cpu", "onnxruntime"]
 Compute = Literal["int8", "float32"]
-KvBits = Literal[8, 32]
+KvBits = Literal[8, 16, 32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class RunOptions:
         device: "cpu" for edgetok's kernels, "onnxruntime" for any graph, "auto" for the first that
             fits.
         threads: how many compute; None for one per physical core that this process may use.
-        kv_bits: of keys and values in the cache of the CPU backend: 8, or 32 for float.
+        kv_bits: of keys and values in the cache of the CPU backend: 8, or 16 or 32 for floats.
         compute: of activations in the CPU backend's products: "int8", or "float32" to compare with.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -25,6 +27,19 @@ TEXTS = [
 ]
 
 
+@functools.cache
+def theirs_of(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@functools.cache
+def ours_of(folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(folder, vocab_size(folder))
+
+
+@functools.cache
 def vocab_size(folder: Path) -> int:
     core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     return int(core.get_vocab_size(with_added_tokens=True))
@@ -37,14 +52,12 @@ def folder(request: pytest.FixtureRequest, data: Path) -> Path:
 
 @pytest.fixture
 def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_folder(folder, vocab_size(folder))
+    return ours_of(folder)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_encode_as_transformers(folder: Path, tokenizer: Tokenizer, text: str) -> None:
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs = theirs_of(folder)
     assert tokenizer.encode(text) == theirs(text).input_ids
     assert tokenizer.encode(text, special=False) == theirs(text, add_special_tokens=False).input_ids
     for name in ("bos", "eos"):

@@ -1,0 +1,97 @@
+"""The pages of docs/ say what is true: their examples run, their tables match the program."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from edgetok.cli.main import cli, run
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def place(tmp_path: Path, default_artefact: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory as the page assumes it."""
+    (tmp_path / "artefacts").mkdir()
+    (tmp_path / "artefacts" / "tiny").symlink_to(default_artefact, target_is_directory=True)
+    (tmp_path / "story.txt").write_text("Once upon a time there was a dog. " * 20)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_examples(repository: Path, place: Path) -> None:
+    found = blocks(repository / "docs/examples.md", "python")
+    assert len(found) >= 10
+    names: dict[str, Any] = {}
+    for code in found:
+        exec(compile(code, "docs/examples.md", "exec"), names)
+
+
+def test_command_examples(
+    repository: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    commands = [
+        line[2:]
+        for block in blocks(repository / "docs/examples.md", "console")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert len(commands) >= 7
+    for command in commands:
+        words = shlex.split(command)
+        data = b""
+        if words[0] == "echo":
+            data, words = words[1].encode(), words[words.index("|") + 1 :]
+        assert words[0] == "edgetok"
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code = run(words[1:])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, ""), command
+        assert out
+
+
+def test_every_command_is_described(repository: Path) -> None:
+    text = (repository / "docs/cli.md").read_text()
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        assert f"`{name} " in text
+    for variable in re.findall(r"EDGETOK_\w+", (repository / "edgetok/config.py").read_text()):
+        assert f"`{variable}`" in text
+
+
+def test_chat_commands_are_described(repository: Path) -> None:
+    from edgetok.cli.repl import HELP
+
+    text = (repository / "docs/cli.md").read_text()
+    for usage, _ in HELP:
+        assert f"`{usage.split()[0]}" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/examples.md", "docs/cli.md"])
+def test_links_lead_somewhere(repository: Path, page: str) -> None:
+    path = repository / page
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/examples.md", "docs/cli.md"])
+def test_options_exist(repository: Path, page: str) -> None:
+    """Every --option that a page names is one of some command."""
+    context = click.Context(cli)
+    known = {"--help", "--version", "--window"}
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        known |= {option for p in command.params for option in p.opts}
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (repository / page).read_text()):
+        assert option in known, option

@@ -97,7 +97,7 @@ def load(
 
     folder = _private(cache_dir)
     paths = {
-        module: folder / f"{module}-{isa.name}-{_key(isa.name, module)}.o" for module in MODULES
+        module: folder / f"{module}-{isa.name}-{_key(isa.name, module)}.o" for module in modules
     }
     objects = {module: _read(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.launch_linear import (
     Activations,

@@ -18,43 +18,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from edgetok.evaluation import recall_patterns as words
+
 TASKS = ("facts", "syllable_names", "several", "update", "key_value", "pass_key", "variable")
 DISTANCES = (64, 128, 256, 512, 1024, 1500)
 
 Message = dict[str, str]
 CountTokens = Callable[[str], int]
 
-NAMES = tuple(
-    "Ana Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olive Paul Rosa Sam "
-    "Tina Victor Wendy Max Lucy Oscar Nina Peter Sara Tom Lily Tim Sue Anna Bob Jane Mark Ella "
-    "Finn Gina Hugo Iris Jonas Karen Lena Mona Nora Otto Pia Ralf Stella Theo Uma Vera Walter "
-    "Zoe Amy Bella Carl Daisy Eric Flora George Hannah Ivan Julia Kevin Laura Martin Nelly".split()
-)
-PET_NAMES = tuple(
-    "Rex Bella Milo Luna Coco Max Spot Fluffy Rocky Daisy Buddy Simba Nala Oscar Ruby Toby Lola "
-    "Teddy Rosie Jack Poppy Biscuit Pepper Ginger Shadow Snowy Tiger Honey Lucky Bubbles".split()
-)
-WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple("red blue green yellow purple orange pink brown black white grey gold".split()),
-    "city": tuple(
-        "Paris London Berlin Rome Oslo Madrid Vienna Prague Dublin Lisbon Cairo Tokyo Boston "
-        "Chicago Sydney Athens Warsaw Zurich Hamburg Milan Denver Seattle Toronto Delhi".split()
-    ),
-    "fruit": tuple("apple banana cherry grape lemon mango melon peach pear plum kiwi berry".split()),
-    "animal": tuple(
-        "cat dog horse rabbit bear fox owl lion tiger frog duck mouse elephant monkey".split()
-    ),
-    "food": tuple("pizza soup pasta rice bread cheese cake salad fish pancakes beans eggs".split()),
-    "sport": tuple("football tennis swimming running dancing hockey chess skating golf".split()),
-    "drink": tuple("water milk tea coffee juice cocoa lemonade soda".split()),
-    "job": tuple("teacher doctor baker farmer painter pilot singer driver cook writer".split()),
-    "place": tuple(
-        "kitchen garden drawer box bag car cupboard basket attic cellar bathroom garage".split()
-    ),
-    "day": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
-}
-_ONSETS = "b d f g h j k l m n p r s t v w z br dr gr kr pl st tr sh th".split()
-_VOWELS = "a e i o u a e i o u ai ea".split()
+_ONSETS = ["b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr", "gr", "kr", "pl", "st", "tr", "sh", "th"]
+_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea"]
 _CODAS = ["", "", "", "n", "r", "l", "s", "m", "k", "t"]
 
 
@@ -63,184 +36,9 @@ def is_held_out(*parts: str) -> bool:
     return hashlib.sha256("|".join(parts).encode()).digest()[0] % 10 == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pattern:
-    """One way of telling and asking a fact: `{s}` is the subject, `{v}` the value."""
-
-    subjects: tuple[str, ...]
-    value: str
-    tell: tuple[str, ...]
-    ask: tuple[str, ...]
-    answer: str
-    unseen_tell: tuple[str, ...]
-    unseen_ask: tuple[str, ...]
-    change: tuple[str, ...] = ()
-
-
-_PEOPLE = tuple(
-    "sister brother mother father friend aunt uncle cousin teacher neighbour boss doctor "
-    "grandmother grandfather daughter son wife husband".split()
-)
-_PETS = tuple("dog cat horse rabbit parrot hamster turtle goldfish pony kitten puppy".split())
-_CODES = tuple(
-    "locker code,house number,bus number,room number,door code,phone code,bike number,safe code,"
-    "ticket number,lucky number,seat number,alarm code".split(",")
-)
-_TOLD_NAME = dict(
-    tell=(
-        "My {s} is called {v}.",
-        "My {s}'s name is {v}.",
-        "I have a {s} called {v}.",
-        "I have a {s} named {v}.",
-        "The name of my {s} is {v}.",
-    ),
-    ask=(
-        "What is my {s} called?",
-        "What is my {s}'s name?",
-        "What is the name of my {s}?",
-        "Do you remember my {s}'s name?",
-        "Do you know what my {s} is called?",
-        "Tell me the name of my {s}.",
-    ),
-    answer="Your {s} is called {v}.",
-    unseen_tell=("This is about my {s}: the name is {v}.", "You can call my {s} {v}."),
-    unseen_ask=("Can you tell me my {s}'s name?", "So how is my {s} called?"),
-    change=(
-        "My {s} is now called {v}.",
-        "My {s} has a new name: {v}.",
-        "I was wrong, my {s} is called {v}.",
-    ),
-)
-PATTERNS: dict[str, Pattern] = {
-    "people": Pattern(subjects=_PEOPLE, value="name", **_TOLD_NAME),
-    "pets": Pattern(subjects=_PETS, value="pet", **_TOLD_NAME),
-    "codes": Pattern(
-        subjects=_CODES,
-        value="number",
-        tell=("My {s} is {v}.", "The {s} is {v}.", "Remember that my {s} is {v}."),
-        ask=(
-            "What is my {s}?",
-            "What is the {s}?",
-            "Do you remember my {s}?",
-            "Tell me my {s}.",
-            "I forgot my {s}. What is it?",
-        ),
-        answer="Your {s} is {v}.",
-        unseen_tell=("I was given a {s}, it is {v}.",),
-        unseen_ask=("Can you tell me my {s}?", "Which {s} do I have?"),
-        change=("My {s} is now {v}.", "I have a new {s}: {v}.", "I was wrong, my {s} is {v}."),
-    ),
-    "favourites": Pattern(
-        subjects=("colour", "city", "fruit", "animal", "food", "sport", "drink", "day"),
-        value="{s}",
-        tell=(
-            "My favourite {s} is {v}.",
-            "The {s} I like most is {v}.",
-            "I think the best {s} is {v}.",
-        ),
-        ask=(
-            "What is my favourite {s}?",
-            "Which {s} do I like most?",
-            "Do you remember my favourite {s}?",
-            "What {s} do I like best?",
-        ),
-        answer="Your favourite {s} is {v}.",
-        unseen_tell=("If you ask me for my favourite {s}, it is {v}.",),
-        unseen_ask=("Can you tell me my favourite {s}?", "So which {s} is my favourite?"),
-        change=("Now my favourite {s} is {v}.", "I changed my mind, my favourite {s} is {v}."),
-    ),
-    "homes": Pattern(
-        subjects=NAMES,
-        value="city",
-        tell=("{s} lives in {v}.", "{s} has a house in {v}.", "The home of {s} is in {v}."),
-        ask=(
-            "Where does {s} live?",
-            "In which city does {s} live?",
-            "Do you know where {s} lives?",
-            "What city does {s} live in?",
-        ),
-        answer="{s} lives in {v}.",
-        unseen_tell=("The city where you find {s} is {v}.",),
-        unseen_ask=("Can you tell me where {s} lives?", "So where is the home of {s}?"),
-        change=("{s} moved to {v}.", "Now {s} lives in {v}."),
-    ),
-    "owners": Pattern(
-        subjects=tuple(f"{n}'s {p}" for n in NAMES[:32] for p in _PETS[:6]),
-        value="pet",
-        tell=("{s} is called {v}.", "The name of {s} is {v}.", "{s} has the name {v}."),
-        ask=(
-            "What is {s} called?",
-            "What is the name of {s}?",
-            "Do you remember the name of {s}?",
-            "Tell me the name of {s}.",
-        ),
-        answer="{s} is called {v}.",
-        unseen_tell=("Everybody calls {s} {v}.",),
-        unseen_ask=("Can you tell me the name of {s}?", "So how is {s} called?"),
-        change=("{s} is now called {v}.", "{s} has a new name: {v}."),
-    ),
-    "jobs": Pattern(
-        subjects=NAMES,
-        value="job",
-        tell=("{s} is a {v}.", "{s} works as a {v}.", "The job of {s} is {v}."),
-        ask=("What is the job of {s}?", "What does {s} work as?", "Do you know the job of {s}?"),
-        answer="{s} is a {v}.",
-        unseen_tell=("{s} earns money as a {v}.",),
-        unseen_ask=("Can you tell me the job of {s}?",),
-        change=("{s} is now a {v}.", "{s} has a new job as a {v}."),
-    ),
-    "places": Pattern(
-        subjects=tuple("key ball book hat phone doll watch coin letter spoon ring map".split()),
-        value="place",
-        tell=("The {s} is in the {v}.", "I put the {s} in the {v}.", "You find the {s} in the {v}."),
-        ask=("Where is the {s}?", "Where did I put the {s}?", "Do you know where the {s} is?"),
-        answer="The {s} is in the {v}.",
-        unseen_tell=("I left the {s} in the {v}.",),
-        unseen_ask=("Can you tell me where the {s} is?", "So where can I find the {s}?"),
-        change=("I moved the {s} to the {v}.", "Now the {s} is in the {v}."),
-    ),
-}
-PREFIXES = ("", "", "", "By the way, ", "Please remember: ", "You should know: ", "Well, ")
-UNSEEN_PREFIXES = ("", "Oh, and one more thing: ", "Did I say it? ")
-NOTED = ("I will remember that.", "Okay, I will remember it.", "Thank you for telling me.", "Nice!")
-ASK_VALUE = ("What is the value of {s}?", "Which value does {s} have?", "Tell me the value of {s}.")
-UNSEEN_ASK_VALUE = ("Can you tell me the value of {s}?",)
-LISTS = ("Here is a list:", "Please remember this list:", "These are the values:")
-UNSEEN_LISTS = ("Take a look at the following entries:",)
-PASS_KEYS = (
-    "The pass key is {v}. Remember it. {v} is the pass key.",
-    "The pass key is {v}.",
-    "Remember the pass key: {v}.",
-)
-UNSEEN_PASS_KEYS = ("There is a pass key here, and it is {v}. Do not forget it.",)
-ASK_PASS_KEY = ("What is the pass key?", "Tell me the pass key.", "Do you remember the pass key?")
-UNSEEN_ASK_PASS_KEY = ("Can you tell me the pass key?", "Which pass key was in the text?")
-CHATTER = (
-    "Tell me something.", "What happened next?", "Go on.", "Tell me more.", "And then?",
-    "What did you see today?", "Tell me about your day.", "Please continue.",
-)  # fmt: skip
-_WHO = (
-    "The old man", "A little girl", "The cat", "My neighbour", "The small bird", "A boy",
-    "The farmer", "The happy dog", "A young fox", "The teacher", "The wind", "A big bear",
-)  # fmt: skip
-_DID = (
-    "walked to", "looked at", "went around", "played near", "sat down by", "ran past", "saw",
-    "liked", "found", "slept near", "sang a song by", "talked about",
-)  # fmt: skip
-_WHAT = (
-    "the river", "the old tree", "a red house", "the green hill", "the park", "a small boat",
-    "the garden gate", "the long road", "a quiet lake", "the tall tower", "the market", "the sea",
-)  # fmt: skip
-_HOW = (
-    "in the morning", "after lunch", "with a smile", "for a long time", "because it was warm",
-    "while the sun was shining", "before it got dark", "and felt happy", "and was not afraid",
-    "when the rain stopped", "every day", "all alone",
-)  # fmt: skip
-
-
 def filler_sentence(rng: random.Random) -> str:
     """A plain sentence that carries no fact anybody asks for."""
-    return f"{rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHAT)} {rng.choice(_HOW)}."
+    return f"{rng.choice(words.WHO)} {rng.choice(words.DID)} {rng.choice(words.WHAT)} {rng.choice(words.HOW)}."
 
 
 def syllable_name(rng: random.Random, held_out: bool) -> str:
@@ -308,7 +106,7 @@ def make_fact(
         subject: keep this subject (for updates).
         changed: word it as a change of an earlier fact.
     """
-    p = PATTERNS[pattern]
+    p = words.PATTERNS[pattern]
     while True:
         s = subject or rng.choice(p.subjects)
         kind = p.value.format(s=s)
@@ -317,7 +115,7 @@ def make_fact(
         elif invented and kind in ("name", "pet"):
             v = syllable_name(rng, held_out)
         else:
-            pool = {"name": NAMES, "pet": PET_NAMES}.get(kind) or WORDS[kind]
+            pool = {"name": words.NAMES, "pet": words.PET_NAMES}.get(kind) or words.WORDS[kind]
             v = rng.choice(pool)
             if is_held_out(s, v) != held_out:
                 # A subject may have no pair on the wanted side: draw the subject again.
@@ -327,9 +125,11 @@ def make_fact(
         break
     tell = p.change if changed else p.unseen_tell if unseen_wording else p.tell
     ask = p.unseen_ask if unseen_wording else p.ask
-    prefix = rng.choice(UNSEEN_PREFIXES if unseen_wording else PREFIXES)
+    prefix = rng.choice(words.UNSEEN_PREFIXES if unseen_wording else words.PREFIXES)
     told = rng.choice(tell).format(s=s, v=v)
-    if prefix.endswith((", ", ": ")) and told.startswith(("My ", "The ", "You ", "If ")):
+    if prefix.endswith((", ", ": ")) and told.startswith(
+        ("My ", "The ", "You ", "If ", "They ", "This ", "Here ", "Look ", "Write ")
+    ):
         told = told[0].lower() + told[1:]
     return Fact(
         slot=f"{pattern}|{s}",
@@ -353,7 +153,7 @@ def filler_turns(rng: random.Random, tokens: int, count_tokens: CountTokens) -> 
     turns: list[Message] = []
     left = tokens
     while left > 8:
-        ask = rng.choice(CHATTER)
+        ask = rng.choice(words.CHATTER)
         left -= count_tokens(ask) + 10  # two turns cost about ten tokens of template
         text = filler_sentence(rng)
         for _ in range(rng.randrange(2, 9)):
@@ -368,7 +168,7 @@ def filler_turns(rng: random.Random, tokens: int, count_tokens: CountTokens) -> 
 def _told(rng: random.Random, facts: Sequence[Fact]) -> list[Message]:
     out: list[Message] = []
     for fact in facts:
-        out += [_user(fact.tell), _assistant(rng.choice(NOTED))]
+        out += [_user(fact.tell), _assistant(rng.choice(words.NOTED))]
     return out
 
 
@@ -388,7 +188,7 @@ def _fact_case(
 
     def draw(pattern: str = "") -> Fact:
         named = ("people", "pets", "owners")
-        choice = pattern or rng.choice(named if task == "syllable_names" else tuple(PATTERNS))
+        choice = pattern or rng.choice(named if task == "syllable_names" else tuple(words.PATTERNS))
         return make_fact(
             rng,
             choice,
@@ -435,7 +235,7 @@ def key_value_lines(rng: random.Random, count: int, held_out: bool) -> dict[str,
         value = {
             "number": lambda: number(rng, held_out),
             "name": lambda: syllable_name(rng, held_out),
-            "colour": lambda: rng.choice(WORDS["colour"]),
+            "colour": lambda: rng.choice(words.WORDS["colour"]),
         }[kind]()
         if key not in pairs and value not in pairs.values():
             pairs[key] = value
@@ -483,30 +283,30 @@ def make_case(
         return finish([*messages, _user(asked.ask)], asked.value, wrong)
     if task == "key_value":
         pairs = key_value_lines(rng, rng.randrange(5, 9), held_out=True)
-        head = rng.choice(UNSEEN_LISTS if unseen else LISTS)
+        head = rng.choice(words.UNSEEN_LISTS if unseen else words.LISTS)
         text = "\n".join([head, *(f"- {k}: {v}" for k, v in pairs.items())])
         key = rng.choice(list(pairs))
-        ask = rng.choice(UNSEEN_ASK_VALUE if unseen else ASK_VALUE).format(s=key)
+        ask = rng.choice(words.UNSEEN_ASK_VALUE if unseen else words.ASK_VALUE).format(s=key)
         expected = pairs[key]
     elif task == "variable":
         lines, worth = variable_lines(rng, rng.randrange(3, 7), held_out=True)
         text = "\n".join(lines)
         key = rng.choice(list(worth))
-        ask, expected = (f"Which value does {key} have?" if unseen else f"What is {key}?"), worth[key]
-        pairs = worth
+        ask = rng.choice(words.UNSEEN_ASK_VARIABLE if unseen else words.ASK_VARIABLE)
+        ask, expected, pairs = ask.format(s=key), worth[key], worth
     elif task == "pass_key":
         expected = number(rng, True, 5)
-        told = rng.choice(UNSEEN_PASS_KEYS if unseen else PASS_KEYS).format(v=expected)
+        told = rng.choice(words.UNSEEN_PASS_KEYS if unseen else words.PASS_KEYS).format(v=expected)
         before = " ".join(filler_sentence(rng) for _ in range(rng.randrange(1, 8)))
         after, left = [], distance
         while left > 4:
             after.append(filler_sentence(rng))
             left -= count_tokens(after[-1])
-        ask = rng.choice(UNSEEN_ASK_PASS_KEY if unseen else ASK_PASS_KEY)
+        ask = rng.choice(words.UNSEEN_ASK_PASS_KEY if unseen else words.ASK_PASS_KEY)
         return finish([_user(" ".join([before, told, *after, ask]))], expected, ())
     else:
         raise ValueError(f"unknown recall task {task!r}; known: {', '.join(TASKS)}")
-    messages = [_user(text), _assistant(rng.choice(NOTED))]
+    messages = [_user(text), _assistant(rng.choice(words.NOTED))]
     messages += filler_turns(rng, distance, count_tokens)
     wrong = tuple(sorted({v for v in pairs.values() if v != expected}))
     return finish([*messages, _user(ask)], expected, wrong)

@@ -16,23 +16,10 @@ END = "<|endoftext|>"
 
 # Nouns a child asks a story about; a story qualifies if it says the word at least twice.
 TOPICS = tuple(
-    "bunny rabbit cat dog bird bear fox frog fish duck mouse lion tiger monkey elephant horse cow "
-    "pig owl bee ant butterfly squirrel turtle puppy kitten dragon princess prince king queen fairy "
-    "monster robot ghost witch boy girl mom dad brother sister friend baby farmer doctor teacher "
-    "tree flower garden park forest house castle beach sea river lake mountain cave farm zoo school "
-    "shop kitchen boat car truck train plane bike bus ball doll toy kite book hat dress shoe box "
-    "cake cookie apple banana soup candy pizza sandwich ice snow rain sun moon star rainbow cloud "
-    "wind storm birthday party picnic game race song dance picture letter present treasure key "
-    "button mirror blanket bed lamp balloon bubble drum guitar slide swing puzzle block".split()
+    ["bunny", "rabbit", "cat", "dog", "bird", "bear", "fox", "frog", "fish", "duck", "mouse", "lion", "tiger", "monkey", "elephant", "horse", "cow", "pig", "owl", "bee", "ant", "butterfly", "squirrel", "turtle", "puppy", "kitten", "dragon", "princess", "prince", "king", "queen", "fairy", "monster", "robot", "ghost", "witch", "boy", "girl", "mom", "dad", "brother", "sister", "friend", "baby", "farmer", "doctor", "teacher", "tree", "flower", "garden", "park", "forest", "house", "castle", "beach", "sea", "river", "lake", "mountain", "cave", "farm", "zoo", "school", "shop", "kitchen", "boat", "car", "truck", "train", "plane", "bike", "bus", "ball", "doll", "toy", "kite", "book", "hat", "dress", "shoe", "box", "cake", "cookie", "apple", "banana", "soup", "candy", "pizza", "sandwich", "ice", "snow", "rain", "sun", "moon", "star", "rainbow", "cloud", "wind", "storm", "birthday", "party", "picnic", "game", "race", "song", "dance", "picture", "letter", "present", "treasure", "key", "button", "mirror", "blanket", "bed", "lamp", "balloon", "bubble", "drum", "guitar", "slide", "swing", "puzzle", "block"]
 )
-_GIRLS = (
-    "Lily Sue Anna Mia Lucy Sara Jane Amy Emma Ella Molly Daisy Kate Anne Mary Jill Sarah Emily "
-    "Bella Rosie Clara Nina Ida Zoe Flora Tina Lena"
-).split()
-_BOYS = (
-    "Tim Tom Ben Max Sam Jack John Bob Billy Timmy Tommy Joe Mark Jim Leo Fred Peter Johnny Spot "
-    "Paul Oscar Felix Hugo Finn Otto Carl Theo"
-).split()
+_GIRLS = ["Lily", "Sue", "Anna", "Mia", "Lucy", "Sara", "Jane", "Amy", "Emma", "Ella", "Molly", "Daisy", "Kate", "Anne", "Mary", "Jill", "Sarah", "Emily", "Bella", "Rosie", "Clara", "Nina", "Ida", "Zoe", "Flora", "Tina", "Lena"]
+_BOYS = ["Tim", "Tom", "Ben", "Max", "Sam", "Jack", "John", "Bob", "Billy", "Timmy", "Tommy", "Joe", "Mark", "Jim", "Leo", "Fred", "Peter", "Johnny", "Spot", "Paul", "Oscar", "Felix", "Hugo", "Finn", "Otto", "Carl", "Theo"]
 _NAME = re.compile(r"\b(" + "|".join(sorted({*_GIRLS, *_BOYS})) + r")\b")
 
 

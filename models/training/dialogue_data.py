@@ -9,8 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from edgetok.evaluation.recall import NAMES, WORDS, filler_sentence, is_held_out
 from recall_data import SAID, Turn, user
+
+from edgetok.evaluation.recall import filler_sentence, is_held_out
+from edgetok.evaluation.recall_patterns import NAMES, WORDS
 
 Exchange = tuple[str, str]
 
@@ -132,24 +134,19 @@ _KNOW = {
     "What shines at night": "The moon and the stars shine at night.",
     "What shines in the day": "The sun shines in the day.",
 }
-_OPPOSITES = (
-    "big small,hot cold,happy sad,up down,good bad,fast slow,old young,day night,light dark,"
-    "long short,open closed,full empty,hard soft,loud quiet,wet dry,high low,in out,left right,"
-    "clean dirty,strong weak,early late,near far,black white,rich poor,yes no,first last"
-).split(",")
+_OPPOSITES = ["big small", "hot cold", "happy sad", "up down", "good bad", "fast slow", "old young", "day night", "light dark", "long short", "open closed", "full empty", "hard soft", "loud quiet", "wet dry", "high low", "in out", "left right", "clean dirty", "strong weak", "early late", "near far", "black white", "rich poor", "yes no", "first last"]
 _KINDS = {
     "animals": WORDS["animal"], "colours": WORDS["colour"], "fruits": WORDS["fruit"],
     "cities": WORDS["city"], "foods": WORDS["food"], "drinks": WORDS["drink"],
     "sports": WORDS["sport"], "jobs": WORDS["job"], "names": NAMES,
-    "toys": tuple("ball doll car kite puzzle train robot bear".split()),
+    "toys": tuple(["ball", "doll", "car", "kite", "puzzle", "train", "robot", "bear"]),
     "days": WORDS["day"],
 }  # fmt: skip
-_SMALL = "zero one two three four five six seven eight nine ten".split()
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _WORDS = tuple(
-    "apple tree river happy blue moon garden little star house cloud bread song green window "
-    "mountain paper summer friend water yellow chair flower king silver table train".split()
+    ["apple", "tree", "river", "happy", "blue", "moon", "garden", "little", "star", "house", "cloud", "bread", "song", "green", "window", "mountain", "paper", "summer", "friend", "water", "yellow", "chair", "flower", "king", "silver", "table", "train"]
 )
-_TO_SORT = ("days", tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()))
+_TO_SORT = ("days", tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]))
 
 
 def _talk(table: dict[str, str], rng: random.Random) -> Exchange:
@@ -158,7 +155,7 @@ def _talk(table: dict[str, str], rng: random.Random) -> Exchange:
     return ask + mark, table[ask]
 
 
-_QUESTION_WORDS = set("Who What Are How Where Can Do Is When".split())
+_QUESTION_WORDS = set(["Who", "What", "Are", "How", "Where", "Can", "Do", "Is", "When"])
 
 
 def greet(rng: random.Random) -> Exchange:
@@ -230,7 +227,9 @@ def pick(rng: random.Random) -> Exchange:
         if "favourite" in ask:
             answer = f"My favourite {kind} is {thing}. What is your favourite {kind}?"
         else:
-            answer = rng.choice((f"I pick {thing}.", f"{thing.capitalize()}!", f"I choose {thing}."))
+            answer = rng.choice(
+                (f"I pick {thing}.", f"{thing.capitalize()}!", f"I choose {thing}.")
+            )
         ask = ask.format(k=kind)
         return ask.replace("a animal", "an animal"), answer
     kind = rng.choice(("colour", "animal", "fruit", "food", "drink", "sport"))
@@ -255,7 +254,9 @@ def repeat(rng: random.Random) -> Exchange:
         ask = rng.choice(("Repeat: {t}", "Say: {t}", "Repeat after me: {t}", "Say {t}."))
         return ask.format(t=text), text
     word, n = rng.choice(_WORDS), rng.randint(2, 5)
-    ask = rng.choice(("Say {w} {n} times.", "Repeat the word {w} {n} times.", "Write {w} {n} times."))
+    ask = rng.choice(
+        ("Say {w} {n} times.", "Repeat the word {w} {n} times.", "Write {w} {n} times.")
+    )
     number = rng.choice((str(n), _SMALL[n]))
     return ask.format(w=word, n=number), " ".join([word] * n)
 

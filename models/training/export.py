@@ -1,6 +1,6 @@
 """Write a training checkpoint as an ordinary Hugging Face folder.
 
-    python models/training/export.py checkpoints/default/state.pt models/default [--last]
+python models/training/export.py checkpoints/default/state.pt models/default [--last]
 """
 
 from __future__ import annotations

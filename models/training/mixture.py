@@ -124,9 +124,7 @@ class Batches:
         ids, weights = ids[:need], weights[:need]
         if source in RECALL:
             # Small weights as a sample: the head then computes few positions, on average the same.
-            weights = [
-                x if x == 1.0 else (0.3 if rng.random() * 0.3 < x else 0.0) for x in weights
-            ]
+            weights = [x if x == 1.0 else (0.3 if rng.random() * 0.3 < x else 0.0) for x in weights]
         return ids, weights
 
     def chat(self, turns: list[Turn], value: dict[str, float]) -> tuple[list[int], list[float]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from edgetok.evaluation import recall
+from edgetok.evaluation import recall_patterns as words
 
 # Weight marks: an answer that has to be looked up, anything else the assistant says, the rest.
 LOOKUP, SAID, READ = "lookup", "said", "read"
@@ -37,7 +38,7 @@ def looked_up(text: str) -> Turn:
 
 
 def _noted(rng: random.Random) -> Turn:
-    return Turn("assistant", rng.choice(recall.NOTED), SAID)
+    return Turn("assistant", rng.choice(words.NOTED), SAID)
 
 
 def filler(rng: random.Random, sentences: int) -> str:
@@ -51,7 +52,7 @@ FillerTurns = Callable[[random.Random], list[Turn]]
 def plain_filler_turns(rng: random.Random) -> list[Turn]:
     """A turn of chatter and an answer of one to nine plain sentences."""
     text = filler(rng, rng.choice((1, 2, 3, 5, 9)))
-    return [user(rng.choice(recall.CHATTER)), Turn("assistant", text, READ)]
+    return [user(rng.choice(words.CHATTER)), Turn("assistant", text, READ)]
 
 
 def _filled(
@@ -68,7 +69,7 @@ def _filled(
                 if kept and tokens < 0:
                     break
                 kept += (". " if kept else "") + sentence
-            turns.append(turn._replace(content=kept if kept[-1:] in ".!?\"" else kept + "."))
+            turns.append(turn._replace(content=kept if kept[-1:] in '.!?"' else kept + "."))
     return turns
 
 
@@ -89,7 +90,7 @@ def facts(
         span: share of the budget that is filled between telling and asking.
     """
     invented = rng.choice((0.2, 0.7, 1.0))
-    kinds = tuple(recall.PATTERNS)
+    kinds = tuple(words.PATTERNS)
     if rng.random() < 0.3:
         kinds = (rng.choice(kinds),)
     elif invented == 1.0:
@@ -119,9 +120,7 @@ def facts(
                     invented=rng.random() < invented,
                 )
             else:
-                fact = recall.make_fact(
-                    rng, rng.choice(kinds), invented=rng.random() < invented
-                )
+                fact = recall.make_fact(rng, rng.choice(kinds), invented=rng.random() < invented)
                 if fact.slot in known:
                     continue
             if all(fact.value != f.value for f in known.values()):
@@ -154,7 +153,7 @@ def facts(
             fact = known[slot]
             asked.append(fact)
             pattern, subject = slot.split("|")
-            ask = rng.choice(recall.PATTERNS[pattern].ask).format(s=subject)
+            ask = rng.choice(words.PATTERNS[pattern].ask).format(s=subject)
             say(user(ask), looked_up(fact.answer))
     return turns
 
@@ -171,13 +170,13 @@ def quiz(
         most = max(3, min(9, budget // 20))
         lines, worth = recall.variable_lines(rng, rng.randrange(2, most), held_out=False)
         text = "\n".join(lines)
-        asks, answer = ("What is {s}?", "What is {s}?", "Tell me {s}."), "{s} is {v}."
+        asks, answer = words.ASK_VARIABLE, "{s} is {v}."
     else:
         most = max(3, min(20, budget // 30))
         worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), held_out=False)
-        head = rng.choice(recall.LISTS)
+        head = rng.choice(words.LISTS)
         text = "\n".join([head, *(f"- {k}: {v}" for k, v in worth.items())])
-        asks, answer = recall.ASK_VALUE, "The value of {s} is {v}."
+        asks, answer = words.ASK_VALUE, "The value of {s} is {v}."
         if rng.random() < 0.5:
             asks = _SHORT
     turns = [user(text), _noted(rng)]
@@ -207,8 +206,8 @@ def pass_key(
 ) -> list[Turn]:
     """A pass key somewhere in a long message, asked at its end."""
     value = recall.number(rng, False, rng.choice((4, 5, 5, 6)))
-    told = rng.choice(recall.PASS_KEYS).format(v=value)
-    ask = rng.choice(recall.ASK_PASS_KEY)
+    told = rng.choice(words.PASS_KEYS).format(v=value)
+    ask = rng.choice(words.ASK_PASS_KEY)
     left = budget - count(told) - count(ask) - 24
     sentences = []
     while left > 0:
@@ -285,14 +284,10 @@ def terse(
         else:
             invented = rng.choice((0.3, 1.0))
             known: dict[str, recall.Fact] = {}
-            kinds = rng.sample(list(recall.PATTERNS), rng.choice((1, 3)))
+            kinds = rng.sample(list(words.PATTERNS), rng.choice((1, 3)))
             for _ in range(rng.randint(1, max(2, min(12, left // 30)))):
-                fact = recall.make_fact(
-                    rng, rng.choice(kinds), invented=rng.random() < invented
-                )
-                if fact.slot not in known and all(
-                    fact.value != f.value for f in known.values()
-                ):
+                fact = recall.make_fact(rng, rng.choice(kinds), invented=rng.random() < invented)
+                if fact.slot not in known and all(fact.value != f.value for f in known.values()):
                     known[fact.slot] = fact
                     add(fact.tell + "\n", 0.0)
             for slot in rng.sample(list(known), len(known)):

@@ -13,14 +13,14 @@ SEED = 7
 BATCH_TOKENS = 4096
 
 _MIX = {
-    "copy": 0.04,
-    "terse": 0.1,
-    "facts": 0.22,
-    "quiz": 0.09,
-    "pass_key": 0.05,
-    "told_story": 0.26,
-    "chat": 0.18,
-    "story": 0.06,
+    "copy": 0.03,
+    "terse": 0.07,
+    "facts": 0.2,
+    "quiz": 0.08,
+    "pass_key": 0.04,
+    "told_story": 0.3,
+    "chat": 0.2,
+    "story": 0.08,
 }
 
 STAGES = (
@@ -51,7 +51,7 @@ STAGES = (
         tokens=5_000_000,
         length=512,
         shares=_MIX,
-        language_weight=0.25,
+        language_weight=0.5,
         span=(0.0, 0.9),
     ),
     Stage(
@@ -59,7 +59,7 @@ STAGES = (
         tokens=4_000_000,
         length=1024,
         shares=_MIX,
-        language_weight=0.3,
+        language_weight=0.5,
         span=(0.0, 0.95),
     ),
     Stage(
@@ -67,7 +67,7 @@ STAGES = (
         tokens=6_000_000,
         length=2048,
         shares=_MIX,
-        language_weight=0.3,
+        language_weight=0.5,
         span=(0.0, 1.0),
         lr=(1.0, 0.05),
     ),

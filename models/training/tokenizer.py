@@ -1,6 +1,6 @@
 """Train the 4096-entry byte-level BPE tokenizer and write its Hugging Face files.
 
-    python models/training/tokenizer.py models/default
+python models/training/tokenizer.py models/default
 """
 
 from __future__ import annotations

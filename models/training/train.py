@@ -23,7 +23,7 @@ from model import Decoder, ModelConfig
 from muon import Muon
 from schedule import BATCH_TOKENS, SEED, at
 
-LR_MATRIX, LR_OTHER = 0.008, 2e-3
+LR_MATRIX, LR_OTHER = 0.01, 2e-3
 WARMUP_STEPS = 150
 AVERAGE = 0.99  # weights are averaged over about 100 steps; that stands in for a decay
 
@@ -81,6 +81,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["optimizer"])
+        for group in opt.param_groups:  # rates are the recipe's, not the checkpoint's
+            group["base"] = LR_MATRIX if group["muon"] else LR_OTHER
         average, step, tokens = state["average"], state["step"], state["tokens"]
         seconds = state["seconds"]
     began = time.monotonic() - seconds

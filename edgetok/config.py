@@ -3,13 +3,14 @@
 | variable | meaning |
 |---|---|
 | `EDGETOK_THREADS` | threads that compute; absent: one per physical core |
-| `EDGETOK_CACHE_DIR` | where compiled kernels are kept; absent: the user's cache folder |
+| `EDGETOK_CACHE_DIR` | where compiled kernels are kept; absent: in the user's cache folder |
 | `EDGETOK_HISTORY` | file of the chat's typed lines; empty: none is kept |
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Settings:
     """
 
     threads: int | None = None
-    cache_dir: Path | None = None
+    cache_dir: Path
     history: Path | None = None
 
 
@@ -49,10 +50,21 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
                 f"EDGETOK_THREADS is {text!r}, expected a whole number from 1 to 1024"
             )
         threads = int(text)
-    cache_dir = found.get("EDGETOK_CACHE_DIR")
     history = found.get("EDGETOK_HISTORY")
     return Settings(
         threads=threads,
-        cache_dir=Path(cache_dir) if cache_dir else None,
+        cache_dir=_cache_dir(found),
         history=None if history is None else Path(history),
     )
+
+
+def _cache_dir(found: Mapping[str, str]) -> Path:
+    """`edgetok` in the user's cache folder, unless the environment names another place."""
+    if named := found.get("EDGETOK_CACHE_DIR"):
+        return Path(named).expanduser()
+    if sys.platform == "win32" and (local := found.get("LOCALAPPDATA")):
+        return Path(local) / "edgetok"
+    if base := found.get("XDG_CACHE_HOME"):
+        return Path(base) / "edgetok"
+    home = Path.home()
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgetok"

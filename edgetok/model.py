@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -104,18 +104,22 @@ class Model:
         kv_bits: KvBits = 8,
         compute: Compute = "int8",
         isa: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Model:
         """Load an artefact folder that `edgetok convert` wrote.
 
         Args:
             path: the folder.
             device: "cpu", "onnxruntime", or "auto" for the one that fits.
-            threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core.
+            threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core, or one
+                where the model is too small to gain from more.
             context: limit in tokens for prompt and answer together; None: 4096, or the trained
                 length where that is less.
             kv_bits: of keys and values in the cache: 8, or 16 or 32 for floats.
             compute: "int8" activations, or "float32".
             isa: restricts the instruction set; None takes the best that this CPU has.
+            progress: told (modules done, modules to compile) where kernels have to be compiled
+                first, once for a machine.
 
         Raises:
             ArtefactError: the folder is damaged or no artefact.
@@ -131,7 +135,7 @@ class Model:
         )
         artefact = open_artefact(path)
         try:
-            backend, note = load_backend(artefact, options)
+            backend, note = load_backend(artefact, options, progress)
         except BaseException:
             artefact.close()
             raise

@@ -58,12 +58,13 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
 
 def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Every combination of threads and depth."""
+    from edgetok.config import read_settings
     from edgetok.evaluation import speed
     from edgetok.runtime.select import default_threads
 
     if given["repeats"] < 1:
         raise OptionError(f"repeats is {given['repeats']}, expected at least 1")
-    threads = given["threads"] or (default_threads(),)
+    threads = given["threads"] or (read_settings().threads or default_threads(),)
     depths = given["depth"] or (128,)
     load_s, first_s = _first_token(path, given, threads[-1])
     memory = {"peak_rss_mb": speed.peak_rss_mb(), "anonymous_mb": speed.anonymous_mb()}
@@ -119,7 +120,9 @@ def _measure_threads(
     found: list[Samples] = []
     # each engine closes the artefact that it was given
     artefacts = [open_artefact(path) for _ in chosen]
-    engines = [load_backend(a, o)[0] for a, o in zip(artefacts, chosen, strict=True)]
+    engines = [
+        load_backend(a, o, common.compiling)[0] for a, o in zip(artefacts, chosen, strict=True)
+    ]
     try:
         limit = min(engine.context_tokens for engine in engines)
         prompt = given["prompt_tokens"] or min(512, limit)

@@ -105,10 +105,16 @@ def load_model(path: Path, options: Mapping[str, Any]) -> Model:
     chosen = {name: options[name] for name in _RUN_NAMES if options.get(name) is not None}
     if "kv_bits" in chosen:
         chosen["kv_bits"] = int(chosen["kv_bits"])
-    model = Model.load(path, **chosen)
+    model = Model.load(path, progress=compiling, **chosen)
     for note in model.notes:
         click.echo(note, err=True)
     return model
+
+
+def compiling(done: int, total: int) -> None:
+    """Tell, once, why the first start on a machine takes longer."""
+    if done == 0:
+        click.echo(f"compiling {total} kernels for this machine, once ...", err=True)
 
 
 def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,11 +43,13 @@ def command(
         values |= {
             "backends": list(found.backends),
             "tokens": found.tokens,
-            "max_error": found.max_error,
-            "kl": found.kl,
+            "max_error": found.max_error if found.finite else None,
+            "kl": found.kl if found.finite else None,
             "top1_agreement": found.top1_agreement,
-            "step_error": found.step_error,
+            "step_error": found.step_error if found.finite else None,
         }
+        if not found.finite:
+            rows.append(("Arithmetic", "some logits are not finite numbers"))
         rows.append(("Step by step", f"as in one block, to {found.step_error:.1e} of the range"))
         if has_spec:
             rows.append(

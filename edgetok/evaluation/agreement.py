@@ -42,7 +42,12 @@ class BackendAgreement:
     @property
     def good(self) -> bool:
         """Whether the differences are what rounding explains."""
-        return bool(self.kl <= MAX_KL and self.step_error <= MAX_STEP_ERROR)
+        return self.finite and self.kl <= MAX_KL and self.step_error <= MAX_STEP_ERROR
+
+    @property
+    def finite(self) -> bool:
+        """Whether every logit is a number; the figures above are then numbers too."""
+        return bool(np.isfinite([self.max_error, self.kl, self.step_error]).all())
 
 
 def compare_backends(
@@ -73,6 +78,15 @@ def compare_backends(
             for backend in running:
                 backend.close()
     first, last = found[min(found)], found[max(found)]
+    if not (np.isfinite(first).all() and np.isfinite(last).all()):
+        return BackendAgreement(
+            backends=tuple(found),
+            tokens=len(first),
+            max_error=np.nan,
+            kl=np.nan,
+            top1_agreement=0.0,
+            step_error=np.nan,
+        )
     p, q = log_softmax(last), log_softmax(first)
     return BackendAgreement(
         backends=tuple(found),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from edgetok.config import read_settings
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.runtime.backend import Backend
@@ -22,7 +24,8 @@ class RunOptions:
     Attributes:
         device: "cpu" for edgetok's kernels, "onnxruntime" for any graph, "auto" for the first that
             fits.
-        threads: how many compute; None for one per physical core that this process may use.
+        threads: how many compute; None for one per physical core that this process may use, or
+            one where a model is too small to gain from more.
         kv_bits: of keys and values in the cache of the CPU backend: 8, or 16 or 32 for floats.
         compute: of activations in the CPU backend's products: "int8", or "float32" to compare with.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
@@ -96,8 +99,17 @@ def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
     )
 
 
-def load_backend(artefact: Artefact, options: RunOptions) -> tuple[Backend, str | None]:
+def load_backend(
+    artefact: Artefact,
+    options: RunOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Backend, str | None]:
     """Load the backend for an artefact.
+
+    Args:
+        artefact: closed with the backend.
+        options: how to run it.
+        progress: told (modules done, modules to compile) where kernels have to be compiled first.
 
     Returns:
         The backend, and a line for the user where it is not the expected one.
@@ -106,20 +118,21 @@ def load_backend(artefact: Artefact, options: RunOptions) -> tuple[Backend, str 
         UnsupportedError: the wanted backend cannot run the artefact.
     """
     device, note = choose(artefact, options.device)
-    threads = options.threads or default_threads()
     if device == "onnxruntime":
         from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(artefact, threads=threads), note
+        return OnnxRuntimeBackend(artefact, threads=options.threads or default_threads()), note
     from edgetok.runtime.cpu_backend import CpuBackend
 
     return (
         CpuBackend(
             artefact,
-            threads=threads,
+            threads=options.threads,
             kv_bits=options.kv_bits,
             compute=options.compute,
             isa=options.isa,
+            cache_dir=read_settings().cache_dir / "kernels",
+            progress=progress,
         ),
         note,
     )

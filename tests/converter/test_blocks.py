@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from edgetok.converter import blocks
+from edgetok.converter.blocks import STAGES, Original
+from edgetok.converter.weights import CanonicalWeights
+from edgetok.formats.checkpoint import open_checkpoint
+from edgetok.models.registry import read_family
+from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
+
+
+def open_weights(folder):
+    checkpoint = open_checkpoint(folder)
+    return CanonicalWeights(
+        checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_those_of_the_whole_model(family, tmp_path, monkeypatch):
+    """40 tokens are beyond every window (8) and the longrope's trained length (16)."""
+    monkeypatch.setattr(blocks, "_BATCH_TOKENS", 80)  # more than one batch
+    tiny_checkpoint(family, tmp_path)
+    weights = open_weights(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, VOCAB_SIZE, (5, 40))
+    with torch.no_grad():
+        reference = load_reference(tmp_path)(
+            torch.from_numpy(tokens), output_hidden_states=True, use_cache=False
+        ).hidden_states
+    original = Original(weights)
+    hidden = original.embed(tokens)
+    torch.testing.assert_close(hidden, reference[0], rtol=0, atol=0)
+    for index in range(weights.family.spec.num_layers):
+        with original.block(index) as block:
+            hidden = block(hidden)
+        if index + 1 < weights.family.spec.num_layers:
+            torch.testing.assert_close(hidden, reference[index + 1], rtol=1e-4, atol=1e-4)
+    hidden = original.final_norm(hidden, torch.from_numpy(weights.tensor("final_norm.weight")))
+    torch.testing.assert_close(hidden, reference[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
+def test_canonical_tensors_of_a_block(family, tmp_path):
+    """Fused projections are rows of one parameter; norms may be stored less one."""
+    tiny_checkpoint(family, tmp_path)
+    weights = open_weights(tmp_path)
+    original = Original(weights)
+    original.embed(np.zeros((1, 4), np.int64))
+    with original.block(1) as block:
+        for name in block.names:
+            stored = torch.from_numpy(weights.tensor(f"layers.1.{name}"))
+            torch.testing.assert_close(block.get(name), stored, rtol=0, atol=0)
+            block.set(name, stored * 2)
+            torch.testing.assert_close(block.get(name), stored * 2, rtol=1e-6, atol=1e-6)
+    assert all(p.device.type == "meta" for p in original._layers[1].mlp.parameters())
+
+
+def test_observed_inputs(tmp_path):
+    tiny_checkpoint("phi3", tmp_path)
+    weights = open_weights(tmp_path)
+    original = Original(weights)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (3, 10))
+    hidden = original.embed(tokens)
+    seen = {}
+    with original.block(0) as block:
+        block.observe(
+            hidden, [s[0] for s in STAGES], lambda n, x: seen.setdefault(n, []).append(x)
+        )
+    spec = weights.family.spec
+    widths = {"q_proj": 72, "o_proj": spec.num_heads * spec.head_dim, "gate_proj": 72}
+    for name, width in {**widths, "down_proj": spec.intermediate_size}.items():
+        assert torch.cat(seen[name]).shape == (30, width)
+    x = hidden.double()
+    normed = x / (x.square().mean(-1, keepdim=True) + spec.norm_eps).sqrt()
+    normed *= torch.from_numpy(weights.tensor("layers.0.input_norm.weight"))
+    torch.testing.assert_close(
+        torch.cat(seen["q_proj"]), normed.flatten(0, 1).float(), rtol=1e-5, atol=1e-5
+    )

@@ -131,10 +131,12 @@ def facts(
     say(user(tell().tell), _noted(rng))
     while len(known) < limit and rng.random() < 0.8 and spent < budget * 0.6:
         group = [tell() for _ in range(rng.choice((1, 1, 2, 3)))]
-        if group[0].ask and rng.random() < 0.1:
-            say(user(f"{group[0].tell} {group[0].ask}"), looked_up(group[0].answer))
+        told = " ".join(f.tell for f in group)
+        if rng.random() < 0.1:
+            asked.append(group[-1])
+            say(user(f"{told} {group[-1].ask}"), looked_up(group[-1].answer))
         else:
-            say(user(" ".join(f.tell for f in group)), _noted(rng))
+            say(user(told), _noted(rng))
     # Questions need room whatever stands before them.
     room = max(0, budget - spent - 30 * min(len(known), 6))
     say(*_filled(rng, int(span * room), count, filler_turns))

@@ -27,8 +27,8 @@ PLANES = {2: 4, 3: 4, 4: 2, 8: 1}
 
 # Up to this many tokens the product runs row by row, bit for bit as it does for one token.
 DECODE_TOKENS = 8
-# Tokens that a tile product computes together, the most of all instruction sets: buffers hold a
-# multiple of it.
+# Most tokens that a tile product computes together: buffers have room for so many more, as the last
+# ones may be fewer.
 TILE_TOKENS = 8
 # Scratch of a thread: an unpacked tile of weights and its scales.
 SCRATCH_BYTES = 1 << 18
@@ -112,4 +112,5 @@ def activation_bytes(
     decode = min(tokens, DECODE_TOKENS) * decode_token_bytes(codes, block, group_size, planes)
     if tokens <= DECODE_TOKENS:
         return decode
-    return max(decode, round_up(tokens, TILE_TOKENS) * tile_token_bytes(codes, block, group_size))
+    tile = (tokens + TILE_TOKENS) * tile_token_bytes(codes, block, group_size)
+    return max(decode, tile)

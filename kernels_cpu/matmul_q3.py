@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.abi import kernel
+from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.linear_layout import DECODE_TOKENS, MATMUL_LAST
 from edgetok.kernels_cpu.matmul_rows import make_rows
+from edgetok.kernels_cpu.matmul_tiles import make_tiles
+from edgetok.kernels_cpu.simd import read_i64
 
-_rows = make_rows(3)
+_rows, _tiles = make_rows(3), make_tiles(3)
 
 
 @kernel
 def matmul_q3(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Int8 activations."""
-    _rows(instr, ctx, tid, threads)
+    if read_i64(ctx + 8 * CTX_TOKENS) <= DECODE_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+        _rows(instr, ctx, tid, threads)
+    else:
+        _tiles(instr, ctx, tid, threads)

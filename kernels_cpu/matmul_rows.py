@@ -1,6 +1,6 @@
 """Products of quantised weights with a few int8 tokens, row by row: decoding.
 
-    y[t, n] = sum_chunks a_scale[lane] * w_scale[n, lane] * (dot(q, a)[lane] - middle * sum(a)[lane])
+    y[t, n] = sum_chunks, lanes a_scale * w_scale[n] * (dot4(q[n], a) - middle * sum(a))
 
 Each row is read once, as it lies in the artefact, four rows side by side, the next four prefetched.
 The integers of a chunk (one vector of packed weights) are exact; each lane then adds its product in

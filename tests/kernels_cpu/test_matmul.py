@@ -20,7 +20,7 @@ from edgetok.kernels_cpu.launch_linear import (
 
 MODULES = ("quantise", "matmul_q2", "matmul_q3", "matmul_q4", "matmul_q8", "matmul_float")
 SHAPES = [(1, 32), (5, 40), (7, 289), (33, 576), (50, 896), (19, 1100)]
-TOKENS = [1, 2, 3, 8]
+TOKENS = [1, 2, 3, 8, 9, 33]
 
 
 class Linear:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +69,11 @@ def _answer_once(chat: Chat, text: str, as_json: bool) -> None:
     if not text.strip():
         raise OptionError("the prompt is empty")
     answer = chat.send(text)
-    show = common.for_terminal if sys.stdout.isatty() else str
+    show = common.answer_writer()
     with cancel_on_interrupt(answer):
         for piece in answer:
             if not as_json:
-                click.echo(show(piece), nl=False)
+                show(piece)
     if as_json:
         common.print_json(result_values(answer.result))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,11 @@ def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given:
             if as_json:
                 stream.run()
             else:
-                show = common.for_terminal if sys.stdout.isatty() else str
+                show = common.answer_writer()
                 if echo:
-                    click.echo(show(text), nl=False)
+                    show(text)
                 for piece in stream:
-                    click.echo(show(piece), nl=False)
+                    show(piece)
                 click.echo()
         if as_json:
             common.print_json(result_values(stream.result))

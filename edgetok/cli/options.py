@@ -163,6 +163,16 @@ def for_terminal(text: str) -> str:
     )
 
 
+def answer_writer() -> Callable[[str], None]:
+    """How an answer is shown: between words and safely in a terminal, as it is elsewhere."""
+    if not sys.stdout.isatty():
+        return lambda text: click.echo(text, nl=False)
+    from edgetok.cli.wrap import WordWrap
+
+    wrap = WordWrap(lambda text: click.echo(text, nl=False))
+    return lambda text: wrap.push(for_terminal(text))
+
+
 def print_json(values: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))

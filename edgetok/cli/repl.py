@@ -100,12 +100,12 @@ class Repl:
         return bool(action(rest.strip()))
 
     def _answer(self, answer: Generation) -> None:
-        show = common.for_terminal if self._colour else str
+        show = common.answer_writer()
         ended = "\n"
         with cancel_on_interrupt(answer):
             for piece in answer:
                 ended = piece
-                click.echo(show(piece), nl=False)
+                show(piece)
         if not ended.endswith("\n") or not answer.result.text:
             click.echo()
         self._status(answer)
@@ -172,11 +172,12 @@ class Repl:
         if name and value:
             changed = {name.replace("-", "_"): parse_setting(name.replace("-", "_"), value.strip())}
             self._chat.sampling = self._chat.sampling.with_changes(changed)
-        elif name:
-            raise OptionError("a value is missing: /set NAME VALUE")
-        for key, now in dataclasses.asdict(self._chat.sampling).items():
+        now = dataclasses.asdict(self._chat.sampling)
+        if name and name.replace("-", "_") not in now:
+            raise OptionError(f"unknown option {name!r}; known are {', '.join(now)}")
+        for key, setting in now.items():
             if not name or key == name.replace("-", "_"):
-                click.echo(f"  {key:<20} {now}")
+                click.echo(f"  {key:<20} {setting}")
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save FILE")

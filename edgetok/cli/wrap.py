@@ -1,0 +1,78 @@
+"""Text as it arrives, broken between words at the terminal's edge.
+
+A word is written as it comes; when it turns out too long for its line, what is there of it is
+erased and written again on the next line. Nothing is held back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Callable
+
+_ERASE = "\x1b[{}D\x1b[K"
+
+
+class WordWrap:
+    """Writes one answer to a terminal."""
+
+    def __init__(self, write: Callable[[str], None], columns: int | None = None) -> None:
+        """Start at the left edge.
+
+        Args:
+            write: prints text as it is.
+            columns: of the terminal; None asks it.
+        """
+        self._write = write
+        self._columns = columns or shutil.get_terminal_size().columns
+        self._column = 0
+        self._word = ""
+        self._word_width = 0
+
+    def push(self, text: str) -> None:
+        """Write some more."""
+        for char in text:
+            self._char(char)
+
+    def _char(self, char: str) -> None:
+        if char == "\n":
+            self._write(char)
+            self._column = self._word_width = 0
+            self._word = ""
+            return
+        if char == "\t":
+            char = " "
+        width = _width(char)
+        if char == " ":
+            self._word, self._word_width = "", 0
+            if self._column + 1 >= self._columns:
+                # The break between words falls on the edge.
+                self._write("\n")
+                self._column = 0
+            else:
+                self._write(char)
+                self._column += 1
+            return
+        if self._column + width > self._columns - 1:
+            self._break_line()
+        self._write(char)
+        self._column += width
+        self._word += char
+        self._word_width += width
+
+    def _break_line(self) -> None:
+        moved, width = self._word, self._word_width
+        if width and width < self._column:
+            self._write(_ERASE.format(width) + "\n" + moved)
+            self._column = width
+        else:  # a word longer than a line is broken where the line ends
+            self._write("\n")
+            self._column = 0
+            self._word, self._word_width = "", 0
+
+
+def _width(char: str) -> int:
+    """Columns that a character takes."""
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1

@@ -41,6 +41,7 @@ MODULES = (
     "matmul_q8",
     "matmul_float",
     "embed",
+    "matmul_exact",
 )
 
 Progress = Callable[[int, int], None]

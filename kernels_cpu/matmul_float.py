@@ -9,7 +9,9 @@ from typing import Any
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.linear_layout import DECODE_TOKENS, MATMUL_LAST
 from edgetok.kernels_cpu.linear_simd import inline
+from edgetok.kernels_cpu.matmul_float_tiles import make_float_tiles
 from edgetok.kernels_cpu.matmul_rows import ROWS, TOKENS, finish
 from edgetok.kernels_cpu.matmul_steps import float_row_step
 from edgetok.kernels_cpu.simd import LANES, f32_from_bits, read_i64, sum_lanes, zero_f32
@@ -75,15 +77,22 @@ def make_float_rows(bits: int) -> Any:
 
 
 _rows_16, _rows_32 = make_float_rows(16), make_float_rows(32)
+_tiles_16, _tiles_32 = make_float_tiles(16), make_float_tiles(32)
 
 
 @kernel
 def matmul_f16(instr: int, ctx: int, tid: int, threads: int) -> None:
     """float16 weights."""
-    _rows_16(instr, ctx, tid, threads)
+    if read_i64(ctx + 8 * CTX_TOKENS) <= DECODE_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+        _rows_16(instr, ctx, tid, threads)
+    else:
+        _tiles_16(instr, ctx, tid, threads)
 
 
 @kernel
 def matmul_f32(instr: int, ctx: int, tid: int, threads: int) -> None:
     """float32 weights."""
-    _rows_32(instr, ctx, tid, threads)
+    if read_i64(ctx + 8 * CTX_TOKENS) <= DECODE_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+        _rows_32(instr, ctx, tid, threads)
+    else:
+        _tiles_32(instr, ctx, tid, threads)

@@ -18,7 +18,15 @@ from edgetok.kernels_cpu.launch_linear import (
     quantise_instruction,
 )
 
-MODULES = ("quantise", "matmul_q2", "matmul_q3", "matmul_q4", "matmul_q8", "matmul_float")
+MODULES = (
+    "quantise",
+    "matmul_q2",
+    "matmul_q3",
+    "matmul_q4",
+    "matmul_q8",
+    "matmul_float",
+    "matmul_exact",
+)
 SHAPES = [(1, 32), (5, 40), (7, 289), (33, 576), (50, 896), (19, 1100)]
 TOKENS = [1, 2, 3, 8, 9, 33]
 
@@ -174,3 +182,21 @@ def _float(run, kernels, weight, x, guard, threads=1, **options):
     )
     run(kernels, instruction, len(x), threads)
     return y
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("zeros", [False, True], ids=["middle", "zeros"])
+def test_exact(each_kernels, guard, run, bits, group_size, zeros):
+    rng = np.random.default_rng(bits * group_size)
+    for i, (N, K) in enumerate(SHAPES):
+        layer = Linear(rng, bits, group_size, zeros, N, K)
+        weight, _kept = layer.weight(guard, at_end=i % 3 != 2, bias=i % 2 == 1)
+        for tokens in (1, 3, 8, 33):
+            x = guard(rng.standard_normal((tokens, K)).astype(np.float32))
+            y = _float(run, each_kernels, weight, x, guard)
+            truth = layer.float_truth(x) + (layer.bias if weight.bias else 0)
+            error = np.abs(y - truth) / (layer.magnitude(x) + np.abs(truth))
+            assert error.max() < 1e-6, (N, K, tokens)
+            two = _float(run, each_kernels, weight, x, guard, threads=2)
+            np.testing.assert_array_equal(two, y)

@@ -23,7 +23,10 @@ _FIRST_PROMPT_TOKENS = 16
 @click.option("--decode-tokens", type=int, default=32, show_default=True, help="Timed steps.")
 @click.option("--depth", type=int, multiple=True, help="Tokens before the steps.  [default: 128]")
 @click.option(
-    "--threads", type=int, multiple=True, help="Threads that compute.  [default: physical cores]"
+    "--threads",
+    type=int,
+    multiple=True,
+    help="Threads that compute.  [default: the model's choice]",
 )
 @click.option("--repeats", type=int, default=3, show_default=True, help="The median is reported.")
 @click.option(
@@ -60,18 +63,17 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Every combination of threads and depth."""
     from edgetok.config import read_settings
     from edgetok.evaluation import speed
-    from edgetok.runtime.select import default_threads
 
     if given["repeats"] < 1:
         raise OptionError(f"repeats is {given['repeats']}, expected at least 1")
-    threads = given["threads"] or (read_settings().threads or default_threads(),)
+    threads = given["threads"] or (read_settings().threads,)
     depths = given["depth"] or (128,)
     load_s, first_s = _first_token(path, given, threads[-1])
     memory = {"peak_rss_mb": speed.peak_rss_mb(), "anonymous_mb": speed.anonymous_mb()}
     runs = []
     for count in threads:
         runs += _measure_threads(path, given, count, depths)
-    chosen = next(run for run in runs if run["threads"] == threads[-1])
+    chosen = runs[-len(runs) // len(threads)]
     keys = (
         "prefill_tokens_per_s",
         "decode_tokens_per_s",
@@ -89,7 +91,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first_token(path: Path, given: dict[str, Any], threads: int) -> tuple[float, float]:
+def _first_token(path: Path, given: dict[str, Any], threads: int | None) -> tuple[float, float]:
     """Seconds until loaded, and until the first token, from the start of loading."""
     from edgetok.evaluation.speed import median
 
@@ -105,25 +107,25 @@ def _first_token(path: Path, given: dict[str, Any], threads: int) -> tuple[float
 
 
 def _measure_threads(
-    path: Path, given: dict[str, Any], threads: int, depths: tuple[int, ...]
+    path: Path, given: dict[str, Any], threads: int | None, depths: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     from edgetok.evaluation import speed
     from edgetok.formats.artefact import open_artefact
-    from edgetok.runtime.select import RunOptions, load_backend
+    from edgetok.runtime.select import RunOptions, default_threads, load_backend
 
     options = {key: given[key] for key in ("device", "compute", "isa")}
     options |= {"kv_bits": int(given["kv_bits"]), "threads": threads}
-    chosen = [RunOptions(**options)]
-    if given["beside"] is not None:
-        chosen.append(RunOptions(device=given["beside"], threads=threads))
     bandwidth: list[float] = []
     found: list[Samples] = []
-    # each engine closes the artefact that it was given
-    artefacts = [open_artefact(path) for _ in chosen]
-    engines = [
-        load_backend(a, o, common.compiling)[0] for a, o in zip(artefacts, chosen, strict=True)
-    ]
+    artefacts = [open_artefact(path)]
+    engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
     try:
+        # the backend's own choice where nobody made one; the other engine gets as many
+        threads = threads or int(getattr(engines[0], "threads", default_threads()))
+        if given["beside"] is not None:
+            artefacts.append(open_artefact(path))  # each engine closes the one it was given
+            beside = RunOptions(device=given["beside"], threads=threads)
+            engines.append(load_backend(artefacts[1], beside)[0])
         limit = min(engine.context_tokens for engine in engines)
         prompt = given["prompt_tokens"] or min(512, limit)
         steps = given["decode_tokens"]

@@ -30,7 +30,9 @@ _RUN = (
         show_default=True,
         help="What computes: edgetok's own kernels, or onnxruntime for any graph.",
     ),
-    click.option("--threads", type=int, help="Threads that compute.  [default: physical cores]"),
+    click.option(
+        "--threads", type=int, help="Threads that compute.  [default: physical cores, or 1]"
+    ),
     click.option(
         "--context",
         type=int,

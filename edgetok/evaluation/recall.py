@@ -26,7 +26,34 @@ DISTANCES = (64, 128, 256, 512, 1024, 1500)
 Message = dict[str, str]
 CountTokens = Callable[[str], int]
 
-_ONSETS = ["b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr", "gr", "kr", "pl", "st", "tr", "sh", "th"]
+_ONSETS = [
+    "b",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "br",
+    "dr",
+    "gr",
+    "kr",
+    "pl",
+    "st",
+    "tr",
+    "sh",
+    "th",
+]
 _VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea"]
 _CODAS = ["", "", "", "n", "r", "l", "s", "m", "k", "t"]
 

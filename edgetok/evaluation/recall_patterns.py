@@ -8,28 +8,249 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NAMES = tuple(
-    ["Ana", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo", "Mia", "Noah", "Olive", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Max", "Lucy", "Oscar", "Nina", "Peter", "Sara", "Tom", "Lily", "Tim", "Sue", "Anna", "Bob", "Jane", "Mark", "Ella", "Finn", "Gina", "Hugo", "Iris", "Jonas", "Karen", "Lena", "Mona", "Nora", "Otto", "Pia", "Ralf", "Stella", "Theo", "Uma", "Vera", "Walter", "Zoe", "Amy", "Bella", "Carl", "Daisy", "Eric", "Flora", "George", "Hannah", "Ivan", "Julia", "Kevin", "Laura", "Martin", "Nelly"]
+    [
+        "Ana",
+        "Ben",
+        "Clara",
+        "David",
+        "Emma",
+        "Felix",
+        "Grace",
+        "Henry",
+        "Ida",
+        "Jack",
+        "Kate",
+        "Leo",
+        "Mia",
+        "Noah",
+        "Olive",
+        "Paul",
+        "Rosa",
+        "Sam",
+        "Tina",
+        "Victor",
+        "Wendy",
+        "Max",
+        "Lucy",
+        "Oscar",
+        "Nina",
+        "Peter",
+        "Sara",
+        "Tom",
+        "Lily",
+        "Tim",
+        "Sue",
+        "Anna",
+        "Bob",
+        "Jane",
+        "Mark",
+        "Ella",
+        "Finn",
+        "Gina",
+        "Hugo",
+        "Iris",
+        "Jonas",
+        "Karen",
+        "Lena",
+        "Mona",
+        "Nora",
+        "Otto",
+        "Pia",
+        "Ralf",
+        "Stella",
+        "Theo",
+        "Uma",
+        "Vera",
+        "Walter",
+        "Zoe",
+        "Amy",
+        "Bella",
+        "Carl",
+        "Daisy",
+        "Eric",
+        "Flora",
+        "George",
+        "Hannah",
+        "Ivan",
+        "Julia",
+        "Kevin",
+        "Laura",
+        "Martin",
+        "Nelly",
+    ]
 )
 PET_NAMES = tuple(
-    ["Rex", "Bella", "Milo", "Luna", "Coco", "Max", "Spot", "Fluffy", "Rocky", "Daisy", "Buddy", "Simba", "Nala", "Oscar", "Ruby", "Toby", "Lola", "Teddy", "Rosie", "Jack", "Poppy", "Biscuit", "Pepper", "Ginger", "Shadow", "Snowy", "Tiger", "Honey", "Lucky", "Bubbles"]
+    [
+        "Rex",
+        "Bella",
+        "Milo",
+        "Luna",
+        "Coco",
+        "Max",
+        "Spot",
+        "Fluffy",
+        "Rocky",
+        "Daisy",
+        "Buddy",
+        "Simba",
+        "Nala",
+        "Oscar",
+        "Ruby",
+        "Toby",
+        "Lola",
+        "Teddy",
+        "Rosie",
+        "Jack",
+        "Poppy",
+        "Biscuit",
+        "Pepper",
+        "Ginger",
+        "Shadow",
+        "Snowy",
+        "Tiger",
+        "Honey",
+        "Lucky",
+        "Bubbles",
+    ]
 )
 WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(["red", "blue", "green", "yellow", "purple", "orange", "pink", "brown", "black", "white", "grey", "gold"]),
+    "colour": tuple(
+        [
+            "red",
+            "blue",
+            "green",
+            "yellow",
+            "purple",
+            "orange",
+            "pink",
+            "brown",
+            "black",
+            "white",
+            "grey",
+            "gold",
+        ]
+    ),
     "city": tuple(
-        ["Paris", "London", "Berlin", "Rome", "Oslo", "Madrid", "Vienna", "Prague", "Dublin", "Lisbon", "Cairo", "Tokyo", "Boston", "Chicago", "Sydney", "Athens", "Warsaw", "Zurich", "Hamburg", "Milan", "Denver", "Seattle", "Toronto", "Delhi"]
+        [
+            "Paris",
+            "London",
+            "Berlin",
+            "Rome",
+            "Oslo",
+            "Madrid",
+            "Vienna",
+            "Prague",
+            "Dublin",
+            "Lisbon",
+            "Cairo",
+            "Tokyo",
+            "Boston",
+            "Chicago",
+            "Sydney",
+            "Athens",
+            "Warsaw",
+            "Zurich",
+            "Hamburg",
+            "Milan",
+            "Denver",
+            "Seattle",
+            "Toronto",
+            "Delhi",
+        ]
     ),
     "fruit": tuple(
-        ["apple", "banana", "cherry", "grape", "lemon", "mango", "melon", "peach", "pear", "plum", "kiwi", "berry"]
+        [
+            "apple",
+            "banana",
+            "cherry",
+            "grape",
+            "lemon",
+            "mango",
+            "melon",
+            "peach",
+            "pear",
+            "plum",
+            "kiwi",
+            "berry",
+        ]
     ),
     "animal": tuple(
-        ["cat", "dog", "horse", "rabbit", "bear", "fox", "owl", "lion", "tiger", "frog", "duck", "mouse", "elephant", "monkey"]
+        [
+            "cat",
+            "dog",
+            "horse",
+            "rabbit",
+            "bear",
+            "fox",
+            "owl",
+            "lion",
+            "tiger",
+            "frog",
+            "duck",
+            "mouse",
+            "elephant",
+            "monkey",
+        ]
     ),
-    "food": tuple(["pizza", "soup", "pasta", "rice", "bread", "cheese", "cake", "salad", "fish", "pancakes", "beans", "eggs"]),
-    "sport": tuple(["football", "tennis", "swimming", "running", "dancing", "hockey", "chess", "skating", "golf"]),
+    "food": tuple(
+        [
+            "pizza",
+            "soup",
+            "pasta",
+            "rice",
+            "bread",
+            "cheese",
+            "cake",
+            "salad",
+            "fish",
+            "pancakes",
+            "beans",
+            "eggs",
+        ]
+    ),
+    "sport": tuple(
+        [
+            "football",
+            "tennis",
+            "swimming",
+            "running",
+            "dancing",
+            "hockey",
+            "chess",
+            "skating",
+            "golf",
+        ]
+    ),
     "drink": tuple(["water", "milk", "tea", "coffee", "juice", "cocoa", "lemonade", "soda"]),
-    "job": tuple(["teacher", "doctor", "baker", "farmer", "painter", "pilot", "singer", "driver", "cook", "writer"]),
+    "job": tuple(
+        [
+            "teacher",
+            "doctor",
+            "baker",
+            "farmer",
+            "painter",
+            "pilot",
+            "singer",
+            "driver",
+            "cook",
+            "writer",
+        ]
+    ),
     "place": tuple(
-        ["kitchen", "garden", "drawer", "box", "bag", "car", "cupboard", "basket", "attic", "cellar", "bathroom", "garage"]
+        [
+            "kitchen",
+            "garden",
+            "drawer",
+            "box",
+            "bag",
+            "car",
+            "cupboard",
+            "basket",
+            "attic",
+            "cellar",
+            "bathroom",
+            "garage",
+        ]
     ),
     "day": tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]),
 }
@@ -50,11 +271,57 @@ class Pattern:
 
 
 _PEOPLE = tuple(
-    ["sister", "brother", "mother", "father", "friend", "aunt", "uncle", "cousin", "teacher", "neighbour", "boss", "doctor", "grandmother", "grandfather", "daughter", "son", "wife", "husband"]
+    [
+        "sister",
+        "brother",
+        "mother",
+        "father",
+        "friend",
+        "aunt",
+        "uncle",
+        "cousin",
+        "teacher",
+        "neighbour",
+        "boss",
+        "doctor",
+        "grandmother",
+        "grandfather",
+        "daughter",
+        "son",
+        "wife",
+        "husband",
+    ]
 )
-_PETS = tuple(["dog", "cat", "horse", "rabbit", "parrot", "hamster", "turtle", "goldfish", "pony", "kitten", "puppy"])
+_PETS = tuple(
+    [
+        "dog",
+        "cat",
+        "horse",
+        "rabbit",
+        "parrot",
+        "hamster",
+        "turtle",
+        "goldfish",
+        "pony",
+        "kitten",
+        "puppy",
+    ]
+)
 _CODES = tuple(
-    ["locker code", "house number", "bus number", "room number", "door code", "phone code", "bike number", "safe code", "ticket number", "lucky number", "seat number", "alarm code"]
+    [
+        "locker code",
+        "house number",
+        "bus number",
+        "room number",
+        "door code",
+        "phone code",
+        "bike number",
+        "safe code",
+        "ticket number",
+        "lucky number",
+        "seat number",
+        "alarm code",
+    ]
 )
 _TOLD_NAME = dict(
     tell=(
@@ -68,6 +335,10 @@ _TOLD_NAME = dict(
         "{v} is my {s}.",
         "They call my {s} {v}.",
         "Here comes my {s} {v}.",
+        "I have a {s}. The name is {v}.",
+        "My {s} is very nice and is called {v}.",
+        "I have a {s}, and the name is {v}.",
+        "Meet {v}, my {s}.",
     ),
     ask=(
         "What is my {s} called?",
@@ -108,6 +379,9 @@ PATTERNS: dict[str, Pattern] = {
             "Write it down: my {s} is {v}.",
             "For the {s} I use {v}.",
             "Here is my {s}: {v}.",
+            "I chose a {s}, namely {v}.",
+            "There is a {s} for me: {v}.",
+            "They gave me {v} as my {s}.",
         ),
         ask=(
             "What is my {s}?",
@@ -137,6 +411,8 @@ PATTERNS: dict[str, Pattern] = {
             "I like {v}, it is my favourite {s}.",
             "I say {v} is the best {s}.",
             "As a {s} I always take {v}.",
+            "Of all, my favourite {s} must be {v}.",
+            "Nothing beats {v} as a {s}.",
         ),
         ask=(
             "What is my favourite {s}?",
@@ -163,6 +439,8 @@ PATTERNS: dict[str, Pattern] = {
             "The home of {s} is in {v}.",
             "{v} is where {s} lives.",
             "You can visit {s} in {v}.",
+            "The city of {s} is {v}.",
+            "{s} has a flat in the city of {v}.",
         ),
         ask=(
             "Where does {s} live?",
@@ -208,7 +486,14 @@ PATTERNS: dict[str, Pattern] = {
     "jobs": Pattern(
         subjects=NAMES,
         value="job",
-        tell=("{s} is a {v}.", "{s} works as a {v}.", "The job of {s} is {v}."),
+        tell=(
+            "{s} is a {v}.",
+            "{s} works as a {v}.",
+            "{s} has the job of a {v}.",
+            "{s} learned to be a {v}.",
+            "Ask {s}, who is a {v}.",
+            "The job of {s} is {v}.",
+        ),
         ask=(
             "What is the job of {s}?",
             "What does {s} work as?",
@@ -224,7 +509,22 @@ PATTERNS: dict[str, Pattern] = {
         change=("{s} is now a {v}.", "{s} has a new job as a {v}."),
     ),
     "places": Pattern(
-        subjects=tuple(["key", "ball", "book", "hat", "phone", "doll", "watch", "coin", "letter", "spoon", "ring", "map"]),
+        subjects=tuple(
+            [
+                "key",
+                "ball",
+                "book",
+                "hat",
+                "phone",
+                "doll",
+                "watch",
+                "coin",
+                "letter",
+                "spoon",
+                "ring",
+                "map",
+            ]
+        ),
         value="place",
         tell=(
             "The {s} is in the {v}.",
@@ -232,6 +532,8 @@ PATTERNS: dict[str, Pattern] = {
             "You find the {s} in the {v}.",
             "Look in the {v} for the {s}.",
             "The {s} lies in the {v}.",
+            "I saw the {s} in the {v}.",
+            "Somebody put the {s} in the {v}.",
         ),
         ask=(
             "Where is the {s}?",
@@ -282,6 +584,11 @@ PASS_KEYS = (
     "Here is the pass key: {v}.",
     "Keep in mind that the pass key is {v}.",
     "The number {v} is the pass key, do not lose it.",
+    "The pass key of this text is {v}.",
+    "Somewhere here is a pass key: {v}.",
+    "It is {v}, the pass key.",
+    "There is a number to remember: {v}. It is the pass key.",
+    "You may need the pass key later, so here it is, {v}.",
 )
 UNSEEN_PASS_KEYS = ("There is a pass key here, and it is {v}. Do not forget it.",)
 ASK_PASS_KEY = (
@@ -289,6 +596,9 @@ ASK_PASS_KEY = (
     "Tell me the pass key.",
     "Do you remember the pass key?",
     "Could you say the pass key?",
+    "Do you know the pass key?",
+    "Now say the pass key.",
+    "What number was the pass key?",
     "Please give me the pass key.",
     "What was the pass key?",
     "I need the pass key.",

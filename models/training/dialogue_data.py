@@ -134,7 +134,34 @@ _KNOW = {
     "What shines at night": "The moon and the stars shine at night.",
     "What shines in the day": "The sun shines in the day.",
 }
-_OPPOSITES = ["big small", "hot cold", "happy sad", "up down", "good bad", "fast slow", "old young", "day night", "light dark", "long short", "open closed", "full empty", "hard soft", "loud quiet", "wet dry", "high low", "in out", "left right", "clean dirty", "strong weak", "early late", "near far", "black white", "rich poor", "yes no", "first last"]
+_OPPOSITES = [
+    "big small",
+    "hot cold",
+    "happy sad",
+    "up down",
+    "good bad",
+    "fast slow",
+    "old young",
+    "day night",
+    "light dark",
+    "long short",
+    "open closed",
+    "full empty",
+    "hard soft",
+    "loud quiet",
+    "wet dry",
+    "high low",
+    "in out",
+    "left right",
+    "clean dirty",
+    "strong weak",
+    "early late",
+    "near far",
+    "black white",
+    "rich poor",
+    "yes no",
+    "first last",
+]
 _KINDS = {
     "animals": WORDS["animal"], "colours": WORDS["colour"], "fruits": WORDS["fruit"],
     "cities": WORDS["city"], "foods": WORDS["food"], "drinks": WORDS["drink"],
@@ -144,9 +171,40 @@ _KINDS = {
 }  # fmt: skip
 _SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _WORDS = tuple(
-    ["apple", "tree", "river", "happy", "blue", "moon", "garden", "little", "star", "house", "cloud", "bread", "song", "green", "window", "mountain", "paper", "summer", "friend", "water", "yellow", "chair", "flower", "king", "silver", "table", "train"]
+    [
+        "apple",
+        "tree",
+        "river",
+        "happy",
+        "blue",
+        "moon",
+        "garden",
+        "little",
+        "star",
+        "house",
+        "cloud",
+        "bread",
+        "song",
+        "green",
+        "window",
+        "mountain",
+        "paper",
+        "summer",
+        "friend",
+        "water",
+        "yellow",
+        "chair",
+        "flower",
+        "king",
+        "silver",
+        "table",
+        "train",
+    ]
 )
-_TO_SORT = ("days", tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]))
+_TO_SORT = (
+    "days",
+    tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]),
+)
 
 
 def _talk(table: dict[str, str], rng: random.Random) -> Exchange:

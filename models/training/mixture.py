@@ -30,7 +30,8 @@ class Stage:
     Attributes:
         name: for the log.
         tokens: how many tokens it lasts.
-        length: tokens in a row.
+        lengths: tokens in a row; a batch is of one length, drawn by step, so that the short
+            and dense ones go on while the long ones are learnt.
         shares: source -> share of the rows.
         read_weight: loss weight of text that only has to be read, in recall rows.
         language_weight: loss weight of stories and small talk, against 1 for a looked-up answer:
@@ -41,7 +42,7 @@ class Stage:
 
     name: str
     tokens: int
-    length: int
+    lengths: tuple[int, ...]
     shares: dict[str, float]
     read_weight: float = 0.05
     language_weight: float = 1.0
@@ -72,9 +73,10 @@ class Batches:
     def batch(self, stage: Stage, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns: tokens [B, length + 1] int64; weights [B, length] float32 of tokens[:, 1:]."""
         rng = random.Random(f"{self.seed}|{step}")
-        rows = max(1, self.batch_tokens // stage.length)
-        tokens = np.empty((rows, stage.length + 1), np.int64)
-        weights = np.empty((rows, stage.length), np.float32)
+        length = rng.choice(stage.lengths)
+        rows = max(2, self.batch_tokens // length)
+        tokens = np.empty((rows, length + 1), np.int64)
+        weights = np.empty((rows, length), np.float32)
         # Shares hold in every batch, not only on average: what is left over is drawn.
         names = list(stage.shares)
         total = sum(stage.shares.values())
@@ -82,13 +84,14 @@ class Batches:
         edges = np.cumsum([stage.shares[n] / total for n in names])
         for i in range(rows):
             name = names[min(int(np.searchsorted(edges, (i + offset) / rows % 1)), len(names) - 1)]
-            ids, w = self.row(rng, name, stage)
+            ids, w = self.row(rng, name, stage, length + 1)
             tokens[i], weights[i] = ids, w[1:]
         return tokens, weights
 
-    def row(self, rng: random.Random, source: str, stage: Stage) -> tuple[list[int], list[float]]:
-        """One full row of a source."""
-        need = stage.length + 1
+    def row(
+        self, rng: random.Random, source: str, stage: Stage, need: int
+    ) -> tuple[list[int], list[float]]:
+        """One full row of `need` tokens of a source."""
         if source == "copy":
             return recall_data.random_copy(rng, need, self.tok.get_vocab_size())
         if source == "terse":

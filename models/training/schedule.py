@@ -14,26 +14,26 @@ BATCH_TOKENS = 4096
 
 _MIX = {
     "copy": 0.03,
-    "terse": 0.07,
-    "facts": 0.2,
-    "quiz": 0.08,
-    "pass_key": 0.04,
-    "told_story": 0.3,
-    "chat": 0.2,
-    "story": 0.08,
+    "terse": 0.1,
+    "facts": 0.27,
+    "quiz": 0.1,
+    "pass_key": 0.05,
+    "told_story": 0.24,
+    "chat": 0.16,
+    "story": 0.05,
 }
 
 STAGES = (
     Stage(
         name="dense-96",
         tokens=600_000,
-        length=96,
+        lengths=(96,),
         shares={"copy": 0.2, "terse": 0.5, "facts": 0.2, "quiz": 0.1},
     ),
     Stage(
         name="dense-256",
         tokens=1_200_000,
-        length=256,
+        lengths=(256,),
         shares={
             "copy": 0.12,
             "terse": 0.3,
@@ -48,28 +48,28 @@ STAGES = (
     ),
     Stage(
         name="mix-512",
-        tokens=5_000_000,
-        length=512,
+        tokens=6_200_000,
+        lengths=(256, 512),
         shares=_MIX,
-        language_weight=0.5,
+        language_weight=0.25,
         span=(0.0, 0.9),
     ),
     Stage(
         name="mix-1024",
         tokens=4_000_000,
-        length=1024,
+        lengths=(256, 512, 1024),
         shares=_MIX,
-        language_weight=0.5,
+        language_weight=0.25,
         span=(0.0, 0.95),
     ),
     Stage(
         name="mix-2048",
-        tokens=6_000_000,
-        length=2048,
+        tokens=8_000_000,
+        lengths=(256, 1024, 2048),
         shares=_MIX,
-        language_weight=0.5,
+        language_weight=0.25,
         span=(0.0, 1.0),
-        lr=(1.0, 0.05),
+        lr=(1.0, 0.03),
     ),
 )
 

@@ -13,7 +13,7 @@ from edgetok.kernels_cpu.launch_program import Instruction, float_bits, instruct
 NORM_X, NORM_OUT, NORM_WEIGHT, NORM_SIZE, NORM_UNITS, NORM_EPS = range(2, 8)
 ADD_X, ADD_Y, ADD_SIZE, ADD_SCALE = range(2, 6)
 ACT_GATE, ACT_UP, ACT_OUT, ACT_SIZE = range(2, 6)
-CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT = range(2, 6)
+CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT, CAP_LAST = range(2, 7)
 ROPE_X, ROPE_COS, ROPE_SIN, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_PAIRS = range(2, 8)
 
 ACTIVATIONS = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
@@ -78,11 +78,28 @@ def activation_mul(
 
 
 def softcap(
-    kernels: Addresses, *, x: int, size: int, scale: float, limit: float, wait: bool
+    kernels: Addresses,
+    *,
+    x: int,
+    size: int,
+    scale: float,
+    limit: float,
+    last: bool = False,
+    wait: bool,
 ) -> Instruction:
-    """x = limit * tanh(scale * x / limit), x = scale * x where limit is 0; [T, size]."""
+    """x = limit * tanh(scale * x / limit), x = scale * x where limit is 0.
+
+    Args:
+        kernels: the loaded kernels.
+        x: address of [T, size], or of [1, size] with `last`.
+        size: of a row.
+        scale: see above.
+        limit: see above.
+        last: there is one row, however many tokens the run has.
+        wait: see `instruction`.
+    """
     _positive(size=size)
-    args = (x, size, float_bits(scale), float_bits(limit))
+    args = (x, size, float_bits(scale), float_bits(limit), int(last))
     return instruction(kernels.address("softcap"), *args, wait=wait)
 
 

@@ -30,6 +30,7 @@ from edgetok.kernels_cpu.launch_program import (
 from edgetok.kernels_cpu.simd import (
     atomic_add,
     atomic_load,
+    atomic_store,
     call_kernel,
     pause,
     read_i64,
@@ -126,3 +127,12 @@ def team_work(instr: int, ctx: int, tid: int, threads: int) -> None:
         program = read_i64(instr + 8 * TEAM_PROGRAM)
         _run(program, read_i64(instr + 8 * TEAM_CTX), tid, threads)
         atomic_add(done, 1)
+
+
+@kernel
+def team_close(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Let every thread of `team_work` return."""
+    step = read_i64(instr + 8 * TEAM_STEP)
+    atomic_store(instr + 8 * TEAM_CLOSED, 1)
+    atomic_add(step, 1)
+    wake_sleepers(step)

@@ -50,7 +50,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """"cpu", "cuda" or "onnxruntime"."""
+        """One of "cpu", "cuda" and "onnxruntime"."""
 
     @property
     def spec(self) -> DecoderSpec | None:

@@ -1,0 +1,231 @@
+"""The CPU backend's KV cache: slots in the layout of `kernels_cpu/launch_attention.py`.
+
+All layers that look equally far back keep the same tokens in the same slots. Layers that see every
+token have a slot for each; layers with a sliding window have a ring that holds the window and one
+prefill block, since a block's tokens are stored before they are attended to. All bytes are one
+allocation, made with the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import OptionError
+from edgetok.kernels_cpu.launch_attention import (
+    EMPTY,
+    REC_USED,
+    RECORD_SLOTS,
+    SLOT_TILE,
+    chunk_slots,
+    padded_head_dim,
+)
+from edgetok.kernels_cpu.launch_linear import aligned_bytes
+from edgetok.models.spec import DecoderSpec
+
+_ALIGNMENT_BYTES = 64
+_MOST_BYTES = 1 << 46  # addresses end soon after
+_BITS = (8, 16, 32)
+
+
+@dataclass(slots=True)
+class _Ring:
+    """The slots of all layers that look `window` tokens back (0: all)."""
+
+    window: int
+    slots: int
+    layers: npt.NDArray[np.intp]
+    positions: npt.NDArray[np.int32]
+    append: npt.NDArray[np.int32]
+
+
+class CpuKVCache:
+    """See `KVCache`. Made by `CpuBackend.new_cache`."""
+
+    def __init__(
+        self, spec: DecoderSpec, *, capacity_tokens: int, kv_bits: int, block_tokens: int
+    ) -> None:
+        """Allocate every slot.
+
+        Args:
+            spec: the decoder.
+            capacity_tokens: tokens that can be seen.
+            kv_bits: 8, 16 or 32 for each key and value.
+            block_tokens: most tokens of one run.
+
+        Raises:
+            OptionError: a number is out of range, or there is not memory enough.
+        """
+        if type(capacity_tokens) is not int or capacity_tokens < 1:
+            raise OptionError(
+                f"a cache of {capacity_tokens!r} tokens, expected a whole number from 1 up"
+            )
+        if kv_bits not in _BITS:
+            raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {_BITS}")
+        self._spec = spec
+        self._capacity_tokens = capacity_tokens
+        self._length_tokens = 0
+        self.kv_bits = kv_bits
+        self.block_tokens = min(block_tokens, capacity_tokens)
+        sizes = {}
+        for window in dict.fromkeys(layer.window for layer in spec.layers):
+            wanted = capacity_tokens
+            if window:
+                wanted = min(wanted, window + self.block_tokens - 1)
+            sizes[window] = _round_up(wanted, SLOT_TILE)
+        total = self._layout(sizes, 0, None)
+        if total >= _MOST_BYTES or capacity_tokens >= EMPTY:
+            raise OptionError(
+                f"a cache of {capacity_tokens:,} tokens needs {total:,} bytes, more than can be "
+                "addressed; give a smaller --context"
+            )
+        try:
+            self._memory = aligned_bytes(total)
+        except MemoryError as error:
+            raise OptionError(
+                f"no memory for a cache of {capacity_tokens:,} tokens ({total:,} bytes); give a "
+                "smaller --context"
+            ) from error
+        self.records = np.zeros((spec.num_layers, spec.num_kv_heads, RECORD_SLOTS), np.int64)
+        self._rings: list[_Ring] = []
+        self._layout(sizes, self._memory.ctypes.data, self._rings)
+        self.logits = np.empty(spec.vocab_size, np.float32)
+        self.frequencies: list[npt.NDArray[np.float64]] = []
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens seen so far: the position of the next one."""
+        return self._length_tokens
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens can be seen."""
+        return self._capacity_tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, all layers."""
+        return int(self._memory.nbytes + self.records.nbytes)
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from position `length_tokens` on.
+
+        Returns:
+            False, with nothing changed, where a ring no longer holds tokens that the next one sees.
+
+        Raises:
+            OptionError: the length is negative or beyond the tokens seen.
+        """
+        if not 0 <= length_tokens <= self._length_tokens:
+            raise OptionError(
+                f"cannot keep {length_tokens} of {self._length_tokens} tokens of the cache"
+            )
+        for ring in self._rings:
+            oldest = max(0, self._length_tokens - ring.slots)
+            first_seen = max(0, length_tokens - ring.window + 1) if ring.window else 0
+            if length_tokens and first_seen < oldest:
+                return False
+        for ring in self._rings:
+            ring.positions[(ring.positions >= length_tokens) & (ring.positions != EMPTY)] = EMPTY
+            used = min(length_tokens, ring.slots)
+            if self._length_tokens > ring.slots and length_tokens:
+                used = ring.slots  # what is kept lies anywhere in the ring
+            self.records[ring.layers, :, REC_USED] = used
+        self._length_tokens = length_tokens
+        return True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def serves(self, spec: DecoderSpec, kv_bits: int) -> bool:
+        """Whether this cache was made for a decoder and kind of slot."""
+        return self._spec is spec and self.kv_bits == kv_bits
+
+    def begin(self, tokens: int) -> None:
+        """Name the slots of the next `tokens` tokens; `tokens` is at most `block_tokens`."""
+        first, last = self._length_tokens, self._length_tokens + tokens
+        for ring in self._rings:
+            if tokens == 1:
+                slot = first % ring.slots
+                ring.append[0] = slot
+                ring.positions[slot] = first
+            else:
+                positions = np.arange(first, last, dtype=np.int32)
+                ring.append[:tokens] = positions % ring.slots
+                ring.positions[ring.append[:tokens]] = positions
+            self.records[ring.layers, :, REC_USED] = min(last, ring.slots)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were computed."""
+        self._length_tokens += tokens
+
+    def _layout(self, sizes: dict[int, int], base: int, rings: list[_Ring] | None) -> int:
+        """Place everything from `base` on; fill records and `rings` unless it is None.
+
+        Returns:
+            How many bytes there are, in Python integers.
+        """
+        spec = self._spec
+        heads, dims = spec.num_kv_heads, padded_head_dim(spec.head_dim)
+        at = base
+        for window, slots in sizes.items():
+            layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
+            positions = at
+            at = _round_up(at + 4 * slots, _ALIGNMENT_BYTES)
+            append = at
+            at = _round_up(at + 4 * self.block_tokens, _ALIGNMENT_BYTES)
+            head_bytes = slots * dims * self.kv_bits // 8
+            scale_bytes = 4 * slots if self.kv_bits == 8 else 0
+            if rings is not None:
+                self._place(
+                    rings, window, slots, layers, (positions, append, at), head_bytes, scale_bytes
+                )
+            at += 2 * len(layers) * heads * (head_bytes + scale_bytes)
+        return at - base
+
+    def _place(
+        self,
+        rings: list[_Ring],
+        window: int,
+        slots: int,
+        layers: list[int],
+        places: tuple[int, int, int],
+        head_bytes: int,
+        scale_bytes: int,
+    ) -> None:
+        """Fill the records of the layers that share a ring."""
+        positions, append, at = places
+        for layer in layers:
+            for head in range(self._spec.num_kv_heads):
+                scales = at + 2 * head_bytes
+                self.records[layer, head] = (
+                    at,
+                    at + head_bytes,
+                    scales if scale_bytes else 0,
+                    scales + scale_bytes if scale_bytes else 0,
+                    positions,
+                    0,
+                    append,
+                    chunk_slots(slots),
+                )
+                at += 2 * (head_bytes + scale_bytes)
+        ring = _Ring(
+            window=window,
+            slots=slots,
+            layers=np.array(layers, np.intp),
+            positions=self._view(positions, slots),
+            append=self._view(append, self.block_tokens),
+        )
+        ring.positions[:] = EMPTY
+        rings.append(ring)
+
+    def _view(self, address: int, count: int) -> npt.NDArray[np.int32]:
+        start = address - self._memory.ctypes.data
+        return self._memory[start : start + 4 * count].view(np.int32)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

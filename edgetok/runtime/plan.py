@@ -1,0 +1,417 @@
+"""From a spec and an artefact to the program that computes a block of tokens or one.
+
+One table of instructions serves both: kernels read the number of tokens from the run's state.
+Weights are addresses inside the mapped file. All buffers are allocated here, once.
+
+    embed
+    each layer:  input_norm | quantise | q, k, v | q_norm, k_norm, rope, append | attention | merge
+                 | quantise | o_proj (+ x)
+                 | pre_mlp_norm | quantise | gate, up | act * up | quantise | down_proj (+ x)
+    final_norm | quantise | lm_head
+
+A bar is a barrier of the thread team. With float activations nothing is quantised; post norms
+keep a projection from being added to x directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.formats.artefact import Artefact
+from edgetok.kernels_cpu import launch_attention, launch_elementwise
+from edgetok.kernels_cpu.abi import CTX_POSITION, CTX_SLOTS, CTX_TOKENS
+from edgetok.kernels_cpu.launch_attention import CTX_CACHE
+from edgetok.kernels_cpu.launch_linear import (
+    Activations,
+    Floats,
+    LinearWeight,
+    Span,
+    aligned_bytes,
+    allocate_scratch,
+    embed_instruction,
+    matmul_instruction,
+    quantise_instruction,
+)
+from edgetok.kernels_cpu.launch_program import Instruction, Table
+from edgetok.kernels_cpu.loader import Kernels
+from edgetok.models.spec import DecoderSpec
+
+Compute = Literal["int8", "float32"]
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a plan is made for.
+
+    Attributes:
+        threads: of the team.
+        kv_bits: of the caches.
+        compute: "int8" activations in products of quantised weights, or "float32".
+        block_tokens: most tokens of one run.
+        head_tokens: most tokens whose logits are computed at once.
+    """
+
+    threads: int
+    kv_bits: int
+    compute: Compute
+    block_tokens: int
+    head_tokens: int
+
+
+class Plan:
+    """Buffers and instructions of one artefact.
+
+    Attributes:
+        tokens: int32 [block_tokens], to be filled before a run.
+        positions: int32 [block_tokens], likewise.
+        cos: of each rope, float32 [block_tokens, rotary_dim / 2], likewise.
+        sin: likewise.
+        x: float32 [block_tokens, hidden]: the residual stream, the body's result.
+        logits: float32 [vocab_size] of the last token.
+        body: instructions from tokens to x.
+        head: instructions from the last row of x to `logits`.
+        ctx: the run's state.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, artefact: Artefact, kernels: Kernels, options: PlanOptions
+    ) -> None:
+        """Allocate buffers and build both instruction lists."""
+        self._spec = spec
+        self._artefact = artefact
+        self._kernels = kernels
+        self._options = options
+        self._held: list[npt.NDArray[np.generic]] = []
+        self._activations: dict[tuple[int, int, int, int], Activations] = {}
+        block = options.block_tokens
+        self.ctx = np.zeros(CTX_SLOTS, np.int64)
+        self.tokens = np.zeros(block, np.int32)
+        self.positions = np.zeros(block, np.int32)
+        self.cos = [np.ones((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
+        self.sin = [np.zeros((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
+        self.x = self._floats(block, spec.hidden_size)
+        self._h = self._floats(block, spec.hidden_size)
+        self._q = self._floats(block, spec.num_heads * spec.head_dim)
+        self._k = self._floats(block, spec.num_kv_heads * spec.head_dim)
+        self._v = self._floats(block, spec.num_kv_heads * spec.head_dim)
+        self._mixed = self._floats(block, spec.num_heads * spec.head_dim)
+        self._gate = self._floats(block, spec.intermediate_size)
+        self._up = self._floats(block, spec.intermediate_size)
+        self._logits = self._floats(1, spec.vocab_size)
+        self.logits = self._logits[0]
+        self._scratch = self._hold(allocate_scratch(options.threads))
+        attention_bytes = options.threads * launch_attention.scratch_bytes(spec.head_dim)
+        self._attention_scratch = self._hold(aligned_bytes(attention_bytes))
+        self._partials = self._hold(
+            aligned_bytes(launch_attention.partials_bytes(spec.num_heads, spec.head_dim))
+        )
+        self.body = self._body()
+        self.head = self._head(self.x, self._logits, last=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        own = [*self._held, *self.cos, *self.sin, self.tokens, self.positions]
+        return sum(a.nbytes for a in own) + sum(a.array.nbytes for a in self._activations.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that a decode step reads; of the embedding, its row."""
+        total = sum(self._weight(name).read_bytes for name in self._artefact.shapes)
+        if not self._spec.tied:
+            table = self._weight("embed_tokens")
+            total -= table.read_bytes - table.read_bytes // table.N
+        return total
+
+    def every_head(self) -> tuple[Array, Array, list[Instruction | Table]]:
+        """Instructions for the logits of several tokens, with buffers of their own.
+
+        Returns:
+            x [head_tokens, hidden] to be filled, logits [head_tokens, vocab_size], instructions.
+        """
+        tokens = self._options.head_tokens
+        x = self._floats(tokens, self._spec.hidden_size)
+        logits = self._floats(tokens, self._spec.vocab_size)
+        return x, logits, self._head(x, logits, last=False)
+
+    def begin(self, tokens: int, position: int, records: npt.NDArray[np.int64]) -> None:
+        """Set the run's state: how many tokens, from which position, over which cache."""
+        self.ctx[CTX_TOKENS] = tokens
+        self.ctx[CTX_POSITION] = position
+        self.ctx[CTX_CACHE] = records.ctypes.data
+
+    # Instructions
+
+    def _body(self) -> list[Instruction | Table]:
+        spec = self._spec
+        table = self._weight("lm_head" if spec.tied else "embed_tokens")
+        made: list[Instruction | Table] = [
+            embed_instruction(
+                self._kernels,
+                table=table,
+                tokens=Span.of(self.tokens),
+                x=Floats.of(self.x),
+                scale=spec.embed_scale,
+            )
+        ]
+        for layer in range(spec.num_layers):
+            made += self._attention_block(layer)
+            made += self._mlp_block(layer)
+        return made
+
+    def _attention_block(self, layer: int) -> list[Instruction | Table]:
+        spec, prefix = self._spec, f"layers.{layer}."
+        made: list[Instruction | Table] = []
+        source = self.x
+        if spec.pre_norm:
+            made.append(self._norm(prefix + "input_norm", self.x, self._h))
+            source = self._h
+        projections = {"q_proj": self._q, "k_proj": self._k, "v_proj": self._v}
+        made += self._products(source, {prefix + n: out for n, out in projections.items()})
+        made += self._positions_in(layer)
+        made.append(
+            launch_attention.kv_append(
+                self._kernels,
+                kv_bits=self._options.kv_bits,
+                k=_at(self._k),
+                v=_at(self._v),
+                layer=layer,
+                kv_heads=spec.num_kv_heads,
+                head_dim=spec.head_dim,
+                wait=True,
+            )
+        )
+        made += launch_attention.attention(
+            self._kernels,
+            kv_bits=self._options.kv_bits,
+            q=_at(self._q),
+            out=_at(self._mixed),
+            layer=layer,
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            window=spec.layers[layer].window,
+            scale=spec.attn_scale,
+            softcap=spec.attn_softcap,
+            positions=_at(self.positions),
+            scratch=_at(self._attention_scratch),
+            partials=_at(self._partials),
+        )
+        made += self._residual(prefix + "o_proj", self._mixed, prefix + "post_attention_norm")
+        return made
+
+    def _positions_in(self, layer: int) -> list[Instruction | Table]:
+        """Norms of queries and keys, and their rotation; heads are shared out alike in both."""
+        spec, prefix = self._spec, f"layers.{layer}."
+        made: list[Instruction | Table] = []
+        parts = (("q_norm", self._q, spec.num_heads), ("k_norm", self._k, spec.num_kv_heads))
+        if spec.qk_norm != "none":
+            whole = spec.qk_norm == "full"
+            for name, x, heads in parts:
+                made.append(
+                    launch_elementwise.rms_norm(
+                        self._kernels,
+                        x=_at(x),
+                        out=_at(x),
+                        weight=self._artefact.address(f"{prefix}{name}.weight"),
+                        size=heads * spec.head_dim if whole else spec.head_dim,
+                        units=1 if whole else heads,
+                        eps=spec.norm_eps,
+                        wait=whole and name == "k_norm",
+                    )
+                )
+        index = spec.layers[layer].rope
+        if index >= 0:
+            for _, x, heads in parts:
+                made.append(
+                    launch_elementwise.rope(
+                        self._kernels,
+                        x=_at(x),
+                        cos=_at(self.cos[index]),
+                        sin=_at(self.sin[index]),
+                        heads=heads,
+                        head_dim=spec.head_dim,
+                        rotary_dim=spec.ropes[index].rotary_dim,
+                        wait=False,
+                    )
+                )
+        return made
+
+    def _mlp_block(self, layer: int) -> list[Instruction | Table]:
+        spec, prefix = self._spec, f"layers.{layer}."
+        made: list[Instruction | Table] = []
+        source = self.x
+        if spec.pre_norm:
+            made.append(self._norm(prefix + "pre_mlp_norm", self.x, self._h))
+            source = self._h
+        made += self._products(
+            source, {prefix + "gate_proj": self._gate, prefix + "up_proj": self._up}
+        )
+        made.append(
+            launch_elementwise.activation_mul(
+                self._kernels,
+                kind=spec.activation,
+                gate=_at(self._gate),
+                up=_at(self._up),
+                out=_at(self._gate),
+                size=spec.intermediate_size,
+                wait=True,
+            )
+        )
+        made += self._residual(prefix + "down_proj", self._gate, prefix + "post_mlp_norm")
+        return made
+
+    def _residual(self, linear: str, source: Array, norm: str) -> list[Instruction | Table]:
+        """x += residual_scale * norm(linear(source))."""
+        spec = self._spec
+        if not spec.post_norm:
+            return self._products(source, {linear: self.x}, add=True, scale=spec.residual_scale)
+        made = self._products(source, {linear: self._h})
+        # Rows are shared out alike in both, so nothing waits in between.
+        made.append(self._norm(norm, self._h, self._h, wait=False))
+        made.append(
+            launch_elementwise.add_scaled(
+                self._kernels,
+                x=_at(self.x),
+                y=_at(self._h),
+                size=spec.hidden_size,
+                scale=spec.residual_scale,
+                wait=True,
+            )
+        )
+        return made
+
+    def _head(self, x: Array, logits: Array, *, last: bool) -> list[Instruction | Table]:
+        spec = self._spec
+        h = self._h if last else self._floats(len(x), spec.hidden_size)
+        made: list[Instruction | Table] = [self._norm("final_norm", x, h)]
+        made += self._products(h, {"lm_head": logits}, scale=spec.logit_scale, last=last)
+        if spec.logit_softcap:
+            made.append(
+                launch_elementwise.softcap(
+                    self._kernels,
+                    x=_at(logits),
+                    size=spec.vocab_size,
+                    scale=1.0,
+                    limit=spec.logit_softcap,
+                    last=last,
+                    wait=True,
+                )
+            )
+        return made
+
+    def _norm(self, name: str, x: Array, out: Array, wait: bool = True) -> Instruction:
+        return launch_elementwise.rms_norm(
+            self._kernels,
+            x=_at(x),
+            out=_at(out),
+            weight=self._artefact.address(name + ".weight"),
+            size=self._spec.hidden_size,
+            eps=self._spec.norm_eps,
+            wait=wait,
+        )
+
+    def _products(
+        self,
+        x: Array,
+        outs: dict[str, Array],
+        *,
+        add: bool = False,
+        scale: float = 1.0,
+        last: bool = False,
+    ) -> list[Instruction | Table]:
+        """Linear layers that share their input: quantise it once for each format, then multiply."""
+        weights = {name: self._weight(name) for name in outs}
+        inputs: dict[str, Activations | Floats] = {}
+        made: list[Instruction | Table] = []
+        quantised: list[Activations] = []
+        for name, weight in weights.items():
+            if weight.bits in (16, 32) or self._options.compute == "float32":
+                inputs[name] = Floats.of(x)
+                continue
+            qx = self._activations_for(weight, len(x))
+            inputs[name] = qx
+            if not any(qx is other for other in quantised):
+                quantised.append(qx)
+        for i, qx in enumerate(quantised):
+            barrier = i == len(quantised) - 1
+            made.append(
+                quantise_instruction(
+                    self._kernels, x=Floats.of(x), qx=qx, last=last, barrier=barrier
+                )
+            )
+        for i, (name, weight) in enumerate(weights.items()):
+            made.append(
+                matmul_instruction(
+                    self._kernels,
+                    weight=weight,
+                    x=inputs[name],
+                    y=Floats.of(outs[name]),
+                    scratch=self._scratch,
+                    add=add,
+                    scale=scale,
+                    last=last,
+                    barrier=i == len(weights) - 1,
+                )
+            )
+        return made
+
+    # Weights and buffers
+
+    def _weight(self, name: str) -> LinearWeight:
+        form, shape = self._artefact.formats[name], self._artefact.shapes[name]
+
+        def span(suffix: str) -> Span:
+            tensor = self._artefact.tensor(name + suffix)
+            return Span(self._artefact.address(name + suffix), tensor.nbytes)
+
+        bias = span(".bias") if shape.bias else None
+        if not form.quantised:
+            return LinearWeight(
+                name=name, bits=form.bits, N=shape.N, K=shape.K, weight=span(".weight"), bias=bias
+            )
+        return LinearWeight(
+            name=name,
+            bits=form.bits,
+            N=shape.N,
+            K=shape.K,
+            group_size=form.group_size,
+            weight=span(".qweight"),
+            high=span(".qweight_high") if form.bits == 3 else None,
+            scales=span(".scales"),
+            zeros=span(".zeros") if form.zeros else None,
+            bias=bias,
+        )
+
+    def _activations_for(self, weight: LinearWeight, tokens: int) -> Activations:
+        """A buffer of quantised activations; stages that never overlap share it."""
+        for activations in self._activations.values():
+            if activations.serves(weight) and activations.tokens_max == tokens:
+                return activations
+        made = Activations.allocate(
+            self._kernels.isa,
+            tokens_max=tokens,
+            K=weight.K,
+            bits=weight.bits,
+            group_size=weight.group_size,
+        )
+        self._activations[(weight.K, weight.bits, weight.group_size, tokens)] = made
+        return made
+
+    def _floats(self, rows: int, columns: int) -> Array:
+        """Zeroed, so that no row that is read before it is written holds a NaN."""
+        flat = aligned_bytes(4 * rows * columns)
+        return self._hold(flat).view(np.float32).reshape(rows, columns)
+
+    def _hold(self, array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        self._held.append(array)
+        return array
+
+
+def _at(array: npt.NDArray[np.generic]) -> int:
+    return int(array.ctypes.data)

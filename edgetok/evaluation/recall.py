@@ -65,7 +65,8 @@ def is_held_out(*parts: str) -> bool:
 
 def filler_sentence(rng: random.Random) -> str:
     """A plain sentence that carries no fact anybody asks for."""
-    return f"{rng.choice(words.WHO)} {rng.choice(words.DID)} {rng.choice(words.WHAT)} {rng.choice(words.HOW)}."
+    parts = (words.WHO, words.DID, words.WHAT, words.HOW)
+    return " ".join(rng.choice(part) for part in parts) + "."
 
 
 def syllable_name(rng: random.Random, held_out: bool) -> str:

@@ -7,252 +7,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NAMES = tuple(
-    [
-        "Ana",
-        "Ben",
-        "Clara",
-        "David",
-        "Emma",
-        "Felix",
-        "Grace",
-        "Henry",
-        "Ida",
-        "Jack",
-        "Kate",
-        "Leo",
-        "Mia",
-        "Noah",
-        "Olive",
-        "Paul",
-        "Rosa",
-        "Sam",
-        "Tina",
-        "Victor",
-        "Wendy",
-        "Max",
-        "Lucy",
-        "Oscar",
-        "Nina",
-        "Peter",
-        "Sara",
-        "Tom",
-        "Lily",
-        "Tim",
-        "Sue",
-        "Anna",
-        "Bob",
-        "Jane",
-        "Mark",
-        "Ella",
-        "Finn",
-        "Gina",
-        "Hugo",
-        "Iris",
-        "Jonas",
-        "Karen",
-        "Lena",
-        "Mona",
-        "Nora",
-        "Otto",
-        "Pia",
-        "Ralf",
-        "Stella",
-        "Theo",
-        "Uma",
-        "Vera",
-        "Walter",
-        "Zoe",
-        "Amy",
-        "Bella",
-        "Carl",
-        "Daisy",
-        "Eric",
-        "Flora",
-        "George",
-        "Hannah",
-        "Ivan",
-        "Julia",
-        "Kevin",
-        "Laura",
-        "Martin",
-        "Nelly",
-    ]
+
+def word_list(text: str) -> tuple[str, ...]:
+    """The words of a text, so that long lists of them stay readable here."""
+    return tuple(text.split())
+
+
+NAMES = word_list(
+    "Ana Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olive Paul "
+    "Rosa Sam Tina Victor Wendy Max Lucy Oscar Nina Peter Sara Tom Lily Tim Sue Anna "
+    "Bob Jane Mark Ella Finn Gina Hugo Iris Jonas Karen Lena Mona Nora Otto Pia Ralf "
+    "Stella Theo Uma Vera Walter Zoe Amy Bella Carl Daisy Eric Flora George Hannah Ivan "
+    "Julia Kevin Laura Martin Nelly"
 )
-PET_NAMES = tuple(
-    [
-        "Rex",
-        "Bella",
-        "Milo",
-        "Luna",
-        "Coco",
-        "Max",
-        "Spot",
-        "Fluffy",
-        "Rocky",
-        "Daisy",
-        "Buddy",
-        "Simba",
-        "Nala",
-        "Oscar",
-        "Ruby",
-        "Toby",
-        "Lola",
-        "Teddy",
-        "Rosie",
-        "Jack",
-        "Poppy",
-        "Biscuit",
-        "Pepper",
-        "Ginger",
-        "Shadow",
-        "Snowy",
-        "Tiger",
-        "Honey",
-        "Lucky",
-        "Bubbles",
-    ]
+PET_NAMES = word_list(
+    "Rex Bella Milo Luna Coco Max Spot Fluffy Rocky Daisy Buddy Simba Nala Oscar Ruby "
+    "Toby Lola Teddy Rosie Jack Poppy Biscuit Pepper Ginger Shadow Snowy Tiger Honey "
+    "Lucky Bubbles"
 )
 WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(
-        [
-            "red",
-            "blue",
-            "green",
-            "yellow",
-            "purple",
-            "orange",
-            "pink",
-            "brown",
-            "black",
-            "white",
-            "grey",
-            "gold",
-        ]
+    "colour": word_list("red blue green yellow purple orange pink brown black white grey gold"),
+    "city": word_list(
+        "Paris London Berlin Rome Oslo Madrid Vienna Prague Dublin Lisbon Cairo Tokyo "
+        "Boston Chicago Sydney Athens Warsaw Zurich Hamburg Milan Denver Seattle Toronto "
+        "Delhi"
     ),
-    "city": tuple(
-        [
-            "Paris",
-            "London",
-            "Berlin",
-            "Rome",
-            "Oslo",
-            "Madrid",
-            "Vienna",
-            "Prague",
-            "Dublin",
-            "Lisbon",
-            "Cairo",
-            "Tokyo",
-            "Boston",
-            "Chicago",
-            "Sydney",
-            "Athens",
-            "Warsaw",
-            "Zurich",
-            "Hamburg",
-            "Milan",
-            "Denver",
-            "Seattle",
-            "Toronto",
-            "Delhi",
-        ]
+    "fruit": word_list("apple banana cherry grape lemon mango melon peach pear plum kiwi berry"),
+    "animal": word_list(
+        "cat dog horse rabbit bear fox owl lion tiger frog duck mouse elephant monkey"
     ),
-    "fruit": tuple(
-        [
-            "apple",
-            "banana",
-            "cherry",
-            "grape",
-            "lemon",
-            "mango",
-            "melon",
-            "peach",
-            "pear",
-            "plum",
-            "kiwi",
-            "berry",
-        ]
+    "food": word_list("pizza soup pasta rice bread cheese cake salad fish pancakes beans eggs"),
+    "sport": word_list("football tennis swimming running dancing hockey chess skating golf"),
+    "drink": word_list("water milk tea coffee juice cocoa lemonade soda"),
+    "job": word_list("teacher doctor baker farmer painter pilot singer driver cook writer"),
+    "place": word_list(
+        "kitchen garden drawer box bag car cupboard basket attic cellar bathroom garage"
     ),
-    "animal": tuple(
-        [
-            "cat",
-            "dog",
-            "horse",
-            "rabbit",
-            "bear",
-            "fox",
-            "owl",
-            "lion",
-            "tiger",
-            "frog",
-            "duck",
-            "mouse",
-            "elephant",
-            "monkey",
-        ]
-    ),
-    "food": tuple(
-        [
-            "pizza",
-            "soup",
-            "pasta",
-            "rice",
-            "bread",
-            "cheese",
-            "cake",
-            "salad",
-            "fish",
-            "pancakes",
-            "beans",
-            "eggs",
-        ]
-    ),
-    "sport": tuple(
-        [
-            "football",
-            "tennis",
-            "swimming",
-            "running",
-            "dancing",
-            "hockey",
-            "chess",
-            "skating",
-            "golf",
-        ]
-    ),
-    "drink": tuple(["water", "milk", "tea", "coffee", "juice", "cocoa", "lemonade", "soda"]),
-    "job": tuple(
-        [
-            "teacher",
-            "doctor",
-            "baker",
-            "farmer",
-            "painter",
-            "pilot",
-            "singer",
-            "driver",
-            "cook",
-            "writer",
-        ]
-    ),
-    "place": tuple(
-        [
-            "kitchen",
-            "garden",
-            "drawer",
-            "box",
-            "bag",
-            "car",
-            "cupboard",
-            "basket",
-            "attic",
-            "cellar",
-            "bathroom",
-            "garage",
-        ]
-    ),
-    "day": tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]),
+    "day": word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
 }
 
 
@@ -270,43 +61,11 @@ class Pattern:
     change: tuple[str, ...] = ()
 
 
-_PEOPLE = tuple(
-    [
-        "sister",
-        "brother",
-        "mother",
-        "father",
-        "friend",
-        "aunt",
-        "uncle",
-        "cousin",
-        "teacher",
-        "neighbour",
-        "boss",
-        "doctor",
-        "grandmother",
-        "grandfather",
-        "daughter",
-        "son",
-        "wife",
-        "husband",
-    ]
+_PEOPLE = word_list(
+    "sister brother mother father friend aunt uncle cousin teacher neighbour boss "
+    "doctor grandmother grandfather daughter son wife husband"
 )
-_PETS = tuple(
-    [
-        "dog",
-        "cat",
-        "horse",
-        "rabbit",
-        "parrot",
-        "hamster",
-        "turtle",
-        "goldfish",
-        "pony",
-        "kitten",
-        "puppy",
-    ]
-)
+_PETS = word_list("dog cat horse rabbit parrot hamster turtle goldfish pony kitten puppy")
 _CODES = tuple(
     [
         "locker code",
@@ -509,22 +268,7 @@ PATTERNS: dict[str, Pattern] = {
         change=("{s} is now a {v}.", "{s} has a new job as a {v}."),
     ),
     "places": Pattern(
-        subjects=tuple(
-            [
-                "key",
-                "ball",
-                "book",
-                "hat",
-                "phone",
-                "doll",
-                "watch",
-                "coin",
-                "letter",
-                "spoon",
-                "ring",
-                "map",
-            ]
-        ),
+        subjects=word_list("key ball book hat phone doll watch coin letter spoon ring map"),
         value="place",
         tell=(
             "The {s} is in the {v}.",

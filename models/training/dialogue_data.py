@@ -12,7 +12,7 @@ from collections.abc import Callable
 from recall_data import SAID, Turn, user
 
 from edgetok.evaluation.recall import filler_sentence, is_held_out
-from edgetok.evaluation.recall_patterns import NAMES, WORDS
+from edgetok.evaluation.recall_patterns import NAMES, WORDS, word_list
 
 Exchange = tuple[str, str]
 
@@ -166,44 +166,18 @@ _KINDS = {
     "animals": WORDS["animal"], "colours": WORDS["colour"], "fruits": WORDS["fruit"],
     "cities": WORDS["city"], "foods": WORDS["food"], "drinks": WORDS["drink"],
     "sports": WORDS["sport"], "jobs": WORDS["job"], "names": NAMES,
-    "toys": tuple(["ball", "doll", "car", "kite", "puzzle", "train", "robot", "bear"]),
+    "toys": word_list("ball doll car kite puzzle train robot bear"),
     "days": WORDS["day"],
 }  # fmt: skip
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_WORDS = tuple(
-    [
-        "apple",
-        "tree",
-        "river",
-        "happy",
-        "blue",
-        "moon",
-        "garden",
-        "little",
-        "star",
-        "house",
-        "cloud",
-        "bread",
-        "song",
-        "green",
-        "window",
-        "mountain",
-        "paper",
-        "summer",
-        "friend",
-        "water",
-        "yellow",
-        "chair",
-        "flower",
-        "king",
-        "silver",
-        "table",
-        "train",
-    ]
+_SMALL = word_list("zero one two three four five six seven eight nine ten")
+_WORDS = word_list(
+    "apple tree river happy blue moon garden little star house cloud bread song green "
+    "window mountain paper summer friend water yellow chair flower king silver table "
+    "train"
 )
 _TO_SORT = (
     "days",
-    tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]),
+    word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
 )
 
 
@@ -213,7 +187,7 @@ def _talk(table: dict[str, str], rng: random.Random) -> Exchange:
     return ask + mark, table[ask]
 
 
-_QUESTION_WORDS = set(["Who", "What", "Are", "How", "Where", "Can", "Do", "Is", "When"])
+_QUESTION_WORDS = frozenset(word_list("Who What Are How Where Can Do Is When"))
 
 
 def greet(rng: random.Random) -> Exchange:

@@ -43,8 +43,7 @@ def texts() -> Iterator[str]:
     """What the vocabulary is learnt from: mostly stories, then recall tasks, then other text."""
     rng = random.Random(1)
     yield _SMALL_TALK * 60
-    for story in corpus.stories(False):
-        yield story
+    yield from corpus.stories(False)
     for _ in range(1500):
         yield "\n".join(t.content for t in recall_data.conversation(rng, 300, len))
     text = corpus.data_dir() / "text"

@@ -138,5 +138,5 @@ def test_score_wants_the_whole_number() -> None:
 
 
 def test_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match="'nothing'.*pass_key"):
+    with pytest.raises(ValueError, match=r"'nothing'.*pass_key"):
         recall.make_case(random.Random(0), "nothing", 64, recall.approximate_tokens, False)

@@ -214,7 +214,7 @@ class Activations:
 
 
 # Inputs that share an activation scale, where the weights' groups are not smaller.
-ACTIVATION_BLOCK = 32
+ACTIVATION_BLOCK = 128
 
 
 def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Products with float16 and float32 weights [N, K] and float32 activations, accumulated in float32.
 
-A few tokens: row by row, each row read once, four tokens side by side. More: `matmul_tiles.py`.
+A few tokens: row by row, as in `matmul_rows.py`. More: `matmul_float_tiles.py`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,31 @@ from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.linear_layout import DECODE_TOKENS, MATMUL_LAST
 from edgetok.kernels_cpu.linear_simd import inline
 from edgetok.kernels_cpu.matmul_float_tiles import make_float_tiles
-from edgetok.kernels_cpu.matmul_rows import ROWS, TOKENS, finish
-from edgetok.kernels_cpu.matmul_steps import float_row_step
-from edgetok.kernels_cpu.simd import LANES, f32_from_bits, read_i64, sum_lanes, zero_f32
+from edgetok.kernels_cpu.matmul_rows import PAIR, TOKENS, finish_rows
+from edgetok.kernels_cpu.matmul_steps import float_row_step, store_tokens, zero_tokens
+from edgetok.kernels_cpu.simd import LANES, VB, f32_from_bits, read_i64, store_f32, zero_f32
 
 
 def make_float_rows(bits: int) -> Any:
     """The kernel body for up to DECODE_TOKENS tokens."""
     weight_bytes = bits // 8
-    row_step, last_row_step = (float_row_step(bits, ROWS, 1, part) for part in (False, True))
-    token_step, last_token_step = (float_row_step(bits, 1, TOKENS, part) for part in (False, True))
+
+    def make_sums(rows: int, tokens: int) -> Any:
+        step, last_step = (float_row_step(bits, rows, tokens, part) for part in (False, True))
+
+        @inline
+        def sums(f, w, x, wb, xb, last, K):  # type: ignore[no-untyped-def]
+            for _ in range(K // LANES):
+                f = step(f, w, x, wb, xb, last)
+                w, x = w + weight_bytes * LANES, x + 4 * LANES
+            if K % LANES != 0:
+                f = last_step(f, w, x, wb, xb, last, K % LANES)
+            return f
+
+        return sums
+
+    row_sums, pair_sums = make_sums(1, 1), make_sums(PAIR, TOKENS)
+    pair_zero, store_sums = zero_tokens(PAIR, TOKENS), store_tokens(PAIR, TOKENS)
 
     @inline
     def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
@@ -33,45 +48,34 @@ def make_float_rows(bits: int) -> Any:
         N = read_i64(instr + 8 * layout.MATMUL_N)
         K = read_i64(instr + 8 * layout.MATMUL_K)
         yb = 4 * read_i64(instr + 8 * layout.MATMUL_Y_STRIDE)
+        scratch = read_i64(instr + 8 * layout.MATMUL_SCRATCH) + tid * layout.SCRATCH_BYTES
         epilogue = read_i64(instr + 8 * layout.MATMUL_EPILOGUE)
-        factor, add = f32_from_bits(epilogue), epilogue >> 32
+        factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         xb, wb = 4 * K, weight_bytes * K
         if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
             x += (tokens - 1) * xb
             tokens = 1
-        whole, tail = K // LANES, K % LANES
 
-        quads = (N + ROWS - 1) // ROWS
-        row, end = tid * quads // threads * ROWS, (tid + 1) * quads // threads * ROWS
-        if end > N:
-            end = N
-        if tokens == 1:
-            while row + ROWS <= end:
-                f = (zero_f32(), zero_f32(), zero_f32(), zero_f32())
-                w, a = weight + row * wb, x
-                for _ in range(whole):
-                    f = row_step(f, w, a, wb, 0, 0)
-                    w, a = w + weight_bytes * LANES, a + 4 * LANES
-                if tail != 0:
-                    f = last_row_step(f, w, a, wb, 0, 0, tail)
-                for i in range(ROWS):
-                    finish(y + 4 * (row + i), bias, row + i, sum_lanes(f[i]), factor, add)
-                row += ROWS
-        for r in range(row, end):
-            for t in range(0, tokens, TOKENS):
-                last = tokens - 1 - t
-                f = (zero_f32(), zero_f32(), zero_f32(), zero_f32())
-                w, a = weight + r * wb, x + t * xb
-                for _ in range(whole):
-                    f = token_step(f, w, a, wb, xb, last)
-                    w, a = w + weight_bytes * LANES, a + 4 * LANES
-                if tail != 0:
-                    f = last_token_step(f, w, a, wb, xb, last, tail)
-                for i in range(TOKENS):
-                    if i <= last:
-                        out = y + (t + i) * yb + 4 * r
-                        finish(out, bias, r, sum_lanes(f[i]), factor, add)
+        runs = (N + LANES - 1) // LANES
+        for run in range(tid * runs // threads, (tid + 1) * runs // threads):
+            n = run * LANES
+            end = n + LANES if n + LANES < N else N
+            if tokens == 1:
+                for r in range(n, end):
+                    f = row_sums((zero_f32(),), weight + r * wb, x, 0, 0, 0, K)
+                    store_f32(scratch + (r - n) * VB, f[0])
+            else:
+                for r in range(n, end, PAIR):
+                    # An odd last row is its own neighbour.
+                    wr = 0 if r + 1 == end else wb
+                    for t in range(0, tokens, TOKENS):
+                        last = tokens - 1 - t
+                        v = pair_sums(pair_zero(), weight + r * wb, x + t * xb, wr, xb, last, K)
+                        store_sums(v, scratch + (t * LANES + r - n) * VB)
+            for t in range(tokens):
+                sums = scratch + t * LANES * VB
+                finish_rows(sums, y + t * yb, bias, n, end - n, factor, onto)
 
     return rows
 

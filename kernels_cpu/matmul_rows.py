@@ -2,10 +2,11 @@
 
     y[t, n] = sum_chunks, lanes a_scale * w_scale[n] * (dot4(q[n], a) - middle * sum(a))
 
-Each row is read once, as it lies in the artefact, four rows side by side, the next four prefetched.
-The integers of a chunk (one vector of packed weights) are exact; each lane then adds its product in
-float32, chunk by chunk, and the lanes are summed last. Every token goes through these same
-operations in this order, alone or beside others, so several tokens give the bits that one gives.
+Each row is read once, as it lies in the artefact, so that the memory sees one stream. The integers
+of a chunk (one vector of packed weights) are exact; each lane then adds its product in float32,
+chunk by chunk. Sums of LANES rows wait in scratch until their lanes are added together. Every token
+goes through these same operations in this order, alone or beside others, so several tokens give the
+bits that one gives.
 
 Zero points other than the middle of the range cost one small product a row, before the chunks:
 
@@ -23,40 +24,55 @@ import numpy as np
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
 from edgetok.kernels_cpu.linear_simd import LOAD_CODES, add_to_first, inline
-from edgetok.kernels_cpu.matmul_steps import row_step
+from edgetok.kernels_cpu.matmul_steps import row_step, store_tokens, sum_vectors
 from edgetok.kernels_cpu.simd import (
     LANES,
     VB,
+    add,
     f32_from_bits,
     fma,
     load_f16,
     load_f32,
+    load_f32_first,
     mul,
     read_f16,
     read_f32,
     read_i64,
     read_u8,
     splat_f32,
+    store_f32,
+    store_f32_first,
     sub,
-    sum_lanes,
-    write_f32,
     zero_f32,
 )
 
-ROWS = 4  # side by side for one token
-TOKENS = 4  # side by side for one row
+PAIR = 2  # rows side by side for several tokens, which then load their activations half as often
+TOKENS = 4  # side by side
 _ZERO = np.float32(0.0)
 
 
 @inline
-def finish(y, bias, row, value, factor, add):  # type: ignore[no-untyped-def]
-    """The epilogue of one result: y = [y +] factor * (value + bias)."""
-    if bias != 0:
-        value += read_f32(bias + 4 * row)
-    value *= factor
-    if add != 0:
-        value += read_f32(y)
-    write_f32(y, value)
+def finish_rows(sums, y, bias, n, rows, factor, onto):  # type: ignore[no-untyped-def]
+    """The epilogue of rows n..n + rows (at most LANES): y = [y +] factor * (sum of lanes + bias).
+
+    sums: address of LANES vectors; those from `rows` on are not used, but read.
+    """
+    value = sum_vectors(sums)
+    scale = splat_f32(factor)
+    if rows >= LANES:
+        if bias != 0:
+            value = add(value, load_f32(bias + 4 * n))
+        value = mul(value, scale)
+        if onto != 0:
+            value = add(value, load_f32(y + 4 * n))
+        store_f32(y + 4 * n, value)
+    else:
+        if bias != 0:
+            value = add(value, load_f32_first(bias + 4 * n, rows))
+        value = mul(value, scale)
+        if onto != 0:
+            value = add(value, load_f32_first(y + 4 * n, rows))
+        store_f32_first(y + 4 * n, value, rows)
 
 
 def make_zero_points(bits: int) -> Any:
@@ -94,49 +110,58 @@ def make_rows(bits: int) -> Any:
     zero_bits = 8 if bits == 3 else bits
     zero_points = make_zero_points(bits)
 
-    def make_sums(rows: int, tokens: int) -> Any:
-        """A function that sums a rectangle of rows x tokens over the chunks of K."""
-        one, two, four, eight = (row_step(bits, n, rows, tokens, False) for n in (1, 2, 4, 8))
-        last1, last2, last4, last8 = (row_step(bits, n, rows, tokens, True) for n in (1, 2, 4, 8))
+    def sums_of(count: int, rows: int, tokens: int) -> Any:
+        """Sums of rows x tokens over a row's chunks, each of which needs `count` scales."""
+        step, last_step = (row_step(bits, count, rows, tokens, part) for part in (False, True))
 
         @inline
-        def sums(f, w, h, s, x, wb, hb, sb, xb, last, G, group_size):  # type: ignore[no-untyped-def]
-            chunks, tail = wb // VB, wb % VB
-            if group_size * 8 == chunk_codes:
-                for _ in range(chunks):
-                    f = eight(f, w, h, s, x, wb, hb, sb, xb, last)
-                    w, h, s, x = w + VB, h + VB // 2, s + 16, x + chunk_bytes
-                if tail != 0:
-                    f = last8(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - 8 * chunks)
-            elif group_size * 4 == chunk_codes:
-                for _ in range(chunks):
-                    f = four(f, w, h, s, x, wb, hb, sb, xb, last)
-                    w, h, s, x = w + VB, h + VB // 2, s + 8, x + chunk_bytes
-                if tail != 0:
-                    f = last4(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - 4 * chunks)
-            elif group_size * 2 == chunk_codes:
-                for _ in range(chunks):
-                    f = two(f, w, h, s, x, wb, hb, sb, xb, last)
-                    w, h, s, x = w + VB, h + VB // 2, s + 4, x + chunk_bytes
-                if tail != 0:
-                    f = last2(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - 2 * chunks)
-            else:
-                each = group_size // chunk_codes
-                for c in range(chunks):
-                    if c != 0 and c % each == 0:
-                        s += 2
-                    f = one(f, w, h, s, x, wb, hb, sb, xb, last)
-                    w, h, x = w + VB, h + VB // 2, x + chunk_bytes
-                if tail != 0:
-                    if chunks % each == 0:
-                        s += 2
-                    f = last1(f, w, h, s, x, wb, hb, sb, xb, last, tail, 1)
+        def sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
+            chunks, tail = length // VB, length % VB
+            for _ in range(chunks):
+                f = step(f, w, h, s, x, wb, hb, sb, xb, last)
+                w, h, s, x = w + VB, h + VB // 2, s + 2 * count, x + chunk_bytes
+            if tail != 0:
+                f = last_step(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - count * chunks)
             return f
 
         return sums
 
-    row_sums = make_sums(ROWS, 1)
-    token_sums = make_sums(1, TOKENS)
+    def sums_of_long_groups(rows: int, tokens: int) -> Any:
+        """The same for groups of one or several whole chunks."""
+        step = row_step(bits, 1, rows, tokens, False)
+
+        @inline
+        def sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
+            each = group_size // chunk_codes
+            for _ in range(G):
+                for _ in range(each):
+                    f = step(f, w, h, s, x, wb, hb, sb, xb, last)
+                    w, h, x = w + VB, h + VB // 2, x + chunk_bytes
+                s += 2
+            return f
+
+        return sums
+
+    def choose(count: int, sums: Any, otherwise: Any) -> Any:
+        @inline
+        def chosen(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
+            if group_size * count == chunk_codes:
+                return sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size)
+            return otherwise(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size)
+
+        return chosen
+
+    def make_sums(rows: int, tokens: int) -> Any:
+        """Sums of rows x tokens for every group size."""
+        sums = sums_of_long_groups(rows, tokens)
+        for count in (2, 4, 8):
+            if count * 32 <= chunk_codes:
+                sums = choose(count, sums_of(count, rows, tokens), sums)
+        return sums
+
+    row_sums = make_sums(1, 1)
+    pair_sums = make_sums(PAIR, TOKENS)
+    store_sums = store_tokens(PAIR, TOKENS)
 
     @inline
     def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
@@ -153,8 +178,9 @@ def make_rows(bits: int) -> Any:
         group_size = read_i64(instr + 8 * layout.MATMUL_GROUP) & 0xFFFFFFFF
         block = read_i64(instr + 8 * layout.MATMUL_GROUP) >> 32
         yb = 4 * read_i64(instr + 8 * layout.MATMUL_Y_STRIDE)
+        scratch = read_i64(instr + 8 * layout.MATMUL_SCRATCH) + tid * layout.SCRATCH_BYTES
         epilogue = read_i64(instr + 8 * layout.MATMUL_EPILOGUE)
-        factor, add = f32_from_bits(epilogue), epilogue >> 32
+        factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
             tokens = 1
@@ -166,40 +192,47 @@ def make_rows(bits: int) -> Any:
         wb, hb, sb = G * group_size * stored_bits // 8, G * group_size // 8, 2 * G
         zb = (G * zero_bits + 7) // 8 if zeros != 0 else 0
 
-        quads = (N + ROWS - 1) // ROWS
-        row, end = tid * quads // threads * ROWS, (tid + 1) * quads // threads * ROWS
-        if end > N:
-            end = N
-        if tokens == 1:
-            while row + ROWS <= end:
-                s, z = scales + row * sb, zeros + row * zb
-                f = (
-                    zero_points(s, z, groups, G),
-                    zero_points(s + sb, z + zb, groups, G),
-                    zero_points(s + 2 * sb, z + 2 * zb, groups, G),
-                    zero_points(s + 3 * sb, z + 3 * zb, groups, G),
-                )
-                w, h = weight + row * wb, high + row * hb
-                f = row_sums(f, w, h, s, x, wb, hb, sb, 0, 0, G, group_size)
-                for i in range(ROWS):
-                    finish(y + 4 * (row + i), bias, row + i, sum_lanes(f[i]), factor, add)
-                row += ROWS
-        for r in range(row, end):
-            w, h = weight + r * wb, high + r * hb
-            s, z = scales + r * sb, zeros + r * zb
-            for t in range(0, tokens, TOKENS):
-                last = tokens - 1 - t
-                g = groups + t * xb
-                f = (
-                    zero_points(s, z, g, G),
-                    zero_points(s, z, g + (1 if last > 1 else last) * xb, G),
-                    zero_points(s, z, g + (2 if last > 2 else last) * xb, G),
-                    zero_points(s, z, g + (3 if last > 3 else last) * xb, G),
-                )
-                f = token_sums(f, w, h, s, x + t * xb, wb, hb, sb, xb, last, G, group_size)
-                for i in range(TOKENS):
-                    if i <= last:
-                        out = y + (t + i) * yb + 4 * r
-                        finish(out, bias, r, sum_lanes(f[i]), factor, add)
+        runs = (N + LANES - 1) // LANES
+        for run in range(tid * runs // threads, (tid + 1) * runs // threads):
+            n = run * LANES
+            end = n + LANES if n + LANES < N else N
+            if tokens == 1:
+                for r in range(n, end):
+                    s = scales + r * sb
+                    f = (zero_points(s, zeros + r * zb, groups, G),)
+                    w, h = weight + r * wb, high + r * hb
+                    f = row_sums(f, w, h, s, x, 0, 0, 0, 0, 0, wb, G, group_size)
+                    store_f32(scratch + (r - n) * VB, f[0])
+            else:
+                for r in range(n, end, PAIR):
+                    # An odd last row is its own neighbour.
+                    odd = r + 1 == end
+                    wr, hr, sr = (0, 0, 0) if odd else (wb, hb, sb)
+                    s, z = scales + r * sb, zeros + r * zb
+                    zr = 0 if odd else zb
+                    w, h = weight + r * wb, high + r * hb
+                    for t in range(0, tokens, TOKENS):
+                        last = tokens - 1 - t
+                        g0 = groups + t * xb
+                        g1 = g0 + (1 if last > 1 else last) * xb
+                        g2 = g0 + (2 if last > 2 else last) * xb
+                        g3 = g0 + (3 if last > 3 else last) * xb
+                        f = (
+                            zero_points(s, z, g0, G),
+                            zero_points(s, z, g1, G),
+                            zero_points(s, z, g2, G),
+                            zero_points(s, z, g3, G),
+                            zero_points(s + sr, z + zr, g0, G),
+                            zero_points(s + sr, z + zr, g1, G),
+                            zero_points(s + sr, z + zr, g2, G),
+                            zero_points(s + sr, z + zr, g3, G),
+                        )
+                        f = pair_sums(
+                            f, w, h, s, x + t * xb, wr, hr, sr, xb, last, wb, G, group_size
+                        )
+                        store_sums(f, scratch + (t * LANES + r - n) * VB)
+            for t in range(tokens):
+                sums = scratch + t * LANES * VB
+                finish_rows(sums, y + t * yb, bias, n, end - n, factor, onto)
 
     return rows

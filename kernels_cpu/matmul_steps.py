@@ -23,10 +23,14 @@ from edgetok.kernels_cpu.linear_simd import (
     load_words,
 )
 from edgetok.kernels_cpu.simd import (
+    _F32,
     _I64,
     F32,
     FIELD,
+    LANES,
     VB,
+    _constant,
+    _shuffle,
     dot_u7s8,
     dot_u8s8,
     fma,
@@ -40,8 +44,14 @@ from edgetok.kernels_cpu.simd import (
     op,
     or_u8,
     prefetch,
+    store_f32,
     to_f32,
+    void,
 )
+
+# How far ahead weights are asked for. Tuned in November 2026 on a Zen 5 core that reads 30 to 36
+# GB/s (4 bits, groups of 32, rows of 2048 and 8192): 4096 loses up to 15 %, 16384 up to 8 %.
+AHEAD_BYTES = 8192
 
 
 def number(value: int) -> ir.Constant:
@@ -125,10 +135,11 @@ def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
                 if bits == 3:
                     high = load_high.emit(b, hr)
                 scales = REPEAT_F16[count].emit(b, sr)
-                if tokens == 1:  # the next rows, as far ahead as these rows are long
-                    prefetch.emit(b, at(b, wr, rows, wb))
+                if tokens == 1:
+                    prefetch.emit(b, b.add(wr, number(AHEAD_BYTES)))
+                    prefetch.emit(b, b.add(sr, number(AHEAD_BYTES // 8)))
                     if bits == 3:
-                        prefetch.emit(b, at(b, hr, rows, hb))
+                        prefetch.emit(b, b.add(hr, number(AHEAD_BYTES // 2)))
             codes = fields(b, bits, packed, high)
             for t in range(tokens):
                 xt = clamped(b, x, t, last, xb)
@@ -142,6 +153,58 @@ def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
 
     tile = types.UniTuple(F32, rows * tokens)
     return op(tile, tile, *[i64] * (11 if part else 9))(emit)
+
+
+def zero_tokens(rows: int, tokens: int) -> Any:
+    """rows * tokens sums of nothing."""
+
+    @op(types.UniTuple(F32, rows * tokens))
+    def zero(b: Any) -> Any:
+        return pack_tuple(b, [_constant(_F32, LANES, 0.0)] * (rows * tokens))
+
+    return zero
+
+
+def store_tokens(rows: int, tokens: int) -> Any:
+    """Store rows * tokens sums: tokens LANES vectors apart, the rows of one side by side."""
+
+    @op(void, types.UniTuple(F32, rows * tokens), i64)
+    def store(b: Any, f: Any, out: Any) -> None:
+        for r in range(rows):
+            for t in range(tokens):
+                value = b.extract_value(f, r * tokens + t)
+                store_f32.emit(b, b.add(out, number((t * LANES + r) * VB)), value)
+
+    return store
+
+
+def transposed(b: Any, rows: list[Any]) -> list[Any]:
+    """LANES vectors of LANES 32-bit elements, transposed by swapping halves of halves."""
+    lanes = list(range(LANES))
+    step = LANES // 2
+    while step:
+        swapped = list(rows)
+        for i in lanes:
+            if not i & step:
+                x, y = rows[i], rows[i + step]
+                low = [LANES + k - step if k & step else k for k in lanes]
+                high = [LANES + k if k & step else k + step for k in lanes]
+                swapped[i] = _shuffle(b, x, low, y)
+                swapped[i + step] = _shuffle(b, x, high, y)
+        rows = swapped
+        step //= 2
+    return rows
+
+
+@op(F32, i64)
+def sum_vectors(b: Any, address: Any) -> Any:
+    """Lane i: the sum of the lanes of the i-th of LANES vectors in memory, as a tree."""
+    rows = [load_f32.emit(b, b.add(address, number(i * VB))) for i in range(LANES)]
+    columns = transposed(b, rows)
+    while len(columns) > 1:
+        half = len(columns) // 2
+        columns = [b.fadd(columns[i], columns[i + half]) for i in range(half)]
+    return columns[0]
 
 
 def float_row_step(bits: int, rows: int, tokens: int, part: bool) -> Any:
@@ -162,7 +225,7 @@ def float_row_step(bits: int, rows: int, tokens: int, part: bool) -> Any:
             wr = at(b, w, r, wb)
             weights = first.emit(b, wr, *ends) if part else full.emit(b, wr)
             if tokens == 1 and not part:
-                prefetch.emit(b, at(b, wr, rows, wb))
+                prefetch.emit(b, b.add(wr, number(AHEAD_BYTES)))
             for t in range(tokens):
                 sums[r * tokens + t] = fma.emit(b, weights, inputs[t], sums[r * tokens + t])
         return pack_tuple(b, sums)

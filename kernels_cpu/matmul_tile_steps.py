@@ -7,7 +7,15 @@ from typing import Any
 from numba import types
 
 from edgetok.kernels_cpu.linear_simd import load_f16_first, load_words
-from edgetok.kernels_cpu.matmul_steps import at, clamped, fields, number, pack_tuple, unpack_tuple
+from edgetok.kernels_cpu.matmul_steps import (
+    at,
+    clamped,
+    fields,
+    number,
+    pack_tuple,
+    transposed,
+    unpack_tuple,
+)
 from edgetok.kernels_cpu.simd import (
     _F32,
     _I32,
@@ -19,7 +27,6 @@ from edgetok.kernels_cpu.simd import (
     VB,
     _constant,
     _load,
-    _shuffle,
     _splat,
     broadcast_i32,
     dot_u7s8,
@@ -51,24 +58,6 @@ STEPS = 8  # of four inputs each, in one operation
 
 _I_TILE = types.UniTuple(I32, R * T)
 _F_TILE = types.UniTuple(F32, R * T)
-
-
-def transposed(b: Any, rows: list[Any]) -> list[Any]:
-    """LANES vectors of LANES 32-bit elements, transposed by swapping halves of halves."""
-    lanes = list(range(LANES))
-    step = LANES // 2
-    while step:
-        swapped = list(rows)
-        for i in lanes:
-            if not i & step:
-                x, y = rows[i], rows[i + step]
-                low = [LANES + k - step if k & step else k for k in lanes]
-                high = [LANES + k if k & step else k + step for k in lanes]
-                swapped[i] = _shuffle(b, x, low, y)
-                swapped[i + step] = _shuffle(b, x, high, y)
-        rows = swapped
-        step //= 2
-    return rows
 
 
 @op(void, i64, i64, i64, i64, i64)

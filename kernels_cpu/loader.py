@@ -42,6 +42,7 @@ MODULES = (
     "matmul_float",
     "embed",
     "matmul_exact",
+    "bandwidth_kernels",
 )
 
 Progress = Callable[[int, int], None]

@@ -96,14 +96,15 @@ def _first_token(path: Path, given: dict[str, Any], threads: int | None) -> tupl
     from edgetok.evaluation.speed import median
 
     loads, firsts = [], []
-    for _ in range(given["repeats"]):
+    for _ in range(given["repeats"] + 1):
         begin = time.perf_counter()
         with common.load_model(path, given | {"threads": threads}) as model:
             loads.append(time.perf_counter() - begin)
             count = min(_FIRST_PROMPT_TOKENS, model.context_tokens)
             next(model.stream([i % model.backend.vocab_size for i in range(count)]), None)
             firsts.append(time.perf_counter() - begin)
-    return median(loads), median(firsts)
+    # the first start may have compiled kernels and read the files from a disk
+    return median(loads[1:]), median(firsts[1:])
 
 
 def _measure_threads(
@@ -136,7 +137,7 @@ def _measure_threads(
             for engine in engines
         ]
         for repeat in range(given["repeats"] + 1):
-            bandwidth.append(speed.read_bandwidth(threads))
+            bandwidth.append(speed.read_bandwidth(threads, common.compiling))
             for i, samples in enumerate(found):
                 which = i % len(engines)
                 speed.measure(

@@ -6,23 +6,20 @@ measured in the same process, between the runs, because it moves from hour to ho
 
 from __future__ import annotations
 
-import importlib
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from edgetok.config import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
 from edgetok.runtime.backend import Backend
-
-_BUFFER_BYTES = 256 << 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,24 +95,19 @@ def weight_bytes_per_token(artefact: Artefact) -> int:
     )
 
 
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` threads read from memory, in GB/s; the best of several."""
-    kernel: Callable[[int], float] | None = getattr(
-        importlib.import_module("edgetok.kernels_cpu"), "read_bandwidth", None
+def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = None) -> float:
+    """What `threads` threads read from memory together, in GB/s (10^9 bytes).
+
+    Args:
+        threads: how many.
+        progress: told where the loop has to be compiled first.
+    """
+    from edgetok.kernels_cpu import bandwidth, isa, loader
+
+    kernels = loader.load(
+        isa.choose(None), read_settings().cache_dir, progress, ("bandwidth_kernels",)
     )
-    return _numpy_bandwidth(threads) if kernel is None else kernel(threads)
-
-
-def _numpy_bandwidth(threads: int) -> float:
-    buffer = np.ones(_BUFFER_BYTES // 8, np.uint64)
-    parts = np.array_split(buffer, threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            begin = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, parts))
-            best = max(best, buffer.nbytes / (time.perf_counter() - begin) / 1e9)
-    return best
+    return bandwidth.read_bandwidth(kernels, threads)
 
 
 def peak_rss_mb() -> float:

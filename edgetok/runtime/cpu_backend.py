@@ -274,7 +274,7 @@ def default_cache_dir() -> Path:
     """Where compiled kernels are kept when nobody says: the user's own cache folder."""
     from edgetok.config import read_settings
 
-    return read_settings().cache_dir or Path.home() / ".cache" / "edgetok"
+    return read_settings().cache_dir
 
 
 def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:

@@ -131,7 +131,7 @@ def load_backend(
             kv_bits=options.kv_bits,
             compute=options.compute,
             isa=options.isa,
-            cache_dir=read_settings().cache_dir / "kernels",
+            cache_dir=read_settings().cache_dir,
             progress=progress,
         ),
         note,

@@ -12,9 +12,11 @@ Source: arXiv 2306.00978, section 3.2; clipping: the authors' code, `auto_clip`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ ALPHAS = tuple(i / 20 for i in range(20))
 SPANS = tuple(1 - 0.05 * i for i in range(11))
 SAMPLE_TOKENS = 1024
 
+Floats = npt.NDArray[np.float32]
+
+_CHUNK_OUTPUTS = 256
 _MOST_SCALE = 1e4
 
 
@@ -155,15 +160,16 @@ def output_loss(
     return total / len(sample)
 
 
-def rounder(bits: int, group_size: int, symmetric: bool) -> Callable[[Tensor], Tensor]:
+def rounder(
+    bits: int, group_size: int, symmetric: bool, threads: int = 1
+) -> Callable[[Tensor], Tensor]:
     """Rounding to nearest as a function of weights alone; beyond float16's scales it gives Inf."""
 
     def round_weight(weight: Tensor) -> Tensor:
         if not rtn.fits_float16_scales(float(weight.abs().max()), bits):
             return torch.full_like(weight, torch.inf)
-        found = rtn.quantise(
-            np.ascontiguousarray(weight.numpy()), bits, group_size, symmetric=symmetric, threads=2
-        )
+        values = np.ascontiguousarray(weight.numpy())
+        found = rtn.quantise(values, bits, group_size, symmetric=symmetric, threads=threads)
         return torch.from_numpy(found.dequantise())
 
     return round_weight
@@ -194,6 +200,7 @@ def quantise_clipped(
     *,
     symmetric: bool = False,
     spans: Sequence[float] = SPANS,
+    threads: int = 1,
 ) -> Quantised:
     """Round to nearest, with the span of each group that errs least in the group's outputs.
 
@@ -205,36 +212,50 @@ def quantise_clipped(
         group_size: inputs that share a scale.
         symmetric: no zero points.
         spans: shares of the span from least to greatest weight that are tried.
+        threads: how many chunks of outputs are rounded at once.
     """
     N, K = weight.shape
-    top = (1 << bits) - 1
-    w = _grouped(weight, group_size)
-    low, high = w.min(2).values.numpy(), w.max(2).values.numpy()
-    best = torch.full(low.shape, torch.inf)
-    codes = torch.zeros(w.shape, dtype=torch.uint8)
-    scales = np.ones(low.shape, np.float16)
-    zeros = np.zeros(low.shape, np.uint8)
+    G = -(-K // group_size)
+    codes = np.empty((N, K), np.uint8)
+    scales = np.empty((N, G), np.float16)
+    zeros = np.empty((N, G), np.uint8)
+    inputs = products.numpy()
+
+    def chunk(first: int) -> None:
+        rows = slice(first, first + _CHUNK_OUTPUTS)
+        grouped = _grouped(weight[rows], group_size).numpy()
+        best_codes, best_scales, best_zeros = _clip_groups(grouped, inputs, bits, symmetric, spans)
+        codes[rows] = best_codes.transpose(1, 0, 2).reshape(-1, G * group_size)[:, :K]
+        scales[rows], zeros[rows] = best_scales.T, best_zeros.T
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(chunk, range(0, N, _CHUNK_OUTPUTS)))
+    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+
+
+def _clip_groups(
+    w: Floats, products: Floats, bits: int, symmetric: bool, spans: Sequence[float]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    """Codes [G, n, g], scales [G, n] and zero points [G, n] for weights [G, n, g]."""
+    low, high = w.min(2), w.max(2)
+    best = np.full(low.shape, np.inf, np.float32)
+    codes = np.zeros(w.shape, np.uint8)
+    scales, zeros = grid(low, high, bits, symmetric=symmetric)
     for span in spans:
         share = np.float32(span)
         scale, zero = grid(low * share, high * share, bits, symmetric=symmetric)
-        wide = torch.from_numpy(scale.astype(np.float32))[:, :, None]
-        offset = torch.from_numpy(zero.astype(np.float32))[:, :, None]
-        levels = (w / wide).round_().add_(offset).clamp_(0, top)
-        difference = (levels - offset).mul_(wide).sub_(w)
-        loss = torch.bmm(difference, products).mul_(difference).sum(2)
+        wide, offset = scale.astype(np.float32)[:, :, None], zero.astype(np.float32)[:, :, None]
+        levels = w / wide
+        np.rint(levels, out=levels)
+        levels += offset
+        np.clip(levels, 0, (1 << bits) - 1, out=levels)
+        difference = (levels - offset) * wide
+        difference -= w
+        loss = np.einsum("gnk,gnk->gn", difference @ products, difference)
         better = loss < best
-        best = torch.where(better, loss, best)
-        codes[better] = levels[better].to(torch.uint8)
-        chosen = better.numpy()
-        scales[chosen], zeros[chosen] = scale[chosen], zero[chosen]
-    flat = codes.transpose(0, 1).reshape(N, -1)[:, :K]
-    return Quantised(
-        np.ascontiguousarray(flat.numpy()),
-        np.ascontiguousarray(scales.T),
-        None if symmetric else np.ascontiguousarray(zeros.T),
-        bits,
-        group_size,
-    )
+        codes[better] = levels[better]
+        scales[better], zeros[better], best[better] = scale[better], zero[better], loss[better]
+    return codes, scales, zeros
 
 
 def _grouped(values: Tensor, group_size: int) -> Tensor:

@@ -133,7 +133,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
     layer = f"layers.{block.index}."
     notes = []
     if job.options.method == "awq":
-        notes = fold_block(block, hidden, job.weights.family.spec, job.formats)
+        notes = fold_block(block, hidden, job.weights.family.spec, job.formats, job.threads)
     errors = []
     for stage in STAGES:
         form = job.formats[layer + stage[0]]
@@ -155,13 +155,14 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
             grid = (form.bits, form.group_size)
+            how = {"symmetric": not form.zeros, "threads": job.threads}
             if not form.quantised:
                 written = _write_plain(job, layer + name, weight, form)
             elif job.options.method == "awq":
-                found = quantise_clipped(weight, products.total(), *grid, symmetric=not form.zeros)
+                found = quantise_clipped(weight, products.total(), *grid, **how)
                 written = _write_quantised(job, layer + name, found, form)
             else:
-                found = gptq.quantise(weight, inverse, *grid, symmetric=not form.zeros)
+                found = gptq.quantise(weight, inverse, *grid, **how)
                 written = _write_quantised(job, layer + name, found, form)
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))

@@ -22,7 +22,11 @@ _NORMS = {"q_proj": "input_norm", "gate_proj": "pre_mlp_norm"}
 
 
 def fold_block(
-    block: Block, hidden: Tensor, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
+    block: Block,
+    hidden: Tensor,
+    spec: DecoderSpec,
+    formats: Mapping[str, TensorFormat],
+    threads: int = 1,
 ) -> list[str]:
     """Search AWQ's scales for each stage of a block and fold them in.
 
@@ -31,6 +35,7 @@ def fold_block(
         hidden: [B, T, hidden_size] its input.
         spec: the decoder.
         formats: of each matrix, by full canonical name.
+        threads: for rounding.
 
     Returns:
         Notes on what could not be folded.
@@ -65,7 +70,7 @@ def fold_block(
             [block.get(name + ".weight") for name in stage],
             samples[stage[0]].inputs(),
             magnitudes[stage[0]].mean(),
-            awq.rounder(form.bits, form.group_size, not form.zeros),
+            awq.rounder(form.bits, form.group_size, not form.zeros, threads),
             **({"share": share} if stage[0] == "o_proj" else {}),
         )
         if choice.alpha:

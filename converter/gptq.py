@@ -17,7 +17,9 @@ order within and among groups: arXiv 2505.14638, 3.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,9 @@ from edgetok.converter.options import Order
 from edgetok.converter.rtn import Quantised, grid
 from edgetok.errors import CheckpointError
 
+Reals = npt.NDArray[np.floating[Any]]
+
+_CHUNK_OUTPUTS = 512  # a block of 128 inputs is then 256 KB of float32, which an L2 cache holds
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
 _MOST_DAMPING = 10.0
 _SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
@@ -132,7 +137,13 @@ def invert(hessian: Tensor, group_size: int, *, damping: float, order: Order) ->
 
 
 def quantise(
-    weight: Tensor, inverse: Inverse, bits: int, group_size: int, *, symmetric: bool = False
+    weight: Tensor,
+    inverse: Inverse,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = False,
+    threads: int = 1,
 ) -> Quantised:
     """Round a layer's weights by GPTQ.
 
@@ -142,49 +153,29 @@ def quantise(
         bits: 2 to 8.
         group_size: as `inverse` was made with.
         symmetric: no zero points.
+        threads: how many chunks of outputs, which do not depend on each other, are rounded at once.
     """
     N, K = weight.shape
-    factor = inverse.factor
-    permutation = torch.cat(inverse.groups)
-    # One input a row, so that a step works on contiguous memory.
-    w = weight.T[permutation].contiguous()
-    codes = torch.empty(K, N, dtype=torch.uint8)
+    codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, len(inverse.groups)), np.float16)
     zeros = np.empty((N, len(inverse.groups)), np.uint8)
-    errors = torch.empty(_BLOCK_INPUTS, N, dtype=w.dtype)
-    top = (1 << bits) - 1
-    done = 0
-    for block in _blocks_of(inverse.groups):
-        first, end = done, done + sum(len(group) for group in block)
-        for group in block:
-            rows = w[done : done + len(group)]
-            g = int(group[0]) // group_size
-            loss = factor.diagonal()[done : done + len(group)] ** -2
-            scales[:, g], zeros[:, g] = search_grid(rows, loss, bits, symmetric=symmetric)
-            scale = torch.from_numpy(scales[:, g].astype(np.float32)).to(w.dtype)
-            zero = torch.from_numpy(zeros[:, g].astype(np.float32)).to(w.dtype)
-            for j in range(done, done + len(group)):
-                code = (w[j] / scale).round_().add_(zero).clamp_(0, top)
-                codes[j] = code.to(torch.uint8)
-                error = (w[j] - (code - zero) * scale) / factor[j, j]
-                errors[j - first] = error
-                w[j + 1 : end].addcmul_(factor[j, j + 1 : end, None], error, value=-1)
-            done += len(group)
-        w[end:].addmm_(factor[first:end, end:].T, errors[: end - first], alpha=-1)
-    unpermuted = torch.empty_like(codes)
-    unpermuted[permutation] = codes
-    return Quantised(
-        np.ascontiguousarray(unpermuted.T.numpy()),
-        scales,
-        None if symmetric else zeros,
-        bits,
-        group_size,
-    )
+    values, factor = weight.numpy(), inverse.factor.numpy()
+    groups = [group.numpy() for group in inverse.groups]
+
+    def chunk(first: int) -> None:
+        rows = slice(first, first + _CHUNK_OUTPUTS)
+        codes[rows], scales[rows], zeros[rows] = _quantise_rows(
+            values[rows], factor, groups, bits, group_size, symmetric
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(chunk, range(0, N, _CHUNK_OUTPUTS)))
+    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 
 
 def search_grid(
-    group: Tensor,
-    importance: Tensor,
+    group: Reals,
+    importance: Reals,
     bits: int,
     *,
     symmetric: bool,
@@ -202,30 +193,70 @@ def search_grid(
     Returns:
         [N] float16 scales and [N] uint8 zero points.
     """
-    low = group.min(0).values.to(torch.float32).numpy()
-    high = group.max(0).values.to(torch.float32).numpy()
-    top = (1 << bits) - 1
-    best: Tensor | None = None
+    low, high = group.min(0).astype(np.float32), group.max(0).astype(np.float32)
+    best = np.full(group.shape[1], np.inf)
+    scales, zeros = grid(low, high, bits, symmetric=symmetric)
     for span in spans:
         share = np.float32(span)
         scale, zero = grid(low * share, high * share, bits, symmetric=symmetric)
-        wide = torch.from_numpy(scale.astype(np.float32)).to(group.dtype)
-        offset = torch.from_numpy(zero.astype(np.float32)).to(group.dtype)
-        levels = (group / wide).round_().add_(offset).clamp_(0, top)
-        error = levels.sub_(offset).mul_(wide).sub_(group).square_()
-        loss = importance @ error
-        if best is None:
-            best, scales, zeros = loss, scale, zero
-        else:
-            better = (loss < best).numpy()
-            scales[better], zeros[better] = scale[better], zero[better]
-            best = torch.minimum(best, loss)
+        _, rounded = _round(group, scale.astype(group.dtype), zero.astype(group.dtype), bits)
+        rounded -= group
+        np.square(rounded, out=rounded)
+        loss = importance @ rounded
+        better = loss < best
+        scales[better], zeros[better], best[better] = scale[better], zero[better], loss[better]
     return scales, zeros
 
 
-def _blocks_of(groups: tuple[Tensor, ...]) -> list[list[Tensor]]:
+def _quantise_rows(
+    weight: Reals,
+    factor: Reals,
+    groups: list[npt.NDArray[np.int64]],
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    N, K = weight.shape
+    permutation = np.concatenate(groups)
+    # One input a row, so that a step works on contiguous memory.
+    w = np.ascontiguousarray(weight.T[permutation])
+    codes = np.empty((K, N), np.uint8)
+    scales = np.empty((N, len(groups)), np.float16)
+    zeros = np.empty((N, len(groups)), np.uint8)
+    errors = np.empty((max(_BLOCK_INPUTS, group_size), N), w.dtype)
+    done = 0
+    for block in _blocks_of(groups):
+        first, end = done, done + sum(len(group) for group in block)
+        for group in block:
+            g = int(group[0]) // group_size
+            last = done + len(group)
+            loss = factor.diagonal()[done:last] ** -2
+            scales[:, g], zeros[:, g] = search_grid(w[done:last], loss, bits, symmetric=symmetric)
+            scale, zero = scales[:, g].astype(w.dtype), zeros[:, g].astype(w.dtype)
+            for j in range(done, last):
+                codes[j], rounded = _round(w[j], scale, zero, bits)
+                error = (w[j] - rounded) / factor[j, j]
+                errors[j - first] = error
+                w[j + 1 : end] -= factor[j, j + 1 : end, None] * error
+            done = last
+        w[end:] -= factor[first:end, end:].T @ errors[: end - first]
+    unpermuted = np.empty_like(codes)
+    unpermuted[permutation] = codes
+    return np.ascontiguousarray(unpermuted.T), scales, zeros
+
+
+def _round(values: Reals, scale: Reals, zero: Reals, bits: int) -> tuple[Reals, Reals]:
+    """Codes of the nearest levels, and what they stand for."""
+    codes = values / scale
+    np.rint(codes, out=codes)
+    codes += zero
+    np.clip(codes, 0, (1 << bits) - 1, out=codes)
+    return codes, (codes - zero) * scale
+
+
+def _blocks_of(groups: list[npt.NDArray[np.int64]]) -> list[list[npt.NDArray[np.int64]]]:
     """Groups put together up to `_BLOCK_INPUTS` inputs."""
-    blocks: list[list[Tensor]] = [[]]
+    blocks: list[list[npt.NDArray[np.int64]]] = [[]]
     for group in groups:
         if blocks[-1] and sum(len(g) for g in blocks[-1]) + len(group) > _BLOCK_INPUTS:
             blocks.append([])

@@ -35,7 +35,7 @@ class WrittenWeights:
     def tensor(self, name: str) -> Floats:
         """One canonical tensor, such as `layers.0.q_proj.weight`."""
         module, _, suffix = name.rpartition(".")
-        if suffix == "weight" and module in self._formats:
+        if suffix == "weight" and (module in self._formats or module == "embed_tokens"):
             return np.concatenate(list(self.pieces(name)))
         slot = self._layout.tensors[name]
         return self._read(name, 0, slot.shape[0]).astype(np.float32)

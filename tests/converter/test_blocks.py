@@ -64,9 +64,7 @@ def test_observed_inputs(tmp_path):
     hidden = original.embed(tokens)
     seen = {}
     with original.block(0) as block:
-        block.observe(
-            hidden, [s[0] for s in STAGES], lambda n, x: seen.setdefault(n, []).append(x)
-        )
+        block.observe(hidden, [s[0] for s in STAGES], lambda n, x: seen.setdefault(n, []).append(x))
     spec = weights.family.spec
     widths = {"q_proj": 72, "o_proj": spec.num_heads * spec.head_dim, "gate_proj": 72}
     for name, width in {**widths, "down_proj": spec.intermediate_size}.items():

@@ -113,7 +113,7 @@ def written_weights(source, artefact, options):
     return WrittenWeights(artefact, spec, formats, plan(spec, formats)), spec
 
 
-@pytest.mark.parametrize(("bits", "tolerance"), [(16, 1e-5), (8, 0.02)])
+@pytest.mark.parametrize(("bits", "tolerance"), [(16, 1e-5), (8, 0.03)])
 def test_end_to_end(llama, tmp_path, bits, tolerance):
     """At 16 bits the weights are exact; at 8 only their rounding is between the two."""
     out = tmp_path / "out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -60,15 +59,31 @@ def stories(held_out: bool) -> tuple[str, ...]:
 
 
 @cache
-def stories_by_topic(held_out: bool) -> dict[str, tuple[str, ...]]:
-    """Topic -> the stories that name it at least twice."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for story in stories(held_out):
+def written_stories() -> tuple[str, ...]:
+    """What `synthetic_stories.py` left in `checkpoints/`; nothing if it was not run."""
+    folder = _HERE.parents[1] / "checkpoints"
+    found: list[str] = []
+    for batch in range(1000):
+        path = folder / f"synthetic_stories.{batch}.txt"
+        if not path.exists():
+            break
+        found += path.read_text(encoding="utf-8").split(END)
+    return tuple(s.strip() for s in found if len(s) > 200)
+
+
+@cache
+def told_stories(held_out: bool, written: bool) -> tuple[tuple[str, str], ...]:
+    """(topic, story), so that one draws evenly among stories: a rare topic is not learnt by heart.
+
+    Args:
+        held_out: the side of the split, for the real ones.
+        written: those of the other model instead of the real ones.
+    """
+    found = []
+    for story in written_stories() if written else stories(held_out):
         words = re.findall(r"[a-z]+", story.lower())
-        for topic in TOPICS:
-            if words.count(topic) + words.count(topic + "s") >= 2:
-                found[topic].append(story)
-    return {k: tuple(v) for k, v in sorted(found.items())}
+        found += [(t, story) for t in TOPICS if words.count(t) + words.count(t + "s") >= 2]
+    return tuple(found)
 
 
 def rename(story: str, rng: random.Random) -> str:

@@ -101,7 +101,7 @@ class Batches:
         while len(ids) < need:
             left = need - len(ids)
             if source == "story":
-                story = corpus.rename(rng.choice(corpus.stories(False)), rng)
+                story = corpus.rename(language_data.any_story(rng), rng)
                 new = [*self.encode(story), self.end]
                 ids += new
                 weights += [stage.language_weight] * len(new)

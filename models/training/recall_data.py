@@ -95,7 +95,9 @@ def facts(
         kinds = (rng.choice(kinds),)
     elif invented == 1.0:
         kinds = ("people", "pets", "owners")
-    limit = rng.choice((1, 2, 3, 4, 6, 8, 12)[: 2 + budget // 60])
+    limit = rng.choice((1, 2, 3, 4, 6, 8, 12, 16, 24, 32)[: 2 + budget // 70])
+    if budget > 700:  # a long row with few questions teaches little
+        limit = max(limit, rng.choice((4, 12, 20)))
     chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
     change = rng.choice((0.0, 0.1, 0.4))
     known: dict[str, recall.Fact] = {}
@@ -129,7 +131,9 @@ def facts(
         return fact
 
     say(user(tell().tell), _noted(rng))
-    while len(known) < limit and rng.random() < 0.8 and spent < budget * 0.6:
+    while (
+        len(known) < limit and rng.random() < (0.8 if limit < 9 else 0.95) and spent < budget * 0.6
+    ):
         group = [tell() for _ in range(rng.choice((1, 1, 2, 3)))]
         told = " ".join(f.tell for f in group)
         if rng.random() < 0.1:

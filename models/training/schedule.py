@@ -56,7 +56,7 @@ STAGES = (
     ),
     Stage(
         name="mix-1024",
-        tokens=4_000_000,
+        tokens=3_600_000,
         lengths=(256, 512, 1024),
         shares=_MIX,
         language_weight=0.25,
@@ -64,9 +64,9 @@ STAGES = (
     ),
     Stage(
         name="mix-2048",
-        tokens=8_000_000,
+        tokens=6_400_000,
         lengths=(256, 1024, 2048),
-        shares=_MIX,
+        shares=_MIX | {"copy": 0.06, "facts": 0.3},
         language_weight=0.25,
         span=(0.0, 1.0),
         lr=(1.0, 0.03),

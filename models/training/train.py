@@ -25,6 +25,7 @@ from schedule import BATCH_TOKENS, SEED, at
 
 LR_MATRIX, LR_OTHER = 0.01, 2e-3
 WARMUP_STEPS = 150
+DECAY = 0.1  # of the matrices; times the rate
 AVERAGE = 0.99  # weights are averaged over about 100 steps; that stands in for a decay
 
 
@@ -35,7 +36,7 @@ def build(config: ModelConfig) -> tuple[Decoder, Muon]:
     for name, p in model.named_parameters():
         (matrices if p.ndim == 2 and name != "embed" else rest).append(p)
     groups = [
-        {"params": matrices, "muon": True, "base": LR_MATRIX, "decay": 0.01},
+        {"params": matrices, "muon": True, "base": LR_MATRIX, "decay": DECAY},
         {"params": rest, "muon": False, "base": LR_OTHER, "decay": 0.0},
     ]
     return model, Muon(groups)
@@ -83,6 +84,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
         opt.load_state_dict(state["optimizer"])
         for group in opt.param_groups:  # rates are the recipe's, not the checkpoint's
             group["base"] = LR_MATRIX if group["muon"] else LR_OTHER
+            group["decay"] = DECAY if group["muon"] else 0.0
         average, step, tokens = state["average"], state["step"], state["tokens"]
         seconds = state["seconds"]
     began = time.monotonic() - seconds

@@ -32,10 +32,14 @@ _BITS = (8, 16, 32)
 
 @dataclass(slots=True)
 class _Ring:
-    """The slots of all layers that look `window` tokens back (0: all)."""
+    """The slots of all layers that look `window` tokens back (0: all).
+
+    Position p is in slot p % slots; those before `oldest` were overwritten.
+    """
 
     window: int
     slots: int
+    oldest: int
     layers: npt.NDArray[np.intp]
     positions: npt.NDArray[np.int32]
     append: npt.NDArray[np.int32]
@@ -123,16 +127,14 @@ class CpuKVCache:
                 f"cannot keep {length_tokens} of {self._length_tokens} tokens of the cache"
             )
         for ring in self._rings:
-            oldest = max(0, self._length_tokens - ring.slots)
             first_seen = max(0, length_tokens - ring.window + 1) if ring.window else 0
-            if length_tokens and first_seen < oldest:
+            if length_tokens and first_seen < ring.oldest:
                 return False
         for ring in self._rings:
             ring.positions[(ring.positions >= length_tokens) & (ring.positions != EMPTY)] = EMPTY
-            used = min(length_tokens, ring.slots)
-            if self._length_tokens > ring.slots and length_tokens:
-                used = ring.slots  # what is kept lies anywhere in the ring
-            self.records[ring.layers, :, REC_USED] = used
+            if length_tokens == 0:
+                ring.oldest = 0
+            self.records[ring.layers, :, REC_USED] = min(length_tokens, ring.slots)
         self._length_tokens = length_tokens
         return True
 
@@ -156,6 +158,7 @@ class CpuKVCache:
                 positions = np.arange(first, last, dtype=np.int32)
                 ring.append[:tokens] = positions % ring.slots
                 ring.positions[ring.append[:tokens]] = positions
+            ring.oldest = max(ring.oldest, last - ring.slots)
             self.records[ring.layers, :, REC_USED] = min(last, ring.slots)
 
     def advance(self, tokens: int) -> None:
@@ -215,6 +218,7 @@ class CpuKVCache:
         ring = _Ring(
             window=window,
             slots=slots,
+            oldest=0,
             layers=np.array(layers, np.intp),
             positions=self._view(positions, slots),
             append=self._view(append, self.block_tokens),

@@ -218,3 +218,10 @@ def test_bos_rule_of_the_config(given: bool) -> None:
     ids = tokenizer.encode("ab")
     assert (ids[0] == 256) is given
     assert ids[-2:] == tokenizer.encode("ab", special=False)
+
+
+def test_a_file_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(4 << 30)
+    with pytest.raises(ArtefactError, match=r"4,294,967,296 bytes, expected at most"):
+        Tokenizer.from_folder(tmp_path, 10)

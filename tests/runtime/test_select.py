@@ -1,0 +1,57 @@
+"""Which backend runs what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgetok.errors import OptionError, UnsupportedError
+from edgetok.runtime.select import RunOptions, choose, default_threads
+
+
+def artefact(exporter: str) -> Any:
+    return SimpleNamespace(
+        spec=None if exporter == "optimum" else object(),
+        folder=Path("/x/gpt2-4bit"),
+        manifest=SimpleNamespace(exporter=exporter),
+    )
+
+
+def test_auto() -> None:
+    assert choose(artefact("edgetok"), "auto") == ("cpu", None)
+    device, note = choose(artefact("optimum"), "auto")
+    assert device == "onnxruntime"
+    assert note is not None
+    assert "gpt2-4bit: a graph exported by optimum" in note
+    assert "\n" not in note
+
+
+def test_explicit() -> None:
+    assert choose(artefact("edgetok"), "onnxruntime") == ("onnxruntime", None)
+    assert choose(artefact("optimum"), "onnxruntime") == ("onnxruntime", None)
+    with pytest.raises(UnsupportedError, match="has no edgetok spec; run it with"):
+        choose(artefact("optimum"), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "cuda"}, UnsupportedError, "no GPU backend"),
+        ({"device": "npu"}, OptionError, "device is 'npu', expected one of 'auto', 'cpu'"),
+        ({"compute": "int4"}, OptionError, "compute is 'int4'"),
+        ({"kv_bits": 5}, OptionError, "kv_bits is 5"),
+        ({"threads": 0}, OptionError, "threads is 0"),
+        ({"threads": True}, OptionError, "threads is True"),
+    ],
+    ids=str,
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        RunOptions(**options)
+
+
+def test_default_threads() -> None:
+    assert default_threads() >= 1

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgetok.converter import direct
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
-from edgetok.converter.calibration import calibration_text, split_windows, windows_of
+from edgetok.converter.calibration import split_windows, windows_of
+from edgetok.converter.ends import (
+    cores,
+    finish_artefact,
+    has_torch,
+    peak_memory_mb,
+    require_torch,
+    shown,
+    title_of,
+)
 from edgetok.converter.genai import GENAI_FILE, genai_config
 from edgetok.converter.graph import build
 from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
@@ -32,16 +34,14 @@ from edgetok.converter.workspace import (
     require_space,
     write_durably,
 )
-from edgetok.errors import MissingExtraError, OutputError, UnknownFamilyError
-from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
+from edgetok.errors import UnknownFamilyError
+from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
-from edgetok.formats.manifest import Exporter, write_manifest
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 
 __all__ = ["ConvertOptions", "Progress", "Report", "convert"]
 
-VERSION = 1  # of what is written; another one never goes on with this one's partial work
 _DIRECT_COMPARE_OPERATIONS = 200_000_000_000  # some seconds on two cores
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
 
@@ -90,7 +90,7 @@ def convert(
     weights = CanonicalWeights(checkpoint, family)
     if options.calibrates:
         require_torch(f"--method {options.method}")
-    with open_workspace(out, _title(checkpoint, options), source=folder) as workspace:
+    with open_workspace(out, title_of(checkpoint, options), source=folder) as workspace:
         notes = copy_assets(folder, workspace.artefact, family.spec.vocab_size)
         formats, reasons = _formats(weights, options, workspace, progress)
         layout = plan(family.spec, formats)
@@ -102,7 +102,7 @@ def convert(
         write_durably(workspace.artefact / GENAI_FILE, settings.encode())
         agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
         report = Report(
-            source=_shown(source),
+            source=shown(source),
             family=family.spec.family,
             method=options.method if options.quantises else "none",
             bits=options.bits,
@@ -122,68 +122,6 @@ def convert(
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report
-
-
-def finish_artefact(workspace: Workspace, report: Report, *, exporter: Exporter) -> None:
-    """Write report and manifest, and put the artefact in its place.
-
-    Raises:
-        OutputError: a file could not be written; what was there before is unchanged.
-    """
-    try:
-        report.write(workspace.artefact)
-        write_manifest(workspace.artefact, exporter=exporter)
-    except OSError as error:
-        raise OutputError(f"{workspace.artefact}: not written: {error.strerror}") from error
-    workspace.publish()
-
-
-def require_torch(what: str) -> None:
-    """Refuse early what needs torch and transformers where they are not installed.
-
-    Raises:
-        MissingExtraError: naming `what` and the extra.
-    """
-    if not has_torch():
-        raise MissingExtraError(
-            f"{what} runs the model on a calibration text, which needs torch and transformers: "
-            "pip install 'edgetok[convert]', or use --method rtn"
-        )
-
-
-def has_torch() -> bool:
-    """Whether the original model can be run; nothing is imported to find out."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def peak_memory_mb() -> float:
-    """Most memory that this process ever had resident, in 10^6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def _title(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, Any]:
-    """What must be equal for two runs to be one conversion."""
-    title: dict[str, Any] = {
-        "version": VERSION,
-        "source": checkpoint.fingerprint,
-        "options": options.to_json(),
-    }
-    if options.calibrates:
-        title["calibration"] = hashlib.sha256(calibration_text(options).encode()).hexdigest()
-        # Another release or number of threads may round otherwise.
-        title["libraries"] = {
-            name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")
-        }
-        title["threads"] = cores()
-    return title
 
 
 def _formats(
@@ -260,8 +198,3 @@ def _layers(workspace: Workspace, layout: Layout, spec: DecoderSpec) -> tuple[La
     ]
     order = {name: i for i, name in enumerate(linear_shapes(spec))}
     return tuple(sorted(found, key=lambda layer: order[layer.name]))
-
-
-def _shown(source: str) -> str:
-    """A hub id as it is, of a path the last part: reports are handed on, home folders are not."""
-    return Path(source).resolve().name if Path(source).expanduser().is_dir() else source

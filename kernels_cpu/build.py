@@ -1,6 +1,9 @@
-"""Compiles a module's kernels into one object file. Runs in a process of its own.
+"""Compiles modules' kernels into object files, one a module. Runs in processes of its own.
 
-    python -m edgetok.kernels_cpu.build --isa avx512 --module matmul --out matmul.o
+    echo "embed /somewhere/embed.o" | python -m edgetok.kernels_cpu.build --isa avx512
+
+Each line of the input names a module and the file to write; each line of the output names a module
+that is done. Modules in one process share what they import, which is most of the work.
 
 Numba targets the chosen instruction set, whatever this machine has, and a small exported function
 `edgetok_<name>` with C's calling convention wraps each kernel, so the object holds no Python symbol
@@ -24,6 +27,7 @@ from edgetok.kernels_cpu.isa import ISAS
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
 _PREFIX = "edgetok_"  # how the names of exported functions begin
+_skipping: list[bool] = []
 
 
 def build(isa_name: str, module_name: str) -> bytes:
@@ -47,7 +51,9 @@ def build(isa_name: str, module_name: str) -> bytes:
 
     from edgetok.kernels_cpu.abi import REGISTRY
 
-    _skip_helpers()
+    if not _skipping:
+        _skip_helpers()
+        _skipping.append(True)
     module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
     int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     exported = None
@@ -102,6 +108,9 @@ def _skip_helpers() -> None:
             for function in library._final_module.functions:
                 if not function.is_declaration and not function.name.startswith(_PREFIX):
                     function.linkage = "internal"
+            for variable in library._final_module.global_variables:
+                if variable.name.startswith("_ZN08NumbaEnv"):  # for exceptions: nobody reads it
+                    variable.linkage = "internal"
             optimize(library)
 
     def emit_exported(library: Any) -> None:
@@ -116,19 +125,28 @@ def _skip_helpers() -> None:
     CPUContext.get_executable = lambda *_: [].append
 
 
+def write(code: bytes, path: Path) -> None:
+    """Write an object and its hash aside, then rename: readers see all of it or nothing."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        Path(aside).replace(path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
 def main() -> None:
-    """Compile one module and write the object aside, then rename it."""
+    """Compile the modules that the input names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--isa", choices=list(ISAS), required=True)
-    parser.add_argument("--module", required=True)
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    code = build(args.isa, args.module)
-    handle, aside = tempfile.mkstemp(dir=args.out.parent, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
-        file.write(hashlib.sha256(code).digest() + code)
-    Path(aside).replace(args.out)
+    for line in sys.stdin:
+        module, _, path = line.rstrip("\n").partition(" ")
+        write(build(args.isa, module), Path(path))
+        print(module, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

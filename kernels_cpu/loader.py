@@ -12,10 +12,12 @@ import functools
 import hashlib
 import os
 import platform
+import queue
 import re
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -181,38 +183,68 @@ def _read(path: Path) -> bytes | None:
 
 
 def _compile(isa: Isa, missing: dict[str, Path], progress: Progress | None) -> None:
-    """Compile modules side by side, as many as there are cores."""
+    """Compile modules in as many processes as there are cores; each takes the next when it can."""
     waiting = list(missing.items())
-    running: list[tuple[str, subprocess.Popen[str]]] = []
-    done = 0
+    answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
+    processes = [_start(isa) for _ in range(min(os.cpu_count() or 1, len(waiting)))]
+    threads = [
+        threading.Thread(target=_feed, args=(process, waiting, answers, isa.name))
+        for process in processes
+    ]
     try:
-        while waiting or running:
+        for thread in threads:
+            thread.start()
+        for done in range(len(missing)):
             if progress:
                 progress(done, len(missing))
-            while waiting and len(running) < (os.cpu_count() or 1):
-                module, path = waiting.pop(0)
-                running.append((module, _start(isa, module, path)))
-            module, process = running.pop(0)
-            _, complaint = process.communicate()
-            if process.returncode:
-                last = complaint.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-                raise EdgetokError(f"compiling kernels ({module}, {isa.name}) failed: {last[0]}")
-            done += 1
+            answer = answers.get()
+            if isinstance(answer, EdgetokError):
+                raise answer
         if progress:
-            progress(done, len(missing))
+            progress(len(missing), len(missing))
     finally:
-        for _, process in running:
+        waiting.clear()
+        for process in processes:
             process.kill()
-            process.communicate()
+        for thread in threads:
+            thread.join()
 
 
-def _start(isa: Isa, module: str, path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "edgetok.kernels_cpu.build"]
-    command += ["--isa", isa.name, "--module", module, "--out", str(path)]
+def _feed(
+    process: subprocess.Popen[str],
+    waiting: list[tuple[str, Path]],
+    answers: queue.SimpleQueue[EdgetokError | str],
+    isa_name: str,
+) -> None:
+    """Give one compiler module after module until none is left."""
+    with process:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        while stdin and stdout and stderr:
+            try:
+                module, path = waiting.pop(0)
+            except IndexError:
+                return
+            try:
+                stdin.write(f"{module} {path}\n")
+                stdin.flush()
+                answer = stdout.readline()
+            except OSError:
+                answer = ""
+            if not answer:
+                process.kill()
+                last = stderr.read().strip().splitlines()[-1:] or [f"exit code {process.wait()}"]
+                answers.put(
+                    EdgetokError(f"compiling kernels ({module}, {isa_name}) failed: {last[0]}")
+                )
+                return
+            answers.put(module)
+
+
+def _start(isa: Isa) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "edgetok.kernels_cpu.build", "--isa", isa.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
         text=True,
     )

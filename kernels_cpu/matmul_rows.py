@@ -2,11 +2,11 @@
 
     y[t, n] = sum_chunks, lanes a_scale * w_scale[n] * (dot4(q[n], a) - middle * sum(a))
 
-Each row is read once, as it lies in the artefact, so that the memory sees one stream. The integers
-of a chunk (one vector of packed weights) are exact; each lane then adds its product in float32,
-chunk by chunk. Sums of LANES rows wait in scratch until their lanes are added together. Every token
-goes through these same operations in this order, alone or beside others, so several tokens give the
-bits that one gives.
+Each row is read once, as it lies in the artefact, two rows at a time, while a prefetch runs ahead
+of both in one stream, as memory likes it. The integers of a chunk (one vector of packed weights)
+are exact; each lane then adds its product in float32, chunk by chunk. Sums of LANES rows wait in
+scratch until their lanes are added together. Every token goes through these same operations in this
+order, alone or beside others, so several tokens give the bits that one gives.
 
 Zero points other than the middle of the range cost one small product a row, before the chunks:
 
@@ -24,7 +24,7 @@ import numpy as np
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
 from edgetok.kernels_cpu.linear_simd import LOAD_CODES, add_to_first, inline
-from edgetok.kernels_cpu.matmul_steps import row_step, store_tokens, sum_vectors
+from edgetok.kernels_cpu.matmul_steps import AHEAD_BYTES, row_step, store_tokens, sum_vectors
 from edgetok.kernels_cpu.simd import (
     LANES,
     VB,
@@ -120,6 +120,8 @@ def make_rows(bits: int) -> Any:
             for _ in range(chunks):
                 f = step(f, w, h, s, x, wb, hb, sb, xb, last)
                 w, h, s, x = w + VB, h + VB // 2, s + 2 * count, x + chunk_bytes
+                if tokens == 1:  # the prefetches run on
+                    xb, last = xb + rows * VB, last + rows * 2 * count
             if tail != 0:
                 f = last_step(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - count * chunks)
             return f
@@ -137,7 +139,11 @@ def make_rows(bits: int) -> Any:
                 for _ in range(each):
                     f = step(f, w, h, s, x, wb, hb, sb, xb, last)
                     w, h, x = w + VB, h + VB // 2, x + chunk_bytes
+                    if tokens == 1:
+                        xb += rows * VB
                 s += 2
+                if tokens == 1:
+                    last += rows * 2
             return f
 
         return sums
@@ -159,7 +165,8 @@ def make_rows(bits: int) -> Any:
                 sums = choose(count, sums_of(count, rows, tokens), sums)
         return sums
 
-    row_sums = make_sums(1, 1)
+    row_sums = make_sums(PAIR, 1)
+    store_rows = store_tokens(PAIR, 1)
     pair_sums = make_sums(PAIR, TOKENS)
     store_sums = store_tokens(PAIR, TOKENS)
 
@@ -196,28 +203,27 @@ def make_rows(bits: int) -> Any:
         for run in range(tid * runs // threads, (tid + 1) * runs // threads):
             n = run * LANES
             end = n + LANES if n + LANES < N else N
-            if tokens == 1:
-                for r in range(n, end):
-                    s = scales + r * sb
-                    f = (zero_points(s, zeros + r * zb, groups, G),)
-                    w, h = weight + r * wb, high + r * hb
-                    f = row_sums(f, w, h, s, x, 0, 0, 0, 0, 0, wb, G, group_size)
-                    store_f32(scratch + (r - n) * VB, f[0])
-            else:
-                for r in range(n, end, PAIR):
-                    # An odd last row is its own neighbour.
-                    odd = r + 1 == end
-                    wr, hr, sr = (0, 0, 0) if odd else (wb, hb, sb)
-                    s, z = scales + r * sb, zeros + r * zb
-                    zr = 0 if odd else zb
-                    w, h = weight + r * wb, high + r * hb
+            for r in range(n, end, PAIR):
+                # An odd last row is its own neighbour.
+                odd = r + 1 == end
+                wr, hr, sr = (0, 0, 0) if odd else (wb, hb, sb)
+                s, z = scales + r * sb, zeros + r * zb
+                zr = 0 if odd else zb
+                w, h = weight + r * wb, high + r * hb
+                if tokens == 1:
+                    f = (zero_points(s, z, groups, G), zero_points(s + sr, z + zr, groups, G))
+                    far = PAIR * wb if PAIR * wb > AHEAD_BYTES else AHEAD_BYTES
+                    near = PAIR * sb if PAIR * sb > AHEAD_BYTES // 8 else AHEAD_BYTES // 8
+                    f = row_sums(f, w, h, s, x, wr, hr, sr, w + far, s + near, wb, G, group_size)
+                    store_rows(f, scratch + (r - n) * VB)
+                else:
                     for t in range(0, tokens, TOKENS):
                         last = tokens - 1 - t
                         g0 = groups + t * xb
                         g1 = g0 + (1 if last > 1 else last) * xb
                         g2 = g0 + (2 if last > 2 else last) * xb
                         g3 = g0 + (3 if last > 3 else last) * xb
-                        f = (
+                        v = (
                             zero_points(s, z, g0, G),
                             zero_points(s, z, g1, G),
                             zero_points(s, z, g2, G),
@@ -227,10 +233,10 @@ def make_rows(bits: int) -> Any:
                             zero_points(s + sr, z + zr, g2, G),
                             zero_points(s + sr, z + zr, g3, G),
                         )
-                        f = pair_sums(
-                            f, w, h, s, x + t * xb, wr, hr, sr, xb, last, wb, G, group_size
+                        v = pair_sums(
+                            v, w, h, s, x + t * xb, wr, hr, sr, xb, last, wb, G, group_size
                         )
-                        store_sums(f, scratch + (t * LANES + r - n) * VB)
+                        store_sums(v, scratch + (t * LANES + r - n) * VB)
             for t in range(tokens):
                 sums = scratch + t * LANES * VB
                 finish_rows(sums, y + t * yb, bias, n, end - n, factor, onto)

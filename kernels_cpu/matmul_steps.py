@@ -106,7 +106,8 @@ def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
         w, h, s: addresses of the first row's codes, high bits and scales of this chunk.
         x: address of the first token's chunk.
         wb, hb, sb: bytes from one row to the next.
-        xb, last: bytes from one token to the next; tokens after number `last` repeat it.
+        xb, last: bytes from one token to the next; tokens after number `last` repeat it. With one
+            token: where to prefetch, `rows` vectors of codes and a line of scales.
         nbytes, valid: only with `part`: bytes of codes and scales that are left of the row.
 
     Args:
@@ -136,13 +137,14 @@ def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
                     high = load_high.emit(b, hr)
                 scales = REPEAT_F16[count].emit(b, sr)
                 if tokens == 1:
-                    prefetch.emit(b, b.add(wr, number(AHEAD_BYTES)))
-                    prefetch.emit(b, b.add(sr, number(AHEAD_BYTES // 8)))
+                    prefetch.emit(b, b.add(xb, number(r * VB)))
+                    if r == 0:
+                        prefetch.emit(b, last)
                     if bits == 3:
                         prefetch.emit(b, b.add(hr, number(AHEAD_BYTES // 2)))
             codes = fields(b, bits, packed, high)
             for t in range(tokens):
-                xt = clamped(b, x, t, last, xb)
+                xt = clamped(b, x, t, last, xb)  # t = 0 does not look at `last`
                 acc = load_i32.emit(b, b.add(xt, number((planes + 1) * VB)))
                 for plane, code in enumerate(codes):
                     acc = dot.emit(b, acc, code, load_u8.emit(b, b.add(xt, number(plane * VB))))

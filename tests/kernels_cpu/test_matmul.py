@@ -136,7 +136,8 @@ def _int8(run, kernels, weight, x, guard, threads=1, **options):
 @pytest.mark.parametrize("zeros", [False, True], ids=["middle", "zeros"])
 def test_int8(each_kernels, guard, run, bits, group_size, zeros):
     rng = np.random.default_rng(bits * group_size)
-    for i, (N, K) in enumerate(SHAPES):
+    shapes = SHAPES[(bits + group_size // 32 + zeros) % 2 :: 2]
+    for i, (N, K) in enumerate(shapes):
         layer = Linear(rng, bits, group_size, zeros, N, K)
         weight, _kept = layer.weight(guard, at_end=i % 3 != 2, bias=i % 2 == 1)
         for tokens in TOKENS:
@@ -193,10 +194,11 @@ def _float(run, kernels, weight, x, guard, threads=1, **options):
 @pytest.mark.parametrize("zeros", [False, True], ids=["middle", "zeros"])
 def test_exact(each_kernels, guard, run, bits, group_size, zeros):
     rng = np.random.default_rng(bits * group_size)
-    for i, (N, K) in enumerate(SHAPES):
+    shapes = SHAPES[(bits + group_size // 32 + zeros + 1) % 2 :: 2]
+    for i, (N, K) in enumerate(shapes):
         layer = Linear(rng, bits, group_size, zeros, N, K)
         weight, _kept = layer.weight(guard, at_end=i % 3 != 2, bias=i % 2 == 1)
-        for tokens in (1, 3, 8, 33):
+        for tokens in (1, 8, 33):
             x = guard(rng.standard_normal((tokens, K)).astype(np.float32))
             y = _float(run, each_kernels, weight, x, guard)
             truth = layer.float_truth(x) + (layer.bias if weight.bias else 0)

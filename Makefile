@@ -57,15 +57,21 @@ types: $(STAMP)
 bench: $(ARTEFACT)/manifest.json
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
 
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "edgetok needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+
 # Installed again only when what is asked for has changed.
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[dev]' 'setuptools>=77'
 	@touch $(CHAT_STAMP) $@
 
 $(CHAT_STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(venv)
 	@echo "installing into $(VENV); this takes some minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[convert]'

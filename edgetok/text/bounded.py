@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -342,7 +343,9 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         tree = _Rewrite().visit(environment.parse(source))
         tree.set_environment(environment)
-        code = environment.compile(tree)
+        with warnings.catch_warnings():  # Python remarks on what a stranger's template compares
+            warnings.simplefilter("ignore", SyntaxWarning)
+            code = environment.compile(tree)
         return environment.template_class.from_code(environment, code, environment.globals)
     except TemplateError:
         raise

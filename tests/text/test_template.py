@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import resource
 import threading
 import time
@@ -301,3 +302,76 @@ def test_from_folder(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(TemplateError, match="is a int"):
         ChatTemplate.from_folder(tmp_path, {"chat_template": 5})
+
+
+def random_program(rng: random.Random, depth: int = 0) -> str:
+    """A template that grows texts `t` and lists `l` in loops, by whatever grows them."""
+    kinds = ["text", "list", "text", "list", "out", "for", "block", "macro"]
+    kind = rng.choice(kinds if depth < 3 else kinds[:5])
+    if kind == "out":
+        return f"{{{{ {rng.choice([random_text, random_list])(rng, 0)} }}}}"
+    if kind == "text":
+        return f"{{% set n.t = {random_text(rng, 0)} %}}"
+    if kind == "list":
+        return f"{{% set n.l = {random_list(rng, 0)} %}}"
+    body = "".join(random_program(rng, depth + 1) for _ in range(rng.randint(1, 3)))
+    if kind == "for":
+        return f"{{% for i in range({rng.choice([3, 50, 60000])}) %}}{body}{{% endfor %}}"
+    if kind == "block":
+        return f"{{% set x %}}{body}{{% endset %}}{{% set n.t = x %}}"
+    call = f"{{{{ f{depth}() }}}}" * rng.randint(1, 2)
+    return f"{{% macro f{depth}() %}}{body}{rng.choice(['', call])}{{% endmacro %}}{call}"
+
+
+def random_text(rng: random.Random, depth: int) -> str:
+    if depth > 2:
+        return rng.choice(["n.t", "'xy'"])
+    t, u, i = random_text(rng, depth + 1), random_text(rng, depth + 1), random_list(rng, depth + 1)
+    return rng.choice(
+        [
+            f"({t} + {u})",
+            f"({t} ~ {u})",
+            f"({t} * {rng.choice([3, 1000])})",
+            f"('%s%s' % ({t}, {i}))",
+            f"({i} | {rng.choice(['tojson', 'string', 'join'])})",
+            f"({t} | replace('x', {u}))",
+            f"({t} | {rng.choice(['e', 'upper', 'title', 'indent'])})",
+            f"({i} | map('string') | join({t}))",
+            f"{t}.join({i} | map('string'))",
+            f"{t}[1:]",
+            f"(({i} == {i}) ~ ({t} in {u}))",
+        ]
+    )
+
+
+def random_list(rng: random.Random, depth: int) -> str:
+    if depth > 2:
+        return rng.choice(["n.l", "['p', 'q']"])
+    t, i, j = random_text(rng, depth + 1), random_list(rng, depth + 1), random_list(rng, depth + 1)
+    return rng.choice(
+        [
+            f"({i} + {j})",
+            f"({i} * {rng.choice([2, 1000])})",
+            f"[{i}, {j}]",
+            f"[{t}, {t}]",
+            f"[dict(a={i}, b={j})]",
+            f"{t}.split('x')",
+            f"({t} | list)",
+            f"({i} | {rng.choice(['list', 'reverse'])} | list)",
+            f"{i}[::-1]",
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_programs_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetok.text.budget.MAX_SECONDS", 0.05)
+    rng = random.Random(seed)
+    start = "{% set n = namespace(t='ax', l=[1, 'x']) %}"
+    source = start + "".join(random_program(rng) for _ in range(6))
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.process_time()
+    with contextlib.suppress(TemplateError):
+        render(source)
+    assert time.process_time() - begin < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 300 << 10

@@ -120,7 +120,7 @@ def search_scales(
     mean_magnitude: Tensor,
     round_weight: Callable[[Tensor], Tensor],
     *,
-    share: Callable[[Tensor], Tensor] = lambda magnitude: magnitude,
+    share: Callable[[Tensor], Tensor] | None = None,
     alphas: Sequence[float] = ALPHAS,
 ) -> ScaleChoice:
     """Choose alpha by the error of the outputs of all layers that take the same input.
@@ -133,7 +133,7 @@ def search_scales(
         share: makes magnitudes [K] equal where inputs must share a scale.
         alphas: to be tried; 0 leaves all as it is.
     """
-    magnitude = share(mean_magnitude)
+    magnitude = share(mean_magnitude) if share else mean_magnitude
     best: ScaleChoice | None = None
     identity_loss = output_loss(weights, sample, torch.ones_like(magnitude), round_weight)
     for alpha in alphas:

@@ -297,5 +297,7 @@ def _to_torch(values: npt.NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(values).clone()
 
 
-def _batches(hidden: Tensor) -> tuple[Tensor, ...]:
-    return hidden.split(max(1, _BATCH_TOKENS // hidden.shape[1]))
+def _batches(hidden: Tensor) -> Iterator[Tensor]:
+    step = max(1, _BATCH_TOKENS // hidden.shape[1])
+    for first in range(0, len(hidden), step):
+        yield hidden[first : first + step]

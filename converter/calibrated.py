@@ -154,15 +154,27 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
         for name in stage:
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
-            grid = (form.bits, form.group_size)
-            how = {"symmetric": not form.zeros, "threads": job.threads}
             if not form.quantised:
                 written = _write_plain(job, layer + name, weight, form)
-            elif job.options.method == "awq":
-                found = quantise_clipped(weight, products.total(), *grid, **how)
-                written = _write_quantised(job, layer + name, found, form)
             else:
-                found = gptq.quantise(weight, inverse, *grid, **how)
+                if job.options.method == "awq":
+                    found = quantise_clipped(
+                        weight,
+                        products.total(),
+                        form.bits,
+                        form.group_size,
+                        symmetric=not form.zeros,
+                        threads=job.threads,
+                    )
+                else:
+                    found = gptq.quantise(
+                        weight,
+                        inverse,
+                        form.bits,
+                        form.group_size,
+                        symmetric=not form.zeros,
+                        threads=job.threads,
+                    )
                 written = _write_quantised(job, layer + name, found, form)
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))

@@ -71,7 +71,7 @@ def fold_block(
             samples[stage[0]].inputs(),
             magnitudes[stage[0]].mean(),
             awq.rounder(form.bits, form.group_size, not form.zeros, threads),
-            **({"share": share} if stage[0] == "o_proj" else {}),
+            share=share if stage[0] == "o_proj" else None,
         )
         if choice.alpha:
             apply_scales(block, stage, choice.scales, spec)

@@ -85,7 +85,10 @@ def order_inputs(diagonal: Tensor, group_size: int, order: Order) -> tuple[Tenso
         order: "group_aware": falling by diagonal within a group, groups falling by their mean;
             "plain": as they stand.
     """
-    groups = torch.arange(len(diagonal)).split(group_size)
+    K = len(diagonal)
+    groups = tuple(
+        torch.arange(first, min(first + group_size, K)) for first in range(0, K, group_size)
+    )
     if order == "plain":
         return groups
     inside = [group[diagonal[group].argsort(descending=True, stable=True)] for group in groups]

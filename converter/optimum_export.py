@@ -86,7 +86,8 @@ def convert_unknown_family(
         layers, kept, parameters, weight_bytes = quantise_graph(model, options, vocab_size)
         _save(model, workspace.artefact)
         progress.advance()
-        agreement, reason = None, "the checkpoint has no tokenizer"
+        agreement: Agreement | None = None
+        reason: str | None = "the checkpoint has no tokenizer"
         if options.reference_tokens == 0:
             reason = "not asked for"
         elif (workspace.artefact / TOKENIZER_FILE).exists():

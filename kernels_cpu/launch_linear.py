@@ -12,6 +12,7 @@ keeps its memory alive as long as the instruction is used.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,6 +216,19 @@ class Activations:
 
 # Inputs that share an activation scale, where the weights' groups are not smaller.
 ACTIVATION_BLOCK = 128
+
+
+def modules_for(bits: Iterable[int], exact: bool = False) -> tuple[str, ...]:
+    """Kernel modules that linear layers and embeddings of these widths need, for `loader.load`.
+
+    Args:
+        bits: widths that occur: 2, 3, 4, 8, 16, 32.
+        exact: also the products of quantised weights with float32 activations.
+    """
+    names = {"quantise", "embed"}
+    for width in bits:
+        names.add("matmul_float" if width in (16, 32) else f"matmul_q{width}")
+    return tuple(sorted(names | ({"matmul_exact"} if exact else set())))
 
 
 def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,228 @@
+"""Checks of the SIMD operations, run in a process of its own for one instruction set.
+
+    python simd_checks.py avx2
+
+Numba targets that instruction set and this process runs the code, so it must be one of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from edgetok.kernels_cpu import build_target
+from edgetok.kernels_cpu.isa import ISAS
+
+ISA = ISAS[sys.argv[1]]
+os.environ["NUMBA_CPU_NAME"] = ISA.cpu or "generic"
+os.environ["NUMBA_CPU_FEATURES"] = ISA.features
+build_target.select(ISA.name)
+
+import numpy as np  # noqa: E402
+from numba import njit  # noqa: E402
+
+from edgetok.kernels_cpu import linear_simd as linear  # noqa: E402
+from edgetok.kernels_cpu import matmul_steps as steps  # noqa: E402
+from edgetok.kernels_cpu import simd  # noqa: E402
+from edgetok.kernels_cpu.matmul_tile_steps import transpose_words  # noqa: E402
+
+VB, LANES = simd.VB, simd.LANES
+RNG = np.random.default_rng(0)
+
+
+def address(array):
+    return array.ctypes.data
+
+
+def halves_widen():
+    """Every float16 there is."""
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    load, scalar = simd.load_f16, simd.read_f16
+
+    @njit
+    def run(source, out, one, count):
+        for i in range(0, count, LANES):
+            simd.store_f32(out + 4 * i, load(source + 2 * i))
+            for k in range(LANES):
+                simd.write_f32(one + 4 * (i + k), scalar(source + 2 * (i + k)))
+
+    out, one = np.empty(65536, np.float32), np.empty(65536, np.float32)
+    run(address(every), address(out), address(one), 65536)
+    truth = every.astype(np.float32)
+    np.testing.assert_array_equal(out, truth)
+    np.testing.assert_array_equal(one, truth)
+    finite = ~np.isnan(truth)
+    np.testing.assert_array_equal(out.view(np.uint32)[finite], truth.view(np.uint32)[finite])
+
+
+def floats_narrow():
+    """Every float16, what lies between two of them, and what is beyond them all."""
+    every = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float32)
+    every[-1] = 65536
+    between = (every[:-1] + every[1:]) / 2
+    near = [np.nextafter(between, np.float32(s)) for s in (0, np.inf)]
+    x = np.concatenate([every, between, *near, [65519.9, 65520, 1e30, np.inf, 1e-10, np.nan]])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    x = np.pad(x, (0, -len(x) % LANES))
+
+    @njit
+    def run(source, out, one, count):
+        for i in range(0, count, LANES):
+            simd.store_f16(out + 2 * i, simd.load_f32(source + 4 * i))
+            for k in range(LANES):
+                simd.write_f16(one + 2 * (i + k), simd.read_f32(source + 4 * (i + k)))
+
+    out, one = np.empty(len(x), np.float16), np.empty(len(x), np.float16)
+    run(address(x), address(out), address(one), len(x))
+    with np.errstate(over="ignore"):
+        truth = x.astype(np.float16)
+    np.testing.assert_array_equal(out, truth)
+    np.testing.assert_array_equal(one, truth)
+
+
+def dot_products():
+    """Random bytes, and the ones that overflow 16 bits first."""
+    corners_u = np.repeat(np.array([0, 1, 127, 128, 254, 255], np.uint8), 6)
+    corners_s = np.tile(np.array([-128, -127, -1, 0, 1, 127], np.int8), 6)
+
+    @njit
+    def run(u, s, acc, out, small):
+        a = simd.load_i32(acc)
+        if small:
+            v = simd.dot_u7s8(a, simd.load_u8(u), simd.load_u8(s))
+        else:
+            v = simd.dot_u8s8(a, simd.load_u8(u), simd.load_u8(s))
+        simd.store_i32(out, v)
+
+    for small in (False, True):
+        for case in range(len(corners_u) + 50):
+            if case < len(corners_u):
+                u = np.full(VB, corners_u[case], np.uint8)
+                s = np.full(VB, corners_s[case], np.int8)
+            else:
+                u = RNG.integers(0, 256, VB).astype(np.uint8)
+                s = RNG.integers(-128, 128, VB).astype(np.int8)
+            if small:
+                u = u & 127
+            acc = RNG.integers(-(2**30), 2**30, LANES).astype(np.int32)
+            out = np.empty(LANES, np.int32)
+            run(address(u), address(s), address(acc), address(out), small)
+            products = u.astype(np.int32) * s.astype(np.int32)
+            np.testing.assert_array_equal(out, acc + products.reshape(LANES, 4).sum(1))
+
+
+def bit_fields():
+    packed = RNG.integers(0, 256, VB).astype(np.uint8)
+    out = np.empty(VB, np.uint8)
+    for bits, fields in simd.FIELD.items():
+        for i, field in enumerate(fields):
+
+            @njit
+            def run(source, out, field=field):
+                simd.store_u8(out, field(simd.load_u8(source)))
+
+            run(address(packed), address(out))
+            np.testing.assert_array_equal(out, packed >> (bits * i) & ((1 << bits) - 1))
+
+
+def high_bits():
+    high = RNG.integers(0, 256, VB // 2).astype(np.uint8)
+    bits = (high[:, None] >> np.arange(8, dtype=np.uint8)) & 1
+    codes = bits.reshape(VB, 4) * 4
+    for i, bit in enumerate(linear.HIGH_BIT):
+        for count in (VB // 2, VB // 4, 0):
+
+            @njit
+            def run(source, count, out, whole, bit=bit):
+                v = linear.load_high(source) if whole else linear.load_high_first(source, count)
+                simd.store_u8(out, bit(v))
+
+            out = np.empty(VB, np.uint8)
+            run(address(high), count, address(out), count == VB // 2)
+            np.testing.assert_array_equal(out[: 2 * count], codes[: 2 * count, i])
+            assert not out[2 * count :].any()
+
+
+def orders():
+    x, y = np.arange(VB, dtype=np.uint8), np.arange(100, 100 + VB).astype(np.uint8)
+    both = np.concatenate([x, y])
+
+    @njit
+    def run(x, y, even, odd, two, four):
+        a, b = simd.load_u8(x), simd.load_u8(y)
+        simd.store_u8(even, linear.even_bytes(a, b))
+        simd.store_u8(odd, linear.odd_bytes(a, b))
+        simd.store_u8(two, by_plane_2(a))
+        simd.store_u8(four, by_plane_4(a))
+
+    by_plane_2, by_plane_4 = linear.BY_PLANE[2], linear.BY_PLANE[4]
+    even, odd, two, four = (np.empty(VB, np.uint8) for _ in range(4))
+    run(*map(address, (x, y, even, odd, two, four)))
+    np.testing.assert_array_equal(even, both[::2])
+    np.testing.assert_array_equal(odd, both[1::2])
+    np.testing.assert_array_equal(two, x.reshape(-1, 4, 2).transpose(0, 2, 1).reshape(-1))
+    np.testing.assert_array_equal(four, x.reshape(-1, 4, 4).transpose(0, 2, 1).reshape(-1))
+
+
+def transposes():
+    words = RNG.integers(0, 2**31, (LANES, LANES)).astype(np.int32)
+    out = np.empty((LANES, LANES), np.int32)
+
+    @njit
+    def run(source, stride, last, nbytes, out):
+        transpose_words(source, stride, last, nbytes, out)
+
+    run(address(words), VB, LANES - 1, VB, address(out))
+    np.testing.assert_array_equal(out, words.T)
+    run(address(words), VB, 1, VB // 2, address(out))
+    expected = words[np.minimum(np.arange(LANES), 1)].T.copy()
+    expected[LANES // 2 :] = 0
+    np.testing.assert_array_equal(out, expected)
+
+
+def lane_sums():
+    v = RNG.standard_normal((LANES, LANES)).astype(np.float32)
+    out, alone = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+
+    @njit
+    def run(source, out, alone):
+        simd.store_f32(out, steps.sum_vectors(source))
+        for i in range(LANES):
+            simd.write_f32(alone + 4 * i, simd.sum_lanes(simd.load_f32(source + i * VB)))
+
+    run(address(v), address(out), address(alone))
+    np.testing.assert_array_equal(out, alone)
+    np.testing.assert_allclose(out, v.astype(np.float64).sum(1), rtol=1e-5, atol=1e-6)
+
+
+def rounding():
+    x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, -127, 4194303, 0.49999997], np.float32)
+    x = np.resize(x, LANES * 9)
+    out = np.empty(len(x), np.int32)
+
+    @njit
+    def run(source, out, count):
+        for i in range(0, count, LANES):
+            simd.store_i32(out + 4 * i, simd.round_i32(simd.load_f32(source + 4 * i)))
+
+    run(address(x), address(out), len(x))
+    np.testing.assert_array_equal(out, np.rint(x).astype(np.int32))
+
+
+CHECKS = (
+    halves_widen,
+    floats_narrow,
+    dot_products,
+    bit_fields,
+    high_bits,
+    orders,
+    transposes,
+    lane_sums,
+    rounding,
+)
+
+if __name__ == "__main__":
+    assert ISA.vector_bytes == VB, "built for another instruction set"
+    for check in CHECKS:
+        check()
+        print(check.__name__)

@@ -21,19 +21,20 @@ Table = npt.NDArray[np.int64]
 # Slots of the table that `run_program` gets as its `instr`.
 PROGRAM_FIRST = 2  # address of the first instruction
 PROGRAM_COUNT = 3  # how many there are
-PROGRAM_BARRIER = 4  # address of the team's arrival counter (int64, alone in its cache line)
+PROGRAM_BARRIER = 4  # address of the team's arrival counter, see LINE
 PROGRAM_ARRIVALS = 5  # address of int64 [threads * LINE]: arrivals that each thread waited for
 PROGRAM_TICKS = 6  # address of int64 [count], thread 0's ticks by instruction, added up; or 0
 
 # Slots of the table that `team_lead` and `team_work` get as their `instr`.
 TEAM_PROGRAM = 2  # address of the program's table, set by the leader before each step
 TEAM_CTX = 3  # address of the step's ctx, likewise
-TEAM_STEP = 4  # address of the number of the step (int64, alone in its cache line)
+TEAM_STEP = 4  # address of the number of the step, see LINE
 TEAM_DONE = 5  # address of the count of finished shares
-TEAM_SLEEPERS = 6  # address of the count of threads that sleep
-TEAM_CLOSED = 7  # not 0: leave
+TEAM_CLOSED = 6  # not 0: leave
 
-LINE = 16  # int64 from one thread's counter to the next: two cache lines, as they are fetched
+# A counter is an int64, and the one after it how many threads sleep until it changes. Counters are
+# so many int64 apart: two cache lines, as they are fetched.
+LINE = 16
 
 
 def instruction(address: int, *arguments: int, wait: bool = False) -> Instruction:

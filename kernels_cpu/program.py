@@ -2,8 +2,8 @@
 
 The leader calls `team_lead` for each step, every other thread of the team stays in `team_work`.
 Instructions that say so are followed by a barrier: an arrival counter that only grows, so that no
-thread can miss a phase. A waiting thread spins for a moment and then yields its core, because the
-machine may be busy with something else; between steps it finally sleeps in the kernel (futex).
+thread can miss a phase. A waiting thread spins for a moment and then sleeps in the operating system
+(futex), because the machine may be busy with something else.
 
 Tables: `launch_program.py`.
 """
@@ -24,7 +24,6 @@ from edgetok.kernels_cpu.launch_program import (
     TEAM_CTX,
     TEAM_DONE,
     TEAM_PROGRAM,
-    TEAM_SLEEPERS,
     TEAM_STEP,
 )
 from edgetok.kernels_cpu.simd import (
@@ -42,20 +41,39 @@ from edgetok.kernels_cpu.simd import (
 )
 
 # About 40 us of pauses: longer than any phase's imbalance when undisturbed.
-SPINS_BEFORE_YIELD = 4000
-# Then about 1 ms of yields before a worker sleeps: longer than sampling a token takes.
-YIELDS_BEFORE_SLEEP = 2000
+SPINS_BEFORE_SLEEP = 4000
+# Between steps a worker yields for about 1 ms before it sleeps: longer than sampling a token takes.
+YIELDS_BETWEEN_STEPS = 2000
+
+
+@njit(error_model="numpy", forceinline=True)
+def arrive(counter: int, target: int) -> None:
+    """Count one arrival; whoever reaches `target` wakes those who sleep."""
+    if atomic_add(counter, 1) + 1 >= target and atomic_load(counter + 8) > 0:
+        wake_sleepers(counter)
 
 
 @njit(error_model="numpy")
 def wait_for(counter: int, target: int) -> None:
-    """Wait until the counter has reached `target`."""
+    """Wait until the counter has reached `target`; the int64 after it counts sleepers.
+
+    On a busy machine the thread that is waited for may have no core. Sleeping leaves it this one,
+    and a thread that has slept gets a core before those that compute all the time; one that spins
+    or yields waits its turn among them at every barrier.
+    """
     spins = 0
-    while atomic_load(counter) < target:
-        pause()
+    seen = atomic_load(counter)
+    while seen < target:
         spins += 1
-        if spins > SPINS_BEFORE_YIELD:
-            sched_yield()
+        if spins <= SPINS_BEFORE_SLEEP:
+            pause()
+        else:
+            # Sleepers are counted before the system compares the counter, arrivals before the last
+            # one looks for sleepers: one of the two sees the other.
+            atomic_add(counter + 8, 1)
+            sleep_while_equal(counter, seen)
+            atomic_add(counter + 8, -1)
+        seen = atomic_load(counter)
 
 
 @njit(error_model="numpy")
@@ -71,7 +89,7 @@ def _run(instr: int, ctx: int, tid: int, threads: int) -> None:
         call_kernel(read_i64(address), address, ctx, tid, threads)
         if threads > 1 and read_i64(address + 8) != 0:
             arrivals += threads
-            atomic_add(counter, 1)
+            arrive(counter, arrivals)
             wait_for(counter, arrivals)
         if profile != 0 and tid == 0:
             now = ticks()
@@ -92,9 +110,8 @@ def run_program(instr: int, ctx: int, tid: int, threads: int) -> None:
 def team_lead(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Run one step with the team: post it, wake who sleeps, do share 0, wait for the others."""
     step = read_i64(instr + 8 * TEAM_STEP)
-    sleepers = read_i64(instr + 8 * TEAM_SLEEPERS)
     number = atomic_add(step, 1) + 1
-    if atomic_load(sleepers) > 0:
+    if atomic_load(step + 8) > 0:
         wake_sleepers(step)
     program = read_i64(instr + 8 * TEAM_PROGRAM)
     _run(program, ctx, 0, threads)
@@ -106,27 +123,19 @@ def team_work(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Do share `tid` of every step until the team is closed. `ctx` is the last step seen."""
     step = read_i64(instr + 8 * TEAM_STEP)
     done = read_i64(instr + 8 * TEAM_DONE)
-    sleepers = read_i64(instr + 8 * TEAM_SLEEPERS)
     seen = ctx
     while True:
-        spins = 0
-        while atomic_load(step) == seen:
-            pause()
-            spins += 1
-            if spins > SPINS_BEFORE_YIELD + YIELDS_BEFORE_SLEEP:
-                # The leader adds to `step` before it looks for sleepers, and the kernel compares
-                # `step` after this thread has been counted: one of the two sees the other.
-                atomic_add(sleepers, 1)
-                sleep_while_equal(step, seen)
-                atomic_add(sleepers, -1)
-            elif spins > SPINS_BEFORE_YIELD:
-                sched_yield()
+        yields = 0
+        while atomic_load(step) == seen and yields < YIELDS_BETWEEN_STEPS:
+            sched_yield()
+            yields += 1
+        wait_for(step, seen + 1)
         if atomic_load(instr + 8 * TEAM_CLOSED) != 0:
             return
         seen += 1
         program = read_i64(instr + 8 * TEAM_PROGRAM)
         _run(program, read_i64(instr + 8 * TEAM_CTX), tid, threads)
-        atomic_add(done, 1)
+        arrive(done, seen * (threads - 1))
 
 
 @kernel

@@ -28,7 +28,6 @@ from edgetok.kernels_cpu.launch_program import (
     TEAM_CTX,
     TEAM_DONE,
     TEAM_PROGRAM,
-    TEAM_SLEEPERS,
     TEAM_STEP,
     Instruction,
     Table,
@@ -65,15 +64,14 @@ class _Workers:
         self.kernels = kernels
         self.pid = os.getpid()
         self.threads: list[threading.Thread] = []
-        # Counters a line apart: step, done, sleepers, barrier, then arrivals of each thread.
-        self.counters = aligned_bytes(8 * LINE * (4 + threads)).view(np.int64)
+        # Counters a line apart: step, done, barrier, then arrivals of each thread.
+        self.counters = aligned_bytes(8 * LINE * (3 + threads)).view(np.int64)
         step = self.counters.ctypes.data
-        self.barrier = step + 8 * LINE * 3
-        self.arrivals = step + 8 * LINE * 4
+        self.barrier = step + 8 * LINE * 2
+        self.arrivals = step + 8 * LINE * 3
         self.header = aligned_bytes(8 * INSTR_SLOTS).view(np.int64)
         self.header[TEAM_STEP] = step
         self.header[TEAM_DONE] = step + 8 * LINE
-        self.header[TEAM_SLEEPERS] = step + 8 * LINE * 2
         self.address: int = self.header.ctypes.data
 
     def start(self, threads: int) -> None:

@@ -100,9 +100,7 @@ def load(
     from llvmlite import binding
 
     folder = _private(cache_dir)
-    paths = {
-        module: folder / f"{module}-{isa.name}-{_key(isa.name, module)}.o" for module in modules
-    }
+    paths = {module: object_path(isa.name, module, folder) for module in modules}
     objects = {module: _read(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
     if missing:
@@ -118,6 +116,11 @@ def load(
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return Kernels(isa, engine)
+
+
+def object_path(isa_name: str, module: str, folder: Path) -> Path:
+    """Where the cache keeps a module's object."""
+    return folder / f"{module}-{isa_name}-{_key(isa_name, module)}.o"
 
 
 @functools.cache

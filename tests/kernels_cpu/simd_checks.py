@@ -2,7 +2,7 @@
 
     python simd_checks.py avx2
 
-Numba targets that instruction set and this process runs the code, so it must be one of this machine.
+Numba targets that instruction set and this process runs the code, so the machine must have it.
 """
 
 from __future__ import annotations

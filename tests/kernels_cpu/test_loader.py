@@ -1,0 +1,128 @@
+"""The cache of compiled kernels: private, keyed by what they depend on, mended when damaged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from edgetok.errors import EdgetokError, OptionError, OutputError
+from edgetok.kernels_cpu import isa, loader
+from edgetok.kernels_cpu.bandwidth import read_bandwidth
+
+MODULES = ("bandwidth_kernels",)  # small, so that it compiles quickly
+ISA = isa.choose()
+
+
+def test_key_covers_what_a_module_imports(monkeypatch):
+    def keys():
+        loader._key.cache_clear()
+        return {m: loader._key(ISA.name, m) for m in ("quantise", "embed", "norm")}
+
+    before = keys()
+    assert before == keys()
+    assert loader._key("portable", "embed") != before["embed"]
+    source = loader._source
+    for changed, affected in (
+        ("simd", {"quantise", "embed", "norm"}),
+        ("build", {"quantise", "embed", "norm"}),
+        ("isa", {"quantise", "embed", "norm"}),
+        ("linear_layout", {"quantise", "embed"}),
+        ("quantise", {"quantise"}),
+        ("reference", set()),
+    ):
+        monkeypatch.setattr(
+            loader, "_source", lambda name, c=changed: source(name) + b" " * (name == c)
+        )
+        after = keys()
+        assert {m for m in before if before[m] != after[m]} == affected, changed
+    monkeypatch.undo()
+    loader._key.cache_clear()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks for POSIX permissions")
+def test_directory_must_be_private(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(OutputError, match=r"others own or may write .* EDGETOK_CACHE_DIR"):
+        loader.load(ISA, shared, modules=MODULES)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OutputError, match="file"):
+        loader.load(ISA, file, modules=MODULES)
+    link = tmp_path / "link"
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    link.symlink_to(mine)
+    with pytest.raises(OutputError, match="expected a directory"):
+        loader.load(ISA, link, modules=MODULES)
+    monkeypatch.setattr(os, "getuid", lambda: mine.stat().st_uid + 1)
+    with pytest.raises(OutputError, match="others own"):
+        loader.load(ISA, mine, modules=MODULES)
+    with pytest.raises(OutputError, match="cannot hold compiled kernels"):
+        loader.load(ISA, file / "below", modules=MODULES)
+
+
+def test_compiles_once_and_mends_damage(tmp_path):
+    seen = []
+    folder = tmp_path / "cache"
+    loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
+    assert seen == [(0, 1), (1, 1)]
+    (path,) = folder.iterdir()
+    assert path == loader.object_path(ISA.name, MODULES[0], folder)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1], whole[:200] + b"\1" + whole[201:]):
+        path.write_bytes(damaged)
+        assert loader._read(path) is None
+    seen.clear()
+    kernels = loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
+    assert seen == [(0, 1), (1, 1)]
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    seen.clear()
+    loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
+    assert not seen
+    assert kernels.address("read_all") > 0
+    with pytest.raises(EdgetokError, match="no compiled kernel is called 'nothing'"):
+        kernels.address("nothing")
+
+
+def test_several_at_once(tmp_path):
+    results = []
+
+    def work():
+        kernels = loader.load(ISA, tmp_path / "cache", modules=MODULES)
+        results.append(read_bandwidth(kernels, 1, megabytes=1))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert min(results) > 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_failure_names_the_module(tmp_path):
+    with pytest.raises(EdgetokError, match=r"compiling kernels \(no_such_module, .*No module"):
+        loader.load(ISA, tmp_path / "cache", modules=("no_such_module",))
+
+
+def test_warm_start_imports_no_numba(kernels, kernel_cache):
+    program = (
+        "import sys; from pathlib import Path; from edgetok.kernels_cpu import isa, loader;"
+        f"loader.load(isa.choose(), Path({str(kernel_cache)!r}), modules={MODULES!r});"
+        "sys.exit('numba' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == 0
+
+
+def test_read_bandwidth(each_kernels):
+    assert 0.1 < read_bandwidth(each_kernels, 2, megabytes=4) < 10_000
+    with pytest.raises(OptionError):
+        read_bandwidth(each_kernels, 0)

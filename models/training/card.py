@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import matplotlib as mpl
+from safetensors import safe_open
 
 from edgetok.evaluation.recall import DISTANCES, TASKS
 
@@ -106,6 +108,12 @@ def plot_curve(log: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def parameters(folder: Path) -> int:
+    """How many numbers the weights are; tied ones are stored once."""
+    with safe_open(folder / "model.safetensors", "np") as file:
+        return sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
+
+
 def main() -> None:
     """Write README.md, recall.png and curve.png into the folder."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -117,6 +125,7 @@ def main() -> None:
     log = read_log(args.log)
     table = result["recall"]["table"]
     values = {
+        "parameters": f"{parameters(args.folder) / 1e6:.1f} M",
         "recall": recall_table(table),
         "losses": loss_table(result["validation"]),
         "samples": transcripts(result["samples"]),

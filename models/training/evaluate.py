@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import corpus
@@ -51,7 +53,6 @@ class Subject:
     def __init__(self, folder: Path) -> None:
         self.tok = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.cases_seen = 0
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -77,22 +78,38 @@ class Subject:
         return float(each[keep].sum()), int(keep.sum())
 
 
-def recall(subject: Subject, cases: int, seed: int) -> dict:
-    """Accuracy by task and distance, and by task for seen and unseen wordings."""
-    table: dict[str, dict[str, list[int]]] = {t: {} for t in TASKS}
+def recall_task(folder: Path, task: str, cases: int, seed: int) -> tuple[dict, list]:
+    """One task: right answers and cases by distance and by wording, and what went wrong."""
+    torch.set_num_threads(1)
+    subject = Subject(folder)
+    row: dict[str, list[int]] = {}
     misses = []
-    for case in recall_cases(count=cases, seed=seed, count_tokens=subject.count):
+    for case in recall_cases([task], count=cases, seed=seed, count_tokens=subject.count):
         said = subject.answer([dict(m) for m in case.messages])
         right = score(said, case)
         wording = "unseen wording" if case.unseen_wording else "seen wording"
         for column in (str(case.distance), wording):
-            cell = table[case.task].setdefault(column, [0, 0])
+            cell = row.setdefault(column, [0, 0])
             cell[0] += right
             cell[1] += 1
-        if not right and len(misses) < 400:
+        if not right:
             ask = case.messages[-1]["content"][-80:]
-            misses.append([case.task, case.distance, ask, case.expected, said])
-    return {"cases": cases, "seed": seed, "table": table, "misses": misses}
+            misses.append([task, case.distance, ask, case.expected, said])
+    return row, misses
+
+
+def recall(folder: Path, cases: int, seed: int, workers: int) -> dict:
+    """Accuracy by task and distance, and by task for seen and unseen wordings."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        results = [pool.submit(recall_task, folder, task, cases, seed) for task in TASKS]
+        rows = [r.result() for r in results]
+    return {
+        "cases": cases,
+        "seed": seed,
+        "table": {task: row for task, (row, _) in zip(TASKS, rows, strict=True)},
+        "misses": [miss for _, misses in rows for miss in misses],
+    }
 
 
 def validation(subject: Subject) -> dict[str, dict[str, float]]:
@@ -155,14 +172,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cases", type=int, default=40, help="per task and distance")
     parser.add_argument("--seed", type=int, default=2024)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes for recall")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     subject = Subject(args.folder)
     result = {
         "samples": samples(subject),
         "validation": validation(subject),
-        "recall": recall(subject, args.cases, args.seed),
+        "recall": recall(args.folder, args.cases, args.seed, args.workers),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -96,6 +96,7 @@ def write(tok: Tokenizer, folder: Path) -> None:
         "additional_special_tokens": [IM_START],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
+        "model_input_names": ["input_ids", "attention_mask"],
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": TEMPLATE,
     }

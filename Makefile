@@ -22,14 +22,15 @@ endif
 
 chat: $(ARTEFACT)/manifest.json
 ifdef PROMPT
-	@$(BIN)/edgetok chat $(ARTEFACT) --prompt "$$PROMPT"
+	@$(BIN)/edgetok chat $(ARTEFACT) --prompt "$$PROMPT_TEXT"
 else
 	@$(BIN)/edgetok chat $(ARTEFACT)
 endif
 
 ifdef PROMPT
-# Through the environment, so that quotes and dollars in it mean nothing to the shell.
-export PROMPT
+# Through the environment, so that quotes and dollars in it mean nothing to make or the shell.
+PROMPT_TEXT := $(value PROMPT)
+export PROMPT_TEXT
 endif
 
 # The manifest is written last, so an interrupted conversion is not taken for a finished one.

@@ -216,12 +216,12 @@ BOMBS = [
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:40])
 def test_bombs_are_refused(source: str) -> None:
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(TemplateError, match="chat template"):
         render(source)
-    seconds = time.monotonic() - begin
+    seconds = time.thread_time() - begin
     after_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert seconds < 2 * 2  # on an idle machine half; see the next test
+    assert seconds < 2
     assert after_kb - before_kb < 300 << 10
 
 
@@ -236,12 +236,13 @@ def test_bombs_end_in_time_beside_other_work(source: str) -> None:
 
     thread = threading.Thread(target=others)
     thread.start()
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(TemplateError):
         render(source)
-    seconds = time.monotonic() - begin
+    seconds = time.thread_time() - begin
     stop.set()
     thread.join()
+    # two seconds by the clock of this thread; a busy machine's own clock may be slower
     assert seconds < 2
     assert set(rendered) == {"hi  there"}
 
@@ -251,11 +252,11 @@ def test_bombs_end_in_time_beside_other_work(source: str) -> None:
 )
 def test_hostile_text_compiles_or_not_in_time(piece: str) -> None:
     source = piece * ((64 << 10) // len(piece))
-    begin = time.monotonic()
+    begin = time.thread_time()
     for text in (source, "{{ " + source[3:]):
         with contextlib.suppress(TemplateError):
             render(text)
-    assert time.monotonic() - begin < 4
+    assert time.thread_time() - begin < 3
 
 
 def test_raise_exception_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -50,21 +51,23 @@ def read_bandwidth(kernels: Kernels, threads: int, megabytes: int = 512) -> floa
 class Team:
     """Runs functions on several threads at once and says how long they took together.
 
-    The threads stay, as a new one would begin on a core that is busy.
+    Each thread stays on a core of its own where the system lets it: a pass takes milliseconds, and
+    two threads that begin on one core may well end there.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._gate = threading.Barrier(threads)
+        self._gate = threading.Barrier(threads + 1)
         self._times: list[tuple[float, float]] = [(0.0, 0.0)] * threads
         self._work: Callable[[int], None] | None = None
-        for tid in range(1, threads):
+        for tid in range(threads):
             threading.Thread(target=self._serve, args=(tid,), daemon=True).start()
 
     def seconds(self, work: Callable[[int], None]) -> float:
         """Seconds from the first thread's beginning to the last one's end of `work(tid)`."""
         self._work = work
-        self._run(0)
+        self._gate.wait()
+        self._gate.wait()
         return max(end for _, end in self._times) - min(begin for begin, _ in self._times)
 
     def close(self) -> None:
@@ -73,15 +76,14 @@ class Team:
         self._gate.wait()
 
     def _serve(self, tid: int) -> None:
-        while self._run(tid):
-            pass
-
-    def _run(self, tid: int) -> bool:
-        self._gate.wait()
-        if self._work is None:
-            return False
-        begin = time.perf_counter()
-        self._work(tid)
-        self._times[tid] = begin, time.perf_counter()
-        self._gate.wait()
-        return True
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[tid % len(cores)]})  # of this thread alone
+        while True:
+            self._gate.wait()
+            if self._work is None:
+                return
+            begin = time.perf_counter()
+            self._work(tid)
+            self._times[tid] = begin, time.perf_counter()
+            self._gate.wait()

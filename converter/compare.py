@@ -143,8 +143,13 @@ def _logits(states: Tensor, rows: Tensor, spec: DecoderSpec) -> Tensor:
 
 
 def _same_rows(left: Iterator[Floats], right: Iterator[Floats]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of two matrices cut alike."""
-    for a, b in zip(left, right, strict=True):
-        for first in range(0, len(a), _HEAD_ROWS):
-            rows = slice(first, first + _HEAD_ROWS)
-            yield torch.from_numpy(a[rows]), torch.from_numpy(b[rows])
+    """Rows of two matrices, as many of each, however the two are cut."""
+    a = b = np.empty((0, 0), np.float32)
+    while True:
+        a = next(left, a) if not len(a) else a
+        b = next(right, b) if not len(b) else b
+        count = min(len(a), len(b), _HEAD_ROWS)
+        if not count:
+            return
+        yield torch.from_numpy(a[:count]), torch.from_numpy(b[:count])
+        a, b = a[count:], b[count:]

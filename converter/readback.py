@@ -17,7 +17,7 @@ from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]
 
-_PIECE_WEIGHTS = 16 << 20
+_PIECE_WEIGHTS = 1 << 20  # small enough for caches
 
 
 class WrittenWeights:
@@ -36,7 +36,12 @@ class WrittenWeights:
         """One canonical tensor, such as `layers.0.q_proj.weight`."""
         module, _, suffix = name.rpartition(".")
         if suffix == "weight" and (module in self._formats or module == "embed_tokens"):
-            return np.concatenate(list(self.pieces(name)))
+            shape = self._shapes["lm_head" if module not in self._shapes else module]
+            weight, first = np.empty((shape.N, shape.K), np.float32), 0
+            for piece in self.pieces(name):
+                weight[first : first + len(piece)] = piece
+                first += len(piece)
+            return weight
         slot = self._layout.tensors[name]
         return self._read(name, 0, slot.shape[0]).astype(np.float32)
 

@@ -41,12 +41,31 @@ class Quantised:
 
     def dequantise(self) -> Floats:
         """The weights that will be used: [N, K] float32."""
-        zeros = np.float32(1 << (self.bits - 1)) if self.zeros is None else self._wide(self.zeros)
-        return (self.codes - zeros) * self._wide(self.scales)
+        N, K = self.codes.shape
+        weights = np.empty((N, K), np.float32)
+        step = max(1, _CHUNK_WEIGHTS // K)
+        for first in range(0, N, step):
+            rows = slice(first, first + step)
+            self._dequantise_rows(rows, weights[rows])
+        return weights
 
-    def _wide(self, values: npt.NDArray[np.generic]) -> Floats:
-        wide = np.repeat(values.astype(np.float32), self.group_size, axis=1)
-        return wide[:, : self.codes.shape[1]]
+    def _dequantise_rows(self, rows: slice, out: Floats) -> None:
+        K, g = out.shape[1], self.group_size
+        whole = K // g * g
+        scales = self.scales[rows].astype(np.float32)
+        if self.zeros is None:
+            zeros = np.full(scales.shape, 1 << (self.bits - 1), np.float32)
+        else:
+            zeros = self.zeros[rows].astype(np.float32)
+        for first, end, size in ((0, whole, g), (whole, K, K - whole)):
+            if first == end:
+                continue
+            groups = slice(first // g, -(-end // g))
+            shape = (len(out), -1, size)
+            part = self.codes[rows, first:end].astype(np.float32).reshape(shape)
+            part -= zeros[:, groups, None]
+            part *= scales[:, groups, None]
+            out[:, first:end] = part.reshape(len(out), end - first)
 
 
 def float16_scales(scales: Floats) -> npt.NDArray[np.float16]:

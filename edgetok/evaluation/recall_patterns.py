@@ -127,6 +127,23 @@ _TOLD_NAME = dict(
     ),
 )
 PATTERNS: dict[str, Pattern] = {
+    "self": Pattern(
+        subjects=("name",),
+        value="name",
+        tell=("My {s} is {v}.", "Hello, my {s} is {v}.", "{v} is my {s}.", "Hi! My {s} is {v}."),
+        ask=(
+            "What is my {s}?",
+            "Do you remember my {s}?",
+            "Do you know my {s}?",
+            "Who am I?",
+            "What was my {s} again?",
+            "Tell me my {s}.",
+        ),
+        answer="Your {s} is {v}.",
+        unseen_tell=("Please write down my {s}, which is {v}.",),
+        unseen_ask=("Can you tell me my {s}?",),
+        change=("My {s} is now {v}.", "I was wrong, my {s} is {v}."),
+    ),
     "people": Pattern(subjects=_PEOPLE, value="name", **_TOLD_NAME),
     "pets": Pattern(subjects=_PETS, value="pet", **_TOLD_NAME),
     "codes": Pattern(
@@ -304,7 +321,21 @@ PATTERNS: dict[str, Pattern] = {
         change=("I moved the {s} to the {v}.", "Now the {s} is in the {v}."),
     ),
 }
-PREFIXES = ("", "", "", "By the way, ", "Please remember: ", "You should know: ", "Well, ")
+PREFIXES = (
+    "",
+    "",
+    "",
+    "",
+    "By the way, ",
+    "Please remember: ",
+    "You should know: ",
+    "Well, ",
+    "Guess what? ",
+    "You know what? ",
+    "Listen: ",
+    "Another thing: ",
+    "Shall I tell you? ",
+)
 UNSEEN_PREFIXES = ("", "Oh, and one more thing: ", "Did I say it? ")
 NOTED = ("I will remember that.", "Okay, I will remember it.", "Thank you for telling me.", "Nice!")
 ASK_VALUE = (

@@ -36,6 +36,7 @@ def export(state: Path, folder: Path, *, averaged: bool = True) -> int:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     tensors = to_hf(saved["average" if averaged else "model"], c)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     return int(saved["tokens"])
 
 

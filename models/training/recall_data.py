@@ -6,7 +6,9 @@ Everything is drawn from the training side of the split in `edgetok.evaluation.r
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from edgetok.evaluation import recall
@@ -73,6 +75,16 @@ def _filled(
     return turns
 
 
+def with_odd_value(rng: random.Random, fact: recall.Fact) -> recall.Fact:
+    """The fact with an invented value, so that what is usual is no help: only looking is."""
+    new = recall.syllable_name(rng, held_out=False)
+
+    def put(text: str) -> str:
+        return re.sub(rf"(?<!\w){re.escape(fact.value)}(?!\w)", new, text)
+
+    return replace(fact, tell=put(fact.tell), answer=put(fact.answer), value=new)
+
+
 def facts(
     rng: random.Random,
     budget: int,
@@ -95,6 +107,7 @@ def facts(
         kinds = (rng.choice(kinds),)
     elif invented == 1.0:
         kinds = ("people", "pets", "owners")
+    odd = rng.choice((0.0, 0.0, 0.3, 0.6))
     limit = rng.choice((1, 2, 3, 4, 6, 8, 12, 16, 24, 32)[: 2 + budget // 70])
     if budget > 700:  # a long row with few questions teaches little
         limit = max(limit, rng.choice((4, 12, 20)))
@@ -125,6 +138,8 @@ def facts(
                 fact = recall.make_fact(rng, rng.choice(kinds), invented=rng.random() < invented)
                 if fact.slot in known:
                     continue
+            if rng.random() < odd:
+                fact = with_odd_value(rng, fact)
             if all(fact.value != f.value for f in known.values()):
                 break
         known[fact.slot] = fact

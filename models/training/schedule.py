@@ -1,8 +1,8 @@
 """The curriculum as data: recall first, dense and short; then longer; then with language.
 
-Why in this order: a mix of everything from the beginning learns to write and never to look up
-(two earlier trials of 38 and 14 minutes, see the card). `tokens` of the stages were set to what two
-shared CPU cores do in two hours.
+Why in this order: a mix of everything from the beginning learns to write and never to look up.
+`tokens` of the stages are what an hour on two shared CPU cores did. To go on,
+add a stage after the last with a rate that rises again (`lr=(0.5, 0.03)`); `train.py` resumes.
 """
 
 from __future__ import annotations
@@ -70,6 +70,15 @@ STAGES = (
         language_weight=0.25,
         span=(0.0, 1.0),
         lr=(1.0, 0.03),
+    ),
+    Stage(
+        name="polish",
+        tokens=1_800_000,
+        lengths=(256, 1024, 2048),
+        shares=_MIX | {"facts": 0.34},
+        language_weight=0.25,
+        span=(0.0, 1.0),
+        lr=(0.5, 0.02),
     ),
 )
 

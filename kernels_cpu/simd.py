@@ -676,6 +676,13 @@ def atomic_store(b: Any, address: Any, value: Any) -> None:
     b.store_atomic(value, _pointer(b, address, _I64), "release", 8)
 
 
+@op(i64, i64, i64, i64)
+def atomic_replace(b: Any, address: Any, old: Any, new: Any) -> Any:
+    """Store `new` where the int64 (8-aligned) is `old`; 1 where it was, else 0."""
+    pair = b.cmpxchg(_pointer(b, address, _I64), old, new, "acq_rel", "acquire")
+    return b.zext(b.extract_value(pair, 1), _I64)
+
+
 @op(void)
 def pause(b: Any) -> None:
     """Tell the core that this is a spin loop."""

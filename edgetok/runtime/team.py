@@ -20,17 +20,18 @@ from edgetok.kernels_cpu.abi import INSTR_SLOTS
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.kernels_cpu.launch_program import (
     LINE,
-    PROGRAM_ARRIVALS,
-    PROGRAM_BARRIER,
-    PROGRAM_COUNT,
     PROGRAM_FIRST,
+    PROGRAM_PHASES,
+    PROGRAM_STARTS,
     PROGRAM_TICKS,
     TEAM_CTX,
     TEAM_DONE,
+    TEAM_NEXT,
     TEAM_PROGRAM,
     TEAM_STEP,
     Instruction,
     Table,
+    phase_starts,
     table,
 )
 from edgetok.kernels_cpu.loader import Kernels
@@ -43,15 +44,18 @@ class Program:
 
     Attributes:
         table: [count, INSTR_SLOTS] int64; arguments may be changed between runs.
-        ticks: [count] int64, the leader's ticks in each instruction, added up; None unless asked.
+        ticks: [count] int64, ticks of the first share of each instruction, added up; None unless
+            asked for.
     """
 
     def __init__(self, instructions: Sequence[Instruction | Table], profile: bool = False) -> None:
         self.table = table([tuple(int(slot) for slot in one) for one in instructions])
         self.ticks = np.zeros(len(self.table), np.int64) if profile else None
         self.header = np.zeros(INSTR_SLOTS, np.int64)
+        self._starts = phase_starts(self.table)
         self.header[PROGRAM_FIRST] = self.table.ctypes.data
-        self.header[PROGRAM_COUNT] = len(self.table)
+        self.header[PROGRAM_STARTS] = self._starts.ctypes.data
+        self.header[PROGRAM_PHASES] = len(self._starts) - 1
         if self.ticks is not None:
             self.header[PROGRAM_TICKS] = self.ticks.ctypes.data
         self.address: int = self.header.ctypes.data
@@ -64,14 +68,10 @@ class _Workers:
         self.kernels = kernels
         self.pid = os.getpid()
         self.threads: list[threading.Thread] = []
-        # Counters a line apart: step, done, barrier, then arrivals of each thread.
-        self.counters = aligned_bytes(8 * LINE * (3 + threads)).view(np.int64)
-        step = self.counters.ctypes.data
-        self.barrier = step + 8 * LINE * 2
-        self.arrivals = step + 8 * LINE * 3
+        self.counters = aligned_bytes(8 * LINE * 3).view(np.int64)
         self.header = aligned_bytes(8 * INSTR_SLOTS).view(np.int64)
-        self.header[TEAM_STEP] = step
-        self.header[TEAM_DONE] = step + 8 * LINE
+        for i, slot in enumerate((TEAM_STEP, TEAM_NEXT, TEAM_DONE)):
+            self.header[slot] = self.counters.ctypes.data + 8 * LINE * i
         self.address: int = self.header.ctypes.data
 
     def start(self, threads: int) -> None:
@@ -138,8 +138,6 @@ class Team:
         if self._closed:
             raise EdgetokError("the team of threads was closed; load the model again")
         workers = self._workers
-        program.header[PROGRAM_BARRIER] = workers.barrier
-        program.header[PROGRAM_ARRIVALS] = workers.arrivals
         if self.threads == 1:
             self._run(program.address, ctx, 0, 1)
             return

@@ -87,19 +87,24 @@ class Linear:
         )  # fmt: skip
 
     def float_truth(self, x):
-        return reference.matmul_nbits(
-            x, self.qweight, self.scales, bits=self.bits, zeros=self.zeros, high=self.high
-        )
+        return _product(x.astype(np.float64), self.weights())
 
-    def magnitude(self, x):
-        """Sum of the absolute values of all terms: what rounding errors are relative to."""
-        weights = reference.dequantise(
+    def weights(self):
+        return reference.dequantise(
             self.qweight, self.scales, bits=self.bits, inputs=self.K, zeros=self.zeros,
             high=self.high, dtype=np.float64,
         )  # fmt: skip
-        low, high = np.abs(weights), np.abs(self.scales.astype(np.float64))
-        spread = np.repeat(high, self.group_size, axis=1)[:, : self.K] * (1 << self.bits)
-        return np.abs(x.astype(np.float64)) @ np.maximum(low, spread).T
+
+    def magnitude(self, x):
+        """Sum of the absolute values of all terms: what rounding errors are relative to."""
+        scales = np.abs(self.scales.astype(np.float64))
+        spread = np.repeat(scales, self.group_size, axis=1)[:, : self.K] * (1 << self.bits)
+        return _product(np.abs(x.astype(np.float64)), np.maximum(np.abs(self.weights()), spread))
+
+
+def _product(x, weights):
+    """x W^T without threads, which would wait for each other on a busy machine."""
+    return np.einsum("tk,nk->tn", x, weights)
 
 
 def _pack(codes, bits):
@@ -167,8 +172,8 @@ def test_float_weights(each_kernels, guard, run, bits):
         for tokens in TOKENS:
             x = guard(rng.standard_normal((tokens, K)).astype(np.float32))
             y = _float(run, each_kernels, weight, x, guard)
-            truth = x.astype(np.float64) @ stored.astype(np.float64).T + bias
-            magnitude = np.abs(x).astype(np.float64) @ np.abs(stored).astype(np.float64).T
+            truth = _product(x.astype(np.float64), stored.astype(np.float64)) + bias
+            magnitude = _product(np.abs(x).astype(np.float64), np.abs(stored).astype(np.float64))
             assert (np.abs(y - truth) / (magnitude + np.abs(bias))).max() < 1e-6, (N, K, tokens)
             two = _float(run, each_kernels, weight, x, guard, threads=2)
             np.testing.assert_array_equal(two, y)

@@ -170,7 +170,7 @@ def _export(source: Path, folder: Path, why: str) -> onnx.ModelProto:
     except Exception as error:  # torch, transformers and optimum raise whatever they like
         reason = str(error).strip().splitlines()
         raise UnsupportedError(
-            f"{why}; nor can optimum export it: {reason[0] if reason else error!r}"
+            f"{why}; nor can optimum export it: {reason[0] if reason else repr(error)}"
         ) from error
 
 

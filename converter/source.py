@@ -51,5 +51,5 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{source}: no such folder, and the hub gave none: {reason[0] if reason else error!r}"
+            f"{source}: no such folder, and the hub gave none: {reason[0] if reason else repr(error)}"
         ) from error

@@ -42,7 +42,7 @@ from edgetok.models.spec import DecoderSpec
 
 __all__ = ["ConvertOptions", "Progress", "Report", "convert"]
 
-_DIRECT_COMPARE_OPERATIONS = 200_000_000_000  # some seconds on two cores
+_QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
 
 
@@ -172,6 +172,8 @@ def _compare(
         return None, "the checkpoint has no tokenizer"
     if tokens is None:
         tokens = default_reference_tokens(weights.parameters, options)
+        if not tokens:
+            return None, "takes longer than rounding a model of this size; `edgetok eval` does it"
     from edgetok.converter.compare import compare
     from edgetok.converter.readback import WrittenWeights
 
@@ -184,10 +186,8 @@ def _compare(
 
 
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
-    """4096, but for rtn and 16 bits no more than some seconds of work allow."""
-    if options.calibrates:
-        return 4096
-    return max(128, min(4096, _DIRECT_COMPARE_OPERATIONS // parameters))
+    """4096; 0 where rounding a large model would take less time than the comparison."""
+    return 4096 if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
 
 
 def _layers(workspace: Workspace, layout: Layout, spec: DecoderSpec) -> tuple[LayerReport, ...]:

@@ -168,10 +168,8 @@ def _export(source: Path, folder: Path, why: str) -> onnx.ModelProto:
             )
             return onnx.load(folder / GRAPH_FILE)
     except Exception as error:  # torch, transformers and optimum raise whatever they like
-        reason = str(error).strip().splitlines()
-        raise UnsupportedError(
-            f"{why}; nor can optimum export it: {reason[0] if reason else repr(error)}"
-        ) from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UnsupportedError(f"{why}; nor can optimum export it: {reason}") from error
 
 
 def _save(model: onnx.ModelProto, artefact: Path) -> None:

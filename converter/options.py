@@ -31,7 +31,7 @@ class ConvertOptions:
         calibration_windows: how many pieces of it are used to calibrate gptq and awq.
         window_tokens: their length, capped by the model's context.
         reference_tokens: how many held-out tokens the result is compared with the original on; 0:
-            none. None: 4096, or fewer where that would slow rtn and 16 bits on a large model.
+            none. None: 4096, or 0 for rtn and 16 bits on more than 10^8 weights.
         damping: gptq adds this share of the Hessian's mean diagonal to it.
         order: in which gptq quantises a layer's inputs: greatest activation first within and among
             groups, or as they stand.

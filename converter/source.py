@@ -49,7 +49,7 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
             )
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"{source}: no such folder, and the hub gave none: {reason[0] if reason else repr(error)}"
+            f"{source}: no such folder, and the hub gave none: {reason}"
         ) from error

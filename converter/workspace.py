@@ -3,7 +3,7 @@
     OUT.partial/lock          held by the one converter that may write here
     OUT.partial/journal.jsonl what is done: the first line names the conversion, then a line a step
     OUT.partial/artefact/     becomes OUT
-    OUT.partial/old           the former OUT, for the moment in which the two change places
+    OUT.partial/old           the former OUT, where the two cannot change places at once
 
 Every step's files reach the disk before its line does, so that a line in the journal is a promise.
 A last line that was cut short is not one. Nothing here knows what is being converted.
@@ -12,6 +12,7 @@ A last line that was cut short is not one. Nothing here knows what is being conv
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -20,13 +21,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import OutputError
+from edgetok.errors import OutputError, UserError
 from edgetok.formats.manifest import MANIFEST_FILE
 
 _JOURNAL = "journal.jsonl"
 _LOCK = "lock"
 _ARTEFACT = "artefact"
 _OLD = "old"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # of Linux, renameat2(2)
 
 
 class Workspace:
@@ -62,6 +65,11 @@ class Workspace:
     def _replace_journal(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_durably(self.folder / _JOURNAL, text.encode())
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything that a later run could go on with."""
+        return bool(self._steps)
 
     def done(self, step: str) -> bool:
         """Whether `step` was finished, now or in an earlier run."""
@@ -104,9 +112,10 @@ class Workspace:
             for path in self.artefact.iterdir():
                 _sync(path)
             _sync(self.artefact)
-            if self.out.exists():
-                os.rename(self.out, old)
-            os.rename(self.artefact, self.out)
+            if not (self.out.exists() and _exchange(self.artefact, self.out)):
+                if self.out.exists():
+                    os.rename(self.out, old)
+                os.rename(self.artefact, self.out)
             _sync(self.out.parent)
         except OSError as error:
             recover(self.out)
@@ -182,7 +191,13 @@ def open_workspace(
             workspace = Workspace(out, folder, title)
         except OSError as error:
             raise _not_written(folder, error) from error
-        yield workspace
+        try:
+            yield workspace
+        except UserError:
+            # Nothing to go on with: bad input leaves no trace.
+            if not workspace.has_steps:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         os.close(lock)
 
@@ -245,6 +260,20 @@ def _lock(path: Path) -> int:
                 return descriptor
         os.close(descriptor)
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two folders change places in one step, so that neither name is ever missing.
+
+    Returns:
+        False, with nothing changed, where the system or the file system cannot do that.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    paths = (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b))
+    return bool(renameat2(*paths, _RENAME_EXCHANGE) == 0)
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

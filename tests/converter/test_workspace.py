@@ -9,7 +9,7 @@ import pytest
 
 from edgetok.converter import workspace as ws
 from edgetok.converter.workspace import check_output, open_workspace, partial_folder
-from edgetok.errors import OutputError
+from edgetok.errors import CheckpointError, OutputError
 
 
 def publish_one(out, content="new", title=None):
@@ -138,6 +138,8 @@ def test_death_between_the_two_renames_is_mended(tmp_path):
 
 @pytest.mark.parametrize("call", ["rename", "fsync"])
 def test_publishing_fails_cleanly(tmp_path, monkeypatch, call):
+    """As on file systems where two folders cannot change places at once."""
+    monkeypatch.setattr(ws, "_exchange", lambda a, b: False)
     out = tmp_path / "out"
     publish_one(out, "old")
     real = getattr(os, call)
@@ -155,7 +157,7 @@ def test_publishing_fails_cleanly(tmp_path, monkeypatch, call):
         monkeypatch.setattr(os, call, failing)
         with pytest.raises(OutputError, match="Input/output error"):
             workspace.publish()
-        monkeypatch.undo()
+        monkeypatch.setattr(os, call, real)
         assert (out / "manifest.json").read_text() == "old"
         workspace.publish()
     assert (out / "manifest.json").read_text() == "new"
@@ -196,3 +198,34 @@ def test_write_durably_keeps_the_former_file(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         ws.write_durably(path, b"two")
     assert path.read_bytes() == b"one"
+
+
+def test_folders_change_places_at_once(tmp_path, monkeypatch):
+    """Neither name is ever missing, so no rename of one folder after the other is made."""
+    out = tmp_path / "out"
+    publish_one(out, "old")
+    with open_workspace(out, {"a": 2}) as workspace:
+        (workspace.artefact / "manifest.json").write_text("new")
+        renames = []
+        monkeypatch.setattr(os, "rename", lambda *arguments: renames.append(arguments))
+        workspace.publish()
+    assert renames == []
+    assert (out / "manifest.json").read_text() == "new"
+    assert not partial_folder(out).exists()
+
+
+def fail_with_bad_input(out, steps):
+    with open_workspace(out, {}) as workspace:
+        for step in steps:
+            workspace.finish(step, 1)
+        raise CheckpointError("bad")
+
+
+def test_bad_input_leaves_no_trace(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match="bad"):
+        fail_with_bad_input(out, [])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="bad"):
+        fail_with_bad_input(out, ["x"])
+    assert partial_folder(out).exists()

@@ -163,7 +163,7 @@ class LinearWeight:
 class Activations:
     """A buffer of quantised activations for products with weights of one format.
 
-    Products whose weights have the same K, `bits` (2 and 3 count as one) and `group_size` share it.
+    Products whose weights have the same K, `bits` and `group_size` share it.
     Its layout is private to the linear kernels.
     """
 
@@ -208,10 +208,9 @@ class Activations:
 
     def serves(self, weight: LinearWeight) -> bool:
         """Whether a product of `weight` can read this buffer."""
-        same_layout = weight.bits in QUANTISED_BITS and (
-            layout.PLANES[weight.bits] == layout.PLANES[self.bits]
-        )
-        return same_layout and (weight.K, weight.group_size) == (self.K, self.group_size)
+        # 2 and 3 bits have one order of codes, but sums times different middles.
+        wanted = (weight.bits, weight.K, weight.group_size)
+        return wanted == (self.bits, self.K, self.group_size)
 
 
 # Inputs that share an activation scale, where the weights' groups are not smaller.

@@ -212,6 +212,20 @@ def test_refusals(kernels):
             build(**change)
 
 
+def test_activations_serve_one_format(kernels):
+    memory = Span.of(np.zeros(1 << 16, np.uint8))
+    for bits in (2, 3, 4, 8):
+        qx = Activations.allocate(kernels.isa, tokens_max=1, K=64, bits=bits, group_size=32)
+        for other in (2, 3, 4, 8):
+            weight = LinearWeight(
+                name="w", bits=other, N=8, K=64, group_size=32, weight=memory, scales=memory,
+                high=memory if other == 3 else None,
+            )  # fmt: skip
+            assert qx.serves(weight) == (bits == other)
+            assert not qx.serves(replace(weight, K=60))
+            assert not qx.serves(replace(weight, group_size=64))
+
+
 def test_modules_for():
     assert modules_for({4, 8, 16}) == (
         "embed",

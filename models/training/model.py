@@ -172,3 +172,21 @@ def to_hf(state: dict[str, Tensor], c: ModelConfig) -> dict[str, Tensor]:
             dst + "mlp.down_proj.weight": state[src + "down.weight"],
         }
     return {k: t.detach().to(torch.bfloat16).contiguous().clone() for k, t in out.items()}
+
+
+def from_hf(tensors: dict[str, Tensor], c: ModelConfig) -> dict[str, Tensor]:
+    """The way back: tensors of `LlamaForCausalLM` as a `Decoder` state, in float32."""
+    out = {"embed": tensors["model.embed_tokens.weight"], "norm": tensors["model.norm.weight"]}
+    for i in range(c.num_hidden_layers):
+        src, dst = f"model.layers.{i}.", f"layers.{i}."
+        qkv = [tensors[f"{src}self_attn.{x}_proj.weight"] for x in "qkv"]
+        gate_up = [tensors[f"{src}mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        out |= {
+            dst + "norm1": tensors[src + "input_layernorm.weight"],
+            dst + "norm2": tensors[src + "post_attention_layernorm.weight"],
+            dst + "qkv.weight": torch.cat(qkv),
+            dst + "out.weight": tensors[src + "self_attn.o_proj.weight"],
+            dst + "gate_up.weight": torch.cat(gate_up),
+            dst + "down.weight": tensors[src + "mlp.down_proj.weight"],
+        }
+    return {k: t.float() for k, t in out.items()}

@@ -2,8 +2,8 @@
 
     python models/training/train.py --out checkpoints/default --tokenizer models/default
 
-Writes to the folder: `state.pt` (weights, averaged weights, optimizer, step), `log.jsonl` (one line
-every 20 steps) and `curve.png` on request of `curve.py`. The curriculum is `schedule.py`.
+Writes to the folder: `state.pt` (weights, averaged weights, optimizer, step) and `log.jsonl` (one
+line every 20 steps, drawn by `card.py`). The curriculum is `schedule.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mixture import Batches
-from model import Decoder, ModelConfig
+from model import Decoder, ModelConfig, from_hf
 from muon import Muon
+from safetensors.torch import load_file
 from schedule import BATCH_TOKENS, SEED, at
 
 LR_MATRIX, LR_OTHER = 0.01, 2e-3
@@ -73,10 +74,13 @@ def run(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     model, opt = build(config)
     prior.install(model, SEED)
+    if args.weights:
+        model.load_state_dict(from_hf(load_file(args.weights / "model.safetensors"), config))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     batches = Batches(args.tokenizer / "tokenizer.json", BATCH_TOKENS, SEED)
-    step = tokens = 0
+    step, tokens = args.tokens // BATCH_TOKENS, args.tokens
     seconds = 0.0
+    first = step if args.weights else 0  # a fresh optimizer has to warm up
     path = args.out / "state.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -87,6 +91,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
             group["decay"] = DECAY if group["muon"] else 0.0
         average, step, tokens = state["average"], state["step"], state["tokens"]
         seconds = state["seconds"]
+        first = state.get("first", 0)
     began = time.monotonic() - seconds
     saved = time.monotonic()
     losses: list[float] = []
@@ -94,7 +99,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while (now := at(tokens)) is not None and (args.workers == 1 or os.getppid() == parent):
         stage, factor = now
         for group in opt.param_groups:
-            group["lr"] = group["base"] * factor * min(1.0, (step + 1) / WARMUP_STEPS)
+            group["lr"] = group["base"] * factor * min(1.0, (step - first + 1) / WARMUP_STEPS)
         ids, weights = batches.batch(stage, step)
         mine = slice(rank, None, args.workers)
         with torch.autocast("cpu", torch.bfloat16):
@@ -140,6 +145,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
                     "average": average,
                     "optimizer": opt.state_dict(),
                     "step": step,
+                    "first": first,
                     "tokens": tokens,
                     "seconds": clock - began,
                 },
@@ -152,6 +158,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of tokenizer.json")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--weights", type=Path, help="begin with this Hugging Face folder")
+    parser.add_argument("--tokens", type=int, default=0, help="and at this place of the schedule")
     parser.add_argument("--save-seconds", type=float, default=120)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

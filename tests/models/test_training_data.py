@@ -176,7 +176,7 @@ def test_folder_loads_in_transformers_and_equals_the_recipes_model(recipe: Any) 
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert 4e6 <= model.num_parameters() <= 12e6
     own = model_module.Decoder(model_module.ModelConfig())
-    own.load_state_dict(_from_hf(torch, tensors, own), strict=True)
+    own.load_state_dict(model_module.from_hf(tensors, own.c), strict=True)
     ids = torch.arange(40)[None] * 7 % 4096
     with torch.inference_mode():
         theirs = model(ids).logits
@@ -185,19 +185,11 @@ def test_folder_loads_in_transformers_and_equals_the_recipes_model(recipe: Any) 
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-def _from_hf(torch: Any, t: dict[str, Any], own: Any) -> dict[str, Any]:
-    state = {"embed": t["model.embed_tokens.weight"], "norm": t["model.norm.weight"]}
-    for i in range(len(own.layers)):
-        p = f"model.layers.{i}."
-        attn, mlp = p + "self_attn.", p + "mlp."
-        state |= {
-            f"layers.{i}.norm1": t[p + "input_layernorm.weight"],
-            f"layers.{i}.norm2": t[p + "post_attention_layernorm.weight"],
-            f"layers.{i}.qkv.weight": torch.cat([t[attn + f"{x}_proj.weight"] for x in "qkv"]),
-            f"layers.{i}.out.weight": t[attn + "o_proj.weight"],
-            f"layers.{i}.gate_up.weight": torch.cat(
-                [t[mlp + "gate_proj.weight"], t[mlp + "up_proj.weight"]]
-            ),
-            f"layers.{i}.down.weight": t[mlp + "down_proj.weight"],
-        }
-    return {k: v.float() for k, v in state.items()}
+def test_names_of_tensors_go_there_and_back(recipe: Any) -> None:
+    torch = pytest.importorskip("torch")
+    module = recipe("model")
+    config = module.ModelConfig(vocab_size=64, num_hidden_layers=2)
+    state = {k: v.bfloat16().float() for k, v in module.Decoder(config).state_dict().items()}
+    back = module.from_hf(module.to_hf(state, config), config)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k], state[k]) for k in state)

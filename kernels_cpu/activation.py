@@ -9,7 +9,6 @@ Elements are shared out in runs of whole cache lines. Slots: `launch_elementwise
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu import vmath
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
@@ -27,6 +26,7 @@ from edgetok.kernels_cpu.launch_elementwise import (
 from edgetok.kernels_cpu.simd import (
     LANES,
     f32_from_bits,
+    inline,
     load_f32,
     load_f32_first,
     mul,
@@ -39,7 +39,7 @@ from edgetok.kernels_cpu.simd import (
 _RUN = 64  # elements: four cache lines
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def _begin(count: int, tid: int, threads: int) -> int:
     """First element of thread `tid`'s share of `count`."""
     runs = (count + _RUN - 1) // _RUN

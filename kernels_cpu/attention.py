@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu import attention_rows as rows_of
 from edgetok.kernels_cpu.abi import CTX_TOKENS
@@ -54,9 +53,11 @@ from edgetok.kernels_cpu.simd import (
     any_between,
     f32_from_bits,
     fma,
+    inline,
     load_f32,
     load_i32,
     mul,
+    outline,
     read_f32,
     read_i32,
     read_i64,
@@ -79,32 +80,34 @@ TOTAL_SUM = 28 * ROWS
 _QUERY = 32 * ROWS  # [ROWS, padded] float32, or int8 in the first quarter of each row
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def scores_at(scratch: int, padded: int) -> int:
     """Address of float32 [ROWS, SLOT_TILE], scores and then weights."""
     return scratch + _QUERY + 4 * ROWS * padded
 
 
-@njit(error_model="numpy", forceinline=True)
-def chunk_at(scratch: int, padded: int) -> int:
+@inline
+def chunk_at(scratch: int, padded: int) -> Any:
     """Address of float32 [ROWS, padded], the result of a chunk."""
     return scores_at(scratch, padded) + 4 * ROWS * SLOT_TILE
 
 
-@njit(error_model="numpy", forceinline=True)
-def total_at(scratch: int, padded: int) -> int:
+@inline
+def total_at(scratch: int, padded: int) -> Any:
     """Address of float32 [ROWS, padded], the merged result."""
     return chunk_at(scratch, padded) + 4 * ROWS * padded
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def _fill(address: int, value: float, count: int) -> None:
     for i in range(0, count, LANES):
         store_f32(address + 4 * i, splat_f32(value))
 
 
-@njit(error_model="numpy")
-def merge(total: int, total_max: int, total_sum: int, acc: int, high: float, s: float, size: int):
+@outline
+def merge(
+    total: int, total_max: int, total_sum: int, acc: int, high: float, s: float, size: int
+) -> None:
     """Add a chunk's result, its maximum `high` and its sum `s` to the total."""
     old = read_f32(total_max)
     new = max(old, high)
@@ -117,7 +120,7 @@ def merge(total: int, total_max: int, total_sum: int, acc: int, high: float, s: 
         store_f32(total + 4 * i, fma(load_f32(total + 4 * i), splat_f32(keep), v))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def write_row(total: int, total_sum: float, out: int, size: int) -> None:
     """out = total / sum; 0 where nothing was seen."""
     inverse = np.float32(1.0) / total_sum if total_sum > np.float32(0.0) else np.float32(0.0)
@@ -131,7 +134,7 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
     nbytes = kv_bits // 8
     scaled = kv_bits == 8
 
-    @njit(error_model="numpy")
+    @outline
     def begin_rows(instr: int, scratch: int, head: int, first: int, last: int, padded: int) -> int:
         """Prepare rows first..last of a KV head; returns how many, rounded up to 4."""
         heads = read_i64(instr + 8 * ATT_HEADS)
@@ -161,8 +164,10 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                 write_i32(scratch + _HIGH + 4 * r, np.int32(0))
         return count
 
-    @njit(error_model="numpy")
-    def chunk(instr: int, scratch: int, record: int, begin: int, end: int, rows: int, padded: int):
+    @outline
+    def chunk(
+        instr: int, scratch: int, record: int, begin: int, end: int, rows: int, padded: int
+    ) -> None:
         """The rows' result over slots begin..end, left in the scratch."""
         cap = f32_from_bits(read_i64(instr + 8 * ATT_CAP))
         keys = read_i64(record + 8 * REC_KEYS)
@@ -221,7 +226,7 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                 write_f32(scratch + _SUM + 4 * r, total)
             values(all_values + nbytes * padded * tile, s_at, acc, rows, count, padded)
 
-    @njit(error_model="numpy")
+    @outline
     def one_token(instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int) -> None:
         """Tasks are (KV head, rows, chunk); results go to the partials."""
         kv_heads = read_i64(instr + 8 * ATT_KV_HEADS)
@@ -251,7 +256,7 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                         write_f32(to + 4 * padded, read_f32(scratch + _MAX + 4 * r))
                         write_f32(to + 4 * padded + 4, read_f32(scratch + _SUM + 4 * r))
 
-    @njit(error_model="numpy")
+    @outline
     def many_tokens(
         instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int, tokens: int
     ) -> None:
@@ -297,7 +302,7 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                 total_sum = read_f32(scratch + TOTAL_SUM + 4 * r)
                 write_row(total + 4 * padded * r, total_sum, out + 4 * size * row, size)
 
-    @njit(error_model="numpy")
+    @outline
     def attention(instr: int, ctx: int, tid: int, threads: int) -> None:
         size = read_i64(instr + 8 * ATT_HEAD_DIM)
         padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
@@ -312,8 +317,8 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
     return attention
 
 
-@njit(error_model="numpy", forceinline=True)
-def record_at(instr: int, ctx: int, head: int) -> int:
+@inline
+def record_at(instr: int, ctx: int, head: int) -> Any:
     """Address of a KV head's record."""
     first = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * ATT_RECORD)
     return first + 8 * RECORD_SLOTS * head

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu import vmath
 from edgetok.kernels_cpu.kv_append import absmax
@@ -23,6 +22,7 @@ from edgetok.kernels_cpu.simd import (
     broadcast_i32,
     dot_u8s8,
     fma,
+    inline,
     load_f16,
     load_f32,
     load_f32_first,
@@ -32,6 +32,7 @@ from edgetok.kernels_cpu.simd import (
     max_lanes,
     maximum,
     mul,
+    outline,
     read_f32,
     read_i32,
     round_i32,
@@ -53,8 +54,8 @@ UNSEEN = np.float32(-1e30)
 _NOTHING_SEEN = np.float32(-1e29)
 
 
-@njit(error_model="numpy", forceinline=True)
-def exp1(x: float) -> float:
+@inline
+def exp1(x: float) -> Any:
     """e^x of one number, the same bits as in a vector."""
     return max_lanes(vmath.exp(splat_f32(x)))
 
@@ -62,8 +63,10 @@ def exp1(x: float) -> float:
 # Queries
 
 
-@njit(error_model="numpy")
-def query_int8(x: int, out: int, offset: int, factor: int, size: int, padded: int, scale: float):
+@outline
+def query_int8(
+    x: int, out: int, offset: int, factor: int, size: int, padded: int, scale: float
+) -> None:
     """Quantise a query: codes to `out`, -128 * their sum to `offset`, their scale to `factor`."""
     # Keys are stored as code + 128, so that 128 * sum(query) has to be taken off each product.
     largest = absmax(x, size)
@@ -78,8 +81,10 @@ def query_int8(x: int, out: int, offset: int, factor: int, size: int, padded: in
     write_f32(factor, largest * np.float32(1.0 / 127.0) * scale)
 
 
-@njit(error_model="numpy")
-def query_float(x: int, out: int, offset: int, factor: int, size: int, padded: int, scale: float):
+@outline
+def query_float(
+    x: int, out: int, offset: int, factor: int, size: int, padded: int, scale: float
+) -> None:
     """Copy a query, multiplied by `scale`; the rest of `padded` dims is 0."""
     for i in range(0, padded, LANES):
         count = max(np.int64(0), min(LANES, size - i))
@@ -89,12 +94,12 @@ def query_float(x: int, out: int, offset: int, factor: int, size: int, padded: i
 # Scores: out[r, s] = query r times key s, for `count` slots (a multiple of 2 * LANES)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def _scaled(total: Any, factor: float, scale: Any) -> Any:
     return mul(mul(to_f32(total), splat_f32(factor)), scale)
 
 
-@njit(error_model="numpy")
+@outline
 def scores_int8(
     keys: int,
     scales: int,
@@ -105,7 +110,7 @@ def scores_int8(
     rows: int,
     count: int,
     padded: int,
-):
+) -> None:
     """Integer dot products, 4 dims at a time."""
     for r in range(0, rows, 4):
         q0 = q + 4 * padded * r
@@ -159,7 +164,7 @@ def scores_int8(
 
 
 def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
-    @njit(error_model="numpy")
+    @outline
     def scores(
         keys: int,
         scales: int,
@@ -170,7 +175,7 @@ def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
         rows: int,
         count: int,
         padded: int,
-    ):
+    ) -> None:
         for r in range(0, rows, 4):
             q0 = q + 4 * padded * r
             q1 = q0 + 4 * padded
@@ -219,8 +224,10 @@ def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
 # Softmax
 
 
-@njit(error_model="numpy")
-def softmax_row(s: int, positions: int, low: int, high: int, count: int, cap: float, old: float):
+@outline
+def softmax_row(
+    s: int, positions: int, low: int, high: int, count: int, cap: float, old: float
+) -> Any:
     """Mask and cap a row of scores, in place.
 
     Returns:
@@ -238,8 +245,8 @@ def softmax_row(s: int, positions: int, low: int, high: int, count: int, cap: fl
     return max_lanes(highest)
 
 
-@njit(error_model="numpy")
-def weigh_row(s: int, scales: int, count: int, highest: float) -> float:
+@outline
+def weigh_row(s: int, scales: int, count: int, highest: float) -> Any:
     """Replace scores by exp(score - highest) * scale; `scales` is 0 where there are none.
 
     Returns:
@@ -259,7 +266,7 @@ def weigh_row(s: int, scales: int, count: int, highest: float) -> float:
     return sum_lanes(total)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def scale_row(x: int, factor: float, size: int) -> None:
     """x *= factor; size is a multiple of LANES."""
     for i in range(0, size, LANES):
@@ -270,8 +277,8 @@ def scale_row(x: int, factor: float, size: int) -> None:
 
 
 def _values(load: Callable[[int], Any], nbytes: int) -> Any:
-    @njit(error_model="numpy")
-    def values(v: int, weights: int, acc: int, rows: int, count: int, padded: int):
+    @outline
+    def values(v: int, weights: int, acc: int, rows: int, count: int, padded: int) -> None:
         row = 4 * padded
         for r in range(0, rows, 4):
             w = weights + 4 * SLOT_TILE * r

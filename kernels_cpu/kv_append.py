@@ -7,8 +7,9 @@ slots: `launch_attention.py`. Heads are shared out as by `rope`, so no barrier i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.launch_attention import (
@@ -32,6 +33,7 @@ from edgetok.kernels_cpu.simd import (
     LANES,
     absolute,
     add_i32,
+    inline,
     load_f32_first,
     max_lanes,
     maximum,
@@ -56,8 +58,8 @@ _F16_LARGEST = np.float32(65504.0)
 _SMALLEST_ABSMAX = np.float32(1e-36)  # 127 / absmax would not be a float32 below it
 
 
-@njit(error_model="numpy", forceinline=True)
-def absmax(x: int, size: int) -> float:
+@inline
+def absmax(x: int, size: int) -> Any:
     """Largest magnitude of `size` float32."""
     largest = zero_f32()
     for i in range(0, size, LANES):
@@ -65,8 +67,8 @@ def absmax(x: int, size: int) -> float:
     return max_lanes(largest)
 
 
-@njit(error_model="numpy", forceinline=True)
-def _slot(instr: int, ctx: int, unit: int, heads: int) -> tuple[int, int]:
+@inline
+def _slot(instr: int, ctx: int, unit: int, heads: int) -> Any:
     """Record address and slot number of (token, head)."""
     head = unit % heads
     record = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * APPEND_RECORD)

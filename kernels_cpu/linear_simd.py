@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 from numba.extending import register_jitable
 
 from edgetok.kernels_cpu import linear_layout
@@ -31,12 +30,6 @@ from edgetok.kernels_cpu.simd import (
     i64,
     op,
 )
-
-
-def inline(function: Callable[..., Any]) -> Any:
-    """Compile a helper into its callers."""
-    return njit(error_model="numpy", forceinline=True)(function)
-
 
 # Kernels call the layout's functions as they are.
 for _function in (

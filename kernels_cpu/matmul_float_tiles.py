@@ -16,7 +16,6 @@ import numpy as np
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
-from edgetok.kernels_cpu.linear_simd import inline
 from edgetok.kernels_cpu.matmul_tile_steps import (
     ROW_BYTES,
     RUN,
@@ -40,6 +39,7 @@ from edgetok.kernels_cpu.simd import (
     LANES,
     VB,
     f32_from_bits,
+    inline,
     read_i64,
     read_u8,
     splat_f32,

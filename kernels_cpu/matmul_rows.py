@@ -23,7 +23,7 @@ import numpy as np
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
-from edgetok.kernels_cpu.linear_simd import LOAD_CODES, add_to_first, inline
+from edgetok.kernels_cpu.linear_simd import LOAD_CODES, add_to_first
 from edgetok.kernels_cpu.matmul_steps import AHEAD_BYTES, row_step, store_tokens, sum_vectors
 from edgetok.kernels_cpu.simd import (
     LANES,
@@ -31,6 +31,7 @@ from edgetok.kernels_cpu.simd import (
     add,
     f32_from_bits,
     fma,
+    inline,
     load_f16,
     load_f32,
     load_f32_first,

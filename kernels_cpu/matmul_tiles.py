@@ -21,7 +21,6 @@ import numpy as np
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
-from edgetok.kernels_cpu.linear_simd import inline
 from edgetok.kernels_cpu.matmul_tile_steps import (
     ROW_BYTES,
     RUN,
@@ -44,6 +43,7 @@ from edgetok.kernels_cpu.simd import (
     VB,
     add,
     f32_from_bits,
+    inline,
     load_f32,
     load_f32_first,
     mul,

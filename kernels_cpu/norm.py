@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.launch_elementwise import (
@@ -32,9 +31,11 @@ from edgetok.kernels_cpu.simd import (
     add,
     f32_from_bits,
     fma,
+    inline,
     load_f32,
     load_f32_first,
     mul,
+    outline,
     read_i64,
     splat_f32,
     store_f32,
@@ -44,13 +45,13 @@ from edgetok.kernels_cpu.simd import (
 )
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def share(units: int, tid: int, threads: int) -> int:
     """First of the units that thread `tid` does; `share(units, tid + 1, threads)` ends them."""
     return units * tid // threads
 
 
-@njit(error_model="numpy")
+@outline
 def _norm_row(x: int, out: int, weight: int, size: int, eps: float) -> None:
     whole = size // LANES * LANES
     s0 = zero_f32()

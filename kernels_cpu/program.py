@@ -14,8 +14,6 @@ Tables: `launch_program.py`.
 
 from __future__ import annotations
 
-from numba import njit
-
 from edgetok.kernels_cpu.abi import INSTR_SLOTS, kernel
 from edgetok.kernels_cpu.launch_program import (
     PROGRAM_FIRST,
@@ -36,6 +34,8 @@ from edgetok.kernels_cpu.simd import (
     atomic_replace,
     atomic_store,
     call_kernel,
+    inline,
+    outline,
     pause,
     read_i64,
     sched_yield,
@@ -51,7 +51,7 @@ SPINS_BEFORE_SLEEP = 4000
 YIELDS_BETWEEN_STEPS = 2000
 
 
-@njit(error_model="numpy")
+@outline
 def _wait_for(counter: int, target: int) -> None:
     """Wait until the counter has reached `target`; the int64 after it counts sleepers."""
     spins = 0
@@ -69,7 +69,7 @@ def _wait_for(counter: int, target: int) -> None:
         seen = atomic_load(counter)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def _share(program: int, ctx: int, phase: int, share: int, shares: int) -> None:
     """Run one phase's instructions as thread `share`."""
     starts = read_i64(program + 8 * PROGRAM_STARTS) + 8 * phase
@@ -86,7 +86,7 @@ def _share(program: int, ctx: int, phase: int, share: int, shares: int) -> None:
         address += 8 * INSTR_SLOTS
 
 
-@njit(error_model="numpy")
+@outline
 def _work(instr: int, program: int, ctx: int, end: int, shares: int) -> None:
     """Do shares until the step that ends before share number `end` has none left."""
     following = read_i64(instr + 8 * TEAM_NEXT)

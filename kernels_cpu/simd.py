@@ -1,11 +1,11 @@
 """Explicit SIMD for kernels written in Python: vector types and operations on addresses.
 
-A kernel written over this layer compiles for every instruction set in `isa.py`: the vector width and
-the integer dot product are chosen when this module is imported, by `isa_of_this_build`. One process
-builds for one instruction set (see `build.py`).
+A kernel written over this layer compiles for every instruction set in `isa.py`: the vector width
+and the integer dot product are chosen when this module is imported, by `isa_of_this_build`. One
+process builds for one instruction set (see `build.py`).
 
-Types: U8 (VB lanes of 8 bits), I32 and F32 (LANES lanes). Addresses are int64; loads and stores need
-no alignment. Names follow LLVM's. Every operation below is one or a few machine instructions.
+Types: U8 (VB lanes of 8 bits), I32 and F32 (LANES lanes). Addresses are int64; loads and stores
+need no alignment. Names follow LLVM's. Every operation below is one or a few machine instructions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 from edgetok.kernels_cpu.build_target import isa_of_this_build
@@ -47,6 +47,17 @@ class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
 U8 = Vec(_I8, VB)
 I32 = Vec(_I32, LANES)
 F32 = Vec(_F32, LANES)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a helper into its callers."""
+    return njit(error_model="numpy", forceinline=True)(function)
+
+
+def outline(function: Callable[..., Any]) -> Any:
+    """Compile a helper on its own, where a copy in each caller would cost too much code."""
+    return njit(error_model="numpy")(function)
+
 
 i64 = types.int64
 i32 = types.int32
@@ -346,9 +357,7 @@ def store_i32_u8(b: Any, address: Any, value: Any) -> None:
 @op(void, i64, I32, i64)
 def scatter_i32_u8(b: Any, address: Any, value: Any, stride: Any) -> None:
     """The low 8 bits of LANES int32, each 4 of them `stride` bytes after the 4 before."""
-    words = b.bitcast(
-        b.trunc(value, ir.VectorType(_I8, LANES)), ir.VectorType(_I32, LANES // 4)
-    )
+    words = b.bitcast(b.trunc(value, ir.VectorType(_I8, LANES)), ir.VectorType(_I32, LANES // 4))
     for i in range(LANES // 4):
         _store(b, address, b.extract_element(words, ir.Constant(_I32, i)))
         address = b.add(address, stride)
@@ -372,7 +381,7 @@ def _repeat(count: int, element: ir.Type) -> Any:
     return repeat
 
 
-# `count` consecutive values, each repeated over LANES / count lanes: a scale over its group's lanes.
+# `count` consecutive values, each repeated over LANES / count lanes: scales over their groups.
 repeat_f16 = {n: _repeat(n, _F16) for n in (1, 2, 4, 8) if n <= LANES}
 repeat_f32 = {n: _repeat(n, _F32) for n in (1, 2, 4, 8) if n <= LANES}
 

@@ -6,7 +6,6 @@ Errors are the largest seen over a dense sweep of float32 against float64 (`test
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from edgetok.kernels_cpu.simd import (
     absolute,
@@ -14,6 +13,7 @@ from edgetok.kernels_cpu.simd import (
     div,
     fma,
     i32_as_f32,
+    inline,
     maximum,
     minimum,
     mul,
@@ -47,7 +47,7 @@ _ONE = np.float32(1.0)
 _TWO = np.float32(2.0)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x; relative error 2e-7; 0 below -87, e^88 above 88."""
     bounded = minimum(maximum(x, splat_f32(_EXP_LOWEST)), splat_f32(_EXP_HIGHEST))
@@ -64,7 +64,7 @@ def exp(x):  # type: ignore[no-untyped-def]
     return select_less(x, splat_f32(_EXP_LOWEST), zero_f32(), mul(p, power))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def tanh(x):  # type: ignore[no-untyped-def]
     """Hyperbolic tangent; absolute error 2e-7."""
     size = absolute(x)
@@ -74,7 +74,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     return select_less(x, zero_f32(), sub(zero_f32(), y), y)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def erf(x):  # type: ignore[no-untyped-def]
     """Error function; absolute error 5e-7.
 
@@ -91,20 +91,20 @@ def erf(x):  # type: ignore[no-untyped-def]
     return select_less(x, zero_f32(), sub(zero_f32(), y), y)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def silu(x):  # type: ignore[no-untyped-def]
     """x / (1 + e^-x)."""
     return div(x, add(splat_f32(_ONE), exp(sub(zero_f32(), x))))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def gelu(x):  # type: ignore[no-untyped-def]
     """x (1 + erf(x / sqrt 2)) / 2."""
     half = mul(x, splat_f32(np.float32(0.5)))
     return fma(half, erf(mul(x, splat_f32(np.float32(0.7071067811865476)))), half)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inline
 def gelu_tanh(x):  # type: ignore[no-untyped-def]
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
     cube = mul(mul(x, x), x)

@@ -270,7 +270,9 @@ def key_value_lines(rng: random.Random, count: int, held_out: bool) -> dict[str,
     return pairs
 
 
-def variable_lines(rng: random.Random, count: int, held_out: bool) -> tuple[list[str], dict]:
+def variable_lines(
+    rng: random.Random, count: int, held_out: bool
+) -> tuple[list[str], dict[str, str]]:
     """Assignments such as `x = 42` and `y = x`; returns the lines and what each name is worth."""
     names = rng.sample("abcdefghjkmnpqrstuvwxyz", count)
     worth: dict[str, str] = {}

@@ -5,7 +5,7 @@ Fields and constants named `unseen` are for evaluation; training never draws fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def word_list(text: str) -> tuple[str, ...]:
@@ -82,7 +82,9 @@ _CODES = tuple(
         "alarm code",
     ]
 )
-_TOLD_NAME = dict(
+_NAMED = Pattern(
+    subjects=_PEOPLE,
+    value="name",
     tell=(
         "My {s} is called {v}.",
         "My {s}'s name is {v}.",
@@ -144,8 +146,8 @@ PATTERNS: dict[str, Pattern] = {
         unseen_ask=("Can you tell me my {s}?",),
         change=("My {s} is now {v}.", "I was wrong, my {s} is {v}."),
     ),
-    "people": Pattern(subjects=_PEOPLE, value="name", **_TOLD_NAME),
-    "pets": Pattern(subjects=_PETS, value="pet", **_TOLD_NAME),
+    "people": _NAMED,
+    "pets": replace(_NAMED, subjects=_PETS, value="pet"),
     "codes": Pattern(
         subjects=_CODES,
         value="number",

@@ -33,6 +33,7 @@ from edgetok.kernels_cpu.simd import (
     maximum,
     mul,
     outline,
+    prefetch,
     read_f32,
     read_i32,
     round_i32,
@@ -112,6 +113,7 @@ def scores_int8(
     padded: int,
 ) -> None:
     """Integer dot products, 4 dims at a time."""
+    ahead = padded * SLOT_TILE
     for r in range(0, rows, 4):
         q0 = q + 4 * padded * r
         q1 = q0 + 4 * padded
@@ -135,6 +137,9 @@ def scores_int8(
             for i in range(0, padded, 4):
                 u0 = load_u8(k0 + KEY_TILE * i)
                 u1 = load_u8(k1 + KEY_TILE * i)
+                if r == 0:  # the next tile: memory is slow to follow from page to page
+                    prefetch(k0 + KEY_TILE * i + ahead)
+                    prefetch(k1 + KEY_TILE * i + ahead)
                 x0 = broadcast_i32(q0 + i)
                 a0 = dot_u8s8(a0, u0, x0)
                 a1 = dot_u8s8(a1, u1, x0)
@@ -280,6 +285,7 @@ def _values(load: Callable[[int], Any], nbytes: int) -> Any:
     @outline
     def values(v: int, weights: int, acc: int, rows: int, count: int, padded: int) -> None:
         row = 4 * padded
+        ahead = nbytes * padded * SLOT_TILE
         for r in range(0, rows, 4):
             w = weights + 4 * SLOT_TILE * r
             i = 0
@@ -296,6 +302,8 @@ def _values(load: Callable[[int], Any], nbytes: int) -> Any:
                 for s in range(count):
                     v0 = load(v + nbytes * (padded * s + i))
                     v1 = load(v + nbytes * (padded * s + i + LANES))
+                    if r == 0:
+                        prefetch(v + nbytes * (padded * s + i) + ahead)
                     p0 = splat_f32(read_f32(w + 4 * s))
                     a0 = fma(v0, p0, a0)
                     a1 = fma(v1, p0, a1)

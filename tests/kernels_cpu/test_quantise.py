@@ -14,7 +14,7 @@ MODULES = ("quantise",)
 
 
 def _read(qx, tokens, vector_bytes):
-    """Codes [T, K], block scales, block sums (from the starts) and group sums that a buffer holds."""
+    """What a buffer holds: codes [T, K], block scales and group sums; checks the sums of codes."""
     planes, block, g = layout.PLANES[qx.bits], qx.block, qx.group_size
     codes = layout.padded_codes(qx.K, g, planes, vector_bytes)
     blocks, groups = codes // block, codes // g

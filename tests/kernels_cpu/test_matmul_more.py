@@ -113,11 +113,11 @@ def test_last_token_only(kernels, guard, run, bits):
         stored = guard(rng.standard_normal((N, K)).astype(np.float32))
         weight = LinearWeight(name="test", bits=32, N=N, K=K, weight=Span.of(stored))
         inputs = [(Floats.of(x), _float(run, kernels, weight, guard(x[-1:]), guard))]
+    scratch = allocate_scratch(1)  # an instruction holds only its address
     for source, alone in inputs:
         y = guard(np.full((1, N), np.nan, np.float32))
         instruction = matmul_instruction(
-            kernels, weight=weight, x=source, y=Floats.of(y), scratch=allocate_scratch(1),
-            last=True,
+            kernels, weight=weight, x=source, y=Floats.of(y), scratch=scratch, last=True,
         )  # fmt: skip
         run(kernels, instruction, tokens)
         np.testing.assert_array_equal(y, alone)

@@ -1,1 +1,1 @@
-"""Triton kernels, same file and function names as kernels_cpu."""
+"""Where Triton kernels will be, under the file and function names of kernels_cpu. None yet."""

@@ -136,10 +136,13 @@ def team_work(instr: int, ctx: int, tid: int, threads: int) -> None:
     step = read_i64(instr + 8 * TEAM_STEP)
     seen = 0
     while True:
-        yields = 0
-        while atomic_load(step) == seen and yields < YIELDS_BETWEEN_STEPS:
-            sched_yield()
-            yields += 1
+        waits = 0
+        while atomic_load(step) == seen and waits < SPINS_BEFORE_SLEEP + YIELDS_BETWEEN_STEPS:
+            waits += 1
+            if waits <= SPINS_BEFORE_SLEEP:
+                pause()
+            else:
+                sched_yield()
         _wait_for(step, seen + 1)
         if atomic_load(instr + 8 * TEAM_CLOSED) != 0:
             return

@@ -145,7 +145,9 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     terminal.until("› ")
 
     # Ctrl-C at the prompt empties the line; Ctrl-D leaves
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")  # Ctrl-C before readline listens would wait for another key
+    terminal.type("\x03")
     terminal.until("/exit leaves")
     terminal.until("› ")
     terminal.type("x\n")

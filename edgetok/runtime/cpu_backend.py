@@ -80,7 +80,12 @@ class CpuBackend:
         self._data = artefact.folder / DATA_FILE
         self._stamp = _stamp(self._data)
         self._closed = False
-        kernels = loader.load(isas.choose(isa), cache_dir or default_cache_dir(), progress)
+        kernels = loader.load(
+            isas.choose(isa),
+            cache_dir or default_cache_dir(),
+            progress,
+            modules=_needed_modules(artefact, kv_bits, compute),
+        )
         self._isa = kernels.isa.name
         if threads is None:
             small = artefact.weight_bytes < SMALL_MODEL_BYTES
@@ -275,6 +280,21 @@ def default_cache_dir() -> Path:
     from edgetok.config import read_settings
 
     return read_settings().cache_dir
+
+
+def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[str]:
+    """The kernels' modules without those that this artefact never calls: less to compile."""
+    bits = {form.bits for form in artefact.formats.values()}
+    wanted = {
+        **{f"matmul_q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
+        "matmul_exact": compute == "float32" and not bits <= {16, 32},
+        "matmul_float": bool(bits & {16, 32}),
+        "attention_int8": kv_bits == 8,
+        "attention_float16": kv_bits == 16,
+        "attention_float32": kv_bits == 32,
+        "bandwidth_kernels": False,
+    }
+    return [module for module in loader.MODULES if wanted.get(module, True)]
 
 
 def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:

@@ -70,9 +70,12 @@ class Terminal:
 def _control() -> None:
     """Make the pseudo-terminal the child's own, so that Ctrl-C in it is a signal."""
     import fcntl
+    import signal
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Ignored signals are inherited, and a shell starts background jobs with this one ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ Elements are shared out in runs of whole cache lines. Slots: `launch_elementwise
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from edgetok.kernels_cpu import vmath
@@ -46,58 +49,47 @@ def _begin(count: int, tid: int, threads: int) -> int:
     return min(runs * tid // threads * _RUN, count)
 
 
+def _gated(activation: Callable[[Any], Any]) -> Any:
+    @inline
+    def gated(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
+        gate = read_i64(instr + 8 * ACT_GATE)
+        up = read_i64(instr + 8 * ACT_UP)
+        out = read_i64(instr + 8 * ACT_OUT)
+        count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
+        end = _begin(count, tid + 1, threads)
+        i = _begin(count, tid, threads)
+        while i + LANES <= end:
+            v = mul(activation(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
+            store_f32(out + 4 * i, v)
+            i += LANES
+        if i < end:
+            v = activation(load_f32_first(gate + 4 * i, end - i))
+            store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+
+    return gated
+
+
+_silu = _gated(vmath.silu)
+_gelu = _gated(vmath.gelu)
+_gelu_tanh = _gated(vmath.gelu_tanh)
+
+
 @kernel
 def silu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = silu(gate) * up (arXiv 1702.03118)."""
-    gate = read_i64(instr + 8 * ACT_GATE)
-    up = read_i64(instr + 8 * ACT_UP)
-    out = read_i64(instr + 8 * ACT_OUT)
-    count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
-    end = _begin(count, tid + 1, threads)
-    i = _begin(count, tid, threads)
-    while i + LANES <= end:
-        v = mul(vmath.silu(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
-        store_f32(out + 4 * i, v)
-        i += LANES
-    if i < end:
-        v = vmath.silu(load_f32_first(gate + 4 * i, end - i))
-        store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+    _silu(instr, ctx, tid, threads)
 
 
 @kernel
 def gelu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = gelu(gate) * up with the error function (arXiv 1606.08415)."""
-    gate = read_i64(instr + 8 * ACT_GATE)
-    up = read_i64(instr + 8 * ACT_UP)
-    out = read_i64(instr + 8 * ACT_OUT)
-    count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
-    end = _begin(count, tid + 1, threads)
-    i = _begin(count, tid, threads)
-    while i + LANES <= end:
-        v = mul(vmath.gelu(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
-        store_f32(out + 4 * i, v)
-        i += LANES
-    if i < end:
-        v = vmath.gelu(load_f32_first(gate + 4 * i, end - i))
-        store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+    _gelu(instr, ctx, tid, threads)
 
 
 @kernel
 def gelu_tanh_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = gelu(gate) * up with its tanh approximation (arXiv 1606.08415)."""
-    gate = read_i64(instr + 8 * ACT_GATE)
-    up = read_i64(instr + 8 * ACT_UP)
-    out = read_i64(instr + 8 * ACT_OUT)
-    count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
-    end = _begin(count, tid + 1, threads)
-    i = _begin(count, tid, threads)
-    while i + LANES <= end:
-        v = mul(vmath.gelu_tanh(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
-        store_f32(out + 4 * i, v)
-        i += LANES
-    if i < end:
-        v = vmath.gelu_tanh(load_f32_first(gate + 4 * i, end - i))
-        store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+    _gelu_tanh(instr, ctx, tid, threads)
 
 
 @kernel

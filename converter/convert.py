@@ -11,10 +11,8 @@ from edgetok.converter import direct
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
 from edgetok.converter.calibration import split_windows, windows_of
 from edgetok.converter.ends import (
-    cores,
     finish_artefact,
     has_torch,
-    peak_memory_mb,
     require_torch,
     shown,
     title_of,
@@ -37,6 +35,7 @@ from edgetok.converter.workspace import (
 from edgetok.errors import UnknownFamilyError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
+from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from edgetok.converter.workspace import Workspace
 from edgetok.errors import MissingExtraError, OutputError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.manifest import Exporter, write_manifest
+from edgetok.machine import cores
 
 VERSION = 1  # of what is written; another one never goes on with this one's partial work
 
@@ -53,24 +50,6 @@ def require_torch(what: str) -> None:
 def has_torch() -> bool:
     """Whether the original model can be run; nothing is imported to find out."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def peak_memory_mb() -> float:
-    """Most memory that this process ever had resident, in 10^6 bytes."""
-    # Linux' rusage starts with what the process that started this one had; VmHWM does not.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def title_of(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, Any]:

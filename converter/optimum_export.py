@@ -21,7 +21,7 @@ import onnx
 
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
 from edgetok.converter.calibration import calibration_text, split_windows, token_windows
-from edgetok.converter.ends import finish_artefact, peak_memory_mb, shown, title_of
+from edgetok.converter.ends import finish_artefact, shown, title_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise_graph import quantise_graph
@@ -30,6 +30,7 @@ from edgetok.converter.workspace import open_workspace, require_space, write_dur
 from edgetok.errors import CheckpointError, MissingExtraError, OutputError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
+from edgetok.machine import peak_memory_mb
 
 _TASK = "text-generation-with-past"
 _REFERENCE_TOKENS = 512

@@ -10,6 +10,7 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.errors import OptionError
+from edgetok.machine import peak_memory_mb
 
 if TYPE_CHECKING:
     from edgetok.evaluation.speed import Samples
@@ -69,7 +70,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     threads = given["threads"] or (read_settings().threads,)
     depths = given["depth"] or (128,)
     load_s, first_s = _first_token(path, given, threads[-1])
-    memory = {"peak_rss_mb": speed.peak_rss_mb(), "anonymous_mb": speed.anonymous_mb()}
+    memory = {"peak_rss_mb": peak_memory_mb(), "anonymous_mb": speed.anonymous_mb()}
     runs = []
     for count in threads:
         runs += _measure_threads(path, given, count, depths)

@@ -6,10 +6,7 @@ measured in the same process, between the runs, because it moves from hour to ho
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -109,17 +106,6 @@ def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = N
         isa.choose(None), read_settings().cache_dir, progress, ("bandwidth_kernels",)
     )
     return bandwidth.read_bandwidth(kernels, threads)
-
-
-def peak_rss_mb() -> float:
-    """Most memory that this process had resident, in 10^6 bytes, mapped weights included."""
-    # Linux' rusage starts with what the process that started this one had; VmHWM does not.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def anonymous_mb() -> float | None:

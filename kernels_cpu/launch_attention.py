@@ -15,6 +15,15 @@ With D' = head_dim rounded up to DIM_TILE (dims past head_dim are 0):
 
 Keys of 16 slots are interleaved, so that a vector lane is a slot and scores need no horizontal sum.
 At 8 bits a slot has a float32 scale for its key and one for its value: x = code * scale.
+
+Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
+attention also keeps, for each KV head and slot s,
+
+    mass[s] = keep * mass[s] + sum over query tokens t >= first and the head's query heads of p[t, s]
+
+with p the softmax, `first` = CTX_MASS_FIRST (0: all tokens of the run; T - 32: a window of the last
+32) and `keep` = CTX_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
+and the bits are the same for every number of threads.
 """
 
 from __future__ import annotations
@@ -39,10 +48,15 @@ REC_VALUE_SCALES = 3
 REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
 REC_USED = 5  # slots past this one hold nothing
 REC_APPEND = 6  # address of int32 [T]: the slot of each of the run's tokens
-REC_CHUNK = 7  # slots whose softmax is computed apart; a multiple of SLOT_TILE
-RECORD_SLOTS = 8
+REC_CHUNK = 7  # slots that a thread takes at a time; a multiple of BLOCK
+REC_MASS = 8  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
+RECORD_SLOTS = 16
 
 CTX_CACHE = CTX_POSITION + 1  # ctx slot: address of the records, [layers, KH, RECORD_SLOTS]
+CTX_MASS = CTX_CACHE + 1  # address of `mass_workspace_bytes`; 0: no mass
+CTX_MASS_SLOTS = CTX_CACHE + 2  # what they were asked for
+CTX_MASS_FIRST = CTX_CACHE + 3  # tokens of the run before this one do not count
+CTX_MASS_KEEP = CTX_CACHE + 4  # float32 bits
 
 APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
 (
@@ -63,7 +77,8 @@ APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
 
 ROWS = 32  # query rows (token and head) that a task computes together
 MAX_CHUNKS = 64
-_CHUNK = 256  # slots; small enough to share one head out, large enough that merging costs 1 %
+BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
+MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
 PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
 
 
@@ -74,12 +89,29 @@ def padded_head_dim(head_dim: int) -> int:
 
 def chunk_slots(slots: int) -> int:
     """REC_CHUNK for a head of so many slots; of nothing else, so that results repeat."""
-    return _CHUNK * max(1, -(-slots // (_CHUNK * MAX_CHUNKS)))
+    return BLOCK * max(1, -(-slots // (BLOCK * MAX_CHUNKS)))
 
 
 def scratch_bytes(head_dim: int) -> int:
     """Scratch memory that attention needs for each thread."""
-    return ROWS * (12 * padded_head_dim(head_dim) + 4 * SLOT_TILE + 32)
+    return ROWS * (12 * padded_head_dim(head_dim) + 4 * BLOCK + 40)
+
+
+def mass_slots(slots: int) -> int:
+    """CTX_MASS_SLOTS for records of at most so many slots."""
+    return -(-slots // BLOCK) * BLOCK
+
+
+def mass_row_floats(slots: int) -> int:
+    """float32 of a row of weights in the workspace: a weight a slot, the maximum of each block."""
+    return slots + -(-slots // (BLOCK * DIM_TILE)) * DIM_TILE
+
+
+def mass_workspace_bytes(slots: int, heads: int, kv_heads: int, threads: int) -> int:
+    """Workspace of attention mass, shared by all layers; it holds nothing between runs."""
+    slots = mass_slots(slots)
+    rows = max(heads, threads * ROWS)
+    return 4 * (rows * mass_row_floats(slots) + kv_heads * MASS_LANES * slots)
 
 
 def partials_bytes(heads: int, head_dim: int) -> int:

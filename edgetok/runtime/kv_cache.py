@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu.launch_attention import (
     EMPTY,
+    REC_CHUNK,
     REC_USED,
     RECORD_SLOTS,
     SLOT_TILE,
@@ -204,7 +205,7 @@ class CpuKVCache:
         for layer in layers:
             for head in range(self._spec.num_kv_heads):
                 scales = at + 2 * head_bytes
-                self.records[layer, head] = (
+                self.records[layer, head, : REC_CHUNK + 1] = (
                     at,
                     at + head_bytes,
                     scales if scale_bytes else 0,

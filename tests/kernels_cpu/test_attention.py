@@ -38,7 +38,7 @@ class Cache:
         self.append = np.zeros(slots, np.int32)
         self.records = np.zeros((KH, launch.RECORD_SLOTS), np.int64)
         for h in range(KH):
-            self.records[h] = (
+            self.records[h, : launch.REC_CHUNK + 1] = (
                 self.keys[h].ctypes.data,
                 self.values[h].ctypes.data,
                 self.scales[0, h].ctypes.data,

@@ -106,7 +106,7 @@ def convert(
             method=options.method if options.quantises else "none",
             bits=options.bits,
             options=options.to_json(),
-            layers=_layers(workspace, layout, family.spec),
+            layers=_layers(workspace, layout, formats, family.spec),
             not_quantised=reasons,
             notes=tuple(notes),
             parameters=weights.parameters,
@@ -189,11 +189,26 @@ def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
     return 4096 if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
 
 
-def _layers(workspace: Workspace, layout: Layout, spec: DecoderSpec) -> tuple[LayerReport, ...]:
-    found = [
-        LayerReport(**fields)
+def _layers(
+    workspace: Workspace,
+    layout: Layout,
+    formats: Mapping[str, TensorFormat],
+    spec: DecoderSpec,
+) -> tuple[LayerReport, ...]:
+    nbytes: dict[str, int] = {}
+    for slot in layout.tensors.values():
+        name = slot.name.rpartition(".")[0]
+        nbytes[name] = nbytes.get(name, 0) + slot.nbytes
+    found = {
+        fields["name"]: fields
         for step in direct.steps_of(spec, layout)
         for fields in workspace.result(step)["layers"]
-    ]
-    order = {name: i for i, name in enumerate(linear_shapes(spec))}
-    return tuple(sorted(found, key=lambda layer: order[layer.name]))
+    }
+    return tuple(
+        LayerReport(
+            **found[name],
+            group_size=formats[name].group_size if formats[name].quantised else None,
+            nbytes=nbytes[name],
+        )
+        for name in linear_shapes(spec)
+    )

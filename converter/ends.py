@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from edgetok.converter import card
 from edgetok.converter.calibration import calibration_text
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.report import Report
@@ -28,6 +29,8 @@ def finish_artefact(workspace: Workspace, report: Report, *, exporter: Exporter)
     """
     try:
         report.write(workspace.artefact)
+        page = card.page(report)
+        (workspace.artefact / card.CARD_FILE).write_text(page, encoding="utf-8")
         write_manifest(workspace.artefact, exporter=exporter)
     except OSError as error:
         raise OutputError(f"{workspace.artefact}: not written: {error.strerror}") from error

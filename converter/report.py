@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.rtn import Quantised
+from edgetok.converter.verdict import Verdict, judge
 
 REPORT_FILE = "report.json"
 _CHUNK_WEIGHTS = 1 << 18
+_BAR_CELLS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +31,29 @@ class LayerReport:
         bits: as stored; 16 and 32 are not quantised.
         weight_error: |W' - W| / |W|, Frobenius.
         output_error: |(W' - W) x| / |W x| over the calibration's inputs; None where none were seen.
+        group_size: inputs that share a scale; None where it is not quantised.
+        nbytes: as stored; None where that is not known.
     """
 
     name: str
     bits: int
     weight_error: float
     output_error: float | None = None
+    group_size: int | None = None
+    nbytes: int | None = None
+
+    @property
+    def error(self) -> float:
+        """Of the output where that is known."""
+        return self.weight_error if self.output_error is None else self.output_error
+
+    @property
+    def stored(self) -> str:
+        """How the weights are kept, in words."""
+        if self.bits >= 16:
+            return f"float{self.bits}"
+        groups = "" if self.group_size is None else f" in groups of {self.group_size}"
+        return f"{self.bits} bits{groups}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +73,43 @@ class Agreement:
     perplexity: float
     reference_perplexity: float
     top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitPoint:
+    """A way to store the model: its bytes of weights, the KL to expect, nats, and a name."""
+
+    nbytes: int
+    kl: float
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How bits were shared out.
+
+    Attributes:
+        wanted: what was asked for, in words.
+        curve: the best found at each size, by rising bytes.
+        uniform: the same bits everywhere, for comparison.
+        chosen: what was written.
+        probes: how many times the model was run to calibrate the expected KL.
+    """
+
+    wanted: str
+    curve: tuple[FitPoint, ...]
+    uniform: tuple[FitPoint, ...]
+    chosen: FitPoint
+    probes: int
+
+    @property
+    def words(self) -> str:
+        """What the curve is."""
+        return (
+            f"Asked for: {self.wanted}. The line is the best choice of bits and group sizes at "
+            "each size, by the error of each tensor's output, weighed by its effect on the "
+            f"answers ({self.probes} runs of the model); dots are the same bits everywhere."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +133,7 @@ class Report:
         time_s: of this run of the conversion.
         peak_memory_mb: most memory that the process ever had resident, in 10^6 bytes.
         resumed: whether an earlier, interrupted run's work was used.
+        fit: how bits were shared out; None where they are the same everywhere.
     """
 
     source: str
@@ -96,26 +153,36 @@ class Report:
     time_s: float
     peak_memory_mb: float
     resumed: bool = False
+    fit: Fit | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether to trust it; None where it was not compared with the original."""
+        found = self.agreement
+        if found is None:
+            return None
+        return judge(found.kl, found.perplexity / found.reference_perplexity, found.top1_agreement)
 
     def worst_layers(self, count: int = 5) -> tuple[LayerReport, ...]:
         """Quantised layers by falling error, of the output where that is known."""
-
-        def error(layer: LayerReport) -> float:
-            return layer.weight_error if layer.output_error is None else layer.output_error
-
         quantised = [layer for layer in self.layers if layer.bits < 16]
-        return tuple(sorted(quantised, key=error, reverse=True)[:count])
+        return tuple(sorted(quantised, key=lambda layer: layer.error, reverse=True)[:count])
 
-    def rows(self) -> list[tuple[str, str]]:
-        """The card as label and value, for a table."""
+    def rows(self, *, bars: bool = True) -> list[tuple[str, str]]:
+        """The card as label and value, for a table; `bars` draws the worst layers' errors."""
         rows = [
             ("Source", self.source),
             ("Family", self.family),
             ("Weights", f"{self.parameters / 1e6:,.1f} M"),
-            ("Method", self.method if self.bits >= 16 else f"{self.method}, {self.bits} bits"),
+            ("Method", self.method if self.bits >= 16 else f"{self.method}, {self._widths()}"),
             ("Size", f"{_mb(self.weight_bytes)} (original {_mb(self.original_bytes)})"),
             ("Bits per weight", f"{self.bits_per_weight:.2f}"),
         ]
+        if self.fit is not None:
+            rows.append(("Asked for", self.fit.wanted))
+        verdict = self.verdict
+        if verdict is not None:
+            rows.append(("Verdict", verdict.words))
         if self.agreement is None:
             rows.append(("Against the original", f"not measured: {self.agreement_reason}"))
         else:
@@ -130,13 +197,13 @@ class Report:
                 ),
                 ("Same likeliest token", f"{100 * found.top1_agreement:.1f} %"),
             ]
-        for layer in self.worst_layers(3):
-            kind, value = (
-                ("weight", layer.weight_error)
-                if layer.output_error is None
-                else ("output", layer.output_error)
-            )
-            rows.append(("Worst layer", f"{layer.name}: {kind} error {100 * value:.2f} %"))
+        worst = self.worst_layers(3)
+        for layer in worst:
+            drawn = ""
+            if bars and worst[0].error > 0:
+                drawn = "█" * max(1, round(_BAR_CELLS * layer.error / worst[0].error)) + " "
+            value = f"{kind_of(layer)} error {100 * layer.error:.2f} %"
+            rows.append(("Worst layer", f"{drawn}{layer.name}: {value}"))
         reasons: dict[str, list[str]] = {}
         for name, why in self.not_quantised.items():
             reasons.setdefault(why, []).append(name)
@@ -156,6 +223,7 @@ class Report:
         agreement = values.pop("agreement")
         keys = [field.name for field in dataclasses.fields(Agreement)]
         values.update(agreement or dict.fromkeys(keys))
+        values["verdict"] = None if self.verdict is None else self.verdict.grade
         values["worst_layers"] = [layer.name for layer in self.worst_layers()]
         return values
 
@@ -163,6 +231,18 @@ class Report:
         """Write `report.json`."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def _widths(self) -> str:
+        """Bits of the layers, of which a share has another width where they were fitted."""
+        widths = {layer.bits for layer in self.layers if layer.bits < 16}
+        if self.fit is None or not widths:
+            return f"{self.bits} bits"
+        return f"{min(widths)} to {max(widths)} bits" if len(widths) > 1 else f"{min(widths)} bits"
+
+
+def kind_of(layer: LayerReport) -> str:
+    """Which error `LayerReport.error` is."""
+    return "weight" if layer.output_error is None else "output"
 
 
 def squared_errors(

@@ -90,6 +90,8 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     report = values["report"] or {}
     if report.get("method"):
         rows.append(("Method", str(report["method"])))
+    if report.get("verdict") is not None:
+        rows.append(("Verdict", str(report["verdict"])))
     if report.get("kl") is not None:
         rows.append(("KL to the original", f"{report['kl']:.4f} nats"))
     if report.get("perplexity") is not None and report.get("reference_perplexity") is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetok.kernels_cpu import attention_mass as mass
 from edgetok.kernels_cpu import attention_rows as rows_of
 from edgetok.kernels_cpu.abi import CTX_TOKENS
 from edgetok.kernels_cpu.launch_attention import (
@@ -32,9 +33,12 @@ from edgetok.kernels_cpu.launch_attention import (
     ATT_SCRATCH,
     ATT_SCRATCH_BYTES,
     ATT_WINDOW,
+    BLOCK,
     CTX_CACHE,
+    CTX_MASS,
     DIM_TILE,
     EMPTY,
+    MASS_LANES,
     MAX_CHUNKS,
     PARTIAL_EXTRA,
     REC_CHUNK,
@@ -48,6 +52,7 @@ from edgetok.kernels_cpu.launch_attention import (
     ROWS,
     SLOT_TILE,
 )
+from edgetok.kernels_cpu.norm import share
 from edgetok.kernels_cpu.simd import (
     LANES,
     any_between,
@@ -66,6 +71,7 @@ from edgetok.kernels_cpu.simd import (
     store_f32_first,
     write_f32,
     write_i32,
+    write_i64,
 )
 
 # A thread's scratch: [ROWS] of each small array, then queries, scores, a chunk's result, the total.
@@ -77,19 +83,20 @@ _MAX = 16 * ROWS  # float32: largest score of the chunk so far
 _SUM = 20 * ROWS  # float32: sum of exponentials of the chunk so far
 TOTAL_MAX = 24 * ROWS
 TOTAL_SUM = 28 * ROWS
-_QUERY = 32 * ROWS  # [ROWS, padded] float32, or int8 in the first quarter of each row
+_WEIGHTS = 32 * ROWS  # int64: where the row's weights are kept for attention mass, or 0
+_QUERY = 40 * ROWS  # [ROWS, padded] float32, or int8 in the first quarter of each row
 
 
 @inline
 def scores_at(scratch: int, padded: int) -> int:
-    """Address of float32 [ROWS, SLOT_TILE], scores and then weights."""
+    """Address of float32 [ROWS, BLOCK], scores and then weights."""
     return scratch + _QUERY + 4 * ROWS * padded
 
 
 @inline
 def chunk_at(scratch: int, padded: int) -> Any:
     """Address of float32 [ROWS, padded], the result of a chunk."""
-    return scores_at(scratch, padded) + 4 * ROWS * SLOT_TILE
+    return scores_at(scratch, padded) + 4 * ROWS * BLOCK
 
 
 @inline
@@ -135,8 +142,13 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
     scaled = kv_bits == 8
 
     @outline
-    def begin_rows(instr: int, scratch: int, head: int, first: int, last: int, padded: int) -> int:
-        """Prepare rows first..last of a KV head; returns how many, rounded up to 4."""
+    def begin_rows(
+        instr: int, ctx: int, scratch: int, head: int, first: int, last: int, padded: int, keep: int
+    ) -> int:
+        """Prepare rows first..last of a KV head; returns how many, rounded up to 4.
+
+        Their weights are kept for attention mass from row `keep` of the workspace on; -1: not.
+        """
         heads = read_i64(instr + 8 * ATT_HEADS)
         group = heads // read_i64(instr + 8 * ATT_KV_HEADS)
         size = read_i64(instr + 8 * ATT_HEAD_DIM)
@@ -145,10 +157,14 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         q = read_i64(instr + 8 * ATT_Q)
         positions = read_i64(instr + 8 * ATT_POSITIONS)
         count = (last - first + 3) // 4 * 4
+        counted = mass.first_counted(ctx)
         for r in range(count):
             to = scratch + _QUERY + 4 * padded * r
+            write_i64(scratch + _WEIGHTS + 8 * r, 0)
             if first + r < last:
                 token = (first + r) // group
+                if keep >= 0 and token >= counted:
+                    write_i64(scratch + _WEIGHTS + 8 * r, mass.row_at(ctx, keep + r))
                 x = q + 4 * size * (token * heads + head * group + (first + r) % group)
                 offset = scratch + _OFFSET + 4 * r
                 query(x, to, offset, scratch + _FACTOR + 4 * r, size, padded, scale)
@@ -165,66 +181,115 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         return count
 
     @outline
-    def chunk(
-        instr: int, scratch: int, record: int, begin: int, end: int, rows: int, padded: int
+    def block(
+        instr: int,
+        ctx: int,
+        scratch: int,
+        record: int,
+        begin: int,
+        end: int,
+        rows: int,
+        padded: int,
     ) -> None:
-        """The rows' result over slots begin..end, left in the scratch."""
-        cap = f32_from_bits(read_i64(instr + 8 * ATT_CAP))
-        keys = read_i64(record + 8 * REC_KEYS)
-        all_values = read_i64(record + 8 * REC_VALUES)
-        positions = read_i64(record + 8 * REC_POSITIONS)
-        key_scales = read_i64(record + 8 * REC_KEY_SCALES)
-        value_scales = read_i64(record + 8 * REC_VALUE_SCALES)
-        s_at = scores_at(scratch, padded)
-        acc = chunk_at(scratch, padded)
-        _fill(acc, np.float32(0.0), rows * padded)
+        """Add slots begin..end, of one BLOCK, to the rows' result."""
+        where = read_i64(record + 8 * REC_POSITIONS)
         lowest = np.int32(EMPTY)
         highest = np.int32(0)
         for r in range(rows):
-            write_f32(scratch + _MAX + 4 * r, rows_of.UNSEEN)
-            write_f32(scratch + _SUM + 4 * r, np.float32(0.0))
             low = read_i32(scratch + _LOW + 4 * r)
             high = read_i32(scratch + _HIGH + 4 * r)
             if low <= high:
                 lowest = min(lowest, low)
                 highest = max(highest, high)
+        # Tiles at both ends that no row sees are left out.
+        first, last = end, begin
         for tile in range(begin, end, SLOT_TILE):
-            count = min(SLOT_TILE, end - tile)
-            rounded = (count + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
-            where = positions + 4 * tile
             seen = np.int64(0)
-            for i in range(0, rounded, LANES):
-                seen |= any_between(load_i32(where + 4 * i), lowest, highest)
-            if seen == 0:
-                continue
-            scores(
-                keys + nbytes * padded * tile,
-                key_scales + 4 * tile,
-                scratch + _QUERY,
-                scratch + _OFFSET,
-                scratch + _FACTOR,
-                s_at,
-                rows,
-                rounded,
-                padded,
-            )
+            for i in range(0, SLOT_TILE, LANES):
+                seen |= any_between(load_i32(where + 4 * (tile + i)), lowest, highest)
+            if seen != 0:
+                first = min(first, tile)
+                last = min(tile + SLOT_TILE, end)
+        if first < last:
+            visible(instr, ctx, scratch, record, begin, first, last, rows, padded)
+        else:
             for r in range(rows):
-                row = s_at + 4 * SLOT_TILE * r
-                low = read_i32(scratch + _LOW + 4 * r)
-                high = read_i32(scratch + _HIGH + 4 * r)
-                old = read_f32(scratch + _MAX + 4 * r)
-                new = rows_of.softmax_row(row, where, low, high, rounded, cap, old)
-                weights = value_scales + 4 * tile if scaled else np.int64(0)
-                total = rows_of.weigh_row(row, weights, rounded, new)
-                if new > old:
-                    keep = rows_of.exp1(old - new)
-                    rows_of.scale_row(acc + 4 * padded * r, keep, padded)
-                    total += read_f32(scratch + _SUM + 4 * r) * keep
-                    write_f32(scratch + _MAX + 4 * r, new)
-                else:
-                    total += read_f32(scratch + _SUM + 4 * r)
-                write_f32(scratch + _SUM + 4 * r, total)
-            values(all_values + nbytes * padded * tile, s_at, acc, rows, count, padded)
+                kept = read_i64(scratch + _WEIGHTS + 8 * r)
+                if kept != 0:
+                    mass.note(ctx, kept, begin, rows_of.UNSEEN)
+
+    @outline
+    def visible(
+        instr: int,
+        ctx: int,
+        scratch: int,
+        record: int,
+        begin: int,
+        first: int,
+        last: int,
+        rows: int,
+        padded: int,
+    ) -> None:
+        """Scores, softmax and values of slots first..last of the block that begins at `begin`."""
+        cap = f32_from_bits(read_i64(instr + 8 * ATT_CAP))
+        count = last - first
+        rounded = (count + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
+        where = read_i64(record + 8 * REC_POSITIONS) + 4 * first
+        s_at = scores_at(scratch, padded)
+        acc = chunk_at(scratch, padded)
+        scores(
+            read_i64(record + 8 * REC_KEYS) + nbytes * padded * first,
+            read_i64(record + 8 * REC_KEY_SCALES) + 4 * first,
+            scratch + _QUERY,
+            scratch + _OFFSET,
+            scratch + _FACTOR,
+            s_at,
+            rows,
+            rounded,
+            padded,
+        )
+        scales = read_i64(record + 8 * REC_VALUE_SCALES) + 4 * first if scaled else np.int64(0)
+        for r in range(rows):
+            row = s_at + 4 * BLOCK * r
+            low = read_i32(scratch + _LOW + 4 * r)
+            high = read_i32(scratch + _HIGH + 4 * r)
+            old = read_f32(scratch + _MAX + 4 * r)
+            new = rows_of.softmax_row(row, where, low, high, rounded, cap, old)
+            kept = read_i64(scratch + _WEIGHTS + 8 * r)
+            if kept != 0:
+                mass.clear(kept, begin, begin + BLOCK)
+                mass.note(ctx, kept, begin, new)
+                kept += 4 * first
+            total = rows_of.weigh_row(row, scales, kept, rounded, new)
+            if new > old:
+                keep = rows_of.exp1(old - new)
+                rows_of.scale_row(acc + 4 * padded * r, keep, padded)
+                total += read_f32(scratch + _SUM + 4 * r) * keep
+                write_f32(scratch + _MAX + 4 * r, new)
+            else:
+                total += read_f32(scratch + _SUM + 4 * r)
+            write_f32(scratch + _SUM + 4 * r, total)
+        at = read_i64(record + 8 * REC_VALUES) + nbytes * padded * first
+        values(at, s_at, acc, rows, count, padded)
+
+    @outline
+    def chunk(
+        instr: int,
+        ctx: int,
+        scratch: int,
+        record: int,
+        begin: int,
+        end: int,
+        rows: int,
+        padded: int,
+    ) -> None:
+        """The rows' result over slots begin..end, left in the scratch."""
+        _fill(chunk_at(scratch, padded), np.float32(0.0), rows * padded)
+        for r in range(rows):
+            write_f32(scratch + _MAX + 4 * r, rows_of.UNSEEN)
+            write_f32(scratch + _SUM + 4 * r, np.float32(0.0))
+        for b in range(begin, end, BLOCK):
+            block(instr, ctx, scratch, record, b, min(b + BLOCK, end), rows, padded)
 
     @outline
     def one_token(instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int) -> None:
@@ -246,8 +311,9 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                     if (number - 1) % threads != tid:
                         continue
                     if rows == 0:
-                        rows = begin_rows(instr, scratch, head, first, last, padded)
-                    chunk(instr, scratch, record, c, min(c + slots, used), rows, padded)
+                        kept = head * group + first if mass.is_wanted(ctx, record) else np.int64(-1)
+                        rows = begin_rows(instr, ctx, scratch, head, first, last, padded, kept)
+                    chunk(instr, ctx, scratch, record, c, min(c + slots, used), rows, padded)
                     for r in range(last - first):
                         index = (head * group + first + r) * MAX_CHUNKS + c // slots
                         to = partials + 4 * (padded + PARTIAL_EXTRA) * index
@@ -260,47 +326,79 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
     def many_tokens(
         instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int, tokens: int
     ) -> None:
-        """Tasks are (rows, KV head); each goes over all chunks."""
+        """Units are (KV head, lane); a lane takes every MASS_LANES-th task of rows."""
         kv_heads = read_i64(instr + 8 * ATT_KV_HEADS)
-        heads = read_i64(instr + 8 * ATT_HEADS)
-        group = heads // kv_heads
-        size = read_i64(instr + 8 * ATT_HEAD_DIM)
-        out = read_i64(instr + 8 * ATT_OUT)
+        group = read_i64(instr + 8 * ATT_HEADS) // kv_heads
         every = tokens * group
         at_once = np.int64(ROWS)
-        while at_once > 4 and kv_heads * ((every + at_once - 1) // at_once) < threads:
+        # Mass is summed task by task, so there the tasks are the same for every number of threads.
+        wanted = threads if read_i64(ctx + 8 * CTX_MASS) == 0 else np.int64(MASS_LANES)
+        while at_once > 4 and kv_heads * ((every + at_once - 1) // at_once) < wanted:
             at_once //= 2
-        total = total_at(scratch, padded)
-        tasks = kv_heads * ((every + at_once - 1) // at_once)
-        for task in range(tid, tasks, threads):
-            head = task % kv_heads
-            first = task // kv_heads * at_once
-            last = min(first + at_once, every)
+        units = kv_heads * MASS_LANES
+        for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
+            head = unit // MASS_LANES
+            lane = unit % MASS_LANES
             record = record_at(instr, ctx, head)
-            used = read_i64(record + 8 * REC_USED)
-            slots = read_i64(record + 8 * REC_CHUNK)
-            rows = begin_rows(instr, scratch, head, first, last, padded)
-            _fill(total, np.float32(0.0), rows * padded)
+            used = mass.rounded(read_i64(record + 8 * REC_USED))
+            kept = np.int64(-1)
+            if mass.is_wanted(ctx, record):
+                kept = np.int64(tid * ROWS)
+                mass.clear(mass.lane_at(instr, ctx, threads, head, lane), 0, used)
+            for first in range(lane * at_once, every, MASS_LANES * at_once):
+                last = min(first + at_once, every)
+                rows = begin_rows(instr, ctx, scratch, head, first, last, padded, kept)
+                task(instr, ctx, scratch, record, head, first, last, rows, padded)
+                if kept >= 0:
+                    to = mass.lane_at(instr, ctx, threads, head, lane)
+                    for r in range(last - first):
+                        row = read_i64(scratch + _WEIGHTS + 8 * r)
+                        if row != 0:
+                            high = read_f32(scratch + TOTAL_MAX + 4 * r)
+                            total = read_f32(scratch + TOTAL_SUM + 4 * r)
+                            mass.add_row(ctx, row, high, total, to, 0, used)
+
+    @outline
+    def task(
+        instr: int,
+        ctx: int,
+        scratch: int,
+        record: int,
+        head: int,
+        first: int,
+        last: int,
+        rows: int,
+        padded: int,
+    ) -> None:
+        """Rows first..last of a KV head over all its chunks."""
+        heads = read_i64(instr + 8 * ATT_HEADS)
+        group = heads // read_i64(instr + 8 * ATT_KV_HEADS)
+        size = read_i64(instr + 8 * ATT_HEAD_DIM)
+        out = read_i64(instr + 8 * ATT_OUT)
+        used = read_i64(record + 8 * REC_USED)
+        slots = read_i64(record + 8 * REC_CHUNK)
+        total = total_at(scratch, padded)
+        _fill(total, np.float32(0.0), rows * padded)
+        for r in range(rows):
+            write_f32(scratch + TOTAL_MAX + 4 * r, rows_of.UNSEEN)
+            write_f32(scratch + TOTAL_SUM + 4 * r, np.float32(0.0))
+        for c in range(0, used, slots):
+            chunk(instr, ctx, scratch, record, c, min(c + slots, used), rows, padded)
             for r in range(rows):
-                write_f32(scratch + TOTAL_MAX + 4 * r, rows_of.UNSEEN)
-                write_f32(scratch + TOTAL_SUM + 4 * r, np.float32(0.0))
-            for c in range(0, used, slots):
-                chunk(instr, scratch, record, c, min(c + slots, used), rows, padded)
-                for r in range(rows):
-                    merge(
-                        total + 4 * padded * r,
-                        scratch + TOTAL_MAX + 4 * r,
-                        scratch + TOTAL_SUM + 4 * r,
-                        chunk_at(scratch, padded) + 4 * padded * r,
-                        read_f32(scratch + _MAX + 4 * r),
-                        read_f32(scratch + _SUM + 4 * r),
-                        padded,
-                    )
-            for r in range(last - first):
-                token = (first + r) // group
-                row = token * heads + head * group + (first + r) % group
-                total_sum = read_f32(scratch + TOTAL_SUM + 4 * r)
-                write_row(total + 4 * padded * r, total_sum, out + 4 * size * row, size)
+                merge(
+                    total + 4 * padded * r,
+                    scratch + TOTAL_MAX + 4 * r,
+                    scratch + TOTAL_SUM + 4 * r,
+                    chunk_at(scratch, padded) + 4 * padded * r,
+                    read_f32(scratch + _MAX + 4 * r),
+                    read_f32(scratch + _SUM + 4 * r),
+                    padded,
+                )
+        for r in range(last - first):
+            token = (first + r) // group
+            row = token * heads + head * group + (first + r) % group
+            total_sum = read_f32(scratch + TOTAL_SUM + 4 * r)
+            write_row(total + 4 * padded * r, total_sum, out + 4 * size * row, size)
 
     @outline
     def attention(instr: int, ctx: int, tid: int, threads: int) -> None:

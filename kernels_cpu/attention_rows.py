@@ -15,7 +15,7 @@ import numpy as np
 
 from edgetok.kernels_cpu import vmath
 from edgetok.kernels_cpu.kv_append import absmax
-from edgetok.kernels_cpu.launch_attention import KEY_TILE, SLOT_TILE
+from edgetok.kernels_cpu.launch_attention import BLOCK, KEY_TILE, SLOT_TILE
 from edgetok.kernels_cpu.simd import (
     LANES,
     add,
@@ -121,7 +121,7 @@ def scores_int8(
         q3 = q2 + 4 * padded
         o = offset + 4 * r
         f = factor + 4 * r
-        to = out + 4 * SLOT_TILE * r
+        to = out + 4 * BLOCK * r
         for s in range(0, count, 2 * LANES):
             k0 = keys + padded * (s // KEY_TILE * KEY_TILE) + 4 * (s % KEY_TILE)
             n = s + LANES
@@ -158,14 +158,14 @@ def scores_int8(
             store_f32(to + 4 * s, _scaled(a0, f0, s0))
             store_f32(to + 4 * n, _scaled(a1, f0, s1))
             f1 = read_f32(f + 4)
-            store_f32(to + 4 * (SLOT_TILE + s), _scaled(b0, f1, s0))
-            store_f32(to + 4 * (SLOT_TILE + n), _scaled(b1, f1, s1))
+            store_f32(to + 4 * (BLOCK + s), _scaled(b0, f1, s0))
+            store_f32(to + 4 * (BLOCK + n), _scaled(b1, f1, s1))
             f2 = read_f32(f + 8)
-            store_f32(to + 4 * (2 * SLOT_TILE + s), _scaled(c0, f2, s0))
-            store_f32(to + 4 * (2 * SLOT_TILE + n), _scaled(c1, f2, s1))
+            store_f32(to + 4 * (2 * BLOCK + s), _scaled(c0, f2, s0))
+            store_f32(to + 4 * (2 * BLOCK + n), _scaled(c1, f2, s1))
             f3 = read_f32(f + 12)
-            store_f32(to + 4 * (3 * SLOT_TILE + s), _scaled(d0, f3, s0))
-            store_f32(to + 4 * (3 * SLOT_TILE + n), _scaled(d1, f3, s1))
+            store_f32(to + 4 * (3 * BLOCK + s), _scaled(d0, f3, s0))
+            store_f32(to + 4 * (3 * BLOCK + n), _scaled(d1, f3, s1))
 
 
 def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
@@ -186,7 +186,7 @@ def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
             q1 = q0 + 4 * padded
             q2 = q1 + 4 * padded
             q3 = q2 + 4 * padded
-            to = out + 4 * SLOT_TILE * r
+            to = out + 4 * BLOCK * r
             for s in range(0, count, 2 * LANES):
                 n = s + LANES
                 k0 = keys + nbytes * (padded * (s // KEY_TILE * KEY_TILE) + s % KEY_TILE)
@@ -216,12 +216,12 @@ def _scores_float(load: Callable[[int], Any], nbytes: int) -> Any:
                     d1 = fma(u1, x3, d1)
                 store_f32(to + 4 * s, a0)
                 store_f32(to + 4 * n, a1)
-                store_f32(to + 4 * (SLOT_TILE + s), b0)
-                store_f32(to + 4 * (SLOT_TILE + n), b1)
-                store_f32(to + 4 * (2 * SLOT_TILE + s), c0)
-                store_f32(to + 4 * (2 * SLOT_TILE + n), c1)
-                store_f32(to + 4 * (3 * SLOT_TILE + s), d0)
-                store_f32(to + 4 * (3 * SLOT_TILE + n), d1)
+                store_f32(to + 4 * (BLOCK + s), b0)
+                store_f32(to + 4 * (BLOCK + n), b1)
+                store_f32(to + 4 * (2 * BLOCK + s), c0)
+                store_f32(to + 4 * (2 * BLOCK + n), c1)
+                store_f32(to + 4 * (3 * BLOCK + s), d0)
+                store_f32(to + 4 * (3 * BLOCK + n), d1)
 
     return scores
 
@@ -251,8 +251,10 @@ def softmax_row(
 
 
 @outline
-def weigh_row(s: int, scales: int, count: int, highest: float) -> Any:
+def weigh_row(s: int, scales: int, kept: int, count: int, highest: float) -> Any:
     """Replace scores by exp(score - highest) * scale; `scales` is 0 where there are none.
+
+    The exponentials alone are stored at `kept` where it is not 0.
 
     Returns:
         The sum of the exponentials, without the scales.
@@ -260,11 +262,15 @@ def weigh_row(s: int, scales: int, count: int, highest: float) -> Any:
     if highest < _NOTHING_SEEN:
         for i in range(0, count, LANES):
             store_f32(s + 4 * i, zero_f32())
+            if kept != 0:
+                store_f32(kept + 4 * i, zero_f32())
         return np.float32(0.0)
     total = zero_f32()
     for i in range(0, count, LANES):
         e = vmath.exp(sub(load_f32(s + 4 * i), splat_f32(highest)))
         total = add(total, e)
+        if kept != 0:
+            store_f32(kept + 4 * i, e)
         if scales != 0:
             e = mul(e, load_f32(scales + 4 * i))
         store_f32(s + 4 * i, e)
@@ -287,7 +293,7 @@ def _values(load: Callable[[int], Any], nbytes: int) -> Any:
         row = 4 * padded
         ahead = nbytes * padded * SLOT_TILE
         for r in range(0, rows, 4):
-            w = weights + 4 * SLOT_TILE * r
+            w = weights + 4 * BLOCK * r
             i = 0
             while i + 2 * LANES <= padded:
                 to = acc + row * r + 4 * i
@@ -307,13 +313,13 @@ def _values(load: Callable[[int], Any], nbytes: int) -> Any:
                     p0 = splat_f32(read_f32(w + 4 * s))
                     a0 = fma(v0, p0, a0)
                     a1 = fma(v1, p0, a1)
-                    p1 = splat_f32(read_f32(w + 4 * (SLOT_TILE + s)))
+                    p1 = splat_f32(read_f32(w + 4 * (BLOCK + s)))
                     b0 = fma(v0, p1, b0)
                     b1 = fma(v1, p1, b1)
-                    p2 = splat_f32(read_f32(w + 4 * (2 * SLOT_TILE + s)))
+                    p2 = splat_f32(read_f32(w + 4 * (2 * BLOCK + s)))
                     c0 = fma(v0, p2, c0)
                     c1 = fma(v1, p2, c1)
-                    p3 = splat_f32(read_f32(w + 4 * (3 * SLOT_TILE + s)))
+                    p3 = splat_f32(read_f32(w + 4 * (3 * BLOCK + s)))
                     d0 = fma(v0, p3, d0)
                     d1 = fma(v1, p3, d1)
                 store_f32(to, a0)
@@ -334,9 +340,9 @@ def _values(load: Callable[[int], Any], nbytes: int) -> Any:
                 for s in range(count):
                     v0 = load(v + nbytes * (padded * s + i))
                     a0 = fma(v0, splat_f32(read_f32(w + 4 * s)), a0)
-                    b0 = fma(v0, splat_f32(read_f32(w + 4 * (SLOT_TILE + s))), b0)
-                    c0 = fma(v0, splat_f32(read_f32(w + 4 * (2 * SLOT_TILE + s))), c0)
-                    d0 = fma(v0, splat_f32(read_f32(w + 4 * (3 * SLOT_TILE + s))), d0)
+                    b0 = fma(v0, splat_f32(read_f32(w + 4 * (BLOCK + s))), b0)
+                    c0 = fma(v0, splat_f32(read_f32(w + 4 * (2 * BLOCK + s))), c0)
+                    d0 = fma(v0, splat_f32(read_f32(w + 4 * (3 * BLOCK + s))), d0)
                 store_f32(to, a0)
                 store_f32(to + row, b0)
                 store_f32(to + 2 * row, c0)

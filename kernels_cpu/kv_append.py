@@ -24,6 +24,7 @@ from edgetok.kernels_cpu.launch_attention import (
     REC_APPEND,
     REC_KEY_SCALES,
     REC_KEYS,
+    REC_MASS,
     REC_VALUE_SCALES,
     REC_VALUES,
     RECORD_SLOTS,
@@ -69,11 +70,14 @@ def absmax(x: int, size: int) -> Any:
 
 @inline
 def _slot(instr: int, ctx: int, unit: int, heads: int) -> Any:
-    """Record address and slot number of (token, head)."""
+    """Record address and slot number of (token, head); the slot's attention mass begins at 0."""
     head = unit % heads
     record = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * APPEND_RECORD)
     record += 8 * RECORD_SLOTS * head
     slot = np.int64(read_i32(read_i64(record + 8 * REC_APPEND) + 4 * (unit // heads)))
+    mass = read_i64(record + 8 * REC_MASS)
+    if mass != 0:
+        write_f32(mass + 4 * slot, np.float32(0.0))
     return record, slot
 
 

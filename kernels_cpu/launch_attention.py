@@ -19,11 +19,11 @@ At 8 bits a slot has a float32 scale for its key and one for its value: x = code
 Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
 attention also keeps, for each KV head and slot s,
 
-    mass[s] = keep * mass[s] + sum over query tokens t >= first and the head's query heads of p[t, s]
+    mass[s] = keep * mass[s] + sum over tokens t >= first and the head's query heads h of p[t, h, s]
 
 with p the softmax, `first` = CTX_MASS_FIRST (0: all tokens of the run; T - 32: a window of the last
 32) and `keep` = CTX_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
-and the bits are the same for every number of threads.
+and the bits are the same for every number of threads. Storing a token sets its slot's mass to 0.
 """
 
 from __future__ import annotations

@@ -72,35 +72,54 @@ def softmax(x: Array) -> Array:
     return shares
 
 
-def attention(
-    q: Array, k: Array, v: Array, *, scale: float, window: int = 0, cap: float = 0.0
+def attention_weights(
+    q: Array, k: Array, *, scale: float, window: int = 0, cap: float = 0.0
 ) -> Array:
-    """softmax(softcap(scale * q k^T)) v with a causal mask; H / KH query heads share a key head.
+    """softmax(softcap(scale * q k^T)) with a causal mask; H / KH query heads share a key head.
 
     Args:
         q: [T, H, D], of the last T of the S positions.
         k: [S, KH, D].
-        v: [S, KH, D].
         scale: of the products.
         window: a query sees its own position and the `window - 1` before it; 0: all before it.
         cap: softcap of the scaled products; 0 is none.
 
     Returns:
-        [T, H, D].
+        [H, T, S].
     """
     (T, H, _), (S, KH, _) = q.shape, k.shape
-    if T > S or H % KH or k.shape != v.shape:
-        raise ShapeError(f"attention of q {q.shape}, k {k.shape}, v {v.shape}")
+    if T > S or H % KH:
+        raise ShapeError(f"attention of q {q.shape}, k {k.shape}")
     query, key = np.arange(S - T, S)[:, None], np.arange(S)[None, :]
     visible = key <= query
     if window:
         visible &= key > query - window
-    out = np.empty_like(q)
+    weights = np.empty((H, T, S), q.dtype)
     for head in range(H):
-        shared = head // (H // KH)
-        scores = softcap(q[:, head] @ k[:, shared].T * q.dtype.type(scale), cap)
-        out[:, head] = softmax(np.where(visible, scores, -np.inf)) @ v[:, shared]
-    return out
+        scores = softcap(q[:, head] @ k[:, head // (H // KH)].T * q.dtype.type(scale), cap)
+        weights[head] = softmax(np.where(visible, scores, -np.inf))
+    return weights
+
+
+def attention(
+    q: Array, k: Array, v: Array, *, scale: float, window: int = 0, cap: float = 0.0
+) -> Array:
+    """`attention_weights` times v [S, KH, D]: [T, H, D]."""
+    if k.shape != v.shape:
+        raise ShapeError(f"attention of k {k.shape}, v {v.shape}")
+    weights = attention_weights(q, k, scale=scale, window=window, cap=cap)
+    group = q.shape[1] // k.shape[1]
+    return np.stack([w @ v[:, head // group] for head, w in enumerate(weights)], 1)
+
+
+def attention_mass(weights: Array, kv_heads: int, first: int = 0) -> Array:
+    """What each slot was given: weights [H, T, S] summed over tokens >= first and each group.
+
+    Returns:
+        [KH, S].
+    """
+    H, _, S = weights.shape
+    return weights[:, first:].reshape(kv_heads, H // kv_heads, -1, S).sum((1, 2))
 
 
 def activation(x: Array, kind: str) -> Array:

@@ -12,6 +12,13 @@ from edgetok.kernels_cpu import launch_attention as launch
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.launch_program import table
 
+MODULES = (
+    "kv_append",
+    "attention_int8",
+    "attention_float16",
+    "attention_float32",
+    "attention_merge",
+)
 RTOL = {8: 2e-5, 16: 1e-5, 32: 1e-5}
 
 
@@ -49,12 +56,14 @@ class Cache:
                 launch.chunk_slots(slots),
             )
 
-    def run(self, instructions, tokens, threads):
+    def run(self, instructions, tokens, threads, state=None):
         ctx = np.zeros(32, np.int64)
         ctx[0], ctx[launch.CTX_CACHE] = tokens, self.records.ctypes.data
+        for slot, value in (state or {}).items():
+            ctx[slot] = value
         for instruction in table(instructions):
             call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
-            for tid in range(threads):
+            for tid in reversed(range(threads)):
                 call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
 
     def store(self, k, v, slots, positions, threads=1):
@@ -86,7 +95,18 @@ class Cache:
             values = self.values.transpose(1, 0, 2)
         return keys[..., : self.D].astype(np.float64), values[..., : self.D].astype(np.float64)
 
-    def attend(self, q, positions, *, threads=1, window=0, scale=0.3, cap=0.0, guard=lambda x: x):
+    def attend(
+        self,
+        q,
+        positions,
+        *,
+        threads=1,
+        window=0,
+        scale=0.3,
+        cap=0.0,
+        guard=lambda x: x,
+        state=None,
+    ):
         T, H, D = q.shape
         q = guard(q)
         out = guard(np.full(q.shape, np.nan, np.float32))
@@ -109,7 +129,7 @@ class Cache:
             scratch=scratch.ctypes.data,
             partials=partials.ctypes.data,
         )
-        self.run(made, T, threads)
+        self.run(made, T, threads, state)
         return out
 
 
@@ -279,3 +299,95 @@ def test_launchers_refuse(kernels):
             scratch=0,
             partials=0,
         )
+
+
+class Mass:
+    """Arrays of attention mass behind a cache's records, and the state that asks for them."""
+
+    def __init__(self, guard, cache, heads, threads):
+        slots = launch.mass_slots(cache.slots)
+        size = launch.mass_workspace_bytes(cache.slots, heads, cache.KH, threads)
+        self.workspace = guard(np.full(size, 0xFF, np.uint8))
+        self.found = guard(np.zeros((cache.KH, cache.slots), np.float32))
+        self.slots = slots
+        for h in range(cache.KH):
+            cache.records[h, launch.REC_MASS] = self.found[h].ctypes.data
+
+    def state(self, first=0, keep=0.0):
+        return {
+            launch.CTX_MASS: self.workspace.ctypes.data,
+            launch.CTX_MASS_SLOTS: self.slots,
+            launch.CTX_MASS_FIRST: first,
+            launch.CTX_MASS_KEEP: int(np.float32(keep).view(np.int32)),
+        }
+
+
+def mass_truth(cache, q, order, first, **how):
+    k, _ = cache.read()
+    if cache.bits == 8:
+        codes, scales = round_int8(q)
+        q = codes * scales.astype(np.float64)
+    weights = reference.attention_weights(q.astype(np.float64), k[order], scale=0.3, **how)
+    mass = np.zeros((cache.KH, cache.slots))
+    mass[:, order] = reference.attention_mass(weights, cache.KH, first)
+    return mass
+
+
+@pytest.mark.parametrize(
+    ("bits", "H", "KH", "D", "S", "T", "first", "how"),
+    [
+        (8, 8, 2, 64, 70, 1, 0, {}),
+        (32, 6, 2, 24, 700, 1, 0, {"window": 300}),
+        (8, 4, 2, 64, 700, 67, 0, {}),
+        (16, 4, 1, 64, 300, 90, 80, {"window": 50}),
+        (32, 40, 1, 16, 600, 1, 0, {}),  # more query heads than a task takes
+        (8, 40, 1, 16, 300, 21, 5, {"cap": 3.0}),
+    ],
+)
+def test_mass(each_kernels, guard, bits, H, KH, D, S, T, first, how):
+    cache, _, _, order, rng = filled(each_kernels, guard, bits, H, KH, D, S)
+    q = rng.standard_normal((T, H, D)).astype(np.float32)
+    positions = np.arange(S - T, S)
+    plain = cache.attend(q, positions, **how)
+    expected = mass_truth(cache, q, order, first, **how)
+    assert expected.sum() == pytest.approx(H * (T - first))
+    for threads in (1, 2, 3):
+        mass = Mass(guard, cache, H, threads)
+        mass.found[:, order] = 0.5
+        for keep, before in ((0.5, 0.25), (1.0, None)):
+            state = mass.state(first, keep)
+            out = cache.attend(q, positions, threads=threads, guard=guard, state=state, **how)
+            np.testing.assert_array_equal(out, plain)  # asking changes no bit of the result
+            if before is not None:
+                once = mass.found.copy()
+                np.testing.assert_allclose(once[:, order], expected[:, order] + 0.25, atol=3e-5)
+        np.testing.assert_allclose(mass.found, once + expected, atol=6e-5)
+        if threads == 1:
+            repeated = mass.found.copy()
+        np.testing.assert_array_equal(mass.found, repeated)  # bit for bit
+
+
+def test_mass_only_where_it_is_asked_for(kernels, guard):
+    cache, _, _, order, rng = filled(kernels, guard, 8, 4, 2, 16, 100)
+    mass = Mass(guard, cache, 4, 2)
+    mass.found[:] = 7
+    q = rng.standard_normal((3, 4, 16)).astype(np.float32)
+    for T in (1, 3):
+        cache.attend(q[:T], np.arange(100 - T, 100), threads=2)
+    assert (mass.found == 7).all()  # no workspace: nothing is touched
+    cache.records[1, launch.REC_MASS] = 0
+    cache.attend(q[:1], [99], state=mass.state())
+    assert (mass.found[1] == 7).all()
+    np.testing.assert_allclose(mass.found[0], mass_truth(cache, q[:1], order, 0)[0], atol=1e-5)
+    cache.attend(q[:1], [99], state=mass.state(first=1, keep=1.0))
+    np.testing.assert_allclose(mass.found[0].sum(), 2, rtol=1e-5)  # its only token did not count
+
+
+def test_a_stored_token_begins_without_mass(each_kernels, guard):
+    for bits in (8, 16, 32):
+        cache, k, v, _, _ = filled(each_kernels, guard, bits, 2, 2, 16, 20)
+        mass = Mass(guard, cache, 2, 1)
+        mass.found[:] = 3
+        cache.store(k[:2], v[:2], np.array([5, 40]), [20, 21])
+        assert (mass.found[:, [5, 40]] == 0).all()
+        assert (mass.found[:, 6:40] == 3).all()

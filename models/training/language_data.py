@@ -7,6 +7,7 @@ import random
 import corpus
 import dialogue_data
 import recall_data
+import story_data
 from recall_data import SAID, FillerTurns, Turn, user
 
 _ASK_STORY = (
@@ -33,6 +34,11 @@ def with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
+def invented_story(rng: random.Random, held_out: bool = False) -> list[Turn]:
+    """An invented story on request and questions about it."""
+    return story_data.conversation(rng, held_out)
+
+
 # Of the training stories, how many are the other model's: they vary more and mean less.
 _WRITTEN_SHARE = 0.3
 
@@ -48,7 +54,7 @@ def any_story(rng: random.Random, held_out: bool = False) -> str:
 
 
 def told_story(rng: random.Random, held_out: bool = False) -> list[Turn]:
-    """A request for a story and a story that answers it."""
+    """A request for a story and a real story that answers it, more or less."""
     if rng.random() < 0.15:
         ask = rng.choice(_ASK_ANY)
         story = any_story(rng, held_out)
@@ -72,11 +78,18 @@ def chat(rng: random.Random, held_out: bool = False) -> list[Turn]:
     turns: list[Turn] = []
     if rng.random() < 0.2:
         turns.append(Turn("system", rng.choice(_SYSTEM), recall_data.READ))
-    if rng.random() < 0.5:
+    roll = rng.random()
+    if roll < 0.25:
+        turns += dialogue_data.acquaintance(rng)
+    elif roll < 0.35:
+        turns += dialogue_data.favourite(rng)
+    elif roll < 0.45:  # nothing was told so far
+        turns += dialogue_data.turns_of(dialogue_data.not_told(rng))
+    elif roll < 0.75:
         turns += dialogue_data.greeting(rng)
     for _ in range(rng.randint(1, 6)):
-        if rng.random() < 0.08:
-            turns += told_story(rng, held_out)
+        if rng.random() < 0.1:
+            turns += invented_story(rng, held_out)
         else:
             turns += dialogue_data.turns_of(dialogue_data.exchange(rng, held_out))
     if rng.random() < 0.3:
@@ -88,7 +101,7 @@ def filler_turns(rng: random.Random) -> FillerTurns:
     """What is said between telling and asking, in one manner for the whole conversation."""
 
     def stories(rng: random.Random) -> list[Turn]:
-        ask, story = told_story(rng)
+        ask, story = told_story(rng) if rng.random() < 0.4 else story_data.request(rng)[0]
         return [ask, story._replace(mark=recall_data.READ)]
 
     def small_talk(rng: random.Random) -> list[Turn]:

@@ -16,11 +16,12 @@ import corpus
 import language_data
 import numpy as np
 import recall_data
+import story_data
 from recall_data import LOOKUP, READ, SAID, Turn
 from tokenizers import Tokenizer
 
 RECALL = ("facts", "quiz", "pass_key")
-LANGUAGE = ("story", "told_story", "chat")
+LANGUAGE = ("story", "told_story", "invented_story", "chat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +71,28 @@ class Batches:
         """Tokens of a text."""
         return len(self.encode(text))
 
-    def batch(self, stage: Stage, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns: tokens [B, length + 1] int64; weights [B, length] float32 of tokens[:, 1:]."""
+    def batch(
+        self, stage: Stage, step: int, part: int = 0, parts: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Every `parts`-th row of a batch, from row `part` on: what one worker has to see.
+
+        Returns: tokens [B, length + 1] int64; weights [B, length] float32 of tokens[:, 1:].
+        """
         rng = random.Random(f"{self.seed}|{step}")
         length = rng.choice(stage.lengths)
         rows = max(2, self.batch_tokens // length)
-        tokens = np.empty((rows, length + 1), np.int64)
-        weights = np.empty((rows, length), np.float32)
+        mine = range(part, rows, parts)
+        tokens = np.empty((len(mine), length + 1), np.int64)
+        weights = np.empty((len(mine), length), np.float32)
         # Shares hold in every batch, not only on average: what is left over is drawn.
         names = list(stage.shares)
         total = sum(stage.shares.values())
         offset = rng.random()
         edges = np.cumsum([stage.shares[n] / total for n in names])
-        for i in range(rows):
-            name = names[min(int(np.searchsorted(edges, (i + offset) / rows % 1)), len(names) - 1)]
+        for i, row in enumerate(mine):
+            place = (row + offset) / rows % 1
+            name = names[min(int(np.searchsorted(edges, place)), len(names) - 1)]
+            rng = random.Random(f"{self.seed}|{step}|{row}")
             ids, w = self.row(rng, name, stage, length + 1)
             tokens[i], weights[i] = ids, w[1:]
         return tokens, weights
@@ -101,7 +110,10 @@ class Batches:
         while len(ids) < need:
             left = need - len(ids)
             if source == "story":
-                story = corpus.rename(language_data.any_story(rng), rng)
+                if rng.random() < 0.3:
+                    story = story_data.raw(rng)
+                else:
+                    story = corpus.rename(language_data.any_story(rng), rng)
                 new = [*self.encode(story), self.end]
                 ids += new
                 weights += [stage.language_weight] * len(new)

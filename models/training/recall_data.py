@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import recall_wordings
+
 from edgetok.evaluation import recall
 from edgetok.evaluation import recall_patterns as words
 
@@ -35,7 +37,7 @@ def user(text: str) -> Turn:
 
 
 def looked_up(text: str) -> Turn:
-    """An answer that stands earlier in the conversation."""
+    """An answer that stands earlier in the conversation, or that it does not stand there."""
     return Turn("assistant", text, LOOKUP)
 
 
@@ -103,8 +105,18 @@ def facts(
     """
     invented = rng.choice((0.2, 0.7, 1.0))
     kinds = tuple(words.PATTERNS)
-    if rng.random() < 0.3:
+    # Subjects that share a word with each other: the whole subject has to be looked at.
+    alike: list[str] = []
+    roll = rng.random()
+    if roll < 0.4:
         kinds = (rng.choice(kinds),)
+    elif roll < 0.5:
+        kinds = ("owners",)
+        names, pets = (
+            rng.sample(words.NAMES[:32], 3),
+            rng.sample(words.PATTERNS["pets"].subjects, 3),
+        )
+        alike = [f"{n}'s {p}" for n in names for p in pets]
     elif invented == 1.0:
         kinds = ("people", "pets", "owners")
     odd = rng.choice((0.0, 0.0, 0.3, 0.6))
@@ -112,7 +124,9 @@ def facts(
     if budget > 700:  # a long row with few questions teaches little
         limit = max(limit, rng.choice((4, 12, 20)))
     chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
-    change = rng.choice((0.0, 0.1, 0.4))
+    change = rng.choice((0.0, 0.1, 0.4, 0.6))
+    reworded = rng.choice((0.0, 0.5, 0.8))
+    nothing = rng.choice((0.0, 0.0, 0.1))  # questions about what nobody told
     known: dict[str, recall.Fact] = {}
     asked: list[recall.Fact] = []
     turns: list[Turn] = []
@@ -125,7 +139,8 @@ def facts(
 
     def tell() -> recall.Fact:
         for _ in range(20):
-            if known and rng.random() < change:
+            changed = bool(known) and rng.random() < change
+            if changed:
                 pattern, subject = rng.choice(list(known)).split("|")
                 fact = recall.make_fact(
                     rng,
@@ -135,13 +150,20 @@ def facts(
                     invented=rng.random() < invented,
                 )
             else:
-                fact = recall.make_fact(rng, rng.choice(kinds), invented=rng.random() < invented)
+                fact = recall.make_fact(
+                    rng,
+                    rng.choice(kinds),
+                    subject=rng.choice(alike) if alike else "",
+                    invented=rng.random() < invented,
+                )
                 if fact.slot in known:
                     continue
             if rng.random() < odd:
                 fact = with_odd_value(rng, fact)
             if all(fact.value != f.value for f in known.values()):
                 break
+        if rng.random() < reworded:
+            fact = recall_wordings.retold(rng, fact, changed)
         known[fact.slot] = fact
         return fact
 
@@ -157,7 +179,7 @@ def facts(
         else:
             say(user(told), _noted(rng))
     # Questions need room whatever stands before them.
-    room = max(0, budget - spent - 30 * min(len(known), 6))
+    room = max(0, budget - spent - 28 * min(len(known), 14))
     say(*_filled(rng, int(span * room), count, filler_turns))
     while spent < budget:
         roll = rng.random()
@@ -173,9 +195,12 @@ def facts(
             slot = rng.choice(fresh or list(known))
             fact = known[slot]
             asked.append(fact)
-            pattern, subject = slot.split("|")
-            ask = rng.choice(words.PATTERNS[pattern].ask).format(s=subject)
-            say(user(ask), looked_up(fact.answer))
+            say(user(recall_wordings.question(rng, *slot.split("|"))), looked_up(fact.answer))
+            if rng.random() < nothing:
+                slot = recall.make_fact(rng, rng.choice(tuple(words.PATTERNS))).slot
+                if slot not in known:
+                    ask = recall_wordings.question(rng, *slot.split("|"))
+                    say(user(ask), looked_up(recall_wordings.not_told(*slot.split("|"))))
     return turns
 
 
@@ -187,7 +212,7 @@ def quiz(
     span: float = 0.0,
 ) -> list[Turn]:
     """A key-value list or assignments, then question after question about it."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         most = max(3, min(9, budget // 20))
         lines, worth = recall.variable_lines(rng, rng.randrange(2, most), held_out=False)
         text = "\n".join(lines)
@@ -202,7 +227,7 @@ def quiz(
             asks = _SHORT
     turns = [user(text), _noted(rng)]
     spent = count(text) + 16
-    room = max(0, budget - spent - 25 * min(len(worth), 8))
+    room = max(0, budget - spent - 20 * min(len(worth), 12))
     new = _filled(rng, int(span * room), count, filler_turns)
     turns += new
     spent += sum(count(t.content) + 5 for t in new)
@@ -291,7 +316,16 @@ def terse(
 
     while len(ids) < tokens:
         left = tokens - len(ids)
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.3:
+            most = max(3, min(12, left // 16))
+            lines, worth = recall.variable_lines(rng, rng.randint(2, most), held_out=False)
+            add("\n".join(lines) + "\n", 0.0)
+            for k in rng.sample(list(worth), len(worth)):
+                add(rng.choice(words.ASK_VARIABLE).format(s=k) + f"\n{k} is", 0.0)
+                add(f" {worth[k]}", 1.0)
+                add(".\n", 0.0)
+        elif kind < 0.55:
             most = max(2, min(16, left // 24))
             worth = recall.key_value_lines(rng, rng.randint(1, most), held_out=False)
             lead = rng.choice(("- ", "", "The value of "))

@@ -50,12 +50,14 @@ def save(path: Path, state: dict) -> None:
     os.replace(aside, path)
 
 
-def sum_gradients(model: Decoder) -> None:
-    """Add the gradients of all workers, as one flat message."""
+def mean_gradients(model: Decoder, weight: float, workers: int) -> None:
+    """Gradients of all workers added and divided by all weights, as one flat message."""
     grads = [p.grad for p in model.parameters()]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    flat = torch.cat([*(g.flatten() for g in grads), torch.tensor([weight])])
+    if workers > 1:
+        dist.all_reduce(flat)
+    flat /= flat[-1].clone()
+    for g, part in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
         g.copy_(part.view_as(g))
 
 
@@ -100,28 +102,22 @@ def run(rank: int, args: argparse.Namespace) -> None:
         stage, factor = now
         for group in opt.param_groups:
             group["lr"] = group["base"] * factor * min(1.0, (step - first + 1) / WARMUP_STEPS)
-        ids, weights = batches.batch(stage, step)
-        mine = slice(rank, None, args.workers)
+        ids, weights = batches.batch(stage, step, rank, args.workers)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss(
-                torch.from_numpy(ids[mine]),
-                torch.from_numpy(weights[mine]),
-                float(weights.sum()),
-            )
+            loss = model.loss(torch.from_numpy(ids), torch.from_numpy(weights), 1.0)
         loss.backward()
-        if args.workers > 1:
-            sum_gradients(model)
+        mean_gradients(model, float(weights.sum()), args.workers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
         step += 1
-        tokens += weights.size
+        tokens += BATCH_TOKENS
         if rank:
             continue
         with torch.no_grad():
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - AVERAGE)
-        losses.append(loss.item() * float(weights.sum() / weights[mine].sum()))
+        losses.append(loss.item() / float(weights.sum()))
         clock = time.monotonic()
         if step % 20 == 0:
             line = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,11 @@ def test_recall_conversations_are_seeded_and_answerable(
         for i, turn in enumerate(turns):
             if turn.mark == "lookup":
                 told = " ".join(t.content for t in turns[:i])
+                if missing := re.match(r"You have not told me your (.*) yet", turn.content):
+                    assert f"Your {missing.group(1)} is" not in told
+                    continue
+                if turn.content.startswith("You have not told me"):
+                    continue
                 value = turn.content.rstrip(".").rsplit(" ", 1)[-1]
                 assert value in told
 
@@ -83,12 +89,83 @@ def test_exchanges_are_seeded_and_split(recipe: Any) -> None:
 
 
 def test_sums_and_counts_are_right(recipe: Any) -> None:
-    data = recipe("dialogue_data")
+    data = recipe("instruction_data")
     for seed in range(200):
         _, answer = data.add(random.Random(seed))
         left, _, right = answer.rstrip(".").partition(" = ")
         a, sign, b = left.split()
         assert int(right) == int(a) + (int(b) if sign == "+" else -int(b))
+        ask, answer = data.compare(random.Random(seed))
+        numbers = [int(n) for n in re.findall(r"\d+", ask)]
+        said = int(re.findall(r"\d+", answer)[0])
+        assert said == (max if "bigger" in ask else min)(numbers)
+        ask, answer = data.count(random.Random(seed))
+        if found := re.search(r"from (\d+) to (\d+)", ask):
+            a, b = map(int, found.groups())
+            assert [int(n) for n in re.findall(r"\d+", answer)] == list(range(a, b + 1))
+
+
+def test_invented_stories_are_whole_and_on_their_subject(recipe: Any) -> None:
+    """Nothing is left to fill in, pronouns agree, what was asked for is in the story."""
+    data, words = recipe("story_data"), recipe("story_words")
+    for seed in range(300):
+        turns, story = data.request(random.Random(seed))
+        assert turns == data.request(random.Random(seed))[0]
+        text = story.text()
+        assert not re.search(r"[{}|=?]\s*[{}|=]|\{|\}|  |\bNone\b", text), text
+        assert text.count('"') % 2 == 0
+        assert re.fullmatch(r"[A-Z\"][^\n]*(\n[A-Z\"][^\n]*)*", text), text
+        assert not re.search(r"\b[Aa] [aeio]|\b[Aa]n [^aeioh\W]", text.replace("one", "")), text
+        know = story.know
+        for name in (know["H"], know["F"]):
+            assert name in text
+        asked = turns[0].content
+        for noun in (*words.ANIMALS, know["H"], know["F"], know["n"]):
+            if re.search(rf"\b{noun}\b", asked):
+                assert re.search(rf"\b{noun}s?\b", asked + text, re.IGNORECASE)
+                assert re.search(rf"\b{noun}s?\b", text, re.IGNORECASE), (asked, text)
+
+
+def test_answers_about_a_story_stand_in_it(recipe: Any) -> None:
+    data = recipe("story_data")
+    asked = 0
+    for seed in range(100):
+        rng = random.Random(seed)
+        _, story = data.request(rng)
+        text = story.text().lower()
+        for turn in data.questions(rng, story)[1::2]:
+            found = re.search(
+                r"was called (\w+)|named (\w+)|learned that (.*)\.|^(\w+), an? |happened (.*)\.",
+                turn.content,
+            )
+            if found:
+                asked += 1
+                assert next(g for g in found.groups() if g).lower() in text
+    assert asked > 50
+
+
+def test_stories_keep_parts_aside(recipe: Any) -> None:
+    """A held-out story has a kind of hero, a thing or a plot that no training story has."""
+    data = recipe("story_data")
+
+    def parts(held_out: bool, part: str) -> set[str]:
+        stories = [data.invent(random.Random(i), held_out) for i in range(1500)]
+        return {s.plot.name if part == "plot" else s.know[part] for s in stories}
+
+    for part in ("k", "n", "plot"):
+        assert parts(True, part) - parts(False, part)
+    assert not {p.name for p in data.ALL_PLOTS} - parts(False, "plot") - parts(True, "plot")
+
+
+def test_conversations_know_their_own_name_and_the_users(recipe: Any) -> None:
+    data = recipe("dialogue_data")
+    for seed in range(200):
+        turns = data.acquaintance(random.Random(seed))
+        roles = [t.role for t in turns]
+        assert roles == (["user", "assistant"] * len(roles))[: len(roles)]
+        for i, turn in enumerate(turns):
+            if found := re.match(r"Your name is (\w+)\.$", turn.content):
+                assert found.group(1) in " ".join(t.content for t in turns[:i] if t.role == "user")
 
 
 def test_stories_are_on_one_side(texts: Any) -> None:

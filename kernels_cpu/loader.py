@@ -32,6 +32,7 @@ MODULES = (
     "norm",
     "activation",
     "rope",
+    "keep_queries",
     "kv_append",
     "attention_int8",
     "attention_float16",

@@ -18,6 +18,8 @@ from edgetok.kernels_cpu import loader
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
+from edgetok.runtime.cache_limits import CacheLimits, bounds_for
+from edgetok.runtime.compact_cache import CompactKVCache
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.plan import Compute, Plan, PlanOptions
 from edgetok.runtime.team import Program, Team
@@ -142,12 +144,28 @@ class CpuBackend:
         """Bytes of weights that a decode step reads."""
         return self._plan.bytes_per_token
 
-    def new_cache(self, capacity_tokens: int) -> CpuKVCache:
+    def new_cache(
+        self, capacity_tokens: int, limits: CacheLimits | None = None
+    ) -> CpuKVCache | CompactKVCache:
         """Allocate an empty cache, all its bytes at once.
 
         Raises:
-            OptionError: less than one token, or more than memory can hold.
+            OptionError: less than one token, more than memory can hold, or limits too tight.
         """
+        if limits is not None:
+            return CompactKVCache(
+                self._spec,
+                bounds_for(
+                    self._spec,
+                    limits,
+                    capacity_tokens,
+                    block_tokens=self._block_tokens,
+                    kv_bits=self._kv_bits,
+                    threads=self.threads,
+                ),
+                kv_bits=self._kv_bits,
+                threads=self.threads,
+            )
         return CpuKVCache(
             self._spec,
             capacity_tokens=capacity_tokens,
@@ -175,7 +193,9 @@ class CpuBackend:
             ShapeError: no tokens, not one row of integers, or a cache of another backend.
         """
         ids = self._checked(cache, tokens)
-        if not isinstance(cache, CpuKVCache) or not cache.serves(self._spec, self._kv_bits):
+        if not isinstance(cache, CpuKVCache | CompactKVCache) or not cache.serves(
+            self._spec, self._kv_bits
+        ):
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )
@@ -228,9 +248,10 @@ class CpuBackend:
             raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
         return ids.astype(np.int32, copy=False)
 
-    def _begin(self, cache: CpuKVCache, ids: npt.NDArray[np.int32]) -> None:
+    def _begin(self, cache: CpuKVCache | CompactKVCache, ids: npt.NDArray[np.int32]) -> None:
         """Everything that a run reads: tokens, positions, rotations, slots."""
-        plan, count, first = self._plan, ids.size, cache.length_tokens
+        plan, count = self._plan, ids.size
+        first = cache.begin(count)
         plan.tokens[:count] = ids
         positions = np.arange(first, first + count)
         plan.positions[:count] = positions
@@ -239,10 +260,11 @@ class CpuBackend:
             factor = spec.attention_factor
             plan.cos[rope][:count] = np.cos(angles) * factor
             plan.sin[rope][:count] = np.sin(angles) * factor
-        cache.begin(count)
-        plan.begin(count, first, cache.records)
+        plan.begin(count, first, cache.ctx)
 
-    def _frequencies(self, cache: CpuKVCache, rope: int) -> npt.NDArray[np.float64]:
+    def _frequencies(
+        self, cache: CpuKVCache | CompactKVCache, rope: int
+    ) -> npt.NDArray[np.float64]:
         """Radians a position of one rope; its capacity may change them (longrope)."""
         if rope >= len(cache.frequencies):
             capacity = cache.capacity_tokens

@@ -8,15 +8,20 @@ allocation, made with the cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import OptionError
+from edgetok.kernels_cpu.abi import CTX_SLOTS
 from edgetok.kernels_cpu.launch_attention import (
+    CTX_CACHE,
     EMPTY,
     REC_CHUNK,
+    REC_KEY_SCALES,
+    REC_KEYS,
     REC_USED,
     RECORD_SLOTS,
     SLOT_TILE,
@@ -25,6 +30,7 @@ from edgetok.kernels_cpu.launch_attention import (
 )
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.stored import Floats, Keys, Places, row_bytes
 
 _ALIGNMENT_BYTES = 64
 _MOST_BYTES = 1 << 46  # addresses end soon after
@@ -47,10 +53,21 @@ class _Ring:
 
 
 class CpuKVCache:
-    """See `KVCache`. Made by `CpuBackend.new_cache`."""
+    """See `KVCache`. Made by `CpuBackend.new_cache`.
+
+    Attributes:
+        ctx: int64 [CTX_SLOTS], what kernels need to know of it in a run's state.
+        records: of each layer and KV head, as in `launch_attention.py`.
+    """
 
     def __init__(
-        self, spec: DecoderSpec, *, capacity_tokens: int, kv_bits: int, block_tokens: int
+        self,
+        spec: DecoderSpec,
+        *,
+        capacity_tokens: int,
+        kv_bits: int,
+        block_tokens: int,
+        windows_only: bool = False,
     ) -> None:
         """Allocate every slot.
 
@@ -59,6 +76,8 @@ class CpuKVCache:
             capacity_tokens: tokens that can be seen.
             kv_bits: 8, 16 or 32 for each key and value.
             block_tokens: most tokens of one run.
+            windows_only: leave layers that see every token to another cache; nothing is counted
+                against `capacity_tokens`, which only bounds the rings.
 
         Raises:
             OptionError: a number is out of range, or there is not memory enough.
@@ -72,10 +91,13 @@ class CpuKVCache:
         self._spec = spec
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
+        self._shift = 0  # tokens seen less the position of the next one
         self.kv_bits = kv_bits
         self.block_tokens = min(block_tokens, capacity_tokens)
         sizes = {}
         for window in dict.fromkeys(layer.window for layer in spec.layers):
+            if windows_only and not window:
+                continue
             wanted = capacity_tokens
             if window:
                 wanted = min(wanted, window + self.block_tokens - 1)
@@ -94,6 +116,8 @@ class CpuKVCache:
                 "smaller --context"
             ) from error
         self.records = np.zeros((spec.num_layers, spec.num_kv_heads, RECORD_SLOTS), np.int64)
+        self.ctx = np.zeros(CTX_SLOTS, np.int64)
+        self.ctx[CTX_CACHE] = self.records.ctypes.data
         self._rings: list[_Ring] = []
         self._layout(sizes, self._memory.ctypes.data, self._rings)
         self.logits = np.empty(spec.vocab_size, np.float32)
@@ -132,11 +156,13 @@ class CpuKVCache:
             if length_tokens and first_seen < ring.oldest:
                 return False
         for ring in self._rings:
-            ring.positions[(ring.positions >= length_tokens) & (ring.positions != EMPTY)] = EMPTY
+            ring.positions[ring.positions >= length_tokens - self._shift] = EMPTY
             if length_tokens == 0:
                 ring.oldest = 0
             self.records[ring.layers, :, REC_USED] = min(length_tokens, ring.slots)
         self._length_tokens = length_tokens
+        if length_tokens == 0:
+            self._shift = 0
         return True
 
     def clear(self) -> None:
@@ -147,24 +173,58 @@ class CpuKVCache:
         """Whether this cache was made for a decoder and kind of slot."""
         return self._spec is spec and self.kv_bits == kv_bits
 
-    def begin(self, tokens: int) -> None:
-        """Name the slots of the next `tokens` tokens; `tokens` is at most `block_tokens`."""
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next `tokens` tokens; `tokens` is at most `block_tokens`.
+
+        Returns:
+            The first one's position.
+        """
         first, last = self._length_tokens, self._length_tokens + tokens
+        position = first - self._shift
         for ring in self._rings:
             if tokens == 1:
                 slot = first % ring.slots
                 ring.append[0] = slot
-                ring.positions[slot] = first
+                ring.positions[slot] = position
             else:
-                positions = np.arange(first, last, dtype=np.int32)
-                ring.append[:tokens] = positions % ring.slots
-                ring.positions[ring.append[:tokens]] = positions
+                order = np.arange(tokens, dtype=np.int64)
+                ring.append[:tokens] = (first + order) % ring.slots
+                ring.positions[ring.append[:tokens]] = position + order
             ring.oldest = max(ring.oldest, last - ring.slots)
             self.records[ring.layers, :, REC_USED] = min(last, ring.slots)
+        return position
 
     def advance(self, tokens: int) -> None:
         """Count tokens that were computed."""
         self._length_tokens += tokens
+
+    def shift(self, by: int, turn: Callable[[int, Floats, Places], Floats]) -> None:
+        """Lower all positions by `by`, turning keys with `turn(layer, keys [n, D], by [n])`.
+
+        What would be before position 0 is forgotten; no window reaches that far.
+        """
+        for ring in self._rings:
+            held = np.flatnonzero(ring.positions != EMPTY)
+            ring.positions[held] -= by
+            ring.positions[held[ring.positions[held] < 0]] = EMPTY
+            held = np.flatnonzero(ring.positions != EMPTY)
+            for layer in ring.layers:
+                if self._spec.layers[layer].rope < 0:
+                    continue
+                for record in self.records[layer]:
+                    keys = self._keys(record, ring.slots)
+                    keys.write(held, turn(int(layer), keys.read(held), np.full(len(held), -by)))
+        self._shift += by
+
+    def _keys(self, record: npt.NDArray[np.int64], slots: int) -> Keys:
+        """A head's keys."""
+        dims, bits = self._spec.head_dim, self.kv_bits
+        start = int(record[REC_KEYS]) - self._memory.ctypes.data
+        memory = self._memory[start : start + slots * row_bytes(dims, bits)]
+        if not record[REC_KEY_SCALES]:
+            return Keys(memory, None, dims, bits)
+        start = int(record[REC_KEY_SCALES]) - self._memory.ctypes.data
+        return Keys(memory, self._memory[start : start + 4 * slots].view(np.float32), dims, bits)
 
     def _layout(self, sizes: dict[int, int], base: int, rings: list[_Ring] | None) -> int:
         """Place everything from `base` on; fill records and `rings` unless it is None.

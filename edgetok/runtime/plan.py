@@ -37,6 +37,7 @@ from edgetok.kernels_cpu.launch_linear import (
     quantise_instruction,
 )
 from edgetok.kernels_cpu.launch_program import Instruction, Table
+from edgetok.kernels_cpu.launch_queries import keep_queries
 from edgetok.kernels_cpu.loader import Kernels
 from edgetok.models.spec import DecoderSpec
 
@@ -139,11 +140,11 @@ class Plan:
         logits = self._floats(tokens, self._spec.vocab_size)
         return x, logits, self._head(x, logits, last=False)
 
-    def begin(self, tokens: int, position: int, records: npt.NDArray[np.int64]) -> None:
-        """Set the run's state: how many tokens, from which position, over which cache."""
+    def begin(self, tokens: int, position: int, cache: Table) -> None:
+        """Set the run's state: how many tokens, from which position, and what the cache says."""
         self.ctx[CTX_TOKENS] = tokens
         self.ctx[CTX_POSITION] = position
-        self.ctx[CTX_CACHE] = records.ctypes.data
+        self.ctx[CTX_CACHE:] = cache[CTX_CACHE:]
 
     # Instructions
 
@@ -225,6 +226,15 @@ class Plan:
                         wait=whole and name == "k_norm",
                     )
                 )
+        made.append(
+            keep_queries(
+                self._kernels,
+                q=_at(self._q),
+                layer=layer,
+                heads=spec.num_heads,
+                head_dim=spec.head_dim,
+            )
+        )
         index = spec.layers[layer].rope
         if index >= 0:
             for _, x, heads in parts:

@@ -1,0 +1,1 @@
+"""Which tokens a bounded KV cache keeps."""

@@ -1,0 +1,400 @@
+"""A KV cache of fixed size for a conversation of any length.
+
+Layers that see every token share one pool of slots. When it is full, a policy says which tokens
+each head forgets: a block of them at once, never the first ones, the pinned ones and the latest.
+Freed slots are filled again in place. Positions are those of the conversation until they reach the
+trained length; then they are made contiguous and keys are turned by the difference. Layers with a
+sliding window keep their ring. All bytes are allocated with the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache import budget
+from edgetok.cache.policy import Policy
+from edgetok.cache.view import Floats, HeadView
+from edgetok.errors import OptionError
+from edgetok.kernels_cpu.launch_attention import (
+    CTX_MASS,
+    CTX_MASS_KEEP,
+    CTX_MASS_SLOTS,
+    REC_APPEND,
+    REC_CHUNK,
+    REC_KEY_SCALES,
+    REC_KEYS,
+    REC_MASS,
+    REC_POSITIONS,
+    REC_USED,
+    REC_VALUE_SCALES,
+    REC_VALUES,
+    SLOT_TILE,
+    chunk_slots,
+    mass_slots,
+    mass_workspace_bytes,
+)
+from edgetok.kernels_cpu.launch_linear import aligned_bytes
+from edgetok.kernels_cpu.launch_program import float_bits
+from edgetok.kernels_cpu.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
+from edgetok.models.rope import inv_freq
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.kv_cache import CpuKVCache
+from edgetok.runtime.query_log import ROWS, QueryLog
+from edgetok.runtime.slots import SlotPool, tiles
+
+SINKS = 4
+_ENDLESS = 1 << 40
+_LARGEST_SHARE = 4  # a head gets at most so many times its even share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How large a bounded cache is and what it keeps.
+
+    Attributes:
+        policy: which tokens are kept.
+        slots: of each head, on average; a multiple of SLOT_TILE.
+        block_tokens: most tokens of one run, and how many each head forgets at once.
+        sinks: first tokens, always kept.
+        recent: latest tokens, always kept.
+    """
+
+    policy: Policy
+    slots: int
+    block_tokens: int
+    recent: int
+    sinks: int = SINKS
+
+    @classmethod
+    def of_slots(cls, policy: Policy, slots: int, block_tokens: int) -> Bounds:
+        """Bounds for so many slots, the other numbers in proportion.
+
+        Raises:
+            OptionError: fewer than 64 slots.
+        """
+        whole = tiles(slots)
+        if whole < SLOT_TILE:
+            raise OptionError(
+                f"a cache of {slots} tokens cannot forget selectively, expected at least "
+                f"{SLOT_TILE}: give a larger --context or --kv-budget"
+            )
+        # An eighth at once: rare enough to cost little, small enough to leave the rest in use.
+        block = min(block_tokens, max(8, whole // 8))
+        return cls(policy=policy, slots=whole, block_tokens=block, recent=max(8, whole // 8))
+
+
+class CompactKVCache:
+    """See `KVCache`. Made by `CpuBackend.new_cache` with `Bounds`."""
+
+    def __init__(self, spec: DecoderSpec, bounds: Bounds, *, kv_bits: int, threads: int) -> None:
+        """Allocate every slot.
+
+        Args:
+            spec: the decoder.
+            bounds: sizes and policy.
+            kv_bits: of keys and values.
+            threads: that attend at once.
+
+        Raises:
+            OptionError: the trained context is too short for any, or memory is.
+        """
+        limit = spec.context_tokens
+        if bounds.slots > limit:
+            raise OptionError(
+                f"{bounds.slots:,} slots, expected at most {limit:,}, the length that the model "
+                "was trained for"
+            )
+        self._spec, self.bounds, self.kv_bits = spec, bounds, kv_bits
+        self.block_tokens = bounds.block_tokens
+        self._limit = limit
+        self._windows = CpuKVCache(
+            spec,
+            capacity_tokens=limit,
+            kv_bits=kv_bits,
+            block_tokens=bounds.block_tokens,
+            windows_only=True,
+        )
+        self.records = self._windows.records
+        self._heads = [
+            (layer, head)
+            for layer, what in enumerate(spec.layers)
+            if not what.window
+            for head in range(spec.num_kv_heads)
+        ]
+        count, slots = len(self._heads), bounds.slots
+        self._most = min(tiles(limit), _LARGEST_SHARE * slots)
+        sizes = self.sizes(spec, bounds, kv_bits, threads)
+        try:
+            self._memory = aligned_bytes(sum(sizes))
+        except MemoryError as error:
+            raise OptionError(
+                f"no memory for a cache of {sum(sizes):,} bytes; give a smaller --kv-budget"
+            ) from error
+        self._memory[:] = 0
+        ends = np.cumsum(sizes)
+        pool, log, append, workspace = np.split(self._memory, ends[:-1])
+        self._pool = SlotPool(
+            pool, heads=count, slots=slots, head_dim=spec.head_dim, kv_bits=kv_bits
+        )
+        self._log = QueryLog(
+            log[: QueryLog.nbytes(spec, bounds.policy.covariance)], spec, bounds.policy.covariance
+        )
+        self._append = append[: 4 * count * self.block_tokens].view(np.int32)
+        self._append = self._append.reshape(count, self.block_tokens)
+        self._workspace = workspace
+        self.ctx = self._windows.ctx.copy()
+        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data
+        self.ctx[CTX_QUERY_ROWS] = ROWS
+        self.ctx[CTX_MASS] = workspace.ctypes.data
+        self.ctx[CTX_MASS_SLOTS] = mass_slots(self._most)
+        self.ctx[CTX_MASS_KEEP] = float_bits(1.0)
+        self._free: npt.NDArray[np.int64] = np.zeros((count, 0), np.int64)
+        self._used_free = 0
+        self._held = np.zeros(count, np.int64)
+        self._demand = np.full(count, float(slots))
+        self._length = 0
+        self._shift = 0  # tokens seen less the position of the next one
+        self._forgotten_to = 0  # no token from here on was forgotten
+        self._dropped = 0.0  # attention mass of what was forgotten
+        self.pinned_tokens = 0
+        self.logits = np.empty(spec.vocab_size, np.float32)
+        self.frequencies = [inv_freq(rope, limit) for rope in spec.ropes]
+        self._place()
+
+    @staticmethod
+    def sizes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -> tuple[int, ...]:
+        """Bytes of the pool, the queries, the lists of slots and the workspace."""
+        heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
+        most = min(tiles(spec.context_tokens), _LARGEST_SHARE * bounds.slots)
+        return (
+            _aligned(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits)),
+            _aligned(QueryLog.nbytes(spec, bounds.policy.covariance)),
+            _aligned(4 * heads * bounds.block_tokens),
+            mass_workspace_bytes(most, spec.num_heads, spec.num_kv_heads, threads),
+        )
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens seen so far."""
+        return self._length
+
+    @property
+    def position(self) -> int:
+        """Position of the next token."""
+        return self._length - self._shift
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens can be seen: as good as endless."""
+        return _ENDLESS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, all layers; never more."""
+        return int(self._memory.nbytes + self._windows.nbytes)
+
+    def serves(self, spec: DecoderSpec, kv_bits: int) -> bool:
+        """Whether this cache was made for a decoder and kind of slot."""
+        return self._spec is spec and self.kv_bits == kv_bits
+
+    # Appending
+
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next tokens, forgetting others where there is no room.
+
+        Returns:
+            The first one's position.
+        """
+        if self._used_free + tokens > self._free.shape[1]:
+            self._make_room(tokens)
+        if self.position + tokens > self._limit:
+            self._renumber(tokens)
+        first = self.position
+        self.ctx[CTX_QUERY_ROW] = self._length % ROWS
+        if self._heads:
+            to = self._free[:, self._used_free : self._used_free + tokens]
+            self._append[:, :tokens] = to
+            at = self._pool.start[:, None] + to
+            self._pool.positions[at] = np.arange(first, first + tokens, dtype=np.int32)
+            self._pool.tokens[at] = np.arange(self._length, self._length + tokens, dtype=np.int32)
+        self._windows.begin(tokens)
+        return first
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were computed."""
+        self._length += tokens
+        self._used_free += tokens
+        self._held += tokens
+        self._log.advance(tokens)
+        self._windows.advance(tokens)
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from `length_tokens` on.
+
+        Returns:
+            False, with nothing changed, where tokens before that were already forgotten in favour
+            of those that now go.
+
+        Raises:
+            OptionError: the length is negative or beyond the tokens seen.
+        """
+        if not 0 <= length_tokens <= self._length:
+            raise OptionError(f"cannot keep {length_tokens} of {self._length} tokens of the cache")
+        if length_tokens and length_tokens < self._forgotten_to:
+            return False
+        if not self._windows.truncate(length_tokens):
+            return False
+        for head in range(len(self._heads)):
+            held = self._pool.held(head)
+            self._pool.forget(held[self._pool.tokens[held] >= length_tokens])
+        self._log.forget(self._length - length_tokens)
+        self._length = length_tokens
+        if length_tokens == 0:
+            self._log.clear()
+            self._shift = self._forgotten_to = 0
+            self._dropped = 0.0
+        self._place()
+        return True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    # Making room
+
+    def _make_room(self, tokens: int) -> None:
+        if self._heads and int((self._pool.size - self._held).min()) < tokens:
+            self._forget()
+        self._place()
+
+    def _forget(self) -> None:
+        """Make each head forget so much that a block of tokens fits."""
+        self._log.absorb(self._length)
+        block, pool, policy = self.block_tokens, self._pool, self.bounds.policy
+        order, scores = [], []
+        for index in range(len(self._heads)):
+            at = pool.held(index)
+            at = at[np.argsort(pool.tokens[at])]
+            score = np.asarray(policy.score(self.view(index, at)), np.float32).copy()
+            seen = pool.tokens[at]
+            score[seen < max(self.bounds.sinks, self.pinned_tokens)] = np.inf
+            score[seen >= self._length - self.bounds.recent] = np.inf
+            order.append(at)
+            scores.append(score)
+        sizes = pool.size
+        if policy.shared_budget:
+            sizes = self._allot(scores)
+        for at, score, size in zip(order, scores, sizes, strict=True):
+            drop = max(0, len(at) - int(size) + block)
+            # Of equal scores the oldest go.
+            gone = np.sort(at[np.argsort(score, kind="stable")[:drop]])
+            if len(gone):
+                self._dropped += float(pool.mass[gone].sum(dtype=np.float64))
+                self._forgotten_to = max(self._forgotten_to, int(pool.tokens[gone].max()) + 1)
+                pool.forget(gone)
+        if not np.array_equal(sizes, pool.size):
+            pool.resize(sizes)
+
+    def _allot(self, scores: list[Floats]) -> budget.Counts:
+        """New sizes of the heads' ranges, from what their tokens are worth."""
+        heads, block = len(scores), self.block_tokens
+        total = heads * self.bounds.slots
+        kept = max(self.bounds.sinks, self.pinned_tokens) + self.bounds.recent
+        low = -(-(min(kept, self._length) + block) // SLOT_TILE) * SLOT_TILE
+        if heads * low >= total:
+            return self._pool.size
+        wanted = budget.wanted(scores, total - heads * block, low - block) + block
+        self._demand += 0.3 * (wanted - self._demand)
+        return budget.in_units(self._demand, total, SLOT_TILE, low, self._most)
+
+    def view(self, index: int, at: npt.NDArray[np.int64]) -> HeadView:
+        """A head's tokens as policies see them."""
+        layer, head = self._heads[index]
+        spec, pool = self._spec, self._pool
+        rope = spec.layers[layer].rope
+        return HeadView(
+            read_keys=functools.partial(pool.keys.read, at),
+            read_values=functools.partial(pool.values, at),
+            positions=pool.positions[at],
+            tokens=pool.tokens[at],
+            mass=pool.mass[at],
+            stats=self._log.stats(layer, head, self._length, self.position),
+            rotate=functools.partial(self._rotate, rope, True),
+            scale=spec.attn_scale,
+            softcap=spec.attn_softcap,
+        )
+
+    # Positions
+
+    def _renumber(self, tokens: int) -> None:
+        """Make positions contiguous, so that the next ones stay within the trained length."""
+        counts = self._held
+        window = max((layer.window for layer in self._spec.layers), default=0)
+        new = int(max([int(counts.max(initial=0)), min(window, self._limit - tokens)]))
+        front = max(self.bounds.sinks, self.pinned_tokens)
+        for index, (layer, _) in enumerate(self._heads):
+            at = self._pool.held(index)
+            at = at[np.argsort(self._pool.positions[at])]
+            place = np.arange(new - len(at), new)
+            first = min(int(np.count_nonzero(self._pool.tokens[at] < front)), len(at))
+            place[:first] = np.arange(first)
+            delta = place - self._pool.positions[at]
+            moved = np.flatnonzero(delta)
+            if self._spec.layers[layer].rope >= 0 and len(moved):
+                keys = self._turn(layer, self._pool.keys.read(at[moved]), delta[moved])
+                self._pool.keys.write(at[moved], keys)
+            self._pool.positions[at] = place
+        self._windows.shift(self.position - new, self._turn)
+        self._shift = self._length - new
+
+    def _turn(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
+        return self._rotate(self._spec.layers[layer].rope, False, keys, by)
+
+    def _rotate(
+        self, rope: int, scaled: bool, x: Floats, positions: npt.NDArray[np.int64]
+    ) -> Floats:
+        """Turn vectors [..., D] to positions, with the rope's attention factor where `scaled`."""
+        if rope < 0:
+            return x
+        spec = self._spec.ropes[rope]
+        half = spec.rotary_dim // 2
+        angles = np.asarray(positions)[..., None] * self.frequencies[rope]
+        factor = spec.attention_factor if scaled else 1.0
+        cos = (np.cos(angles) * factor).astype(np.float32)
+        sin = (np.sin(angles) * factor).astype(np.float32)
+        a, b = x[..., :half], x[..., half : 2 * half]
+        return np.concatenate(
+            [a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1
+        ).astype(np.float32)
+
+    # Records
+
+    def _place(self) -> None:
+        """Write records and the lists of free slots anew."""
+        pool = self._pool
+        lists = [pool.free(index) for index in range(len(self._heads))]
+        self._held = pool.size - np.array([len(free) for free in lists], np.int64)
+        # Not all that is free: lists stay short, and slots in use near each other.
+        room = min((len(free) for free in lists), default=self.block_tokens)
+        room = min(room, 2 * self.block_tokens)
+        self._free = np.array([free[:room] for free in lists], np.int64).reshape(len(lists), room)
+        self._used_free = 0
+        for index, (layer, head) in enumerate(self._heads):
+            keys, values, key_scales, value_scales, positions, mass = pool.addresses(index)
+            record = self.records[layer, head]
+            record[REC_KEYS], record[REC_VALUES] = keys, values
+            record[REC_KEY_SCALES] = key_scales
+            record[REC_VALUE_SCALES] = value_scales
+            record[REC_POSITIONS], record[REC_MASS] = positions, mass
+            last = int(pool.held(index).max(initial=-1)) - int(pool.start[index])
+            record[REC_USED] = max(last, int(self._free[index].max(initial=-1))) + 1
+            record[REC_APPEND] = self._append[index].ctypes.data
+            record[REC_CHUNK] = chunk_slots(int(pool.size[index]))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // 64) * 64

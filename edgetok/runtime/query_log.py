@@ -1,0 +1,83 @@
+"""What a bounded cache remembers of queries: the latest ones, and their mean and covariance.
+
+`keep_queries` writes each run's last queries, before their rotation, into a ring; `absorb` adds
+what is new there to the running moments of the conversation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.view import Floats, QueryStats
+from edgetok.models.spec import DecoderSpec
+
+ROWS = 32
+
+
+class QueryLog:
+    """Queries of all layers; float32 arrays inside memory that its owner allocated."""
+
+    def __init__(self, memory: npt.NDArray[np.uint8], spec: DecoderSpec, covariance: bool) -> None:
+        """Lay out; `memory` is uint8 [`nbytes`], zeroed."""
+        L, H, KH, D = spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim
+        floats = memory.view(np.float32)
+        ring = L * ROWS * H * D
+        self.ring: Floats = floats[:ring].reshape(L, ROWS, KH, H // KH, D)
+        self._sum: Floats = floats[ring : ring + L * H * D].reshape(L, KH, H // KH, D)
+        self._squares: Floats | None = None
+        if covariance:
+            self._squares = floats[ring + L * H * D :].reshape(L, KH, H // KH, D, D)
+        self.count = 0  # queries in the sums
+        self.valid = 0  # latest tokens whose queries the ring holds
+        self._new = 0
+
+    @staticmethod
+    def nbytes(spec: DecoderSpec, covariance: bool) -> int:
+        """Bytes of the ring and the sums."""
+        each = ROWS + 1 + (spec.head_dim if covariance else 0)
+        return 4 * spec.num_layers * spec.num_heads * spec.head_dim * each
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens whose queries were kept."""
+        self.valid = min(ROWS, self.valid + tokens)
+        self._new = min(ROWS, self._new + tokens)
+
+    def forget(self, tokens: int) -> None:
+        """The last so many tokens are taken back."""
+        self.valid = max(0, self.valid - tokens)
+        self._new = max(0, self._new - tokens)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sum[:] = 0.0
+        if self._squares is not None:
+            self._squares[:] = 0.0
+        self.count = self.valid = self._new = 0
+
+    def absorb(self, length_tokens: int) -> None:
+        """Add what is new in the ring to the moments; the ring's last token is length - 1."""
+        if self._new == 0:
+            return
+        rows = self.ring[:, np.arange(length_tokens - self._new, length_tokens) % ROWS]
+        self._sum += rows.sum(axis=1)
+        if self._squares is not None:
+            self._squares += np.einsum("lwhgd,lwhge->lhgde", rows, rows, optimize=True)
+        self.count += self._new
+        self._new = 0
+
+    def stats(self, layer: int, head: int, length_tokens: int, position: int) -> QueryStats:
+        """Of one KV head; `position` is that of the next token."""
+        back = np.arange(-self.valid, 0)
+        mean = self._sum[layer, head] / np.float32(max(1, self.count))
+        if self._squares is None:
+            covariance = np.zeros((*mean.shape, mean.shape[-1]), np.float32)
+        else:
+            covariance = self._squares[layer, head] / np.float32(max(1, self.count))
+            covariance -= mean[:, :, None] * mean[:, None, :]
+        return QueryStats(
+            recent=self.ring[layer, (length_tokens + back) % ROWS, head],
+            positions=position + back,
+            mean=mean,
+            covariance=covariance,
+        )

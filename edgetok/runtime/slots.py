@@ -1,0 +1,178 @@
+"""One pool of slots for all heads of a bounded cache, in the layout of `launch_attention.py`.
+
+Every array (keys, values, scales, positions, ...) is as long as the pool; a head owns a range of
+it, so that a slot can be given from one head to another by moving a boundary. All bytes are one
+allocation that never grows. What is read here is for choosing and moving slots; kernels read the
+same bytes through records.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.kernels_cpu.launch_attention import EMPTY, SLOT_TILE
+from edgetok.runtime.stored import Bytes, Floats, Keys, read_values, row_bytes
+
+Ints = npt.NDArray[np.int32]
+
+_ALIGNMENT_BYTES = 64
+
+
+def slot_bytes(head_dim: int, kv_bits: int) -> int:
+    """Bytes of one slot: key, value, scales, position, index of its token, attention mass."""
+    scales = 8 if kv_bits <= 8 else 0
+    return 2 * row_bytes(head_dim, kv_bits) + scales + 12
+
+
+class SlotPool:
+    """Slots of `heads` heads (layer and KV head), each a range.
+
+    Attributes:
+        start: [heads], first slot of each head; a multiple of SLOT_TILE.
+        size: [heads], how many slots it has; likewise.
+        positions: int32 [slots], the position that the key is rotated to; EMPTY without a token.
+        tokens: int32 [slots], which token of the conversation it is, counted from 0.
+        mass: float32 [slots], attention that it got so far.
+        keys: those of all slots.
+    """
+
+    def __init__(
+        self, memory: Bytes, *, heads: int, slots: int, head_dim: int, kv_bits: int
+    ) -> None:
+        """Lay out and empty.
+
+        Args:
+            memory: uint8 [at least `nbytes`], 64-byte aligned.
+            heads: how many heads share the pool.
+            slots: of each head at first; a multiple of SLOT_TILE.
+            head_dim: D.
+            kv_bits: 8, 16 or 32.
+        """
+        self.head_dim, self.kv_bits = head_dim, kv_bits
+        self.slots = heads * slots
+        self.start = np.arange(heads, dtype=np.int64) * slots
+        self.size = np.full(heads, slots, np.int64)
+        self._row_bytes = row_bytes(head_dim, kv_bits)
+        self._at = 0
+        self._memory = memory
+        self._keys = self._take(self._row_bytes)
+        self._values = self._take(self._row_bytes)
+        self.scaled = kv_bits == 8
+        self._key_scales = self._take(4 if self.scaled else 0).view(np.float32)
+        self._value_scales = self._take(4 if self.scaled else 0).view(np.float32)
+        self.positions: Ints = self._take(4).view(np.int32)
+        self.tokens: Ints = self._take(4).view(np.int32)
+        self.mass: Floats = self._take(4).view(np.float32)
+        self.positions[:] = EMPTY
+        scales = self._key_scales if self.scaled else None
+        self.keys = Keys(self._keys, scales, head_dim, kv_bits)
+
+    @staticmethod
+    def nbytes(heads: int, slots: int, head_dim: int, kv_bits: int) -> int:
+        """Bytes of a pool."""
+        total = heads * slots * slot_bytes(head_dim, kv_bits)
+        return total + 8 * _ALIGNMENT_BYTES
+
+    def addresses(self, head: int) -> tuple[int, int, int, int, int, int]:
+        """Where a head's keys, values, scales of both, positions and mass begin."""
+        at = int(self.start[head])
+
+        def of(array: npt.NDArray[np.generic], row_bytes: int) -> int:
+            return int(array.ctypes.data) + at * row_bytes if array.size else 0
+
+        return (
+            of(self._keys, self._row_bytes),
+            of(self._values, self._row_bytes),
+            of(self._key_scales, 4),
+            of(self._value_scales, 4),
+            of(self.positions, 4),
+            of(self.mass, 4),
+        )
+
+    def held(self, head: int) -> npt.NDArray[np.int64]:
+        """Slots of a head that hold a token, by pool number, ascending."""
+        first = int(self.start[head])
+        inside = self.positions[first : first + int(self.size[head])]
+        return first + np.flatnonzero(inside != EMPTY)
+
+    def free(self, head: int) -> npt.NDArray[np.int64]:
+        """Slots of a head that hold none, counted from the head's first."""
+        first = int(self.start[head])
+        return np.flatnonzero(self.positions[first : first + int(self.size[head])] == EMPTY)
+
+    def values(self, at: npt.NDArray[np.int64]) -> Floats:
+        """Values of slots as float32 [n, D]."""
+        rows = self._values.reshape(self.slots, self._row_bytes)[at]
+        scales = self._value_scales[at] if self.scaled else None
+        return read_values(rows, scales, self.head_dim, self.kv_bits)
+
+    def copy(self, source: npt.NDArray[np.int64], to: npt.NDArray[np.int64]) -> None:
+        """Copy whole slots; no slot is in both lists."""
+        self.keys.copy(source, to)
+        values = self._values.reshape(self.slots, self._row_bytes)
+        values[to] = values[source]
+        for array in self._columns():
+            array[to] = array[source]
+
+    def forget(self, at: npt.NDArray[np.int64]) -> None:
+        """Empty slots."""
+        self.positions[at] = EMPTY
+        self.mass[at] = 0.0
+
+    def resize(self, sizes: npt.NDArray[np.int64]) -> None:
+        """Move the boundaries between heads; what a head holds must fit into its new size.
+
+        Args:
+            sizes: [heads], multiples of SLOT_TILE that add up to at most the pool.
+        """
+        for shrinks in np.flatnonzero(sizes < self.size):
+            head = int(shrinks)
+            first = int(self.start[head])
+            held, last = self.held(head), first + int(sizes[head])
+            outside = held[held >= last]
+            holes = np.setdiff1d(np.arange(first, last), held, assume_unique=True)
+            holes = holes[: len(outside)]
+            self.copy(outside, holes)
+            self.forget(outside)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        counts = np.minimum(sizes, self.size)
+        # Going left from the left and going right from the right, nothing is overwritten before
+        # it has been moved.
+        heads = range(len(sizes))
+        for head in heads:
+            if starts[head] < self.start[head]:
+                self._move(int(self.start[head]), int(starts[head]), int(counts[head]))
+        for head in reversed(heads):
+            if starts[head] > self.start[head]:
+                self._move(int(self.start[head]), int(starts[head]), int(counts[head]))
+        for head in heads:
+            first = int(starts[head])
+            self.forget(np.arange(first + int(counts[head]), first + int(sizes[head])))
+        self.start, self.size = starts, sizes.astype(np.int64)
+
+    def _move(self, source: int, to: int, count: int) -> None:
+        for array, row in (
+            (self._keys, self._row_bytes),
+            (self._values, self._row_bytes),
+            *((column, 4) for column in self._columns()),
+        ):
+            base = int(array.ctypes.data)
+            ctypes.memmove(base + to * row, base + source * row, count * row)
+
+    def _columns(self) -> tuple[npt.NDArray[np.generic], ...]:
+        scales = (self._key_scales, self._value_scales) if self.scaled else ()
+        return (*scales, self.positions, self.tokens, self.mass)
+
+    def _take(self, bytes_each: int) -> Bytes:
+        end = self._at + self.slots * bytes_each
+        part = self._memory[self._at : end]
+        self._at = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        return part
+
+
+def tiles(slots: int) -> int:
+    """`slots` rounded down to what a range may have."""
+    return slots // SLOT_TILE * SLOT_TILE

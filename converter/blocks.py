@@ -103,7 +103,6 @@ class Original:
                 stack.enter_context(_parameter(layer.get_submodule(owner), leaf, values))
             yield Block(self, index, layer, *self._calls[index])
 
-    @torch.no_grad()
     def final_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Apply the last norm with a canonical weight."""
         path, _ = self._relative("final_norm.weight")
@@ -178,6 +177,50 @@ class Block:
             for batch in _batches(hidden):
                 with contextlib.suppress(_SeenError):
                     self._forward(batch)
+
+    def backward(
+        self, hidden: Tensor, gradient: Tensor, see: Callable[[str, Tensor, Tensor], None]
+    ) -> Tensor:
+        """Run the block and follow a gradient back through it.
+
+        Args:
+            hidden: [B, T, hidden_size] its input.
+            gradient: the same shape, with respect to its output.
+            see: called with the name of each linear layer, its inputs [tokens, K] and the gradient
+                with respect to its outputs [tokens, N], for a few windows at a time.
+
+        Returns:
+            The gradient with respect to `hidden`.
+        """
+        linears = [name for stage in STAGES for name in stage]
+        inputs: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+
+        def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+            def seen(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+                inputs[path] = given[0].detach().flatten(0, -2)
+
+                def keep(value: Tensor) -> None:
+                    gradients[path] = value.flatten(0, -2)
+
+                output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+            return seen
+
+        found = []
+        with contextlib.ExitStack() as stack, torch.enable_grad():
+            for path in {self._path(name + ".weight")[0] for name in linears}:
+                handle = self._layer.get_submodule(path).register_forward_hook(hook(path))
+                stack.callback(handle.remove)
+            for batch, given in zip(_batches(hidden), _batches(gradient), strict=True):
+                start = batch.detach().requires_grad_()
+                (back,) = torch.autograd.grad(self._forward(start), start, given)
+                found.append(back)
+                for name in linears:
+                    path = self._path(name + ".weight")[0]
+                    _, rows, _ = self._place(name + ".weight")
+                    see(name, inputs[path], gradients[path][:, rows])
+        return torch.cat(found)
 
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""

@@ -93,8 +93,8 @@ def head_agreement(
     weighted = torch.zeros(len(targets), dtype=torch.float64)
     first = 0
     for their_rows, our_rows in _same_rows(their_head, our_head):
-        l_logits = _logits(theirs, their_rows, spec)
-        r_logits = _logits(ours, our_rows, spec)
+        l_logits = head_logits(theirs, their_rows, spec)
+        r_logits = head_logits(ours, our_rows, spec)
         before = left.greatest
         left.add(l_logits, first, targets)
         right.add(r_logits, first, targets)
@@ -135,7 +135,8 @@ class _Running:
         return self.greatest + self.sum.log()
 
 
-def _logits(states: Tensor, rows: Tensor, spec: DecoderSpec) -> Tensor:
+def head_logits(states: Tensor, rows: Tensor, spec: DecoderSpec) -> Tensor:
+    """Logits [n, V] float64 of states [n, hidden_size] for some rows [V, hidden_size] of a head."""
     logits = (states @ rows.T).double() * spec.logit_scale
     if spec.logit_softcap:
         logits = spec.logit_softcap * torch.tanh(logits / spec.logit_softcap)

@@ -1,1 +1,1 @@
-"""Where Triton kernels will be, under the file and function names of kernels_cpu. None yet."""
+"""Triton kernels, under the file and function names of kernels_cpu where they mean the same."""

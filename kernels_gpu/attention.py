@@ -1,0 +1,314 @@
+"""Attention over the slots of the KV cache: softmax(softcap(scale * q k^T)) v, causal or windowed.
+
+The query rows (token and head) of one KV head are computed together, so that keys and values are
+read once for all heads that share them; the softmax is computed online over tiles of slots (arXiv
+1805.02867, 2205.14135). Queries and probabilities are float16 on tensor cores, sums are float32.
+
+Of one token the slots are shared out too (split-K, "flash decoding"): each program leaves its sums,
+its maximum and its sum of exponentials, and `attention_merge` adds them up. How many slots are used
+is read on the device, so that one captured graph serves every length.
+
+`attention_mass` adds the probability that slots received to an array, for caches that keep the
+tokens that are attended to.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_gpu.activation import softcap
+from edgetok.kernels_gpu.jit import PLANES, check, jit, launch, next_power, plane_stride
+from edgetok.kernels_gpu.kv_append import Slots
+
+MAX_SPLITS = 64
+
+
+@jit
+def _load_queries(  # type: ignore[no-untyped-def]
+    q, row, rows, head, group, H, D, dims
+):
+    """Rows [R, BLOCK] of a KV head: tokens, and for each its heads. Not yet scaled."""
+    t = (row // group).to(tl.int64)
+    at = (t * H + head * group + row % group) * D
+    live = (row < rows)[:, None] & (dims < D)[None, :]
+    return tl.load(q + at[:, None] + dims[None, :], mask=live, other=0)
+
+
+@jit
+def _scores(  # type: ignore[no-untyped-def]
+    queries, keys, key_scales, positions, slot, live, base, low, high, width, dims, scale, cap,
+    KV_BITS: tl.constexpr,
+):  # fmt: skip
+    """Scores [R, S] in units of log 2; minus infinity where a row does not see a slot."""
+    k = tl.load(
+        keys + (base + slot)[None, :] * width + dims[:, None],
+        mask=live[None, :] & (dims < width)[:, None],
+        other=0,
+    )
+    s = tl.dot(queries, k.to(tl.float16)) * scale
+    if KV_BITS == 8:
+        s *= tl.load(key_scales + base + slot, mask=live, other=0)[None, :]
+    if cap is not None:
+        s = softcap(s, cap)
+    s *= 1.4426950408889634  # log2(e)
+    where = tl.load(positions + slot, mask=live, other=2147483647)
+    seen = (where[None, :] <= high[:, None]) & (where[None, :] >= low[:, None])
+    return tl.where(seen, s, float("-inf"))
+
+
+@jit
+def _row_range(token_positions, row, rows, group, window):  # type: ignore[no-untyped-def]
+    """First and last position that each row sees; rows past the end see nothing."""
+    high = tl.load(token_positions + row // group, mask=row < rows, other=-1)
+    low = tl.where(window > 0, tl.maximum(high - window + 1, 0), 0)
+    return low, high
+
+
+@jit
+def _attention(  # type: ignore[no-untyped-def]
+    q, keys, values, key_scales, value_scales, positions, used, token_positions,
+    out, lse, partials, T, H, KH, D, S, slots, width, window, scale, cap,
+    KV_BITS: tl.constexpr, SPLITS: tl.constexpr, ORDERED: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    group = H // KH
+    rows = T * group
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    dims = tl.arange(0, BLOCK)
+    base = head.to(tl.int64) * slots
+    queries = _load_queries(q, row, rows, head, group, H, D, dims)
+    # Scaled to at most 1, so that no query leaves the range of float16.
+    largest = tl.max(tl.abs(queries), axis=1)
+    largest = tl.where(largest > 1e-30, largest, 1.0)
+    queries = (queries / largest[:, None]).to(tl.float16)
+    row_scale = (largest * scale)[:, None]
+    low, high = _row_range(token_positions, row, rows, group, window)
+    end = tl.load(used)
+    begin = 0
+    if SPLITS > 1:
+        share = tl.cdiv(tl.cdiv(end, TILE), SPLITS) * TILE
+        begin = split * share
+        end = tl.minimum(end, begin + share)
+    if ORDERED:  # slot i holds position i: only those between what the rows see
+        end = tl.minimum(end, tl.max(high, axis=0) + 1)
+        lowest = tl.min(tl.where(row < rows, low, 2147483647), axis=0)
+        begin = tl.maximum(begin, lowest // TILE * TILE)
+    top = tl.full((ROWS,), -1e30, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(begin, end, TILE):
+        slot = first + tl.arange(0, TILE)
+        live = slot < end
+        s = _scores(
+            queries, keys, key_scales, positions, slot, live, base, low, high, width, dims,
+            row_scale, cap, KV_BITS,
+        )  # fmt: skip
+        new = tl.maximum(top, tl.max(s, axis=1))
+        keep = tl.exp2(top - new)
+        p = tl.exp2(s - new[:, None])
+        total = total * keep + tl.sum(p, axis=1)
+        v = tl.load(
+            values + (base + slot)[:, None] * width + dims[None, :],
+            mask=live[:, None] & (dims < width)[None, :],
+            other=0,
+        )
+        if KV_BITS == 8:
+            v = v.to(tl.float32) * tl.load(value_scales + base + slot, mask=live, other=0)[:, None]
+            v = tl.minimum(tl.maximum(v, -65504.0), 65504.0)
+        acc = tl.dot(p.to(tl.float16), v.to(tl.float16), acc * keep[:, None])
+        top = new
+    live_rows = row < rows
+    if SPLITS > 1:
+        at = ((head * group + row) * SPLITS + split) * (BLOCK + 2)
+        tl.store(partials + at[:, None] + 2 + dims[None, :], acc, mask=live_rows[:, None])
+        tl.store(partials + at, top, mask=live_rows)
+        tl.store(partials + at + 1, total, mask=live_rows)
+    else:
+        safe = tl.where(total > 0, total, 1.0)
+        acc = acc / safe[:, None]
+        t = (row // group).to(tl.int64)
+        n = (head * group + row % group)[:, None] * D + dims[None, :]
+        at = (t[:, None] * 8 + n % 8) * S + n // 8
+        tl.store(out + at, acc, mask=live_rows[:, None] & (dims < D)[None, :])
+        if lse is not None:
+            tl.store(lse + t * H + head * group + row % group, top + tl.log2(safe), mask=live_rows)
+
+
+@jit
+def _attention_merge(  # type: ignore[no-untyped-def]
+    partials, out, lse, D, S, SPLITS: tl.constexpr, SPLITS_BLOCK: tl.constexpr, BLOCK: tl.constexpr
+):
+    head = tl.program_id(0)
+    split = tl.arange(0, SPLITS_BLOCK)
+    dims = tl.arange(0, BLOCK)
+    live = split < SPLITS
+    at = partials + (head * SPLITS + split) * (BLOCK + 2)
+    top = tl.load(at, mask=live, other=-1e30)
+    total = tl.load(at + 1, mask=live, other=0)
+    highest = tl.max(top, axis=0)
+    share = tl.exp2(top - highest)
+    acc = tl.load(at[:, None] + 2 + dims[None, :], mask=live[:, None], other=0)
+    every = tl.sum(total * share, axis=0)
+    safe = tl.where(every > 0, every, 1.0)
+    result = tl.sum(acc * share[:, None], axis=0) / safe
+    n = head * D + dims
+    tl.store(out + n % 8 * S + n // 8, result, mask=dims < D)
+    if lse is not None:
+        tl.store(lse + head, highest + tl.log2(safe))
+
+
+@jit
+def _attention_mass(  # type: ignore[no-untyped-def]
+    q, keys, key_scales, positions, used, token_positions, lse, mass,
+    T, H, KH, D, slots, width, window, scale, cap, first_token, keep,
+    KV_BITS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    group = H // KH
+    rows = T * group
+    head = tl.program_id(1)
+    base = head.to(tl.int64) * slots
+    slot = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    live = slot < tl.load(used)
+    dims = tl.arange(0, BLOCK)
+    mine = tl.zeros((TILE,), tl.float32)
+    for first in range(first_token * group, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        queries = _load_queries(q, row, rows, head, group, H, D, dims)
+        largest = tl.max(tl.abs(queries), axis=1)
+        largest = tl.where(largest > 1e-30, largest, 1.0)
+        low, high = _row_range(token_positions, row, rows, group, window)
+        s = _scores(
+            (queries / largest[:, None]).to(tl.float16), keys, key_scales, positions, slot, live,
+            base, low, high, width, dims, (largest * scale)[:, None], cap, KV_BITS,
+        )  # fmt: skip
+        at = (row // group).to(tl.int64) * H + head * group + row % group
+        every = tl.load(lse + at, mask=row < rows, other=0)
+        mine += tl.sum(tl.exp2(s - every[:, None]), axis=0)
+    old = tl.load(mass + base + slot, mask=slot < slots, other=0)
+    tl.store(mass + base + slot, old * keep + mine, mask=slot < slots)
+
+
+def attention(
+    q: torch.Tensor,
+    cache: Slots,
+    out: torch.Tensor,
+    *,
+    token_positions: torch.Tensor,
+    window: int,
+    scale: float,
+    softcap: float = 0.0,
+    ordered: bool = False,
+    partials: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> None:
+    """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
+
+    A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
+    0; one that sees none gets zeros.
+
+    Args:
+        q: float32 [T, H, D].
+        cache: the layer's slots, those of the queries included.
+        out: float32 [T, 8, plane_stride(H * D)], in plane order.
+        token_positions: int32 [T], of the queries.
+        window: see above.
+        scale: of the products.
+        softcap: c tanh(x / c) of the scaled products; 0 is none.
+        ordered: slot i holds position i or nothing, so that slots no query sees are passed over.
+        partials: float32 [H, splits, block + 2] from `partials_shape` to share one token's slots
+            out; None for not.
+        lse: float32 [T, H], gets log2 of each row's sum of exponentials, for `attention_mass`.
+
+    Raises:
+        ShapeError: arrays do not go together.
+    """
+    T, H, KH, D = _check_queries(q, cache, token_positions, lse)
+    S, block = plane_stride(H * D), max(16, next_power(cache.width))
+    check("out", out, torch.float32, T, PLANES, S)
+    splits = 1
+    if partials is not None:
+        check("partials", partials, torch.float32, H, -1, block + 2)
+        splits = partials.shape[1]
+        if T != 1 or splits > MAX_SPLITS or not partials.is_contiguous():
+            raise ShapeError(f"{splits} splits of {T} tokens, expected at most {MAX_SPLITS} of one")
+    rows = T * (H // KH)
+    ROWS = 16 if rows <= 16 else 64
+    tile = 64 if block <= 128 else 32
+    launch(
+        _attention, (-(-rows // ROWS), KH, splits), q, cache.keys, cache.values, cache.key_scales,
+        cache.value_scales, cache.positions, cache.used, token_positions, out, lse, partials,
+        T, H, KH, D, S, cache.slots, cache.width, int(window), float(scale), softcap or None,
+        KV_BITS=cache.bits, SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
+        warps=4,
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            _attention_merge, (H,), partials, out, lse, D, S, SPLITS=splits,
+            SPLITS_BLOCK=next_power(splits), BLOCK=block,
+        )  # fmt: skip
+
+
+def attention_mass(
+    q: torch.Tensor,
+    cache: Slots,
+    lse: torch.Tensor,
+    mass: torch.Tensor,
+    *,
+    token_positions: torch.Tensor,
+    window: int,
+    scale: float,
+    softcap: float = 0.0,
+    first: int = 0,
+    keep: float = 1.0,
+) -> None:
+    """mass[h, s] = keep * mass[h, s] + sum over tokens t >= first and the head's rows of p[t, s].
+
+    Args:
+        q: as for `attention`, like all that is not named here.
+        cache: likewise.
+        lse: what `attention` gave.
+        mass: float32 [KH, slots].
+        token_positions: likewise.
+        window: likewise.
+        scale: likewise.
+        softcap: likewise.
+        first: tokens before this one do not count.
+        keep: 1 for a running sum, 0 for these tokens alone.
+
+    Raises:
+        ShapeError: arrays do not go together.
+    """
+    T, H, KH, D = _check_queries(q, cache, token_positions, lse)
+    check("mass", mass, torch.float32, KH, cache.slots)
+    if not mass.is_contiguous() or not 0 <= first < T:
+        raise ShapeError(f"mass with strides {mass.stride()} of tokens {first}..{T - 1}")
+    block = max(16, next_power(cache.width))
+    launch(
+        _attention_mass, (-(-cache.slots // 64), KH), q, cache.keys, cache.key_scales,
+        cache.positions, cache.used, token_positions, lse, mass, T, H, KH, D, cache.slots,
+        cache.width, int(window), float(scale), softcap or None, first, float(keep),
+        KV_BITS=cache.bits, ROWS=16, TILE=64, BLOCK=block,
+    )  # fmt: skip
+
+
+def partials_shape(heads: int, head_dim: int, splits: int) -> tuple[int, int, int]:
+    """Shape of `partials` for one token."""
+    width = -(-head_dim // 16) * 16
+    return heads, splits, max(16, next_power(width)) + 2
+
+
+def _check_queries(
+    q: torch.Tensor, cache: Slots, token_positions: torch.Tensor, lse: torch.Tensor | None
+) -> tuple[int, int, int, int]:
+    T, H, D = q.shape
+    check("q", q, torch.float32, -1, -1, cache.head_dim)
+    check("token_positions", token_positions, torch.int32, T)
+    if lse is not None:
+        check("lse", lse, torch.float32, T, H)
+    if H % cache.kv_heads or not q.is_contiguous():
+        raise ShapeError(f"{H} heads, expected a multiple of {cache.kv_heads} key heads")
+    return T, H, cache.kv_heads, D

@@ -1,0 +1,242 @@
+"""Cache and attention on the device against NumPy in float64: slots in any order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
+
+import torch
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_gpu.attention import attention, attention_mass, partials_shape
+from edgetok.kernels_gpu.jit import from_planes, plane_stride
+from edgetok.kernels_gpu.kv_append import EMPTY, Slots, padded_head_dim
+from edgetok.kernels_gpu.rope import rope_append
+
+SHAPES = [(1, 1, 16), (7, 1, 64), (4, 2, 24), (4, 2, 80), (8, 2, 256)]
+
+
+def make_slots(device, bits, KH, D, slots):
+    """Empty slots whose every byte would show if it were read."""
+    width = padded_head_dim(D)
+    kind = torch.int8 if bits == 8 else torch.float16
+    fill = 111 if bits == 8 else 3e4
+    scales = (KH, slots) if bits == 8 else (0, 0)
+    return Slots(
+        bits=bits,
+        head_dim=D,
+        keys=torch.full((KH, slots, width), fill, dtype=kind, device=device),
+        values=torch.full((KH, slots, width), fill, dtype=kind, device=device),
+        key_scales=torch.full(scales, 1e3, device=device),
+        value_scales=torch.full(scales, 1e3, device=device),
+        positions=torch.full((slots,), EMPTY, dtype=torch.int32, device=device),
+        used=torch.zeros(1, dtype=torch.int32, device=device),
+    )
+
+
+def append(cache, q, k, v, slots, positions, **options):
+    """Store tokens; returns the queries as they come out."""
+    T, H, D = q.shape
+    device = cache.keys.device
+    qkv = np.concatenate([q.reshape(T, -1), k.reshape(T, -1), v.reshape(T, -1)], axis=1)
+    out = torch.full((T, H, D), float("nan"), device=device)
+    rope_append(
+        torch.from_numpy(qkv).to(device),
+        out,
+        cache,
+        token_positions=torch.from_numpy(positions.astype(np.int32)).to(device),
+        token_slots=torch.from_numpy(slots.astype(np.int32)).to(device),
+        **{"rope": None, **options},
+    )
+    cache.used.fill_(max(int(cache.used), int(slots.max()) + 1))
+    return out
+
+
+def read(cache):
+    """Keys and values [slots, KH, D] in float64."""
+    made = []
+    for codes, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales)):
+        x = codes.cpu().numpy().astype(np.float64)
+        if cache.bits == 8:
+            x = x * scales.cpu().numpy().astype(np.float64)[:, :, None]
+        made.append(x.transpose(1, 0, 2)[..., : cache.head_dim])
+    return made
+
+
+def filled(device, bits, H, KH, D, S, slots=None, seed=0, shuffle=True):
+    rng = np.random.default_rng(seed)
+    slots = slots or -(-S // 64) * 64
+    cache = make_slots(device, bits, KH, D, slots)
+    q, k, v = (rng.standard_normal((S, n, D)).astype(np.float32) for n in (H, KH, KH))
+    order = rng.permutation(slots)[:S] if shuffle else np.arange(S)
+    out = append(cache, q, 2 * k, v, order, np.arange(S))
+    return cache, out, 2 * k, v, order
+
+
+def attend(
+    cache, q, first, *, splits=0, lse=False, scale=0.3, window=0, softcap=0.0, ordered=False
+):
+    T, H, D = q.shape
+    device = cache.keys.device
+    out = torch.zeros((T, 8, plane_stride(H * D)), device=device)
+    out[:] = float("nan")
+    positions = torch.arange(first, first + T, dtype=torch.int32, device=device)
+    partials = torch.full(partials_shape(H, D, splits), float("nan"), device=device)
+    logs = torch.full((T, H), float("nan"), device=device) if lse else None
+    attention(
+        q, cache, out, token_positions=positions, window=window, scale=scale, softcap=softcap,
+        ordered=ordered, partials=partials if splits else None, lse=logs,
+    )  # fmt: skip
+    result = from_planes(out, H * D).reshape(T, H, D).cpu().numpy()
+    return (result, positions, logs) if lse else result
+
+
+def truth(cache, q, order, *, window=0, scale=0.3, softcap=0.0):
+    k, v = read(cache)
+    q = q.cpu().numpy().astype(np.float64)
+    return reference.attention(q, k[order], v[order], scale=scale, window=window, cap=softcap)
+
+
+def close(out, expected):
+    """Queries and probabilities are float16."""
+    error = np.abs(out - expected).max()
+    assert error <= 2e-3 * max(1.0, np.abs(expected).max()), error
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
+def test_append_rounds_as_said(device, bits, H, KH, D):
+    cache, q, k, v, order = filled(device, bits, H, KH, D, 20)
+    for stored, given in zip(read(cache), (k, v), strict=True):
+        if bits == 8:
+            absmax = np.abs(given).max(-1, keepdims=True)
+            codes = np.rint(given * (np.float32(127) / absmax))
+            expected = codes * (absmax.astype(np.float64) / 127)
+        else:
+            expected = given.astype(np.float16)
+        np.testing.assert_allclose(stored[order], expected, rtol=1e-6)
+    assert torch.isfinite(q).all()
+    assert int((cache.positions != EMPTY).sum()) == 20
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
+def test_attention(device, bits, H, KH, D):
+    S = 70
+    cache, q, _, _, order = filled(device, bits, H, KH, D, S)
+    for T, splits in ((1, 0), (1, 3), (5, 0)):
+        out = attend(cache, q[S - T :].contiguous(), S - T, splits=splits)
+        close(out, truth(cache, q[S - T :], order))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), [(1, 0.0), (8, 0.0), (50, 3.0), (0, 2.0)])
+def test_windows_and_caps(device, window, softcap, ordered):
+    S = 140
+    cache, q, _, _, order = filled(device, 8, 4, 2, 32, S, shuffle=not ordered)
+    options = {"window": window, "softcap": softcap}
+    for T, splits in ((1, 2), (20, 0)):
+        out = attend(
+            cache, q[S - T :].contiguous(), S - T, splits=splits, ordered=ordered, **options
+        )
+        close(out, truth(cache, q[S - T :], order, **options))
+
+
+def test_norm_and_rope(device):
+    """Queries and keys are normed, then turned; dims beyond the rotation stay."""
+    T, H, KH, D, R = 5, 4, 2, 24, 18
+    rng = np.random.default_rng(2)
+    cache = make_slots(device, 16, KH, D, 64)
+    q, k, v = (rng.standard_normal((T, n, D)).astype(np.float32) for n in (H, KH, KH))
+    norms = rng.standard_normal((2, D)).astype(np.float32)
+    positions = np.arange(3, 3 + T)
+    inv_freq = 100.0 ** -(np.arange(R // 2) / 9)
+    angles = np.outer(positions, inv_freq)
+    turn = [torch.from_numpy(f(angles).astype(np.float32)).to(device) for f in (np.cos, np.sin)]
+    out = append(
+        cache, q, k, v, np.arange(T), positions, rope=(turn[0], turn[1]), eps=1e-5,
+        norms=tuple(torch.from_numpy(n).to(device) for n in norms),
+    )  # fmt: skip
+    for found, given, norm in ((out.cpu().numpy(), q, norms[0]), (read(cache)[0][:T], k, norms[1])):
+        normed = reference.rms_norm(given.astype(np.float64), norm.astype(np.float64), 1e-5)
+        expected = reference.rope(normed, positions, inv_freq)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(read(cache)[1][:T], v.astype(np.float16))
+
+
+def test_a_ring_of_slots(device):
+    """Older tokens overwritten: the window still sees all that it should."""
+    H, KH, D, window, slots, S = 2, 1, 16, 40, 64, 100
+    rng = np.random.default_rng(1)
+    cache = make_slots(device, 16, KH, D, slots)
+    k, v = (rng.standard_normal((S, KH, D)).astype(np.float16).astype(np.float32) for _ in "kv")
+    q = rng.standard_normal((S, H, D)).astype(np.float32)
+    for a in range(0, S, 20):
+        at = np.arange(a, a + 20)
+        queries = append(cache, q[at], k[at], v[at], at % slots, at)
+        out = attend(cache, queries, a, window=window)
+        expected = reference.attention(
+            q[at].astype(np.float64), k[: a + 20].astype(np.float64),
+            v[: a + 20].astype(np.float64), scale=0.3, window=window,
+        )  # fmt: skip
+        close(out, expected)
+
+
+@pytest.mark.parametrize("T", [1, 9])
+def test_mass(device, T):
+    """What slots receive from the last tokens, added to a share of what was there."""
+    H, KH, D, S = 4, 2, 16, 90
+    cache, q, _, _, order = filled(device, 8, H, KH, D, S)
+    q = q[S - T :].contiguous()
+    _, positions, lse = attend(cache, q, S - T, splits=3 if T == 1 else 0, lse=True)
+    rng = np.random.default_rng(3)
+    old = rng.random((KH, cache.slots)).astype(np.float32)
+    mass = torch.from_numpy(old.copy()).to(device)
+    first = T // 3
+    attention_mass(
+        q, cache, lse, mass, token_positions=positions, window=0, scale=0.3, first=first, keep=0.5
+    )
+    k = read(cache)[0][order]
+    expected = 0.5 * old
+    for t in range(first, T):
+        for head in range(H):
+            seen = k[: S - T + t + 1, head // (H // KH)]
+            shares = reference.softmax(0.3 * seen @ q[t, head].cpu().numpy().astype(np.float64))
+            expected[head // (H // KH), order[: S - T + t + 1]] += shares
+    np.testing.assert_allclose(mass.cpu().numpy(), expected, atol=3e-3)
+
+
+def test_large_scores_do_not_overflow(device):
+    cache, q, _, _, order = filled(device, 16, 2, 1, 64, 30)
+    q = q[27:] * 1e5
+    close(attend(cache, q, 27), truth(cache, q, order))
+
+
+def test_nothing_to_see_is_zero(device):
+    cache, q, *_ = filled(device, 8, 2, 1, 16, 30)
+    cache.positions[:] = EMPTY
+    for T, splits in ((1, 2), (3, 0)):
+        np.testing.assert_array_equal(attend(cache, q[:T].contiguous(), 5, splits=splits), 0)
+
+
+def test_float16_clamps_instead_of_overflowing(device):
+    cache = make_slots(device, 16, 1, 16, 64)
+    large = np.full((1, 1, 16), 1e6, np.float32)
+    append(cache, large, large, -large, np.array([3]), np.array([0]))
+    assert (cache.keys[0, 3] == 65504).all()
+    assert (cache.values[0, 3] == -65504).all()
+
+
+def test_refused_before_a_launch(device):
+    cache, q, *_ = filled(device, 8, 2, 1, 16, 30)
+    positions = torch.zeros(30, dtype=torch.int32, device=device)
+    out = torch.zeros((30, 8, plane_stride(32)), device=device)
+    with pytest.raises(ShapeError, match="token_positions"):
+        attention(q, cache, out, token_positions=positions[:-1], window=0, scale=1.0)
+    with pytest.raises(ShapeError, match="out is"):
+        attention(q, cache, out[:5], token_positions=positions, window=0, scale=1.0)
+    with pytest.raises(ShapeError, match="kv_bits is 3"):
+        make_slots(device, 3, 1, 16, 64)

@@ -118,7 +118,7 @@ def search_scales(
     weights: Sequence[Tensor],
     sample: Tensor,
     mean_magnitude: Tensor,
-    round_weight: Callable[[Tensor], Tensor],
+    rounders: Sequence[Callable[[Tensor], Tensor]],
     *,
     share: Callable[[Tensor], Tensor] | None = None,
     alphas: Sequence[float] = ALPHAS,
@@ -129,16 +129,16 @@ def search_scales(
         weights: [N_i, K] of each layer.
         sample: [n, K] inputs.
         mean_magnitude: [K] mean of |x|.
-        round_weight: rounds [N, K] weights and gives what they become.
+        rounders: of each layer: rounds [N_i, K] weights and gives what they become.
         share: makes magnitudes [K] equal where inputs must share a scale.
         alphas: to be tried; 0 leaves all as it is.
     """
     magnitude = share(mean_magnitude) if share else mean_magnitude
     best: ScaleChoice | None = None
-    identity_loss = output_loss(weights, sample, torch.ones_like(magnitude), round_weight)
+    identity_loss = output_loss(weights, sample, torch.ones_like(magnitude), rounders)
     for alpha in alphas:
         scales = candidate_scales(magnitude, alpha)
-        loss = identity_loss if alpha == 0 else output_loss(weights, sample, scales, round_weight)
+        loss = identity_loss if alpha == 0 else output_loss(weights, sample, scales, rounders)
         if best is None or loss < best.loss:
             best = ScaleChoice(scales, alpha, loss, identity_loss)
     if best is None or not best.loss < identity_loss:
@@ -150,11 +150,11 @@ def output_loss(
     weights: Sequence[Tensor],
     sample: Tensor,
     scales: Tensor,
-    round_weight: Callable[[Tensor], Tensor],
+    rounders: Sequence[Callable[[Tensor], Tensor]],
 ) -> float:
     """Mean over tokens of sum_i |(round(W_i diag(s)) diag(1 / s) - W_i) x|^2."""
     total = 0.0
-    for weight in weights:
+    for weight, round_weight in zip(weights, rounders, strict=True):
         difference = round_weight(weight * scales).div_(scales).sub_(weight)
         total += float((sample @ difference.T).square_().sum(dtype=torch.float64))
     return total / len(sample)

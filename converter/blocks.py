@@ -47,7 +47,7 @@ class Original:
         """
         self.weights = weights
         spec = weights.family.spec
-        model = _build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+        model = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
         norm = weights.family.tensors["final_norm.weight"].name
         self._prefix = norm.rpartition("norm.")[0]
         self._inner = model.get_submodule(self._prefix.removesuffix("."))
@@ -298,7 +298,13 @@ class _WeightsOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build_on_meta(config: dict[str, Any], attention: str) -> Any:
+def build_on_meta(config: dict[str, Any], attention: str) -> Any:
+    """The model of `transformers` without its large weights.
+
+    Raises:
+        UnsupportedError: `transformers` does not know the family.
+        MissingExtraError: `transformers` is too old.
+    """
     try:
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING

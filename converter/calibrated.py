@@ -25,8 +25,11 @@ from edgetok.converter.layout import DataFile, TensorFormat
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
+from edgetok.converter.readback import WrittenWeights
+from edgetok.converter.recipe import round_layers
 from edgetok.converter.report import relative
 from edgetok.converter.rtn import Quantised
+from edgetok.converter.tune import MOST_WEIGHTS, tune
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import Workspace, write_durably
 from edgetok.errors import CheckpointError
@@ -66,7 +69,7 @@ class Observer(Protocol):
 def convert_calibrated(
     job: Job, windows: Tokens, workspace: Workspace, progress: Progress
 ) -> list[str]:
-    """Quantise with GPTQ or AWQ; a journal line for each block.
+    """Quantise with GPTQ, AWQ or the recipe; a journal line for each block.
 
     Args:
         job: the conversion.
@@ -106,9 +109,49 @@ def convert_calibrated(
             workspace.finish(step, result)
             progress.advance()
         notes += workspace.result(step).get("notes", [])
+    if "tune" in job.options.steps:
+        notes += _tune(job, workspace, progress)
     return [
         f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
     ]
+
+
+def _tune(job: Job, workspace: Workspace, progress: Progress) -> list[str]:
+    """Learn scales and norms, and write them over those in the data file; what to tell of it.
+
+    From all of the text that `compare` leaves: more of it costs no more steps.
+    They are kept beside the journal first: were they learned from what a killed run had written
+    over half of the file, they would be others.
+    """
+    if job.weights.parameters > MOST_WEIGHTS:
+        return [
+            f"tune: left out, it takes models of up to {MOST_WEIGHTS / 1e6:.0f} million weights"
+        ]
+    path = workspace.folder / "tuned.bin"
+    if not workspace.done("tune"):
+        spec = job.weights.family.spec
+        written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
+        windows = windows_of(spec, job.options, workspace.artefact)
+        windows, _ = split_windows(windows, len(windows))
+        tuned = tune(job.weights, written, windows, progress)
+        write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
+        note = (
+            f"tune: KL on held-out calibration text {tuned.kl_before:.4f} -> {tuned.kl_after:.4f}"
+        )
+        if not tuned.tensors:
+            note += ", left as it was"
+        workspace.finish("tune", {"tensors": list(tuned.tensors), "note": note})
+    found = workspace.result("tune")
+    if not workspace.done("tuned"):
+        kept, offset = path.read_bytes(), 0
+        for name in found["tensors"]:
+            slot = job.layout.tensors[name]
+            values = np.frombuffer(kept[offset : offset + slot.nbytes], np.dtype(slot.dtype))
+            job.data.write(name, values.reshape(slot.shape))
+            offset += slot.nbytes
+        job.data.sync()
+        workspace.finish("tuned", {})
+    return [found["note"]]
 
 
 def calibration_windows(
@@ -132,50 +175,25 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
     """
     layer = f"layers.{block.index}."
     notes = []
-    if job.options.method == "awq":
-        notes = fold_block(block, hidden, job.weights.family.spec, job.formats, job.threads)
+    if "fold" in job.options.steps:
+        notes = fold_block(
+            block,
+            hidden,
+            job.weights.family.spec,
+            job.formats,
+            job.threads,
+            options=job.options if job.options.method == "auto" else None,
+        )
     errors = []
     for stage in STAGES:
-        form = job.formats[layer + stage[0]]
-        inputs = block.get(stage[0] + ".weight").shape[1]
-        sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
-        if job.options.method == "awq":
-            products = GroupProducts(inputs, form.group_size)
-            _observe(block, hidden, stage[0], sample, products)
-        else:
-            hessian = gptq.Hessian(inputs)
-            _observe(block, hidden, stage[0], sample, hessian)
-            inverse = gptq.invert(
-                hessian.mean(),
-                form.group_size,
-                damping=job.options.damping,
-                order=job.options.order,
-            )
+        sample, found = _round_stage(block, hidden, stage, job)
         for name in stage:
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
-            if not form.quantised:
-                written = _write_plain(job, layer + name, weight, form)
+            if name in found:
+                written = _write_quantised(job, layer + name, found[name], form)
             else:
-                if job.options.method == "awq":
-                    found = quantise_clipped(
-                        weight,
-                        products.total(),
-                        form.bits,
-                        form.group_size,
-                        symmetric=not form.zeros,
-                        threads=job.threads,
-                    )
-                else:
-                    found = gptq.quantise(
-                        weight,
-                        inverse,
-                        form.bits,
-                        form.group_size,
-                        symmetric=not form.zeros,
-                        threads=job.threads,
-                    )
-                written = _write_quantised(job, layer + name, found, form)
+                written = _write_plain(job, layer + name, weight, form)
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
     written_above = {f"{name}.weight" for stage in STAGES for name in stage}
@@ -183,6 +201,43 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
         if name not in written_above:
             job.data.write(layer + name, block.get(name).numpy())
     return {"layers": errors, "notes": notes}
+
+
+def _round_stage(
+    block: Block, hidden: Tensor, stage: tuple[str, ...], job: Job
+) -> tuple[Sample, dict[str, Quantised]]:
+    """Inputs of a stage's layers, and what those become that are to be quantised."""
+    forms = {name: job.formats[f"layers.{block.index}.{name}"] for name in stage}
+    forms = {name: form for name, form in forms.items() if form.quantised}
+    inputs = block.get(stage[0] + ".weight").shape[1]
+    sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
+    if not forms:
+        _observe(block, hidden, stage[0], sample)
+        return sample, {}
+    weights = [block.get(name + ".weight") for name in forms]
+    if job.options.method == "awq":
+        products = {
+            form.group_size: GroupProducts(inputs, form.group_size) for form in forms.values()
+        }
+        _observe(block, hidden, stage[0], sample, *products.values())
+        found = [
+            quantise_clipped(
+                weight,
+                products[form.group_size].total(),
+                form.bits,
+                form.group_size,
+                symmetric=not form.zeros,
+                threads=job.threads,
+            )
+            for weight, form in zip(weights, forms.values(), strict=True)
+        ]
+    else:
+        hessian = gptq.Hessian(inputs)
+        _observe(block, hidden, stage[0], sample, hessian)
+        found = round_layers(
+            weights, hessian.mean(), list(forms.values()), job.options, job.threads
+        )
+    return sample, dict(zip(forms, found, strict=True))
 
 
 def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:

@@ -16,8 +16,6 @@ order within and among groups: arXiv 2505.14638, 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +24,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edgetok.converter import rounding
 from edgetok.converter.options import Order
-from edgetok.converter.rtn import Quantised, grid
+from edgetok.converter.rounding import Reals
+from edgetok.converter.rtn import Quantised, float16_scales, grid
 from edgetok.errors import CheckpointError
 
-Reals = npt.NDArray[np.floating[Any]]
-
-_CHUNK_OUTPUTS = 512  # a block of 128 inputs is then 256 KB of float32, which an L2 cache holds
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
 _MOST_DAMPING = 10.0
 _SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
+_THOROUGH_SPANS = tuple(1.05 - 0.04 * i for i in range(18))
+_REFITS = 2
 
 
 class Hessian:
@@ -139,6 +138,19 @@ def invert(hessian: Tensor, group_size: int, *, damping: float, order: Order) ->
         damping *= 10
 
 
+def invert_diagonal(hessian: Tensor, group_size: int, *, damping: float) -> Inverse:
+    """An `Inverse` of the diagonal alone: weights are then rounded to nearest, inputs weighted.
+
+    Args:
+        hessian: [K, K] float32 or float64.
+        group_size: inputs that share a scale.
+        damping: share of the mean diagonal that is added.
+    """
+    diagonal = hessian.diagonal()
+    damped = diagonal + damping * diagonal.mean() + torch.finfo(diagonal.dtype).tiny
+    return Inverse(order_inputs(diagonal, group_size, "plain"), torch.diag(damped.rsqrt()), damping)
+
+
 def quantise(
     weight: Tensor,
     inverse: Inverse,
@@ -147,6 +159,7 @@ def quantise(
     *,
     symmetric: bool = False,
     threads: int = 1,
+    thorough: bool = False,
 ) -> Quantised:
     """Round a layer's weights by GPTQ.
 
@@ -157,22 +170,37 @@ def quantise(
         group_size: as `inverse` was made with.
         symmetric: no zero points.
         threads: how many chunks of outputs, which do not depend on each other, are rounded at once.
+        thorough: try more spans and zero points for each group, and refit scales.
     """
     N, K = weight.shape
+    permutation = torch.cat(inverse.groups)
+    w = weight[:, permutation]
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, len(inverse.groups)), np.float16)
     zeros = np.empty((N, len(inverse.groups)), np.uint8)
-    values, factor = weight.numpy(), inverse.factor.numpy()
-    groups = [group.numpy() for group in inverse.groups]
-
-    def chunk(first: int) -> None:
-        rows = slice(first, first + _CHUNK_OUTPUTS)
-        codes[rows], scales[rows], zeros[rows] = _quantise_rows(
-            values[rows], factor, groups, bits, group_size, symmetric
-        )
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(chunk, range(0, N, _CHUNK_OUTPUTS)))
+    done = 0
+    for block in _blocks_of(inverse.groups):
+        first, end = done, done + sum(len(group) for group in block)
+        values = w[:, first:end].contiguous().numpy()
+        factor = np.ascontiguousarray(inverse.factor[first:end, first:end].numpy())
+        errors = np.empty_like(values)
+        found = np.empty(values.shape, np.uint8)
+        for group in block:
+            g = int(group[0]) // group_size
+            inside = (done - first, done - first + len(group))
+            scale, zero = search_grid(
+                np.ascontiguousarray(values[:, slice(*inside)]),
+                factor.diagonal()[slice(*inside)] ** -2,
+                bits,
+                symmetric=symmetric,
+                threads=threads,
+                thorough=thorough,
+            )
+            scales[:, g], zeros[:, g] = scale, zero
+            _round_group(values, inside, factor, scale, zero, bits, found, errors, threads)
+            done += len(group)
+        codes[:, permutation[first:end].numpy()] = found
+        w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 
 
@@ -182,84 +210,106 @@ def search_grid(
     bits: int,
     *,
     symmetric: bool,
-    spans: Sequence[float] = _SPANS,
+    threads: int = 1,
+    thorough: bool = False,
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
     """Scale and zero point with the least sum of importance * (w - w')^2 when rounded to nearest.
 
     Args:
-        group: [g, N] weights of one group.
+        group: [N, g] weights of one group.
         importance: [g] of each input; in GPTQ the loss of an error in it is 1 / factor_jj^2.
         bits: 2 to 8.
         symmetric: no zero points.
-        spans: shares of the span from least to greatest weight that are tried.
+        threads: how many chunks of outputs are searched at once.
+        thorough: try the zero points beside each span's as well, and then the scale that is best
+            for the codes found, in closed form.
 
     Returns:
         [N] float16 scales and [N] uint8 zero points.
     """
-    low, high = group.min(0).astype(np.float32), group.max(0).astype(np.float32)
-    best = np.full(group.shape[1], np.inf)
-    scales, zeros = grid(low, high, bits, symmetric=symmetric)
-    for span in spans:
-        share = np.float32(span)
-        scale, zero = grid(low * share, high * share, bits, symmetric=symmetric)
-        _, rounded = _round(group, scale.astype(group.dtype), zero.astype(group.dtype), bits)
-        rounded -= group
-        np.square(rounded, out=rounded)
-        loss = importance @ rounded
-        better = loss < best
-        scales[better], zeros[better], best[better] = scale[better], zero[better], loss[better]
-    return scales, zeros
+    low, high = group.min(1).astype(np.float32), group.max(1).astype(np.float32)
+    spans = np.array(_THOROUGH_SPANS if thorough else _SPANS, np.float32)[:, None]
+    scales, zeros = grid(low * spans, high * spans, bits, symmetric=symmetric)
+    if thorough and not symmetric:
+        beside = [zeros, zeros - (zeros > 0), zeros + (zeros < (1 << bits) - 1)]
+        scales, zeros = np.concatenate([scales] * 3), np.concatenate(beside).astype(np.uint8)
+    scale, zero = _best(group, importance, scales, zeros, bits, threads)
+    for _ in range(_REFITS if thorough else 0):
+        refitted = np.empty(len(group), group.dtype)
+        wide, offset = scale.astype(group.dtype), zero.astype(group.dtype)
+        top = group.dtype.type((1 << bits) - 1)
+
+        def chunk(
+            rows: slice, out: Reals = refitted, s: Reals = wide, z: Reals = offset, t: Any = top
+        ) -> None:
+            rounding.refit(group[rows], importance, s[rows], z[rows], t, out[rows])
+
+        rounding.in_chunks(len(group), threads, chunk)
+        both = np.stack([scale, float16_scales(refitted.astype(np.float32))])
+        scale, zero = _best(group, importance, both, np.stack([zero, zero]), bits, threads)
+    return scale, zero
 
 
-def _quantise_rows(
-    weight: Reals,
-    factor: Reals,
-    groups: list[npt.NDArray[np.int64]],
+def _best(
+    group: Reals,
+    importance: Reals,
+    scales: npt.NDArray[np.float16],
+    zeros: npt.NDArray[np.uint8],
     bits: int,
-    group_size: int,
-    symmetric: bool,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-    N, K = weight.shape
-    permutation = np.concatenate(groups)
-    # One input a row, so that a step works on contiguous memory.
-    w = np.ascontiguousarray(weight.T[permutation])
-    codes = np.empty((K, N), np.uint8)
-    scales = np.empty((N, len(groups)), np.float16)
-    zeros = np.empty((N, len(groups)), np.uint8)
-    errors = np.empty((max(_BLOCK_INPUTS, group_size), N), w.dtype)
-    done = 0
-    for block in _blocks_of(groups):
-        first, end = done, done + sum(len(group) for group in block)
-        for group in block:
-            g = int(group[0]) // group_size
-            last = done + len(group)
-            loss = factor.diagonal()[done:last] ** -2
-            scales[:, g], zeros[:, g] = search_grid(w[done:last], loss, bits, symmetric=symmetric)
-            scale, zero = scales[:, g].astype(w.dtype), zeros[:, g].astype(w.dtype)
-            for j in range(done, last):
-                codes[j], rounded = _round(w[j], scale, zero, bits)
-                error = (w[j] - rounded) / factor[j, j]
-                errors[j - first] = error
-                w[j + 1 : end] -= factor[j, j + 1 : end, None] * error
-            done = last
-        w[end:] -= factor[first:end, end:].T @ errors[: end - first]
-    unpermuted = np.empty_like(codes)
-    unpermuted[permutation] = codes
-    return np.ascontiguousarray(unpermuted.T), scales, zeros
+    threads: int,
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    """The best of some scales and zero points [candidates, N] for each output."""
+    best = np.zeros(len(group), np.int64)
+    wide, offset = scales.astype(group.dtype), zeros.astype(group.dtype)
+    top = group.dtype.type((1 << bits) - 1)
+
+    def chunk(rows: slice) -> None:
+        rounding.best_candidate(
+            group[rows],
+            importance,
+            np.ascontiguousarray(wide[:, rows]),
+            np.ascontiguousarray(offset[:, rows]),
+            top,
+            best[rows],
+        )
+
+    rounding.in_chunks(len(group), threads, chunk)
+    outputs = np.arange(len(group))
+    return scales[best, outputs], zeros[best, outputs]
 
 
-def _round(values: Reals, scale: Reals, zero: Reals, bits: int) -> tuple[Reals, Reals]:
-    """Codes of the nearest levels, and what they stand for."""
-    codes = values / scale
-    np.rint(codes, out=codes)
-    codes += zero
-    np.clip(codes, 0, (1 << bits) - 1, out=codes)
-    return codes, (codes - zero) * scale
+def _round_group(
+    values: Reals,
+    inside: tuple[int, int],
+    factor: Reals,
+    scale: npt.NDArray[np.float16],
+    zero: npt.NDArray[np.uint8],
+    bits: int,
+    codes: npt.NDArray[np.uint8],
+    errors: Reals,
+    threads: int,
+) -> None:
+    wide, offset = scale.astype(values.dtype), zero.astype(values.dtype)
+    top = values.dtype.type((1 << bits) - 1)
+
+    def chunk(rows: slice) -> None:
+        rounding.round_group(
+            values[rows],
+            *inside,
+            factor,
+            wide[rows],
+            offset[rows],
+            top,
+            codes[rows],
+            errors[rows],
+        )
+
+    rounding.in_chunks(len(values), threads, chunk)
 
 
-def _blocks_of(groups: list[npt.NDArray[np.int64]]) -> list[list[npt.NDArray[np.int64]]]:
+def _blocks_of(groups: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """Groups put together up to `_BLOCK_INPUTS` inputs."""
-    blocks: list[list[npt.NDArray[np.int64]]] = [[]]
+    blocks: list[list[Tensor]] = [[]]
     for group in groups:
         if blocks[-1] and sum(len(g) for g in blocks[-1]) + len(group) > _BLOCK_INPUTS:
             blocks.append([])

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from edgetok.errors import OptionError
 
-Method = Literal["rtn", "gptq", "awq"]
+Method = Literal["rtn", "gptq", "awq", "auto"]
+Step = Literal["fold", "search", "gptq", "descent", "tune"]
 Order = Literal["group_aware", "plain"]
 
 BITS = (2, 3, 4, 8, 16)
@@ -23,7 +24,9 @@ class ConvertOptions:
 
     Attributes:
         bits: of the linear layers; 16 quantises nothing.
-        method: round to nearest, GPTQ or AWQ; without meaning for 16 bits.
+        method: round to nearest, GPTQ, AWQ, or the recipe of several steps; without meaning for 16
+            bits.
+        without: steps that the recipe leaves out; see `recipe`.
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.
@@ -41,6 +44,7 @@ class ConvertOptions:
 
     bits: int = 4
     method: Method = "gptq"
+    without: tuple[Step, ...] = ()
     group_size: int = 32
     head_bits: int | None = None
     symmetric: bool = False
@@ -78,6 +82,15 @@ class ConvertOptions:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):
                 raise OptionError(f"{name} is {value!r}, expected an integer in {low}..{high}")
+        for step in self.without:
+            if step not in get_args(Step):
+                known = ", ".join(get_args(Step))
+                raise OptionError(f"without is {step!r}, expected one of {known}")
+        if self.without and self.method != "auto":
+            raise OptionError(
+                f"without {self.without[0]}: --method {self.method} is no recipe of steps; use "
+                "--method auto"
+            )
         if not 0 < self.damping <= 1:
             raise OptionError(f"damping is {self.damping!r}, expected a number in (0, 1]")
 
@@ -92,6 +105,15 @@ class ConvertOptions:
         return self.quantises and self.method != "rtn"
 
     @property
+    def steps(self) -> frozenset[Step]:
+        """Of the recipe; gptq and awq are one step each, as their papers have them."""
+        if self.method == "auto":
+            return frozenset(get_args(Step)) - frozenset(self.without)
+        if self.method == "rtn":
+            return frozenset()
+        return frozenset({"gptq"} if self.method == "gptq" else {"fold"})
+
+    @property
     def effective_head_bits(self) -> int:
         """Bits of the output head and the embedding."""
         if self.head_bits is not None:
@@ -102,5 +124,6 @@ class ConvertOptions:
         """As plain values, for the report and the journal."""
         values = dataclasses.asdict(self)
         values["calibration"] = None if self.calibration is None else self.calibration.name
+        values["without"] = sorted(self.without)
         values["head_bits"] = self.effective_head_bits
         return values

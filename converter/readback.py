@@ -47,23 +47,36 @@ class WrittenWeights:
 
     def pieces(self, name: str) -> Iterator[Floats]:
         """A matrix, some rows at a time. A tied embedding is the output head."""
-        module = name.rpartition(".")[0]
-        if module == "embed_tokens" and self._spec.tied:
-            module = "lm_head"
+        module = self.stored_module(name)
         form, shape = self._formats[module], self._shapes[module]
         step = max(1, _PIECE_WEIGHTS // shape.K)
         for first in range(0, shape.N, step):
             end = min(first + step, shape.N)
-            if not form.quantised:
+            if form.quantised:
+                yield self._rows(module, first, end).dequantise()
+            else:
                 yield self._read(module + ".weight", first, end).astype(np.float32)
-                continue
-            parts = {
-                suffix: self._read(module + suffix, first, end)
-                for suffix in (".qweight", ".qweight_high", ".scales", ".zeros")
-                if module + suffix in self._layout.tensors
-            }
-            codes, scales, zeros = unpack_linear(parts, form, shape.K)
-            yield Quantised(codes, scales, zeros, form.bits, form.group_size).dequantise()
+
+    def stored_module(self, name: str) -> str:
+        """The module whose bytes hold a tensor: those of a tied embedding are the head's."""
+        module = name.rpartition(".")[0]
+        return "lm_head" if module == "embed_tokens" and self._spec.tied else module
+
+    def quantised(self, module: str) -> Quantised | None:
+        """Codes, scales and zero points of a whole matrix; None where it has none."""
+        if module not in self._formats or not self._formats[module].quantised:
+            return None
+        return self._rows(module, 0, self._shapes[module].N)
+
+    def _rows(self, module: str, first: int, end: int) -> Quantised:
+        form = self._formats[module]
+        parts = {
+            suffix: self._read(module + suffix, first, end)
+            for suffix in (".qweight", ".qweight_high", ".scales", ".zeros")
+            if module + suffix in self._layout.tensors
+        }
+        codes, scales, zeros = unpack_linear(parts, form, self._shapes[module].K)
+        return Quantised(codes, scales, zeros, form.bits, form.group_size)
 
     def _read(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
         slot = self._layout.tensors[name]

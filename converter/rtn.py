@@ -49,6 +49,13 @@ class Quantised:
             self._dequantise_rows(rows, weights[rows])
         return weights
 
+    def levels(self) -> Floats:
+        """Codes less their zero points: [N, K] float32."""
+        if self.zeros is None:
+            return self.codes.astype(np.float32) - np.float32(1 << (self.bits - 1))
+        wide = np.repeat(self.zeros, self.group_size, axis=1)[:, : self.codes.shape[1]]
+        return self.codes.astype(np.float32) - wide
+
     def _dequantise_rows(self, rows: slice, out: Floats) -> None:
         K, g = out.shape[1], self.group_size
         whole = K // g * g

@@ -23,7 +23,7 @@ def layer(seed=0, tokens=300, inputs=70):
 def test_the_chosen_alpha_is_the_best_of_all(bits):
     weights, x = layer()
     magnitude = x.abs().mean(0)
-    choice = search_scales(weights, x, magnitude, awq.rounder(bits, 32, False))
+    choice = search_scales(weights, x, magnitude, [awq.rounder(bits, 32, False)] * 2)
 
     def loss(alpha):
         s = np.abs(x.numpy().astype(np.float64)).mean(0) ** alpha
@@ -46,7 +46,7 @@ def test_the_chosen_alpha_is_the_best_of_all(bits):
 
 def test_identity_is_kept_where_scales_do_not_help():
     weights, x = layer()
-    choice = search_scales(weights, x, x.abs().mean(0), lambda w: w.clone())
+    choice = search_scales(weights, x, x.abs().mean(0), [lambda w: w.clone()] * 2)
     assert choice.alpha == 0
     assert torch.all(choice.scales == 1)
 

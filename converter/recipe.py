@@ -1,0 +1,93 @@
+"""The steps of `--method auto`, and how one layer's weights go through them.
+
+    fold      AWQ's scales, kept only where text they were not chosen on errs less  (fold.py)
+    search    more spans and zero points for each group, scales refitted            (gptq.py)
+    gptq      each input's rounding error is made up for by those to come           (gptq.py)
+    descent   coordinate descent over the rounded weights, scales refitted          (descent.py)
+    tune      scales and norms of the whole model learn from the original           (tune.py)
+
+Each lowers a loss of its own and can be left out. `--method gptq` is its step alone, with the
+paper's search for a span.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgetok.converter import gptq
+from edgetok.converter.descent import descend
+from edgetok.converter.gptq import Inverse
+from edgetok.converter.layout import TensorFormat
+from edgetok.converter.options import ConvertOptions, Step
+from edgetok.converter.rtn import Quantised
+
+SWEEPS = 3  # of coordinate descent; more change the loss by less than one per cent
+
+
+class Inputs:
+    """The Hessian of one stage's inputs, and what GPTQ makes of it for each group size."""
+
+    def __init__(self, hessian: Tensor, options: ConvertOptions) -> None:
+        """`hessian` [K, K] is given up."""
+        self._hessian = hessian
+        self._options = options
+        self._inverses: dict[int, Inverse] = {}
+
+    def inverse(self, group_size: int) -> Inverse:
+        """Of the damped Hessian, or of its diagonal where GPTQ is left out."""
+        if group_size not in self._inverses:
+            damping, order = self._options.damping, self._options.order
+            if "gptq" in self._options.steps:
+                made = gptq.invert(self._hessian, group_size, damping=damping, order=order)
+            else:
+                made = gptq.invert_diagonal(self._hessian, group_size, damping=damping)
+            self._inverses[group_size] = made
+        return self._inverses[group_size]
+
+    def damped(self, group_size: int) -> Tensor:
+        """[K, K] as GPTQ saw it, but in its own order; the inputs are of no more use after it."""
+        damping = self.inverse(group_size).damping
+        self._inverses.clear()
+        hessian, self._hessian = self._hessian, torch.empty(0)
+        hessian.diagonal().add_(damping * hessian.diagonal().mean())
+        return hessian
+
+
+def round_layers(
+    weights: list[Tensor],
+    hessian: Tensor,
+    forms: list[TensorFormat],
+    options: ConvertOptions,
+    threads: int = 1,
+) -> list[Quantised]:
+    """Round layers that have the same inputs.
+
+    Args:
+        weights: [N_i, K] of each.
+        hessian: [K, K] of their inputs; given up.
+        forms: bits and group size of each.
+        options: which steps there are, damping and order.
+        threads: for rounding.
+    """
+    inputs = Inputs(hessian, options)
+    steps: frozenset[Step] = options.steps
+    found = [
+        gptq.quantise(
+            weight,
+            inputs.inverse(form.group_size),
+            form.bits,
+            form.group_size,
+            symmetric=not form.zeros,
+            threads=threads,
+            thorough="search" in steps,
+        )
+        for weight, form in zip(weights, forms, strict=True)
+    ]
+    if "descent" not in steps:
+        return found
+    damped = inputs.damped(forms[0].group_size)
+    return [
+        descend(weight, damped, start, sweeps=SWEEPS, threads=threads)
+        for weight, start in zip(weights, found, strict=True)
+    ]

@@ -1,0 +1,208 @@
+"""Scales, norms and biases of the whole quantised model learn to predict what the original does.
+
+    least over scales s and vectors v of  KL(p_original || p_quantised),  w = (q - z) s
+
+on the calibration text. Codes and zero points stay, so the model has the same size; a wrong balance
+between layers, which no layer's own loss sees, is mended. The result is taken only where the KL on
+windows that were not learned from is less than before.
+
+Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: arXiv 2305.17888.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from edgetok.converter.blocks import build_on_meta
+from edgetok.converter.calibration import Tokens
+from edgetok.converter.progress import Progress
+from edgetok.converter.readback import WrittenWeights
+from edgetok.converter.rtn import FLOAT16_MAX, float16_scales
+from edgetok.converter.weights import CanonicalWeights
+
+MOST_WEIGHTS = 20_000_000  # beyond, three copies in float32 and the steps' time are too much
+STEPS = 150
+_BATCH_TOKENS = 2048
+_RATE = 3e-3  # of Adam, relative to each scale and to each vector's size
+_WARM_UP = 10
+_HELD_OUT = 8  # one window in so many
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was learned.
+
+    Attributes:
+        tensors: `.scales` float16, and `.weight` of norms and `.bias` float32, by name in the
+            layout; empty where the model did not get better.
+        kl_before: on held-out windows, in nats.
+        kl_after: likewise.
+    """
+
+    tensors: Arrays
+    kl_before: float
+    kl_after: float
+
+
+class _Student:
+    """The quantised model as a function of what is learned.
+
+    Attributes:
+        steps: what is learned: logarithms of the scales' factors, and changes of vectors in units
+            of their size.
+    """
+
+    def __init__(self, weights: CanonicalWeights, written: WrittenWeights) -> None:
+        self._tensors = weights.family.tensors
+        self._matrices: dict[str, tuple[Tensor, Tensor, int]] = {}  # levels, scales, group size
+        self._vectors: dict[str, tuple[Tensor, Tensor]] = {}  # values, their size
+        self._fixed: dict[str, Tensor] = {}
+        self._module: dict[str, str] = {}
+        for name in self._tensors:
+            self._module[name] = module = written.stored_module(name)
+            if module in self._matrices and name.endswith(".weight"):
+                continue
+            matrix = written.quantised(module) if name.endswith(".weight") else None
+            values = None if matrix else torch.from_numpy(written.tensor(name).copy())
+            if matrix is not None:
+                levels = torch.from_numpy(matrix.levels())
+                scales = torch.from_numpy(matrix.scales.astype(np.float32))
+                self._matrices[module] = (levels, scales, matrix.group_size)
+            elif values is not None and values.ndim == 1:
+                size = values.square().mean().sqrt().clamp_min(1e-6)
+                self._vectors[name] = (values, size)
+            elif values is not None:
+                self._fixed[name] = values
+        learned = {name: scales for name, (_, scales, _) in self._matrices.items()}
+        learned |= {name: values for name, (values, _) in self._vectors.items()}
+        self.steps = {
+            name: torch.zeros_like(values, requires_grad=True) for name, values in learned.items()
+        }
+
+    def parameters(self) -> dict[str, Tensor]:
+        """By the names that the checkpoint gives them."""
+        matrices = {}
+        for module, (levels, _, group_size) in self._matrices.items():
+            wide = self._scales(module).repeat_interleave(group_size, 1)
+            matrices[module] = levels * wide[:, : levels.shape[1]]
+        parts: dict[str, list[tuple[int, Tensor]]] = {}
+        for name, source in self._tensors.items():
+            if name in self._vectors:
+                value = self._vector(name)
+            elif name in self._fixed:
+                value = self._fixed[name]
+            else:
+                value = matrices[self._module[name]]
+            first = 0 if source.rows is None else source.rows[0]
+            parts.setdefault(source.name, []).append((first, value - source.add))
+        return {
+            name: torch.cat([value for _, value in sorted(found, key=lambda part: part[0])])
+            for name, found in parts.items()
+        }
+
+    @torch.no_grad()
+    def result(self) -> Arrays:
+        """As stored; from now on this model computes with the rounded scales, too."""
+        found: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
+        for module, (_, scales, _) in self._matrices.items():
+            stored = float16_scales(self._scales(module).clamp_max(FLOAT16_MAX).numpy())
+            found[module + ".scales"] = stored
+            self.steps[module].copy_((torch.from_numpy(stored.astype(np.float32)) / scales).log())
+        return found
+
+    def _scales(self, module: str) -> Tensor:
+        return self._matrices[module][1] * self.steps[module].exp()
+
+    def _vector(self, name: str) -> Tensor:
+        values, size = self._vectors[name]
+        return values + self.steps[name] * size
+
+
+def tune(
+    weights: CanonicalWeights,
+    written: WrittenWeights,
+    windows: Tokens,
+    progress: Progress,
+    *,
+    steps: int = STEPS,
+) -> Tuned:
+    """Learn scales, norms and biases.
+
+    Args:
+        weights: the original's.
+        written: the artefact's.
+        windows: [B, T] token ids; some are kept to judge by.
+        progress: told of each step.
+        steps: how many batches are learned from.
+    """
+    progress.begin("Tuning scales", steps)
+    spec = weights.family.spec
+    module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+    teacher = _original(module, weights)
+    student = _Student(weights, written)
+    ids = torch.from_numpy(windows)
+    judged = ids[_HELD_OUT - 1 :: _HELD_OUT] if len(ids) >= _HELD_OUT else ids
+    learned = ids[torch.arange(len(ids)) % _HELD_OUT != _HELD_OUT - 1]
+    before = _divergence(module, teacher, student, judged)
+    optimiser = torch.optim.Adam(student.steps.values(), lr=_RATE, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    batch = max(1, _BATCH_TOKENS // ids.shape[1])
+    order: list[int] = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = _RATE * min(1.0, (step + 1) / _WARM_UP) * cosine
+        if len(order) < min(batch, len(learned)):
+            order = torch.randperm(len(learned), generator=generator).tolist()
+        chosen, order = learned[order[:batch]], order[batch:]
+        loss = _kl(module, teacher, student.parameters(), chosen)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        progress.advance()
+    found = student.result()
+    after = _divergence(module, teacher, student, judged)
+    return Tuned(found if after < before else {}, before, after)
+
+
+def _original(module: Any, weights: CanonicalWeights) -> dict[str, Tensor]:
+    """The checkpoint's parameters; a tied head has no tensor of its own."""
+    named = set(weights.checkpoint.names)
+    return {
+        name: torch.from_numpy(weights.checkpoint.tensor(name).copy())
+        for name, _ in module.named_parameters()
+        if name in named
+    }
+
+
+def _kl(
+    module: Any, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], ids: Tensor
+) -> Tensor:
+    """Mean KL of the original from the quantised model, in nats."""
+    arguments = {"input_ids": ids, "use_cache": False}
+    with torch.no_grad():
+        wanted = functional_call(module, dict(teacher), (), arguments).logits.log_softmax(-1)
+    found = functional_call(module, dict(student), (), arguments).logits.log_softmax(-1)
+    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
+
+@torch.no_grad()
+def _divergence(
+    module: Any, teacher: Mapping[str, Tensor], student: _Student, ids: Tensor
+) -> float:
+    parameters = student.parameters()
+    batch = max(1, _BATCH_TOKENS // ids.shape[1])
+    return math.fsum(
+        float(_kl(module, teacher, parameters, part)) * len(part) for part in ids.split(batch)
+    ) / len(ids)

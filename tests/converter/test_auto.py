@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from edgetok.converter import tune as tuning
+from edgetok.converter.calibration import split_windows, windows_of
+from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.progress import Silent
+from edgetok.converter.weights import CanonicalWeights
+from edgetok.errors import OptionError
+from edgetok.formats.checkpoint import open_checkpoint
+from edgetok.models.registry import read_family
+from tests.converter.test_convert import (
+    SMALL,
+    Spy,
+    digest,
+    onnx_logits,
+    reference_with,
+    written_weights,
+)
+from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
+
+FEW_STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(tuning, "STEPS", FEW_STEPS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
+def test_every_step_for_families_that_differ(family, tmp_path):
+    """What onnxruntime computes is what transformers computes with the weights written."""
+    source = tiny_checkpoint(family, tmp_path / "source")
+    out = tmp_path / "out"
+    options = ConvertOptions(bits=4, method="auto", **SMALL)
+    report = convert(str(source), out, options)
+    assert report.method == "auto"
+    assert any(note.startswith("tune: KL") for note in report.notes)
+    written, spec = written_weights(source, out, options)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
+    with torch.no_grad():
+        expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
+    found = onnx_logits(out, tokens, exact=True)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path):
+    options = ConvertOptions(bits=3, method="auto", **SMALL)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    convert(str(llama), whole, options)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(llama), out, options, Spy(2))
+
+    class StopsAfterTuning(Spy):
+        def begin(self, what, total, done=0):
+            if what.startswith("Comparing"):
+                raise KeyboardInterrupt
+            super().begin(what, total, done)
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(llama), out, options, StopsAfterTuning())
+    report = convert(str(llama), out, options)
+    assert report.resumed
+    assert digest(out) == digest(whole)
+
+
+def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
+    """Half of them over the old ones: learning anew from that would give others."""
+    from edgetok.converter.layout import DataFile
+
+    options = ConvertOptions(bits=2, method="auto", **SMALL)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    convert(str(llama), whole, options)
+    real, tuned = DataFile.write, []
+
+    def write(self, name, values):
+        if tuned:
+            tuned.append(name)
+            if len(tuned) > 4:
+                raise KeyboardInterrupt
+        real(self, name, values)
+
+    def tune(*arguments, **named):
+        found = tuning.tune(*arguments, **named)
+        tuned.append("learned")
+        assert found.tensors
+        return found
+
+    monkeypatch.setattr("edgetok.converter.calibrated.tune", tune)
+    monkeypatch.setattr(DataFile, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(llama), out, options)
+    monkeypatch.undo()
+    convert(str(llama), out, options)
+    assert digest(out) == digest(whole)
+
+
+def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_path):
+    """Its KL on held-out windows is what whole models in transformers give."""
+    plain = ConvertOptions(bits=2, method="auto", without=("tune",), **SMALL)
+    tuned = ConvertOptions(bits=2, method="auto", **SMALL)
+    convert(str(llama), tmp_path / "plain", plain)
+    convert(str(llama), tmp_path / "tuned", tuned)
+    before, spec = written_weights(llama, tmp_path / "plain", plain)
+    after, _ = written_weights(llama, tmp_path / "tuned", tuned)
+    for module in ("layers.0.q_proj", "layers.2.down_proj", "lm_head", "embed_tokens"):
+        left, right = before.quantised(module), after.quantised(module)
+        np.testing.assert_array_equal(left.codes, right.codes)
+        np.testing.assert_array_equal(left.zeros, right.zeros)
+        assert (left.scales != right.scales).any()
+    windows = split_windows(windows_of(spec, tuned, tmp_path / "tuned"), 10**6)[0]
+    checkpoint = open_checkpoint(llama)
+    weights = CanonicalWeights(
+        checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
+    )
+    found = tuning.tune(weights, before, windows, Silent())
+    assert found.kl_after < found.kl_before
+    held_out = torch.from_numpy(windows[7::8] if len(windows) >= 8 else windows)
+    with torch.no_grad():
+        wanted = load_reference(llama)(held_out).logits.double().log_softmax(-1)
+        for written, told in ((before, found.kl_before), (after, found.kl_after)):
+            logits = reference_with(llama, written, spec)(held_out).logits.double()
+            kl = (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean()
+            assert told == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_each_step_can_be_left_out(llama, tmp_path):
+    """And each does something: no two give the same weights."""
+    seen = set()
+    for without in ((), ("fold",), ("search",), ("gptq",), ("descent",), ("tune",)):
+        options = ConvertOptions(bits=3, method="auto", without=without, **SMALL)
+        convert(str(llama), tmp_path / "out", options)
+        seen.add(digest(tmp_path / "out")["model.onnx.data"])
+        card = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert card["options"]["without"] == list(without)
+    # Random weights on random text: scales may not help, and are then not folded in.
+    assert len(seen) >= 5
+
+
+def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
+    options = ConvertOptions(
+        bits=4, method="auto", without=("fold", "search", "gptq", "descent", "tune"), **SMALL
+    )
+    convert(str(llama), tmp_path / "out", options)
+    written, _ = written_weights(llama, tmp_path / "out", options)
+    found = written.quantised("layers.0.q_proj")
+    state = dict(load_reference(llama).named_parameters())
+    weight = state["model.layers.0.self_attn.q_proj.weight"].detach().numpy()
+    scales = np.repeat(found.scales.astype(np.float64), 32, 1)[:, :72]
+    zeros = np.repeat(found.zeros.astype(np.float64), 32, 1)[:, :72]
+    nearest = np.clip(np.rint(weight / scales) + zeros, 0, 15)
+    assert (nearest != found.codes).mean() < 1e-3
+
+
+def test_options():
+    with pytest.raises(OptionError, match="without is 'magic', expected one of fold, search"):
+        ConvertOptions(method="auto", without=("magic",))
+    with pytest.raises(OptionError, match="no recipe of steps"):
+        ConvertOptions(method="gptq", without=("tune",))
+
+
+def test_beats_gptq_on_a_trained_model(data, tmp_path):
+    source = str(data / "models" / "stories260k")
+    kl = {}
+    for method in ("gptq", "auto"):
+        options = ConvertOptions(
+            bits=3, method=method, calibration_windows=16, window_tokens=128, reference_tokens=512
+        )
+        kl[method] = convert(source, tmp_path / method, options).agreement.kl
+    assert kl["auto"] < 0.9 * kl["gptq"]

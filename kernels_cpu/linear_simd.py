@@ -25,7 +25,6 @@ from edgetok.kernels_cpu.simd import (
     _load,
     _masked_load,
     _shuffle,
-    f32,
     i32,
     i64,
     op,
@@ -205,13 +204,23 @@ def load_f16_first(b: Any, address: Any, count: Any) -> Any:
     return _extend_f16(b, b.bitcast(v, ir.VectorType(_F16, LANES)))
 
 
-def _load_codes(bits: int) -> Any:
-    @op(F32, i64)
-    def load_codes(b: Any, address: Any) -> Any:
-        packed = _load(b, address, ir.VectorType(_I8, max(LANES * bits // 8, 1)))
-        v = _shuffle(b, packed, [lane * bits // 8 for lane in range(LANES)])
-        v = b.zext(v, I32.ll)
-        v = b.lshr(v, _constant(_I32, LANES, [lane * bits % 8 for lane in range(LANES)]))
+def _load_codes(bits: int, first: bool = False) -> Any:
+    nbytes = max(LANES * bits // 8, 1)
+    wide = 32 if nbytes >= 4 else 8  # bits of what a lane's code is shifted out of
+
+    @op(F32, i64, *[i64] * first)
+    def load_codes(b: Any, address: Any, *count: Any) -> Any:
+        if first and nbytes > 1:
+            used = b.add(b.mul(count[0], ir.Constant(_I64, bits)), ir.Constant(_I64, 7))
+            used = b.lshr(used, ir.Constant(_I64, 3))
+            packed = _masked_load(b, address, used, _I8, nbytes)
+        else:
+            packed = _load(b, address, ir.VectorType(_I8, nbytes))
+        v = b.bitcast(packed, ir.VectorType(ir.IntType(wide), 8 * nbytes // wide))
+        v = _shuffle(b, v, [lane * bits // wide for lane in range(LANES)])
+        if wide < 32:
+            v = b.zext(v, I32.ll)
+        v = b.lshr(v, _constant(_I32, LANES, [lane * bits % wide for lane in range(LANES)]))
         return b.sitofp(b.and_(v, _constant(_I32, LANES, (1 << bits) - 1)), F32.ll)
 
     return load_codes
@@ -219,10 +228,5 @@ def _load_codes(bits: int) -> Any:
 
 # LOAD_CODES[bits]: LANES consecutive packed codes, low bits first, as float32.
 LOAD_CODES = {bits: _load_codes(bits) for bits in (2, 4, 8)}
-
-
-@op(F32, F32, f32)
-def add_to_first(b: Any, v: Any, value: Any) -> Any:
-    """v with `value` added to its first lane."""
-    first = ir.Constant(_I32, 0)
-    return b.insert_element(v, b.fadd(b.extract_element(v, first), value), first)
+# The same for the first `count` codes (1..LANES); no byte beyond theirs is read.
+LOAD_CODES_FIRST = {bits: _load_codes(bits, first=True) for bits in (2, 4, 8)}

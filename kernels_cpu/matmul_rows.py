@@ -2,11 +2,11 @@
 
     y[t, n] = sum_chunks, lanes a_scale * w_scale[n] * (dot4(q[n], a) - middle * sum(a))
 
-Each row is read once, as it lies in the artefact, two rows at a time, while a prefetch runs ahead
-of both in one stream, as memory likes it. The integers of a chunk (one vector of packed weights)
-are exact; each lane then adds its product in float32, chunk by chunk. Sums of LANES rows wait in
-scratch until their lanes are added together. Every token goes through these same operations in this
-order, alone or beside others, so several tokens give the bits that one gives.
+Each row is read once, as it lies in the artefact, two rows at a time (8 bits: one), while a
+prefetch runs ahead of both in one stream, as memory likes it. The integers of a chunk (one vector
+of packed weights) are exact; each lane then adds its product in float32, chunk by chunk. Sums of
+LANES rows wait in scratch until their lanes are added together. Every token goes through these same
+operations in this order, alone or beside others, so several tokens give the bits that one gives.
 
 Zero points other than the middle of the range cost one small product a row, before the chunks:
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
-from edgetok.kernels_cpu.linear_simd import LOAD_CODES, add_to_first
+from edgetok.kernels_cpu.linear_simd import LOAD_CODES, LOAD_CODES_FIRST, load_f16_first
 from edgetok.kernels_cpu.matmul_steps import AHEAD_BYTES, row_step, store_tokens, sum_vectors
 from edgetok.kernels_cpu.simd import (
     LANES,
@@ -36,10 +36,7 @@ from edgetok.kernels_cpu.simd import (
     load_f32,
     load_f32_first,
     mul,
-    read_f16,
-    read_f32,
     read_i64,
-    read_u8,
     splat_f32,
     store_f32,
     store_f32_first,
@@ -47,9 +44,8 @@ from edgetok.kernels_cpu.simd import (
     zero_f32,
 )
 
-PAIR = 2  # rows side by side for several tokens, which then load their activations half as often
+PAIR = 2  # rows side by side, which then load their activations half as often
 TOKENS = 4  # side by side
-_ZERO = np.float32(0.0)
 
 
 @inline
@@ -79,8 +75,7 @@ def finish_rows(sums, y, bias, n, rows, factor, onto):  # type: ignore[no-untype
 def make_zero_points(bits: int) -> Any:
     """A function that computes, by lane, what zero points other than the middle add to a row."""
     zero_bits = 8 if bits == 3 else bits
-    load_codes = LOAD_CODES[zero_bits]
-    mask = (1 << zero_bits) - 1
+    load_codes, load_first = LOAD_CODES[zero_bits], LOAD_CODES_FIRST[zero_bits]
     middle = np.float32(1 << (bits - 1))
 
     @inline
@@ -93,11 +88,13 @@ def make_zero_points(bits: int) -> Any:
             z = load_codes(zeros + i * (LANES * zero_bits) // 8)
             part = mul(load_f16(scales + 2 * LANES * i), sub(splat_f32(middle), z))
             total = fma(part, load_f32(groups + 4 * LANES * i), total)
-        rest = _ZERO
-        for g in range(whole * LANES, G):
-            z = np.float32((read_u8(zeros + g * zero_bits // 8) >> (g * zero_bits & 7)) & mask)
-            rest += read_f16(scales + 2 * g) * (middle - z) * read_f32(groups + 4 * g)
-        return add_to_first(total, rest)
+        rest = G - whole * LANES
+        if rest > 0:
+            at = whole * LANES
+            z = load_first(zeros + at * zero_bits // 8, rest)
+            part = mul(load_f16_first(scales + 2 * at, rest), sub(splat_f32(middle), z))
+            total = fma(part, load_f32_first(groups + 4 * at, rest), total)
+        return total
 
     return zero_points
 
@@ -166,8 +163,20 @@ def make_rows(bits: int) -> Any:
                 sums = choose(count, sums_of(count, rows, tokens), sums)
         return sums
 
-    row_sums = make_sums(PAIR, 1)
-    store_rows = store_tokens(PAIR, 1)
+    # Two long rows of 8 bits and their activations do not fit the L1 cache.
+    side = 1 if bits == 8 else PAIR
+    row_sums = make_sums(side, 1)
+    store_rows = store_tokens(side, 1)
+
+    @inline
+    def begin_one(s, z, sr, zr, groups, G):  # type: ignore[no-untyped-def]
+        return (zero_points(s, z, groups, G),)
+
+    @inline
+    def begin_pair(s, z, sr, zr, groups, G):  # type: ignore[no-untyped-def]
+        return (zero_points(s, z, groups, G), zero_points(s + sr, z + zr, groups, G))
+
+    begin = begin_one if side == 1 else begin_pair
     pair_sums = make_sums(PAIR, TOKENS)
     store_sums = store_tokens(PAIR, TOKENS)
 
@@ -204,7 +213,7 @@ def make_rows(bits: int) -> Any:
         for run in range(tid * runs // threads, (tid + 1) * runs // threads):
             n = run * LANES
             end = n + LANES if n + LANES < N else N
-            for r in range(n, end, PAIR):
+            for r in range(n, end, side if tokens == 1 else PAIR):
                 # An odd last row is its own neighbour.
                 odd = r + 1 == end
                 wr, hr, sr = (0, 0, 0) if odd else (wb, hb, sb)
@@ -212,9 +221,9 @@ def make_rows(bits: int) -> Any:
                 zr = 0 if odd else zb
                 w, h = weight + r * wb, high + r * hb
                 if tokens == 1:
-                    f = (zero_points(s, z, groups, G), zero_points(s + sr, z + zr, groups, G))
-                    far = PAIR * wb if PAIR * wb > AHEAD_BYTES else AHEAD_BYTES
-                    near = PAIR * sb if PAIR * sb > AHEAD_BYTES // 8 else AHEAD_BYTES // 8
+                    f = begin(s, z, sr, zr, groups, G)
+                    far = side * wb if side * wb > AHEAD_BYTES else AHEAD_BYTES
+                    near = side * sb if side * sb > AHEAD_BYTES // 8 else AHEAD_BYTES // 8
                     f = row_sums(f, w, h, s, x, wr, hr, sr, w + far, s + near, wb, G, group_size)
                     store_rows(f, scratch + (r - n) * VB)
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ def forward(
     *,
     capacity_tokens: int | None = None,
     dtype: npt.DTypeLike = np.float64,
+    attend: Callable[[int, Array, Array, Array], Array] | None = None,
 ) -> Array:
     """Logits of every position, without a cache.
 
@@ -39,6 +40,8 @@ def forward(
         tokens: [T] ids.
         capacity_tokens: what chooses between longrope's factors; None: T.
         dtype: what everything is computed in.
+        attend: instead of causal attention: from a layer's index, its queries [T, H, D], keys and
+            values [T, KH, D] before their rotation to [T, H, D].
 
     Returns:
         [T, vocab_size].
@@ -74,13 +77,16 @@ def forward(
         q = heads(h, prefix, "q", spec.num_heads)
         k = heads(h, prefix, "k", spec.num_kv_heads)
         v = heads(h, prefix, "v", spec.num_kv_heads)
-        if layer.rope >= 0:
-            factor = spec.ropes[layer.rope].attention_factor
-            q = reference.rope(q, positions, frequencies[layer.rope], factor)
-            k = reference.rope(k, positions, frequencies[layer.rope], factor)
-        a = reference.attention(
-            q, k, v, scale=spec.attn_scale, window=layer.window, cap=spec.attn_softcap
-        )
+        if attend is not None:
+            a = attend(i, q, k, v)
+        else:
+            if layer.rope >= 0:
+                factor = spec.ropes[layer.rope].attention_factor
+                q = reference.rope(q, positions, frequencies[layer.rope], factor)
+                k = reference.rope(k, positions, frequencies[layer.rope], factor)
+            a = reference.attention(
+                q, k, v, scale=spec.attn_scale, window=layer.window, cap=spec.attn_softcap
+            )
         a = linear(a.reshape(len(ids), -1), f"{prefix}.o_proj")
         x = x + spec.residual_scale * norm(a, f"{prefix}.post_attention_norm")
         h = norm(x, f"{prefix}.pre_mlp_norm")

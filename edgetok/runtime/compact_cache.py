@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from edgetok.cache import budget
 from edgetok.cache.policy import Policy
 from edgetok.cache.view import Floats, HeadView
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_cpu.launch_attention import (
     CTX_MASS,
     CTX_MASS_KEEP,
@@ -42,6 +43,7 @@ from edgetok.kernels_cpu.launch_program import float_bits
 from edgetok.kernels_cpu.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.cache_state import CacheState
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import ROWS, QueryLog
 from edgetok.runtime.slots import SlotPool, tiles
@@ -137,6 +139,7 @@ class CompactKVCache:
         self._memory[:] = 0
         ends = np.cumsum(sizes)
         pool, log, append, workspace = np.split(self._memory, ends[:-1])
+        self._kept_bytes = int(ends[1])  # the rest holds nothing between runs
         self._pool = SlotPool(
             pool, heads=count, slots=slots, head_dim=spec.head_dim, kv_bits=kv_bits
         )
@@ -196,6 +199,17 @@ class CompactKVCache:
     def nbytes(self) -> int:
         """Bytes allocated, all layers; never more."""
         return int(self._memory.nbytes + self._windows.nbytes)
+
+    @property
+    def loss(self) -> float:
+        """Share of all attention so far that went to tokens which are now forgotten."""
+        total = self._dropped + float(self._pool.mass.sum(dtype=np.float64))
+        return self._dropped / total if self._dropped else 0.0
+
+    @property
+    def retained(self) -> float:
+        """How many tokens a head that sees every one holds, on average."""
+        return float(self._held.mean()) if len(self._heads) else float(self._length)
 
     def serves(self, spec: DecoderSpec, kv_bits: int) -> bool:
         """Whether this cache was made for a decoder and kind of slot."""
@@ -263,6 +277,77 @@ class CompactKVCache:
     def clear(self) -> None:
         """Forget everything."""
         self.truncate(0)
+
+    # Copies
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What another cache must have in common to take this one's state."""
+        return {
+            "kind": "compact",
+            "policy": self.bounds.policy.name,
+            "slots": self.bounds.slots,
+            "block_tokens": self.block_tokens,
+            "kv_bits": self.kv_bits,
+        }
+
+    def save(self) -> CacheState:
+        """A copy of everything that it holds."""
+        self._place()
+        log, rings = self._log, self._windows
+        return CacheState(
+            shape=self.shape,
+            numbers={
+                "length": self._length,
+                "shift": self._shift,
+                "forgotten_to": self._forgotten_to,
+                "pinned_tokens": self.pinned_tokens,
+                "dropped": self._dropped,
+                "sizes": self._pool.size.tolist(),
+                "demand": np.rint(self._demand).astype(int).tolist(),
+                "queries": [log.count, log.valid, log.new],
+                "oldest": rings.oldest,
+            },
+            memory=(self._memory[: self._kept_bytes].copy(), rings.memory.copy()),
+        )
+
+    def load(self, state: CacheState) -> None:
+        """Become what was saved.
+
+        Raises:
+            SessionError: the state is damaged or of another shape; nothing was changed.
+        """
+        state.check(self.shape, (self._kept_bytes, self._windows.memory.nbytes))
+        pool, count = self._pool, len(self._heads)
+        length = state.integer("length", 0, _ENDLESS)
+        shift = state.integer("shift", 0, length)
+        forgotten = state.integer("forgotten_to", 0, length)
+        pinned = state.integer("pinned_tokens", 0, _ENDLESS)
+        sizes = state.integers("sizes", count, SLOT_TILE, self._most)
+        demand = state.integers("demand", count, 0, pool.slots)
+        queries = state.integers("queries", 3, 0, _ENDLESS)
+        oldest = state.integers("oldest", len(self._windows.oldest), 0, length)
+        dropped = state.numbers.get("dropped")
+        if (
+            (sizes % SLOT_TILE).any()
+            or int(sizes.sum()) != pool.slots
+            or length - shift > self._limit
+            or queries[1:].max() > min(ROWS, length)
+            or type(dropped) is not float
+            or not 0.0 <= dropped < np.inf
+        ):
+            raise SessionError("the saved cache's counters contradict each other")
+        memory = state.memory[0]
+        pool.check(memory, length, length - shift)
+        self._windows.restore(state.memory[1], length, shift, oldest)
+        self._memory[: self._kept_bytes] = memory
+        pool.size = sizes
+        pool.start = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        self._log.count, self._log.valid, self._log.new = (int(n) for n in queries)
+        self._length, self._shift, self._forgotten_to = length, shift, forgotten
+        self._dropped, self.pinned_tokens = dropped, pinned
+        self._demand = demand.astype(np.float64)
+        self._place()
 
     # Making room
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_cpu.abi import CTX_SLOTS
 from edgetok.kernels_cpu.launch_attention import (
     CTX_CACHE,
@@ -197,6 +197,36 @@ class CpuKVCache:
     def advance(self, tokens: int) -> None:
         """Count tokens that were computed."""
         self._length_tokens += tokens
+
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """All slots' bytes, as they are."""
+        return self._memory
+
+    @property
+    def oldest(self) -> list[int]:
+        """The first token that each ring still holds."""
+        return [ring.oldest for ring in self._rings]
+
+    def restore(
+        self, memory: npt.NDArray[np.uint8], length: int, shift: int, oldest: Places
+    ) -> None:
+        """Become what `memory` and the counters were; they were checked.
+
+        Raises:
+            SessionError: a ring holds a position that cannot be; nothing was changed.
+        """
+        for ring in self._rings:
+            start = ring.positions.ctypes.data - self._memory.ctypes.data
+            found = memory[start : start + ring.positions.nbytes].view(np.int32)
+            found = found[found != EMPTY]
+            if found.size and (int(found.min()) < 0 or int(found.max()) >= length - shift):
+                raise SessionError("the saved cache holds tokens that cannot be; it is damaged")
+        self._memory[:] = memory
+        self._length_tokens, self._shift = length, shift
+        for ring, first in zip(self._rings, oldest, strict=True):
+            ring.oldest = int(first)
+            self.records[ring.layers, :, REC_USED] = min(length, ring.slots)
 
     def shift(self, by: int, turn: Callable[[int, Floats, Places], Floats]) -> None:
         """Lower all positions by `by`, turning keys with `turn(layer, keys [n, D], by [n])`.

@@ -30,7 +30,7 @@ class QueryLog:
             self._squares = floats[ring + L * H * D :].reshape(L, KH, H // KH, D, D)
         self.count = 0  # queries in the sums
         self.valid = 0  # latest tokens whose queries the ring holds
-        self._new = 0
+        self.new = 0  # of them, those that are not in the sums yet
 
     @staticmethod
     def nbytes(spec: DecoderSpec, covariance: bool) -> int:
@@ -41,30 +41,30 @@ class QueryLog:
     def advance(self, tokens: int) -> None:
         """Count tokens whose queries were kept."""
         self.valid = min(ROWS, self.valid + tokens)
-        self._new = min(ROWS, self._new + tokens)
+        self.new = min(ROWS, self.new + tokens)
 
     def forget(self, tokens: int) -> None:
         """The last so many tokens are taken back."""
         self.valid = max(0, self.valid - tokens)
-        self._new = max(0, self._new - tokens)
+        self.new = max(0, self.new - tokens)
 
     def clear(self) -> None:
         """Forget everything."""
         self._sum[:] = 0.0
         if self._squares is not None:
             self._squares[:] = 0.0
-        self.count = self.valid = self._new = 0
+        self.count = self.valid = self.new = 0
 
     def absorb(self, length_tokens: int) -> None:
         """Add what is new in the ring to the moments; the ring's last token is length - 1."""
-        if self._new == 0:
+        if self.new == 0:
             return
-        rows = self.ring[:, np.arange(length_tokens - self._new, length_tokens) % ROWS]
+        rows = self.ring[:, np.arange(length_tokens - self.new, length_tokens) % ROWS]
         self._sum += rows.sum(axis=1)
         if self._squares is not None:
             self._squares += np.einsum("lwhgd,lwhge->lhgde", rows, rows, optimize=True)
-        self.count += self._new
-        self._new = 0
+        self.count += self.new
+        self.new = 0
 
     def stats(self, layer: int, head: int, length_tokens: int, position: int) -> QueryStats:
         """Of one KV head; `position` is that of the next token."""

@@ -13,6 +13,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.errors import SessionError
 from edgetok.kernels_cpu.launch_attention import EMPTY, SLOT_TILE
 from edgetok.runtime.stored import Bytes, Floats, Keys, read_values, row_bytes
 
@@ -69,6 +70,21 @@ class SlotPool:
         self.positions[:] = EMPTY
         scales = self._key_scales if self.scaled else None
         self.keys = Keys(self._keys, scales, head_dim, kv_bits)
+
+    def check(self, memory: Bytes, length_tokens: int, position: int) -> None:
+        """Whether another pool's bytes could be this one's.
+
+        Raises:
+            SessionError: a slot holds a token or position that cannot be.
+        """
+        first = self.positions.ctypes.data - self._memory.ctypes.data
+        positions = memory[first : first + 4 * self.slots].view(np.int32)
+        first = self.tokens.ctypes.data - self._memory.ctypes.data
+        tokens = memory[first : first + 4 * self.slots].view(np.int32)
+        held = positions != EMPTY
+        for found, end in ((positions[held], position), (tokens[held], length_tokens)):
+            if found.size and (int(found.min()) < 0 or int(found.max()) >= end):
+                raise SessionError("the saved cache holds tokens that cannot be; it is damaged")
 
     @staticmethod
     def nbytes(heads: int, slots: int, head_dim: int, kv_bits: int) -> int:

@@ -1,0 +1,179 @@
+"""Recall and perplexity of bounded caches: every policy at every size, beside the full cache.
+
+A context is read in the order and blocks in which a conversation would be, within the cache's
+bytes at every moment; then each question is asked from the same state and answered greedily.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
+from edgetok.evaluation.perplexity import log_softmax
+from edgetok.evaluation.recall import score
+from edgetok.runtime.cache_limits import CacheLimits
+from edgetok.runtime.compact_cache import CompactKVCache
+from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.kv_cache import CpuKVCache
+from edgetok.text.template import ChatTemplate
+from edgetok.text.tokenizer import Tokenizer
+
+FULL = "full"
+_ANSWER_TOKENS = 24
+_ROWS = 64
+
+
+@dataclass(slots=True)
+class Score:
+    """What one policy at one size reached.
+
+    Attributes:
+        policy: its name; "full" forgets nothing.
+        share: slots as a share of the context's tokens.
+        slots: of each head on average.
+        nbytes: of the cache.
+        right: answers that were right, by task.
+        asked: questions, by task.
+        places: (place in the context, right) of every question.
+        perplexity: of running text; None where none was given.
+    """
+
+    policy: str
+    share: float
+    slots: int
+    nbytes: int = 0
+    right: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    places: list[tuple[float, bool]] = field(default_factory=list)
+    perplexity: float | None = None
+
+    @property
+    def recall(self) -> float:
+        """Mean over tasks of the share of right answers."""
+        return float(np.mean([self.right[task] / self.asked[task] for task in self.asked]))
+
+
+class CacheEvaluation:
+    """Measures caches of one model."""
+
+    def __init__(
+        self,
+        backend: CpuBackend,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        eos_tokens: frozenset[int],
+    ) -> None:
+        """Nothing is computed yet."""
+        self._backend, self._tokenizer = backend, tokenizer
+        self._template, self._eos = template, eos_tokens
+
+    def prepared(
+        self, tasks: Sequence[str] = TASKS, tokens: int = 1024, count: int = 10, seed: int = 0
+    ) -> list[Context]:
+        """Contexts of about `tokens` tokens."""
+        return list(contexts(tasks, tokens, count, lambda text: len(self._encode(text)), seed))
+
+    def measure(
+        self,
+        cases: Iterable[Context],
+        policy: str,
+        share: float,
+        tokens: int,
+        running: npt.NDArray[np.int32] | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> Score:
+        """One policy at one size.
+
+        Args:
+            cases: from `prepared`.
+            policy: a name, or "full".
+            share: of `tokens` that a head's slots are.
+            tokens: of the full cache.
+            running: text whose perplexity is measured in the same cache.
+            progress: called after each context.
+
+        Raises:
+            OptionError: the share leaves too few slots.
+        """
+        slots = tokens if policy == FULL else int(tokens * share) // 64 * 64
+        limits = None if policy == FULL else CacheLimits(policy=policy)
+        context = self._backend.context_tokens if policy == FULL else slots
+        cache = self._backend.new_cache(context, limits)
+        found = Score(policy, share, slots, cache.nbytes)
+        for case in cases:
+            for question, answer in self.answers(cache, case):
+                right = score(answer, question.case(case.task))
+                found.right[case.task] = found.right.get(case.task, 0) + right
+                found.asked[case.task] = found.asked.get(case.task, 0) + 1
+                found.places.append((question.place, right))
+            if progress is not None:
+                progress()
+        if running is not None:
+            cache.clear()
+            found.perplexity = self.perplexity(cache, running)
+        return found
+
+    def answers(
+        self, cache: CompactKVCache | CpuKVCache, case: Context
+    ) -> Iterator[tuple[Question, str]]:
+        """Read a context once, then answer each question from the same state."""
+        asked = [self._render(case, question) for question in case.questions]
+        shared = _common([*asked, self._render(case, None)])
+        cache.clear()
+        self._backend.forward(cache, np.array(asked[0][:shared], np.int32))
+        state = cache.save() if isinstance(cache, CompactKVCache) else None
+        for question, tokens in zip(case.questions, asked, strict=True):
+            if isinstance(cache, CompactKVCache) and state is not None:
+                cache.load(state)
+            else:
+                cache.truncate(shared)
+            yield question, self._answer(cache, tokens[shared:])
+
+    def _answer(self, cache: CompactKVCache | CpuKVCache, tokens: list[int]) -> str:
+        logits = self._backend.forward(cache, np.array(tokens, np.int32))
+        answer: list[int] = []
+        while len(answer) < _ANSWER_TOKENS:
+            token = int(logits.argmax())
+            if token in self._eos:
+                break
+            answer.append(token)
+            logits = self._backend.forward(cache, np.array([token], np.int32))
+        return self._tokenizer.decode(answer)
+
+    def perplexity(
+        self, cache: CompactKVCache | CpuKVCache, tokens: npt.NDArray[np.int32]
+    ) -> float:
+        """exp of the mean loss of tokens 1.. of a running text, in a cache that is not cleared.
+
+        A cache that forgets nothing is given as much of the text at once as it holds.
+        """
+        losses: list[float] = []
+        for start in range(0, len(tokens) - 1, _ROWS):
+            rows = tokens[start : min(start + _ROWS, len(tokens) - 1)]
+            if cache.length_tokens + len(rows) > cache.capacity_tokens:
+                cache.clear()
+            logits = log_softmax(self._backend.forward(cache, rows, all_logits=True))
+            targets = tokens[start + 1 : start + 1 + len(rows)]
+            losses.append(-float(logits[np.arange(len(targets)), targets].sum()))
+        return math.exp(math.fsum(losses) / (len(tokens) - 1))
+
+    def _render(self, case: Context, question: Question | None) -> list[int]:
+        return self._encode(self._template.render(case.prompt(question)))
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, special=False)
+
+
+def _common(lists: Sequence[list[int]]) -> int:
+    """How many tokens all lists begin with alike."""
+    same = 0
+    for column in zip(*lists, strict=False):
+        if len(set(column)) > 1:
+            break
+        same += 1
+    return same

@@ -1,0 +1,241 @@
+"""A bounded cache in the decoder, against NumPy that attends to what the cache says it holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgetok.cache.policy import POLICIES
+from edgetok.errors import OptionError
+from edgetok.kernels_cpu import reference
+from edgetok.models import inv_freq
+from edgetok.runtime.backend import Interrupted
+from edgetok.runtime.cache_limits import CacheLimits, bounds_for, cache_bytes, parse_bytes
+from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.kv_cache import EMPTY
+from tests import reference_decoder
+from tests.tiny import FAMILIES
+
+TOKENS = np.random.default_rng(5).integers(3, 307, 400).astype(np.int32)
+
+
+@pytest.fixture
+def load(tiny, kernel_cache):
+    """A backend that computes in float32, with a float32 cache."""
+    opened = []
+
+    def load(family, threads=1, **options):
+        options = {"kv_bits": 32, "compute": "float32"} | options
+        made = tiny(family, 16)
+        backend = CpuBackend(made.artefact, threads=threads, cache_dir=kernel_cache, **options)
+        opened.append(backend)
+        return backend, made
+
+    yield load
+    for backend in opened:
+        backend.close()
+
+
+def held(cache, layer, head):
+    """(tokens, positions) of a layer's head, read through its record."""
+    index = cache._heads.index((layer, head))
+    at = cache._pool.held(index)
+    return cache._pool.tokens[at].copy(), cache._pool.positions[at].copy()
+
+
+class Watch:
+    """Notes what a cache holds in each run; full layers only."""
+
+    def __init__(self, cache):
+        self.cache, self.runs = cache, []
+        begin = cache.begin
+
+        def noting(tokens):
+            first = begin(tokens)
+            places = {key: held(cache, *key) for key in cache._heads}
+            self.runs.append((cache.length_tokens, tokens, first, places))
+            return first
+
+        cache.begin = noting
+
+    def attend(self, spec, capacity):
+        """Attention to exactly what was held, at the positions that it then had."""
+        frequencies = [inv_freq(rope, capacity) for rope in spec.ropes]
+
+        def turned(layer, x, positions):
+            rope = spec.layers[layer].rope
+            if rope < 0:
+                return x
+            return reference.rope(
+                x, positions, frequencies[rope], spec.ropes[rope].attention_factor
+            )
+
+        def attend(layer, q, k, v):
+            out = np.zeros_like(q)
+            group = spec.num_heads // spec.num_kv_heads
+            for start, count, first, places in self.runs:
+                rows = np.arange(start, start + count)
+                where = np.arange(first, first + count)
+                for head in range(spec.num_kv_heads):
+                    if spec.layers[layer].window:
+                        tokens = np.arange(start + count)
+                        positions = tokens - start + first
+                    else:
+                        tokens, positions = places[layer, head]
+                    queries = turned(layer, q[rows][:, head * group : (head + 1) * group], where)
+                    keys = turned(layer, k[tokens][:, head : head + 1], positions)[:, 0]
+                    seen = positions[None] <= where[:, None]
+                    if window := spec.layers[layer].window:
+                        seen &= positions[None] > where[:, None] - window
+                    for g in range(group):
+                        scores = queries[:, g] @ keys.T * spec.attn_scale
+                        scores = reference.softcap(scores, spec.attn_softcap)
+                        weights = reference.softmax(np.where(seen, scores, -np.inf))
+                        out[rows, head * group + g] = weights @ v[tokens, head]
+            return out
+
+        return attend
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_what_is_held(load, family):
+    """Trained for 64 tokens, given 230: every rope is turned back several times."""
+    backend, made = load(family)
+    cache = backend.new_cache(64, CacheLimits(policy="retain"))
+    watch = Watch(cache)
+    got = [backend.forward(cache, TOKENS[:150], all_logits=True)]
+    got += [backend.forward(cache, TOKENS[i : i + 1])[None].copy() for i in range(150, 230)]
+    spec = made.spec
+    expected = reference_decoder.forward(
+        spec, made.weights, TOKENS[:230], attend=watch.attend(spec, spec.context_tokens)
+    )
+    assert cache.position <= 64 < cache.length_tokens
+    np.testing.assert_allclose(np.concatenate(got), expected, rtol=0, atol=3e-4)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_computes_right(load, policy):
+    backend, made = load("gemma3_text")
+    cache = backend.new_cache(64, CacheLimits(policy=policy))
+    watch = Watch(cache)
+    got = backend.forward(cache, TOKENS[:200], all_logits=True)
+    spec = made.spec
+    expected = reference_decoder.forward(
+        spec, made.weights, TOKENS[:200], attend=watch.attend(spec, spec.context_tokens)
+    )
+    np.testing.assert_allclose(got, expected, rtol=0, atol=3e-4)
+    tokens, _ = held(cache, 2, 0)
+    latest = range(200 - cache.bounds.recent, 200)
+    assert set(range(cache.bounds.sinks)) | set(latest) <= set(tokens.tolist())
+
+
+def test_forgets_nothing_while_there_is_room(load):
+    backend, _ = load("llama")
+    full = backend.forward(backend.new_cache(60), TOKENS[:56], all_logits=True)
+    cache = backend.new_cache(64, CacheLimits())
+    bounded = backend.forward(cache, TOKENS[:56], all_logits=True)
+    np.testing.assert_allclose(bounded, full, rtol=0, atol=1e-4)  # blocks are of another size
+    assert cache.loss == 0.0
+
+
+def test_bytes_never_change_and_fit_the_budget(load):
+    backend, made = load("gemma2", kv_bits=8)
+    smallest = cache_bytes(
+        made.spec,
+        bounds_for(made.spec, CacheLimits(), 64, block_tokens=256, kv_bits=8, threads=1),
+        8,
+        1,
+    )
+    cache = backend.new_cache(64, CacheLimits(budget_bytes=smallest))
+    assert cache.nbytes <= smallest
+    address = cache._memory.ctypes.data
+    backend.forward(cache, TOKENS)
+    for token in TOKENS[:40]:
+        backend.forward(cache, np.array([token]))
+    assert cache.nbytes <= smallest
+    assert cache._memory.ctypes.data == address
+    with pytest.raises(OptionError, match="give a larger --kv-budget"):
+        backend.new_cache(64, CacheLimits(budget_bytes=smallest - 1))
+
+
+def test_threads_give_the_same(load):
+    one, _ = load("llama", threads=1, kv_bits=8)
+    two, _ = load("llama", threads=2, kv_bits=8)
+    logits = []
+    for backend in (one, two):
+        cache = backend.new_cache(64, CacheLimits())
+        logits.append(backend.forward(cache, TOKENS, all_logits=True))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_a_branch_goes_its_own_way(load):
+    """What is saved can be loaded again, or elsewhere, and goes on as if nothing had happened."""
+    backend, _ = load("gemma2", kv_bits=8)
+    cache = backend.new_cache(64, CacheLimits())
+    backend.forward(cache, TOKENS[:170])
+    state = cache.save()
+    first = backend.forward(cache, TOKENS[170:300], all_logits=True)
+    backend.forward(cache, TOKENS[:90])
+    cache.load(state)
+    other = backend.new_cache(64, CacheLimits())
+    other.load(state)
+    for branch in (cache, other):
+        again = backend.forward(branch, TOKENS[170:300], all_logits=True)
+        np.testing.assert_array_equal(again, first)
+
+
+def test_a_stopped_prefill_is_usable(load):
+    backend, _ = load("llama")
+    cache, asked = backend.new_cache(64, CacheLimits()), []
+
+    def stop():
+        asked.append(cache.length_tokens)
+        return len(asked) == 20
+
+    with pytest.raises(Interrupted):
+        backend.forward(cache, TOKENS, should_stop=stop)
+    assert cache.length_tokens == 20 * cache.block_tokens
+    other = backend.new_cache(64, CacheLimits())
+    backend.forward(other, TOKENS[: 20 * cache.block_tokens])
+    np.testing.assert_array_equal(
+        backend.forward(cache, TOKENS[:3]), backend.forward(other, TOKENS[:3])
+    )
+
+
+def test_truncate_only_where_nothing_was_given_up_for_it(load):
+    backend, _ = load("llama")
+    cache = backend.new_cache(64, CacheLimits(policy="window"))
+    backend.forward(cache, TOKENS[:200])
+    assert not cache.truncate(100)
+    assert cache.length_tokens == 200
+    keep = 200 - cache.bounds.recent // 2
+    before = {key: held(cache, *key)[0] for key in cache._heads}
+    assert cache.truncate(keep)
+    for key, tokens in before.items():
+        assert sorted(held(cache, *key)[0]) == sorted(tokens[tokens < keep])
+    logits = backend.forward(cache, TOKENS[keep:200])
+    assert np.isfinite(logits).all()
+    assert cache.length_tokens == 200
+    assert cache.truncate(0)
+    assert cache.length_tokens == cache.position == 0
+    assert (cache._pool.positions == EMPTY).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("64MB", 64_000_000), ("1.5 GiB", 3 << 29), ("4000", 4000), ("2k", 2000), ("7 kib", 7168)],
+)
+def test_amounts_of_memory(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-4MB", "0", "1e9", "4 TB", "9" * 40, "64 M B"])
+def test_no_amounts_of_memory(text):
+    with pytest.raises(OptionError, match="amount of memory"):
+        parse_bytes(text)
+
+
+def test_limits_out_of_range(load):
+    backend, _ = load("llama")
+    with pytest.raises(OptionError, match="cache policy 'lru'"):
+        backend.new_cache(64, CacheLimits(policy="lru"))

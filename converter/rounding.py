@@ -1,7 +1,8 @@
 """The inner loops of rounding, compiled: a row is an output, and rows do not depend on each other.
 
-Arrays are C-contiguous and of one floating type, float32 or float64, in which all is computed. What
-is compiled lives as long as the process; nothing of it is kept on the disk.
+Arrays are C-contiguous and of one floating type, float32 or float64, in which all is computed: a
+plain 0 or 1 beside a float32 would make float64 of it and halve the speed. What is compiled lives
+as long as the process; nothing of it is kept on the disk.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ def best_candidate(
         top: 2^bits - 1, as a real number.
         best: [n] int64, written.
     """
+    bottom, one = top - top, top / top
     for i in range(weight.shape[0]):
         least = np.inf
         for c in range(scales.shape[0]):
             scale, zero = scales[c, i], zeros[c, i]
-            inverse = 1 / scale
-            loss = weight[i, 0] * 0
+            inverse = one / scale
+            loss = bottom
             for j in range(weight.shape[1]):
-                code = min(max(np.rint(weight[i, j] * inverse) + zero, 0), top)
+                code = min(max(np.rint(weight[i, j] * inverse) + zero, bottom), top)
                 difference = (code - zero) * scale - weight[i, j]
                 loss += importance[j] * difference * difference
             if loss < least:
@@ -67,10 +69,11 @@ def refit(weight: Any, importance: Any, scale: Any, zero: Any, top: Any, out: An
         top: 2^bits - 1, as a real number.
         out: [n], written; the scale itself where every code is the zero point.
     """
+    bottom = top - top
     for i in range(weight.shape[0]):
-        product = square = weight[i, 0] * 0
+        product = square = bottom
         for j in range(weight.shape[1]):
-            code = min(max(np.rint(weight[i, j] / scale[i]) + zero[i], 0), top)
+            code = min(max(np.rint(weight[i, j] / scale[i]) + zero[i], bottom), top)
             value = code - zero[i]
             product += importance[j] * value * weight[i, j]
             square += importance[j] * value * value
@@ -102,9 +105,10 @@ def round_group(
         codes: [n, b] uint8, written.
         errors: [n, b] (w - w') / factor_jj, written.
     """
+    bottom = top - top
     for i in range(weight.shape[0]):
         for j in range(first, last):
-            code = min(max(np.rint(weight[i, j] / scale[i]) + zero[i], 0), top)
+            code = min(max(np.rint(weight[i, j] / scale[i]) + zero[i], bottom), top)
             codes[i, j] = np.uint8(code)
             error = (weight[i, j] - (code - zero[i]) * scale[i]) / factor[j, j]
             errors[i, j] = error
@@ -135,10 +139,11 @@ def descend_group(
         codes: [n, b], as real numbers, changed.
         change: [n, b] of the weights that the codes stand for; added to.
     """
+    bottom = top - top
     for i in range(gradient.shape[0]):
         for j in range(first, last):
             code = np.rint(codes[i, j] - gradient[i, j] / (hessian[j, j] * scale[i]))
-            code = min(max(code, 0), top)
+            code = min(max(code, bottom), top)
             if code != codes[i, j]:
                 step = (code - codes[i, j]) * scale[i]
                 codes[i, j] = code

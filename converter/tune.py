@@ -135,7 +135,7 @@ def tune(
     windows: Tokens,
     progress: Progress,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
 ) -> Tuned:
     """Learn scales, norms and biases.
 
@@ -144,8 +144,9 @@ def tune(
         written: the artefact's.
         windows: [B, T] token ids; some are kept to judge by.
         progress: told of each step.
-        steps: how many batches are learned from.
+        steps: how many batches are learned from; None: `STEPS`.
     """
+    steps = STEPS if steps is None else steps
     progress.begin("Tuning scales", steps)
     spec = weights.family.spec
     module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")

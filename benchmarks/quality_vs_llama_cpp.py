@@ -1,0 +1,213 @@
+"""KL to the original of edgetok's recipe and of llama.cpp's K-quants with imatrix, by stored bytes.
+
+    python benchmarks/quality_vs_llama_cpp.py models/default --text stories.txt \
+        --peer-python PEER_PYTHON --bits 2 3 4 --types Q2_K Q3_K_M Q4_K_M
+
+Both see the same calibration windows: the importance matrix is the mean square of each linear
+layer's inputs in the original over them. Both then run the same token ids, with the integer
+arithmetic and the 8-bit activations that each uses by itself, beside the original in transformers.
+Bytes are those of all tensors. The peers' environment needs gguf, llama-cpp-python and numpy;
+models of the llama family only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_WINDOW = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[32])
+    parser.add_argument("--head-bits", type=int, nargs="+", default=[8])
+    parser.add_argument("--types", nargs="*", default=["Q2_K", "Q3_K_M", "Q4_K_M"])
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        _peer(args.checkpoint, args.peer, args.types)
+        return
+    if not args.text or not args.peer_python:
+        parser.error("--text and --peer-python are needed")
+    with tempfile.TemporaryDirectory() as folder:
+        _compare(args, Path(folder))
+
+
+def _compare(args: argparse.Namespace, work: Path) -> None:
+    import tokenizers
+
+    from edgetok.converter.convert import ConvertOptions, convert
+    from edgetok.converter.reference import TransformersReference
+    from edgetok.evaluation.perplexity import documents, windows
+    from edgetok.model import Model
+
+    reference = TransformersReference(str(args.checkpoint))
+    print("| bits | stored as | bytes | KL | perplexity ratio |")
+    print("|---:|---|---:|---:|---:|", flush=True)
+    cut: list[Any] = []
+    theirs: list[np.ndarray] = []
+    for bits in args.bits:
+        for group_size in args.group_sizes:
+            for head_bits in args.head_bits:
+                options = ConvertOptions(
+                    bits=bits,
+                    method="auto",
+                    group_size=group_size,
+                    head_bits=head_bits,
+                    reference_tokens=0,
+                )
+                out = work / "out"
+                report = convert(str(args.checkpoint), out, options)
+                with Model.load(out) as model:
+                    if not cut:
+                        text = documents(args.text.read_text(encoding="utf-8"), model.tokenizer)
+                        cut = list(windows(text, _WINDOW, _WINDOW // 2, args.tokens))
+                        theirs = [reference.logits(window.ids) for window in cut]
+                    ours = [
+                        model.backend.forward(
+                            model.backend.new_cache(len(window.ids)), window.ids, all_logits=True
+                        )
+                        for window in cut
+                    ]
+                label = f"edgetok auto, groups of {group_size}, head {head_bits} bits"
+                _row(bits, label, report.weight_bytes, cut, theirs, ours)
+    tokenizer = tokenizers.Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
+    _prepare_peer(args.checkpoint, work / "peer", reference, tokenizer, cut)
+    command = [args.peer_python, __file__, str(args.checkpoint), "--peer", str(work / "peer")]
+    subprocess.run([*command, "--types", *args.types], check=True, stderr=subprocess.DEVNULL)
+    for kind in args.types:
+        found = np.load(work / "peer" / f"{kind}.npy", mmap_mode="r")
+        lengths = np.cumsum([len(window.ids) for window in cut])[:-1]
+        size = json.loads((work / "peer" / f"{kind}.json").read_text())["bytes"]
+        _row(0, f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(found, lengths))
+
+
+def _row(
+    bits: int, label: str, size: int, cut: list[Any], theirs: list[Any], ours: list[Any]
+) -> None:
+    from edgetok.evaluation.perplexity import log_softmax
+
+    kl, loss, wanted, count = 0.0, 0.0, 0.0, 0
+    for window, left, right in zip(cut, theirs, ours, strict=True):
+        rows = slice(max(0, window.first), len(window.ids) - 1)
+        p, q = log_softmax(left[rows]), log_softmax(np.asarray(right[rows], np.float32))
+        places, targets = np.arange(len(p)), window.ids[rows.start + 1 :]
+        kl += float((np.exp(p) * (p - q)).sum())
+        loss -= float(q[places, targets].sum())
+        wanted -= float(p[places, targets].sum())
+        count += len(p)
+    ratio = math.exp((loss - wanted) / count)
+    print(f"| {bits or ''} | {label} | {size:,} | {kl / count:.4f} | {ratio:.3f} |", flush=True)
+
+
+def _prepare_peer(
+    checkpoint: Path, folder: Path, reference: Any, tokenizer: Any, cut: list[Any]
+) -> None:
+    """What the peers' process reads: float16 weights, importance of each input, token ids."""
+    import torch
+    from safetensors.torch import save_file
+
+    from edgetok.converter.calibration import calibration_text, split_windows
+    from edgetok.converter.options import ConvertOptions
+
+    folder.mkdir()
+    model = reference._model
+    options = ConvertOptions()
+    ids = np.array(tokenizer.encode(calibration_text(options), add_special_tokens=False).ids)
+    length = min(options.window_tokens, model.config.max_position_embeddings)
+    calibration, _ = split_windows(
+        ids[: len(ids) // length * length].reshape(-1, length), options.calibration_windows
+    )
+    squares: dict[str, Any] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+
+            def see(_: Any, given: Any, name: str = name) -> None:
+                x = given[0].detach().flatten(0, -2)
+                squares[name] = squares.get(name, 0) + x.square().sum(0)
+
+            handles.append(module.register_forward_pre_hook(see))
+    with torch.inference_mode():
+        for window in calibration:
+            model(torch.from_numpy(window[None]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    np.savez(
+        folder / "imatrix.npz",
+        **{f"{name}.weight": (total / calibration.size).numpy() for name, total in squares.items()},
+    )
+    state = {
+        name: value.half().contiguous()
+        for name, value in model.state_dict().items()
+        if not (name == "lm_head.weight" and model.config.tie_word_embeddings)
+    }
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id"):
+        config[key] = config[key] if isinstance(config.get(key), int) else 0
+    (folder / "config.json").write_text(json.dumps(config))
+    np.save(folder / "lengths.npy", np.array([len(window.ids) for window in cut]))
+    np.save(folder / "ids.npy", np.concatenate([window.ids for window in cut]).astype(np.int32))
+
+
+def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
+    """In the peers' environment: GGUF files, and their logits."""
+    import ctypes
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import gguf
+    import llama_cpp
+    import peer_gguf
+
+    source = folder / "F16.gguf"
+    peer_gguf.write_f16(folder, source)
+    kept = []
+    with np.load(folder / "imatrix.npz") as importance:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        for i, name in enumerate(importance):
+            values = np.ascontiguousarray(importance[name], np.float32)
+            text = peer_gguf.gguf_name(name).encode()
+            kept += [values, text]
+            entries[i].name = text
+            entries[i].data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entries[i].size = values.size
+    ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
+    for kind in kinds:
+        path = folder / f"{kind}.gguf"
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype = peer_gguf.TYPES[kind]
+        params.nthread = 1
+        params.imatrix = entries
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params):
+            raise SystemExit(f"llama.cpp could not quantise to {kind}")
+        size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
+        (folder / f"{kind}.json").write_text(json.dumps({"bytes": size}))
+        model = llama_cpp.Llama(
+            str(path), n_ctx=_WINDOW, n_batch=_WINDOW, logits_all=True, verbose=False, n_threads=1
+        )
+        found, first = [], 0
+        for length in lengths:
+            model.reset()
+            model.eval(ids[first : first + length].tolist())
+            found.append(np.array(model.scores[:length], np.float32))
+            first += int(length)
+        np.save(folder / f"{kind}.npy", np.concatenate(found))
+
+
+if __name__ == "__main__":
+    main()

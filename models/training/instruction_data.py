@@ -84,6 +84,7 @@ _WORDS = word_list(
     "window mountain paper summer friend water yellow chair flower king silver table "
     "train"
 )
+_DOES = word_list("sings runs jumps sleeps is was has goes comes flies looks falls shines")
 _TO_SORT = (
     "days",
     word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
@@ -125,7 +126,9 @@ def listing(rng: random.Random) -> Exchange:
          "Please name {n} {k}.", "Say {n} {k}.", "Do you know {n} {k}?",
          "Give me a list of {n} {k}.")
     )  # fmt: skip
-    things = rng.sample(_KINDS[kind], min(n, len(_KINDS[kind])))
+    # In the order of the list, from anywhere: what was said already says what comes next.
+    words, start = _KINDS[kind], rng.randrange(100)
+    things = [words[(start + i) % len(words)] for i in range(min(n, len(words)))]
     number = rng.choice((str(n), _SMALL[n]))
     ask = ask.format(n=number, k=kind)
     if "list" in ask.lower():
@@ -173,7 +176,10 @@ def repeat(rng: random.Random) -> Exchange:
         return ask.format(t=text), text
     if kind == 1:
         text = " ".join(rng.sample(_WORDS, rng.randint(1, 5)))
-        ask = rng.choice(("Repeat: {t}", "Say: {t}", "Repeat after me: {t}", "Say {t}."))
+        if rng.random() < 0.5:
+            text = f"the {rng.choice(_WORDS)} {rng.choice(_WORDS)} {rng.choice(_DOES)}"
+        ask = rng.choice(("Repeat: {t}", "Say: {t}", "Repeat after me: {t}", "Say {t}.",
+                          "Please repeat: {t}", "Repeat this: {t}"))  # fmt: skip
         return ask.format(t=text), text
     word, n = rng.choice(_WORDS), rng.randint(2, 5)
     ask = rng.choice(

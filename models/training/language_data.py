@@ -10,6 +10,8 @@ import recall_data
 import story_data
 from recall_data import SAID, FillerTurns, Turn, user
 
+from edgetok.evaluation.recall_patterns import CHATTER
+
 _ASK_STORY = (
     "Tell me a story about {a}.",
     "Can you tell me a story about {a}?",
@@ -81,15 +83,17 @@ def chat(rng: random.Random, held_out: bool = False) -> list[Turn]:
     roll = rng.random()
     if roll < 0.25:
         turns += dialogue_data.acquaintance(rng)
-    elif roll < 0.35:
+    elif roll < 0.32:
         turns += dialogue_data.favourite(rng)
-    elif roll < 0.45:  # nothing was told so far
+    elif roll < 0.4:  # nothing was told so far
         turns += dialogue_data.turns_of(dialogue_data.not_told(rng))
     elif roll < 0.75:
         turns += dialogue_data.greeting(rng)
     for _ in range(rng.randint(1, 6)):
         if rng.random() < 0.1:
             turns += invented_story(rng, held_out)
+        elif rng.random() < 0.06:
+            turns += dialogue_data.memories(rng)
         else:
             turns += dialogue_data.turns_of(dialogue_data.exchange(rng, held_out))
     if rng.random() < 0.3:
@@ -97,11 +101,21 @@ def chat(rng: random.Random, held_out: bool = False) -> list[Turn]:
     return turns
 
 
+def drill(rng: random.Random) -> list[Turn]:
+    """What has one right answer and is learnt by doing it often."""
+    turns: list[Turn] = []
+    for _ in range(rng.randint(4, 12)):
+        turns += dialogue_data.turns_of(dialogue_data.drill(rng), recall_data.LOOKUP)
+    return turns
+
+
 def filler_turns(rng: random.Random) -> FillerTurns:
     """What is said between telling and asking, in one manner for the whole conversation."""
 
     def stories(rng: random.Random) -> list[Turn]:
-        ask, story = told_story(rng) if rng.random() < 0.4 else story_data.request(rng)[0]
+        ask, story = story_data.request(rng)[0]
+        if rng.random() < 0.4:  # a real one, which nobody should get who asks for a story
+            ask, story = user(rng.choice(CHATTER)), told_story(rng)[1]
         return [ask, story._replace(mark=recall_data.READ)]
 
     def small_talk(rng: random.Random) -> list[Turn]:

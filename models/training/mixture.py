@@ -21,7 +21,7 @@ from recall_data import LOOKUP, READ, SAID, Turn
 from tokenizers import Tokenizer
 
 RECALL = ("facts", "quiz", "pass_key")
-LANGUAGE = ("story", "told_story", "invented_story", "chat")
+LANGUAGE = ("story", "told_story", "invented_story", "chat", "drill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Batches:
         self.end = self.tok.token_to_id("<|endoftext|>")
         self.im_start = self.tok.token_to_id("<|im_start|>")
         self.im_end = self.tok.token_to_id("<|im_end|>")
-        self.encode = lru_cache(maxsize=50_000)(self._encode)
+        self.encode = lru_cache(maxsize=10_000)(self._encode)
         self.newline = self.encode("\n")
 
     def _encode(self, text: str) -> list[int]:

@@ -104,7 +104,7 @@ def facts(
         span: share of the budget that is filled between telling and asking.
     """
     invented = rng.choice((0.2, 0.7, 1.0))
-    kinds = tuple(words.PATTERNS)
+    kinds = (*words.PATTERNS, "self")
     # Subjects that share a word with each other: the whole subject has to be looked at.
     alike: list[str] = []
     roll = rng.random()

@@ -118,7 +118,7 @@ STAGES = (
     ),
     Stage(
         name="talk",
-        tokens=7_000_000,
+        tokens=6_400_000,
         lengths=(256, 512, 1024, 2048),
         shares={
             "copy": 0.03,
@@ -133,6 +133,43 @@ STAGES = (
         language_weight=0.4,
         span=(0.0, 1.0),
         lr=(0.6, 0.6),
+    ),
+    Stage(
+        name="long",
+        tokens=5_800_000,
+        lengths=(256, 512, 1024, 2048, 2048),
+        shares={
+            "copy": 0.02,
+            "terse": 0.08,
+            "facts": 0.3,
+            "quiz": 0.11,
+            "pass_key": 0.05,
+            "invented_story": 0.17,
+            "story": 0.05,
+            "chat": 0.22,
+        },
+        language_weight=0.4,
+        span=(0.2, 1.0),
+        lr=(0.6, 0.6),
+    ),
+    Stage(
+        name="settle",
+        tokens=5_300_000,
+        lengths=(256, 512, 1024, 2048, 2048),
+        shares={
+            "copy": 0.02,
+            "terse": 0.08,
+            "facts": 0.29,
+            "quiz": 0.12,
+            "pass_key": 0.05,
+            "invented_story": 0.17,
+            "story": 0.03,
+            "drill": 0.09,
+            "chat": 0.16,
+        },
+        language_weight=0.4,
+        span=(0.2, 1.0),
+        lr=(0.6, 0.02),
     ),
 )
 

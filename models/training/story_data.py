@@ -21,6 +21,8 @@ from story_plots_more import MORE_PLOTS
 from edgetok.evaluation.recall import is_held_out, syllable_name
 
 ALL_PLOTS = (*PLOTS, *MORE_PLOTS)
+_GROWN = frozenset(kind for kind, _ in w.ADULTS)
+USUAL_NAMES = frozenset((*w.GIRLS, *w.BOYS))
 USUAL_NOUNS = frozenset(noun for nouns in w.THINGS.values() for noun in nouns)
 _PRONOUNS = {"m": ("he", "him", "his"), "f": ("she", "her", "her")}
 
@@ -59,7 +61,7 @@ class Story:
         return f"The {self.know['k'].title()} and the {self.know['n'].title()}"
 
 
-def _who(rng: random.Random, allowed: Callable[[str], bool], grown: bool) -> tuple[str, str]:
+def _who(rng: random.Random, allowed: Callable[[str], bool]) -> tuple[str, str]:
     """A kind and a sex."""
     while True:
         roll = rng.random()
@@ -67,7 +69,7 @@ def _who(rng: random.Random, allowed: Callable[[str], bool], grown: bool) -> tup
             kind, sex = rng.choice(w.CHILDREN[: 2 if rng.random() < 0.7 else 4])
         elif roll < 0.8:
             kind, sex = rng.choice(w.ANIMALS), rng.choice("mf")
-        elif roll < 0.9 or not grown:
+        elif roll < 0.9:
             kind, sex = rng.choice(w.FANTASY), rng.choice("mf")
         else:
             kind, sex = rng.choice(w.ADULTS)
@@ -75,8 +77,8 @@ def _who(rng: random.Random, allowed: Callable[[str], bool], grown: bool) -> tup
             return kind, sex
 
 
-def _name(rng: random.Random, sex: str, held_out: bool) -> str:
-    if rng.random() < 0.2:  # a name that nobody has can only be copied
+def _name(rng: random.Random, sex: str, held_out: bool, strange: bool) -> str:
+    if strange and rng.random() < 0.5:
         return syllable_name(rng, held_out)
     return rng.choice(w.BOYS if sex == "m" else w.GIRLS)
 
@@ -89,13 +91,17 @@ def _pick(rng: random.Random, line: str, kind: str) -> str:
     return way
 
 
-def invent(rng: random.Random, held_out: bool = False, length: str = "") -> Story:
+def invent(
+    rng: random.Random, held_out: bool = False, length: str = "", strange: bool = False
+) -> Story:
     """Draw a story.
 
     Args:
         rng: source of randomness.
         held_out: the hero's kind, the thing or the plot is one that training never uses.
         length: short, long, or either when empty.
+        strange: names and things that nobody knows are allowed; the request has to say them, for
+            they can only be copied.
     """
     test = rng.choice(("hero", "thing", "plot")) if held_out else ""
 
@@ -104,25 +110,29 @@ def invent(rng: random.Random, held_out: bool = False, length: str = "") -> Stor
             return lambda name: part != test or _kept(part, name)
         return lambda name: not _kept(part, name)
 
-    plots = [p for p in ALL_PLOTS if free("plot")(p.name)]
+    plots: list[Plot] = []
+    while not plots:
+        hero, sex = _who(rng, free("hero"))
+        plots = [p for p in ALL_PLOTS if free("plot")(p.name) and not (p.home and hero in _GROWN)]
     open_plots = [p for p in plots if "any" in p.things]
     nouns: list[str] = []
     while not nouns:
         if open_plots and rng.random() < 0.25:
             plot, category = rng.choice(open_plots), "any"
         else:
-            plot = rng.choice(plots)
+            # A kind of hero is often in the same plot: then even the likeliest stories differ.
+            own = random.Random(hero).choice(plots)
+            plot = own if rng.random() < 0.4 else rng.choice(plots)
             category = rng.choice(plot.things)
         nouns = [n for n in w.THINGS[category] if free("thing")(n)]
-        if category == "any" and not test and rng.random() < 0.2:
+        if strange and category == "any" and not test and rng.random() < 0.4:
             nouns = [syllable_name(rng, False).lower()]
-    hero, sex = _who(rng, free("hero"), grown=not plot.home)
-    friend, friend_sex = _who(rng, free("friend") if held_out else free("hero"), grown=True)
-    name = _name(rng, sex, held_out)
+    friend, friend_sex = _who(rng, free("friend") if held_out else free("hero"))
+    name = _name(rng, sex, held_out, strange)
     friend_name = name
     while friend_name == name or friend == hero:
-        friend, friend_sex = _who(rng, free("friend") if held_out else free("hero"), grown=True)
-        friend_name = _name(rng, friend_sex, held_out)
+        friend, friend_sex = _who(rng, free("friend") if held_out else free("hero"))
+        friend_name = _name(rng, friend_sex, held_out, strange)
     noun = rng.choice(nouns)
     look = rng.choice(w.LOOKS.get(category, w.USUAL))
     place, in_place, to_place = rng.choice(w.PLACES)
@@ -166,7 +176,7 @@ def invent(rng: random.Random, held_out: bool = False, length: str = "") -> Stor
         text = line.format_map(know)
         sentences.append(text[0].upper() + text[1:])
     if not any(re.search(rf"\b{noun}", s, re.IGNORECASE) for s in sentences):
-        return invent(rng, held_out, length)  # who asks for the thing wants to read of it
+        return invent(rng, held_out, length, strange)  # who asks for the thing wants to read of it
     return Story(plot=plot, know=know, sentences=tuple(sentences), lesson=lesson)
 
 
@@ -206,15 +216,19 @@ def subjects(rng: random.Random, story: Story) -> str:
     """What one may say the story is about, one to three things of it."""
     know = story.know
     hero = article(know["k"])
-    if rng.random() < 0.4:
+    known = know["H"] in USUAL_NAMES
+    if not known or rng.random() < 0.25:
         hero = f"{article(rng.choice((know['k'], know['ak'].split(' ', 1)[1])))} "
         hero += rng.choice(("named", "called", "named")) + " " + know["H"]
     place = know["p"] if know["p"].split()[-1] in story.text() else ""
     others = [rng.choice((know["an"], know["at"])), know["afk"], place]
     roll = rng.random()
+    if know["F"] not in USUAL_NAMES:
+        third = f" and {know['an']}" if know["n"] not in USUAL_NOUNS else ""
+        return f"{hero} and {know['Fi']}{third}"
     if know["n"] not in USUAL_NOUNS:
-        return know["an"] if roll < 0.6 else f"{hero} and {know['an']}"
-    if roll < 0.32:
+        return know["an"] if known and roll < 0.6 else f"{hero} and {know['an']}"
+    if roll < 0.32 or not known:
         return hero
     if roll < 0.37:
         return f"{know['H']} and {know['F']}"
@@ -232,10 +246,11 @@ def subjects(rng: random.Random, story: Story) -> str:
 def request(rng: random.Random, held_out: bool = False) -> tuple[list[Turn], Story]:
     """A request and the story that it gets."""
     length = rng.choice(("", "", "", "short", "long"))
-    story = invent(rng, held_out, length)
+    strange = rng.random() < 0.2
+    story = invent(rng, held_out, length, strange)
     size = rng.choice(_SIZES[length]) if length else ""
     body, roll = story.text(), rng.random()
-    if roll < 0.72:
+    if strange or roll < 0.72:
         ask = rng.choice(_ASK).format(size=size, x=subjects(rng, story))
     elif roll < 0.8:
         ask = rng.choice(_WORD).format(size=size, n=story.know["n"])

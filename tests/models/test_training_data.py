@@ -157,6 +157,22 @@ def test_stories_keep_parts_aside(recipe: Any) -> None:
     assert not {p.name for p in data.ALL_PLOTS} - parts(False, "plot") - parts(True, "plot")
 
 
+def test_training_words_no_question_as_the_evaluation_does(recipe: Any) -> None:
+    wordings = recipe("recall_wordings")
+    patterns = importlib.import_module("edgetok.evaluation.recall_patterns").PATTERNS
+
+    def plain(text: str) -> str:
+        return " ".join(re.findall(r"[a-z']+", text.lower()))
+
+    for name, pattern in patterns.items():
+        subject = pattern.subjects[0]
+        unseen = {plain(ask.format(s=subject)) for ask in pattern.unseen_ask}
+        rng = random.Random(name)
+        asked = {plain(wordings.question(rng, name, subject)) for _ in range(3000)}
+        assert len(asked) > 100
+        assert not asked & unseen
+
+
 def test_conversations_know_their_own_name_and_the_users(recipe: Any) -> None:
     data = recipe("dialogue_data")
     for seed in range(200):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.report import Agreement, LayerReport, Report
 from edgetok.converter.source import resolve_source
+from edgetok.converter.target import REFERENCE_TOKENS, Target
 from edgetok.converter.weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.workspace import (
     Workspace,
@@ -32,14 +34,14 @@ from edgetok.converter.workspace import (
     require_space,
     write_durably,
 )
-from edgetok.errors import UnknownFamilyError
+from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 
-__all__ = ["ConvertOptions", "Progress", "Report", "convert"]
+__all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert"]
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
@@ -50,6 +52,7 @@ def convert(
     out: str | Path,
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
+    target: Target | None = None,
 ) -> Report:
     """Convert a checkpoint into an artefact folder.
 
@@ -62,11 +65,14 @@ def convert(
         out: the artefact's folder; an artefact that is there already is replaced.
         options: see `ConvertOptions`.
         progress: told what is going on.
+        target: a size or a loss, for which bits and group sizes are chosen tensor by tensor; those
+            of `options` then count for nothing.
 
     Returns:
         The quality card, which is also `report.json`.
 
     Raises:
+        OptionError: no choice of bits meets the target.
         CheckpointError: the source is missing something, damaged or hostile.
         UnsupportedError: the model computes something that edgetok does not know.
         MissingExtraError: an optional dependency is needed and not installed.
@@ -83,28 +89,47 @@ def convert(
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)
     except UnknownFamilyError as error:
+        if target is not None:
+            raise UnsupportedError(f"--fit and --max-kl need a known family: {error}") from error
         from edgetok.converter.optimum_export import convert_unknown_family
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
     if options.calibrates:
         require_torch(f"--method {options.method}")
-    with open_workspace(out, title_of(checkpoint, options), source=folder) as workspace:
+    title = title_of(checkpoint, options)
+    if target is not None:
+        require_torch("--fit or --max-kl")
+        options = target.options(options)
+        title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
+    with open_workspace(out, title, source=folder) as workspace:
         notes = copy_assets(folder, workspace.artefact, family.spec.vocab_size)
         formats, reasons = _formats(weights, options, workspace, progress)
-        layout = plan(family.spec, formats)
-        require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
-        notes += _write_weights(weights, formats, layout, options, workspace, progress)
+        fitting = None
+        if target is not None:
+            from edgetok.converter.fitting import Fitting
+
+            fitting = Fitting(weights, target, options, workspace, progress, cores())
+            reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
+        while True:
+            if fitting is not None:
+                formats = fitting.allocation.formats
+            layout = plan(family.spec, formats)
+            require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
+            more_notes = _write_weights(weights, formats, layout, options, workspace, progress)
+            agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
+            if fitting is None or fitting.accepts(agreement):
+                break
+        notes += more_notes
         graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
         write_durably(workspace.artefact / GRAPH_FILE, graph)
         settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
         write_durably(workspace.artefact / GENAI_FILE, settings.encode())
-        agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
         report = Report(
             source=shown(source),
             family=family.spec.family,
             method=options.method if options.quantises else "none",
-            bits=options.bits,
+            bits=_usual_bits(formats),
             options=options.to_json(),
             layers=_layers(workspace, layout, formats, family.spec),
             not_quantised=reasons,
@@ -118,6 +143,7 @@ def convert(
             time_s=time.monotonic() - started,
             peak_memory_mb=peak_memory_mb(),
             resumed=workspace.resumed,
+            fit=None if fitting is None else fitting.report(),
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report
@@ -140,6 +166,9 @@ def _write_weights(
     progress: Progress,
 ) -> list[str]:
     """Write `model.onnx.data`; notes for the report."""
+    if not any(workspace.done(step) for step in direct.steps_of(weights.family.spec, layout)):
+        # What another choice of formats left would show between tensors.
+        (workspace.artefact / DATA_FILE).unlink(missing_ok=True)
     with DataFile(workspace.artefact / DATA_FILE, layout) as data:
         if not options.calibrates:
             direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
@@ -185,8 +214,14 @@ def _compare(
 
 
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
-    """4096; 0 where rounding a large model would take less time than the comparison."""
-    return 4096 if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
+    """`REFERENCE_TOKENS`; 0 where rounding a large model is quicker than the comparison."""
+    return REFERENCE_TOKENS if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
+
+
+def _usual_bits(formats: Mapping[str, TensorFormat]) -> int:
+    """Bits of most linear layers."""
+    layers = [form.bits for name, form in formats.items() if name.startswith("layers.")]
+    return Counter(layers).most_common(1)[0][0]
 
 
 def _layers(

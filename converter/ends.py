@@ -18,7 +18,7 @@ from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.manifest import Exporter, write_manifest
 from edgetok.machine import cores
 
-VERSION = 1  # of what is written; another one never goes on with this one's partial work
+VERSION = 2  # of what is written; another one never goes on with this one's partial work
 
 
 def finish_artefact(workspace: Workspace, report: Report, *, exporter: Exporter) -> None:
@@ -55,14 +55,16 @@ def has_torch() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
-def title_of(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, Any]:
-    """What must be equal for two runs to be one conversion."""
+def title_of(
+    checkpoint: Checkpoint, options: ConvertOptions, *, measured: bool = False
+) -> dict[str, Any]:
+    """What must be equal for two runs to be one conversion; `measured` if formats follow a text."""
     title: dict[str, Any] = {
         "version": VERSION,
         "source": checkpoint.fingerprint,
         "options": options.to_json(),
     }
-    if options.calibrates:
+    if options.calibrates or measured:
         title["calibration"] = hashlib.sha256(calibration_text(options).encode()).hexdigest()
         # Another release or number of threads may round otherwise.
         title["libraries"] = {

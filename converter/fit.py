@@ -2,11 +2,12 @@
 
 Tensors that take the same input share a group size, as they share an order of inputs in GPTQ and a
 quantised activation at run time; their bits are free. Each such unit has its choices, of which
-those on the lower convex hull of (bytes, loss) are stepped through from the smallest model upwards,
-the step that gains most for its bytes first: no other sequence is better at the sizes it passes
-(Lagrange). What is left of the budget then goes to single choices beside the hull.
+those that no other beats in both are put together unit by unit: the least loss in every number of
+bytes, which are counted in 8192nds of what can be chosen. The curve of size against loss is then
+there as well. Bytes lost to counting go to single choices at the end.
 
-Source: the multiple-choice knapsack problem, Kellerer, Pferschy, Pisinger (2004), 11.2.
+Source: the multiple-choice knapsack problem by dynamic programming, Kellerer, Pferschy, Pisinger
+(2004), 11.5.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+
 from edgetok.converter.blocks import STAGES
 from edgetok.converter.report import Fit, FitPoint
 from edgetok.converter.sensitivity import Sensitivity
 from edgetok.errors import OptionError
 from edgetok.formats.layout import (
-    ALIGNMENT_BYTES,
     TensorFormat,
     linear_shapes,
     linear_tensors,
@@ -33,7 +36,8 @@ from edgetok.models.spec import DecoderSpec
 
 _UNIFORM = ((2, 64), (2, 32), (3, 64), (3, 32), (4, 64), (4, 32), (8, 32))
 _UNIFORM_HEAD = (8, 32)
-_MOST_POINTS = 200  # of the curve in the report
+_STEPS = 8192
+_POINTS = 129  # of the curve in the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +112,43 @@ class Allocator:
         self._fixed = self._allocation([0] * len(self._units)).nbytes - self._total(
             [0] * len(self._units)
         )
-        self._path = _hull_path(self._units)
+        most = self._total([len(unit) - 1 for unit in self._units])
+        self._step = max(1.0, (most - self._total([0] * len(self._units))) / _STEPS)
+        self._least, self._taken = self._tabulate()
 
-    def within_bytes(self, budget: int) -> Allocation:
-        """The least loss in a data file of at most `budget` bytes.
+    def within_bytes(self, budget: int, *, padded: bool = True) -> Allocation:
+        """The least loss in at most `budget` bytes.
+
+        Args:
+            budget: bytes.
+            padded: count the data file with its padding, or else the tensors alone.
 
         Raises:
-            OptionError: the smallest file is larger.
+            OptionError: the fewest bits take more.
         """
-        room = budget
-        while room >= self._total([0] * len(self._units)):
+        low = self._total([0] * len(self._units))
+        best = self._allocation(self._share_out(low))
+        needed = best.file_bytes if padded else best.nbytes
+        if needed > budget:
+            raise OptionError(
+                f"{max(budget, 0) / 1e6:,.2f} MB for the weights, but with the fewest bits they "
+                f"take {needed / 1e6:,.2f} MB; allow more"
+            )
+        high = room = budget
+        while low <= high:
             found = self._allocation(self._share_out(room))
-            if found.file_bytes <= budget:
-                return found
-            room = found.nbytes - 1 - max(0, found.file_bytes - budget - ALIGNMENT_BYTES)
-        smallest = self._allocation([0] * len(self._units)).file_bytes
-        raise OptionError(
-            f"{max(budget, 0) / 1e6:,.2f} MB for the weights, but with the fewest bits they take "
-            f"{smallest / 1e6:,.2f} MB; allow more"
-        )
+            if not padded or found.file_bytes <= budget:
+                best, low = min(best, found, key=lambda a: a.loss), room + 1
+            else:
+                high = min(room, found.nbytes) - 1
+            room = (low + high) // 2
+        return best
 
     def _share_out(self, budget: int) -> list[int]:
         """Choices with the least loss whose tensors have at most `budget` bytes together."""
-        at = [0] * len(self._units)
+        smallest = self._total([0] * len(self._units))
+        at = self._trace(min(int((budget - smallest) / self._step), _STEPS))
         total = self._total(at)
-        for unit, step in self._path:
-            more = self._units[unit][step].nbytes - self._units[unit][at[unit]].nbytes
-            if total + more <= budget:
-                at[unit], total = step, total + more
         while True:
             gains = [
                 (self._units[u][at[u]].loss - choice.loss, u, i)
@@ -152,12 +165,11 @@ class Allocator:
 
     def within_loss(self, most_kl: float) -> Allocation:
         """The smallest file of which a KL of at most `most_kl` nats is expected; else the best."""
-        at = [0] * len(self._units)
-        for unit, step in self._path:
-            if self.expected_kl(self._loss(at)) <= most_kl:
-                break
-            at[unit] = step
-        # Steps that a later one made needless are taken back, the greatest saving first.
+        enough = [self.expected_kl(loss) <= most_kl for loss in self._least]
+        if not any(enough):
+            return self._allocation([len(unit) - 1 for unit in self._units])
+        at = self._trace(enough.index(True))
+        # What counting lost is taken back, the greatest saving first.
         while True:
             spare = [
                 (self._units[u][at[u]].nbytes - choice.nbytes, u, i)
@@ -178,15 +190,15 @@ class Allocator:
 
     def report(self, wanted: str, chosen: Allocation) -> Fit:
         """The curve, what uniform bits give, and the choice."""
-        at, points = [0] * len(self._units), []
-        for unit, step in [(0, 0), *self._path]:
-            at[unit] = step
-            found = self._total(at), self._loss(at)
-            points.append(FitPoint(found[0], self.expected_kl(found[1])))
-        every = max(1, math.ceil(len(points) / _MOST_POINTS))
+        smallest = self._total([0] * len(self._units))
+        every = [round(i * _STEPS / (_POINTS - 1)) for i in range(_POINTS)]
+        points = [
+            FitPoint(smallest + math.ceil(step * self._step), self.expected_kl(self._least[step]))
+            for step in every
+        ]
         return Fit(
             wanted=wanted,
-            curve=(*points[:-1:every], points[-1]),
+            curve=tuple(points),
             uniform=tuple(self._uniform()),
             chosen=FitPoint(chosen.nbytes, self.expected_kl(chosen.loss), "chosen"),
             probes=len(self._sensitivity.probes),
@@ -231,6 +243,33 @@ class Allocator:
                 best.append(choice)
         return best
 
+    def _tabulate(self) -> tuple[list[float], list[npt.NDArray[np.uint16]]]:
+        """The least loss in each number of steps above the smallest size; each unit's choice."""
+        least = np.zeros(_STEPS + 1)
+        taken = []
+        for unit in self._units:
+            best = np.full(_STEPS + 1, np.inf)
+            choice = np.zeros(_STEPS + 1, np.uint16)
+            for i, way in enumerate(unit):
+                steps = math.ceil((way.nbytes - unit[0].nbytes) / self._step)
+                if steps > _STEPS:
+                    continue
+                loss = least[: len(least) - steps] + way.loss
+                better = loss < best[steps:]
+                best[steps:][better], choice[steps:][better] = loss[better], i
+            least = best
+            taken.append(choice)
+        return least.tolist(), taken
+
+    def _trace(self, step: int) -> list[int]:
+        """Every unit's choice where so many steps may be taken together."""
+        at = []
+        for unit, choice in zip(reversed(self._units), reversed(self._taken), strict=True):
+            i = int(choice[step])
+            at.append(i)
+            step -= math.ceil((unit[i].nbytes - unit[0].nbytes) / self._step)
+        return at[::-1]
+
     def _total(self, at: Sequence[int]) -> int:
         return self._fixed + sum(unit[i].nbytes for unit, i in zip(self._units, at, strict=True))
 
@@ -246,24 +285,6 @@ class Allocator:
         found = dict(self._kept)
         found.update(form for choice in choices for form in choice.formats)
         return {name: found[name] for name in linear_shapes(self._spec)}
-
-
-def _hull_path(units: Sequence[Sequence[Choice]]) -> list[tuple[int, int]]:
-    """Steps (unit, choice) along every unit's lower convex hull, best gain for its bytes first."""
-    steps = []
-    for u, unit in enumerate(units):
-        hull = [0]
-        for i in range(1, len(unit)):
-            while len(hull) > 1 and _slope(unit, hull[-2], hull[-1]) <= _slope(unit, hull[-1], i):
-                hull.pop()
-            hull.append(i)
-        steps += [(_slope(unit, a, b), u, b) for a, b in pairwise(hull)]
-    return [(u, i) for _, u, i in sorted(steps, key=lambda step: -step[0])]
-
-
-def _slope(unit: Sequence[Choice], a: int, b: int) -> float:
-    """Loss that a step from choice a to b saves for each byte."""
-    return (unit[a].loss - unit[b].loss) / (unit[b].nbytes - unit[a].nbytes)
 
 
 class _LogLog:

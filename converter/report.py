@@ -111,6 +111,15 @@ class Fit:
             f"answers ({self.probes} runs of the model); dots are the same bits everywhere."
         )
 
+    def table(self, count: int = 8) -> list[tuple[str, FitPoint]]:
+        """Some of the curve with the uniform ones and the choice between, by rising bytes."""
+        last = len(self.curve) - 1
+        some = sorted({round(i * last / (count - 1)) for i in range(count)})
+        rows = [("best choice", self.curve[i]) for i in some]
+        rows += [(point.name, point) for point in self.uniform]
+        rows.append(("this model", self.chosen))
+        return sorted(rows, key=lambda row: row[1].nbytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:

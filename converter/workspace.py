@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Workspace:
         self.out = out
         self.folder = folder
         self.artefact = folder / _ARTEFACT
+        self._title = dict(title)
         self._steps = self._read_journal(title)
         self.resumed = bool(self._steps)
 
@@ -100,6 +101,22 @@ class Workspace:
         except OSError as error:
             raise _not_written(self.folder / _JOURNAL, error) from error
         self._steps[step] = json.loads(line)["result"]
+
+    def begin_again(self, kept: Iterable[str], step: str, result: Any) -> None:
+        """Forget all steps but `kept` and finish `step`, both at once.
+
+        Args:
+            kept: names of steps whose results stay.
+            step: as for `finish`; may be finished already.
+            result: likewise.
+
+        Raises:
+            OutputError: the journal could not be written; it is as it was.
+        """
+        steps = {name: self._steps[name] for name in kept} | {step: result}
+        lines = [{"step": name, "result": value} for name, value in steps.items()]
+        self._replace_journal([{"title": self._title}, *lines])
+        self._steps = json.loads(json.dumps(steps))
 
     def publish(self) -> None:
         """Put the artefact in the place of OUT and remove the partial folder.

@@ -25,10 +25,16 @@ from edgetok.errors import MissingExtraError
 )
 @click.option(
     "--method",
-    type=click.Choice(["rtn", "gptq", "awq"]),
+    type=click.Choice(["auto", "gptq", "awq", "rtn"]),
     default="gptq",
     show_default=True,
     help="How weights are rounded; rtn needs no calibration.",
+)
+@click.option(
+    "--without",
+    type=click.Choice(["fold", "search", "gptq", "descent", "tune"]),
+    multiple=True,
+    help="Leave a step of --method auto out; may be given more than once.",
 )
 @click.option(
     "--group-size",
@@ -47,6 +53,20 @@ from edgetok.errors import MissingExtraError
     "--calibration",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A text to calibrate on, instead of the one that ships.",
+)
+@click.option(
+    "--fit",
+    metavar="SIZE",
+    help="Choose bits and group sizes tensor by tensor, for the least loss in so much memory, "
+    "such as 600MB.",
+)
+@click.option(
+    "--context", help="Have --fit leave room for the cache of so many tokens, such as 8k."
+)
+@click.option(
+    "--max-kl",
+    type=float,
+    help="Choose them for the smallest model that loses at most this, in nats; 0.05 is good.",
 )
 @click.option("--revision", help="Of a hub repository.")
 @click.option(
@@ -73,22 +93,68 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     options = ConvertOptions(
         bits=int(given["bits"]),
         method=given["method"],
+        without=given["without"],
         group_size=int(given["group_size"]),
         head_bits=None if given["head_bits"] is None else int(given["head_bits"]),
         symmetric=given["symmetric"],
         calibration=given["calibration"],
         revision=given["revision"],
     )
+    target = None
+    if given["fit"] or given["max_kl"] is not None or given["context"]:
+        target = _target(given)
     if out is None:
         name = Path(source).expanduser().resolve().name if Path(source).is_dir() else source
-        out = Path("artefacts") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{options.bits}bit"
+        out = Path("artefacts") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{_suffix(given)}"
     with _Bars(quiet=as_json) as progress:
-        report = convert(source, out, options, progress)
+        report = convert(source, out, options, progress, target)
     if as_json:
         common.print_json({"out": str(out), **report.to_json()})
         return
     common.print_table("", [*report.rows(), ("Written to", str(out))])
+    if report.fit is not None:
+        click.echo()
+        columns = [
+            (name, f"{point.nbytes / 1e6:,.3f} MB", f"{point.kl:.2g}")
+            for name, point in report.fit.table()
+        ]
+        common.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
     click.echo(f"\nTalk to it: edgetok chat {out}")
+
+
+def _target(given: dict[str, Any]) -> Any:
+    """What --fit, --context and --max-kl ask for."""
+    from edgetok.converter.target import Target
+    from edgetok.errors import OptionError
+    from edgetok.runtime.cache_limits import parse_bytes
+
+    context = 0
+    if given["context"]:
+        found = re.fullmatch(r"([1-9][0-9]{0,8})(k?)", given["context"].strip().lower())
+        if not found:
+            raise OptionError(f"--context is {given['context']!r:.40}, expected tokens such as 8k")
+        context = int(found[1]) * (1024 if found[2] else 1)
+    return Target(
+        nbytes=parse_bytes(given["fit"]) if given["fit"] else None,
+        most_kl=given["max_kl"],
+        context_tokens=context,
+        cache_bytes=_cache_bytes,
+    )
+
+
+def _cache_bytes(spec: Any, tokens: int) -> int:
+    """Of the CPU backend's cache with its usual 8 bits."""
+    from edgetok.runtime.cpu_backend import BLOCK_TOKENS
+    from edgetok.runtime.kv_cache import CpuKVCache
+
+    tokens = min(tokens, spec.context_tokens)
+    return CpuKVCache(spec, capacity_tokens=tokens, kv_bits=8, block_tokens=BLOCK_TOKENS).nbytes
+
+
+def _suffix(given: dict[str, Any]) -> str:
+    if given["fit"]:
+        return re.sub(r"[^A-Za-z0-9.]+", "", given["fit"])
+    return f"{given['bits']}bit" if given["max_kl"] is None else f"kl{given['max_kl']:g}"
 
 
 class _Bars:

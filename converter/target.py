@@ -1,0 +1,67 @@
+"""What a conversion is to come out as, where that is asked for instead of bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgetok.converter.options import ConvertOptions
+from edgetok.errors import OptionError
+from edgetok.models.spec import DecoderSpec
+
+REFERENCE_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a conversion is to come out as; one of the two.
+
+    Attributes:
+        nbytes: most bytes of weights and cache.
+        most_kl: greatest KL to the original, nats.
+        context_tokens: whose cache is part of `nbytes`; 0: none.
+        cache_bytes: how large a cache is for a decoder and a number of tokens.
+        padded: whether the pages that tensors begin with count, as they do in memory; without them
+            different choices compare on their weights alone.
+    """
+
+    nbytes: int | None = None
+    most_kl: float | None = None
+    context_tokens: int = 0
+    cache_bytes: Callable[[DecoderSpec, int], int] | None = None
+    padded: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be aimed at.
+
+        Raises:
+            OptionError: both or neither, or a value out of range.
+        """
+        if (self.nbytes is None) == (self.most_kl is None):
+            raise OptionError("give either --fit SIZE or --max-kl X")
+        if self.most_kl is not None and not 0 < self.most_kl < math.inf:
+            raise OptionError(f"--max-kl is {self.most_kl:g}, expected a number above 0")
+        if self.context_tokens < 0:
+            raise OptionError(f"--context is {self.context_tokens}, expected 1 or more tokens")
+        if self.context_tokens and (self.nbytes is None or self.cache_bytes is None):
+            raise OptionError("--context says whose cache --fit leaves room for; give --fit too")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for the journal."""
+        return {
+            "nbytes": self.nbytes,
+            "most_kl": self.most_kl,
+            "context_tokens": self.context_tokens,
+            "padded": self.padded,
+        }
+
+    def options(self, options: ConvertOptions) -> ConvertOptions:
+        """Options with which it can be aimed at: a width, and a comparison if it is a loss."""
+        bits = min(options.bits, 8)
+        tokens = options.reference_tokens
+        if self.most_kl is not None and not tokens:
+            tokens = REFERENCE_TOKENS
+        return dataclasses.replace(options, bits=bits, reference_tokens=tokens)

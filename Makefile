@@ -18,7 +18,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup test lint types bench clean
+.PHONY: chat setup test lint types bench bench-gpu clean
 
 chat: $(ARTEFACT)/manifest.json
 ifdef PROMPT
@@ -57,6 +57,10 @@ types: $(STAMP)
 
 bench: $(ARTEFACT)/manifest.json
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
+
+# On a machine with a GPU, in about ten minutes: tests on the card, then every figure.
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --test $(ARGS)
 
 define venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from edgetok.errors import ContextError, OptionError
-from edgetok.runtime.backend import Backend, Interrupted, Logits
+from edgetok.runtime.backend import (
+    MOST_CANDIDATES,
+    Backend,
+    Draw,
+    Interrupted,
+    Logits,
+    SamplingBackend,
+)
 from edgetok.text.sampling import Sampler, SamplingOptions
 from edgetok.text.stop import StopFinder
 from edgetok.text.tokenizer import Tokenizer
@@ -78,6 +86,7 @@ class CachedTokens:
     def __init__(self, backend: Backend, capacity_tokens: int) -> None:
         """Allocate a cache."""
         self._backend = backend
+        self._chooses = backend if isinstance(backend, SamplingBackend) else None
         self.cache = backend.new_cache(capacity_tokens)
         self.tokens: list[int] = []
 
@@ -103,8 +112,12 @@ class CachedTokens:
             del self.tokens[same:]
         return same
 
-    def forward(self, tokens: Sequence[int], should_stop: Callable[[], bool]) -> Logits:
+    def forward(
+        self, tokens: Sequence[int], should_stop: Callable[[], bool], draw: Draw | None = None
+    ) -> Logits | int:
         """Append tokens and compute the last one's logits.
+
+        With a draw, and a backend that can choose tokens itself, the next token takes their place.
 
         Raises:
             Interrupted: `should_stop` said yes; the blocks done are kept.
@@ -112,9 +125,14 @@ class CachedTokens:
         """
         before = len(self.tokens)
         try:
-            logits = self._backend.forward(
-                self.cache, np.asarray(tokens, np.int32), should_stop=should_stop
-            )
+            ids = np.asarray(tokens, np.int32)
+            found: Logits | int
+            if draw is not None and self._chooses is not None:
+                found = self._chooses.forward_sampled(
+                    self.cache, ids, draw, should_stop=should_stop
+                )
+            else:
+                found = self._backend.forward(self.cache, ids, should_stop=should_stop)
         except Interrupted:
             self.tokens.extend(tokens[: self.cache.length_tokens - before])
             raise
@@ -126,7 +144,7 @@ class CachedTokens:
             self.tokens.clear()
             raise
         self.tokens.extend(tokens)
-        return logits
+        return found
 
 
 class Generation(Iterator[str]):
@@ -253,18 +271,19 @@ class Generation(Iterator[str]):
         options, context = self._options, self._context
         stopped = self._cancelled.is_set
         sampler = Sampler(options, self._tokenizer.vocab_size, self._prompt)
+        draw = first_draw(options)
         stream = self._tokenizer.stream(self._prompt)
         finder = StopFinder(options.stop)
         self._begin = time.perf_counter()
         self._cached = context.reuse(self._prompt)
         try:
-            logits = context.forward(self._prompt[self._cached :], stopped)
+            found = context.forward(self._prompt[self._cached :], stopped, draw)
         except Interrupted:
             return
         self._prefill_s = time.perf_counter() - self._begin
         limit = options.max_tokens
         while not stopped():
-            token = sampler.sample(logits)
+            token = found if isinstance(found, int) else sampler.sample(found)
             self._tokens.append(token)
             now = time.perf_counter() - self._begin
             if len(self._tokens) == 1:
@@ -287,9 +306,36 @@ class Generation(Iterator[str]):
             if stopped():
                 break
             try:
-                logits = context.forward([token], stopped)
+                if draw is not None:
+                    draw = replace(draw, counter=len(self._tokens))
+                found = context.forward([token], stopped, draw)
             except Interrupted:
                 break
         yield from self._emit(finder.push(stream.finish()))
         if finder.found is None:
             yield from self._emit(finder.finish())
+
+
+def first_draw(options: SamplingOptions) -> Draw | None:
+    """How a backend that can choose tokens itself chooses the first of an answer.
+
+    Returns:
+        None where the host has to: the choice looks back at what was said, or is among more
+        candidates than a device keeps.
+    """
+    looks_back = (
+        options.repetition_penalty != 1.0
+        or options.presence_penalty != 0.0
+        or options.frequency_penalty != 0.0
+    )
+    if looks_back or (options.temperature > 0 and not 1 <= options.top_k <= MOST_CANDIDATES):
+        return None
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    return Draw(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        seed=seed & ((1 << 63) - 1),
+        counter=0,
+    )

@@ -1,9 +1,9 @@
 """Codes out of words, without the slow conversion from integer to float.
 
-A code at bit s of a word, or-ed into the mantissa of 2^23, is the float 2^23 + code * 2^s; less 2^23
-that is exact. Positions up to bit 16 need no shift: `unshift` gives the factor 2^-s, which goes into
-the input instead. Eight codes a word, low bits first; a 3-bit code is two low bits of one word and
-a high bit of another.
+A code at bit s of a word, or-ed into the mantissa of 2^23, is the float 2^23 + code * 2^s; less
+2^23 that is exact. Positions up to bit 16 need no shift: `unshift` gives the factor 2^-s, which
+goes into the input instead. Eight codes a word, low bits first; a 3-bit code is two low bits of one
+word and a high bit of another.
 """
 
 from __future__ import annotations
@@ -40,15 +40,11 @@ def code(q, high, p: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyp
 @jit
 def unshift(p: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """2^-s of `code`."""
-    if BITS == 4:
-        s: tl.constexpr = 0.0625 ** (p % 5)
-    elif BITS == 2:
-        s: tl.constexpr = 0.25**p
-    elif BITS == 8:
-        s: tl.constexpr = 0.00390625 ** (p % 2)
-    else:
-        s: tl.constexpr = 1.0
-    return s
+    bits: tl.constexpr = (
+        4 * (p % 5) if BITS == 4 else 2 * p if BITS == 2 else 8 * (p % 2) if BITS == 8 else 0
+    )
+    factor: tl.constexpr = 0.5**bits
+    return factor
 
 
 @jit

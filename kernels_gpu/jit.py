@@ -1,9 +1,9 @@
 """What all Triton kernels share: the decorator, the planes of activations, checks before a launch.
 
-Plane order. Eight codes lie in a word of weights (2 bits: 16-bit words, 4: 32, 8: 64; 3 bits: 16 and
-8), and code p of word i belongs to input 8 i + p. Inputs of products are therefore kept as eight
-planes, x[t, p, i] = x[t][8 i + p], so that neighbouring threads read neighbouring memory in weights
-and in inputs. A plane has `plane_stride(K)` entries, those past ceil(K / 8) are zero.
+Plane order. Eight codes lie in a word of weights (2 bits: 16-bit words, 4: 32, 8: 64; 3 bits: 16
+and 8), and code p of word i belongs to input 8 i + p. Inputs of products are therefore kept as
+eight planes, x[t, p, i] = x[t][8 i + p], so that neighbouring threads read neighbouring memory in
+weights and in inputs. A plane has `plane_stride(K)` entries, those past ceil(K / 8) are zero.
 """
 
 from __future__ import annotations

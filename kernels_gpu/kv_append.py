@@ -1,15 +1,16 @@
 """The slots of the KV cache on the device, and how a key or value is stored.
 
 A slot holds one token's key and value and knows its position, so that slots may come in any order;
-one that holds nothing has position EMPTY and finite values. Dims are padded to a multiple of 16 with zeros.
+one that holds nothing has position EMPTY and finite values. Dims are padded to a multiple of 16
+with zeros.
 
 | kv_bits | keys and values               | scales            |
 |---------|-------------------------------|-------------------|
 | 8       | int8 [KH, slots, width]       | float32 [KH, slots] |
 | 16      | float16 [KH, slots, width]    | none              |
 
-At 8 bits scale = absmax / 127, code = round(x / scale), to nearest even; at 16 values beyond float16
-are clamped to its largest number. Both as in kernels_cpu.
+At 8 bits scale = absmax / 127, code = round(x / scale), to nearest even; at 16 values beyond
+float16 are clamped to its largest number. Both as in kernels_cpu.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     y[t, n] = sum_k x[t, k] * (code[n, k] - zero[n, k // g]) * scale[n, k // g]
 
-One token (`_rows`) is bound by memory: a program takes some rows and keeps one partial sum for every
-word of its tile, in float32, from weights and inputs that are exact; the input's norm is taken in
-passing, since every program reads the whole input anyhow:
+One token (`_rows`) is bound by memory: a program takes some rows and keeps one partial sum for
+every word of its tile, in float32, from weights and inputs that are exact; the input's norm is
+taken in passing, since every program reads the whole input anyhow:
 
     y = W (x * weight) / sqrt(mean(x^2) + eps)
 
@@ -157,7 +157,8 @@ def _tile_products(  # type: ignore[no-untyped-def]
 
 @jit
 def _tiles(  # type: ignore[no-untyped-def]
-    x, x_scale, weight, high, scales, zeros, bias, y, T, N, G, S, factor, cap, token_stride, y_stride,
+    x, x_scale, weight, high, scales, zeros, bias, y, T, N, G, S, factor, cap, token_stride,
+    y_stride,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr,
     TO_PLANES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip

@@ -118,6 +118,35 @@ class SamplingBuffers:
         self.blocks = -(-vocab_size // BLOCK)
         self.values = torch.empty((self.blocks, MOST), dtype=torch.float32, device=device)
         self.ids = torch.zeros((self.blocks, MOST), dtype=torch.int32, device=device)
+        self._given: tuple[float, ...] = ()
+
+    def choose(
+        self,
+        *,
+        top_k: int,
+        temperature: float,
+        top_p: float,
+        min_p: float,
+        seed: int,
+        counter: int,
+    ) -> None:
+        """How the next tokens are drawn; a temperature of 0 takes the most likely one.
+
+        Raises:
+            ShapeError: top_k is not one that blocks leave room for.
+        """
+        if temperature == 0:
+            top_k, temperature, counter = 1, 1.0, -1
+        if not 1 <= top_k <= MOST:
+            raise ShapeError(f"top_k is {top_k}, expected 1..{MOST} on the device")
+        given = (top_k, temperature, top_p, min_p, seed)
+        if given != self._given:  # seldom: each is a copy of its own
+            self.top_k.fill_(top_k)
+            for i, value in enumerate((temperature, top_p, min_p)):
+                self.shape[i] = value
+            self.stream[0] = seed
+            self._given = given
+        self.stream[1] = counter
 
 
 def sample(logits: torch.Tensor, buffers: SamplingBuffers) -> None:

@@ -116,6 +116,14 @@ def tune(
     return candidates[best], times[best]
 
 
+def table(folder: Path, device_name: str) -> Path:
+    """Where what was measured on a card, by this version of Triton, is kept."""
+    from triton import __version__
+
+    card = "".join(c if c.isalnum() else "-" for c in device_name)
+    return folder / "gpu" / f"{card}-{__version__}.json"
+
+
 def read(path: Path) -> int:
     """Take over what was measured before; returns how many entries there were.
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+# Triton reads its variable as it is imported, and torch or transformers, which other conftests
+# import, may import it: so this comes before them, and the options are not parsed yet.
+_ON_CARD = "-mgpu" in sys.argv or ("-m", "gpu") in itertools.pairwise(sys.argv)
+if not _ON_CARD:
+    os.environ["TRITON_INTERPRET"] = "1"
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Triton reads the variable as it is imported, which torch may do: before anything else is."""
-    if config.getoption("markexpr") != "gpu":
-        os.environ["TRITON_INTERPRET"] = "1"
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the GPU run interpreted; with -m gpu on the card, and visibly not without one."""
+    if not _ON_CARD or _has_card():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="-m gpu needs a GPU and its driver"))
+
+
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def on_card() -> bool:
+    """Whether tests of the GPU run on one."""
+    return _ON_CARD
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ _RUN = (
         type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
         default="auto",
         show_default=True,
-        help="What computes: edgetok's own kernels, or onnxruntime for any graph.",
+        help="What computes: edgetok's own kernels on the CPU or (cuda) a GPU, or onnxruntime.",
     ),
     click.option(
         "--threads", type=int, help="Threads that compute.  [default: physical cores, or 1]"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,45 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Stop threads and release the mapping. A second call does nothing."""
+
+
+GpuCompute = Literal["float16", "float32"]
+MOST_CANDIDATES = 64  # that a backend which chooses tokens itself draws among
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How one token is chosen where its logits are.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most likely token.
+        top_k: among so many, 1..MOST_CANDIDATES; of no meaning where the temperature is 0.
+        top_p, min_p: as in `SamplingOptions`.
+        seed: of a stream of random numbers, 0..2^63 - 1.
+        counter: which of them.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    counter: int
+
+
+@runtime_checkable
+class SamplingBackend(Backend, Protocol):
+    """A backend that can choose the next token itself, so that logits need not travel."""
+
+    def forward_sampled(
+        self,
+        cache: KVCache,
+        tokens: Tokens,
+        draw: Draw,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """As `forward`, but the next token in place of logits."""
 
 
 class Interrupted(Exception):

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 from edgetok.config import read_settings
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
-from edgetok.runtime.backend import Backend
+from edgetok.runtime.backend import Backend, GpuCompute
 
-Device = Literal["auto", "cpu", "onnxruntime"]
+Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
 KvBits = Literal[8, 16, 32]
 
@@ -22,12 +22,12 @@ class RunOptions:
     """How an artefact is run.
 
     Attributes:
-        device: "cpu" for edgetok's kernels, "onnxruntime" for any graph, "auto" for the first that
-            fits.
+        device: "cpu" or "cuda" (a GPU) for edgetok's kernels, "onnxruntime" for any graph, "auto"
+            for the CPU, or onnxruntime where only that fits.
         threads: how many compute; None for one per physical core that this process may use, or
             one where a model is too small to gain from more.
-        kv_bits: of keys and values in the cache of the CPU backend: 8, or 16 or 32 for floats.
-        compute: of activations in the CPU backend's products: "int8", or "float32" to compare with.
+        kv_bits: of keys and values in the cache: 8, or 16 or (not on a GPU) 32 for floats.
+        compute: of activations in products: "int8" (on a GPU float16), or "float32" to compare.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
     """
 
@@ -42,13 +42,8 @@ class RunOptions:
 
         Raises:
             OptionError: names the option, its value and what it may be.
-            UnsupportedError: a GPU was asked for.
         """
         device: str = self.device
-        if device == "cuda":
-            raise UnsupportedError(
-                "device is 'cuda', but this build has no GPU backend; use 'cpu' or 'onnxruntime'"
-            )
         if device not in get_args(Device):
             raise OptionError(f"device is {device!r}, expected one of {_list(Device)}")
         if self.compute not in get_args(Compute):
@@ -86,7 +81,7 @@ def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
     """
     if artefact.spec is not None:
         return ("cpu" if device == "auto" else device), None
-    if device == "cpu":
+    if device in ("cpu", "cuda"):
         raise UnsupportedError(
             f"{artefact.folder}: the graph was exported by {artefact.manifest.exporter} and has no "
             "edgetok spec; run it with device 'onnxruntime'"
@@ -115,9 +110,28 @@ def load_backend(
         The backend, and a line for the user where it is not the expected one.
 
     Raises:
-        UnsupportedError: the wanted backend cannot run the artefact.
+        MissingExtraError: a GPU was asked for, and what it needs is not installed.
+        OptionError: the GPU has too little memory, or not this kind of cache.
+        UnsupportedError: the wanted backend cannot run the artefact, or there is no GPU.
     """
     device, note = choose(artefact, options.device)
+    if device == "cuda":
+        from edgetok.kernels_gpu.device import find
+
+        gpu = find()  # first of all: what it needs may not be installed
+        from edgetok.runtime.gpu_backend import GpuBackend
+
+        compute: GpuCompute = "float32" if options.compute == "float32" else "float16"
+        return (
+            GpuBackend(
+                artefact,
+                device=gpu,
+                kv_bits=options.kv_bits,
+                compute=compute,
+                cache_dir=read_settings().cache_dir,
+            ),
+            note,
+        )
     if device == "onnxruntime":
         from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
 

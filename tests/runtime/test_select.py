@@ -39,7 +39,6 @@ def test_explicit() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device": "cuda"}, UnsupportedError, "no GPU backend"),
         ({"device": "npu"}, OptionError, "device is 'npu', expected one of 'auto', 'cpu'"),
         ({"compute": "int4"}, OptionError, "compute is 'int4'"),
         ({"kv_bits": 5}, OptionError, "kv_bits is 5"),

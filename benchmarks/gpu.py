@@ -1,0 +1,347 @@
+"""Everything that is to be measured on a GPU, in about ten minutes.
+
+    python benchmarks/gpu.py [--out FILE.json] [--shapes llama-3.2-1b llama-3.1-8b] [--bits 4 2]
+                             [--depth 512] [--prompt 4096] [--no-peers]
+
+For each shape and width a model of random weights is written, its products are tuned and the tile
+sizes are kept, and in one process, in turn, are measured
+
+    copy      bytes read and written a second by a copy within the card: the bound of decoding
+    product   operations a second of torch's bfloat16 product: the bound of prefill
+    decode    batch 1 after `--depth` tokens; its share of copy is bytes a token * tokens/s / copy
+    prefill   of `--prompt` tokens; its share of product is 2 * weights * tokens/s / product
+    memory    the most that was allocated, beside weights and cache
+    peers     the same sizes in transformers, bfloat16, and in torch's own 4-bit product
+
+The first line names the card. Times are the median of repeats, by the card's own clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetok.config import read_settings
+from edgetok.converter.graph import build
+from edgetok.converter.layout import DATA_FILE, plan
+from edgetok.errors import EdgetokError
+from edgetok.formats.layout import GRAPH_FILE, TensorFormat, linear_shapes
+from edgetok.formats.manifest import write_manifest
+from edgetok.kernels_gpu import tuning
+from edgetok.kernels_gpu.device import Device, find
+from edgetok.kernels_gpu.matmul_nbits import matmul_nbits
+from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
+from edgetok.runtime.gpu_backend import BLOCK_TOKENS, GpuBackend
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_heads": 32, "num_kv_heads": 8,
+        "head_dim": 64, "layers": 16, "tied": True,
+    },
+    "llama-3.1-8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_heads": 32, "num_kv_heads": 8,
+        "head_dim": 128, "layers": 32, "tied": False,
+    },
+    "tiny": {  # to try this script under the interpreter
+        "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "num_kv_heads": 1,
+        "head_dim": 32, "layers": 2, "tied": True, "vocab_size": 512,
+    },
+}  # fmt: skip
+GROUP = {2: 64, 3: 64, 4: 32, 8: 32}
+
+
+def decoder(name: str) -> DecoderSpec:
+    """A decoder of real sizes."""
+    given = dict(SHAPES[name])
+    rope = RopeSpec(rotary_dim=given["head_dim"], theta=500000.0)
+    return DecoderSpec(
+        family="llama",
+        vocab_size=given.pop("vocab_size", 128256),
+        layers=(LayerSpec(),) * given.pop("layers"),
+        ropes=(rope,),
+        context_tokens=8192,
+        norm_eps=1e-5,
+        attn_scale=given["head_dim"] ** -0.5,
+        **given,
+    )
+
+
+def write_model(spec: DecoderSpec, bits: int, folder: Path) -> Path:
+    """An artefact of random codes; scales keep activations near 1."""
+    form = TensorFormat(bits, GROUP[bits], True)
+    formats = dict.fromkeys(linear_shapes(spec), form)
+    formats["lm_head"] = TensorFormat(max(4, bits), 32, True)
+    if not spec.tied:
+        formats["embed_tokens"] = TensorFormat(4, 32, True)
+    layout = plan(spec, formats)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with (folder / DATA_FILE).open("wb") as file:
+        file.truncate(layout.file_bytes)
+    data = np.memmap(folder / DATA_FILE, np.uint8, "r+")
+    for slot in layout.tensors.values():
+        place = data[slot.offset : slot.offset + slot.nbytes]
+        if slot.dtype == "uint8":
+            noise = np.frombuffer(rng.bytes(min(slot.nbytes, 1 << 24)), np.uint8)
+            for at in range(0, slot.nbytes, noise.size):
+                part = place[at : at + noise.size]
+                part[:] = noise[: part.size]
+        else:
+            inputs = slot.shape[-1] * GROUP[bits]
+            value = 1.0 if slot.dtype == "float32" else 1.0 / (2**bits * inputs**0.5)
+            place.view(slot.dtype)[:] = value
+    data.flush()
+    import onnx
+
+    onnx.save(build(spec, layout, formats), folder / GRAPH_FILE)
+    write_manifest(folder, exporter="edgetok")
+    return folder
+
+
+def seconds(device: Device, work: Callable[[], object], repeats: int = 20) -> float:
+    """Median time of one call, by the card's clock; on no card, by this machine's."""
+    if device.interpreted:
+        import time
+
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def bounds(device: Device) -> tuple[float, float]:
+    """Bytes a second of a copy (read and written), operations a second of a bfloat16 product."""
+    where, small = device.torch_device, device.interpreted
+    source = torch.empty(1 << (16 if small else 29), dtype=torch.uint8, device=where)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / seconds(device, lambda: target.copy_(source))
+    size = 64 if small else 8192
+    a = torch.randn(size, size, device=where, dtype=torch.bfloat16)
+    product = 2 * size**3 / seconds(device, lambda: a @ a)
+    return copy, product
+
+
+def tune(backend: GpuBackend, device: Device) -> Iterator[str]:
+    """Measure every shape's tile sizes for one, few and many tokens."""
+    plan_ = backend._open()
+    every = [plan_._head, *(p[0] for p in (plan_._qkv, plan_._o, plan_._gate_up, plan_._down))]
+    for linear in (linear for product in every for _, linear in product.parts):
+        for tokens in (1, 8, BLOCK_TOKENS):
+            if device.interpreted and tokens > 1:
+                continue
+            kind = torch.float32 if tokens == 1 else torch.float16
+            shape = (tokens, 8, linear.stride)
+            x = torch.randn(shape, device=device.torch_device).to(kind)
+            y = torch.empty((tokens, linear.N), device=device.torch_device)
+            scale = None if tokens == 1 else torch.ones(tokens, device=device.torch_device)
+
+            def time_of(config: Any) -> float:
+                try:
+                    return seconds(
+                        device,
+                        lambda: matmul_nbits(x, linear, y, x_scale=scale, config=config),  # noqa: B023
+                        5,
+                    )
+                except Exception as error:  # what a card has not room for, in many words
+                    if "out of resource" in str(error).lower():
+                        return float("inf")
+                    raise
+
+            best, time_s = tuning.tune(linear, tokens, time_of)
+            yield f"{linear.N} x {linear.K}, {tokens} tokens: {best}, {time_s * 1e6:.0f} us"
+
+
+def measure(
+    device: Device, name: str, bits: int, args: argparse.Namespace, copy: float, product: float
+) -> dict[str, Any]:
+    """One model."""
+    spec = decoder(name)
+    if not device.interpreted:
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        backend = GpuBackend(write_model(spec, bits, Path(scratch) / "model"), device=device)
+        for line in tune(backend, device):
+            print("  tuned", line, flush=True)
+        cache = backend.new_cache(max(args.prompt, args.depth) + 256)
+        rng = np.random.default_rng(1)
+        prompt = rng.integers(0, spec.vocab_size, args.prompt).astype(np.int32)
+
+        def prefill() -> None:
+            cache.clear()
+            backend.forward(cache, prompt)
+
+        prefill_s = seconds(device, prefill, 5)
+        cache.clear()
+        backend.forward(cache, prompt[: args.depth])
+        from edgetok.runtime.backend import Draw
+
+        draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
+        token = prompt[:1]
+
+        def step() -> None:
+            backend.forward_sampled(cache, token, draw)
+
+        step_s = seconds(device, step, 100)
+        weights = sum(s.N * s.K for s in linear_shapes(spec).values())
+        if not spec.tied:
+            weights -= spec.vocab_size * spec.hidden_size
+        head = spec.vocab_size * spec.hidden_size  # of the last token alone
+        peak = 0 if device.interpreted else torch.cuda.max_memory_allocated()
+        found = {
+            "shape": name,
+            "bits": bits,
+            "bytes_per_token": backend.bytes_per_token,
+            "decode_tokens_per_s": 1 / step_s,
+            "decode_share_of_copy": backend.bytes_per_token / step_s / copy,
+            "prefill_tokens_per_s": args.prompt / prefill_s,
+            "prefill_share_of_product": 2 * (weights - head) * args.prompt / prefill_s / product,
+            "memory_beside_weights_and_cache_mb": (
+                (peak - backend.bytes_per_token - cache.nbytes) / 1e6
+            ),
+        }
+        backend.close()
+    return found
+
+
+def peers(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """transformers in bfloat16, and torch's 4-bit product over the same layers."""
+    spec = decoder(name)
+    found = {"shape": name} | _transformers(device, spec, args)
+    gc.collect()
+    device.release()
+    return found | _torch_int4(device, spec)
+
+
+def _transformers(device: Device, spec: DecoderSpec, args: argparse.Namespace) -> dict[str, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+    where = device.torch_device
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.num_layers,
+        num_attention_heads=spec.num_heads,
+        num_key_value_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        tie_word_embeddings=spec.tied,
+        max_position_embeddings=8192,
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with where:
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    ids = torch.randint(0, spec.vocab_size, (1, args.prompt), device=where)
+    with torch.inference_mode():
+        prefill_s = seconds(device, lambda: model(ids, use_cache=False, logits_to_keep=1), 5)
+        cache = StaticCache(config, max_cache_len=args.depth + 256)
+        model(ids[:, : args.depth], past_key_values=cache, logits_to_keep=1)
+        at = torch.tensor([args.depth], device=where)
+
+        def step() -> None:
+            model(ids[:, :1], past_key_values=cache, cache_position=at).logits.argmax().item()
+
+        step_s = seconds(device, step, 50)
+    return {
+        "transformers_bf16_decode_tokens_per_s": 1 / step_s,
+        "transformers_bf16_prefill_tokens_per_s": args.prompt / prefill_s,
+    }
+
+
+def _torch_int4(device: Device, spec: DecoderSpec) -> dict[str, Any]:
+    """Time of all products of one token with torch's `_weight_int4pack_mm`, the head included."""
+    if device.interpreted or not hasattr(torch.ops.aten, "_weight_int4pack_mm"):
+        return {"torch_int4_products_tokens_per_s": None}
+    where, total = device.torch_device, 0.0
+    sizes: dict[tuple[int, int], int] = {}
+    for linear_name, shape in linear_shapes(spec).items():
+        if linear_name != "embed_tokens":
+            sizes[shape.N, shape.K] = sizes.get((shape.N, shape.K), 0) + 1
+    for (N, K), count in sizes.items():
+        codes = torch.randint(0, 255, (N, K // 2), dtype=torch.uint8, device=where)
+        packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
+        scales = torch.ones((K // 32, N, 2), dtype=torch.bfloat16, device=where)
+        x = torch.randn((1, K), dtype=torch.bfloat16, device=where)
+        total += count * seconds(
+            device,
+            lambda x=x, p=packed, s=scales: torch.ops.aten._weight_int4pack_mm(x, p, 32, s),
+        )
+    return {"torch_int4_products_tokens_per_s": 1 / total}
+
+
+def main() -> int:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("out/gpu.json"))
+    parser.add_argument("--shapes", nargs="+", default=["llama-3.2-1b", "llama-3.1-8b"])
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
+    parser.add_argument("--depth", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=4096)
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--scratch", type=Path, help="folder for models of random weights")
+    parser.add_argument("--interpreted", action="store_true", help="try the script, slowly")
+    parser.add_argument("--test", action="store_true", help="run the tests on the card first")
+    args = parser.parse_args()
+    try:
+        device = Device(interpreted=True) if args.interpreted else find()
+    except EdgetokError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(device.name, f"torch {torch.__version__}", flush=True)
+    if args.test:
+        tests = ["tests/kernels_gpu", "tests/runtime/test_gpu_backend.py"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *tests], check=False
+        )
+        if done.returncode:
+            return done.returncode
+    tiles = tuning.table(read_settings().cache_dir, device.name)
+    copy, product = bounds(device)
+    results: list[dict[str, Any]] = [
+        {"device": device.name, "copy_bytes_per_s": copy, "bf16_operations_per_s": product}
+    ]
+    for name in args.shapes:
+        for bits in args.bits:
+            results.append(measure(device, name, bits, args, copy, product))
+            _show(results[-1])
+        if not args.no_peers:
+            results.append(peers(device, name, args))
+            _show(results[-1])
+    tuning.write(tiles)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1))
+    print(f"tile sizes in {tiles}, figures in {args.out}")
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        shown = f"{value:,.3g}" if isinstance(value, float) else value
+        print(f"  {key:40} {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""The GPU backend against the NumPy decoder and the CPU backend: interpreted, or on a card."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
+
+from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
+from edgetok.kernels_gpu.device import Device
+from edgetok.runtime.backend import Backend, Draw, Interrupted, KVCache, SamplingBackend
+from edgetok.runtime.gpu_backend import GpuBackend
+from edgetok.text.sampling import SamplingOptions, candidates
+from tests.reference_decoder import forward
+from tests.tiny import FAMILIES, VOCAB_SIZE
+
+pytestmark = pytest.mark.gpu
+TOKENS = np.random.default_rng(7).integers(3, VOCAB_SIZE, 22).astype(np.int32)
+# Float16 keys, values, queries and probabilities: 5e-4 each.
+FLOAT16_SHARE = 4e-3
+# An int8 cache rounds keys and values to 0.5 % of their largest.
+INT8_SHARE = 0.03
+
+
+@pytest.fixture
+def open_backend(on_card):
+    opened = []
+
+    def make(folder, **options):
+        device = None if on_card else Device(interpreted=True)
+        opened.append(GpuBackend(folder, device=device, **{"block_tokens": 9} | options))
+        return opened[-1]
+
+    yield make
+    for backend in opened:
+        backend.close()
+
+
+def share(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def greedy(backend, prompt, count, capacity):
+    cache = backend.new_cache(capacity)
+    logits, out = backend.forward(cache, prompt), []
+    for _ in range(count):
+        out.append(int(np.argmax(logits)))
+        logits = backend.forward(cache, np.array(out[-1:], np.int32))
+    return out
+
+
+@pytest.mark.parametrize("bits", [4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_decode(family, bits, tiny, open_backend):
+    """Blocks that a ring wraps in, then single tokens."""
+    model = tiny(family, bits)
+    expected = forward(model.spec, model.weights, TOKENS)
+    backend = open_backend(model.artefact, kv_bits=16, compute="float32")
+    cache = backend.new_cache(len(TOKENS))
+    found = backend.forward(cache, TOKENS[:20], all_logits=True)
+    assert share(found, expected[:20]) < FLOAT16_SHARE
+    for i in (20, 21):  # launched one by one, then as a graph
+        assert share(backend.forward(cache, TOKENS[i : i + 1]), expected[i]) < 2 * FLOAT16_SHARE
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+def test_every_width(bits, tiny, open_backend):
+    model = tiny("llama", bits)
+    expected = forward(model.spec, model.weights, TOKENS)
+    for options, limit in (({"kv_bits": 16}, 2 * FLOAT16_SHARE), ({}, INT8_SHARE)):
+        backend = open_backend(model.artefact, **options)
+        cache = backend.new_cache(64)
+        assert share(backend.forward(cache, TOKENS[:-1]), expected[-2]) < limit
+        assert share(backend.forward(cache, TOKENS[-1:]), expected[-1]) < limit
+
+
+def test_layers_of_different_formats(tmp_path, tiny, open_backend):
+    """Where queries, keys and values, or gate and up, cannot be one product."""
+    from edgetok.formats.layout import TensorFormat, linear_shapes
+    from tests.rtn_artefact import random_tensors, write_artefact
+
+    spec = tiny("llama", 4).spec
+    widths = {
+        "k_proj": (8, False),
+        "v_proj": (3, True),
+        "up_proj": (2, True),
+        "o_proj": (32, False),
+    }
+    formats = {
+        name: TensorFormat(*_format(widths.get(name.rpartition(".")[2], (4, True))))
+        for name in linear_shapes(spec)
+    }
+    weights = write_artefact(tmp_path / "mixed", spec, random_tensors(spec), formats)
+    expected = forward(spec, weights, TOKENS)
+    backend = open_backend(tmp_path / "mixed", kv_bits=16)
+    cache = backend.new_cache(64)
+    assert share(backend.forward(cache, TOKENS[:-1]), expected[-2]) < 2 * FLOAT16_SHARE
+    assert share(backend.forward(cache, TOKENS[-1:]), expected[-1]) < 2 * FLOAT16_SHARE
+
+
+def _format(width):
+    bits, zeros = width
+    return bits, 32, zeros
+
+
+def test_the_shipped_model_says_what_the_cpu_says(
+    default_artefact, open_backend, kernel_cache, on_card
+):
+    """Greedy tokens; a step where the CPU's two best are within rounding may go either way."""
+    from edgetok.runtime.cpu_backend import CpuBackend
+
+    count = 500 if on_card else 12
+    ours = open_backend(default_artefact, block_tokens=64)
+    theirs = CpuBackend(default_artefact, threads=1, cache_dir=kernel_cache, compute="float32")
+    prompt = np.random.default_rng(3).integers(5, 4000, 30).astype(np.int32)
+    a, b = ours.new_cache(1024), theirs.new_cache(1024)
+    mine, other = ours.forward(a, prompt), theirs.forward(b, prompt)
+    for _ in range(count):
+        token = int(np.argmax(other))
+        tie = other[token] - other[int(np.argmax(mine))]
+        assert tie <= 0.02 * np.abs(other).max()
+        step = np.array([token], np.int32)
+        mine, other = ours.forward(a, step), theirs.forward(b, step)
+    theirs.close()
+
+
+def test_tokens_are_chosen_on_the_device(tiny, open_backend):
+    model = tiny("llama", 4)
+    backend = open_backend(model.artefact)
+    assert isinstance(backend, SamplingBackend)
+    likely = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
+    cache, found = backend.new_cache(64), []
+    step = TOKENS[:12]
+    for _ in range(4):
+        found.append(backend.forward_sampled(cache, step, likely))
+        step = np.array(found[-1:], np.int32)
+    assert found == greedy(backend, TOKENS[:12], 4, 64)
+    options = SamplingOptions(top_k=5, top_p=0.9, temperature=1.5)
+    logits = backend.forward(cache, step).copy()
+    ids, _ = candidates(logits, options)
+    drawn = set()
+    for counter in range(8):
+        assert cache.truncate(cache.length_tokens - 1)
+        draw = Draw(temperature=1.5, top_k=5, top_p=0.9, min_p=0.0, seed=4, counter=counter)
+        drawn.add(backend.forward_sampled(cache, step, draw))
+    assert drawn <= set(ids.tolist())
+    assert len(drawn) > 1
+
+
+def test_truncate_and_compute_again(tiny, open_backend):
+    model = tiny("llama", 4)
+    backend = open_backend(model.artefact)
+    cache = backend.new_cache(40)
+    backend.forward(cache, TOKENS)
+    first = backend.forward(cache, TOKENS[:1]).copy()
+    assert cache.truncate(5)
+    assert cache.length_tokens == 5
+    backend.forward(cache, TOKENS[5:])
+    np.testing.assert_array_equal(backend.forward(cache, TOKENS[:1]), first)
+    cache.clear()
+    assert cache.length_tokens == 0
+
+
+def test_a_ring_says_no(tiny, open_backend):
+    """Windows of 8 tokens: what was overwritten cannot be gone back to."""
+    backend = open_backend(tiny("mistral", 4).artefact)
+    cache = backend.new_cache(200)
+    for _ in range(5):
+        backend.forward(cache, TOKENS)
+    assert not cache.truncate(3)
+    assert cache.length_tokens == 5 * len(TOKENS)
+
+
+def test_stops_between_blocks(tiny, open_backend):
+    backend = open_backend(tiny("llama", 4).artefact)
+    cache = backend.new_cache(40)
+    with pytest.raises(Interrupted):
+        backend.forward(cache, TOKENS, should_stop=lambda: True)
+    assert cache.length_tokens == 9
+
+
+def test_refusals(tiny, open_backend):
+    model = tiny("llama", 4)
+    backend: Backend = open_backend(model.artefact)
+    cache: KVCache = backend.new_cache(4)
+    with pytest.raises(ContextError, match="22 tokens"):
+        backend.forward(cache, TOKENS)
+    with pytest.raises(OptionError, match=r"expected 0\.\.306"):
+        backend.forward(cache, np.array([VOCAB_SIZE]))
+    with pytest.raises(ShapeError, match="expected integers"):
+        backend.forward(cache, TOKENS[None])
+    with pytest.raises(ShapeError, match="no cache of this backend"):
+        backend.forward(object(), TOKENS)
+    with pytest.raises(OptionError, match="whole number"):
+        backend.new_cache(0)
+    with pytest.raises(OptionError, match="more than can be addressed"):
+        backend.new_cache(2**31 - 2**8)
+    with pytest.raises(OptionError, match="kv_bits is 32"):
+        open_backend(model.artefact, kv_bits=32)
+    backend.close()
+    backend.close()
+    with pytest.raises(EdgetokError, match="closed"):
+        backend.forward(cache, TOKENS[:1])
+
+
+def test_damaged_weights_are_named(tiny, open_backend, tmp_path):
+    """Logits that are no numbers end an answer with one line, not with a wrong token."""
+    backend = open_backend(tiny("llama", 4).artefact)
+    backend._plan._norms["final_norm.weight"][:] = float("nan")
+    draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
+    with pytest.raises(ArtefactError, match="not finite"):
+        backend.forward_sampled(backend.new_cache(8), TOKENS[:1], draw)

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from edgetok.errors import OptionError, UserError
+from edgetok.errors import OptionError, SessionError, UserError
 from edgetok.generation import CachedTokens, Generation, Result
-from edgetok.session import Session, read_session, write_session
+from edgetok.memory import Memory
+from edgetok.runtime.cache_limits import BoundedCache
+from edgetok.session import SavedCache, Session, read_session, write_session
 from edgetok.text.sampling import SamplingOptions
 
 if TYPE_CHECKING:
@@ -76,6 +78,16 @@ class Chat:
     def cache_bytes(self) -> int:
         """Bytes of the KV cache; 0 before the first answer."""
         return 0 if self._context is None else self._context.cache.nbytes
+
+    @property
+    def memory(self) -> Memory | None:
+        """What a cache that forgets still holds; None for one that does not, or before an answer.
+
+        Not to be asked while an answer is being written.
+        """
+        if self._context is None or not isinstance(self._context.cache, BoundedCache):
+            return None
+        return Memory.of(self._context.cache, self._context.tokens)
 
     def send(self, text: str, **sampling: Unpack[SamplingChanges]) -> Generation:
         """Say something; the answer comes piece by piece.
@@ -160,17 +172,30 @@ class Chat:
             turns=tuple(dict(turn) for turn in self._turns),
             sampling=dataclasses.asdict(self.sampling),
         )
-        write_session(Path(path), session)
+        saved = None
+        if self._context is not None and isinstance(self._context.cache, BoundedCache):
+            saved = SavedCache(list(self._context.tokens), self._context.cache.save())
+        write_session(Path(path), session, saved)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on with a conversation that `save` wrote.
+        """Go on with a conversation that `save` wrote, from its cache where the file has one.
 
         Raises:
             SessionError: the file is missing, damaged or belongs to another model; the present
                 conversation goes on as it was.
         """
         self._settle()
-        session, sampling = read_session(Path(path), self.model.artefact.identity)
+        session, sampling, saved = read_session(Path(path), self.model.artefact.identity)
+        if saved is not None:
+            if self.model.limits is None:
+                raise SessionError(
+                    f"{path}: was saved with a cache that forgets; load the model with its "
+                    f"--kv-policy {saved.state.shape.get('policy')!s:.40}"
+                )
+            context = self._made_context()
+            if max(saved.tokens, default=0) >= self.model.tokenizer.vocab_size:
+                raise SessionError(f"{path}: has tokens that this model does not know")
+            context.restore(saved.tokens, saved.state)
         self._system = session.system
         self._turns = [dict(turn) for turn in session.turns]
         self.sampling = sampling
@@ -180,10 +205,11 @@ class Chat:
         options = self.sampling.with_changes(dict(sampling))
         text = self._template.render(self.messages)
         tokens = self.model.tokenize(text, special=False)
-        if self._context is None:
-            self._context = CachedTokens(self.model.backend, self.model.context_tokens)
+        context = self._made_context()
+        if isinstance(context.cache, BoundedCache):
+            context.cache.pin(self._system_tokens())
         self._active = Generation(
-            self._context,
+            context,
             self.model.tokenizer,
             tokens,
             options,
@@ -191,6 +217,25 @@ class Chat:
             self._finished,
         )
         return self._active
+
+    def _made_context(self) -> CachedTokens:
+        if self._context is None:
+            model = self.model
+            self._context = CachedTokens(model.backend, model.context_tokens, model.limits)
+        return self._context
+
+    def _system_tokens(self) -> int:
+        """How many tokens every conversation with this system message begins with."""
+        if self._system is None:
+            return 0
+        head = {"role": "system", "content": self._system}
+        texts = [
+            self._template.render([head, {"role": "user", "content": said}]) for said in ("a", "1")
+        ]
+        first, second = (self.model.tokenize(text, special=False) for text in texts)
+        return next(
+            (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first)
+        )
 
     def _finished(self, result: Result) -> None:
         self._active = None

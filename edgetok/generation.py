@@ -11,15 +11,18 @@ from typing import Literal
 
 import numpy as np
 
-from edgetok.errors import ContextError, OptionError
+from edgetok.errors import ContextError, OptionError, SessionError, UnsupportedError
 from edgetok.runtime.backend import (
     MOST_CANDIDATES,
     Backend,
     Draw,
     Interrupted,
+    KVCache,
     Logits,
     SamplingBackend,
 )
+from edgetok.runtime.cache_limits import BoundedBackend, BoundedCache, CacheLimits
+from edgetok.runtime.cache_state import CacheState
 from edgetok.text.sampling import Sampler, SamplingOptions
 from edgetok.text.stop import StopFinder
 from edgetok.text.tokenizer import Tokenizer
@@ -83,17 +86,52 @@ class CachedTokens:
     For one generation at a time.
     """
 
-    def __init__(self, backend: Backend, capacity_tokens: int) -> None:
-        """Allocate a cache."""
+    def __init__(
+        self, backend: Backend, capacity_tokens: int, limits: CacheLimits | None = None
+    ) -> None:
+        """Allocate a cache.
+
+        Args:
+            backend: what computes.
+            capacity_tokens: of the cache; with limits no bound on the conversation, but the default
+                for the longest answer.
+            limits: of a cache that forgets; None for one that refuses what does not fit.
+
+        Raises:
+            OptionError: the limits are too tight.
+            UnsupportedError: the backend has no cache that forgets.
+        """
         self._backend = backend
         self._chooses = backend if isinstance(backend, SamplingBackend) else None
-        self.cache = backend.new_cache(capacity_tokens)
+        self.answer_tokens: int | None = None
+        self.cache: KVCache
+        if limits is None:
+            self.cache = backend.new_cache(capacity_tokens)
+        elif isinstance(backend, BoundedBackend):
+            self.cache = backend.new_bounded_cache(capacity_tokens, limits)
+            self.answer_tokens = capacity_tokens
+        else:
+            raise UnsupportedError(
+                f"the {backend.name} backend has no cache that forgets; use --device cpu, or "
+                "--kv-policy none"
+            )
         self.tokens: list[int] = []
 
     @property
     def room_tokens(self) -> int:
         """How many more tokens fit."""
         return self.cache.capacity_tokens - self.cache.length_tokens
+
+    def restore(self, tokens: Sequence[int], state: CacheState) -> None:
+        """Put a saved cache in place of this one.
+
+        Raises:
+            SessionError: it does not fit this cache; nothing was changed.
+        """
+        if not isinstance(self.cache, BoundedCache):
+            raise SessionError("this cache cannot be restored: it is not one that forgets")
+        self.cache.load(state)
+        self.tokens = list(tokens)
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keep the tokens that `prompt` begins with, but never its last: its logits are wanted.
@@ -281,7 +319,7 @@ class Generation(Iterator[str]):
         except Interrupted:
             return
         self._prefill_s = time.perf_counter() - self._begin
-        limit = options.max_tokens
+        limit = context.answer_tokens if options.max_tokens is None else options.max_tokens
         while not stopped():
             token = found if isinstance(found, int) else sampler.sample(found)
             self._tokens.append(token)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from edgetok.cache.policy import policy as check_policy
 from edgetok.config import read_settings
 from edgetok.errors import ArtefactError, OptionError, TemplateError
 from edgetok.formats import strict_json
@@ -14,6 +15,12 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.generation import CachedTokens, Generation, Result
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend
+from edgetok.runtime.cache_limits import (
+    DEFAULT_POLICY,
+    BoundedBackend,
+    CacheLimits,
+    parse_bytes,
+)
 from edgetok.runtime.select import Compute, Device, KvBits, RunOptions, load_backend
 from edgetok.text.sampling import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer, read_config
@@ -48,7 +55,9 @@ class Model:
         artefact: the opened artefact.
         backend: what computes.
         tokenizer: text to tokens and back.
-        context_tokens: the longest prompt and answer together.
+        context_tokens: the longest prompt and answer together; where the cache forgets, what it
+            holds.
+        limits: of caches that forget; None where they refuse what does not fit.
         sampling: the defaults: what the checkpoint recommends.
         notes: lines that a user should see once, such as an unexpected backend.
     """
@@ -59,6 +68,7 @@ class Model:
         backend: Backend,
         *,
         context_tokens: int | None = None,
+        limits: CacheLimits | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; `Model.load` is the usual way.
@@ -68,6 +78,8 @@ class Model:
             backend: loaded for this artefact; closed with the model.
             context_tokens: limit for prompt and answer together; None: 4096, or the trained
                 length where that is less.
+            limits: of caches that forget, so that conversations have no end; None refuses what
+                does not fit.
             notes: lines for the user.
 
         Raises:
@@ -86,6 +98,7 @@ class Model:
         self.artefact = artefact
         self.backend = backend
         self.context_tokens = context_tokens
+        self.limits = limits
         self.notes = tuple(notes)
         self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
         generation = _generation_config(self.path)
@@ -102,6 +115,8 @@ class Model:
         threads: int | None = None,
         context: int | None = None,
         kv_bits: KvBits = 8,
+        kv_budget: int | str | None = None,
+        kv_policy: str | None = None,
         compute: Compute = "int8",
         isa: str | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -115,7 +130,12 @@ class Model:
                 where the model is too small to gain from more.
             context: limit in tokens for prompt and answer together; None: 4096, or the trained
                 length where that is less.
-            kv_bits: of keys and values in the cache: 8, or 16 or 32 for floats.
+            kv_bits: of keys and values in the cache: 8 or 4, or 16 or 32 for floats.
+            kv_budget: bytes of a conversation's cache, as a number or as "64MB"; it then forgets
+                what it can spare, and a conversation has no end.
+            kv_policy: how a cache chooses what it keeps (`edgetok.cache.policy.POLICIES`), "none"
+                for a cache that refuses what does not fit. None: "retain" with a budget, else
+                "none".
             compute: "int8" activations, or "float32".
             isa: restricts the instruction set; None takes the best that this CPU has.
             progress: told (modules done, modules to compile) where kernels have to be compiled
@@ -141,12 +161,22 @@ class Model:
             raise
         try:
             return cls(
-                artefact, backend, context_tokens=context, notes=() if note is None else (note,)
+                artefact,
+                backend,
+                context_tokens=context,
+                limits=cache_limits(kv_budget, kv_policy),
+                notes=() if note is None else (note,),
             )
         except BaseException:
             backend.close()
             artefact.close()
             raise
+
+    def be_endless(self) -> None:
+        """Let caches made from now on forget, where backend and context allow it."""
+        least = 64  # slots; fewer leave nothing to choose from
+        if isinstance(self.backend, BoundedBackend) and self.context_tokens >= least:
+            self.limits = CacheLimits()
 
     def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:
         """Continue a text to the end.
@@ -182,9 +212,9 @@ class Model:
         if not tokens and self.tokenizer.bos_token is not None:
             tokens = [self.tokenizer.bos_token]
         capacity = self.context_tokens
-        if options.max_tokens is not None and len(tokens) < capacity:
+        if self.limits is None and options.max_tokens is not None and len(tokens) < capacity:
             capacity = min(capacity, len(tokens) + options.max_tokens)
-        context = CachedTokens(self.backend, capacity)
+        context = CachedTokens(self.backend, capacity, self.limits)
         return Generation(context, self.tokenizer, tokens, options, self.eos_tokens)
 
     def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
@@ -242,6 +272,27 @@ class Model:
                     f"token {token} in the prompt, expected 0 to {self.tokenizer.vocab_size - 1}"
                 )
         return [int(token) for token in tokens]
+
+
+def cache_limits(budget: int | str | None, policy: str | None) -> CacheLimits | None:
+    """What `kv_budget` and `kv_policy` ask for.
+
+    Raises:
+        OptionError: they contradict each other or are out of range.
+    """
+    if policy == "none" or (policy is None and budget is None):
+        if budget is not None:
+            raise OptionError(
+                "a KV budget was given and a cache that does not forget: leave out --kv-policy none"
+            )
+        return None
+    name = DEFAULT_POLICY if policy is None else policy
+    check_policy(name)
+    if isinstance(budget, str):
+        budget = parse_bytes(budget)
+    elif budget is not None and (type(budget) is not int or budget < 1):
+        raise OptionError(f"kv_budget is {budget!r}, expected a number of bytes above 0")
+    return CacheLimits(policy=name, budget_bytes=budget)
 
 
 def _generation_config(folder: Path) -> dict[str, object]:

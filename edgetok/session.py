@@ -1,31 +1,42 @@
-"""A saved conversation: one JSON file, read strictly and bound to its model.
+"""A saved conversation: one file, read strictly and bound to its model.
 
     {"format": "edgetok-chat", "version": 1, "sha256": "...", "model": "...", "system": null,
      "turns": [{"role": "user", "content": "..."}, ...], "sampling": {...}}
 
 `sha256` is that of the other fields as canonical JSON, so that a damaged file is seen before
-anything changes.
+anything changes. Where the conversation's cache forgets, it is saved too, since nothing else knows
+what it kept: a container (`formats/container.py`) with this object as "session", the cache's
+"shape" and "numbers", and as parts the tokens (int32) and the cache's memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import OptionError, OutputError, SessionError
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import OptionError, SessionError
 from edgetok.formats import strict_json
+from edgetok.formats.container import (
+    is_container,
+    read_container,
+    replace_file,
+    write_container,
+)
+from edgetok.runtime.cache_state import CacheState
 from edgetok.text.sampling import SamplingOptions
 
 FORMAT = "edgetok-chat"
 VERSION = 1
+Bytes = npt.NDArray[np.uint8]
+
 _KEYS = {"format", "version", "sha256", "model", "system", "turns", "sampling"}
 
 
@@ -46,7 +57,15 @@ class Session:
     sampling: Mapping[str, Any]
 
 
-def write_session(path: Path, session: Session) -> None:
+@dataclass(frozen=True, slots=True)
+class SavedCache:
+    """A cache, and the tokens that it has seen."""
+
+    tokens: list[int]
+    state: CacheState
+
+
+def write_session(path: Path, session: Session, cache: SavedCache | None = None) -> None:
     """Write a file that only its owner can read, whole or not at all.
 
     Raises:
@@ -60,29 +79,56 @@ def write_session(path: Path, session: Session) -> None:
         "turns": [dict(turn) for turn in session.turns],
         "sampling": dict(session.sampling),
     }
-    data = json.dumps({**body, "sha256": _digest(body)}, ensure_ascii=False, indent=1).encode()
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    body["sha256"] = _digest(body)
+    if cache is None:
+        replace_file(path, [json.dumps(body, ensure_ascii=False, indent=1).encode()])
+        return
+    header, parts = cache_parts(cache)
+    write_container(path, session.model, {"session": body, **header}, parts)
 
 
-def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions]:
+def cache_parts(cache: SavedCache) -> tuple[dict[str, Any], list[Bytes]]:
+    """A saved cache as a container's header and parts."""
+    header = {"shape": cache.state.shape, "numbers": cache.state.numbers}
+    return header, [np.array(cache.tokens, np.int32).view(np.uint8), *cache.state.memory]
+
+
+def saved_cache(path: Path, header: Mapping[str, Any], parts: list[Bytes]) -> SavedCache:
+    """The opposite of `cache_parts`; what the numbers mean, the cache checks.
+
+    Raises:
+        SessionError: it is malformed.
+    """
+    shape, numbers = header.get("shape"), header.get("numbers")
+    if not isinstance(shape, dict) or not isinstance(numbers, dict) or not parts:
+        raise SessionError(f"{path}: holds no cache")
+    if parts[0].nbytes % 4:
+        raise SessionError(f"{path}: tokens of {parts[0].nbytes} bytes, expected 4 each")
+    tokens = parts[0].copy().view(np.int32).tolist()
+    if numbers.get("length") != len(tokens):
+        raise SessionError(
+            f"{path}: {len(tokens)} tokens for a cache of {numbers.get('length')!r:.40}"
+        )
+    return SavedCache(
+        tokens, CacheState(shape=shape, numbers=numbers, memory=tuple(p.copy() for p in parts[1:]))
+    )
+
+
+def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, SavedCache | None]:
     """Read a file and check that it is whole and belongs to `model`.
 
     Raises:
         SessionError: otherwise.
     """
-    found = strict_json.read_object(path, error=SessionError)
+    cache = None
+    if is_container(path):
+        header, parts = read_container(path, model)
+        found = header.get("session")
+        if not isinstance(found, dict):
+            raise SessionError(f"{path}: a cache without a conversation; it cannot be talked to")
+        cache = saved_cache(path, header, parts)
+    else:
+        found = strict_json.read_object(path, error=SessionError)
     if found.get("format") != FORMAT or found.get("version") != VERSION:
         raise SessionError(
             f"{path}: format {found.get('format')!r:.40} version {found.get('version')!r:.20}, "
@@ -122,7 +168,7 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions]:
     except (OptionError, TypeError) as error:
         raise SessionError(f"{path}: sampling: {error}") from error
     session = Session(model=model, system=system, turns=tuple(turns), sampling=found["sampling"])
-    return session, sampling
+    return session, sampling, cache
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""What this runtime keeps by default: expected attention and observed attention, weighed by value.
+"""What this runtime keeps by default.
 
-    score = (a_expected + a_observed + epsilon) * |v|, as a share of the head's sum
+    score = (1 - cos(k, mean key)) * (expected attention + epsilon) * |v|
 
-so that heads can be compared: those that look far get the slots of those that do not.
+A token is worth keeping where its key says something that others do not (the factor of KeyDiff,
+arXiv 2504.15364), where queries to come should look (arXiv 2510.00636), and where its value
+is large enough to matter once it is looked at.
 """
 
 from __future__ import annotations
@@ -10,14 +12,16 @@ from __future__ import annotations
 import numpy as np
 
 from edgetok.cache.expected_attention import expected_weights
+from edgetok.cache.keydiff import keydiff
 from edgetok.cache.view import Floats, HeadView
+
+# Large against one token's expected weight, so that what is rarely looked at but unlike all else,
+# as a number told once, is kept; chosen among 0, 0.02 and no expected attention on held-out cases.
+_EPSILON = np.float32(0.02)
 
 
 def retain(view: HeadView) -> Floats:
-    """See above; float32 [n] that adds up to 1."""
-    expected = expected_weights(view).mean(axis=0)
-    observed = view.recent_attention.max(axis=(0, 1))
-    score = (
-        expected + observed / observed.sum() + np.float32(0.2 / len(expected))
-    ) * view.value_norms
-    return np.asarray(score / score.sum())
+    """See above; float32 [n]."""
+    unlike = np.float32(1.0) + keydiff(view)
+    expected = expected_weights(view).mean(axis=0) + _EPSILON
+    return np.asarray(unlike * expected * view.value_norms)

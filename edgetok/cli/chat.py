@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, SessionError
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="What the model should be.")
 @click.option(
     "--load",
-    "session",
     type=click.Path(path_type=Path),
     help="Go on with a conversation that /save wrote.",
+)
+@click.option(
+    "--session",
+    type=click.Path(path_type=Path),
+    help="Go on with the conversation in this file, if it is there, and save it at the end.",
 )
 @common.sampling_options
 @common.run_options
@@ -33,6 +37,7 @@ def command(
     prompt: str | None,
     option_prompt: str | None,
     system: str | None,
+    load: Path | None,
     session: Path | None,
     as_json: bool,
     **given: Any,
@@ -47,10 +52,20 @@ def command(
     text = common.prompt_text(prompt if option_prompt is None else option_prompt)
     if as_json and text is None:
         raise OptionError("--json answers one prompt: give it as an argument or on stdin")
-    with common.load_model(model, given) as loaded:
+    if load is not None and session is not None:
+        raise OptionError("--load and --session both name a conversation; give one of them")
+    bounded = given["device"] != "onnxruntime"
+    with common.load_model(model, given, endless=bounded) as loaded:
         chat = loaded.chat(system=system)
-        if session is not None:
-            chat.load(session)
+        if load is not None:
+            chat.load(load)
+        elif session is not None and session.exists():
+            try:
+                chat.load(session)
+            except SessionError as error:
+                # The file stays as it is: a conversation that cannot be read is not overwritten.
+                click.echo(f"{error}; it is left alone, and this is a new conversation", err=True)
+                session = None
         chat.sampling = chat.sampling.with_changes(common.sampling_changes(given))
         if system is not None:
             chat.system = system
@@ -60,6 +75,8 @@ def command(
             Repl(chat).run()
         else:
             _answer_once(chat, text, as_json)
+        if session is not None:
+            chat.save(session)
 
 
 def _answer_once(chat: Chat, text: str, as_json: bool) -> None:

@@ -40,10 +40,21 @@ _RUN = (
     ),
     click.option(
         "--kv-bits",
-        type=click.Choice(["8", "16", "32"]),
+        type=click.Choice(["4", "8", "16", "32"]),
         default="8",
         show_default=True,
         help="Bits of keys and values in the cache.",
+    ),
+    click.option(
+        "--kv-budget",
+        metavar="BYTES",
+        help="Bytes of the cache, such as 64MB; it then forgets, and a conversation has no end.",
+    ),
+    click.option(
+        "--kv-policy",
+        metavar="NAME",
+        help="What a full cache keeps: retain, window, h2o, tova, snapkv, keydiff, "
+        "expected-attention; none refuses more.  [default: retain in chat]",
     ),
     click.option(
         "--compute",
@@ -83,7 +94,16 @@ _SAMPLING_NAMES = (
     "max_tokens",
     "stop",
 )
-_RUN_NAMES = ("device", "threads", "context", "kv_bits", "compute", "isa")
+_RUN_NAMES = (
+    "device",
+    "threads",
+    "context",
+    "kv_bits",
+    "kv_budget",
+    "kv_policy",
+    "compute",
+    "isa",
+)
 
 
 def run_options(function: F) -> F:
@@ -100,14 +120,20 @@ def sampling_options(function: F) -> F:
     return function
 
 
-def load_model(path: Path, options: Mapping[str, Any]) -> Model:
-    """Load with what `run_options` gave; its notes go to stderr."""
+def load_model(path: Path, options: Mapping[str, Any], *, endless: bool = False) -> Model:
+    """Load with what `run_options` gave; its notes go to stderr.
+
+    With `endless` the cache forgets unless `--kv-policy none` was given, where the model's context
+    is long enough for that.
+    """
     from edgetok.model import Model
 
     chosen = {name: options[name] for name in _RUN_NAMES if options.get(name) is not None}
     if "kv_bits" in chosen:
         chosen["kv_bits"] = int(chosen["kv_bits"])
     model = Model.load(path, progress=compiling, **chosen)
+    if endless and "kv_policy" not in chosen and model.limits is None:
+        model.be_endless()
     for note in model.notes:
         click.echo(note, err=True)
     return model

@@ -29,6 +29,7 @@ HELP = (
     ("/retry", "answer the last message again"),
     ("/clear", "begin anew"),
     ("/set [NAME VALUE]", "show or change sampling, such as /set temperature 0.5"),
+    ("/memory", "what of the conversation the cache still holds"),
     ("/save FILE", "write the conversation to a file"),
     ("/load FILE", "go on with a saved conversation"),
     ("/exit", "leave; so does Ctrl-D"),
@@ -54,6 +55,7 @@ class Repl:
             "/retry": self._retry,
             "/clear": self._clear,
             "/set": self._set,
+            "/memory": self._memory,
             "/save": self._save,
             "/load": self._load,
             "/exit": self._exit,
@@ -115,7 +117,14 @@ class Repl:
         parts = []
         if result.stats.tokens_per_s:
             parts.append(f"{result.stats.tokens_per_s:,.1f} tokens/s")
-        parts.append(f"{chat.used_tokens:,} of {chat.context_tokens:,} tokens")
+        memory = chat.memory
+        if memory is None:
+            parts.append(f"{chat.used_tokens:,} of {chat.context_tokens:,} tokens")
+        elif memory.retained >= memory.seen:
+            parts.append(f"{memory.seen:,} tokens, all kept")
+        else:
+            parts.append(f"{memory.retained:,.0f} of {memory.seen:,} tokens kept")
+            parts.append(f"{100 * memory.loss:.1f} % of attention lost")
         parts.append(f"{_resident_mb():,.0f} MB")
         if result.finish == "cancelled":
             parts.append("stopped")
@@ -178,6 +187,26 @@ class Repl:
         for key, setting in now.items():
             if not name or key == name.replace("-", "_"):
                 click.echo(f"  {key:<20} {setting}")
+
+    def _memory(self, rest: str) -> None:
+        del rest
+        memory = self._chat.memory
+        if memory is None:
+            self._note("(the cache forgets nothing)" if self._chat.used_tokens else "(empty)")
+            return
+        common.print_table(
+            "",
+            [
+                ("Seen", f"{memory.seen:,} tokens"),
+                ("Kept", f"{memory.retained:,.0f} a head of at most {memory.slots:,}"),
+                ("First", f"{memory.sinks:,}, and {memory.pinned:,} of the system message"),
+                ("Latest", f"{memory.recent:,}"),
+                ("Chosen", f"{memory.chosen:,} by at least half of the heads"),
+                ("Attention lost", f"{100 * memory.loss:.2f} % so far"),
+                ("Bytes", f"{memory.nbytes:,}, fixed"),
+            ],
+        )
+        self._note(memory.text(self._chat.model.tokenizer.decode))
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save FILE")

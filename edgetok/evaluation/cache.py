@@ -101,9 +101,11 @@ class CacheEvaluation:
             OptionError: the share leaves too few slots.
         """
         slots = tokens if policy == FULL else int(tokens * share) // 64 * 64
-        limits = None if policy == FULL else CacheLimits(policy=policy)
-        context = self._backend.context_tokens if policy == FULL else slots
-        cache = self._backend.new_cache(context, limits)
+        cache: CpuKVCache | CompactKVCache
+        if policy == FULL:
+            cache = self._backend.new_cache(self._backend.context_tokens)
+        else:
+            cache = self._backend.new_bounded_cache(slots, CacheLimits(policy=policy))
         found = Score(policy, share, slots, cache.nbytes)
         for case in cases:
             for question, answer in self.answers(cache, case):

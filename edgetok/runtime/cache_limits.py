@@ -1,19 +1,20 @@
-"""From what a user asks for, bytes or tokens, to the sizes of a bounded cache."""
+"""What a user asks of a bounded cache, and what a backend that has one offers."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from edgetok.cache.policy import policy
+import numpy as np
+import numpy.typing as npt
+
 from edgetok.errors import OptionError
-from edgetok.kernels_cpu.launch_attention import SLOT_TILE
-from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.compact_cache import Bounds, CompactKVCache
-from edgetok.runtime.kv_cache import CpuKVCache
-from edgetok.runtime.slots import tiles
+from edgetok.runtime.backend import KVCache
+from edgetok.runtime.cache_state import CacheState
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+DEFAULT_POLICY = "retain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,69 @@ class CacheLimits:
         budget_bytes: of the whole cache; None takes as many slots as the context has tokens.
     """
 
-    policy: str = "retain"
+    policy: str = DEFAULT_POLICY
     budget_bytes: int | None = None
+
+
+@runtime_checkable
+class BoundedCache(KVCache, Protocol):
+    """A cache that forgets in order to stay within its bytes."""
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a head holds on average when the cache is full."""
+
+    @property
+    def recent_tokens(self) -> int:
+        """Latest tokens that are always held."""
+
+    @property
+    def sinks(self) -> int:
+        """First tokens that are always held."""
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens at the beginning that are never forgotten."""
+
+    @property
+    def retained(self) -> float:
+        """Tokens that a head holds now, on average."""
+
+    @property
+    def loss(self) -> float:
+        """Share of all attention so far that went to tokens which are now forgotten, 0 to 1."""
+
+    def pin(self, tokens: int) -> None:
+        """Never forget the first `tokens` tokens.
+
+        Raises:
+            ContextError: they would take more than half of the cache.
+        """
+
+    def kept(self) -> npt.NDArray[np.float32]:
+        """Of every token seen, the share of heads that hold it: [length_tokens]."""
+
+    def save(self) -> CacheState:
+        """A copy of everything that it holds."""
+
+    def load(self, state: CacheState) -> None:
+        """Become what was saved.
+
+        Raises:
+            SessionError: the state is damaged or of another shape; nothing was changed.
+        """
+
+
+@runtime_checkable
+class BoundedBackend(Protocol):
+    """A backend with bounded caches."""
+
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> BoundedCache:
+        """Allocate an empty cache, all its bytes at once.
+
+        Raises:
+            OptionError: the limits are too tight, or the policy is unknown.
+        """
 
 
 def parse_bytes(text: str) -> int:
@@ -40,51 +102,3 @@ def parse_bytes(text: str) -> int:
     if value < 1:
         raise OptionError(f"{text!r:.40} is no amount of memory, expected one such as 64MB or 1GiB")
     return value
-
-
-def bounds_for(
-    spec: DecoderSpec,
-    limits: CacheLimits,
-    context_tokens: int,
-    *,
-    block_tokens: int,
-    kv_bits: int,
-    threads: int,
-) -> Bounds:
-    """The largest cache within the limits.
-
-    Raises:
-        OptionError: not even the smallest fits, or the policy is unknown.
-    """
-    chosen = policy(limits.policy)
-    most = min(max(context_tokens, SLOT_TILE), spec.context_tokens)
-    if limits.budget_bytes is None:
-        return Bounds.of_slots(chosen, most, block_tokens)
-
-    def nbytes(slots: int) -> int:
-        bounds = Bounds.of_slots(chosen, slots, block_tokens)
-        return cache_bytes(spec, bounds, kv_bits, threads)
-
-    low, high = SLOT_TILE, max(SLOT_TILE, tiles(spec.context_tokens))
-    if nbytes(low) > limits.budget_bytes:
-        raise OptionError(
-            f"a KV cache of {limits.budget_bytes:,} bytes is too small for this model: windows "
-            f"and {low} tokens a head need {nbytes(low):,}; give a larger --kv-budget"
-        )
-    while high - low > SLOT_TILE:
-        middle = tiles((low + high) // 2)
-        low, high = (middle, high) if nbytes(middle) <= limits.budget_bytes else (low, middle)
-    best = high if nbytes(high) <= limits.budget_bytes else low
-    return Bounds.of_slots(chosen, best, block_tokens)
-
-
-def cache_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -> int:
-    """`nbytes` of the cache that such bounds give."""
-    windows = CpuKVCache(  # not touched, so this takes addresses but no memory
-        spec,
-        capacity_tokens=spec.context_tokens,
-        kv_bits=kv_bits,
-        block_tokens=bounds.block_tokens,
-        windows_only=True,
-    )
-    return sum(CompactKVCache.sizes(spec, bounds, kv_bits, threads)) + windows.nbytes

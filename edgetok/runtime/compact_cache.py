@@ -19,11 +19,12 @@ import numpy.typing as npt
 from edgetok.cache import budget
 from edgetok.cache.policy import Policy
 from edgetok.cache.view import Floats, HeadView
-from edgetok.errors import OptionError, SessionError
+from edgetok.errors import ContextError, OptionError, SessionError
 from edgetok.kernels_cpu.launch_attention import (
     CTX_MASS,
     CTX_MASS_KEEP,
     CTX_MASS_SLOTS,
+    EMPTY,
     REC_APPEND,
     REC_CHUNK,
     REC_KEY_SCALES,
@@ -163,7 +164,7 @@ class CompactKVCache:
         self._shift = 0  # tokens seen less the position of the next one
         self._forgotten_to = 0  # no token from here on was forgotten
         self._dropped = 0.0  # attention mass of what was forgotten
-        self.pinned_tokens = 0
+        self._pinned = 0
         self.logits = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, limit) for rope in spec.ropes]
         self._place()
@@ -199,6 +200,47 @@ class CompactKVCache:
     def nbytes(self) -> int:
         """Bytes allocated, all layers; never more."""
         return int(self._memory.nbytes + self._windows.nbytes)
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a head holds on average when the cache is full."""
+        return self.bounds.slots
+
+    @property
+    def recent_tokens(self) -> int:
+        """Latest tokens that are always held."""
+        return self.bounds.recent
+
+    @property
+    def sinks(self) -> int:
+        """First tokens that are always held."""
+        return self.bounds.sinks
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens at the beginning that are never forgotten."""
+        return self._pinned
+
+    def pin(self, tokens: int) -> None:
+        """Never forget the first `tokens` tokens.
+
+        Raises:
+            ContextError: they would take more than half of the cache.
+        """
+        if not 0 <= tokens <= self.slots // 2:
+            raise ContextError(
+                f"{tokens:,} tokens to be kept always, expected at most {self.slots // 2:,}, half "
+                "of the cache; shorten the system message or give a larger --kv-budget"
+            )
+        self._pinned = tokens
+
+    def kept(self) -> Floats:
+        """Of every token seen, the share of heads that hold it: [length_tokens]."""
+        if not self._heads:
+            return np.zeros(self._length, np.float32)
+        tokens = self._pool.tokens[self._pool.positions != EMPTY]
+        counts = np.bincount(tokens, minlength=self._length)[: self._length]
+        return np.asarray(counts / len(self._heads), np.float32)
 
     @property
     def loss(self) -> float:
@@ -250,26 +292,35 @@ class CompactKVCache:
         """Forget every token from `length_tokens` on.
 
         Returns:
-            False, with nothing changed, where tokens before that were already forgotten in favour
-            of those that now go.
+            False, with nothing changed, where so many tokens were forgotten in favour of those that
+            now go that less than half of what fits would be held.
 
         Raises:
             OptionError: the length is negative or beyond the tokens seen.
         """
         if not 0 <= length_tokens <= self._length:
             raise OptionError(f"cannot keep {length_tokens} of {self._length} tokens of the cache")
-        if length_tokens and length_tokens < self._forgotten_to:
+        lists = [self._pool.held(head) for head in range(len(self._heads))]
+        keep = [held[self._pool.tokens[held] < length_tokens] for held in lists]
+        left = float(np.mean([len(held) for held in keep])) if keep else float(length_tokens)
+        if length_tokens < self._forgotten_to and left < min(length_tokens, self.slots) / 2:
             return False
         if not self._windows.truncate(length_tokens):
             return False
-        for head in range(len(self._heads)):
-            held = self._pool.held(head)
-            self._pool.forget(held[self._pool.tokens[held] >= length_tokens])
+        for held, kept in zip(lists, keep, strict=True):
+            self._pool.forget(np.setdiff1d(held, kept, assume_unique=True))
         self._log.forget(self._length - length_tokens)
         self._length = length_tokens
+        # Where positions were made contiguous over a gap, the last token held may be further on.
+        last = max((int(self._pool.positions[at].max(initial=-1)) for at in keep), default=-1)
+        gap = max(0, last + 1 - self.position) if length_tokens else 0
+        if gap:
+            self._windows.shift(-gap, self._turn)
+            self._shift -= gap
+        self._forgotten_to = min(self._forgotten_to, length_tokens)
         if length_tokens == 0:
             self._log.clear()
-            self._shift = self._forgotten_to = 0
+            self._shift = 0
             self._dropped = 0.0
         self._place()
         return True
@@ -322,7 +373,7 @@ class CompactKVCache:
         length = state.integer("length", 0, _ENDLESS)
         shift = state.integer("shift", 0, length)
         forgotten = state.integer("forgotten_to", 0, length)
-        pinned = state.integer("pinned_tokens", 0, _ENDLESS)
+        pinned = state.integer("pinned_tokens", 0, self.slots // 2)
         sizes = state.integers("sizes", count, SLOT_TILE, self._most)
         demand = state.integers("demand", count, 0, pool.slots)
         queries = state.integers("queries", 3, 0, _ENDLESS)
@@ -345,7 +396,7 @@ class CompactKVCache:
         pool.start = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         self._log.count, self._log.valid, self._log.new = (int(n) for n in queries)
         self._length, self._shift, self._forgotten_to = length, shift, forgotten
-        self._dropped, self.pinned_tokens = dropped, pinned
+        self._dropped, self._pinned = dropped, pinned
         self._demand = demand.astype(np.float64)
         self._place()
 

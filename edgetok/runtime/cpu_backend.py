@@ -15,10 +15,12 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu import isa as isas
 from edgetok.kernels_cpu import loader
+from edgetok.kernels_cpu.launch_attention import KV_BITS
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
-from edgetok.runtime.cache_limits import CacheLimits, bounds_for
+from edgetok.runtime.bounds import bounds_for
+from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.compact_cache import CompactKVCache
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.plan import Compute, Plan, PlanOptions
@@ -56,7 +58,7 @@ class CpuBackend:
             threads: how many compute; None for one per core, or one where a model is too small to
                 gain from two.
             isa: restricts the kernels to one instruction set; None takes the best.
-            kv_bits: 8, 16 or 32 for each key and value of the cache.
+            kv_bits: 4, 8, 16 or 32 for each key and value of the cache.
             compute: "int8" activations in quantised products, or "float32" to compare with.
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
             block_tokens: tokens computed at once in a prefill.
@@ -144,28 +146,24 @@ class CpuBackend:
         """Bytes of weights that a decode step reads."""
         return self._plan.bytes_per_token
 
-    def new_cache(
-        self, capacity_tokens: int, limits: CacheLimits | None = None
-    ) -> CpuKVCache | CompactKVCache:
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CompactKVCache:
+        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`."""
+        bounds = bounds_for(
+            self._spec,
+            limits,
+            context_tokens,
+            block_tokens=self._block_tokens,
+            kv_bits=self._kv_bits,
+            threads=self.threads,
+        )
+        return CompactKVCache(self._spec, bounds, kv_bits=self._kv_bits, threads=self.threads)
+
+    def new_cache(self, capacity_tokens: int) -> CpuKVCache:
         """Allocate an empty cache, all its bytes at once.
 
         Raises:
-            OptionError: less than one token, more than memory can hold, or limits too tight.
+            OptionError: less than one token, or more than memory can hold.
         """
-        if limits is not None:
-            return CompactKVCache(
-                self._spec,
-                bounds_for(
-                    self._spec,
-                    limits,
-                    capacity_tokens,
-                    block_tokens=self._block_tokens,
-                    kv_bits=self._kv_bits,
-                    threads=self.threads,
-                ),
-                kv_bits=self._kv_bits,
-                threads=self.threads,
-            )
         return CpuKVCache(
             self._spec,
             capacity_tokens=capacity_tokens,
@@ -311,6 +309,8 @@ def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[
         **{f"matmul_q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
         "matmul_exact": compute == "float32" and not bits <= {16, 32},
         "matmul_float": bool(bits & {16, 32}),
+        "hadamard": kv_bits == 4,
+        "attention_int4": kv_bits == 4,
         "attention_int8": kv_bits == 8,
         "attention_float16": kv_bits == 16,
         "attention_float32": kv_bits == 32,
@@ -322,8 +322,8 @@ def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[
 def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 1024")
-    if kv_bits not in (8, 16, 32):
-        raise OptionError(f"kv_bits is {kv_bits!r}, expected 8, 16 or 32")
+    if kv_bits not in KV_BITS:
+        raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
     if compute not in ("int8", "float32"):
         raise OptionError(f"compute is {compute!r}, expected 'int8' or 'float32'")
     if type(block_tokens) is not int or not 1 <= block_tokens <= 4096:

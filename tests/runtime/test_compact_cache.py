@@ -10,7 +10,8 @@ from edgetok.errors import OptionError
 from edgetok.kernels_cpu import reference
 from edgetok.models import inv_freq
 from edgetok.runtime.backend import Interrupted
-from edgetok.runtime.cache_limits import CacheLimits, bounds_for, cache_bytes, parse_bytes
+from edgetok.runtime.bounds import bounds_for, cache_bytes
+from edgetok.runtime.cache_limits import CacheLimits, parse_bytes
 from edgetok.runtime.cpu_backend import CpuBackend
 from edgetok.runtime.kv_cache import EMPTY
 from tests import reference_decoder
@@ -101,7 +102,7 @@ class Watch:
 def test_logits_are_those_of_what_is_held(load, family):
     """Trained for 64 tokens, given 230: every rope is turned back several times."""
     backend, made = load(family)
-    cache = backend.new_cache(64, CacheLimits(policy="retain"))
+    cache = backend.new_bounded_cache(64, CacheLimits(policy="retain"))
     watch = Watch(cache)
     got = [backend.forward(cache, TOKENS[:150], all_logits=True)]
     got += [backend.forward(cache, TOKENS[i : i + 1])[None].copy() for i in range(150, 230)]
@@ -116,7 +117,7 @@ def test_logits_are_those_of_what_is_held(load, family):
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_every_policy_computes_right(load, policy):
     backend, made = load("gemma3_text")
-    cache = backend.new_cache(64, CacheLimits(policy=policy))
+    cache = backend.new_bounded_cache(64, CacheLimits(policy=policy))
     watch = Watch(cache)
     got = backend.forward(cache, TOKENS[:200], all_logits=True)
     spec = made.spec
@@ -132,7 +133,7 @@ def test_every_policy_computes_right(load, policy):
 def test_forgets_nothing_while_there_is_room(load):
     backend, _ = load("llama")
     full = backend.forward(backend.new_cache(60), TOKENS[:56], all_logits=True)
-    cache = backend.new_cache(64, CacheLimits())
+    cache = backend.new_bounded_cache(64, CacheLimits())
     bounded = backend.forward(cache, TOKENS[:56], all_logits=True)
     np.testing.assert_allclose(bounded, full, rtol=0, atol=1e-4)  # blocks are of another size
     assert cache.loss == 0.0
@@ -146,7 +147,7 @@ def test_bytes_never_change_and_fit_the_budget(load):
         8,
         1,
     )
-    cache = backend.new_cache(64, CacheLimits(budget_bytes=smallest))
+    cache = backend.new_bounded_cache(64, CacheLimits(budget_bytes=smallest))
     assert cache.nbytes <= smallest
     address = cache._memory.ctypes.data
     backend.forward(cache, TOKENS)
@@ -155,7 +156,7 @@ def test_bytes_never_change_and_fit_the_budget(load):
     assert cache.nbytes <= smallest
     assert cache._memory.ctypes.data == address
     with pytest.raises(OptionError, match="give a larger --kv-budget"):
-        backend.new_cache(64, CacheLimits(budget_bytes=smallest - 1))
+        backend.new_bounded_cache(64, CacheLimits(budget_bytes=smallest - 1))
 
 
 def test_threads_give_the_same(load):
@@ -163,7 +164,7 @@ def test_threads_give_the_same(load):
     two, _ = load("llama", threads=2, kv_bits=8)
     logits = []
     for backend in (one, two):
-        cache = backend.new_cache(64, CacheLimits())
+        cache = backend.new_bounded_cache(64, CacheLimits())
         logits.append(backend.forward(cache, TOKENS, all_logits=True))
     np.testing.assert_array_equal(*logits)
 
@@ -171,13 +172,13 @@ def test_threads_give_the_same(load):
 def test_a_branch_goes_its_own_way(load):
     """What is saved can be loaded again, or elsewhere, and goes on as if nothing had happened."""
     backend, _ = load("gemma2", kv_bits=8)
-    cache = backend.new_cache(64, CacheLimits())
+    cache = backend.new_bounded_cache(64, CacheLimits())
     backend.forward(cache, TOKENS[:170])
     state = cache.save()
     first = backend.forward(cache, TOKENS[170:300], all_logits=True)
     backend.forward(cache, TOKENS[:90])
     cache.load(state)
-    other = backend.new_cache(64, CacheLimits())
+    other = backend.new_bounded_cache(64, CacheLimits())
     other.load(state)
     for branch in (cache, other):
         again = backend.forward(branch, TOKENS[170:300], all_logits=True)
@@ -186,7 +187,7 @@ def test_a_branch_goes_its_own_way(load):
 
 def test_a_stopped_prefill_is_usable(load):
     backend, _ = load("llama")
-    cache, asked = backend.new_cache(64, CacheLimits()), []
+    cache, asked = backend.new_bounded_cache(64, CacheLimits()), []
 
     def stop():
         asked.append(cache.length_tokens)
@@ -195,7 +196,7 @@ def test_a_stopped_prefill_is_usable(load):
     with pytest.raises(Interrupted):
         backend.forward(cache, TOKENS, should_stop=stop)
     assert cache.length_tokens == 20 * cache.block_tokens
-    other = backend.new_cache(64, CacheLimits())
+    other = backend.new_bounded_cache(64, CacheLimits())
     backend.forward(other, TOKENS[: 20 * cache.block_tokens])
     np.testing.assert_array_equal(
         backend.forward(cache, TOKENS[:3]), backend.forward(other, TOKENS[:3])
@@ -204,7 +205,7 @@ def test_a_stopped_prefill_is_usable(load):
 
 def test_truncate_only_where_nothing_was_given_up_for_it(load):
     backend, _ = load("llama")
-    cache = backend.new_cache(64, CacheLimits(policy="window"))
+    cache = backend.new_bounded_cache(64, CacheLimits(policy="window"))
     backend.forward(cache, TOKENS[:200])
     assert not cache.truncate(100)
     assert cache.length_tokens == 200
@@ -238,4 +239,4 @@ def test_no_amounts_of_memory(text):
 def test_limits_out_of_range(load):
     backend, _ = load("llama")
     with pytest.raises(OptionError, match="cache policy 'lru'"):
-        backend.new_cache(64, CacheLimits(policy="lru"))
+        backend.new_bounded_cache(64, CacheLimits(policy="lru"))

@@ -20,6 +20,7 @@ from edgetok.evaluation.recall_patterns import NAMES, NOTED, PATTERNS, WORDS
 
 # As in the recall cases: a user with one of the other names is for evaluation.
 _NAMES = tuple(n for n in NAMES if not is_held_out("name", n))
+_ABOUT_IT = frozenset(ask for asks, _ in (*t.IDENTITY, *t.ABILITY) for ask in asks)
 _GREET = (
     "Hello", "Hi", "Hey", "Hello there", "Hi there", "Hey there", "Good morning", "Good evening",
     "Good afternoon", "Greetings", "Hello, how are you", "Hi, how are you", "Hey, how is it going",
@@ -201,16 +202,25 @@ _MAKERS: tuple[tuple[Callable[[random.Random], Exchange], float], ...] = (
 )
 
 
-_DRILLED = (do.add, do.add, do.add, do.listing, do.listing, do.neighbour, do.opposite, do.repeat,
-            creature, lambda r: _talk(r, t.KNOW), lambda r: _talk(r, t.IDENTITY),
-            lambda r: _talk(r, t.IDENTITY), too_hard)  # fmt: skip
+_DRILLED: tuple[tuple[Callable[[random.Random], Exchange], int], ...] = (
+    (do.add, 6),
+    (do.count, 1),
+    (do.listing, 2),
+    (do.neighbour, 1),
+    (do.opposite, 1),
+    (do.repeat, 1),
+    (creature, 1),
+    (lambda r: _talk(r, t.KNOW), 1),
+    (lambda r: _talk(r, t.IDENTITY), 2),
+    (too_hard, 1),
+)
 
 
 def drill(rng: random.Random) -> Exchange:
     """An exchange of those that need many repetitions."""
     while True:
-        ask, answer = rng.choice(_DRILLED)(rng)
-        if not is_held_out("chat", ask):
+        ask, answer = rng.choices([m for m, _ in _DRILLED], [n for _, n in _DRILLED])[0](rng)
+        if not is_held_out("chat", ask) or ask.rstrip("?.!") in _ABOUT_IT:
             return loosely(rng, ask), answer
 
 
@@ -224,7 +234,8 @@ def exchange(rng: random.Random, held_out: bool = False) -> Exchange:
     make = rng.choices([m for m, _ in _MAKERS], [w for _, w in _MAKERS])[0]
     for _ in range(40):
         ask, answer = make(rng)
-        if is_held_out("chat", ask) == held_out:
+        # Who it is must not depend on how it is asked: nothing of that is kept aside.
+        if is_held_out("chat", ask) == held_out or ask.rstrip("?.!") in _ABOUT_IT:
             return loosely(rng, ask), answer
     return exchange(rng, held_out)
 

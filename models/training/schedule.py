@@ -154,7 +154,7 @@ STAGES = (
     ),
     Stage(
         name="settle",
-        tokens=5_300_000,
+        tokens=3_000_000,
         lengths=(256, 512, 1024, 2048, 2048),
         shares={
             "copy": 0.02,
@@ -169,7 +169,26 @@ STAGES = (
         },
         language_weight=0.4,
         span=(0.2, 1.0),
-        lr=(0.6, 0.02),
+        lr=(0.6, 0.28),
+    ),
+    Stage(
+        name="finish",
+        tokens=3_600_000,
+        lengths=(256, 512, 1024, 2048),
+        shares={
+            "copy": 0.01,
+            "terse": 0.06,
+            "facts": 0.24,
+            "quiz": 0.1,
+            "pass_key": 0.04,
+            "invented_story": 0.24,
+            "story": 0.02,
+            "drill": 0.14,
+            "chat": 0.15,
+        },
+        language_weight=0.5,
+        span=(0.2, 1.0),
+        lr=(0.35, 0.01),
     ),
 )
 

@@ -77,10 +77,11 @@ def _who(rng: random.Random, allowed: Callable[[str], bool]) -> tuple[str, str]:
             return kind, sex
 
 
-def _name(rng: random.Random, sex: str, held_out: bool, strange: bool) -> str:
-    if strange and rng.random() < 0.5:
-        return syllable_name(rng, held_out)
-    return rng.choice(w.BOYS if sex == "m" else w.GIRLS)
+def _name(rng: random.Random, sex: str, held_out: bool, strange: bool, friend: int = 0) -> str:
+    names = w.BOYS if sex == "m" else w.GIRLS
+    if strange:
+        return syllable_name(rng, held_out) if rng.random() < 0.5 else rng.choice(names)
+    return rng.choice(names[friend::2])  # a friend is never called as a hero is
 
 
 def _pick(rng: random.Random, line: str, kind: str) -> str:
@@ -122,7 +123,7 @@ def invent(
         else:
             # A kind of hero is often in the same plot: then even the likeliest stories differ.
             own = random.Random(hero).choice(plots)
-            plot = own if rng.random() < 0.4 else rng.choice(plots)
+            plot = own if rng.random() < 0.6 else rng.choice(plots)
             category = rng.choice(plot.things)
         nouns = [n for n in w.THINGS[category] if free("thing")(n)]
         if strange and category == "any" and not test and rng.random() < 0.4:
@@ -132,7 +133,7 @@ def invent(
     friend_name = name
     while friend_name == name or friend == hero:
         friend, friend_sex = _who(rng, free("friend") if held_out else free("hero"))
-        friend_name = _name(rng, friend_sex, held_out, strange)
+        friend_name = _name(rng, friend_sex, held_out, strange, 1)
     noun = rng.choice(nouns)
     look = rng.choice(w.LOOKS.get(category, w.USUAL))
     place, in_place, to_place = rng.choice(w.PLACES)

@@ -149,7 +149,7 @@ Then one day, {H} could {skill2} all alone! | At last, it worked. {H} could {ski
             "the world is full of wonders",
         ),
         steps="""
-One day, {H} went {top}. There {he} saw {at}. | One day, {he} walked {inp} and saw {at}. | One morning, there was {at} {inp}.
+One morning, there was {at} {inp}. Nobody knew where it came from. | Somebody had put {at} {inp}, and {H} was the first to see it. | In the middle of the way stood {at}.
 {H} had never seen {an} before. | "What is that?" asked {H}. | {He} stopped and looked at the {n}. It was so {adj}.
 {He} went closer. "Can I touch it?" {he} asked. | {H} walked around it once, and then once more. | {He} was a little afraid, but {he} wanted to know more.
 {Fi} was there too. "This is {an}," said {F}. | "That is {an}," said {Fi}. | {He} asked {Fi}. "That is {an}," said {F}. "Do you like it?"

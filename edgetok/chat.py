@@ -221,7 +221,9 @@ class Chat:
     def _made_context(self) -> CachedTokens:
         if self._context is None:
             model = self.model
-            self._context = CachedTokens(model.backend, model.context_tokens, model.limits)
+            self._context = CachedTokens(
+                model.backend, model.context_tokens, model.limits, model.prefixes
+            )
         return self._context
 
     def _system_tokens(self) -> int:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from edgetok.errors import ContextError, OptionError, SessionError, UnsupportedError
+from edgetok.prefixes import LEAST_TOKENS, PrefixCache
 from edgetok.runtime.backend import (
     MOST_CANDIDATES,
     Backend,
@@ -87,7 +88,11 @@ class CachedTokens:
     """
 
     def __init__(
-        self, backend: Backend, capacity_tokens: int, limits: CacheLimits | None = None
+        self,
+        backend: Backend,
+        capacity_tokens: int,
+        limits: CacheLimits | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         """Allocate a cache.
 
@@ -96,12 +101,14 @@ class CachedTokens:
             capacity_tokens: of the cache; with limits no bound on the conversation, but the default
                 for the longest answer.
             limits: of a cache that forgets; None for one that refuses what does not fit.
+            prefixes: what was read before, for caches that forget.
 
         Raises:
             OptionError: the limits are too tight.
             UnsupportedError: the backend has no cache that forgets.
         """
         self._backend = backend
+        self._prefixes = prefixes
         self._chooses = backend if isinstance(backend, SamplingBackend) else None
         self.answer_tokens: int | None = None
         self.cache: KVCache
@@ -148,7 +155,27 @@ class CachedTokens:
                 self.cache.clear()
                 same = 0
             del self.tokens[same:]
+        if self._prefixes is not None and isinstance(self.cache, BoundedCache):
+            found = self._prefixes.find(prompt[: len(prompt) - 1], self.cache.shape)
+            if found is not None and found[0] > same:
+                pinned = self.cache.pinned_tokens
+                same, saved = found
+                self.restore(saved.tokens, saved.state)
+                if not self.cache.truncate(same):
+                    self.cache.clear()
+                    same = 0
+                del self.tokens[same:]
+                self.cache.pin(pinned)
         return same
+
+    def remember(self) -> None:
+        """Keep what was read, for prompts that begin alike.
+
+        Raises:
+            OutputError: it cannot be written to disk.
+        """
+        if self._prefixes is not None and isinstance(self.cache, BoundedCache):
+            self._prefixes.add(self.tokens, self.cache.save())
 
     def forward(
         self, tokens: Sequence[int], should_stop: Callable[[], bool], draw: Draw | None = None
@@ -318,6 +345,8 @@ class Generation(Iterator[str]):
             found = context.forward(self._prompt[self._cached :], stopped, draw)
         except Interrupted:
             return
+        if len(self._prompt) - self._cached >= LEAST_TOKENS:
+            context.remember()
         self._prefill_s = time.perf_counter() - self._begin
         limit = context.answer_tokens if options.max_tokens is None else options.max_tokens
         while not stopped():

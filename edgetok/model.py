@@ -14,6 +14,7 @@ from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.generation import CachedTokens, Generation, Result
 from edgetok.models.spec import DecoderSpec
+from edgetok.prefixes import PrefixCache
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.cache_limits import (
     DEFAULT_POLICY,
@@ -58,6 +59,7 @@ class Model:
         context_tokens: the longest prompt and answer together; where the cache forgets, what it
             holds.
         limits: of caches that forget; None where they refuse what does not fit.
+        prefixes: beginnings of prompts that were read before; None where none are kept.
         sampling: the defaults: what the checkpoint recommends.
         notes: lines that a user should see once, such as an unexpected backend.
     """
@@ -99,6 +101,7 @@ class Model:
         self.backend = backend
         self.context_tokens = context_tokens
         self.limits = limits
+        self.prefixes: PrefixCache | None = None
         self.notes = tuple(notes)
         self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
         generation = _generation_config(self.path)
@@ -117,6 +120,7 @@ class Model:
         kv_bits: KvBits = 8,
         kv_budget: int | str | None = None,
         kv_policy: str | None = None,
+        prefix_cache: int | str | None = None,
         compute: Compute = "int8",
         isa: str | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -136,6 +140,8 @@ class Model:
             kv_policy: how a cache chooses what it keeps (`edgetok.cache.policy.POLICIES`), "none"
                 for a cache that refuses what does not fit. None: "retain" with a budget, else
                 "none".
+            prefix_cache: bytes, as a number or as "256MB", for beginnings of prompts that were read
+                before, in memory and in the user's cache folder; for caches that forget.
             compute: "int8" activations, or "float32".
             isa: restricts the instruction set; None takes the best that this CPU has.
             progress: told (modules done, modules to compile) where kernels have to be compiled
@@ -160,13 +166,18 @@ class Model:
             artefact.close()
             raise
         try:
-            return cls(
+            model = cls(
                 artefact,
                 backend,
                 context_tokens=context,
                 limits=cache_limits(kv_budget, kv_policy),
                 notes=() if note is None else (note,),
             )
+            if prefix_cache is not None:
+                folder = read_settings().cache_dir / "prefixes"
+                limit = _bytes(prefix_cache, "prefix_cache")
+                model.prefixes = PrefixCache(artefact.identity, limit, folder)
+            return model
         except BaseException:
             backend.close()
             artefact.close()
@@ -214,7 +225,7 @@ class Model:
         capacity = self.context_tokens
         if self.limits is None and options.max_tokens is not None and len(tokens) < capacity:
             capacity = min(capacity, len(tokens) + options.max_tokens)
-        context = CachedTokens(self.backend, capacity, self.limits)
+        context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
         return Generation(context, self.tokenizer, tokens, options, self.eos_tokens)
 
     def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
@@ -288,11 +299,17 @@ def cache_limits(budget: int | str | None, policy: str | None) -> CacheLimits | 
         return None
     name = DEFAULT_POLICY if policy is None else policy
     check_policy(name)
-    if isinstance(budget, str):
-        budget = parse_bytes(budget)
-    elif budget is not None and (type(budget) is not int or budget < 1):
-        raise OptionError(f"kv_budget is {budget!r}, expected a number of bytes above 0")
-    return CacheLimits(policy=name, budget_bytes=budget)
+    return CacheLimits(
+        policy=name, budget_bytes=None if budget is None else _bytes(budget, "kv_budget")
+    )
+
+
+def _bytes(value: int | str, name: str) -> int:
+    if isinstance(value, str):
+        return parse_bytes(value)
+    if type(value) is not int or value < 1:
+        raise OptionError(f"{name} is {value!r}, expected a number of bytes above 0")
+    return value
 
 
 def _generation_config(folder: Path) -> dict[str, object]:

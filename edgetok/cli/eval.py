@@ -36,6 +36,22 @@ MAX_TEXT_BYTES = 256 << 20
     help="Between documents, which are predicted one by one.",
 )
 @click.option("--recall", is_flag=True, help="Ask for facts told earlier in a conversation.")
+@click.option(
+    "--cache", is_flag=True, help="Recall and perplexity of bounded caches, by policy and size."
+)
+@click.option(
+    "--policy", multiple=True, help="With --cache: measure this one; several may be given."
+)
+@click.option(
+    "--share",
+    type=float,
+    multiple=True,
+    help="With --cache: slots as a share of the context.  [default: 1 0.6 0.5 0.25 0.125]",
+)
+@click.option(
+    "--tokens", type=int, default=1024, show_default=True, help="With --cache: of a context."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="With --cache: draw into this file.")
 @click.option("--cases", type=int, default=10, show_default=True, help="Of each task and distance.")
 @click.option("--distance", type=int, multiple=True, help="Tokens between telling and asking.")
 @common.run_options
@@ -45,13 +61,20 @@ def command(
     text: Path | None,
     reference: str | None,
     recall: bool,
+    cache: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure the quality of MODEL: on --text, against --reference, with --recall."""
-    if text is None and not recall:
-        raise OptionError("nothing to measure: give --text FILE, --recall, or both")
+    """Measure the quality of MODEL: on --text, against --reference, with --recall, with --cache."""
+    if text is None and not recall and not cache:
+        raise OptionError("nothing to measure: give --text FILE, --recall or --cache")
     content = None if text is None else _read(text)
+    if cache:
+        from edgetok.cli.eval_cache import measure_caches
+
+        with common.load_model(model, given) as loaded:
+            measure_caches(loaded, content, given, as_json)
+        return
     with common.load_model(model, given) as loaded:
         values: dict[str, Any] = {
             "perplexity": None,

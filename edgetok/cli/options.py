@@ -57,6 +57,11 @@ _RUN = (
         "expected-attention; none refuses more.  [default: retain in chat]",
     ),
     click.option(
+        "--prefix-cache",
+        metavar="BYTES",
+        help="Keep beginnings of prompts, up to so many bytes, to read them once.",
+    ),
+    click.option(
         "--compute",
         type=click.Choice(["int8", "float32"]),
         default="int8",
@@ -101,6 +106,7 @@ _RUN_NAMES = (
     "kv_bits",
     "kv_budget",
     "kv_policy",
+    "prefix_cache",
     "compute",
     "isa",
 )

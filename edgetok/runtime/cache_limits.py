@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,10 @@ class CacheLimits:
 @runtime_checkable
 class BoundedCache(KVCache, Protocol):
     """A cache that forgets in order to stay within its bytes."""
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What another cache must have in common to take this one's state: JSON values."""
 
     @property
     def slots(self) -> int:

@@ -1,0 +1,166 @@
+"""`edgetok eval --cache`: what bounded caches still know, as a table, JSON and a plot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from edgetok.cache.policy import POLICIES, policy
+from edgetok.cli import options as common
+from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
+from edgetok.evaluation.cache import FULL, CacheEvaluation, Score
+from edgetok.evaluation.cache_contexts import TASKS
+from edgetok.model import Model
+from edgetok.runtime.cpu_backend import CpuBackend
+
+SHARES = (1.0, 0.6, 0.5, 0.25, 0.125)
+_PLACES = 6
+
+
+def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_json: bool) -> None:
+    """Measure every policy at every size and print it.
+
+    Raises:
+        MissingExtraError: a plot was asked for without matplotlib.
+        OptionError: an option is out of range.
+        UnsupportedError: the backend has no bounded caches.
+    """
+    if not isinstance(model.backend, CpuBackend):
+        raise UnsupportedError("bounded caches are measured with --device cpu")
+    shares, tokens, cases = given["share"] or SHARES, given["tokens"], given["cases"]
+    for share in shares:
+        if not 0 < share <= 1 or int(tokens * share) < 64:
+            raise OptionError(
+                f"a share of {share:g} of {tokens} tokens, expected 64 tokens or more and at most "
+                "all of them"
+            )
+    if not 256 <= tokens <= model.backend.context_tokens - 64 or cases < 1:
+        raise OptionError(
+            f"{cases} contexts of {tokens} tokens, expected at least 1 of 256 to "
+            f"{model.backend.context_tokens - 64}"
+        )
+    policies = [policy(name).name for name in given["policy"] or POLICIES]
+    if given["plot"] is not None:
+        _pyplot()
+    running = None
+    if content is not None:
+        ids = model.tokenize(content, special=False)[: given["max_tokens"]]
+        running = np.array(ids, np.int32)
+    evaluation = CacheEvaluation(model.backend, model.tokenizer, model.template, model.eos_tokens)
+    contexts = evaluation.prepared(TASKS, tokens, cases)
+    runs = [(FULL, 1.0), *((name, share) for share in shares for name in policies)]
+    found = []
+    with _progress(len(runs)) as step:
+        for name, share in runs:
+            found.append(evaluation.measure(contexts, name, share, tokens, running))
+            step()
+    if given["plot"] is not None:
+        draw(found, given["plot"])
+    if as_json:
+        common.print_json({"tokens": tokens, "caches": [_values(score) for score in found]})
+        return
+    asked = sum(found[0].asked.values())
+    common.print_columns(
+        f"Right answers of {asked}, in per cent, asked after a context of {tokens:,} tokens",
+        ("cache", "slots", "kB", *(task.replace("_", " ") for task in TASKS), "mean", "perplexity"),
+        [
+            (
+                score.policy,
+                f"{score.slots:,}",
+                f"{score.nbytes / 1e3:,.0f}",
+                *(f"{100 * score.right[task] / score.asked[task]:.0f}" for task in TASKS),
+                f"{100 * score.recall:.1f}",
+                "" if score.perplexity is None else f"{score.perplexity:.3f}",
+            )
+            for score in found
+        ],
+    )
+
+
+def by_place(score: Score) -> list[float | None]:
+    """Share of right answers by where in the context the answer stood, first part first."""
+    parts: list[list[bool]] = [[] for _ in range(_PLACES)]
+    for place, right in score.places:
+        parts[min(_PLACES - 1, int(place * _PLACES))].append(right)
+    return [sum(part) / len(part) if part else None for part in parts]
+
+
+def _values(score: Score) -> dict[str, Any]:
+    return {
+        "policy": score.policy,
+        "share": score.share,
+        "slots": score.slots,
+        "bytes": score.nbytes,
+        "recall": score.recall,
+        "tasks": {task: score.right[task] / score.asked[task] for task in score.asked},
+        "by_place": by_place(score),
+        "perplexity": score.perplexity,
+    }
+
+
+def draw(found: Sequence[Score], path: Path) -> None:
+    """Recall over size for every policy, and over the place of the answer at a quarter's size.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OptionError: the file's ending names no kind of picture.
+    """
+    pyplot = _pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    full = next(score for score in found if score.policy == FULL)
+    left.axhline(100 * full.recall, color="black", linestyle="--", label=FULL)
+    quarter = min({score.share for score in found}, key=lambda share: abs(share - 0.25))
+    for name in dict.fromkeys(score.policy for score in found if score.policy != FULL):
+        mine = sorted((s for s in found if s.policy == name), key=lambda s: s.slots)
+        width = 2.5 if name == "retain" else 1.2
+        left.plot(
+            [s.slots for s in mine], [100 * s.recall for s in mine], "o-", lw=width, label=name
+        )
+        for score in mine:
+            if score.share == quarter:
+                shares = [None if x is None else 100 * x for x in by_place(score)]
+                right.plot([x if x is not None else np.nan for x in shares], "o-", lw=width)
+    left.set_xscale("log", base=2)
+    left.set(xlabel="slots a head", ylabel="right answers, %", ylim=(0, 102))
+    right.set(
+        xlabel="place of the answer, sixths of the context",
+        ylim=(0, 102),
+        title=f"{100 * quarter:g} % of the context",
+    )
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise OptionError(f"{path}: cannot be drawn: {error}") from error
+    finally:
+        pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "--plot needs matplotlib: pip install matplotlib, or leave it out"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Yields what counts one run as done; a bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with click.progressbar(length=total, label="measuring", file=sys.stderr) as bar:
+        yield lambda: bar.update(1)

@@ -100,8 +100,6 @@ def measure(args: argparse.Namespace) -> None:
                 order = contenders if repeat % 2 == 0 else contenders[::-1]
                 for depth in args.decode:
                     for one in order:
-                        # The first answer pays for the depth and for waking up.
-                        one.ask(do="decode", depth=depth, steps=1)
                         time.sleep(PAUSE_S)
                         answer = one.ask(do="decode", depth=depth, steps=args.steps)
                         bytes_per_token = one.start["bytes_per_token"]

@@ -8,7 +8,8 @@ that is done. Modules in one process share what they import, which is most of th
 Numba targets the chosen instruction set, whatever this machine has, and a small exported function
 `edgetok_<name>` with C's calling convention wraps each kernel, so the object holds no Python symbol
 and any process can load it without numba (see `loader.py`). The file holds the object's sha256,
-then the object.
+then the object. For an instruction set of another architecture the object is one of Linux there:
+LLVM's code is made for this machine and handed to the other's back end before it is optimised.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import argparse
 import hashlib
 import importlib
 import os
+import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from edgetok.kernels_cpu import build_target
-from edgetok.kernels_cpu.isa import ISAS
+from edgetok.kernels_cpu.isa import ISAS, Isa
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
+_AARCH64 = "aarch64-unknown-linux-gnu"
 _PREFIX = "edgetok_"  # how the names of exported functions begin
 _skipping: list[bool] = []
 
@@ -37,7 +41,8 @@ def build(isa_name: str, module_name: str) -> bytes:
         An ELF, Mach-O or COFF object for this machine's operating system.
     """
     isa = ISAS[isa_name]
-    if isa.cpu:
+    foreign = isa.name == "neon" and platform.machine().lower() not in ("aarch64", "arm64")
+    if isa.cpu and not foreign:
         # Numba reads these once, when it is first imported.
         os.environ["NUMBA_CPU_NAME"] = isa.cpu
         os.environ["NUMBA_CPU_FEATURES"] = isa.features
@@ -52,7 +57,7 @@ def build(isa_name: str, module_name: str) -> bytes:
     from edgetok.kernels_cpu.abi import REGISTRY
 
     if not _skipping:
-        _skip_helpers()
+        _skip_helpers(keep_exported=not foreign)
         _skipping.append(True)
     module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
     int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -85,16 +90,41 @@ def build(isa_name: str, module_name: str) -> bytes:
         if exported is None:
             raise ValueError(f"{module.__name__} registers no kernel")
         exported.finalize()
+        if foreign:
+            return _emit(str(exported._final_module), isa)
         # Numba emits machine code when the first address is asked for.
         exported.get_pointer_to_function(thunks.functions[-1].name)
         return bytes(exported._get_compiled_object())
 
 
-def _skip_helpers() -> None:
+def _emit(code: str, isa: Isa) -> bytes:
+    """An object for aarch64 Linux from LLVM's code for this machine."""
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    target = binding.Target.from_triple(_AARCH64)
+    machine = target.create_target_machine(
+        cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel="small"
+    )
+    code = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", code)
+    module = binding.parse_assembly(code)
+    module.triple = _AARCH64
+    module.data_layout = str(machine.target_data)
+    tuning = binding.create_pipeline_tuning_options(speed_level=3)
+    builder = binding.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine.emit_object(module))
+
+
+def _skip_helpers(keep_exported: bool) -> None:
     """Keep Numba from optimising and emitting each helper function by itself.
 
     Helpers are linked into the kernels that call them and optimised there; what Numba makes of them
     alone is thrown away, and took more than half of a build's time.
+
+    Args:
+        keep_exported: whether Numba is to optimise and emit the exported library.
     """
     from numba.core.codegen import JITCodeLibrary
     from numba.core.cpu import CPUContext
@@ -111,10 +141,11 @@ def _skip_helpers() -> None:
             for variable in library._final_module.global_variables:
                 if variable.name.startswith("_ZN08NumbaEnv"):  # for exceptions: nobody reads it
                     variable.linkage = "internal"
-            optimize(library)
+            if keep_exported:
+                optimize(library)
 
     def emit_exported(library: Any) -> None:
-        if library.name.startswith(_EXPORTED):
+        if keep_exported and library.name.startswith(_EXPORTED):
             emit(library)
         else:
             library._finalized = True

@@ -56,10 +56,12 @@ class Kernels:
 
     Attributes:
         isa: the instruction set they are compiled for.
+        names: of the kernels whose addresses were asked for, by address.
     """
 
     def __init__(self, isa: Isa, engine: Any) -> None:
         self.isa = isa
+        self.names: dict[int, str] = {}
         self._engine = engine
 
     def address(self, name: str) -> int:
@@ -71,6 +73,7 @@ class Kernels:
         address = int(self._engine.get_function_address(f"edgetok_{name}"))
         if not address:
             raise EdgetokError(f"no compiled kernel is called {name!r}")
+        self.names[address] = name
         return address
 
     def function(self, name: str) -> Callable[[int, int, int, int], None]:

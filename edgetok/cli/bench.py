@@ -41,9 +41,12 @@ _FIRST_PROMPT_TOKENS = 16
     type=click.Choice(["onnxruntime"]),
     help="Measure another engine on the same files, in turn with this one.",
 )
-@click.option("--kv-bits", type=click.Choice(["8", "16", "32"]), default="8", show_default=True)
+@click.option("--kv-bits", type=click.Choice(["4", "8", "16", "32"]), default="8", show_default=True)
 @click.option(
     "--compute", type=click.Choice(["int8", "float32"]), default="int8", show_default=True
+)
+@click.option(
+    "--profile", is_flag=True, help="Show where a decode step's time goes, beside the floor."
 )
 @click.option("--isa", hidden=True, help="Restrict the instruction set.")
 @common.JSON
@@ -74,6 +77,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     runs = []
     for count in threads:
         runs += _measure_threads(path, given, count, depths)
+    profiles = _profiles(path, given, threads, depths) if given["profile"] else []
     chosen = runs[-len(runs) // len(threads)]
     keys = (
         "prefill_tokens_per_s",
@@ -89,6 +93,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
         **memory,
         "engine": chosen["engine"],
         "runs": runs,
+        **({"profiles": profiles} if profiles else {}),
     }
 
 
@@ -158,6 +163,75 @@ def _measure_threads(
     return [_run(samples, speed.median(bandwidth)) for samples in found]
 
 
+def _profiles(
+    path: Path, given: dict[str, Any], threads: tuple[int | None, ...], depths: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Decode steps at each depth, phase by phase, beside the read loop of the same moment."""
+    import numpy as np
+
+    from edgetok.evaluation import speed
+    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.profile import profile_steps
+
+    if given["device"] not in ("auto", "cpu"):
+        raise OptionError(f"--profile looks into the cpu backend, not into {given['device']}")
+    found = []
+    for count in threads:
+        backend = CpuBackend(
+            path, threads=count, isa=given["isa"], kv_bits=int(given["kv_bits"]),
+            compute=given["compute"], progress=common.compiling,
+        )  # fmt: skip
+        for depth in depths:
+            read = speed.read_bandwidth(backend.threads, common.compiling)
+            cache = backend.new_cache(depth + given["decode_tokens"] + 1)
+            rng = np.random.default_rng(0)
+            tokens = rng.integers(0, backend.vocab_size, cache.capacity_tokens, np.int32)
+            if depth:
+                backend.forward(cache, tokens[:depth])
+            phases = profile_steps(backend, cache, tokens[depth:])
+            rows = [
+                {
+                    "name": phase.name,
+                    "count": phase.count,
+                    "ms": 1e3 * phase.seconds,
+                    "read_mb": phase.read_bytes / 1e6,
+                    "floor_ms": phase.read_bytes / read / 1e6,
+                }
+                for phase in phases
+            ]
+            found.append(
+                {
+                    "threads": backend.threads,
+                    "depth_tokens": depth,
+                    "read_bandwidth_gb_per_s": read,
+                    "phases": rows,
+                }
+            )
+        backend.close()
+    return found
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    def cells(name: str, count: str, ms: float, mb: float, floor: float) -> tuple[str, ...]:
+        reads = (f"{mb:,.1f}", f"{mb / ms:,.1f}", f"{floor:.3f}") if mb else ("", "", "")
+        return (name, count, f"{ms:.3f}", *reads)
+
+    phases = profile["phases"]
+    total = [sum(phase[key] for phase in phases) for key in ("ms", "read_mb", "floor_ms")]
+    common.print_columns(
+        f"A decode step, {profile['threads']} threads, depth {profile['depth_tokens']:,}, "
+        f"read loop {profile['read_bandwidth_gb_per_s']:.1f} GB/s",
+        ("phase", "calls", "ms", "MB", "GB/s", "floor ms"),
+        [
+            *(
+                cells(p["name"], str(p["count"]), p["ms"], p["read_mb"], p["floor_ms"])
+                for p in phases
+            ),
+            cells("all", "", *total),
+        ],
+    )
+
+
 def _run(samples: Samples, bandwidth: float) -> dict[str, Any]:
     from edgetok.evaluation.speed import median
 
@@ -196,6 +270,8 @@ def _print(path: Path, values: dict[str, Any]) -> None:
             for run in values["runs"]
         ],
     )
+    for profile in values.get("profiles", []):
+        _print_profile(profile)
     anonymous = values["anonymous_mb"]
     common.print_table(
         "",

@@ -123,11 +123,15 @@ class Plan:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads; of the embedding, its row."""
-        total = sum(self._weight(name).read_bytes for name in self._artefact.shapes)
+        total = sum(self.weight_bytes(name) for name in self._artefact.shapes)
         if not self._spec.tied:
             table = self._weight("embed_tokens")
             total -= table.read_bytes - table.read_bytes // table.N
         return total
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of weights that one product of a linear layer reads."""
+        return self._weight(name).read_bytes
 
     def every_head(self) -> tuple[Array, Array, list[Instruction | Table]]:
         """Instructions for the logits of several tokens, with buffers of their own.

@@ -44,19 +44,19 @@ class Program:
 
     Attributes:
         table: [count, INSTR_SLOTS] int64; arguments may be changed between runs.
-        ticks: [count] int64, ticks of the first share of each instruction, added up; None unless
-            asked for.
+        ticks: [count] int64: with `profile`, ticks of the first share of each instruction, added
+            up over the runs.
     """
 
     def __init__(self, instructions: Sequence[Instruction | Table], profile: bool = False) -> None:
         self.table = table([tuple(int(slot) for slot in one) for one in instructions])
-        self.ticks = np.zeros(len(self.table), np.int64) if profile else None
+        self.ticks = np.zeros(len(self.table), np.int64)
         self.header = np.zeros(INSTR_SLOTS, np.int64)
         self._starts = phase_starts(self.table)
         self.header[PROGRAM_FIRST] = self.table.ctypes.data
         self.header[PROGRAM_STARTS] = self._starts.ctypes.data
         self.header[PROGRAM_PHASES] = len(self._starts) - 1
-        if self.ticks is not None:
+        if profile:
             self.header[PROGRAM_TICKS] = self.ticks.ctypes.data
         self.address: int = self.header.ctypes.data
 
@@ -139,13 +139,17 @@ class Team:
             raise EdgetokError("the team of threads was closed; load the model again")
         workers = self._workers
         if self.threads == 1:
-            self._run(program.address, ctx, 0, 1)
+            self.run_alone(program, ctx)
             return
         if not workers.threads:
             workers.start(self.threads)
         workers.header[TEAM_PROGRAM] = program.address
         workers.header[TEAM_CTX] = ctx
         self._lead(workers.address, ctx, 0, self.threads)
+
+    def run_alone(self, program: Program, ctx: int) -> None:
+        """The same on the calling thread, without the others."""
+        self._run(program.address, ctx, 0, 1)
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""

@@ -121,7 +121,7 @@ def _int8(run, kernels, weight, x, guard, threads=1, **options):
         kernels.isa, tokens_max=tokens, K=K, bits=weight.bits, group_size=weight.group_size
     )
     qx = replace(qx, array=guard(qx.array))
-    run(kernels, quantise_instruction(kernels, x=Floats.of(x), qx=qx), tokens, threads)
+    run(kernels, quantise_instruction(kernels, x=Floats.of(guard(x)), qx=qx), tokens, threads)
     y = guard(np.full((tokens, weight.N), np.nan, np.float32))
     scratch = allocate_scratch(threads)
     scratch[:] = 0xFF  # NaN

@@ -1,0 +1,185 @@
+"""The kernels' own tests again, compiled for Arm (NEON, dotprod) and run under qemu's user mode.
+
+Test functions are imported, fixtures replaced: arrays lie in a file that a small C program, linked
+with the kernels' objects and emulated, maps at the same address. Needs qemu-aarch64 and
+aarch64-linux-gnu-gcc (Debian: qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgetok.kernels_cpu import launch_linear, loader
+from edgetok.kernels_cpu.isa import ISAS
+from tests.kernels_cpu.test_embed import test_floats, test_quantised
+from tests.kernels_cpu.test_matmul import test_float_weights, test_int8
+from tests.kernels_cpu.test_norm import (
+    test_activation_mul,
+    test_add_scaled,
+    test_rms_norm,
+    test_softcap,
+)
+from tests.kernels_cpu.test_quantise import test_codes_and_scales
+from tests.kernels_cpu.test_rope import test_rope
+
+__all__ = [
+    "test_activation_mul",
+    "test_add_scaled",
+    "test_codes_and_scales",
+    "test_float_weights",
+    "test_floats",
+    "test_int8",
+    "test_quantised",
+    "test_rms_norm",
+    "test_rope",
+    "test_softcap",
+]
+_TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-nm")
+_MISSING = [tool for tool in _TOOLS if shutil.which(tool) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(_MISSING), reason=f"emulating Arm needs {', '.join(_MISSING)}"),
+    pytest.mark.skipif(
+        platform.machine().lower() in ("aarch64", "arm64"), reason="this machine is an Arm itself"
+    ),
+]
+
+MODULES = (
+    "quantise",
+    "norm",
+    "activation",
+    "rope",
+    "embed",
+    "matmul_q2",
+    "matmul_q3",
+    "matmul_q4",
+    "matmul_q8",
+    "matmul_float",
+)
+_ADDRESS = 0x10_0000_0000  # where nothing else is, in this process and in the emulated one
+_BYTES = 256 << 20
+
+
+class Arena:
+    """Arrays in memory that both processes see; also a stand-in for the fixture `guard`."""
+
+    def __init__(self, path):
+        self.path = path
+        path.write_bytes(b"")
+        with path.open("r+b") as file:
+            file.truncate(_BYTES)
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.mmap.restype = ctypes.c_void_p
+            libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+            fixed_noreplace = 0x100000
+            flags = mmap.MAP_SHARED | fixed_noreplace
+            found = libc.mmap(_ADDRESS, _BYTES, 3, flags, file.fileno(), 0)
+        assert found == _ADDRESS, f"the shared memory is at {found:#x}"
+        memory = (ctypes.c_uint8 * _BYTES).from_address(_ADDRESS)
+        self._memory = np.frombuffer(memory, np.uint8)
+        self._used = 0
+
+    def allocate(self, nbytes):
+        start = self._used
+        self._used = -(-(start + nbytes + 64) // 64) * 64
+        made = self._memory[start : start + nbytes]
+        made[:] = 0
+        return made
+
+    def __call__(self, array, at_end=True):
+        made = self.allocate(array.nbytes).view(array.dtype).reshape(array.shape)
+        made[...] = array
+        return made
+
+    def clear(self):
+        self._used = 0
+
+
+class Emulated:
+    """What launchers and tests want of `loader.Kernels`, in an emulated process."""
+
+    isa = ISAS["neon"]
+
+    def __init__(self, objects, folder, arena):
+        self.arena = arena
+        names = []
+        for path in objects:
+            symbols = subprocess.check_output(["aarch64-linux-gnu-nm", path], text=True)
+            names += [
+                line.split(" T edgetok_")[1] for line in symbols.splitlines() if " T " in line
+            ]
+            assert "Py" not in symbols
+        header = "".join(f"KERNEL({name})\n" for name in names)
+        (folder / "kernels.h").write_text(header)
+        source = __file__.replace("test_aarch64.py", "emulated_aarch64.c")
+        driver = folder / "driver"
+        compiler = ["aarch64-linux-gnu-gcc", "-O1", "-static", f"-I{folder}"]
+        subprocess.run([*compiler, source, *objects, "-lm", "-o", driver], check=True)
+        self.process = subprocess.Popen(
+            ["qemu-aarch64", driver, arena.path, str(_ADDRESS), str(_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._addresses = {}
+        while line := self.process.stdout.readline().strip():
+            name, address = line.split()
+            self._addresses[name] = int(address)
+
+    def address(self, name):
+        return self._addresses[name]
+
+    def call(self, *numbers):
+        self.process.stdin.write(" ".join(str(int(number)) for number in numbers) + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n", f"exit code {self.process.wait()}"
+
+
+@pytest.fixture(scope="module")
+def each_kernels(tmp_path_factory, kernel_cache):
+    kernel_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = {module: loader.object_path("neon", module, kernel_cache) for module in MODULES}
+    missing = [f"{module} {path}\n" for module, path in paths.items() if not path.exists()]
+    subprocess.run(
+        [sys.executable, "-m", "edgetok.kernels_cpu.build", "--isa", "neon"],
+        input="".join(missing),
+        text=True,
+        check=True,
+    )
+    folder = tmp_path_factory.mktemp("aarch64")
+    objects = []
+    for module, path in paths.items():
+        objects.append(folder / f"{module}.o")
+        objects[-1].write_bytes(path.read_bytes()[32:])  # after the hash
+    made = Emulated(objects, folder, Arena(folder / "memory"))
+    yield made
+    made.process.stdin.close()
+    assert made.process.wait(10) == 0
+    made.process.stdout.close()
+
+
+@pytest.fixture
+def guard(each_kernels, monkeypatch):
+    arena = each_kernels.arena
+    arena.clear()
+    monkeypatch.setattr(launch_linear, "aligned_bytes", arena.allocate)
+    return arena
+
+
+@pytest.fixture
+def run(each_kernels):
+    def run(kernels, instruction, tokens, threads=1):
+        ctx = np.zeros(32, np.int64)
+        ctx[0] = tokens
+        shared = [kernels.arena(np.ascontiguousarray(a)).ctypes.data for a in (instruction, ctx)]
+        for tid in range(threads):
+            kernels.call(instruction[0], *shared, tid, threads)
+
+    return run

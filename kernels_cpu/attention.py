@@ -18,9 +18,12 @@ import numpy as np
 
 from edgetok.kernels_cpu import attention_mass as mass
 from edgetok.kernels_cpu import attention_rows as rows_of
+from edgetok.kernels_cpu import attention_state as state
 from edgetok.kernels_cpu.abi import CTX_TOKENS
+from edgetok.kernels_cpu.attention_steps import is_integer
 from edgetok.kernels_cpu.launch_attention import (
     ATT_CAP,
+    ATT_DIM_TILE,
     ATT_HEAD_DIM,
     ATT_HEADS,
     ATT_KV_HEADS,
@@ -28,15 +31,12 @@ from edgetok.kernels_cpu.launch_attention import (
     ATT_PARTIALS,
     ATT_POSITIONS,
     ATT_Q,
-    ATT_RECORD,
     ATT_SCALE,
     ATT_SCRATCH,
     ATT_SCRATCH_BYTES,
     ATT_WINDOW,
     BLOCK,
-    CTX_CACHE,
     CTX_MASS,
-    DIM_TILE,
     EMPTY,
     MASS_LANES,
     MAX_CHUNKS,
@@ -48,7 +48,6 @@ from edgetok.kernels_cpu.launch_attention import (
     REC_USED,
     REC_VALUE_SCALES,
     REC_VALUES,
-    RECORD_SLOTS,
     ROWS,
     SLOT_TILE,
 )
@@ -57,89 +56,25 @@ from edgetok.kernels_cpu.simd import (
     LANES,
     any_between,
     f32_from_bits,
-    fma,
-    inline,
     load_f32,
     load_i32,
-    mul,
     outline,
     read_f32,
     read_i32,
     read_i64,
-    splat_f32,
     store_f32,
-    store_f32_first,
     write_f32,
     write_i32,
     write_i64,
 )
 
-# A thread's scratch: [ROWS] of each small array, then queries, scores, a chunk's result, the total.
-_OFFSET = 0  # int32: see `query_int8`
-_FACTOR = 4 * ROWS  # float32: scale of the query times the attention scale
-_LOW = 8 * ROWS  # int32: first position that the row sees
-_HIGH = 12 * ROWS  # int32: last one
-_MAX = 16 * ROWS  # float32: largest score of the chunk so far
-_SUM = 20 * ROWS  # float32: sum of exponentials of the chunk so far
-TOTAL_MAX = 24 * ROWS
-TOTAL_SUM = 28 * ROWS
-_WEIGHTS = 32 * ROWS  # int64: where the row's weights are kept for attention mass, or 0
-_QUERY = 40 * ROWS  # [ROWS, padded] float32, or int8 in the first quarter of each row
 
-
-@inline
-def scores_at(scratch: int, padded: int) -> int:
-    """Address of float32 [ROWS, BLOCK], scores and then weights."""
-    return scratch + _QUERY + 4 * ROWS * padded
-
-
-@inline
-def chunk_at(scratch: int, padded: int) -> Any:
-    """Address of float32 [ROWS, padded], the result of a chunk."""
-    return scores_at(scratch, padded) + 4 * ROWS * BLOCK
-
-
-@inline
-def total_at(scratch: int, padded: int) -> Any:
-    """Address of float32 [ROWS, padded], the merged result."""
-    return chunk_at(scratch, padded) + 4 * ROWS * padded
-
-
-@inline
-def _fill(address: int, value: float, count: int) -> None:
-    for i in range(0, count, LANES):
-        store_f32(address + 4 * i, splat_f32(value))
-
-
-@outline
-def merge(
-    total: int, total_max: int, total_sum: int, acc: int, high: float, s: float, size: int
-) -> None:
-    """Add a chunk's result, its maximum `high` and its sum `s` to the total."""
-    old = read_f32(total_max)
-    new = max(old, high)
-    keep = rows_of.exp1(old - new)
-    take = rows_of.exp1(high - new)
-    write_f32(total_max, new)
-    write_f32(total_sum, read_f32(total_sum) * keep + s * take)
-    for i in range(0, size, LANES):
-        v = mul(load_f32(acc + 4 * i), splat_f32(take))
-        store_f32(total + 4 * i, fma(load_f32(total + 4 * i), splat_f32(keep), v))
-
-
-@inline
-def write_row(total: int, total_sum: float, out: int, size: int) -> None:
-    """out = total / sum; 0 where nothing was seen."""
-    inverse = np.float32(1.0) / total_sum if total_sum > np.float32(0.0) else np.float32(0.0)
-    for i in range(0, size, LANES):
-        v = mul(load_f32(total + 4 * i), splat_f32(inverse))
-        store_f32_first(out + 4 * i, v, min(LANES, size - i))
-
-
-def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
-    """Attention over one kind of cache, from its steps in `attention_rows.py`."""
-    nbytes = kv_bits // 8
-    scaled = kv_bits == 8
+def make(kv_bits: int) -> Any:
+    """Attention over one kind of cache."""
+    of = rows_of.make(kv_bits)
+    query, scores, weigh, values = of.query, of.scores, of.weigh, of.values
+    norm_scales = of.norm_scales
+    integer = is_integer(kv_bits)
 
     @outline
     def begin_rows(
@@ -154,30 +89,32 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         size = read_i64(instr + 8 * ATT_HEAD_DIM)
         window = read_i64(instr + 8 * ATT_WINDOW)
         scale = f32_from_bits(read_i64(instr + 8 * ATT_SCALE))
+        if read_i64(instr + 8 * ATT_CAP) == 0:  # a cap comes before the change of units
+            scale *= rows_of.LOG2_E
         q = read_i64(instr + 8 * ATT_Q)
         positions = read_i64(instr + 8 * ATT_POSITIONS)
         count = (last - first + 3) // 4 * 4
         counted = mass.first_counted(ctx)
         for r in range(count):
-            to = scratch + _QUERY + 4 * padded * r
-            write_i64(scratch + _WEIGHTS + 8 * r, 0)
+            to = scratch + state.QUERY + 4 * padded * r
+            write_i64(scratch + state.KEPT + 8 * r, 0)
             if first + r < last:
                 token = (first + r) // group
                 if keep >= 0 and token >= counted:
-                    write_i64(scratch + _WEIGHTS + 8 * r, mass.row_at(ctx, keep + r))
+                    write_i64(scratch + state.KEPT + 8 * r, mass.row_at(ctx, keep + r))
                 x = q + 4 * size * (token * heads + head * group + (first + r) % group)
-                offset = scratch + _OFFSET + 4 * r
-                query(x, to, offset, scratch + _FACTOR + 4 * r, size, padded, scale)
+                offset = scratch + state.OFFSET + 4 * r
+                query(x, to, offset, scratch + state.FACTOR + 4 * r, size, padded, scale)
                 position = read_i32(positions + 4 * token)
                 low = np.int64(position) - window + 1 if window > 0 else np.int64(0)
-                write_i32(scratch + _LOW + 4 * r, np.int32(max(low, np.int64(0))))
-                write_i32(scratch + _HIGH + 4 * r, position)
+                write_i32(scratch + state.LOW + 4 * r, np.int32(max(low, np.int64(0))))
+                write_i32(scratch + state.HIGH + 4 * r, position)
             else:
-                _fill(to, np.float32(0.0), padded)
-                write_i32(scratch + _OFFSET + 4 * r, np.int32(0))
-                write_f32(scratch + _FACTOR + 4 * r, np.float32(0.0))
-                write_i32(scratch + _LOW + 4 * r, np.int32(1))
-                write_i32(scratch + _HIGH + 4 * r, np.int32(0))
+                state.fill(to, np.float32(0.0), padded)
+                write_i32(scratch + state.OFFSET + 4 * r, np.int32(0))
+                write_f32(scratch + state.FACTOR + 4 * r, np.float32(0.0))
+                write_i32(scratch + state.LOW + 4 * r, np.int32(1))
+                write_i32(scratch + state.HIGH + 4 * r, np.int32(0))
         return count
 
     @outline
@@ -195,26 +132,38 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         where = read_i64(record + 8 * REC_POSITIONS)
         lowest = np.int32(EMPTY)
         highest = np.int32(0)
+        for_all_low = np.int32(0)  # what every row sees
+        for_all_high = np.int32(EMPTY - 1)
         for r in range(rows):
-            low = read_i32(scratch + _LOW + 4 * r)
-            high = read_i32(scratch + _HIGH + 4 * r)
+            low = read_i32(scratch + state.LOW + 4 * r)
+            high = read_i32(scratch + state.HIGH + 4 * r)
             if low <= high:
                 lowest = min(lowest, low)
                 highest = max(highest, high)
+                for_all_low = max(for_all_low, low)
+                for_all_high = min(for_all_high, high)
         # Tiles at both ends that no row sees are left out.
         first, last = end, begin
+        hidden = np.int64(0)  # not 0: a row does not see one of the others
         for tile in range(begin, end, SLOT_TILE):
             seen = np.int64(0)
+            beyond = np.int64(0)
             for i in range(0, SLOT_TILE, LANES):
-                seen |= any_between(load_i32(where + 4 * (tile + i)), lowest, highest)
+                position = load_i32(where + 4 * (tile + i))
+                seen |= any_between(position, lowest, highest)
+                beyond |= any_between(position, np.int32(-EMPTY), for_all_low - np.int32(1))
+                beyond |= any_between(position, for_all_high + np.int32(1), np.int32(EMPTY))
             if seen != 0:
-                first = min(first, tile)
-                last = min(tile + SLOT_TILE, end)
+                if first == end:
+                    first = tile
+                    hidden = np.int64(0)
+                last = tile + SLOT_TILE
+            hidden |= beyond
         if first < last:
-            visible(instr, ctx, scratch, record, begin, first, last, rows, padded)
+            visible(instr, ctx, scratch, record, begin, first, last, rows, padded, hidden != 0)
         else:
             for r in range(rows):
-                kept = read_i64(scratch + _WEIGHTS + 8 * r)
+                kept = read_i64(scratch + state.KEPT + 8 * r)
                 if kept != 0:
                     mass.note(ctx, kept, begin, rows_of.UNSEEN)
 
@@ -229,48 +178,63 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         last: int,
         rows: int,
         padded: int,
+        masked: bool,
     ) -> None:
         """Scores, softmax and values of slots first..last of the block that begins at `begin`."""
         cap = f32_from_bits(read_i64(instr + 8 * ATT_CAP))
         count = last - first
-        rounded = (count + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
         where = read_i64(record + 8 * REC_POSITIONS) + 4 * first
-        s_at = scores_at(scratch, padded)
-        acc = chunk_at(scratch, padded)
+        s_at = state.scores_at(scratch, padded)
+        codes_at = state.codes_at(scratch, padded)
         scores(
-            read_i64(record + 8 * REC_KEYS) + nbytes * padded * first,
+            read_i64(record + 8 * REC_KEYS) + kv_bits * padded * first // 8,
             read_i64(record + 8 * REC_KEY_SCALES) + 4 * first,
-            scratch + _QUERY,
-            scratch + _OFFSET,
-            scratch + _FACTOR,
+            scratch + state.QUERY,
+            scratch + state.OFFSET,
+            scratch + state.FACTOR,
             s_at,
             rows,
-            rounded,
+            count,
             padded,
         )
-        scales = read_i64(record + 8 * REC_VALUE_SCALES) + 4 * first if scaled else np.int64(0)
+        scales = read_i64(record + 8 * REC_VALUE_SCALES) + 4 * first
+        normed = state.normed_at(scratch, padded)
+        unit = norm_scales(scales, normed, count)
         for r in range(rows):
             row = s_at + 4 * BLOCK * r
-            low = read_i32(scratch + _LOW + 4 * r)
-            high = read_i32(scratch + _HIGH + 4 * r)
-            old = read_f32(scratch + _MAX + 4 * r)
-            new = rows_of.softmax_row(row, where, low, high, rounded, cap, old)
-            kept = read_i64(scratch + _WEIGHTS + 8 * r)
+            low = read_i32(scratch + state.LOW + 4 * r)
+            high = read_i32(scratch + state.HIGH + 4 * r)
+            here = rows_of.highest_score(row, where, low, high, count, cap, masked)
+            kept = read_i64(scratch + state.KEPT + 8 * r)
             if kept != 0:
-                mass.clear(kept, begin, begin + BLOCK)
-                mass.note(ctx, kept, begin, new)
+                mass.clear(kept, begin, first)
+                mass.clear(kept, last, begin + BLOCK)
+                mass.note(ctx, kept, begin, here)
                 kept += 4 * first
-            total = rows_of.weigh_row(row, scales, kept, rounded, new)
-            if new > old:
-                keep = rows_of.exp1(old - new)
-                rows_of.scale_row(acc + 4 * padded * r, keep, padded)
-                total += read_f32(scratch + _SUM + 4 * r) * keep
-                write_f32(scratch + _MAX + 4 * r, new)
-            else:
-                total += read_f32(scratch + _SUM + 4 * r)
-            write_f32(scratch + _SUM + 4 * r, total)
-        at = read_i64(record + 8 * REC_VALUES) + nbytes * padded * first
-        values(at, s_at, acc, rows, count, padded)
+            base = scratch + state.WEIGHT_BASE + 4 * r
+            total = weigh(row, scales, normed, kept, codes_at + 2 * BLOCK * r, base, count, here)
+            old = read_f32(scratch + state.MAX + 4 * r)
+            new = max(old, here)
+            keep = rows_of.power(old - new)
+            take = rows_of.power(here - new)
+            write_f32(scratch + state.MAX + 4 * r, new)
+            write_f32(scratch + state.KEEP + 4 * r, keep)
+            write_f32(scratch + state.WEIGHT_FACTOR + 4 * r, unit * take)
+            if kv_bits == 4:
+                write_f32(base, read_f32(base) * take)
+            at = scratch + state.SUM + 4 * r
+            write_f32(at, read_f32(at) * keep + total * take)
+        values(
+            read_i64(record + 8 * REC_VALUES) + kv_bits * padded * first // 8,
+            codes_at if integer else s_at,
+            scratch + state.KEEP,
+            scratch + state.WEIGHT_FACTOR,
+            scratch + state.WEIGHT_BASE,
+            state.chunk_at(scratch, padded),
+            rows,
+            count,
+            padded,
+        )
 
     @outline
     def chunk(
@@ -284,10 +248,10 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         padded: int,
     ) -> None:
         """The rows' result over slots begin..end, left in the scratch."""
-        _fill(chunk_at(scratch, padded), np.float32(0.0), rows * padded)
+        state.fill(state.chunk_at(scratch, padded), np.float32(0.0), rows * padded)
         for r in range(rows):
-            write_f32(scratch + _MAX + 4 * r, rows_of.UNSEEN)
-            write_f32(scratch + _SUM + 4 * r, np.float32(0.0))
+            write_f32(scratch + state.MAX + 4 * r, rows_of.UNSEEN)
+            write_f32(scratch + state.SUM + 4 * r, np.float32(0.0))
         for b in range(begin, end, BLOCK):
             block(instr, ctx, scratch, record, b, min(b + BLOCK, end), rows, padded)
 
@@ -297,10 +261,10 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         kv_heads = read_i64(instr + 8 * ATT_KV_HEADS)
         group = read_i64(instr + 8 * ATT_HEADS) // kv_heads
         partials = read_i64(instr + 8 * ATT_PARTIALS)
-        acc = chunk_at(scratch, padded)
+        acc = state.chunk_at(scratch, padded)
         number = 0
         for head in range(kv_heads):
-            record = record_at(instr, ctx, head)
+            record = state.record_at(instr, ctx, head)
             used = read_i64(record + 8 * REC_USED)
             slots = read_i64(record + 8 * REC_CHUNK)
             for first in range(0, group, ROWS):
@@ -319,8 +283,8 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                         to = partials + 4 * (padded + PARTIAL_EXTRA) * index
                         for i in range(0, padded, LANES):
                             store_f32(to + 4 * i, load_f32(acc + 4 * (padded * r + i)))
-                        write_f32(to + 4 * padded, read_f32(scratch + _MAX + 4 * r))
-                        write_f32(to + 4 * padded + 4, read_f32(scratch + _SUM + 4 * r))
+                        write_f32(to + 4 * padded, read_f32(scratch + state.MAX + 4 * r))
+                        write_f32(to + 4 * padded + 4, read_f32(scratch + state.SUM + 4 * r))
 
     @outline
     def many_tokens(
@@ -339,7 +303,7 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
             head = unit // MASS_LANES
             lane = unit % MASS_LANES
-            record = record_at(instr, ctx, head)
+            record = state.record_at(instr, ctx, head)
             used = mass.rounded(read_i64(record + 8 * REC_USED))
             kept = np.int64(-1)
             if mass.is_wanted(ctx, record):
@@ -352,10 +316,10 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
                 if kept >= 0:
                     to = mass.lane_at(instr, ctx, threads, head, lane)
                     for r in range(last - first):
-                        row = read_i64(scratch + _WEIGHTS + 8 * r)
+                        row = read_i64(scratch + state.KEPT + 8 * r)
                         if row != 0:
-                            high = read_f32(scratch + TOTAL_MAX + 4 * r)
-                            total = read_f32(scratch + TOTAL_SUM + 4 * r)
+                            high = read_f32(scratch + state.TOTAL_MAX + 4 * r)
+                            total = read_f32(scratch + state.TOTAL_SUM + 4 * r)
                             mass.add_row(ctx, row, high, total, to, 0, used)
 
     @outline
@@ -377,33 +341,34 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
         out = read_i64(instr + 8 * ATT_OUT)
         used = read_i64(record + 8 * REC_USED)
         slots = read_i64(record + 8 * REC_CHUNK)
-        total = total_at(scratch, padded)
-        _fill(total, np.float32(0.0), rows * padded)
+        total = state.total_at(scratch, padded)
+        state.fill(total, np.float32(0.0), rows * padded)
         for r in range(rows):
-            write_f32(scratch + TOTAL_MAX + 4 * r, rows_of.UNSEEN)
-            write_f32(scratch + TOTAL_SUM + 4 * r, np.float32(0.0))
+            write_f32(scratch + state.TOTAL_MAX + 4 * r, rows_of.UNSEEN)
+            write_f32(scratch + state.TOTAL_SUM + 4 * r, np.float32(0.0))
         for c in range(0, used, slots):
             chunk(instr, ctx, scratch, record, c, min(c + slots, used), rows, padded)
             for r in range(rows):
-                merge(
+                state.merge(
                     total + 4 * padded * r,
-                    scratch + TOTAL_MAX + 4 * r,
-                    scratch + TOTAL_SUM + 4 * r,
-                    chunk_at(scratch, padded) + 4 * padded * r,
-                    read_f32(scratch + _MAX + 4 * r),
-                    read_f32(scratch + _SUM + 4 * r),
+                    scratch + state.TOTAL_MAX + 4 * r,
+                    scratch + state.TOTAL_SUM + 4 * r,
+                    state.chunk_at(scratch, padded) + 4 * padded * r,
+                    read_f32(scratch + state.MAX + 4 * r),
+                    read_f32(scratch + state.SUM + 4 * r),
                     padded,
                 )
         for r in range(last - first):
             token = (first + r) // group
             row = token * heads + head * group + (first + r) % group
-            total_sum = read_f32(scratch + TOTAL_SUM + 4 * r)
-            write_row(total + 4 * padded * r, total_sum, out + 4 * size * row, size)
+            total_sum = read_f32(scratch + state.TOTAL_SUM + 4 * r)
+            state.write_row(total + 4 * padded * r, total_sum, out + 4 * size * row, size)
 
     @outline
     def attention(instr: int, ctx: int, tid: int, threads: int) -> None:
         size = read_i64(instr + 8 * ATT_HEAD_DIM)
-        padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
+        tile = read_i64(instr + 8 * ATT_DIM_TILE)
+        padded = (size + tile - 1) // tile * tile
         scratch = read_i64(instr + 8 * ATT_SCRATCH)
         scratch += tid * read_i64(instr + 8 * ATT_SCRATCH_BYTES)
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
@@ -413,10 +378,3 @@ def make(kv_bits: int, query: Any, scores: Any, values: Any) -> Any:
             many_tokens(instr, ctx, tid, threads, scratch, padded, tokens)
 
     return attention
-
-
-@inline
-def record_at(instr: int, ctx: int, head: int) -> Any:
-    """Address of a KV head's record."""
-    first = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * ATT_RECORD)
-    return first + 8 * RECORD_SLOTS * head

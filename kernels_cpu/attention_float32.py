@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu import attention_rows as rows_of
 from edgetok.kernels_cpu.abi import kernel
 from edgetok.kernels_cpu.attention import make
 
-_attention = make(32, rows_of.query_float, rows_of.scores_float32, rows_of.values_float32)
+_attention = make(32)
 
 
 @kernel

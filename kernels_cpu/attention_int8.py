@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu import attention_rows as rows_of
 from edgetok.kernels_cpu.abi import kernel
 from edgetok.kernels_cpu.attention import make
 
-_attention = make(8, rows_of.query_int8, rows_of.scores_int8, rows_of.values_int8)
+_attention = make(8)
 
 
 @kernel

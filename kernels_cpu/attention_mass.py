@@ -1,7 +1,7 @@
 """Attention mass: how much attention each slot of the cache was given.
 
 The softmax of a row is known only at its end, so each block of slots leaves the row's weights,
-exp(score - maximum of the block), in a workspace. When the row's maximum and sum are known they
+2^(score - maximum of the block), in a workspace. When the row's maximum and sum are known they
 become probabilities and are added up, in an order that does not depend on the threads.
 
 Definition, record and workspace: `launch_attention.py`.
@@ -97,7 +97,7 @@ def note(ctx: int, row: int, begin: int, highest: float) -> None:
 
 @outline
 def add_row(ctx: int, row: int, high: float, total: float, out: int, begin: int, end: int) -> None:
-    """out[s] += weight[s] exp(maximum of its block - high) / total for slots begin..end.
+    """out[s] += weight[s] 2^(maximum of its block - high) / total for slots begin..end.
 
     Args:
         ctx: the run's state.
@@ -113,7 +113,7 @@ def add_row(ctx: int, row: int, high: float, total: float, out: int, begin: int,
     maxima = row + 4 * read_i64(ctx + 8 * CTX_MASS_SLOTS)
     for block in range(begin, end, BLOCK):
         high_here = read_f32(maxima + 4 * (block // BLOCK))
-        factor = rows_of.exp1(high_here - high) / total
+        factor = rows_of.power(high_here - high) / total
         if factor > np.float32(0.0):  # blocks that the row does not see were never written
             for i in range(block, min(block + BLOCK, end), LANES):
                 to = out + 4 * i

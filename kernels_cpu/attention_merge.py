@@ -11,7 +11,7 @@ import numpy as np
 from edgetok.kernels_cpu import attention_mass as mass
 from edgetok.kernels_cpu import attention_rows as rows_of
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
-from edgetok.kernels_cpu.attention import (
+from edgetok.kernels_cpu.attention_state import (
     TOTAL_MAX,
     TOTAL_SUM,
     merge,
@@ -21,6 +21,7 @@ from edgetok.kernels_cpu.attention import (
     write_row,
 )
 from edgetok.kernels_cpu.launch_attention import (
+    ATT_DIM_TILE,
     ATT_HEAD_DIM,
     ATT_HEADS,
     ATT_KV_HEADS,
@@ -30,7 +31,6 @@ from edgetok.kernels_cpu.launch_attention import (
     ATT_SCRATCH_BYTES,
     BLOCK,
     CTX_MASS,
-    DIM_TILE,
     MAX_CHUNKS,
     PARTIAL_EXTRA,
     REC_CHUNK,
@@ -53,7 +53,8 @@ def attention_merge(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Merge one token's partial results, a share of the heads for each thread; then the mass."""
     scratch = read_i64(instr + 8 * ATT_SCRATCH) + tid * read_i64(instr + 8 * ATT_SCRATCH_BYTES)
     size = read_i64(instr + 8 * ATT_HEAD_DIM)
-    padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
+    tile = read_i64(instr + 8 * ATT_DIM_TILE)
+    padded = (size + tile - 1) // tile * tile
     if read_i64(ctx + 8 * CTX_TOKENS) == 1:
         _merge_heads(instr, ctx, tid, threads, scratch, padded)
     if read_i64(ctx + 8 * CTX_MASS) != 0:
@@ -122,8 +123,8 @@ def _total(instr: int, record: int, head: int, to: int, padded: int) -> None:
     for c in range((read_i64(record + 8 * REC_USED) + slots - 1) // slots):
         at = partials + 4 * (padded + PARTIAL_EXTRA) * (head * MAX_CHUNKS + c) + 4 * padded
         new = max(high, read_f32(at))
-        keep = rows_of.exp1(high - new)
-        total = total * keep + read_f32(at + 4) * rows_of.exp1(read_f32(at) - new)
+        keep = rows_of.power(high - new)
+        total = total * keep + read_f32(at + 4) * rows_of.power(read_f32(at) - new)
         high = new
     write_f32(to, high)
     write_f32(to + 4, total)

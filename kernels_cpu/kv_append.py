@@ -1,8 +1,10 @@
 """Storing keys and values into the slots of the KV cache.
 
 At 8 bits: scale = absmax / 127, code = round(x / scale), to nearest even, of each head's key and
-value. At 16 bits values beyond float16 are clamped to its largest number. Layout and instruction
-slots: `launch_attention.py`. Heads are shared out as by `rope`, so no barrier is needed after it.
+value. At 4 bits: base = the smallest dim or 0, scale = (the largest dim or 0 - base) / 15,
+code = round((x - base) / scale), where base is rounded down and scale up to a bfloat16. At 16 bits
+values beyond float16 are clamped to its largest number. Layout and instruction slots:
+`launch_attention.py`. Heads are shared out as by `rope`, so no barrier is needed after it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.kv_append_steps import f32_bits, store_nibbles, store_value_codes
 from edgetok.kernels_cpu.launch_attention import (
     APPEND_HEAD_DIM,
     APPEND_HEADS,
@@ -19,7 +22,6 @@ from edgetok.kernels_cpu.launch_attention import (
     APPEND_RECORD,
     APPEND_V,
     CTX_CACHE,
-    DIM_TILE,
     KEY_TILE,
     REC_APPEND,
     REC_KEY_SCALES,
@@ -28,18 +30,22 @@ from edgetok.kernels_cpu.launch_attention import (
     REC_VALUE_SCALES,
     REC_VALUES,
     RECORD_SLOTS,
+    VALUE_TILE,
+    dim_tile,
 )
 from edgetok.kernels_cpu.norm import share
 from edgetok.kernels_cpu.simd import (
     LANES,
     absolute,
     add_i32,
+    f32_from_bits,
     inline,
     load_f32_first,
     max_lanes,
     maximum,
     minimum,
     mul,
+    outline,
     read_f32,
     read_i32,
     read_i64,
@@ -49,9 +55,10 @@ from edgetok.kernels_cpu.simd import (
     splat_i32,
     store_f16,
     store_f32,
-    store_i32_u8,
+    sub,
     write_f16,
     write_f32,
+    write_i32,
     zero_f32,
 )
 
@@ -69,94 +76,192 @@ def absmax(x: int, size: int) -> Any:
 
 
 @inline
-def _slot(instr: int, ctx: int, unit: int, heads: int) -> Any:
-    """Record address and slot number of (token, head); the slot's attention mass begins at 0."""
-    head = unit % heads
-    record = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * APPEND_RECORD)
-    record += 8 * RECORD_SLOTS * head
-    slot = np.int64(read_i32(read_i64(record + 8 * REC_APPEND) + 4 * (unit // heads)))
-    mass = read_i64(record + 8 * REC_MASS)
-    if mass != 0:
-        write_f32(mass + 4 * slot, np.float32(0.0))
-    return record, slot
+def _key_at(keys: int, padded: int, slot: int, kv_bits: int) -> Any:
+    """Address of a slot's first dims, others KEY_TILE times as far apart as they are long."""
+    each = 4 if kv_bits <= 8 else kv_bits // 8
+    tile = slot // KEY_TILE * KEY_TILE
+    return keys + kv_bits * padded * tile // 8 + each * (slot % KEY_TILE)
+
+
+@inline
+def _value_at(values: int, padded: int, slot: int, kv_bits: int) -> Any:
+    """Address of a slot's first dims, others VALUE_TILE bytes on."""
+    tile = slot // VALUE_TILE * VALUE_TILE
+    return values + kv_bits * padded * tile // 8 + slot % VALUE_TILE
+
+
+# 8 bits
+
+
+@inline
+def _scale_8(x: int, size: int, scale_at: int) -> Any:
+    """Write the scale of `size` float32; returns its inverse, 0 where it is 0."""
+    largest = absmax(x, size)
+    largest = largest if largest >= _SMALLEST_ABSMAX else np.float32(0.0)
+    write_f32(scale_at, largest * np.float32(1.0 / 127.0))
+    return np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
+
+
+@inline
+def _codes_8(x: int, i: int, size: int, inverse: float) -> Any:
+    count = max(np.int64(0), min(LANES, size - i))
+    return round_i32(mul(load_f32_first(x + 4 * i, count), splat_f32(inverse)))
+
+
+@inline
+def _key_8(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
+    inverse = _scale_8(x, size, scales + 4 * slot)
+    at = _key_at(keys, padded, slot, 8)
+    for i in range(0, padded, LANES):
+        code = add_i32(_codes_8(x, i, size, inverse), splat_i32(np.int32(128)))
+        scatter_i32_u8(at + KEY_TILE * i, code, 4 * KEY_TILE)
+
+
+@inline
+def _value_8(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
+    inverse = _scale_8(x, size, scales + 4 * slot)
+    at = _value_at(values, padded, slot, 8)
+    for i in range(0, padded, LANES):
+        store_value_codes(at + VALUE_TILE * i, _codes_8(x, i, size, inverse))
+
+
+# 4 bits
+
+
+@inline
+def _up(x: float) -> Any:
+    """Bits of the smallest bfloat16 that is not below x >= 0."""
+    return (f32_bits(x) + 0xFFFF) & 0xFFFF0000
+
+
+@inline
+def _scale_4(x: int, size: int, word_at: int) -> Any:
+    """Write scale and base of `size` float32; returns the scale's inverse (0: none) and the base.
+
+    The range that the codes cover always holds 0.
+    """
+    above = zero_f32()
+    below = zero_f32()
+    for i in range(0, size, LANES):
+        v = load_f32_first(x + 4 * i, min(LANES, size - i))
+        above = maximum(v, above)
+        below = maximum(sub(zero_f32(), v), below)
+    depth_bits = _up(max_lanes(below))
+    depth = f32_from_bits(depth_bits)
+    scale_bits = _up((max_lanes(above) + depth) * np.float32(1.0 / 15.0))
+    scale = f32_from_bits(scale_bits)
+    inverse = np.float32(0.0)
+    if scale >= _SMALLEST_ABSMAX:
+        inverse = np.float32(1.0) / scale
+    else:
+        scale_bits = np.int64(0)
+    write_i32(word_at, np.int32(depth_bits | 0x80000000 | scale_bits >> 16))
+    return inverse, -depth
+
+
+@inline
+def _key_4(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
+    inverse, base = _scale_4(x, size, scales + 4 * slot)
+    at = _key_at(keys, padded, slot, 4)
+    for i in range(0, size, 8):
+        _store_key_nibbles(at + KEY_TILE * i // 2, x + 4 * i, size - i, inverse, base)
+
+
+@inline
+def _value_4(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
+    inverse, base = _scale_4(x, size, scales + 4 * slot)
+    at = _value_at(values, padded, slot, 4)
+    for i in range(0, size, 32):
+        _store_value_nibbles(at + VALUE_TILE * i // 2, x + 4 * i, size - i, inverse, base)
+
+
+_store_key_nibbles = store_nibbles(4, 1)
+_store_value_nibbles = store_nibbles(16, VALUE_TILE)
+
+# 16 and 32 bits
+
+
+@inline
+def _key_16(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
+    at = _key_at(keys, padded, slot, 16)
+    for i in range(size):
+        v = min(max(read_f32(x + 4 * i), -_F16_LARGEST), _F16_LARGEST)
+        write_f16(at + 2 * KEY_TILE * i, v)
+
+
+@inline
+def _value_16(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
+    for i in range(0, padded, LANES):
+        count = max(np.int64(0), min(LANES, size - i))
+        v = maximum(load_f32_first(x + 4 * i, count), splat_f32(-_F16_LARGEST))
+        store_f16(values + 2 * (padded * slot + i), minimum(v, splat_f32(_F16_LARGEST)))
+
+
+@inline
+def _key_32(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
+    at = _key_at(keys, padded, slot, 32)
+    for i in range(size):
+        write_f32(at + 4 * KEY_TILE * i, read_f32(x + 4 * i))
+
+
+@inline
+def _value_32(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
+    for i in range(0, padded, LANES):
+        count = max(np.int64(0), min(LANES, size - i))
+        store_f32(values + 4 * (padded * slot + i), load_f32_first(x + 4 * i, count))
+
+
+def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
+    tile = dim_tile(kv_bits)
+
+    @outline
+    def append(instr: int, ctx: int, tid: int, threads: int) -> None:
+        heads = read_i64(instr + 8 * APPEND_HEADS)
+        size = read_i64(instr + 8 * APPEND_HEAD_DIM)
+        padded = (size + tile - 1) // tile * tile
+        units = read_i64(ctx + 8 * CTX_TOKENS) * heads
+        for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
+            record = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * APPEND_RECORD)
+            record += 8 * RECORD_SLOTS * (unit % heads)
+            slot = np.int64(read_i32(read_i64(record + 8 * REC_APPEND) + 4 * (unit // heads)))
+            mass = read_i64(record + 8 * REC_MASS)
+            if mass != 0:  # a new token was not attended to yet
+                write_f32(mass + 4 * slot, np.float32(0.0))
+            k = read_i64(instr + 8 * APPEND_K) + 4 * size * unit
+            keys = read_i64(record + 8 * REC_KEYS)
+            store_key(k, size, padded, keys, read_i64(record + 8 * REC_KEY_SCALES), slot)
+            v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
+            values = read_i64(record + 8 * REC_VALUES)
+            store_value(v, size, padded, values, read_i64(record + 8 * REC_VALUE_SCALES), slot)
+
+    return append
+
+
+_append_4 = _make(4, _key_4, _value_4)
+_append_8 = _make(8, _key_8, _value_8)
+_append_16 = _make(16, _key_16, _value_16)
+_append_32 = _make(32, _key_32, _value_32)
+
+
+@kernel
+def kv_append_4(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Quantise this thread's share of heads to 4 bits."""
+    _append_4(instr, ctx, tid, threads)
 
 
 @kernel
 def kv_append_8(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Quantise this thread's share of heads to int8."""
-    heads = read_i64(instr + 8 * APPEND_HEADS)
-    size = read_i64(instr + 8 * APPEND_HEAD_DIM)
-    padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
-    units = read_i64(ctx + 8 * CTX_TOKENS) * heads
-    for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
-        record, slot = _slot(instr, ctx, unit, heads)
-        k = read_i64(instr + 8 * APPEND_K) + 4 * size * unit
-        largest = absmax(k, size)
-        largest = largest if largest >= _SMALLEST_ABSMAX else np.float32(0.0)
-        inverse = np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
-        keys = read_i64(record + 8 * REC_KEYS) + padded * (slot // KEY_TILE * KEY_TILE)
-        keys += 4 * (slot % KEY_TILE)
-        write_f32(
-            read_i64(record + 8 * REC_KEY_SCALES) + 4 * slot, largest * np.float32(1.0 / 127.0)
-        )
-        for i in range(0, padded, LANES):
-            count = max(np.int64(0), min(LANES, size - i))
-            code = round_i32(mul(load_f32_first(k + 4 * i, count), splat_f32(inverse)))
-            code = add_i32(code, splat_i32(np.int32(128)))
-            scatter_i32_u8(keys + KEY_TILE * i, code, 4 * KEY_TILE)
-        v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
-        largest = absmax(v, size)
-        largest = largest if largest >= _SMALLEST_ABSMAX else np.float32(0.0)
-        inverse = np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
-        values = read_i64(record + 8 * REC_VALUES) + padded * slot
-        write_f32(
-            read_i64(record + 8 * REC_VALUE_SCALES) + 4 * slot, largest * np.float32(1.0 / 127.0)
-        )
-        for i in range(0, padded, LANES):
-            count = max(np.int64(0), min(LANES, size - i))
-            code = round_i32(mul(load_f32_first(v + 4 * i, count), splat_f32(inverse)))
-            store_i32_u8(values + i, code)
+    _append_8(instr, ctx, tid, threads)
 
 
 @kernel
 def kv_append_16(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Round this thread's share of heads to float16."""
-    heads = read_i64(instr + 8 * APPEND_HEADS)
-    size = read_i64(instr + 8 * APPEND_HEAD_DIM)
-    padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
-    units = read_i64(ctx + 8 * CTX_TOKENS) * heads
-    for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
-        record, slot = _slot(instr, ctx, unit, heads)
-        k = read_i64(instr + 8 * APPEND_K) + 4 * size * unit
-        keys = read_i64(record + 8 * REC_KEYS) + 2 * padded * (slot // KEY_TILE * KEY_TILE)
-        keys += 2 * (slot % KEY_TILE)
-        for i in range(size):
-            x = min(max(read_f32(k + 4 * i), -_F16_LARGEST), _F16_LARGEST)
-            write_f16(keys + 2 * KEY_TILE * i, x)
-        v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
-        values = read_i64(record + 8 * REC_VALUES) + 2 * padded * slot
-        for i in range(0, padded, LANES):
-            count = max(np.int64(0), min(LANES, size - i))
-            x = maximum(load_f32_first(v + 4 * i, count), splat_f32(-_F16_LARGEST))
-            store_f16(values + 2 * i, minimum(x, splat_f32(_F16_LARGEST)))
+    _append_16(instr, ctx, tid, threads)
 
 
 @kernel
 def kv_append_32(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Copy this thread's share of heads."""
-    heads = read_i64(instr + 8 * APPEND_HEADS)
-    size = read_i64(instr + 8 * APPEND_HEAD_DIM)
-    padded = (size + DIM_TILE - 1) // DIM_TILE * DIM_TILE
-    units = read_i64(ctx + 8 * CTX_TOKENS) * heads
-    for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
-        record, slot = _slot(instr, ctx, unit, heads)
-        k = read_i64(instr + 8 * APPEND_K) + 4 * size * unit
-        keys = read_i64(record + 8 * REC_KEYS) + 4 * padded * (slot // KEY_TILE * KEY_TILE)
-        keys += 4 * (slot % KEY_TILE)
-        for i in range(size):
-            write_f32(keys + 4 * KEY_TILE * i, read_f32(k + 4 * i))
-        v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
-        values = read_i64(record + 8 * REC_VALUES) + 4 * padded * slot
-        for i in range(0, padded, LANES):
-            count = max(np.int64(0), min(LANES, size - i))
-            store_f32(values + 4 * i, load_f32_first(v + 4 * i, count))
+    _append_32(instr, ctx, tid, threads)

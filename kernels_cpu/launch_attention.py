@@ -5,16 +5,25 @@ slot holds one token's key and value and knows its position, so that slots may c
 rings, eviction and retained tokens need no other kernel. A slot that holds nothing has position
 EMPTY. The number of slots is a multiple of SLOT_TILE.
 
-With D' = head_dim rounded up to DIM_TILE (dims past head_dim are 0):
+With D' = head_dim rounded up to DIM_TILE, at 4 bits to twice that (dims past head_dim are 0):
 
-| kv_bits | keys                                            | values                |
-|---------|-------------------------------------------------|-----------------------|
-| 8       | uint8 [slots/16, D'/4, 16, 4], code + 128       | int8 [slots, D']      |
-| 16      | float16 [slots/16, D', 16]                      | float16 [slots, D']   |
-| 32      | float32 [slots/16, D', 16]                      | float32 [slots, D']   |
+| kv_bits | keys                                            | values                          |
+|---------|-------------------------------------------------|---------------------------------|
+| 4       | uint8 [slots/16, D'/8, 16, 4], two dims a byte  | uint8 [slots/4, D'/2, 4]        |
+| 8       | uint8 [slots/16, D'/4, 16, 4], code + 128       | int8 [slots/4, D', 4]           |
+| 16      | float16 [slots/16, D', 16]                      | float16 [slots, D']             |
+| 32      | float32 [slots/16, D', 16]                      | float32 [slots, D']             |
 
-Keys of 16 slots are interleaved, so that a vector lane is a slot and scores need no horizontal sum.
-At 8 bits a slot has a float32 scale for its key and one for its value: x = code * scale.
+Keys of 16 slots are interleaved, so that a vector lane is a slot and scores need no horizontal sum;
+values of 4 slots, because an integer dot product adds 4 products.
+
+At 8 bits a slot has a float32 scale for its key and one for its value: x = code * scale. At 4 bits
+it has two bfloat16 numbers in their place, the scale in the low and the base in the high half:
+x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in its low half and dim
+j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
+
+At 4 bits keys and queries are turned by `hadamard` before, which leaves their products as they are
+and spreads what single dims have too much of (arXiv 2404.00456, section 4).
 
 Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
 attention also keeps, for each KV head and slot s,
@@ -33,17 +42,18 @@ from edgetok.kernels_cpu.abi import CTX_POSITION
 from edgetok.kernels_cpu.launch_elementwise import Addresses
 from edgetok.kernels_cpu.launch_program import Instruction, float_bits, instruction
 
-KV_BITS = (8, 16, 32)
+KV_BITS = (4, 8, 16, 32)
 
 SLOT_TILE = 64  # slots that attention looks at together
 KEY_TILE = 16  # slots whose keys are interleaved
+VALUE_TILE = 4  # slots whose values are, at 4 and 8 bits
 DIM_TILE = 16  # head_dim is rounded up to a multiple of it
 EMPTY = 2**31 - 1  # position of a slot that holds nothing
 
 # Slots of a record.
 REC_KEYS = 0
 REC_VALUES = 1
-REC_KEY_SCALES = 2  # address of float32 [slots]; 0 without scales
+REC_KEY_SCALES = 2  # address of 4 bytes for each slot; 0 without scales
 REC_VALUE_SCALES = 3
 REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
 REC_USED = 5  # slots past this one hold nothing
@@ -58,6 +68,7 @@ CTX_MASS_SLOTS = CTX_CACHE + 2  # what they were asked for
 CTX_MASS_FIRST = CTX_CACHE + 3  # tokens of the run before this one do not count
 CTX_MASS_KEEP = CTX_CACHE + 4  # float32 bits
 
+HADAMARD_X, HADAMARD_HEADS, HADAMARD_HEAD_DIM, HADAMARD_BLOCK, HADAMARD_SCALE = range(2, 7)
 APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
 (
     ATT_Q,
@@ -73,18 +84,31 @@ APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
     ATT_SCRATCH,
     ATT_SCRATCH_BYTES,
     ATT_PARTIALS,
-) = range(2, 15)
+    ATT_DIM_TILE,
+) = range(2, 16)
 
 ROWS = 32  # query rows (token and head) that a task computes together
+ROW_BYTES = 52  # small numbers of a row, see `attention_state.py`
 MAX_CHUNKS = 64
 BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
 MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
 PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """head_dim rounded up to DIM_TILE."""
-    return -(-head_dim // DIM_TILE) * DIM_TILE
+def padded_head_dim(head_dim: int, kv_bits: int = 8) -> int:
+    """Dims that a slot has room for."""
+    tile = dim_tile(kv_bits)
+    return -(-head_dim // tile) * tile
+
+
+def dim_tile(kv_bits: int) -> int:
+    """What the dims of a slot are a multiple of."""
+    return 2 * DIM_TILE if kv_bits == 4 else DIM_TILE
+
+
+def row_bytes(head_dim: int, kv_bits: int) -> int:
+    """Bytes of one key or value, without its scale."""
+    return padded_head_dim(head_dim, kv_bits) * kv_bits // 8
 
 
 def chunk_slots(slots: int) -> int:
@@ -94,7 +118,7 @@ def chunk_slots(slots: int) -> int:
 
 def scratch_bytes(head_dim: int) -> int:
     """Scratch memory that attention needs for each thread."""
-    return ROWS * (12 * padded_head_dim(head_dim) + 4 * BLOCK + 40)
+    return ROWS * (12 * _most_dims(head_dim) + 6 * BLOCK + ROW_BYTES) + 4 * BLOCK
 
 
 def mass_slots(slots: int) -> int:
@@ -116,7 +140,31 @@ def mass_workspace_bytes(slots: int, heads: int, kv_heads: int, threads: int) ->
 
 def partials_bytes(heads: int, head_dim: int) -> int:
     """Memory for the partial results of one decode step."""
-    return 4 * heads * MAX_CHUNKS * (padded_head_dim(head_dim) + PARTIAL_EXTRA)
+    return 4 * heads * MAX_CHUNKS * (_most_dims(head_dim) + PARTIAL_EXTRA)
+
+
+def _most_dims(head_dim: int) -> int:
+    return max(padded_head_dim(head_dim, bits) for bits in KV_BITS)
+
+
+def hadamard_block(head_dim: int) -> int:
+    """Dims that `hadamard` mixes: the largest power of two that divides head_dim."""
+    return head_dim & -head_dim
+
+
+def hadamard(kernels: Addresses, *, x: int, heads: int, head_dim: int, wait: bool) -> Instruction:
+    """Turn each head's dims, in place; a second time turns them back.
+
+    Args:
+        kernels: the loaded kernels.
+        x: address of float32 [T, heads, head_dim].
+        heads: heads a token.
+        head_dim: dims of a head.
+        wait: see `instruction`.
+    """
+    block = hadamard_block(head_dim)
+    args = (x, heads, head_dim, block, float_bits(block**-0.5))
+    return instruction(kernels.address("hadamard"), *args, wait=wait)
 
 
 def kv_append(
@@ -205,6 +253,7 @@ def attention(
         scratch,
         scratch_bytes(head_dim),
         partials,
+        dim_tile(kv_bits),
     )
     return (
         instruction(kernels.address(f"attention_{kv_bits}"), *args, wait=True),

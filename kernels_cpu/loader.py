@@ -34,6 +34,8 @@ MODULES = (
     "rope",
     "keep_queries",
     "kv_append",
+    "hadamard",
+    "attention_int4",
     "attention_int8",
     "attention_float16",
     "attention_float32",

@@ -122,6 +122,45 @@ def attention_mass(weights: Array, kv_heads: int, first: int = 0) -> Array:
     return weights[:, first:].reshape(kv_heads, H // kv_heads, -1, S).sum((1, 2))
 
 
+def hadamard(x: Array) -> Array:
+    """H x / sqrt(n) over blocks of n dims of the last axis, n the power of two in its length.
+
+    Source:
+        Sylvester's construction; arXiv 2404.00456 for its use on keys and queries.
+    """
+    block = x.shape[-1] & -x.shape[-1]
+    matrix = np.ones((1, 1))
+    while len(matrix) < block:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    matrix = (matrix / math.sqrt(block)).astype(x.dtype)
+    turned: Array = x.reshape(*x.shape[:-1], x.shape[-1] // block, block) @ matrix
+    return turned.reshape(x.shape)
+
+
+def quantise_slots(x: npt.NDArray[np.float32]) -> tuple[Bytes, Array, Array]:
+    """Codes 0..15, scale and base of a 4-bit cache: x = code * scale + base over the last axis.
+
+    base is the smallest of x and 0, rounded down to a bfloat16; scale a fifteenth of what is
+    between it and the largest of x and 0, rounded up to one.
+
+    Returns:
+        codes like x, scales [..., 1] and bases [..., 1], both float32.
+    """
+
+    def up(v: Array) -> Array:
+        bits = v.astype(np.float32).view(np.uint32).astype(np.uint64) + 0xFFFF
+        return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+    zero = np.float32(0)
+    depth = up(np.maximum(-x.min(-1, keepdims=True), zero))
+    above = np.maximum(x.max(-1, keepdims=True), zero)
+    scale = up((above + depth) * np.float32(1 / 15))
+    scale[scale < SMALLEST_ABSMAX] = 0
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    codes = np.rint((x + depth) * inverse)
+    return codes.astype(np.uint8), scale, -depth
+
+
 def activation(x: Array, kind: str) -> Array:
     """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
     y: Array

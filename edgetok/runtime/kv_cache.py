@@ -19,6 +19,7 @@ from edgetok.kernels_cpu.abi import CTX_SLOTS
 from edgetok.kernels_cpu.launch_attention import (
     CTX_CACHE,
     EMPTY,
+    KV_BITS,
     REC_CHUNK,
     REC_KEY_SCALES,
     REC_KEYS,
@@ -26,7 +27,6 @@ from edgetok.kernels_cpu.launch_attention import (
     RECORD_SLOTS,
     SLOT_TILE,
     chunk_slots,
-    padded_head_dim,
 )
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.models.spec import DecoderSpec
@@ -34,7 +34,6 @@ from edgetok.runtime.stored import Floats, Keys, Places, row_bytes
 
 _ALIGNMENT_BYTES = 64
 _MOST_BYTES = 1 << 46  # addresses end soon after
-_BITS = (8, 16, 32)
 
 
 @dataclass(slots=True)
@@ -74,7 +73,7 @@ class CpuKVCache:
         Args:
             spec: the decoder.
             capacity_tokens: tokens that can be seen.
-            kv_bits: 8, 16 or 32 for each key and value.
+            kv_bits: 4, 8, 16 or 32 for each key and value.
             block_tokens: most tokens of one run.
             windows_only: leave layers that see every token to another cache; nothing is counted
                 against `capacity_tokens`, which only bounds the rings.
@@ -86,8 +85,8 @@ class CpuKVCache:
             raise OptionError(
                 f"a cache of {capacity_tokens!r} tokens, expected a whole number from 1 up"
             )
-        if kv_bits not in _BITS:
-            raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {_BITS}")
+        if kv_bits not in KV_BITS:
+            raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
         self._spec = spec
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
@@ -263,7 +262,7 @@ class CpuKVCache:
             How many bytes there are, in Python integers.
         """
         spec = self._spec
-        heads, dims = spec.num_kv_heads, padded_head_dim(spec.head_dim)
+        heads = spec.num_kv_heads
         at = base
         for window, slots in sizes.items():
             layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
@@ -271,8 +270,8 @@ class CpuKVCache:
             at = _round_up(at + 4 * slots, _ALIGNMENT_BYTES)
             append = at
             at = _round_up(at + 4 * self.block_tokens, _ALIGNMENT_BYTES)
-            head_bytes = slots * dims * self.kv_bits // 8
-            scale_bytes = 4 * slots if self.kv_bits == 8 else 0
+            head_bytes = slots * row_bytes(spec.head_dim, self.kv_bits)
+            scale_bytes = 4 * slots if self.kv_bits <= 8 else 0
             if rings is not None:
                 self._place(
                     rings, window, slots, layers, (positions, append, at), head_bytes, scale_bytes

@@ -179,6 +179,13 @@ class Plan:
         projections = {"q_proj": self._q, "k_proj": self._k, "v_proj": self._v}
         made += self._products(source, {prefix + n: out for n, out in projections.items()})
         made += self._positions_in(layer)
+        if self._options.kv_bits == 4:
+            made += [
+                launch_attention.hadamard(
+                    self._kernels, x=_at(x), heads=heads, head_dim=spec.head_dim, wait=False
+                )
+                for x, heads in ((self._q, spec.num_heads), (self._k, spec.num_kv_heads))
+            ]
         made.append(
             launch_attention.kv_append(
                 self._kernels,

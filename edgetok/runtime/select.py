@@ -14,7 +14,7 @@ from edgetok.runtime.backend import Backend, GpuCompute
 
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
-KvBits = Literal[8, 16, 32]
+KvBits = Literal[4, 8, 16, 32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class RunOptions:
             for the CPU, or onnxruntime where only that fits.
         threads: how many compute; None for one per physical core that this process may use, or
             one where a model is too small to gain from more.
-        kv_bits: of keys and values in the cache: 8, or 16 or (not on a GPU) 32 for floats.
+        kv_bits: of keys and values in the cache: 4 or 8, or 16 or 32 for floats; on a GPU 8 or 16.
         compute: of activations in products: "int8" (on a GPU float16), or "float32" to compare.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
     """

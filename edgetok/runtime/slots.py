@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgetok.errors import SessionError
 from edgetok.kernels_cpu.launch_attention import EMPTY, SLOT_TILE
-from edgetok.runtime.stored import Bytes, Floats, Keys, read_values, row_bytes
+from edgetok.runtime.stored import Bytes, Floats, Keys, Values, row_bytes
 
 Ints = npt.NDArray[np.int32]
 
@@ -50,7 +50,7 @@ class SlotPool:
             heads: how many heads share the pool.
             slots: of each head at first; a multiple of SLOT_TILE.
             head_dim: D.
-            kv_bits: 8, 16 or 32.
+            kv_bits: 4, 8, 16 or 32.
         """
         self.head_dim, self.kv_bits = head_dim, kv_bits
         self.slots = heads * slots
@@ -61,7 +61,7 @@ class SlotPool:
         self._memory = memory
         self._keys = self._take(self._row_bytes)
         self._values = self._take(self._row_bytes)
-        self.scaled = kv_bits == 8
+        self.scaled = kv_bits <= 8
         self._key_scales = self._take(4 if self.scaled else 0).view(np.float32)
         self._value_scales = self._take(4 if self.scaled else 0).view(np.float32)
         self.positions: Ints = self._take(4).view(np.int32)
@@ -70,6 +70,8 @@ class SlotPool:
         self.positions[:] = EMPTY
         scales = self._key_scales if self.scaled else None
         self.keys = Keys(self._keys, scales, head_dim, kv_bits)
+        scales = self._value_scales if self.scaled else None
+        self._stored_values = Values(self._values, scales, head_dim, kv_bits)
 
     def check(self, memory: Bytes, length_tokens: int, position: int) -> None:
         """Whether another pool's bytes could be this one's.
@@ -121,15 +123,12 @@ class SlotPool:
 
     def values(self, at: npt.NDArray[np.int64]) -> Floats:
         """Values of slots as float32 [n, D]."""
-        rows = self._values.reshape(self.slots, self._row_bytes)[at]
-        scales = self._value_scales[at] if self.scaled else None
-        return read_values(rows, scales, self.head_dim, self.kv_bits)
+        return self._stored_values.read(at)
 
     def copy(self, source: npt.NDArray[np.int64], to: npt.NDArray[np.int64]) -> None:
         """Copy whole slots; no slot is in both lists."""
         self.keys.copy(source, to)
-        values = self._values.reshape(self.slots, self._row_bytes)
-        values[to] = values[source]
+        self._stored_values.copy(source, to)
         for array in self._columns():
             array[to] = array[source]
 

@@ -61,7 +61,7 @@ def append(cache, tokens, block=16):
         tokens -= count
 
 
-@pytest.mark.parametrize(("kv_bits", "slot_bytes"), [(8, 2 * (32 + 4)), (16, 128), (32, 256)])
+@pytest.mark.parametrize(("kv_bits", "slot_bytes"), [(4, 2 * (16 + 4)), (8, 2 * (32 + 4)), (16, 128), (32, 256)])
 def test_bytes_are_those_of_the_slots(kv_bits, slot_bytes):
     """24 dims are rounded up to 32; two heads; positions and slot numbers come on top."""
     cache = make(0, 0, 0, capacity=1024, kv_bits=kv_bits)
@@ -178,8 +178,8 @@ def test_sizes_out_of_range():
     for capacity in (1 << 40, 1 << 62, 10**30):
         with pytest.raises(OptionError, match="more than can be addressed"):
             make(0, capacity=capacity)
-    with pytest.raises(OptionError, match="kv_bits is 4"):
-        make(0, kv_bits=4)
+    with pytest.raises(OptionError, match="kv_bits is 5"):
+        make(0, kv_bits=5)
     cache = make(0)
     for length in (-1, 1):
         with pytest.raises(OptionError, match="cannot keep"):

@@ -11,10 +11,8 @@ mask leaves). Contenders alternate; medians.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -194,8 +192,8 @@ def main() -> None:
                 decode, with_mass = middle[bits, 1, False], middle[bits, 1, True]
                 line = (
                     f"{bits:4} {depth:5} {threads:7} | {decode / args.layers * 1e6:8.0f} "
-                    f"{(with_mass / decode - 1) * 100:+6.1f} % | {run.cache_bytes / decode / 1e9:6.1f}"
-                    f" {read.buffer.nbytes / middle['read'] / 1e9:6.1f}"
+                    f"{(with_mass / decode - 1) * 100:+6.1f} % | "
+                    f"{run.cache_bytes / decode / 1e9:6.1f} {read.buffer.nbytes / middle['read'] / 1e9:6.1f}"
                 )
                 if not args.no_prefill:
                     fill, with_mass = middle[bits, BLOCK, False], middle[bits, BLOCK, True]

@@ -61,7 +61,9 @@ def append(cache, tokens, block=16):
         tokens -= count
 
 
-@pytest.mark.parametrize(("kv_bits", "slot_bytes"), [(4, 2 * (16 + 4)), (8, 2 * (32 + 4)), (16, 128), (32, 256)])
+@pytest.mark.parametrize(
+    ("kv_bits", "slot_bytes"), [(4, 2 * (16 + 4)), (8, 2 * (32 + 4)), (16, 128), (32, 256)]
+)
 def test_bytes_are_those_of_the_slots(kv_bits, slot_bytes):
     """24 dims are rounded up to 32; two heads; positions and slot numbers come on top."""
     cache = make(0, 0, 0, capacity=1024, kv_bits=kv_bits)

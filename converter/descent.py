@@ -64,7 +64,9 @@ def descend(
                 group = (first + begin) // g
                 end = min(begin + g, inputs.stop - first)
                 block.move_codes(begin, end, scales[:, group], top, threads)
-                scales[:, group] = block.refit(begin, end, scales[:, group], zeros[:, group])
+                scales[:, group] = block.refit(
+                    begin, end, scales[:, group], np.ascontiguousarray(zeros[:, group]), threads
+                )
             codes[:, inputs] = block.codes
             gradient.addmm_(torch.from_numpy(block.change), hessian[inputs])
     return Quantised(codes.astype(np.uint8), scales, start.zeros, start.bits, g)
@@ -97,17 +99,41 @@ class _Block:
         rounding.in_chunks(len(self.codes), threads, chunk)
 
     def refit(
-        self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals
+        self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals, threads: int
     ) -> npt.NDArray[np.float16]:
         """The group's scale where the loss is least, or the old one."""
-        values = self.codes[:, begin:end] - zero[:, None]
-        slope = (values * self.gradient[:, begin:end]).sum(1)
-        curve = ((values @ self.hessian[begin:end, begin:end]) * values).sum(1)
+        slope, curve = np.empty_like(zero), np.empty_like(zero)
+
+        def measure(rows: slice) -> None:
+            rounding.scale_slopes(
+                self.gradient[rows],
+                begin,
+                end,
+                self.hessian,
+                zero[rows],
+                self.codes[rows],
+                slope[rows],
+                curve[rows],
+            )
+
+        rounding.in_chunks(len(self.codes), threads, measure)
         old = scale.astype(self.codes.dtype)
         wanted = old - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
         new = float16_scales(np.where(wanted > 0, wanted, old).astype(np.float32))
         step = new.astype(old.dtype) - old
         step[2 * step * slope + step * step * curve >= 0] = 0
-        self.change[:, begin:end] += step[:, None] * values
-        self.gradient += (step[:, None] * values) @ self.hessian[begin:end]
+
+        def follow(rows: slice) -> None:
+            rounding.change_scale(
+                self.gradient[rows],
+                begin,
+                end,
+                self.hessian,
+                step[rows],
+                zero[rows],
+                self.codes[rows],
+                self.change[rows],
+            )
+
+        rounding.in_chunks(len(self.codes), threads, follow)
         return np.where(step != 0, new, scale)

@@ -9,13 +9,14 @@ Each leaves the block's function as it is, but for rounding to float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from edgetok.converter import awq, gptq
 from edgetok.converter.blocks import STAGES, Block
+from edgetok.converter.calibration import spread
 from edgetok.converter.layout import TensorFormat
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.recipe import round_layers
@@ -23,6 +24,7 @@ from edgetok.models.spec import DecoderSpec
 
 _JUDGE_TOKENS = 4096
 _SEARCH_ROWS = 256
+_WORTH_A_TRIAL = 0.98  # a smaller gain when rounding to nearest is none after all steps
 _NORMS = {"q_proj": "input_norm", "gate_proj": "pre_mlp_norm"}
 
 
@@ -51,9 +53,13 @@ def fold_block(
         Notes on what could not be folded.
     """
     notes = []
-    tokens = hidden.shape[0] * hidden.shape[1]
     firsts = [stage[0] for stage in STAGES]
-    wanted = awq.SAMPLE_TOKENS if options is None else _JUDGE_TOKENS
+    wanted = awq.SAMPLE_TOKENS
+    if options is not None:
+        wanted = _JUDGE_TOKENS
+        windows = min(len(hidden), -(-_JUDGE_TOKENS // hidden.shape[1]))
+        hidden = hidden[torch.from_numpy(spread(len(hidden), windows))]
+    tokens = hidden.shape[0] * hidden.shape[1]
     samples = {name: awq.Sample(tokens, wanted) for name in firsts}
     magnitudes = {name: awq.Magnitude(block.get(name + ".weight").shape[1]) for name in firsts}
 
@@ -88,11 +94,10 @@ def fold_block(
             share=share if stage[0] == "o_proj" else None,
         )
         if choice.alpha and options is not None:
-            ones = torch.ones_like(choice.scales)
-            losses = [
-                held_out_loss(weights, scales, inputs, forms, options, threads)
-                for scales in (ones, choice.scales)
-            ]
+            if choice.loss > _WORTH_A_TRIAL * choice.identity_loss:
+                continue
+            candidates = (torch.ones_like(choice.scales), choice.scales)
+            losses = held_out_losses(weights, candidates, inputs, forms, options, threads)
             if not losses[1] < losses[0]:
                 continue
         if choice.alpha:
@@ -100,39 +105,47 @@ def fold_block(
     return notes
 
 
-def held_out_loss(
+def held_out_losses(
     weights: list[Tensor],
-    scales: Tensor,
+    candidates: Sequence[Tensor],
     inputs: Tensor,
     forms: list[TensorFormat],
     options: ConvertOptions,
     threads: int = 1,
-) -> float:
+) -> list[float]:
     """What is left of the outputs' error on every fourth token when the others were calibrated on.
 
     Args:
         weights: [N_i, K] of each layer.
-        scales: [K] that are folded in.
+        candidates: scales [K] that could be folded in.
         inputs: [tokens, K].
         forms: bits and group size of each.
         options: whose steps round the weights.
         threads: for rounding.
 
     Returns:
-        Sum over layers of |(round(W diag(s)) diag(1 / s) - W) x|^2.
+        For each candidate the sum over layers of |(round(W diag(s)) diag(1 / s) - W) x|^2.
     """
     held_out = torch.arange(len(inputs)) % 4 == 3
     seen = gptq.Hessian(inputs.shape[1])
-    seen.add(inputs[~held_out] / scales)
-    found = round_layers(
-        [weight * scales for weight in weights], seen.mean(), forms, options, threads
-    )
-    total = 0.0
-    for weight, layer in zip(weights, found, strict=True):
-        difference = torch.from_numpy(layer.dequantise()) / scales - weight
-        errors = inputs[held_out] @ difference.T
-        total += float(errors.square().sum(dtype=torch.float64))
-    return total
+    seen.add(inputs[~held_out])
+    hessian = seen.mean()
+    losses = []
+    for scales in candidates:
+        found = round_layers(
+            [weight * scales for weight in weights],
+            (hessian / scales).div_(scales[:, None]),
+            forms,
+            options,
+            threads,
+        )
+        total = 0.0
+        for weight, layer in zip(weights, found, strict=True):
+            difference = torch.from_numpy(layer.dequantise()) / scales - weight
+            errors = inputs[held_out] @ difference.T
+            total += float(errors.square().sum(dtype=torch.float64))
+        losses.append(total)
+    return losses
 
 
 def _some_rows(weight: Tensor) -> Tensor:

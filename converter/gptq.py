@@ -31,6 +31,7 @@ from edgetok.converter.rtn import Quantised, float16_scales, grid
 from edgetok.errors import CheckpointError
 
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
+_STRIPE_INPUTS = 1024
 _MOST_DAMPING = 10.0
 _SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
 _THOROUGH_SPANS = tuple(1.05 - 0.04 * i for i in range(18))
@@ -50,13 +51,19 @@ class Hessian:
 
     def add(self, x: Tensor) -> None:
         """See inputs [tokens, K]."""
-        self._sum.addmm_(x.T, x, alpha=2.0)
+        # The lower triangle alone, in stripes: it is symmetric.
+        for first in range(0, x.shape[1], _STRIPE_INPUTS):
+            end = first + _STRIPE_INPUTS
+            self._sum[first:end, :end].addmm_(x[:, first:end].T, x[:, :end], alpha=2.0)
         self.tokens += len(x)
 
     def mean(self) -> Tensor:
         """[K, K] float32; the sum itself is given up."""
         total = self._sum.div_(max(self.tokens, 1))
         self._sum = torch.empty(0)
+        for first in range(0, len(total), _STRIPE_INPUTS):
+            end = first + _STRIPE_INPUTS
+            total[:first, first:end] = total[first:end, :first].T
         return total
 
 

@@ -152,6 +152,74 @@ def descend_group(
                     gradient[i, k] += step * hessian[j, k]
 
 
+@_compiled
+def scale_slopes(
+    gradient: Any,
+    first: Any,
+    last: Any,
+    hessian: Any,
+    zero: Any,
+    codes: Any,
+    slopes: Any,
+    curves: Any,
+) -> None:
+    """How the loss changes with the scale of inputs first..last: v R^T and v H v^T, v = q - zero.
+
+    Args:
+        gradient: [n, b] dW H of a block.
+        first: where the group begins in the block.
+        last: where it ends.
+        hessian: [b, b] the block's part.
+        zero: [n] of the group, as real numbers.
+        codes: [n, b], as real numbers.
+        slopes: [n], written.
+        curves: [n], written.
+    """
+    for i in range(gradient.shape[0]):
+        slope = curve = zero[i] - zero[i]
+        for j in range(first, last):
+            value = codes[i, j] - zero[i]
+            slope += value * gradient[i, j]
+            product = zero[i] - zero[i]
+            for k in range(first, last):
+                product += hessian[j, k] * (codes[i, k] - zero[i])
+            curve += value * product
+        slopes[i], curves[i] = slope, curve
+
+
+@_compiled
+def change_scale(
+    gradient: Any,
+    first: Any,
+    last: Any,
+    hessian: Any,
+    step: Any,
+    zero: Any,
+    codes: Any,
+    change: Any,
+) -> None:
+    """Follow a change of the scale of inputs first..last.
+
+    Args:
+        gradient: [n, b] dW H of a block, changed.
+        first: where the group begins in the block.
+        last: where it ends.
+        hessian: [b, b] the block's part.
+        step: [n] by how much the scale changes.
+        zero: [n] of the group, as real numbers.
+        codes: [n, b], as real numbers.
+        change: [n, b] of the weights; added to.
+    """
+    for i in range(gradient.shape[0]):
+        if step[i] == 0:
+            continue
+        for j in range(first, last):
+            moved = (codes[i, j] - zero[i]) * step[i]
+            change[i, j] += moved
+            for k in range(gradient.shape[1]):
+                gradient[i, k] += moved * hessian[j, k]
+
+
 def in_chunks(rows: int, threads: int, work: Callable[[slice], None]) -> None:
     """Call `work` with slices of rows, on several threads at once.
 

@@ -28,6 +28,7 @@ from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.rtn import FLOAT16_MAX, float16_scales
 from edgetok.converter.weights import CanonicalWeights
+from edgetok.kernels_cpu.isa import host_features
 
 MOST_WEIGHTS = 20_000_000  # beyond, three copies in float32 and the steps' time are too much
 STEPS = 150
@@ -160,6 +161,8 @@ def tune(
     generator = torch.Generator().manual_seed(0)
     batch = max(1, _BATCH_TOKENS // ids.shape[1])
     order: list[int] = []
+    # A third of the time where the processor has it. What is found is judged in float32.
+    short = bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
     for step in range(steps):
         for group in optimiser.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -167,7 +170,8 @@ def tune(
         if len(order) < min(batch, len(learned)):
             order = torch.randperm(len(learned), generator=generator).tolist()
         chosen, order = learned[order[:batch]], order[batch:]
-        loss = _kl(module, teacher, student.parameters(), chosen)
+        with torch.autocast("cpu", torch.bfloat16, enabled=short):
+            loss = _kl(module, teacher, student.parameters(), chosen)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -193,8 +197,10 @@ def _kl(
     """Mean KL of the original from the quantised model, in nats."""
     arguments = {"input_ids": ids, "use_cache": False}
     with torch.no_grad():
-        wanted = functional_call(module, dict(teacher), (), arguments).logits.log_softmax(-1)
-    found = functional_call(module, dict(student), (), arguments).logits.log_softmax(-1)
+        wanted = (
+            functional_call(module, dict(teacher), (), arguments).logits.float().log_softmax(-1)
+        )
+    found = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
     return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
 

@@ -158,6 +158,28 @@ def test_overflowing_activations_are_an_error():
         gptq.invert(torch.full((4, 4), torch.nan), 32, damping=0.01, order="plain")
 
 
+@pytest.mark.parametrize("inputs", [20, 32, 77])
+def test_hessian_is_computed_in_stripes(inputs, monkeypatch):
+    monkeypatch.setattr(gptq, "_STRIPE_INPUTS", 32)
+    _, x = layer(1, inputs)
+    found = hessian_of(x).numpy()
+    np.testing.assert_allclose(found, 2 * x.T @ x / len(x), rtol=1e-4, atol=1e-4 * found.max())
+    np.testing.assert_array_equal(found, found.T)
+
+
+def test_thorough_search_is_no_worse_for_every_output():
+    weight, x = layer(40, 32)
+    importance = np.square(x).mean(0)
+    top = 7
+    losses = []
+    for thorough in (False, True):
+        scale, zero = gptq.search_grid(weight, importance, 3, symmetric=False, thorough=thorough)
+        s, z = scale.astype(np.float64)[:, None], zero.astype(np.float64)[:, None]
+        rounded = (np.clip(np.rint(weight / s) + z, 0, top) - z) * s
+        losses.append(((rounded - weight) ** 2 @ importance).sum())
+    assert losses[1] < losses[0]
+
+
 def test_blocks_change_nothing(monkeypatch):
     weight, x = layer(5, 160)
     inverse = gptq.invert(

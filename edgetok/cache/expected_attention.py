@@ -21,22 +21,14 @@ _EPSILON = np.float32(0.02)
 def expected_weights(view: HeadView, future_tokens: int = _FUTURE_TOKENS) -> Floats:
     """a_i for each query head, [G, n]."""
     stats = view.stats
-    D = stats.mean.shape[-1]
     now = int(stats.positions[-1]) if len(stats.positions) else 0
-    ahead = now + 1 + np.arange(0, future_tokens, max(1, future_tokens // 64))
-    # The mean rotation, as a matrix: each unit vector turned to every position, then averaged.
-    unit = np.broadcast_to(np.eye(D, dtype=np.float32)[:, None], (D, len(ahead), D))
-    R = view.rotate(unit, ahead).mean(axis=1)  # row i: where unit vector i goes
+    R = view.mean_rotation(now + 1 + np.arange(0, future_tokens, max(1, future_tokens // 64)))
     mean = stats.mean @ R
     covariance = R.T @ stats.covariance @ R
     scale = np.float32(view.scale)
     logits = scale * (mean @ view.keys.T)
-    logits += (
-        np.float32(0.5)
-        * scale
-        * scale
-        * np.einsum("nd,gde,ne->gn", view.keys, covariance, view.keys, optimize=True)
-    )
+    spread = ((view.keys @ covariance) * view.keys).sum(axis=-1)
+    logits += np.float32(0.5) * scale * scale * spread
     logits -= logits.max(axis=1, keepdims=True)
     weights = np.exp(logits)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))

@@ -45,6 +45,8 @@ class HeadView:
         mass: [n], attention that each got so far, added up over queries and query heads.
         stats: of the queries.
         rotate: turns vectors [..., D] to positions that broadcast against [...].
+        mean_rotation: [D, D]: what a row vector is multiplied by to be turned to each of some
+            positions and averaged.
         scale: of products of queries and keys.
         softcap: of scaled products; 0 is none.
     """
@@ -56,6 +58,7 @@ class HeadView:
     mass: Floats
     stats: QueryStats
     rotate: Rotate
+    mean_rotation: Callable[[npt.NDArray[np.int64]], Floats]
     scale: float
     softcap: float
 

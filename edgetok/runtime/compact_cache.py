@@ -460,6 +460,7 @@ class CompactKVCache:
             mass=pool.mass[at],
             stats=self._log.stats(layer, head, self._length, self.position),
             rotate=functools.partial(self._rotate, rope, True),
+            mean_rotation=functools.partial(self._mean_rotation, rope),
             scale=spec.attn_scale,
             softcap=spec.attn_softcap,
         )
@@ -506,6 +507,23 @@ class CompactKVCache:
         return np.concatenate(
             [a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1
         ).astype(np.float32)
+
+    def _mean_rotation(self, rope: int, positions: npt.NDArray[np.int64]) -> Floats:
+        """[D, D]: x @ it is x turned to each position, with the attention factor, averaged."""
+        D = self._spec.head_dim
+        made = np.eye(D, dtype=np.float32)
+        if rope < 0:
+            return made
+        spec = self._spec.ropes[rope]
+        angles = positions[:, None] * self.frequencies[rope]
+        cos = np.cos(angles).mean(axis=0) * spec.attention_factor
+        sin = np.sin(angles).mean(axis=0) * spec.attention_factor
+        first = np.arange(spec.rotary_dim // 2)
+        second = first + spec.rotary_dim // 2
+        made[first, first] = made[second, second] = cos
+        made[first, second] = sin
+        made[second, first] = -sin
+        return made
 
     # Records
 

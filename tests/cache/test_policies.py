@@ -41,6 +41,7 @@ def view():
             covariance=np.einsum("gij,gkj->gik", raw, raw).astype(np.float32) / D,
         ),
         rotate=rotate,
+        mean_rotation=lambda ahead: np.mean([rotate(np.eye(D), p) for p in ahead], axis=0),
         scale=D**-0.5,
         softcap=0.0,
     )

@@ -214,3 +214,14 @@ def test_states_of_another_shape_or_with_wild_slots_are_refused():
     with pytest.raises(SessionError, match="cannot be"):
         driver.cache.load(bad)
     driver.check()
+
+
+def test_the_mean_rotation_is_the_mean_of_rotations():
+    cache = Driver("retain").cache
+    ahead = np.array([3, 40, 41, 170])
+    eye = np.eye(D, dtype=np.float32)
+    for rope in (-1, 0, 1):
+        each = [cache._rotate(rope, True, eye, np.full(D, p)) for p in ahead]
+        np.testing.assert_allclose(
+            cache._mean_rotation(rope, ahead), np.mean(each, axis=0), atol=1e-6
+        )

@@ -275,14 +275,18 @@ def matmul_nbits(
     }
     weights = (linear.weight, linear.high, linear.scales, linear.zeros, linear.bias)
     if x_scale is None:
-        row = config if isinstance(config, RowConfig) else row_config(linear, x.is_cuda)
+        row = (
+            config if isinstance(config, RowConfig) else row_config(linear, x.device.type != "cpu")
+        )
         launch(
             _rows, (-(-N // row.rows),), x, norm, *weights, y, N, linear.groups, S, linear.K,
             float(eps), float(epilogue.factor), epilogue.cap or None, y_stride,
             **constants, BN=row.rows, BW=max(row.words, linear.group_words), warps=row.warps,
         )  # fmt: skip
         return
-    tile = config if isinstance(config, TileConfig) else tile_config(linear, T, x.is_cuda)
+    tile = (
+        config if isinstance(config, TileConfig) else tile_config(linear, T, x.device.type != "cpu")
+    )
     launch(
         _tiles, (-(-N // tile.rows), -(-T // tile.tokens)), x, x_scale, *weights, y, T, N,
         linear.groups, S, float(epilogue.factor), epilogue.cap or None, y.stride(0), y_stride,

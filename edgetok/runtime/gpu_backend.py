@@ -26,7 +26,8 @@ from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Draw, GpuCompute, Interrupted, KVCache, Logits, Tokens
 from edgetok.runtime.gpu_cache import GpuKVCache
-from edgetok.runtime.gpu_plan import GpuPlan, GpuPlanOptions, Inputs
+from edgetok.runtime.gpu_inputs import Inputs
+from edgetok.runtime.gpu_plan import GpuPlan, GpuPlanOptions
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
 # model stay below 400 MB and a cancelled prefill stops soon.

@@ -31,7 +31,7 @@ from edgetok.converter.weights import CanonicalWeights
 from edgetok.kernels_cpu.isa import host_features
 
 MOST_WEIGHTS = 20_000_000  # beyond, three copies in float32 and the steps' time are too much
-STEPS = 150
+STEPS = 100
 _BATCH_TOKENS = 2048
 _RATE = 3e-3  # of Adam, relative to each scale and to each vector's size
 _WARM_UP = 10
@@ -66,7 +66,8 @@ class _Student:
 
     def __init__(self, weights: CanonicalWeights, written: WrittenWeights) -> None:
         self._tensors = weights.family.tensors
-        self._matrices: dict[str, tuple[Tensor, Tensor, int]] = {}  # levels, scales, group size
+        # Levels [N, G, g], the last group padded with zeros, scales [N, G], and (N, K).
+        self._matrices: dict[str, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
         self._vectors: dict[str, tuple[Tensor, Tensor]] = {}  # values, their size
         self._fixed: dict[str, Tensor] = {}
         self._module: dict[str, str] = {}
@@ -77,9 +78,11 @@ class _Student:
             matrix = written.quantised(module) if name.endswith(".weight") else None
             values = None if matrix else torch.from_numpy(written.tensor(name).copy())
             if matrix is not None:
-                levels = torch.from_numpy(matrix.levels())
                 scales = torch.from_numpy(matrix.scales.astype(np.float32))
-                self._matrices[module] = (levels, scales, matrix.group_size)
+                padding = scales.shape[1] * matrix.group_size - matrix.codes.shape[1]
+                levels = torch.nn.functional.pad(torch.from_numpy(matrix.levels()), (0, padding))
+                levels = levels.reshape(*scales.shape, matrix.group_size)
+                self._matrices[module] = (levels, scales, matrix.codes.shape)
             elif values is not None and values.ndim == 1:
                 size = values.square().mean().sqrt().clamp_min(1e-6)
                 self._vectors[name] = (values, size)
@@ -94,9 +97,10 @@ class _Student:
     def parameters(self) -> dict[str, Tensor]:
         """By the names that the checkpoint gives them."""
         matrices = {}
-        for module, (levels, _, group_size) in self._matrices.items():
-            wide = self._scales(module).repeat_interleave(group_size, 1)
-            matrices[module] = levels * wide[:, : levels.shape[1]]
+        for module, (levels, _, shape) in self._matrices.items():
+            # As groups times scales: the gradient of a scale is then a sum along one axis.
+            padded = levels * self._scales(module)[:, :, None]
+            matrices[module] = padded.reshape(shape[0], -1)[:, : shape[1]]
         parts: dict[str, list[tuple[int, Tensor]]] = {}
         for name, source in self._tensors.items():
             if name in self._vectors:
@@ -201,7 +205,8 @@ def _kl(
             functional_call(module, dict(teacher), (), arguments).logits.float().log_softmax(-1)
         )
     found = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
-    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+    loss: Tensor = (wanted.exp() * (wanted - found)).sum(-1).mean()
+    return loss
 
 
 @torch.no_grad()
@@ -211,5 +216,6 @@ def _divergence(
     parameters = student.parameters()
     batch = max(1, _BATCH_TOKENS // ids.shape[1])
     return math.fsum(
-        float(_kl(module, teacher, parameters, part)) * len(part) for part in ids.split(batch)
+        float(_kl(module, teacher, parameters, part)) * len(part)
+        for part in (ids[first : first + batch] for first in range(0, len(ids), batch))
     ) / len(ids)

@@ -12,10 +12,16 @@ from edgetok.errors import CheckpointError
 from edgetok.formats import strict_json
 
 TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "config.json"
 
 _MAX_TOKENIZER_BYTES = 128 << 20  # Gemma 3's 262,144 tokens take 33 MB
 _MAX_TEXT_BYTES = 4 << 20
-_COPIED = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+_COPIED = (
+    CONFIG_FILE,  # what names and sizes an export is to have
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _LICENCE = re.compile(r"(licen[cs]e|notice|use_policy)[\w.-]*", re.IGNORECASE | re.ASCII)
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "generate": "Continue a text.",
     "inspect": "Show what is in a converted model.",
     "verify": "Check a converted model's files and arithmetic.",
+    "export": "Write a converted model as a checkpoint for transformers and servers.",
     "eval": "Measure quality: perplexity, agreement with the original, recall.",
     "bench": "Measure speed and memory.",
 }

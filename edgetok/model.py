@@ -129,7 +129,8 @@ class Model:
 
         Args:
             path: the folder.
-            device: "cpu", "onnxruntime", or "auto" for the one that fits.
+            device: "cpu", "cuda" (a GPU), "onnxruntime", or "auto" for the CPU, or onnxruntime
+                where only that runs the graph.
             threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core, or one
                 where the model is too small to gain from more.
             context: limit in tokens for prompt and answer together; None: 4096, or the trained

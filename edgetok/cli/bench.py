@@ -32,16 +32,19 @@ _FIRST_PROMPT_TOKENS = 16
 @click.option("--repeats", type=int, default=3, show_default=True, help="The median is reported.")
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
+    type=click.Choice(["auto", "cpu", "onnxruntime"]),
     default="auto",
     show_default=True,
+    help="A GPU is measured by `make bench-gpu`.",
 )
 @click.option(
     "--beside",
     type=click.Choice(["onnxruntime"]),
     help="Measure another engine on the same files, in turn with this one.",
 )
-@click.option("--kv-bits", type=click.Choice(["4", "8", "16", "32"]), default="8", show_default=True)
+@click.option(
+    "--kv-bits", type=click.Choice(["4", "8", "16", "32"]), default="8", show_default=True
+)
 @click.option(
     "--compute", type=click.Choice(["int8", "float32"]), default="int8", show_default=True
 )

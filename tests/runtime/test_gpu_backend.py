@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from tests.reference_decoder import forward
 from tests.tiny import FAMILIES, VOCAB_SIZE
 
 pytestmark = pytest.mark.gpu
-TOKENS = np.random.default_rng(7).integers(3, VOCAB_SIZE, 22).astype(np.int32)
+TOKENS = np.random.default_rng(7).integers(3, VOCAB_SIZE, 14).astype(np.int32)
 # Float16 keys, values, queries and probabilities: 5e-4 each.
 FLOAT16_SHARE = 4e-3
 # An int8 cache rounds keys and values to 0.5 % of their largest.
@@ -29,7 +31,7 @@ def open_backend(on_card):
 
     def make(folder, **options):
         device = None if on_card else Device(interpreted=True)
-        opened.append(GpuBackend(folder, device=device, **{"block_tokens": 9} | options))
+        opened.append(GpuBackend(folder, device=device, **{"block_tokens": 6} | options))
         return opened[-1]
 
     yield make
@@ -50,17 +52,23 @@ def greedy(backend, prompt, count, capacity):
     return out
 
 
-@pytest.mark.parametrize("bits", [4])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prefill_and_decode(family, bits, tiny, open_backend):
-    """Blocks that a ring wraps in, then single tokens."""
-    model = tiny(family, bits)
+# The interpreter is slow. Between them every branch: biases, norms before, after and of queries and
+# keys, windows, caps, partial and absent rotations, multipliers.
+VARIED = ("llama", "gemma2", "phi3", "smollm3", "olmo2", "granite")
+
+
+@pytest.mark.parametrize(
+    "family", VARIED if os.environ.get("TRITON_INTERPRET") == "1" else FAMILIES
+)
+def test_prefill_and_decode(family, tiny, open_backend):
+    """Blocks, then single tokens."""
+    model = tiny(family, 4)
     expected = forward(model.spec, model.weights, TOKENS)
     backend = open_backend(model.artefact, kv_bits=16, compute="float32")
     cache = backend.new_cache(len(TOKENS))
-    found = backend.forward(cache, TOKENS[:20], all_logits=True)
-    assert share(found, expected[:20]) < FLOAT16_SHARE
-    for i in (20, 21):  # launched one by one, then as a graph
+    found = backend.forward(cache, TOKENS[:12], all_logits=True)
+    assert share(found, expected[:12]) < FLOAT16_SHARE
+    for i in (12, 13):  # launched one by one, then as a graph
         assert share(backend.forward(cache, TOKENS[i : i + 1]), expected[i]) < 2 * FLOAT16_SHARE
 
 
@@ -131,16 +139,16 @@ def test_tokens_are_chosen_on_the_device(tiny, open_backend):
     assert isinstance(backend, SamplingBackend)
     likely = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
     cache, found = backend.new_cache(64), []
-    step = TOKENS[:12]
+    step = TOKENS[:7]
     for _ in range(4):
         found.append(backend.forward_sampled(cache, step, likely))
         step = np.array(found[-1:], np.int32)
-    assert found == greedy(backend, TOKENS[:12], 4, 64)
+    assert found == greedy(backend, TOKENS[:7], 4, 64)
     options = SamplingOptions(top_k=5, top_p=0.9, temperature=1.5)
     logits = backend.forward(cache, step).copy()
     ids, _ = candidates(logits, options)
     drawn = set()
-    for counter in range(8):
+    for counter in range(5):
         assert cache.truncate(cache.length_tokens - 1)
         draw = Draw(temperature=1.5, top_k=5, top_p=0.9, min_p=0.0, seed=4, counter=counter)
         drawn.add(backend.forward_sampled(cache, step, draw))
@@ -177,14 +185,14 @@ def test_stops_between_blocks(tiny, open_backend):
     cache = backend.new_cache(40)
     with pytest.raises(Interrupted):
         backend.forward(cache, TOKENS, should_stop=lambda: True)
-    assert cache.length_tokens == 9
+    assert cache.length_tokens == 6
 
 
 def test_refusals(tiny, open_backend):
     model = tiny("llama", 4)
     backend: Backend = open_backend(model.artefact)
     cache: KVCache = backend.new_cache(4)
-    with pytest.raises(ContextError, match="22 tokens"):
+    with pytest.raises(ContextError, match="14 tokens"):
         backend.forward(cache, TOKENS)
     with pytest.raises(OptionError, match=r"expected 0\.\.306"):
         backend.forward(cache, np.array([VOCAB_SIZE]))

@@ -32,28 +32,24 @@ class Policy:
         shared_budget: whether heads compete for slots; scores are then shares of a head's worth
             that add up to 1.
         covariance: whether it asks for the queries' covariance.
-        queries: whether it asks for queries at all.
-        mass: whether it asks for the attention mass.
     """
 
     name: str
     score: Score
     shared_budget: bool = False
-    queries: bool = False
     covariance: bool = False
-    mass: bool = False
 
 
 POLICIES = {
     policy.name: policy
     for policy in (
         Policy("window", window),
-        Policy("h2o", h2o, mass=True),
-        Policy("tova", tova, queries=True),
-        Policy("snapkv", snapkv, queries=True),
-        Policy("expected-attention", expected_attention, queries=True, covariance=True),
+        Policy("h2o", h2o),
+        Policy("tova", tova),
+        Policy("snapkv", snapkv),
+        Policy("expected-attention", expected_attention, covariance=True),
         Policy("keydiff", keydiff),
-        Policy("retain", retain, shared_budget=True, queries=True, covariance=True, mass=True),
+        Policy("retain", retain, covariance=True),
     )
 }
 

@@ -1,0 +1,46 @@
+"""`edgetok eval --cache` on the model that ships, in small."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgetok.cli.main import run
+
+
+def test_table_of_caches(default_artefact, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    plot, text = tmp_path / "plot.png", tmp_path / "text"
+    text.write_text("Once upon a time there was a little dog. " * 60)
+    arguments = ["eval", str(default_artefact), "--cache", "--cases", "1", "--tokens", "320"]
+    arguments += ["--policy", "retain", "--policy", "window", "--share", "0.25", "--share", "1"]
+    arguments += ["--text", str(text), "--plot", str(plot)]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["caches"]
+    names = [(score["policy"], score["slots"]) for score in found]
+    assert names == [
+        ("full", 320),
+        ("retain", 64),
+        ("window", 64),
+        ("retain", 320),
+        ("window", 320),
+    ]
+    # What forgets nothing answers as the full cache does.
+    assert found[0]["tasks"] == found[3]["tasks"] == found[4]["tasks"]
+    assert all(1 < score["perplexity"] < 100 for score in found)
+    assert found[1]["bytes"] < found[3]["bytes"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--share", "0.1"), "expected 64 tokens or more"),
+        (("--policy", "lru"), "cache policy 'lru'"),
+        (("--tokens", "99999"), "contexts of 99999 tokens"),
+    ],
+)
+def test_options_out_of_range(default_artefact, capsys, options, message):
+    assert run(["eval", str(default_artefact), "--cache", "--tokens", "320", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -204,8 +204,13 @@ def score_store(kv_bits: int) -> Any:
 
 _TILE = types.UniTuple(F32, COLUMNS)
 # 2^f = 1 + f (c0 + c1 f + ...) for |f| <= 1/2, fitted to 9e-8 by reweighted least squares.
-_EXP2 = (0.6931470036506653, 0.24022242426872253, 0.05550733953714371, 0.009671513922512531)
-_EXP2 += (0.0013264719163998961,)
+_EXP2 = (
+    0.6931470036506653,
+    0.24022242426872253,
+    0.05550733953714371,
+    0.009671513922512531,
+    0.0013264719163998961,
+)
 _LOWEST_POWER = -126.0  # 2^x is a normal float32 down to here, and counted as 0 below
 _ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves a rounded integer in the low bits
 

@@ -119,7 +119,8 @@ def attention_mass(weights: Array, kv_heads: int, first: int = 0) -> Array:
         [KH, S].
     """
     H, _, S = weights.shape
-    return weights[:, first:].reshape(kv_heads, H // kv_heads, -1, S).sum((1, 2))
+    grouped: Array = weights[:, first:].reshape(kv_heads, H // kv_heads, -1, S)
+    return np.asarray(grouped.sum((1, 2)))
 
 
 def hadamard(x: Array) -> Array:

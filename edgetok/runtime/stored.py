@@ -66,6 +66,7 @@ class _Rows:
     def _write(self, at: Places, x: Floats, zero: int) -> None:
         """Store x [n, D] as `kv_append` does."""
         padded = padded_head_dim(self._dims, self._bits)
+        rows: npt.NDArray[np.generic]
         if self._scales is None:
             dtype = np.float16 if self._bits == 16 else np.float32
             wide = np.zeros((len(at), padded), dtype)

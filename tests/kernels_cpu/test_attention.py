@@ -11,6 +11,7 @@ from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import launch_attention as launch
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.launch_program import table
+from edgetok.runtime.stored import Keys, Values
 
 MODULES = (
     "kv_append",
@@ -432,15 +433,38 @@ def test_a_stored_token_begins_without_mass(each_kernels, guard):
         assert (mass.found[:, 6:40] == 3).all()
 
 
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize("D", [24, 64])
+def test_numpy_reads_and_writes_the_same_slots(kernels, guard, bits, D):
+    """What chooses and moves slots sees what the kernels stored, and stores what they would."""
+    cache, k, v, order, _ = filled(kernels, guard, bits, 2, 1, D, 70)
+    scales = cache.scales[:, 0] if bits <= 8 else (None, None)
+    stored_keys = Keys(cache.keys.view(np.uint8).reshape(-1), scales[0], D, bits)
+    stored_values = Values(cache.values.view(np.uint8).reshape(-1), scales[1], D, bits)
+    keys, values = cache.read()
+    plain = reference.hadamard(keys[:, 0]) if bits == 4 else keys[:, 0]
+    np.testing.assert_allclose(stored_keys.read(order), plain[order], atol=2e-6)
+    np.testing.assert_allclose(stored_values.read(order), values[order, 0], atol=2e-6)
+    before = [a.copy() for a in (cache.keys, cache.values, cache.scales)]
+    given = reference.hadamard(k[:, 0]) if bits == 4 else k[:, 0]  # turned back inside
+    for array in (cache.keys, cache.values, cache.scales):
+        array[...] = 0
+    stored_keys.write(order, given)
+    stored_values.write(order, v[:, 0])
+    again, also = cache.read()
+    cache.keys[...], cache.values[...], cache.scales[...] = before
+    step = np.abs(keys).max() / 7 if bits == 4 else 1e-6  # a code may round the other way
+    np.testing.assert_allclose(again[order], keys[order], atol=step)
+    np.testing.assert_allclose(also[order], values[order], atol=1e-6)
+
+
 @pytest.mark.parametrize("D", [16, 24, 64, 80, 128, 256])
 def test_hadamard(each_kernels, guard, run, D):
     x = np.random.default_rng(0).standard_normal((5, 3, D)).astype(np.float32)
     expected = reference.hadamard(x.astype(np.float64))
     for threads in (1, 2):
         turned = guard(x)
-        made = launch.hadamard(
-            each_kernels, x=turned.ctypes.data, heads=3, head_dim=D, wait=False
-        )
+        made = launch.hadamard(each_kernels, x=turned.ctypes.data, heads=3, head_dim=D, wait=False)
         run(each_kernels, table([made])[0], 5, threads)
         np.testing.assert_allclose(turned, expected, atol=2e-6)
     run(each_kernels, table([made])[0], 5)

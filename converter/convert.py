@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from edgetok.converter.ends import (
 )
 from edgetok.converter.genai import GENAI_FILE, genai_config
 from edgetok.converter.graph import build
+from edgetok.converter.import_packed import KEY, PackedCheckpoint
 from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress, Silent
@@ -35,7 +37,7 @@ from edgetok.converter.workspace import (
     write_durably,
 )
 from edgetok.errors import UnknownFamilyError, UnsupportedError
-from edgetok.formats.checkpoint import open_checkpoint
+from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.registry import read_family
@@ -86,6 +88,11 @@ def convert(
     folder = resolve_source(source, options.revision).resolve()
     check_output(out, folder)
     checkpoint = open_checkpoint(folder)
+    if KEY in checkpoint.config:
+        if target is not None:
+            raise UnsupportedError("--fit and --max-kl: the checkpoint is quantised already")
+        checkpoint = PackedCheckpoint(checkpoint)
+        options = dataclasses.replace(options, method="rtn", without=())
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)
     except UnknownFamilyError as error:
@@ -128,7 +135,7 @@ def convert(
         report = Report(
             source=shown(source),
             family=family.spec.family,
-            method=options.method if options.quantises else "none",
+            method=_method(checkpoint, options),
             bits=_usual_bits(formats),
             options=options.to_json(),
             layers=_layers(workspace, layout, formats, family.spec),
@@ -216,6 +223,12 @@ def _compare(
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
     """`REFERENCE_TOKENS`; 0 where rounding a large model is quicker than the comparison."""
     return REFERENCE_TOKENS if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
+
+
+def _method(checkpoint: Checkpoint, options: ConvertOptions) -> str:
+    if isinstance(checkpoint, PackedCheckpoint):
+        return f"{checkpoint.method} as it was"
+    return options.method if options.quantises else "none"
 
 
 def _usual_bits(formats: Mapping[str, TensorFormat]) -> int:

@@ -87,6 +87,11 @@ def _write_matrix(
     weights: CanonicalWeights, module: str, form: TensorFormat, data: DataFile, threads: int
 ) -> float:
     """Write one matrix a few rows at a time; its relative error."""
+    kept = weights.codes(module + ".weight")
+    if kept is not None:
+        for suffix, values in pack_linear(kept.codes, kept.scales, kept.zeros, form).items():
+            data.write(module + suffix, values)
+        return 0.0
     pieces: list[Parts] = []
     error = norm = 0.0
     for piece in weights.pieces(module + ".weight"):

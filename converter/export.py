@@ -8,8 +8,8 @@ The same integers, scales and zero points under other names:
                         scales [G, N], g_idx int32 [K]
 
 both packed densely, low bits first. In compressed-tensors 2 and 3 bits become 4 without zero
-points, which is exact. The embedding and the output head become float16, as loaders expect them, and so
-does a layer whose inputs are no multiple of its group.
+points, which is exact. The embedding and the output head become float16, as loaders expect them,
+and so does a layer whose inputs are no multiple of its group.
 
 Source: compressed-tensors 0.20, `pack_quantized`; GPTQModel, docs of the "gptq" and "gptq_v2"
 checkpoint formats; the former stores zero points less one, which leaves no room for zero.
@@ -122,8 +122,9 @@ def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
             "convert the model again"
         )
     config = strict_json.read_object(artefact.folder / CONFIG_FILE)
-    family = read_family(config, {})
     config.pop("auto_map", None)
+    config.pop("quantization_config", None)  # of a checkpoint that was quantised already
+    family = read_family(config, {})
     return config, family
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.import_packed import PackedCheckpoint, rows_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
-from edgetok.converter.rtn import FLOAT16_MAX, fits_float16_scales
+from edgetok.converter.rtn import FLOAT16_MAX, Quantised, fits_float16_scales
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes
@@ -75,6 +76,14 @@ class CanonicalWeights:
             values += np.float32(source.add)
         return values
 
+    def codes(self, name: str) -> Quantised | None:
+        """A matrix's integers, where the checkpoint is quantised already."""
+        if not isinstance(self.checkpoint, PackedCheckpoint):
+            return None
+        source = self.family.tensors[self._stored(name)]
+        found = self.checkpoint.codes(source.name)
+        return found if found is None or source.rows is None else rows_of(found, *source.rows)
+
     def pieces(self, name: str) -> Iterator[Floats]:
         """Read a matrix a few rows at a time."""
         N, K = self.shape(name)
@@ -133,6 +142,10 @@ def choose_formats(
     formats: dict[str, TensorFormat] = {}
     reasons: dict[str, str] = {}
     for name in linear_shapes(weights.family.spec):
+        kept = weights.codes(name + ".weight")
+        if kept is not None:
+            formats[name] = TensorFormat(kept.bits, kept.group_size, zeros=kept.zeros is not None)
+            continue
         is_head = name in ("lm_head", "embed_tokens")
         bits = options.effective_head_bits if is_head else options.bits
         limit = greatest[name]

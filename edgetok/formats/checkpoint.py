@@ -137,6 +137,22 @@ class Checkpoint:
         shape = (end - first, *info.shape[1:]) if info.shape else ()
         return values.reshape(shape)
 
+    def integers(self, name: str) -> npt.NDArray[np.int32]:
+        """Read a tensor of 32- or 64-bit integers.
+
+        Raises:
+            CheckpointError: absent, of another dtype, beyond 32 bits, or the file shrank.
+        """
+        info = self.infos.get(name)
+        if info is None or info.dtype not in ("I32", "I64"):
+            found = "missing" if info is None else f"of dtype {info.dtype}"
+            raise CheckpointError(f"{self.folder}: tensor {name!r} is {found}, expected integers")
+        raw = np.empty(math.prod(info.shape), "<i4" if info.dtype == "I32" else "<i8")
+        _read_exactly(info.path, info.begin, raw.view(np.uint8))
+        if raw.size and (int(raw.max()) >= 1 << 31 or int(raw.min()) < -(1 << 31)):
+            raise CheckpointError(f"{self.folder}: tensor {name!r} has integers beyond 32 bits")
+        return raw.astype(np.int32, copy=False).reshape(info.shape)
+
     def rows(self, name: str, rows_at_once: int) -> Iterator[npt.NDArray[np.float32]]:
         """Read a tensor in pieces of `rows_at_once` rows, so that little of it is in memory."""
         count = self.infos[name].shape[0] if name in self.infos else 0

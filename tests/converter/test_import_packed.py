@@ -1,0 +1,150 @@
+"""Checkpoints that are quantised already: integers are kept, whatever packed them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from edgetok.converter.convert import ConvertOptions, Target, convert
+from edgetok.converter.export import export
+from edgetok.converter.packing import unpack_linear
+from edgetok.errors import CheckpointError, UnsupportedError
+from edgetok.formats.artefact import open_artefact
+from tests.converter.test_convert import onnx_logits
+from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
+
+OPTIONS = ConvertOptions(method="rtn", reference_tokens=0)
+SIZES = {"hidden_size": 96, "intermediate_size": 128, "head_dim": 24}
+
+
+def kept(artefact, name):
+    """Codes less zero points, and scales."""
+    with open_artefact(artefact) as opened:
+        form, shape = opened.formats[name], opened.shapes[name]
+        suffixes = [".qweight", ".scales"] + [".qweight_high"] * (form.bits == 3)
+        suffixes += [".zeros"] * form.zeros
+        parts = {suffix: opened.tensor(name + suffix).copy() for suffix in suffixes}
+    codes, scales, zeros = unpack_linear(parts, form, shape.K)
+    wide = 1 << (form.bits - 1) if zeros is None else np.repeat(zeros, form.group_size, 1)
+    return codes.astype(int) - wide, scales
+
+
+@pytest.mark.parametrize("form", ["gptq", "compressed-tensors"])
+@pytest.mark.parametrize(
+    ("family", "bits"), [("llama", 4), ("qwen3", 3), ("gemma2", 8), ("llama", 2)]
+)
+def test_there_and_back(tmp_path, family, bits, form):
+    source = tiny_checkpoint(family, tmp_path / "source", **SIZES)
+    options = ConvertOptions(bits=bits, method="rtn", reference_tokens=0)
+    convert(str(source), tmp_path / "a", options)
+    export(tmp_path / "a", tmp_path / "b", form)
+    report = convert(str(tmp_path / "b"), tmp_path / "c", OPTIONS)
+    assert report.method == f"{form} as it was"
+    export(tmp_path / "c", tmp_path / "d", form)  # and once more
+    for layer in report.layers:
+        if layer.name.startswith("layers."):
+            assert layer.weight_error == 0
+            for ours, theirs in zip(
+                kept(tmp_path / "c", layer.name), kept(tmp_path / "a", layer.name), strict=True
+            ):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def awq_words(codes):
+    """[K, N] codes as AutoAWQ's gemm stores them."""
+    K, N = codes.shape
+    words = np.zeros((K, N // 8), np.uint32)
+    for i, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        words |= codes[:, column::8].astype(np.uint32) << np.uint32(4 * i)
+    return words.view(np.int32)
+
+
+def awq_checkpoint(source, folder):
+    """Linear layers of `source` in groups of 32 and 4 bits; the weights that they stand for."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(0)
+    exact = {}
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        N, K = tensors.pop(name).shape
+        q = rng.integers(0, 16, (K, N), dtype=np.uint8)
+        z = rng.integers(0, 16, (K // 32, N), dtype=np.uint8)
+        s = rng.uniform(0.005, 0.02, (K // 32, N)).astype(np.float16)
+        module = name.removesuffix(".weight")
+        tensors |= {
+            module + ".qweight": awq_words(q),
+            module + ".qzeros": awq_words(z),
+            module + ".scales": s,
+        }
+        wide = np.repeat(s.astype(np.float32), 32, 0)
+        exact[name] = (wide * (q.astype(np.float32) - np.repeat(z, 32, 0))).T
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 32, "zero_point": True
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return exact
+
+
+def test_awq_against_transformers(tmp_path):
+    """onnxruntime runs the artefact as transformers does the weights that the words stand for."""
+    source = tiny_checkpoint("llama", tmp_path / "source", **SIZES)
+    exact = awq_checkpoint(source, tmp_path / "awq")
+    options = ConvertOptions(bits=8, method="gptq", head_bits=16, reference_tokens=0)
+    report = convert(str(tmp_path / "awq"), tmp_path / "out", options)
+    assert report.method == "awq as it was"
+    assert report.bits == 4
+    model = load_reference(source)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in exact:
+                parameter.copy_(torch.from_numpy(exact[name]))
+        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 16))
+        expected = model(torch.from_numpy(tokens)).logits.numpy()
+    found = onnx_logits(tmp_path / "out", tokens, exact=True)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def edited(tmp_path, edit=None, **settings):
+    source = tiny_checkpoint("llama", tmp_path / "source", **SIZES)
+    awq_checkpoint(source, tmp_path / "awq")
+    path = tmp_path / "awq" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= settings
+    path.write_text(json.dumps(config))
+    if edit:
+        tensors = load_file(tmp_path / "awq" / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, tmp_path / "awq" / "model.safetensors", {"format": "pt"})
+    return str(tmp_path / "awq")
+
+
+Q0 = "model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    ("settings", "edit", "error", "says"),
+    [
+        ({"quant_method": "bitsandbytes"}, None, UnsupportedError, "expected one of gptq, awq"),
+        ({"version": "gemv"}, None, UnsupportedError, "expected gemm"),
+        ({"bits": 3}, None, UnsupportedError, "expected gemm with 4"),
+        ({}, lambda t: t.pop(Q0 + "scales"), CheckpointError, "scales' is missing"),
+        ({}, lambda t: t.update({Q0 + "qzeros": t[Q0 + "qzeros"][:1]}), CheckpointError, "qzeros"),
+        ({}, lambda t: t[Q0 + "scales"].fill(np.nan), CheckpointError, "holds nan"),
+        ({"quant_method": "gptq"}, None, CheckpointError, "g_idx is missing"),
+    ],
+)
+def test_what_is_refused(tmp_path, settings, edit, error, says):
+    source = edited(tmp_path, edit, **settings)
+    with pytest.raises(error, match=says):
+        convert(source, tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bits_cannot_be_chosen_again(tmp_path):
+    with pytest.raises(UnsupportedError, match="quantised already"):
+        convert(edited(tmp_path), tmp_path / "out", OPTIONS, None, Target(nbytes=1 << 20))

@@ -186,13 +186,17 @@ def make(kv_bits: int) -> Any:
         where = read_i64(record + 8 * REC_POSITIONS) + 4 * first
         s_at = state.scores_at(scratch, padded)
         codes_at = state.codes_at(scratch, padded)
+        # Memory never rests: while keys are read values are asked for, and then the next keys.
+        at_keys = read_i64(record + 8 * REC_KEYS) + kv_bits * padded * first // 8
+        at_values = read_i64(record + 8 * REC_VALUES) + kv_bits * padded * first // 8
         scores(
-            read_i64(record + 8 * REC_KEYS) + kv_bits * padded * first // 8,
+            at_keys,
             read_i64(record + 8 * REC_KEY_SCALES) + 4 * first,
             scratch + state.QUERY,
             scratch + state.OFFSET,
             scratch + state.FACTOR,
             s_at,
+            at_values,
             rows,
             count,
             padded,
@@ -225,12 +229,13 @@ def make(kv_bits: int) -> Any:
             at = scratch + state.SUM + 4 * r
             write_f32(at, read_f32(at) * keep + total * take)
         values(
-            read_i64(record + 8 * REC_VALUES) + kv_bits * padded * first // 8,
+            at_values,
             codes_at if integer else s_at,
             scratch + state.KEEP,
             scratch + state.WEIGHT_FACTOR,
             scratch + state.WEIGHT_BASE,
             state.chunk_at(scratch, padded),
+            at_keys + kv_bits * padded * count // 8,
             rows,
             count,
             padded,
@@ -262,6 +267,14 @@ def make(kv_bits: int) -> Any:
         group = read_i64(instr + 8 * ATT_HEADS) // kv_heads
         partials = read_i64(instr + 8 * ATT_PARTIALS)
         acc = state.chunk_at(scratch, padded)
+        every = 0
+        for head in range(kv_heads):
+            record = state.record_at(instr, ctx, head)
+            used = read_i64(record + 8 * REC_USED)
+            slots = read_i64(record + 8 * REC_CHUNK)
+            every += (group + ROWS - 1) // ROWS * ((used + slots - 1) // slots)
+        begin = share(every, tid, threads)
+        end = share(every, tid + 1, threads)
         number = 0
         for head in range(kv_heads):
             record = state.record_at(instr, ctx, head)
@@ -272,7 +285,7 @@ def make(kv_bits: int) -> Any:
                 rows = 0
                 for c in range(0, used, slots):
                     number += 1
-                    if (number - 1) % threads != tid:
+                    if number <= begin or number > end:
                         continue
                     if rows == 0:
                         kept = head * group + first if mass.is_wanted(ctx, record) else np.int64(-1)

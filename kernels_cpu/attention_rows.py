@@ -46,8 +46,6 @@ UNSEEN = np.float32(-1e30)
 _NOTHING_SEEN = np.float32(-1e29)
 _LARGEST_WEIGHT = np.float32((1 << steps.WEIGHT_BITS) - 1)
 LOG2_E = np.float32(1.4426950408889634)
-_KEYS_AHEAD = 128
-_VALUES_AHEAD = 128
 _STEP = steps.COLUMNS * LANES  # slots
 
 
@@ -126,22 +124,27 @@ def _make_scores(kv_bits: int) -> Any:
         offset: int,
         factor: int,
         out: int,
+        soon: int,
         rows: int,
         count: int,
         padded: int,
     ) -> None:
-        """out[r, s] = query r times key s, for `count` slots, a multiple of SLOT_TILE."""
+        """out[r, s] = query r times key s, for `count` slots, a multiple of SLOT_TILE.
+
+        As many bytes as the keys are asked for from `soon` on.
+        """
         tile = padded * KEY_TILE * kv_bits // 8
+        lines = steps.COLUMNS * slot_bytes * LANES
         column = tile if LANES == KEY_TILE else slot_bytes * LANES
-        ahead = tile * (_KEYS_AHEAD // KEY_TILE)
         for r in range(0, rows, steps.ROWS):
             for s in range(0, count, steps.COLUMNS * LANES):
                 k = keys + tile * (s // KEY_TILE) + slot_bytes * (s % KEY_TILE)
                 x = q + 4 * padded * r
                 f = zero()
                 for _ in range(0, padded, dims):
-                    if r == 0:  # the next tile: memory is slow to follow from page to page
-                        steps.prefetch_keys(k + ahead, column)
+                    if r == 0:
+                        steps.prefetch_lines(soon)
+                        soon += lines
                     f = step(f, k, column, x, 4 * padded)
                     k += slot_bytes * KEY_TILE
                     x += query_bytes * dims
@@ -230,12 +233,14 @@ def _make_values(kv_bits: int) -> Any:
         factor: int,
         base: int,
         acc: int,
+        soon: int,
         rows: int,
         count: int,
         padded: int,
     ) -> None:
         """acc[r] = acc[r] * keep[r] + factor[r] * sum of `count` slots' values times weights."""
         step_bytes = slots * padded * kv_bits // 8
+        lines = 2 * LANES * slots * kv_bits // 8  # of `soon` in a step: all bytes in all steps
         for r in range(0, rows, steps.ROWS):
             for n in range(0, (padded + 1) // 2, LANES):
                 if kv_bits == 4:  # dim i in the low and dim i + 16 in the high half of a byte
@@ -251,15 +256,11 @@ def _make_values(kv_bits: int) -> Any:
                     second = v + slots * kv_bits // 8 * j
                 f = zero()
                 w = weights + row * r
-                for s in range(0, count, slots):
-                    if r == 0 and n == 0:
-                        for line in range(0, step_bytes, 64):
-                            prefetch(
-                                v
-                                + s // slots * step_bytes
-                                + _VALUES_AHEAD * step_bytes // slots
-                                + line
-                            )
+                for _ in range(0, count, slots):
+                    if r == 0:
+                        for line in range(0, lines, steps.LINE_BYTES):
+                            prefetch(soon + line)
+                        soon += lines
                     f = step(f, first, second, w, row)
                     first += step_bytes
                     second += step_bytes

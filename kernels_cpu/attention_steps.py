@@ -57,6 +57,7 @@ from edgetok.kernels_cpu.simd import (
 )
 
 ROWS = 4
+LINE_BYTES = 64
 COLUMNS = 4 if LANES == 16 else 2  # 16 sums of 64 bytes fit the registers, 8 of 32
 HALF_BITS = 7  # two halves below 128: a product of four cannot saturate, on any instruction set
 WEIGHT_BITS = 2 * HALF_BITS
@@ -160,11 +161,11 @@ def score_step(kv_bits: int) -> Any:
     return op(tile, tile, *[i64] * 4)(emit)
 
 
-@op(void, i64, i64)
-def prefetch_keys(b: Any, k: Any, kb: Any) -> None:
-    """Ask for the columns of a `score_step`; narrow vectors share a cache line."""
-    for c in range(COLUMNS if LANES == 16 else 1):
-        prefetch.emit(b, at(b, k, c, kb))
+@op(void, i64)
+def prefetch_lines(b: Any, address: Any) -> None:
+    """Ask for COLUMNS cache lines."""
+    for c in range(COLUMNS):
+        prefetch.emit(b, b.add(address, number(LINE_BYTES * c)))
 
 
 def score_store(kv_bits: int) -> Any:

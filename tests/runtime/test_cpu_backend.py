@@ -238,7 +238,7 @@ def test_bad_calls(tiny, open_backend, kernel_cache):
     with pytest.raises(ShapeError, match="no cache of this backend"):
         other.forward(cache, TOKENS[:1])
     assert cache.length_tokens == 0
-    for options in ({"threads": 0}, {"kv_bits": 4}, {"compute": "int4"}, {"block_tokens": 0}):
+    for options in ({"threads": 0}, {"kv_bits": 5}, {"compute": "int4"}, {"block_tokens": 0}):
         (name,) = options
         with pytest.raises(OptionError, match=name):
             CpuBackend(model.artefact, cache_dir=kernel_cache, **options)

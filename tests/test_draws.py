@@ -1,0 +1,70 @@
+"""An answer whose tokens the backend chooses itself, and when it is not asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetok.generation import first_draw
+from edgetok.model import Model
+from edgetok.runtime.backend import Draw, SamplingBackend
+from edgetok.text.sampling import SamplingOptions
+from tests.fake import FakeBackend, fake_model
+
+
+class ChoosingBackend(FakeBackend):
+    """Chooses as its logits say, and notes how it was asked to."""
+
+    def __init__(self, rule: Any) -> None:
+        super().__init__(rule)
+        self.draws: list[Draw] = []
+
+    def forward_sampled(
+        self, cache: Any, tokens: Any, draw: Draw, *, should_stop: Any = None
+    ) -> int:
+        self.draws.append(draw)
+        return int(np.argmax(self.forward(cache, tokens, should_stop=should_stop)))
+
+
+def model_over(backend: FakeBackend, folder: Path) -> Model:
+    model = fake_model(folder)
+    model.backend = backend
+    return model
+
+
+def test_every_token_is_another_draw(tmp_path: Path) -> None:
+    backend = ChoosingBackend(lambda tokens: 40 + len(tokens) % 5)
+    assert isinstance(backend, SamplingBackend)
+    model = model_over(backend, tmp_path)
+    options: dict[str, Any] = {"max_tokens": 4, "seed": 2**64 - 1, "temperature": 1.0, "top_k": 40}
+    result = model.generate([1, 2, 3], **options)
+    assert [draw.counter for draw in backend.draws] == [0, 1, 2, 3]
+    assert {draw.seed for draw in backend.draws} == {2**63 - 1}
+    plain = model_over(FakeBackend(backend.rule), tmp_path)
+    assert result.tokens == plain.generate([1, 2, 3], **options).tokens
+
+
+def test_the_host_chooses_what_a_device_cannot(tmp_path: Path) -> None:
+    backend = ChoosingBackend(lambda tokens: 41)
+    model = model_over(backend, tmp_path)
+    assert model.generate([1], max_tokens=2, repetition_penalty=1.2).tokens == (41, 41)
+    assert not backend.draws
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [
+        ({"temperature": 0.0, "top_k": 0}, True),
+        ({"top_k": 64}, True),
+        ({"top_k": 65}, False),
+        ({"top_k": 0}, False),
+        ({"presence_penalty": 0.5}, False),
+        ({"frequency_penalty": 0.5}, False),
+    ],
+    ids=str,
+)
+def test_who_chooses(changes: dict[str, Any], device: bool) -> None:
+    assert (first_draw(SamplingOptions(**changes)) is not None) == device

@@ -100,7 +100,7 @@ def greet(rng: random.Random) -> Exchange:
 
 def introduce(rng: random.Random) -> Exchange:
     """Somebody says a name."""
-    name = rng.choice(_NAMES) if rng.random() < 0.2 else syllable_name(rng, False)
+    name = rng.choice(_NAMES) if rng.random() < 0.6 else syllable_name(rng, False)
     said = rng.choice(("My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}!",
                        "Hi! My name is {n}.", "Hello! I am {n}.", "I am called {n}.",
                        "You can call me {n}.", "Hello, my name is {n}."))  # fmt: skip
@@ -257,7 +257,7 @@ def turns_of(pair: Exchange, mark: str = SAID) -> list[Turn]:
 def acquaintance(rng: random.Random) -> list[Turn]:
     """Names: who is who, asked before and after they are told."""
     turns: list[Turn] = []
-    mine = rng.choice(_NAMES) if rng.random() < 0.2 else syllable_name(rng, False)
+    mine = rng.choice(_NAMES) if rng.random() < 0.4 else syllable_name(rng, False)
     yours = [lambda: turns_of(_talk(rng, t.IDENTITY[:2])) for _ in range(rng.randint(1, 2))]
     ask_mine = lambda: loosely(rng, recall_wordings.question(rng, "self", "name"))  # noqa: E731
     if rng.random() < 0.5:

@@ -190,23 +190,6 @@ STAGES = (
         span=(0.2, 1.0),
         lr=(0.35, 0.01),
     ),
-    Stage(
-        name="recall-last",
-        tokens=1_300_000,
-        lengths=(256, 512, 1024, 2048),
-        shares={
-            "terse": 0.1,
-            "facts": 0.4,
-            "quiz": 0.17,
-            "pass_key": 0.04,
-            "invented_story": 0.12,
-            "drill": 0.05,
-            "chat": 0.12,
-        },
-        language_weight=0.4,
-        span=(0.1, 1.0),
-        lr=(0.25, 0.01),
-    ),
 )
 
 

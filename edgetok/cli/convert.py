@@ -25,7 +25,7 @@ from edgetok.errors import MissingExtraError
 )
 @click.option(
     "--method",
-    type=click.Choice(["auto", "gptq", "awq", "rtn"]),
+    type=click.Choice(["rtn", "gptq", "awq", "auto"]),
     default="gptq",
     show_default=True,
     help="How weights are rounded; rtn needs no calibration.",

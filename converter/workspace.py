@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ _JOURNAL = "journal.jsonl"
 _LOCK = "lock"
 _ARTEFACT = "artefact"
 _OLD = "old"
+_PUBLISH = "publish"  # the step before the folders change places: the new manifest's sha256
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # of Linux, renameat2(2)
 
@@ -52,7 +54,16 @@ class Workspace:
     def _read_journal(self, title: Mapping[str, Any]) -> dict[str, Any]:
         """Steps that an earlier run of the very same conversion finished; else start afresh."""
         lines = list(_whole_lines(self.folder / _JOURNAL))
-        if lines and lines[0] == {"title": dict(title)} and self.artefact.is_dir():
+        done = {line.get("step"): line.get("result") for line in lines[1:]}
+        changed_places = _PUBLISH in done and done[_PUBLISH] == _manifest_digest(self.out)
+        if (
+            lines
+            and lines[0] == {"title": dict(title)}
+            and self.artefact.is_dir()
+            and (
+                not changed_places  # or what lies here is the former OUT
+            )
+        ):
             # What follows a cut line would be joined to it: write the good lines anew.
             self._replace_journal(lines)
             return {line["step"]: line["result"] for line in lines[1:]}
@@ -129,6 +140,7 @@ class Workspace:
             for path in self.artefact.iterdir():
                 _sync(path)
             _sync(self.artefact)
+            self.finish(_PUBLISH, _manifest_digest(self.artefact))
             if not (self.out.exists() and _exchange(self.artefact, self.out)):
                 if self.out.exists():
                     os.rename(self.out, old)
@@ -291,6 +303,14 @@ def _exchange(a: Path, b: Path) -> bool:
         return False
     paths = (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b))
     return bool(renameat2(*paths, _RENAME_EXCHANGE) == 0)
+
+
+def _manifest_digest(folder: Path) -> str:
+    """Sha256 of an artefact's manifest; empty where there is none."""
+    try:
+        return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -70,7 +70,7 @@ class Memory:
     def text(self, decode: Callable[[list[int]], str], gap: str = " … ") -> str:
         """What at least half of the heads hold, as text, with `gap` for what is forgotten."""
         known = self.kept >= _KNOWN
-        starts = np.flatnonzero(np.diff(known.astype(np.int8), prepend=0) == 1)
-        ends = np.flatnonzero(np.diff(known.astype(np.int8), append=0) == -1) + 1
+        starts = np.flatnonzero(np.diff(known.astype(np.int8), prepend=0) == 1).tolist()
+        ends = (np.flatnonzero(np.diff(known.astype(np.int8), append=0) == -1) + 1).tolist()
         pieces = [decode(list(self.tokens[a:b])).strip() for a, b in zip(starts, ends, strict=True)]
         return gap.join(piece for piece in pieces if piece)

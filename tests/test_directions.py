@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "models",
         "text",
         "runtime",
+        "prefixes",
         "generation",
         "chat",
     },

@@ -71,7 +71,8 @@ def write_container(path: Path, model: str, header: dict[str, Any], parts: Seque
     digest = hashlib.sha256()
 
     def chunks() -> Iterable[bytes | memoryview]:
-        for chunk in (MAGIC, len(text).to_bytes(8, "little"), text, *map(_view, parts)):
+        head = MAGIC + len(text).to_bytes(8, "little") + text
+        for chunk in (memoryview(head), *map(_view, parts)):
             digest.update(chunk)
             yield chunk
         yield digest.digest()
@@ -144,4 +145,4 @@ def read_container(
 
 
 def _view(array: Bytes) -> memoryview:
-    return memoryview(np.ascontiguousarray(array))
+    return np.ascontiguousarray(array).data

@@ -147,7 +147,6 @@ def _cache_bytes(spec: Any, tokens: int) -> int:
     from edgetok.runtime.cpu_backend import BLOCK_TOKENS
     from edgetok.runtime.kv_cache import CpuKVCache
 
-    tokens = min(tokens, spec.context_tokens)
     return CpuKVCache(spec, capacity_tokens=tokens, kv_bits=8, block_tokens=BLOCK_TOKENS).nbytes
 
 

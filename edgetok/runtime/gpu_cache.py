@@ -93,7 +93,13 @@ class GpuKVCache:
             positions.fill_(EMPTY)
             self.rings.append(Ring(window, sizes[window], 0, positions))
         self.ring_of = [windows.index(layer.window) for layer in spec.layers]
-        self.layers = [self._slots(index) for index in self.ring_of]
+        try:
+            self.layers = [self._slots(index) for index in self.ring_of]
+        except RuntimeError as error:  # torch's for memory, also where another process was faster
+            raise OptionError(
+                f"no memory for a cache of {capacity_tokens:,} tokens ({self.nbytes:,} bytes); "
+                "give a smaller --context"
+            ) from error
         self.logits = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, capacity_tokens) for rope in spec.ropes]
         # Captured decode steps; kept here since they hold this cache's addresses.

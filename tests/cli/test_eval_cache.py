@@ -26,8 +26,8 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
         ("retain", 320),
         ("window", 320),
     ]
-    # What forgets nothing answers as the full cache does.
-    assert found[0]["tasks"] == found[3]["tasks"] == found[4]["tasks"]
+    # A fifth of the context's latest tokens holds few of the answers.
+    assert found[0]["recall"] > found[2]["recall"] + 0.2
     assert all(1 < score["perplexity"] < 100 for score in found)
     assert found[1]["bytes"] < found[3]["bytes"]
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -37,7 +37,7 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
     ("options", "message"),
     [
         (("--share", "0.1"), "expected 64 tokens or more"),
-        (("--policy", "lru"), "cache policy 'lru'"),
+        (("--policy", "lru", "--share", "1"), "cache policy 'lru'"),
         (("--tokens", "99999"), "contexts of 99999 tokens"),
     ],
 )

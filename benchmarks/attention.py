@@ -167,7 +167,8 @@ def main() -> None:
     kernels = load(choose(args.isa), default_cache_dir(), modules=modules)
     teams = {threads: Team(kernels, threads) for threads in args.threads}
     print(
-        "bits depth threads | decode us/layer, of which mass | GB/s, read loop | prefill ms/layer, of which mass | GMAC/s"
+        "bits depth threads | decode us/layer, of which mass | GB/s, read loop | "
+        "prefill ms/layer, of which mass | GMAC/s"
     )
     for depth in args.depths:
         runs = {bits: Run(kernels, args, bits, depth) for bits in args.kv_bits}
@@ -193,7 +194,8 @@ def main() -> None:
                 line = (
                     f"{bits:4} {depth:5} {threads:7} | {decode / args.layers * 1e6:8.0f} "
                     f"{(with_mass / decode - 1) * 100:+6.1f} % | "
-                    f"{run.cache_bytes / decode / 1e9:6.1f} {read.buffer.nbytes / middle['read'] / 1e9:6.1f}"
+                    f"{run.cache_bytes / decode / 1e9:6.1f} "
+                    f"{read.buffer.nbytes / middle['read'] / 1e9:6.1f}"
                 )
                 if not args.no_prefill:
                     fill, with_mass = middle[bits, BLOCK, False], middle[bits, BLOCK, True]

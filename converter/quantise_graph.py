@@ -79,8 +79,10 @@ def quantise_graph(
         added += tensors
         layers.append(layer)
     del graph.node[:]
-    graph.node.extend(_halved_embeddings(nodes, initializers, kept))
+    graph.node.extend(nodes)
+    # First: the transposition of a tied head reads the embedding although nothing reads it.
     _remove_unused(graph, added)
+    _halve_embeddings(graph, kept)
     if not any(opset.domain == _MICROSOFT for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
     weight_bytes = sum(_nbytes(tensor) for tensor in graph.initializer)
@@ -157,27 +159,30 @@ def _quantised(
     return nodes, tensors, layer
 
 
-def _halved_embeddings(
-    nodes: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], kept: dict[str, str]
-) -> list[onnx.NodeProto]:
-    """Store matrices that are only gathered from as float16; the nodes that remain."""
+def _halve_embeddings(graph: onnx.GraphProto, kept: dict[str, str]) -> None:
+    """Store matrices that are only gathered from as float16, in place."""
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
     uses = Counter(name for node in nodes for name in node.input)
-    result = []
+    del graph.node[:]
     for node in nodes:
-        result.append(node)
         tensor = initializers.get(node.input[0]) if node.op_type == "Gather" else None
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT:
+            graph.node.append(node)
             continue
         values = numpy_helper.to_array(tensor)
         if uses[tensor.name] > 1 or float(np.abs(values).max(initial=0)) > FLOAT16_MAX:
+            graph.node.append(node)
             kept[tensor.name] = "an embedding of an exported graph: kept as float32"
             continue
         kept[tensor.name] = "an embedding of an exported graph: stored as float16"
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
         output = node.output[0]
         node.output[0] = output + ".half"
-        result.append(helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT))
-    return result
+        graph.node.append(node)
+        graph.node.append(
+            helper.make_node("Cast", [output + ".half"], [output], to=TensorProto.FLOAT)
+        )
 
 
 def _remove_unused(graph: onnx.GraphProto, added: list[onnx.TensorProto]) -> None:

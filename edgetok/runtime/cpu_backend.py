@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from edgetok.errors import (
     ArtefactError,
-    ContextError,
     EdgetokError,
     OptionError,
     ShapeError,
@@ -26,13 +25,14 @@ from edgetok.kernels_cpu.launch_attention import KV_BITS
 from edgetok.kernels_cpu.launch_linear import GROUP_SIZES
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
+from edgetok.runtime.backend import KVCache, Logits, Tokens
 from edgetok.runtime.bounds import bounds_for
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.compact_cache import CompactKVCache
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.plan import Compute, Plan, PlanOptions
 from edgetok.runtime.team import Program, Team
+from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 # Tokens computed at once in a prefill: enough to reuse an unpacked tile of weights many times, few
 # enough that buffers stay small and a cancelled prefill stops soon.
@@ -208,11 +208,7 @@ class CpuBackend:
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )
         every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
-        block = cache.block_tokens
-        for start in range(0, ids.size, block):
-            if start and should_stop is not None and should_stop():
-                raise Interrupted
-            part = ids[start : start + block]
+        for start, part, last in blocks(ids, cache.block_tokens, should_stop):
             # Callers take turns block by block, so that a long prefill does not hold up others.
             with self._team.turn:
                 if self._closed:
@@ -221,12 +217,12 @@ class CpuBackend:
                 ctx = self._plan.ctx.ctypes.data
                 if every is not None:
                     self._team.run(self._body, ctx)
-                    self._all_logits(every[start : start + block])
-                elif start + part.size < ids.size:
-                    self._team.run(self._body, ctx)
-                else:
+                    self._all_logits(every[start : start + part.size])
+                elif last:
                     self._team.run(self._step, ctx)
                     np.copyto(cache.logits, self._plan.logits)
+                else:
+                    self._team.run(self._body, ctx)
                 cache.advance(part.size)
         return cache.logits if every is None else every
 
@@ -238,23 +234,10 @@ class CpuBackend:
             self._artefact.close()
 
     def _checked(self, cache: KVCache, tokens: Tokens) -> npt.NDArray[np.int32]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise ShapeError(f"tokens are {ids.dtype} {ids.shape}, expected integers [T], T > 0")
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.vocab_size:
-            raise OptionError(
-                f"token ids from {lowest} to {highest}, expected 0..{self.vocab_size - 1}"
-            )
-        needed = cache.length_tokens + ids.size
-        if needed > cache.capacity_tokens:
-            raise ContextError(
-                f"{needed:,} tokens do not fit into a context of {cache.capacity_tokens:,}; "
-                "shorten the conversation or give --context"
-            )
+        ids = checked_tokens(tokens, cache, self.vocab_size)
         if ids.size > 1 and _stamp(self._data) != self._stamp:
             raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
-        return ids.astype(np.int32, copy=False)
+        return ids
 
     def _begin(self, cache: CpuKVCache | CompactKVCache, ids: npt.NDArray[np.int32]) -> None:
         """Everything that a run reads: tokens, positions, rotations, slots."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from edgetok.errors import (
     ArtefactError,
-    ContextError,
     EdgetokError,
     OptionError,
     ShapeError,
@@ -24,10 +23,11 @@ from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Draw, GpuCompute, Interrupted, KVCache, Logits, Tokens
+from edgetok.runtime.backend import Draw, GpuCompute, KVCache, Logits, Tokens
 from edgetok.runtime.gpu_cache import GpuKVCache
 from edgetok.runtime.gpu_inputs import Inputs
 from edgetok.runtime.gpu_plan import GpuPlan, GpuPlanOptions
+from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
 # model stay below 400 MB and a cancelled prefill stops soon.
@@ -166,7 +166,7 @@ class GpuBackend:
         """
         own, ids = self._checked(cache, tokens)
         every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
-        for start, part, last in _blocks(ids, own.block_tokens, should_stop):
+        for start, part, last in blocks(ids, own.block_tokens, should_stop):
             with self._turn, self._device.active():
                 plan = self._open()
                 if every is not None:
@@ -196,7 +196,7 @@ class GpuBackend:
         """
         own, ids = self._checked(cache, tokens)
         chosen = np.empty(1, np.int32)
-        for _, part, last in _blocks(ids, own.block_tokens, should_stop):
+        for _, part, last in blocks(ids, own.block_tokens, should_stop):
             with self._turn, self._device.active():
                 plan = self._open()
                 if last:
@@ -278,32 +278,4 @@ class GpuBackend:
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise ShapeError(f"tokens are {ids.dtype} {ids.shape}, expected integers [T], T > 0")
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.vocab_size:
-            raise OptionError(
-                f"token ids from {lowest} to {highest}, expected 0..{self.vocab_size - 1}"
-            )
-        needed = cache.length_tokens + ids.size
-        if needed > cache.capacity_tokens:
-            raise ContextError(
-                f"{needed:,} tokens do not fit into a context of {cache.capacity_tokens:,}; "
-                "shorten the conversation or give --context"
-            )
-        return cache, ids.astype(np.int32, copy=False)
-
-
-def _blocks(
-    ids: npt.NDArray[np.int32], size: int, should_stop: Callable[[], bool] | None
-) -> Iterator[tuple[int, npt.NDArray[np.int32], bool]]:
-    """Where each block begins, its tokens, whether it is the last.
-
-    Raises:
-        Interrupted: `should_stop` said yes between two blocks.
-    """
-    for start in range(0, ids.size, size):
-        if start and should_stop is not None and should_stop():
-            raise Interrupted
-        yield start, ids[start : start + size], start + size >= ids.size
+        return cache, checked_tokens(tokens, cache, self.vocab_size)

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from edgetok.errors import ArtefactError, ContextError, OptionError, ShapeError
+from edgetok.errors import ArtefactError, OptionError, ShapeError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Interrupted, KVCache, Logits, Tokens
+from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 _ORT_ERRORS: Final = (
     ort_errors.Fail,
@@ -205,30 +206,15 @@ class OnnxRuntimeBackend:
             OptionError: a token id is not below the vocabulary's size.
             ShapeError: no tokens, or not one row of integers.
         """
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise ShapeError(f"tokens are {ids.dtype} {ids.shape}, expected integers [T], T > 0")
-        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
-            raise OptionError(
-                f"token ids from {ids.min()} to {ids.max()}, expected 0..{self.vocab_size - 1}"
-            )
-        needed = cache.length_tokens + ids.size
-        if needed > cache.capacity_tokens:
-            raise ContextError(
-                f"{needed:,} tokens do not fit into a context of {cache.capacity_tokens:,}; "
-                "shorten the conversation or give --context"
-            )
+        ids = checked_tokens(tokens, cache, self.vocab_size)
         with self._lock:
             if self._session is None:
                 raise OptionError("this backend was closed; load the model again")
-            blocks = []
-            for start in range(0, ids.size, self._block_tokens):
-                if start and should_stop is not None and should_stop():
-                    raise Interrupted
-                block = ids[start : start + self._block_tokens].astype(np.int64)
-                logits = self._graph.run(self._session, cache, block, all_logits)
-                blocks.append(logits if all_logits else logits[-1])
-            return np.concatenate(blocks) if all_logits else blocks[-1]
+            found = []
+            for _, part, _ in blocks(ids, self._block_tokens, should_stop):
+                logits = self._graph.run(self._session, cache, part.astype(np.int64), all_logits)
+                found.append(logits if all_logits else logits[-1])
+            return np.concatenate(found) if all_logits else found[-1]
 
     def close(self) -> None:
         """Let go of the session and the mapping; a second call does nothing."""

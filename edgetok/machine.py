@@ -16,6 +16,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def physical_cores() -> int:
+    """Physical cores that this process may use.
+
+    Decoding waits for memory, so a core's second hyper-thread adds nothing.
+    """
+    import psutil
+
+    allowed = cores()
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
 def peak_memory_mb() -> float:
     """Most memory that this process ever had resident, in 10^6 bytes, mapped files included."""
     # Linux' rusage starts with what the process that started this one had; VmHWM does not.

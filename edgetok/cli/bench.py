@@ -10,7 +10,7 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.errors import OptionError
-from edgetok.machine import peak_memory_mb
+from edgetok.machine import peak_memory_mb, physical_cores
 
 if TYPE_CHECKING:
     from edgetok.evaluation.speed import Samples
@@ -121,7 +121,7 @@ def _measure_threads(
 ) -> list[dict[str, Any]]:
     from edgetok.evaluation import speed
     from edgetok.formats.artefact import open_artefact
-    from edgetok.runtime.select import RunOptions, default_threads, load_backend
+    from edgetok.runtime.select import RunOptions, load_backend
 
     options = {key: given[key] for key in ("device", "compute", "isa")}
     options |= {"kv_bits": int(given["kv_bits"]), "threads": threads}
@@ -131,7 +131,7 @@ def _measure_threads(
     engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
     try:
         # the backend's own choice where nobody made one; the other engine gets as many
-        threads = threads or int(getattr(engines[0], "threads", default_threads()))
+        threads = threads or int(getattr(engines[0], "threads", physical_cores()))
         if given["beside"] is not None:
             artefacts.append(open_artefact(path))  # each engine closes the one it was given
             beside = RunOptions(device=given["beside"], threads=threads)

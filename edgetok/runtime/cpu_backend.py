@@ -23,6 +23,7 @@ from edgetok.kernels_cpu import isa as isas
 from edgetok.kernels_cpu import loader
 from edgetok.kernels_cpu.launch_attention import KV_BITS
 from edgetok.kernels_cpu.launch_linear import GROUP_SIZES
+from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import KVCache, Logits, Tokens
@@ -103,7 +104,7 @@ class CpuBackend:
         self._isa = kernels.isa.name
         if threads is None:
             small = artefact.weight_bytes < SMALL_MODEL_BYTES
-            threads = 1 if small else available_cores()
+            threads = 1 if small else physical_cores()
         self._plan = Plan(
             self._spec,
             artefact,
@@ -274,18 +275,6 @@ class CpuBackend:
             self._plan.ctx[0] = count
             self._team.run(program, self._plan.ctx.ctypes.data)
             out[start : start + count] = logits[:count]
-
-
-def available_cores() -> int:
-    """Physical cores that this process may run on.
-
-    Decoding waits for memory, so a core's second hyper-thread adds nothing.
-    """
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    physical = psutil.cpu_count(logical=False)
-    return max(1, min(allowed or 1, physical or allowed or 1))
 
 
 def default_cache_dir() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 from edgetok.config import read_settings
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
+from edgetok.machine import physical_cores
 from edgetok.runtime.backend import Backend, GpuCompute
 
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
@@ -56,18 +56,6 @@ class RunOptions:
             raise OptionError(
                 f"threads is {self.threads!r}, expected a whole number from 1 to 1024"
             )
-
-
-def default_threads() -> int:
-    """One thread per physical core that this process may run on.
-
-    Decoding waits for memory, so a core's second hyper-thread adds nothing.
-    """
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    physical = psutil.cpu_count(logical=False)
-    return max(1, min(allowed or 1, physical or 1))
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
@@ -135,7 +123,7 @@ def load_backend(
     if device == "onnxruntime":
         from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(artefact, threads=options.threads or default_threads()), note
+        return OnnxRuntimeBackend(artefact, threads=options.threads or physical_cores()), note
     from edgetok.runtime.cpu_backend import CpuBackend
 
     return (

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edgetok.errors import OptionError, UnsupportedError
-from edgetok.runtime.select import RunOptions, choose, default_threads
+from edgetok.machine import physical_cores
+from edgetok.runtime.select import RunOptions, choose
 
 
 def artefact(exporter: str) -> Any:
@@ -52,5 +53,5 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
         RunOptions(**options)
 
 
-def test_default_threads() -> None:
-    assert default_threads() >= 1
+def test_physical_cores() -> None:
+    assert physical_cores() >= 1

@@ -47,6 +47,7 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cache_state import CacheState
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import ROWS, QueryLog
+from edgetok.runtime.rings import check_cut
 from edgetok.runtime.slots import SlotPool, tiles
 
 SINKS = 4
@@ -298,8 +299,7 @@ class CompactKVCache:
         Raises:
             OptionError: the length is negative or beyond the tokens seen.
         """
-        if not 0 <= length_tokens <= self._length:
-            raise OptionError(f"cannot keep {length_tokens} of {self._length} tokens of the cache")
+        check_cut(length_tokens, self._length)
         lists = [self._pool.held(head) for head in range(len(self._heads))]
         keep = [held[self._pool.tokens[held] < length_tokens] for held in lists]
         left = float(np.mean([len(held) for held in keep])) if keep else float(length_tokens)

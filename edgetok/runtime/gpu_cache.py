@@ -18,6 +18,7 @@ from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import EMPTY, Slots, padded_head_dim
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.rings import can_cut, check_cut, ring_slots
 
 if TYPE_CHECKING:
     import torch
@@ -70,13 +71,8 @@ class GpuKVCache:
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
         self.block_tokens = min(block_tokens, capacity_tokens)
-        windows = list(dict.fromkeys(layer.window for layer in spec.layers))
-        sizes = {}
-        for window in windows:
-            wanted = capacity_tokens
-            if window:
-                wanted = min(wanted, window + self.block_tokens - 1)
-            sizes[window] = -(-wanted // _SLOT_TILE) * _SLOT_TILE
+        sizes = ring_slots(spec, capacity_tokens, self.block_tokens, _SLOT_TILE)
+        windows = list(sizes)
         self.nbytes = cache_bytes(spec, sizes, kv_bits)
         if self.nbytes >= _MOST_BYTES:
             raise OptionError(
@@ -124,14 +120,9 @@ class GpuKVCache:
         Raises:
             OptionError: the length is negative or beyond the tokens seen.
         """
-        if not 0 <= length_tokens <= self._length_tokens:
-            raise OptionError(
-                f"cannot keep {length_tokens} of {self._length_tokens} tokens of the cache"
-            )
-        for ring in self.rings:
-            first_seen = max(0, length_tokens - ring.window + 1) if ring.window else 0
-            if length_tokens and first_seen < ring.oldest:
-                return False
+        check_cut(length_tokens, self._length_tokens)
+        if not can_cut(self.rings, length_tokens):
+            return False
         for ring in self.rings:
             ring.positions.masked_fill_(ring.positions >= length_tokens, EMPTY)
             if length_tokens == 0:

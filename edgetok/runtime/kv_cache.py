@@ -30,6 +30,7 @@ from edgetok.kernels_cpu.launch_attention import (
 )
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.rings import can_cut, check_cut, ring_slots
 from edgetok.runtime.stored import Floats, Keys, Places, row_bytes
 
 _ALIGNMENT_BYTES = 64
@@ -93,14 +94,9 @@ class CpuKVCache:
         self._shift = 0  # tokens seen less the position of the next one
         self.kv_bits = kv_bits
         self.block_tokens = min(block_tokens, capacity_tokens)
-        sizes = {}
-        for window in dict.fromkeys(layer.window for layer in spec.layers):
-            if windows_only and not window:
-                continue
-            wanted = capacity_tokens
-            if window:
-                wanted = min(wanted, window + self.block_tokens - 1)
-            sizes[window] = _round_up(wanted, SLOT_TILE)
+        sizes = ring_slots(spec, capacity_tokens, self.block_tokens, SLOT_TILE)
+        if windows_only:
+            sizes.pop(0, None)
         total = self._layout(sizes, 0, None)
         if total >= _MOST_BYTES or capacity_tokens >= EMPTY:
             raise OptionError(
@@ -146,14 +142,9 @@ class CpuKVCache:
         Raises:
             OptionError: the length is negative or beyond the tokens seen.
         """
-        if not 0 <= length_tokens <= self._length_tokens:
-            raise OptionError(
-                f"cannot keep {length_tokens} of {self._length_tokens} tokens of the cache"
-            )
-        for ring in self._rings:
-            first_seen = max(0, length_tokens - ring.window + 1) if ring.window else 0
-            if length_tokens and first_seen < ring.oldest:
-                return False
+        check_cut(length_tokens, self._length_tokens)
+        if not can_cut(self._rings, length_tokens):
+            return False
         for ring in self._rings:
             ring.positions[ring.positions >= length_tokens - self._shift] = EMPTY
             if length_tokens == 0:

@@ -23,6 +23,7 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.rings import check_cut
 from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 _ORT_ERRORS: Final = (
@@ -61,10 +62,7 @@ class _Cache:
 
     def truncate(self, length_tokens: int) -> bool:
         """Forget every token from a position on; windows lose nothing here, so always True."""
-        if not 0 <= length_tokens <= self._length_tokens:
-            raise OptionError(
-                f"cannot keep {length_tokens} of {self._length_tokens} tokens of the cache"
-            )
+        check_cut(length_tokens, self._length_tokens)
         self._keep(length_tokens)
         self._length_tokens = length_tokens
         return True

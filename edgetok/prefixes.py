@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetok.errors import OutputError, SessionError
+from edgetok.errors import SessionError
+from edgetok.folders import private_folder
 from edgetok.formats.container import read_container, write_container
 from edgetok.runtime.cache_state import CacheState
 from edgetok.session import SavedCache, cache_parts, saved_cache
@@ -46,7 +46,7 @@ class PrefixCache:
         self._states: OrderedDict[str, SavedCache] = OrderedDict()
         self._lock = threading.Lock()
         if folder is not None:
-            _make_private(folder)
+            private_folder(folder, "beginnings of prompts")
             for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_used_at):
                 self._read(path)
             self._shrink()
@@ -126,15 +126,3 @@ def _used_at(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be used: {error.strerror}") from error
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        raise OutputError(
-            f"{folder}: others can write to it; remove it, or give another EDGETOK_CACHE_DIR"
-        )

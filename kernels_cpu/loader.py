@@ -14,7 +14,6 @@ import os
 import platform
 import queue
 import re
-import stat
 import subprocess
 import sys
 import threading
@@ -23,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import EdgetokError, OutputError
+from edgetok.errors import EdgetokError
+from edgetok.folders import private_folder
 from edgetok.kernels_cpu.isa import Isa
 
 MODULES = (
@@ -105,7 +105,7 @@ def load(
     """
     from llvmlite import binding
 
-    folder = _private(cache_dir)
+    folder = private_folder(cache_dir, "compiled kernels")  # machine code is run from here
     paths = {module: object_path(isa.name, module, folder) for module in modules}
     objects = {module: _read(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
@@ -162,23 +162,6 @@ def _source(name: str) -> bytes:
     """A module's source; nothing where there is no such module."""
     path = Path(__file__).parent / f"{name}.py"
     return path.read_bytes() if path.is_file() else b""
-
-
-def _private(folder: Path) -> Path:
-    """Machine code is run from here, so nobody else may have put it there."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot hold compiled kernels: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise OutputError(f"{folder}: expected a directory for compiled kernels, found a file")
-    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        raise OutputError(
-            f"{folder}: others own or may write this directory of compiled kernels; "
-            "remove it or name another with EDGETOK_CACHE_DIR"
-        )
-    return folder
 
 
 def _read(path: Path) -> bytes | None:

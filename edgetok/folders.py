@@ -1,0 +1,34 @@
+"""Folders that only their owner may write."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from edgetok.errors import OutputError
+
+
+def private_folder(folder: Path, holds: str) -> Path:
+    """The folder, made where it is not there. What is in it is trusted: code, others' text.
+
+    Args:
+        folder: where.
+        holds: what it is for, in the plural, as the errors call it.
+
+    Raises:
+        OutputError: it is no directory or cannot be made, or somebody else may write it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot hold {holds}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{folder}: expected a directory for {holds}, found a file")
+    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise OutputError(
+            f"{folder}: others own or may write this directory of {holds}; "
+            "remove it or name another with EDGETOK_CACHE_DIR"
+        )
+    return folder

@@ -213,12 +213,7 @@ class Report:
                 drawn = "█" * max(1, round(_BAR_CELLS * layer.error / worst[0].error)) + " "
             value = f"{kind_of(layer)} error {100 * layer.error:.2f} %"
             rows.append(("Worst layer", f"{drawn}{layer.name}: {value}"))
-        reasons: dict[str, list[str]] = {}
-        for name, why in self.not_quantised.items():
-            reasons.setdefault(why, []).append(name)
-        for why, names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            rows.append(("Not quantised", f"{', '.join(names[:3])}{more}: {why}"))
+        rows += reason_rows("Not quantised", self.not_quantised)
         rows += [("Note", note) for note in self.notes]
         rows += [
             ("Time", f"{self.time_s:.1f} s" + (" (resumed)" if self.resumed else "")),
@@ -247,6 +242,18 @@ class Report:
         if self.fit is None or not widths:
             return f"{self.bits} bits"
         return f"{min(widths)} to {max(widths)} bits" if len(widths) > 1 else f"{min(widths)} bits"
+
+
+def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A row for each reason, with the first names that it holds for: (label, text)."""
+    named: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        named.setdefault(why, []).append(name)
+    rows = []
+    for why, names in named.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        rows.append((label, f"{', '.join(names[:3])}{more}: {why}"))
+    return rows
 
 
 def kind_of(layer: LayerReport) -> str:

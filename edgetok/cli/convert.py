@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.errors import MissingExtraError
 
 
 @click.command("convert")
@@ -80,15 +79,9 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
 
     An interrupted conversion goes on where it was when it is called again.
     """
-    try:
+    with common.needs_extra("converting", "convert"):
         from edgetok.converter.convert import convert
         from edgetok.converter.options import ConvertOptions
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "edgetok":
-            raise
-        raise MissingExtraError(
-            f"converting needs {error.name}: pip install 'edgetok[convert]'"
-        ) from error
 
     options = ConvertOptions(
         bits=int(given["bits"]),

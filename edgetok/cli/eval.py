@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.errors import MissingExtraError, OptionError
+from edgetok.errors import OptionError
 
 if TYPE_CHECKING:
     from edgetok.evaluation.perplexity import Evaluation, Reference
@@ -136,14 +136,8 @@ def _evaluate(
 def _reference(source: str | None, threads: int | None) -> Reference | None:
     if source is None:
         return None
-    try:
+    with common.needs_extra("comparing with the original", "convert"):
         from edgetok.converter.reference import TransformersReference
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "edgetok":
-            raise
-        raise MissingExtraError(
-            f"comparing with the original needs {error.name}: pip install 'edgetok[convert]'"
-        ) from error
     return TransformersReference(source, threads=threads or 0)
 
 

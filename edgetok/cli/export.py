@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from edgetok.cli import options as common
-from edgetok.errors import MissingExtraError
 
 
 @click.command("export")
@@ -27,14 +26,9 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
 
     Every layer keeps its integers; the embedding and the output head become float16.
     """
-    try:
+    with common.needs_extra("exporting", "convert"):
         from edgetok.converter.export import FORMATS, export
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "edgetok":
-            raise
-        raise MissingExtraError(
-            f"exporting needs {error.name}: pip install 'edgetok[convert]'"
-        ) from error
+        from edgetok.converter.report import reason_rows
 
     (chosen,) = (known for known in FORMATS if known == form)
     found = export(model, out, chosen)
@@ -54,10 +48,5 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
         ("Size", common.megabytes(found.nbytes)),
         ("Kept as integers", f"{found.quantised} layers"),
     ]
-    reasons: dict[str, list[str]] = {}
-    for name, why in found.plain.items():
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        rows.append(("As float16", f"{', '.join(names[:3])}{more}: {why}"))
+    rows += reason_rows("As float16", found.plain)
     common.print_table("", [*rows, ("Written to", str(out))])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from edgetok.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from edgetok.model import Model
@@ -124,6 +127,23 @@ def sampling_options(function: F) -> F:
     for option in reversed(_SAMPLING):
         function = option(function)
     return function
+
+
+@contextlib.contextmanager
+def needs_extra(doing: str, extra: str) -> Iterator[None]:
+    """Around an import of what the base install lacks.
+
+    Raises:
+        MissingExtraError: a package of others is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "edgetok":
+            raise
+        raise MissingExtraError(
+            f"{doing} needs {error.name}: pip install 'edgetok[{extra}]'"
+        ) from error
 
 
 def load_model(path: Path, options: Mapping[str, Any], *, endless: bool = False) -> Model:

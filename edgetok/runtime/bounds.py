@@ -1,15 +1,56 @@
-"""From limits in bytes or tokens to the sizes of a bounded cache."""
+"""How large a bounded cache is: from limits in bytes or tokens to its sizes."""
 
 from __future__ import annotations
 
-from edgetok.cache.policy import policy
+from dataclasses import dataclass
+
+from edgetok.cache.policy import Policy, policy
 from edgetok.errors import OptionError
-from edgetok.kernels_cpu.launch_attention import SLOT_TILE
+from edgetok.kernels_cpu.launch_attention import SLOT_TILE, mass_workspace_bytes
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cache_limits import CacheLimits
-from edgetok.runtime.compact_cache import Bounds, CompactKVCache
 from edgetok.runtime.kv_cache import CpuKVCache
-from edgetok.runtime.slots import tiles
+from edgetok.runtime.query_log import QueryLog
+from edgetok.runtime.slots import SlotPool, tiles
+
+SINKS = 4
+_LARGEST_SHARE = 4  # a head gets at most so many times its even share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How large a bounded cache is and what it keeps.
+
+    Attributes:
+        policy: which tokens are kept.
+        slots: of each head, on average; a multiple of SLOT_TILE.
+        block_tokens: most tokens of one run, and how many each head forgets at once.
+        sinks: first tokens, always kept.
+        recent: latest tokens, always kept.
+    """
+
+    policy: Policy
+    slots: int
+    block_tokens: int
+    recent: int
+    sinks: int = SINKS
+
+    @classmethod
+    def of_slots(cls, policy: Policy, slots: int, block_tokens: int) -> Bounds:
+        """Bounds for so many slots, the other numbers in proportion.
+
+        Raises:
+            OptionError: fewer than 64 slots.
+        """
+        whole = tiles(slots)
+        if whole < SLOT_TILE:
+            raise OptionError(
+                f"a cache of {slots} tokens cannot forget selectively, expected at least "
+                f"{SLOT_TILE}: give a larger --context or --kv-budget"
+            )
+        # An eighth at once: rare enough to cost little, small enough to leave the rest in use.
+        block = min(block_tokens, max(8, whole // 8))
+        return cls(policy=policy, slots=whole, block_tokens=block, recent=max(8, whole // 8))
 
 
 def bounds_for(
@@ -62,4 +103,27 @@ def cache_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -
         block_tokens=bounds.block_tokens,
         windows_only=True,
     )
-    return sum(CompactKVCache.sizes(spec, bounds, kv_bits, threads)) + windows.nbytes
+    return sum(part_bytes(spec, bounds, kv_bits, threads)) + windows.nbytes
+
+
+def part_bytes(
+    spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int
+) -> tuple[int, int, int, int]:
+    """Bytes of the pool of slots, the queries, the lists of slots and the workspace."""
+    heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
+    most = largest_range(spec, bounds)
+    return (
+        _aligned(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits)),
+        _aligned(QueryLog.nbytes(spec, bounds.policy.covariance)),
+        _aligned(4 * heads * bounds.block_tokens),
+        mass_workspace_bytes(most, spec.num_heads, spec.num_kv_heads, threads),
+    )
+
+
+def largest_range(spec: DecoderSpec, bounds: Bounds) -> int:
+    """Most slots that one head may get."""
+    return min(tiles(spec.context_tokens), _LARGEST_SHARE * bounds.slots)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // 64) * 64

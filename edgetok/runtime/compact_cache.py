@@ -10,14 +10,12 @@ sliding window keep their ring. All bytes are allocated with the cache.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache import budget
-from edgetok.cache.policy import Policy
 from edgetok.cache.view import Floats, HeadView
 from edgetok.errors import ContextError, OptionError, SessionError
 from edgetok.kernels_cpu.launch_attention import (
@@ -37,58 +35,21 @@ from edgetok.kernels_cpu.launch_attention import (
     SLOT_TILE,
     chunk_slots,
     mass_slots,
-    mass_workspace_bytes,
 )
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.kernels_cpu.launch_program import float_bits
 from edgetok.kernels_cpu.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.bounds import Bounds, largest_range, part_bytes
 from edgetok.runtime.cache_state import CacheState
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import ROWS, QueryLog
 from edgetok.runtime.rings import check_cut
-from edgetok.runtime.slots import SlotPool, tiles
+from edgetok.runtime.rotation import Rotations
+from edgetok.runtime.slots import SlotPool
 
-SINKS = 4
 _ENDLESS = 1 << 40
-_LARGEST_SHARE = 4  # a head gets at most so many times its even share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """How large a bounded cache is and what it keeps.
-
-    Attributes:
-        policy: which tokens are kept.
-        slots: of each head, on average; a multiple of SLOT_TILE.
-        block_tokens: most tokens of one run, and how many each head forgets at once.
-        sinks: first tokens, always kept.
-        recent: latest tokens, always kept.
-    """
-
-    policy: Policy
-    slots: int
-    block_tokens: int
-    recent: int
-    sinks: int = SINKS
-
-    @classmethod
-    def of_slots(cls, policy: Policy, slots: int, block_tokens: int) -> Bounds:
-        """Bounds for so many slots, the other numbers in proportion.
-
-        Raises:
-            OptionError: fewer than 64 slots.
-        """
-        whole = tiles(slots)
-        if whole < SLOT_TILE:
-            raise OptionError(
-                f"a cache of {slots} tokens cannot forget selectively, expected at least "
-                f"{SLOT_TILE}: give a larger --context or --kv-budget"
-            )
-        # An eighth at once: rare enough to cost little, small enough to leave the rest in use.
-        block = min(block_tokens, max(8, whole // 8))
-        return cls(policy=policy, slots=whole, block_tokens=block, recent=max(8, whole // 8))
 
 
 class CompactKVCache:
@@ -130,8 +91,8 @@ class CompactKVCache:
             for head in range(spec.num_kv_heads)
         ]
         count, slots = len(self._heads), bounds.slots
-        self._most = min(tiles(limit), _LARGEST_SHARE * slots)
-        sizes = self.sizes(spec, bounds, kv_bits, threads)
+        self._most = largest_range(spec, bounds)
+        sizes = part_bytes(spec, bounds, kv_bits, threads)
         try:
             self._memory = aligned_bytes(sum(sizes))
         except MemoryError as error:
@@ -168,19 +129,8 @@ class CompactKVCache:
         self._pinned = 0
         self.logits = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, limit) for rope in spec.ropes]
+        self._rotations = Rotations(spec, self.frequencies)
         self._place()
-
-    @staticmethod
-    def sizes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -> tuple[int, ...]:
-        """Bytes of the pool, the queries, the lists of slots and the workspace."""
-        heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
-        most = min(tiles(spec.context_tokens), _LARGEST_SHARE * bounds.slots)
-        return (
-            _aligned(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits)),
-            _aligned(QueryLog.nbytes(spec, bounds.policy.covariance)),
-            _aligned(4 * heads * bounds.block_tokens),
-            mass_workspace_bytes(most, spec.num_heads, spec.num_kv_heads, threads),
-        )
 
     @property
     def length_tokens(self) -> int:
@@ -459,8 +409,8 @@ class CompactKVCache:
             tokens=pool.tokens[at],
             mass=pool.mass[at],
             stats=self._log.stats(layer, head, self._length, self.position),
-            rotate=functools.partial(self._rotate, rope, True),
-            mean_rotation=functools.partial(self._mean_rotation, rope),
+            rotate=functools.partial(self._rotations.turn, rope, scaled=True),
+            mean_rotation=functools.partial(self._rotations.mean, rope),
             scale=spec.attn_scale,
             softcap=spec.attn_softcap,
         )
@@ -489,41 +439,8 @@ class CompactKVCache:
         self._shift = self._length - new
 
     def _turn(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
-        return self._rotate(self._spec.layers[layer].rope, False, keys, by)
-
-    def _rotate(
-        self, rope: int, scaled: bool, x: Floats, positions: npt.NDArray[np.int64]
-    ) -> Floats:
-        """Turn vectors [..., D] to positions, with the rope's attention factor where `scaled`."""
-        if rope < 0:
-            return x
-        spec = self._spec.ropes[rope]
-        half = spec.rotary_dim // 2
-        angles = np.asarray(positions)[..., None] * self.frequencies[rope]
-        factor = spec.attention_factor if scaled else 1.0
-        cos = (np.cos(angles) * factor).astype(np.float32)
-        sin = (np.sin(angles) * factor).astype(np.float32)
-        a, b = x[..., :half], x[..., half : 2 * half]
-        return np.concatenate(
-            [a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1
-        ).astype(np.float32)
-
-    def _mean_rotation(self, rope: int, positions: npt.NDArray[np.int64]) -> Floats:
-        """[D, D]: x @ it is x turned to each position, with the attention factor, averaged."""
-        D = self._spec.head_dim
-        made = np.eye(D, dtype=np.float32)
-        if rope < 0:
-            return made
-        spec = self._spec.ropes[rope]
-        angles = positions[:, None] * self.frequencies[rope]
-        cos = np.cos(angles).mean(axis=0) * spec.attention_factor
-        sin = np.sin(angles).mean(axis=0) * spec.attention_factor
-        first = np.arange(spec.rotary_dim // 2)
-        second = first + spec.rotary_dim // 2
-        made[first, first] = made[second, second] = cos
-        made[first, second] = sin
-        made[second, first] = -sin
-        return made
+        rope = self._spec.layers[layer].rope
+        return self._rotations.turn(rope, keys, by, scaled=False)
 
     # Records
 
@@ -548,7 +465,3 @@ class CompactKVCache:
             record[REC_USED] = max(last, int(self._free[index].max(initial=-1))) + 1
             record[REC_APPEND] = self._append[index].ctypes.data
             record[REC_CHUNK] = chunk_slots(int(pool.size[index]))
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64

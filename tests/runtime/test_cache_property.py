@@ -14,8 +14,9 @@ from edgetok.errors import SessionError
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.launch_attention import REC_APPEND, REC_USED
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, inv_freq
+from edgetok.runtime.bounds import Bounds
 from edgetok.runtime.cache_state import CacheState
-from edgetok.runtime.compact_cache import Bounds, CompactKVCache
+from edgetok.runtime.compact_cache import CompactKVCache
 
 D, KH = 16, 2
 SPEC = DecoderSpec(
@@ -217,11 +218,9 @@ def test_states_of_another_shape_or_with_wild_slots_are_refused():
 
 
 def test_the_mean_rotation_is_the_mean_of_rotations():
-    cache = Driver("retain").cache
+    turns = Driver("retain").cache._rotations
     ahead = np.array([3, 40, 41, 170])
     eye = np.eye(D, dtype=np.float32)
     for rope in (-1, 0, 1):
-        each = [cache._rotate(rope, True, eye, np.full(D, p)) for p in ahead]
-        np.testing.assert_allclose(
-            cache._mean_rotation(rope, ahead), np.mean(each, axis=0), atol=1e-6
-        )
+        each = [turns.turn(rope, eye, np.full(D, p), scaled=True) for p in ahead]
+        np.testing.assert_allclose(turns.mean(rope, ahead), np.mean(each, axis=0), atol=1e-6)

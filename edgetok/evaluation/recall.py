@@ -121,6 +121,7 @@ def make_fact(
     unseen_wording: bool = False,
     invented: bool = False,
     subject: str = "",
+    value: str = "",
     changed: bool = False,
 ) -> Fact:
     """Draw one fact.
@@ -132,13 +133,16 @@ def make_fact(
         unseen_wording: use the wordings that training never uses.
         invented: a random-syllable name instead of a known one, where the value is a name.
         subject: keep this subject (for updates).
+        value: keep this value, whatever side of the split it is on.
         changed: word it as a change of an earlier fact.
     """
     p = words.PATTERNS[pattern]
     while True:
         s = subject or rng.choice(p.subjects)
         kind = p.value.format(s=s)
-        if kind == "number":
+        if value:
+            v = value
+        elif kind == "number":
             v = number(rng, held_out)
         elif invented and kind in ("name", "pet"):
             v = syllable_name(rng, held_out)
@@ -254,26 +258,35 @@ def _fact_case(
     return messages, asked, tuple(f.value for f in facts if f.value != asked.value)
 
 
-def key_value_lines(rng: random.Random, count: int, held_out: bool) -> dict[str, str]:
-    """`count` pairs of invented keys and numbers, names or words, values distinct."""
+def key_value_lines(
+    rng: random.Random, count: int, held_out: bool, draw: Callable[[str], str] | None = None
+) -> dict[str, str]:
+    """`count` pairs of invented keys and numbers, names or words, values distinct.
+
+    `draw` gives the value of a kind instead.
+    """
     kind = rng.choice(("number", "number", "name", "colour" if count <= 8 else "number"))
     pairs: dict[str, str] = {}
     while len(pairs) < count:
         key = syllable_name(rng, held_out).lower()
-        value = {
+        usual = {
             "number": lambda: number(rng, held_out),
             "name": lambda: syllable_name(rng, held_out),
             "colour": lambda: rng.choice(words.WORDS["colour"]),
-        }[kind]()
+        }
+        value = draw(kind) if draw else usual[kind]()
         if key not in pairs and value not in pairs.values():
             pairs[key] = value
     return pairs
 
 
 def variable_lines(
-    rng: random.Random, count: int, held_out: bool
+    rng: random.Random, count: int, held_out: bool, draw: Callable[[str], str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """Assignments such as `x = 42` and `y = x`; returns the lines and what each name is worth."""
+    """Assignments such as `x = 42` and `y = x`; returns the lines and what each name is worth.
+
+    `draw` gives the value of a kind instead.
+    """
     names = rng.sample("abcdefghjkmnpqrstuvwxyz", count)
     worth: dict[str, str] = {}
     lines = []
@@ -283,7 +296,8 @@ def variable_lines(
             worth[name] = worth[source]
             lines.append(f"{name} = {source}")
         else:
-            worth[name] = number(rng, held_out, rng.choice((2, 3)))
+            size = rng.choice((2, 3))
+            worth[name] = draw("number") if draw else number(rng, held_out, size)
             lines.append(f"{name} = {worth[name]}")
     return lines, worth
 
@@ -363,9 +377,15 @@ def recall_cases(
 
 
 def score(answer: str, case: RecallCase) -> bool:
-    """Whether the answer names the expected value and none of the wrong ones."""
+    """Whether the answer names the expected value and none of the wrong ones.
 
-    def says(value: str) -> bool:
-        return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE) is not None
+    A wrong value that is in the question (`What was the job of Oscar?` after a horse called Oscar)
+    may be in the answer.
+    """
+    asked = " ".join(m["content"] for m in case.messages[-1:])
 
-    return says(case.expected) and not any(says(v) for v in case.distractors)
+    def says(value: str, text: str) -> bool:
+        return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
+
+    wrong = (v for v in case.distractors if not says(v, asked))
+    return says(case.expected, answer) and not any(says(v, answer) for v in wrong)

@@ -14,12 +14,13 @@ import talk_tables as t
 from instruction_data import Exchange
 from recall_data import LOOKUP, SAID, Turn, user
 from story_data import article
+from value_data import GIVEN
 
 from edgetok.evaluation.recall import is_held_out, make_fact, number, syllable_name
 from edgetok.evaluation.recall_patterns import NAMES, NOTED, PATTERNS, WORDS
 
 # As in the recall cases: a user with one of the other names is for evaluation.
-_NAMES = tuple(n for n in NAMES if not is_held_out("name", n))
+_NAMES = tuple(n for n in (*NAMES, *GIVEN) if not is_held_out("name", n))
 _ABOUT_IT = frozenset(ask for asks, _ in (*t.IDENTITY, *t.ABILITY) for ask in asks)
 _GREET = (
     "Hello", "Hi", "Hey", "Hello there", "Hi there", "Hey there", "Good morning", "Good evening",

@@ -6,18 +6,18 @@ Everything is drawn from the training side of the split in `edgetok.evaluation.r
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import recall_wordings
+import value_data
 
 from edgetok.evaluation import recall
 from edgetok.evaluation import recall_patterns as words
 
 # Weight marks: an answer that has to be looked up, anything else the assistant says, the rest.
 LOOKUP, SAID, READ = "lookup", "said", "read"
+DIGITS = (18, 28)  # token ids of 0-9: the bytes of a byte-level vocabulary come first, in order
 
 
 class Turn(NamedTuple):
@@ -28,6 +28,9 @@ class Turn(NamedTuple):
     mark: str
 
 
+_KEYS = ("door key", "red key", "blue key", "secret key", "old key", "second key", "key of the "
+         "house", "ticket number", "secret number", "magic number", "gate code", "last code",
+         "number of the day", "answer")  # fmt: skip
 _SHORT = ("What is {s}?", "{s}?", "And {s}?")
 
 
@@ -77,16 +80,6 @@ def _filled(
     return turns
 
 
-def with_odd_value(rng: random.Random, fact: recall.Fact) -> recall.Fact:
-    """The fact with an invented value, so that what is usual is no help: only looking is."""
-    new = recall.syllable_name(rng, held_out=False)
-
-    def put(text: str) -> str:
-        return re.sub(rf"(?<!\w){re.escape(fact.value)}(?!\w)", new, text)
-
-    return replace(fact, tell=put(fact.tell), answer=put(fact.answer), value=new)
-
-
 def facts(
     rng: random.Random,
     budget: int,
@@ -119,13 +112,14 @@ def facts(
         alike = [f"{n}'s {p}" for n in names for p in pets]
     elif invented == 1.0:
         kinds = ("people", "pets", "owners")
-    odd = rng.choice((0.0, 0.0, 0.3, 0.6))
+    odd = rng.choice((0.0, 0.3, 0.6, 1.0))
     limit = rng.choice((1, 2, 3, 4, 6, 8, 12, 16, 24, 32)[: 2 + budget // 70])
     if budget > 700:  # a long row with few questions teaches little
         limit = max(limit, rng.choice((4, 12, 20)))
     chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
     change = rng.choice((0.0, 0.1, 0.4, 0.6))
     reworded = rng.choice((0.0, 0.5, 0.8))
+    value_first = rng.choice((0.0, 0.3, 0.9))  # the harder order: the value before its subject
     nothing = rng.choice((0.0, 0.0, 0.1))  # questions about what nobody told
     known: dict[str, recall.Fact] = {}
     asked: list[recall.Fact] = []
@@ -138,31 +132,30 @@ def facts(
         spent += sum(count(t.content) + 5 for t in new)
 
     def tell() -> recall.Fact:
-        for _ in range(20):
-            changed = bool(known) and rng.random() < change
-            if changed:
+        for attempt in range(20):
+            if known and rng.random() < change:
                 pattern, subject = rng.choice(list(known)).split("|")
-                fact = recall.make_fact(
-                    rng,
-                    pattern,
-                    subject=subject,
-                    changed=True,
-                    invented=rng.random() < invented,
-                )
             else:
-                fact = recall.make_fact(
-                    rng,
-                    rng.choice(kinds),
-                    subject=rng.choice(alike) if alike else "",
-                    invented=rng.random() < invented,
-                )
-                if fact.slot in known:
+                pattern = rng.choice(kinds)
+                subject = rng.choice(alike or words.PATTERNS[pattern].subjects)
+                if f"{pattern}|{subject}" in known and attempt < 19:
                     continue
-            if rng.random() < odd:
-                fact = with_odd_value(rng, fact)
-            if all(fact.value != f.value for f in known.values()):
+            changed = f"{pattern}|{subject}" in known
+            kind = words.PATTERNS[pattern].value.format(s=subject)
+            told = [f.value for f in known.values()]
+            fact = recall.make_fact(
+                rng,
+                pattern,
+                subject=subject,
+                changed=changed,
+                invented=rng.random() < invented,
+                value=value_data.draw(rng, kind, subject, told) if rng.random() < odd else "",
+            )
+            if fact.value not in told:
                 break
-        if rng.random() < reworded:
+        if rng.random() < value_first:
+            fact = recall_wordings.retold(rng, fact, changed, value_first=True)
+        elif rng.random() < reworded:
             fact = recall_wordings.retold(rng, fact, changed)
         known[fact.slot] = fact
         return fact
@@ -204,6 +197,19 @@ def facts(
     return turns
 
 
+def _draw(rng: random.Random) -> Callable[[str], str] | None:
+    """For a list: the usual values, or any, some of which are like those before them."""
+    if rng.random() < 0.3:
+        return None
+    known: list[str] = []
+
+    def draw(kind: str) -> str:
+        known.append(value_data.draw(rng, kind, known=known))
+        return known[-1]
+
+    return draw
+
+
 def quiz(
     rng: random.Random,
     budget: int,
@@ -214,12 +220,12 @@ def quiz(
     """A key-value list or assignments, then question after question about it."""
     if rng.random() < 0.45:
         most = max(3, min(9, budget // 20))
-        lines, worth = recall.variable_lines(rng, rng.randrange(2, most), held_out=False)
+        lines, worth = recall.variable_lines(rng, rng.randrange(2, most), False, _draw(rng))
         text = "\n".join(lines)
         asks, answer = words.ASK_VARIABLE, "{s} is {v}."
     else:
         most = max(3, min(20, budget // 30))
-        worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), held_out=False)
+        worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), False, _draw(rng))
         head = rng.choice(words.LISTS)
         text = "\n".join([head, *(f"- {k}: {v}" for k, v in worth.items())])
         asks, answer = words.ASK_VALUE, "The value of {s} is {v}."
@@ -250,18 +256,34 @@ def pass_key(
     filler_turns: FillerTurns = plain_filler_turns,
     span: float = 0.0,
 ) -> list[Turn]:
-    """A pass key somewhere in a long message, asked at its end."""
-    value = recall.number(rng, False, rng.choice((4, 5, 5, 6)))
-    told = rng.choice(words.PASS_KEYS).format(v=value)
-    ask = rng.choice(words.ASK_PASS_KEY)
-    left = budget - count(told) - count(ask) - 24
+    """Pass keys and other keys somewhere in a long message, asked after it.
+
+    One answer in a thousand tokens teaches little: mostly there are several keys.
+    """
+    names = ["pass key", *rng.sample(_KEYS, len(_KEYS))]
+    keys: dict[str, str] = {}
+    asked = rng.sample(names[:7], rng.choice((1, 2, 4, 6))) if rng.random() < 0.8 else names[:1]
+    for name in asked:
+        draw = value_data.draw(rng, "number", known=list(keys.values()))
+        value = recall.number(rng, False, 5) if rng.random() < 0.4 else draw
+        if value not in keys.values():
+            keys[name] = value
+    told = [rng.choice(words.PASS_KEYS).replace("pass key", k).format(v=keys[k]) for k in keys]
+    asks = [rng.choice(words.ASK_PASS_KEY).replace("pass key", k) for k in keys]
+    left = budget - sum(count(t) + 30 for t in told) - 24
     sentences = []
     while left > 0:
         sentences.append(recall.filler_sentence(rng))
         left -= count(sentences[-1])
-    where = rng.randrange(len(sentences) + 1) if span < 0.5 else rng.randrange(3)
-    sentences.insert(where, told)
-    return [user(" ".join([*sentences, ask])), looked_up(f"The pass key is {value}.")]
+    for text in told:
+        where = rng.randrange(len(sentences) + 1) if span < 0.5 else rng.randrange(8)
+        sentences.insert(where, text)
+    turns: list[Turn] = []
+    order = rng.sample(range(len(asks)), len(asks))
+    for i, name in [(i, list(keys)[i]) for i in order]:
+        ask = asks[i] if turns else " ".join([*sentences, asks[i]])
+        turns += [user(ask), looked_up(f"The {name} is {keys[name]}.")]
+    return turns
 
 
 def conversation(
@@ -292,7 +314,8 @@ def random_copy(rng: random.Random, tokens: int, vocab_size: int) -> tuple[list[
             ids += again
             weights += [0.0] + [1.0] * (len(again) - 1)
         else:
-            new = [rng.randrange(259, vocab_size) for _ in range(rng.randint(2, longest))]
+            low, high = DIGITS if rng.random() < 0.25 else (259, vocab_size)
+            new = [rng.randrange(low, high) for _ in range(rng.randint(2, longest))]
             segments.append(new)
             ids += new
             weights += [0.0] * len(new)
@@ -319,7 +342,7 @@ def terse(
         kind = rng.random()
         if kind < 0.3:
             most = max(3, min(12, left // 16))
-            lines, worth = recall.variable_lines(rng, rng.randint(2, most), held_out=False)
+            lines, worth = recall.variable_lines(rng, rng.randint(2, most), False, _draw(rng))
             add("\n".join(lines) + "\n", 0.0)
             for k in rng.sample(list(worth), len(worth)):
                 add(rng.choice(words.ASK_VARIABLE).format(s=k) + f"\n{k} is", 0.0)
@@ -327,7 +350,7 @@ def terse(
                 add(".\n", 0.0)
         elif kind < 0.55:
             most = max(2, min(16, left // 24))
-            worth = recall.key_value_lines(rng, rng.randint(1, most), held_out=False)
+            worth = recall.key_value_lines(rng, rng.randint(1, most), False, _draw(rng))
             lead = rng.choice(("- ", "", "The value of "))
             link = ":" if lead != "The value of " else " is"
             for k, v in worth.items():
@@ -341,7 +364,14 @@ def terse(
             known: dict[str, recall.Fact] = {}
             kinds = rng.sample(list(words.PATTERNS), rng.choice((1, 3)))
             for _ in range(rng.randint(1, max(2, min(12, left // 30)))):
-                fact = recall.make_fact(rng, rng.choice(kinds), invented=rng.random() < invented)
+                p = words.PATTERNS[pattern := rng.choice(kinds)]
+                subject, other = rng.choice(p.subjects), ""
+                if rng.random() < 0.5:
+                    told = [f.value for f in known.values()]
+                    other = value_data.draw(rng, p.value.format(s=subject), subject, told)
+                fact = recall.make_fact(
+                    rng, pattern, subject=subject, value=other, invented=rng.random() < invented
+                )
                 if fact.slot not in known and all(fact.value != f.value for f in known.values()):
                     known[fact.slot] = fact
                     add(fact.tell + "\n", 0.0)

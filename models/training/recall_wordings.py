@@ -47,27 +47,71 @@ _LEADS = (
     "One thing more. ", "This is new. ", "Did you know? ", "Here is something: ", "Note: ",
     "I have news. ", "Let me tell you something. ", "May I say something? ", "First of all, ",
     "Keep in mind: ", "Now listen. ", "What else? ", "Okay, ", "Look: ", "I forgot to say: ",
-    "Oh, ", "Can you keep a secret? ",
+    "Oh, ", "Can you keep a secret? ", "Are you there? ", "Where was I? ", "Is this on? ",
+    "May I go on? ", "Was that clear? ", "Good to know: ", "Sorry, one thing: ", "As I said, ",
+    "Now the rest. ", "Wait, there is more. ", "And you know this? ", "Can you hear me? ",
+    "Have you got it? ", "A small thing, but nice: ", "Next. ", "Is it late? ", "Write, please: ",
 )  # fmt: skip
 _TAILS = ("", "", "", "", "", " Please keep it in mind.", " Do you hear me?", " That is all.",
           " I will ask you later.", " Is that not nice?", " It is true.")  # fmt: skip
 _TELL: dict[str, tuple[str, ...]] = {
-    "self": ("I am called {v}.", "People call me {v}.", "I am {v}.", "This is {v} speaking.",
-             "{v} is what they call me.", "Hi, I am {v}!", "My full {s} is {v}."),
+    "self": ("I am called {v}. That is my {s}.", "People call me {v}, my {s}.", "{v} is my only "
+             "{s}.", "{v} is the {s} they gave me.", "Hi, {v} is my {s}!", "My full {s} is {v}.",
+             "Please note my {s}: {v}.", "My {s}? It is {v}.", "As my {s} take {v}.",
+             "You may call me by my {s}: {v}.", "Put down {v} as my {s}.",
+             "Everybody knows my {s}. It is {v}.", "Spell my {s} like this: {v}."),
     "people": ("My {s} has the name {v}.", "{v}, my {s}, is very kind.", "My {s} {v} is here.",
-               "This is {v}. That is my {s}.", "You know {v}? That is my {s}."),
+               "This is {v}. That is my {s}.", "You know {v}? That is my {s}.",
+               "{v} has always been my {s}.", "Please note my {s}'s name: {v}.",
+               "My {s}? The name is {v}.", "It was {v}, my {s}, who came.",
+               "I am with {v}. You know, my {s}.", "{v} and I are here; {v} is my {s}.",
+               "Say hello to my {s} {v}.", "As for my {s}, that is {v}."),
     "codes": ("My {s} must be {v}.", "Use {v} as the {s}.", "It says {v} on my {s}.",
-              "I always use {v}. It is my {s}."),
+              "I always use {v}. It is my {s}.", "Please note my {s}: {v}.", "My {s}? It is {v}.",
+              "{v}, that is my {s}.", "{v} is the {s} that I got.", "Put down {v} as my {s}.",
+              "You need {v}. That is the {s}.", "As {s} they wrote {v}."),
     "favourites": ("I like {v} best. That is my {s}.", "My {s} of choice is {v}.",
-                   "Give me {v} and I am happy: the best {s}!"),
+                   "Give me {v} and I am happy: the best {s}!", "{v} is my favourite {s}.",
+                   "My favourite {s}? It is {v}.", "No {s} is as good as {v}.",
+                   "{v} is the {s} that I love.", "I love {v}. It is my favourite {s}.",
+                   "Please note my favourite {s}: {v}."),
     "homes": ("{s} is at home in {v}.", "{s} has lived in {v} for years.",
-              "In {v} there is the house of {s}."),
-    "owners": ("Look, that is {s}, called {v}.", "{v} is here. That is {s}."),
+              "In {v} there is the house of {s}.", "In {v} lives {s}.", "{v} is home to {s}.",
+              "Go to {v} if you look for {s}.", "Please note the city of {s}: {v}.",
+              "If you go to {v}, visit {s}.", "{s}? You have to go to {v}."),
+    "owners": ("Look, that is {s}, called {v}.", "{v} is here. That is {s}.", "{v}, that is {s}.",
+               "{s} got the name {v}.", "{v} is what they call {s}.",
+               "Please note the name of {s}: {v}.", "You know {v}? That is {s}."),
     "jobs": ("{s} has always been a {v}.", "As for {s}: a {v} and proud of it.",
-             "{s} wanted to be a {v} and now it is so."),
+             "{s} wanted to be a {v} and now it is so.", "A {v}, that is what {s} is.",
+             "The {v} in the town is {s}.", "Please note the job of {s}: {v}.",
+             "They need a {v}, so they ask {s}."),
     "places": ("The {s} must be in the {v}.", "In the {v} there is the {s}.",
-               "If you want the {s}, go to the {v}."),
+               "If you want the {s}, go to the {v}.", "In the {v} I put the {s}.",
+               "Please note where the {s} is: in the {v}.", "The {v} is where the {s} is.",
+               "Open the {v} and you see the {s}."),
 }  # fmt: skip
+_CHANGE: dict[str, tuple[str, ...]] = {
+    "self": ("From today on my {s} is {v}.", "No, {v} is my {s}.", "Sorry, my {s} is {v}.",
+             "My {s} is not that any more, it is {v}.", "I have a new {s}: {v}."),
+    "people": ("From today on my {s} is called {v}.", "No, my {s} is called {v}.",
+               "Sorry, {v} is the name of my {s}.", "My {s} is called {v} these days.",
+               "They gave my {s} a new name, and it is {v}.", "{v} is the new name of my {s}."),
+    "codes": ("They changed my {s} to {v}.", "From today on my {s} is {v}.",
+              "No, {v} is my {s}.", "Sorry, the {s} is {v}.", "{v} is my new {s}."),
+    "favourites": ("These days my favourite {s} is {v}.", "No, {v} is my favourite {s}.",
+                   "Sorry, my favourite {s} is {v}.", "Today I like {v} more than any other {s}."),
+    "homes": ("{s} went to live in {v}.", "No, {s} lives in {v}.", "{v} is the new home of {s}.",
+              "Sorry, {s} lives in {v}.", "{s} has a new home in {v}."),
+    "owners": ("From today on {s} is called {v}.", "No, {s} is called {v}.",
+               "{v} is the new name of {s}.", "Sorry, {s} is called {v}."),
+    "jobs": ("These days {s} is a {v}.", "No, {s} is a {v}.", "{s} became a {v}.",
+             "The new job of {s} is {v}."),
+    "places": ("I took the {s} to the {v}.", "No, the {s} is in the {v}.",
+               "Somebody moved the {s} to the {v}.", "Sorry, the {s} is in the {v}.",
+               "From now on the {s} is in the {v}."),
+}  # fmt: skip
+_CHANGE["pets"] = _CHANGE["people"]
 _TELL["pets"] = _TELL["people"]
 _NOT_TOLD: dict[str, str] = {
     "self": "You have not told me your {s} yet.",
@@ -97,11 +141,16 @@ def not_told(pattern: str, subject: str) -> str:
     return _NOT_TOLD[pattern].format(s=subject)
 
 
-def retold(rng: random.Random, fact: recall.Fact, changed: bool) -> recall.Fact:
-    """The same fact in words that only training knows."""
+def retold(
+    rng: random.Random, fact: recall.Fact, changed: bool, value_first: bool = False
+) -> recall.Fact:
+    """The same fact in words that only training knows, or in those with the value first."""
     pattern, subject = fact.slot.split("|")
     p = words.PATTERNS[pattern]
-    frames = p.change if changed else (*p.tell, *_TELL[pattern])
+    more = _CHANGE.get(pattern, ()) if changed else _TELL[pattern]
+    frames = (*(p.change if changed else p.tell), *more)
+    if value_first:
+        frames = tuple(f for f in frames if f.index("{v}") < f.index("{s}")) or frames
     told = rng.choice(frames).format(s=subject, v=fact.value)
     lead = rng.choice(_LEADS)
     if lead.endswith((", ", ": ", "And ")) and told.startswith(_CAPITAL):

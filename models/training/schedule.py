@@ -7,6 +7,8 @@ add a stage after the last with a rate that rises again (`lr=(0.5, 0.03)`); `tra
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mixture import Stage
 
 SEED = 7
@@ -22,6 +24,44 @@ _MIX = {
     "chat": 0.16,
     "story": 0.05,
 }
+
+_LONG = Stage(
+    name="long",
+    tokens=5_800_000,
+    lengths=(256, 512, 1024, 2048, 2048),
+    shares={
+        "copy": 0.02,
+        "terse": 0.08,
+        "facts": 0.3,
+        "quiz": 0.11,
+        "pass_key": 0.05,
+        "invented_story": 0.17,
+        "story": 0.05,
+        "chat": 0.22,
+    },
+    language_weight=0.4,
+    span=(0.2, 1.0),
+    lr=(0.6, 0.6),
+)
+# Values of every kind, so that copying does not go by what was often told (`value_data.py`).
+_VALUES = replace(
+    _LONG,
+    name="values",
+    tokens=8_400_000,
+    shares={
+        "copy": 0.04,
+        "terse": 0.1,
+        "facts": 0.36,
+        "quiz": 0.14,
+        "pass_key": 0.08,
+        "invented_story": 0.12,
+        "story": 0.02,
+        "drill": 0.05,
+        "chat": 0.09,
+    },
+    language_weight=0.25,
+    lr=(0.5, 0.45),
+)
 
 STAGES = (
     Stage(
@@ -134,41 +174,13 @@ STAGES = (
         span=(0.0, 1.0),
         lr=(0.6, 0.6),
     ),
-    Stage(
-        name="long",
-        tokens=5_800_000,
-        lengths=(256, 512, 1024, 2048, 2048),
-        shares={
-            "copy": 0.02,
-            "terse": 0.08,
-            "facts": 0.3,
-            "quiz": 0.11,
-            "pass_key": 0.05,
-            "invented_story": 0.17,
-            "story": 0.05,
-            "chat": 0.22,
-        },
-        language_weight=0.4,
-        span=(0.2, 1.0),
-        lr=(0.6, 0.6),
-    ),
-    Stage(
+    _LONG,
+    replace(
+        _LONG,
         name="settle",
         tokens=3_000_000,
-        lengths=(256, 512, 1024, 2048, 2048),
-        shares={
-            "copy": 0.02,
-            "terse": 0.08,
-            "facts": 0.29,
-            "quiz": 0.12,
-            "pass_key": 0.05,
-            "invented_story": 0.17,
-            "story": 0.03,
-            "drill": 0.09,
-            "chat": 0.16,
-        },
-        language_weight=0.4,
-        span=(0.2, 1.0),
+        shares=_LONG.shares
+        | {"facts": 0.29, "quiz": 0.12, "story": 0.03, "drill": 0.09, "chat": 0.16},
         lr=(0.6, 0.28),
     ),
     Stage(
@@ -189,6 +201,26 @@ STAGES = (
         language_weight=0.5,
         span=(0.2, 1.0),
         lr=(0.35, 0.01),
+    ),
+    replace(_VALUES, name="values-warm", tokens=600_000, lr=(0.05, 0.5)),
+    _VALUES,
+    replace(
+        _VALUES,
+        name="values-finish",
+        tokens=6_000_000,
+        shares={
+            "copy": 0.01,
+            "terse": 0.06,
+            "facts": 0.3,
+            "quiz": 0.12,
+            "pass_key": 0.07,
+            "invented_story": 0.19,
+            "story": 0.02,
+            "drill": 0.09,
+            "chat": 0.14,
+        },
+        language_weight=0.35,
+        lr=(0.45, 0.005),
     ),
 )
 

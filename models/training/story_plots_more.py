@@ -182,4 +182,141 @@ But {he} knew what was right. "Is this your {n}?" {he} asked. | Then {H} said, "
 "Come, let us play together," said {F}. | "You can visit me every day," said {F}. | "You can play with it whenever you want," said {F}. =toy= "I will bake you a cake," said {F}.
 """,
     ),
+    Plot(
+        name="swap",
+        things=("toy", "treasure", "wear"),
+        themes=("a swap", "being fair", "wanting more"),
+        lesson=(
+            "what you have is often the best",
+            "it is good to be happy with what you have",
+            "a fair friend is better than a new toy",
+        ),
+        steps="""
+{H} had {at}, but {he} did not like it any more. | {H} was tired of {his} {t}. | One day, {H} looked at {his} {t}. "It is boring," {he} said.
+{He} took it {top}. There {he} met {Fi}. | {He} went to see {Fi}. | On the way {top} {he} saw {Fi}.
+{F} had a big {col} box. "What is in it?" asked {H}. | {F} carried an old doll. "I want that one!" said {H}. | {F} played a small drum. "That is much better," thought {H}.
+"Shall we swap?" asked {F}. | "Do you want to swap with me?" asked {H}. | "Give me your {n}, and this is yours," said {F}.
+So they did, and {H} ran home. | "Yes!" said {H}. {F} took the {n} and went away. | {H} gave {fhim} the {n} and laughed.
+But soon {H} was sad. {He} missed {his} {n}. | In the evening, {he} thought of {his} {n} all the time. | But at home {he} was not happy. "Where is my {n} now?" {he} thought.
+?{He} could not sleep that night. | {He} looked out of the window for a long time. | "That was silly of me," {he} said.
+The next day, {he} went back to {F}. "Can I have my {n} again?" {he} asked. | In the morning, {he} ran to {F}. "I miss my {n} so much," {he} said. | {H} went to find {F}. "I am sorry, but I want to swap back," said {H}.
+"Of course," said {F}. "I missed my things too." | {F} laughed. "Here it is. We can play with it together." | "A friend gives it back," said {F} and gave {him} the {n}.
+{H} held the {t} tight. | {H} had never loved the {n} so much. | Now the {t} was the best thing in the world.
+""",
+    ),
+    Plot(
+        name="snow",
+        things=("wear",),
+        themes=("the snow", "a winter day", "being cold", "a snowman"),
+        lesson=(
+            "a warm heart is better than a warm coat",
+            "it feels good to give",
+            "winter is warm with a friend",
+        ),
+        steps="""
+One morning, everything was white. It had snowed all night. | It was winter, and the snow was deep. | "Snow!" called {H} and ran to the window.
+{H} put on {his} {t} and went out. | {He} took {his} {t} and ran {top}. | {His} {M} gave {him} {at}. "It is cold outside," {Mhe} said.
+{He} made a big snowman with a carrot for a nose. | {He} jumped in the snow and made big steps. | {He} threw snow into the air and laughed.
+Then {he} saw {Fi}. {F} was very cold. | {Fi} sat near {spot} and was cold. | Behind {spot} {he} heard a small voice. It was {Fi}. "I am so cold," said {F}.
+"Why do you have nothing warm?" asked {H}. | "Poor {F}! You have nothing warm," said {H}. | "I lost my way in the snow," said {F}.
+?{H} looked at {his} {n}. It was so nice and warm. | {H} did not think for long. | "I have a warm home, and {F} has nothing," {he} thought.
+"Take my {n}," said {H}. "It will keep you warm." | {H} gave {fhim} the {t}. | {He} took off the {n} and gave it to {F}.
+"And come home with me," {he} said. | Then they ran to the house of {H} as fast as they could. | They held hands and went home together.
+{His} {M} made hot milk for both of them. | They sat by the fire and drank something hot. | Inside it was warm, and there was soup for everybody.
+"Thank you for the {n}," said {F}. | "Keep the {n}," said {H}. "It looks good on you." | "You are as warm as the sun, {H}," said {F}.
+""",
+        home=True,
+    ),
+    Plot(
+        name="boat trip",
+        things=("food", "tool"),
+        themes=("a boat", "a trip", "the water", "an adventure"),
+        lesson=(
+            "you should listen to your friends",
+            "it is good to stay calm",
+            "every trip is better with a friend",
+        ),
+        steps="""
+One day, {H} and {Fi} found an old boat. | {H} had a little {col} boat and a friend named {F}, {afk}. | "Let us take the boat," {H} said to {F}, {afk}.
+They took {at} with them. | "I bring {at}," said {F}. | {H} put {at} into the boat.
+The water was blue and quiet. | They rowed and rowed, and the land got smaller. | {F} rowed and {H} sang a song.
+?They saw many fish under the boat. | A big bird sat down on the boat and looked at them. | "I want to go all around the world," said {H}.
+Then the wind came, and the waves got big. | Suddenly, there was water in the boat. | But then the boat hit a stone, and there was a hole in it.
+"What shall we do?" cried {H}. | {H} was afraid. "We will sink!" {he} said. | "Help!" they called, but nobody was there.
+"Stay calm," said {F}. "I have an idea." | {F} thought for a moment. "Do not be afraid," {fhe} said. | "I know what to do," said {F}.
+They used their hats to take the water out. | {F} put {fhis} scarf into the hole, and {H} rowed as fast as {he} could. | They held on to each other until the wind was gone.
+At last, they came to a small island. | Soon they were back on land. | Then the sun came out, and they were safe.
+They sat down and ate the {n}. =food= The {t} was still dry, and they were glad. | "And we still have the {n}!" said {F}. They laughed. | "Good that we have the {n}," said {H}.
+""",
+    ),
+    Plot(
+        name="tidy up",
+        things=("toy", "tool", "wear"),
+        themes=("a messy room", "cleaning up", "helping at home"),
+        lesson=(
+            "work is fun when you do it together",
+            "you find things in a tidy room",
+            "it is good to help at home",
+        ),
+        steps="""
+{H}'s room was a big mess. | There were things all over the floor in {H}'s room. | {H} never put anything back.
+"Please clean your room," said {his} {M}. | "You should tidy up today," {his} {M} said. | One day, {his} {M} could not open the door, there was so much on the floor.
+"Not now," said {H}. "I want to play with my {n}." | But {H} wanted to go out with {his} {t}. | "Later," said {H}. {He} looked for {his} {t}.
+But where was the {n}? {He} could not find it. | {He} looked and looked, but there was no {n}. | The {n} was not on the bed and not under it.
+Then {Fi} came to play. "Oh, what a mess!" said {F}. | {F}, {afk}, knocked on the door. "Can you come out?" {fhe} asked. | {His} friend {F}, {afk}, wanted to see the {n}.
+"I cannot find my {n}," said {H}. | "My {n} must be here somewhere," said {H}. | {H} was sad. "I have lost my {t}," {he} said.
+"Then let us tidy up," said {F}. "I help you." | "We will find it when we clean," said {F}. | "I like to clean," said {F}. "Let us make a game of it!"
+{F} took the books, and {H} took the socks. | They sang a song and put one thing after the other in its place. | They counted everything that they put away.
+?Under the bed they found an old cookie. | "Look, my {col} sock!" said {H}. | {F} found three spoons and a shoe.
+And there, behind {spot}, was the {n}! | At the very end, {H} saw something {adj}. It was the {n}! | "Here is your {t}!" called {F}.
+{His} {M} came in. "How nice it looks!" {Mhe} said. | Now the room was tidy, and they could play. | "From now on I put my {n} back," said {H}.
+""",
+        home=True,
+    ),
+    Plot(
+        name="letter to a friend",
+        things=("treasure", "wear", "toy"),
+        themes=("a letter", "missing a friend", "friends far away"),
+        lesson=(
+            "friends stay friends when they are far away",
+            "a letter can make somebody happy",
+            "you are never far from a friend",
+        ),
+        steps="""
+{H} had a good friend, {Fi}. | {H} and {F}, {afk}, did everything together. | {H}'s best friend was {Fi}.
+But one day, {F} moved far away. | Then {F} had to go and live in another town. | One day, {F} said, "I have to move away."
+"I will miss you," said {H}. | {H} cried and waved for a long time. | "Please do not forget me," said {H}.
+The days were long without {F}. | {H} played alone, but it was no fun. | {He} often looked at the empty place {inp}.
+"Write a letter," said {his} {M}. | {His} {M} had an idea. "You can send something to {F}," {Mhe} said. | "I will write to {F}," said {H} one morning.
+{H} wrote about {his} days and drew a {col} heart. | {He} wrote, "Dear {F}, I think of you every day." | {He} took paper and a pencil and wrote a long letter.
+{He} put {at} in it too. | "And I send {fhim} my {t}," {he} said. | With the letter {he} sent {at}.
+?Then {he} waited and waited. | Every day, {he} asked, "Is there a letter for me?" | One week went by, and then another one.
+At last, a letter came. "Thank you for the {n}!" it said. | Then there was a letter from {F}. "I love the {n}," {fhe} wrote. | One day, somebody knocked. It was {F}, with the {n} in {fhis} hand!
+"I will visit you in the summer," wrote {F}. =wear= {F} wanted to come and visit {him} soon. | {H} read it again and again. | {H} was so happy that {he} danced around the table.
+""",
+        home=True,
+    ),
+    Plot(
+        name="contest",
+        things=("baked", "build"),
+        themes=("a contest", "winning", "working together"),
+        lesson=(
+            "two can do more than one",
+            "it is better to work together",
+            "a prize is nicer when you share it",
+        ),
+        steps="""
+There was a big contest {inp}. Who could make the best {n}? | One day, everybody {inp} talked about the contest. The best {n} would win. | "Make {at} and win a prize!" said the sign.
+"I will win," said {H}. | {H} wanted to make the best {n} of all. | {H} loved contests. {He} began at once.
+{Fi} wanted to win as well. | {His} neighbour {F}, {afk}, had the same idea. | But {F}, {afk}, made {an} too.
+{H} worked all day. {He} did not want any help. | {H} did not talk to {F}. | {H} hid {his} {n} so that {F} could not see it.
+?{F} looked over the fence, but {H} closed the door. | "Mine is bigger," said {F}. "Mine is better," said {H}. | They both worked until the moon came out.
+But then {H} had no more sugar. =baked= But then {H} had no more nails. | In the night, the {n} of {H} broke into two parts. =build= In the night, a mouse ate half of {H}'s {n}. | Oh no! {H} could not do it alone. It was too hard.
+And {F} had trouble too. {Fhe} sat there and cried. | {F} was not happy either. The {n} of {F} was much too small. | Then {he} saw {F}. {F} was not even half done.
+"Let us make one together," said {H}. | "We could put our things together," said {F}. | {H} went over to {F}. "Shall we work together?" {he} asked.
+They worked side by side and laughed a lot. | {F} had good ideas, and {H} had strong arms. | Now it was much faster, and it was fun.
+In the evening, they showed their {t}. Everybody clapped. | Their {n} was the best of all! | They won the prize for the best {n}.
+"This prize is for both of us," said {H}. | They shared the prize. | "We are a good team," said {F}.
+""",
+    ),
 )

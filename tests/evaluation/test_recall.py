@@ -131,6 +131,19 @@ def test_score(answer: str, right: bool) -> None:
     assert recall.score(answer, case) is right
 
 
+def test_score_allows_a_wrong_value_that_the_question_names() -> None:
+    case = recall.RecallCase(
+        task="facts",
+        distance=64,
+        messages=({"role": "user", "content": "What is the job of Oscar?"},),
+        expected="driver",
+        distractors=("Oscar", "Ben"),
+    )
+    assert recall.score("Oscar is a driver.", case)
+    assert not recall.score("Oscar is a driver like Ben.", case)
+    assert not recall.score("Oscar is a baker.", case)
+
+
 def test_score_wants_the_whole_number() -> None:
     case = recall.RecallCase(task="pass_key", distance=64, messages=(), expected="4821")
     assert recall.score("The pass key is 4821.", case)

@@ -173,6 +173,39 @@ def test_training_words_no_question_as_the_evaluation_does(recipe: Any) -> None:
         assert not asked & unseen
 
 
+def test_training_tells_nothing_as_the_evaluation_does(recipe: Any) -> None:
+    wordings = recipe("recall_wordings")
+    recall = importlib.import_module("edgetok.evaluation.recall")
+    patterns = importlib.import_module("edgetok.evaluation.recall_patterns").PATTERNS
+    for name, pattern in patterns.items():
+        rng = random.Random(name)
+        seen = set()
+        for i in range(600):
+            fact = recall.make_fact(rng, name)
+            told = wordings.retold(rng, fact, changed=i % 2 == 0, value_first=i % 3 == 0)
+            assert fact.value in told.tell
+            seen.add(told.tell.lower())
+            subject = fact.slot.split("|")[1]
+            for frame in pattern.unseen_tell:
+                assert frame.format(s=subject, v=fact.value).lower() not in told.tell.lower()
+        assert len(seen) > 300
+
+
+def test_told_values_are_never_those_of_the_evaluation(recipe: Any) -> None:
+    draw = recipe("value_data").draw
+    kept = importlib.import_module("edgetok.evaluation.recall").is_held_out
+    rng = random.Random(3)
+    for kind in ("number", "name", "pet", "colour", "city", "job", "place"):
+        known: list[str] = []
+        for _ in range(300):
+            value = draw(rng, kind, "sister", known[-5:])
+            assert not kept(value)
+            assert not kept("sister", value)
+            assert (kind == "number") == value.isdigit()
+            known.append(value)
+        assert len(set(known)) > 100
+
+
 def test_conversations_know_their_own_name_and_the_users(recipe: Any) -> None:
     data = recipe("dialogue_data")
     for seed in range(200):

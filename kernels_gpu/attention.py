@@ -39,7 +39,7 @@ def _load_queries(  # type: ignore[no-untyped-def]
 @jit
 def _scores(  # type: ignore[no-untyped-def]
     queries, keys, key_scales, positions, slot, live, base, low, high, width, dims, scale, cap,
-    KV_BITS: tl.constexpr,
+    KV_BITS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Scores [R, S] in units of log 2; minus infinity where a row does not see a slot."""
     k = tl.load(
@@ -53,7 +53,10 @@ def _scores(  # type: ignore[no-untyped-def]
     if cap is not None:
         s = softcap(s, cap)
     s *= 1.4426950408889634  # log2(e)
-    where = tl.load(positions + slot, mask=live, other=2147483647)
+    at = slot
+    if OWN:
+        at = base + slot
+    where = tl.load(positions + at, mask=live, other=2147483647)
     seen = (where[None, :] <= high[:, None]) & (where[None, :] >= low[:, None])
     return tl.where(seen, s, float("-inf"))
 
@@ -68,9 +71,9 @@ def _row_range(token_positions, row, rows, group, window):  # type: ignore[no-un
 
 @jit
 def _attention(  # type: ignore[no-untyped-def]
-    q, keys, values, key_scales, value_scales, positions, used, token_positions,
-    out, lse, partials, T, H, KH, D, S, slots, width, window, scale, cap,
-    KV_BITS: tl.constexpr, SPLITS: tl.constexpr, ORDERED: tl.constexpr,
+    q, keys, values, key_scales, value_scales, positions, starts, used, token_positions,
+    out, lse, partials, T, H, KH, D, S, used_stride, width, window, scale, cap,
+    KV_BITS: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr, ORDERED: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = H // KH
@@ -79,7 +82,7 @@ def _attention(  # type: ignore[no-untyped-def]
     head = tl.program_id(1)
     split = tl.program_id(2)
     dims = tl.arange(0, BLOCK)
-    base = head.to(tl.int64) * slots
+    base = tl.load(starts + head).to(tl.int64)
     queries = _load_queries(q, row, rows, head, group, H, D, dims)
     # Scaled to at most 1, so that no query leaves the range of float16.
     largest = tl.max(tl.abs(queries), axis=1)
@@ -87,7 +90,7 @@ def _attention(  # type: ignore[no-untyped-def]
     queries = (queries / largest[:, None]).to(tl.float16)
     row_scale = (largest * scale)[:, None]
     low, high = _row_range(token_positions, row, rows, group, window)
-    end = tl.load(used)
+    end = tl.load(used + head * used_stride)
     begin = 0
     if SPLITS > 1:
         share = tl.cdiv(tl.cdiv(end, TILE), SPLITS) * TILE
@@ -105,7 +108,7 @@ def _attention(  # type: ignore[no-untyped-def]
         live = slot < end
         s = _scores(
             queries, keys, key_scales, positions, slot, live, base, low, high, width, dims,
-            row_scale, cap, KV_BITS,
+            row_scale, cap, KV_BITS, OWN,
         )  # fmt: skip
         new = tl.maximum(top, tl.max(s, axis=1))
         keep = tl.exp2(top - new)
@@ -163,16 +166,17 @@ def _attention_merge(  # type: ignore[no-untyped-def]
 
 @jit
 def _attention_mass(  # type: ignore[no-untyped-def]
-    q, keys, key_scales, positions, used, token_positions, lse, mass,
-    T, H, KH, D, slots, width, window, scale, cap, first_token, keep,
-    KV_BITS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    q, keys, key_scales, positions, starts, used, token_positions, lse, mass,
+    T, H, KH, D, used_stride, width, window, scale, cap, first_token, keep,
+    KV_BITS: tl.constexpr, OWN: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = H // KH
     rows = T * group
     head = tl.program_id(1)
-    base = head.to(tl.int64) * slots
+    base = tl.load(starts + head).to(tl.int64)
     slot = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    live = slot < tl.load(used)
+    live = slot < tl.load(used + head * used_stride)
     dims = tl.arange(0, BLOCK)
     mine = tl.zeros((TILE,), tl.float32)
     for first in range(first_token * group, rows, ROWS):
@@ -183,13 +187,13 @@ def _attention_mass(  # type: ignore[no-untyped-def]
         low, high = _row_range(token_positions, row, rows, group, window)
         s = _scores(
             (queries / largest[:, None]).to(tl.float16), keys, key_scales, positions, slot, live,
-            base, low, high, width, dims, (largest * scale)[:, None], cap, KV_BITS,
+            base, low, high, width, dims, (largest * scale)[:, None], cap, KV_BITS, OWN,
         )  # fmt: skip
         at = (row // group).to(tl.int64) * H + head * group + row % group
         every = tl.load(lse + at, mask=row < rows, other=0)
         mine += tl.sum(tl.exp2(s - every[:, None]), axis=0)
-    old = tl.load(mass + base + slot, mask=slot < slots, other=0)
-    tl.store(mass + base + slot, old * keep + mine, mask=slot < slots)
+    old = tl.load(mass + base + slot, mask=live, other=0)
+    tl.store(mass + base + slot, old * keep + mine, mask=live)
 
 
 def attention(
@@ -240,9 +244,10 @@ def attention(
     tile = 64 if block <= 128 else 32
     launch(
         _attention, (-(-rows // ROWS), KH, splits), q, cache.keys, cache.values, cache.key_scales,
-        cache.value_scales, cache.positions, cache.used, token_positions, out, lse, partials,
-        T, H, KH, D, S, cache.slots, cache.width, int(window), float(scale), softcap or None,
-        KV_BITS=cache.bits, SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
+        cache.value_scales, cache.positions, cache.starts, cache.used, token_positions, out, lse,
+        partials, T, H, KH, D, S, cache.used_stride, cache.width, int(window), float(scale),
+        softcap or None, KV_BITS=cache.bits, OWN=cache.own_positions, SPLITS=splits,
+        ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
         warps=4,
     )  # fmt: skip
     if splits > 1:
@@ -256,7 +261,6 @@ def attention_mass(
     q: torch.Tensor,
     cache: Slots,
     lse: torch.Tensor,
-    mass: torch.Tensor,
     *,
     token_positions: torch.Tensor,
     window: int,
@@ -265,13 +269,12 @@ def attention_mass(
     first: int = 0,
     keep: float = 1.0,
 ) -> None:
-    """mass[h, s] = keep * mass[h, s] + sum over tokens t >= first and the head's rows of p[t, s].
+    """mass[s] = keep * mass[s] + sum over tokens t >= first and the head's rows of p[t, s].
 
     Args:
         q: as for `attention`, like all that is not named here.
-        cache: likewise.
+        cache: likewise; its `mass` is what changes, up to what is used of each head.
         lse: what `attention` gave.
-        mass: float32 [KH, slots].
         token_positions: likewise.
         window: likewise.
         scale: likewise.
@@ -283,15 +286,14 @@ def attention_mass(
         ShapeError: arrays do not go together.
     """
     T, H, KH, D = _check_queries(q, cache, token_positions, lse)
-    check("mass", mass, torch.float32, KH, cache.slots)
-    if not mass.is_contiguous() or not 0 <= first < T:
-        raise ShapeError(f"mass with strides {mass.stride()} of tokens {first}..{T - 1}")
+    if cache.mass is None or not 0 <= first < T:
+        raise ShapeError(f"no mass is kept, or it is of tokens {first}..{T - 1}")
     block = max(16, next_power(cache.width))
     launch(
-        _attention_mass, (-(-cache.slots // 64), KH), q, cache.keys, cache.key_scales,
-        cache.positions, cache.used, token_positions, lse, mass, T, H, KH, D, cache.slots,
-        cache.width, int(window), float(scale), softcap or None, first, float(keep),
-        KV_BITS=cache.bits, ROWS=16, TILE=64, BLOCK=block,
+        _attention_mass, (-(-cache.span // 64), KH), q, cache.keys, cache.key_scales,
+        cache.positions, cache.starts, cache.used, token_positions, lse, cache.mass, T, H, KH, D,
+        cache.used_stride, cache.width, int(window), float(scale), softcap or None, first,
+        float(keep), KV_BITS=cache.bits, OWN=cache.own_positions, ROWS=16, TILE=64, BLOCK=block,
     )  # fmt: skip
 
 

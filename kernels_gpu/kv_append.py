@@ -1,13 +1,14 @@
 """The slots of the KV cache on the device, and how a key or value is stored.
 
 A slot holds one token's key and value and knows its position, so that slots may come in any order;
-one that holds nothing has position EMPTY and finite values. Dims are padded to a multiple of 16
+one that holds nothing has position EMPTY and finite values. A head owns a range of the rows of one
+array, beginning at `starts[head]`; ranges may differ in size. Dims are padded to a multiple of 16
 with zeros.
 
-| kv_bits | keys and values               | scales            |
-|---------|-------------------------------|-------------------|
-| 8       | int8 [KH, slots, width]       | float32 [KH, slots] |
-| 16      | float16 [KH, slots, width]    | none              |
+| kv_bits | keys and values         | scales         |
+|---------|-------------------------|----------------|
+| 8       | int8 [rows, width]      | float32 [rows] |
+| 16      | float16 [rows, width]   | none           |
 
 At 8 bits scale = absmax / 127, code = round(x / scale), to nearest even; at 16 values beyond
 float16 are clamped to its largest number. Both as in kernels_cpu.
@@ -35,10 +36,14 @@ class Slots:
     Attributes:
         bits: one of KV_BITS.
         head_dim: D.
-        keys, values: [KH, slots, width].
-        key_scales, value_scales: float32 [KH, slots]; empty at 16 bits.
-        positions: int32 [slots]; layers of one window share it.
-        used: int32 [1]: slots past this one hold nothing.
+        keys, values: [rows, width]; rows may be those of all layers.
+        key_scales, value_scales: float32 [rows]; empty at 16 bits.
+        positions: int32 [rows]; or, of heads that keep the same tokens, of one head's slots.
+        starts: int32 [KH], each head's first row.
+        used: int32 [KH], or [1] for all: slots of a head past this one hold nothing.
+        span: slots of the largest head.
+        mass: float32 [rows], attention that each slot got, or None.
+        queries: float32 [W, H, D] for the latest queries before their rotation, or None.
     """
 
     bits: int
@@ -48,7 +53,11 @@ class Slots:
     key_scales: torch.Tensor
     value_scales: torch.Tensor
     positions: torch.Tensor
+    starts: torch.Tensor
     used: torch.Tensor
+    span: int
+    mass: torch.Tensor | None = None
+    queries: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check once, so that launchers need not.
@@ -58,37 +67,53 @@ class Slots:
         """
         if self.bits not in KV_BITS:
             raise ShapeError(f"kv_bits is {self.bits}, expected one of {KV_BITS}")
+        rows, heads = len(self.keys), len(self.starts)
+        width = padded_head_dim(self.head_dim)
         kind = torch.int8 if self.bits == 8 else torch.float16
-        KH, slots, width = self.keys.shape
-        if width != padded_head_dim(self.head_dim):
-            raise ShapeError(f"slots of {width} values for heads of {self.head_dim}")
-        scales = (KH, slots) if self.bits == 8 else (0, 0)
+        scales = rows if self.bits == 8 else 0
+        places = rows if self.own_positions else self.span
         for name, tensor, dtype, shape in (
-            ("keys", self.keys, kind, (KH, slots, width)),
-            ("values", self.values, kind, (KH, slots, width)),
-            ("key_scales", self.key_scales, torch.float32, scales),
-            ("value_scales", self.value_scales, torch.float32, scales),
-            ("positions", self.positions, torch.int32, (slots,)),
-            ("used", self.used, torch.int32, (1,)),
+            ("keys", self.keys, kind, (rows, width)),
+            ("values", self.values, kind, (rows, width)),
+            ("key_scales", self.key_scales, torch.float32, (scales,)),
+            ("value_scales", self.value_scales, torch.float32, (scales,)),
+            (
+                "positions",
+                self.positions,
+                torch.int32,
+                (places,),
+            ),
+            ("starts", self.starts, torch.int32, (heads,)),
+            ("used", self.used, torch.int32, (1 if len(self.used) == 1 else heads,)),
+            *([] if self.mass is None else [("mass", self.mass, torch.float32, (rows,))]),
         ):
             check(name, tensor, dtype, *shape)
             if not tensor.is_contiguous():
                 raise ShapeError(f"{name} has strides {tensor.stride()}")
+        if rows >= EMPTY:
+            raise ShapeError(f"{rows} slots, expected fewer than {EMPTY}")
+        if self.queries is not None:
+            check("queries", self.queries, torch.float32, -1, -1, self.head_dim)
 
     @property
     def kv_heads(self) -> int:
         """KH."""
-        return self.keys.shape[0]
+        return len(self.starts)
 
     @property
-    def slots(self) -> int:
-        """Slots of a head."""
-        return self.keys.shape[1]
+    def own_positions(self) -> bool:
+        """Whether each head keeps tokens of its own."""
+        return len(self.positions) == len(self.keys)
+
+    @property
+    def used_stride(self) -> int:
+        """From one head's `used` to the next."""
+        return 0 if len(self.used) == 1 else 1
 
     @property
     def width(self) -> int:
         """Values of a slot, padding included."""
-        return self.keys.shape[2]
+        return padded_head_dim(self.head_dim)
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -106,7 +131,7 @@ def round_even(x):  # type: ignore[no-untyped-def]
 def store_slot(  # type: ignore[no-untyped-def]
     to, scales, at, v, dims, width, KV_BITS: tl.constexpr
 ):
-    """Store v [BLOCK] as slot number `at`, counted over all heads."""
+    """Store v [BLOCK] in row `at`."""
     inside = dims < width
     if KV_BITS == 8:
         largest = tl.max(tl.abs(v), axis=0)

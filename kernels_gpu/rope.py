@@ -32,21 +32,22 @@ def _head(  # type: ignore[no-untyped-def]
         inverse = 1.0 / tl.sqrt(tl.sum(v * v, axis=0) / D + eps)
         v *= inverse * tl.load(norm + dims, mask=live, other=0)
         w *= inverse * tl.load(norm + other, mask=turns, other=0)
+    turned = v
     if ROPE:
         pair = tl.where(dims < R // 2, dims, other)
         c = tl.load(cos + pair, mask=turns, other=1)
         s = tl.load(sin + pair, mask=turns, other=0)
         s = tl.where(dims < R // 2, -s, s)
-        v = tl.where(turns, v * c + w * s, v)
-    return v
+        turned = tl.where(turns, v * c + w * s, v)
+    return v, turned
 
 
 @jit
 def _rope_append(  # type: ignore[no-untyped-def]
     qkv, q, q_norm, k_norm, cos, sin, token_positions, token_slots,
-    keys, values, key_scales, value_scales, positions,
-    H, KH, D, R, eps, row_stride, slots, width,
-    ROPE: tl.constexpr, KV_BITS: tl.constexpr, BLOCK: tl.constexpr,
+    keys, values, key_scales, value_scales, positions, starts, mass, queries, query_row,
+    H, KH, D, R, eps, row_stride, slot_stride, width, W,
+    ROPE: tl.constexpr, KV_BITS: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -54,19 +55,27 @@ def _rope_append(  # type: ignore[no-untyped-def]
     x = qkv + t * row_stride + head * D
     cos_t, sin_t = cos + t * (R // 2), sin + t * (R // 2)
     if head < H:
-        v = _head(x, q_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
+        plain, v = _head(x, q_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
         tl.store(q + (t * H + head) * D + dims, v, mask=dims < D)
+        if queries is not None:
+            row = (tl.load(query_row) + t) % W
+            latest = t + W >= tl.num_programs(0)
+            tl.store(queries + (row * H + head) * D + dims, plain, mask=(dims < D) & latest)
     else:
-        slot = tl.load(token_slots + t).to(tl.int64)
+        mine = (head - H) % KH
+        slot = tl.load(token_slots + mine * slot_stride + t).to(tl.int64)
+        at = tl.load(starts + mine) + slot
         if head < H + KH:
-            if head == H:
+            if OWN:
+                tl.store(positions + at, tl.load(token_positions + t))
+            elif head == H:
                 tl.store(positions + slot, tl.load(token_positions + t))
-            v = _head(x, k_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
-            at = (head - H) * slots + slot
+            if mass is not None:
+                tl.store(mass + at, 0.0)
+            plain, v = _head(x, k_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
             store_slot(keys, key_scales, at, v, dims, width, KV_BITS)
         else:
             v = tl.load(x + dims, mask=dims < D, other=0)
-            at = (head - H - KH) * slots + slot
             store_slot(values, value_scales, at, v, dims, width, KV_BITS)
 
 
@@ -80,18 +89,24 @@ def rope_append(
     rope: tuple[torch.Tensor, torch.Tensor] | None,
     norms: tuple[torch.Tensor, torch.Tensor] | None = None,
     eps: float = 0.0,
+    query_row: torch.Tensor | None = None,
 ) -> None:
     """Norm and turn queries and keys; store keys and values.
+
+    What `cache.mass` has of the slots becomes 0; the last tokens' queries are kept, normed but not
+    turned, in `cache.queries`, row by row around.
 
     Args:
         qkv: float32 [T, (H + 2 KH) D]: queries, keys and values of each token.
         q: float32 [T, H, D], gets the queries.
         cache: the layer's slots.
         token_positions: int32 [T].
-        token_slots: int32 [T], the slot of each token; the caller has checked their range.
+        token_slots: int32 [KH, T], or [1, T] for all heads: the slot of each token, counted in the
+            head's range; the caller has checked it.
         rope: cos and sin, float32 [T, R / 2] each; None to leave queries and keys as they are.
         norms: float32 [D] each for queries and keys, or None.
         eps: of the norms.
+        query_row: int32 [1], of `cache.queries` for the first token; None where it is.
 
     Raises:
         ShapeError: arrays do not go together.
@@ -101,7 +116,12 @@ def rope_append(
     check("q", q, torch.float32, -1, -1, cache.head_dim)
     check("qkv", qkv, torch.float32, T, (H + 2 * KH) * D)
     check("token_positions", token_positions, torch.int32, T)
-    check("token_slots", token_slots, torch.int32, T)
+    check("token_slots", token_slots, torch.int32, 1 if len(token_slots) == 1 else KH, T)
+    if cache.queries is not None:
+        check("queries", cache.queries, torch.float32, -1, H, D)
+        if query_row is None:
+            raise ShapeError("queries are kept, but no row is given for them")
+        check("query_row", query_row, torch.int32, 1)
     if H % KH or not q.is_contiguous():
         raise ShapeError(f"{H} heads with strides {q.stride()}, expected a multiple of {KH}")
     half = 0
@@ -121,6 +141,9 @@ def rope_append(
     launch(
         _rope_append, (T, H + 2 * KH), qkv, q, q_norm, k_norm, cos, sin, token_positions,
         token_slots, cache.keys, cache.values, cache.key_scales, cache.value_scales,
-        cache.positions, H, KH, D, 2 * half, float(eps), qkv.stride(0), cache.slots, cache.width,
-        ROPE=rope is not None, KV_BITS=cache.bits, BLOCK=next_power(cache.width), warps=1,
+        cache.positions, cache.starts, cache.mass, cache.queries, query_row, H, KH, D, 2 * half,
+        float(eps), qkv.stride(0), token_slots.stride(0) if len(token_slots) > 1 else 0,
+        cache.width, 1 if cache.queries is None else len(cache.queries),
+        ROPE=rope is not None, KV_BITS=cache.bits, OWN=cache.own_positions,
+        BLOCK=next_power(cache.width), warps=1,
     )  # fmt: skip

@@ -71,8 +71,9 @@ def key(linear: Linear, tokens: int) -> str:
 
 def row_config(linear: Linear, on_device: bool) -> RowConfig:
     """For one token."""
-    if not on_device:  # the interpreter's time is in the number of programs
-        return RowConfig(min(256, next_power(linear.N)), min(512, next_power(linear.words)), 1)
+    if not on_device:
+        rows, words = _interpreted(linear)
+        return RowConfig(rows, words, 1)
     index = _chosen.get(key(linear, 1), 0)
     return ROW_CANDIDATES[index if index < len(ROW_CANDIDATES) else 0]
 
@@ -80,12 +81,17 @@ def row_config(linear: Linear, on_device: bool) -> RowConfig:
 def tile_config(linear: Linear, tokens: int, on_device: bool) -> TileConfig:
     """For several tokens."""
     if not on_device:
-        return TileConfig(
-            128, min(256, next_power(linear.N)), min(512, next_power(linear.words)), 1
-        )
+        rows, words = _interpreted(linear)
+        return TileConfig(128, rows, words, 1)
     candidates = SMALL_TILE_CANDIDATES if tokens <= SMALL_TOKENS else TILE_CANDIDATES
     index = _chosen.get(key(linear, tokens), 0)
     return candidates[index if index < len(candidates) else 0]
+
+
+def _interpreted(linear: Linear) -> tuple[int, int]:
+    """Rows and words for the interpreter, whose time is in the number of programs."""
+    words = min(512, next_power(linear.words))
+    return min(next_power(linear.N), max(256, (1 << 18) // words)), words
 
 
 def tune(

@@ -24,7 +24,7 @@ from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Draw, GpuCompute, KVCache, Logits, Tokens
-from edgetok.runtime.gpu_cache import GpuKVCache
+from edgetok.runtime.gpu_cache import GpuCache, GpuKVCache
 from edgetok.runtime.gpu_inputs import Inputs
 from edgetok.runtime.gpu_plan import GpuPlan, GpuPlanOptions
 from edgetok.runtime.token_blocks import blocks, checked_tokens
@@ -99,7 +99,6 @@ class GpuBackend:
         with self._device.active():
             self._plan: GpuPlan | None = GpuPlan(self._spec, artefact, self._device, options)
             self._sampling = SamplingBuffers(self._spec.vocab_size, self._device.torch_device)
-        self._one: Inputs | None = None
 
     @property
     def spec(self) -> DecoderSpec:
@@ -227,7 +226,6 @@ class GpuBackend:
                 return
             self._closed = True
             self._plan = None
-            self._one = None
             self._artefact.close()
             self._device.release()
 
@@ -236,13 +234,13 @@ class GpuBackend:
             raise EdgetokError("this backend was closed; load the model again")
         return self._plan
 
-    def _body(self, plan: GpuPlan, cache: GpuKVCache, ids: npt.NDArray[np.int32]) -> None:
-        inputs = Inputs(self._device, self._spec, len(cache.rings), ids.size)
+    def _body(self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32]) -> None:
+        inputs = Inputs(self._device, self._spec, len(cache.used), ids.size)
         inputs.send(cache, ids)
         plan.body(inputs, cache)
 
     def _step(
-        self, plan: GpuPlan, cache: GpuKVCache, ids: npt.NDArray[np.int32], *, sampled: bool
+        self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32], *, sampled: bool
     ) -> None:
         """A block and its last token's logits, and with `sampled` the choice."""
 
@@ -253,15 +251,15 @@ class GpuBackend:
                 sample(plan.logits[0], self._sampling)
 
         if ids.size > 1:
-            inputs = Inputs(self._device, self._spec, len(cache.rings), ids.size)
+            inputs = Inputs(self._device, self._spec, len(cache.used), ids.size)
             inputs.send(cache, ids)
             launches(inputs)
             return
-        if self._one is None:
-            self._one = Inputs(self._device, self._spec, len(cache.rings), 1)
-        inputs = self._one
+        if cache.one is None:
+            cache.one = Inputs(self._device, self._spec, len(cache.used), 1)
+        inputs = cache.one
+        inputs.send(cache, ids)  # may forget, and with it what was captured
         step = cache.steps.get(sampled)
-        inputs.send(cache, ids)
         if step is not None:
             step()
             return
@@ -273,7 +271,7 @@ class GpuBackend:
             end = min(begin + _HEAD_TOKENS, len(out))
             self._device.fetch(plan.many_logits(begin, end), out[begin:end])
 
-    def _checked(self, cache: KVCache, tokens: Tokens) -> tuple[GpuKVCache, npt.NDArray[np.int32]]:
+    def _checked(self, cache: KVCache, tokens: Tokens) -> tuple[GpuCache, npt.NDArray[np.int32]]:
         if not isinstance(cache, GpuKVCache) or cache.spec is not self._spec:
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"

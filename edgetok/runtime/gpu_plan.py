@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING
 from edgetok.errors import ShapeError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_gpu.activation import gated
-from edgetok.kernels_gpu.attention import MAX_SPLITS, attention, partials_shape
+from edgetok.kernels_gpu.attention import MAX_SPLITS, attention, attention_mass, partials_shape
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.embed import embed
 from edgetok.kernels_gpu.jit import PLANES, plane_stride, to_planes
-from edgetok.kernels_gpu.kv_append import Slots
 from edgetok.kernels_gpu.linear import Linear, Stored, upload
 from edgetok.kernels_gpu.matmul_nbits import Epilogue, matmul_nbits
 from edgetok.kernels_gpu.norm import rms_norm, to_half
 from edgetok.kernels_gpu.rope import rope_append
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.gpu_cache import GpuKVCache
+from edgetok.runtime.gpu_cache import GpuCache
 from edgetok.runtime.gpu_inputs import Inputs
 
 if TYPE_CHECKING:
@@ -165,6 +164,7 @@ class GpuPlan:
         self._h = planes(spec.hidden_size) if spec.post_norm else None
         self._qkv_out = zeros((block, self._columns), "float32")
         self._q = zeros((block, spec.num_heads, spec.head_dim), "float32")
+        self._lse = zeros((block, spec.num_heads), "float32")
         largest = max(spec.hidden_size, mixed, spec.intermediate_size)
         self._half_out = {
             kind: zeros((block * PLANES * plane_stride(largest),), kind)
@@ -179,7 +179,7 @@ class GpuPlan:
         self._partials = zeros(partials_shape(spec.num_heads, spec.head_dim, splits), "float32")
         buffers = [
             self._x, self._mixed, self._act, self._qkv_out, self._q, *self._half_out.values(),
-            self._half_scale, self.logits, self._partials,
+            self._half_scale, self.logits, self._partials, self._lse,
         ]  # fmt: skip
         self.nbytes = self._weight_bytes + sum(
             t.nbytes for t in (*buffers, self._h, self._apart) if t is not None
@@ -195,7 +195,7 @@ class GpuPlan:
 
     # Launches
 
-    def body(self, inputs: Inputs, cache: GpuKVCache) -> None:
+    def body(self, inputs: Inputs, cache: GpuCache) -> None:
         """From tokens to their residual stream; keys and values are stored."""
         T = inputs.count
         x = self._x[:T]
@@ -227,11 +227,10 @@ class GpuPlan:
         return out
 
     def _attention_block(
-        self, layer: int, x: torch.Tensor, inputs: Inputs, cache: GpuKVCache
+        self, layer: int, x: torch.Tensor, inputs: Inputs, cache: GpuCache
     ) -> None:
         spec, prefix, T = self._spec, f"layers.{layer}.", len(x)
-        ring = cache.ring_of[layer]
-        slots: Slots = cache.layers[layer]
+        slots, (begin, end) = cache.layers[layer], cache.rows[layer]
         qkv, q, mixed = self._qkv_out[:T], self._q[:T], self._mixed[:T]
         norm = self._norms[prefix + "input_norm.weight"] if spec.pre_norm else None
         self._multiply(self._qkv[layer], x, qkv, norm=norm)
@@ -251,22 +250,30 @@ class GpuPlan:
             q,
             slots,
             token_positions=inputs.positions,
-            token_slots=inputs.slots[ring],
+            token_slots=inputs.slots[begin:end],
             rope=inputs.ropes[rope] if rope >= 0 else None,
             norms=norms,
             eps=spec.norm_eps,
+            query_row=inputs.query_row,
         )
+        seen = {
+            "token_positions": inputs.positions,
+            "window": spec.layers[layer].window,
+            "scale": spec.attn_scale,
+            "softcap": spec.attn_softcap,
+        }
+        lse = self._lse[:T] if slots.mass is not None else None
         attention(
             q,
             slots,
             mixed,
-            token_positions=inputs.positions,
-            window=spec.layers[layer].window,
-            scale=spec.attn_scale,
-            softcap=spec.attn_softcap,
-            ordered=cache.rings[ring].ordered and T > 1,
+            ordered=cache.ordered[layer] and T > 1,
             partials=self._partials if T == 1 else None,
+            lse=lse,
+            **seen,
         )
+        if lse is not None:
+            attention_mass(q, slots, lse, **seen)
         self._residual(self._o[layer], mixed, x, prefix + "post_attention_norm.weight")
 
     def _mlp_block(self, layer: int, x: torch.Tensor) -> None:

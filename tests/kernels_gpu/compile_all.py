@@ -136,20 +136,24 @@ def every_kernel(few):
     activation.gated(torch.zeros((2, K)), torch.zeros((2, K)), torch.zeros((2, 8, S)), "gelu_tanh")
     for bits in (8, 16):
         kind = torch.int8 if bits == 8 else torch.float16
-        scales = (KH, 256) if bits == 8 else (0, 0)
+        own = bits == 8  # positions, mass and queries of a cache that forgets
+        rows, scales = KH * 256, KH * 256 if bits == 8 else 0
         cache = Slots(
             bits=bits, head_dim=D,
-            keys=torch.zeros((KH, 256, D), dtype=kind),
-            values=torch.zeros((KH, 256, D), dtype=kind),
+            keys=torch.zeros((rows, D), dtype=kind), values=torch.zeros((rows, D), dtype=kind),
             key_scales=torch.zeros(scales), value_scales=torch.zeros(scales),
-            positions=torch.zeros(256, dtype=torch.int32), used=torch.zeros(1, dtype=torch.int32),
+            positions=torch.zeros(rows if own else 256, dtype=torch.int32),
+            starts=torch.zeros(KH, dtype=torch.int32),
+            used=torch.zeros(KH if own else 1, dtype=torch.int32), span=256,
+            mass=torch.zeros(rows), queries=torch.zeros((32, H, D)) if own else None,
         )  # fmt: skip
         for T in (1, 128):
             positions, q = torch.zeros(T, dtype=torch.int32), torch.zeros((T, H, D))
             half = torch.zeros((T, D // 2))
             rope.rope_append(
                 torch.zeros((T, (H + 2 * KH) * D)), q, cache, token_positions=positions,
-                token_slots=positions, rope=(half, half), norms=(torch.zeros(D), torch.zeros(D)),
+                token_slots=positions.expand(KH if own else 1, T).contiguous(), rope=(half, half),
+                norms=(torch.zeros(D), torch.zeros(D)), query_row=positions[:1],
             )  # fmt: skip
             partials = torch.zeros(attention.partials_shape(H, D, 32)) if T == 1 else None
             attention.attention(
@@ -158,8 +162,7 @@ def every_kernel(few):
                 partials=partials, lse=torch.zeros((T, H)),
             )  # fmt: skip
             attention.attention_mass(
-                q, cache, torch.zeros((T, H)), torch.zeros((KH, 256)), token_positions=positions,
-                window=0, scale=0.1,
+                q, cache, torch.zeros((T, H)), token_positions=positions, window=0, scale=0.1,
             )  # fmt: skip
         if few:
             break

@@ -24,16 +24,20 @@ def make_slots(device, bits, KH, D, slots):
     width = padded_head_dim(D)
     kind = torch.int8 if bits == 8 else torch.float16
     fill = 111 if bits == 8 else 3e4
-    scales = (KH, slots) if bits == 8 else (0, 0)
+    rows = KH * slots
+    scales = (rows,) if bits == 8 else (0,)
     return Slots(
         bits=bits,
         head_dim=D,
-        keys=torch.full((KH, slots, width), fill, dtype=kind, device=device),
-        values=torch.full((KH, slots, width), fill, dtype=kind, device=device),
+        keys=torch.full((rows, width), fill, dtype=kind, device=device),
+        values=torch.full((rows, width), fill, dtype=kind, device=device),
         key_scales=torch.full(scales, 1e3, device=device),
         value_scales=torch.full(scales, 1e3, device=device),
         positions=torch.full((slots,), EMPTY, dtype=torch.int32, device=device),
+        starts=torch.arange(KH, dtype=torch.int32, device=device) * slots,
         used=torch.zeros(1, dtype=torch.int32, device=device),
+        span=slots,
+        mass=torch.zeros(rows, device=device),
     )
 
 
@@ -48,7 +52,7 @@ def append(cache, q, k, v, slots, positions, **options):
         out,
         cache,
         token_positions=torch.from_numpy(positions.astype(np.int32)).to(device),
-        token_slots=torch.from_numpy(slots.astype(np.int32)).to(device),
+        token_slots=torch.from_numpy(slots.astype(np.int32)).to(device)[None],
         **{"rope": None, **options},
     )
     cache.used.fill_(max(int(cache.used), int(slots.max()) + 1))
@@ -61,7 +65,8 @@ def read(cache):
     for codes, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales)):
         x = codes.cpu().numpy().astype(np.float64)
         if cache.bits == 8:
-            x = x * scales.cpu().numpy().astype(np.float64)[:, :, None]
+            x = x * scales.cpu().numpy().astype(np.float64)[:, None]
+        x = x.reshape(cache.kv_heads, cache.span, -1)
         made.append(x.transpose(1, 0, 2)[..., : cache.head_dim])
     return made
 
@@ -193,11 +198,11 @@ def test_mass(device, T):
     q = q[S - T :].contiguous()
     _, positions, lse = attend(cache, q, S - T, splits=3 if T == 1 else 0, lse=True)
     rng = np.random.default_rng(3)
-    old = rng.random((KH, cache.slots)).astype(np.float32)
-    mass = torch.from_numpy(old.copy()).to(device)
+    old = rng.random((KH, cache.span)).astype(np.float32)
+    cache.mass.copy_(torch.from_numpy(old.ravel()))
     first = T // 3
     attention_mass(
-        q, cache, lse, mass, token_positions=positions, window=0, scale=0.3, first=first, keep=0.5
+        q, cache, lse, token_positions=positions, window=0, scale=0.3, first=first, keep=0.5
     )
     k = read(cache)[0][order]
     expected = 0.5 * old
@@ -206,7 +211,9 @@ def test_mass(device, T):
             seen = k[: S - T + t + 1, head // (H // KH)]
             shares = reference.softmax(0.3 * seen @ q[t, head].cpu().numpy().astype(np.float64))
             expected[head // (H // KH), order[: S - T + t + 1]] += shares
-    np.testing.assert_allclose(mass.cpu().numpy(), expected, atol=3e-3)
+    found, used = cache.mass.cpu().numpy().reshape(KH, -1), int(cache.used)
+    np.testing.assert_allclose(found[:, :used], expected[:, :used], atol=3e-3)
+    np.testing.assert_array_equal(found[:, used:], old[:, used:])  # not touched
 
 
 def test_large_scores_do_not_overflow(device):
@@ -226,8 +233,8 @@ def test_float16_clamps_instead_of_overflowing(device):
     cache = make_slots(device, 16, 1, 16, 64)
     large = np.full((1, 1, 16), 1e6, np.float32)
     append(cache, large, large, -large, np.array([3]), np.array([0]))
-    assert (cache.keys[0, 3] == 65504).all()
-    assert (cache.values[0, 3] == -65504).all()
+    assert (cache.keys[3] == 65504).all()
+    assert (cache.values[3] == -65504).all()
 
 
 def test_refused_before_a_launch(device):

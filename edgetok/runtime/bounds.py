@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgetok.cache.policy import Policy, policy
@@ -59,10 +60,9 @@ def bounds_for(
     context_tokens: int,
     *,
     block_tokens: int,
-    kv_bits: int,
-    threads: int,
+    bytes_of: Callable[[Bounds], int],
 ) -> Bounds:
-    """The largest cache within the limits.
+    """The largest cache within the limits; `bytes_of` is what one with such bounds takes.
 
     Raises:
         OptionError: not even the smallest fits, or the policy is unknown.
@@ -78,8 +78,7 @@ def bounds_for(
         return Bounds.of_slots(chosen, min(context_tokens, most), block_tokens)
 
     def nbytes(slots: int) -> int:
-        bounds = Bounds.of_slots(chosen, slots, block_tokens)
-        return cache_bytes(spec, bounds, kv_bits, threads)
+        return bytes_of(Bounds.of_slots(chosen, slots, block_tokens))
 
     low, high = SLOT_TILE, most
     if nbytes(low) > limits.budget_bytes:

@@ -76,14 +76,6 @@ class CompactKVCache:
         self._spec, self.bounds, self.kv_bits = spec, bounds, kv_bits
         self.block_tokens = bounds.block_tokens
         self._limit = limit
-        self._windows = CpuKVCache(
-            spec,
-            capacity_tokens=limit,
-            kv_bits=kv_bits,
-            block_tokens=bounds.block_tokens,
-            windows_only=True,
-        )
-        self.records = self._windows.records
         self._heads = [
             (layer, head)
             for layer, what in enumerate(spec.layers)
@@ -92,32 +84,7 @@ class CompactKVCache:
         ]
         count, slots = len(self._heads), bounds.slots
         self._most = largest_range(spec, bounds)
-        sizes = part_bytes(spec, bounds, kv_bits, threads)
-        try:
-            self._memory = aligned_bytes(sum(sizes))
-        except MemoryError as error:
-            raise OptionError(
-                f"no memory for a cache of {sum(sizes):,} bytes; give a smaller --kv-budget"
-            ) from error
-        self._memory[:] = 0
-        ends = np.cumsum(sizes)
-        pool, log, append, workspace = np.split(self._memory, ends[:-1])
-        self._kept_bytes = int(ends[1])  # the rest holds nothing between runs
-        self._pool = SlotPool(
-            pool, heads=count, slots=slots, head_dim=spec.head_dim, kv_bits=kv_bits
-        )
-        self._log = QueryLog(
-            log[: QueryLog.nbytes(spec, bounds.policy.covariance)], spec, bounds.policy.covariance
-        )
-        self._append = append[: 4 * count * self.block_tokens].view(np.int32)
-        self._append = self._append.reshape(count, self.block_tokens)
-        self._workspace = workspace
-        self.ctx = self._windows.ctx.copy()
-        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data
-        self.ctx[CTX_QUERY_ROWS] = ROWS
-        self.ctx[CTX_MASS] = workspace.ctypes.data
-        self.ctx[CTX_MASS_SLOTS] = mass_slots(self._most)
-        self.ctx[CTX_MASS_KEEP] = float_bits(1.0)
+        self._allocate(threads)
         self._free: npt.NDArray[np.int64] = np.zeros((count, 0), np.int64)
         self._used_free = 0
         self._held = np.zeros(count, np.int64)
@@ -131,6 +98,44 @@ class CompactKVCache:
         self.frequencies = [inv_freq(rope, limit) for rope in spec.ropes]
         self._rotations = Rotations(spec, self.frequencies)
         self._place()
+
+    def _allocate(self, threads: int) -> None:
+        """Memory for slots and queries, and what kernels are told; overridden for a device."""
+        spec, bounds, count = self._spec, self.bounds, len(self._heads)
+        self._windows = CpuKVCache(
+            spec,
+            capacity_tokens=self._limit,
+            kv_bits=self.kv_bits,
+            block_tokens=bounds.block_tokens,
+            windows_only=True,
+        )
+        self.records = self._windows.records
+        sizes = part_bytes(spec, bounds, self.kv_bits, threads)
+        try:
+            self._memory = aligned_bytes(sum(sizes))
+        except MemoryError as error:
+            raise OptionError(
+                f"no memory for a cache of {sum(sizes):,} bytes; give a smaller --kv-budget"
+            ) from error
+        self._memory[:] = 0
+        ends = np.cumsum(sizes)
+        pool, log, append, workspace = np.split(self._memory, ends[:-1])
+        self._kept_bytes = int(ends[1])  # the rest holds nothing between runs
+        self._pool = SlotPool(
+            pool, heads=count, slots=bounds.slots, head_dim=spec.head_dim, kv_bits=self.kv_bits
+        )
+        self._log = QueryLog(
+            log[: QueryLog.nbytes(spec, bounds.policy.covariance)], spec, bounds.policy.covariance
+        )
+        self._append = append[: 4 * count * self.block_tokens].view(np.int32)
+        self._append = self._append.reshape(count, self.block_tokens)
+        self._workspace = workspace
+        self.ctx = self._windows.ctx.copy()
+        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data
+        self.ctx[CTX_QUERY_ROWS] = ROWS
+        self.ctx[CTX_MASS] = workspace.ctypes.data
+        self.ctx[CTX_MASS_SLOTS] = mass_slots(self._most)
+        self.ctx[CTX_MASS_KEEP] = float_bits(1.0)
 
     @property
     def length_tokens(self) -> int:
@@ -309,7 +314,7 @@ class CompactKVCache:
                 "queries": [log.count, log.valid, log.new],
                 "oldest": rings.oldest,
             },
-            memory=(self._memory[: self._kept_bytes].copy(), rings.memory.copy()),
+            memory=tuple(part.copy() for part in self._contents()),
         )
 
     def load(self, state: CacheState) -> None:
@@ -318,7 +323,7 @@ class CompactKVCache:
         Raises:
             SessionError: the state is damaged or of another shape; nothing was changed.
         """
-        state.check(self.shape, (self._kept_bytes, self._windows.memory.nbytes))
+        state.check(self.shape, tuple(part.nbytes for part in self._contents()))
         pool, count = self._pool, len(self._heads)
         length = state.integer("length", 0, _ENDLESS)
         shift = state.integer("shift", 0, length)
@@ -341,7 +346,7 @@ class CompactKVCache:
         memory = state.memory[0]
         pool.check(memory, length, length - shift)
         self._windows.restore(state.memory[1], length, shift, oldest)
-        self._memory[: self._kept_bytes] = memory
+        self._fill(state.memory)
         pool.size = sizes
         pool.start = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         self._log.count, self._log.valid, self._log.new = (int(n) for n in queries)
@@ -349,6 +354,14 @@ class CompactKVCache:
         self._dropped, self._pinned = dropped, pinned
         self._demand = demand.astype(np.float64)
         self._place()
+
+    def _contents(self) -> tuple[npt.NDArray[np.uint8], ...]:
+        """What a copy of it consists of, as it lies in memory: slots and queries, rings."""
+        return self._memory[: self._kept_bytes], self._windows.memory
+
+    def _fill(self, contents: tuple[npt.NDArray[np.uint8], ...]) -> None:
+        """Take over slots and queries from what was `_contents`."""
+        self._memory[: self._kept_bytes] = contents[0]
 
     # Making room
 
@@ -445,7 +458,7 @@ class CompactKVCache:
     # Records
 
     def _place(self) -> None:
-        """Write records and the lists of free slots anew."""
+        """List free slots anew."""
         pool = self._pool
         lists = [pool.free(index) for index in range(len(self._heads))]
         self._held = pool.size - np.array([len(free) for free in lists], np.int64)
@@ -454,6 +467,11 @@ class CompactKVCache:
         room = min(room, 2 * self.block_tokens)
         self._free = np.array([free[:room] for free in lists], np.int64).reshape(len(lists), room)
         self._used_free = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell kernels where everything is: write records."""
+        pool = self._pool
         for index, (layer, head) in enumerate(self._heads):
             keys, values, key_scales, value_scales, positions, mass = pool.addresses(index)
             record = self.records[layer, head]

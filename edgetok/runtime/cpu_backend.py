@@ -27,7 +27,7 @@ from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import KVCache, Logits, Tokens
-from edgetok.runtime.bounds import bounds_for
+from edgetok.runtime.bounds import bounds_for, cache_bytes
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.compact_cache import CompactKVCache
 from edgetok.runtime.kv_cache import CpuKVCache
@@ -164,8 +164,7 @@ class CpuBackend:
             limits,
             context_tokens,
             block_tokens=self._block_tokens,
-            kv_bits=self._kv_bits,
-            threads=self.threads,
+            bytes_of=lambda sizes: cache_bytes(self._spec, sizes, self._kv_bits, self.threads),
         )
         return CompactKVCache(self._spec, bounds, kv_bits=self._kv_bits, threads=self.threads)
 

@@ -143,7 +143,7 @@ def test_bytes_never_change_and_fit_the_budget(load):
     backend, made = load("gemma2", kv_bits=8)
     smallest = cache_bytes(
         made.spec,
-        bounds_for(made.spec, CacheLimits(), 64, block_tokens=256, kv_bits=8, threads=1),
+        bounds_for(made.spec, CacheLimits(), 64, block_tokens=256, bytes_of=lambda _: 0),
         8,
         1,
     )

@@ -281,17 +281,21 @@ def key_value_lines(
 
 
 def variable_lines(
-    rng: random.Random, count: int, held_out: bool, draw: Callable[[str], str] | None = None
+    rng: random.Random,
+    count: int,
+    held_out: bool,
+    draw: Callable[[str], str] | None = None,
+    chained: float = 0.4,
 ) -> tuple[list[str], dict[str, str]]:
     """Assignments such as `x = 42` and `y = x`; returns the lines and what each name is worth.
 
-    `draw` gives the value of a kind instead.
+    `draw` gives the value of a kind instead, `chained` is the share of the second sort.
     """
     names = rng.sample("abcdefghjkmnpqrstuvwxyz", count)
     worth: dict[str, str] = {}
     lines = []
     for i, name in enumerate(names):
-        if i and rng.random() < 0.4:
+        if i and rng.random() < chained:
             source = rng.choice(names[:i])
             worth[name] = worth[source]
             lines.append(f"{name} = {source}")

@@ -97,7 +97,7 @@ def facts(
         span: share of the budget that is filled between telling and asking.
     """
     invented = rng.choice((0.2, 0.7, 1.0))
-    kinds = (*words.PATTERNS, "self")
+    kinds = (*words.PATTERNS, "self", "self")
     # Subjects that share a word with each other: the whole subject has to be looked at.
     alike: list[str] = []
     roll = rng.random()
@@ -117,11 +117,13 @@ def facts(
     if budget > 700:  # a long row with few questions teaches little
         limit = max(limit, rng.choice((4, 12, 20)))
     chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
-    change = rng.choice((0.0, 0.1, 0.4, 0.6))
+    change = rng.choice((0.0, 0.3, 0.5, 0.6))
     reworded = rng.choice((0.0, 0.5, 0.8))
     value_first = rng.choice((0.0, 0.3, 0.9))  # the harder order: the value before its subject
     nothing = rng.choice((0.0, 0.0, 0.1))  # questions about what nobody told
+    again = rng.random() < 0.3  # facts may change more than once
     known: dict[str, recall.Fact] = {}
+    renewed: set[str] = set()
     asked: list[recall.Fact] = []
     turns: list[Turn] = []
     spent = 0
@@ -133,14 +135,17 @@ def facts(
 
     def tell() -> recall.Fact:
         for attempt in range(20):
-            if known and rng.random() < change:
-                pattern, subject = rng.choice(list(known)).split("|")
+            once = [slot for slot in known if slot not in renewed]
+            if known and rng.random() < change and (once or again):
+                pattern, subject = rng.choice(once or list(known)).split("|")
             else:
                 pattern = rng.choice(kinds)
                 subject = rng.choice(alike or words.PATTERNS[pattern].subjects)
                 if f"{pattern}|{subject}" in known and attempt < 19:
                     continue
             changed = f"{pattern}|{subject}" in known
+            if changed:
+                renewed.add(f"{pattern}|{subject}")
             kind = words.PATTERNS[pattern].value.format(s=subject)
             told = [f.value for f in known.values()]
             fact = recall.make_fact(
@@ -210,6 +215,10 @@ def _draw(rng: random.Random) -> Callable[[str], str] | None:
     return draw
 
 
+def _assignments(rng: random.Random, count: int) -> tuple[list[str], dict[str, str]]:
+    return recall.variable_lines(rng, count, False, _draw(rng), rng.choice((0.4, 0.7)))
+
+
 def quiz(
     rng: random.Random,
     budget: int,
@@ -220,7 +229,7 @@ def quiz(
     """A key-value list or assignments, then question after question about it."""
     if rng.random() < 0.45:
         most = max(3, min(9, budget // 20))
-        lines, worth = recall.variable_lines(rng, rng.randrange(2, most), False, _draw(rng))
+        lines, worth = _assignments(rng, rng.randrange(2, most))
         text = "\n".join(lines)
         asks, answer = words.ASK_VARIABLE, "{s} is {v}."
     else:
@@ -342,7 +351,7 @@ def terse(
         kind = rng.random()
         if kind < 0.3:
             most = max(3, min(12, left // 16))
-            lines, worth = recall.variable_lines(rng, rng.randint(2, most), False, _draw(rng))
+            lines, worth = _assignments(rng, rng.randint(2, most))
             add("\n".join(lines) + "\n", 0.0)
             for k in rng.sample(list(worth), len(worth)):
                 add(rng.choice(words.ASK_VARIABLE).format(s=k) + f"\n{k} is", 0.0)
@@ -363,16 +372,25 @@ def terse(
             invented = rng.choice((0.3, 1.0))
             known: dict[str, recall.Fact] = {}
             kinds = rng.sample(list(words.PATTERNS), rng.choice((1, 3)))
+            change = rng.choice((0.0, 0.5))
             for _ in range(rng.randint(1, max(2, min(12, left // 30)))):
-                p = words.PATTERNS[pattern := rng.choice(kinds)]
-                subject, other = rng.choice(p.subjects), ""
+                changed = bool(known) and rng.random() < change
+                slot = rng.choice(list(known)) if changed else ""
+                pattern = slot.split("|")[0] or rng.choice(kinds)
+                p = words.PATTERNS[pattern]
+                subject, other = slot.partition("|")[2] or rng.choice(p.subjects), ""
+                told = [f.value for f in known.values()]
                 if rng.random() < 0.5:
-                    told = [f.value for f in known.values()]
                     other = value_data.draw(rng, p.value.format(s=subject), subject, told)
                 fact = recall.make_fact(
-                    rng, pattern, subject=subject, value=other, invented=rng.random() < invented
+                    rng,
+                    pattern,
+                    subject=subject,
+                    value=other,
+                    changed=changed,
+                    invented=rng.random() < invented,
                 )
-                if fact.slot not in known and all(fact.value != f.value for f in known.values()):
+                if (changed or fact.slot not in known) and fact.value not in told:
                     known[fact.slot] = fact
                     add(fact.tell + "\n", 0.0)
             for slot in rng.sample(list(known), len(known)):

@@ -59,7 +59,9 @@ _TELL: dict[str, tuple[str, ...]] = {
              "{s}.", "{v} is the {s} they gave me.", "Hi, {v} is my {s}!", "My full {s} is {v}.",
              "Please note my {s}: {v}.", "My {s}? It is {v}.", "As my {s} take {v}.",
              "You may call me by my {s}: {v}.", "Put down {v} as my {s}.",
-             "Everybody knows my {s}. It is {v}.", "Spell my {s} like this: {v}."),
+             "Everybody knows my {s}. It is {v}.", "Spell my {s} like this: {v}.",
+             "Please learn my {s}, it is {v}.", "Please keep my {s} in your head: {v}.",
+             "Please say my {s} after me: {v}.", "Take down my {s}, that is {v}."),
     "people": ("My {s} has the name {v}.", "{v}, my {s}, is very kind.", "My {s} {v} is here.",
                "This is {v}. That is my {s}.", "You know {v}? That is my {s}.",
                "{v} has always been my {s}.", "Please note my {s}'s name: {v}.",
@@ -91,6 +93,25 @@ _TELL: dict[str, tuple[str, ...]] = {
                "Please note where the {s} is: in the {v}.", "The {v} is where the {s} is.",
                "Open the {v} and you see the {s}."),
 }  # fmt: skip
+# Between a subject and its value anything may stand.
+_BETWEEN = (
+    ", as you know,", ", you see,", ", if you ask,", ", by the way,", " that everybody knows",
+    " since long ago", " for you", " today", ", I say,", ", to be clear,", ", I am glad to say,",
+    ", my friend,", " here", ", let me think,", ", and I mean it,", ", as far as I know,",
+    ", do not forget it,", ", that you asked for,", " at the moment", ", please note,",
+    ", as it says here,", ", if I am right,", ", since you want to know,", " in every way",
+)  # fmt: skip
+_STATED = {
+    "self": "My {s}{x} is {v}.",
+    "people": "My {s}{x} is called {v}.",
+    "codes": "My {s}{x} is {v}.",
+    "favourites": "My favourite {s}{x} is {v}.",
+    "homes": "{s}{x} lives in {v}.",
+    "owners": "{s}{x} is called {v}.",
+    "jobs": "{s}{x} is a {v}.",
+    "places": "The {s}{x} is in the {v}.",
+}
+_STATED["pets"] = _STATED["people"]
 _CHANGE: dict[str, tuple[str, ...]] = {
     "self": ("From today on my {s} is {v}.", "No, {v} is my {s}.", "Sorry, my {s} is {v}.",
              "My {s} is not that any more, it is {v}.", "I have a new {s}: {v}."),
@@ -151,6 +172,8 @@ def retold(
     frames = (*(p.change if changed else p.tell), *more)
     if value_first:
         frames = tuple(f for f in frames if f.index("{v}") < f.index("{s}")) or frames
+    if not changed and not value_first and rng.random() < 0.3:
+        frames = (_STATED[pattern].replace("{x}", rng.choice(_BETWEEN)),)
     told = rng.choice(frames).format(s=subject, v=fact.value)
     lead = rng.choice(_LEADS)
     if lead.endswith((", ", ": ", "And ")) and told.startswith(_CAPITAL):

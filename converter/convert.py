@@ -12,6 +12,7 @@ from pathlib import Path
 from edgetok.converter import direct
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
 from edgetok.converter.calibration import split_windows, windows_of
+from edgetok.converter.coded import CodedCheckpoint
 from edgetok.converter.ends import (
     finish_artefact,
     has_torch,
@@ -21,6 +22,7 @@ from edgetok.converter.ends import (
 )
 from edgetok.converter.genai import GENAI_FILE, genai_config
 from edgetok.converter.graph import build
+from edgetok.converter.import_gguf import GgufCheckpoint
 from edgetok.converter.import_packed import KEY, PackedCheckpoint
 from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.options import ConvertOptions
@@ -63,7 +65,7 @@ def convert(
     gives the same bytes.
 
     Args:
-        source: a Hugging Face model folder, or a hub id `owner/name`.
+        source: a Hugging Face model folder, a GGUF file, or a hub id `owner/name`.
         out: the artefact's folder; an artefact that is there already is replaced.
         options: see `ConvertOptions`.
         progress: told what is going on.
@@ -87,11 +89,10 @@ def convert(
     check_output(out, None)
     folder = resolve_source(source, options.revision).resolve()
     check_output(out, folder)
-    checkpoint = open_checkpoint(folder)
-    if KEY in checkpoint.config:
+    checkpoint = _open(folder)
+    if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
         if target is not None:
             raise UnsupportedError("--fit and --max-kl: the checkpoint is quantised already")
-        checkpoint = PackedCheckpoint(checkpoint)
         options = dataclasses.replace(options, method="rtn", without=())
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)
@@ -110,7 +111,11 @@ def convert(
         options = target.options(options)
         title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
     with open_workspace(out, title, source=folder) as workspace:
-        notes = copy_assets(folder, workspace.artefact, family.spec.vocab_size)
+        assets, notes = folder, []
+        if isinstance(checkpoint, GgufCheckpoint):
+            assets = checkpoint.write_assets(workspace.folder / "source")
+            notes = checkpoint.notes
+        notes = notes + copy_assets(assets, workspace.artefact, family.spec.vocab_size)
         formats, reasons = _formats(weights, options, workspace, progress)
         fitting = None
         if target is not None:
@@ -154,6 +159,14 @@ def convert(
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report
+
+
+def _open(path: Path) -> Checkpoint:
+    """A model folder or a GGUF file."""
+    if path.is_file():
+        return GgufCheckpoint(path)
+    checkpoint = open_checkpoint(path)
+    return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else checkpoint
 
 
 def _formats(
@@ -226,7 +239,7 @@ def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
 
 
 def _method(checkpoint: Checkpoint, options: ConvertOptions) -> str:
-    if isinstance(checkpoint, PackedCheckpoint):
+    if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
         return f"{checkpoint.method} as it was"
     return options.method if options.quantises else "none"
 

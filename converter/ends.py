@@ -76,4 +76,4 @@ def title_of(
 
 def shown(source: str) -> str:
     """A hub id as it is, of a path the last part: reports are handed on, home folders are not."""
-    return Path(source).resolve().name if Path(source).expanduser().is_dir() else source
+    return Path(source).resolve().name if Path(source).expanduser().exists() else source

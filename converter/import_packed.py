@@ -17,12 +17,12 @@ Source: GPTQModel and AutoAWQ, documentation of their checkpoint formats; compre
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.coded import CodedCheckpoint, rows_of
 from edgetok.converter.rtn import FLOAT16_MAX, Quantised
 from edgetok.converter.words import unpack_words
 from edgetok.errors import CheckpointError, UnsupportedError
@@ -46,7 +46,7 @@ _PARTS = {
 }
 
 
-class PackedCheckpoint(Checkpoint):
+class PackedCheckpoint(CodedCheckpoint):
     """A checkpoint whose packed modules read as `NAME.weight`, float32, with codes to be had."""
 
     def __init__(self, inner: Checkpoint) -> None:
@@ -83,24 +83,12 @@ class PackedCheckpoint(Checkpoint):
         self.method = str(method)
         self._inner = inner
         self._settings = settings
-        self._last: tuple[str, Quantised] | None = None
+        self.coded = self._shapes.keys()
 
-    def codes(self, name: str) -> Quantised | None:
-        """A matrix's integers, scales and zero points; None where it is not packed.
-
-        Raises:
-            CheckpointError: parts do not fit each other.
-            UnsupportedError: a width or an order of inputs that an artefact does not hold.
-        """
-        if name not in self._shapes:
-            return None
-        last = self._last  # of whichever thread was here before
-        if last is None or last[0] != name:
-            read = _READERS[self.method]
-            module = name.removesuffix(".weight")
-            found = read(self._inner, module, self._shapes[name], self._settings)
-            self._last = last = name, _checked(module, found, self._shapes[name])
-        return last[1]
+    def _read_codes(self, name: str) -> Quantised:
+        module = name.removesuffix(".weight")
+        found = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
+        return _checked(module, found, self._shapes[name])
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
         """As `Checkpoint.tensor`; packed matrices are dequantised."""
@@ -108,13 +96,6 @@ class PackedCheckpoint(Checkpoint):
         if codes is None:
             return self._inner.tensor(name, rows)
         return rows_of(codes, *(rows or (0, len(codes.codes)))).dequantise()
-
-
-def rows_of(q: Quantised, first: int, end: int) -> Quantised:
-    """Some outputs of a layer."""
-    rows = slice(first, end)
-    zeros = None if q.zeros is None else q.zeros[rows]
-    return replace(q, codes=q.codes[rows], scales=q.scales[rows], zeros=zeros)
 
 
 def _require_known(method: str, settings: dict[str, Any]) -> None:

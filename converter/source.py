@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from edgetok.errors import CheckpointError, MissingExtraError
+from edgetok.formats.gguf import is_gguf
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -15,10 +16,10 @@ _UNWANTED = ("*/*",)
 
 
 def resolve_source(source: str, revision: str | None = None) -> Path:
-    """Turn what the user gave into a local folder, downloading where it is a hub id.
+    """Turn what the user gave into a local folder or file, downloading where it is a hub id.
 
     Args:
-        source: an existing folder, or `owner/name`.
+        source: an existing folder or GGUF file, or `owner/name`.
         revision: a branch, tag or commit of a hub repository.
 
     Raises:
@@ -28,8 +29,12 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if is_gguf(folder):
+        return folder
     if folder.exists():
-        raise CheckpointError(f"{source}: is a file; give the folder with config.json in it")
+        raise CheckpointError(
+            f"{source}: is no GGUF file; of other formats give the folder with config.json in it"
+        )
     if not _REPOSITORY.fullmatch(source):
         raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
     try:

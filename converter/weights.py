@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.import_packed import PackedCheckpoint, rows_of
+from edgetok.converter.coded import CodedCheckpoint, rows_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.rtn import FLOAT16_MAX, Quantised, fits_float16_scales
@@ -78,7 +78,7 @@ class CanonicalWeights:
 
     def codes(self, name: str) -> Quantised | None:
         """A matrix's integers, where the checkpoint is quantised already."""
-        if not isinstance(self.checkpoint, PackedCheckpoint):
+        if not isinstance(self.checkpoint, CodedCheckpoint):
             return None
         source = self.family.tensors[self._stored(name)]
         found = self.checkpoint.codes(source.name)

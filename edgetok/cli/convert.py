@@ -69,13 +69,14 @@ from edgetok.cli import options as common
 )
 @click.option("--revision", help="Of a hub repository.")
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path),
     help="The folder to write.  [default: artefacts/NAME-BITSbit]",
 )
 @common.JSON
 def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
-    """Convert SRC, a Hugging Face model folder or a hub id such as owner/name.
+    """Convert SRC: a Hugging Face model folder, a GGUF file, or a hub id such as owner/name.
 
     An interrupted conversion goes on where it was when it is called again.
     """
@@ -97,7 +98,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     if given["fit"] or given["max_kl"] is not None or given["context"]:
         target = _target(given)
     if out is None:
-        name = Path(source).expanduser().resolve().name if Path(source).is_dir() else source
+        path = Path(source).expanduser()
+        name = path.resolve().name.removesuffix(".gguf") if path.exists() else source
         out = Path("artefacts") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{_suffix(given)}"
     with _Bars(quiet=as_json) as progress:
         report = convert(source, out, options, progress, target)

@@ -131,7 +131,7 @@ class Checkpoint:
             )
         width = math.prod(info.shape[1:])
         raw = np.empty((end - first) * width, dtype)
-        _read_exactly(info.path, info.begin + first * width * raw.itemsize, raw.view(np.uint8))
+        read_exactly(info.path, info.begin + first * width * raw.itemsize, raw.view(np.uint8))
         values = _to_float32(raw, info.dtype)
         _require_finite(values, raw, info, name, first * width)
         shape = (end - first, *info.shape[1:]) if info.shape else ()
@@ -148,7 +148,7 @@ class Checkpoint:
             found = "missing" if info is None else f"of dtype {info.dtype}"
             raise CheckpointError(f"{self.folder}: tensor {name!r} is {found}, expected integers")
         raw = np.empty(math.prod(info.shape), "<i4" if info.dtype == "I32" else "<i8")
-        _read_exactly(info.path, info.begin, raw.view(np.uint8))
+        read_exactly(info.path, info.begin, raw.view(np.uint8))
         if raw.size and (int(raw.max()) >= 1 << 31 or int(raw.min()) < -(1 << 31)):
             raise CheckpointError(f"{self.folder}: tensor {name!r} has integers beyond 32 bits")
         return raw.astype(np.int32, copy=False).reshape(info.shape)
@@ -344,7 +344,12 @@ def _require_contiguous(
         )
 
 
-def _read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
+def read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
+    """Fill `into` with the bytes of a file from `begin` on.
+
+    Raises:
+        CheckpointError: the file is shorter, or cannot be read.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(begin)

@@ -12,7 +12,7 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_source("owner/name").name == "name"
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="is no GGUF file"):
         resolve_source("file")
 
 

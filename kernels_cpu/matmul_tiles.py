@@ -1,7 +1,8 @@
 """Products with many tokens, tile by tile: prefill.
 
 A tile is RUN rows (R vectors, a lane is a row) by up to SLAB inputs. Its weights are unpacked once
-into scratch, four inputs of a row to a lane, and then meet all tokens, T at a time in registers:
+into scratch, four inputs of a row to a lane, and then meet all tokens, T at a time in registers,
+while the next tile's are asked for:
 
     acc[row, t] = start[t, block] + sum_k dot4(u[row, k], a[t, k])         int32, exact
     f[row, t]  += float(acc) * (w_scale[row, group] * a_scale[t, block])   float32
@@ -37,6 +38,7 @@ from edgetok.kernels_cpu.matmul_tile_steps import (
     transpose_f16,
     transpose_words,
     unpack_words,
+    zeros_of_words,
 )
 from edgetok.kernels_cpu.simd import (
     LANES,
@@ -47,6 +49,7 @@ from edgetok.kernels_cpu.simd import (
     load_f32,
     load_f32_first,
     mul,
+    prefetch,
     read_f16,
     read_f32,
     read_i64,
@@ -60,8 +63,12 @@ from edgetok.kernels_cpu.simd import (
     write_i32,
 )
 
-SLAB = 1024  # inputs: 32 KB of unpacked weights with vectors of 64 bytes, inside the L1 cache
+# Inputs: 128 KB of unpacked weights with vectors of 64 bytes. They come from the L2 cache fast
+# enough, and most rows are one slab, so that y is written once (Zen 5, November 2026).
+SLAB = 4096
 _GROUPS = max(SLAB // 32, LANES)  # room for scales of so many groups
+
+_LINE = 64  # bytes that a prefetch brings
 
 # Regions of a thread's scratch.
 _WORDS = 0  # a chunk's words, transposed
@@ -76,14 +83,23 @@ if _UNPACKED + SLAB * RUN > layout.SCRATCH_BYTES:
 
 
 @inline
+def clamp(rows, r):  # type: ignore[no-untyped-def]
+    """Of the r-th vector of rows: number of its last one, and how many rows come before it.
+
+    Where there are no such rows any will do, as their results are dropped.
+    """
+    if rows > r * LANES:
+        return rows - 1 - r * LANES, r * LANES
+    return 0, 0
+
+
+@inline
 def read_scales(scales, sb, rows, first, count, out):  # type: ignore[no-untyped-def]
     """float16 scales of groups first..first + count of RUN rows to vectors of rows, by group."""
     whole = count // LANES * LANES
     for r in range(R):
-        last = rows - 1 - r * LANES
-        if last < 0:  # no such rows: any will do, as their results are dropped
-            last = 0
-        block = scales + (r * LANES if rows > r * LANES else 0) * sb + 2 * first
+        last, skip = clamp(rows, r)
+        block = scales + skip * sb + 2 * first
         for g in range(0, whole, LANES):
             transpose_f16(block + 2 * g, sb, last, out + g * ROW_BYTES + r * VB)
     for i in range(RUN):
@@ -130,6 +146,7 @@ def make_tiles(bits: int) -> Any:
     zero_mask = (1 << zero_bits) - 1
     offset, middle = 1 << bits, 1 << (bits - 1)
     unpack = unpack_words(bits)
+    spread = zeros_of_words(zero_bits, offset, eight)
     tile_dot = tile_dot_u8 if eight else tile_dot_u7
 
     @inline
@@ -140,17 +157,29 @@ def make_tiles(bits: int) -> Any:
                 for r in range(R):
                     store_u8(scratch + _SHIFTS + r * VB, splat_u8(offset - middle))
             return
+        begin, words = first * zero_bits // 8, scratch + _WORDS
+        nbytes = count * zero_bits // 32 * 4
+        out = scratch + (_EXTRAS if eight else _SHIFTS)
+        for r in range(R):
+            last, skip = clamp(rows, r)
+            at = r * VB
+            for start in range(0, nbytes, VB):
+                left = nbytes - start if nbytes - start < VB else VB
+                transpose_words(zeros + skip * zb + begin + start, zb, last, left, words)
+                for j in range(left // 4):
+                    spread(words + j * VB, scratch + _SCALES + at, out + at)
+                    at += 32 // zero_bits * ROW_BYTES
         for i in range(RUN):
             row = zeros + (i if i < rows else rows - 1) * zb
-            for g in range(count):
+            for g in range(nbytes * 8 // zero_bits, count):
                 bit = (first + g) * zero_bits
                 zero = (read_u8(row + (bit >> 3)) >> (bit & 7)) & zero_mask
                 at = g * ROW_BYTES + 4 * i
                 if eight:
                     scale = read_f32(scratch + _SCALES + at)
-                    write_f32(scratch + _EXTRAS + at, scale * np.float32(128 - zero))
+                    write_f32(out + at, scale * np.float32(128 - zero))
                 else:
-                    write_i32(scratch + _SHIFTS + at, np.int32((offset - zero) * 0x01010101))
+                    write_i32(out + at, np.int32((offset - zero) * 0x01010101))
 
     @inline
     def unpack_slab(w, wb, h, hb, rows, nbytes, group_size, shift_bytes, scratch):  # type: ignore[no-untyped-def]
@@ -174,6 +203,18 @@ def make_tiles(bits: int) -> Any:
                     shift = scratch + _SHIFTS + g * shift_bytes + r * VB
                     unpack(words + j * VB, highs + (j >> 1) * VB, (j & 1) << 4, shift, out)
                     out += planes * ROW_BYTES
+
+    @inline
+    def ask_for(w, h, s, z, codes, group_size):  # type: ignore[no-untyped-def]
+        """Prefetch one row's part of a slab."""
+        for i in range(0, codes * stored_bits // 8, _LINE):
+            prefetch(w + i)
+        if three:
+            for i in range(0, codes // 8, _LINE):
+                prefetch(h + i)
+        for i in range(0, 2 * (codes // group_size), _LINE):
+            prefetch(s + i)
+        prefetch(z)
 
     @inline
     def tiles(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
@@ -206,8 +247,8 @@ def make_tiles(bits: int) -> Any:
         out, unpacked = scratch + _OUT, scratch + _UNPACKED
         steps, blocks = block // (4 * STEPS), group_size // block
 
-        count = (N + RUN - 1) // RUN
-        for tile in range(tid * count // threads, (tid + 1) * count // threads):
+        units = (N + RUN - 1) // RUN
+        for tile in range(tid * units // threads, (tid + 1) * units // threads):
             n = tile * RUN
             rows = N - n
             w, h, s = weight + n * wb, high + n * hb, scales + n * sb
@@ -224,7 +265,22 @@ def make_tiles(bits: int) -> Any:
                     w + byte, wb, h + k // 8, hb, rows, width * stored_bits // 8,
                     group_size, shift_bytes, scratch,
                 )  # fmt: skip
+                # While tokens meet this slab, the next one comes from memory, row by row.
+                ahead = 0 if final else k + SLAB
+                left = G * group_size - ahead
+                if left > SLAB:
+                    left = SLAB
+                row = n + RUN if final else n
+                asked = 0
                 for t in range(0, tokens, T):
+                    while asked * tokens < RUN * t:
+                        i = row + asked
+                        ask_for(
+                            weight + i * wb + ahead * stored_bits // 8, high + i * hb + ahead // 8,
+                            scales + i * sb + 2 * (ahead // group_size), zeros + i * zb,
+                            left, group_size,
+                        )  # fmt: skip
+                        asked += 1
                     f = tile_zero()
                     token = t * xb
                     a, u, b = x + token + k, unpacked, token + 4 * (k // block)
@@ -243,11 +299,11 @@ def make_tiles(bits: int) -> Any:
                             sums = x_groups + token + 4 * (first + g)
                             f = tile_fma(f, scratch + _EXTRAS + g * ROW_BYTES, sums, xb)
                     tile_store(f, out)
-                    left = tokens - t
-                    if left > T:
-                        left = T
+                    count = tokens - t
+                    if count > T:
+                        count = T
                     finish_tile(
-                        out, left, y + t * yb, yb, bias, n, N, factor, onto != 0 or k != 0, final
+                        out, count, y + t * yb, yb, bias, n, N, factor, onto != 0 or k != 0, final
                     )
 
     return tiles

@@ -11,98 +11,192 @@ The truth: `reference.quantise_activations`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
-from edgetok.kernels_cpu.linear_simd import (
-    BY_PLANE,
-    absolute_bits,
-    even_bytes,
-    max_i32,
-    max_lanes_i32,
-    negate_i32,
-    odd_bytes,
-    sum_lanes_i32,
-)
+from edgetok.kernels_cpu.linear_simd import BY_PLANE, even_bytes, negate_i32, odd_bytes
+from edgetok.kernels_cpu.matmul_steps import number
 from edgetok.kernels_cpu.simd import (
+    _F32,
+    _I8,
+    _I32,
+    F32,
+    I32,
     LANES,
     VB,
-    add_i32,
+    _constant,
+    _load,
+    _shuffle,
+    _store,
+    dot_u7s8,
     dot_u8s8,
-    f32_from_bits,
+    i64,
     inline,
     load_f32,
     load_f32_first,
     load_u8,
     mul,
-    read_f32,
+    op,
     read_i64,
+    repeat_f32,
     round_i32,
-    splat_f32,
     splat_u8,
+    store_f32,
     store_i32,
-    store_i32_u8,
     store_u8,
-    write_f32,
-    write_i32,
+    to_f32,
+    void,
     zero_i32,
 )
 
 SMALLEST_ABSMAX = np.float32(1e-36)  # below it 127 / absmax is not a float32
-_127 = np.float32(127.0)
-_ZERO = np.float32(0.0)
 _DECODE_TOKENS = layout.DECODE_TOKENS
+
+_repeat_1, _repeat_2, _repeat_4 = repeat_f32[1], repeat_f32[2], repeat_f32[4]
+_repeat_8 = repeat_f32.get(8, _repeat_4)  # no chunk has so many where a vector has fewer lanes
 
 _by_plane_2, _by_plane_4 = BY_PLANE[2], BY_PLANE[4]
 
 
-@inline
-def _load_x(address, valid):  # type: ignore[no-untyped-def]
-    """LANES inputs, zeros from `valid` on."""
-    if valid >= LANES:
-        return load_f32(address)
-    return load_f32_first(address, valid)
+def _unit_of(block: int, part: bool) -> Any:
+    """Quantise max(block, VB) inputs, whole blocks, to codes in natural order.
+
+    Args of the operation: addresses of the inputs; how many of them there are (only used with
+    `part`; zeros follow); addresses of the codes; of int32 -offset * sum of codes, float32 scale
+    and scale * sum of codes, one a block, stored in this order; the offset; whether the last is to
+    be added to what is there.
+    """
+    blocks = max(VB // block, 1)
+    each = max(block // LANES, 1)  # vectors of inputs in a block
+
+    def fold(b: Any, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """Every lane: all lanes of its block together."""
+        step = LANES // blocks // 2
+        while step:
+            v = combine(v, _shuffle(b, v, [lane ^ step for lane in range(LANES)]))
+            step //= 2
+        return v
+
+    @op(void, *[i64] * 8)
+    def unit(
+        b: Any, x: Any, valid: Any, codes: Any, starts: Any, scales: Any, sums: Any, *rest: Any
+    ) -> None:
+        offset, more = rest
+
+        def load(i: int) -> Any:
+            place = b.add(x, number(i * VB))
+            if not part:
+                return load_f32.emit(b, place)
+            return load_f32_first.emit(b, place, b.sub(valid, number(i * LANES)))
+
+        def larger(v: Any, w: Any) -> Any:
+            return b.select(b.icmp_signed(">", v, w), v, w)
+
+        values = [load(i) for i in range(blocks * each)]
+        largest = []
+        for first in range(0, len(values), each):
+            # Bits of |v| compare as integers like the floats do, and NaN is above all.
+            bits = [
+                b.and_(b.bitcast(v, I32.ll), _constant(_I32, LANES, 0x7FFFFFFF))
+                for v in values[first : first + each]
+            ]
+            while len(bits) > 1:
+                bits = [larger(*bits[i : i + 2]) for i in range(0, len(bits), 2)]
+            largest += bits
+        if blocks == 2:  # halves of both, side by side
+            half = LANES // 2
+            low, high = (
+                [first + lane for first in (0, LANES) for lane in range(start, start + half)]
+                for start in (0, half)
+            )
+            largest = [larger(*(_shuffle(b, largest[0], i, largest[1]) for i in (low, high)))]
+        absmax = b.bitcast(fold(b, largest[0], larger), F32.ll)
+        top, zero = _constant(_F32, LANES, 127.0), _constant(_F32, LANES, 0.0)
+        small = b.fcmp_ordered("<", absmax, _constant(_F32, LANES, float(SMALLEST_ABSMAX)))
+        scale = b.select(small, zero, b.fdiv(absmax, top))
+        inverse = b.select(small, zero, b.fdiv(top, absmax))
+        totals = zero_i32.emit(b)
+        for first in range(0, len(values), 4):
+            parts = []
+            for i in range(first, first + 4):
+                factor = _shuffle(b, inverse, [i // each * (LANES // blocks)] * LANES)
+                code = round_i32.emit(b, mul.emit(b, values[i], factor))
+                parts.append(b.trunc(code, ir.VectorType(_I8, LANES)))
+            while len(parts) > 1:
+                parts = [
+                    _shuffle(b, v, list(range(2 * v.type.count)), w)
+                    for v, w in zip(parts[::2], parts[1::2], strict=True)
+                ]
+            store_u8.emit(b, b.add(codes, number(first * LANES)), parts[0])
+            totals = dot_u7s8.emit(b, totals, _constant(_I8, VB, 1), parts[0])
+        totals = fold(b, totals, b.add)
+        product = mul.emit(b, scale, to_f32.emit(b, totals))
+        for i in range(blocks):
+            lane = ir.Constant(_I32, i * (LANES // blocks))
+            total = b.mul(b.extract_element(totals, lane), b.trunc(offset, _I32))
+            _store(b, b.add(starts, number(4 * i)), b.neg(total))
+            _store(b, b.add(scales, number(4 * i)), b.extract_element(scale, lane))
+            place = b.add(sums, number(4 * i))
+            value = b.extract_element(product, lane)
+            before = _load(b, place, _F32)
+            add = b.icmp_signed("!=", more, number(0))
+            _store(b, place, b.select(add, b.fadd(before, value), value))
+
+    return unit
 
 
-@inline
-def _block(x, valid, block, out):  # type: ignore[no-untyped-def]
-    """Codes of one block in natural order to `out`; returns its scale and the sum of its codes."""
-    largest = zero_i32()
-    for i in range(0, block, LANES):
-        largest = max_i32(largest, absolute_bits(_load_x(x + 4 * i, valid - i)))
-    absmax = f32_from_bits(np.int64(max_lanes_i32(largest)))
-    scale, inverse = _ZERO, _ZERO
-    if not absmax < SMALLEST_ABSMAX:
-        scale, inverse = absmax / _127, _127 / absmax
-    factor = splat_f32(inverse)
-    total = zero_i32()
-    for i in range(0, block, LANES):
-        codes = round_i32(mul(_load_x(x + 4 * i, valid - i), factor))
-        total = add_i32(total, codes)
-        store_i32_u8(out + i, codes)
-    return scale, sum_lanes_i32(total)
+def _units_of(block: int) -> Any:
+    whole, last = _unit_of(block, False), _unit_of(block, True)
+    unit = max(block, VB)
+
+    @inline
+    def units(x, K, first, piece, group_size, codes, scales, starts, groups, offset):  # type: ignore[no-untyped-def]
+        for k in range(first, first + piece, unit):
+            b = 4 * (k // block)
+            g = groups + 4 * (k // group_size)
+            more = k % group_size
+            if k + unit <= K:
+                whole(x + 4 * k, unit, codes + k, starts + b, scales + b, g, offset, more)
+            else:
+                last(x + 4 * k, K - k, codes + k, starts + b, scales + b, g, offset, more)
+
+    return units
+
+
+_units_32, _units_64, _units_128 = (_units_of(block) for block in (32, 64, 128))
 
 
 @inline
 def _piece(x, K, first, piece, group_size, block, codes, scales, starts, groups, offset):  # type: ignore[no-untyped-def]
     """Quantise codes first..first + piece into the arrays of one token."""
-    for g in range(first // group_size, (first + piece) // group_size):
-        group = _ZERO
-        for b in range(g * group_size // block, (g + 1) * group_size // block):
-            k = b * block
-            scale, total = _block(x + 4 * k, K - k, block, codes + k)
-            write_f32(scales + 4 * b, scale)
-            if starts != 0:
-                write_i32(starts + 4 * b, np.int32(-offset * total))
-            group += scale * np.float32(total)
-        write_f32(groups + 4 * g, group)
+    if block == 32:
+        _units_32(x, K, first, piece, group_size, codes, scales, starts, groups, offset)
+    elif block == 64:
+        _units_64(x, K, first, piece, group_size, codes, scales, starts, groups, offset)
+    else:
+        _units_128(x, K, first, piece, group_size, codes, scales, starts, groups, offset)
+
+
+@inline
+def _lane_scales(address, count):  # type: ignore[no-untyped-def]
+    """`count` consecutive scales over the lanes of a vector."""
+    if count == 8:
+        return _repeat_8(address)
+    if count == 4:
+        return _repeat_4(address)
+    if count == 2:
+        return _repeat_2(address)
+    return _repeat_1(address)
 
 
 @inline
 def _order_decode(chunks, codes, scales, first, piece, planes, block, middle):  # type: ignore[no-untyped-def]
     """Chunks of the decode layout from natural codes."""
-    per_lane = 4 * planes
     width = planes * VB
     for c in range(first // width, (first + piece) // width):
         k = c * width
@@ -127,9 +221,7 @@ def _order_decode(chunks, codes, scales, first, piece, planes, block, middle):  
         for plane in range(planes):
             sums = dot_u8s8(sums, splat_u8(middle), load_u8(chunk + plane * VB))
         lanes = chunk + planes * VB
-        for lane in range(LANES):
-            scale = read_f32(scales + 4 * ((k + lane * per_lane) // block))
-            write_f32(lanes + 4 * lane, scale)
+        store_f32(lanes, _lane_scales(scales + 4 * (k // block), width // block))
         store_i32(lanes + VB, negate_i32(sums))
 
 
@@ -171,7 +263,7 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
             scales = token + layout.decode_scales_offset(codes, planes)
             groups = scales + layout.blocks_bytes(codes, block)
             natural = groups + layout.blocks_bytes(codes, group_size)
-            _piece(row, K, first, piece, group_size, block, natural, scales, 0, groups, 0)
+            _piece(row, K, first, piece, group_size, block, natural, scales, scales, groups, 0)
             middle = 1 << (bits - 1)
             _order_decode(token, natural, scales, first, piece, planes, block, middle)
         else:

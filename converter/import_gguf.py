@@ -200,8 +200,8 @@ def _notes(matrices: dict[str, TensorInfo], coded: frozenset[str]) -> list[str]:
             kept[info.dtype] += 1
         elif info.dtype not in _PLAIN:
             others[info.dtype] += 1
-    notes = [f"{kind}: {count} matrices keep their integers" for kind, count in kept.items()]
-    return notes + [
-        f"{kind}: {count} matrices were dequantised and are stored anew"
-        for kind, count in others.items()
+    return [
+        f"{kind}: {what} ({count} of {len(matrices)} matrices)"
+        for what, counts in (("integers kept", kept), ("dequantised and stored anew", others))
+        for kind, count in counts.items()
     ]

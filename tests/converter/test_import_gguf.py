@@ -81,7 +81,8 @@ CASES = {
          "granite.residual_scale": 0.4, "granite.logit_scale": 2.5}, None,
     ),
     "smollm3": (
-        {"no_rope_layer_interval": 4, "use_sliding_window": False, "num_hidden_layers": 5},
+        {"no_rope_layer_interval": 4, "attention_bias": False, "use_sliding_window": False,
+         "num_hidden_layers": 5},
         {}, None,
     ),
     "olmo2": ({}, {}, None),
@@ -129,7 +130,7 @@ def test_integers_are_kept(tmp_path, kind, bits):
     report = convert(str(path), tmp_path / "out", options)
     assert report.method == f"GGUF {kind} as it was"
     assert {layer.bits for layer in report.layers} == {bits}
-    assert report.notes[0] == f"{kind}: 23 matrices keep their integers"
+    assert report.notes[0] == f"{kind}: integers kept (23 of 23 matrices)"
     for name, weight in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
         levels, scales = kept(tmp_path / "out", f"layers.1.{name}")
         assert kind == "Q8_0" or (scales < 0).any()
@@ -180,7 +181,7 @@ def test_k_quants_are_dequantised(tmp_path, monkeypatch, kind):
     # llama.cpp leaves some matrices at other types: a few whole ones make no exact model.
     held = write_gguf(source, path, kind, kinds={"attn_v": "Q8_0", "token_embd": "F16"})
     report = convert(str(path), tmp_path / "out", EXACT)
-    assert f"{kind}: 19 matrices were dequantised and are stored anew" in report.notes
+    assert f"{kind}: dequantised and stored anew (19 of 23 matrices)" in report.notes
     assert report.method == "none"
     with open_artefact(tmp_path / "out") as opened:
         for name, weight in (("q_proj", "self_attn.q_proj"), ("up_proj", "mlp.up_proj")):

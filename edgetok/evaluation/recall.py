@@ -263,12 +263,12 @@ def key_value_lines(
 ) -> dict[str, str]:
     """`count` pairs of invented keys and numbers, names or words, values distinct.
 
-    `draw` gives the value of a kind instead.
+    `draw` gives the value of a kind instead, and of the kind `key` the keys.
     """
     kind = rng.choice(("number", "number", "name", "colour" if count <= 8 else "number"))
     pairs: dict[str, str] = {}
     while len(pairs) < count:
-        key = syllable_name(rng, held_out).lower()
+        key = draw("key") if draw else syllable_name(rng, held_out).lower()
         usual = {
             "number": lambda: number(rng, held_out),
             "name": lambda: syllable_name(rng, held_out),

@@ -112,7 +112,7 @@ def facts(
         alike = [f"{n}'s {p}" for n in names for p in pets]
     elif invented == 1.0:
         kinds = ("people", "pets", "owners")
-    odd = rng.choice((0.0, 0.3, 0.6, 1.0))
+    odd = rng.choice((0.0, 0.4, 0.8, 1.0))
     limit = rng.choice((1, 2, 3, 4, 6, 8, 12, 16, 24, 32)[: 2 + budget // 70])
     if budget > 700:  # a long row with few questions teaches little
         limit = max(limit, rng.choice((4, 12, 20)))
@@ -140,21 +140,25 @@ def facts(
                 pattern, subject = rng.choice(once or list(known)).split("|")
             else:
                 pattern = rng.choice(kinds)
-                subject = rng.choice(alike or words.PATTERNS[pattern].subjects)
+                usual = words.PATTERNS[pattern].subjects
+                subject = rng.choice(alike or usual)
+                if rng.random() < odd and not alike:
+                    subject = value_data.subject(rng, pattern, usual)
                 if f"{pattern}|{subject}" in known and attempt < 19:
                     continue
             changed = f"{pattern}|{subject}" in known
             if changed:
                 renewed.add(f"{pattern}|{subject}")
-            kind = words.PATTERNS[pattern].value.format(s=subject)
             told = [f.value for f in known.values()]
+            other = rng.random() < odd or subject not in words.PATTERNS[pattern].subjects
+            kind = words.PATTERNS[pattern].value.format(s=subject)
             fact = recall.make_fact(
                 rng,
                 pattern,
                 subject=subject,
                 changed=changed,
                 invented=rng.random() < invented,
-                value=value_data.draw(rng, kind, subject, told) if rng.random() < odd else "",
+                value=value_data.draw(rng, kind, subject, told) if other else "",
             )
             if fact.value not in told:
                 break
@@ -207,8 +211,12 @@ def _draw(rng: random.Random) -> Callable[[str], str] | None:
     if rng.random() < 0.3:
         return None
     known: list[str] = []
+    keys: list[str] = []
 
     def draw(kind: str) -> str:
+        if kind == "key":
+            keys.append(value_data.draw(rng, "name", known=keys).lower().replace(" ", ""))
+            return keys[-1]
         known.append(value_data.draw(rng, kind, known=known))
         return known[-1]
 

@@ -47,7 +47,7 @@ _LONG = Stage(
 _VALUES = replace(
     _LONG,
     name="values",
-    tokens=10_000_000,
+    tokens=10_500_000,
     shares={
         "copy": 0.04,
         "terse": 0.12,
@@ -207,7 +207,7 @@ STAGES = (
     replace(
         _VALUES,
         name="values-finish",
-        tokens=7_000_000,
+        tokens=8_500_000,
         shares={
             "copy": 0.01,
             "terse": 0.06,

@@ -247,7 +247,7 @@ def subjects(rng: random.Random, story: Story) -> str:
 def request(rng: random.Random, held_out: bool = False) -> tuple[list[Turn], Story]:
     """A request and the story that it gets."""
     length = rng.choice(("", "", "", "short", "long"))
-    strange = rng.random() < 0.2
+    strange = rng.random() < 0.3
     story = invent(rng, held_out, length, strange)
     size = rng.choice(_SIZES[length]) if length else ""
     body, roll = story.text(), rng.random()

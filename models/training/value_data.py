@@ -83,6 +83,38 @@ _MORE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_OWNED = word_list("dog cat horse rabbit parrot hamster turtle pony snake goat pig donkey canary")
+# Subjects beyond those of the recall cases; their values are always drawn here.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "self": ("name",),
+    "people": word_list(
+        "coach nephew niece roommate classmate nurse partner driver godfather godmother landlord "
+        "dentist barber butcher trainer captain guest helper pupil colleague stepfather twin baby"
+    ),
+    "pets": word_list("canary snake goat pig donkey lizard duck guinea-pig tortoise budgie lamb"),
+    "codes": tuple(
+        f"{a} {b}"
+        for a in word_list("card flat train table box gate member letter order garage school key")
+        for b in ("number", "code")
+    ),
+    "favourites": word_list(
+        "season book song flower toy game month tree bird dish writer singer film dress car name"
+    ),
+    "homes": GIVEN,
+    "owners": tuple(f"{name}'s {_OWNED[i % len(_OWNED)]}" for i, name in enumerate(GIVEN)),
+    "jobs": GIVEN,
+    "places": word_list(
+        "cup pen shoe lamp bag glove knife plate scarf wallet comb brush bell rope hammer button "
+        "ticket torch candle bottle purse stamp stick flute racket pillow blanket mirror helmet"
+    ),
+}
+
+
+def subject(rng: random.Random, pattern: str, usual: Sequence[str]) -> str:
+    """A subject for a drawn value: one of the recall cases' or one that only training knows."""
+    return rng.choice(SUBJECTS[pattern] if rng.random() < 0.5 else usual)
+
+
 def _repeated(rng: random.Random) -> str:
     """A name in which a syllable comes again: what follows it first is not what follows it next."""
     a, b = (recall.syllable_name(rng, False)[: rng.choice((2, 3))].lower() for _ in "ab")
@@ -110,7 +142,7 @@ def draw(rng: random.Random, kind: str, subject: str = "", known: Sequence[str] 
 
     Args:
         rng: source of randomness.
-        kind: `number`, `name`, `pet` or a key of the word lists of the recall cases.
+        kind: `number`, `name`, `pet`, a key of the word lists of the recall cases, or anything.
         subject: what it is the value of; pairs on the evaluation side are not drawn.
         known: values told already, some of which it may be like.
     """
@@ -122,7 +154,7 @@ def draw(rng: random.Random, kind: str, subject: str = "", known: Sequence[str] 
         elif kind == "number":
             value = _digits(rng)
         elif roll < 0.6:
-            value = rng.choice(_MORE[kind])
+            value = rng.choice(_MORE.get(kind, GIVEN))
             if kind == "name" and rng.random() < 0.1:
                 value += " " + rng.choice(GIVEN)
         elif roll < 0.75:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -25,7 +24,6 @@ from edgetok.kernels_cpu.simd import (
     _load,
     _masked_load,
     _shuffle,
-    i32,
     i64,
     op,
 )
@@ -43,39 +41,6 @@ for _function in (
 
 
 # Integers
-
-
-@op(I32, F32)
-def absolute_bits(b: Any, v: Any) -> Any:
-    """Bits of |v|: they compare as integers like the floats do, and NaN is above all."""
-    return b.and_(b.bitcast(v, I32.ll), _constant(_I32, LANES, 0x7FFFFFFF))
-
-
-@op(I32, I32, I32)
-def max_i32(b: Any, x: Any, y: Any) -> Any:
-    """Larger of each lane, signed."""
-    return b.select(b.icmp_signed(">", x, y), x, y)
-
-
-def _reduce(b: Any, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    lanes = LANES
-    while lanes > 1:
-        lanes //= 2
-        low = _shuffle(b, v, list(range(lanes)))
-        v = combine(low, _shuffle(b, v, list(range(lanes, 2 * lanes))))
-    return b.extract_element(v, ir.Constant(_I32, 0))
-
-
-@op(i32, I32)
-def max_lanes_i32(b: Any, v: Any) -> Any:
-    """Largest of all lanes, signed."""
-    return _reduce(b, v, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y))
-
-
-@op(i32, I32)
-def sum_lanes_i32(b: Any, v: Any) -> Any:
-    """Sum of all lanes."""
-    return _reduce(b, v, b.add)
 
 
 @op(I32, I32)

@@ -281,6 +281,12 @@ def make_tiles(bits: int) -> Any:
                             left, group_size,
                         )  # fmt: skip
                         asked += 1
+                    count = tokens - t
+                    if count > T:
+                        count = T
+                    for i in range(count):  # where y's rows begin in one set of the L1 cache
+                        for j in range(0, ROW_BYTES, _LINE):
+                            prefetch(y + (t + i) * yb + 4 * n + j)
                     f = tile_zero()
                     token = t * xb
                     a, u, b = x + token + k, unpacked, token + 4 * (k // block)
@@ -299,9 +305,6 @@ def make_tiles(bits: int) -> Any:
                             sums = x_groups + token + 4 * (first + g)
                             f = tile_fma(f, scratch + _EXTRAS + g * ROW_BYTES, sums, xb)
                     tile_store(f, out)
-                    count = tokens - t
-                    if count > T:
-                        count = T
                     finish_tile(
                         out, count, y + t * yb, yb, bias, n, N, factor, onto != 0 or k != 0, final
                     )

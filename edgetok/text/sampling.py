@@ -21,6 +21,9 @@ from edgetok.errors import ArtefactError, OptionError
 
 Logits = npt.NDArray[np.float32]
 
+_RUN = 512  # tokens that are drawn from together where all may be drawn
+_ROWS = 64  # of the table in which the k-th largest is looked for
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
@@ -132,7 +135,7 @@ class Sampler:
         self._seen = np.zeros(vocab_size if self._repeats else 0, np.bool_)
         if self._repeats:
             self._seen[np.asarray(prompt, np.int64)] = True
-        self._counts = np.zeros(vocab_size if self._counts_tokens else 0, np.int32)
+        self._counts: dict[int, int] = {}  # of tokens in the answer
 
     def sample(self, logits: Logits) -> int:
         """Choose the next token and remember it.
@@ -147,7 +150,7 @@ class Sampler:
         if self._repeats:
             self._seen[token] = True
         if self._counts_tokens:
-            self._counts[token] += 1
+            self._counts[token] = self._counts.get(token, 0) + 1
         return token
 
     def _penalised(self, logits: Logits) -> Logits:
@@ -161,9 +164,10 @@ class Sampler:
             penalty = np.float32(options.repetition_penalty)
             changed[ids] = np.where(values < 0, values * penalty, values / penalty)
         if self._counts_tokens:
-            ids = np.flatnonzero(self._counts)
+            ids = np.fromiter(self._counts, np.int64)
+            counts = np.fromiter(self._counts.values(), np.float32)
             changed[ids] -= np.float32(options.presence_penalty)
-            changed[ids] -= np.float32(options.frequency_penalty) * self._counts[ids]
+            changed[ids] -= np.float32(options.frequency_penalty) * counts
         return changed
 
     def _choose(self, logits: Logits) -> int:
@@ -173,12 +177,20 @@ class Sampler:
                 f"the model's logits are not finite ({logits[best]} for token {best}); its weights "
                 "are damaged: run `edgetok verify` on the folder"
             )
-        if self._options.temperature == 0.0:
+        options = self._options
+        if options.temperature == 0.0:
             return best
-        ids, probabilities = candidates(logits, self._options)
-        cumulated = np.cumsum(probabilities)
-        place = int(np.searchsorted(cumulated, self._rng.random() * cumulated[-1], side="right"))
-        return int(ids[min(place, len(ids) - 1)])
+        narrowed = 0 < options.top_k < logits.size or options.top_p < 1.0 or options.min_p > 0.0
+        if narrowed or logits.size <= _RUN:
+            ids, probabilities = candidates(logits, options)
+            return int(ids[_draw(probabilities, self._rng.random())[0]])
+        # All may be drawn: first one of their runs, then one of its tokens.
+        weights = _weights(logits, options.temperature)
+        run, rest = _draw(
+            np.add.reduceat(weights, np.arange(0, weights.size, _RUN)), self._rng.random()
+        )
+        first = run * _RUN
+        return first + _draw(weights[first : first + _RUN], rest)[0]
 
 
 def candidates(
@@ -194,47 +206,80 @@ def candidates(
         Ids in rising order, and their probabilities, which add up to 1.
     """
     ids: npt.NDArray[np.int64]
+    total = None
     if 0 < options.top_k < logits.size:
         # The k-th largest is the bar, so that equals of it stay in, as in transformers.
-        bar = np.partition(logits, logits.size - options.top_k)[logits.size - options.top_k]
-        ids = np.flatnonzero(logits >= bar)
-        kept = logits[ids].astype(np.float64)
+        ids = np.flatnonzero(logits >= _kth_largest(logits, options.top_k))
+    elif options.top_p < 1.0 and logits.size > _RUN:
+        ids, total = _heaviest(_weights(logits, options.temperature), options.top_p)
+    elif options.min_p > 0.0:
+        largest = float(logits.max())
+        bar = largest + options.temperature * math.log(options.min_p)
+        ids = np.flatnonzero(logits >= bar - 1e-5 * (1.0 + abs(largest)))  # and then exactly
     else:
-        kept = logits.astype(np.float64)
         ids = np.arange(logits.size)
+    kept = logits[ids].astype(np.float64)
     weights = np.exp((kept - kept.max()) / options.temperature)
     keep = np.ones(len(ids), np.bool_)
     if options.top_p < 1.0:
-        keep = _nucleus(weights, options.top_p)
+        keep = _nucleus(weights, options.top_p * (weights.sum() if total is None else total))
     if options.min_p > 0.0:
         keep &= weights >= options.min_p  # the most likely token has weight 1
     ids, weights = ids[keep], weights[keep]
     return ids, weights / weights.sum()
 
 
-def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
-    """Which of the weights are needed to reach the share `top_p` of their sum, largest first.
+def _weights(logits: Logits, temperature: float) -> Logits:
+    """exp((logits - largest) / temperature) in float32: what all tokens are worth, quickly."""
+    with np.errstate(over="ignore"):
+        return np.exp((logits - logits.max()) / np.float32(max(temperature, 1e-30)))
 
-    The largest few usually are enough, so they are looked at first and the rest is never sorted.
+
+def _draw(weights: npt.NDArray[Any], share: float) -> tuple[int, float]:
+    """Where in the weights' sum a share of it falls, and at which share of that weight."""
+    cumulated = np.cumsum(weights, dtype=np.float64)
+    goal = share * cumulated[-1]
+    place = int(np.searchsorted(cumulated, goal, side="right"))
+    place = min(place, int(np.flatnonzero(weights)[-1]))
+    inside = (goal - cumulated[place]) / float(weights[place]) + 1.0
+    return place, min(max(inside, 0.0), 1.0)
+
+
+def _kth_largest(logits: Logits, k: int) -> np.float32:
+    """The k-th largest, 0 < k < size; of a large vocabulary only a few are looked at twice."""
+    columns = logits.size // _ROWS
+    if columns > k:
+        # k columns have a maximum of at least this, so the k-th largest is not below it.
+        largest = logits[: _ROWS * columns].reshape(_ROWS, columns).max(axis=0)
+        logits = logits[logits >= np.partition(largest, columns - k)[columns - k]]
+    bar: np.float32 = np.partition(logits, logits.size - k)[logits.size - k]
+    return bar
+
+
+def _heaviest(weights: Logits, top_p: float) -> tuple[npt.NDArray[np.int64], float]:
+    """The heaviest tokens, enough of them to reach `top_p` of the sum, and the sum.
+
+    A few usually are enough, so that the rest is never sorted.
+    """
+    total = float(weights.sum(dtype=np.float64))
+    for bar in (2.0**-6, 2.0**-12, 2.0**-18):
+        ids = np.flatnonzero(weights >= np.float32(bar))
+        if weights[ids].sum(dtype=np.float64) > top_p * total * (1.0 + 1e-6):
+            return ids, total
+    return np.arange(weights.size), total
+
+
+def _nucleus(weights: npt.NDArray[np.float64], goal: float) -> npt.NDArray[np.bool_]:
+    """Which of the weights are needed to reach `goal`, largest first, of equals the first ones.
 
     Source: arXiv 1904.09751, section 3.1.
     """
-    goal = top_p * weights.sum()
-    size = min(256, weights.size)
-    while True:
-        largest = (
-            np.argpartition(weights, weights.size - size)[weights.size - size :]
-            if size < weights.size
-            else np.arange(weights.size)
-        )
-        if size == weights.size or weights[largest].sum() >= goal:
-            break
-        size = min(size * 16, weights.size)
-    order = largest[np.argsort(-weights[largest], kind="stable")]
-    before = np.cumsum(weights[order]) - weights[order]
-    keep = np.zeros(weights.size, np.bool_)
-    keep[order[before < goal]] = True
-    keep[order[0]] = True
+    ordered = np.sort(weights)[::-1]
+    count = max(int(np.searchsorted(np.cumsum(ordered), goal)) + 1, 1)
+    bar = ordered[min(count, len(ordered)) - 1]
+    keep: npt.NDArray[np.bool_] = weights > bar
+    equals = np.flatnonzero(weights == bar)
+    keep[equals[: max(count - int(keep.sum()), 0)]] = True
     return keep
 
 

@@ -127,6 +127,29 @@ def test_draws_follow_the_probabilities() -> None:
         assert abs(counts[token] / 20_000 - share) < 0.018
 
 
+@pytest.mark.parametrize("changes", [{}, {"top_p": 0.999_999}, {"min_p": 1e-9}], ids=str)
+def test_draws_of_a_large_vocabulary_follow_the_probabilities(changes: dict[str, Any]) -> None:
+    logits = np.full(2001, -np.inf, np.float32)
+    shares = {0: 0.4, 511: 0.3, 512: 0.15, 1999: 0.1, 2000: 0.05}
+    for token, share in shares.items():
+        logits[token] = np.log(share)
+    sampler = Sampler(options(seed=1, **changes), logits.size)
+    counts = Counter(sampler.sample(logits) for _ in range(20_000))
+    assert counts.keys() == shares.keys()
+    for token, share in shares.items():
+        assert abs(counts[token] / 20_000 - share) < 0.018
+
+
+def test_equals_at_the_edge_of_the_nucleus_are_taken_in_order() -> None:
+    logits = np.zeros(1000, np.float32)
+    logits[[400, 900]] = 2.0
+    ids, _ = candidates(logits, options(top_p=0.5))
+    weights = np.exp(logits.astype(np.float64))
+    fewest = -(-(0.5 * weights.sum() - 2 * np.exp(2.0)) // 1)
+    lighter = [i for i in range(1000) if i not in (400, 900)]
+    assert ids.tolist() == sorted([*lighter[: int(fewest)], 400, 900])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers(value: float, temperature: float) -> None:

@@ -22,15 +22,20 @@ from edgetok.runtime.cache_limits import (
     CacheLimits,
     parse_bytes,
 )
-from edgetok.runtime.select import Compute, Device, KvBits, RunOptions, load_backend
+from edgetok.runtime.select import (
+    DEFAULT_CONTEXT_TOKENS,
+    Compute,
+    Device,
+    KvBits,
+    RunOptions,
+    load_backend,
+)
 from edgetok.text.sampling import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.text.template import ChatTemplate
-
-DEFAULT_CONTEXT_TOKENS = 4096
 
 
 class SamplingChanges(TypedDict, total=False):
@@ -123,14 +128,17 @@ class Model:
         prefix_cache: int | str | None = None,
         compute: Compute = "int8",
         isa: str | None = None,
+        gpu_layers: int | None = None,
+        verbose: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Model:
         """Load an artefact folder that `edgetok convert` wrote.
 
         Args:
             path: the folder.
-            device: "cpu", "cuda" (a GPU), "onnxruntime", or "auto" for the CPU, or onnxruntime
-                where only that runs the graph.
+            device: "cpu", "cuda" (a GPU), "onnxruntime", or "auto" for a GPU where there is one
+                with room for the model, else the CPU, or onnxruntime where only that runs the
+                graph.
             threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core, or one
                 where the model is too small to gain from more.
             context: limit in tokens for prompt and answer together; None: 4096, or the trained
@@ -145,6 +153,9 @@ class Model:
                 before, in memory and in the user's cache folder; for caches that forget.
             compute: "int8" activations, or "float32".
             isa: restricts the instruction set; None takes the best that this CPU has.
+            gpu_layers: how many of the last layers a GPU computes, the CPU those before; the plan
+                in bytes is then among the notes. None for all.
+            verbose: note which device "auto" took and why.
             progress: told (modules done, modules to compile) where kernels have to be compiled
                 first, once for a machine.
 
@@ -153,8 +164,13 @@ class Model:
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
+        limits = cache_limits(kv_budget, kv_policy)
         options = RunOptions(
             device=device,
+            gpu_layers=gpu_layers,
+            context=context,
+            kv_budget=None if limits is None else limits.budget_bytes,
+            verbose=verbose,
             threads=read_settings().threads if threads is None else threads,
             kv_bits=kv_bits,
             compute=compute,
@@ -171,7 +187,7 @@ class Model:
                 artefact,
                 backend,
                 context_tokens=context,
-                limits=cache_limits(kv_budget, kv_policy),
+                limits=limits,
                 notes=() if note is None else (note,),
             )
             if prefix_cache is not None:

@@ -6,8 +6,11 @@ file imports neither torch nor Triton; using it does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes.util import find_library
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,15 @@ if TYPE_CHECKING:
 
 _OLDEST = (8, 0)  # compute capability that Triton's tensor-core products begin with
 _INSTEAD = "use --device cpu"
+_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, either under WSL, AMD
+_UNBOUNDED = 1 << 46  # the interpreter's memory is this machine's
+
+
+def present() -> bool:
+    """Whether it is worth asking torch for a GPU: a look at the system that costs nothing."""
+    if any(Path(node).exists() for node in _NODES):
+        return True
+    return sys.platform == "win32" and find_library("nvcuda") is not None
 
 
 def find() -> Device:
@@ -99,20 +111,23 @@ class Device:
         with torch.cuda.device(self.torch_device):
             yield
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that can be had now, and all that the card has."""
+        import torch
+
+        if self.interpreted:
+            return _UNBOUNDED, _UNBOUNDED
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        held = torch.cuda.memory_reserved(self.torch_device)
+        return free + held - torch.cuda.memory_allocated(self.torch_device), total
+
     def require(self, nbytes: int, what: str, remedy: str) -> None:
         """Refuse what does not fit, before anything of it is allocated.
 
         Raises:
             OptionError: there is less free memory.
         """
-        import torch
-
-        if self.interpreted:
-            return
-        free, total = torch.cuda.mem_get_info(self.torch_device)
-        free += torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(
-            self.torch_device
-        )
+        free, total = self.memory()
         if nbytes > free:
             raise OptionError(
                 f"{what} needs {nbytes / 1e6:,.0f} MB on the GPU; {self.name} has "

@@ -46,7 +46,7 @@ def _head(  # type: ignore[no-untyped-def]
 def _rope_append(  # type: ignore[no-untyped-def]
     qkv, q, q_norm, k_norm, cos, sin, token_positions, token_slots,
     keys, values, key_scales, value_scales, positions, starts, mass, queries, query_row,
-    H, KH, D, R, eps, row_stride, slot_stride, width, W,
+    T, H, KH, D, R, eps, row_stride, slot_stride, width, W,
     ROPE: tl.constexpr, KV_BITS: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
@@ -59,8 +59,8 @@ def _rope_append(  # type: ignore[no-untyped-def]
         tl.store(q + (t * H + head) * D + dims, v, mask=dims < D)
         if queries is not None:
             row = (tl.load(query_row) + t) % W
-            latest = t + W >= tl.num_programs(0)
-            tl.store(queries + (row * H + head) * D + dims, plain, mask=(dims < D) & latest)
+            if t + W >= T:
+                tl.store(queries + (row * H + head) * D + dims, plain, mask=dims < D)
     else:
         mine = (head - H) % KH
         slot = tl.load(token_slots + mine * slot_stride + t).to(tl.int64)
@@ -141,7 +141,7 @@ def rope_append(
     launch(
         _rope_append, (T, H + 2 * KH), qkv, q, q_norm, k_norm, cos, sin, token_positions,
         token_slots, cache.keys, cache.values, cache.key_scales, cache.value_scales,
-        cache.positions, cache.starts, cache.mass, cache.queries, query_row, H, KH, D, 2 * half,
+        cache.positions, cache.starts, cache.mass, cache.queries, query_row, T, H, KH, D, 2 * half,
         float(eps), qkv.stride(0), token_slots.stride(0) if len(token_slots) > 1 else 0,
         cache.width, 1 if cache.queries is None else len(cache.queries),
         ROPE=rope is not None, KV_BITS=cache.bits, OWN=cache.own_positions,

@@ -31,7 +31,14 @@ _RUN = (
         type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
         default="auto",
         show_default=True,
-        help="What computes: edgetok's own kernels on the CPU or (cuda) a GPU, or onnxruntime.",
+        help="What computes: edgetok's own kernels on the CPU or (cuda) a GPU, or onnxruntime; "
+        "auto takes a GPU that has room for the model.",
+    ),
+    click.option(
+        "--gpu-layers",
+        type=int,
+        metavar="N",
+        help="Compute the last N layers on a GPU that has no room for all, the others on the CPU.",
     ),
     click.option(
         "--threads", type=int, help="Threads that compute.  [default: physical cores, or 1]"
@@ -71,6 +78,7 @@ _RUN = (
         show_default=True,
         help="Type of activations in products.",
     ),
+    click.option("-v", "--verbose", is_flag=True, help="Say which device auto took and why."),
     click.option("--isa", help="Restrict the instruction set, for comparison.", hidden=True),
 )
 
@@ -104,6 +112,8 @@ _SAMPLING_NAMES = (
 )
 _RUN_NAMES = (
     "device",
+    "gpu_layers",
+    "verbose",
     "threads",
     "context",
     "kv_bits",
@@ -116,7 +126,7 @@ _RUN_NAMES = (
 
 
 def run_options(function: F) -> F:
-    """--device, --threads, --context, --kv-bits, --compute."""
+    """--device, --gpu-layers, --threads, --context, --kv-bits, --compute."""
     for option in reversed(_RUN):
         function = option(function)
     return function

@@ -45,7 +45,7 @@ from edgetok.runtime.bounds import Bounds, largest_range, part_bytes
 from edgetok.runtime.cache_state import CacheState
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import ROWS, QueryLog
-from edgetok.runtime.rings import check_cut
+from edgetok.runtime.rings import Windows, check_cut
 from edgetok.runtime.rotation import Rotations
 from edgetok.runtime.slots import SlotPool
 
@@ -102,14 +102,15 @@ class CompactKVCache:
     def _allocate(self, threads: int) -> None:
         """Memory for slots and queries, and what kernels are told; overridden for a device."""
         spec, bounds, count = self._spec, self.bounds, len(self._heads)
-        self._windows = CpuKVCache(
+        windows = CpuKVCache(
             spec,
             capacity_tokens=self._limit,
             kv_bits=self.kv_bits,
             block_tokens=bounds.block_tokens,
             windows_only=True,
         )
-        self.records = self._windows.records
+        self._windows: Windows = windows
+        self.records = windows.records
         sizes = part_bytes(spec, bounds, self.kv_bits, threads)
         try:
             self._memory = aligned_bytes(sum(sizes))
@@ -130,7 +131,7 @@ class CompactKVCache:
         self._append = append[: 4 * count * self.block_tokens].view(np.int32)
         self._append = self._append.reshape(count, self.block_tokens)
         self._workspace = workspace
-        self.ctx = self._windows.ctx.copy()
+        self.ctx = windows.ctx.copy()
         self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data
         self.ctx[CTX_QUERY_ROWS] = ROWS
         self.ctx[CTX_MASS] = workspace.ctypes.data

@@ -226,6 +226,20 @@ class CpuBackend:
                 cache.advance(part.size)
         return cache.logits if every is None else every
 
+    def hidden(self, cache: CpuKVCache, ids: Tokens) -> npt.NDArray[np.float32]:
+        """Append a block of checked tokens; what the last layer leaves of them, without logits.
+
+        Returns:
+            [T, hidden_size], overwritten by the next call.
+        """
+        with self._team.turn:
+            if self._closed:
+                raise EdgetokError("this backend was closed; load the model again")
+            self._begin(cache, ids)
+            self._team.run(self._body, self._plan.ctx.ctypes.data)
+            cache.advance(ids.size)
+            return self._plan.x[: ids.size]
+
     def close(self) -> None:
         """Stop threads and release the mapping. A second call does nothing."""
         with self._team.turn:

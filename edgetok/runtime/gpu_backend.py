@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -24,8 +25,13 @@ from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Draw, GpuCompute, KVCache, Logits, Tokens
+from edgetok.runtime.bounds import bounds_for
+from edgetok.runtime.cache_limits import CacheLimits
+from edgetok.runtime.cpu_backend import CpuBackend
 from edgetok.runtime.gpu_cache import GpuCache, GpuKVCache
+from edgetok.runtime.gpu_compact import GpuCompactCache, compact_bytes
 from edgetok.runtime.gpu_inputs import Inputs
+from edgetok.runtime.gpu_memory import place, some_layers
 from edgetok.runtime.gpu_plan import GpuPlan, GpuPlanOptions
 from edgetok.runtime.token_blocks import blocks, checked_tokens
 
@@ -33,6 +39,13 @@ from edgetok.runtime.token_blocks import blocks, checked_tokens
 # model stay below 400 MB and a cancelled prefill stops soon.
 BLOCK_TOKENS = 1024
 _HEAD_TOKENS = 32
+
+
+def plan_options(compute: GpuCompute, block_tokens: int = BLOCK_TOKENS) -> GpuPlanOptions:
+    """Of a plan for all layers."""
+    return GpuPlanOptions(
+        compute=compute, block_tokens=block_tokens, head_tokens=min(_HEAD_TOKENS, block_tokens)
+    )
 
 
 class GpuBackend:
@@ -49,6 +62,7 @@ class GpuBackend:
         artefact: Artefact | str | os.PathLike[str],
         *,
         device: Device | None = None,
+        before: CpuBackend | None = None,
         kv_bits: int = 8,
         compute: GpuCompute = "float16",
         block_tokens: int = BLOCK_TOKENS,
@@ -59,6 +73,8 @@ class GpuBackend:
         Args:
             artefact: an opened artefact, or its folder.
             device: where; None for the first GPU.
+            before: computes the embedding and the layers that it has (`gpu_memory.first_layers`);
+                closed with this backend. None for all on the GPU.
             kv_bits: 8 or 16 for each key and value of the cache.
             compute: of prefill's products: "float16", or "float32" to compare with. One token's
                 products are float32 either way.
@@ -84,18 +100,21 @@ class GpuBackend:
                 f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
                 "backend"
             )
-        self._spec, self._artefact = artefact.spec, artefact
+        self._whole, self._artefact, self._before = artefact.spec, artefact, before
+        first = 0 if before is None or before.spec is None else before.spec.num_layers
+        self._spec = some_layers(self._whole, first, self._whole.num_layers)
         self._device = device or find()
         if cache_dir is not None:
             tuning.read(tuning.table(cache_dir, self._device.name))
         self._kv_bits, self._block_tokens = kv_bits, block_tokens
         self._turn = threading.Lock()
         self._closed = False
-        options = GpuPlanOptions(
-            compute=compute,
-            block_tokens=block_tokens,
-            head_tokens=min(_HEAD_TOKENS, block_tokens),
-        )
+        options = replace(plan_options(compute, block_tokens), first_layer=first)
+        placed = place(
+            artefact, self._whole, self._whole.num_layers - first, options=options,
+            kv_bits=kv_bits, cache_tokens=0,
+        )  # fmt: skip
+        self._device.require(placed.device_bytes, "the model", "give a smaller --gpu-layers")
         with self._device.active():
             self._plan: GpuPlan | None = GpuPlan(self._spec, artefact, self._device, options)
             self._sampling = SamplingBuffers(self._spec.vocab_size, self._device.torch_device)
@@ -103,7 +122,7 @@ class GpuBackend:
     @property
     def spec(self) -> DecoderSpec:
         """The decoder's description."""
-        return self._spec
+        return self._whole
 
     @property
     def vocab_size(self) -> int:
@@ -143,7 +162,29 @@ class GpuBackend:
                 capacity_tokens=capacity_tokens,
                 kv_bits=self._kv_bits,
                 block_tokens=self._block_tokens,
+                before=None if self._before is None else self._before.new_cache(capacity_tokens),
             )
+
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> GpuCompactCache:
+        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`.
+
+        Raises:
+            OptionError: some layers are on the CPU, or the limits are too tight.
+        """
+        if self._before is not None:
+            raise OptionError(
+                "a cache that forgets needs all layers on one device: leave out --gpu-layers, or "
+                "give --kv-policy none"
+            )
+        bounds = bounds_for(
+            self._spec,
+            limits,
+            context_tokens,
+            block_tokens=self._block_tokens,
+            bytes_of=lambda sizes: compact_bytes(self._spec, sizes, self._kv_bits),
+        )
+        with self._turn, self._device.active():
+            return GpuCompactCache(self._spec, bounds, self._device, kv_bits=self._kv_bits)
 
     def forward(
         self,
@@ -226,6 +267,8 @@ class GpuBackend:
                 return
             self._closed = True
             self._plan = None
+            if self._before is not None:
+                self._before.close()
             self._artefact.close()
             self._device.release()
 
@@ -235,9 +278,7 @@ class GpuBackend:
         return self._plan
 
     def _body(self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32]) -> None:
-        inputs = Inputs(self._device, self._spec, len(cache.used), ids.size)
-        inputs.send(cache, ids)
-        plan.body(inputs, cache)
+        plan.body(self._send(cache, ids), cache)
 
     def _step(
         self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32], *, sampled: bool
@@ -250,15 +291,10 @@ class GpuBackend:
             if sampled:
                 sample(plan.logits[0], self._sampling)
 
+        inputs = self._send(cache, ids)  # may forget, and with it what was captured
         if ids.size > 1:
-            inputs = Inputs(self._device, self._spec, len(cache.used), ids.size)
-            inputs.send(cache, ids)
             launches(inputs)
             return
-        if cache.one is None:
-            cache.one = Inputs(self._device, self._spec, len(cache.used), 1)
-        inputs = cache.one
-        inputs.send(cache, ids)  # may forget, and with it what was captured
         step = cache.steps.get(sampled)
         if step is not None:
             step()
@@ -266,13 +302,27 @@ class GpuBackend:
         launches(inputs)  # compiles what is not compiled yet, which a capture must not do
         cache.steps[sampled] = self._device.capture(lambda: launches(inputs))
 
+    def _send(self, cache: GpuCache, ids: npt.NDArray[np.int32]) -> Inputs:
+        """The next tokens, and what the layers on the CPU make of them, to the device."""
+        inputs = cache.one if ids.size == 1 else None
+        if inputs is None:
+            split = self._before is not None
+            inputs = Inputs(self._device, self._spec, len(cache.used), ids.size, hidden=split)
+        if ids.size == 1:
+            cache.one = inputs
+        hidden = None
+        if self._before is not None and cache.before is not None:
+            hidden = self._before.hidden(cache.before, ids)
+        inputs.send(cache, ids, hidden)
+        return inputs
+
     def _all_logits(self, plan: GpuPlan, out: Logits) -> None:
         for begin in range(0, len(out), _HEAD_TOKENS):
             end = min(begin + _HEAD_TOKENS, len(out))
             self._device.fetch(plan.many_logits(begin, end), out[begin:end])
 
     def _checked(self, cache: KVCache, tokens: Tokens) -> tuple[GpuCache, npt.NDArray[np.int32]]:
-        if not isinstance(cache, GpuKVCache) or cache.spec is not self._spec:
+        if not isinstance(cache, GpuKVCache | GpuCompactCache) or cache.spec is not self._spec:
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )

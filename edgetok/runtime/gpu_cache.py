@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, SessionError
+from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import EMPTY, Slots, padded_head_dim
+from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import KVCache, Logits
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     import torch
 
     from edgetok.runtime.gpu_inputs import Inputs
+    from edgetok.runtime.kv_cache import CpuKVCache
 
 _MOST_BYTES = 1 << 46
 _SLOT_TILE = 64
+Turn = Callable[[int, DeviceArray, npt.NDArray[np.int64]], DeviceArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,9 @@ class GpuCache(KVCache, Protocol):
         used: int32 [rows] on the device; runs copy `Run.used` to it.
         ordered: of each layer, whether slot i holds position i.
         one: inputs of a single token, made by the backend.
+        before: of layers that the CPU computes, or None.
         steps: captured decode steps; they hold addresses of this cache and of `one`.
+        run: what `begin` said last.
     """
 
     spec: DecoderSpec
@@ -74,11 +80,18 @@ class GpuCache(KVCache, Protocol):
     rows: list[tuple[int, int]]
     used: torch.Tensor
     ordered: list[bool]
+    before: CpuKVCache | None
     one: Inputs | None
     steps: dict[bool, Callable[[], None]]
 
-    def begin(self, tokens: int) -> Run:
-        """Name the slots of the next tokens, at most `block_tokens`."""
+    run: Run
+
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next tokens, at most `block_tokens`, in `run`.
+
+        Returns:
+            The first one's position.
+        """
 
     def advance(self, tokens: int) -> None:
         """Count tokens that were computed."""
@@ -108,8 +121,15 @@ class GpuKVCache:
         capacity_tokens: int,
         kv_bits: int,
         block_tokens: int,
+        windows_only: bool = False,
+        before: CpuKVCache | None = None,
     ) -> None:
         """Allocate every slot.
+
+        Layers `before` these have a cache of their own, which goes wherever this one does.
+
+        With `windows_only` layers that see every token are left to another cache; nothing is
+        counted against `capacity_tokens`, which only bounds the rings.
 
         Raises:
             OptionError: a number is out of range, or there is not memory enough.
@@ -122,28 +142,39 @@ class GpuKVCache:
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
         self.block_tokens = min(block_tokens, capacity_tokens)
+        self.before = before
+        if before is not None:
+            self.block_tokens = min(self.block_tokens, before.block_tokens)
+        self._shift = 0  # tokens seen less the position of the next one
         sizes = ring_slots(spec, capacity_tokens, self.block_tokens, _SLOT_TILE)
+        if windows_only:
+            sizes.pop(0, None)
         windows = list(sizes)
-        self.nbytes = cache_bytes(spec, sizes, kv_bits)
-        if self.nbytes >= _MOST_BYTES:
+        here = cache_bytes(spec, sizes, kv_bits)
+        if here >= _MOST_BYTES:
             raise OptionError(
-                f"a cache of {capacity_tokens:,} tokens needs {self.nbytes:,} bytes, more than can "
-                "be addressed; give a smaller --context"
+                f"a cache of {capacity_tokens:,} tokens needs {here:,} bytes, more than can be "
+                "addressed; give a smaller --context"
             )
-        device.require(
-            self.nbytes, f"a cache of {capacity_tokens:,} tokens", "give a smaller --context"
-        )
+        device.require(here, f"a cache of {capacity_tokens:,} tokens", "give a smaller --context")
+        self.nbytes = here + (0 if before is None else before.nbytes)
         self.used = device.zeros((len(windows),), "int32")
         self.rings: list[Ring] = []
         for window in windows:
             positions = device.zeros((sizes[window],), "int32")
             positions.fill_(EMPTY)
             self.rings.append(Ring(window, sizes[window], 0, positions))
-        ring_of = [windows.index(layer.window) for layer in spec.layers]
-        self.rows = [(ring, ring + 1) for ring in ring_of]
+        ring_of = {
+            layer: windows.index(what.window)
+            for layer, what in enumerate(spec.layers)
+            if what.window in sizes
+        }
+        self.rows = [(ring, ring + 1) for ring in ring_of.values()]
         self.ordered = [layer.window == 0 for layer in spec.layers]
-        with memory_for(f"a cache of {capacity_tokens:,} tokens ({self.nbytes:,} bytes)"):
-            self.layers = [self._slots(index) for index in ring_of]
+        with memory_for(f"a cache of {capacity_tokens:,} tokens ({here:,} bytes)"):
+            self._slots_of = {layer: self._slots(ring) for layer, ring in ring_of.items()}
+        self.layers = list(self._slots_of.values())
+        self.run = Run(0, np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
         self.logits: Logits = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, capacity_tokens) for rope in spec.ropes]
         self.one: Inputs | None = None
@@ -171,29 +202,97 @@ class GpuKVCache:
         check_cut(length_tokens, self._length_tokens)
         if not can_cut(self.rings, length_tokens):
             return False
+        if self.before is not None and not self.before.truncate(length_tokens):
+            return False
         for ring in self.rings:
-            ring.positions.masked_fill_(ring.positions >= length_tokens, EMPTY)
+            ring.positions.masked_fill_(ring.positions >= length_tokens - self._shift, EMPTY)
             if length_tokens == 0:
                 ring.oldest = 0
         self._length_tokens = length_tokens
+        if length_tokens == 0:
+            self._shift = 0
         return True
 
     def clear(self) -> None:
         """Forget everything."""
         self.truncate(0)
 
-    def begin(self, tokens: int) -> Run:
-        """Name the slots of the next tokens, at most `block_tokens`."""
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next tokens. See `GpuCache`."""
         first, last = self._length_tokens, self._length_tokens + tokens
-        sizes = np.array([[ring.slots] for ring in self.rings], np.int32)
+        sizes = np.array([ring.slots for ring in self.rings], np.int32).reshape(-1, 1)
         for ring in self.rings:
             ring.oldest = max(ring.oldest, last - ring.slots)
         order = np.arange(first, last, dtype=np.int32)
-        return Run(first, order % sizes, np.minimum(last, sizes[:, 0]))
+        self.run = Run(first - self._shift, order % sizes, np.minimum(last, sizes[:, 0]))
+        return self.run.position
 
     def advance(self, tokens: int) -> None:
         """Count tokens that were computed."""
         self._length_tokens += tokens
+
+    # For a cache that leaves its windows to this one
+
+    @property
+    def oldest(self) -> list[int]:
+        """The first token that each ring still holds."""
+        return [ring.oldest for ring in self.rings]
+
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """A copy of all slots' bytes."""
+        return np.concatenate([np.zeros(0, np.uint8), *map(bytes_of, self._tensors())])
+
+    def restore(
+        self,
+        memory: npt.NDArray[np.uint8],
+        length: int,
+        shift: int,
+        oldest: npt.NDArray[np.int64],
+    ) -> None:
+        """Become what `memory` and the counters were; they were checked.
+
+        Raises:
+            SessionError: a ring holds a position that cannot be; nothing was changed.
+        """
+        ends = np.cumsum([tensor.nbytes for tensor in self._tensors()])
+        parts = np.split(memory, ends[:-1]) if len(ends) else []
+        for part in parts[: len(self.rings)]:
+            found = part.view(np.int32)
+            found = found[found != EMPTY]
+            if found.size and (int(found.min()) < 0 or int(found.max()) >= length - shift):
+                raise SessionError("the saved cache holds tokens that cannot be; it is damaged")
+        for tensor, part in zip(self._tensors(), parts, strict=True):
+            fill(tensor, part)
+        self._length_tokens, self._shift = length, shift
+        for ring, first in zip(self.rings, oldest, strict=True):
+            ring.oldest = int(first)
+
+    def shift(self, by: int, turn: Turn) -> None:
+        """Lower all positions by `by`, turning keys with `turn(layer, keys [n, D], by [n])`.
+
+        What would be before position 0 is forgotten; no window reaches that far.
+        """
+        for ring in self.rings:
+            ring.positions.sub_(by * (ring.positions != EMPTY))
+            ring.positions.masked_fill_(ring.positions < 0, EMPTY)
+        for layer, slots in self._slots_of.items():
+            if self.spec.layers[layer].rope < 0:
+                continue
+            positions = slots.positions.cpu().numpy()
+            held = np.flatnonzero(positions != EMPTY)
+            keys = StoredRows(slots.keys, slots.key_scales, self.spec.head_dim)
+            for head in range(slots.kv_heads):
+                at = held + head * slots.span
+                keys.write(at, turn(layer, keys.read(at), np.full(len(at), -by)))
+        self._shift += by
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """All that it holds, positions first."""
+        return [
+            *(ring.positions for ring in self.rings),
+            *(tensor for slots in self.layers for tensor in stored(slots)),
+        ]
 
     def _slots(self, index: int) -> Slots:
         ring, spec, device = self.rings[index], self.spec, self.device
@@ -206,6 +305,11 @@ class GpuKVCache:
             span=ring.slots,
             **slot_memory(device, spec, spec.num_kv_heads * ring.slots, self.kv_bits),
         )
+
+
+def stored(slots: Slots) -> tuple[torch.Tensor, ...]:
+    """Keys, values and their scales."""
+    return slots.keys, slots.values, slots.key_scales, slots.value_scales
 
 
 @contextmanager
@@ -242,6 +346,6 @@ def slot_bytes(spec: DecoderSpec, kv_bits: int) -> int:
 
 def cache_bytes(spec: DecoderSpec, slots: dict[int, int], kv_bits: int) -> int:
     """Bytes of all layers, in Python integers; `slots` by window."""
-    rows = sum(slots[layer.window] for layer in spec.layers) * spec.num_kv_heads
-    heads = spec.num_layers * spec.num_kv_heads
+    held = [slots[layer.window] for layer in spec.layers if layer.window in slots]
+    rows, heads = sum(held) * spec.num_kv_heads, len(held) * spec.num_kv_heads
     return rows * slot_bytes(spec, kv_bits) + 4 * (sum(slots.values()) + len(slots) + heads)

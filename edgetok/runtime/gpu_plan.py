@@ -15,7 +15,7 @@ serves every token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgetok.errors import ShapeError
 from edgetok.formats.artefact import Artefact
@@ -44,11 +44,13 @@ class GpuPlanOptions:
         compute: of products of many tokens: "float16", or "float32" to compare with.
         block_tokens: most tokens of one run.
         head_tokens: most tokens whose logits are computed at once.
+        first_layer: those before it are computed elsewhere, the embedding too.
     """
 
     compute: str
     block_tokens: int
     head_tokens: int
+    first_layer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +77,15 @@ class GpuPlan:
     def __init__(
         self, spec: DecoderSpec, artefact: Artefact, device: Device, options: GpuPlanOptions
     ) -> None:
-        """Copy the weights and allocate buffers.
+        """Copy the weights and allocate buffers; whether there is room was asked before.
 
         Raises:
-            OptionError: they do not fit into the device's memory.
             UnsupportedError: a weight is too large for half precision.
         """
         self._spec, self._artefact, self._device = spec, artefact, device
+        self._first = options.first_layer
         self._half = "float32" if options.compute == "float32" else "float16"
         self._head_tokens = options.head_tokens
-        device.require(
-            artefact.weight_bytes + _buffer_bytes(spec, options), "the model", "take a smaller one"
-        )
         self._norms: dict[str, torch.Tensor] = {}
         self._weights(spec)
         self._buffers(spec, options)
@@ -95,17 +94,19 @@ class GpuPlan:
 
     def _weights(self, spec: DecoderSpec) -> None:
         self._head = self._join("lm_head")
-        table = self._head if spec.tied else self._join("embed_tokens")
-        self._table = table.parts[0][1]
+        self._table: Linear | None = None
+        if self._first == 0:
+            self._table = (self._head if spec.tied else self._join("embed_tokens")).parts[0][1]
         self._qkv, self._o, self._gate_up, self._down = [], [], [], []
         for i in range(spec.num_layers):
-            prefix = f"layers.{i}."
+            prefix = f"layers.{self._first + i}."
             self._qkv.append(self._join(*(prefix + f"{n}_proj" for n in "qkv")))
             self._o.append(self._join(prefix + "o_proj"))
             self._gate_up.append(self._join(prefix + "gate_proj", prefix + "up_proj"))
             self._down.append(self._join(prefix + "down_proj"))
         for name in self._artefact.layout.tensors if self._artefact.layout else ():
-            if name.endswith("_norm.weight"):
+            before = name.startswith("layers.") and int(name.split(".")[1]) < self._first
+            if name.endswith("_norm.weight") and not before:
                 weight = self._device.copy(self._artefact.tensor(name))
                 heads = name.endswith(("q_norm.weight", "k_norm.weight"))
                 self._norms[name] = weight if heads else to_planes(weight[None])[0]
@@ -113,7 +114,9 @@ class GpuPlan:
         linears = [linear for product in products for _, linear in product.parts]
         norms = sum(norm.nbytes for norm in self._norms.values())
         self.bytes_per_token = sum(linear.nbytes for linear in linears) + norms
-        self._weight_bytes = self.bytes_per_token + (0 if spec.tied else self._table.nbytes)
+        self._weight_bytes = self.bytes_per_token
+        if self._table is not None and not spec.tied:
+            self._weight_bytes += self._table.nbytes
 
     def _join(self, *names: str) -> _Product:
         """One product where formats are the same, else one each."""
@@ -196,11 +199,17 @@ class GpuPlan:
     # Launches
 
     def body(self, inputs: Inputs, cache: GpuCache) -> None:
-        """From tokens to their residual stream; keys and values are stored."""
+        """From tokens, or what is left of earlier layers, to their residual stream.
+
+        Keys and values are stored.
+        """
         T = inputs.count
         x = self._x[:T]
         cache.used.copy_(inputs.used)
-        embed(inputs.tokens, self._table, x, self._spec.embed_scale)
+        if self._table is not None:
+            embed(inputs.tokens, self._table, x, self._spec.embed_scale)
+        else:
+            x.copy_(self._required(inputs.hidden))
         for layer in range(self._spec.num_layers):
             self._attention_block(layer, x, inputs, cache)
             self._mlp_block(layer, x)
@@ -229,7 +238,7 @@ class GpuPlan:
     def _attention_block(
         self, layer: int, x: torch.Tensor, inputs: Inputs, cache: GpuCache
     ) -> None:
-        spec, prefix, T = self._spec, f"layers.{layer}.", len(x)
+        spec, prefix, T = self._spec, f"layers.{self._first + layer}.", len(x)
         slots, (begin, end) = cache.layers[layer], cache.rows[layer]
         qkv, q, mixed = self._qkv_out[:T], self._q[:T], self._mixed[:T]
         norm = self._norms[prefix + "input_norm.weight"] if spec.pre_norm else None
@@ -256,7 +265,7 @@ class GpuPlan:
             eps=spec.norm_eps,
             query_row=inputs.query_row,
         )
-        seen = {
+        seen: dict[str, Any] = {
             "token_positions": inputs.positions,
             "window": spec.layers[layer].window,
             "scale": spec.attn_scale,
@@ -277,7 +286,7 @@ class GpuPlan:
         self._residual(self._o[layer], mixed, x, prefix + "post_attention_norm.weight")
 
     def _mlp_block(self, layer: int, x: torch.Tensor) -> None:
-        spec, prefix, T = self._spec, f"layers.{layer}.", len(x)
+        spec, prefix, T = self._spec, f"layers.{self._first + layer}.", len(x)
         product, act = self._gate_up[layer], self._act[:T]
         norm = self._norms[prefix + "pre_mlp_norm.weight"] if spec.pre_norm else None
         if product.joined is not None:
@@ -350,7 +359,7 @@ class GpuPlan:
         return buffer
 
 
-def _buffer_bytes(spec: DecoderSpec, options: GpuPlanOptions) -> int:
+def buffer_bytes(spec: DecoderSpec, options: GpuPlanOptions) -> int:
     """About what `_buffers` allocates."""
     mixed = (spec.num_heads * 3 + 2 * spec.num_kv_heads) * spec.head_dim
     wide = max(spec.hidden_size, spec.intermediate_size)

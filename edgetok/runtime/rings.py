@@ -6,8 +6,11 @@ prefill block, since a block's tokens are stored before they are attended to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from edgetok.errors import OptionError
 from edgetok.models.spec import DecoderSpec
@@ -23,6 +26,43 @@ class Ring(Protocol):
     @property
     def oldest(self) -> int:
         """The first token that it still holds."""
+
+
+class Windows(Protocol):
+    """The rings of a cache that forgets: its layers with a sliding window."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+
+    @property
+    def oldest(self) -> list[int]:
+        """The first token that each ring still holds."""
+
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """All slots' bytes."""
+
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next tokens; gives the first one's position."""
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were computed."""
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from `length_tokens` on; False where a ring cannot."""
+
+    def restore(
+        self,
+        memory: npt.NDArray[np.uint8],
+        length: int,
+        shift: int,
+        oldest: npt.NDArray[np.int64],
+    ) -> None:
+        """Become what `memory` and the counters were."""
+
+    def shift(self, by: int, turn: Callable[[int, Any, npt.NDArray[np.int64]], Any]) -> None:
+        """Lower all positions by `by`, turning keys with `turn(layer, keys [n, D], by [n])`."""
 
 
 def ring_slots(

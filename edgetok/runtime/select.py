@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from edgetok.config import read_settings
-from edgetok.errors import OptionError, UnsupportedError
+from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.machine import physical_cores
+from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, GpuCompute
 
+if TYPE_CHECKING:
+    from edgetok.runtime.cpu_backend import CpuBackend
+
+DEFAULT_CONTEXT_TOKENS = 4096
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
 KvBits = Literal[4, 8, 16, 32]
@@ -23,12 +28,17 @@ class RunOptions:
 
     Attributes:
         device: "cpu" or "cuda" (a GPU) for edgetok's kernels, "onnxruntime" for any graph, "auto"
-            for the CPU, or onnxruntime where only that fits.
+            for a GPU where there is one with room for it, else the CPU, or onnxruntime where only
+            that fits.
+        gpu_layers: how many of the last layers a GPU computes, the CPU the others; None for all.
         threads: how many compute; None for one per physical core that this process may use, or
             one where a model is too small to gain from more.
         kv_bits: of keys and values in the cache: 4 or 8, or 16 or 32 for floats; on a GPU 8 or 16.
         compute: of activations in products: "int8" (on a GPU float16), or "float32" to compare.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
+        context: tokens that a cache will hold, for the GPU's memory plan; None for the default.
+        kv_budget: bytes of a cache that forgets, likewise.
+        verbose: say which device "auto" took and why.
     """
 
     device: Device = "auto"
@@ -36,6 +46,10 @@ class RunOptions:
     kv_bits: KvBits = 8
     compute: Compute = "int8"
     isa: str | None = None
+    gpu_layers: int | None = None
+    context: int | None = None
+    kv_budget: int | None = None
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -56,10 +70,15 @@ class RunOptions:
             raise OptionError(
                 f"threads is {self.threads!r}, expected a whole number from 1 to 1024"
             )
+        if self.gpu_layers is not None:
+            if type(self.gpu_layers) is not int or self.gpu_layers < 0:
+                raise OptionError(f"gpu_layers is {self.gpu_layers!r}, expected a number from 0 up")
+            if device not in ("auto", "cuda"):
+                raise OptionError(f"gpu_layers was given with device {device!r}, expected 'cuda'")
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
-    """The backend that "auto" means for this artefact.
+    """The backend that "auto" means for this artefact where there is no GPU.
 
     Returns:
         Its name, and a line for the user where it is not the expected one.
@@ -103,41 +122,102 @@ def load_backend(
         UnsupportedError: the wanted backend cannot run the artefact, or there is no GPU.
     """
     device, note = choose(artefact, options.device)
-    if device == "cuda":
-        from edgetok.kernels_gpu.device import find
-
-        gpu = find()  # first of all: what it needs may not be installed
-        from edgetok.runtime.gpu_backend import GpuBackend
-
-        compute: GpuCompute = "float32" if options.compute == "float32" else "float16"
-        return (
-            GpuBackend(
-                artefact,
-                device=gpu,
-                kv_bits=options.kv_bits,
-                compute=compute,
-                cache_dir=read_settings().cache_dir,
-            ),
-            note,
-        )
+    if options.device == "auto" and artefact.spec is not None:
+        wanted = options.gpu_layers
+        if wanted is None:
+            found = _gpu_if_any(artefact, artefact.spec, options)
+            if not isinstance(found, str):
+                return found
+            note = f"device cpu: {found}" if options.verbose else note
+        elif wanted:
+            device = "cuda"
+    if device == "cuda" and artefact.spec is not None and options.gpu_layers != 0:
+        return _gpu(artefact, artefact.spec, options, progress)
     if device == "onnxruntime":
         from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(artefact, threads=options.threads or physical_cores()), note
+    return _cpu(artefact, options, progress), note
+
+
+def _cpu(
+    artefact: Artefact, options: RunOptions, progress: Callable[[int, int], None] | None
+) -> CpuBackend:
     from edgetok.runtime.cpu_backend import CpuBackend
 
-    return (
-        CpuBackend(
-            artefact,
-            threads=options.threads,
-            kv_bits=options.kv_bits,
-            compute=options.compute,
-            isa=options.isa,
-            cache_dir=read_settings().cache_dir,
-            progress=progress,
-        ),
-        note,
+    return CpuBackend(
+        artefact,
+        threads=options.threads,
+        kv_bits=options.kv_bits,
+        compute=options.compute,
+        isa=options.isa,
+        cache_dir=read_settings().cache_dir,
+        progress=progress,
     )
+
+
+def _gpu_if_any(
+    artefact: Artefact, spec: DecoderSpec, options: RunOptions
+) -> tuple[Backend, str | None] | str:
+    """A GPU with room for all of it, or why not; looks before it imports anything large."""
+    from edgetok.kernels_gpu import device
+
+    if options.isa is not None:
+        return "an instruction set was asked for"
+    if not device.present():
+        return "no GPU was found"
+    try:
+        return _gpu(artefact, spec, options, None)
+    except (MissingExtraError, OptionError, UnsupportedError) as error:
+        return str(error)
+
+
+def _gpu(
+    artefact: Artefact,
+    spec: DecoderSpec,
+    options: RunOptions,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Backend, str | None]:
+    """Layers on the first GPU, those before them on the CPU, once both are known to fit."""
+    from edgetok.kernels_gpu import device
+
+    gpu = device.find()  # first of all: what it needs may not be installed
+    from edgetok.runtime.gpu_backend import GpuBackend, plan_options
+    from edgetok.runtime.gpu_memory import first_layers, place, require
+
+    total = spec.num_layers
+    layers = total if options.gpu_layers is None else options.gpu_layers
+    if layers > total:
+        raise OptionError(f"gpu_layers is {layers}, the model has {total}")
+    compute: GpuCompute = "float32" if options.compute == "float32" else "float16"
+    tokens = options.context or min(spec.context_tokens, DEFAULT_CONTEXT_TOKENS)
+    plans = [
+        place(
+            artefact,
+            spec,
+            count,
+            options=plan_options(compute),
+            kv_bits=options.kv_bits,
+            cache_tokens=tokens,
+            cache_budget=options.kv_budget if count == total else None,
+        )
+        for count in range(1, total + 1)
+    ]
+    free, _ = gpu.memory()
+    require(plans[layers - 1], sum(plan.device_bytes <= free for plan in plans), gpu)
+    before = None
+    if layers < total:
+        before = _cpu(first_layers(artefact, spec, total - layers), options, progress)
+    backend = GpuBackend(
+        artefact,
+        device=gpu,
+        before=before,
+        kv_bits=options.kv_bits,
+        compute=compute,
+        cache_dir=read_settings().cache_dir,
+    )
+    told = options.gpu_layers is not None or options.verbose
+    return backend, plans[layers - 1].describe(gpu) if told else None
 
 
 def _list(choices: object) -> str:

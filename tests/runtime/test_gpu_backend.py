@@ -219,3 +219,34 @@ def test_damaged_weights_are_named(tiny, open_backend, tmp_path):
     draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
     with pytest.raises(ArtefactError, match="not finite"):
         backend.forward_sampled(backend.new_cache(8), TOKENS[:1], draw)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen2"])
+def test_layers_shared_with_the_cpu(family, tiny, on_card, kernel_cache):
+    """Any split gives the same answer: windows, a tied embedding, its scale and biases."""
+    from edgetok.formats.artefact import open_artefact
+    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.gpu_memory import first_layers
+
+    model = tiny(family, 16)
+    expected = forward(model.spec, model.weights, TOKENS)
+    for count in (1, model.spec.num_layers - 1):
+        artefact = open_artefact(model.artefact)
+        before = CpuBackend(
+            first_layers(artefact, model.spec, model.spec.num_layers - count),
+            threads=1, cache_dir=kernel_cache, kv_bits=16, compute="float32",
+        )  # fmt: skip
+        device = None if on_card else Device(interpreted=True)
+        backend = GpuBackend(
+            artefact, device=device, before=before, kv_bits=16, compute="float32", block_tokens=6
+        )
+        cache = backend.new_cache(20)
+        found = backend.forward(cache, TOKENS[:8])
+        assert share(found, expected[7]) < FLOAT16_SHARE
+        assert cache.truncate(7)
+        for i in (7, 8):  # launched one by one, then as a graph
+            found = backend.forward(cache, TOKENS[i : i + 1])
+            assert share(found, expected[i]) < 2 * FLOAT16_SHARE
+        assert cache.before.length_tokens == cache.length_tokens == 9
+        assert cache.nbytes > cache.before.nbytes > 0
+        backend.close()

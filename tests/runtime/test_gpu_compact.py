@@ -1,0 +1,76 @@
+"""The cache that forgets on a GPU against the CPU's: the same tokens, positions and logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
+
+from edgetok.kernels_gpu.device import Device
+from edgetok.runtime.cache_limits import BoundedBackend, BoundedCache, CacheLimits
+from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.gpu_backend import GpuBackend
+from tests.tiny import VOCAB_SIZE
+
+pytestmark = pytest.mark.gpu
+TOKENS = np.random.default_rng(5).integers(3, VOCAB_SIZE, 120).astype(np.int32)
+# Float16 keys, values, queries and probabilities: 5e-4 each.
+FLOAT16_SHARE = 8e-3
+
+
+@pytest.fixture
+def pair(tiny, kernel_cache, on_card):
+    """A model on both, with float16 caches."""
+    opened = []
+
+    def pair(family):
+        model = tiny(family, 16)
+        cpu = CpuBackend(
+            model.artefact, threads=1, cache_dir=kernel_cache, kv_bits=16, compute="float32"
+        )
+        gpu = GpuBackend(
+            model.artefact,
+            device=None if on_card else Device(interpreted=True),
+            kv_bits=16,
+            compute="float32",
+        )
+        opened.extend((cpu, gpu))
+        return cpu, gpu
+
+    yield pair
+    for backend in opened:
+        backend.close()
+
+
+def held(cache):
+    """Of every head, its tokens and their positions, in the order of tokens."""
+    pool, found = cache._pool, []
+    for head in range(len(cache._heads)):
+        at = pool.held(head)
+        at = at[np.argsort(pool.tokens[at])]
+        found.append((pool.tokens[at].tolist(), pool.positions[at].tolist()))
+    return found
+
+
+def share(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("family", "policy"), [("llama", "retain"), ("gemma3_text", "h2o")])
+def test_keeps_what_the_cpu_keeps(pair, family, policy):
+    """Trained for 64 tokens: keys are turned back too, those of windows as well."""
+    cpu, gpu = pair(family)
+    assert isinstance(gpu, BoundedBackend)
+    limits = CacheLimits(policy=policy)
+    ours, theirs = gpu.new_bounded_cache(64, limits), cpu.new_bounded_cache(64, limits)
+    assert isinstance(ours, BoundedCache)
+    for part in (TOKENS[:75], *TOKENS[75:79, None]):
+        mine, other = gpu.forward(ours, part), cpu.forward(theirs, part)
+        assert share(mine, other) < FLOAT16_SHARE
+    assert held(ours) == held(theirs)
+    assert ours.position == theirs.position < ours.length_tokens
+    positions = ours._positions.cpu().numpy()
+    np.testing.assert_array_equal(positions, ours._pool.positions)
+    assert ours.loss == pytest.approx(theirs.loss, abs=2e-3)
+    np.testing.assert_allclose(ours._pool.mass, theirs._pool.mass, atol=0.05)

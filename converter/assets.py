@@ -12,13 +12,14 @@ from edgetok.errors import CheckpointError
 from edgetok.formats import strict_json
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
 
 _MAX_TOKENIZER_BYTES = 128 << 20  # Gemma 3's 262,144 tokens take 33 MB
 _MAX_TEXT_BYTES = 4 << 20
 _COPIED = (
     CONFIG_FILE,  # what names and sizes an export is to have
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "chat_template.jinja",
     "generation_config.json",
 )

@@ -330,6 +330,16 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:
+    """The whole checkpoint's parameters in float32; a tied head has none of its own."""
+    named = set(weights.checkpoint.names)
+    return {
+        name: _to_torch(weights.checkpoint.tensor(name))
+        for name, _ in module.named_parameters()
+        if name in named
+    }
+
+
 @contextlib.contextmanager
 def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
     """Give a module a parameter for as long as the context lasts."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgetok.converter import direct, gptq
 from edgetok.converter.awq import GroupProducts, Sample, quantise_clipped
 from edgetok.converter.blocks import STAGES, Block, Original
-from edgetok.converter.calibration import Tokens, split_windows, windows_of
+from edgetok.converter.calibration import Texts, Tokens
 from edgetok.converter.fold import fold_block
 from edgetok.converter.layout import DataFile, TensorFormat
 from edgetok.converter.options import ConvertOptions
@@ -67,13 +67,13 @@ class Observer(Protocol):
 
 
 def convert_calibrated(
-    job: Job, windows: Tokens, workspace: Workspace, progress: Progress
+    job: Job, texts: Texts, workspace: Workspace, progress: Progress
 ) -> list[str]:
     """Quantise with GPTQ, AWQ or the recipe; a journal line for each block.
 
     Args:
         job: the conversion.
-        windows: [B, T] token ids to calibrate on.
+        texts: what to calibrate on.
         workspace: where it is made.
         progress: told of each block.
 
@@ -88,6 +88,7 @@ def convert_calibrated(
     done = sum(workspace.done(step) for step in steps)
     progress.begin(f"Quantising with {job.options.method}", len(steps), done)
     original = Original(job.weights)
+    windows = texts.calibration(job.options)
     hidden: Tensor | None = None
     notes: list[str] = []
     for step, modules in steps.items():
@@ -110,16 +111,16 @@ def convert_calibrated(
             progress.advance()
         notes += workspace.result(step).get("notes", [])
     if "tune" in job.options.steps:
-        notes += _tune(job, workspace, progress)
+        notes += _tune(job, texts, workspace, progress)
     return [
         f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
     ]
 
 
-def _tune(job: Job, workspace: Workspace, progress: Progress) -> list[str]:
+def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> list[str]:
     """Learn scales and norms, and write them over those in the data file; what to tell of it.
 
-    From all of the text that `compare` leaves: more of it costs no more steps.
+    From all of the text: more of it costs no more steps.
     They are kept beside the journal first: were they learned from what a killed run had written
     over half of the file, they would be others.
     """
@@ -131,9 +132,7 @@ def _tune(job: Job, workspace: Workspace, progress: Progress) -> list[str]:
     if not workspace.done("tune"):
         spec = job.weights.family.spec
         written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
-        windows = windows_of(spec, job.options, workspace.artefact)
-        windows, _ = split_windows(windows, len(windows))
-        tuned = tune(job.weights, written, windows, progress)
+        tuned = tune(job.weights, written, texts.learned, progress)
         write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
         note = (
             f"tune: KL on held-out calibration text {tuned.kl_before:.4f} -> {tuned.kl_after:.4f}"
@@ -152,14 +151,6 @@ def _tune(job: Job, workspace: Workspace, progress: Progress) -> list[str]:
         job.data.sync()
         workspace.finish("tuned", {})
     return [found["note"]]
-
-
-def calibration_windows(
-    weights: CanonicalWeights, options: ConvertOptions, artefact: Path
-) -> Tokens:
-    """[B, T] token ids to calibrate on; `compare` takes others of the same text."""
-    windows = windows_of(weights.family.spec, options, artefact)
-    return split_windows(windows, options.calibration_windows)[0]
 
 
 def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:

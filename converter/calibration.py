@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import numpy.typing as npt
 
 from edgetok.converter.assets import TOKENIZER_FILE
 from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Progress
+from edgetok.converter.target import REFERENCE_TOKENS
+from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.workspace import Workspace, write_durably
 from edgetok.errors import CheckpointError, OptionError
-from edgetok.models.spec import DecoderSpec
 
 Tokens = npt.NDArray[np.int64]
 
@@ -40,15 +44,74 @@ def calibration_text(options: ConvertOptions) -> str:
     return text
 
 
-def windows_of(spec: DecoderSpec, options: ConvertOptions, artefact: Path) -> Tokens:
-    """[windows, T] token ids of the whole calibration text; see `token_windows`."""
-    return token_windows(
-        calibration_text(options),
-        artefact,
-        min(options.window_tokens, spec.context_tokens),
-        spec.vocab_size,
-        spec.bos_token,
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The token windows of a conversion.
+
+    Attributes:
+        learned: [n, T] what may be calibrated on.
+        held_out: [m, T] what the result is compared with the original on.
+        notes: for the report.
+    """
+
+    learned: Tokens
+    held_out: Tokens
+    notes: tuple[str, ...] = ()
+
+    def calibration(self, options: ConvertOptions) -> Tokens:
+        """As many windows as are wanted, spread over all that may be calibrated on."""
+        wanted = min(options.calibration_windows, len(self.learned))
+        return self.learned[spread(len(self.learned), wanted)]
+
+
+def texts_of(
+    weights: CanonicalWeights,
+    options: ConvertOptions,
+    workspace: Workspace,
+    progress: Progress,
+    *,
+    calibrates: bool,
+) -> Texts:
+    """The user's text; or else one that the model writes, in the journal, beside the shipped one.
+
+    Args:
+        weights: the original's.
+        options: of the conversion.
+        workspace: with the tokenizer.
+        progress: told while the model writes.
+        calibrates: whether text is needed for more than a comparison.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it belongs to another model.
+        OptionError: the user's file cannot be read as UTF-8 text, or is empty.
+        OutputError: a write failed.
+    """
+    spec = weights.family.spec
+    length = min(options.window_tokens, spec.context_tokens)
+    given = token_windows(
+        calibration_text(options), workspace.artefact, length, spec.vocab_size, spec.bos_token
     )
+    if options.calibration is not None or "write" in options.without:
+        return Texts(*split_windows(given))
+    from edgetok.converter import written
+
+    if weights.parameters > written.MOST_WEIGHTS:
+        note = (
+            "calibrated and compared on the text that ships: writing its own takes models of up "
+            f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
+        )
+        return Texts(*split_windows(given), (note,))
+    held_out = -(-(options.reference_tokens or REFERENCE_TOKENS) // (length - 1))
+    learned = options.calibration_windows * (2 if options.method == "auto" else 1)
+    path = workspace.folder / "written.i32"
+    if not workspace.done("write"):
+        shape = (held_out + (learned if calibrates else 0), length)
+        openings = written.openings_of(spec, workspace.artefact, given)
+        found = written.write(weights, openings, shape, progress)
+        write_durably(path, found.astype(np.int32).tobytes())
+        workspace.finish("write", {})
+    tokens = np.fromfile(path, np.int32).reshape(-1, length).astype(np.int64)
+    return Texts(tokens[held_out:] if calibrates else tokens, tokens[:held_out])
 
 
 def token_windows(
@@ -95,21 +158,18 @@ def token_windows(
     return windows
 
 
-def split_windows(windows: Tokens, calibration_windows: int) -> tuple[Tokens, Tokens]:
-    """Windows to calibrate on, and others to compare on, both spread over the whole text.
+def split_windows(windows: Tokens) -> tuple[Tokens, Tokens]:
+    """Windows to calibrate on, and others to compare on: one in eight, but at least one.
 
-    One window in eight, but at least one, is held out for the comparison. Where there is only one
-    window in all, it serves for both.
+    Where there is only one window in all, it serves for both.
 
     Args:
         windows: [windows, T].
-        calibration_windows: how many are wanted at most.
     """
     if len(windows) == 1:
         return windows, windows
     held_out = spread(len(windows), max(1, len(windows) // 8))
-    rest = np.delete(windows, held_out, axis=0)
-    return rest[spread(len(rest), min(calibration_windows, len(rest)))], windows[held_out]
+    return np.delete(windows, held_out, axis=0), windows[held_out]
 
 
 def spread(count: int, wanted: int) -> npt.NDArray[np.int64]:

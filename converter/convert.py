@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgetok.converter import direct
 from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
-from edgetok.converter.calibration import split_windows, windows_of
+from edgetok.converter.calibration import Texts, Tokens, texts_of
 from edgetok.converter.coded import CodedCheckpoint
 from edgetok.converter.ends import (
     finish_artefact,
@@ -27,6 +27,7 @@ from edgetok.converter.import_packed import KEY, PackedCheckpoint
 from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress, Silent
+from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.report import Agreement, LayerReport, Report
 from edgetok.converter.source import resolve_source
 from edgetok.converter.target import REFERENCE_TOKENS, Target
@@ -117,19 +118,30 @@ def convert(
             notes = checkpoint.notes
         notes = notes + copy_assets(assets, workspace.artefact, family.spec.vocab_size)
         formats, reasons = _formats(weights, options, workspace, progress)
+        tokens, reason = _reference_tokens(weights, options, workspace)
+        calibrates = options.calibrates or target is not None
+        texts = None
+        if calibrates or tokens:
+            texts = texts_of(weights, options, workspace, progress, calibrates=calibrates)
+            notes += texts.notes
         fitting = None
-        if target is not None:
+        if target is not None and texts is not None:
             from edgetok.converter.fitting import Fitting
 
-            fitting = Fitting(weights, target, options, workspace, progress, cores())
+            fitting = Fitting(weights, target, options, texts, workspace, progress, cores())
             reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
         while True:
             if fitting is not None:
                 formats = fitting.allocation.formats
             layout = plan(family.spec, formats)
             require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
-            more_notes = _write_weights(weights, formats, layout, options, workspace, progress)
-            agreement, reason = _compare(weights, formats, layout, options, workspace, progress)
+            more_notes = _write_weights(
+                weights, formats, layout, options, texts, workspace, progress
+            )
+            agreement = None
+            if texts is not None and tokens:
+                written = WrittenWeights(workspace.artefact, family.spec, formats, layout)
+                agreement = _compare(weights, written, texts.held_out, tokens, progress)
             if fitting is None or fitting.accepts(agreement):
                 break
         notes += more_notes
@@ -182,6 +194,7 @@ def _write_weights(
     formats: Mapping[str, TensorFormat],
     layout: Layout,
     options: ConvertOptions,
+    texts: Texts | None,
     workspace: Workspace,
     progress: Progress,
 ) -> list[str]:
@@ -190,47 +203,47 @@ def _write_weights(
         # What another choice of formats left would show between tensors.
         (workspace.artefact / DATA_FILE).unlink(missing_ok=True)
     with DataFile(workspace.artefact / DATA_FILE, layout) as data:
-        if not options.calibrates:
+        if texts is None or not options.calibrates:
             direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
             return []
-        from edgetok.converter.calibrated import Job, calibration_windows, convert_calibrated
+        from edgetok.converter.calibrated import Job, convert_calibrated
 
-        windows = calibration_windows(weights, options, workspace.artefact)
-        hidden_bytes = 4 * windows.size * weights.family.spec.hidden_size
+        hidden_bytes = 4 * texts.calibration(options).size * weights.family.spec.hidden_size
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
         job = Job(weights, formats, layout, options, data, cores())
-        return convert_calibrated(job, windows, workspace, progress)
+        return convert_calibrated(job, texts, workspace, progress)
+
+
+def _reference_tokens(
+    weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
+) -> tuple[int, str | None]:
+    """How many tokens are compared with the original; if none, why."""
+    if options.reference_tokens == 0:
+        return 0, "not asked for"
+    if not has_torch():
+        return 0, "needs torch and transformers: pip install 'edgetok[convert]'"
+    if not (workspace.artefact / TOKENIZER_FILE).exists():
+        return 0, "the checkpoint has no tokenizer"
+    if options.reference_tokens:
+        return options.reference_tokens, None
+    tokens = default_reference_tokens(weights.parameters, options)
+    if not tokens:
+        return 0, "takes longer than rounding a model of this size; `edgetok eval` does it"
+    return tokens, None
 
 
 def _compare(
     weights: CanonicalWeights,
-    formats: Mapping[str, TensorFormat],
-    layout: Layout,
-    options: ConvertOptions,
-    workspace: Workspace,
+    written: WrittenWeights,
+    held_out: Tokens,
+    tokens: int,
     progress: Progress,
-) -> tuple[Agreement | None, str | None]:
-    """Agreement with the original, or why it was not measured."""
-    tokens = options.reference_tokens
-    if tokens == 0:
-        return None, "not asked for"
-    if not has_torch():
-        return None, "needs torch and transformers: pip install 'edgetok[convert]'"
-    if not (workspace.artefact / TOKENIZER_FILE).exists():
-        return None, "the checkpoint has no tokenizer"
-    if tokens is None:
-        tokens = default_reference_tokens(weights.parameters, options)
-        if not tokens:
-            return None, "takes longer than rounding a model of this size; `edgetok eval` does it"
+) -> Agreement:
     from edgetok.converter.compare import compare
-    from edgetok.converter.readback import WrittenWeights
 
-    spec = weights.family.spec
-    _, held_out = split_windows(windows_of(spec, options, workspace.artefact), 1)
     held_out = held_out[:, : tokens + 1]
     held_out = held_out[: max(1, tokens // (held_out.shape[1] - 1))]
-    written = WrittenWeights(workspace.artefact, spec, formats, layout)
-    return compare(weights, written, held_out, progress), None
+    return compare(weights, written, held_out, progress)
 
 
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:

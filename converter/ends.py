@@ -18,7 +18,7 @@ from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.manifest import Exporter, write_manifest
 from edgetok.machine import cores
 
-VERSION = 2  # of what is written; another one never goes on with this one's partial work
+VERSION = 3  # of what is written; another one never goes on with this one's partial work
 
 
 def finish_artefact(workspace: Workspace, report: Report, *, exporter: Exporter) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgetok.converter.calibrated import calibration_windows
+from edgetok.converter.calibration import Texts
 from edgetok.converter.fit import Allocation, Allocator
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
@@ -35,6 +35,7 @@ class Fitting:
         weights: CanonicalWeights,
         target: Target,
         options: ConvertOptions,
+        texts: Texts,
         workspace: Workspace,
         progress: Progress,
         threads: int,
@@ -50,12 +51,11 @@ class Fitting:
         self._spec = weights.family.spec
         self._quick = weights.parameters <= 100_000_000
         if not workspace.done("sensitivity"):
-            windows = calibration_windows(weights, options, workspace.artefact)
             found = measure(
                 weights,
                 options,
                 workspace.result("survey"),
-                windows,
+                texts.calibration(options),
                 workspace.folder,
                 progress,
                 threads,
@@ -91,7 +91,7 @@ class Fitting:
             goal = next_goal(rounds, limit, loosen=self._quick)
         if goal is None:
             return True
-        kept = ["survey", "sensitivity"]
+        kept = [step for step in ("survey", "write", "sensitivity") if self._workspace.done(step)]
         self._workspace.begin_again(kept, "rounds", [list(item) for item in [*rounds, (goal, 0)]])
         self.allocation = self._allocate()
         return False

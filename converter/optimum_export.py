@@ -204,7 +204,7 @@ def _compare(source: Path, artefact: Path, options: ConvertOptions, vocab_size: 
     wanted = options.reference_tokens or _REFERENCE_TOKENS
     length = min(options.window_tokens, context, wanted + 1)
     text = calibration_text(options)
-    _, windows = split_windows(token_windows(text, artefact, length, vocab_size, None), 1)
+    _, windows = split_windows(token_windows(text, artefact, length, vocab_size, None))
     windows = windows[: max(1, wanted // (windows.shape[1] - 1))]
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from edgetok.errors import OptionError
 
 Method = Literal["rtn", "gptq", "awq", "auto"]
-Step = Literal["fold", "search", "gptq", "descent", "tune"]
+Step = Literal["write", "fold", "search", "gptq", "descent", "tune"]
 Order = Literal["group_aware", "plain"]
 
 BITS = (2, 3, 4, 8, 16)
@@ -30,7 +30,8 @@ class ConvertOptions:
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.
-        calibration: a text of the user's own; None: the one that ships with edgetok.
+        calibration: a text of the user's own; None: one that the model writes, or, where it is too
+            large for that, the one that ships with edgetok.
         calibration_windows: how many pieces of it are used to calibrate gptq and awq. 64 took twice
             as long on a model of 4 million weights and were no better (KL 0.053 against 0.052).
         window_tokens: their length, capped by the model's context.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from edgetok.converter.blocks import build_on_meta
+from edgetok.converter.blocks import build_on_meta, original_parameters
 from edgetok.converter.calibration import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
@@ -155,7 +155,7 @@ def tune(
     progress.begin("Tuning scales", steps)
     spec = weights.family.spec
     module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
-    teacher = _original(module, weights)
+    teacher = original_parameters(module, weights)
     student = _Student(weights, written)
     ids = torch.from_numpy(windows)
     judged = ids[_HELD_OUT - 1 :: _HELD_OUT] if len(ids) >= _HELD_OUT else ids
@@ -183,16 +183,6 @@ def tune(
     found = student.result()
     after = _divergence(module, teacher, student, judged)
     return Tuned(found if after < before else {}, before, after)
-
-
-def _original(module: Any, weights: CanonicalWeights) -> dict[str, Tensor]:
-    """The checkpoint's parameters; a tied head has no tensor of its own."""
-    named = set(weights.checkpoint.names)
-    return {
-        name: torch.from_numpy(weights.checkpoint.tensor(name).copy())
-        for name, _ in module.named_parameters()
-        if name in named
-    }
 
 
 def _kl(

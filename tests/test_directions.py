@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors"},
     "kernels_cpu": {"errors", "folders"},
     "kernels_gpu": {"errors"},
-    "converter": {"errors", "formats", "machine", "models", "kernels_cpu"},
+    "converter": {"errors", "formats", "machine", "models", "kernels_cpu", "text"},
     "text": {"errors", "formats"},
     "cache": {"errors"},
     "runtime": {

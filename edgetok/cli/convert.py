@@ -31,7 +31,7 @@ from edgetok.cli import options as common
 )
 @click.option(
     "--without",
-    type=click.Choice(["fold", "search", "gptq", "descent", "tune"]),
+    type=click.Choice(["write", "fold", "search", "gptq", "descent", "tune"]),
     multiple=True,
     help="Leave a step of --method auto out; may be given more than once.",
 )
@@ -51,7 +51,7 @@ from edgetok.cli import options as common
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A text to calibrate on, instead of the one that ships.",
+    help="A text to calibrate on, instead of one that the model writes.",
 )
 @click.option(
     "--fit",

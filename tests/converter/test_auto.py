@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from edgetok.converter import tune as tuning
-from edgetok.converter.calibration import split_windows, windows_of
+from edgetok.converter.calibration import calibration_text, token_windows
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
 from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.written import openings_of, write
 from edgetok.errors import OptionError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
@@ -111,11 +112,13 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
         np.testing.assert_array_equal(left.codes, right.codes)
         np.testing.assert_array_equal(left.zeros, right.zeros)
         assert (left.scales != right.scales).any()
-    windows = split_windows(windows_of(spec, tuned, tmp_path / "tuned"), 10**6)[0]
     checkpoint = open_checkpoint(llama)
     weights = CanonicalWeights(
         checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
     )
+    text = token_windows(calibration_text(tuned), tmp_path / "tuned", 16, VOCAB_SIZE, None)
+    openings = openings_of(spec, tmp_path / "tuned", text)
+    windows = write(weights, openings, (3 + 8, 16), Silent())[3:]  # three are held out
     found = tuning.tune(weights, before, windows, Silent())
     assert found.kl_after < found.kl_before
     held_out = torch.from_numpy(windows[7::8] if len(windows) >= 8 else windows)
@@ -130,7 +133,7 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
 def test_each_step_can_be_left_out(llama, tmp_path):
     """And each does something: no two give the same weights."""
     seen = set()
-    for without in ((), ("fold",), ("search",), ("gptq",), ("descent",), ("tune",)):
+    for without in ((), ("write",), ("fold",), ("search",), ("gptq",), ("descent",), ("tune",)):
         options = ConvertOptions(bits=3, method="auto", without=without, **SMALL)
         convert(str(llama), tmp_path / "out", options)
         seen.add(digest(tmp_path / "out")["model.onnx.data"])
@@ -156,7 +159,7 @@ def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
 
 
 def test_options():
-    with pytest.raises(OptionError, match="without is 'magic', expected one of fold, search"):
+    with pytest.raises(OptionError, match="without is 'magic', expected one of write, fold"):
         ConvertOptions(method="auto", without=("magic",))
     with pytest.raises(OptionError, match="no recipe of steps"):
         ConvertOptions(method="gptq", without=("tune",))

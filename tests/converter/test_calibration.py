@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from edgetok.converter.calibration import (
+    Texts,
     calibration_text,
     split_windows,
     spread,
@@ -58,10 +59,13 @@ def test_short_and_empty_texts(tmp_path):
 @pytest.mark.parametrize("count", [2, 7, 9, 100])
 def test_held_out_windows_are_not_calibrated_on(count):
     windows = np.arange(count)[:, None]
-    calibration, held_out = split_windows(windows, 5)
-    assert not set(calibration[:, 0]) & set(held_out[:, 0])
+    learned, held_out = split_windows(windows)
+    assert sorted([*learned[:, 0], *held_out[:, 0]]) == list(range(count))
     assert len(held_out) == max(1, count // 8)
-    assert len(calibration) == min(5, count - len(held_out))
+    texts = Texts(learned, held_out)
+    calibration = texts.calibration(ConvertOptions(calibration_windows=5))
+    assert len(calibration) == min(5, len(learned))
+    assert set(calibration[:, 0]) <= set(learned[:, 0])
 
 
 def test_spread():

@@ -14,11 +14,14 @@ import onnxruntime
 import pytest
 import torch
 
+from edgetok.converter.calibration import calibration_text, token_windows
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.layout import plan
+from edgetok.converter.progress import Silent
 from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.workspace import partial_folder
+from edgetok.converter.written import openings_of, write
 from edgetok.errors import OutputError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.manifest import verify_manifest
@@ -118,7 +121,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
     onnx.checker.check_model(str(out / "model.onnx"))
     assert not partial_folder(out).exists()
     assert [stage[0] for stage in spy.stages] == [
-        "Checking weights", "Quantising", "Comparing with the original"
+        "Checking weights", "Writing calibration text", "Quantising", "Comparing with the original"
     ]  # fmt: skip
     assert spy.units == spy.stages[-1][1]
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 24))
@@ -166,10 +169,14 @@ def test_agreement_is_what_the_whole_models_give(llama, tmp_path):
     out = tmp_path / "out"
     options = ConvertOptions(bits=2, method="rtn", window_tokens=16, reference_tokens=45)
     agreement = convert(str(llama), out, options).agreement
-    from edgetok.converter.calibration import split_windows, windows_of
-
     written, spec = written_weights(llama, out, options)
-    tokens = torch.from_numpy(split_windows(windows_of(spec, options, out), 1)[1][:3])
+    checkpoint = open_checkpoint(llama)
+    weights = CanonicalWeights(
+        checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
+    )
+    text = token_windows(calibration_text(options), out, 16, VOCAB_SIZE, 1)
+    openings = openings_of(spec, out, text)
+    tokens = torch.from_numpy(write(weights, openings, (3, 16), Silent()))
     assert agreement.tokens == 3 * 15
     with torch.no_grad():
         theirs = load_reference(llama)(tokens).logits[:, :-1].double().log_softmax(-1)

@@ -121,13 +121,14 @@ def _measure_threads(
 ) -> list[dict[str, Any]]:
     from edgetok.evaluation import speed
     from edgetok.formats.artefact import open_artefact
-    from edgetok.runtime.select import RunOptions, load_backend
+    from edgetok.runtime.select import RunOptions, choose, load_backend
 
     options = {key: given[key] for key in ("device", "compute", "isa")}
     options |= {"kv_bits": int(given["kv_bits"]), "threads": threads}
     bandwidth: list[float] = []
     found: list[Samples] = []
     artefacts = [open_artefact(path)]
+    options["device"] = choose(artefacts[0], given["device"])[0]  # never a GPU
     engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
     try:
         # the backend's own choice where nobody made one; the other engine gets as many

@@ -1,10 +1,12 @@
 """Storing keys and values into the slots of the KV cache.
 
 At 8 bits: scale = absmax / 127, code = round(x / scale), to nearest even, of each head's key and
-value. At 4 bits: base = the smallest dim or 0, scale = (the largest dim or 0 - base) / 15,
-code = round((x - base) / scale), where base is rounded down and scale up to a bfloat16. At 16 bits
-values beyond float16 are clamped to its largest number. Layout and instruction slots:
-`launch_attention.py`. Heads are shared out as by `rope`, so no barrier is needed after it.
+value. At 4 bits: code = round(15 (x - low) / (high - low)) between the smallest dim or 0 and the
+largest or 0; scale and base are the bfloat16 numbers with which code * scale + base is nearest to x
+by least squares. What is left is then at right angles to the key itself, so that a query that looks
+for this very key finds its product as it was. At 16 bits values beyond float16 are clamped to its
+largest number. Layout and instruction slots: `launch_attention.py`. Heads are shared out as by
+`rope`, so no barrier is needed after it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
-from edgetok.kernels_cpu.kv_append_steps import f32_bits, store_nibbles, store_value_codes
+from edgetok.kernels_cpu.kv_append_steps import (
+    f32_bits,
+    round_f32,
+    store_nibbles,
+    store_value_codes,
+)
 from edgetok.kernels_cpu.launch_attention import (
     APPEND_HEAD_DIM,
     APPEND_HEADS,
@@ -37,8 +44,10 @@ from edgetok.kernels_cpu.norm import share
 from edgetok.kernels_cpu.simd import (
     LANES,
     absolute,
+    add,
     add_i32,
     f32_from_bits,
+    fma,
     inline,
     load_f32_first,
     max_lanes,
@@ -56,6 +65,7 @@ from edgetok.kernels_cpu.simd import (
     store_f16,
     store_f32,
     sub,
+    sum_lanes,
     write_f16,
     write_f32,
     write_i32,
@@ -129,50 +139,69 @@ def _value_8(x: int, size: int, padded: int, values: int, scales: int, slot: int
 
 
 @inline
-def _up(x: float) -> Any:
-    """Bits of the smallest bfloat16 that is not below x >= 0."""
-    return (f32_bits(x) + 0xFFFF) & 0xFFFF0000
+def _nearest(x: float) -> Any:
+    """Bits of the bfloat16 nearest to x."""
+    bits = f32_bits(x)
+    return (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
 
 
 @inline
-def _scale_4(x: int, size: int, word_at: int) -> Any:
-    """Write scale and base of `size` float32; returns the scale's inverse (0: none) and the base.
+def _fit_4(x: int, size: int, word_at: int) -> Any:
+    """Write scale and base of `size` float32; returns what codes are made with: 15 / range, low.
 
-    The range that the codes cover always holds 0.
+    The range always holds 0, so that dims past the last one get a code like any other.
     """
-    above = zero_f32()
-    below = zero_f32()
+    high = zero_f32()
+    low = zero_f32()
     for i in range(0, size, LANES):
         v = load_f32_first(x + 4 * i, min(LANES, size - i))
-        above = maximum(v, above)
-        below = maximum(sub(zero_f32(), v), below)
-    depth_bits = _up(max_lanes(below))
-    depth = f32_from_bits(depth_bits)
-    scale_bits = _up((max_lanes(above) + depth) * np.float32(1.0 / 15.0))
-    scale = f32_from_bits(scale_bits)
+        high = maximum(v, high)
+        low = minimum(v, low)
+    lowest = -max_lanes(sub(zero_f32(), low))
+    between = max_lanes(high) - lowest
     inverse = np.float32(0.0)
-    if scale >= _SMALLEST_ABSMAX:
-        inverse = np.float32(1.0) / scale
-    else:
-        scale_bits = np.int64(0)
-    write_i32(word_at, np.int32(depth_bits | 0x80000000 | scale_bits >> 16))
-    return inverse, -depth
+    if between >= _SMALLEST_ABSMAX:
+        inverse = np.float32(15.0) / between
+    # Codes are counted from that of 0, where dims past the last one are.
+    none = round_f32(mul(splat_f32(-lowest), splat_f32(inverse)))
+    codes = zero_f32()
+    squares = zero_f32()
+    products = zero_f32()
+    total = zero_f32()
+    for i in range(0, size, LANES):
+        v = load_f32_first(x + 4 * i, min(LANES, size - i))
+        code = sub(round_f32(mul(sub(v, splat_f32(lowest)), splat_f32(inverse))), none)
+        codes = add(codes, code)
+        squares = fma(code, code, squares)
+        products = fma(code, v, products)
+        total = add(total, v)
+    n = np.float32(size)
+    c, s = sum_lanes(codes), sum_lanes(total)
+    spread = n * sum_lanes(squares) - c * c
+    scale = np.float32(0.0)
+    if spread > np.float32(0.0):
+        scale = max((n * sum_lanes(products) - c * s) / spread, scale)
+    scale_bits = _nearest(scale)
+    scale = f32_from_bits(scale_bits)
+    base = (s - scale * c) / n - scale * max_lanes(none)
+    write_i32(word_at, np.int32(_nearest(base) | scale_bits >> 16))
+    return inverse, lowest
 
 
 @inline
 def _key_4(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
-    inverse, base = _scale_4(x, size, scales + 4 * slot)
+    inverse, low = _fit_4(x, size, scales + 4 * slot)
     at = _key_at(keys, padded, slot, 4)
     for i in range(0, size, 8):
-        _store_key_nibbles(at + KEY_TILE * i // 2, x + 4 * i, size - i, inverse, base)
+        _store_key_nibbles(at + KEY_TILE * i // 2, x + 4 * i, size - i, inverse, low)
 
 
 @inline
 def _value_4(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
-    inverse, base = _scale_4(x, size, scales + 4 * slot)
+    inverse, low = _fit_4(x, size, scales + 4 * slot)
     at = _value_at(values, padded, slot, 4)
     for i in range(0, size, 32):
-        _store_value_nibbles(at + VALUE_TILE * i // 2, x + 4 * i, size - i, inverse, base)
+        _store_value_nibbles(at + VALUE_TILE * i // 2, x + 4 * i, size - i, inverse, low)
 
 
 _store_key_nibbles = store_nibbles(4, 1)

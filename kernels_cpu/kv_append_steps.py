@@ -12,6 +12,7 @@ from edgetok.kernels_cpu.simd import (
     _I8,
     _I32,
     _I64,
+    F32,
     I32,
     LANES,
     _constant,
@@ -34,6 +35,13 @@ def f32_bits(b: Any, x: Any) -> Any:
     return b.zext(b.bitcast(x, _I32), _I64)
 
 
+@op(F32, F32)
+def round_f32(b: Any, x: Any) -> Any:
+    """The nearest integer, even on ties, of numbers below 2^22: as `store_nibbles` rounds."""
+    magic = _constant(_F32, LANES, _ROUND)
+    return b.fsub(b.fadd(x, magic), magic)
+
+
 def _scatter(b: Any, to: Any, code: Any, lanes: int, stride: int) -> None:
     codes = b.trunc(code, ir.VectorType(_I8, lanes))
     for i in range(lanes):
@@ -53,17 +61,17 @@ def store_nibbles(lanes: int, stride: int) -> Any:
     Bytes are `stride` apart.
 
     Args of the operation: to; x, count: address of the dims, how many there are (0 past them);
-    inverse, base: code = round((x - base) * inverse).
+    inverse, low: code = round((x - low) * inverse).
     """
 
     @op(void, i64, i64, i64, f32, f32)
-    def store(b: Any, to: Any, x: Any, count: Any, inverse: Any, base: Any) -> None:
+    def store(b: Any, to: Any, x: Any, count: Any, inverse: Any, low: Any) -> None:
         wide = ir.VectorType(_I32, lanes)
         halves = []
         for first in (0, lanes):
             left = b.sub(count, ir.Constant(_I64, first))
             at = b.add(x, ir.Constant(_I64, 4 * first))
-            v = b.fsub(_masked_load(b, at, left, _F32, lanes), _splat(b, base, lanes))
+            v = b.fsub(_masked_load(b, at, left, _F32, lanes), _splat(b, low, lanes))
             v = b.fadd(b.fmul(v, _splat(b, inverse, lanes)), _constant(_F32, lanes, _ROUND))
             halves.append(b.sub(b.bitcast(v, wide), _constant(_I32, lanes, _ROUND_BITS)))
         code = b.or_(halves[0], b.shl(halves[1], _constant(_I32, lanes, 4)))

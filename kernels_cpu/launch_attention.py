@@ -22,8 +22,9 @@ it has two bfloat16 numbers in their place, the scale in the low and the base in
 x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in its low half and dim
 j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
 
-At 4 bits keys and queries are turned by `hadamard` before, which leaves their products as they are
-and spreads what single dims have too much of (arXiv 2404.00456, section 4).
+At 4 bits queries, keys and values are turned by `hadamard` before, which leaves products of queries
+and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4); the
+result of attention is turned values, and turned back by the same transform.
 
 Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
 attention also keeps, for each KV head and slot s,

@@ -141,25 +141,31 @@ def hadamard(x: Array) -> Array:
 def quantise_slots(x: npt.NDArray[np.float32]) -> tuple[Bytes, Array, Array]:
     """Codes 0..15, scale and base of a 4-bit cache: x = code * scale + base over the last axis.
 
-    base is the smallest of x and 0, rounded down to a bfloat16; scale a fifteenth of what is
-    between it and the largest of x and 0, rounded up to one.
+    Codes divide what is between the smallest and the largest of x and 0 evenly; scale and base are
+    their least squares fit to x, rounded to bfloat16.
 
     Returns:
         codes like x, scales [..., 1] and bases [..., 1], both float32.
     """
 
-    def up(v: Array) -> Array:
-        bits = v.astype(np.float32).view(np.uint32).astype(np.uint64) + 0xFFFF
-        return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    def nearest(v: Array) -> Array:
+        bits = v.astype(np.float32).view(np.uint32).astype(np.uint64)
+        bits = bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000
+        return bits.astype(np.uint32).view(np.float32)
 
     zero = np.float32(0)
-    depth = up(np.maximum(-x.min(-1, keepdims=True), zero))
-    above = np.maximum(x.max(-1, keepdims=True), zero)
-    scale = up((above + depth) * np.float32(1 / 15))
-    scale[scale < SMALLEST_ABSMAX] = 0
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    codes = np.rint((x + depth) * inverse)
-    return codes.astype(np.uint8), scale, -depth
+    low = np.minimum(x.min(-1, keepdims=True), zero)
+    between = np.maximum(x.max(-1, keepdims=True), zero) - low
+    inverse = np.zeros_like(between)
+    np.divide(np.float32(15), between, out=inverse, where=between >= SMALLEST_ABSMAX)
+    codes = np.rint((x - low) * inverse)
+    off, mean = codes - codes.mean(-1, keepdims=True), x.mean(-1, keepdims=True)
+    spread = np.square(off).sum(-1, keepdims=True)
+    scale = np.zeros_like(between)
+    np.divide((off * (x - mean)).sum(-1, keepdims=True), spread, out=scale, where=spread > 0)
+    scale = nearest(np.maximum(scale, zero))
+    base = nearest(mean - scale * codes.mean(-1, keepdims=True))
+    return codes.astype(np.uint8), scale, base
 
 
 def activation(x: Array, kind: str) -> Array:

@@ -181,10 +181,12 @@ class Plan:
         made += self._positions_in(layer)
         if self._options.kv_bits == 4:
             made += [
-                launch_attention.hadamard(
-                    self._kernels, x=_at(x), heads=heads, head_dim=spec.head_dim, wait=False
+                self._turned(x, heads)
+                for x, heads in (
+                    (self._q, spec.num_heads),
+                    (self._k, spec.num_kv_heads),
+                    (self._v, spec.num_kv_heads),
                 )
-                for x, heads in ((self._q, spec.num_heads), (self._k, spec.num_kv_heads))
             ]
         made.append(
             launch_attention.kv_append(
@@ -214,8 +216,16 @@ class Plan:
             scratch=_at(self._attention_scratch),
             partials=_at(self._partials),
         )
+        if self._options.kv_bits == 4:
+            made.append(self._turned(self._mixed, spec.num_heads, wait=True))
         made += self._residual(prefix + "o_proj", self._mixed, prefix + "post_attention_norm")
         return made
+
+    def _turned(self, x: Array, heads: int, wait: bool = False) -> Instruction:
+        """Heads turned as 4-bit slots hold them, or back: mixed values are turned as values are."""
+        return launch_attention.hadamard(
+            self._kernels, x=_at(x), heads=heads, head_dim=self._spec.head_dim, wait=wait
+        )
 
     def _positions_in(self, layer: int) -> list[Instruction | Table]:
         """Norms of queries and keys, and their rotation; heads are shared out alike in both."""

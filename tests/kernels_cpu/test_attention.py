@@ -35,6 +35,13 @@ def round_int8(x):
     return codes, (absmax * np.float32(1 / 127)).astype(np.float32)
 
 
+def rounded_evenly(x):
+    """4 bits between the smallest and the largest of x and 0, nothing fitted."""
+    low, high = np.minimum(x.min(-1, keepdims=True), 0), np.maximum(x.max(-1, keepdims=True), 0)
+    step = (high - low) / 15
+    return np.rint((x - low) / step) * step + low
+
+
 class Cache:
     """One layer's slots between guard pages, filled by the kernel in the order that is given."""
 
@@ -213,7 +220,13 @@ def test_append_rounds_as_said(each_kernels, guard, bits, H, KH, D):
         elif bits == 4:
             codes, scales, bases = reference.quantise_slots(given)
             expected = codes * scales.astype(np.float64) + bases.astype(np.float64)
-            assert np.abs(expected - given).max() <= scales.max() * 0.51
+            # Sums in another order round some scales and bases to the bfloat16 beside.
+            allowed = 2.0**-7 * (15 * scales + np.abs(bases))
+            assert (np.abs(stored[order] - expected) <= allowed).all()
+            assert (stored[order] == expected).mean() > 0.9
+            error = np.square(stored[order] - given).sum(-1)
+            assert (error <= np.square(rounded_evenly(given) - given).sum(-1) * 1.01).all()
+            continue
         else:
             expected = given.astype(np.float16 if bits == 16 else np.float32)
         np.testing.assert_allclose(stored[order], expected, rtol=1e-6, atol=0)

@@ -1,6 +1,7 @@
 """Measure a model folder on what training never saw: recall, loss by source, samples.
 
-    python models/training/evaluate.py models/default --out checkpoints/evaluation.json --cases 24
+    python models/training/evaluate.py models/default --out checkpoints/evaluation.json \
+        --cases 50 --seeds 101 202
 
 Recall and samples come from edgetok's own runtime, which is many times faster than `transformers`
 here: on a 16-bit conversion with float32 arithmetic and cache, or as a user runs it on the
@@ -69,27 +70,43 @@ class Reader:
         return float(each[keep].sum()), int(keep.sum())
 
 
-def recall(model: Model, cases: int, seed: int) -> dict:
-    """Right answers and cases by task and distance and by wording, and what went wrong."""
+def recall(model: Model, cases: int, seeds: list[int]) -> dict:
+    """Right answers and cases by task and distance and by wording, and what went wrong.
+
+    Returns: the table of all seeds together and of each, `{task: {column: [right, asked]}}`.
+    """
     table: dict[str, dict[str, list[int]]] = {}
+    by_seed: dict[str, dict[str, list[int]]] = {}
     misses = []
 
     def count(text: str) -> int:
         return len(model.tokenize(text, special=False))
 
-    for case in recall_cases(TASKS, count=cases, seed=seed, count_tokens=count):
-        prompt = model.tokenize(model.template.render(case.messages), special=False)
-        said = model.generate(prompt, temperature=0.0, max_tokens=24).text
-        right = score(said, case)
-        wording = "unseen wording" if case.unseen_wording else "seen wording"
-        for column in (str(case.distance), wording):
-            cell = table.setdefault(case.task, {}).setdefault(column, [0, 0])
-            cell[0] += right
-            cell[1] += 1
-        if not right:
-            ask = case.messages[-1]["content"][-80:]
-            misses.append([case.task, case.distance, ask, case.expected, said])
-    return {"cases": cases, "seed": seed, "table": table, "misses": misses}
+    for seed in seeds:
+        for case in recall_cases(TASKS, count=cases, seed=seed, count_tokens=count):
+            prompt = model.tokenize(model.template.render(case.messages), special=False)
+            said = model.generate(prompt, temperature=0.0, max_tokens=24).text
+            right = score(said, case)
+            wording = "unseen wording" if case.unseen_wording else "seen wording"
+            rows = table.setdefault(case.task, {})
+            totals = by_seed.setdefault(str(seed), {})
+            for cell in (
+                rows.setdefault(str(case.distance), [0, 0]),
+                rows.setdefault(wording, [0, 0]),
+                totals.setdefault(case.task, [0, 0]),
+            ):
+                cell[0] += right
+                cell[1] += 1
+            if not right:
+                ask = case.messages[-1]["content"][-80:]
+                misses.append([case.task, case.distance, ask, case.expected, said])
+    return {
+        "cases": cases * len(seeds),
+        "seeds": seeds,
+        "table": table,
+        "by_seed": by_seed,
+        "misses": misses,
+    }
 
 
 def validation(subject: Reader) -> dict[str, dict[str, float]]:
@@ -146,8 +163,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--artefact", type=Path, help="ask this one, as a user runs it")
-    parser.add_argument("--cases", type=int, default=24, help="per task and distance")
-    parser.add_argument("--seed", type=int, default=2024)
+    parser.add_argument("--cases", type=int, default=24, help="per task, distance and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2024])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if args.artefact is None:
@@ -160,7 +177,7 @@ def main() -> None:
             result = {
                 "samples": samples(model, 0.7),
                 "greedy": samples(model, 0.0),
-                "recall": recall(model, args.cases, args.seed),
+                "recall": recall(model, args.cases, args.seeds),
             }
     if args.artefact is None:
         result["validation"] = validation(Reader(args.folder))
@@ -169,6 +186,8 @@ def main() -> None:
     for task, row in result["recall"]["table"].items():
         columns = [*map(str, DISTANCES), "seen wording", "unseen wording"]
         print(task, *(f"{c}: {row[c][0] / row[c][1]:.2f}" for c in columns if c in row))
+    for seed, rows in result["recall"]["by_seed"].items():
+        print("seed", seed, *(f"{task}: {a / b:.3f}" for task, (a, b) in rows.items()))
     for name, row in result.get("validation", {}).items():
         print(f"{name}: loss {row['loss']:.3f}, perplexity {row['perplexity']:.2f}")
 

@@ -150,7 +150,9 @@ def facts(
             if changed:
                 renewed.add(f"{pattern}|{subject}")
             told = [f.value for f in known.values()]
-            other = rng.random() < odd or subject not in words.PATTERNS[pattern].subjects
+            # A subject that is alone of its kind would have a few usual values.
+            other = rng.random() < (max(odd, 0.8) if pattern == "self" else odd)
+            other = other or subject not in words.PATTERNS[pattern].subjects
             kind = words.PATTERNS[pattern].value.format(s=subject)
             fact = recall.make_fact(
                 rng,
@@ -164,7 +166,7 @@ def facts(
                 break
         if rng.random() < value_first:
             fact = recall_wordings.retold(rng, fact, changed, value_first=True)
-        elif rng.random() < reworded:
+        elif rng.random() < (max(reworded, 0.7) if pattern == "self" else reworded):
             fact = recall_wordings.retold(rng, fact, changed)
         known[fact.slot] = fact
         return fact

@@ -116,6 +116,21 @@ _STATED = {
     "places": "The {s}{x} is in the {v}.",
 }
 _STATED["pets"] = _STATED["people"]
+# The same for what is announced before it is said: a beginning, what it is, a link, the value.
+_NAMED = {
+    "self": "my {s}", "people": "the name of my {s}", "codes": "my {s}",
+    "favourites": "my favourite {s}", "homes": "the city of {s}", "owners": "the name of {s}",
+    "jobs": "the job of {s}", "places": "the place of the {s}",
+}  # fmt: skip
+_NAMED["pets"] = _NAMED["people"]
+_ANNOUNCE = (
+    "Please note", "Keep in mind", "Put on the list", "Try to learn", "Here you have", "I give you",
+    "I tell you", "Let me say", "Do not forget", "Please take", "Please put on paper", "Now hear",
+    "Add to your notes", "You will need", "They asked for", "Please store", "You wanted",
+)  # fmt: skip
+_LINKS = (": {v}.", ", it is {v}.", ", that is {v}.", ". It is {v}.", ", which reads {v}.",
+          ", which sounds like {v}.", ", namely {v}.", ", and it is {v}.", ", which says {v}.",
+          ", and that would be {v}.", ", I mean {v}.", ", so {v}.")  # fmt: skip
 _CHANGE: dict[str, tuple[str, ...]] = {
     "self": ("From today on my {s} is {v}.", "No, {v} is my {s}.", "Sorry, my {s} is {v}.",
              "My {s} is not that any more, it is {v}.", "I have a new {s}: {v}."),
@@ -176,8 +191,10 @@ def retold(
     frames = (*(p.change if changed else p.tell), *more)
     if value_first:
         frames = tuple(f for f in frames if f.index("{v}") < f.index("{s}")) or frames
-    if not changed and not value_first and rng.random() < 0.3:
-        frames = (_STATED[pattern].replace("{x}", rng.choice(_BETWEEN)),)
+    if not changed and not value_first and rng.random() < 0.4:
+        link = rng.choice(_LINKS if pattern == "self" else (*_LINKS, ", which is {v}."))
+        announced = f"{rng.choice(_ANNOUNCE)} {_NAMED[pattern]}{link}"
+        frames = (announced, _STATED[pattern].replace("{x}", rng.choice(_BETWEEN)))
     told = rng.choice(frames).format(s=subject, v=fact.value)
     lead = rng.choice(_LEADS)
     if lead.endswith((", ", ": ", "And ")) and told.startswith(_CAPITAL):

@@ -17,13 +17,13 @@ import numpy as np
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
 from edgetok.kernels_cpu.matmul_tile_steps import (
+    FLOAT_T,
     ROW_BYTES,
     RUN,
     R,
-    T,
-    tile_fma,
-    tile_store,
-    tile_zero,
+    float_fma,
+    float_store,
+    float_zero,
     token_fma,
     token_store,
     token_zero,
@@ -56,7 +56,7 @@ _HIGHS = LANES * VB
 _SCALES = 2 * LANES * VB
 _ZEROS = _SCALES + _GROUPS * ROW_BYTES
 _OUT = _ZEROS + _GROUPS * ROW_BYTES
-_WEIGHTS = _OUT + T * ROW_BYTES
+_WEIGHTS = _OUT + FLOAT_T * ROW_BYTES
 if _WEIGHTS + SLAB * ROW_BYTES > layout.SCRATCH_BYTES:
     raise ValueError("a tile does not fit the scratch")
 
@@ -175,7 +175,7 @@ def make_float_tiles(bits: int) -> Any:
             x += (tokens - 1) * xb
             tokens = 1
         out = scratch + _OUT
-        blocks = tokens // T * T
+        blocks = tokens // FLOAT_T * FLOAT_T
         count = (N + RUN - 1) // RUN
         for tile in range(tid * count // threads, (tid + 1) * count // threads):
             n = tile * RUN
@@ -185,14 +185,14 @@ def make_float_tiles(bits: int) -> Any:
                     width = SLAB
                 fill(instr, n, N - n, k, width, scratch)
                 later, final = onto != 0 or k != 0, k + width == K
-                for t in range(0, blocks, T):
-                    f = tile_zero()
+                for t in range(0, blocks, FLOAT_T):
+                    f = float_zero()
                     a, w = x + t * xb + 4 * k, scratch + _WEIGHTS
                     for _ in range(width):
-                        f = tile_fma(f, w, a, xb)
+                        f = float_fma(f, w, a, xb)
                         w, a = w + ROW_BYTES, a + 4
-                    tile_store(f, out)
-                    finish_tile(out, T, y + t * yb, yb, bias, n, N, factor, later, final)
+                    float_store(f, out)
+                    finish_tile(out, FLOAT_T, y + t * yb, yb, bias, n, N, factor, later, final)
                 for t in range(blocks, tokens):  # x has no rows beyond the last token's
                     v = token_zero()
                     a, w = x + t * xb + 4 * k, scratch + _WEIGHTS

@@ -18,7 +18,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup test lint types bench bench-gpu clean
+.PHONY: chat setup test lint types bench bench-gpu test-gpu clean
 
 chat: $(ARTEFACT)/manifest.json
 ifdef PROMPT
@@ -58,9 +58,18 @@ types: $(STAMP)
 bench: $(ARTEFACT)/manifest.json
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
 
-# On a machine with a GPU, in about ten minutes: tests on the card, then every figure.
-bench-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py --test $(ARGS)
+# On a machine with a GPU: every figure in about ten minutes, and the tests on the card. A Python
+# that sees a GPU is used as it is, with nothing installed; else .venv, where torch may see one.
+SEES_GPU = $(PYTHON) -c 'import torch, triton; raise SystemExit(not torch.cuda.is_available())' 2>&-
+GPU_PYTHON = PYTHONPATH=benchmarks/uninstalled $$($(SEES_GPU) && echo $(PYTHON) || echo $(BIN)/python)
+
+bench-gpu:
+	@$(SEES_GPU) || $(MAKE) --no-print-directory $(STAMP)
+	$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
+
+test-gpu:
+	@$(SEES_GPU) || $(MAKE) --no-print-directory $(STAMP)
+	$(GPU_PYTHON) -m pytest -m gpu tests/kernels_gpu tests/runtime $(ARGS)
 
 define venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -159,7 +159,9 @@ class Device:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that launches everything that `work` launches, in one call.
 
-        `work` must have run before, so that its kernels are compiled, and allocate nothing.
+        `work` must have run before, so that its kernels are compiled, and allocate nothing, wait
+        for nothing and launch on the current stream alone. What other threads do on the card
+        meanwhile is no part of it.
         """
         import torch
 
@@ -167,7 +169,7 @@ class Device:
             return work
         torch.cuda.synchronize(self.torch_device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             work()
 
         def replay() -> None:

@@ -145,6 +145,11 @@ class GpuBackend:
         return self._open().nbytes
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights on the device."""
+        return self._open().weight_bytes
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads."""
         return self._open().bytes_per_token

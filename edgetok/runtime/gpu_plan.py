@@ -70,6 +70,7 @@ class GpuPlan:
 
     Attributes:
         logits: float32 [1, vocab_size] of the last token.
+        weight_bytes: bytes of weights.
         nbytes: bytes of weights and buffers.
         bytes_per_token: bytes of weights that a decode step reads.
     """
@@ -114,9 +115,9 @@ class GpuPlan:
         linears = [linear for product in products for _, linear in product.parts]
         norms = sum(norm.nbytes for norm in self._norms.values())
         self.bytes_per_token = sum(linear.nbytes for linear in linears) + norms
-        self._weight_bytes = self.bytes_per_token
+        self.weight_bytes = self.bytes_per_token
         if self._table is not None and not spec.tied:
-            self._weight_bytes += self._table.nbytes
+            self.weight_bytes += self._table.nbytes
 
     def _join(self, *names: str) -> _Product:
         """One product where formats are the same, else one each."""
@@ -184,7 +185,7 @@ class GpuPlan:
             self._x, self._mixed, self._act, self._qkv_out, self._q, *self._half_out.values(),
             self._half_scale, self.logits, self._partials, self._lse,
         ]  # fmt: skip
-        self.nbytes = self._weight_bytes + sum(
+        self.nbytes = self.weight_bytes + sum(
             t.nbytes for t in (*buffers, self._h, self._apart) if t is not None
         )
 

@@ -130,6 +130,7 @@ def main() -> None:
         "losses": loss_table(result["validation"]),
         "samples": transcripts(result["samples"]),
         "cases": str(result["recall"]["cases"]),
+        "seeds": " and ".join(map(str, result["recall"]["seeds"])),
         "tokens": f"{log[-1]['tokens'] / 1e6:.1f} M",
         "minutes": f"{log[-1]['seconds'] / 60:.0f}",
         "steps": f"{log[-1]['step']:,}",

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import corpus
+import dense_data
 import language_data
 import numpy as np
 import recall_data
@@ -102,9 +103,9 @@ class Batches:
     ) -> tuple[list[int], list[float]]:
         """One full row of `need` tokens of a source."""
         if source == "copy":
-            return recall_data.random_copy(rng, need, self.tok.get_vocab_size())
+            return dense_data.random_copy(rng, need, self.tok.get_vocab_size())
         if source == "terse":
-            return recall_data.terse(rng, need, self.encode)
+            return dense_data.terse(rng, need, self.encode)
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < need:

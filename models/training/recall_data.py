@@ -17,7 +17,6 @@ from edgetok.evaluation import recall_patterns as words
 
 # Weight marks: an answer that has to be looked up, anything else the assistant says, the rest.
 LOOKUP, SAID, READ = "lookup", "said", "read"
-DIGITS = (18, 28)  # token ids of 0-9: the bytes of a byte-level vocabulary come first, in order
 
 
 class Turn(NamedTuple):
@@ -119,7 +118,7 @@ def facts(
     chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
     change = rng.choice((0.0, 0.3, 0.5, 0.6))
     reworded = rng.choice((0.0, 0.5, 0.8))
-    value_first = rng.choice((0.0, 0.3, 0.9))  # the harder order: the value before its subject
+    value_first = rng.choice((0.0, 0.4, 0.9))  # the harder order: the value before its subject
     nothing = rng.choice((0.0, 0.0, 0.1))  # questions about what nobody told
     again = rng.random() < 0.3  # facts may change more than once
     known: dict[str, recall.Fact] = {}
@@ -179,7 +178,8 @@ def facts(
         told = " ".join(f.tell for f in group)
         if rng.random() < 0.1:
             asked.append(group[-1])
-            say(user(f"{told} {group[-1].ask}"), looked_up(group[-1].answer))
+            ask = recall_wordings.question(rng, *group[-1].slot.split("|"))
+            say(user(f"{told} {ask}"), looked_up(group[-1].answer))
         else:
             say(user(told), _noted(rng))
     # Questions need room whatever stands before them.
@@ -208,7 +208,7 @@ def facts(
     return turns
 
 
-def _draw(rng: random.Random) -> Callable[[str], str] | None:
+def drawer(rng: random.Random) -> Callable[[str], str] | None:
     """For a list: the usual values, or any, some of which are like those before them."""
     if rng.random() < 0.3:
         return None
@@ -225,8 +225,9 @@ def _draw(rng: random.Random) -> Callable[[str], str] | None:
     return draw
 
 
-def _assignments(rng: random.Random, count: int) -> tuple[list[str], dict[str, str]]:
-    return recall.variable_lines(rng, count, False, _draw(rng), rng.choice((0.4, 0.7)))
+def assignments(rng: random.Random, count: int) -> tuple[list[str], dict[str, str]]:
+    """Lines such as `x = 42` and `y = x`, and what each name is worth."""
+    return recall.variable_lines(rng, count, False, drawer(rng), rng.choice((0.4, 0.7)))
 
 
 def quiz(
@@ -239,12 +240,12 @@ def quiz(
     """A key-value list or assignments, then question after question about it."""
     if rng.random() < 0.45:
         most = max(3, min(9, budget // 20))
-        lines, worth = _assignments(rng, rng.randrange(2, most))
+        lines, worth = assignments(rng, rng.randrange(2, most))
         text = "\n".join(lines)
         asks, answer = words.ASK_VARIABLE, "{s} is {v}."
     else:
         most = max(3, min(20, budget // 30))
-        worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), False, _draw(rng))
+        worth = recall.key_value_lines(rng, rng.randrange(2, most + 1), False, drawer(rng))
         head = rng.choice(words.LISTS)
         text = "\n".join([head, *(f"- {k}: {v}" for k, v in worth.items())])
         asks, answer = words.ASK_VALUE, "The value of {s} is {v}."
@@ -315,98 +316,3 @@ def conversation(
     """One recall conversation of any kind."""
     make = rng.choices((facts, quiz, pass_key), (0.6, 0.3, 0.1))[0]
     return make(rng, budget, count, filler_turns, span)
-
-
-def random_copy(rng: random.Random, tokens: int, vocab_size: int) -> tuple[list[int], list[float]]:
-    """Random tokens in which segments come back; only what can be copied has weight.
-
-    The densest exercise for the circuit that all recall is built on: find the earlier occurrence
-    of the current token and say what followed it.
-    """
-    ids: list[int] = []
-    weights: list[float] = []
-    longest = rng.choice((4, 8, 16, 48))
-    segments: list[list[int]] = []
-    while len(ids) < tokens:
-        if segments and rng.random() < 0.6:
-            again = rng.choice(segments)
-            ids += again
-            weights += [0.0] + [1.0] * (len(again) - 1)
-        else:
-            low, high = DIGITS if rng.random() < 0.25 else (259, vocab_size)
-            new = [rng.randrange(low, high) for _ in range(rng.randint(2, longest))]
-            segments.append(new)
-            ids += new
-            weights += [0.0] * len(new)
-    return ids[:tokens], weights[:tokens]
-
-
-def terse(
-    rng: random.Random, tokens: int, encode: Callable[[str], list[int]]
-) -> tuple[list[int], list[float]]:
-    """Told values and questions back to back, no dialogue around them, only values weighted.
-
-    About a third of the tokens has to be looked up, against a tenth in a dialogue.
-    """
-    ids: list[int] = []
-    weights: list[float] = []
-
-    def add(text: str, weight: float) -> None:
-        new = encode(text)
-        ids.extend(new)
-        weights.extend([weight] * len(new))
-
-    while len(ids) < tokens:
-        left = tokens - len(ids)
-        kind = rng.random()
-        if kind < 0.3:
-            most = max(3, min(12, left // 16))
-            lines, worth = _assignments(rng, rng.randint(2, most))
-            add("\n".join(lines) + "\n", 0.0)
-            for k in rng.sample(list(worth), len(worth)):
-                add(rng.choice(words.ASK_VARIABLE).format(s=k) + f"\n{k} is", 0.0)
-                add(f" {worth[k]}", 1.0)
-                add(".\n", 0.0)
-        elif kind < 0.55:
-            most = max(2, min(16, left // 24))
-            worth = recall.key_value_lines(rng, rng.randint(1, most), False, _draw(rng))
-            lead = rng.choice(("- ", "", "The value of "))
-            link = ":" if lead != "The value of " else " is"
-            for k, v in worth.items():
-                add(f"{lead}{k}{link} {v}\n", 0.0)
-            for k in rng.sample(list(worth), len(worth)):
-                add(f"{lead}{k}{link}", 0.0)
-                add(f" {worth[k]}", 1.0)
-                add("\n", 0.0)
-        else:
-            invented = rng.choice((0.3, 1.0))
-            known: dict[str, recall.Fact] = {}
-            kinds = rng.sample(list(words.PATTERNS), rng.choice((1, 3)))
-            change = rng.choice((0.0, 0.5))
-            for _ in range(rng.randint(1, max(2, min(12, left // 30)))):
-                changed = bool(known) and rng.random() < change
-                slot = rng.choice(list(known)) if changed else ""
-                pattern = slot.split("|")[0] or rng.choice(kinds)
-                p = words.PATTERNS[pattern]
-                subject, other = slot.partition("|")[2] or rng.choice(p.subjects), ""
-                told = [f.value for f in known.values()]
-                if rng.random() < 0.5:
-                    other = value_data.draw(rng, p.value.format(s=subject), subject, told)
-                fact = recall.make_fact(
-                    rng,
-                    pattern,
-                    subject=subject,
-                    value=other,
-                    changed=changed,
-                    invented=rng.random() < invented,
-                )
-                if (changed or fact.slot not in known) and fact.value not in told:
-                    known[fact.slot] = fact
-                    add(fact.tell + "\n", 0.0)
-            for slot in rng.sample(list(known), len(known)):
-                before, _, after = known[slot].answer.partition(" " + known[slot].value)
-                add(f"{known[slot].ask}\n{before}", 0.0)
-                add(f" {known[slot].value}", 1.0)
-                add(f"{after}\n", 0.0)
-        add("<|endoftext|>", 0.0)
-    return ids[:tokens], weights[:tokens]

@@ -169,10 +169,15 @@ _CAPITAL = ("My ", "The ", "You ", "If ", "They ", "This ", "Here ", "Look ", "W
 
 def question(rng: random.Random, pattern: str, subject: str) -> str:
     """A question for the subject, in half of all cases one that only training knows."""
+
+    def about(frames: tuple[str, ...]) -> str:
+        # "Who am I?" asks for a name without saying so, and for nothing else.
+        fit = [f for f in frames if "{s}" in f or subject == "name"]
+        return rng.choice(fit).format(s=subject)
+
     if rng.random() < 0.5:
-        return rng.choice(words.PATTERNS[pattern].ask).format(s=subject)
-    wanted = rng.choice(_WANTED[pattern]).format(s=subject)
-    ask = rng.choice(_FRAMES).format(w=wanted)
+        return about(words.PATTERNS[pattern].ask)
+    ask = rng.choice(_FRAMES).format(w=about(_WANTED[pattern]))
     return rng.choice(_BEFORE_ASK) + ask[0].upper() + ask[1:]
 
 

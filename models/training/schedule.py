@@ -206,8 +206,8 @@ STAGES = (
     _VALUES,
     replace(
         _VALUES,
-        name="values-finish",
-        tokens=10_500_000,
+        name="values-on",
+        tokens=3_956_000,
         shares={
             "copy": 0.01,
             "terse": 0.08,
@@ -220,7 +220,26 @@ STAGES = (
             "chat": 0.12,
         },
         language_weight=0.35,
-        lr=(0.45, 0.005),
+        lr=(0.45, 0.28),
+    ),
+    # Values before their subjects, which takes two steps to look up.
+    replace(
+        _VALUES,
+        name="values-finish",
+        tokens=12_000_000,
+        shares={
+            "copy": 0.01,
+            "terse": 0.14,
+            "facts": 0.35,
+            "quiz": 0.16,
+            "pass_key": 0.03,
+            "invented_story": 0.15,
+            "story": 0.01,
+            "drill": 0.05,
+            "chat": 0.1,
+        },
+        language_weight=0.35,
+        lr=(0.4, 0.005),
     ),
 )
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from edgetok.evaluation import recall
-from edgetok.evaluation.recall_patterns import word_list
+from edgetok.evaluation.recall_patterns import NAMES, word_list
 
 GIVEN = word_list(
     "Aaron Abel Ada Adam Adele Agnes Aida Alan Albert Alex Alfred Alice Alma Alvin Amanda Amber "
@@ -57,7 +57,7 @@ PETS = word_list(
     "Whiskers Widget Winnie Wolfie Yoyo Zeus Ziggy Zippy"
 )
 _MORE: dict[str, tuple[str, ...]] = {
-    "name": GIVEN,
+    "name": (*GIVEN, *NAMES),
     "pet": (*PETS, *GIVEN[::3]),
     "colour": word_list("silver violet turquoise beige cream crimson ivory lilac maroon olive"),
     "city": word_list(
@@ -81,12 +81,15 @@ _MORE: dict[str, tuple[str, ...]] = {
                        "shed shelf sink sofa suitcase tent tower trunk van wardrobe"),
     "day": word_list("Christmas Easter Friday Monday Saturday Thursday Tuesday"),
 }  # fmt: skip
-
-
+# Anything may be called anything: what is usual for a kind must not outweigh what was said.
+_ANY = tuple(dict.fromkeys(w for words in _MORE.values() for w in words))
 _OWNED = word_list("dog cat horse rabbit parrot hamster turtle pony snake goat pig donkey canary")
 # Subjects beyond those of the recall cases; their values are always drawn here.
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "self": ("name",),
+    "self": (
+        *word_list("nickname surname password hero idol rival team band street village ship star"),
+        *("first name", "last name", "middle name", "stage name", "user name"),
+    ),
     "people": word_list(
         "coach nephew niece roommate classmate nurse partner driver godfather godmother landlord "
         "dentist barber butcher trainer captain guest helper pupil colleague stepfather twin baby"
@@ -153,11 +156,15 @@ def draw(rng: random.Random, kind: str, subject: str = "", known: Sequence[str] 
             value = _alike(rng, rng.choice(same))
         elif kind == "number":
             value = _digits(rng)
-        elif roll < 0.6:
+        elif roll < 0.3:
+            value = rng.choice(_ANY)
+            if kind in ("name", "pet"):
+                value = value.capitalize()
+        elif roll < 0.65:
             value = rng.choice(_MORE.get(kind, GIVEN))
             if kind == "name" and rng.random() < 0.1:
                 value += " " + rng.choice(GIVEN)
-        elif roll < 0.75:
+        elif roll < 0.77:
             value = _repeated(rng)
         else:
             value = recall.syllable_name(rng, False)

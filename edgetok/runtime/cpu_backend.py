@@ -21,7 +21,7 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu import isa as isas
 from edgetok.kernels_cpu import loader
-from edgetok.kernels_cpu.launch_attention import KV_BITS
+from edgetok.kernels_cpu.launch_attention import CTX_MASS, KV_BITS
 from edgetok.kernels_cpu.launch_linear import GROUP_SIZES
 from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
@@ -120,6 +120,7 @@ class CpuBackend:
         self._team = Team(kernels, threads)
         self._body = Program(self._plan.body)
         self._step = Program([*self._plan.body, *self._plan.head])
+        self._trunk, self._tail = Program(self._plan.trunk), Program(self._plan.tail)
         self._every: tuple[npt.NDArray[Any], npt.NDArray[Any], Program] | None = None
 
     @property
@@ -218,11 +219,15 @@ class CpuBackend:
                 if every is not None:
                     self._team.run(self._body, ctx)
                     self._all_logits(every[start : start + part.size])
-                elif last:
-                    self._team.run(self._step, ctx)
+                elif part.size == 1 or cache.ctx[CTX_MASS]:
+                    self._team.run(self._step if last else self._body, ctx)
+                else:  # behind the last layer's keys and values nobody asks for other tokens
+                    self._team.run(self._trunk, ctx)
+                    if last:
+                        self._plan.only_last()
+                        self._team.run(self._tail, ctx)
+                if last and every is None:
                     np.copyto(cache.logits, self._plan.logits)
-                else:
-                    self._team.run(self._body, ctx)
                 cache.advance(part.size)
         return cache.logits if every is None else every
 

@@ -76,6 +76,8 @@ class Plan:
         logits: float32 [vocab_size] of the last token.
         body: instructions from tokens to x.
         head: instructions from the last row of x to `logits`.
+        trunk: the beginning of the body, until all that a run leaves in the cache is there.
+        tail: the rest of the body and the head, for a run of one token.
         ctx: the run's state.
     """
 
@@ -112,7 +114,9 @@ class Plan:
             aligned_bytes(launch_attention.partials_bytes(spec.num_heads, spec.head_dim))
         )
         self.body = self._body()
+        self.trunk = self.body[: self._stored_size]
         self.head = self._head(self.x, self._logits, last=True)
+        self.tail = [*self.body[self._stored_size :], *self.head]
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +154,14 @@ class Plan:
         self.ctx[CTX_POSITION] = position
         self.ctx[CTX_CACHE:] = cache[CTX_CACHE:]
 
+    def only_last(self) -> None:
+        """Between `trunk` and `tail`: make a run of the last token alone out of a run of many."""
+        last = int(self.ctx[CTX_TOKENS]) - 1
+        for rows in (self.x, self._q, self.positions):
+            rows[0] = rows[last]
+        self.ctx[CTX_TOKENS] = 1
+        self.ctx[CTX_POSITION] += last
+
     # Instructions
 
     def _body(self) -> list[Instruction | Table]:
@@ -165,11 +177,14 @@ class Plan:
             )
         ]
         for layer in range(spec.num_layers):
-            made += self._attention_block(layer)
+            made += self._stored(layer)
+            self._stored_size = len(made)
+            made += self._attended(layer)
             made += self._mlp_block(layer)
         return made
 
-    def _attention_block(self, layer: int) -> list[Instruction | Table]:
+    def _stored(self, layer: int) -> list[Instruction | Table]:
+        """Queries, keys and values of a layer; the latter two into the cache."""
         spec, prefix = self._spec, f"layers.{layer}."
         made: list[Instruction | Table] = []
         source = self.x
@@ -200,6 +215,12 @@ class Plan:
                 wait=True,
             )
         )
+        return made
+
+    def _attended(self, layer: int) -> list[Instruction | Table]:
+        """Attention to what the layer has stored, and o_proj."""
+        spec, prefix = self._spec, f"layers.{layer}."
+        made: list[Instruction | Table] = []
         made += launch_attention.attention(
             self._kernels,
             kv_bits=self._options.kv_bits,

@@ -98,6 +98,21 @@ def test_quantised_equals_the_weights_that_it_stands_for(family, tiny, open_back
     assert share(step_by_step(int8), expected) < INT8_SHARE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kv_bits", [4, 32])
+def test_a_prompt_skips_what_only_its_last_token_needs(family, kv_bits, tiny, open_backend):
+    """Behind the last layer's keys and values; what all tokens leave in the cache is the same."""
+    backend = open_backend(tiny(family, 16).artefact, kv_bits=kv_bits, threads=2, block_tokens=7)
+    expected = whole(backend)
+    cache, size = backend.new_cache(len(TOKENS)), len(TOKENS) - 2
+    for part in (TOKENS[:size], TOKENS[size:]):
+        found = backend.forward(cache, part)
+        last = expected[cache.length_tokens - 1]
+        if kv_bits == 32:
+            np.testing.assert_allclose(found, last, **SAME)
+        assert share(found, last) < 1e-3  # a rounding may move a 4-bit code
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_few_bits(bits, tiny, open_backend):
     model = tiny("llama", bits)

@@ -9,18 +9,24 @@ The same integers, scales and zero points under other names:
 
 both packed densely, low bits first. In compressed-tensors 2 and 3 bits become 4 without zero
 points, which is exact. The embedding and the output head become float16, as loaders expect them,
-and so does a layer whose inputs are no multiple of its group.
+and so does a layer whose inputs are no multiple of its group, or, for gptq, whose inputs or outputs
+are none of 32.
+
+The first of gptq's two ways to store zero points, which every loader knows, has them less one and
+so no room for zero: it is written where none were chosen. Otherwise, and where loaders are known to
+add that one wrongly (3 bits, and several widths), it is the second, "gptq_v2".
 
 Source: compressed-tensors 0.20, `pack_quantized`; GPTQModel, docs of the "gptq" and "gptq_v2"
-checkpoint formats; the former stores zero points less one, which leaves no room for zero.
+checkpoint formats.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +50,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq")
 WEIGHTS_FILE = "model.safetensors"
+
+_WORD_BITS = 32
 
 _COPIED = (
     "tokenizer.json",
@@ -94,8 +102,20 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
         raise OutputError(f"{out}: is not empty; choose another --out")
     with open_artefact(artefact) as opened:
         config, family = _family(opened)
-        tensors, modules, plain = _tensors(opened, family, form)
-        config["quantization_config"] = _SETTINGS[form](modules, plain)
+        layers = {f for n, f in opened.formats.items() if n.startswith("layers.") and f.quantised}
+        symmetric = not any(found.zeros for found in layers)
+        widths = {found.bits for found in layers}
+        first = symmetric and len(widths) == 1 and 3 not in widths
+        pack = {
+            "compressed-tensors": _pack_compressed,
+            "gptq": partial(_pack_gptq, less=np.uint8(first)),
+        }[form]
+        tensors, modules, plain = _tensors(opened, family, form, pack)
+        if form == "gptq":
+            settings = _gptq_settings(modules, plain, symmetric, "gptq" if first else "gptq_v2")
+        else:
+            settings = _compressed_settings(modules, plain)
+        config["quantization_config"] = settings
         config["torch_dtype"] = "float16"
         config.pop("dtype", None)
         with open_workspace(out, {"export": form, "of": opened.identity}) as workspace:
@@ -129,7 +149,7 @@ def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
 
 
 def _tensors(
-    artefact: Artefact, family: Family, form: Format
+    artefact: Artefact, family: Family, form: Format, pack: Callable[[Quantised], Arrays]
 ) -> tuple[Arrays, dict[str, TensorFormat], dict[str, str]]:
     """Every tensor under its checkpoint name, modules that stay quantised, why others do not."""
     tensors: Arrays = {}
@@ -144,7 +164,7 @@ def _tensors(
             ).astype(np.float16)
             continue
         found = [_read(artefact, "lm_head" if _is_tied(artefact, name) else name) for name in names]
-        why = _why_plain(names[0], found)
+        why = _why_plain(names[0], found, form)
         if why is None:
             joined = _joined([q for q in found if isinstance(q, Quantised)])
             if form == "compressed-tensors":
@@ -152,7 +172,7 @@ def _tensors(
             modules[module] = TensorFormat(
                 joined.bits, joined.group_size, zeros=joined.zeros is not None
             )
-            tensors |= {f"{module}.{key}": v for key, v in _PACK[form](joined).items()}
+            tensors |= {f"{module}.{key}": v for key, v in pack(joined).items()}
             continue
         plain[module] = why
         values = [q.dequantise() if isinstance(q, Quantised) else q for q in found]
@@ -188,7 +208,9 @@ def _read(artefact: Artefact, name: str) -> Quantised | npt.NDArray[np.float32]:
     return Quantised(codes, scales, zeros, form.bits, form.group_size)
 
 
-def _why_plain(name: str, found: list[Quantised | npt.NDArray[np.float32]]) -> str | None:
+def _why_plain(
+    name: str, found: list[Quantised | npt.NDArray[np.float32]], form: Format
+) -> str | None:
     """Why a module's integers cannot be kept."""
     if name in ("lm_head", "embed_tokens"):
         return "loaders expect the embedding and the output head as they are"
@@ -197,8 +219,13 @@ def _why_plain(name: str, found: list[Quantised | npt.NDArray[np.float32]]) -> s
         return "not quantised in the artefact"
     if len(forms) > 1:
         return "one module there, and layers of several widths here"
-    ragged = any(isinstance(q, Quantised) and q.codes.shape[1] % q.group_size for q in found)
-    return "its inputs are no multiple of the group" if ragged else None
+    parts = [q for q in found if isinstance(q, Quantised)]
+    if any(q.codes.shape[1] % q.group_size for q in parts):
+        return "its inputs are no multiple of the group"
+    sizes = (sum(len(q.codes) for q in parts), parts[0].codes.shape[1])
+    if form == "gptq" and any(size % _WORD_BITS for size in sizes):
+        return f"gptq's loaders take sizes in multiples of {_WORD_BITS}"
+    return None
 
 
 def _joined(parts: list[Quantised]) -> Quantised:
@@ -242,8 +269,8 @@ def _pack_compressed(q: Quantised) -> Arrays:
     return packed
 
 
-def _pack_gptq(q: Quantised) -> Arrays:
-    zeros = q.zeros if q.zeros is not None else np.empty(0, np.uint8)
+def _pack_gptq(q: Quantised, less: np.uint8) -> Arrays:
+    zeros = q.zeros - less if q.zeros is not None else np.empty(0, np.uint8)
     return {
         "qweight": pack_words(q.codes, q.bits).T,
         "scales": q.scales.T,
@@ -279,7 +306,9 @@ def _compressed_settings(modules: dict[str, TensorFormat], plain: dict[str, str]
     }
 
 
-def _gptq_settings(modules: dict[str, TensorFormat], plain: dict[str, str]) -> dict[str, Any]:
+def _gptq_settings(
+    modules: dict[str, TensorFormat], plain: dict[str, str], symmetric: bool, checkpoint_format: str
+) -> dict[str, Any]:
     kinds = sorted(_kinds(modules), key=lambda item: -len(item[1]))
     usual = kinds[0][0] if kinds else TensorFormat(4)
     dynamic: dict[str, Any] = {f"-:{name.replace('.', chr(92) + '.')}": {} for name in plain}
@@ -289,11 +318,11 @@ def _gptq_settings(modules: dict[str, TensorFormat], plain: dict[str, str]) -> d
             dynamic[f"+:{pattern}"] = {"bits": kind.bits, "group_size": kind.group_size}
     return {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq_v2",
         "bits": usual.bits,
         "group_size": usual.group_size,
         "desc_act": False,
-        "sym": False,
+        "checkpoint_format": checkpoint_format,
+        "sym": symmetric,
         "lm_head": False,
         "dynamic": dynamic,
     }
@@ -302,7 +331,3 @@ def _gptq_settings(modules: dict[str, TensorFormat], plain: dict[str, str]) -> d
 def _kinds(modules: dict[str, TensorFormat]) -> Iterator[tuple[TensorFormat, list[str]]]:
     for kind in dict.fromkeys(modules.values()):
         yield kind, [name for name, form in modules.items() if form == kind]
-
-
-_PACK = {"compressed-tensors": _pack_compressed, "gptq": _pack_gptq}
-_SETTINGS = {"compressed-tensors": _compressed_settings, "gptq": _gptq_settings}

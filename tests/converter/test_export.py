@@ -126,27 +126,42 @@ def test_compressed_tensors_unpacks_them_itself(converted, tmp_path, bits):
     np.testing.assert_allclose(found.float().numpy(), expected, rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("phi3", 3), ("llama", 2)])
-def test_gptq_unpacked_by_hand(converted, tmp_path, family, bits):
+@pytest.mark.parametrize(
+    ("family", "bits", "symmetric"),
+    [
+        ("llama", 4, 0),
+        ("phi3", 3, 0),
+        ("llama", 2, 0),
+        ("llama", 4, 1),
+        ("llama", 8, 1),
+        ("llama", 3, 1),
+    ],
+)
+def test_gptq_unpacked_by_hand(converted, tmp_path, family, bits, symmetric):
     """w[n, k] = scales[g_idx[k], n] * (q[k, n] - z[g_idx[k], n]) is the artefact's weight."""
-    options = ConvertOptions(bits=bits, method="rtn", reference_tokens=0)
+    options = ConvertOptions(bits=bits, method="rtn", symmetric=bool(symmetric), reference_tokens=0)
     sizes = {} if family == "llama" else {"num_attention_heads": 4, "num_key_value_heads": 2}
     _, artefact = converted(family, options, **sizes)
-    export(artefact, tmp_path / "out", "gptq")
+    found = export(artefact, tmp_path / "out", "gptq")
+    narrow = found.plain.get("model.layers.1.self_attn.v_proj")  # 48 outputs
+    assert narrow == (None if family == "phi3" else "gptq's loaders take sizes in multiples of 32")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert settings["bits"] == bits
-    assert settings["checkpoint_format"] == "gptq_v2"
-    stem = "model.layers.1." + ("self_attn.qkv_proj" if family == "phi3" else "self_attn.v_proj")
+    assert settings["sym"] == bool(symmetric)
+    first = symmetric and bits != 3
+    assert settings["checkpoint_format"] == ("gptq" if first else "gptq_v2")
+    stem = "model.layers.1." + ("self_attn.qkv_proj" if family == "phi3" else "self_attn.o_proj")
     scales, index = tensors[stem + ".scales"], tensors[stem + ".g_idx"]
     N = scales.shape[1]
     K = len(index)
     q = np.array([by_hand(column, bits, K) for column in tensors[stem + ".qweight"].T])
     z = np.array([by_hand(row, bits, N) for row in tensors[stem + ".qzeros"]])
+    z += bool(first)  # stored less one
     weight = (scales.astype(np.float32)[index] * (q.T - z[index])).T
     with open_artefact(artefact) as opened:
         written = WrittenWeights(artefact, opened.spec, opened.formats, opened.layout)
-        names = ("q_proj", "k_proj", "v_proj") if family == "phi3" else ("v_proj",)
+        names = ("q_proj", "k_proj", "v_proj") if family == "phi3" else ("o_proj",)
         parts = [written.tensor(f"layers.1.{name}.weight") for name in names]
     np.testing.assert_allclose(weight, np.concatenate(parts), rtol=1e-6, atol=1e-7)
 

@@ -17,7 +17,7 @@ from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
 OPTIONS = ConvertOptions(method="rtn", reference_tokens=0)
-SIZES = {"hidden_size": 96, "intermediate_size": 128, "head_dim": 24}
+SIZES = {"hidden_size": 96, "intermediate_size": 128, "head_dim": 32}
 
 
 def kept(artefact, name):

@@ -106,10 +106,9 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
         symmetric = not any(found.zeros for found in layers)
         widths = {found.bits for found in layers}
         first = symmetric and len(widths) == 1 and 3 not in widths
-        pack = {
-            "compressed-tensors": _pack_compressed,
-            "gptq": partial(_pack_gptq, less=np.uint8(first)),
-        }[form]
+        pack: Callable[[Quantised], Arrays] = _pack_compressed
+        if form == "gptq":
+            pack = partial(_pack_gptq, less=np.uint8(first))
         tensors, modules, plain = _tensors(opened, family, form, pack)
         if form == "gptq":
             settings = _gptq_settings(modules, plain, symmetric, "gptq" if first else "gptq_v2")

@@ -45,7 +45,7 @@ def main() -> None:
     layout = plan(spec, formats)
     shape = (args.windows, options.window_tokens)
     tokens = np.random.default_rng(0).integers(0, spec.vocab_size, shape)
-    original = Original(weights)
+    original = Original(weights, short=True)
     hidden = original.embed(tokens)
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, DataFile(Path(folder) / "data", layout) as data:

@@ -87,7 +87,7 @@ def convert_calibrated(
     steps = direct.steps_of(job.weights.family.spec, job.layout)
     done = sum(workspace.done(step) for step in steps)
     progress.begin(f"Quantising with {job.options.method}", len(steps), done)
-    original = Original(job.weights)
+    original = Original(job.weights, short=True)
     windows = texts.calibration(job.options)
     hidden: Tensor | None = None
     notes: list[str] = []

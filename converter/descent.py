@@ -49,14 +49,12 @@ def descend(
     )
     top = dtype.type((1 << start.bits) - 1)
     width = max(_BLOCK_INPUTS // g, 1) * g
-    for _ in range(sweeps):
-        # Anew each time: rounding errors of the updates do not add up.
-        found = Quantised(codes.astype(np.uint8), scales, start.zeros, start.bits, g)
-        gradient = torch.from_numpy(found.dequantise()).to(weight.dtype).sub_(weight) @ hessian
+    gradient = torch.from_numpy(start.dequantise()).to(weight.dtype).sub_(weight) @ hessian
+    for sweep in range(sweeps):
         for first in range(0, K, width):
             inputs = slice(first, min(first + width, K))
             block = _Block(
-                np.ascontiguousarray(gradient[:, inputs].numpy()),
+                np.array(gradient[:, inputs].numpy(), order="C"),  # changed: a copy
                 np.ascontiguousarray(hessian[inputs, inputs].numpy()),
                 np.ascontiguousarray(codes[:, inputs]),
             )
@@ -68,7 +66,9 @@ def descend(
                     begin, end, scales[:, group], np.ascontiguousarray(zeros[:, group]), threads
                 )
             codes[:, inputs] = block.codes
-            gradient.addmm_(torch.from_numpy(block.change), hessian[inputs])
+            # Nothing looks at what lies behind in the last sweep.
+            behind = inputs.stop if sweep == sweeps - 1 else 0
+            gradient[:, behind:].addmm_(torch.from_numpy(block.change), hessian[inputs, behind:])
     return Quantised(codes.astype(np.uint8), scales, start.zeros, start.bits, g)
 
 

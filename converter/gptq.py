@@ -4,7 +4,8 @@ For a layer with inputs X (one column a token), H = 2 X X^T; after input q is ro
 
     w_rest -= (w_q - w'_q) / [H^-1]_qq * [H^-1]_q,rest
 
-which the Cholesky factor U of H^-1 = U^T U gives for all inputs at once. The order of the inputs
+which the Cholesky factor U of H^-1 = U^T U gives for all inputs at once (and that is the inverse of
+the upper R of H = R R^T, so H itself need not be inverted). The order of the inputs
 matters; to need no gather when the model runs, inputs may only change places within their group of
 `group_size` and groups as a whole. Scales and zero points come from the group's weights as they are
 when its turn comes: by then these have taken over other weights' errors and spread, so a narrower
@@ -32,6 +33,7 @@ from edgetok.errors import CheckpointError
 
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
 _STRIPE_INPUTS = 1024
+_SMALL_INPUTS = 128
 _MOST_DAMPING = 10.0
 _SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
 _THOROUGH_SPANS = tuple(1.05 - 0.04 * i for i in range(18))
@@ -127,8 +129,8 @@ def invert(hessian: Tensor, group_size: int, *, damping: float, order: Order) ->
     groups = order_inputs(diagonal, group_size, order)
     live = diagonal[diagonal > 0]
     diagonal[diagonal == 0] = live.mean() if len(live) else 1.0
-    permutation = torch.cat(groups)
-    hessian = hessian[permutation][:, permutation]
+    backwards = torch.cat(groups).flip(0)
+    hessian = hessian[backwards][:, backwards]
     mean = hessian.diagonal().mean()
     added = 0.0
     while True:
@@ -136,13 +138,24 @@ def invert(hessian: Tensor, group_size: int, *, damping: float, order: Order) ->
         added = damping
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return Inverse(groups, factor, damping)
+            _invert_lower(lower)
+            return Inverse(groups, lower.flip(0, 1), damping)
         if damping >= _MOST_DAMPING:
             raise CheckpointError("calibration: the Hessian cannot be inverted; use --method awq")
         damping *= 10
+
+
+def _invert_lower(lower: Tensor) -> None:
+    """Invert a lower triangular matrix [K, K] in place, by halves."""
+    half = len(lower) // 2
+    if half < _SMALL_INPUTS:
+        one = torch.eye(len(lower), dtype=lower.dtype)
+        lower.copy_(torch.linalg.solve_triangular(lower, one, upper=False))
+        return
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_lower(first)
+    _invert_lower(last)
+    below.copy_(-(last @ (below @ first)))
 
 
 def invert_diagonal(hessian: Tensor, group_size: int, *, damping: float) -> Inverse:

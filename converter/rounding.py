@@ -7,6 +7,7 @@ as long as the process; nothing of it is kept on the disk.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -233,5 +234,7 @@ def in_chunks(rows: int, threads: int, work: Callable[[slice], None]) -> None:
         for chunk in chunks:
             work(chunk)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, chunks))
+    list(_pool(threads).map(work, chunks))
+
+
+_pool = functools.cache(ThreadPoolExecutor)  # a new one for each group would take seconds in all

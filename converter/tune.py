@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from edgetok.converter.blocks import build_on_meta, original_parameters
+from edgetok.converter.blocks import build_on_meta, multiplies_bfloat16, original_parameters
 from edgetok.converter.calibration import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.rtn import FLOAT16_MAX, float16_scales
 from edgetok.converter.weights import CanonicalWeights
-from edgetok.kernels_cpu.isa import host_features
 
 MOST_WEIGHTS = 20_000_000  # beyond, three copies in float32 and the steps' time are too much
 STEPS = 100
@@ -165,8 +164,7 @@ def tune(
     generator = torch.Generator().manual_seed(0)
     batch = max(1, _BATCH_TOKENS // ids.shape[1])
     order: list[int] = []
-    # A third of the time where the processor has it. What is found is judged in float32.
-    short = bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
+    short = multiplies_bfloat16()  # what is found is judged in float32
     for step in range(steps):
         for group in optimiser.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * step / steps))

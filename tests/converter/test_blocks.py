@@ -75,3 +75,21 @@ def test_observed_inputs(tmp_path):
     torch.testing.assert_close(
         torch.cat(seen["q_proj"]), normed.flatten(0, 1).float(), rtol=1e-5, atol=1e-5
     )
+
+
+def test_bfloat16_products_round_and_no_more(tmp_path, monkeypatch):
+    tiny_checkpoint("gemma3_text", tmp_path)
+    weights = open_weights(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 24))
+    monkeypatch.setattr(blocks, "multiplies_bfloat16", lambda: True)
+    outputs, inputs = [], []
+    for short in (False, True):
+        original = Original(weights, short=short)
+        hidden = original.embed(tokens)
+        with original.block(0) as block:
+            block.observe(hidden, ["down_proj"], lambda _, x: inputs.append(x))
+            outputs.append(block(hidden))
+    for exact, rounded in (outputs, inputs):
+        assert exact.dtype == rounded.dtype == torch.float32
+        error = (exact - rounded).norm() / exact.norm()
+        assert 0 < error < 2**-6  # bfloat16 has 8 bits; a few roundings follow each other

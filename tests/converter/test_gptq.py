@@ -189,3 +189,18 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(gptq, "_BLOCK_INPUTS", 32)
     pieces = gptq.quantise(torch.from_numpy(weight), inverse, 3, 32)
     np.testing.assert_array_equal(whole.codes, pieces.codes)
+
+
+@pytest.mark.parametrize("inputs", [96, 301])
+def test_factor_of_the_inverse(inputs, monkeypatch):
+    """Of sizes that are halved more than once, evenly and not."""
+    monkeypatch.setattr(gptq, "_SMALL_INPUTS", 16)
+    _, x = layer(1, inputs)
+    hessian = x.T @ x / len(x)
+    found = gptq.invert(torch.from_numpy(hessian.copy()), 32, damping=0.01, order="group_aware")
+    order = torch.cat(found.groups).numpy()
+    damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(inputs)
+    factor = found.factor.numpy()
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    expected = np.linalg.inv(damped[np.ix_(order, order)])
+    np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-9 * np.abs(expected).max())

@@ -29,15 +29,16 @@ class Policy:
     Attributes:
         name: as on the command line.
         score: [n] float32 from a head's view, higher is kept.
-        shared_budget: whether heads compete for slots; scores are then shares of a head's worth
-            that add up to 1.
-        covariance: whether it asks for the queries' covariance.
+        queries: whether it asks for the latest queries.
+        covariance: whether it asks for the mean and covariance of all of them.
+        recent: one in so many slots belongs to the latest tokens, whatever they are worth.
     """
 
     name: str
     score: Score
-    shared_budget: bool = False
+    queries: bool = False
     covariance: bool = False
+    recent: int = 8
 
 
 POLICIES = {
@@ -45,11 +46,11 @@ POLICIES = {
     for policy in (
         Policy("window", window),
         Policy("h2o", h2o),
-        Policy("tova", tova),
-        Policy("snapkv", snapkv),
-        Policy("expected-attention", expected_attention, covariance=True),
+        Policy("tova", tova, queries=True),
+        Policy("snapkv", snapkv, queries=True),
+        Policy("expected-attention", expected_attention, queries=True, covariance=True),
         Policy("keydiff", keydiff),
-        Policy("retain", retain, covariance=True),
+        Policy("retain", retain, recent=4),
     )
 }
 

@@ -1,27 +1,27 @@
 """What this runtime keeps by default.
 
-    score = (1 - cos(k, mean key)) * (expected attention + epsilon) * |v|
+    score = |k - mean key|^2 |v|
 
-A token is worth keeping where its key says something that others do not (the factor of KeyDiff,
-arXiv 2504.15364), where queries to come should look (arXiv 2510.00636), and where its value
-is large enough to matter once it is looked at.
+Attention is the same when one vector is added to all keys, so what a key says is how far it lies
+from their mean (KeyDiff, arXiv 2504.15364, looks at the angle instead, which is not the same
+then). For queries that look in any direction alike with variance s^2, a key's expected weight is
+that of the mean key times
+
+    E exp(q (k - mean) / sqrt(d)) = exp(s^2 |k - mean|^2 / (2 d)),
+
+which grows as the square of the distance while weights are spread: expected attention (arXiv
+2510.00636) that knows nothing of the queries, which so far looked for something else. The norm of
+the value is what such a weight would bring.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from edgetok.cache.expected_attention import expected_weights
-from edgetok.cache.keydiff import keydiff
 from edgetok.cache.view import Floats, HeadView
-
-# Large against one token's expected weight, so that what is rarely looked at but unlike all else,
-# as a number told once, is kept; chosen among 0, 0.02 and no expected attention on held-out cases.
-_EPSILON = np.float32(0.02)
 
 
 def retain(view: HeadView) -> Floats:
     """See above; float32 [n]."""
-    unlike = np.float32(1.0) + keydiff(view)
-    expected = expected_weights(view).mean(axis=0) + _EPSILON
-    return np.asarray(unlike * expected * view.value_norms)
+    away = view.keys - view.keys.mean(axis=0)
+    return np.asarray((away * away).sum(axis=1) * view.value_norms)

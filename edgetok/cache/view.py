@@ -21,9 +21,9 @@ class QueryStats:
     """What is known of the queries of one KV head's G query heads, before their rotation.
 
     Attributes:
-        recent: [W, G, D], the latest ones, oldest first.
+        recent: [W, G, D], the latest ones, oldest first; none for policies that do not ask.
         positions: [W], theirs.
-        mean: [G, D] over the conversation.
+        mean: [G, D] over the conversation; 0 for policies that do not ask for it.
         covariance: [G, D, D] likewise.
     """
 

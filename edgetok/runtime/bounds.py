@@ -15,7 +15,6 @@ from edgetok.runtime.query_log import QueryLog
 from edgetok.runtime.slots import SlotPool, tiles
 
 SINKS = 4
-_LARGEST_SHARE = 4  # a head gets at most so many times its even share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,8 @@ class Bounds:
             )
         # An eighth at once: rare enough to cost little, small enough to leave the rest in use.
         block = min(block_tokens, max(8, whole // 8))
-        return cls(policy=policy, slots=whole, block_tokens=block, recent=max(8, whole // 8))
+        recent = max(8, whole // policy.recent)
+        return cls(policy=policy, slots=whole, block_tokens=block, recent=recent)
 
 
 def bounds_for(
@@ -110,18 +110,13 @@ def part_bytes(
 ) -> tuple[int, int, int, int]:
     """Bytes of the pool of slots, the queries, the lists of slots and the workspace."""
     heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
-    most = largest_range(spec, bounds)
+    policy = bounds.policy
     return (
         _aligned(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits)),
-        _aligned(QueryLog.nbytes(spec, bounds.policy.covariance)),
+        _aligned(QueryLog.nbytes(spec, policy.covariance, policy.queries)),
         _aligned(4 * heads * bounds.block_tokens),
-        mass_workspace_bytes(most, spec.num_heads, spec.num_kv_heads, threads),
+        mass_workspace_bytes(bounds.slots, spec.num_heads, spec.num_kv_heads, threads),
     )
-
-
-def largest_range(spec: DecoderSpec, bounds: Bounds) -> int:
-    """Most slots that one head may get."""
-    return min(tiles(spec.context_tokens), _LARGEST_SHARE * bounds.slots)
 
 
 def _aligned(nbytes: int) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cache import budget
 from edgetok.cache.view import Floats, HeadView
 from edgetok.errors import ContextError, OptionError, SessionError
 from edgetok.kernels_cpu.launch_attention import (
@@ -32,7 +31,6 @@ from edgetok.kernels_cpu.launch_attention import (
     REC_USED,
     REC_VALUE_SCALES,
     REC_VALUES,
-    SLOT_TILE,
     chunk_slots,
     mass_slots,
 )
@@ -41,7 +39,7 @@ from edgetok.kernels_cpu.launch_program import float_bits
 from edgetok.kernels_cpu.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.bounds import Bounds, largest_range, part_bytes
+from edgetok.runtime.bounds import Bounds, part_bytes
 from edgetok.runtime.cache_state import CacheState
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import ROWS, QueryLog
@@ -82,13 +80,11 @@ class CompactKVCache:
             if not what.window
             for head in range(spec.num_kv_heads)
         ]
-        count, slots = len(self._heads), bounds.slots
-        self._most = largest_range(spec, bounds)
+        count = len(self._heads)
         self._allocate(threads)
         self._free: npt.NDArray[np.int64] = np.zeros((count, 0), np.int64)
         self._used_free = 0
         self._held = np.zeros(count, np.int64)
-        self._demand = np.full(count, float(slots))
         self._length = 0
         self._shift = 0  # tokens seen less the position of the next one
         self._forgotten_to = 0  # no token from here on was forgotten
@@ -125,17 +121,16 @@ class CompactKVCache:
         self._pool = SlotPool(
             pool, heads=count, slots=bounds.slots, head_dim=spec.head_dim, kv_bits=self.kv_bits
         )
-        self._log = QueryLog(
-            log[: QueryLog.nbytes(spec, bounds.policy.covariance)], spec, bounds.policy.covariance
-        )
+        kept = bounds.policy.covariance, bounds.policy.queries
+        self._log = QueryLog(log[: QueryLog.nbytes(spec, *kept)], spec, *kept)
         self._append = append[: 4 * count * self.block_tokens].view(np.int32)
         self._append = self._append.reshape(count, self.block_tokens)
         self._workspace = workspace
         self.ctx = windows.ctx.copy()
-        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data
+        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data if self._log.rows else 0
         self.ctx[CTX_QUERY_ROWS] = ROWS
         self.ctx[CTX_MASS] = workspace.ctypes.data
-        self.ctx[CTX_MASS_SLOTS] = mass_slots(self._most)
+        self.ctx[CTX_MASS_SLOTS] = mass_slots(bounds.slots)
         self.ctx[CTX_MASS_KEEP] = float_bits(1.0)
 
     @property
@@ -310,8 +305,6 @@ class CompactKVCache:
                 "forgotten_to": self._forgotten_to,
                 "pinned_tokens": self.pinned_tokens,
                 "dropped": self._dropped,
-                "sizes": self._pool.size.tolist(),
-                "demand": np.rint(self._demand).astype(int).tolist(),
                 "queries": [log.count, log.valid, log.new],
                 "oldest": rings.oldest,
             },
@@ -325,35 +318,27 @@ class CompactKVCache:
             SessionError: the state is damaged or of another shape; nothing was changed.
         """
         state.check(self.shape, tuple(part.nbytes for part in self._contents()))
-        pool, count = self._pool, len(self._heads)
         length = state.integer("length", 0, _ENDLESS)
         shift = state.integer("shift", 0, length)
         forgotten = state.integer("forgotten_to", 0, length)
         pinned = state.integer("pinned_tokens", 0, self.slots // 2)
-        sizes = state.integers("sizes", count, SLOT_TILE, self._most)
-        demand = state.integers("demand", count, 0, pool.slots)
         queries = state.integers("queries", 3, 0, _ENDLESS)
         oldest = state.integers("oldest", len(self._windows.oldest), 0, length)
         dropped = state.numbers.get("dropped")
         if (
-            (sizes % SLOT_TILE).any()
-            or int(sizes.sum()) != pool.slots
-            or length - shift > self._limit
-            or queries[1:].max() > min(ROWS, length)
+            length - shift > self._limit
+            or queries[1:].max() > min(self._log.rows, length)
             or type(dropped) is not float
             or not 0.0 <= dropped < np.inf
         ):
             raise SessionError("the saved cache's counters contradict each other")
         memory = state.memory[0]
-        pool.check(memory, length, length - shift)
+        self._pool.check(memory, length, length - shift)
         self._windows.restore(state.memory[1], length, shift, oldest)
         self._fill(state.memory)
-        pool.size = sizes
-        pool.start = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         self._log.count, self._log.valid, self._log.new = (int(n) for n in queries)
         self._length, self._shift, self._forgotten_to = length, shift, forgotten
         self._dropped, self._pinned = dropped, pinned
-        self._demand = demand.astype(np.float64)
         self._place()
 
     def _contents(self) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -374,42 +359,21 @@ class CompactKVCache:
     def _forget(self) -> None:
         """Make each head forget so much that a block of tokens fits."""
         self._log.absorb(self._length)
-        block, pool, policy = self.block_tokens, self._pool, self.bounds.policy
-        order, scores = [], []
+        pool, score_of = self._pool, self.bounds.policy.score
+        room = self.bounds.slots - self.block_tokens
         for index in range(len(self._heads)):
             at = pool.held(index)
             at = at[np.argsort(pool.tokens[at])]
-            score = np.asarray(policy.score(self.view(index, at)), np.float32).copy()
+            score = np.asarray(score_of(self.view(index, at)), np.float32).copy()
             seen = pool.tokens[at]
             score[seen < max(self.bounds.sinks, self.pinned_tokens)] = np.inf
             score[seen >= self._length - self.bounds.recent] = np.inf
-            order.append(at)
-            scores.append(score)
-        sizes = pool.size
-        if policy.shared_budget:
-            sizes = self._allot(scores)
-        for at, score, size in zip(order, scores, sizes, strict=True):
-            drop = max(0, len(at) - int(size) + block)
             # Of equal scores the oldest go.
-            gone = np.sort(at[np.argsort(score, kind="stable")[:drop]])
+            gone = np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
             if len(gone):
                 self._dropped += float(pool.mass[gone].sum(dtype=np.float64))
                 self._forgotten_to = max(self._forgotten_to, int(pool.tokens[gone].max()) + 1)
                 pool.forget(gone)
-        if not np.array_equal(sizes, pool.size):
-            pool.resize(sizes)
-
-    def _allot(self, scores: list[Floats]) -> budget.Counts:
-        """New sizes of the heads' ranges, from what their tokens are worth."""
-        heads, block = len(scores), self.block_tokens
-        total = heads * self.bounds.slots
-        kept = max(self.bounds.sinks, self.pinned_tokens) + self.bounds.recent
-        low = -(-(min(kept, self._length) + block) // SLOT_TILE) * SLOT_TILE
-        if heads * low >= total:
-            return self._pool.size
-        wanted = budget.wanted(scores, total - heads * block, low - block) + block
-        self._demand += 0.3 * (wanted - self._demand)
-        return budget.in_units(self._demand, total, SLOT_TILE, low, self._most)
 
     def view(self, index: int, at: npt.NDArray[np.int64]) -> HeadView:
         """A head's tokens as policies see them."""

@@ -1,14 +1,11 @@
 """One pool of slots for all heads of a bounded cache, in the layout of `launch_attention.py`.
 
 Every array (keys, values, scales, positions, ...) is as long as the pool; a head owns a range of
-it, so that a slot can be given from one head to another by moving a boundary. All bytes are one
-allocation that never grows. What is read here is for choosing and moving slots; kernels read the
-same bytes through records.
+it. All bytes are one allocation that never grows. What is read here is for choosing slots and
+turning keys; kernels read the same bytes through records.
 """
 
 from __future__ import annotations
-
-import ctypes
 
 import numpy as np
 import numpy.typing as npt
@@ -125,61 +122,10 @@ class SlotPool:
         """Values of slots as float32 [n, D]."""
         return self._stored_values.read(at)
 
-    def copy(self, source: npt.NDArray[np.int64], to: npt.NDArray[np.int64]) -> None:
-        """Copy whole slots; no slot is in both lists."""
-        self.keys.copy(source, to)
-        self._stored_values.copy(source, to)
-        for array in self._columns():
-            array[to] = array[source]
-
     def forget(self, at: npt.NDArray[np.int64]) -> None:
         """Empty slots."""
         self.positions[at] = EMPTY
         self.mass[at] = 0.0
-
-    def resize(self, sizes: npt.NDArray[np.int64]) -> None:
-        """Move the boundaries between heads; what a head holds must fit into its new size.
-
-        Args:
-            sizes: [heads], multiples of SLOT_TILE that add up to at most the pool.
-        """
-        for shrinks in np.flatnonzero(sizes < self.size):
-            head = int(shrinks)
-            first = int(self.start[head])
-            held, last = self.held(head), first + int(sizes[head])
-            outside = held[held >= last]
-            holes = np.setdiff1d(np.arange(first, last), held, assume_unique=True)
-            holes = holes[: len(outside)]
-            self.copy(outside, holes)
-            self.forget(outside)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-        counts = np.minimum(sizes, self.size)
-        # Going left from the left and going right from the right, nothing is overwritten before
-        # it has been moved.
-        heads = range(len(sizes))
-        for head in heads:
-            if starts[head] < self.start[head]:
-                self._move(int(self.start[head]), int(starts[head]), int(counts[head]))
-        for head in reversed(heads):
-            if starts[head] > self.start[head]:
-                self._move(int(self.start[head]), int(starts[head]), int(counts[head]))
-        for head in heads:
-            first = int(starts[head])
-            self.forget(np.arange(first + int(counts[head]), first + int(sizes[head])))
-        self.start, self.size = starts, sizes.astype(np.int64)
-
-    def _move(self, source: int, to: int, count: int) -> None:
-        for array, row in (
-            (self._keys, self._row_bytes),
-            (self._values, self._row_bytes),
-            *((column, 4) for column in self._columns()),
-        ):
-            base = int(array.ctypes.data)
-            ctypes.memmove(base + to * row, base + source * row, count * row)
-
-    def _columns(self) -> tuple[npt.NDArray[np.generic], ...]:
-        scales = (self._key_scales, self._value_scales) if self.scaled else ()
-        return (*scales, self.positions, self.tokens, self.mass)
 
     def _take(self, bytes_each: int) -> Bytes:
         end = self._at + self.slots * bytes_each

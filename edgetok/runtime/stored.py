@@ -40,12 +40,6 @@ class _Rows:
         self._row = row_bytes(head_dim, kv_bits)
         self._tiles = memory.reshape(-1, self._row // unit, tile, unit)
 
-    def copy(self, source: Places, to: Places) -> None:
-        """Copy slots; scales are their owner's."""
-        self._tiles[to // self._tile, :, to % self._tile] = self._tiles[
-            source // self._tile, :, source % self._tile
-        ]
-
     def _read(self, at: Places, zero: int) -> Floats:
         """As float32 [n, D]; at 8 bits codes count from `zero`."""
         rows = np.ascontiguousarray(self._tiles[at // self._tile, :, at % self._tile])

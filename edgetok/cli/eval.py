@@ -46,7 +46,7 @@ MAX_TEXT_BYTES = 256 << 20
     "--share",
     type=float,
     multiple=True,
-    help="With --cache: slots as a share of the context.  [default: 1 0.6 0.5 0.25 0.125]",
+    help="With --cache: bytes as a share of the full cache's.  [default: 1 0.6 0.5 0.25 0.125]",
 )
 @click.option(
     "--tokens", type=int, default=1024, show_default=True, help="With --cache: of a context."

@@ -20,6 +20,8 @@ from edgetok.model import Model
 from edgetok.runtime.cpu_backend import CpuBackend
 
 SHARES = (1.0, 0.6, 0.5, 0.25, 0.125)
+_NONE = "-"
+_TASK_NAMES = tuple(task.replace("_", " ") for task in TASKS)
 _PLACES = 6
 
 
@@ -35,11 +37,8 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
         raise UnsupportedError("bounded caches are measured with --device cpu")
     shares, tokens, cases = given["share"] or SHARES, given["tokens"], given["cases"]
     for share in shares:
-        if not 0 < share <= 1 or int(tokens * share) < 64:
-            raise OptionError(
-                f"a share of {share:g} of {tokens} tokens, expected 64 tokens or more and at most "
-                "all of them"
-            )
+        if not 0 < share <= 1:
+            raise OptionError(f"a share of {share:g}, expected a number above 0 and at most 1")
     if not 256 <= tokens <= model.backend.context_tokens - 64 or cases < 1:
         raise OptionError(
             f"{cases} contexts of {tokens} tokens, expected at least 1 of 256 to "
@@ -68,18 +67,27 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
     asked = sum(found[0].asked.values())
     common.print_columns(
         f"Right answers of {asked}, in per cent, asked after a context of {tokens:,} tokens",
-        ("cache", "slots", "kB", *(task.replace("_", " ") for task in TASKS), "mean", "perplexity"),
+        ("cache", "share", "slots", "kB", *_TASK_NAMES, "mean", "perplexity"),
         [
             (
                 score.policy,
-                f"{score.slots:,}",
-                f"{score.nbytes / 1e3:,.0f}",
-                *(f"{100 * score.right[task] / score.asked[task]:.0f}" for task in TASKS),
-                f"{100 * score.recall:.1f}",
+                f"{score.share:.1%}",
+                *_row(score),
                 "" if score.perplexity is None else f"{score.perplexity:.3f}",
             )
             for score in found
         ],
+    )
+
+
+def _row(score: Score) -> tuple[str, ...]:
+    if score.recall is None:  # not even the fewest slots fit beside what it keeps of queries
+        return (_NONE,) * (len(TASKS) + 3)
+    return (
+        f"{score.slots:,}",
+        f"{score.nbytes / 1e3:,.0f}",
+        *(f"{100 * score.right[task] / score.asked[task]:.0f}" for task in TASKS),
+        f"{100 * score.recall:.1f}",
     )
 
 
@@ -114,24 +122,29 @@ def draw(found: Sequence[Score], path: Path) -> None:
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
     full = next(score for score in found if score.policy == FULL)
-    left.axhline(100 * full.recall, color="black", linestyle="--", label=FULL)
+    left.axhline(100 * (full.recall or 0), color="black", linestyle="--", label=FULL)
     quarter = min({score.share for score in found}, key=lambda share: abs(share - 0.25))
     for name in dict.fromkeys(score.policy for score in found if score.policy != FULL):
-        mine = sorted((s for s in found if s.policy == name), key=lambda s: s.slots)
+        mine = sorted((s for s in found if s.policy == name), key=lambda s: s.nbytes)
+        mine = [s for s in mine if s.slots]
         width = 2.5 if name == "retain" else 1.2
         left.plot(
-            [s.slots for s in mine], [100 * s.recall for s in mine], "o-", lw=width, label=name
+            [s.nbytes / 1e3 for s in mine],
+            [100 * (s.recall or 0) for s in mine],
+            "o-",
+            lw=width,
+            label=name,
         )
         for score in mine:
             if score.share == quarter:
                 shares = [None if x is None else 100 * x for x in by_place(score)]
                 right.plot([x if x is not None else np.nan for x in shares], "o-", lw=width)
     left.set_xscale("log", base=2)
-    left.set(xlabel="slots a head", ylabel="right answers, %", ylim=(0, 102))
+    left.set(xlabel="kB of cache", ylabel="right answers, %", ylim=(0, 102))
     right.set(
         xlabel="place of the answer, sixths of the context",
         ylim=(0, 102),
-        title=f"{100 * quarter:g} % of the context",
+        title=f"{100 * quarter:g} % of the full cache's bytes",
     )
     left.legend(fontsize=8)
     figure.tight_layout()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import log_softmax
 from edgetok.evaluation.recall import score
@@ -34,9 +35,9 @@ class Score:
 
     Attributes:
         policy: its name; "full" forgets nothing.
-        share: slots as a share of the context's tokens.
-        slots: of each head on average.
-        nbytes: of the cache.
+        share: bytes as a share of those of a cache that holds the whole context.
+        slots: of each head, in those bytes; 0 where not even the fewest fit.
+        nbytes: of the cache; with "full", of one that just holds the context.
         right: answers that were right, by task.
         asked: questions, by task.
         places: (place in the context, right) of every question.
@@ -53,8 +54,10 @@ class Score:
     perplexity: float | None = None
 
     @property
-    def recall(self) -> float:
-        """Mean over tasks of the share of right answers."""
+    def recall(self) -> float | None:
+        """Mean over tasks of the share of right answers; None where nothing was asked."""
+        if not self.asked:
+            return None
         return float(np.mean([self.right[task] / self.asked[task] for task in self.asked]))
 
 
@@ -75,8 +78,21 @@ class CacheEvaluation:
     def prepared(
         self, tasks: Sequence[str] = TASKS, tokens: int = 1024, count: int = 10, seed: int = 0
     ) -> list[Context]:
-        """Contexts of about `tokens` tokens."""
-        return list(contexts(tasks, tokens, count, lambda text: len(self._encode(text)), seed))
+        """Contexts of about `tokens` tokens, without what the template adds.
+
+        Raises:
+            OptionError: with the template, a question and its answer, one is longer than the model
+                was trained for, so that no full cache can be compared with.
+        """
+        made = list(contexts(tasks, tokens, count, lambda text: len(self._encode(text)), seed))
+        lengths = (len(self._render(case, ask)) for case in made for ask in case.questions)
+        longest, most = max(lengths) + _ANSWER_TOKENS, self._backend.context_tokens
+        if longest > most:
+            raise OptionError(
+                f"contexts of {tokens:,} tokens take {longest:,} with template and answer, "
+                f"expected at most {most:,}; give fewer --tokens"
+            )
+        return made
 
     def measure(
         self,
@@ -89,24 +105,28 @@ class CacheEvaluation:
     ) -> Score:
         """One policy at one size.
 
+        Policies are given equal bytes: what they keep of queries is paid for with slots.
+
         Args:
             cases: from `prepared`.
             policy: a name, or "full".
-            share: of `tokens` that a head's slots are.
-            tokens: of the full cache.
+            share: of the full cache's bytes.
+            tokens: that the full cache holds.
             running: text whose perplexity is measured in the same cache.
             progress: called after each context.
-
-        Raises:
-            OptionError: the share leaves too few slots.
         """
-        slots = tokens if policy == FULL else int(tokens * share) // 64 * 64
         cache: CpuKVCache | CompactKVCache
+        full_bytes = self._backend.new_cache(tokens).nbytes
         if policy == FULL:
             cache = self._backend.new_cache(self._backend.context_tokens)
+            found = Score(policy, share, tokens, full_bytes)
         else:
-            cache = self._backend.new_bounded_cache(slots, CacheLimits(policy=policy))
-        found = Score(policy, share, slots, cache.nbytes)
+            limits = CacheLimits(policy=policy, budget_bytes=int(share * full_bytes))
+            try:
+                cache = self._backend.new_bounded_cache(tokens, limits)
+            except OptionError:
+                return Score(policy, share, 0)
+            found = Score(policy, share, cache.slots, cache.nbytes)
         for case in cases:
             for question, answer in self.answers(cache, case):
                 right = score(answer, question.case(case.task))

@@ -16,6 +16,7 @@ from edgetok.evaluation import recall_patterns as words
 
 TASKS = ("facts", "pass_key", "multi_key", "variable")
 _FACTS = 6
+_TIMES = {"pass_key": 4}  # its contexts have one question, others four or more
 _PLACEHOLDER = "?"
 
 
@@ -60,14 +61,14 @@ def contexts(
     count_tokens: Callable[[str], int],
     seed: int = 0,
 ) -> Iterator[Context]:
-    """`count` contexts of about `tokens` tokens for every task.
+    """`count` contexts of about `tokens` tokens for every task, more of those with one question.
 
     Raises:
         ValueError: a task is unknown.
     """
     for task in tasks:
         rng = random.Random(f"{seed}|{task}|{tokens}")
-        for _ in range(count):
+        for _ in range(count * _TIMES.get(task, 1)):
             yield _MAKERS[task](rng, tokens, count_tokens)
 
 

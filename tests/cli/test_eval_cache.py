@@ -14,31 +14,39 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
     plot, text = tmp_path / "plot.png", tmp_path / "text"
     text.write_text("Once upon a time there was a little dog. " * 60)
     arguments = ["eval", str(default_artefact), "--cache", "--cases", "1", "--tokens", "320"]
-    arguments += ["--policy", "retain", "--policy", "window", "--share", "0.25", "--share", "1"]
+    arguments += ["--policy", "retain", "--policy", "window", "--share", "0.5", "--share", "1"]
+    arguments += ["--policy", "expected-attention"]
     arguments += ["--text", str(text), "--plot", str(plot)]
     assert run([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["caches"]
     names = [(score["policy"], score["slots"]) for score in found]
+    # The queries that expected-attention keeps leave it no slots in half of so few bytes.
     assert names == [
         ("full", 320),
         ("retain", 64),
         ("window", 64),
-        ("retain", 320),
-        ("window", 320),
+        ("expected-attention", 0),
+        ("retain", 192),
+        ("window", 192),
+        ("expected-attention", 0),
     ]
+    full = found[0]["bytes"]
+    assert all(score["bytes"] <= full * score["share"] for score in found)
     # A fifth of the context's latest tokens holds few of the answers.
     assert found[0]["recall"] > found[2]["recall"] + 0.2
-    assert all(1 < score["perplexity"] < 100 for score in found)
-    assert found[1]["bytes"] < found[3]["bytes"]
+    assert all(1 < score["perplexity"] < 100 for score in found if score["slots"])
+    assert found[3]["recall"] is None
+    assert found[1]["bytes"] < found[4]["bytes"]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--share", "0.1"), "expected 64 tokens or more"),
+        (("--share", "1.5"), "a share of 1.5"),
         (("--policy", "lru", "--share", "1"), "cache policy 'lru'"),
         (("--tokens", "99999"), "contexts of 99999 tokens"),
+        (("--tokens", "1980", "--cases", "1"), "give fewer --tokens"),
     ],
 )
 def test_options_out_of_range(default_artefact, capsys, options, message):

@@ -149,8 +149,8 @@ def quantise_slots(x: npt.NDArray[np.float32]) -> tuple[Bytes, Array, Array]:
     """
 
     def nearest(v: Array) -> Array:
-        bits = v.astype(np.float32).view(np.uint32).astype(np.uint64)
-        bits = bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000
+        bits = v.astype(np.float32).view(np.uint32).astype(np.int64)
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
         return bits.astype(np.uint32).view(np.float32)
 
     zero = np.float32(0)

@@ -12,13 +12,15 @@ A contender is ENGINE=PATH and runs in a process of its own (`peer_worker.py`), 
 Python where it is not edgetok. Each repeat measures the read loop and then everyone in turn, in
 alternating order, with a pause in which threads that spin go to sleep. One JSON object a sample is
 appended to the file, so a long run may be cut in pieces. The report has medians and, in brackets,
-half the distance between the quartiles.
+half the distance between the quartiles: of the samples during which nothing else computed
+(`others`, cores), or of all where there are none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 PAUSE_S = 0.15  # longer than any engine's threads spin after their work
+OTHERS = 0.1  # cores that other processes may take during a sample that counts
 _WORKER = Path(__file__).with_name("peer_worker.py")
 Sample = dict[str, Any]
 
@@ -51,9 +54,20 @@ class Contender:
     def ask(self, **command: Any) -> Sample:
         """Send a command and wait for its answer."""
         assert self._process.stdin is not None
+        begin, before = time.perf_counter(), self._others_s()
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        seconds = time.perf_counter() - begin
+        answer["others"] = round((self._others_s() - before) / seconds, 3)
+        return answer
+
+    def _others_s(self) -> float:
+        """Processor time of everything but this engine since the machine started (Linux)."""
+        user, nice, system = (int(n) for n in Path("/proc/stat").read_text().split()[1:4])
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        own = int(fields[11]) + int(fields[12])
+        return (user + nice + system - own) / os.sysconf("SC_CLK_TCK")
 
     def _answer(self) -> Sample:
         assert self._process.stdout is not None
@@ -106,12 +120,17 @@ def measure(args: argparse.Namespace) -> None:
                         answer = one.ask(do="decode", depth=depth, steps=args.steps)
                         bytes_per_token = one.start["bytes_per_token"]
                         rate = args.steps / answer["seconds"]
-                        write(one.name, "decode", depth, value=rate, bytes=bytes_per_token)
+                        others = answer["others"]
+                        write(
+                            one.name, "decode", depth,
+                            value=rate, bytes=bytes_per_token, others=others,
+                        )  # fmt: skip
                 for tokens in args.prefill:
                     for one in order:
                         time.sleep(PAUSE_S)
                         answer = one.ask(do="prefill", tokens=tokens)
-                        write(one.name, "prefill", tokens, value=tokens / answer["seconds"])
+                        rate, others = tokens / answer["seconds"], answer["others"]
+                        write(one.name, "prefill", tokens, value=rate, others=others)
             for one in contenders:
                 write(one.name, "memory", capacity, **one.ask(do="memory"))
         finally:
@@ -123,9 +142,11 @@ def groups(samples: list[Sample]) -> dict[tuple[Any, ...], list[Sample]]:
     """Samples by shape, threads, what, size and engine, in the order of their first appearance."""
     found: dict[tuple[Any, ...], list[Sample]] = {}
     for s in samples:
-        found.setdefault((s["shape"], s["threads"], s["what"], s["size"], s["engine"]), []).append(
-            s
-        )
+        key = (s["shape"], s["threads"], s["what"], s["size"], s["engine"])
+        found.setdefault(key, []).append(s)
+    for key, all_of_it in found.items():
+        calm = [s for s in all_of_it if s.get("others", 0.0) <= OTHERS]
+        found[key] = calm or all_of_it
     return found
 
 

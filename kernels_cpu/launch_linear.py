@@ -11,7 +11,6 @@ keeps its memory alive as long as the instruction is used.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import INSTR_SLOTS
 from edgetok.kernels_cpu.isa import Isa
+from edgetok.kernels_cpu.launch_program import float_bits
 from edgetok.kernels_cpu.loader import Kernels
 
 Instruction = npt.NDArray[np.int64]
@@ -342,7 +342,7 @@ def matmul_instruction(
     instruction[layout.MATMUL_GROUP] = weight.group_size | block << 32
     instruction[layout.MATMUL_Y_STRIDE] = y.stride
     instruction[layout.MATMUL_SCRATCH] = scratch.ctypes.data
-    instruction[layout.MATMUL_EPILOGUE] = _f32_bits(scale) | (1 << 32 if add else 0)
+    instruction[layout.MATMUL_EPILOGUE] = float_bits(scale) | (1 << 32 if add else 0)
     instruction[layout.MATMUL_LAST] = last
     return instruction
 
@@ -387,7 +387,7 @@ def embed_instruction(
         instruction[slot] = 0 if span is None else span.address
     instruction[layout.EMBED_K] = table.K
     instruction[layout.EMBED_GROUP_SIZE] = table.group_size
-    instruction[layout.EMBED_SCALE] = _f32_bits(scale)
+    instruction[layout.EMBED_SCALE] = float_bits(scale)
     return instruction
 
 
@@ -396,8 +396,3 @@ def _instruction(kernels: Kernels, name: str, barrier: bool) -> Instruction:
     instruction[0] = kernels.address(name)
     instruction[1] = barrier
     return instruction
-
-
-def _f32_bits(value: float) -> int:
-    (bits,) = struct.unpack("<I", struct.pack("<f", value))
-    return int(bits)

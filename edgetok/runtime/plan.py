@@ -26,23 +26,18 @@ from edgetok.kernels_cpu import launch_attention, launch_elementwise
 from edgetok.kernels_cpu.abi import CTX_POSITION, CTX_SLOTS, CTX_TOKENS
 from edgetok.kernels_cpu.launch_attention import CTX_CACHE
 from edgetok.kernels_cpu.launch_linear import (
-    Activations,
     Floats,
-    LinearWeight,
     Span,
     aligned_bytes,
-    allocate_scratch,
     embed_instruction,
-    matmul_instruction,
-    quantise_instruction,
 )
 from edgetok.kernels_cpu.launch_program import Instruction, Table
 from edgetok.kernels_cpu.launch_queries import keep_queries
 from edgetok.kernels_cpu.loader import Kernels
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.plan_linears import Array, Linears
 
 Compute = Literal["int8", "float32"]
-Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +85,6 @@ class Plan:
         self._kernels = kernels
         self._options = options
         self._held: list[npt.NDArray[np.generic]] = []
-        self._activations: dict[tuple[int, int, int, int], Activations] = {}
         block = options.block_tokens
         self.ctx = np.zeros(CTX_SLOTS, np.int64)
         self.tokens = np.zeros(block, np.int32)
@@ -107,7 +101,9 @@ class Plan:
         self._up = self._floats(block, spec.intermediate_size)
         self._logits = self._floats(1, spec.vocab_size)
         self.logits = self._logits[0]
-        self._scratch = self._hold(allocate_scratch(options.threads))
+        self._linears = Linears(
+            artefact, kernels, threads=options.threads, exact=options.compute == "float32"
+        )
         attention_bytes = options.threads * launch_attention.scratch_bytes(spec.head_dim)
         self._attention_scratch = self._hold(aligned_bytes(attention_bytes))
         self._partials = self._hold(
@@ -122,20 +118,20 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         own = [*self._held, *self.cos, *self.sin, self.tokens, self.positions]
-        return sum(a.nbytes for a in own) + sum(a.array.nbytes for a in self._activations.values())
+        return sum(a.nbytes for a in own) + self._linears.nbytes
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads; of the embedding, its row."""
         total = sum(self.weight_bytes(name) for name in self._artefact.shapes)
         if not self._spec.tied:
-            table = self._weight("embed_tokens")
+            table = self._linears.weight("embed_tokens")
             total -= table.read_bytes - table.read_bytes // table.N
         return total
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of weights that one product of a linear layer reads."""
-        return self._weight(name).read_bytes
+        return self._linears.weight(name).read_bytes
 
     def every_head(self) -> tuple[Array, Array, list[Instruction | Table]]:
         """Instructions for the logits of several tokens, with buffers of their own.
@@ -166,7 +162,7 @@ class Plan:
 
     def _body(self) -> list[Instruction | Table]:
         spec = self._spec
-        table = self._weight("lm_head" if spec.tied else "embed_tokens")
+        table = self._linears.weight("lm_head" if spec.tied else "embed_tokens")
         made: list[Instruction | Table] = [
             embed_instruction(
                 self._kernels,
@@ -192,7 +188,7 @@ class Plan:
             made.append(self._norm(prefix + "input_norm", self.x, self._h))
             source = self._h
         projections = {"q_proj": self._q, "k_proj": self._k, "v_proj": self._v}
-        made += self._products(source, {prefix + n: out for n, out in projections.items()})
+        made += self._linears.products(source, {prefix + n: out for n, out in projections.items()})
         made += self._positions_in(layer)
         if self._options.kv_bits == 4:
             made += [
@@ -301,7 +297,7 @@ class Plan:
         if spec.pre_norm:
             made.append(self._norm(prefix + "pre_mlp_norm", self.x, self._h))
             source = self._h
-        made += self._products(
+        made += self._linears.products(
             source, {prefix + "gate_proj": self._gate, prefix + "up_proj": self._up}
         )
         made.append(
@@ -322,8 +318,10 @@ class Plan:
         """x += residual_scale * norm(linear(source))."""
         spec = self._spec
         if not spec.post_norm:
-            return self._products(source, {linear: self.x}, add=True, scale=spec.residual_scale)
-        made = self._products(source, {linear: self._h})
+            return self._linears.products(
+                source, {linear: self.x}, add=True, scale=spec.residual_scale
+            )
+        made = self._linears.products(source, {linear: self._h})
         # Rows are shared out alike in both, so nothing waits in between.
         made.append(self._norm(norm, self._h, self._h, wait=False))
         made.append(
@@ -342,7 +340,7 @@ class Plan:
         spec = self._spec
         h = self._h if last else self._floats(len(x), spec.hidden_size)
         made: list[Instruction | Table] = [self._norm("final_norm", x, h)]
-        made += self._products(h, {"lm_head": logits}, scale=spec.logit_scale, last=last)
+        made += self._linears.products(h, {"lm_head": logits}, scale=spec.logit_scale, last=last)
         if spec.logit_softcap:
             made.append(
                 launch_elementwise.softcap(
@@ -367,93 +365,6 @@ class Plan:
             eps=self._spec.norm_eps,
             wait=wait,
         )
-
-    def _products(
-        self,
-        x: Array,
-        outs: dict[str, Array],
-        *,
-        add: bool = False,
-        scale: float = 1.0,
-        last: bool = False,
-    ) -> list[Instruction | Table]:
-        """Linear layers that share their input: quantise it once for each format, then multiply."""
-        weights = {name: self._weight(name) for name in outs}
-        inputs: dict[str, Activations | Floats] = {}
-        made: list[Instruction | Table] = []
-        quantised: list[Activations] = []
-        for name, weight in weights.items():
-            if weight.bits in (16, 32) or self._options.compute == "float32":
-                inputs[name] = Floats.of(x)
-                continue
-            qx = self._activations_for(weight, len(x))
-            inputs[name] = qx
-            if not any(qx is other for other in quantised):
-                quantised.append(qx)
-        for i, qx in enumerate(quantised):
-            barrier = i == len(quantised) - 1
-            made.append(
-                quantise_instruction(
-                    self._kernels, x=Floats.of(x), qx=qx, last=last, barrier=barrier
-                )
-            )
-        for i, (name, weight) in enumerate(weights.items()):
-            made.append(
-                matmul_instruction(
-                    self._kernels,
-                    weight=weight,
-                    x=inputs[name],
-                    y=Floats.of(outs[name]),
-                    scratch=self._scratch,
-                    add=add,
-                    scale=scale,
-                    last=last,
-                    barrier=i == len(weights) - 1,
-                )
-            )
-        return made
-
-    # Weights and buffers
-
-    def _weight(self, name: str) -> LinearWeight:
-        form, shape = self._artefact.formats[name], self._artefact.shapes[name]
-
-        def span(suffix: str) -> Span:
-            tensor = self._artefact.tensor(name + suffix)
-            return Span(self._artefact.address(name + suffix), tensor.nbytes)
-
-        bias = span(".bias") if shape.bias else None
-        if not form.quantised:
-            return LinearWeight(
-                name=name, bits=form.bits, N=shape.N, K=shape.K, weight=span(".weight"), bias=bias
-            )
-        return LinearWeight(
-            name=name,
-            bits=form.bits,
-            N=shape.N,
-            K=shape.K,
-            group_size=form.group_size,
-            weight=span(".qweight"),
-            high=span(".qweight_high") if form.bits == 3 else None,
-            scales=span(".scales"),
-            zeros=span(".zeros") if form.zeros else None,
-            bias=bias,
-        )
-
-    def _activations_for(self, weight: LinearWeight, tokens: int) -> Activations:
-        """A buffer of quantised activations; stages that never overlap share it."""
-        for activations in self._activations.values():
-            if activations.serves(weight) and activations.tokens_max == tokens:
-                return activations
-        made = Activations.allocate(
-            self._kernels.isa,
-            tokens_max=tokens,
-            K=weight.K,
-            bits=weight.bits,
-            group_size=weight.group_size,
-        )
-        self._activations[(weight.K, weight.bits, weight.group_size, tokens)] = made
-        return made
 
     def _floats(self, rows: int, columns: int) -> Array:
         """Zeroed, so that no row that is read before it is written holds a NaN."""

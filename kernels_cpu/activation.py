@@ -26,15 +26,13 @@ from edgetok.kernels_cpu.launch_elementwise import (
     CAP_SIZE,
     CAP_X,
 )
-from edgetok.kernels_cpu.simd import (
-    LANES,
+from edgetok.kernels_cpu.simd import mul, splat_f32
+from edgetok.kernels_cpu.simd_emit import LANES, inline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    inline,
     load_f32,
     load_f32_first,
-    mul,
     read_i64,
-    splat_f32,
     store_f32,
     store_f32_first,
 )

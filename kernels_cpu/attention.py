@@ -52,13 +52,12 @@ from edgetok.kernels_cpu.launch_attention import (
     SLOT_TILE,
 )
 from edgetok.kernels_cpu.norm import share
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    any_between,
+from edgetok.kernels_cpu.simd import any_between
+from edgetok.kernels_cpu.simd_emit import LANES, outline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
     load_f32,
     load_i32,
-    outline,
     read_f32,
     read_i32,
     read_i64,

@@ -29,21 +29,15 @@ from edgetok.kernels_cpu.launch_attention import (
     ROWS,
     SLOT_TILE,
 )
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    add,
+from edgetok.kernels_cpu.simd import add, fma, mul, splat_f32, zero_f32
+from edgetok.kernels_cpu.simd_emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    fma,
-    inline,
     load_f32,
-    mul,
-    outline,
     read_f32,
     read_i64,
-    splat_f32,
     store_f32,
     write_f32,
-    zero_f32,
 )
 
 

@@ -37,15 +37,9 @@ from edgetok.kernels_cpu.launch_attention import (
     REC_USED,
 )
 from edgetok.kernels_cpu.norm import share
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    outline,
-    read_f32,
-    read_i64,
-    store_f32,
-    write_f32,
-    zero_f32,
-)
+from edgetok.kernels_cpu.simd import zero_f32
+from edgetok.kernels_cpu.simd_emit import LANES, outline
+from edgetok.kernels_cpu.simd_memory import read_f32, read_i64, store_f32, write_f32
 
 
 @kernel

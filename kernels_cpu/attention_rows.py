@@ -19,26 +19,26 @@ from edgetok.kernels_cpu import vmath
 from edgetok.kernels_cpu.kv_append import absmax
 from edgetok.kernels_cpu.launch_attention import BLOCK, KEY_TILE
 from edgetok.kernels_cpu.simd import (
-    LANES,
     add,
-    inline,
-    load_f32,
-    load_f32_first,
-    load_i32,
     max_lanes,
     maximum,
     mul,
-    outline,
-    prefetch,
     round_i32,
     splat_f32,
-    store_f32,
-    store_i32_u8,
     sum_lanes,
     to_f32,
+    zero_f32,
+)
+from edgetok.kernels_cpu.simd_emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd_memory import (
+    load_f32,
+    load_f32_first,
+    load_i32,
+    prefetch,
+    store_f32,
+    store_i32_u8,
     write_f32,
     write_i32,
-    zero_f32,
 )
 
 # The score of a slot that a row may not see. Not -inf: a difference of two must be a number.

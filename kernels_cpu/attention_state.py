@@ -19,16 +19,12 @@ from edgetok.kernels_cpu.launch_attention import (
     ROW_BYTES,
     ROWS,
 )
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    fma,
-    inline,
+from edgetok.kernels_cpu.simd import fma, mul, splat_f32
+from edgetok.kernels_cpu.simd_emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd_memory import (
     load_f32,
-    mul,
-    outline,
     read_f32,
     read_i64,
-    splat_f32,
     store_f32,
     store_f32_first,
     write_f32,

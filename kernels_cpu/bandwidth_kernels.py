@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from edgetok.kernels_cpu.abi import kernel
-from edgetok.kernels_cpu.simd import VB, load_u8, read_i64, store_u8, xor_u8
+from edgetok.kernels_cpu.simd import xor_u8
+from edgetok.kernels_cpu.simd_emit import VB
+from edgetok.kernels_cpu.simd_memory import load_u8, read_i64, store_u8
 
 
 @kernel

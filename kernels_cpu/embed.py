@@ -13,9 +13,9 @@ import numpy as np
 
 from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd_emit import inline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    inline,
     read_f16,
     read_f32,
     read_i32,

@@ -23,26 +23,25 @@ from edgetok.kernels_cpu.launch_attention import (
     HADAMARD_X,
 )
 from edgetok.kernels_cpu.norm import share
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd import add, mul, splat_f32, sub
+from edgetok.kernels_cpu.simd_emit import (
     _F32,
     _I64,
     F32,
     LANES,
     _constant,
     _shuffle,
-    add,
-    f32_from_bits,
     i64,
-    load_f32,
-    load_f32_first,
-    mul,
     op,
     outline,
+)
+from edgetok.kernels_cpu.simd_memory import (
+    f32_from_bits,
+    load_f32,
+    load_f32_first,
     read_i64,
-    splat_f32,
     store_f32,
     store_f32_first,
-    sub,
 )
 
 

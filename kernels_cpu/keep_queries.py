@@ -13,7 +13,8 @@ from edgetok.kernels_cpu.launch_queries import (
     KEEP_Q,
 )
 from edgetok.kernels_cpu.norm import share
-from edgetok.kernels_cpu.simd import LANES, load_f32_first, read_i64, store_f32_first
+from edgetok.kernels_cpu.simd_emit import LANES
+from edgetok.kernels_cpu.simd_memory import load_f32_first, read_i64, store_f32_first
 
 
 @kernel

@@ -42,34 +42,34 @@ from edgetok.kernels_cpu.launch_attention import (
 )
 from edgetok.kernels_cpu.norm import share
 from edgetok.kernels_cpu.simd import (
-    LANES,
     absolute,
     add,
     add_i32,
-    f32_from_bits,
     fma,
-    inline,
-    load_f32_first,
     max_lanes,
     maximum,
     minimum,
     mul,
-    outline,
+    round_i32,
+    splat_f32,
+    splat_i32,
+    sub,
+    sum_lanes,
+    zero_f32,
+)
+from edgetok.kernels_cpu.simd_emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd_memory import (
+    f32_from_bits,
+    load_f32_first,
     read_f32,
     read_i32,
     read_i64,
-    round_i32,
     scatter_i32_u8,
-    splat_f32,
-    splat_i32,
     store_f16,
     store_f32,
-    sub,
-    sum_lanes,
     write_f16,
     write_f32,
     write_i32,
-    zero_f32,
 )
 
 _F16_LARGEST = np.float32(65504.0)

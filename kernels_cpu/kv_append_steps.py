@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from edgetok.kernels_cpu.launch_attention import VALUE_TILE
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd_emit import (
     _F32,
     _I8,
     _I32,

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.extending import register_jitable
 
 from edgetok.kernels_cpu import linear_layout
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd_emit import (
     _F16,
     _I8,
     _I16,

@@ -13,7 +13,9 @@ from edgetok.kernels_cpu.linear_layout import DECODE_TOKENS, MATMUL_LAST
 from edgetok.kernels_cpu.matmul_float_tiles import make_float_tiles
 from edgetok.kernels_cpu.matmul_rows import PAIR, TOKENS, finish_rows
 from edgetok.kernels_cpu.matmul_steps import float_row_step, store_tokens, zero_tokens
-from edgetok.kernels_cpu.simd import LANES, VB, f32_from_bits, inline, read_i64, store_f32, zero_f32
+from edgetok.kernels_cpu.simd import zero_f32
+from edgetok.kernels_cpu.simd_emit import LANES, VB, inline
+from edgetok.kernels_cpu.simd_memory import f32_from_bits, read_i64, store_f32
 
 
 def make_float_rows(bits: int) -> Any:

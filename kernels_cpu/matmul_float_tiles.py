@@ -35,17 +35,9 @@ from edgetok.kernels_cpu.matmul_tile_steps import (
     unpack_floats,
 )
 from edgetok.kernels_cpu.matmul_tiles import finish_tile, read_scales
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    VB,
-    f32_from_bits,
-    inline,
-    read_i64,
-    read_u8,
-    splat_f32,
-    store_f32,
-    write_f32,
-)
+from edgetok.kernels_cpu.simd import splat_f32
+from edgetok.kernels_cpu.simd_emit import LANES, VB, inline
+from edgetok.kernels_cpu.simd_memory import f32_from_bits, read_i64, read_u8, store_f32, write_f32
 
 SLAB = 256  # inputs: 32 KB of float32 weights with vectors of 64 bytes
 _GROUPS = max(SLAB // 32, LANES)

@@ -6,7 +6,7 @@ from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.linear_layout import DECODE_TOKENS, MATMUL_LAST
 from edgetok.kernels_cpu.matmul_rows import make_rows
 from edgetok.kernels_cpu.matmul_tiles import make_tiles
-from edgetok.kernels_cpu.simd import read_i64
+from edgetok.kernels_cpu.simd_memory import read_i64
 
 _rows, _tiles = make_rows(4), make_tiles(4)
 

@@ -25,23 +25,16 @@ from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS
 from edgetok.kernels_cpu.linear_simd import LOAD_CODES, LOAD_CODES_FIRST, load_f16_first
 from edgetok.kernels_cpu.matmul_steps import AHEAD_BYTES, row_step, store_tokens, sum_vectors
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    VB,
-    add,
+from edgetok.kernels_cpu.simd import add, fma, mul, splat_f32, sub, zero_f32
+from edgetok.kernels_cpu.simd_emit import LANES, VB, inline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    fma,
-    inline,
     load_f16,
     load_f32,
     load_f32_first,
-    mul,
     read_i64,
-    splat_f32,
     store_f32,
     store_f32_first,
-    sub,
-    zero_f32,
 )
 
 PAIR = 2  # rows side by side, which then load their activations half as often

@@ -16,7 +16,8 @@ from edgetok.kernels_cpu.matmul_steps import (
     transposed,
     unpack_tuple,
 )
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd import dot_u7s8, dot_u8s8, fma, mul, sub, to_f32
+from edgetok.kernels_cpu.simd_emit import (
     _F32,
     _I32,
     F32,
@@ -28,23 +29,19 @@ from edgetok.kernels_cpu.simd import (
     _constant,
     _load,
     _splat,
-    broadcast_i32,
-    dot_u7s8,
-    dot_u8s8,
-    fma,
     i64,
+    op,
+    void,
+)
+from edgetok.kernels_cpu.simd_memory import (
+    broadcast_i32,
     load_f16,
     load_f32,
     load_f32_first,
     load_i32,
     load_u8,
-    mul,
-    op,
     store_f32,
     store_u8,
-    sub,
-    to_f32,
-    void,
 )
 
 # Vectors of rows and tokens of a register tile: R * T accumulators twice (int32 of a block, float32

@@ -40,22 +40,17 @@ from edgetok.kernels_cpu.matmul_tile_steps import (
     unpack_words,
     zeros_of_words,
 )
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    VB,
-    add,
+from edgetok.kernels_cpu.simd import add, mul, splat_f32, splat_u8
+from edgetok.kernels_cpu.simd_emit import LANES, VB, inline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    inline,
     load_f32,
     load_f32_first,
-    mul,
     prefetch,
     read_f16,
     read_f32,
     read_i64,
     read_u8,
-    splat_f32,
-    splat_u8,
     store_f32,
     store_f32_first,
     store_u8,

@@ -26,22 +26,15 @@ from edgetok.kernels_cpu.launch_elementwise import (
     NORM_WEIGHT,
     NORM_X,
 )
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    add,
+from edgetok.kernels_cpu.simd import add, fma, mul, splat_f32, sum_lanes, zero_f32
+from edgetok.kernels_cpu.simd_emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd_memory import (
     f32_from_bits,
-    fma,
-    inline,
     load_f32,
     load_f32_first,
-    mul,
-    outline,
     read_i64,
-    splat_f32,
     store_f32,
     store_f32_first,
-    sum_lanes,
-    zero_f32,
 )
 
 

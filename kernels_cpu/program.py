@@ -28,21 +28,19 @@ from edgetok.kernels_cpu.launch_program import (
     TEAM_PROGRAM,
     TEAM_STEP,
 )
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd_emit import inline, outline
+from edgetok.kernels_cpu.simd_memory import read_i64, write_i64
+from edgetok.kernels_cpu.simd_threads import (
     atomic_add,
     atomic_load,
     atomic_replace,
     atomic_store,
     call_kernel,
-    inline,
-    outline,
     pause,
-    read_i64,
     sched_yield,
     sleep_while_equal,
     ticks,
     wake_sleepers,
-    write_i64,
 )
 
 # About 40 us of pauses: longer than any phase's imbalance when undisturbed.

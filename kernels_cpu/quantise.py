@@ -21,7 +21,8 @@ from edgetok.kernels_cpu import linear_layout as layout
 from edgetok.kernels_cpu.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.linear_simd import BY_PLANE, even_bytes, negate_i32, odd_bytes
 from edgetok.kernels_cpu.matmul_steps import number
-from edgetok.kernels_cpu.simd import (
+from edgetok.kernels_cpu.simd import dot_u7s8, dot_u8s8, mul, round_i32, splat_u8, to_f32, zero_i32
+from edgetok.kernels_cpu.simd_emit import (
     _F32,
     _I8,
     _I32,
@@ -33,25 +34,20 @@ from edgetok.kernels_cpu.simd import (
     _load,
     _shuffle,
     _store,
-    dot_u7s8,
-    dot_u8s8,
     i64,
     inline,
+    op,
+    void,
+)
+from edgetok.kernels_cpu.simd_memory import (
     load_f32,
     load_f32_first,
     load_u8,
-    mul,
-    op,
     read_i64,
     repeat_f32,
-    round_i32,
-    splat_u8,
     store_f32,
     store_i32,
     store_u8,
-    to_f32,
-    void,
-    zero_i32,
 )
 
 SMALLEST_ABSMAX = np.float32(1e-36)  # below it 127 / absmax is not a float32

@@ -18,15 +18,9 @@ from edgetok.kernels_cpu.launch_elementwise import (
     ROPE_X,
 )
 from edgetok.kernels_cpu.norm import share
-from edgetok.kernels_cpu.simd import (
-    LANES,
-    fma,
-    load_f32_first,
-    mul,
-    read_i64,
-    store_f32_first,
-    sub,
-)
+from edgetok.kernels_cpu.simd import fma, mul, sub
+from edgetok.kernels_cpu.simd_emit import LANES
+from edgetok.kernels_cpu.simd_memory import load_f32_first, read_i64, store_f32_first
 
 
 @kernel

@@ -13,7 +13,6 @@ from edgetok.kernels_cpu.simd import (
     div,
     fma,
     i32_as_f32,
-    inline,
     maximum,
     minimum,
     mul,
@@ -27,6 +26,7 @@ from edgetok.kernels_cpu.simd import (
     zero_f32,
 )
 from edgetok.kernels_cpu.simd import add_i32 as _add_i32
+from edgetok.kernels_cpu.simd_emit import inline
 
 # Below the first, exp is smaller than the smallest normal float32; above the second it overflows.
 _EXP_LOWEST = np.float32(-87.0)

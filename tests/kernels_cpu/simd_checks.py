@@ -23,10 +23,11 @@ from numba import njit  # noqa: E402
 
 from edgetok.kernels_cpu import linear_simd as linear  # noqa: E402
 from edgetok.kernels_cpu import matmul_steps as steps  # noqa: E402
-from edgetok.kernels_cpu import simd  # noqa: E402
+from edgetok.kernels_cpu import simd, simd_emit  # noqa: E402
+from edgetok.kernels_cpu import simd_memory as memory  # noqa: E402
 from edgetok.kernels_cpu.matmul_tile_steps import transpose_words  # noqa: E402
 
-VB, LANES = simd.VB, simd.LANES
+VB, LANES = simd_emit.VB, simd_emit.LANES
 RNG = np.random.default_rng(0)
 
 
@@ -37,14 +38,14 @@ def address(array):
 def halves_widen():
     """Every float16 there is."""
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
-    load, scalar = simd.load_f16, simd.read_f16
+    load, scalar = memory.load_f16, memory.read_f16
 
     @njit
     def run(source, out, one, count):
         for i in range(0, count, LANES):
-            simd.store_f32(out + 4 * i, load(source + 2 * i))
+            memory.store_f32(out + 4 * i, load(source + 2 * i))
             for k in range(LANES):
-                simd.write_f32(one + 4 * (i + k), scalar(source + 2 * (i + k)))
+                memory.write_f32(one + 4 * (i + k), scalar(source + 2 * (i + k)))
 
     out, one = np.empty(65536, np.float32), np.empty(65536, np.float32)
     run(address(every), address(out), address(one), 65536)
@@ -68,9 +69,9 @@ def floats_narrow():
     @njit
     def run(source, out, one, count):
         for i in range(0, count, LANES):
-            simd.store_f16(out + 2 * i, simd.load_f32(source + 4 * i))
+            memory.store_f16(out + 2 * i, memory.load_f32(source + 4 * i))
             for k in range(LANES):
-                simd.write_f16(one + 2 * (i + k), simd.read_f32(source + 4 * (i + k)))
+                memory.write_f16(one + 2 * (i + k), memory.read_f32(source + 4 * (i + k)))
 
     out, one = np.empty(len(x), np.float16), np.empty(len(x), np.float16)
     run(address(x), address(out), address(one), len(x))
@@ -87,12 +88,12 @@ def dot_products():
 
     @njit
     def run(u, s, acc, out, small):
-        a = simd.load_i32(acc)
+        a = memory.load_i32(acc)
         if small:
-            v = simd.dot_u7s8(a, simd.load_u8(u), simd.load_u8(s))
+            v = simd.dot_u7s8(a, memory.load_u8(u), memory.load_u8(s))
         else:
-            v = simd.dot_u8s8(a, simd.load_u8(u), simd.load_u8(s))
-        simd.store_i32(out, v)
+            v = simd.dot_u8s8(a, memory.load_u8(u), memory.load_u8(s))
+        memory.store_i32(out, v)
 
     for small in (False, True):
         for case in range(len(corners_u) + 50):
@@ -119,7 +120,7 @@ def bit_fields():
 
             @njit
             def run(source, out, field=field):
-                simd.store_u8(out, field(simd.load_u8(source)))
+                memory.store_u8(out, field(memory.load_u8(source)))
 
             run(address(packed), address(out))
             np.testing.assert_array_equal(out, packed >> (bits * i) & ((1 << bits) - 1))
@@ -135,7 +136,7 @@ def high_bits():
             @njit
             def run(source, count, out, whole, bit=bit):
                 v = linear.load_high(source) if whole else linear.load_high_first(source, count)
-                simd.store_u8(out, bit(v))
+                memory.store_u8(out, bit(v))
 
             out = np.empty(VB, np.uint8)
             run(address(high), count, address(out), count == VB // 2)
@@ -149,11 +150,11 @@ def orders():
 
     @njit
     def run(x, y, even, odd, two, four):
-        a, b = simd.load_u8(x), simd.load_u8(y)
-        simd.store_u8(even, linear.even_bytes(a, b))
-        simd.store_u8(odd, linear.odd_bytes(a, b))
-        simd.store_u8(two, by_plane_2(a))
-        simd.store_u8(four, by_plane_4(a))
+        a, b = memory.load_u8(x), memory.load_u8(y)
+        memory.store_u8(even, linear.even_bytes(a, b))
+        memory.store_u8(odd, linear.odd_bytes(a, b))
+        memory.store_u8(two, by_plane_2(a))
+        memory.store_u8(four, by_plane_4(a))
 
     by_plane_2, by_plane_4 = linear.BY_PLANE[2], linear.BY_PLANE[4]
     even, odd, two, four = (np.empty(VB, np.uint8) for _ in range(4))
@@ -186,9 +187,9 @@ def lane_sums():
 
     @njit
     def run(source, out, alone):
-        simd.store_f32(out, steps.sum_vectors(source))
+        memory.store_f32(out, steps.sum_vectors(source))
         for i in range(LANES):
-            simd.write_f32(alone + 4 * i, simd.sum_lanes(simd.load_f32(source + i * VB)))
+            memory.write_f32(alone + 4 * i, simd.sum_lanes(memory.load_f32(source + i * VB)))
 
     run(address(v), address(out), address(alone))
     np.testing.assert_array_equal(out, alone)
@@ -203,7 +204,7 @@ def rounding():
     @njit
     def run(source, out, count):
         for i in range(0, count, LANES):
-            simd.store_i32(out + 4 * i, simd.round_i32(simd.load_f32(source + 4 * i)))
+            memory.store_i32(out + 4 * i, simd.round_i32(memory.load_f32(source + 4 * i)))
 
     run(address(x), address(out), len(x))
     np.testing.assert_array_equal(out, np.rint(x).astype(np.int32))

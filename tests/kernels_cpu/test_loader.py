@@ -27,7 +27,7 @@ def test_key_covers_what_a_module_imports(monkeypatch):
     assert loader._key("portable", "embed") != before["embed"]
     source = loader._source
     for changed, affected in (
-        ("simd", {"quantise", "embed", "norm"}),
+        ("simd_emit", {"quantise", "embed", "norm"}),
         ("build", {"quantise", "embed", "norm"}),
         ("isa", {"quantise", "embed", "norm"}),
         ("linear_layout", {"quantise", "embed"}),

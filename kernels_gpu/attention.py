@@ -3,6 +3,8 @@
 The query rows (token and head) of one KV head are computed together, so that keys and values are
 read once for all heads that share them; the softmax is computed online over tiles of slots (arXiv
 1805.02867, 2205.14135). Queries and probabilities are float16 on tensor cores, sums are float32.
+Slots of 4 bits hold turned keys and values (`kv_append.py`), and queries come turned: the result is
+turned back.
 
 Of one token the slots are shared out too (split-K, "flash decoding"): each program leaves its sums,
 its maximum and its sum of exponentials, and `attention_merge` adds them up. How many slots are used
@@ -19,8 +21,9 @@ import triton.language as tl
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.activation import softcap
+from edgetok.kernels_gpu.hadamard import hadamard
 from edgetok.kernels_gpu.jit import PLANES, check, jit, launch, next_power, plane_stride
-from edgetok.kernels_gpu.kv_append import Slots
+from edgetok.kernels_gpu.kv_append import Slots, load_codes, load_scales
 
 MAX_SPLITS = 64
 
@@ -42,14 +45,15 @@ def _scores(  # type: ignore[no-untyped-def]
     KV_BITS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Scores [R, S] in units of log 2; minus infinity where a row does not see a slot."""
-    k = tl.load(
-        keys + (base + slot)[None, :] * width + dims[:, None],
-        mask=live[None, :] & (dims < width)[:, None],
-        other=0,
-    )
-    s = tl.dot(queries, k.to(tl.float16)) * scale
-    if KV_BITS == 8:
-        s *= tl.load(key_scales + base + slot, mask=live, other=0)[None, :]
+    both = live[None, :] & (dims < width)[:, None]
+    k = load_codes(keys, (base + slot)[None, :], dims[:, None], width, both, KV_BITS)
+    s = tl.dot(queries, k.to(tl.float16))
+    if KV_BITS != 16:
+        key_scale, key_base = load_scales(key_scales, base + slot, live, KV_BITS)
+        s *= key_scale[None, :]
+        if KV_BITS == 4:
+            s += tl.sum(queries.to(tl.float32), axis=1)[:, None] * key_base[None, :]
+    s *= scale
     if cap is not None:
         s = softcap(s, cap)
     s *= 1.4426950408889634  # log2(e)
@@ -73,8 +77,8 @@ def _row_range(token_positions, row, rows, group, window):  # type: ignore[no-un
 def _attention(  # type: ignore[no-untyped-def]
     q, keys, values, key_scales, value_scales, positions, starts, used, token_positions,
     out, lse, partials, T, H, KH, D, S, used_stride, width, window, scale, cap,
-    KV_BITS: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr, ORDERED: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    KV_BITS: tl.constexpr, TURN: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr,
+    ORDERED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = H // KH
     rows = T * group
@@ -114,13 +118,11 @@ def _attention(  # type: ignore[no-untyped-def]
         keep = tl.exp2(top - new)
         p = tl.exp2(s - new[:, None])
         total = total * keep + tl.sum(p, axis=1)
-        v = tl.load(
-            values + (base + slot)[:, None] * width + dims[None, :],
-            mask=live[:, None] & (dims < width)[None, :],
-            other=0,
-        )
-        if KV_BITS == 8:
-            v = v.to(tl.float32) * tl.load(value_scales + base + slot, mask=live, other=0)[:, None]
+        both = live[:, None] & (dims < width)[None, :]
+        v = load_codes(values, (base + slot)[:, None], dims[None, :], width, both, KV_BITS)
+        if KV_BITS != 16:
+            value_scale, value_base = load_scales(value_scales, base + slot, live, KV_BITS)
+            v = v.to(tl.float32) * value_scale[:, None] + value_base[:, None]
             v = tl.minimum(tl.maximum(v, -65504.0), 65504.0)
         acc = tl.dot(p.to(tl.float16), v.to(tl.float16), acc * keep[:, None])
         top = new
@@ -132,7 +134,7 @@ def _attention(  # type: ignore[no-untyped-def]
         tl.store(partials + at + 1, total, mask=live_rows)
     else:
         safe = tl.where(total > 0, total, 1.0)
-        acc = acc / safe[:, None]
+        acc = hadamard(acc / safe[:, None], TURN, ROWS, BLOCK)
         t = (row // group).to(tl.int64)
         n = (head * group + row % group)[:, None] * D + dims[None, :]
         at = (t[:, None] * 8 + n % 8) * S + n // 8
@@ -143,8 +145,9 @@ def _attention(  # type: ignore[no-untyped-def]
 
 @jit
 def _attention_merge(  # type: ignore[no-untyped-def]
-    partials, out, lse, D, S, SPLITS: tl.constexpr, SPLITS_BLOCK: tl.constexpr, BLOCK: tl.constexpr
-):
+    partials, out, lse, D, S,
+    TURN: tl.constexpr, SPLITS: tl.constexpr, SPLITS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(0)
     split = tl.arange(0, SPLITS_BLOCK)
     dims = tl.arange(0, BLOCK)
@@ -158,8 +161,9 @@ def _attention_merge(  # type: ignore[no-untyped-def]
     every = tl.sum(total * share, axis=0)
     safe = tl.where(every > 0, every, 1.0)
     result = tl.sum(acc * share[:, None], axis=0) / safe
-    n = head * D + dims
-    tl.store(out + n % 8 * S + n // 8, result, mask=dims < D)
+    result = hadamard(result[None, :], TURN, 1, BLOCK)
+    n = (head * D + dims)[None, :]
+    tl.store(out + n % 8 * S + n // 8, result, mask=(dims < D)[None, :])
     if lse is not None:
         tl.store(lse + head, highest + tl.log2(safe))
 
@@ -215,7 +219,7 @@ def attention(
     0; one that sees none gets zeros.
 
     Args:
-        q: float32 [T, H, D].
+        q: float32 [T, H, D], as `rope_append` left them.
         cache: the layer's slots, those of the queries included.
         out: float32 [T, 8, plane_stride(H * D)], in plane order.
         token_positions: int32 [T], of the queries.
@@ -246,13 +250,12 @@ def attention(
         _attention, (-(-rows // ROWS), KH, splits), q, cache.keys, cache.values, cache.key_scales,
         cache.value_scales, cache.positions, cache.starts, cache.used, token_positions, out, lse,
         partials, T, H, KH, D, S, cache.used_stride, cache.width, int(window), float(scale),
-        softcap or None, KV_BITS=cache.bits, OWN=cache.own_positions, SPLITS=splits,
-        ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
-        warps=4,
+        softcap or None, KV_BITS=cache.bits, TURN=cache.turn, OWN=cache.own_positions,
+        SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
     )  # fmt: skip
     if splits > 1:
         launch(
-            _attention_merge, (H,), partials, out, lse, D, S, SPLITS=splits,
+            _attention_merge, (H,), partials, out, lse, D, S, TURN=cache.turn, SPLITS=splits,
             SPLITS_BLOCK=next_power(splits), BLOCK=block,
         )  # fmt: skip
 

@@ -3,7 +3,8 @@
     rms_norm: out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467), or y += scale * that
     to_half: the same, divided by its largest magnitude, in float16: what `matmul_nbits` takes
 
-One program a row; sums are float32. Of one token `matmul_nbits` takes the norm itself.
+A program takes a row, or several short ones; sums are float32. Of one token `matmul_nbits` takes
+the norm itself.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import triton.language as tl
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.jit import PLANES, check, jit, launch, next_power, plane_stride
 
+_VALUES = 2048  # of a program that takes several rows
+
 
 @jit
 def _rms_norm(  # type: ignore[no-untyped-def]
-    x, weight, out, row_stride, out_stride, size, span, eps, scale,
-    ADD: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, out, rows, row_stride, out_stride, size, span, eps, scale,
+    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    live = at < span
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    at = tl.arange(0, BLOCK)[None, :]
+    live = (row < rows) & (at < span)
     v = tl.load(x + row * row_stride + at, mask=live, other=0)
-    v *= 1.0 / tl.sqrt(tl.sum(v * v, axis=0) / size + eps)
-    v *= tl.load(weight + at, mask=live, other=0)
+    v *= 1.0 / tl.sqrt(tl.sum(v * v, axis=1) / size + eps)[:, None]
+    v *= tl.load(weight + at, mask=at < span, other=0)
     to = out + row * out_stride + at
     if ADD:
         v = tl.load(to, mask=live, other=0) + scale * v
@@ -34,20 +37,21 @@ def _rms_norm(  # type: ignore[no-untyped-def]
 
 @jit
 def _to_half(  # type: ignore[no-untyped-def]
-    x, weight, out, out_scale, span, size, eps, BLOCK: tl.constexpr
+    x, weight, out, out_scale, rows, span, size, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    live = at < span
-    v = tl.load(x + row * span + at, mask=live, other=0)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    at = tl.arange(0, BLOCK)[None, :]
+    live = (row < rows)[:, None] & (at < span)
+    v = tl.load(x + row[:, None] * span + at, mask=live, other=0)
     if weight is not None:
-        v *= 1.0 / tl.sqrt(tl.sum(v * v, axis=0) / size + eps)
-        v *= tl.load(weight + at, mask=live, other=0)
+        v *= 1.0 / tl.sqrt(tl.sum(v * v, axis=1) / size + eps)[:, None]
+        v *= tl.load(weight + at, mask=at < span, other=0)
     # A row of zeros, or so small that its inverse is no float32, is divided by 1.
-    largest = tl.max(tl.abs(v), axis=0)
+    largest = tl.max(tl.abs(v), axis=1)
     scale = tl.where(largest > 1e-30, largest, 1.0)
-    tl.store(out + row * span + at, (v / scale).to(out.dtype.element_ty), mask=live)
-    tl.store(out_scale + row, scale)
+    v = (v / scale[:, None]).to(out.dtype.element_ty)
+    tl.store(out + row[:, None] * span + at, v, mask=live)
+    tl.store(out_scale + row, scale, mask=row < rows)
 
 
 def rms_norm(
@@ -78,9 +82,10 @@ def rms_norm(
     check("out", out, torch.float32, rows, span)
     if not 0 < size <= span:
         raise ShapeError(f"a norm over {size} of {span} values")
+    some, sizes = _sizes(rows, span)
     launch(
-        _rms_norm, (rows,), x, weight, out, x.stride(0), out.stride(0), size, span, float(eps),
-        float(add or 0.0), ADD=add is not None, BLOCK=next_power(span), warps=_warps(span),
+        _rms_norm, (some,), x, weight, out, rows, x.stride(0), out.stride(0), size, span,
+        float(eps), float(add or 0.0), ADD=add is not None, **sizes,
     )  # fmt: skip
 
 
@@ -115,12 +120,13 @@ def to_half(
         check("weight", weight, torch.float32, PLANES, S)
     if not (x.is_contiguous() and out.is_contiguous()):
         raise ShapeError("rows of x and out must follow each other")
-    launch(
-        _to_half, (T,), x, weight, out, out_scale, PLANES * S, size, float(eps),
-        BLOCK=next_power(PLANES * S), warps=_warps(PLANES * S),
-    )  # fmt: skip
+    some, sizes = _sizes(T, PLANES * S)
+    launch(_to_half, (some,), x, weight, out, out_scale, T, PLANES * S, size, float(eps), **sizes)
 
 
-def _warps(span: int) -> int:
-    """About 16 values a thread."""
-    return max(1, min(16, next_power(span) // 512))
+def _sizes(rows: int, span: int) -> tuple[int, dict[str, int]]:
+    """Programs, rows of each, and about 16 values a thread."""
+    block = next_power(span)
+    each = min(next_power(rows), max(1, _VALUES // block))
+    warps = max(1, min(16, each * block // 512))
+    return -(-rows // each), {"ROWS": each, "BLOCK": block, "warps": warps}

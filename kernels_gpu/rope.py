@@ -5,7 +5,7 @@
 
 for i < R / 2 of each head (arXiv 2104.09864, in the order of Hugging Face checkpoints); dims from R
 on stay. One launch does all heads: queries go to their array, keys and values into the slots of the
-cache (`kv_append.py`).
+cache (`kv_append.py`); for slots of 4 bits all three are turned by `hadamard` last.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 import triton.language as tl
 
 from edgetok.errors import ShapeError
+from edgetok.kernels_gpu.hadamard import hadamard
 from edgetok.kernels_gpu.jit import check, jit, launch, next_power
-from edgetok.kernels_gpu.kv_append import Slots, store_slot
+from edgetok.kernels_gpu.kv_append import Slots, store_slots
 
 
 @jit
 def _head(  # type: ignore[no-untyped-def]
-    x, norm, cos, sin, dims, D, R, eps, ROPE: tl.constexpr
+    x, norm, cos, sin, live_rows, dims, D, R, eps, ROPE: tl.constexpr
 ):
-    """One head's values, normed and turned; zero behind its end."""
-    live = dims < D
+    """One head's values of some tokens, normed and turned; zero behind its end."""
+    live = live_rows & (dims < D)
     v = tl.load(x + dims, mask=live, other=0)
     other = tl.where(dims < R // 2, dims + R // 2, dims - R // 2)
-    turns = dims < R
+    turns = live_rows & (dims < R)
     w = tl.load(x + other, mask=turns, other=0)
     if norm is not None:
-        inverse = 1.0 / tl.sqrt(tl.sum(v * v, axis=0) / D + eps)
-        v *= inverse * tl.load(norm + dims, mask=live, other=0)
-        w *= inverse * tl.load(norm + other, mask=turns, other=0)
+        inverse = 1.0 / tl.sqrt(tl.sum(v * v, axis=1) / D + eps)[:, None]
+        v *= inverse * tl.load(norm + dims, mask=dims < D, other=0)
+        w *= inverse * tl.load(norm + other, mask=dims < R, other=0)
     turned = v
     if ROPE:
         pair = tl.where(dims < R // 2, dims, other)
@@ -47,36 +48,43 @@ def _rope_append(  # type: ignore[no-untyped-def]
     qkv, q, q_norm, k_norm, cos, sin, token_positions, token_slots,
     keys, values, key_scales, value_scales, positions, starts, mass, queries, query_row,
     T, H, KH, D, R, eps, row_stride, slot_stride, width, W,
-    ROPE: tl.constexpr, KV_BITS: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
+    ROPE: tl.constexpr, KV_BITS: tl.constexpr, TURN: tl.constexpr, OWN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1)
-    dims = tl.arange(0, BLOCK)
+    live = token < T
+    live_rows, t = live[:, None], token[:, None].to(tl.int64)
+    dims = tl.arange(0, BLOCK)[None, :]
     x = qkv + t * row_stride + head * D
     cos_t, sin_t = cos + t * (R // 2), sin + t * (R // 2)
     if head < H:
-        plain, v = _head(x, q_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
-        tl.store(q + (t * H + head) * D + dims, v, mask=dims < D)
+        plain, v = _head(x, q_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
+        v = hadamard(v, TURN, ROWS, BLOCK)
+        tl.store(q + (t * H + head) * D + dims, v, mask=live_rows & (dims < D))
         if queries is not None:
             row = (tl.load(query_row) + t) % W
-            if t + W >= T:
-                tl.store(queries + (row * H + head) * D + dims, plain, mask=dims < D)
+            kept = live_rows & (t + W >= T) & (dims < D)
+            tl.store(queries + (row * H + head) * D + dims, plain, mask=kept)
     else:
         mine = (head - H) % KH
-        slot = tl.load(token_slots + mine * slot_stride + t).to(tl.int64)
+        slot = tl.load(token_slots + mine * slot_stride + token, mask=live, other=0).to(tl.int64)
         at = tl.load(starts + mine) + slot
         if head < H + KH:
+            where = tl.load(token_positions + token, mask=live, other=0)
             if OWN:
-                tl.store(positions + at, tl.load(token_positions + t))
+                tl.store(positions + at, where, mask=live)
             elif head == H:
-                tl.store(positions + slot, tl.load(token_positions + t))
+                tl.store(positions + slot, where, mask=live)
             if mass is not None:
-                tl.store(mass + at, 0.0)
-            plain, v = _head(x, k_norm, cos_t, sin_t, dims, D, R, eps, ROPE)
-            store_slot(keys, key_scales, at, v, dims, width, KV_BITS)
+                tl.store(mass + at, 0.0, mask=live)
+            plain, v = _head(x, k_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
+            v = hadamard(v, TURN, ROWS, BLOCK)
+            store_slots(keys, key_scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
         else:
-            v = tl.load(x + dims, mask=dims < D, other=0)
-            store_slot(values, value_scales, at, v, dims, width, KV_BITS)
+            v = tl.load(x + dims, mask=live_rows & (dims < D), other=0)
+            v = hadamard(v, TURN, ROWS, BLOCK)
+            store_slots(values, value_scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
 
 
 def rope_append(
@@ -98,7 +106,7 @@ def rope_append(
 
     Args:
         qkv: float32 [T, (H + 2 KH) D]: queries, keys and values of each token.
-        q: float32 [T, H, D], gets the queries.
+        q: float32 [T, H, D], gets the queries as `attention` takes them.
         cache: the layer's slots.
         token_positions: int32 [T].
         token_slots: int32 [KH, T], or [1, T] for all heads: the slot of each token, counted in the
@@ -138,12 +146,14 @@ def rope_append(
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             check(name, weight, torch.float32, D)
+    ROWS = 1 if T == 1 else 16
     launch(
-        _rope_append, (T, H + 2 * KH), qkv, q, q_norm, k_norm, cos, sin, token_positions,
-        token_slots, cache.keys, cache.values, cache.key_scales, cache.value_scales,
-        cache.positions, cache.starts, cache.mass, cache.queries, query_row, T, H, KH, D, 2 * half,
-        float(eps), qkv.stride(0), token_slots.stride(0) if len(token_slots) > 1 else 0,
-        cache.width, 1 if cache.queries is None else len(cache.queries),
-        ROPE=rope is not None, KV_BITS=cache.bits, OWN=cache.own_positions,
-        BLOCK=next_power(cache.width), warps=1,
+        _rope_append, (-(-T // ROWS), H + 2 * KH), qkv, q, q_norm, k_norm, cos, sin,
+        token_positions, token_slots, cache.keys, cache.values, cache.key_scales,
+        cache.value_scales, cache.positions, cache.starts, cache.mass, cache.queries, query_row,
+        T, H, KH, D, 2 * half, float(eps), qkv.stride(0),
+        token_slots.stride(0) if len(token_slots) > 1 else 0, cache.width,
+        1 if cache.queries is None else len(cache.queries),
+        ROPE=rope is not None, KV_BITS=cache.bits, TURN=cache.turn, OWN=cache.own_positions,
+        ROWS=ROWS, BLOCK=next_power(cache.width), warps=1 if T == 1 else 4,
     )  # fmt: skip

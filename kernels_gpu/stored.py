@@ -1,6 +1,7 @@
 """Keys and values as slots store them, read and written outside the kernels that attend.
 
-For choosing, turning and moving slots; layout: `kv_append.py`.
+For choosing slots and turning keys; layout: `kv_append.py`. Values of 4 bits are given as they
+are stored, turned, which changes no length; keys are turned back.
 """
 
 from __future__ import annotations
@@ -10,53 +11,88 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import triton.language as tl
 
 from edgetok.kernels_gpu.array import DeviceArray
+from edgetok.kernels_gpu.hadamard import hadamard
+from edgetok.kernels_gpu.jit import jit, launch, next_power
+from edgetok.kernels_gpu.kv_append import (
+    KINDS,
+    load_codes,
+    load_scales,
+    padded_head_dim,
+    store_slots,
+    turn,
+)
 
 Places = npt.NDArray[np.int64]
-_SMALLEST_ABSMAX = 1e-36  # as in kv_append.store_slot
+_ROWS = 16
+
+
+@jit
+def _read_slots(  # type: ignore[no-untyped-def]
+    memory, scales, places, out, count, D, width,
+    KV_BITS: tl.constexpr, TURN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    live = row < count
+    at = tl.load(places + row, mask=live, other=0)
+    both = live[:, None] & (dims < D)
+    v = load_codes(memory, at[:, None], dims, width, both, KV_BITS).to(tl.float32)
+    if KV_BITS != 16:
+        scale, base = load_scales(scales, at, live, KV_BITS)
+        v = tl.where(both, v * scale[:, None] + base[:, None], 0.0)
+    v = hadamard(v, TURN, ROWS, BLOCK)
+    tl.store(out + row[:, None].to(tl.int64) * D + dims, v, mask=both)
+
+
+@jit
+def _write_slots(  # type: ignore[no-untyped-def]
+    x, places, memory, scales, count, D, width,
+    KV_BITS: tl.constexpr, TURN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    live = row < count
+    both = live[:, None] & (dims < D)
+    v = tl.load(x + row[:, None].to(tl.int64) * D + dims, mask=both, other=0)
+    v = hadamard(v, TURN, ROWS, BLOCK)
+    at = tl.load(places + row, mask=live, other=0)
+    store_slots(memory, scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
 
 
 class StoredRows:
     """The keys, or the values, of many slots on the device."""
 
-    def __init__(self, rows: torch.Tensor, scales: torch.Tensor, head_dim: int) -> None:
-        """View memory: [rows, width], and float32 [rows] or [0]."""
+    def __init__(
+        self, rows: torch.Tensor, scales: torch.Tensor, head_dim: int, *, keys: bool
+    ) -> None:
+        """View memory of slots, see `kv_append.Slots`."""
         self.rows, self.scales, self._dims = rows, scales, head_dim
+        bits = next(bits for bits, kind in KINDS.items() if kind == rows.dtype)
+        width = padded_head_dim(head_dim)
+        self._sizes = (head_dim, width)
+        self._constants = {
+            "KV_BITS": bits,
+            "TURN": turn(head_dim, bits) if keys else 0,
+            "ROWS": _ROWS,
+            "BLOCK": next_power(width),
+        }
 
     def read(self, at: Places) -> DeviceArray:
         """As float32 [n, D]."""
         where = self._places(at)
-        found = self.rows[where, : self._dims].float()
-        if len(self.scales):
-            found *= self.scales[where, None]
-        return DeviceArray(found)
+        out = torch.empty((len(where), self._dims), device=self.rows.device)
+        self._launch(_read_slots, self.rows, self.scales, where, out)
+        return DeviceArray(out)
 
     def write(self, at: Places, x: DeviceArray) -> None:
         """Store x [n, D] as `kv_append` does."""
-        where, v = self._places(at), x.tensor
-        if len(self.scales):
-            largest = v.abs().amax(1)
-            small = largest < _SMALLEST_ABSMAX
-            inverse = torch.where(small, 0.0, 127.0 / torch.where(small, 1.0, largest))
-            self.scales[where] = torch.where(small, 0.0, largest / 127.0)
-            v = torch.round(v * inverse[:, None])
-        else:
-            v = v.clamp(-65504.0, 65504.0)
-        self.rows[where, : self._dims] = v.to(self.rows.dtype)
+        self._launch(_write_slots, x.tensor.contiguous(), self._places(at), self.rows, self.scales)
 
-    def copy(self, source: Places, to: Places) -> None:
-        """Copy slots; no slot is in both lists."""
-        here, there = self._places(source), self._places(to)
-        for memory in (self.rows, self.scales):
-            if len(memory):
-                memory[there] = memory[here]
-
-    def move(self, source: int, to: int, count: int) -> None:
-        """Move a range of slots; it may overlap itself."""
-        for memory in (self.rows, self.scales):
-            if len(memory):
-                memory[to : to + count] = memory[source : source + count].clone()
+    def _launch(self, kernel: Any, *tensors: torch.Tensor) -> None:
+        count = len(tensors[2 if kernel is _read_slots else 1])
+        grid = (-(-count // _ROWS),)
+        launch(kernel, grid, *tensors, count, *self._sizes, **self._constants)
 
     def _places(self, at: Places) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(at)).to(self.rows.device)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
-from edgetok.kernels_gpu.kv_append import EMPTY, Slots, padded_head_dim
+from edgetok.kernels_gpu.kv_append import EMPTY, KINDS, Slots, padded_head_dim, row_entries
 from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
@@ -281,7 +281,7 @@ class GpuKVCache:
                 continue
             positions = slots.positions.cpu().numpy()
             held = np.flatnonzero(positions != EMPTY)
-            keys = StoredRows(slots.keys, slots.key_scales, self.spec.head_dim)
+            keys = StoredRows(slots.keys, slots.key_scales, self.spec.head_dim, keys=True)
             for head in range(slots.kv_heads):
                 at = held + head * slots.span
                 keys.write(at, turn(layer, keys.read(at), np.full(len(at), -by)))
@@ -327,9 +327,9 @@ def memory_for(what: str) -> Iterator[None]:
 
 def slot_memory(device: Device, spec: DecoderSpec, rows: int, kv_bits: int) -> dict[str, Any]:
     """Keys, values and scales of so many slots, zeroed, and their bits: arguments of `Slots`."""
-    width = padded_head_dim(spec.head_dim)
-    kind = "int8" if kv_bits == 8 else "float16"
-    scales = rows if kv_bits == 8 else 0
+    width = row_entries(spec.head_dim, kv_bits)
+    kind = str(KINDS[kv_bits]).removeprefix("torch.")
+    scales = 0 if kv_bits == 16 else rows
     return {
         "bits": kv_bits,
         "keys": device.zeros((rows, width), kind),
@@ -341,7 +341,7 @@ def slot_memory(device: Device, spec: DecoderSpec, rows: int, kv_bits: int) -> d
 
 def slot_bytes(spec: DecoderSpec, kv_bits: int) -> int:
     """Bytes of one slot's key, value and scales."""
-    return 2 * (padded_head_dim(spec.head_dim) * kv_bits // 8 + (4 if kv_bits == 8 else 0))
+    return 2 * (padded_head_dim(spec.head_dim) * kv_bits // 8 + (0 if kv_bits == 16 else 4))
 
 
 def cache_bytes(spec: DecoderSpec, slots: dict[int, int], kv_bits: int) -> int:

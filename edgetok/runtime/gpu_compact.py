@@ -61,7 +61,7 @@ class _Pool(SlotPool):
         self.mass = mass.view(np.float32)
         self.positions[:] = EMPTY
         self._stored = tuple(
-            StoredRows(rows[name], rows[scales], spec.head_dim)
+            StoredRows(rows[name], rows[scales], spec.head_dim, keys=name == "keys")
             for name, scales in (("keys", "key_scales"), ("values", "value_scales"))
         )
         self.keys = cast(Any, self._stored[0])
@@ -69,19 +69,6 @@ class _Pool(SlotPool):
     def values(self, at: npt.NDArray[np.int64]) -> Floats:
         """Values of slots as float32 [n, D], on the device."""
         return cast(Floats, self._stored[1].read(at))
-
-    def copy(self, source: npt.NDArray[np.int64], to: npt.NDArray[np.int64]) -> None:
-        """Copy whole slots; no slot is in both lists."""
-        for stored in self._stored:
-            stored.copy(source, to)
-        for array in (self.positions, self.tokens, self.mass):
-            array[to] = array[source]
-
-    def _move(self, source: int, to: int, count: int) -> None:
-        for stored in self._stored:
-            stored.move(source, to, count)
-        for array in (self.positions, self.tokens, self.mass):
-            array[to : to + count] = array[source : source + count].copy()
 
 
 class GpuCompactCache(CompactKVCache):
@@ -114,56 +101,53 @@ class GpuCompactCache(CompactKVCache):
             windows_only=True,
         )
         self._windows = self._rings
-        covariance, size = bounds.policy.covariance, bounds.slots
+        size, kept = bounds.slots, (bounds.policy.covariance, bounds.policy.queries)
         with memory_for(what):
             rows = slot_memory(device, spec, total, self.kv_bits)
             self._positions = device.zeros((total,), "int32")
             self._mass = device.zeros((total,), "float32")
-            self._starts = device.copy(np.arange(heads, dtype=np.int32) * np.int32(size))
+            starts = device.copy(np.arange(heads, dtype=np.int32) * np.int32(size))
             self.used = device.zeros((len(self._rings.used) + heads,), "int32")
-            log = device.zeros((QueryLog.nbytes(spec, covariance),), "uint8")
+            log = device.zeros((QueryLog.nbytes(spec, *kept),), "uint8")
         self._memory = np.zeros(4 * _LISTS * total, np.uint8)
-        self._kept_bytes = self._memory.nbytes
         self._pool = _Pool(self._memory, rows, heads=heads, slots=size, spec=spec)
-        self._log_memory = log
-        self._log = QueryLog(cast(Bytes, DeviceArray(log)), spec, covariance)
-        ring = cast(DeviceArray, self._log.ring).tensor
-        self._queries = ring.view(spec.num_layers, ROWS, spec.num_heads, spec.head_dim)
+        self._log = QueryLog(cast(Bytes, DeviceArray(log)), spec, *kept)
+        queries: Any = [None] * spec.num_layers
+        if bounds.policy.queries:
+            ring = cast(DeviceArray, self._log.ring).tensor
+            queries = ring.view(spec.num_layers, ROWS, spec.num_heads, spec.head_dim)
         self._append = np.zeros((heads, self.block_tokens), np.int32)
         self.ctx = np.zeros(CTX_SLOTS, np.int64)
-        self._stored_rows = rows
-        self._show(size)
-
-    def _show(self, span: int) -> None:
-        """What kernels see, where the largest head has `span` slots."""
-        first, at = len(self._rings.used), 0
-        rings = list(zip(self._rings.layers, self._rings.rows, strict=True))
+        self._tensors = [
+            *(rows[name] for name in ("keys", "values", "key_scales", "value_scales")),
+            log,
+        ]
         self.layers: list[Slots] = []
         self.rows: list[tuple[int, int]] = []
-        for layer, what in enumerate(self.spec.layers):
-            if what.window:
-                slots, rows = rings.pop(0)
-                self.layers.append(replace(slots, used=self.used[slice(*rows)]))
-                self.rows.append(rows)
+        first, at = len(self._rings.used), 0
+        rings = list(zip(self._rings.layers, self._rings.rows, strict=True))
+        for layer, what_layer in enumerate(spec.layers):
+            if what_layer.window:
+                slots, places = rings.pop(0)
+                self.layers.append(replace(slots, used=self.used[slice(*places)]))
+                self.rows.append(places)
                 continue
-            end = at + self.spec.num_kv_heads
+            end = at + spec.num_kv_heads
             self.rows.append((first + at, first + end))
             self.layers.append(
                 Slots(
-                    head_dim=self.spec.head_dim,
+                    head_dim=spec.head_dim,
                     positions=self._positions,
-                    starts=self._starts[at:end],
+                    starts=starts[at:end],
                     used=self.used[first + at : first + end],
-                    span=span,
+                    span=size,
                     mass=self._mass,
-                    queries=self._queries[layer],
-                    **self._stored_rows,
+                    queries=queries[layer],
+                    **rows,
                 )
             )
             at = end
         self.ordered = [False] * len(self.layers)
-        self._span = span
-        self.steps.clear()
 
     @property
     def nbytes(self) -> int:
@@ -204,16 +188,11 @@ class GpuCompactCache(CompactKVCache):
         return super().save()
 
     def _contents(self) -> tuple[npt.NDArray[np.uint8], ...]:
-        rows = self._stored_rows
-        parts = (rows["keys"], rows["values"], rows["key_scales"], rows["value_scales"])
-        device = (bytes_of(tensor) for tensor in (*parts, self._log_memory))
-        return self._memory, self._rings.memory, *device
+        return self._memory, self._rings.memory, *map(bytes_of, self._tensors)
 
     def _fill(self, contents: tuple[npt.NDArray[np.uint8], ...]) -> None:
-        rows = self._stored_rows
-        parts = (rows["keys"], rows["values"], rows["key_scales"], rows["value_scales"])
         self._memory[:] = contents[0]
-        for tensor, part in zip((*parts, self._log_memory), contents[2:], strict=True):
+        for tensor, part in zip(self._tensors, contents[2:], strict=True):
             fill(tensor, part)
 
     def _make_room(self, tokens: int) -> None:
@@ -233,14 +212,11 @@ class GpuCompactCache(CompactKVCache):
         pool = self._pool
         fill(self._positions, pool.positions)
         fill(self._mass, pool.mass)
-        fill(self._starts, pool.start.astype(np.int32))
         last = [
             int(pool.held(i).max(initial=first - 1)) - int(first)
             for i, first in enumerate(pool.start)
         ]
         self._used = np.maximum(last, self._free.max(axis=1, initial=-1)).astype(np.int32) + 1
-        if len(pool.size) and int(pool.size.max()) > self._span:
-            self._show(int(pool.size.max()))
 
 
 def compact_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int) -> int:
@@ -249,5 +225,5 @@ def compact_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int) -> int:
     rings = ring_slots(spec, spec.context_tokens, bounds.block_tokens, 64)
     rings.pop(0, None)
     pool = heads * (bounds.slots * (slot_bytes(spec, kv_bits) + 8) + 8)
-    log = QueryLog.nbytes(spec, bounds.policy.covariance)
+    log = QueryLog.nbytes(spec, bounds.policy.covariance, bounds.policy.queries)
     return pool + log + cache_bytes(spec, rings, kv_bits)

@@ -29,9 +29,10 @@ from edgetok.kernels_gpu import (
     norm,
     rope,
     sampling,
+    stored,
 )
 from edgetok.kernels_gpu.jit import plane_stride
-from edgetok.kernels_gpu.kv_append import Slots
+from edgetok.kernels_gpu.kv_append import KINDS, Slots, row_entries
 from edgetok.kernels_gpu.linear import Stored, upload
 from edgetok.kernels_gpu.tuning import ROW_CANDIDATES, SMALL_TILE_CANDIDATES, TILE_CANDIDATES
 
@@ -134,39 +135,44 @@ def every_kernel(few):
     norm.to_half(many.float(), many, torch.zeros(128), size=K, weight=weight, eps=1e-5)
     norm.rms_norm(x.view(1, -1), weight.view(-1), x.view(1, -1), size=K, eps=1e-5, add=1.0)
     activation.gated(torch.zeros((2, K)), torch.zeros((2, K)), torch.zeros((2, 8, S)), "gelu_tanh")
-    for bits in (8, 16):
-        kind = torch.int8 if bits == 8 else torch.float16
-        own = bits == 8  # positions, mass and queries of a cache that forgets
-        rows, scales = KH * 256, KH * 256 if bits == 8 else 0
-        cache = Slots(
-            bits=bits, head_dim=D,
-            keys=torch.zeros((rows, D), dtype=kind), values=torch.zeros((rows, D), dtype=kind),
-            key_scales=torch.zeros(scales), value_scales=torch.zeros(scales),
-            positions=torch.zeros(rows if own else 256, dtype=torch.int32),
-            starts=torch.zeros(KH, dtype=torch.int32),
-            used=torch.zeros(KH if own else 1, dtype=torch.int32), span=256,
-            mass=torch.zeros(rows), queries=torch.zeros((32, H, D)) if own else None,
-        )  # fmt: skip
-        for T in (1, 128):
-            positions, q = torch.zeros(T, dtype=torch.int32), torch.zeros((T, H, D))
-            half = torch.zeros((T, D // 2))
-            rope.rope_append(
-                torch.zeros((T, (H + 2 * KH) * D)), q, cache, token_positions=positions,
-                token_slots=positions.expand(KH if own else 1, T).contiguous(), rope=(half, half),
-                norms=(torch.zeros(D), torch.zeros(D)), query_row=positions[:1],
-            )  # fmt: skip
-            partials = torch.zeros(attention.partials_shape(H, D, 32)) if T == 1 else None
-            attention.attention(
-                q, cache, torch.zeros((T, 8, plane_stride(H * D))), token_positions=positions,
-                window=0, scale=0.1, softcap=0.0 if bits == 8 else 5.0, ordered=T > 1,
-                partials=partials, lse=torch.zeros((T, H)),
-            )  # fmt: skip
-            attention.attention_mass(
-                q, cache, torch.zeros((T, H)), token_positions=positions, window=0, scale=0.1,
-            )  # fmt: skip
-        if few:
-            break
+    for bits in (4, 8) if few else (4, 8, 16):
+        every_cache_kernel(bits, D, H, KH)
     sampling.sample(torch.zeros(128256), sampling.SamplingBuffers(128256, cpu))
+
+
+def every_cache_kernel(bits, D, H, KH):
+    """Those of slots of so many bits: 16 as in a cache of all tokens, else in one that forgets."""
+    own, rows, width = bits != 16, KH * 256, row_entries(D, bits)
+    scales = rows if own else 0
+    cache = Slots(
+        bits=bits, head_dim=D,
+        keys=torch.zeros((rows, width), dtype=KINDS[bits]),
+        values=torch.zeros((rows, width), dtype=KINDS[bits]),
+        key_scales=torch.zeros(scales), value_scales=torch.zeros(scales),
+        positions=torch.zeros(rows if own else 256, dtype=torch.int32),
+        starts=torch.zeros(KH, dtype=torch.int32),
+        used=torch.zeros(KH if own else 1, dtype=torch.int32), span=256,
+        mass=torch.zeros(rows), queries=torch.zeros((32, H, D)) if own else None,
+    )  # fmt: skip
+    for T in (1, 128):
+        positions, q = torch.zeros(T, dtype=torch.int32), torch.zeros((T, H, D))
+        half = torch.zeros((T, D // 2))
+        rope.rope_append(
+            torch.zeros((T, (H + 2 * KH) * D)), q, cache, token_positions=positions,
+            token_slots=positions.expand(KH if own else 1, T).contiguous(), rope=(half, half),
+            norms=(torch.zeros(D), torch.zeros(D)), query_row=positions[:1],
+        )  # fmt: skip
+        partials = torch.zeros(attention.partials_shape(H, D, 32)) if T == 1 else None
+        attention.attention(
+            q, cache, torch.zeros((T, 8, plane_stride(H * D))), token_positions=positions,
+            window=0, scale=0.1, softcap=0.0 if own else 5.0, ordered=T > 1,
+            partials=partials, lse=torch.zeros((T, H)),
+        )  # fmt: skip
+        attention.attention_mass(
+            q, cache, torch.zeros((T, H)), token_positions=positions, window=0, scale=0.1,
+        )  # fmt: skip
+    outside = stored.StoredRows(cache.keys, cache.key_scales, D, keys=True)
+    outside.write(np.arange(3), outside.read(np.arange(3)))
 
 
 def main(arguments):
@@ -178,7 +184,7 @@ def main(arguments):
         elif backend == "hip":
             targets.append(GPUTarget("hip", arch, 64))
     instead = compiler(targets, "--resources" in arguments)
-    for module in (activation, attention, embed, matmul_nbits, norm, rope, sampling):
+    for module in (activation, attention, embed, matmul_nbits, norm, rope, sampling, stored):
         importlib.import_module(module.__name__).launch = instead
     every_kernel("--few" in arguments)
     for name, count in sorted(compiled.items()):

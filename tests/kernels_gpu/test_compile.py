@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ KERNELS = (
     "_attention",
     "_attention_merge",
     "_attention_mass",
+    "_read_slots",
+    "_write_slots",
     "_candidates",
     "_draw",
 )
@@ -41,3 +44,29 @@ def test_compiles(target, tmp_path):
     backend = target.partition(":")[0]
     for kernel in KERNELS:
         assert f"compiled {kernel} {backend}" in done.stdout
+
+
+# What one maker's cards have and others have not, or have under another name.
+OF_ONE_MAKER = {"cuda", "hip", "nvidia", "amd", "inline_asm_elementwise", "libdevice", "extra"}
+
+
+def names(path):
+    """Attributes that a file uses and parts of what it imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Import):
+            yield from (part for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".")
+            yield from (alias.name for alias in node.names)
+
+
+def test_one_file_alone_knows_a_maker(repository):
+    knows = {
+        path.relative_to(repository).as_posix()
+        for folder in ("kernels_gpu", "edgetok")
+        for path in (repository / folder).rglob("*.py")
+        if OF_ONE_MAKER & set(names(path))
+    }
+    assert knows == {"kernels_gpu/device.py"}

@@ -21,20 +21,14 @@ FLOAT16_SHARE = 8e-3
 
 @pytest.fixture
 def pair(tiny, kernel_cache, on_card):
-    """A model on both, with float16 caches."""
+    """A model on both."""
     opened = []
 
-    def pair(family):
-        model = tiny(family, 16)
-        cpu = CpuBackend(
-            model.artefact, threads=1, cache_dir=kernel_cache, kv_bits=16, compute="float32"
-        )
-        gpu = GpuBackend(
-            model.artefact,
-            device=None if on_card else Device(interpreted=True),
-            kv_bits=16,
-            compute="float32",
-        )
+    def pair(family, kv_bits=16):
+        model, options = tiny(family, 16), {"kv_bits": kv_bits, "compute": "float32"}
+        cpu = CpuBackend(model.artefact, threads=1, cache_dir=kernel_cache, **options)
+        device = None if on_card else Device(interpreted=True)
+        gpu = GpuBackend(model.artefact, device=device, **options)
         opened.extend((cpu, gpu))
         return cpu, gpu
 
@@ -57,7 +51,9 @@ def share(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("family", "policy"), [("llama", "retain"), ("gemma3_text", "h2o")])
+@pytest.mark.parametrize(
+    ("family", "policy"), [("llama", "retain"), ("gemma3_text", "expected-attention")]
+)
 def test_keeps_what_the_cpu_keeps(pair, family, policy):
     """Trained for 64 tokens: keys are turned back too, those of windows as well."""
     cpu, gpu = pair(family)
@@ -74,3 +70,23 @@ def test_keeps_what_the_cpu_keeps(pair, family, policy):
     np.testing.assert_array_equal(positions, ours._pool.positions)
     assert ours.loss == pytest.approx(theirs.loss, abs=2e-3)
     np.testing.assert_allclose(ours._pool.mass, theirs._pool.mass, atol=0.05)
+
+
+def test_slots_of_four_bits_forget(pair, tiny, kernel_cache):
+    """Codes on the border go either way: as near to a cache that rounds nothing as the CPU's is."""
+    cpu, gpu = pair("llama", 4)
+    exact = CpuBackend(
+        tiny("llama", 16).artefact,
+        threads=1, cache_dir=kernel_cache, kv_bits=32, compute="float32",
+    )  # fmt: skip
+    limits = CacheLimits(policy="window")
+    caches = [backend.new_bounded_cache(64, limits) for backend in (gpu, cpu, exact)]
+    for part in (TOKENS[:66], TOKENS[66:67]):
+        ours, theirs, true = (
+            backend.forward(cache, part)
+            for backend, cache in zip((gpu, cpu, exact), caches, strict=True)
+        )
+        assert share(ours, true) < 1.2 * share(theirs, true)
+    assert held(caches[0]) == held(caches[1])
+    assert caches[0].position < caches[0].length_tokens
+    exact.close()

@@ -193,7 +193,7 @@ def measure(
             torch.cuda.reset_peak_memory_stats()  # tuning has buffers of its own
         rng = np.random.default_rng(1)
         prompt = rng.integers(0, spec.vocab_size, args.prompt).astype(np.int32)
-        draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, counter=0)
+        draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, share=0.0)
         found = {"shape": name, "bits": bits, "bytes_per_token": backend.bytes_per_token}
         prefill_s, step_s, beside = timed(device, backend, prompt, draw, args.depth)
         found |= attempt("forgets", lambda: forgetting(device, backend, prompt, draw))

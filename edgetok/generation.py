@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -178,7 +177,10 @@ class CachedTokens:
             self._prefixes.add(self.tokens, self.cache.save())
 
     def forward(
-        self, tokens: Sequence[int], should_stop: Callable[[], bool], draw: Draw | None = None
+        self,
+        tokens: Sequence[int],
+        should_stop: Callable[[], bool],
+        draw: Callable[[], Draw] | None = None,
     ) -> Logits | int:
         """Append tokens and compute the last one's logits.
 
@@ -194,7 +196,7 @@ class CachedTokens:
             found: Logits | int
             if draw is not None and self._chooses is not None:
                 found = self._chooses.forward_sampled(
-                    self.cache, ids, draw, should_stop=should_stop
+                    self.cache, ids, draw(), should_stop=should_stop
                 )
             else:
                 found = self._backend.forward(self.cache, ids, should_stop=should_stop)
@@ -336,7 +338,7 @@ class Generation(Iterator[str]):
         options, context = self._options, self._context
         stopped = self._cancelled.is_set
         sampler = Sampler(options, self._tokenizer.vocab_size, self._prompt)
-        draw = first_draw(options)
+        draw = device_draws(options, sampler.share)
         stream = self._tokenizer.stream(self._prompt)
         finder = StopFinder(options.stop)
         self._begin = time.perf_counter()
@@ -373,8 +375,6 @@ class Generation(Iterator[str]):
             if stopped():
                 break
             try:
-                if draw is not None:
-                    draw = replace(draw, counter=len(self._tokens))
                 found = context.forward([token], stopped, draw)
             except Interrupted:
                 break
@@ -383,8 +383,8 @@ class Generation(Iterator[str]):
             yield from self._emit(finder.finish())
 
 
-def first_draw(options: SamplingOptions) -> Draw | None:
-    """How a backend that can choose tokens itself chooses the first of an answer.
+def device_draws(options: SamplingOptions, share: Callable[[], float]) -> Callable[[], Draw] | None:
+    """How a backend that can choose tokens itself does so, with the sampler's random numbers.
 
     Returns:
         None where the host has to: the choice looks back at what was said, or is among more
@@ -397,12 +397,14 @@ def first_draw(options: SamplingOptions) -> Draw | None:
     )
     if looks_back or (options.temperature > 0 and not 1 <= options.top_k <= MOST_CANDIDATES):
         return None
-    seed = secrets.randbits(63) if options.seed is None else options.seed
-    return Draw(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        seed=seed & ((1 << 63) - 1),
-        counter=0,
-    )
+
+    def draw() -> Draw:
+        return Draw(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            share=share(),
+        )
+
+    return draw

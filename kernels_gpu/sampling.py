@@ -6,8 +6,8 @@ the smallest weight that the nucleus needs, are found by bisection over the bits
 order is that of integers. Two launches: blocks leave their MOST largest logits at most, one program
 draws among them.
 
-The draw is number `counter` of the stream `seed` of Philox 4x32-10 (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", 2011), so that a captured graph draws anew at every token.
+The random number comes from the host with each step, so a seed gives the tokens that it gives on
+the CPU, and a captured graph draws anew at every token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _candidates(  # type: ignore[no-untyped-def]
 
 @jit
 def _draw(  # type: ignore[no-untyped-def]
-    values, ids, top_k, shape, stream, token, count, SIZE: tl.constexpr
+    values, ids, top_k, shape, token, count, SIZE: tl.constexpr
 ):
     at = tl.arange(0, SIZE)
     x = tl.load(values + at, mask=at < count, other=float("-inf"))
@@ -91,9 +91,7 @@ def _draw(  # type: ignore[no-untyped-def]
         high = tl.where(enough, high, middle - 1)
     weight = tl.where((bits >= low) & (weight >= min_p), weight, 0.0)
     rising = tl.cumsum(weight, axis=0)
-    counter = tl.load(stream + 1)
-    u = tl.where(counter < 0, 0.0, tl.rand(tl.load(stream), counter.to(tl.int32)))
-    aim = u * tl.max(rising, axis=0)
+    aim = tl.load(shape + 3) * tl.max(rising, axis=0)
     place = tl.min(tl.where((rising > aim) & (weight > 0), at, SIZE), axis=0)
     chosen = tl.load(ids + place, mask=known & (place < SIZE), other=-1)
     tl.store(token, chosen)
@@ -104,16 +102,15 @@ class SamplingBuffers:
 
     Attributes:
         top_k: int32 [1], 1..MOST.
-        shape: float32 [3]: temperature (above 0), top_p, min_p.
-        stream: int64 [2]: seed, and number of the draw.
+        shape: float32 [4]: temperature (above 0), top_p, min_p, and the share of what may be drawn,
+            in rising order of ids, that comes before the token, below 1.
         token: int32 [1]: the chosen id; -1 where no logit is finite.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         """Allocate."""
         self.top_k = torch.ones(1, dtype=torch.int32, device=device)
-        self.shape = torch.ones(3, dtype=torch.float32, device=device)
-        self.stream = torch.zeros(2, dtype=torch.int64, device=device)
+        self.shape = torch.tensor([1.0, 1.0, 0.0, 0.0], device=device)
         self.token = torch.full((1,), -1, dtype=torch.int32, device=device)
         self.blocks = -(-vocab_size // BLOCK)
         self.values = torch.empty((self.blocks, MOST), dtype=torch.float32, device=device)
@@ -121,38 +118,30 @@ class SamplingBuffers:
         self._given: tuple[float, ...] = ()
 
     def choose(
-        self,
-        *,
-        top_k: int,
-        temperature: float,
-        top_p: float,
-        min_p: float,
-        seed: int,
-        counter: int,
+        self, *, top_k: int, temperature: float, top_p: float, min_p: float, share: float
     ) -> None:
-        """How the next tokens are drawn; a temperature of 0 takes the most likely one.
+        """How the next token is drawn; a temperature of 0 takes the most likely one.
 
         Raises:
             ShapeError: top_k is not one that blocks leave room for.
         """
         if temperature == 0:
-            top_k, temperature, counter = 1, 1.0, -1
+            top_k, temperature, share = 1, 1.0, 0.0
         if not 1 <= top_k <= MOST:
             raise ShapeError(f"top_k is {top_k}, expected 1..{MOST} on the device")
-        given = (top_k, temperature, top_p, min_p, seed)
+        given = (top_k, temperature, top_p, min_p)
         if given != self._given:  # seldom: each is a copy of its own
             self.top_k.fill_(top_k)
-            for i, value in enumerate((temperature, top_p, min_p)):
-                self.shape[i] = value
-            self.stream[0] = seed
+            for i, value in enumerate(given[1:]):
+                self.shape[i : i + 1].fill_(value)  # an assignment would wait
             self._given = given
-        self.stream[1] = counter
+        self.shape[3:].fill_(min(share, 1 - 2**-24))  # as float32 still below 1
 
 
 def sample(logits: torch.Tensor, buffers: SamplingBuffers) -> None:
     """Choose a token by `buffers` and leave it in `buffers.token`.
 
-    The most likely one, the first of equals: top_k = 1 and the number of the draw below 0.
+    The most likely one, the first of equals: top_k = 1 and a share of 0.
 
     Args:
         logits: float32 [vocab_size].
@@ -170,6 +159,6 @@ def sample(logits: torch.Tensor, buffers: SamplingBuffers) -> None:
         MOST=MOST, BLOCK=BLOCK, warps=8,
     )  # fmt: skip
     launch(
-        _draw, (1,), buffers.values, buffers.ids, buffers.top_k, buffers.shape, buffers.stream,
-        buffers.token, blocks * MOST, SIZE=next_power(blocks * MOST), warps=8,
+        _draw, (1,), buffers.values, buffers.ids, buffers.top_k, buffers.shape, buffers.token,
+        blocks * MOST, SIZE=next_power(blocks * MOST), warps=8,
     )  # fmt: skip

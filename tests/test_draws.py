@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetok.generation import first_draw
+from edgetok.generation import device_draws
 from edgetok.model import Model
 from edgetok.runtime.backend import Draw, SamplingBackend
-from edgetok.text.sampling import SamplingOptions
+from edgetok.text.sampling import SamplingOptions, candidates
 from tests.fake import FakeBackend, fake_model
 
 
 class ChoosingBackend(FakeBackend):
-    """Chooses as its logits say, and notes how it was asked to."""
+    """Chooses as it is asked to, and notes how."""
 
     def __init__(self, rule: Any) -> None:
         super().__init__(rule)
@@ -26,7 +26,10 @@ class ChoosingBackend(FakeBackend):
         self, cache: Any, tokens: Any, draw: Draw, *, should_stop: Any = None
     ) -> int:
         self.draws.append(draw)
-        return int(np.argmax(self.forward(cache, tokens, should_stop=should_stop)))
+        logits = self.forward(cache, tokens, should_stop=should_stop)
+        options = SamplingOptions(temperature=draw.temperature, top_k=draw.top_k)
+        ids, probabilities = candidates(logits, options)
+        return int(ids[np.searchsorted(np.cumsum(probabilities), draw.share, side="right")])
 
 
 def model_over(backend: FakeBackend, folder: Path) -> Model:
@@ -35,16 +38,17 @@ def model_over(backend: FakeBackend, folder: Path) -> Model:
     return model
 
 
-def test_every_token_is_another_draw(tmp_path: Path) -> None:
+def test_a_seed_gives_the_tokens_that_it_gives_on_the_host(tmp_path: Path) -> None:
     backend = ChoosingBackend(lambda tokens: 40 + len(tokens) % 5)
     assert isinstance(backend, SamplingBackend)
     model = model_over(backend, tmp_path)
-    options: dict[str, Any] = {"max_tokens": 4, "seed": 2**64 - 1, "temperature": 1.0, "top_k": 40}
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 2**64 - 1, "temperature": 9, "top_k": 40}
     result = model.generate([1, 2, 3], **options)
-    assert [draw.counter for draw in backend.draws] == [0, 1, 2, 3]
-    assert {draw.seed for draw in backend.draws} == {2**63 - 1}
+    shares = {draw.share for draw in backend.draws}
+    assert len(shares) == len(backend.draws) == len(result.tokens)
     plain = model_over(FakeBackend(backend.rule), tmp_path)
     assert result.tokens == plain.generate([1, 2, 3], **options).tokens
+    assert len(set(result.tokens)) > 5
 
 
 def test_the_host_chooses_what_a_device_cannot(tmp_path: Path) -> None:
@@ -67,4 +71,4 @@ def test_the_host_chooses_what_a_device_cannot(tmp_path: Path) -> None:
     ids=str,
 )
 def test_who_chooses(changes: dict[str, Any], device: bool) -> None:
-    assert (first_draw(SamplingOptions(**changes)) is not None) == device
+    assert (device_draws(SamplingOptions(**changes), lambda: 0.5) is not None) == device

@@ -105,16 +105,14 @@ class Draw:
         temperature: logits are divided by it; 0 takes the most likely token.
         top_k: among so many, 1..MOST_CANDIDATES; of no meaning where the temperature is 0.
         top_p, min_p: as in `SamplingOptions`.
-        seed: of a stream of random numbers, 0..2^63 - 1.
-        counter: which of them.
+        share: of what may be drawn, in rising order of ids, that comes before the token; 0..1.
     """
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
-    seed: int
-    counter: int
+    share: float
 
 
 @runtime_checkable

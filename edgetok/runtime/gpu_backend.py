@@ -75,7 +75,7 @@ class GpuBackend:
             device: where; None for the first GPU.
             before: computes the embedding and the layers that it has (`gpu_memory.first_layers`);
                 closed with this backend. None for all on the GPU.
-            kv_bits: 8 or 16 for each key and value of the cache.
+            kv_bits: 4, 8 or 16 for each key and value of the cache.
             compute: of prefill's products: "float16", or "float32" to compare with. One token's
                 products are float32 either way.
             block_tokens: tokens computed at once in a prefill.
@@ -215,13 +215,13 @@ class GpuBackend:
             with self._turn, self._device.active():
                 plan = self._open()
                 if every is not None:
-                    self._body(plan, own, part)
+                    plan.body(self._send(own, part), own, part.size)
                     self._all_logits(plan, every[start : start + part.size])
                 elif last:
                     self._step(plan, own, part, sampled=False)
                     self._device.fetch(plan.logits[0], own.logits)
                 else:
-                    self._body(plan, own, part)
+                    plan.body(self._send(own, part), own, 0)
                 own.advance(part.size)
         return own.logits if every is None else every
 
@@ -250,13 +250,12 @@ class GpuBackend:
                         temperature=draw.temperature,
                         top_p=draw.top_p,
                         min_p=draw.min_p,
-                        seed=draw.seed,
-                        counter=draw.counter,
+                        share=draw.share,
                     )
                     self._step(plan, own, part, sampled=True)
                     self._device.fetch(self._sampling.token, chosen)
                 else:
-                    self._body(plan, own, part)
+                    plan.body(self._send(own, part), own, 0)
                 own.advance(part.size)
         if chosen[0] < 0:
             raise ArtefactError(
@@ -282,16 +281,13 @@ class GpuBackend:
             raise EdgetokError("this backend was closed; load the model again")
         return self._plan
 
-    def _body(self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32]) -> None:
-        plan.body(self._send(cache, ids), cache)
-
     def _step(
         self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32], *, sampled: bool
     ) -> None:
         """A block and its last token's logits, and with `sampled` the choice."""
 
         def launches(inputs: Inputs) -> None:
-            plan.body(inputs, cache)
+            plan.body(inputs, cache, 1)
             plan.head(inputs.count)
             if sampled:
                 sample(plan.logits[0], self._sampling)

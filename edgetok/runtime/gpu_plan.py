@@ -199,10 +199,11 @@ class GpuPlan:
 
     # Launches
 
-    def body(self, inputs: Inputs, cache: GpuCache) -> None:
+    def body(self, inputs: Inputs, cache: GpuCache, wanted: int) -> None:
         """From tokens, or what is left of earlier layers, to their residual stream.
 
-        Keys and values are stored.
+        Keys and values of all are stored. Of how many of the last ones the stream is `wanted`, the
+        last layer need not do more for others.
         """
         T = inputs.count
         x = self._x[:T]
@@ -211,9 +212,15 @@ class GpuPlan:
             embed(inputs.tokens, self._table, x, self._spec.embed_scale)
         else:
             x.copy_(self._required(inputs.hidden))
+        positions = inputs.positions
         for layer in range(self._spec.num_layers):
-            self._attention_block(layer, x, inputs, cache)
-            self._mlp_block(layer, x)
+            self._store(layer, x, inputs, cache)
+            q = self._q[:T]
+            if layer == self._spec.num_layers - 1 and cache.layers[layer].mass is None:
+                x, q, positions = (part[T - wanted :] for part in (x, q, positions))
+            if len(x):
+                self._attend(layer, x, q, positions, cache)
+                self._mlp_block(layer, x)
 
     def head(self, count: int) -> None:
         """Logits of the last of `count` tokens."""
@@ -236,12 +243,11 @@ class GpuPlan:
         self._logits(self._x[begin:end], out)
         return out
 
-    def _attention_block(
-        self, layer: int, x: torch.Tensor, inputs: Inputs, cache: GpuCache
-    ) -> None:
+    def _store(self, layer: int, x: torch.Tensor, inputs: Inputs, cache: GpuCache) -> None:
+        """Queries, keys and values of a layer; the latter two into the cache."""
         spec, prefix, T = self._spec, f"layers.{self._first + layer}.", len(x)
         slots, (begin, end) = cache.layers[layer], cache.rows[layer]
-        qkv, q, mixed = self._qkv_out[:T], self._q[:T], self._mixed[:T]
+        qkv, q = self._qkv_out[:T], self._q[:T]
         norm = self._norms[prefix + "input_norm.weight"] if spec.pre_norm else None
         self._multiply(self._qkv[layer], x, qkv, norm=norm)
         norms = None
@@ -266,8 +272,20 @@ class GpuPlan:
             eps=spec.norm_eps,
             query_row=inputs.query_row,
         )
+
+    def _attend(
+        self,
+        layer: int,
+        x: torch.Tensor,
+        q: torch.Tensor,
+        positions: torch.Tensor,
+        cache: GpuCache,
+    ) -> None:
+        """Attention of some tokens to what a layer has stored, and o_proj."""
+        spec, prefix, T = self._spec, f"layers.{self._first + layer}.", len(x)
+        slots, mixed = cache.layers[layer], self._mixed[:T]
         seen: dict[str, Any] = {
-            "token_positions": inputs.positions,
+            "token_positions": positions,
             "window": spec.layers[layer].window,
             "scale": spec.attn_scale,
             "softcap": spec.attn_softcap,

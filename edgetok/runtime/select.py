@@ -33,7 +33,7 @@ class RunOptions:
         gpu_layers: how many of the last layers a GPU computes, the CPU the others; None for all.
         threads: how many compute; None for one per physical core that this process may use, or
             one where a model is too small to gain from more.
-        kv_bits: of keys and values in the cache: 4 or 8, or 16 or 32 for floats; on a GPU 8 or 16.
+        kv_bits: of keys and values in the cache: 4 or 8, or 16 or 32 for floats; a GPU has no 32.
         compute: of activations in products: "int8" (on a GPU float16), or "float32" to compare.
         isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
         context: tokens that a cache will hold, for the GPU's memory plan; None for the default.

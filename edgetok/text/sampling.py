@@ -153,6 +153,10 @@ class Sampler:
             self._counts[token] = self._counts.get(token, 0) + 1
         return token
 
+    def share(self) -> float:
+        """The stream's next number in [0, 1), for whoever draws in place of `sample`."""
+        return float(self._rng.random())
+
     def _penalised(self, logits: Logits) -> Logits:
         options = self._options
         if not (self._repeats or self._counts_tokens):

@@ -1,4 +1,4 @@
-"""Choosing on the device against the sampler of the CPU and a Philox written out by hand."""
+"""Choosing on the device against the sampler of the CPU."""
 
 from __future__ import annotations
 
@@ -14,22 +14,9 @@ from edgetok.kernels_gpu.sampling import BLOCK, MOST, SamplingBuffers, sample
 from edgetok.text.sampling import SamplingOptions, candidates
 
 
-def philox(seed, counter):
-    """Ten rounds of Philox 4x32 on (counter, 0, 0, 0), its first word as a number in [0, 1)."""
-    c = [counter, 0, 0, 0]
-    k = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
-    for _ in range(10):
-        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    word = c[0] - (c[0] >> 31 << 32)
-    return (-word - 1 if word < 0 else word) * 4.6566127342e-10
-
-
-def set_options(buffers, options, seed, counter):
-    buffers.top_k.fill_(options.top_k)
-    buffers.shape.copy_(torch.tensor([options.temperature, options.top_p, options.min_p]))
-    buffers.stream.copy_(torch.tensor([seed, counter]))
+def choose(buffers, options, share):
+    names = ("top_k", "temperature", "top_p", "min_p")
+    buffers.choose(**{name: getattr(options, name) for name in names}, share=share)
 
 
 @pytest.mark.parametrize(
@@ -46,21 +33,19 @@ def test_draws_as_the_cpu_does(device, options):
     rng = np.random.default_rng(1)
     size = BLOCK + 1000  # two blocks, one of them ragged
     buffers = SamplingBuffers(size, device)
-    for counter in range(3):
+    for share in rng.random(3):
         logits = (rng.standard_normal(size) * 3).astype(np.float32)
-        seed = int(rng.integers(1 << 60))
-        set_options(buffers, options, seed, counter)
+        choose(buffers, options, share)
         sample(torch.from_numpy(logits).to(device), buffers)
         ids, probabilities = candidates(logits, options)
         rising = np.cumsum(probabilities)
-        place = np.searchsorted(rising, philox(seed, counter) * rising[-1], side="right")
-        assert buffers.token.item() == ids[place]
+        assert buffers.token.item() == ids[np.searchsorted(rising, share * rising[-1], "right")]
 
 
 def test_the_most_likely_and_the_first_of_equals(device):
     size = 3 * BLOCK
     buffers = SamplingBuffers(size, device)
-    set_options(buffers, SamplingOptions(top_k=1, temperature=1.0), 0, -1)
+    choose(buffers, SamplingOptions(temperature=0.0), 0.7)
     logits = torch.randn(size, device=device)
     sample(logits, buffers)
     assert buffers.token.item() == int(logits.argmax())
@@ -84,7 +69,7 @@ def test_logits_that_are_no_numbers(device, bad):
 def test_equals_do_not_crowd_out_what_is_above_them(device):
     """As where a grammar forbids most tokens: few are finite, or nearly all are equal."""
     buffers = SamplingBuffers(300, device)
-    set_options(buffers, SamplingOptions(top_k=MOST, top_p=1.0, temperature=0.1), 5, 0)
+    choose(buffers, SamplingOptions(top_k=MOST, top_p=1.0, temperature=0.1), 0.5)
     for rest in (-float("inf"), -40.0):
         logits = torch.full((300,), rest, device=device)
         logits[299] = 3.0

@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 
-_VOCABULARY = 30000  # ids below every vocabulary's size
-
 
 class Edgetok:
     """edgetok on its own artefact, int8 cache."""
@@ -165,11 +163,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--capacity", type=int, required=True)
+    parser.add_argument("--vocabulary", type=int, default=30000, help="ids are below it")
     args = parser.parse_args()
     rng = np.random.default_rng()
 
     def tokens(count: int) -> np.ndarray:
-        return rng.integers(10, _VOCABULARY, count).astype(np.int32)
+        return rng.integers(10, args.vocabulary, count).astype(np.int32)
 
     # Loading is timed after the import, which a program pays once.
     modules = {"llama.cpp": "llama_cpp", "genai": "onnxruntime_genai"}

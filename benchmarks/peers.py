@@ -37,13 +37,18 @@ Sample = dict[str, Any]
 class Contender:
     """A worker process and what it said at its start."""
 
-    def __init__(self, text: str, threads: int, capacity: int, peer_python: str) -> None:
+    def __init__(self, text: str, capacity: int, args: argparse.Namespace) -> None:
         self.engine, _, model = text.partition("=")
         path = Path(model)
         self.name = self.engine + (f" {path.stem}" if path.is_file() else f" {path.name}")
-        python = sys.executable if self.engine == "edgetok" else peer_python
+        python = sys.executable if self.engine == "edgetok" else args.peer_python
         command = [python, str(_WORKER), self.engine, model]
-        command += ["--threads", str(threads), "--capacity", str(capacity)]
+        for name, value in (
+            ("threads", args.threads),
+            ("capacity", capacity),
+            ("vocabulary", args.vocabulary),
+        ):
+            command += [f"--{name}", str(value)]
         begin = time.perf_counter()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,8 +112,8 @@ def measure(args: argparse.Namespace) -> None:
         try:
             for text in args.contenders:
                 if text.startswith("edgetok="):  # compiles what the cache of kernels lacks
-                    Contender(text, args.threads, capacity, args.peer_python).close()
-                one = Contender(text, args.threads, capacity, args.peer_python)
+                    Contender(text, capacity, args).close()
+                one = Contender(text, capacity, args)
                 contenders.append(one)
                 write(one.name, "start", capacity, **one.start)
             for repeat in range(args.repeats):
@@ -245,6 +250,7 @@ def main() -> None:
     one.add_argument("--decode", type=int, nargs="*", default=[0], metavar="DEPTH")
     one.add_argument("--prefill", type=int, nargs="*", default=[512], metavar="TOKENS")
     one.add_argument("--steps", type=int, default=16, help="decoded tokens a sample")
+    one.add_argument("--vocabulary", type=int, default=30000, help="ids are random below it")
     one.add_argument("--repeats", type=int, default=5)
     one = commands.add_parser("report", help="print tables, draw the plot")
     one.set_defaults(work=report)

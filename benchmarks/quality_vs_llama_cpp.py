@@ -1,13 +1,14 @@
-"""KL to the original of edgetok's recipe and of llama.cpp's K-quants with imatrix, by stored bytes.
+"""KL to the original of edgetok's bits per tensor and of llama.cpp's K-quants, by stored bytes.
 
     python benchmarks/quality_vs_llama_cpp.py models/default --text stories.txt \
-        --peer-python PEER_PYTHON --bits 2 3 4 --types Q2_K Q3_K_M Q4_K_M
+        --peer-python PEER_PYTHON --types Q2_K Q3_K_M Q4_K_M
 
-Both see the same calibration windows: the importance matrix is the mean square of each linear
-layer's inputs in the original over them. Both then run the same token ids, with the integer
-arithmetic and the 8-bit activations that each uses by itself, beside the original in transformers.
-Bytes are those of all tensors. The peers' environment needs gguf, llama-cpp-python and numpy;
-models of the llama family only.
+llama.cpp quantises with an importance matrix; then edgetok makes an artefact of at most as many
+bytes (`--fit --method auto`). Both see the same calibration windows, those of a conversion without
+`--calibration`; the importance matrix is the mean square of each linear layer's inputs in the
+original. Both then run the same token ids, with the integer arithmetic and the 8-bit activations
+that each uses by itself, beside the original in transformers. Bytes are those of all tensors. The
+peers' environment needs gguf, llama-cpp-python and numpy; models of the llama family only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,6 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--peer-python")
-    parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--group-sizes", type=int, nargs="+", default=[32])
-    parser.add_argument("--head-bits", type=int, nargs="+", default=[8])
     parser.add_argument("--types", nargs="*", default=["Q2_K", "Q3_K_M", "Q4_K_M"])
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
@@ -48,57 +47,63 @@ def main() -> None:
 
 
 def _compare(args: argparse.Namespace, work: Path) -> None:
-    import tokenizers
+    from quality import write_once
 
-    from edgetok.converter.convert import ConvertOptions, convert
+    from edgetok.converter import convert as conversion
+    from edgetok.converter.convert import ConvertOptions, Target, convert
     from edgetok.converter.reference import TransformersReference
     from edgetok.evaluation.perplexity import documents, windows
     from edgetok.model import Model
 
-    reference = TransformersReference(str(args.checkpoint))
-    print("| bits | stored as | bytes | KL | perplexity ratio |")
-    print("|---:|---|---:|---:|---:|", flush=True)
-    cut: list[Any] = []
-    theirs: list[np.ndarray] = []
-    for bits in args.bits:
-        for group_size in args.group_sizes:
-            for head_bits in args.head_bits:
-                options = ConvertOptions(
-                    bits=bits,
-                    method="auto",
-                    group_size=group_size,
-                    head_bits=head_bits,
-                    reference_tokens=0,
-                )
-                out = work / "out"
-                report = convert(str(args.checkpoint), out, options)
-                with Model.load(out) as model:
-                    if not cut:
-                        text = documents(args.text.read_text(encoding="utf-8"), model.tokenizer)
-                        cut = list(windows(text, _WINDOW, _WINDOW // 2, args.tokens))
-                        theirs = [reference.logits(window.ids) for window in cut]
-                    ours = [
-                        model.backend.forward(
-                            model.backend.new_cache(len(window.ids)), window.ids, all_logits=True
-                        )
-                        for window in cut
-                    ]
-                label = f"edgetok auto, groups of {group_size}, head {head_bits} bits"
-                _row(bits, label, report.weight_bytes, cut, theirs, ours)
-    tokenizer = tokenizers.Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
-    _prepare_peer(args.checkpoint, work / "peer", reference, tokenizer, cut)
+    reference = TransformersReference(str(args.checkpoint), threads=1)
+    write_once()
+    seen: list[Any] = []
+    real = conversion.texts_of
+
+    def texts_of(*given: Any, **named: Any) -> Any:
+        seen.append(real(*given, **named))
+        return seen[-1]
+
+    conversion.texts_of = texts_of
+    # For the text, with the least to do besides.
+    without = ("fold", "search", "gptq", "descent", "tune")
+    options = ConvertOptions(method="auto", without=without, reference_tokens=0)
+    convert(str(args.checkpoint), work / "out", options)
+    with Model.load(work / "out") as model:
+        text = documents(args.text.read_text(encoding="utf-8"), model.tokenizer)
+        cut = list(windows(text, _WINDOW, _WINDOW // 2, args.tokens))
+    theirs = [reference.logits(window.ids) for window in cut]
+    _prepare_peer(args.checkpoint, work / "peer", reference, seen[0].learned, cut)
     command = [args.peer_python, __file__, str(args.checkpoint), "--peer", str(work / "peer")]
     subprocess.run([*command, "--types", *args.types], check=True, stderr=subprocess.DEVNULL)
+    print("| stored as | bytes | KL | perplexity ratio |")
+    print("|---|---:|---:|---:|", flush=True)
     for kind in args.types:
         found = np.load(work / "peer" / f"{kind}.npy", mmap_mode="r")
         lengths = np.cumsum([len(window.ids) for window in cut])[:-1]
         size = json.loads((work / "peer" / f"{kind}.json").read_text())["bytes"]
-        _row(0, f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(found, lengths))
+        _row(f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(found, lengths))
+        options = ConvertOptions(method="auto", reference_tokens=0)
+        target = Target(nbytes=size, padded=False)
+        report = convert(str(args.checkpoint), work / "out", options, target=target)
+        with Model.load(work / "out", threads=1) as model:
+            ours = [
+                model.backend.forward(
+                    model.backend.new_cache(len(window.ids)), window.ids, all_logits=True
+                )
+                for window in cut
+            ]
+        _row("edgetok, bits per tensor", report.weight_bytes, cut, theirs, ours)
+        widths = Counter(layer.stored for layer in report.layers)
+        print(
+            "  " + ", ".join(f"{n} of {what}" for what, n in sorted(widths.items())),
+            *report.notes,
+            flush=True,
+            file=sys.stderr,
+        )
 
 
-def _row(
-    bits: int, label: str, size: int, cut: list[Any], theirs: list[Any], ours: list[Any]
-) -> None:
+def _row(label: str, size: int, cut: list[Any], theirs: list[Any], ours: list[Any]) -> None:
     from edgetok.evaluation.perplexity import log_softmax
 
     kl, loss, wanted, count = 0.0, 0.0, 0.0, 0
@@ -111,27 +116,18 @@ def _row(
         wanted -= float(p[places, targets].sum())
         count += len(p)
     ratio = math.exp((loss - wanted) / count)
-    print(f"| {bits or ''} | {label} | {size:,} | {kl / count:.4f} | {ratio:.3f} |", flush=True)
+    print(f"| {label} | {size:,} | {kl / count:.4f} | {ratio:.3f} |", flush=True)
 
 
 def _prepare_peer(
-    checkpoint: Path, folder: Path, reference: Any, tokenizer: Any, cut: list[Any]
+    checkpoint: Path, folder: Path, reference: Any, calibration: np.ndarray, cut: list[Any]
 ) -> None:
     """What the peers' process reads: float16 weights, importance of each input, token ids."""
     import torch
     from safetensors.torch import save_file
 
-    from edgetok.converter.calibration import calibration_text, split_windows
-    from edgetok.converter.options import ConvertOptions
-
     folder.mkdir()
     model = reference._model
-    options = ConvertOptions()
-    ids = np.array(tokenizer.encode(calibration_text(options), add_special_tokens=False).ids)
-    length = min(options.window_tokens, model.config.max_position_embeddings)
-    calibration, _ = split_windows(
-        ids[: len(ids) // length * length].reshape(-1, length), options.calibration_windows
-    )
     squares: dict[str, Any] = {}
     handles = []
     for name, module in model.named_modules():

@@ -247,8 +247,10 @@ def _compare(
 
 
 def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
-    """`REFERENCE_TOKENS`; 0 where rounding a large model is quicker than the comparison."""
-    return REFERENCE_TOKENS if options.calibrates or parameters <= _QUICK_TO_COMPARE else 0
+    """`REFERENCE_TOKENS`; of a large model half, or 0 where rounding is quicker than comparing."""
+    if parameters <= _QUICK_TO_COMPARE:
+        return REFERENCE_TOKENS
+    return REFERENCE_TOKENS // 2 if options.calibrates else 0
 
 
 def _method(checkpoint: Checkpoint, options: ConvertOptions) -> str:

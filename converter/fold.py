@@ -19,7 +19,7 @@ from edgetok.converter.blocks import STAGES, Block
 from edgetok.converter.calibration import spread
 from edgetok.converter.layout import TensorFormat
 from edgetok.converter.options import ConvertOptions
-from edgetok.converter.recipe import round_layers
+from edgetok.converter.recipe import Inputs, round_layers
 from edgetok.models.spec import DecoderSpec
 
 _JUDGE_TOKENS = 4096
@@ -130,6 +130,8 @@ def held_out_losses(
     seen = gptq.Hessian(inputs.shape[1])
     seen.add(inputs[~held_out])
     hessian = seen.mean()
+    shared = Inputs(hessian, options)  # one factor serves all candidates
+    inverses = {form.group_size: shared.inverse(form.group_size) for form in forms}
     losses = []
     for scales in candidates:
         found = round_layers(
@@ -138,6 +140,7 @@ def held_out_losses(
             forms,
             options,
             threads,
+            {group: inverse.folded(scales) for group, inverse in inverses.items()},
         )
         total = 0.0
         for weight, layer in zip(weights, found, strict=True):

@@ -83,6 +83,10 @@ class Inverse:
     factor: Tensor
     damping: float
 
+    def folded(self, scales: Tensor) -> Inverse:
+        """Where weights are multiplied by `scales` [K] and inputs divided: in the same order."""
+        return Inverse(self.groups, self.factor * scales[torch.cat(self.groups)], self.damping)
+
 
 def order_inputs(diagonal: Tensor, group_size: int, order: Order) -> tuple[Tensor, ...]:
     """Inputs of each group, in the order in which they are rounded.

@@ -30,13 +30,13 @@ class ConvertOptions:
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.
-        calibration: a text of the user's own; None: one that the model writes, or, where it is too
-            large for that, the one that ships with edgetok.
+        calibration: a text of the user's own; None: the one that ships with edgetok and, where it
+            is not too large for that, as much again that the model writes.
         calibration_windows: how many pieces of it are used to calibrate gptq and awq. 64 took twice
             as long on a model of 4 million weights and were no better (KL 0.053 against 0.052).
         window_tokens: their length, capped by the model's context.
         reference_tokens: how many held-out tokens the result is compared with the original on; 0:
-            none. None: 4096, or 0 for rtn and 16 bits on more than 10^8 weights.
+            none. None: 4096, or on more than 10^8 weights 2048, and 0 for rtn and 16 bits.
         damping: gptq adds this share of the Hessian's mean diagonal to it.
         order: in which gptq quantises a layer's inputs: greatest activation first within and among
             groups, or as they stand.

@@ -28,11 +28,13 @@ SWEEPS = 2  # of coordinate descent: each costs as much as GPTQ, and the first g
 class Inputs:
     """The Hessian of one stage's inputs, and what GPTQ makes of it for each group size."""
 
-    def __init__(self, hessian: Tensor, options: ConvertOptions) -> None:
-        """`hessian` [K, K] is given up."""
+    def __init__(
+        self, hessian: Tensor, options: ConvertOptions, inverses: dict[int, Inverse] | None = None
+    ) -> None:
+        """`hessian` [K, K] is given up; `inverses` are those known already, by group size."""
         self._hessian = hessian
         self._options = options
-        self._inverses: dict[int, Inverse] = {}
+        self._inverses = inverses or {}
 
     def inverse(self, group_size: int) -> Inverse:
         """Of the damped Hessian, or of its diagonal where GPTQ is left out."""
@@ -60,6 +62,7 @@ def round_layers(
     forms: list[TensorFormat],
     options: ConvertOptions,
     threads: int = 1,
+    inverses: dict[int, Inverse] | None = None,
 ) -> list[Quantised]:
     """Round layers that have the same inputs.
 
@@ -69,8 +72,9 @@ def round_layers(
         forms: bits and group size of each.
         options: which steps there are, damping and order.
         threads: for rounding.
+        inverses: of the Hessian by group size, where they are known already.
     """
-    inputs = Inputs(hessian, options)
+    inputs = Inputs(hessian, options, inverses)
     steps: frozenset[Step] = options.steps
     found = [
         gptq.quantise(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from edgetok.converter.calibration import calibration_text, token_windows
-from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.convert import ConvertOptions, convert, default_reference_tokens
 from edgetok.converter.layout import plan
 from edgetok.converter.progress import Silent
 from edgetok.converter.readback import WrittenWeights
@@ -163,6 +163,13 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
     found = onnx_logits(out, tokens, exact=True)
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_large_models_are_compared_on_less():
+    options = ConvertOptions()
+    assert [default_reference_tokens(n, options) for n in (10**8, 10**9)] == [4096, 2048]
+    nearest = ConvertOptions(method="rtn")
+    assert [default_reference_tokens(n, nearest) for n in (10**8, 10**9)] == [4096, 0]
 
 
 def test_agreement_is_what_the_whole_models_give(llama, tmp_path):

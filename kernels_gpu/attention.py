@@ -246,12 +246,14 @@ def attention(
     rows = T * (H // KH)
     ROWS = 16 if rows <= 16 else 64
     tile = 64 if block <= 128 else 32
+    # So that registers suffice (seen in the code for compute capability 9.0).
+    warps = 8 if ROWS * block * (2 if cache.bits == 4 else 1) > 8192 else 4
     launch(
         _attention, (-(-rows // ROWS), KH, splits), q, cache.keys, cache.values, cache.key_scales,
         cache.value_scales, cache.positions, cache.starts, cache.used, token_positions, out, lse,
         partials, T, H, KH, D, S, cache.used_stride, cache.width, int(window), float(scale),
         softcap or None, KV_BITS=cache.bits, TURN=cache.turn, OWN=cache.own_positions,
-        SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block,
+        SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block, warps=warps,
     )  # fmt: skip
     if splits > 1:
         launch(

@@ -1,14 +1,14 @@
 """Everything that is to be measured on a GPU, in about ten minutes.
 
     python benchmarks/gpu.py [--out FILE.json] [--shapes llama-3.2-1b llama-3.1-8b] [--bits 4 2]
-                             [--depth 512] [--prompt 4096] [--no-peers]
+                             [--depth 512] [--prompt 4096] [--no-peers] [--models FOLDER ...]
 
 `make bench-gpu` uses a Python that sees a GPU as it is: `uninstalled/sitecustomize.py` finds this
 checkout. To try it without a card: TRITON_INTERPRET=1, --interpreted --shapes tiny --prompt 16
 --depth 4.
 
 For each shape and width a model of random weights is written, its products are tuned and the tile
-sizes are kept, and in one process, in turn, are measured
+sizes are kept, as they are for each artefact of `--models`; in one process, in turn, are measured
 
     copy      bytes read and written a second by a copy within the card: the bound of decoding
     product   operations a second of torch's bfloat16 product: the bound of prefill
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,11 @@ def tune(backend: GpuBackend, device: Device) -> Iterator[str]:
 
 
 def measure(
-    device: Device, name: str, bits: int, args: argparse.Namespace, copy: float, product: float
+    device: Device, name: str, folder: Path, args: argparse.Namespace, copy: float, product: float
 ) -> dict[str, Any]:
     """One model."""
-    spec = decoder(name)
-    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        backend = GpuBackend(write_model(spec, bits, Path(scratch) / "model"), device=device)
+    with closing(GpuBackend(folder, device=device)) as backend:
+        spec = backend.spec
         for line in tune(backend, device):
             print("  tuned", line, flush=True)
         if not device.interpreted:
@@ -194,16 +194,15 @@ def measure(
         rng = np.random.default_rng(1)
         prompt = rng.integers(0, spec.vocab_size, args.prompt).astype(np.int32)
         draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, share=0.0)
-        found = {"shape": name, "bits": bits, "bytes_per_token": backend.bytes_per_token}
+        found = {"model": name, "bytes_per_token": backend.bytes_per_token}
         prefill_s, step_s, beside = timed(device, backend, prompt, draw, args.depth)
         found |= attempt("forgets", lambda: forgetting(device, backend, prompt, draw))
         weights = sum(s.N * s.K for s in linear_shapes(spec).values())
         if not spec.tied:
             weights -= spec.vocab_size * spec.hidden_size
         head = spec.vocab_size * spec.hidden_size  # of the last token alone
-        share, least = backend.bytes_per_token / step_s / copy, 0.8 if name.endswith("8b") else 0.6
+        share, least = backend.bytes_per_token / step_s / copy, 0.8 if "8b" in name else 0.6
         prefill_share = 2 * (weights - head) * args.prompt / prefill_s / product
-        backend.close()
     return found | {
         "decode_tokens_per_s": 1 / step_s,
         "decode_share_of_copy": share,
@@ -342,8 +341,9 @@ def main() -> int:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("out/gpu.json"))
-    parser.add_argument("--shapes", nargs="+", default=["llama-3.2-1b", "llama-3.1-8b"])
+    parser.add_argument("--shapes", nargs="*", default=["llama-3.2-1b", "llama-3.1-8b"])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
+    parser.add_argument("--models", nargs="+", type=Path, default=[], help="artefacts, likewise")
     parser.add_argument("--depth", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=4096)
     parser.add_argument("--no-peers", action="store_true")
@@ -371,13 +371,21 @@ def main() -> int:
         gc.collect()
         device.release()
 
+    def try_to_measure(name: str, folder: Callable[[], Path]) -> None:
+        keep(attempt(name, lambda: measure(device, name, folder(), args, copy, product)))
+        tuning.write(tiles)
+
     for name in args.shapes:
         for bits in args.bits:
-            what = f"{name}_{bits}_bits"
-            keep(attempt(what, lambda n=name, b=bits: measure(device, n, b, args, copy, product)))
-            tuning.write(tiles)
+            with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+                try_to_measure(
+                    f"{name}, {bits} bits",
+                    lambda n=name, b=bits, s=scratch: write_model(decoder(n), b, Path(s) / "model"),
+                )
         if not args.no_peers:
             keep(peers(device, name, args))
+    for folder in args.models:
+        try_to_measure(folder.name, lambda f=folder: f)
     print(f"tile sizes in {tiles}, figures in {args.out}")
     if FAILED:
         print(f"failed: {', '.join(FAILED)}", file=sys.stderr)

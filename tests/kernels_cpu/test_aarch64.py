@@ -18,29 +18,57 @@ import numpy as np
 import pytest
 
 from edgetok.kernels_cpu import launch_linear, loader
+from edgetok.kernels_cpu.abi import INSTR_SLOTS
 from edgetok.kernels_cpu.isa import ISAS
+from edgetok.kernels_cpu.launch_program import (
+    LINE,
+    TEAM_CTX,
+    TEAM_DONE,
+    TEAM_NEXT,
+    TEAM_PROGRAM,
+    TEAM_STEP,
+)
+from tests.kernels_cpu import test_attention as attention
+from tests.kernels_cpu.test_attention import (
+    test_a_token_does_not_depend_on_its_company,
+    test_append_rounds_as_said,
+    test_attention,
+    test_float16_clamps_instead_of_overflowing,
+    test_hadamard,
+    test_mass,
+    test_windows_and_caps,
+)
 from tests.kernels_cpu.test_embed import test_floats, test_quantised
-from tests.kernels_cpu.test_matmul import test_float_weights, test_int8
+from tests.kernels_cpu.test_matmul import test_exact, test_float_weights, test_int8
 from tests.kernels_cpu.test_norm import (
     test_activation_mul,
     test_add_scaled,
     test_rms_norm,
     test_softcap,
 )
+from tests.kernels_cpu.test_program import COUNT, Sums
 from tests.kernels_cpu.test_quantise import test_codes_and_scales
 from tests.kernels_cpu.test_rope import test_rope
 
 __all__ = [
+    "test_a_token_does_not_depend_on_its_company",
     "test_activation_mul",
     "test_add_scaled",
+    "test_append_rounds_as_said",
+    "test_attention",
     "test_codes_and_scales",
+    "test_exact",
+    "test_float16_clamps_instead_of_overflowing",
     "test_float_weights",
     "test_floats",
+    "test_hadamard",
     "test_int8",
+    "test_mass",
     "test_quantised",
     "test_rms_norm",
     "test_rope",
     "test_softcap",
+    "test_windows_and_caps",
 ]
 _TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-nm")
 _MISSING = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -62,6 +90,15 @@ MODULES = (
     "matmul_q4",
     "matmul_q8",
     "matmul_float",
+    "matmul_exact",
+    "kv_append",
+    "hadamard",
+    "attention_int4",
+    "attention_int8",
+    "attention_float16",
+    "attention_float32",
+    "attention_merge",
+    "program",
 )
 _ADDRESS = 0x10_0000_0000  # where nothing else is, in this process and in the emulated one
 _BYTES = 256 << 20
@@ -170,6 +207,11 @@ def guard(each_kernels, monkeypatch):
     arena = each_kernels.arena
     arena.clear()
     monkeypatch.setattr(launch_linear, "aligned_bytes", arena.allocate)
+
+    def call(cache, instruction, *arguments):
+        cache.kernels.call(instruction[0], *arguments)
+
+    monkeypatch.setattr(attention.Cache, "call", call)
     return arena
 
 
@@ -183,3 +225,21 @@ def run(each_kernels):
             kernels.call(instruction[0], *shared, tid, threads)
 
     return run
+
+
+def test_programs_alone(each_kernels, guard):
+    """The interpreter, and its shares where one thread does all of a team's."""
+    sums = Sums(each_kernels, [True, False] * (COUNT // 2), guard)
+    run, lead = each_kernels.address("run_program"), each_kernels.address("team_lead")
+    each_kernels.call(run, sums.header.ctypes.data, sums.ctx.ctypes.data, 0, 1)
+    sums.check(1)
+    assert (sums.ticks > 0).any()
+    counters = guard(np.zeros(3 * LINE, np.int64))
+    team = guard(np.zeros(INSTR_SLOTS, np.int64))
+    for i, slot in enumerate((TEAM_STEP, TEAM_NEXT, TEAM_DONE)):
+        team[slot] = counters.ctypes.data + 8 * LINE * i
+    team[TEAM_PROGRAM], team[TEAM_CTX] = sums.header.ctypes.data, sums.ctx.ctypes.data
+    for runs in (2, 3):
+        each_kernels.call(lead, team.ctypes.data, sums.ctx.ctypes.data, 0, 3)
+        sums.check(runs)
+    assert counters[LINE] == counters[2 * LINE] == 2 * (len(sums.starts) - 1) * 3

@@ -46,7 +46,8 @@ class Cache:
     """One layer's slots between guard pages, filled by the kernel in the order that is given."""
 
     def __init__(self, kernels, guard, bits, KH, D, slots):
-        self.kernels, self.bits, self.KH, self.D, self.slots = kernels, bits, KH, D, slots
+        self.kernels, self.guard = kernels, guard
+        self.bits, self.KH, self.D, self.slots = bits, KH, D, slots
         P = launch.padded_head_dim(D, bits)
         keys, values, *dtypes = {
             4: ((slots // 16, P // 8, 16, 4), (slots // 4, P // 2, 4), np.uint8, np.uint8),
@@ -59,8 +60,8 @@ class Cache:
         assert self.values.nbytes == KH * slots * launch.row_bytes(D, bits) == self.keys.nbytes
         self.scales = guard(np.zeros((2, KH, slots), np.float32))
         self.positions = guard(np.full(slots, launch.EMPTY, np.int32))
-        self.append = np.zeros(slots, np.int32)
-        self.records = np.zeros((KH, launch.RECORD_SLOTS), np.int64)
+        self.append = guard(np.zeros(slots, np.int32))
+        self.records = guard(np.zeros((KH, launch.RECORD_SLOTS), np.int64))
         for h in range(KH):
             self.records[h, : launch.REC_CHUNK + 1] = (
                 self.keys[h].ctypes.data,
@@ -74,16 +75,19 @@ class Cache:
             )
 
     def run(self, instructions, tokens, threads, state=None):
-        ctx = np.zeros(32, np.int64)
+        ctx = self.guard(np.zeros(32, np.int64))
         ctx[0], ctx[launch.CTX_CACHE] = tokens, self.records.ctypes.data
         for slot, value in (state or {}).items():
             ctx[slot] = value
-        for instruction in table(instructions):
-            call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
+        for instruction in self.guard(table(instructions)):
             for tid in reversed(range(threads)):
-                call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+                self.call(instruction, instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+
+    def call(self, instruction, *arguments):
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))(*arguments)
 
     def store(self, k, v, slots, positions, threads=1):
+        k, v = self.guard(k), self.guard(v)
         self.append[: len(slots)] = slots
         self.positions[slots] = positions
         self.records[:, launch.REC_USED] = max(self.records[0, launch.REC_USED], max(slots) + 1)
@@ -132,13 +136,13 @@ class Cache:
         window=0,
         scale=0.3,
         cap=0.0,
-        guard=lambda x: x,
         state=None,
     ):
         T, H, D = q.shape
+        guard = self.guard
         q = guard(q)
         out = guard(np.full(q.shape, np.nan, np.float32))
-        positions = np.ascontiguousarray(positions, np.int32)
+        positions = guard(np.ascontiguousarray(positions, np.int32))
         scratch = guard(np.full(threads * launch.scratch_bytes(D), 0xFF, np.uint8))
         partials = guard(np.full(launch.partials_bytes(H, D), 0xFF, np.uint8))
         made = launch.attention(
@@ -201,7 +205,7 @@ def filled(kernels, guard, bits, H, KH, D, S, seed=0, slots=None, shuffle=True):
     cut = S // 3
     for a, b in ((0, cut), (cut, S)):
         if b > a:
-            cache.store(guard(k[a:b]), guard(v[a:b]), order[a:b], np.arange(a, b))
+            cache.store(k[a:b], v[a:b], order[a:b], np.arange(a, b))
     return cache, k, v, order, rng
 
 
@@ -241,7 +245,7 @@ def test_attention(each_kernels, guard, bits, H, KH, D):
         q = rng.standard_normal((T, H, D)).astype(np.float32)
         expected = truth(cache, q, order)
         for threads in (1, 2, 3):
-            out = cache.attend(q, np.arange(S - T, S), threads=threads, guard=guard)
+            out = cache.attend(q, np.arange(S - T, S), threads=threads)
             close(out, expected)
             if threads == 1:
                 first = out
@@ -301,7 +305,7 @@ def test_deep_caches_are_split(kernels, guard):
         assert -(-slots // launch.chunk_slots(slots)) <= launch.MAX_CHUNKS
         q = rng.standard_normal((1, 4, 16)).astype(np.float32)
         expected = truth(cache, q, order)
-        outs = [cache.attend(q, [S - 1], threads=n, guard=guard) for n in (1, 2, 4)]
+        outs = [cache.attend(q, [S - 1], threads=n) for n in (1, 2, 4)]
         close(outs[0], expected)
         np.testing.assert_array_equal(outs[0], outs[1])
         np.testing.assert_array_equal(outs[0], outs[2])
@@ -409,7 +413,7 @@ def test_mass(each_kernels, guard, bits, H, KH, D, S, T, first, how):
         mass.found[:, order] = 0.5
         for keep, before in ((0.5, 0.25), (1.0, None)):
             state = mass.state(first, keep)
-            out = cache.attend(q, positions, threads=threads, guard=guard, state=state, **how)
+            out = cache.attend(q, positions, threads=threads, state=state, **how)
             np.testing.assert_array_equal(out, plain)  # asking changes no bit of the result
             if before is not None:
                 once = mass.found.copy()

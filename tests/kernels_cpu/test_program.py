@@ -28,9 +28,9 @@ TOKENS, SIZE, COUNT = 8, 16, 20
 class Sums:
     """x += y, y += x, ... row by row: wrong unless each instruction is done before the next."""
 
-    def __init__(self, kernels, waits):
-        self.x = np.ones((TOKENS, SIZE), np.float32)
-        self.y = np.ones((TOKENS, SIZE), np.float32)
+    def __init__(self, kernels, waits, place=np.array):
+        self.x = place(np.ones((TOKENS, SIZE), np.float32))
+        self.y = place(np.ones((TOKENS, SIZE), np.float32))
         made = []
         for i, wait in enumerate(waits):
             a, b = (self.x, self.y) if i % 2 == 0 else (self.y, self.x)
@@ -39,15 +39,15 @@ class Sums:
                     kernels, x=a.ctypes.data, y=b.ctypes.data, size=SIZE, scale=1.0, wait=wait
                 )
             )
-        self.table = launch_program.table(made)
-        self.starts = launch_program.phase_starts(self.table)
-        self.ticks = np.zeros(len(made), np.int64)
-        self.header = np.zeros(INSTR_SLOTS, np.int64)
+        self.table = place(launch_program.table(made))
+        self.starts = place(launch_program.phase_starts(self.table))
+        self.ticks = place(np.zeros(len(made), np.int64))
+        self.header = place(np.zeros(INSTR_SLOTS, np.int64))
         self.header[PROGRAM_FIRST] = self.table.ctypes.data
         self.header[PROGRAM_STARTS] = self.starts.ctypes.data
         self.header[PROGRAM_PHASES] = len(self.starts) - 1
         self.header[PROGRAM_TICKS] = self.ticks.ctypes.data
-        self.ctx = np.zeros(32, np.int64)
+        self.ctx = place(np.zeros(32, np.int64))
         self.ctx[0] = TOKENS
 
     def check(self, runs):

@@ -13,6 +13,7 @@ from edgetok.memory import Memory
 from edgetok.runtime.cache_limits import BoundedCache
 from edgetok.session import SavedCache, Session, read_session, write_session
 from edgetok.text.sampling import SamplingOptions
+from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
     from edgetok.model import Model, SamplingChanges
@@ -37,6 +38,7 @@ class Chat:
         self.model = model
         self.sampling = sampling or model.sampling
         self._template = model.template
+        self._transcript = Transcript(model.template, model.tokenizer)
         self._system = system or None
         self._turns: list[dict[str, str]] = []
         self._context: CachedTokens | None = None
@@ -203,8 +205,7 @@ class Chat:
 
     def _answer(self, sampling: SamplingChanges) -> Generation:
         options = self.sampling.with_changes(dict(sampling))
-        text = self._template.render(self.messages)
-        tokens = self.model.tokenize(text, special=False)
+        tokens = self._transcript.tokens(self.messages)
         context = self._made_context()
         if isinstance(context.cache, BoundedCache):
             context.cache.pin(self._system_tokens())

@@ -146,9 +146,10 @@ class CachedTokens:
             How many tokens of the prompt the cache holds.
         """
         limit = min(len(self.tokens), len(prompt) - 1)
-        same = 0
-        while same < limit and self.tokens[same] == prompt[same]:
-            same += 1
+        held, wanted = self.tokens[:limit], list(prompt[:limit])
+        same = limit
+        if held != wanted:
+            same = next(i for i in range(limit) if held[i] != wanted[i])
         if same < len(self.tokens):
             if same == 0 or not self.cache.truncate(same):
                 self.cache.clear()

@@ -330,8 +330,14 @@ def _environment() -> _Environment:
     return environment
 
 
-def compile_template(source: str) -> jinja2.Template:
+def compile_template(
+    source: str, change: Callable[[nodes.Template], object] | None = None
+) -> jinja2.Template:
     """Compile a chat template.
+
+    Args:
+        source: its text.
+        change: called with the syntax tree before it is checked.
 
     Raises:
         TemplateError: it is too long, malformed, or uses what no chat template needs.
@@ -341,7 +347,10 @@ def compile_template(source: str) -> jinja2.Template:
         raise TemplateError(f"chat template: {size:,} bytes, expected at most {MAX_SOURCE_BYTES:,}")
     environment = _environment()
     try:
-        tree = _Rewrite().visit(environment.parse(source))
+        tree = environment.parse(source)
+        if change is not None:
+            change(tree)
+        tree = _Rewrite().visit(tree)
         tree.set_environment(environment)
         with warnings.catch_warnings():  # Python remarks on what a stranger's template compares
             warnings.simplefilter("ignore", SyntaxWarning)

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from edgetok.errors import ArtefactError, TemplateError
 from edgetok.formats import strict_json
 from edgetok.text.bounded import MAX_SOURCE_BYTES, compile_template, render
+from edgetok.text.local import MARK, mark
 
 Message = Mapping[str, Any]
 
@@ -35,6 +38,9 @@ class ChatTemplate:
         self.source = source
         self._tokens = dict(tokens or {})
         self._template = compile_template(source)
+        found: list[int | None] = []
+        self._marked = compile_template(source, lambda tree: found.append(mark(tree)))
+        self._depends_on = found[0]
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -63,6 +69,24 @@ class ChatTemplate:
                 tokens[name] = value
         return cls(source, tokens)
 
+    @property
+    def depends_on(self) -> int | None:
+        """How many of the first messages a later one's text depends on; None: on any message.
+
+        Beside these on itself, its neighbours, whether it is the last and its number odd.
+        """
+        return self._depends_on
+
+    def parts(self, messages: Sequence[Message]) -> list[str]:
+        """The text of `render` in pieces: what comes before the messages, then one for each.
+
+        A template that writes the first message apart gives a piece less. `depends_on` is not None.
+
+        Raises:
+            TemplateError: as `render`.
+        """
+        return self._render(self._marked, messages, True, {}).split(MARK)
+
     def render(
         self,
         messages: Sequence[Message],
@@ -80,8 +104,17 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses the messages, fails, or exceeds its bounds.
         """
+        return self._render(self._template, messages, add_generation_prompt, variables)
+
+    def _render(
+        self,
+        template: jinja2.Template,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        variables: Mapping[str, object],
+    ) -> str:
         return render(
-            self._template,
+            template,
             {
                 "messages": [dict(message) for message in messages],
                 "tools": None,

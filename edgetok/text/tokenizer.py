@@ -35,6 +35,7 @@ class Tokenizer:
         vocab_size: the model's number of logits; every id is below it.
         bos_text, eos_text: the special tokens as text, which chat templates insert; "" for none.
         bos_token, eos_token: the same as ids.
+        cuts: special tokens before which any text can be cut without changing its tokens.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Tokenizer:
             rule = config.get("add_bos_token")
             self._bos_rule = rule if isinstance(rule, bool) else None
         self._decoder = token_decoder(core)
+        self.cuts = self._find_cuts()
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
@@ -140,6 +142,17 @@ class Tokenizer:
     def _id_of(self, text: str) -> int | None:
         token: int | None = self._core.token_to_id(text) if text else None
         return token if token is not None and token < self.vocab_size else None
+
+    def _find_cuts(self) -> frozenset[int]:
+        """Those found in the text as it is, that take nothing from what is around them."""
+        every = list(self._added.values())
+        return frozenset(
+            i
+            for i, token in self._added.items()
+            if token.special
+            and not (token.normalized or token.lstrip or token.single_word)
+            and not any(token.content in other.content[1:] for other in every)
+        )
 
     def _check(self) -> None:
         """Refuse ids beyond the vocabulary.

@@ -236,7 +236,8 @@ def candidates(
 def _weights(logits: Logits, temperature: float) -> Logits:
     """exp((logits - largest) / temperature) in float32: what all tokens are worth, quickly."""
     with np.errstate(over="ignore"):
-        return np.exp((logits - logits.max()) / np.float32(max(temperature, 1e-30)))
+        weights: Logits = np.exp((logits - logits.max()) / np.float32(max(temperature, 1e-30)))
+    return weights
 
 
 def _draw(weights: npt.NDArray[Any], share: float) -> tuple[int, float]:

@@ -91,8 +91,9 @@ class GpuBackend:
             raise OptionError(f"kv_bits is {kv_bits!r}, the GPU backend has {KV_BITS}")
         if compute not in get_args(GpuCompute):
             raise OptionError(f"compute is {compute!r}, expected one of {get_args(GpuCompute)}")
-        if type(block_tokens) is not int or not 1 <= block_tokens <= 4096:
-            raise OptionError(f"block_tokens is {block_tokens!r}, expected 1..4096")
+        # Blocks of one token would fill the same host memory again before it was copied.
+        if type(block_tokens) is not int or not 2 <= block_tokens <= 4096:
+            raise OptionError(f"block_tokens is {block_tokens!r}, expected 2..4096")
         if not isinstance(artefact, Artefact):
             artefact = open_artefact(artefact)
         if artefact.spec is None:

@@ -61,7 +61,7 @@ bench: $(ARTEFACT)/manifest.json
 # On a machine with a GPU: every figure in about ten minutes, and the tests on the card. A Python
 # that sees a GPU is used as it is, with nothing installed; else .venv, where torch may see one.
 SEES_GPU = $(PYTHON) -c 'import torch, triton; raise SystemExit(not torch.cuda.is_available())' 2>&-
-GPU_PYTHON = PYTHONPATH=benchmarks/uninstalled $$($(SEES_GPU) && echo $(PYTHON) || echo $(BIN)/python)
+GPU_PYTHON = PYTHONPATH=$(CURDIR)/benchmarks/uninstalled $$($(SEES_GPU) && echo $(PYTHON) || echo $(BIN)/python)
 
 bench-gpu:
 	@$(SEES_GPU) || $(MAKE) --no-print-directory $(STAMP)

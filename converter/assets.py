@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.workspace import write_durably
-from edgetok.errors import CheckpointError
+from edgetok.errors import CheckpointError, TemplateError
 from edgetok.formats import strict_json
+from edgetok.text.template import ChatTemplate
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -40,9 +41,11 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
 
     Raises:
         CheckpointError: a file is damaged, or the tokenizer belongs to another model.
+        TemplateError: the chat template is not usable.
         OutputError: a file could not be written.
     """
     notes = []
+    settings: dict[str, Any] = {}
     tokenizer = read_tokenizer(source, vocab_size)
     if tokenizer is None:
         notes.append(f"no {TOKENIZER_FILE}: the model takes and gives token ids only")
@@ -52,14 +55,24 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
         path = source / name
         if path.exists():
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
-            if name.endswith(".json"):
-                strict_json.loads_object(data, name)
+            content = strict_json.loads_object(data, name) if name.endswith(".json") else {}
             write_durably(artefact / name, data)
+            if name == TOKENIZER_CONFIG_FILE:
+                settings = content
+    _require_template(artefact, settings)
     for path in sorted(source.iterdir()):
         if path.is_file() and _LICENCE.fullmatch(path.name):
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
             write_durably(artefact / path.name, data)
     return notes
+
+
+def _require_template(artefact: Path, settings: dict[str, Any]) -> None:
+    """Find out now, rather than after the conversion, that the artefact would not load."""
+    try:
+        ChatTemplate.from_folder(artefact, settings)
+    except TemplateError as error:
+        raise TemplateError(f"{error}; mend the model's chat template or remove it") from error
 
 
 def read_tokenizer(source: Path, vocab_size: int) -> bytes | None:
@@ -130,7 +143,8 @@ def _from_older_files(source: Path) -> bytes:
             )
         text: str = made.backend_tokenizer.to_str()
     except Exception as error:  # transformers raises whatever its tokenizer classes raise
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"{source}: no {TOKENIZER_FILE}, and transformers could not make one: {error}"
+            f"{source}: no {TOKENIZER_FILE}, and transformers could not make one: {reason:.200}"
         ) from error
     return text.encode()

@@ -78,6 +78,11 @@ class PackedCheckpoint(CodedCheckpoint):
             self._shapes[module + ".weight"] = shape
             info = inner.infos[name]
             infos[module + ".weight"] = TensorInfo("F32", shape, info.path, info.begin, info.nbytes)
+        if not self._shapes:
+            raise CheckpointError(
+                f"{inner.folder}: config.json has {KEY} with quant_method {method!r}, but no "
+                f"tensor is named .{first}; remove {KEY} if the weights are floating-point ones"
+            )
         config = {key: value for key, value in inner.config.items() if key != KEY}
         super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
         self.method = str(method)
@@ -114,22 +119,43 @@ def _require_known(method: str, settings: dict[str, Any]) -> None:
 def _shape(inner: Checkpoint, method: str, module: str) -> tuple[int, int]:
     """[N, K] of a packed module."""
 
-    def dims(part: str) -> tuple[int, ...]:
+    def dims(part: str, rank: int) -> tuple[int, ...]:
         info = inner.infos.get(f"{module}.{part}")
         if info is None:
             raise CheckpointError(f"{inner.folder}: tensor {module}.{part} is missing")
-        return info.shape
+        return _ranked(info.shape, rank, f"{module}.{part}")
 
     if method == "compressed-tensors":
-        dims("weight_shape")
-        shape = [int(size) for size in inner.integers(f"{module}.weight_shape").ravel()]
+        dims("weight_shape", 1)
+        shape = [int(size) for size in inner.integers(f"{module}.weight_shape")]
     elif method == "awq":
-        shape = [8 * dims("qweight")[-1], dims("qweight")[0]]
+        words = dims("qweight", 2)
+        shape = [8 * words[1], words[0]]
     else:
-        shape = [dims("qweight")[-1], dims("g_idx")[0]]
+        shape = [dims("qweight", 2)[1], dims("g_idx", 1)[0]]
     if len(shape) != 2 or not all(0 < size <= 1 << 24 for size in shape):
         raise CheckpointError(f"{inner.folder}: {module} has shape {shape}")
     return shape[0], shape[1]
+
+
+def _ranked(shape: tuple[int, ...], rank: int, name: str) -> tuple[int, ...]:
+    if len(shape) != rank:
+        raise CheckpointError(f"tensor {name!r} has shape {list(shape)}, expected {rank} axes")
+    return shape
+
+
+def _words(inner: Checkpoint, name: str) -> npt.NDArray[Any]:
+    found = inner.integers(name)
+    _ranked(found.shape, 2, name)
+    return found
+
+
+def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
+    found = inner.tensor(name)
+    _ranked(found.shape, 2, name)
+    if float(np.abs(found).max(initial=0.0)) > FLOAT16_MAX:
+        raise UnsupportedError(f"tensor {name!r} holds a scale beyond float16")
+    return found.astype(np.float16)
 
 
 def _width(module: str, words: int, count: int) -> int:
@@ -146,9 +172,9 @@ def _gptq(
     inner: Checkpoint, module: str, shape: tuple[int, int], settings: dict[str, Any]
 ) -> Quantised:
     N, K = shape
-    words, zero_words = inner.integers(module + ".qweight"), inner.integers(module + ".qzeros")
-    scales = inner.tensor(module + ".scales")
-    order = inner.integers(module + ".g_idx").ravel()
+    words, zero_words = _words(inner, module + ".qweight"), _words(inner, module + ".qzeros")
+    scales = _scales(inner, module + ".scales")
+    order = inner.integers(module + ".g_idx")
     bits = _width(module, len(words), K)
     group = -(-K // max(len(scales), 1))
     if not np.array_equal(order, np.arange(K) // group):
@@ -165,15 +191,15 @@ def _gptq(
                 "differently; save it as gptq_v2"
             )
         zeros = zeros + np.uint8(1)
-    return Quantised(unpack_words(words.T, bits, K), _half(module, scales.T), zeros, bits, group)
+    return Quantised(unpack_words(words.T, bits, K), scales.T, zeros, bits, group)
 
 
 def _awq(
     inner: Checkpoint, module: str, shape: tuple[int, int], settings: dict[str, Any]
 ) -> Quantised:
     N, K = shape
-    scales = inner.tensor(module + ".scales")
-    zero_words = inner.integers(module + ".qzeros")
+    scales = _scales(inner, module + ".scales")
+    zero_words = _words(inner, module + ".qzeros")
     _require_shape(module, "qzeros", zero_words, (len(scales), N // 8))
 
     def ordered(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
@@ -183,9 +209,9 @@ def _awq(
             codes[:, column::8] = found[:, i::8]
         return np.ascontiguousarray(codes.T)
 
-    codes = ordered(inner.integers(module + ".qweight"))
+    codes = ordered(_words(inner, module + ".qweight"))
     group = -(-K // max(len(scales), 1))
-    return Quantised(codes, _half(module, scales.T), ordered(zero_words), 4, group)
+    return Quantised(codes, scales.T, ordered(zero_words), 4, group)
 
 
 def _compressed(
@@ -194,18 +220,18 @@ def _compressed(
     N, K = shape
     if module + ".weight_g_idx" in inner.infos:
         raise UnsupportedError(f"{module}: weight_g_idx (act-order) has no place in an artefact")
-    words = inner.integers(module + ".weight_packed")
+    words = _words(inner, module + ".weight_packed")
     bits = _width(module, words.shape[-1], K)
-    scales = inner.tensor(module + ".weight_scale")
+    scales = _scales(inner, module + ".weight_scale")
     zeros = None
     if module + ".weight_zero_point" in inner.infos:
-        zero_words = inner.integers(module + ".weight_zero_point")
+        zero_words = _words(inner, module + ".weight_zero_point")
         _require_shape(
             module, "weight_zero_point", zero_words, (-(-N * bits // 32), scales.shape[-1])
         )
         zeros = np.ascontiguousarray(unpack_words(zero_words.T, bits, N).T)
     group = -(-K // max(scales.shape[-1], 1))
-    return Quantised(unpack_words(words, bits, K), _half(module, scales), zeros, bits, group)
+    return Quantised(unpack_words(words, bits, K), scales, zeros, bits, group)
 
 
 _READERS: dict[str, Callable[[Checkpoint, str, tuple[int, int], dict[str, Any]], Quantised]] = {
@@ -242,9 +268,3 @@ def _require_shape(
         raise CheckpointError(
             f"{module}: {what} are {list(values.shape)}, expected {list(expected)}"
         )
-
-
-def _half(module: str, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    if float(np.abs(scales).max(initial=0.0)) > FLOAT16_MAX:
-        raise UnsupportedError(f"{module}: a scale is beyond float16")
-    return np.ascontiguousarray(scales.astype(np.float16))

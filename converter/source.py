@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edgetok.errors import CheckpointError, MissingExtraError
+from edgetok.errors import CheckpointError, MissingExtraError, OptionError
 from edgetok.formats.gguf import is_gguf
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -23,13 +23,14 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         revision: a branch, tag or commit of a hub repository.
 
     Raises:
+        OptionError: a revision of something that is no repository.
         CheckpointError: neither a folder nor a repository that can be downloaded.
         MissingExtraError: a hub id without huggingface_hub.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if is_gguf(folder):
+    if folder.is_dir() or is_gguf(folder):
+        if revision is not None:
+            raise OptionError(f"--revision is of a hub repository, and {source} is none")
         return folder
     if folder.exists():
         raise CheckpointError(

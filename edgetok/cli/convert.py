@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.errors import OptionError
 
 
 @click.command("convert")
@@ -95,8 +96,10 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
         revision=given["revision"],
     )
     target = None
-    if given["fit"] or given["max_kl"] is not None or given["context"]:
+    if given["fit"] or given["max_kl"] is not None:
         target = _target(given)
+    elif given["context"]:
+        raise OptionError("--context says how much room --fit leaves: give --fit SIZE too")
     if out is None:
         path = Path(source).expanduser()
         name = path.resolve().name.removesuffix(".gguf") if path.exists() else source
@@ -120,7 +123,6 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
 def _target(given: dict[str, Any]) -> Any:
     """What --fit, --context and --max-kl ask for."""
     from edgetok.converter.target import Target
-    from edgetok.errors import OptionError
     from edgetok.runtime.cache_limits import parse_bytes
 
     context = 0

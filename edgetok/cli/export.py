@@ -19,7 +19,9 @@ from edgetok.cli import options as common
     show_default=True,
     help="How the same integers are stored.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The folder to write."
+)
 @common.JSON
 def command(model: Path, form: str, out: Path, as_json: bool) -> None:
     """Write MODEL as a checkpoint that transformers, vLLM and others load.

@@ -41,6 +41,7 @@ _SIZES = {
 }  # fmt: skip
 _READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _INDEX = "model.safetensors.index.json"
+_LFS_POINTER = b"version "
 _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -170,6 +171,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a folder with a config.json")
     if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{folder}: holds an adapter and no whole model; merge it into its model first, "
+                "with peft's merge_and_unload"
+            )
         raise CheckpointError(
             f"{folder}: has no config.json; give a Hugging Face model folder or a hub id"
         )
@@ -266,6 +272,11 @@ def _read_header(path: Path, digest: hashlib._Hash) -> dict[str, TensorInfo]:
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(f"{name}: {status.st_size} bytes are no safetensors file")
+            if prefix == _LFS_POINTER:
+                raise CheckpointError(
+                    f"{name}: only points to the weights, which Git LFS left out; run "
+                    "`git lfs pull` in the folder"
+                )
             (header_bytes,) = struct.unpack("<Q", prefix)
             if header_bytes > MAX_HEADER_BYTES:
                 raise CheckpointError(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.errors import CheckpointError, OptionError, UnsupportedError
+from edgetok.errors import CheckpointError, OptionError, TemplateError, UnsupportedError
 from tests.converter.test_convert import SMALL, onnx_logits
 from tests.tiny import VOCAB_SIZE
 
@@ -90,6 +90,14 @@ def test_tokenizers_that_do_not_fit(llama, tmp_path, edit, says):
     source = shutil.copytree(llama, tmp_path / "bad")
     edit_tokenizer(source, edit)
     with pytest.raises(CheckpointError, match=says):
+        convert(str(source), tmp_path / "out", ConvertOptions(method="rtn"))
+
+
+def test_templates_that_would_not_load(llama, tmp_path):
+    """Told before the conversion and not after it."""
+    source = shutil.copytree(llama, tmp_path / "bad")
+    (source / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(TemplateError, match=r"line 1: .*mend the model's chat template"):
         convert(str(source), tmp_path / "out", ConvertOptions(method="rtn"))
 
 

@@ -1,7 +1,9 @@
 """Checkpoints that are quantised already: integers are kept, whatever packed them."""
 
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.export import export
+from edgetok.converter.import_packed import PackedCheckpoint
 from edgetok.converter.packing import unpack_linear
-from edgetok.errors import CheckpointError, UnsupportedError
+from edgetok.errors import CheckpointError, UnsupportedError, UserError
 from edgetok.formats.artefact import open_artefact
+from edgetok.formats.checkpoint import open_checkpoint
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -136,6 +140,12 @@ Q0 = "model.layers.0.self_attn.q_proj."
         ({}, lambda t: t.update({Q0 + "qzeros": t[Q0 + "qzeros"][:1]}), CheckpointError, "qzeros"),
         ({}, lambda t: t[Q0 + "scales"].fill(np.nan), CheckpointError, "holds nan"),
         ({"quant_method": "gptq"}, None, CheckpointError, "g_idx is missing"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            None,
+            CheckpointError,
+            "no tensor is named .weight_packed",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, settings, edit, error, says):
@@ -143,6 +153,41 @@ def test_what_is_refused(tmp_path, settings, edit, error, says):
     with pytest.raises(error, match=says):
         convert(source, tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["awq", "gptq", "compressed-tensors"])
+def test_parts_of_any_shape_are_an_error_or_harmless(tmp_path, form):
+    if form == "awq":
+        folder = Path(edited(tmp_path))
+    else:
+        source = tiny_checkpoint("llama", tmp_path / "source", **SIZES)
+        convert(str(source), tmp_path / "a", ConvertOptions(method="rtn", reference_tokens=0))
+        folder = tmp_path / "b"
+        export(tmp_path / "a", folder, form)
+    stem = "model.layers.1.mlp.down_proj."
+    tensors = load_file(folder / "model.safetensors")
+    parts = [name for name in tensors if name.startswith(stem) and not name.endswith("bias")]
+    odd = {
+        "scalar": lambda t: t.ravel()[:1].reshape(()),
+        "flat": np.ravel,
+        "deep": lambda t: t[None, None],
+        "empty": lambda t: t[:0],
+        "longer": lambda t: np.concatenate([t, t]),
+        "floats": lambda t: t.astype(np.float32),
+        "integers": lambda t: t.astype(np.int64),
+        "largest": lambda t: np.full_like(t, -1),
+    }
+    refused = 0
+    for name, change in itertools.product(parts, odd):
+        changed = np.ascontiguousarray(odd[change](tensors[name]))
+        save_file({**tensors, name: changed}, folder / "model.safetensors", {"format": "pt"})
+        try:
+            found = PackedCheckpoint(open_checkpoint(folder)).tensor(stem + "weight")
+        except UserError:
+            refused += 1
+        else:
+            assert np.isfinite(found).all()
+    assert refused > 5 * len(parts)
 
 
 def test_bits_cannot_be_chosen_again(tmp_path):

@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 
 from edgetok.converter.source import resolve_source
-from edgetok.errors import CheckpointError, MissingExtraError
+from edgetok.errors import CheckpointError, MissingExtraError, OptionError
 
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):
@@ -14,6 +14,8 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is no GGUF file"):
         resolve_source("file")
+    with pytest.raises(OptionError, match="--revision is of a hub repository"):
+        resolve_source("owner/name", "main")
 
 
 def test_the_hub_is_asked_for_weights_and_json_only(tmp_path, monkeypatch):

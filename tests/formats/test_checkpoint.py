@@ -158,18 +158,18 @@ def test_damaged_tables_are_refused(tmp_path, content, says):
 
 def test_huge_headers_and_a_million_tensors_are_refused_at_once(tmp_path):
     folder = folder_with(tmp_path, safetensors_bytes(b" " * 100_000_000))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match="header of 100,000,000 bytes"):
         open_checkpoint(folder)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     million = b",".join(
         b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000)
     )
     folder_with(tmp_path, safetensors_bytes(b"{" + million + b"}"))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match="header of"):
         open_checkpoint(folder)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_huge_headers_and_a_million_tensors_are_refused_at_once(tmp_path):
 def test_as_many_tensors_as_the_header_holds(tmp_path, one, says):
     many = b",".join(one % i for i in range(MAX_HEADER_BYTES // (len(one) + 6)))
     folder = folder_with(tmp_path, safetensors_bytes(b"{" + many + b"}"))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(folder)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -272,6 +272,7 @@ def test_pickles_and_remote_code_are_never_touched(tmp_path):
     [
         (None, "no such folder"),
         ([], "has no config.json"),
+        (["adapter_config.json"], "an adapter and no whole model; merge it"),
         (["config.json"], "has no safetensors file"),
         (["config.json", "a.safetensors", "b.safetensors"], "no model.safetensors.index.json"),
     ],
@@ -284,3 +285,11 @@ def test_incomplete_folders(tmp_path, files, says):
             (folder / name).write_text("{}")
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(folder)
+
+
+def test_what_git_left_out_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        open_checkpoint(tmp_path)

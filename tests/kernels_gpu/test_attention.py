@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -288,4 +290,6 @@ def test_refused_before_a_launch(device):
     with pytest.raises(ShapeError, match="out is"):
         attention(q, cache, out[:5], token_positions=positions, window=0, scale=1.0)
     with pytest.raises(ShapeError, match="kv_bits is 3"):
-        make_slots(device, 3, 1, 16, 64)
+        replace(cache, bits=3)
+    with pytest.raises(ShapeError, match=r"keys is torch\.int8"):
+        replace(cache, bits=4)

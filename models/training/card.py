@@ -1,7 +1,8 @@
 """Write the model card and its two plots from what `train.py` and `evaluate.py` left.
 
     python models/training/card.py --evaluation checkpoints/evaluation.json \
-        --log checkpoints/default/log.jsonl --folder models/default
+        --quantised checkpoints/evaluation-4.json --log checkpoints/default/log.jsonl \
+        --folder models/default
 
 The text that no measurement changes stands in `card.md`; `{{name}}` marks are filled in here.
 """
@@ -38,6 +39,12 @@ def recall_table(table: dict) -> str:
             cells.append(f"{100 * right / asked:.0f}" if asked else "")
         lines.append(f"| {task.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def right(table: dict) -> str:
+    """All tasks and distances together, such as `4,137 of 4,200`."""
+    cells = [row[str(d)] for row in table.values() for d in DISTANCES]
+    return f"{sum(a for a, _ in cells):,} of {sum(b for _, b in cells):,}"
 
 
 def loss_table(validation: dict) -> str:
@@ -91,7 +98,7 @@ def read_log(path: Path) -> list[dict]:
 
 def plot_curve(log: list[dict], path: Path) -> None:
     """Training loss over tokens; every stage weighs and mixes differently."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    figure, axis = plt.subplots(figsize=(7.8, 3.4))
     stages = list(dict.fromkeys(e["stage"] for e in log))
     for stage in stages:
         part = [e for e in log if e["stage"] == stage]
@@ -102,7 +109,7 @@ def plot_curve(log: list[dict], path: Path) -> None:
     axis.set_xlabel("million tokens")
     axis.set_ylabel("weighted training loss")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -118,6 +125,7 @@ def main() -> None:
     """Write README.md, recall.png and curve.png into the folder."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--evaluation", type=Path, required=True)
+    parser.add_argument("--quantised", type=Path, required=True, help="with --artefact")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     args = parser.parse_args()
@@ -127,6 +135,8 @@ def main() -> None:
     values = {
         "parameters": f"{parameters(args.folder) / 1e6:.1f} M",
         "recall": recall_table(table),
+        "exact": right(table),
+        "quantised": right(json.loads(args.quantised.read_text("utf-8"))["recall"]["table"]),
         "losses": loss_table(result["validation"]),
         "samples": transcripts(result["samples"]),
         "cases": str(result["recall"]["cases"]),

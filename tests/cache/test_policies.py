@@ -106,6 +106,14 @@ def test_retain_is_blind_to_what_all_keys_share(view):
     )
 
 
+def test_retain_lets_go_of_a_key_from_nowhere(view):
+    """One key six times as far as the others is the first to go, and changes no other's place."""
+    keys = view.keys.copy()
+    keys[7] *= np.float32(6.0 * np.linalg.norm(keys, axis=1).mean() / np.linalg.norm(keys[7]))
+    score = POLICIES["retain"].score(dataclasses.replace(view, read_keys=lambda: keys))
+    assert score[7] == 0.0 < np.delete(score, 7).min()
+
+
 def test_unknown_policy():
     with pytest.raises(OptionError, match="cache policy 'lru', expected one of window, h2o"):
         policy("lru")

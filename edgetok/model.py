@@ -203,7 +203,8 @@ class Model:
     def be_endless(self) -> None:
         """Let caches made from now on forget, where backend and context allow it."""
         least = 64  # slots; fewer leave nothing to choose from
-        if isinstance(self.backend, BoundedBackend) and self.context_tokens >= least:
+        able = isinstance(self.backend, BoundedBackend) and self.backend.can_forget
+        if able and self.context_tokens >= least:
             self.limits = CacheLimits()
 
     def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:

@@ -87,6 +87,10 @@ class BoundedCache(KVCache, Protocol):
 class BoundedBackend(Protocol):
     """A backend with bounded caches."""
 
+    @property
+    def can_forget(self) -> bool:
+        """Whether it makes them as it was loaded."""
+
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> BoundedCache:
         """Allocate an empty cache, all its bytes at once.
 

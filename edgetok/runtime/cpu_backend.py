@@ -47,6 +47,7 @@ class CpuBackend:
     """Computes logits with compiled kernels on a team of threads. See `Backend`."""
 
     name = "cpu"
+    can_forget = True
 
     def __init__(
         self,

@@ -136,6 +136,11 @@ class GpuBackend:
         return self._spec.context_tokens
 
     @property
+    def can_forget(self) -> bool:
+        """Whether all layers are here, as a cache that forgets needs."""
+        return self._before is None
+
+    @property
     def device_name(self) -> str:
         """The card's name."""
         return self._device.name
@@ -177,7 +182,7 @@ class GpuBackend:
         Raises:
             OptionError: some layers are on the CPU, or the limits are too tight.
         """
-        if self._before is not None:
+        if not self.can_forget:
             raise OptionError(
                 "a cache that forgets needs all layers on one device: leave out --gpu-layers, or "
                 "give --kv-policy none"

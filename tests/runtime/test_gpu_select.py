@@ -16,7 +16,9 @@ from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_gpu import device as card
 from edgetok.kernels_gpu.device import Device
+from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.select import RunOptions, load_backend
+from tests.fake import fake_model
 
 TOKENS = np.random.default_rng(7).integers(3, 300, 5).astype(np.int32)
 
@@ -128,8 +130,21 @@ def test_every_split_gives_the_cpus_tokens(fake, open_with, layers):
     backend, note = open_with(gpu_layers=layers)
     assert backend.name == ("cuda" if layers else "cpu")
     assert (note is None) == (layers == 0)
+    assert backend.can_forget == (layers != 1)  # whether a conversation forgets unasked
     expected, found = (greedy(engine, TOKENS, 4) for engine in (cpu, backend))
     assert found == expected
+
+
+def test_a_conversation_over_a_split_does_not_forget_unasked(fake, open_with, tmp_path):
+    fake()
+    model = fake_model(tmp_path)
+    model.context_tokens = 64
+    for layers, limits in ((1, None), (3, CacheLimits())):
+        model.backend, _ = open_with(gpu_layers=layers)
+        model.be_endless()
+        assert model.limits == limits
+    with pytest.raises(OptionError, match="needs all layers on one device"):
+        open_with(gpu_layers=1)[0].new_bounded_cache(64, CacheLimits())
 
 
 def greedy(backend, prompt, count):

@@ -87,7 +87,9 @@ def _grading(grading: Grading) -> str:
     texts = [f"{sign} {limit}" for limit in shown] + [f"{beyond} {shown[-1]}"]
     value = f"{grading.value:.4f}" if rising else f"{100 * grading.value:.1f} %"
     cells = "".join(
-        f'<td class="here">{text}</td>' if grade == grading.grade else f"<td>{text}</td>"
+        f'<td class="here">{escape(text)}</td>'
+        if grade == grading.grade
+        else f"<td>{escape(text)}</td>"
         for grade, text in zip(GRADES, texts, strict=True)
     )
     return f"<tr><th>{escape(grading.figure)}: {value}</th>{cells}</tr>"

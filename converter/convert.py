@@ -50,6 +50,7 @@ __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert"]
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
+_SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
 
 def convert(
@@ -116,6 +117,8 @@ def convert(
         if isinstance(checkpoint, GgufCheckpoint):
             assets = checkpoint.write_assets(workspace.folder / "source")
             notes = checkpoint.notes
+        if isinstance(checkpoint, CodedCheckpoint) and (checkpoint.coded or notes):
+            notes = [*notes, _SECOND_HAND]
         notes = notes + copy_assets(assets, workspace.artefact, family.spec.vocab_size)
         formats, reasons = _formats(weights, options, workspace, progress)
         tokens, reason = _reference_tokens(weights, options, workspace)

@@ -173,8 +173,8 @@ class Report:
         return judge(found.kl, found.perplexity / found.reference_perplexity, found.top1_agreement)
 
     def worst_layers(self, count: int = 5) -> tuple[LayerReport, ...]:
-        """Quantised layers by falling error, of the output where that is known."""
-        quantised = [layer for layer in self.layers if layer.bits < 16]
+        """Layers that lost something by falling error, of the output where that is known."""
+        quantised = [layer for layer in self.layers if layer.bits < 16 and layer.error > 0]
         return tuple(sorted(quantised, key=lambda layer: layer.error, reverse=True)[:count])
 
     def rows(self, *, bars: bool = True) -> list[tuple[str, str]]:
@@ -209,7 +209,7 @@ class Report:
         worst = self.worst_layers(3)
         for layer in worst:
             drawn = ""
-            if bars and worst[0].error > 0:
+            if bars:
                 drawn = "█" * max(1, round(_BAR_CELLS * layer.error / worst[0].error)) + " "
             value = f"{kind_of(layer)} error {100 * layer.error:.2f} %"
             rows.append(("Worst layer", f"{drawn}{layer.name}: {value}"))

@@ -131,6 +131,7 @@ def test_integers_are_kept(tmp_path, kind, bits):
     assert report.method == f"GGUF {kind} as it was"
     assert {layer.bits for layer in report.layers} == {bits}
     assert report.notes[0] == f"{kind}: integers kept (23 of 23 matrices)"
+    assert "the original here is quantised itself" in report.notes[1]
     for name, weight in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
         levels, scales = kept(tmp_path / "out", f"layers.1.{name}")
         assert kind == "Q8_0" or (scales < 0).any()
@@ -146,6 +147,7 @@ def test_what_is_dequantised(tmp_path, kind):
     report = convert(str(path), tmp_path / "out", EXACT)
     assert report.method == "none"
     assert any(kind in note for note in report.notes) == (kind[0] == "Q")
+    assert any("quantised itself" in note for note in report.notes) == (kind[0] == "Q")
     rounded = {name: value.astype(np.float16).astype(np.float32) for name, value in held.items()}
     agree(tmp_path / "out", source, rounded)
 

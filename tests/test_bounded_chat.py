@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetok.cli.main import run
-from edgetok.errors import ContextError, OptionError, SessionError
+from edgetok.errors import ContextError, OptionError, SessionError, UnsupportedError
 from edgetok.model import Model
 from edgetok.prefixes import PrefixCache
 from tests.fake import fake_model
@@ -144,6 +144,15 @@ def test_options_that_contradict_each_other(default_artefact):
         pytest.raises(OptionError, match="give a larger --kv-budget"),
     ):
         tight.generate("Hello")
+
+
+def test_a_backend_that_cannot_forget_refuses(default_artefact):
+    pytest.importorskip("onnxruntime")
+    with (
+        Model.load(default_artefact, device="onnxruntime", kv_budget="64MB") as loaded,
+        pytest.raises(UnsupportedError, match="onnxruntime backend has no cache that forgets"),
+    ):
+        loaded.chat().send("Hello!")
 
 
 def test_budget_is_kept(default_artefact):

@@ -23,8 +23,8 @@ x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in 
 j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
 
 At 4 bits queries, keys and values are turned by `hadamard` before, which leaves products of queries
-and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4); the
-result of attention is turned values, and turned back by the same transform.
+and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4).
+The result of attention is turned values, and turned back by the same transform.
 
 Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
 attention also keeps, for each KV head and slot s,

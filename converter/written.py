@@ -19,7 +19,7 @@ from edgetok.converter.blocks import build_on_meta, original_parameters
 from edgetok.converter.calibration import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.weights import CanonicalWeights
-from edgetok.errors import TemplateError
+from edgetok.errors import CheckpointError, TemplateError
 from edgetok.formats import strict_json
 from edgetok.models.spec import DecoderSpec
 from edgetok.text.template import ChatTemplate
@@ -49,6 +49,9 @@ def write(
 
     Returns:
         [windows, T] int64.
+
+    Raises:
+        CheckpointError: the model gives logits that are no numbers.
     """
     spec = weights.family.spec
     count, length = shape
@@ -73,6 +76,11 @@ def write(
                 output = functional_call(module, parameters, (), {**arguments, "use_cache": True})
                 past, begin = output.past_key_values, end
                 chances = output.logits[:, -1, : spec.vocab_size].float().softmax(-1)
+                if not bool(chances.isfinite().all()):
+                    raise CheckpointError(
+                        f"{weights.checkpoint.folder}: the model's logits are NaN or Inf; its "
+                        "weights are damaged, take another copy"
+                    )
                 tokens[:, end] = torch.multinomial(chances, 1, generator=draw)[:, 0]
                 for row, opening in enumerate(given):
                     if end < len(opening):

@@ -26,7 +26,7 @@ from edgetok.converter.options import ConvertOptions
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
-from edgetok.converter.recipe import round_layers
+from edgetok.converter.recipe import round_layers, rounder_of_ends
 from edgetok.converter.report import relative
 from edgetok.converter.rtn import Quantised
 from edgetok.converter.tune import MOST_WEIGHTS, tune
@@ -103,7 +103,13 @@ def convert_calibrated(
                 _keep_hidden(hidden, index, workspace.folder)
             else:
                 layers = direct.write_modules(
-                    job.weights, modules, job.formats, job.layout, job.data, job.threads
+                    job.weights,
+                    modules,
+                    job.formats,
+                    job.layout,
+                    job.data,
+                    job.threads,
+                    rounder_of_ends(job.options),
                 )
                 result = {"layers": layers}
             job.data.sync()

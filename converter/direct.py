@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from edgetok.converter.layout import DataFile, TensorFormat
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
 from edgetok.converter.report import relative, squared_errors
+from edgetok.converter.rtn import Quantised
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import Workspace
 from edgetok.formats.layout import Layout
 from edgetok.models.spec import DecoderSpec
 
 Parts = dict[str, npt.NDArray[np.generic]]
+Rounder = Callable[..., Quantised]
 
 
 def steps_of(spec: DecoderSpec, layout: Layout) -> dict[str, list[str]]:
@@ -68,13 +70,14 @@ def write_modules(
     layout: Layout,
     data: DataFile,
     threads: int,
+    rounder: Rounder = rtn.quantise,
 ) -> list[dict[str, Any]]:
     """Write modules from the checkpoint; fields of a `LayerReport` for each matrix."""
     errors = []
     for module in modules:
         if module in formats:
             form = formats[module]
-            error = _write_matrix(weights, module, form, data, threads)
+            error = _write_matrix(weights, module, form, data, threads, rounder)
             errors.append({"name": module, "bits": form.bits, "weight_error": error})
             if module + ".bias" in layout.tensors:
                 data.write(module + ".bias", weights.tensor(module + ".bias"))
@@ -84,7 +87,12 @@ def write_modules(
 
 
 def _write_matrix(
-    weights: CanonicalWeights, module: str, form: TensorFormat, data: DataFile, threads: int
+    weights: CanonicalWeights,
+    module: str,
+    form: TensorFormat,
+    data: DataFile,
+    threads: int,
+    rounder: Rounder,
 ) -> float:
     """Write one matrix a few rows at a time; its relative error."""
     kept = weights.codes(module + ".weight")
@@ -96,7 +104,7 @@ def _write_matrix(
     error = norm = 0.0
     for piece in weights.pieces(module + ".weight"):
         if form.quantised:
-            quantised = rtn.quantise(
+            quantised = rounder(
                 piece, form.bits, form.group_size, symmetric=not form.zeros, threads=threads
             )
             pieces.append(pack_linear(quantised.codes, quantised.scales, quantised.zeros, form))

@@ -228,6 +228,39 @@ def quantise(
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 
 
+def quantise_searched(
+    weight: npt.NDArray[np.float32],
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = False,
+    threads: int = 1,
+) -> Quantised:
+    """Round each weight to nearest, spans and zero points searched, all inputs alike.
+
+    Args:
+        weight: [N, K] float32.
+        bits: 2 to 8.
+        group_size: inputs that share a scale.
+        symmetric: no zero points.
+        threads: for rounding.
+    """
+    N, K = weight.shape
+    codes = np.empty((N, K), np.uint8)
+    scales = np.empty((N, -(-K // group_size)), np.float16)
+    zeros = np.empty(scales.shape, np.uint8)
+    for g, first in enumerate(range(0, K, group_size)):
+        group = np.ascontiguousarray(weight[:, first : first + group_size])
+        alike = np.ones(group.shape[1], np.float32)
+        scales[:, g], zeros[:, g] = search_grid(
+            group, alike, bits, symmetric=symmetric, threads=threads, thorough=True
+        )
+        scale = scales[:, g, None].astype(np.float32)
+        rounded = np.rint(group / scale) + zeros[:, g, None]
+        codes[:, first : first + group_size] = rounded.clip(0, (1 << bits) - 1)
+    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+
+
 def search_grid(
     group: Reals,
     importance: Reals,

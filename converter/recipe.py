@@ -12,10 +12,12 @@ paper's search for a span.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from edgetok.converter import gptq
+from edgetok.converter import gptq, rtn
 from edgetok.converter.descent import descend
 from edgetok.converter.gptq import Inverse
 from edgetok.converter.layout import TensorFormat
@@ -54,6 +56,12 @@ class Inputs:
         hessian, self._hessian = self._hessian, torch.empty(0)
         hessian.diagonal().add_(damping * hessian.diagonal().mean())
         return hessian
+
+
+def rounder_of_ends(options: ConvertOptions) -> Callable[..., Quantised]:
+    """Of the embedding and the head, which are not calibrated."""
+    searched = options.method == "auto" and "search" in options.steps
+    return gptq.quantise_searched if searched else rtn.quantise
 
 
 def round_layers(

@@ -37,6 +37,7 @@ from edgetok.converter.compare import head_agreement, head_logits
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.progress import Progress
+from edgetok.converter.recipe import rounder_of_ends
 from edgetok.converter.rtn import fits_float16_scales
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import write_durably
@@ -152,6 +153,13 @@ class _Trial:
             if fits_float16_scales(self._greatest[name], bits)
             for group in GROUP_SIZES
         ]
+
+    def end(self, values: Floats, bits: int, group: int) -> Tensor:
+        """What the recipe changes in an embedding or a head."""
+        found = rounder_of_ends(self.options)(
+            values, bits, group, symmetric=self.options.symmetric, threads=self.threads
+        )
+        return torch.from_numpy(found.dequantise() - values)
 
     def nearest(self, values: Floats, bits: int, group: int) -> Tensor:
         """What rounding to nearest changes."""
@@ -277,7 +285,7 @@ def _head(original: Original, hidden: Tensor, trial: _Trial) -> Tensor:
     costs = {}
     for bits, group in trial.ways("lm_head"):
         pieces = (
-            piece + trial.nearest(piece, bits, group).numpy()
+            piece + trial.end(piece, bits, group).numpy()
             for piece in weights.pieces("lm_head.weight")
         )
         found = head_agreement(some, some, weights.pieces("lm_head.weight"), pieces, targets, spec)
@@ -346,7 +354,7 @@ def _embedding(weights: CanonicalWeights, windows: Tokens, gradient: Tensor, tri
     index = torch.from_numpy(at.reshape(-1))
 
     def cost(bits: int, group: int) -> float:
-        moved = trial.nearest(rows, bits, group)[index] * spec.embed_scale
+        moved = trial.end(rows, bits, group)[index] * spec.embed_scale
         return 0.5 * float((moved * g).sum(1).double().square().mean())
 
     costs = trial.kl.setdefault(name, {})

@@ -204,3 +204,20 @@ def test_factor_of_the_inverse(inputs, monkeypatch):
     np.testing.assert_array_equal(factor, np.triu(factor))
     expected = np.linalg.inv(damped[np.ix_(order, order)])
     np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_searched_rounding_is_nearest_and_errs_less(bits, symmetric):
+    weight = np.random.default_rng(bits).standard_t(4, (40, 77)).astype(np.float32)
+    found = gptq.quantise_searched(weight, bits, 32, symmetric=symmetric)
+    nearest = rtn.quantise(weight, bits, 32, symmetric=symmetric)
+    errors = [np.square(q.dequantise() - weight).sum() for q in (found, nearest)]
+    assert errors[0] < 0.95 * errors[1]
+    for g, first in enumerate(range(0, 77, 32)):
+        group = weight[:, first : first + 32]
+        zeros = 1 << (bits - 1) if found.zeros is None else found.zeros[:, g, None, None]
+        levels = (np.arange(1 << bits) - np.int64(zeros)) * found.scales[:, g, None, None]
+        least = np.abs(levels.astype(np.float32) - group[:, :, None]).min(-1)
+        difference = np.abs(found.dequantise()[:, first : first + 32] - group)
+        np.testing.assert_allclose(difference, least, atol=1e-5)

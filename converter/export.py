@@ -86,7 +86,8 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
 
     Raises:
         ArtefactError: the artefact is damaged.
-        UnsupportedError: it has no config.json, or another exporter wrote its graph.
+        UnsupportedError: it has no config.json, or another exporter wrote its graph, or there is no
+            layer that would stay quantised.
         OutputError: `out` holds something, or cannot be written.
         MissingExtraError: safetensors is not installed.
     """
@@ -110,6 +111,9 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
         if form == "gptq":
             pack = partial(_pack_gptq, less=np.uint8(first))
         tensors, modules, plain = _tensors(opened, family, form, pack)
+        if not modules:
+            reasons = "; ".join(dict.fromkeys(plain.values()))
+            raise UnsupportedError(f"{opened.folder}: no layer's integers can be kept: {reasons}")
         if form == "gptq":
             settings = _gptq_settings(modules, plain, symmetric, "gptq" if first else "gptq_v2")
         else:

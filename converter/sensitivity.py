@@ -39,6 +39,7 @@ from edgetok.converter.probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.progress import Progress
 from edgetok.converter.recipe import rounder_of_ends
 from edgetok.converter.rtn import fits_float16_scales
+from edgetok.converter.tune import MOST_WEIGHTS
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import write_durably
 from edgetok.models.spec import DecoderSpec
@@ -53,6 +54,9 @@ _TOKENS = 4096
 _HEAD_TOKENS = 512
 _ROWS = 128  # of each tensor; twice as many gave the same choice on three models
 _SEED = 20
+# Of what an embedding or a head loses `tune` mends more than of what layers lose. At 2.386 MB the
+# default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
+_TUNED_END = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ def measure(
             gradient = _block(block, states.pop(), gradient, trial)
         progress.advance()
     _embedding(weights, windows, gradient, trial)
+    if "tune" in options.steps and weights.parameters <= MOST_WEIGHTS:
+        for end in filter(_is_end, trial.kl):
+            trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
     states.close()
     found = probe(weights, windows, options, progress, threads)
     sums = [math.fsum(costs[bits] for costs in trial.probes.values()) for bits in PROBE_BITS]

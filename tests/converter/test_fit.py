@@ -380,3 +380,20 @@ def test_better_than_uniform_at_equal_bytes(data: Path, tmp_path, name, bits):
     mixed = convert(source, tmp_path / "b", options, None, target)
     assert mixed.weight_bytes <= uniform.weight_bytes
     assert mixed.agreement.kl < 0.8 * uniform.agreement.kl
+
+
+def test_ends_count_half_where_tune_mends_them(llama, tmp_path):
+    weights = opened(llama)
+    windows = np.random.default_rng(3).integers(0, VOCAB_SIZE, (8, 24))
+    greatest = survey(weights, Spy(), 1)
+    with_tune, without = (
+        measure(weights, options, greatest, windows, tmp_path, Spy(), 1).kl
+        for options in (
+            ConvertOptions(method="auto"),
+            ConvertOptions(method="auto", without=("tune",)),
+        )
+    )
+    for name, costs in without.items():
+        share = 0.5 if name in ("lm_head", "embed_tokens") else 1.0
+        expected = {way: share * cost for way, cost in costs.items()}
+        assert with_tune[name] == pytest.approx(expected, rel=1e-6)

@@ -128,18 +128,17 @@ def draw(found: Sequence[Score], path: Path) -> None:
         mine = sorted((s for s in found if s.policy == name), key=lambda s: s.nbytes)
         mine = [s for s in mine if s.slots]
         width = 2.5 if name == "retain" else 1.2
-        left.plot(
-            [s.nbytes / 1e3 for s in mine],
-            [100 * (s.recall or 0) for s in mine],
-            "o-",
-            lw=width,
-            label=name,
-        )
+        sizes, rights = [s.nbytes / 1e3 for s in mine], [100 * (s.recall or 0) for s in mine]
+        (line,) = left.plot(sizes, rights, "o-", lw=width, label=name)
         for score in mine:
             if score.share == quarter:
                 shares = [None if x is None else 100 * x for x in by_place(score)]
-                right.plot([x if x is not None else np.nan for x in shares], "o-", lw=width)
+                values = [x if x is not None else np.nan for x in shares]
+                right.plot(
+                    range(1, len(values) + 1), values, "o-", lw=width, color=line.get_color()
+                )
     left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter("{x:,.0f}")
     left.set(xlabel="kB of cache", ylabel="right answers, %", ylim=(0, 102))
     right.set(
         xlabel="place of the answer, sixths of the context",

@@ -1,0 +1,85 @@
+"""Perplexity of long running text in a cache that forgets, beside windows that are read afresh.
+
+    python benchmarks/running_text.py ARTEFACT TEXT --tokens 50000 --slots 1024 \
+        --policies retain window
+
+One pass of each over the same tokens: with every policy in a cache of `--slots` that is never
+emptied, and in windows of the trained length, each of which begins with nothing. Sixths of the text
+show whether anything grows with distance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+import edgetok
+from edgetok.evaluation.perplexity import log_softmax
+from edgetok.runtime.backend import Backend, KVCache
+from edgetok.runtime.cache_limits import CacheLimits
+from edgetok.runtime.cpu_backend import CpuBackend
+
+BLOCK = 64
+
+
+def losses(
+    backend: Backend, cache: KVCache, ids: npt.NDArray[np.int32], window: int, what: str
+) -> npt.NDArray[np.float64]:
+    """-log p of each token but the first; the cache is emptied every `window` tokens, 0: never."""
+    count = len(ids) - 1
+    found = np.zeros(count)
+    cache.clear()
+    for begin in track(range(0, count, BLOCK), what):
+        if window and begin % window == 0:
+            cache.clear()
+        block = ids[begin : min(begin + BLOCK, count)]
+        logs = log_softmax(backend.forward(cache, block, all_logits=True))
+        after = ids[begin + 1 : begin + 1 + len(block)]
+        found[begin : begin + len(block)] = -logs[np.arange(len(block)), after]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artefact", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--skip", type=int, default=0, help="characters at the beginning")
+    parser.add_argument("--slots", type=int, default=1024)
+    parser.add_argument("--policies", nargs="+", default=["retain", "window"])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    with edgetok.load(args.artefact, device="cpu", threads=args.threads) as model:
+        backend, tokenizer = model.backend, model.tokenizer
+        if not isinstance(backend, CpuBackend) or tokenizer is None or backend.spec is None:
+            raise SystemExit(f"{args.artefact}: needs the CPU backend and a tokenizer")
+        text = args.text.read_text(encoding="utf-8")[args.skip :]
+        ids = np.array(tokenizer.encode(text, special=False)[: args.tokens + 1], np.int32)
+        trained = backend.spec.context_tokens
+        found = {
+            f"afresh every {trained:,}": losses(
+                backend, backend.new_cache(trained), ids, trained, "afresh"
+            )
+        }
+        for policy in args.policies:
+            cache = backend.new_bounded_cache(args.slots, CacheLimits(policy=policy))
+            found[policy] = losses(backend, cache, ids, 0, policy)
+    print(f"{len(ids) - 1:,} tokens, {args.slots:,} slots; perplexity")
+    first = next(iter(found.values()))
+    sixth = len(first) // 6
+    for name, each in found.items():
+        change = each[trained:].mean() - first[trained:].mean()
+        parts = " ".join(f"{math.exp(part.mean()):6.2f}" for part in np.split(each[: 6 * sixth], 6))
+        print(
+            f"{name:18} first {trained:,}: {math.exp(each[:trained].mean()):6.2f}  then: "
+            f"{math.exp(each[trained:].mean()):6.2f} ({math.expm1(change):+.1%})  sixths: {parts}"
+        )
+
+
+if __name__ == "__main__":
+    main()

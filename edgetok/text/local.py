@@ -9,6 +9,7 @@ tree; what is not understood counts as not so.
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 
 from jinja2 import nodes
 
@@ -49,24 +50,22 @@ class _Reader:
     """Walks the tree. `names` are those of the list of messages, or of its end."""
 
     def __init__(self, tree: nodes.Template) -> None:
-        self.names, self.head, self.skipped = {"messages"}, 0, 0
+        self.head, self.skipped = 0, 0
         self.loop: nodes.For | None = None
         assigned = list(tree.find_all(nodes.Assign))
-        for _ in assigned:  # a name of a name of a name ...
-            self.names |= {
-                a.target.name
-                for a in assigned
-                if isinstance(a.target, nodes.Name) and self._is_list(a.node)
-            }
-        self.dated = {"strftime_now"}  # what changes with the clock
-        every: list[nodes.Assign | nodes.AssignBlock] = [
-            *assigned,
-            *tree.find_all(nodes.AssignBlock),
-        ]
-        for _ in every:
-            for one in every:
-                if any(name in self.dated for name in _names(one)):
-                    self.dated |= _names(one.target)
+        renamed: dict[str, set[str]] = defaultdict(set)
+        for one in assigned:
+            whose = _list_of(one.node)
+            if whose is not None and isinstance(one.target, nodes.Name):
+                renamed[whose].add(one.target.name)
+        self.names = _reached({"messages"}, renamed)
+        # What changes with the clock: a statement's names lead to it, and it to what it assigns.
+        leads: dict[str, set[str]] = defaultdict(set)
+        for number, each in enumerate([*assigned, *tree.find_all(nodes.AssignBlock)]):
+            for name in _names(each):
+                leads[name].add(f"={number}")
+            leads[f"={number}"] = _names(each.target)
+        self.dated = _reached({"strftime_now"}, leads)
 
     def read(self, node: nodes.Node, where: int) -> None:
         """Raise _NotLocalError where something else is written than the module's docstring says."""
@@ -134,11 +133,26 @@ class _Reader:
 
     def _is_list(self, node: nodes.Node) -> bool:
         """The messages, or all but the first."""
-        if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-            part = node.arg
-            one = part.start is not None and _is_constant(part.start, 1)
-            return self._is_name(node.node) and one and part.stop is None and part.step is None
-        return self._is_name(node)
+        return _list_of(node) in self.names
+
+
+def _list_of(node: nodes.Node) -> str | None:
+    """The name of which this is all, or all but the first."""
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        part = node.arg
+        one = part.start is not None and _is_constant(part.start, 1)
+        node = node.node if one and part.stop is None and part.step is None else part
+    return node.name if isinstance(node, nodes.Name) else None
+
+
+def _reached(known: set[str], leads: dict[str, set[str]]) -> set[str]:
+    """All names that these lead to, these included; each is looked at once."""
+    found, left = set(known), list(known)
+    while left:
+        more = leads.get(left.pop(), set()) - found
+        found |= more
+        left += more
+    return found
 
 
 def _names(node: nodes.Node) -> set[str]:

@@ -61,7 +61,8 @@ class _Reader:
         self.names = _reached({"messages"}, renamed)
         # What changes with the clock: a statement's names lead to it, and it to what it assigns.
         leads: dict[str, set[str]] = defaultdict(set)
-        for number, each in enumerate([*assigned, *tree.find_all(nodes.AssignBlock)]):
+        every: list[nodes.Assign | nodes.AssignBlock] = [*assigned]
+        for number, each in enumerate([*every, *tree.find_all(nodes.AssignBlock)]):
             for name in _names(each):
                 leads[name].add(f"={number}")
             leads[f"={number}"] = _names(each.target)

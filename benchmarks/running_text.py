@@ -16,32 +16,26 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
+from rich.progress import Progress
 
 import edgetok
-from edgetok.evaluation.perplexity import log_softmax
+from edgetok.evaluation.perplexity import running_losses
 from edgetok.runtime.backend import Backend, KVCache
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.cpu_backend import CpuBackend
 
-BLOCK = 64
-
 
 def losses(
-    backend: Backend, cache: KVCache, ids: npt.NDArray[np.int32], window: int, what: str
+    backend: Backend, cache: KVCache, ids: npt.NDArray[np.int32], what: str
 ) -> npt.NDArray[np.float64]:
-    """-log p of each token but the first; the cache is emptied every `window` tokens, 0: never."""
-    count = len(ids) - 1
-    found = np.zeros(count)
-    cache.clear()
-    for begin in track(range(0, count, BLOCK), what):
-        if window and begin % window == 0:
-            cache.clear()
-        block = ids[begin : min(begin + BLOCK, count)]
-        logs = log_softmax(backend.forward(cache, block, all_logits=True))
-        after = ids[begin + 1 : begin + 1 + len(block)]
-        found[begin : begin + len(block)] = -logs[np.arange(len(block)), after]
-    return found
+    """-log p of every token but the first, in a cache that begins empty."""
+    with Progress() as bar:
+        task = bar.add_task(what, total=len(ids) - 1)
+        found = []
+        for part in running_losses(backend, cache, ids):
+            found.append(part)
+            bar.advance(task, len(part))
+    return np.concatenate(found)
 
 
 def main() -> None:
@@ -62,13 +56,11 @@ def main() -> None:
         ids = np.array(tokenizer.encode(text, special=False)[: args.tokens + 1], np.int32)
         trained = backend.spec.context_tokens
         found = {
-            f"afresh every {trained:,}": losses(
-                backend, backend.new_cache(trained), ids, trained, "afresh"
-            )
+            f"afresh every {trained:,}": losses(backend, backend.new_cache(trained), ids, "afresh")
         }
         for policy in args.policies:
             cache = backend.new_bounded_cache(args.slots, CacheLimits(policy=policy))
-            found[policy] = losses(backend, cache, ids, 0, policy)
+            found[policy] = losses(backend, cache, ids, policy)
     print(f"{len(ids) - 1:,} tokens, {args.slots:,} slots; perplexity")
     first = next(iter(found.values()))
     sixth = len(first) // 6

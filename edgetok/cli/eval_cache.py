@@ -132,8 +132,7 @@ def draw(found: Sequence[Score], path: Path) -> None:
         (line,) = left.plot(sizes, rights, "o-", lw=width, label=name)
         for score in mine:
             if score.share == quarter:
-                shares = [None if x is None else 100 * x for x in by_place(score)]
-                values = [x if x is not None else np.nan for x in shares]
+                values = [np.nan if x is None else 100 * x for x in by_place(score)]
                 right.plot(
                     range(1, len(values) + 1), values, "o-", lw=width, color=line.get_color()
                 )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
-from edgetok.evaluation.perplexity import log_softmax
+from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.compact_cache import CompactKVCache
@@ -26,7 +26,6 @@ from edgetok.text.tokenizer import Tokenizer
 
 FULL = "full"
 _ANSWER_TOKENS = 24
-_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -170,19 +169,9 @@ class CacheEvaluation:
     def perplexity(
         self, cache: CompactKVCache | CpuKVCache, tokens: npt.NDArray[np.int32]
     ) -> float:
-        """exp of the mean loss of tokens 1.. of a running text, in a cache that is not cleared.
-
-        A cache that forgets nothing is given as much of the text at once as it holds.
-        """
-        losses: list[float] = []
-        for start in range(0, len(tokens) - 1, _ROWS):
-            rows = tokens[start : min(start + _ROWS, len(tokens) - 1)]
-            if cache.length_tokens + len(rows) > cache.capacity_tokens:
-                cache.clear()
-            logits = log_softmax(self._backend.forward(cache, rows, all_logits=True))
-            targets = tokens[start + 1 : start + 1 + len(rows)]
-            losses.append(-float(logits[np.arange(len(targets)), targets].sum()))
-        return math.exp(math.fsum(losses) / (len(tokens) - 1))
+        """exp of the mean of `running_losses`."""
+        losses = running_losses(self._backend, cache, tokens)
+        return math.exp(math.fsum(float(part.sum()) for part in losses) / (len(tokens) - 1))
 
     def _render(self, case: Context, question: Question | None) -> list[int]:
         return self._encode(self._template.render(case.prompt(question)))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import OptionError
-from edgetok.runtime.backend import Backend
+from edgetok.runtime.backend import Backend, KVCache
 from edgetok.text.tokenizer import Tokenizer
 
 SEPARATOR = "<|endoftext|>"
@@ -159,6 +159,22 @@ def evaluate(
         top1_agreement=same / tokens if compared else None,
         reference_perplexity=_perplexity(reference_losses, tokens) if compared else None,
     )
+
+
+def running_losses(
+    backend: Backend, cache: KVCache, tokens: Ids
+) -> Iterator[npt.NDArray[np.float64]]:
+    """-log p of tokens 1.. of a running text, some at a time, in a cache that is not cleared.
+
+    A cache that forgets nothing is given as much of the text at once as it holds.
+    """
+    for start in range(0, len(tokens) - 1, _ROWS):
+        rows = tokens[start : min(start + _ROWS, len(tokens) - 1)]
+        if cache.length_tokens + len(rows) > cache.capacity_tokens:
+            cache.clear()
+        logs = log_softmax(backend.forward(cache, rows, all_logits=True))
+        targets = tokens[start + 1 : start + 1 + len(rows)]
+        yield -logs[np.arange(len(targets)), targets]
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

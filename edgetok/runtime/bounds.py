@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from edgetok.cache.policy import Policy, policy
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu.launch_attention import SLOT_TILE, mass_workspace_bytes
+from edgetok.kernels_cpu.linear_layout import round_up
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import QueryLog
-from edgetok.runtime.slots import SlotPool, tiles
+from edgetok.runtime.slots import ALIGNMENT_BYTES, SlotPool, tiles
 
 SINKS = 4
 
@@ -112,12 +113,8 @@ def part_bytes(
     heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
     policy = bounds.policy
     return (
-        _aligned(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits)),
-        _aligned(QueryLog.nbytes(spec, policy.covariance, policy.queries)),
-        _aligned(4 * heads * bounds.block_tokens),
+        round_up(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits), ALIGNMENT_BYTES),
+        round_up(QueryLog.nbytes(spec, policy.covariance, policy.queries), ALIGNMENT_BYTES),
+        round_up(4 * heads * bounds.block_tokens, ALIGNMENT_BYTES),
         mass_workspace_bytes(bounds.slots, spec.num_heads, spec.num_kv_heads, threads),
     )
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64

@@ -29,6 +29,7 @@ from edgetok.kernels_cpu.launch_attention import (
     chunk_slots,
 )
 from edgetok.kernels_cpu.launch_linear import aligned_bytes
+from edgetok.kernels_cpu.linear_layout import round_up
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.rings import can_cut, check_cut, ring_slots
 from edgetok.runtime.stored import Floats, Keys, Places, row_bytes
@@ -258,9 +259,9 @@ class CpuKVCache:
         for window, slots in sizes.items():
             layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
             positions = at
-            at = _round_up(at + 4 * slots, _ALIGNMENT_BYTES)
+            at = round_up(at + 4 * slots, _ALIGNMENT_BYTES)
             append = at
-            at = _round_up(at + 4 * self.block_tokens, _ALIGNMENT_BYTES)
+            at = round_up(at + 4 * self.block_tokens, _ALIGNMENT_BYTES)
             head_bytes = slots * row_bytes(spec.head_dim, self.kv_bits)
             scale_bytes = 4 * slots if self.kv_bits <= 8 else 0
             if rings is not None:
@@ -310,7 +311,3 @@ class CpuKVCache:
     def _view(self, address: int, count: int) -> npt.NDArray[np.int32]:
         start = address - self._memory.ctypes.data
         return self._memory[start : start + 4 * count].view(np.int32)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

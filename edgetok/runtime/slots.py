@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from edgetok.errors import SessionError
 from edgetok.kernels_cpu.launch_attention import EMPTY, SLOT_TILE
+from edgetok.kernels_cpu.linear_layout import round_up
 from edgetok.runtime.stored import Bytes, Floats, Keys, Values, row_bytes
 
 Ints = npt.NDArray[np.int32]
 
-_ALIGNMENT_BYTES = 64
+ALIGNMENT_BYTES = 64
 
 
 def slot_bytes(head_dim: int, kv_bits: int) -> int:
@@ -89,7 +90,7 @@ class SlotPool:
     def nbytes(heads: int, slots: int, head_dim: int, kv_bits: int) -> int:
         """Bytes of a pool."""
         total = heads * slots * slot_bytes(head_dim, kv_bits)
-        return total + 8 * _ALIGNMENT_BYTES
+        return total + 8 * ALIGNMENT_BYTES
 
     def addresses(self, head: int) -> tuple[int, int, int, int, int, int]:
         """Where a head's keys, values, scales of both, positions and mass begin."""
@@ -130,7 +131,7 @@ class SlotPool:
     def _take(self, bytes_each: int) -> Bytes:
         end = self._at + self.slots * bytes_each
         part = self._memory[self._at : end]
-        self._at = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self._at = round_up(end, ALIGNMENT_BYTES)
         return part
 
 

@@ -7,6 +7,7 @@ sandbox, and inside bounds: see `edgetok.text.bounded`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,6 @@ class ChatTemplate:
         self.source = source
         self._tokens = dict(tokens or {})
         self._template = compile_template(source)
-        found: list[int | None] = []
-        self._marked = compile_template(source, lambda tree: found.append(mark(tree)))
-        self._depends_on = found[0]
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -75,7 +73,7 @@ class ChatTemplate:
 
         Beside these on itself, its neighbours, whether it is the last and its number odd.
         """
-        return self._depends_on
+        return self._marked[1]
 
     def parts(self, messages: Sequence[Message]) -> list[str]:
         """The text of `render` in pieces: what comes before the messages, then one for each.
@@ -85,7 +83,14 @@ class ChatTemplate:
         Raises:
             TemplateError: as `render`.
         """
-        return self._render(self._marked, messages, True, {}).split(MARK)
+        return self._render(self._marked[0], messages, True, {}).split(MARK)
+
+    @cached_property
+    def _marked(self) -> tuple[jinja2.Template, int | None]:
+        """The template that marks messages, and `depends_on`: only chats that grow ask for them."""
+        found: list[int | None] = []
+        template = compile_template(self.source, lambda tree: found.append(mark(tree)))
+        return template, found[0]
 
     def render(
         self,

@@ -62,6 +62,24 @@ _VALUES = replace(
     language_weight=0.25,
     lr=(0.5, 0.45),
 )
+_VALUES_ON = replace(
+    _VALUES,
+    name="values-on",
+    tokens=3_956_000,
+    shares={
+        "copy": 0.01,
+        "terse": 0.08,
+        "facts": 0.37,
+        "quiz": 0.16,
+        "pass_key": 0.03,
+        "invented_story": 0.18,
+        "story": 0.02,
+        "drill": 0.06,
+        "chat": 0.12,
+    },
+    language_weight=0.35,
+    lr=(0.45, 0.28),
+)
 
 STAGES = (
     Stage(
@@ -204,41 +222,21 @@ STAGES = (
     ),
     replace(_VALUES, name="values-warm", tokens=600_000, lr=(0.05, 0.5)),
     _VALUES,
-    replace(
-        _VALUES,
-        name="values-on",
-        tokens=3_956_000,
-        shares={
-            "copy": 0.01,
-            "terse": 0.08,
-            "facts": 0.37,
-            "quiz": 0.16,
-            "pass_key": 0.03,
-            "invented_story": 0.18,
-            "story": 0.02,
-            "drill": 0.06,
-            "chat": 0.12,
-        },
-        language_weight=0.35,
-        lr=(0.45, 0.28),
-    ),
+    _VALUES_ON,
     # Values before their subjects, which takes two steps to look up.
     replace(
-        _VALUES,
+        _VALUES_ON,
         name="values-finish",
         tokens=12_000_000,
-        shares={
-            "copy": 0.01,
+        shares=_VALUES_ON.shares
+        | {
             "terse": 0.14,
             "facts": 0.35,
-            "quiz": 0.16,
-            "pass_key": 0.03,
             "invented_story": 0.15,
             "story": 0.01,
             "drill": 0.05,
             "chat": 0.1,
         },
-        language_weight=0.35,
         lr=(0.4, 0.005),
     ),
 )

@@ -24,7 +24,7 @@ class Bounds:
 
     Attributes:
         policy: which tokens are kept.
-        slots: of each head, on average; a multiple of SLOT_TILE.
+        slots: of each head; a multiple of SLOT_TILE.
         block_tokens: most tokens of one run, and how many each head forgets at once.
         sinks: first tokens, always kept.
         recent: latest tokens, always kept.

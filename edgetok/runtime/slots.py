@@ -46,7 +46,7 @@ class SlotPool:
         Args:
             memory: uint8 [at least `nbytes`], 64-byte aligned.
             heads: how many heads share the pool.
-            slots: of each head at first; a multiple of SLOT_TILE.
+            slots: of each head; a multiple of SLOT_TILE.
             head_dim: D.
             kv_bits: 4, 8, 16 or 32.
         """

@@ -3,8 +3,8 @@
     PYTHON benchmarks/peer_worker.py ENGINE MODEL --threads N --capacity TOKENS
 
 `peers.py` starts it, with the Python that has the engine. Commands: {"do": "prefill", "tokens"},
-{"do": "decode", "depth", "steps"}, {"do": "logits", "ids"} and {"do": "memory"}. Tokens are random
-and new every time, so that no engine remembers a prompt.
+{"do": "decode", "depth", "beyond", "steps"}, {"do": "logits", "ids"} and {"do": "memory"}. Tokens
+are random and new every time, so that no engine remembers a prompt.
 
 Every engine has `keep(length)`, which shortens its cache to at most so many tokens and says how
 many it holds now, and `run(ids)`, which appends tokens and returns the last one's logits.
@@ -137,6 +137,7 @@ class OpenVino:
         return self.request.get_output_tensor().data.reshape(-1)
 
 
+PIECE = 512  # tokens read at once before a decode; thousands take some engines gigabytes
 ENGINES = {"edgetok": Edgetok, "llama.cpp": LlamaCpp, "genai": GenAI, "openvino": OpenVino}
 
 
@@ -192,9 +193,9 @@ def main() -> None:
             engine.keep(0)
             answer = {"seconds": seconds(engine, [tokens(asked["tokens"])])}
         elif asked["do"] == "decode":
-            length = engine.keep(asked["depth"])
-            if length < asked["depth"]:
-                engine.run(tokens(asked["depth"] - length))
+            length = engine.keep(asked["depth"] + asked["beyond"])
+            for first in range(length, asked["depth"], PIECE):
+                engine.run(tokens(min(PIECE, asked["depth"] - first)))
             engine.run(tokens(1))  # warms what one-token steps use
             answer = {"seconds": seconds(engine, list(tokens(asked["steps"]).reshape(-1, 1)))}
         elif asked["do"] == "logits":

@@ -98,7 +98,10 @@ def measure(args: argparse.Namespace) -> None:
         isa.choose(None), read_settings().cache_dir, modules=("bandwidth_kernels",)
     )
     longest = max([*args.decode, *args.prefill])
-    capacity = longest + args.steps + 64
+    # At a depth decoding goes on where the repeat before ended: filling a deep cache takes minutes,
+    # and not every engine's can be shortened.
+    beyond = (args.steps + 1) * args.repeats
+    capacity = longest + beyond + 64
     contenders: list[Contender] = []
     args.into.parent.mkdir(parents=True, exist_ok=True)
     with args.into.open("a") as out:
@@ -122,7 +125,8 @@ def measure(args: argparse.Namespace) -> None:
                 for depth in args.decode:
                     for one in order:
                         time.sleep(PAUSE_S)
-                        answer = one.ask(do="decode", depth=depth, steps=args.steps)
+                        slack = beyond if depth > 20 * beyond else 0
+                        answer = one.ask(do="decode", depth=depth, beyond=slack, steps=args.steps)
                         bytes_per_token = one.start["bytes_per_token"]
                         rate = args.steps / answer["seconds"]
                         others = answer["others"]

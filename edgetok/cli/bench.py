@@ -110,7 +110,8 @@ def _first_token(path: Path, given: dict[str, Any], threads: int | None) -> tupl
         with common.load_model(path, given | {"threads": threads}) as model:
             loads.append(time.perf_counter() - begin)
             count = min(_FIRST_PROMPT_TOKENS, model.context_tokens)
-            next(model.stream([i % model.backend.vocab_size for i in range(count)]), None)
+            prompt = [i % model.backend.vocab_size for i in range(count)]
+            next(model.stream(prompt, max_tokens=1), None)  # a token may well have no text
             firsts.append(time.perf_counter() - begin)
     # the first start may have compiled kernels and read the files from a disk
     return median(loads[1:]), median(firsts[1:])

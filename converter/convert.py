@@ -46,7 +46,7 @@ from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 
-__all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert"]
+__all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quantised"]
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
@@ -110,6 +110,9 @@ def convert(
     title = title_of(checkpoint, options)
     if target is not None:
         require_torch("--fit or --max-kl")
+        from edgetok.converter.fitting import Fitting, check_room
+
+        check_room(family.spec, target, symmetric=options.symmetric)
         options = target.options(options)
         title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
     with open_workspace(out, title, source=folder) as workspace:
@@ -129,8 +132,6 @@ def convert(
             notes += texts.notes
         fitting = None
         if target is not None and texts is not None:
-            from edgetok.converter.fitting import Fitting
-
             fitting = Fitting(weights, target, options, texts, workspace, progress, cores())
             reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
         while True:
@@ -174,6 +175,17 @@ def convert(
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report
+
+
+def is_quantised(source: Path) -> bool:
+    """Whether a folder or GGUF file holds integers, which a conversion keeps.
+
+    Raises:
+        CheckpointError: it is damaged or hostile.
+        UnsupportedError: it is quantised in a way that edgetok does not know.
+    """
+    checkpoint = _open(resolve_source(str(source)))
+    return isinstance(checkpoint, CodedCheckpoint) and bool(checkpoint.coded)
 
 
 def _open(path: Path) -> Checkpoint:

@@ -66,6 +66,19 @@ class Allocation:
     loss: float
 
 
+def require_room(budget: int, needed: int) -> None:
+    """Refuse a size that weights do not fit in.
+
+    Raises:
+        OptionError: they take more bytes than there are.
+    """
+    if needed > budget:
+        raise OptionError(
+            f"{max(budget, 0) / 1e6:,.2f} MB for the weights, but with the fewest bits they "
+            f"take {needed / 1e6:,.2f} MB; allow more"
+        )
+
+
 class Allocator:
     """Everything that `measure` found, ready to be shared out."""
 
@@ -129,11 +142,7 @@ class Allocator:
         low = self._total([0] * len(self._units))
         best = self._allocation(self._share_out(low))
         needed = best.file_bytes if padded else best.nbytes
-        if needed > budget:
-            raise OptionError(
-                f"{max(budget, 0) / 1e6:,.2f} MB for the weights, but with the fewest bits they "
-                f"take {needed / 1e6:,.2f} MB; allow more"
-            )
+        require_room(budget, needed)
         high = room = budget
         while low <= high:
             found = self._allocation(self._share_out(room))

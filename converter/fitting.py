@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 
 from edgetok.converter.calibration import Texts
-from edgetok.converter.fit import Allocation, Allocator
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.fit import Allocation, Allocator, require_room
+from edgetok.converter.layout import plan
+from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.report import Agreement, Fit
 from edgetok.converter.sensitivity import Sensitivity, measure
@@ -21,10 +22,31 @@ from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import Workspace
 from edgetok.errors import OptionError
 from edgetok.formats.layout import TensorFormat, linear_shapes
+from edgetok.models.spec import DecoderSpec
 
 _ROUNDS = 6
 _CLOSE = 0.85  # a loss this near to the limit is not worth another conversion
 _MARGIN = 0.97
+
+
+def check_room(spec: DecoderSpec, target: Target, *, symmetric: bool) -> None:
+    """Refuse a size too small for any choice before anything is measured.
+
+    Raises:
+        OptionError: the fewest bits take more.
+    """
+    if target.nbytes is None:
+        return
+    least = TensorFormat(min(BITS), max(GROUP_SIZES), zeros=not symmetric)
+    layout = plan(spec, dict.fromkeys(linear_shapes(spec), least))
+    needed = layout.file_bytes if target.padded else layout.weight_bytes
+    require_room(target.nbytes - _cache_bytes(spec, target), needed)
+
+
+def _cache_bytes(spec: DecoderSpec, target: Target) -> int:
+    if target.cache_bytes is None or not target.context_tokens:
+        return 0
+    return target.cache_bytes(spec, target.context_tokens)
 
 
 class Fitting:
@@ -106,20 +128,15 @@ class Fitting:
             if target.context_tokens:
                 wanted += (
                     f" with a cache of {target.context_tokens:,} tokens "
-                    f"({self._cache_bytes() / 1e6:,.2f} MB)"
+                    f"({_cache_bytes(self._spec, target) / 1e6:,.2f} MB)"
                 )
         return self._allocator.report(wanted, allocation)
 
     def _allocate(self) -> Allocation:
         if self._target.nbytes is None:
             return self._allocator.within_loss(self._goal())
-        room = self._target.nbytes - self._cache_bytes()
+        room = self._target.nbytes - _cache_bytes(self._spec, self._target)
         return self._allocator.within_bytes(room, padded=self._target.padded)
-
-    def _cache_bytes(self) -> int:
-        if self._target.cache_bytes is None or not self._target.context_tokens:
-            return 0
-        return self._target.cache_bytes(self._spec, self._target.context_tokens)
 
     def _stored(self) -> list[tuple[float, float]]:
         if not self._workspace.done("rounds"):

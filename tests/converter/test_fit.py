@@ -352,6 +352,18 @@ def test_a_loss_is_kept(llama, tmp_path):
         convert(str(llama), tmp_path / "none", OPTIONS, None, Target(most_kl=1e-9))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_size_too_small_is_refused_before_anything_is_written(llama, tmp_path, padded):
+    """The least that is told of is also the least that can be had."""
+    source, out = str(llama), tmp_path / "out"
+    with pytest.raises(OptionError, match="with the fewest bits they take") as refused:
+        convert(source, out, OPTIONS, None, Target(nbytes=1000, padded=padded))
+    assert list(tmp_path.glob("out*")) == []
+    needed = round(float(str(refused.value).rpartition("take ")[2].split()[0]) * 1e6)
+    report = convert(source, out, OPTIONS, None, Target(nbytes=needed + 5000, padded=padded))
+    assert report.weight_bytes <= needed + 5000
+
+
 def test_room_for_a_cache(llama, tmp_path):
     """What the runtime then takes for weights and cache is within --fit."""
     from edgetok.cli.convert import _cache_bytes

@@ -31,6 +31,7 @@ from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.options import Step
 from edgetok.converter.reference import TransformersReference
 from edgetok.converter.weights import CanonicalWeights
+from edgetok.errors import TemplateError
 from edgetok.evaluation.perplexity import Evaluation, documents, evaluate, windows
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.model import Model
@@ -78,7 +79,10 @@ def measure(
         found = evaluate(model.backend, cut, original)
         if not cases:
             return found, ""
-        recalled = measure_recall(model, cases, _RECALL_DISTANCES)
+        try:
+            recalled = measure_recall(model, cases, _RECALL_DISTANCES)
+        except TemplateError:
+            return found, "no chat"
         shares = [share for distances in recalled.values() for share in distances.values()]
         return found, f"{100 * sum(shares) / len(shares):.0f} %"
 

@@ -22,6 +22,7 @@ from edgetok.converter.blocks import Original
 from edgetok.converter.calibrated import Job, quantise_block
 from edgetok.converter.layout import DataFile, TensorFormat, plan
 from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Silent
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import linear_shapes
@@ -54,7 +55,7 @@ def main() -> None:
         if args.profile:
             profile.enable()
         with original.block(0) as block:
-            quantise_block(block, hidden, job)
+            quantise_block(block, hidden, job, Silent())
             hidden = block(hidden)
         profile.disable()
         seconds = time.monotonic() - begin

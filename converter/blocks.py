@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from edgetok.converter.weights import CanonicalWeights
@@ -229,6 +230,26 @@ class Block:
                     see(name, inputs[path], gradients[path][:, rows])
         return torch.cat(found)
 
+    def with_weights(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """Run the block on [B, T, hidden_size] with some layers' weights replaced.
+
+        Args:
+            weights: [N, K] by canonical name, such as `q_proj`; gradients pass through them.
+            hidden: its input.
+        """
+        parts: dict[str, list[tuple[int, Tensor]]] = {}
+        for stage in STAGES:
+            for name in stage:
+                _, rows, add = self._place(name + ".weight")
+                value = weights[name] if name in weights else self.get(name + ".weight")
+                path = ".".join(self._path(name + ".weight"))
+                parts.setdefault(path, []).append((rows.start or 0, value - add))
+        parameters = {
+            path: torch.cat([value for _, value in sorted(found, key=lambda part: part[0])])
+            for path, found in parts.items()
+        }
+        return self._forward(hidden, parameters)
+
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
         parameter, rows, add = self._place(name)
@@ -239,9 +260,10 @@ class Block:
         parameter, rows, add = self._place(name)
         parameter[rows] = values - add if add else values
 
-    def _forward(self, batch: Tensor) -> Tensor:
+    def _forward(self, batch: Tensor, replaced: Mapping[str, Tensor] | None = None) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._original.short):
-            output = self._layer(batch, *self._args, **self._kwargs)
+            arguments = (batch, *self._args)
+            output = functional_call(self._layer, dict(replaced or {}), arguments, self._kwargs)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden.float()
 

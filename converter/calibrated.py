@@ -22,14 +22,15 @@ from edgetok.converter.blocks import STAGES, Block, Original
 from edgetok.converter.calibration import Texts, Tokens
 from edgetok.converter.fold import fold_block
 from edgetok.converter.layout import DataFile, TensorFormat
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.recipe import round_layers, rounder_of_ends
+from edgetok.converter.refine import refine_block
 from edgetok.converter.report import relative
 from edgetok.converter.rtn import Quantised
-from edgetok.converter.tune import MOST_WEIGHTS, tune
+from edgetok.converter.tune import tune
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import Workspace, write_durably
 from edgetok.errors import CheckpointError
@@ -57,6 +58,12 @@ class Job:
     options: ConvertOptions
     data: DataFile
     threads: int
+
+    @property
+    def refined_by_block(self) -> int:
+        """Over how many batches each block learns its codes: 0 where the whole model does."""
+        parameters = self.weights.parameters
+        return self.options.refinement(parameters) if parameters > LEARNED_WHOLE else 0
 
 
 class Observer(Protocol):
@@ -86,7 +93,8 @@ def convert_calibrated(
     """
     steps = direct.steps_of(job.weights.family.spec, job.layout)
     done = sum(workspace.done(step) for step in steps)
-    progress.begin(f"Quantising with {job.options.method}", len(steps), done)
+    unit = max(1, job.refined_by_block)  # batches, which take nearly all of a block's time
+    progress.begin(f"Quantising with {job.options.method}", unit * len(steps), unit * done)
     original = Original(job.weights, short=True)
     windows = texts.calibration(job.options)
     hidden: Tensor | None = None
@@ -98,7 +106,7 @@ def convert_calibrated(
                 if hidden is None:
                     hidden = _hidden_before(original, windows, index, workspace.folder)
                 with original.block(index) as block:
-                    result = quantise_block(block, hidden, job)
+                    result = quantise_block(block, hidden, job, progress)
                     hidden = block(hidden)
                 _keep_hidden(hidden, index, workspace.folder)
             else:
@@ -114,7 +122,8 @@ def convert_calibrated(
                 result = {"layers": layers}
             job.data.sync()
             workspace.finish(step, result)
-            progress.advance()
+            if not (job.refined_by_block and step.startswith("layers.")):
+                progress.advance(unit)
         notes += workspace.result(step).get("notes", [])
     if "tune" in job.options.steps:
         notes += _tune(job, texts, workspace, progress)
@@ -130,15 +139,16 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
     They are kept beside the journal first: were they learned from what a killed run had written
     over half of the file, they would be others.
     """
-    if job.weights.parameters > MOST_WEIGHTS:
+    if job.weights.parameters > LEARNED_WHOLE:
         return [
-            f"tune: left out, it takes models of up to {MOST_WEIGHTS / 1e6:.0f} million weights"
+            f"tune: left out, it takes models of up to {LEARNED_WHOLE / 1e6:.0f} million weights"
         ]
     path = workspace.folder / "tuned.bin"
     if not workspace.done("tune"):
         spec = job.weights.family.spec
         written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
-        tuned = tune(job.weights, written, texts.learned, progress)
+        refine = job.options.refinement(job.weights.parameters)
+        tuned = tune(job.weights, written, texts.tuned(), progress, refine=refine)
         write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
         note = (
             f"tune: KL on held-out calibration text {tuned.kl_before:.4f} -> {tuned.kl_after:.4f}"
@@ -159,19 +169,21 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
     return [found["note"]]
 
 
-def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
+def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -> dict[str, Any]:
     """Quantise and write one block; afterwards it computes with the weights that were written.
 
     Args:
         block: materialised; its weights are replaced.
         hidden: [B, T, hidden_size] its input.
         job: the conversion.
+        progress: told of each batch that the block is refined over.
 
     Returns:
         What the journal keeps: fields of `LayerReport`s, and notes.
     """
     layer = f"layers.{block.index}."
     notes = []
+    wanted = block(hidden) if job.refined_by_block else None
     if "fold" in job.options.steps:
         notes = fold_block(
             block,
@@ -182,6 +194,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
             options=job.options if job.options.method == "auto" else None,
         )
     errors = []
+    rounded: dict[str, Quantised] = {}
     for stage in STAGES:
         sample, found = _round_stage(block, hidden, stage, job)
         for name in stage:
@@ -193,11 +206,36 @@ def quantise_block(block: Block, hidden: Tensor, job: Job) -> dict[str, Any]:
                 written = _write_plain(job, layer + name, weight, form)
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
+        rounded |= found
+    if wanted is not None and rounded:
+        notes.append(_refine(block, hidden, wanted, rounded, job, progress))
     written_above = {f"{name}.weight" for stage in STAGES for name in stage}
     for name in block.names:
         if name not in written_above:
             job.data.write(layer + name, block.get(name).numpy())
     return {"layers": errors, "notes": notes}
+
+
+def _refine(
+    block: Block,
+    hidden: Tensor,
+    wanted: Tensor,
+    rounded: Mapping[str, Quantised],
+    job: Job,
+    progress: Progress,
+) -> str:
+    """Learn a block's codes and scales, and write them over the others; what to tell of it."""
+    refined = refine_block(
+        block, hidden, wanted, rounded, steps=job.refined_by_block, advance=progress.advance
+    )
+    layer = f"layers.{block.index}"
+    for name, found in refined.layers.items():
+        module = f"{layer}.{name}"
+        block.set(name + ".weight", _write_quantised(job, module, found, job.formats[module]))
+    return (
+        f"refine: {layer} errs by {refined.error_after:.2%} of its output on held-out text, "
+        f"{refined.error_before:.2%} before"
+    )
 
 
 def _round_stage(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.assets import TOKENIZER_FILE
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.target import REFERENCE_TOKENS
 from edgetok.converter.weights import CanonicalWeights
@@ -24,6 +24,7 @@ _MAX_TEXT_BYTES = 64 << 20
 # Of the windows that are calibrated on: a model of which its own text is but one side (the default
 # model writes dialogues, and is asked for stories) lost a tenth less with half of another kind.
 _OWN_SHARE = 0.5
+_MOST_OWN = 1024  # windows that a model writes
 
 
 def calibration_text(options: ConvertOptions) -> str:
@@ -56,16 +57,22 @@ class Texts:
         learned: [n, T] what may be calibrated on.
         held_out: [m, T] what the result is compared with the original on.
         notes: for the report.
+        more: [k, T] what only `tune` learns from.
     """
 
     learned: Tokens
     held_out: Tokens
     notes: tuple[str, ...] = ()
+    more: Tokens | None = None
 
     def calibration(self, options: ConvertOptions) -> Tokens:
         """As many windows as are wanted, spread over all that may be calibrated on."""
         wanted = min(options.calibration_windows, len(self.learned))
         return self.learned[spread(len(self.learned), wanted)]
+
+    def tuned(self) -> Tokens:
+        """All that may be learned from."""
+        return self.learned if self.more is None else np.concatenate([self.learned, self.more])
 
 
 def texts_of(
@@ -110,19 +117,25 @@ def texts_of(
     held_out = -(-(options.reference_tokens or REFERENCE_TOKENS) // (length - 1))
     wanted = options.calibration_windows * (2 if options.method == "auto" else 1)
     own = math.ceil(_OWN_SHARE * wanted) if calibrates else 0
+    # A code that learns needs to be told more often than a scale.
+    refine = options.refinement(weights.parameters) if calibrates else 0
+    more = max(0, min(refine, _MOST_OWN) - own) if weights.parameters <= LEARNED_WHOLE else 0
     path = workspace.folder / "written.i32"
     if not workspace.done("write"):
-        shape = (held_out + own, length)
+        shape = (held_out + own + more, length)
         openings = written.openings_of(spec, workspace.artefact, given)
         found = written.write(weights, openings, shape, progress)
         write_durably(path, found.astype(np.int32).tobytes())
         workspace.finish("write", {})
     tokens = np.fromfile(path, np.int32).reshape(-1, length).astype(np.int64)
-    learned = tokens[held_out:] if calibrates else tokens
-    shipped = given[spread(len(given), min(wanted - own, len(given)))]
-    if shipped.shape[1] == length:
-        learned = np.concatenate([learned, shipped])
-    return Texts(learned, tokens[:held_out])
+    learned = tokens[held_out : held_out + own] if calibrates else tokens
+    further = tokens[held_out + own :]
+    chosen = spread(len(given), min(wanted - own, len(given)))
+    if given.shape[1] == length:
+        learned = np.concatenate([learned, given[chosen]])
+        rest = np.delete(given, chosen, axis=0)
+        further = np.concatenate([further, rest[spread(len(rest), min(more, len(rest)))]])
+    return Texts(learned, tokens[:held_out], more=further if more else None)
 
 
 def token_windows(

@@ -16,6 +16,8 @@ Order = Literal["group_aware", "plain"]
 BITS = (2, 3, 4, 8, 16)
 HEAD_BITS = (2, 4, 8, 16)
 GROUP_SIZES = (32, 64, 128)
+LEARNED_WHOLE = 20_000_000  # weights; beyond, copies in float32 and the steps' time are too much
+REFINED = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class ConvertOptions:
         method: round to nearest, GPTQ, AWQ, or the recipe of several steps; without meaning for 16
             bits.
         without: steps that the recipe leaves out; see `recipe`.
+        refine: over how many batches the recipe learns codes, too; None: `REFINED` at 2 bits of
+            models that learn as a whole (see `tune.py`), else 0.
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.
@@ -44,8 +48,9 @@ class ConvertOptions:
     """
 
     bits: int = 4
-    method: Method = "gptq"
+    method: Method = "auto"
     without: tuple[Step, ...] = ()
+    refine: int | None = None
     group_size: int = 32
     head_bits: int | None = None
     symmetric: bool = False
@@ -77,6 +82,7 @@ class ConvertOptions:
                 raise OptionError(f"{name} is {value!r}, expected one of {known}")
         for name, low, high in (
             ("calibration_windows", 1, 65536),
+            ("refine", 0, 1 << 20),
             ("window_tokens", 2, 65536),
             ("reference_tokens", 0, 1 << 24),
         ):
@@ -91,6 +97,10 @@ class ConvertOptions:
             raise OptionError(
                 f"without {self.without[0]}: --method {self.method} is no recipe of steps; use "
                 "--method auto"
+            )
+        if self.refine and ("tune" in self.without or self.method != "auto"):
+            raise OptionError(
+                f"refine is {self.refine}: a part of --method auto's step tune, which is left out"
             )
         if not 0 < self.damping <= 1:
             raise OptionError(f"damping is {self.damping!r}, expected a number in (0, 1]")
@@ -113,6 +123,13 @@ class ConvertOptions:
         if self.method == "rtn":
             return frozenset()
         return frozenset({"gptq"} if self.method == "gptq" else {"fold"})
+
+    def refinement(self, parameters: int) -> int:
+        """Over how many batches a model of so many weights learns codes."""
+        if self.refine is not None:
+            return self.refine
+        wanted = self.bits == 2 and "tune" in self.steps and parameters <= LEARNED_WHOLE
+        return REFINED if wanted else 0
 
     @property
     def effective_head_bits(self) -> int:

@@ -21,7 +21,11 @@ _PIECE_WEIGHTS = 1 << 20  # small enough for caches
 
 
 class WrittenWeights:
-    """Canonical tensors out of `model.onnx.data`, dequantised."""
+    """Canonical tensors out of `model.onnx.data`, dequantised.
+
+    Attributes:
+        formats: of each matrix.
+    """
 
     def __init__(
         self, artefact: Path, spec: DecoderSpec, formats: Mapping[str, TensorFormat], layout: Layout
@@ -29,13 +33,13 @@ class WrittenWeights:
         self._path = artefact / DATA_FILE
         self._spec = spec
         self._shapes = linear_shapes(spec)
-        self._formats = formats
+        self.formats = formats
         self._layout = layout
 
     def tensor(self, name: str) -> Floats:
         """One canonical tensor, such as `layers.0.q_proj.weight`."""
         module, _, suffix = name.rpartition(".")
-        if suffix == "weight" and (module in self._formats or module == "embed_tokens"):
+        if suffix == "weight" and (module in self.formats or module == "embed_tokens"):
             shape = self._shapes["lm_head" if module not in self._shapes else module]
             weight, first = np.empty((shape.N, shape.K), np.float32), 0
             for piece in self.pieces(name):
@@ -48,7 +52,7 @@ class WrittenWeights:
     def pieces(self, name: str) -> Iterator[Floats]:
         """A matrix, some rows at a time. A tied embedding is the output head."""
         module = self.stored_module(name)
-        form, shape = self._formats[module], self._shapes[module]
+        form, shape = self.formats[module], self._shapes[module]
         step = max(1, _PIECE_WEIGHTS // shape.K)
         for first in range(0, shape.N, step):
             end = min(first + step, shape.N)
@@ -64,12 +68,12 @@ class WrittenWeights:
 
     def quantised(self, module: str) -> Quantised | None:
         """Codes, scales and zero points of a whole matrix; None where it has none."""
-        if module not in self._formats or not self._formats[module].quantised:
+        if module not in self.formats or not self.formats[module].quantised:
             return None
         return self._rows(module, 0, self._shapes[module].N)
 
     def _rows(self, module: str, first: int, end: int) -> Quantised:
-        form = self._formats[module]
+        form = self.formats[module]
         parts = {
             suffix: self._read(module + suffix, first, end)
             for suffix in (".qweight", ".qweight_high", ".scales", ".zeros")

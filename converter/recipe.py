@@ -4,7 +4,8 @@
     search    more spans and zero points for each group, scales refitted            (gptq.py)
     gptq      each input's rounding error is made up for by those to come           (gptq.py)
     descent   coordinate descent over the rounded weights, scales refitted          (descent.py)
-    tune      scales and norms of the whole model learn from the original           (tune.py)
+    tune      scales and norms of the whole model learn from the original; if refined,
+              codes, too, and those of a large model block by block     (tune.py, refine.py)
 
 Each lowers a loss of its own and can be left out. `--method gptq` is its step alone, with the
 paper's search for a span.

@@ -34,12 +34,11 @@ from edgetok.converter import gptq, rtn
 from edgetok.converter.blocks import STAGES, Block, Original, gather_rows
 from edgetok.converter.calibration import Tokens, spread
 from edgetok.converter.compare import head_agreement, head_logits
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
 from edgetok.converter.probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.progress import Progress
 from edgetok.converter.recipe import rounder_of_ends
 from edgetok.converter.rtn import fits_float16_scales
-from edgetok.converter.tune import MOST_WEIGHTS
 from edgetok.converter.weights import CanonicalWeights
 from edgetok.converter.workspace import write_durably
 from edgetok.models.spec import DecoderSpec
@@ -130,7 +129,7 @@ def measure(
             gradient = _block(block, states.pop(), gradient, trial)
         progress.advance()
     _embedding(weights, windows, gradient, trial)
-    if "tune" in options.steps and weights.parameters <= MOST_WEIGHTS:
+    if "tune" in options.steps and weights.parameters <= LEARNED_WHOLE:
         for end in filter(_is_end, trial.kl):
             trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
     states.close()

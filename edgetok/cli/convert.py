@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.errors import OptionError
+
+_LINE_S = 30  # between two lines of progress where there is no terminal
 
 
 @click.command("convert")
@@ -26,15 +29,23 @@ from edgetok.errors import OptionError
 @click.option(
     "--method",
     type=click.Choice(["rtn", "gptq", "awq", "auto"]),
-    default="gptq",
+    default="auto",
     show_default=True,
-    help="How weights are rounded; rtn needs no calibration.",
+    help="How weights are rounded: auto loses least, gptq is quicker on a small model, rtn needs "
+    "no calibration.",
 )
 @click.option(
     "--without",
     type=click.Choice(["write", "fold", "search", "gptq", "descent", "tune"]),
     multiple=True,
     help="Leave a step of --method auto out; may be given more than once.",
+)
+@click.option(
+    "--refine",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Have --method auto learn the integers as well, over N batches of text; takes long on a "
+    "large model.  [default: 300 at 2 bits up to 20 million weights, else 0]",
 )
 @click.option(
     "--group-size",
@@ -73,7 +84,8 @@ from edgetok.errors import OptionError
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="The folder to write.  [default: artefacts/NAME-BITSbit]",
+    help="The folder to write.  [default: artefacts/NAME-BITSbit, artefacts/NAME if SRC is "
+    "quantised already]",
 )
 @common.JSON
 def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
@@ -82,13 +94,14 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     An interrupted conversion goes on where it was when it is called again.
     """
     with common.needs_extra("converting", "convert"):
-        from edgetok.converter.convert import convert
+        from edgetok.converter.convert import convert, is_quantised
         from edgetok.converter.options import ConvertOptions
 
     options = ConvertOptions(
         bits=int(given["bits"]),
         method=given["method"],
         without=given["without"],
+        refine=given["refine"],
         group_size=int(given["group_size"]),
         head_bits=None if given["head_bits"] is None else int(given["head_bits"]),
         symmetric=given["symmetric"],
@@ -103,7 +116,9 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     if out is None:
         path = Path(source).expanduser()
         name = path.resolve().name.removesuffix(".gguf") if path.exists() else source
-        out = Path("artefacts") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{_suffix(given)}"
+        if not (path.exists() and is_quantised(path)):  # which keeps its bits, whatever they are
+            name += f"-{_suffix(given)}"
+        out = Path("artefacts") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     with _Bars(quiet=as_json) as progress:
         report = convert(source, out, options, progress, target)
     if as_json:
@@ -180,6 +195,7 @@ class _Bars:
             disable=quiet or self._plain,
         )
         self._task: Any = None
+        self._said = 0.0
 
     def __enter__(self) -> _Bars:
         self._progress.start()
@@ -197,12 +213,19 @@ class _Bars:
         """A stage starts."""
         if self._plain:
             self._console.print(what)
+            self._said = time.monotonic()
         self._task = self._progress.add_task(what, total=total, completed=done)
 
     def advance(self, units: int = 1) -> None:
         """Units of the stage are done."""
-        if self._task is not None:
-            self._progress.advance(self._task, units)
+        if self._task is None:
+            return
+        self._progress.advance(self._task, units)
+        if self._plain and time.monotonic() - self._said > _LINE_S:
+            self._said = time.monotonic()
+            task = self._progress.tasks[self._task]
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            self._console.print(f"  {task.completed:.0f} of {task.total:.0f}{left}")
 
     def say(self, line: str) -> None:
         """A line that stays."""

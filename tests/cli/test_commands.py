@@ -201,3 +201,17 @@ def test_sampling_flags_are_all_there() -> None:
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert for_terminal("a\x1b[2Jb\n\t\x07\x7f\x9b") == "a␛[2Jb\n\t␇␡␡"
     assert for_terminal("plain 🙂") == "plain 🙂"
+
+
+def test_progress_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convert, "_LINE_S", 30)
+    with convert._Bars(quiet=False) as bars:
+        bars.begin("Quantising", 4)
+        bars.advance()
+        monkeypatch.setattr(convert, "_LINE_S", -1)
+        bars.advance(2)
+    stage, line = capsys.readouterr().err.splitlines()
+    assert stage == "Quantising"
+    assert line.startswith("  3 of 4")

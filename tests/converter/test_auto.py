@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgetok.converter import calibrated, calibration
+from edgetok.converter import options as options_module
 from edgetok.converter import tune as tuning
 from edgetok.converter.calibration import calibration_text, spread, token_windows
 from edgetok.converter.convert import ConvertOptions, convert
@@ -30,17 +32,31 @@ SMALL = {"calibration_windows": 32, "window_tokens": 16, "reference_tokens": 32}
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     monkeypatch.setattr(tuning, "STEPS", FEW_STEPS)
+    monkeypatch.setattr(options_module, "REFINED", FEW_STEPS)
 
 
+def by_block(monkeypatch):
+    """Every model counts as one that does not fit in memory several times over."""
+    monkeypatch.setattr(calibrated, "LEARNED_WHOLE", 0)
+    monkeypatch.setattr(calibration, "LEARNED_WHOLE", 0)
+
+
+@pytest.mark.parametrize("learns", ["scales", "codes", "codes of blocks"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
-def test_every_step_for_families_that_differ(family, tmp_path):
+def test_every_step_for_families_that_differ(family, learns, tmp_path, monkeypatch):
     """What onnxruntime computes is what transformers computes with the weights written."""
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
-    options = ConvertOptions(bits=4, method="auto", **SMALL)
+    refine = 0 if learns == "scales" else 2 * FEW_STEPS
+    options = ConvertOptions(bits=3, method="auto", refine=refine, **SMALL)
+    if learns == "codes of blocks":
+        by_block(monkeypatch)
     report = convert(str(source), out, options)
     assert report.method == "auto"
-    assert any(note.startswith("tune: KL") for note in report.notes)
+    if learns == "codes of blocks":
+        assert any(note.startswith("refine: layers.1 errs by") for note in report.notes)
+    else:
+        assert any(note.startswith("tune: KL") for note in report.notes)
     written, spec = written_weights(source, out, options)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     with torch.no_grad():
@@ -49,8 +65,9 @@ def test_every_step_for_families_that_differ(family, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
-def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path):
-    options = ConvertOptions(bits=3, method="auto", **SMALL)
+@pytest.mark.parametrize("refine", [0, FEW_STEPS])
+def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path, refine):
+    options = ConvertOptions(bits=3, method="auto", refine=refine, **SMALL)
     whole, out = tmp_path / "whole", tmp_path / "out"
     convert(str(llama), whole, options)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +120,7 @@ def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
 def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_path):
     """Its KL on held-out windows is what whole models in transformers give."""
     plain = ConvertOptions(bits=2, method="auto", without=("tune",), **SMALL)
-    tuned = ConvertOptions(bits=2, method="auto", **SMALL)
+    tuned = ConvertOptions(bits=2, method="auto", refine=0, **SMALL)
     convert(str(llama), tmp_path / "plain", plain)
     convert(str(llama), tmp_path / "tuned", tuned)
     before, spec = written_weights(llama, tmp_path / "plain", plain)
@@ -130,6 +147,46 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
             logits = reference_with(llama, written, spec)(held_out).logits.double()
             kl = (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean()
             assert told == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_refined_blocks_err_less_by_what_transformers_computes(llama, tmp_path, monkeypatch):
+    """Codes and scales alone change; the first block's output is nearer to the original's."""
+    by_block(monkeypatch)
+    plain = ConvertOptions(bits=2, method="auto", refine=0, without=("fold",), **SMALL)
+    refined = ConvertOptions(bits=2, method="auto", refine=100, without=("fold",), **SMALL)
+    errors = []
+    given = np.random.default_rng(0).integers(0, VOCAB_SIZE, (8, 16))
+    with torch.no_grad():
+        wanted = first_block(load_reference(llama), given)
+    for name, options in (("plain", plain), ("refined", refined)):
+        convert(str(llama), tmp_path / name, options)
+        written, spec = written_weights(llama, tmp_path / name, options)
+        with torch.no_grad():
+            found = first_block(reference_with(llama, written, spec), given)
+        errors.append(float((found - wanted).square().mean() / wanted.square().mean()))
+    assert errors[1] < 0.95 * errors[0]
+
+
+def first_block(model, tokens):
+    return model(torch.from_numpy(tokens), output_hidden_states=True).hidden_states[1]
+
+
+@pytest.mark.parametrize("refine", [None, 64])
+def test_refining_changes_codes_and_lowers_kl(llama, tmp_path, refine):
+    """At 2 bits it is part of the recipe."""
+    found, text = {}, tmp_path / "text"
+    text.write_text("the small dog and the little cat sat on the mat and ran to the sea. " * 40)
+    for name, given in (("plain", 0), ("refined", refine)):
+        options = ConvertOptions(bits=2, refine=given, calibration=text, **SMALL)
+        report = convert(str(llama), tmp_path / name, options)
+        written, _ = written_weights(llama, tmp_path / name, options)
+        found[name] = written.quantised("layers.1.q_proj"), report
+    (left, _), (right, report) = found["plain"], found["refined"]
+    assert (left.codes != right.codes).any() == (refine is not None)  # 12 batches move none
+    np.testing.assert_array_equal(left.zeros, right.zeros)
+    note = next(note for note in report.notes if note.startswith("tune: KL"))
+    before, after = (float(part) for part in note.rpartition("text ")[2].split(" -> "))
+    assert after < before
 
 
 def test_each_step_can_be_left_out(llama, tmp_path):
@@ -165,6 +222,15 @@ def test_options():
         ConvertOptions(method="auto", without=("magic",))
     with pytest.raises(OptionError, match="no recipe of steps"):
         ConvertOptions(method="gptq", without=("tune",))
+    with pytest.raises(OptionError, match="refine is 5: a part of"):
+        ConvertOptions(method="gptq", refine=5)
+    with pytest.raises(OptionError, match="refine is -1, expected an integer"):
+        ConvertOptions(method="auto", refine=-1)
+    assert ConvertOptions(bits=2).refinement(10**6) == FEW_STEPS
+    assert ConvertOptions(bits=2).refinement(10**9) == 0
+    assert ConvertOptions(bits=2, without=("tune",)).refinement(10**6) == 0
+    assert ConvertOptions(bits=4).refinement(10**6) == 0
+    assert ConvertOptions(bits=4, refine=7).refinement(10**9) == 7
 
 
 def test_beats_gptq_on_a_trained_model(data, tmp_path, monkeypatch):

@@ -56,6 +56,28 @@ def test_canonical_tensors_of_a_block(family, tmp_path):
     assert all(p.device.type == "meta" for p in original._layers[1].mlp.parameters())
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text"])
+def test_with_weights_is_a_block_that_has_them(family, tmp_path):
+    """And leaves the block as it was; gradients reach them."""
+    tiny_checkpoint(family, tmp_path)
+    original = Original(open_weights(tmp_path))
+    hidden = original.embed(np.random.default_rng(0).integers(0, VOCAB_SIZE, (3, 10)))
+    with original.block(1) as block:
+        before = block(hidden)
+        torch.testing.assert_close(block.with_weights({}, hidden), before)
+        # Norms behind them would undo a factor.
+        others = {name: block.get(name + ".weight").flip(0) for name in ("v_proj", "down_proj")}
+        others["v_proj"].requires_grad_()
+        found = block.with_weights(others, hidden)
+        (gradient,) = torch.autograd.grad(found.square().sum(), others["v_proj"])
+        assert float(gradient.abs().max()) > 0
+        torch.testing.assert_close(block(hidden), before)
+        for name, weight in others.items():
+            block.set(name + ".weight", weight.detach())
+        torch.testing.assert_close(found.detach(), block(hidden))
+        assert float((found.detach() - before).abs().max()) > 1e-3
+
+
 def test_observed_inputs(tmp_path):
     tiny_checkpoint("phi3", tmp_path)
     weights = open_weights(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgetok.cli.main import run
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.errors import CheckpointError, MissingExtraError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
@@ -201,7 +202,7 @@ def test_calibrates_on_its_own_tokenizer(tmp_path):
     _, path, _ = write(tmp_path, "qwen3")
     options = ConvertOptions(bits=4, calibration_windows=4, window_tokens=16, reference_tokens=32)
     report = convert(str(path), tmp_path / "out", options)
-    assert report.method == "gptq"
+    assert report.method == "auto"
     assert report.agreement is not None
 
 
@@ -328,3 +329,12 @@ def test_tokenizers_against_the_originals(data, tmp_path, name, pre, skip):
         expected = original.encode(text).ids
         assert made.encode(text).ids == expected
         assert made.decode(expected) == original.decode(expected)
+
+
+def test_folder_of_kept_integers_names_no_bits(tmp_path, monkeypatch, capsys):
+    """--bits counts for nothing then, so it is not in the name either."""
+    _, path, _ = write(tmp_path, "llama", "Q8_0")
+    monkeypatch.chdir(tmp_path)
+    assert run(["convert", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "artefacts/model"
+    assert (tmp_path / "artefacts" / "model" / "manifest.json").exists()

@@ -1,0 +1,85 @@
+"""Codes and scales of one block learn to give what the original block gives.
+
+    least over codes q and scales s of  |block_q,s(x) - block(x)|^2,  w = (q - z) s
+
+where x comes from the quantised blocks before. All, half or a quarter of what was learned is taken,
+whichever errs least on windows that were not learned from, or nothing. For models whose whole does
+not fit in memory several times over; of others the whole learns (`tune.py`).
+
+Source: arXiv 2309.05516 (AutoRound), 2004.10568 (AdaRound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgetok.converter.blocks import Block
+from edgetok.converter.learned import SHARES, LearnedMatrix, learn, split
+from edgetok.converter.rtn import Quantised
+
+_BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What was learned.
+
+    Attributes:
+        layers: by canonical name without the block; empty where the block did not get better.
+        error_before: squared error of its output over squared output, on held-out windows.
+        error_after: likewise.
+    """
+
+    layers: dict[str, Quantised]
+    error_before: float
+    error_after: float
+
+
+def refine_block(
+    block: Block,
+    hidden: Tensor,
+    wanted: Tensor,
+    stored: Mapping[str, Quantised],
+    *,
+    steps: int,
+    advance: Callable[[], None],
+) -> Refined:
+    """Learn the codes and scales of one block's layers.
+
+    Args:
+        block: with the quantised weights in it; stays as it is.
+        hidden: [B, T, hidden_size] its input.
+        wanted: the same shape, what the original block makes of it.
+        stored: the layers that are quantised.
+        steps: how many batches.
+        advance: called after each.
+    """
+    matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}
+    learned, judged = split(hidden)
+    batch = max(1, _BATCH_TOKENS // hidden.shape[1])
+    size = float(wanted[learned].square().mean())
+
+    def error(chosen: Tensor) -> Tensor:
+        weights = {name: matrix.weight() for name, matrix in matrices.items()}
+        given = block.with_weights(weights, hidden[chosen])
+        return (given - wanted[chosen]).square().mean() / size
+
+    @torch.no_grad()
+    def judge() -> float:
+        parts = torch.split(judged, batch)
+        return sum(float(error(part)) * len(part) for part in parts) / len(judged)
+
+    before = judge()
+    learn(matrices.values(), (), error, learned, steps=steps, batch=batch, advance=advance)
+    kept = {name: matrix.learned() for name, matrix in matrices.items()}
+    best = Refined({}, before, before)
+    for share in SHARES:
+        found = {name: matrix.take(kept[name], share) for name, matrix in matrices.items()}
+        after = judge()
+        if after < best.error_after:
+            best = Refined(found, before, after)
+    return best

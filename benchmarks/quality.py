@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--mixed", type=float, nargs="*", default=[], help="bits a weight")
     parser.add_argument("--methods", nargs="+", default=["rtn", "awq", "gptq", "auto"])
     parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--refine", type=int, help="batches that auto's codes learn over")
     parser.add_argument("--ablate", action="store_true", help="auto without each of its steps")
     parser.add_argument("--max-tokens", type=int, default=8000)
     parser.add_argument("--recall", type=int, default=0, help="cases a task and distance")
@@ -126,6 +127,8 @@ def main() -> None:
         original = Original(checkpoint)
         nearest: dict[str, float] = {}
         for bits, label, chosen, target in variants(args, checkpoint):
+            if chosen["method"] == "auto" and "tune" not in chosen.get("without", ()):
+                chosen["refine"] = args.refine
             options = ConvertOptions(group_size=args.group_size, reference_tokens=0, **chosen)
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "out"

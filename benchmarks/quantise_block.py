@@ -36,12 +36,13 @@ def main() -> None:
     parser.add_argument("--method", default="auto")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--windows", type=int, default=ConvertOptions().calibration_windows)
+    parser.add_argument("--refine", type=int, help="batches that codes learn over")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.checkpoint)
     family = read_family(checkpoint.config, checkpoint.generation_config)
     weights, spec = CanonicalWeights(checkpoint, family), family.spec
-    options = ConvertOptions(bits=args.bits, method=args.method)
+    options = ConvertOptions(bits=args.bits, method=args.method, refine=args.refine)
     formats = {name: TensorFormat(args.bits, 32, zeros=True) for name in linear_shapes(spec)}
     layout = plan(spec, formats)
     shape = (args.windows, options.window_tokens)
@@ -55,7 +56,7 @@ def main() -> None:
         if args.profile:
             profile.enable()
         with original.block(0) as block:
-            quantise_block(block, hidden, job, Silent())
+            notes = quantise_block(block, hidden, job, Silent())["notes"]
             hidden = block(hidden)
         profile.disable()
         seconds = time.monotonic() - begin
@@ -64,6 +65,8 @@ def main() -> None:
         f"{spec.num_layers * seconds / 60:.1f} minutes for {spec.num_layers} blocks, "
         f"peak {peak_memory_mb():,.0f} MB on {cores()} cores"
     )
+    for note in notes:
+        print(note)
     if args.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(14)
 

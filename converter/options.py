@@ -29,8 +29,8 @@ class ConvertOptions:
         method: round to nearest, GPTQ, AWQ, or the recipe of several steps; without meaning for 16
             bits.
         without: steps that the recipe leaves out; see `recipe`.
-        refine: over how many batches the recipe learns codes, too; None: `REFINED` at 2 bits of
-            models that learn as a whole (see `tune.py`), else 0.
+        refine: over how many batches the recipe learns codes, too; None: `REFINED` at 2 and 3
+            bits of models that learn as a whole (see `tune.py`), else 0.
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.
@@ -98,10 +98,12 @@ class ConvertOptions:
                 f"without {self.without[0]}: --method {self.method} is no recipe of steps; use "
                 "--method auto"
             )
-        if self.refine and ("tune" in self.without or self.method != "auto"):
+        if self.refine and self.method != "auto":
             raise OptionError(
-                f"refine is {self.refine}: a part of --method auto's step tune, which is left out"
+                f"refine is {self.refine}: --method {self.method} learns nothing; use --method auto"
             )
+        if self.refine and "tune" in self.without:
+            raise OptionError(f"refine is {self.refine}: part of the step tune, which is left out")
         if not 0 < self.damping <= 1:
             raise OptionError(f"damping is {self.damping!r}, expected a number in (0, 1]")
 
@@ -128,7 +130,7 @@ class ConvertOptions:
         """Over how many batches a model of so many weights learns codes."""
         if self.refine is not None:
             return self.refine
-        wanted = self.bits == 2 and "tune" in self.steps and parameters <= LEARNED_WHOLE
+        wanted = self.bits <= 3 and "tune" in self.steps and parameters <= LEARNED_WHOLE
         return REFINED if wanted else 0
 
     @property

@@ -45,7 +45,7 @@ _LINE_S = 30  # between two lines of progress where there is no terminal
     type=click.IntRange(min=0),
     metavar="N",
     help="Have --method auto learn the integers as well, over N batches of text; takes long on a "
-    "large model.  [default: 300 at 2 bits up to 20 million weights, else 0]",
+    "large model.  [default: 300 at 2 and 3 bits up to 20 million weights, else 0]",
 )
 @click.option(
     "--group-size",

@@ -173,7 +173,7 @@ def first_block(model, tokens):
 
 @pytest.mark.parametrize("refine", [None, 64])
 def test_refining_changes_codes_and_lowers_kl(llama, tmp_path, refine):
-    """At 2 bits it is part of the recipe."""
+    """At few bits it is part of the recipe."""
     found, text = {}, tmp_path / "text"
     text.write_text("the small dog and the little cat sat on the mat and ran to the sea. " * 40)
     for name, given in (("plain", 0), ("refined", refine)):
@@ -222,11 +222,14 @@ def test_options():
         ConvertOptions(method="auto", without=("magic",))
     with pytest.raises(OptionError, match="no recipe of steps"):
         ConvertOptions(method="gptq", without=("tune",))
-    with pytest.raises(OptionError, match="refine is 5: a part of"):
+    with pytest.raises(OptionError, match="refine is 5: --method gptq learns nothing"):
         ConvertOptions(method="gptq", refine=5)
+    with pytest.raises(OptionError, match="refine is 5: part of the step tune"):
+        ConvertOptions(without=("tune",), refine=5)
     with pytest.raises(OptionError, match="refine is -1, expected an integer"):
         ConvertOptions(method="auto", refine=-1)
     assert ConvertOptions(bits=2).refinement(10**6) == FEW_STEPS
+    assert ConvertOptions(bits=3).refinement(10**6) == FEW_STEPS
     assert ConvertOptions(bits=2).refinement(10**9) == 0
     assert ConvertOptions(bits=2, without=("tune",)).refinement(10**6) == 0
     assert ConvertOptions(bits=4).refinement(10**6) == 0
@@ -239,7 +242,12 @@ def test_beats_gptq_on_a_trained_model(data, tmp_path, monkeypatch):
     kl = {}
     for method in ("gptq", "auto"):
         options = ConvertOptions(
-            bits=3, method=method, calibration_windows=64, window_tokens=128, reference_tokens=512
+            bits=3,
+            method=method,
+            refine=0,
+            calibration_windows=64,
+            window_tokens=128,
+            reference_tokens=512,
         )
         kl[method] = convert(source, tmp_path / method, options).agreement.kl
     assert kl["auto"] < 0.9 * kl["gptq"]

@@ -56,7 +56,7 @@ def main() -> None:
         if args.profile:
             profile.enable()
         with original.block(0) as block:
-            notes = quantise_block(block, hidden, job, Silent())["notes"]
+            refined = quantise_block(block, hidden, job, Silent())["refined"]
             hidden = block(hidden)
         profile.disable()
         seconds = time.monotonic() - begin
@@ -65,8 +65,8 @@ def main() -> None:
         f"{spec.num_layers * seconds / 60:.1f} minutes for {spec.num_layers} blocks, "
         f"peak {peak_memory_mb():,.0f} MB on {cores()} cores"
     )
-    for note in notes:
-        print(note)
+    if refined:
+        print("its output errs by {:.2%} on held-out tokens, {:.2%} before".format(*refined[::-1]))
     if args.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(14)
 

@@ -125,6 +125,12 @@ def convert_calibrated(
             if not (job.refined_by_block and step.startswith("layers.")):
                 progress.advance(unit)
         notes += workspace.result(step).get("notes", [])
+    refined = [workspace.result(step).get("refined") for step in steps]
+    if any(refined):
+        before, after = np.mean([errors for errors in refined if errors], axis=0)
+        notes.append(
+            f"refine: a block's output errs by {after:.2%} on held-out text, {before:.2%} before"
+        )
     if "tune" in job.options.steps:
         notes += _tune(job, texts, workspace, progress)
     return [
@@ -179,7 +185,8 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
         progress: told of each batch that the block is refined over.
 
     Returns:
-        What the journal keeps: fields of `LayerReport`s, and notes.
+        What the journal keeps: fields of `LayerReport`s, notes, and where codes learned the errors
+        of the block's output before and after.
     """
     layer = f"layers.{block.index}."
     notes = []
@@ -207,13 +214,14 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
         rounded |= found
+    refined = None
     if wanted is not None and rounded:
-        notes.append(_refine(block, hidden, wanted, rounded, job, progress))
+        refined = _refine(block, hidden, wanted, rounded, job, progress)
     written_above = {f"{name}.weight" for stage in STAGES for name in stage}
     for name in block.names:
         if name not in written_above:
             job.data.write(layer + name, block.get(name).numpy())
-    return {"layers": errors, "notes": notes}
+    return {"layers": errors, "notes": notes, "refined": refined}
 
 
 def _refine(
@@ -223,19 +231,15 @@ def _refine(
     rounded: Mapping[str, Quantised],
     job: Job,
     progress: Progress,
-) -> str:
-    """Learn a block's codes and scales, and write them over the others; what to tell of it."""
+) -> tuple[float, float]:
+    """Learn a block's codes and scales, and write them over the others; its error before, after."""
     refined = refine_block(
         block, hidden, wanted, rounded, steps=job.refined_by_block, advance=progress.advance
     )
-    layer = f"layers.{block.index}"
     for name, found in refined.layers.items():
-        module = f"{layer}.{name}"
+        module = f"layers.{block.index}.{name}"
         block.set(name + ".weight", _write_quantised(job, module, found, job.formats[module]))
-    return (
-        f"refine: {layer} errs by {refined.error_after:.2%} of its output on held-out text, "
-        f"{refined.error_before:.2%} before"
-    )
+    return refined.error_before, refined.error_after
 
 
 def _round_stage(

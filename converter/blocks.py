@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -237,18 +237,13 @@ class Block:
             weights: [N, K] by canonical name, such as `q_proj`; gradients pass through them.
             hidden: its input.
         """
-        parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for stage in STAGES:
-            for name in stage:
-                _, rows, add = self._place(name + ".weight")
-                value = weights[name] if name in weights else self.get(name + ".weight")
-                path = ".".join(self._path(name + ".weight"))
-                parts.setdefault(path, []).append((rows.start or 0, value - add))
-        parameters = {
-            path: torch.cat([value for _, value in sorted(found, key=lambda part: part[0])])
-            for path, found in parts.items()
-        }
-        return self._forward(hidden, parameters)
+        parts = []
+        for name in (name for stage in STAGES for name in stage):
+            _, rows, add = self._place(name + ".weight")
+            value = weights[name] if name in weights else self.get(name + ".weight")
+            path = ".".join(self._path(name + ".weight"))
+            parts.append((path, rows.start or 0, value - add))
+        return self._forward(hidden, joined(parts))
 
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
@@ -363,6 +358,14 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
                 hf_config, dtype=torch.float32, attn_implementation=attention
             )
     return model.eval().requires_grad_(False)
+
+
+def joined(parts: Iterable[tuple[str, int, Tensor]]) -> dict[str, Tensor]:
+    """Parameters by name, from a name, a first row and the values of each of their parts."""
+    found: dict[str, list[Tensor]] = {}
+    for name, _, values in sorted(parts, key=lambda part: part[:2]):
+        found.setdefault(name, []).append(values)
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from edgetok.converter.blocks import STAGES, Block, Original
 from edgetok.converter.calibration import Texts, Tokens
 from edgetok.converter.fold import fold_block
 from edgetok.converter.layout import DataFile, TensorFormat
-from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
+from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
@@ -63,7 +63,7 @@ class Job:
     def refined_by_block(self) -> int:
         """Over how many batches each block learns its codes: 0 where the whole model does."""
         parameters = self.weights.parameters
-        return self.options.refinement(parameters) if parameters > LEARNED_WHOLE else 0
+        return 0 if learns_whole(parameters) else self.options.refinement(parameters)
 
 
 class Observer(Protocol):
@@ -145,7 +145,7 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
     They are kept beside the journal first: were they learned from what a killed run had written
     over half of the file, they would be others.
     """
-    if job.weights.parameters > LEARNED_WHOLE:
+    if not learns_whole(job.weights.parameters):
         return [
             f"tune: left out, it takes models of up to {LEARNED_WHOLE / 1e6:.0f} million weights"
         ]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.assets import TOKENIZER_FILE
-from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
+from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.target import REFERENCE_TOKENS
 from edgetok.converter.weights import CanonicalWeights
@@ -119,7 +119,7 @@ def texts_of(
     own = math.ceil(_OWN_SHARE * wanted) if calibrates else 0
     # A code that learns needs to be told more often than a scale.
     refine = options.refinement(weights.parameters) if calibrates else 0
-    more = max(0, min(refine, _MOST_OWN) - own) if weights.parameters <= LEARNED_WHOLE else 0
+    more = max(0, min(refine, _MOST_OWN) - own) if learns_whole(weights.parameters) else 0
     path = workspace.folder / "written.i32"
     if not workspace.done("write"):
         shape = (held_out + own + more, length)

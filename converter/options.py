@@ -20,6 +20,11 @@ LEARNED_WHOLE = 20_000_000  # weights; beyond, copies in float32 and the steps' 
 REFINED = 300
 
 
+def learns_whole(parameters: int) -> bool:
+    """Whether a model of so many weights learns as a whole (`tune.py`), not block by block."""
+    return parameters <= LEARNED_WHOLE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
     """How to convert.
@@ -130,7 +135,7 @@ class ConvertOptions:
         """Over how many batches a model of so many weights learns codes."""
         if self.refine is not None:
             return self.refine
-        wanted = self.bits <= 3 and "tune" in self.steps and parameters <= LEARNED_WHOLE
+        wanted = self.bits <= 3 and "tune" in self.steps and learns_whole(parameters)
         return REFINED if wanted else 0
 
     @property

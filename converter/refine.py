@@ -13,15 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from edgetok.converter.blocks import Block
-from edgetok.converter.learned import SHARES, LearnedMatrix, learn, split
+from edgetok.converter.learned import (
+    BATCH_TOKENS,
+    LearnedMatrix,
+    best_share,
+    learn,
+    mean_loss,
+    split,
+)
 from edgetok.converter.rtn import Quantised
-
-_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +65,35 @@ def refine_block(
         advance: called after each.
     """
     matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}
-    learned, judged = split(hidden)
-    batch = max(1, _BATCH_TOKENS // hidden.shape[1])
-    size = float(wanted[learned].square().mean())
+    given, judged = split(hidden)
+    batch = max(1, BATCH_TOKENS // hidden.shape[1])
+    size = float(wanted[given].square().mean())
 
-    def error(chosen: Tensor) -> Tensor:
-        weights = {name: matrix.weight() for name, matrix in matrices.items()}
-        given = block.with_weights(weights, hidden[chosen])
-        return (given - wanted[chosen]).square().mean() / size
+    def weights() -> dict[str, Tensor]:
+        return {name: matrix.weight() for name, matrix in matrices.items()}
+
+    def error(weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        found = block.with_weights(weights, hidden[chosen])
+        return (found - wanted[chosen]).square().mean() / size
 
     @torch.no_grad()
     def judge() -> float:
-        parts = torch.split(judged, batch)
-        return sum(float(error(part)) * len(part) for part in parts) / len(judged)
+        return mean_loss(partial(error, weights()), judged, batch)
 
     before = judge()
-    learn(matrices.values(), (), error, learned, steps=steps, batch=batch, advance=advance)
+    learn(
+        matrices.values(),
+        (),
+        lambda chosen: error(weights(), chosen),
+        given,
+        steps=steps,
+        batch=batch,
+        advance=advance,
+    )
     kept = {name: matrix.learned() for name, matrix in matrices.items()}
-    best = Refined({}, before, before)
-    for share in SHARES:
-        found = {name: matrix.take(kept[name], share) for name, matrix in matrices.items()}
-        after = judge()
-        if after < best.error_after:
-            best = Refined(found, before, after)
-    return best
+
+    def take(share: float) -> dict[str, Quantised]:
+        return {name: matrix.take(kept[name], share) for name, matrix in matrices.items()}
+
+    layers, after = best_share(take, judge, before)
+    return Refined(layers or {}, before, after)

@@ -34,7 +34,7 @@ from edgetok.converter import gptq, rtn
 from edgetok.converter.blocks import STAGES, Block, Original, gather_rows
 from edgetok.converter.calibration import Tokens, spread
 from edgetok.converter.compare import head_agreement, head_logits
-from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions
+from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.progress import Progress
 from edgetok.converter.recipe import rounder_of_ends
@@ -129,7 +129,7 @@ def measure(
             gradient = _block(block, states.pop(), gradient, trial)
         progress.advance()
     _embedding(weights, windows, gradient, trial)
-    if "tune" in options.steps and weights.parameters <= LEARNED_WHOLE:
+    if "tune" in options.steps and learns_whole(weights.parameters):
         for end in filter(_is_end, trial.kl):
             trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
     states.close()

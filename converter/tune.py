@@ -13,9 +13,9 @@ Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,31 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from edgetok.converter.blocks import build_on_meta, multiplies_bfloat16, original_parameters
+from edgetok.converter.blocks import (
+    build_on_meta,
+    joined,
+    multiplies_bfloat16,
+    original_parameters,
+)
 from edgetok.converter.calibration import Tokens
-from edgetok.converter.learned import SHARES, LearnedMatrix, learn, split
+from edgetok.converter.learned import (
+    BATCH_TOKENS,
+    Learned,
+    LearnedMatrix,
+    best_share,
+    learn,
+    mean_loss,
+    split,
+)
 from edgetok.converter.packing import pack_linear
 from edgetok.converter.progress import Progress
 from edgetok.converter.readback import WrittenWeights
 from edgetok.converter.weights import CanonicalWeights
 
 STEPS = 100
-_BATCH_TOKENS = 1024  # twice as many took twice as long for 3 % less KL
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+_LearnedModel = tuple[dict[str, Tensor], dict[str, Learned]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +77,7 @@ class _Student:
 
     def __init__(self, weights: CanonicalWeights, written: WrittenWeights, *, codes: bool) -> None:
         self._tensors = weights.family.tensors
-        self._written = written
-        self._codes = codes
+        self._formats = written.formats
         self.matrices: dict[str, LearnedMatrix] = {}
         self.changes: dict[str, Tensor] = {}
         self._vectors: dict[str, tuple[Tensor, Tensor]] = {}  # values, their size
@@ -89,7 +101,7 @@ class _Student:
     def parameters(self) -> dict[str, Tensor]:
         """By the names that the checkpoint gives them."""
         matrices = {module: matrix.weight() for module, matrix in self.matrices.items()}
-        parts: dict[str, list[tuple[int, Tensor]]] = {}
+        parts = []
         for name, source in self._tensors.items():
             if name in self._vectors:
                 value = self._vector(name)
@@ -98,29 +110,29 @@ class _Student:
             else:
                 value = matrices[self._module[name]]
             first = 0 if source.rows is None else source.rows[0]
-            parts.setdefault(source.name, []).append((first, value - source.add))
-        return {
-            name: torch.cat([value for _, value in sorted(found, key=lambda part: part[0])])
-            for name, found in parts.items()
-        }
+            parts.append((source.name, first, value - source.add))
+        return joined(parts)
+
+    def learned(self) -> _LearnedModel:
+        """A copy of what was learned so far, of vectors and of matrices."""
+        changes = {name: change.detach().clone() for name, change in self.changes.items()}
+        return changes, {module: matrix.learned() for module, matrix in self.matrices.items()}
 
     @torch.no_grad()
-    def results(self) -> Iterator[Arrays]:
-        """Shares of what was learned as stored; this model then computes with them, too."""
-        changes = {name: change.clone() for name, change in self.changes.items()}
-        matrices = {module: matrix.learned() for module, matrix in self.matrices.items()}
-        for share in SHARES:
-            for name, change in changes.items():
-                self.changes[name].copy_(share * change)
-            found: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
-            for module, learned in matrices.items():
-                stored = self.matrices[module].take(learned, share)
-                form = self._written.formats[module]
+    def take(self, learned: _LearnedModel, share: float) -> Arrays:
+        """A share of what was learned, as stored; from now on this computes with that."""
+        changes, matrices = learned
+        for name, change in changes.items():
+            self.changes[name].copy_(share * change)
+        found: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
+        for module, matrix in self.matrices.items():
+            stored = matrix.take(matrices[module], share)
+            parts: Arrays = {".scales": stored.scales}
+            if matrix.moves is not None:
+                form = self._formats[module]
                 parts = pack_linear(stored.codes, stored.scales, stored.zeros, form)
-                for suffix, values in parts.items():
-                    if self._codes or suffix == ".scales":
-                        found[module + suffix] = values
-            yield found
+            found |= {module + suffix: values for suffix, values in parts.items()}
+        return found
 
     def _vector(self, name: str) -> Tensor:
         values, size = self._vectors[name]
@@ -151,29 +163,33 @@ def tune(
     teacher = original_parameters(module, weights)
     student = _Student(weights, written, codes=refine > 0)
     ids = torch.from_numpy(windows)
-    learned, judged = split(ids)
-    before = _divergence(module, teacher, student, ids[judged])
+    given, judged = split(ids)
+    batch = max(1, BATCH_TOKENS // ids.shape[1])
     short = multiplies_bfloat16()  # what is found is judged in float32
 
     def loss(chosen: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=short):
             return _kl(module, teacher, student.parameters(), ids[chosen])
 
+    @torch.no_grad()
+    def judge() -> float:
+        parameters = student.parameters()
+        return mean_loss(
+            lambda chosen: _kl(module, teacher, parameters, ids[chosen]), judged, batch
+        )
+
+    before = judge()
     learn(
         student.matrices.values(),
         student.changes.values(),
         loss,
-        learned,
+        given,
         steps=steps,
-        batch=max(1, _BATCH_TOKENS // ids.shape[1]),
+        batch=batch,
         advance=progress.advance,
     )
-    best = Tuned({}, before, before)
-    for found in student.results():
-        after = _divergence(module, teacher, student, ids[judged])
-        if after < best.kl_after:
-            best = Tuned(found, before, after)
-    return best
+    found, after = best_share(partial(student.take, student.learned()), judge, before)
+    return Tuned(found or {}, before, after)
 
 
 def _kl(
@@ -188,15 +204,3 @@ def _kl(
     found = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
     loss: Tensor = (wanted.exp() * (wanted - found)).sum(-1).mean()
     return loss
-
-
-@torch.no_grad()
-def _divergence(
-    module: Any, teacher: Mapping[str, Tensor], student: _Student, ids: Tensor
-) -> float:
-    parameters = student.parameters()
-    batch = max(1, _BATCH_TOKENS // ids.shape[1])
-    return math.fsum(
-        float(_kl(module, teacher, parameters, part)) * len(part)
-        for part in (ids[first : first + batch] for first in range(0, len(ids), batch))
-    ) / len(ids)

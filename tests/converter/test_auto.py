@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import calibrated, calibration
 from edgetok.converter import options as options_module
 from edgetok.converter import tune as tuning
 from edgetok.converter.calibration import calibration_text, spread, token_windows
@@ -38,8 +37,7 @@ def few_steps(monkeypatch):
 
 def by_block(monkeypatch):
     """Every model counts as one that does not fit in memory several times over."""
-    monkeypatch.setattr(calibrated, "LEARNED_WHOLE", 0)
-    monkeypatch.setattr(calibration, "LEARNED_WHOLE", 0)
+    monkeypatch.setattr(options_module, "LEARNED_WHOLE", 0)
 
 
 @pytest.mark.parametrize("learns", ["scales", "codes", "codes of blocks"])

@@ -13,7 +13,8 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.kv_cache import CpuKVCache
 from edgetok.runtime.query_log import QueryLog
-from edgetok.runtime.slots import ALIGNMENT_BYTES, SlotPool, tiles
+from edgetok.runtime.slots import SlotPool, tiles
+from edgetok.runtime.stored import ALIGNMENT_BYTES
 
 SINKS = 4
 

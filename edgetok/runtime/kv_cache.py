@@ -32,9 +32,8 @@ from edgetok.kernels_cpu.launch_linear import aligned_bytes
 from edgetok.kernels_cpu.linear_layout import round_up
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.rings import can_cut, check_cut, ring_slots
-from edgetok.runtime.stored import Floats, Keys, Places, row_bytes
+from edgetok.runtime.stored import ALIGNMENT_BYTES, Floats, Keys, Places, row_bytes
 
-_ALIGNMENT_BYTES = 64
 _MOST_BYTES = 1 << 46  # addresses end soon after
 
 
@@ -259,9 +258,9 @@ class CpuKVCache:
         for window, slots in sizes.items():
             layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
             positions = at
-            at = round_up(at + 4 * slots, _ALIGNMENT_BYTES)
+            at = round_up(at + 4 * slots, ALIGNMENT_BYTES)
             append = at
-            at = round_up(at + 4 * self.block_tokens, _ALIGNMENT_BYTES)
+            at = round_up(at + 4 * self.block_tokens, ALIGNMENT_BYTES)
             head_bytes = slots * row_bytes(spec.head_dim, self.kv_bits)
             scale_bytes = 4 * slots if self.kv_bits <= 8 else 0
             if rings is not None:

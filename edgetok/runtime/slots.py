@@ -13,11 +13,9 @@ import numpy.typing as npt
 from edgetok.errors import SessionError
 from edgetok.kernels_cpu.launch_attention import EMPTY, SLOT_TILE
 from edgetok.kernels_cpu.linear_layout import round_up
-from edgetok.runtime.stored import Bytes, Floats, Keys, Values, row_bytes
+from edgetok.runtime.stored import ALIGNMENT_BYTES, Bytes, Floats, Keys, Values, row_bytes
 
 Ints = npt.NDArray[np.int32]
-
-ALIGNMENT_BYTES = 64
 
 
 def slot_bytes(head_dim: int, kv_bits: int) -> int:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from edgetok.kernels_cpu.launch_attention import KEY_TILE, VALUE_TILE, padded_head_dim, row_bytes
 from edgetok.kernels_cpu.reference import SMALLEST_ABSMAX, hadamard, quantise_slots
 
-__all__ = ["Bytes", "Floats", "Keys", "Places", "Values", "row_bytes"]
+__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values", "row_bytes"]
+
+ALIGNMENT_BYTES = 64  # of each array in a cache
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

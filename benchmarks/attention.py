@@ -16,14 +16,14 @@ import time
 
 import numpy as np
 
-from edgetok.kernels_cpu import launch_attention as launch
-from edgetok.kernels_cpu.isa import choose
-from edgetok.kernels_cpu.launch_linear import aligned_bytes
-from edgetok.kernels_cpu.launch_program import float_bits
-from edgetok.kernels_cpu.loader import Kernels, load
-from edgetok.runtime.team import Program, Team
+from edgetok.kernels_cpu.attention import launch
+from edgetok.kernels_cpu.linear.launch import aligned_bytes
+from edgetok.kernels_cpu.program.loader import Kernels, load
+from edgetok.kernels_cpu.program.tables import float_bits
+from edgetok.kernels_cpu.simd.isa import choose
+from edgetok.runtime.cpu.team import Program, Team
 
-MODULES = ("program", "kv_append", "attention_merge", "bandwidth_kernels")
+MODULES = ("program.interpreter", "attention.kv_append", "attention.merge", "bandwidth.kernels")
 ATTENTION = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
 BLOCK = 256
 
@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--isa")
     parser.add_argument("--no-prefill", action="store_true")
     args = parser.parse_args()
-    from edgetok.runtime.cpu_backend import default_cache_dir
+    from edgetok.runtime.cpu.backend import default_cache_dir
 
-    modules = (*MODULES, *(f"attention_{ATTENTION[b]}" for b in args.kv_bits))
+    modules = (*MODULES, *(f"attention.{ATTENTION[b]}" for b in args.kv_bits))
     kernels = load(choose(args.isa), default_cache_dir(), modules=modules)
     teams = {threads: Team(kernels, threads) for threads in args.threads}
     print(

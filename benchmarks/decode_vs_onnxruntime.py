@@ -22,9 +22,10 @@ import onnxruntime as ort
 
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
-from edgetok.kernels_cpu import isa, loader
-from edgetok.kernels_cpu.bandwidth import read_bandwidth
-from edgetok.runtime.cpu_backend import CpuBackend, default_cache_dir
+from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.simd import isa
+from edgetok.runtime.cpu.backend import CpuBackend, default_cache_dir
 
 PAUSE_S = 0.05  # onnxruntime's threads spin for a while after their work, on cores that others need
 

@@ -39,9 +39,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetok.config import read_settings
-from edgetok.converter.graph import build
-from edgetok.converter.layout import DATA_FILE, plan
+from edgetok.cache.limits import CacheLimits
+from edgetok.converter.write.data_file import DATA_FILE, plan
+from edgetok.converter.write.onnx_graph import build
+from edgetok.environment import read_settings
 from edgetok.errors import EdgetokError
 from edgetok.formats.layout import GRAPH_FILE, TensorFormat, linear_shapes
 from edgetok.formats.manifest import write_manifest
@@ -50,8 +51,7 @@ from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.matmul_nbits import matmul_nbits
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.runtime.backend import Draw
-from edgetok.runtime.cache_limits import CacheLimits
-from edgetok.runtime.gpu_backend import BLOCK_TOKENS, GpuBackend
+from edgetok.runtime.gpu.backend import BLOCK_TOKENS, GpuBackend
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {

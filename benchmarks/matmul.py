@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetok.kernels_cpu.bandwidth import Team
-from edgetok.kernels_cpu.isa import choose
-from edgetok.kernels_cpu.launch_linear import (
+from edgetok.kernels_cpu.bandwidth.measure import Team
+from edgetok.kernels_cpu.linear.launch import (
     Activations,
     Floats,
     LinearWeight,
@@ -30,10 +29,11 @@ from edgetok.kernels_cpu.launch_linear import (
     matmul_instruction,
     quantise_instruction,
 )
-from edgetok.kernels_cpu.loader import Kernels, load
+from edgetok.kernels_cpu.program.loader import Kernels, load
+from edgetok.kernels_cpu.simd.isa import choose
 
 SHAPES = [(2048, 2048), (8192, 2048), (2048, 8192), (128256, 2048)]
-MODULES = ("quantise", "bandwidth_kernels")
+MODULES = ("linear.quantise_activations", "bandwidth.kernels")
 PAUSE_S = 0.03  # onnxruntime's threads spin for a while after their work, on cores that others need
 
 
@@ -233,7 +233,7 @@ def main() -> None:
     place = os.environ.get("EDGETOK_CACHE_DIR") or Path(tempfile.gettempdir()) / (
         f"edgetok-benchmarks-{os.getuid()}"
     )
-    modules = (*MODULES, *(f"matmul_q{bits}" for bits in args.bits))
+    modules = (*MODULES, *(f"linear.q{bits}" for bits in args.bits))
     kernels = load(choose(args.isa), Path(place), modules=modules)
     for bits in args.bits:
         for threads in args.threads:

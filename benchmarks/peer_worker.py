@@ -29,7 +29,7 @@ class Edgetok:
     """edgetok on its own artefact, int8 cache."""
 
     def __init__(self, model: str, threads: int, capacity: int) -> None:
-        from edgetok.runtime.cpu_backend import CpuBackend
+        from edgetok.runtime.cpu.backend import CpuBackend
 
         self.backend = CpuBackend(model, threads=threads)
         self.cache = self.backend.new_cache(capacity)

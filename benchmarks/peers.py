@@ -90,12 +90,13 @@ class Contender:
 
 def measure(args: argparse.Namespace) -> None:
     """Start everyone and append samples to the file."""
-    from edgetok.config import read_settings
-    from edgetok.kernels_cpu import isa, loader
-    from edgetok.kernels_cpu.bandwidth import read_bandwidth
+    from edgetok.environment import read_settings
+    from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
+    from edgetok.kernels_cpu.program import loader
+    from edgetok.kernels_cpu.simd import isa
 
     kernels = loader.load(
-        isa.choose(None), read_settings().cache_dir, modules=("bandwidth_kernels",)
+        isa.choose(None), read_settings().cache_dir, modules=("bandwidth.kernels",)
     )
     longest = max([*args.decode, *args.prefill])
     # At a depth decoding goes on where the repeat before ended: filling a deep cache takes minutes,

@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cli.recall import measure_recall
-from edgetok.converter import written
+from edgetok.converter.calibrate import self_generated_text as written
+from edgetok.converter.calibrate.reference import TransformersReference
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.options import Step
-from edgetok.converter.reference import TransformersReference
-from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import TemplateError
 from edgetok.evaluation.perplexity import Evaluation, documents, evaluate, windows
 from edgetok.formats.checkpoint import open_checkpoint

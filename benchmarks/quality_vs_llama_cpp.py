@@ -50,8 +50,8 @@ def _compare(args: argparse.Namespace, work: Path) -> None:
     from quality import write_once
 
     from edgetok.converter import convert as conversion
+    from edgetok.converter.calibrate.reference import TransformersReference
     from edgetok.converter.convert import ConvertOptions, Target, convert
-    from edgetok.converter.reference import TransformersReference
     from edgetok.evaluation.perplexity import documents, windows
     from edgetok.model import Model
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetok.converter.blocks import Original
-from edgetok.converter.calibrated import Job, quantise_block
-from edgetok.converter.layout import DataFile, TensorFormat, plan
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Silent
-from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.quantise.block_by_block import Job, quantise_block
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.write.data_file import DataFile, TensorFormat, plan
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import linear_shapes
 from edgetok.machine import cores, peak_memory_mb

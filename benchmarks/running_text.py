@@ -19,10 +19,10 @@ import numpy.typing as npt
 from rich.progress import Progress
 
 import edgetok
+from edgetok.cache.limits import CacheLimits
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.runtime.backend import Backend, KVCache
-from edgetok.runtime.cache_limits import CacheLimits
-from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.cpu.backend import CpuBackend
 
 
 def losses(

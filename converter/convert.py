@@ -9,36 +9,36 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgetok.converter import direct
-from edgetok.converter.assets import TOKENIZER_FILE, copy_assets
-from edgetok.converter.calibration import Texts, Tokens, texts_of
-from edgetok.converter.coded import CodedCheckpoint
-from edgetok.converter.ends import (
+from edgetok.converter.allocate.target import REFERENCE_TOKENS, Target
+from edgetok.converter.calibrate.calibration_text import Texts, Tokens, texts_of
+from edgetok.converter.card.report import Agreement, LayerReport, Report
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Progress, Silent
+from edgetok.converter.quantise import tensor_by_tensor as direct
+from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
+from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
+from edgetok.converter.read.source import resolve_source
+from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
+from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
+from edgetok.converter.write.finish import (
     finish_artefact,
     has_torch,
     require_torch,
     shown,
     title_of,
 )
-from edgetok.converter.genai import GENAI_FILE, genai_config
-from edgetok.converter.graph import build
-from edgetok.converter.import_gguf import GgufCheckpoint
-from edgetok.converter.import_packed import KEY, PackedCheckpoint
-from edgetok.converter.layout import DATA_FILE, DataFile, Layout, TensorFormat, plan
-from edgetok.converter.options import ConvertOptions
-from edgetok.converter.progress import Progress, Silent
-from edgetok.converter.readback import WrittenWeights
-from edgetok.converter.report import Agreement, LayerReport, Report
-from edgetok.converter.source import resolve_source
-from edgetok.converter.target import REFERENCE_TOKENS, Target
-from edgetok.converter.weights import CanonicalWeights, choose_formats, survey
-from edgetok.converter.workspace import (
+from edgetok.converter.write.genai_config import GENAI_FILE, genai_config
+from edgetok.converter.write.onnx_graph import build
+from edgetok.converter.write.workspace import (
     Workspace,
     check_output,
     open_workspace,
     require_space,
     write_durably,
 )
+from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
@@ -101,7 +101,7 @@ def convert(
     except UnknownFamilyError as error:
         if target is not None:
             raise UnsupportedError(f"--fit and --max-kl need a known family: {error}") from error
-        from edgetok.converter.optimum_export import convert_unknown_family
+        from edgetok.converter.foreign.optimum_export import convert_unknown_family
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
@@ -110,7 +110,7 @@ def convert(
     title = title_of(checkpoint, options)
     if target is not None:
         require_torch("--fit or --max-kl")
-        from edgetok.converter.fitting import Fitting, check_room
+        from edgetok.converter.allocate.search import Fitting, check_room
 
         check_room(family.spec, target, symmetric=options.symmetric)
         options = target.options(options)
@@ -221,7 +221,7 @@ def _write_weights(
         if texts is None or not options.calibrates:
             direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
             return []
-        from edgetok.converter.calibrated import Job, convert_calibrated
+        from edgetok.converter.quantise.block_by_block import Job, convert_calibrated
 
         hidden_bytes = 4 * texts.calibration(options).size * weights.family.spec.hidden_size
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
@@ -254,7 +254,7 @@ def _compare(
     tokens: int,
     progress: Progress,
 ) -> Agreement:
-    from edgetok.converter.compare import compare
+    from edgetok.converter.calibrate.compare import compare
 
     held_out = held_out[:, : tokens + 1]
     held_out = held_out[: max(1, tokens // (held_out.shape[1] - 1))]

@@ -21,7 +21,7 @@ REFINED = 300
 
 
 def learns_whole(parameters: int) -> bool:
-    """Whether a model of so many weights learns as a whole (`tune.py`), not block by block."""
+    """Whether a model of so many weights learns as a whole, not block by block."""
     return parameters <= LEARNED_WHOLE
 
 
@@ -35,7 +35,7 @@ class ConvertOptions:
             bits.
         without: steps that the recipe leaves out; see `recipe`.
         refine: over how many batches the recipe learns codes, too; None: `REFINED` at 2 and 3
-            bits of models that learn as a whole (see `tune.py`), else 0.
+            bits of models that learn as a whole (see `quantise/train_model.py`), else 0.
         group_size: inputs that share a scale.
         head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
         symmetric: no zero points.

@@ -29,9 +29,9 @@ from edgetok.errors import (
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
-    from edgetok.generation import Generation, Result, Stats
+    from edgetok.engine.generation import Generation, Result, Stats
     from edgetok.model import Model
-    from edgetok.text.sampling import SamplingOptions
+    from edgetok.sampling.sampler import SamplingOptions
 
     load = Model.load
     __version__: str
@@ -62,11 +62,11 @@ __all__ = [
 # Imported on first use: `import edgetok` alone loads neither NumPy nor a runtime.
 _LAZY = {
     "Chat": "edgetok.chat",
-    "Generation": "edgetok.generation",
+    "Generation": "edgetok.engine.generation",
     "Model": "edgetok.model",
-    "Result": "edgetok.generation",
-    "SamplingOptions": "edgetok.text.sampling",
-    "Stats": "edgetok.generation",
+    "Result": "edgetok.engine.generation",
+    "SamplingOptions": "edgetok.sampling.sampler",
+    "Stats": "edgetok.engine.generation",
 }
 
 

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from edgetok.cache.limits import BoundedCache
+from edgetok.cache.memory_report import Memory
+from edgetok.engine.generation import CachedTokens, Generation, Result
 from edgetok.errors import OptionError, SessionError, UserError
-from edgetok.generation import CachedTokens, Generation, Result
-from edgetok.memory import Memory
-from edgetok.runtime.cache_limits import BoundedCache
+from edgetok.sampling.sampler import SamplingOptions
 from edgetok.session import SavedCache, Session, read_session, write_session
-from edgetok.text.sampling import SamplingOptions
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from edgetok.cache.policy import policy as check_policy
-from edgetok.config import read_settings
-from edgetok.errors import ArtefactError, OptionError, TemplateError
-from edgetok.formats import strict_json
-from edgetok.formats.artefact import Artefact, open_artefact
-from edgetok.generation import CachedTokens, Generation, Result
-from edgetok.models.spec import DecoderSpec
-from edgetok.prefixes import PrefixCache
-from edgetok.runtime.backend import Backend
-from edgetok.runtime.cache_limits import (
+from edgetok.cache.limits import (
     DEFAULT_POLICY,
     BoundedBackend,
     CacheLimits,
     parse_bytes,
 )
+from edgetok.cache.policies.policy import policy as check_policy
+from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.engine.generation import CachedTokens, Generation, Result
+from edgetok.environment import read_settings
+from edgetok.errors import ArtefactError, OptionError, TemplateError
+from edgetok.formats import strict_json
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.backend import Backend
 from edgetok.runtime.select import (
     DEFAULT_CONTEXT_TOKENS,
     Compute,
@@ -30,7 +30,7 @@ from edgetok.runtime.select import (
     RunOptions,
     load_backend,
 )
-from edgetok.text.sampling import SamplingOptions
+from edgetok.sampling.sampler import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
@@ -146,9 +146,8 @@ class Model:
             kv_bits: of keys and values in the cache: 8 or 4, or 16 or 32 for floats.
             kv_budget: bytes of a conversation's cache, as a number or as "64MB"; it then forgets
                 what it can spare, and a conversation has no end.
-            kv_policy: how a cache chooses what it keeps (`edgetok.cache.policy.POLICIES`), "none"
-                for a cache that refuses what does not fit. None: "retain" with a budget, else
-                "none".
+            kv_policy: how a cache chooses what it keeps (see `edgetok.cache.policies`), "none" for
+                a cache that refuses what does not fit. None: "retain" with a budget, else "none".
             prefix_cache: bytes, as a number or as "256MB", for beginnings of prompts that were read
                 before, in memory and in the user's cache folder; for caches that forget.
             compute: "int8" activations, or "float32".

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.state import CacheState
 from edgetok.errors import OptionError, SessionError
 from edgetok.formats import strict_json
 from edgetok.formats.container import (
@@ -30,8 +31,7 @@ from edgetok.formats.container import (
     replace_file,
     write_container,
 )
-from edgetok.runtime.cache_state import CacheState
-from edgetok.text.sampling import SamplingOptions
+from edgetok.sampling.sampler import SamplingOptions
 
 FORMAT = "edgetok-chat"
 VERSION = 1

@@ -1,10 +1,10 @@
 """The next token, chosen on the device: only its id crosses to the host.
 
-As `edgetok.text.sampling.candidates`: top-k (equals of the k-th stay in), temperature, top-p among
-those, min-p, then a draw in the order of ids. Nothing is sorted: the k-th largest of a block, and
-the smallest weight that the nucleus needs, are found by bisection over the bits of floats, whose
-order is that of integers. Two launches: blocks leave their MOST largest logits at most, one program
-draws among them.
+As `edgetok.sampling.sampler.candidates`: top-k (equals of the k-th stay in), temperature, top-p
+among those, min-p, then a draw in the order of ids. Nothing is sorted: the k-th largest of a block,
+and the smallest weight that the nucleus needs, are found by bisection over the bits of floats,
+whose order is that of integers. Two launches: blocks leave their MOST largest logits at most, one
+program draws among them.
 
 The random number comes from the host with each step, so a seed gives the tokens that it gives on
 the CPU, and a captured graph draws anew at every token.

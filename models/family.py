@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.errors import CheckpointError
-from edgetok.models.config import ConfigReader
+from edgetok.models.config.reader import ConfigReader
 from edgetok.models.spec import Activation, DecoderSpec, LayerSpec
 from edgetok.models.tensors import tensor_shapes
 

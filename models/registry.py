@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgetok.errors import UnknownFamilyError, UnsupportedError
-from edgetok.models.config import ConfigReader, shown
+from edgetok.models.config.reader import ConfigReader, shown
 from edgetok.models.family import Family
 
-# Modules of this folder that are not families.
-_HELPERS: Final = frozenset(
-    {"config", "family", "registry", "rope", "rope_config", "spec", "tensors"}
-)
 _GENERATION: Final = "generation_config.json"
 _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def families() -> tuple[str, ...]:
     """The `model_type`s that have a family file, sorted."""
-    found = pkgutil.iter_modules([str(Path(__file__).parent)])
-    names = (m.name for m in found if not m.ispkg and m.name not in _HELPERS)
-    return tuple(sorted(n for n in names if _SLUG.fullmatch(n)))
+    found = pkgutil.iter_modules([str(Path(__file__).parent / "families")])
+    return tuple(sorted(m.name for m in found if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 
 def read_family(
@@ -45,7 +40,7 @@ def read_family(
     """
     reader = ConfigReader(config)
     model_type = reader.text("model_type")
-    # Only names that are files of this folder are ever imported.
+    # Only names that are files of `families/` are ever imported.
     if model_type not in families():
         hint = ""
         if reader.has("text_config"):
@@ -62,7 +57,7 @@ def read_family(
                 f"config.json: architectures is {shown(str(architectures))}, edgetok computes "
                 f"causal language models (...ForCausalLM)"
             )
-    module = importlib.import_module(f"edgetok.models.{model_type}")
+    module = importlib.import_module(f"edgetok.models.families.{model_type}")
     family: Family = module.read(reader)
     reader.finish()
     return _with_tokens(family, reader, ConfigReader(generation_config or {}, _GENERATION))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgetok.converter.graph import build
-from edgetok.converter.layout import DataFile, TensorFormat, linear_shapes, plan
-from edgetok.converter.packing import pack_linear
+from edgetok.converter.write.data_file import DataFile, TensorFormat, linear_shapes, plan
+from edgetok.converter.write.onnx_graph import build
+from edgetok.converter.write.pack_codes import pack_linear
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
 from edgetok.formats.manifest import write_manifest
 from edgetok.models.spec import DecoderSpec

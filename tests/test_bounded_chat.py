@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.cli.main import run
 from edgetok.errors import ContextError, OptionError, SessionError, UnsupportedError
 from edgetok.model import Model
-from edgetok.prefixes import PrefixCache
 from tests.fake import fake_model
 
 SYSTEM = "You are a kind friend."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetok.config import read_settings
+from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 
 

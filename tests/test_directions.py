@@ -156,7 +156,7 @@ def test_environment_is_read_in_one_place(repository: Path) -> None:
     wrong = [
         name
         for name, path in modules(repository)
-        if name != "edgetok.config" and read.search(path.read_text())
+        if name != "edgetok.environment" and read.search(path.read_text())
     ]
     assert not wrong
 

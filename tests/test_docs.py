@@ -64,7 +64,7 @@ def test_every_command_is_described(repository: Path) -> None:
     context = click.Context(cli)
     for name in cli.list_commands(context):
         assert f"`{name} " in text
-    for variable in re.findall(r"EDGETOK_\w+", (repository / "edgetok/config.py").read_text()):
+    for variable in re.findall(r"EDGETOK_\w+", (repository / "edgetok/environment.py").read_text()):
         assert f"`{variable}`" in text
 
 

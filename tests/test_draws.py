@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetok.generation import device_draws
+from edgetok.engine.generation import device_draws
 from edgetok.model import Model
 from edgetok.runtime.backend import Draw, SamplingBackend
-from edgetok.text.sampling import SamplingOptions, candidates
+from edgetok.sampling.sampler import SamplingOptions, candidates
 from tests.fake import FakeBackend, fake_model
 
 

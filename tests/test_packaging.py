@@ -81,7 +81,7 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
     for package in project["tool"]["setuptools"]["packages"]:
         assert f"{package.replace('.', '/')}/__init__.py" in names
     assert "edgetok/py.typed" in names
-    assert "edgetok/converter/calibration.txt" in names
+    assert "edgetok/converter/calibrate/calibration.txt" in names
     assert any(name.endswith("LICENSE") for name in names)
     for name in names:
         assert name.startswith("edgetok"), name

@@ -68,7 +68,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
 
 def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Every combination of threads and depth."""
-    from edgetok.config import read_settings
+    from edgetok.environment import read_settings
     from edgetok.evaluation import speed
 
     if given["repeats"] < 1:
@@ -175,8 +175,8 @@ def _profiles(
     import numpy as np
 
     from edgetok.evaluation import speed
-    from edgetok.runtime.cpu_backend import CpuBackend
-    from edgetok.runtime.profile import profile_steps
+    from edgetok.runtime.cpu.backend import CpuBackend
+    from edgetok.runtime.cpu.profile import profile_steps
 
     if given["device"] not in ("auto", "cpu"):
         raise OptionError(f"--profile looks into the cpu backend, not into {given['device']}")

@@ -137,8 +137,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
 
 def _target(given: dict[str, Any]) -> Any:
     """What --fit, --context and --max-kl ask for."""
-    from edgetok.converter.target import Target
-    from edgetok.runtime.cache_limits import parse_bytes
+    from edgetok.cache.limits import parse_bytes
+    from edgetok.converter.allocate.target import Target
 
     context = 0
     if given["context"]:
@@ -156,8 +156,8 @@ def _target(given: dict[str, Any]) -> Any:
 
 def _cache_bytes(spec: Any, tokens: int) -> int:
     """Of the CPU backend's cache with its usual 8 bits."""
-    from edgetok.runtime.cpu_backend import BLOCK_TOKENS
-    from edgetok.runtime.kv_cache import CpuKVCache
+    from edgetok.runtime.cpu.backend import BLOCK_TOKENS
+    from edgetok.runtime.cpu.kv_cache import CpuKVCache
 
     return CpuKVCache(spec, capacity_tokens=tokens, kv_bits=8, block_tokens=BLOCK_TOKENS).nbytes
 

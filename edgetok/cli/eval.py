@@ -137,7 +137,7 @@ def _reference(source: str | None, threads: int | None) -> Reference | None:
     if source is None:
         return None
     with common.needs_extra("comparing with the original", "convert"):
-        from edgetok.converter.reference import TransformersReference
+        from edgetok.converter.calibrate.reference import TransformersReference
     return TransformersReference(source, threads=threads or 0)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import click
 import numpy as np
 
-from edgetok.cache.policy import POLICIES, policy
+from edgetok.cache.policies.policy import POLICIES, policy
 from edgetok.cli import options as common
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.evaluation.cache import FULL, CacheEvaluation, Score
 from edgetok.evaluation.cache_contexts import TASKS
 from edgetok.model import Model
-from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.cpu.backend import CpuBackend
 
 SHARES = (1.0, 0.6, 0.5, 0.25, 0.125)
 _NONE = "-"

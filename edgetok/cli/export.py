@@ -29,8 +29,8 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
     Every layer keeps its integers; the embedding and the output head become float16.
     """
     with common.needs_extra("exporting", "convert"):
-        from edgetok.converter.export import FORMATS, export
-        from edgetok.converter.report import reason_rows
+        from edgetok.converter.card.report import reason_rows
+        from edgetok.converter.export.checkpoint import FORMATS, export
 
     (chosen,) = (known for known in FORMATS if known == form)
     found = export(model, out, chosen)

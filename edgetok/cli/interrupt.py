@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from edgetok.generation import Generation
+from edgetok.engine.generation import Generation
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from types import TracebackType
 import click
 
 from edgetok.cli.options import clean_input
-from edgetok.config import read_settings
+from edgetok.environment import read_settings
 
 PROMPT = "› "
 MORE = "… "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgetok.engine.generation import CachedTokens, Generation
 from edgetok.errors import ContextError, OptionError
 from edgetok.evaluation.recall import DISTANCES, TASKS, recall_cases, score
-from edgetok.generation import CachedTokens, Generation
 from edgetok.model import Model
 
 _ANSWER_TOKENS = 32

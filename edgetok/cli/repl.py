@@ -16,11 +16,11 @@ from edgetok.cli import options as common
 from edgetok.cli.interrupt import cancel_on_interrupt
 from edgetok.cli.lines import LineReader
 from edgetok.errors import EdgetokError, OptionError
-from edgetok.text.sampling import SamplingOptions
+from edgetok.sampling.sampler import SamplingOptions
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
-    from edgetok.generation import Generation
+    from edgetok.engine.generation import Generation
 
 HELP = (
     ("/help", "this list"),

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.limits import CacheLimits
 from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
-from edgetok.runtime.cache_limits import CacheLimits
-from edgetok.runtime.compact_cache import CompactKVCache
-from edgetok.runtime.cpu_backend import CpuBackend
-from edgetok.runtime.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.compact_cache import CompactKVCache
+from edgetok.runtime.cpu.kv_cache import CpuKVCache
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
 

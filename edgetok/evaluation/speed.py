@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetok.config import read_settings
+from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
 from edgetok.runtime.backend import Backend
@@ -100,10 +100,12 @@ def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = N
         threads: how many.
         progress: told where the loop has to be compiled first.
     """
-    from edgetok.kernels_cpu import bandwidth, isa, loader
+    from edgetok.kernels_cpu.bandwidth import measure as bandwidth
+    from edgetok.kernels_cpu.program import loader
+    from edgetok.kernels_cpu.simd import isa
 
     kernels = loader.load(
-        isa.choose(None), read_settings().cache_dir, progress, ("bandwidth_kernels",)
+        isa.choose(None), read_settings().cache_dir, progress, ("bandwidth.kernels",)
     )
     return bandwidth.read_bandwidth(kernels, threads)
 

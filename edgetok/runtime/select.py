@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from edgetok.config import read_settings
+from edgetok.environment import read_settings
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.machine import physical_cores
@@ -14,7 +14,7 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, GpuCompute
 
 if TYPE_CHECKING:
-    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.cpu.backend import CpuBackend
 
 DEFAULT_CONTEXT_TOKENS = 4096
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
@@ -134,7 +134,7 @@ def load_backend(
     if device == "cuda" and artefact.spec is not None and options.gpu_layers != 0:
         return _gpu(artefact, artefact.spec, options, progress)
     if device == "onnxruntime":
-        from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
+        from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(artefact, threads=options.threads or physical_cores()), note
     return _cpu(artefact, options, progress), note
@@ -143,7 +143,7 @@ def load_backend(
 def _cpu(
     artefact: Artefact, options: RunOptions, progress: Callable[[int, int], None] | None
 ) -> CpuBackend:
-    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.cpu.backend import CpuBackend
 
     return CpuBackend(
         artefact,
@@ -182,8 +182,8 @@ def _gpu(
     from edgetok.kernels_gpu import device
 
     gpu = device.find()  # first of all: what it needs may not be installed
-    from edgetok.runtime.gpu_backend import GpuBackend, plan_options
-    from edgetok.runtime.gpu_memory import first_layers, place, require
+    from edgetok.runtime.gpu.backend import GpuBackend, plan_options
+    from edgetok.runtime.gpu.placement import first_layers, place, require
 
     total = spec.num_layers
     layers = total if options.gpu_layers is None else options.gpu_layers

@@ -1,7 +1,7 @@
 """Chat templates: messages to the text that a model was trained on.
 
 Templates come from strangers. They are rendered as Hugging Face does, in jinja2's immutable
-sandbox, and inside bounds: see `edgetok.text.bounded`.
+sandbox, and inside bounds: see `edgetok.text.template_sandbox`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jinja2
 
 from edgetok.errors import ArtefactError, TemplateError
 from edgetok.formats import strict_json
-from edgetok.text.bounded import MAX_SOURCE_BYTES, compile_template, render
-from edgetok.text.local import MARK, mark
+from edgetok.text.template_growth import MARK, mark
+from edgetok.text.template_sandbox import MAX_SOURCE_BYTES, compile_template, render
 
 Message = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ import tokenizers
 
 from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
-from edgetok.text.detokenize import TextStream, token_decoder
+from edgetok.text.detokenizer import TextStream, token_decoder
 
 MAX_TOKENIZER_BYTES = 128 << 20
 """Gemma 3's 262,144 tokens take 33 MB."""

@@ -1,9 +1,9 @@
 """The tokens of a conversation that grows, at the cost of what is new.
 
 The text of n messages begins with that of the first n - 1 where the template writes each message by
-itself (`local.py`), and so do the tokens where a message begins with a special token, at which
-tokenizers cut before anything else. Both are looked at; where either is not so, all is rendered and
-tokenised again. The result is always that of rendering and tokenising all.
+itself (`text/template_growth.py`), and so do the tokens where a message begins with a special
+token, at which tokenizers cut before anything else. Both are looked at; where either is not so, all
+is rendered and tokenised again. The result is always that of rendering and tokenising all.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edgetok.cache.expected_attention import expected_weights
-from edgetok.cache.policy import POLICIES, policy
-from edgetok.cache.view import HeadView, QueryStats
+from edgetok.cache.policies.expected_attention import expected_weights
+from edgetok.cache.policies.policy import POLICIES, policy
+from edgetok.cache.policies.view import HeadView, QueryStats
 from edgetok.errors import OptionError
 
 D, G, W, N = 8, 2, 5, 40

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from edgetok.converter import options as options_module
-from edgetok.converter import tune as tuning
-from edgetok.converter.calibration import calibration_text, spread, token_windows
+from edgetok.converter.calibrate.calibration_text import calibration_text, spread, token_windows
+from edgetok.converter.calibrate.self_generated_text import openings_of, write
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
-from edgetok.converter.weights import CanonicalWeights
-from edgetok.converter.written import openings_of, write
+from edgetok.converter.quantise import train_model as tuning
+from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import OptionError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
@@ -89,7 +89,7 @@ def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path, refine):
 
 def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
     """Half of them over the old ones: learning anew from that would give others."""
-    from edgetok.converter.layout import DataFile
+    from edgetok.converter.write.data_file import DataFile
 
     options = ConvertOptions(bits=2, method="auto", **SMALL)
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -109,7 +109,7 @@ def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
         assert found.tensors
         return found
 
-    monkeypatch.setattr("edgetok.converter.calibrated.tune", tune)
+    monkeypatch.setattr("edgetok.converter.quantise.block_by_block.tune", tune)
     monkeypatch.setattr(DataFile, "write", write)
     with pytest.raises(KeyboardInterrupt):
         convert(str(llama), out, options)

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import awq, rtn
-from edgetok.converter.awq import candidate_scales, quantise_clipped, search_scales
-from edgetok.converter.blocks import STAGES, Original
-from edgetok.converter.fold import apply_scales, fold_block
-from edgetok.converter.layout import TensorFormat
+from edgetok.converter.calibrate.original_model import STAGES, Original
+from edgetok.converter.quantise import awq
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.awq import candidate_scales, quantise_clipped, search_scales
+from edgetok.converter.quantise.awq_fold import apply_scales, fold_block
+from edgetok.converter.write.data_file import TensorFormat
 from edgetok.formats.layout import linear_shapes
 from tests.converter.test_blocks import open_weights
 from tests.tiny import VOCAB_SIZE, tiny_checkpoint

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import blocks
-from edgetok.converter.blocks import STAGES, Original
-from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.calibrate import original_model as blocks
+from edgetok.converter.calibrate.original_model import STAGES, Original
+from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
 from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgetok.converter.calibration import (
+from edgetok.converter.calibrate.calibration_text import (
     Texts,
     calibration_text,
     split_windows,

@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetok.converter.calibration import calibration_text, token_windows
+from edgetok.converter.calibrate.calibration_text import calibration_text, token_windows
+from edgetok.converter.calibrate.self_generated_text import openings_of, write
 from edgetok.converter.convert import ConvertOptions, convert, default_reference_tokens
-from edgetok.converter.layout import plan
 from edgetok.converter.progress import Silent
-from edgetok.converter.readback import WrittenWeights
-from edgetok.converter.weights import CanonicalWeights, choose_formats, survey
-from edgetok.converter.workspace import partial_folder
-from edgetok.converter.written import openings_of, write
+from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
+from edgetok.converter.write.data_file import plan
+from edgetok.converter.write.workspace import partial_folder
+from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import OutputError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.manifest import verify_manifest

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import gptq, rtn
-from edgetok.converter.descent import descend
-from edgetok.converter.rtn import Quantised
+from edgetok.converter.quantise import gptq
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.coordinate_descent import descend
+from edgetok.converter.quantise.round_to_nearest import Quantised
 from tests.converter.test_gptq import layer
 
 

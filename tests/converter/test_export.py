@@ -9,9 +9,9 @@ import torch
 from safetensors.numpy import load_file
 
 from edgetok.converter.convert import ConvertOptions, Target, convert
-from edgetok.converter.export import export
-from edgetok.converter.readback import WrittenWeights
-from edgetok.converter.words import pack_words, unpack_words
+from edgetok.converter.export.checkpoint import export
+from edgetok.converter.export.dense_words import pack_words, unpack_words
+from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import OutputError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import TensorFormat

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.converter.workspace import partial_folder
+from edgetok.converter.write.workspace import partial_folder
 from edgetok.errors import CheckpointError
 from edgetok.formats.manifest import verify_manifest
 from tests.converter.test_convert import SMALL, Spy, digest, onnx_logits

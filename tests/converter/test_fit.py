@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import rtn
-from edgetok.converter.blocks import STAGES, Original
+from edgetok.converter.allocate.knapsack import Allocator
+from edgetok.converter.allocate.search import next_goal
+from edgetok.converter.allocate.sensitivity import Sensitivity, drawn_gradient, measure
+from edgetok.converter.calibrate.original_model import STAGES, Original
 from edgetok.converter.convert import ConvertOptions, Target, convert
-from edgetok.converter.fit import Allocator
-from edgetok.converter.fitting import next_goal
-from edgetok.converter.sensitivity import Sensitivity, drawn_gradient, measure
-from edgetok.converter.weights import CanonicalWeights, survey
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.read.canonical_weights import CanonicalWeights, survey
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
@@ -310,7 +310,7 @@ def test_a_mixed_artefact_is_what_it_says(fitted):
         assert {layer.name: layer.bits for layer in report.layers} == {
             name: form.bits for name, form in formats.items()
         }
-    from edgetok.converter.readback import WrittenWeights
+    from edgetok.converter.write.written_weights import WrittenWeights
 
     written = WrittenWeights(out, spec, formats, plan(spec, formats))
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
@@ -367,7 +367,7 @@ def test_a_size_too_small_is_refused_before_anything_is_written(llama, tmp_path,
 def test_room_for_a_cache(llama, tmp_path):
     """What the runtime then takes for weights and cache is within --fit."""
     from edgetok.cli.convert import _cache_bytes
-    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.cpu.backend import CpuBackend
 
     target = Target(nbytes=500_000, context_tokens=100, cache_bytes=_cache_bytes)
     convert(str(llama), tmp_path / "out", OPTIONS, None, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from edgetok.converter.genai import genai_config
+from edgetok.converter.write.genai_config import genai_config
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 
 SPEC = DecoderSpec(

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import gptq, rtn
+from edgetok.converter.quantise import gptq
+from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.errors import CheckpointError
 
 

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from edgetok.converter.graph import build
-from edgetok.converter.layout import TensorFormat, plan
+from edgetok.converter.write.data_file import TensorFormat, plan
+from edgetok.converter.write.onnx_graph import build
 from edgetok.errors import UnsupportedError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, read_family
-from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import canonical_weights, forward
 from tests.rtn_artefact import Arrays, random_tensors, uniform_formats, write_artefact
 from tests.tiny import FAMILIES, load_reference, tiny_checkpoint

@@ -301,7 +301,7 @@ def test_tokenizers_against_the_originals(data, tmp_path, name, pre, skip):
     """The same ids as the tokenizer.json that the fields were made of, on real text."""
     import tokenizers
 
-    from edgetok.converter.gguf_tokenizer import tokenizer_files
+    from edgetok.converter.read.gguf_tokenizer import tokenizer_files
     from edgetok.formats.gguf import open_gguf
 
     source = data / "tokenizers" / name

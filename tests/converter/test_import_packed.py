@@ -11,9 +11,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from edgetok.converter.convert import ConvertOptions, Target, convert
-from edgetok.converter.export import export
-from edgetok.converter.import_packed import PackedCheckpoint
-from edgetok.converter.packing import unpack_linear
+from edgetok.converter.export.checkpoint import export
+from edgetok.converter.read.packed_checkpoint import PackedCheckpoint
+from edgetok.converter.write.pack_codes import unpack_linear
 from edgetok.errors import CheckpointError, UnsupportedError, UserError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.converter.workspace import partial_folder
+from edgetok.converter.write.workspace import partial_folder
 from edgetok.formats.manifest import verify_manifest
 from tests.converter.test_convert import SMALL, digest
 

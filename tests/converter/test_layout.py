@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetok.converter.layout import DataFile, TensorFormat, linear_shapes, plan
+from edgetok.converter.write.data_file import DataFile, TensorFormat, linear_shapes, plan
 from edgetok.errors import ArtefactError, OutputError, ShapeError
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 

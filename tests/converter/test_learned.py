@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import rtn
-from edgetok.converter.learned import LearnedMatrix, learn, split
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.trainable_matrix import LearnedMatrix, learn, split
 
 
 def matrix(bits=2, symmetric=False, K=72, codes=True):

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from edgetok.converter.packing import (
+from edgetok.converter.write.pack_codes import (
     pack_codes,
     pack_linear,
     pack_planes,

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgetok.converter import rtn, svg
-from edgetok.converter.card import page
-from edgetok.converter.report import (
+from edgetok.converter.card import svg
+from edgetok.converter.card.html import page
+from edgetok.converter.card.report import (
     Agreement,
     Fit,
     FitPoint,
@@ -17,7 +17,8 @@ from edgetok.converter.report import (
     relative,
     squared_errors,
 )
-from edgetok.converter.verdict import judge
+from edgetok.converter.card.verdict import judge
+from edgetok.converter.quantise import round_to_nearest as rtn
 
 LAYERS = (
     LayerReport(name="layers.0.q_proj", bits=4, weight_error=0.5, output_error=0.01),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgetok.converter import rtn
+from edgetok.converter.quantise import round_to_nearest as rtn
 
 
 def brute_force(weight, bits, group_size, symmetric):

@@ -3,7 +3,7 @@ import sys
 import huggingface_hub
 import pytest
 
-from edgetok.converter.source import resolve_source
+from edgetok.converter.read.source import resolve_source
 from edgetok.errors import CheckpointError, MissingExtraError, OptionError
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from edgetok.converter import workspace as ws
-from edgetok.converter.workspace import check_output, open_workspace, partial_folder
+from edgetok.converter.write import workspace as ws
+from edgetok.converter.write.workspace import check_output, open_workspace, partial_folder
 from edgetok.errors import CheckpointError, OutputError
 
 
@@ -86,7 +86,7 @@ def test_lock_ends_with_a_killed_process(tmp_path):
     out = tmp_path / "out"
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from edgetok.converter.workspace import open_workspace\n"
+        "from edgetok.converter.write.workspace import open_workspace\n"
         "with open_workspace(Path(sys.argv[1]), {}):\n"
         "    print('held', flush=True)\n    time.sleep(60)\n"
     )

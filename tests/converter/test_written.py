@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter import written
+from edgetok.converter.calibrate import self_generated_text as written
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
-from edgetok.converter.weights import CanonicalWeights
+from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
 from tests.converter.test_convert import SMALL, Spy, digest

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgetok.kernels_cpu.isa import ISAS, host_isas
-from edgetok.kernels_cpu.loader import MODULES, Kernels, load
+from edgetok.kernels_cpu.program.loader import MODULES, Kernels, load
+from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 
 _PAGE = mmap.PAGESIZE
 _LOADED: dict[tuple[str, tuple[str, ...]], Kernels] = {}

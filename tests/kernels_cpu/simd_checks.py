@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from edgetok.kernels_cpu import build_target
-from edgetok.kernels_cpu.isa import ISAS
+from edgetok.kernels_cpu.simd import target as build_target
+from edgetok.kernels_cpu.simd.isa import ISAS
 
 ISA = ISAS[sys.argv[1]]
 os.environ["NUMBA_CPU_NAME"] = ISA.cpu or "generic"
@@ -21,11 +21,12 @@ build_target.select(ISA.name)
 import numpy as np  # noqa: E402
 from numba import njit  # noqa: E402
 
-from edgetok.kernels_cpu import linear_simd as linear  # noqa: E402
-from edgetok.kernels_cpu import matmul_steps as steps  # noqa: E402
-from edgetok.kernels_cpu import simd, simd_emit  # noqa: E402
-from edgetok.kernels_cpu import simd_memory as memory  # noqa: E402
-from edgetok.kernels_cpu.matmul_tile_steps import transpose_words  # noqa: E402
+from edgetok.kernels_cpu.linear import code_orders as linear  # noqa: E402
+from edgetok.kernels_cpu.linear import row_steps as steps  # noqa: E402
+from edgetok.kernels_cpu.linear.tile_steps import transpose_words  # noqa: E402
+from edgetok.kernels_cpu.simd import emit as simd_emit  # noqa: E402
+from edgetok.kernels_cpu.simd import memory  # noqa: E402
+from edgetok.kernels_cpu.simd import ops as simd  # noqa: E402
 
 VB, LANES = simd_emit.VB, simd_emit.LANES
 RNG = np.random.default_rng(0)

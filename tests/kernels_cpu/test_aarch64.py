@@ -17,10 +17,10 @@ import sys
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu import launch_linear, loader
-from edgetok.kernels_cpu.abi import INSTR_SLOTS
-from edgetok.kernels_cpu.isa import ISAS
-from edgetok.kernels_cpu.launch_program import (
+from edgetok.kernels_cpu.linear import launch as launch_linear
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
+from edgetok.kernels_cpu.program.tables import (
     LINE,
     TEAM_CTX,
     TEAM_DONE,
@@ -28,6 +28,7 @@ from edgetok.kernels_cpu.launch_program import (
     TEAM_PROGRAM,
     TEAM_STEP,
 )
+from edgetok.kernels_cpu.simd.isa import ISAS
 from tests.kernels_cpu import test_attention as attention
 from tests.kernels_cpu.test_attention import (
     test_a_token_does_not_depend_on_its_company,
@@ -80,25 +81,25 @@ pytestmark = [
 ]
 
 MODULES = (
-    "quantise",
-    "norm",
-    "activation",
-    "rope",
-    "embed",
-    "matmul_q2",
-    "matmul_q3",
-    "matmul_q4",
-    "matmul_q8",
-    "matmul_float",
-    "matmul_exact",
-    "kv_append",
-    "hadamard",
-    "attention_int4",
-    "attention_int8",
-    "attention_float16",
-    "attention_float32",
-    "attention_merge",
-    "program",
+    "linear.quantise_activations",
+    "elementwise.norm",
+    "elementwise.activation",
+    "elementwise.rope",
+    "linear.embed",
+    "linear.q2",
+    "linear.q3",
+    "linear.q4",
+    "linear.q8",
+    "linear.float_rows",
+    "linear.exact",
+    "attention.kv_append",
+    "attention.hadamard",
+    "attention.int4",
+    "attention.int8",
+    "attention.float16",
+    "attention.float32",
+    "attention.merge",
+    "program.interpreter",
 )
 _ADDRESS = 0x10_0000_0000  # where nothing else is, in this process and in the emulated one
 _BYTES = 256 << 20
@@ -185,7 +186,7 @@ def each_kernels(tmp_path_factory, kernel_cache):
     paths = {module: loader.object_path("neon", module, kernel_cache) for module in MODULES}
     missing = [f"{module} {path}\n" for module, path in paths.items() if not path.exists()]
     subprocess.run(
-        [sys.executable, "-m", "edgetok.kernels_cpu.build", "--isa", "neon"],
+        [sys.executable, "-m", "edgetok.kernels_cpu.program.build", "--isa", "neon"],
         input="".join(missing),
         text=True,
         check=True,

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import launch_attention as launch
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.launch_program import table
-from edgetok.runtime.stored import Keys, Values
+from edgetok.kernels_cpu.attention import launch
+from edgetok.kernels_cpu.program.tables import table
+from edgetok.runtime.cpu.stored_rows import Keys, Values
 
 MODULES = (
-    "kv_append",
-    "hadamard",
-    "attention_int4",
-    "attention_int8",
-    "attention_float16",
-    "attention_float32",
-    "attention_merge",
+    "attention.kv_append",
+    "attention.hadamard",
+    "attention.int4",
+    "attention.int8",
+    "attention.float16",
+    "attention.float32",
+    "attention.merge",
 )
 RTOL = 1e-5
 # Integer values take their softmax weights rounded to 14 bits of the largest.

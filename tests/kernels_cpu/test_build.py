@@ -7,10 +7,17 @@ import sys
 
 import pytest
 
-from edgetok.kernels_cpu import loader
-from edgetok.kernels_cpu.abi import REGISTRY, kernel
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.abi import REGISTRY, kernel
 
-MODULES = ("program", "quantise", "matmul_q3", "matmul_q8", "matmul_float", "embed")
+MODULES = (
+    "program.interpreter",
+    "linear.quantise_activations",
+    "linear.q3",
+    "linear.q8",
+    "linear.float_rows",
+    "linear.embed",
+)
 # Everything else must be inside: `sched_yield` and `syscall` let threads wait, the rest is what
 # compilers call for plain loops.
 FROM_OUTSIDE = {"sched_yield", "syscall", "usleep", "memset", "memcpy", "memmove"}

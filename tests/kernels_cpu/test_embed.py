@@ -7,9 +7,9 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.launch_linear import Floats, LinearWeight, Span, embed_instruction
+from edgetok.kernels_cpu.linear.launch import Floats, LinearWeight, Span, embed_instruction
 
-MODULES = ("embed",)
+MODULES = ("linear.embed",)
 
 
 def _embed(run, kernels, guard, table, ids, scale, threads=1):

@@ -7,16 +7,16 @@ import ctypes
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu import launch_program
-from edgetok.kernels_cpu.abi import CTX_SLOTS
-from edgetok.kernels_cpu.launch_queries import (
+from edgetok.kernels_cpu.attention.launch_queries import (
     CTX_QUERIES,
     CTX_QUERY_ROW,
     CTX_QUERY_ROWS,
     keep_queries,
 )
+from edgetok.kernels_cpu.program import tables as launch_program
+from edgetok.kernels_cpu.program.abi import CTX_SLOTS
 
-MODULES = ("keep_queries",)
+MODULES = ("attention.keep_queries",)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -10,28 +10,50 @@ import threading
 import pytest
 
 from edgetok.errors import EdgetokError, OptionError, OutputError
-from edgetok.kernels_cpu import isa, loader
-from edgetok.kernels_cpu.bandwidth import read_bandwidth
+from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.simd import isa
 
-MODULES = ("bandwidth_kernels",)  # small, so that it compiles quickly
+MODULES = ("bandwidth.kernels",)  # small, so that it compiles quickly
 ISA = isa.choose()
+
+
+QUANTISE, EMBED, NORM = "linear.quantise_activations", "linear.embed", "elementwise.norm"
+
+
+@pytest.mark.parametrize("module", loader.MODULES)
+def test_key_covers_every_source_that_python_loads(module):
+    """The truth is Python's own list of what an import of the module has loaded."""
+    program = (
+        "import sys; from edgetok.kernels_cpu.simd import target; target.select(sys.argv[1]);"
+        "import importlib; importlib.import_module('edgetok.kernels_cpu.' + sys.argv[2]);"
+        "print(*[m for m in sys.modules if m.startswith('edgetok.kernels_cpu.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, ISA.name, module],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = {name.removeprefix("edgetok.kernels_cpu.") for name in done.stdout.split()}
+    assert module in loaded
+    assert loaded <= loader._sources(module)
 
 
 def test_key_covers_what_a_module_imports(monkeypatch):
     def keys():
         loader._key.cache_clear()
-        return {m: loader._key(ISA.name, m) for m in ("quantise", "embed", "norm")}
+        return {m: loader._key(ISA.name, m) for m in (QUANTISE, EMBED, NORM)}
 
     before = keys()
     assert before == keys()
-    assert loader._key("portable", "embed") != before["embed"]
+    assert loader._key("portable", EMBED) != before[EMBED]
     source = loader._source
     for changed, affected in (
-        ("simd_emit", {"quantise", "embed", "norm"}),
-        ("build", {"quantise", "embed", "norm"}),
-        ("isa", {"quantise", "embed", "norm"}),
-        ("linear_layout", {"quantise", "embed"}),
-        ("quantise", {"quantise"}),
+        ("simd.emit", {QUANTISE, EMBED, NORM}),
+        ("simd", {QUANTISE, EMBED, NORM}),  # a package's own file is run, too
+        ("program.build", {QUANTISE, EMBED, NORM}),
+        ("simd.isa", {QUANTISE, EMBED, NORM}),
+        ("linear.layout", {QUANTISE, EMBED}),
+        (QUANTISE, {QUANTISE}),
         ("reference", set()),
     ):
         monkeypatch.setattr(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.launch_linear import (
+from edgetok.kernels_cpu.linear.launch import (
     Activations,
     Floats,
     LinearWeight,
@@ -19,13 +19,13 @@ from edgetok.kernels_cpu.launch_linear import (
 )
 
 MODULES = (
-    "quantise",
-    "matmul_q2",
-    "matmul_q3",
-    "matmul_q4",
-    "matmul_q8",
-    "matmul_float",
-    "matmul_exact",
+    "linear.quantise_activations",
+    "linear.q2",
+    "linear.q3",
+    "linear.q4",
+    "linear.q8",
+    "linear.float_rows",
+    "linear.exact",
 )
 SHAPES = [(1, 32), (5, 40), (7, 289), (33, 576), (50, 896), (19, 4130)]
 TOKENS = [1, 2, 3, 8, 9, 33]

@@ -11,26 +11,25 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.launch_linear import (
+from edgetok.kernels_cpu.linear.launch import (
     Activations,
     Floats,
     LinearWeight,
     Span,
     allocate_scratch,
     matmul_instruction,
-    modules_for,
     quantise_instruction,
 )
 from tests.kernels_cpu.test_matmul import Linear, _float, _int8
 
 MODULES = (
-    "quantise",
-    "matmul_q2",
-    "matmul_q3",
-    "matmul_q4",
-    "matmul_q8",
-    "matmul_float",
-    "matmul_exact",
+    "linear.quantise_activations",
+    "linear.q2",
+    "linear.q3",
+    "linear.q4",
+    "linear.q8",
+    "linear.float_rows",
+    "linear.exact",
 )
 
 
@@ -224,14 +223,3 @@ def test_activations_serve_one_format(kernels):
             assert qx.serves(weight) == (bits == other)
             assert not qx.serves(replace(weight, K=60))
             assert not qx.serves(replace(weight, group_size=64))
-
-
-def test_modules_for():
-    assert modules_for({4, 8, 16}) == (
-        "embed",
-        "matmul_float",
-        "matmul_q4",
-        "matmul_q8",
-        "quantise",
-    )
-    assert "matmul_exact" in modules_for([2], exact=True)

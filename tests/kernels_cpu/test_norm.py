@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import launch_elementwise as launch
-from edgetok.kernels_cpu import launch_program, reference
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu.elementwise import launch
+from edgetok.kernels_cpu.program import tables as launch_program
 
 SIZES = [1, 3, 16, 24, 63, 64, 72, 80, 128, 200, 257, 2048]
 

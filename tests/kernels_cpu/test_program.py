@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu import launch_elementwise, launch_program
-from edgetok.kernels_cpu.abi import INSTR_SLOTS
-from edgetok.kernels_cpu.launch_program import (
+from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
+from edgetok.kernels_cpu.program import tables as launch_program
+from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
+from edgetok.kernels_cpu.program.tables import (
     LINE,
     PROGRAM_FIRST,
     PROGRAM_PHASES,

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import launch_linear, reference
-from edgetok.kernels_cpu import linear_layout as layout
-from edgetok.kernels_cpu.launch_linear import Activations, Floats, quantise_instruction
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu.linear import launch as launch_linear
+from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.linear.launch import Activations, Floats, quantise_instruction
 
-MODULES = ("quantise",)
+MODULES = ("linear.quantise_activations",)
 
 
 def _read(qx, tokens, vector_bytes):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu import launch_elementwise as launch
-from edgetok.kernels_cpu import launch_program, reference
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu.elementwise import launch
+from edgetok.kernels_cpu.program import tables as launch_program
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetok.errors import OptionError
-from edgetok.kernels_cpu import isa
+from edgetok.kernels_cpu.simd import isa
 
 
 @pytest.mark.parametrize("name", isa.host_isas())

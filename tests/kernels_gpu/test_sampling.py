@@ -11,7 +11,7 @@ import torch
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.sampling import BLOCK, MOST, SamplingBuffers, sample
-from edgetok.text.sampling import SamplingOptions, candidates
+from edgetok.sampling.sampler import SamplingOptions, candidates
 
 
 def choose(buffers, options, share):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "models" / "training"
+RECIPE = ROOT / "training"
 FOLDER = ROOT / "models" / "default"
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetok.cache.policy import POLICIES
+from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.state import CacheState
 from edgetok.errors import SessionError
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.launch_attention import REC_APPEND, REC_USED
+from edgetok.kernels_cpu.attention.launch import REC_APPEND, REC_USED
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, inv_freq
-from edgetok.runtime.bounds import Bounds
-from edgetok.runtime.cache_state import CacheState
-from edgetok.runtime.compact_cache import CompactKVCache
+from edgetok.runtime.cpu.compact_cache import CompactKVCache
+from edgetok.runtime.cpu.sizes import Bounds
 
 D, KH = 16, 2
 SPEC = DecoderSpec(

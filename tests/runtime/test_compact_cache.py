@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetok.cache.policy import POLICIES
+from edgetok.cache.limits import CacheLimits, parse_bytes
+from edgetok.cache.policies.policy import POLICIES
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu import reference
 from edgetok.models import inv_freq
 from edgetok.runtime.backend import Interrupted
-from edgetok.runtime.bounds import bounds_for, cache_bytes
-from edgetok.runtime.cache_limits import CacheLimits, parse_bytes
-from edgetok.runtime.cpu_backend import CpuBackend
-from edgetok.runtime.kv_cache import EMPTY
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.kv_cache import EMPTY
+from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
 from tests import reference_decoder
 from tests.tiny import FAMILIES
 

@@ -20,10 +20,10 @@ from edgetok.errors import (
     UnsupportedError,
 )
 from edgetok.formats.layout import DATA_FILE, TensorFormat
-from edgetok.kernels_cpu.isa import host_isas
+from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.runtime.backend import Backend, Interrupted, KVCache
-from edgetok.runtime.cpu_backend import CpuBackend
-from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import forward
 from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference
@@ -298,7 +298,7 @@ def tiny_format(bits):
 _WARM = """
 import sys, numpy as np
 from pathlib import Path
-from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.cpu.backend import CpuBackend
 backend = CpuBackend(sys.argv[1], threads=2, cache_dir=Path(sys.argv[2]))
 cache = backend.new_cache(16)
 backend.forward(cache, np.array([5, 6, 7], np.int32))
@@ -319,7 +319,7 @@ def test_a_warm_start_imports_no_compiler(tiny, open_backend, kernel_cache):
 _FORKED = """
 import os, sys, numpy as np
 from pathlib import Path
-from edgetok.runtime.cpu_backend import CpuBackend
+from edgetok.runtime.cpu.backend import CpuBackend
 backend = CpuBackend(sys.argv[1], threads=2, cache_dir=Path(sys.argv[2]))
 cache = backend.new_cache(64)
 tokens = np.arange(5, 25, dtype=np.int32)

@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
 from edgetok.kernels_gpu.device import Device
 from edgetok.runtime.backend import Backend, Draw, Interrupted, KVCache, SamplingBackend
-from edgetok.runtime.gpu_backend import GpuBackend
-from edgetok.text.sampling import SamplingOptions, candidates
+from edgetok.runtime.gpu.backend import GpuBackend
+from edgetok.sampling.sampler import SamplingOptions, candidates
 from tests.reference_decoder import forward
 from tests.tiny import FAMILIES, VOCAB_SIZE
 
@@ -116,7 +116,7 @@ def test_the_shipped_model_says_what_the_cpu_says(
     default_artefact, open_backend, kernel_cache, on_card
 ):
     """Greedy tokens; a step where the CPU's two best are within rounding may go either way."""
-    from edgetok.runtime.cpu_backend import CpuBackend
+    from edgetok.runtime.cpu.backend import CpuBackend
 
     count = 500 if on_card else 6
     ours = open_backend(default_artefact, block_tokens=64)
@@ -224,8 +224,8 @@ def test_damaged_weights_are_named(tiny, open_backend, tmp_path):
 def test_layers_shared_with_the_cpu(family, tiny, on_card, kernel_cache):
     """Any split gives the same answer: windows, a tied embedding, its scale and biases."""
     from edgetok.formats.artefact import open_artefact
-    from edgetok.runtime.cpu_backend import CpuBackend
-    from edgetok.runtime.gpu_memory import first_layers
+    from edgetok.runtime.cpu.backend import CpuBackend
+    from edgetok.runtime.gpu.placement import first_layers
 
     model = tiny(family, 16)
     expected = forward(model.spec, model.weights, TOKENS)

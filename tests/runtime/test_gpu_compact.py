@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 
+from edgetok.cache.limits import BoundedBackend, BoundedCache, CacheLimits
 from edgetok.kernels_gpu.device import Device
-from edgetok.runtime.cache_limits import BoundedBackend, BoundedCache, CacheLimits
-from edgetok.runtime.cpu_backend import CpuBackend
-from edgetok.runtime.gpu_backend import GpuBackend
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.gpu.backend import GpuBackend
 from tests.tiny import VOCAB_SIZE
 
 pytestmark = pytest.mark.gpu

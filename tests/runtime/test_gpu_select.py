@@ -12,11 +12,11 @@ pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 
 import torch
 
+from edgetok.cache.limits import CacheLimits
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_gpu import device as card
 from edgetok.kernels_gpu.device import Device
-from edgetok.runtime.cache_limits import CacheLimits
 from edgetok.runtime.select import RunOptions, load_backend
 from tests.fake import fake_model
 
@@ -86,7 +86,7 @@ def test_auto_says_why_not_when_asked(fake, open_with, options, reason):
 
 
 def _own_isa():
-    from edgetok.kernels_cpu import isa
+    from edgetok.kernels_cpu.simd import isa
 
     return isa.choose(None).name
 
@@ -99,8 +99,8 @@ def test_too_little_memory_offers_layers_that_fit(fake, open_with):
         note = open_with(gpu_layers=layers, device="cuda")[1]
         assert note.startswith(f"{layers} of 3 layers on")
         needs.append(note)
-    from edgetok.runtime.gpu_backend import plan_options
-    from edgetok.runtime.gpu_memory import place
+    from edgetok.runtime.gpu.backend import plan_options
+    from edgetok.runtime.gpu.placement import place
 
     with open_artefact(open_with()[0]._artefact.folder) as artefact:
         wanted = [

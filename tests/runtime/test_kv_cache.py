@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import OptionError
-from edgetok.kernels_cpu.launch_attention import (
+from edgetok.kernels_cpu.attention.launch import (
     EMPTY,
     REC_APPEND,
     REC_CHUNK,
@@ -18,7 +18,7 @@ from edgetok.kernels_cpu.launch_attention import (
     SLOT_TILE,
 )
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.runtime.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.kv_cache import CpuKVCache
 
 
 def spec(*windows):

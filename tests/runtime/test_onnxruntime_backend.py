@@ -18,7 +18,7 @@ from edgetok.formats.layout import DATA_FILE, GRAPH_FILE, TensorFormat
 from edgetok.formats.manifest import write_manifest
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.runtime.backend import Backend, Interrupted, KVCache
-from edgetok.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import forward
 from tests.rtn_artefact import Arrays, random_tensors, uniform_formats, write_artefact
 

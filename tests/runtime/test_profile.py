@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from edgetok.runtime.cpu_backend import CpuBackend
-from edgetok.runtime.profile import WAITING, profile_steps
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.profile import WAITING, profile_steps
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from edgetok.errors import EdgetokError
-from edgetok.kernels_cpu import isa, launch_elementwise, loader
-from edgetok.kernels_cpu.abi import CTX_SLOTS
-from edgetok.runtime.team import Program, Team
+from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.simd import isa
+from edgetok.runtime.cpu.team import Program, Team
 
 TOKENS, SIZE = 6, 32
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ArtefactError, OptionError
-from edgetok.text.sampling import Sampler, SamplingOptions, candidates
+from edgetok.sampling.sampler import Sampler, SamplingOptions, candidates
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 

@@ -366,7 +366,7 @@ def random_list(rng: random.Random, depth: int) -> str:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_programs_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetok.text.budget.MAX_SECONDS", 0.05)
+    monkeypatch.setattr("edgetok.text.template_budget.MAX_SECONDS", 0.05)
     rng = random.Random(seed)
     start = "{% set n = namespace(t='ax', l=[1, 'x']) %}"
     source = start + "".join(random_program(rng) for _ in range(6))

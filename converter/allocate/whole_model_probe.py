@@ -1,0 +1,82 @@
+"""The whole model rounded to nearest at several widths, beside the original: KL of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgetok.converter.calibrate.calibration_text import Tokens
+from edgetok.converter.calibrate.compare import head_agreement
+from edgetok.converter.calibrate.original_model import STAGES, Original, gather_rows
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Progress
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.round_to_nearest import fits_float16_scales
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+
+PROBE_BITS = (2, 3, 4, 8)
+PROBE_GROUP = 32
+PROBE_HEAD = (8, PROBE_GROUP)  # of the head and the embedding
+
+_PROBE_TOKENS = 2048
+
+Floats = npt.NDArray[np.float32]
+
+
+def probe(
+    weights: CanonicalWeights,
+    windows: Tokens,
+    options: ConvertOptions,
+    progress: Progress,
+    threads: int,
+) -> list[float]:
+    """KL of the whole model rounded to nearest at each of `PROBE_BITS`, the head at 8 bits.
+
+    Returns:
+        Nats, one for each width.
+    """
+    spec = weights.family.spec
+    windows = windows[: max(1, _PROBE_TOKENS // windows.shape[1])]
+    progress.begin("Probing the whole model", spec.num_layers + len(PROBE_BITS))
+    original = Original(weights)
+
+    def rounded(values: Floats, bits: int) -> Tensor:
+        if not fits_float16_scales(float(np.abs(values).max()), bits):
+            return torch.from_numpy(values)
+        found = rtn.quantise(
+            values, bits, PROBE_GROUP, symmetric=options.symmetric, threads=threads
+        )
+        return torch.from_numpy(found.dequantise())
+
+    theirs = original.embed(windows)
+    first = original.embed(
+        windows,
+        lambda tokens: rounded(
+            gather_rows(weights.pieces("embed_tokens.weight"), tokens).numpy(), PROBE_HEAD[0]
+        ),
+    )
+    ours = dict.fromkeys(PROBE_BITS, first)
+    for index in range(spec.num_layers):
+        with original.block(index) as block:
+            theirs = block(theirs)
+            exact = {name: block.get(name + ".weight") for stage in STAGES for name in stage}
+            for bits in PROBE_BITS:
+                for name, weight in exact.items():
+                    block.set(name + ".weight", rounded(weight.numpy(), bits))
+                ours[bits] = block(ours[bits])
+        progress.advance()
+    norm = torch.from_numpy(weights.tensor("final_norm.weight"))
+    targets = torch.from_numpy(windows[:, 1:].copy()).reshape(-1)
+    states = original.final_norm(theirs, norm)[:, :-1].flatten(0, 1)
+    found = []
+    for hidden in ours.values():
+        head = (rounded(piece, PROBE_HEAD[0]).numpy() for piece in weights.pieces("lm_head.weight"))
+        moved = original.final_norm(hidden, norm)[:, :-1].flatten(0, 1)
+        agreement = head_agreement(
+            states, moved, weights.pieces("lm_head.weight"), head, targets, spec
+        )
+        found.append(agreement.kl)
+        progress.advance()
+    return found

@@ -1,0 +1,1 @@
+"""Calibration text and the original model, one decoder block at a time."""

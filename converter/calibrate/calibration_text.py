@@ -1,0 +1,203 @@
+"""Calibration text and its token windows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.allocate.target import REFERENCE_TOKENS
+from edgetok.converter.options import ConvertOptions, learns_whole
+from edgetok.converter.progress import Progress
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.write.assets import TOKENIZER_FILE
+from edgetok.converter.write.workspace import Workspace, write_durably
+from edgetok.errors import CheckpointError, OptionError
+
+Tokens = npt.NDArray[np.int64]
+
+_MAX_TEXT_BYTES = 64 << 20
+# Of the windows that are calibrated on: a model of which its own text is but one side (the default
+# model writes dialogues, and is asked for stories) lost a tenth less with half of another kind.
+_OWN_SHARE = 0.5
+_MOST_OWN = 1024  # windows that a model writes
+
+
+def calibration_text(options: ConvertOptions) -> str:
+    """The user's text, or the one that ships with edgetok.
+
+    Raises:
+        OptionError: the user's file cannot be read as UTF-8 text, or is empty.
+    """
+    path = options.calibration
+    if path is None:
+        return (files("edgetok.converter.calibrate") / "calibration.txt").read_text(
+            encoding="utf-8"
+        )
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise OptionError(f"--calibration {path}: more than {_MAX_TEXT_BYTES:,} bytes")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"--calibration {path}: no UTF-8 text: {error}") from error
+    except OSError as error:
+        raise OptionError(f"--calibration {path}: cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise OptionError(f"--calibration {path}: is empty")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The token windows of a conversion.
+
+    Attributes:
+        learned: [n, T] what may be calibrated on.
+        held_out: [m, T] what the result is compared with the original on.
+        notes: for the report.
+        more: [k, T] what only `tune` learns from.
+    """
+
+    learned: Tokens
+    held_out: Tokens
+    notes: tuple[str, ...] = ()
+    more: Tokens | None = None
+
+    def calibration(self, options: ConvertOptions) -> Tokens:
+        """As many windows as are wanted, spread over all that may be calibrated on."""
+        wanted = min(options.calibration_windows, len(self.learned))
+        return self.learned[spread(len(self.learned), wanted)]
+
+    def tuned(self) -> Tokens:
+        """All that may be learned from."""
+        return self.learned if self.more is None else np.concatenate([self.learned, self.more])
+
+
+def texts_of(
+    weights: CanonicalWeights,
+    options: ConvertOptions,
+    workspace: Workspace,
+    progress: Progress,
+    *,
+    calibrates: bool,
+) -> Texts:
+    """The user's text; or else one that the model writes, kept beside the journal.
+
+    It is compared with the original on its own text alone, and calibrated on the shipped one too.
+
+    Args:
+        weights: the original's.
+        options: of the conversion.
+        workspace: with the tokenizer.
+        progress: told while the model writes.
+        calibrates: whether text is needed for more than a comparison.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it belongs to another model.
+        OptionError: the user's file cannot be read as UTF-8 text, or is empty.
+        OutputError: a write failed.
+    """
+    spec = weights.family.spec
+    length = min(options.window_tokens, spec.context_tokens)
+    given = token_windows(
+        calibration_text(options), workspace.artefact, length, spec.vocab_size, spec.bos_token
+    )
+    if options.calibration is not None or "write" in options.without:
+        return Texts(*split_windows(given))
+    from edgetok.converter.calibrate import self_generated_text as written
+
+    if weights.parameters > written.MOST_WEIGHTS:
+        note = (
+            "calibrated and compared on the text that ships: writing its own takes models of up "
+            f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
+        )
+        return Texts(*split_windows(given), (note,))
+    held_out = -(-(options.reference_tokens or REFERENCE_TOKENS) // (length - 1))
+    wanted = options.calibration_windows * (2 if options.method == "auto" else 1)
+    own = math.ceil(_OWN_SHARE * wanted) if calibrates else 0
+    # A code that learns needs to be told more often than a scale.
+    refine = options.refinement(weights.parameters) if calibrates else 0
+    more = max(0, min(refine, _MOST_OWN) - own) if learns_whole(weights.parameters) else 0
+    path = workspace.folder / "written.i32"
+    if not workspace.done("write"):
+        shape = (held_out + own + more, length)
+        openings = written.openings_of(spec, workspace.artefact, given)
+        found = written.write(weights, openings, shape, progress)
+        write_durably(path, found.astype(np.int32).tobytes())
+        workspace.finish("write", {})
+    tokens = np.fromfile(path, np.int32).reshape(-1, length).astype(np.int64)
+    learned = tokens[held_out : held_out + own] if calibrates else tokens
+    further = tokens[held_out + own :]
+    chosen = spread(len(given), min(wanted - own, len(given)))
+    if given.shape[1] == length:
+        learned = np.concatenate([learned, given[chosen]])
+        rest = np.delete(given, chosen, axis=0)
+        further = np.concatenate([further, rest[spread(len(rest), min(more, len(rest)))]])
+    return Texts(learned, tokens[:held_out], more=further if more else None)
+
+
+def token_windows(
+    text: str, artefact: Path, window_tokens: int, vocab_size: int, bos_token: int | None
+) -> Tokens:
+    """Cut a text into windows of equal length, each beginning as a text begins.
+
+    Args:
+        text: any.
+        artefact: the folder with `tokenizer.json`.
+        window_tokens: length of a window.
+        vocab_size: the model's number of logits.
+        bos_token: stands before each window where the tokenizer puts it before a text.
+
+    Returns:
+        [windows, window_tokens] int64. A text shorter than a window gives one shorter window.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or the text gives fewer than two tokens.
+    """
+    import tokenizers
+
+    path = artefact / TOKENIZER_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"calibration needs a {TOKENIZER_FILE} in the checkpoint; add it or use --method rtn"
+        )
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    with_bos = bos_token is not None and tokenizer.encode("a").ids[:1] == [bos_token]
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    ids = ids[ids < vocab_size]
+    if len(ids) < 2:
+        raise CheckpointError(
+            f"{TOKENIZER_FILE}: the calibration text gives {len(ids)} tokens; this tokenizer "
+            "belongs to another model"
+        )
+    body = min(window_tokens - with_bos, len(ids))
+    count = len(ids) // body
+    windows = ids[: count * body].reshape(count, body)
+    if with_bos:
+        windows = np.concatenate([np.full((count, 1), bos_token), windows], axis=1)
+    return windows
+
+
+def split_windows(windows: Tokens) -> tuple[Tokens, Tokens]:
+    """Windows to calibrate on, and others to compare on: one in eight, but at least one.
+
+    Where there is only one window in all, it serves for both.
+
+    Args:
+        windows: [windows, T].
+    """
+    if len(windows) == 1:
+        return windows, windows
+    held_out = spread(len(windows), max(1, len(windows) // 8))
+    return np.delete(windows, held_out, axis=0), windows[held_out]
+
+
+def spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
+    """`wanted` of `count` indices, evenly spread."""
+    return ((2 * np.arange(wanted) + 1) * count // (2 * wanted)).astype(np.int64)

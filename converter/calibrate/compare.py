@@ -1,0 +1,156 @@
+"""How far the artefact is from the original: both run side by side, a block at a time.
+
+The artefact's weights are read back from the file that was written, so that packing is part of what
+is measured. The output head is applied a few thousand tokens of the vocabulary at a time, with
+running sums; logits are never all in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgetok.converter.calibrate.calibration_text import Tokens
+from edgetok.converter.calibrate.original_model import Original, gather_rows
+from edgetok.converter.card.report import Agreement
+from edgetok.converter.progress import Progress
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.write.written_weights import WrittenWeights
+from edgetok.models.spec import DecoderSpec
+
+Floats = npt.NDArray[np.float32]
+
+_HEAD_ROWS = 4096
+
+
+def compare(
+    weights: CanonicalWeights, written: WrittenWeights, windows: Tokens, progress: Progress
+) -> Agreement:
+    """Run the original and the artefact's weights over the same text.
+
+    Args:
+        weights: the original's.
+        written: the artefact's.
+        windows: [B, T] token ids, T at least 2.
+        progress: told of each block.
+    """
+    spec = weights.family.spec
+    original = Original(weights)
+    progress.begin("Comparing with the original", spec.num_layers + 1)
+    ours = original.embed(
+        windows, lambda tokens: gather_rows(written.pieces("embed_tokens.weight"), tokens)
+    )
+    theirs = original.embed(windows)
+    for index in range(spec.num_layers):
+        with original.block(index) as block:
+            theirs = block(theirs)
+            for name in block.names:
+                block.set(name, torch.from_numpy(written.tensor(f"layers.{index}.{name}")))
+            ours = block(ours)
+        progress.advance()
+    states = [
+        original.final_norm(hidden, torch.from_numpy(source.tensor("final_norm.weight")))[:, :-1]
+        for hidden, source in ((theirs, weights), (ours, written))
+    ]
+    targets = torch.from_numpy(windows[:, 1:].copy()).reshape(-1)
+    agreement = head_agreement(
+        states[0].flatten(0, 1),
+        states[1].flatten(0, 1),
+        weights.pieces("lm_head.weight"),
+        written.pieces("lm_head.weight"),
+        targets,
+        spec,
+    )
+    progress.advance()
+    return agreement
+
+
+def head_agreement(
+    theirs: Tensor,
+    ours: Tensor,
+    their_head: Iterator[Floats],
+    our_head: Iterator[Floats],
+    targets: Tensor,
+    spec: DecoderSpec,
+) -> Agreement:
+    """Compare two models' next-token distributions.
+
+    Args:
+        theirs: [n, hidden_size] the original's states after the last norm.
+        ours: [n, hidden_size] the artefact's.
+        their_head: the original's head, some rows at a time.
+        our_head: the artefact's, likewise.
+        targets: [n] the tokens that came next.
+        spec: for what is done to logits.
+    """
+    left, right = _Running(len(targets)), _Running(len(targets))
+    # sum over the vocabulary of exp(l - greatest l) * (l - r), l theirs and r ours
+    weighted = torch.zeros(len(targets), dtype=torch.float64)
+    first = 0
+    for their_rows, our_rows in _same_rows(their_head, our_head):
+        l_logits = head_logits(theirs, their_rows, spec)
+        r_logits = head_logits(ours, our_rows, spec)
+        before = left.greatest
+        left.add(l_logits, first, targets)
+        right.add(r_logits, first, targets)
+        weighted *= (before - left.greatest).exp()
+        share = (l_logits - left.greatest[:, None]).exp()
+        weighted += (share * (l_logits - r_logits)).sum(1)
+        first += len(their_rows)
+    kl = weighted / left.sum - left.log_sum() + right.log_sum()
+    return Agreement(
+        tokens=len(targets),
+        kl=max(0.0, float(kl.mean())),
+        perplexity=math.exp(float((right.log_sum() - right.target).mean())),
+        reference_perplexity=math.exp(float((left.log_sum() - left.target).mean())),
+        top1_agreement=float((left.likeliest == right.likeliest).double().mean()),
+    )
+
+
+class _Running:
+    """Softmax's normaliser, the likeliest token and the target's logit, a piece at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.greatest = torch.full((count,), -torch.inf, dtype=torch.float64)
+        self.sum = torch.zeros(count, dtype=torch.float64)
+        self.likeliest = torch.zeros(count, dtype=torch.int64)
+        self.target = torch.zeros(count, dtype=torch.float64)
+
+    def add(self, logits: Tensor, first: int, targets: Tensor) -> None:
+        value, at = logits.max(1)
+        self.likeliest = torch.where(value > self.greatest, at + first, self.likeliest)
+        greatest = torch.maximum(self.greatest, value)
+        self.sum *= (self.greatest - greatest).exp()
+        self.sum += (logits - greatest[:, None]).exp().sum(1)
+        self.greatest = greatest
+        here = (targets >= first) & (targets < first + logits.shape[1])
+        self.target[here] = logits[here, targets[here] - first]
+
+    def log_sum(self) -> Tensor:
+        return self.greatest + self.sum.log()
+
+
+def head_logits(states: Tensor, rows: Tensor, spec: DecoderSpec) -> Tensor:
+    """Logits [n, V] float64 of states [n, hidden_size] for some rows [V, hidden_size] of a head."""
+    logits = (states @ rows.T).double() * spec.logit_scale
+    if spec.logit_softcap:
+        logits = spec.logit_softcap * torch.tanh(logits / spec.logit_softcap)
+    return logits
+
+
+def _same_rows(left: Iterator[Floats], right: Iterator[Floats]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of two matrices, as many of each, however the two are cut."""
+    a = b = np.empty((0, 0), np.float32)
+    while True:
+        a = next(left, a) if not len(a) else a
+        b = next(right, b) if not len(b) else b
+        count = min(len(a), len(b), _HEAD_ROWS)
+        if not count:
+            return
+        yield torch.from_numpy(a[:count]), torch.from_numpy(b[:count])
+        a, b = a[count:], b[count:]

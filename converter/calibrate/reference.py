@@ -1,0 +1,65 @@
+"""The original checkpoint as a reference for evaluation: transformers, float32, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.read.source import resolve_source
+from edgetok.errors import CheckpointError, MissingExtraError
+
+
+class TransformersReference:
+    """Computes the original model's logits. Holds all its weights in memory."""
+
+    def __init__(self, source: str, *, revision: str | None = None, threads: int = 0) -> None:
+        """Load a checkpoint.
+
+        Args:
+            source: a Hugging Face model folder, or a hub id.
+            revision: of a hub repository.
+            threads: of torch; 0 leaves them as they are.
+
+        Raises:
+            CheckpointError: transformers cannot load it. Code that comes with a checkpoint is never
+                run.
+            MissingExtraError: torch or transformers are not installed.
+        """
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"comparing with the original needs {error.name}: pip install 'edgetok[convert]'"
+            ) from error
+        folder = resolve_source(source, revision)
+        if threads:
+            torch.set_num_threads(threads)
+        self._torch: Any = torch
+        try:
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+            ).eval()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
+
+    def logits(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Logits of a sequence, computed in one block without a cache.
+
+        Args:
+            ids: [T].
+
+        Returns:
+            [T, V] float32.
+        """
+        torch = self._torch
+        with torch.inference_mode():
+            rows = torch.from_numpy(np.asarray(ids, np.int64)[None])
+            found: npt.NDArray[np.float32] = self._model(rows, use_cache=False).logits[0].numpy()
+        return found

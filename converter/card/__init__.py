@@ -1,0 +1,1 @@
+"""The quality card: report.json and report.html."""

@@ -1,0 +1,1 @@
+"""An artefact's integers as a checkpoint for transformers and servers."""

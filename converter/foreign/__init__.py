@@ -1,0 +1,1 @@
+"""Models of families that edgetok does not know, through optimum's exporter."""

@@ -1,0 +1,172 @@
+"""Folding AWQ's scales into a decoder block: which layers share an input, and what makes it.
+
+    input_norm -> q_proj, k_proj, v_proj      pre_mlp_norm -> gate_proj, up_proj
+    rows of v_proj -> o_proj                  rows of up_proj -> down_proj
+
+Each leaves the block's function as it is, but for rounding to float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from edgetok.converter.calibrate.calibration_text import spread
+from edgetok.converter.calibrate.original_model import STAGES, Block
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.quantise import awq, gptq
+from edgetok.converter.quantise.recipe import Inputs, round_layers
+from edgetok.converter.write.data_file import TensorFormat
+from edgetok.models.spec import DecoderSpec
+
+_JUDGE_TOKENS = 4096
+_SEARCH_ROWS = 256
+_WORTH_A_TRIAL = 0.98  # a smaller gain when rounding to nearest is none after all steps
+_NORMS = {"q_proj": "input_norm", "gate_proj": "pre_mlp_norm"}
+
+
+def fold_block(
+    block: Block,
+    hidden: Tensor,
+    spec: DecoderSpec,
+    formats: Mapping[str, TensorFormat],
+    threads: int = 1,
+    *,
+    options: ConvertOptions | None = None,
+) -> list[str]:
+    """Search AWQ's scales for each stage of a block and fold them in.
+
+    Args:
+        block: materialised; its weights are replaced.
+        hidden: [B, T, hidden_size] its input.
+        spec: the decoder.
+        formats: of each matrix, by full canonical name.
+        threads: for rounding.
+        options: of the recipe whose further steps follow: scales are then searched on some of the
+            outputs, and kept only where, all steps done, they lower the error on tokens that the
+            search did not see. None: as the paper has it.
+
+    Returns:
+        Notes on what could not be folded.
+    """
+    notes = []
+    firsts = [stage[0] for stage in STAGES]
+    wanted = awq.SAMPLE_TOKENS
+    if options is not None:
+        wanted = _JUDGE_TOKENS
+        windows = min(len(hidden), -(-_JUDGE_TOKENS // hidden.shape[1]))
+        hidden = hidden[torch.from_numpy(spread(len(hidden), windows))]
+    tokens = hidden.shape[0] * hidden.shape[1]
+    samples = {name: awq.Sample(tokens, wanted) for name in firsts}
+    magnitudes = {name: awq.Magnitude(block.get(name + ".weight").shape[1]) for name in firsts}
+
+    def see(name: str, x: Tensor) -> None:
+        samples[name].add(x)
+        magnitudes[name].add(x)
+
+    block.observe(hidden, firsts, see)
+    share = functools.partial(
+        awq.share_across_queries,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+    )
+    for stage in STAGES:
+        forms = [formats[f"layers.{block.index}.{name}"] for name in stage]
+        if not all(form.quantised for form in forms):
+            notes.append(f"awq: {', '.join(stage)} not scaled where one of them is not quantised")
+            continue
+        if stage[0] in _NORMS and not spec.pre_norm:
+            notes.append(f"awq: {', '.join(stage)} not scaled: no norm stands before them")
+            continue
+        weights = [block.get(name + ".weight") for name in stage]
+        inputs = samples[stage[0]].inputs()
+        if options is not None:
+            weights = [_some_rows(weight) for weight in weights]
+        choice = awq.search_scales(
+            weights,
+            inputs[: awq.SAMPLE_TOKENS] if options is None else inputs[::4],
+            magnitudes[stage[0]].mean(),
+            [awq.rounder(f.bits, f.group_size, not f.zeros, threads) for f in forms],
+            share=share if stage[0] == "o_proj" else None,
+        )
+        if choice.alpha and options is not None:
+            if choice.loss > _WORTH_A_TRIAL * choice.identity_loss:
+                continue
+            candidates = (torch.ones_like(choice.scales), choice.scales)
+            losses = held_out_losses(weights, candidates, inputs, forms, options, threads)
+            if not losses[1] < losses[0]:
+                continue
+        if choice.alpha:
+            apply_scales(block, stage, choice.scales, spec)
+    return notes
+
+
+def held_out_losses(
+    weights: list[Tensor],
+    candidates: Sequence[Tensor],
+    inputs: Tensor,
+    forms: list[TensorFormat],
+    options: ConvertOptions,
+    threads: int = 1,
+) -> list[float]:
+    """What is left of the outputs' error on every fourth token when the others were calibrated on.
+
+    Args:
+        weights: [N_i, K] of each layer.
+        candidates: scales [K] that could be folded in.
+        inputs: [tokens, K].
+        forms: bits and group size of each.
+        options: whose steps round the weights.
+        threads: for rounding.
+
+    Returns:
+        For each candidate the sum over layers of |(round(W diag(s)) diag(1 / s) - W) x|^2.
+    """
+    held_out = torch.arange(len(inputs)) % 4 == 3
+    seen = gptq.Hessian(inputs.shape[1])
+    seen.add(inputs[~held_out])
+    hessian = seen.mean()
+    shared = Inputs(hessian, options)  # one factor serves all candidates
+    inverses = {form.group_size: shared.inverse(form.group_size) for form in forms}
+    losses = []
+    for scales in candidates:
+        found = round_layers(
+            [weight * scales for weight in weights],
+            (hessian / scales).div_(scales[:, None]),
+            forms,
+            options,
+            threads,
+            {group: inverse.folded(scales) for group, inverse in inverses.items()},
+        )
+        total = 0.0
+        for weight, layer in zip(weights, found, strict=True):
+            difference = torch.from_numpy(layer.dequantise()) / scales - weight
+            errors = inputs[held_out] @ difference.T
+            total += float(errors.square().sum(dtype=torch.float64))
+        losses.append(total)
+    return losses
+
+
+def _some_rows(weight: Tensor) -> Tensor:
+    """Rows spread over the whole matrix, in which scales are searched."""
+    return weight[:: -(-len(weight) // _SEARCH_ROWS)]
+
+
+def apply_scales(block: Block, stage: tuple[str, ...], scales: Tensor, spec: DecoderSpec) -> None:
+    """Multiply the inputs of a stage's layers by `scales` [K] and divide what makes them by it."""
+    for name in stage:
+        block.set(name + ".weight", block.get(name + ".weight") * scales)
+    if stage[0] in _NORMS:
+        norm = _NORMS[stage[0]] + ".weight"
+        block.set(norm, block.get(norm) / scales)
+        return
+    maker = "v_proj" if stage[0] == "o_proj" else "up_proj"
+    if maker == "v_proj":
+        scales = awq.rows_of_values(scales, spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    block.set(maker + ".weight", block.get(maker + ".weight") / scales[:, None])
+    if maker + ".bias" in block.names:
+        block.set(maker + ".bias", block.get(maker + ".bias") / scales)

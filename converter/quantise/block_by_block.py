@@ -1,0 +1,347 @@
+"""Conversion with calibration: block by block, each seeing what the quantised ones before it give.
+
+Within a block likewise: q, k and v first, then o, gate and up, and down. Activations between blocks
+are kept on the disk beside the journal, so that an interrupted run loses one block at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetok.converter.calibrate.calibration_text import Texts, Tokens
+from edgetok.converter.calibrate.original_model import STAGES, Block, Original
+from edgetok.converter.card.report import relative
+from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
+from edgetok.converter.progress import Progress
+from edgetok.converter.quantise import gptq
+from edgetok.converter.quantise import tensor_by_tensor as direct
+from edgetok.converter.quantise.awq import GroupProducts, Sample, quantise_clipped
+from edgetok.converter.quantise.awq_fold import fold_block
+from edgetok.converter.quantise.recipe import round_layers, rounder_of_ends
+from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantise.train_block import refine_block
+from edgetok.converter.quantise.train_model import tune
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.write.data_file import DataFile, TensorFormat
+from edgetok.converter.write.pack_codes import pack_linear
+from edgetok.converter.write.workspace import Workspace, write_durably
+from edgetok.converter.write.written_weights import WrittenWeights
+from edgetok.errors import CheckpointError
+from edgetok.formats.layout import Layout
+
+_ERROR_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every step of a calibrated conversion needs.
+
+    Attributes:
+        weights: of the checkpoint.
+        formats: of each matrix.
+        layout: of the data file.
+        options: of the conversion.
+        data: the data file.
+        threads: how many cores there are.
+    """
+
+    weights: CanonicalWeights
+    formats: Mapping[str, TensorFormat]
+    layout: Layout
+    options: ConvertOptions
+    data: DataFile
+    threads: int
+
+    @property
+    def refined_by_block(self) -> int:
+        """Over how many batches each block learns its codes: 0 where the whole model does."""
+        parameters = self.weights.parameters
+        return 0 if learns_whole(parameters) else self.options.refinement(parameters)
+
+
+class Observer(Protocol):
+    """Gathers a statistic of a layer's inputs."""
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+
+
+def convert_calibrated(
+    job: Job, texts: Texts, workspace: Workspace, progress: Progress
+) -> list[str]:
+    """Quantise with GPTQ, AWQ or the recipe; a journal line for each block.
+
+    Args:
+        job: the conversion.
+        texts: what to calibrate on.
+        workspace: where it is made.
+        progress: told of each block.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        CheckpointError: activations overflow.
+        OutputError: a write failed; what the journal promises is on the disk.
+    """
+    steps = direct.steps_of(job.weights.family.spec, job.layout)
+    done = sum(workspace.done(step) for step in steps)
+    unit = max(1, job.refined_by_block)  # batches, which take nearly all of a block's time
+    progress.begin(f"Quantising with {job.options.method}", unit * len(steps), unit * done)
+    original = Original(job.weights, short=True)
+    windows = texts.calibration(job.options)
+    hidden: Tensor | None = None
+    notes: list[str] = []
+    for step, modules in steps.items():
+        if not workspace.done(step):
+            if step.startswith("layers."):
+                index = int(step.removeprefix("layers."))
+                if hidden is None:
+                    hidden = _hidden_before(original, windows, index, workspace.folder)
+                with original.block(index) as block:
+                    result = quantise_block(block, hidden, job, progress)
+                    hidden = block(hidden)
+                _keep_hidden(hidden, index, workspace.folder)
+            else:
+                layers = direct.write_modules(
+                    job.weights,
+                    modules,
+                    job.formats,
+                    job.layout,
+                    job.data,
+                    job.threads,
+                    rounder_of_ends(job.options),
+                )
+                result = {"layers": layers}
+            job.data.sync()
+            workspace.finish(step, result)
+            if not (job.refined_by_block and step.startswith("layers.")):
+                progress.advance(unit)
+        notes += workspace.result(step).get("notes", [])
+    refined = [workspace.result(step).get("refined") for step in steps]
+    if any(refined):
+        before, after = np.mean([errors for errors in refined if errors], axis=0)
+        notes.append(
+            f"refine: a block's output errs by {after:.2%} on held-out text, {before:.2%} before"
+        )
+    if "tune" in job.options.steps:
+        notes += _tune(job, texts, workspace, progress)
+    return [
+        f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
+    ]
+
+
+def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> list[str]:
+    """Learn scales and norms, and write them over those in the data file; what to tell of it.
+
+    From all of the text: more of it costs no more steps.
+    They are kept beside the journal first: were they learned from what a killed run had written
+    over half of the file, they would be others.
+    """
+    if not learns_whole(job.weights.parameters):
+        return [
+            f"tune: left out, it takes models of up to {LEARNED_WHOLE / 1e6:.0f} million weights"
+        ]
+    path = workspace.folder / "tuned.bin"
+    if not workspace.done("tune"):
+        spec = job.weights.family.spec
+        written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
+        refine = job.options.refinement(job.weights.parameters)
+        tuned = tune(job.weights, written, texts.tuned(), progress, refine=refine)
+        write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
+        note = (
+            f"tune: KL on held-out calibration text {tuned.kl_before:.4f} -> {tuned.kl_after:.4f}"
+        )
+        if not tuned.tensors:
+            note += ", left as it was"
+        workspace.finish("tune", {"tensors": list(tuned.tensors), "note": note})
+    found = workspace.result("tune")
+    if not workspace.done("tuned"):
+        kept, offset = path.read_bytes(), 0
+        for name in found["tensors"]:
+            slot = job.layout.tensors[name]
+            values = np.frombuffer(kept[offset : offset + slot.nbytes], np.dtype(slot.dtype))
+            job.data.write(name, values.reshape(slot.shape))
+            offset += slot.nbytes
+        job.data.sync()
+        workspace.finish("tuned", {})
+    return [found["note"]]
+
+
+def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -> dict[str, Any]:
+    """Quantise and write one block; afterwards it computes with the weights that were written.
+
+    Args:
+        block: materialised; its weights are replaced.
+        hidden: [B, T, hidden_size] its input.
+        job: the conversion.
+        progress: told of each batch that the block is refined over.
+
+    Returns:
+        What the journal keeps: fields of `LayerReport`s, notes, and where codes learned the errors
+        of the block's output before and after.
+    """
+    layer = f"layers.{block.index}."
+    notes = []
+    wanted = block(hidden) if job.refined_by_block else None
+    if "fold" in job.options.steps:
+        notes = fold_block(
+            block,
+            hidden,
+            job.weights.family.spec,
+            job.formats,
+            job.threads,
+            options=job.options if job.options.method == "auto" else None,
+        )
+    errors = []
+    rounded: dict[str, Quantised] = {}
+    for stage in STAGES:
+        sample, found = _round_stage(block, hidden, stage, job)
+        for name in stage:
+            form = job.formats[layer + name]
+            weight = block.get(name + ".weight")
+            if name in found:
+                written = _write_quantised(job, layer + name, found[name], form)
+            else:
+                written = _write_plain(job, layer + name, weight, form)
+            block.set(name + ".weight", written)
+            errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
+        rounded |= found
+    refined = None
+    if wanted is not None and rounded:
+        refined = _refine(block, hidden, wanted, rounded, job, progress)
+    written_above = {f"{name}.weight" for stage in STAGES for name in stage}
+    for name in block.names:
+        if name not in written_above:
+            job.data.write(layer + name, block.get(name).numpy())
+    return {"layers": errors, "notes": notes, "refined": refined}
+
+
+def _refine(
+    block: Block,
+    hidden: Tensor,
+    wanted: Tensor,
+    rounded: Mapping[str, Quantised],
+    job: Job,
+    progress: Progress,
+) -> tuple[float, float]:
+    """Learn a block's codes and scales, and write them over the others; its error before, after."""
+    refined = refine_block(
+        block, hidden, wanted, rounded, steps=job.refined_by_block, advance=progress.advance
+    )
+    for name, found in refined.layers.items():
+        module = f"layers.{block.index}.{name}"
+        block.set(name + ".weight", _write_quantised(job, module, found, job.formats[module]))
+    return refined.error_before, refined.error_after
+
+
+def _round_stage(
+    block: Block, hidden: Tensor, stage: tuple[str, ...], job: Job
+) -> tuple[Sample, dict[str, Quantised]]:
+    """Inputs of a stage's layers, and what those become that are to be quantised."""
+    forms = {name: job.formats[f"layers.{block.index}.{name}"] for name in stage}
+    forms = {name: form for name, form in forms.items() if form.quantised}
+    inputs = block.get(stage[0] + ".weight").shape[1]
+    sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
+    if not forms:
+        _observe(block, hidden, stage[0], sample)
+        return sample, {}
+    weights = [block.get(name + ".weight") for name in forms]
+    if job.options.method == "awq":
+        products = {
+            form.group_size: GroupProducts(inputs, form.group_size) for form in forms.values()
+        }
+        _observe(block, hidden, stage[0], sample, *products.values())
+        found = [
+            quantise_clipped(
+                weight,
+                products[form.group_size].total(),
+                form.bits,
+                form.group_size,
+                symmetric=not form.zeros,
+                threads=job.threads,
+            )
+            for weight, form in zip(weights, forms.values(), strict=True)
+        ]
+    else:
+        hessian = gptq.Hessian(inputs)
+        _observe(block, hidden, stage[0], sample, hessian)
+        found = round_layers(
+            weights, hessian.mean(), list(forms.values()), job.options, job.threads
+        )
+    return sample, dict(zip(forms, found, strict=True))
+
+
+def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:
+    def see(_: str, x: Tensor) -> None:
+        for observer in observers:
+            observer.add(x)
+
+    block.observe(hidden, (linear,), see)
+
+
+def _write_quantised(job: Job, name: str, found: Quantised, form: TensorFormat) -> Tensor:
+    """Write codes, scales and zero points; the weights that they stand for."""
+    for suffix, values in pack_linear(found.codes, found.scales, found.zeros, form).items():
+        job.data.write(name + suffix, values)
+    return torch.from_numpy(found.dequantise())
+
+
+def _write_plain(job: Job, name: str, weight: Tensor, form: TensorFormat) -> Tensor:
+    """Write a matrix that is not quantised; the weights as stored."""
+    stored = weight.numpy().astype(np.float16 if form.bits == 16 else np.float32)
+    job.data.write(name + ".weight", stored)
+    return torch.from_numpy(stored.astype(np.float32))
+
+
+def _errors(
+    name: str, bits: int, weight: Tensor, written: Tensor, inputs: Tensor
+) -> dict[str, Any]:
+    difference = written - weight
+    return {
+        "name": name,
+        "bits": bits,
+        "weight_error": relative(_energy(difference), _energy(weight)),
+        "output_error": relative(_energy(inputs @ difference.T), _energy(inputs @ weight.T)),
+    }
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+def _hidden_before(original: Original, windows: Tokens, index: int, folder: Path) -> Tensor:
+    """The input of block `index`: embedded tokens, or what the block before it left."""
+    hidden = original.embed(windows)
+    if index == 0:
+        return hidden
+    path = _hidden_path(folder, index - 1)
+    kept = np.fromfile(path, np.float32)
+    if kept.size != hidden.numel():
+        raise CheckpointError(
+            f"{path}: {kept.size:,} activations, expected {hidden.numel():,}; remove "
+            f"{path.parent} and convert again"
+        )
+    return torch.from_numpy(kept).reshape(hidden.shape).clone()
+
+
+def _keep_hidden(hidden: Tensor, index: int, folder: Path) -> None:
+    if not bool(torch.isfinite(hidden).all()):
+        raise CheckpointError(
+            f"layers.{index}: its output is NaN or Inf on the calibration text; the checkpoint is "
+            "damaged or its activations overflow float32"
+        )
+    write_durably(_hidden_path(folder, index), hidden.contiguous().numpy().data)
+
+
+def _hidden_path(folder: Path, index: int) -> Path:
+    # Two by turns: the one before is whole until the journal names the next.
+    return folder / f"hidden-{index % 2}.f32"

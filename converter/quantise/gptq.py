@@ -1,0 +1,374 @@
+"""GPTQ: round one input at a time and let those not yet rounded make up for the error.
+
+For a layer with inputs X (one column a token), H = 2 X X^T; after input q is rounded,
+
+    w_rest -= (w_q - w'_q) / [H^-1]_qq * [H^-1]_q,rest
+
+which the Cholesky factor U of H^-1 = U^T U gives for all inputs at once (and that is the inverse of
+the upper R of H = R R^T, so H itself need not be inverted). The order of the inputs
+matters; to need no gather when the model runs, inputs may only change places within their group of
+`group_size` and groups as a whole. Scales and zero points come from the group's weights as they are
+when its turn comes: by then these have taken over other weights' errors and spread, so a narrower
+span that clips a few is often better than their least and greatest, above all at 2 bits.
+
+Source: arXiv 2210.17323, sections 3.2-3.4, and the search for a span in the authors' code (`mse`);
+order within and among groups: arXiv 2505.14638, 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgetok.converter.options import Order
+from edgetok.converter.quantise import inner_loops as rounding
+from edgetok.converter.quantise.inner_loops import Reals
+from edgetok.converter.quantise.round_to_nearest import Quantised, float16_scales, grid
+from edgetok.errors import CheckpointError
+
+_BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
+_STRIPE_INPUTS = 1024
+_SMALL_INPUTS = 128
+_MOST_DAMPING = 10.0
+_SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
+_THOROUGH_SPANS = tuple(1.05 - 0.04 * i for i in range(18))
+_REFITS = 2
+
+
+class Hessian:
+    """2 X X^T / tokens of one layer's inputs, gathered a batch at a time in float32.
+
+    Attributes:
+        tokens: how many inputs were seen.
+    """
+
+    def __init__(self, inputs: int) -> None:
+        self._sum = torch.zeros(inputs, inputs)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """See inputs [tokens, K]."""
+        # The lower triangle alone, in stripes: it is symmetric.
+        for first in range(0, x.shape[1], _STRIPE_INPUTS):
+            end = first + _STRIPE_INPUTS
+            self._sum[first:end, :end].addmm_(x[:, first:end].T, x[:, :end], alpha=2.0)
+        self.tokens += len(x)
+
+    def mean(self) -> Tensor:
+        """[K, K] float32; the sum itself is given up."""
+        total = self._sum.div_(max(self.tokens, 1))
+        self._sum = torch.empty(0)
+        for first in range(0, len(total), _STRIPE_INPUTS):
+            end = first + _STRIPE_INPUTS
+            total[:first, first:end] = total[first:end, :first].T
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """What GPTQ needs of a Hessian; layers with the same input share one.
+
+    Attributes:
+        groups: inputs of each group in the order in which they are rounded, groups likewise.
+        factor: [K, K] upper Cholesky factor of the inverse, rows and columns in that order.
+        damping: share of the mean diagonal that was added.
+    """
+
+    groups: tuple[Tensor, ...]
+    factor: Tensor
+    damping: float
+
+    def folded(self, scales: Tensor) -> Inverse:
+        """Where weights are multiplied by `scales` [K] and inputs divided: in the same order."""
+        return Inverse(self.groups, self.factor * scales[torch.cat(self.groups)], self.damping)
+
+
+def order_inputs(diagonal: Tensor, group_size: int, order: Order) -> tuple[Tensor, ...]:
+    """Inputs of each group, in the order in which they are rounded.
+
+    Args:
+        diagonal: [K] of the Hessian.
+        group_size: inputs that share a scale.
+        order: "group_aware": falling by diagonal within a group, groups falling by their mean;
+            "plain": as they stand.
+    """
+    K = len(diagonal)
+    groups = tuple(
+        torch.arange(first, min(first + group_size, K)) for first in range(0, K, group_size)
+    )
+    if order == "plain":
+        return groups
+    inside = [group[diagonal[group].argsort(descending=True, stable=True)] for group in groups]
+    mass = torch.stack([diagonal[group].mean() for group in groups])
+    return tuple(inside[int(i)] for i in mass.argsort(descending=True, stable=True))
+
+
+def invert(hessian: Tensor, group_size: int, *, damping: float, order: Order) -> Inverse:
+    """Order the inputs and factor the inverse of the damped Hessian.
+
+    Inputs that calibration never activated count as much as others do on average: they are rounded
+    to nearest like them, and nothing else is changed for them.
+
+    Args:
+        hessian: [K, K] float32 or float64; overwritten.
+        group_size: inputs that share a scale.
+        damping: share of the mean diagonal that is added; ten times as much, up to ten, where
+            rounding leaves the matrix indefinite nonetheless.
+        order: see `order_inputs`.
+
+    Raises:
+        CheckpointError: the Hessian holds NaN or Inf.
+    """
+    diagonal = hessian.diagonal()
+    if not bool(torch.isfinite(diagonal).all()):
+        raise CheckpointError(
+            "calibration: activations are NaN or Inf; the checkpoint is damaged or its weights "
+            "overflow float32"
+        )
+    groups = order_inputs(diagonal, group_size, order)
+    live = diagonal[diagonal > 0]
+    diagonal[diagonal == 0] = live.mean() if len(live) else 1.0
+    backwards = torch.cat(groups).flip(0)
+    hessian = hessian[backwards][:, backwards]
+    mean = hessian.diagonal().mean()
+    added = 0.0
+    while True:
+        hessian.diagonal().add_((damping - added) * mean)
+        added = damping
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed:
+            _invert_lower(lower)
+            return Inverse(groups, lower.flip(0, 1), damping)
+        if damping >= _MOST_DAMPING:
+            raise CheckpointError("calibration: the Hessian cannot be inverted; use --method awq")
+        damping *= 10
+
+
+def _invert_lower(lower: Tensor) -> None:
+    """Invert a lower triangular matrix [K, K] in place, by halves."""
+    half = len(lower) // 2
+    if half < _SMALL_INPUTS:
+        one = torch.eye(len(lower), dtype=lower.dtype)
+        lower.copy_(torch.linalg.solve_triangular(lower, one, upper=False))
+        return
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_lower(first)
+    _invert_lower(last)
+    below.copy_(-(last @ (below @ first)))
+
+
+def invert_diagonal(hessian: Tensor, group_size: int, *, damping: float) -> Inverse:
+    """An `Inverse` of the diagonal alone: weights are then rounded to nearest, inputs weighted.
+
+    Args:
+        hessian: [K, K] float32 or float64.
+        group_size: inputs that share a scale.
+        damping: share of the mean diagonal that is added.
+    """
+    diagonal = hessian.diagonal()
+    damped = diagonal + damping * diagonal.mean() + torch.finfo(diagonal.dtype).tiny
+    return Inverse(order_inputs(diagonal, group_size, "plain"), torch.diag(damped.rsqrt()), damping)
+
+
+def quantise(
+    weight: Tensor,
+    inverse: Inverse,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = False,
+    threads: int = 1,
+    thorough: bool = False,
+) -> Quantised:
+    """Round a layer's weights by GPTQ.
+
+    Args:
+        weight: [N, K], of the dtype of `inverse.factor`, in which all is computed.
+        inverse: of the layer's inputs.
+        bits: 2 to 8.
+        group_size: as `inverse` was made with.
+        symmetric: no zero points.
+        threads: how many chunks of outputs, which do not depend on each other, are rounded at once.
+        thorough: try more spans and zero points for each group, and refit scales.
+    """
+    N, K = weight.shape
+    permutation = torch.cat(inverse.groups)
+    w = weight[:, permutation]
+    codes = np.empty((N, K), np.uint8)
+    scales = np.empty((N, len(inverse.groups)), np.float16)
+    zeros = np.empty((N, len(inverse.groups)), np.uint8)
+    done = 0
+    for block in _blocks_of(inverse.groups):
+        first, end = done, done + sum(len(group) for group in block)
+        values = w[:, first:end].contiguous().numpy()
+        factor = np.ascontiguousarray(inverse.factor[first:end, first:end].numpy())
+        errors = np.empty_like(values)
+        found = np.empty(values.shape, np.uint8)
+        for group in block:
+            g = int(group[0]) // group_size
+            inside = (done - first, done - first + len(group))
+            scale, zero = search_grid(
+                np.ascontiguousarray(values[:, slice(*inside)]),
+                factor.diagonal()[slice(*inside)] ** -2,
+                bits,
+                symmetric=symmetric,
+                threads=threads,
+                thorough=thorough,
+            )
+            scales[:, g], zeros[:, g] = scale, zero
+            _round_group(values, inside, factor, scale, zero, bits, found, errors, threads)
+            done += len(group)
+        codes[:, permutation[first:end].numpy()] = found
+        w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
+    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+
+
+def quantise_searched(
+    weight: npt.NDArray[np.float32],
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = False,
+    threads: int = 1,
+) -> Quantised:
+    """Round each weight to nearest, spans and zero points searched, all inputs alike.
+
+    Args:
+        weight: [N, K] float32.
+        bits: 2 to 8.
+        group_size: inputs that share a scale.
+        symmetric: no zero points.
+        threads: for rounding.
+    """
+    N, K = weight.shape
+    codes = np.empty((N, K), np.uint8)
+    scales = np.empty((N, -(-K // group_size)), np.float16)
+    zeros = np.empty(scales.shape, np.uint8)
+    for g, first in enumerate(range(0, K, group_size)):
+        group = np.ascontiguousarray(weight[:, first : first + group_size])
+        alike = np.ones(group.shape[1], np.float32)
+        scales[:, g], zeros[:, g] = search_grid(
+            group, alike, bits, symmetric=symmetric, threads=threads, thorough=True
+        )
+        scale = scales[:, g, None].astype(np.float32)
+        rounded = np.rint(group / scale) + zeros[:, g, None]
+        codes[:, first : first + group_size] = rounded.clip(0, (1 << bits) - 1)
+    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+
+
+def search_grid(
+    group: Reals,
+    importance: Reals,
+    bits: int,
+    *,
+    symmetric: bool,
+    threads: int = 1,
+    thorough: bool = False,
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    """Scale and zero point with the least sum of importance * (w - w')^2 when rounded to nearest.
+
+    Args:
+        group: [N, g] weights of one group.
+        importance: [g] of each input; in GPTQ the loss of an error in it is 1 / factor_jj^2.
+        bits: 2 to 8.
+        symmetric: no zero points.
+        threads: how many chunks of outputs are searched at once.
+        thorough: try the zero points beside each span's as well, and then the scale that is best
+            for the codes found, in closed form.
+
+    Returns:
+        [N] float16 scales and [N] uint8 zero points.
+    """
+    low, high = group.min(1).astype(np.float32), group.max(1).astype(np.float32)
+    spans = np.array(_THOROUGH_SPANS if thorough else _SPANS, np.float32)[:, None]
+    scales, zeros = grid(low * spans, high * spans, bits, symmetric=symmetric)
+    if thorough and not symmetric:
+        beside = [zeros, zeros - (zeros > 0), zeros + (zeros < (1 << bits) - 1)]
+        scales, zeros = np.concatenate([scales] * 3), np.concatenate(beside).astype(np.uint8)
+    scale, zero = _best(group, importance, scales, zeros, bits, threads)
+    for _ in range(_REFITS if thorough else 0):
+        refitted = np.empty(len(group), group.dtype)
+        wide, offset = scale.astype(group.dtype), zero.astype(group.dtype)
+        top = group.dtype.type((1 << bits) - 1)
+
+        def chunk(
+            rows: slice, out: Reals = refitted, s: Reals = wide, z: Reals = offset, t: Any = top
+        ) -> None:
+            rounding.refit(group[rows], importance, s[rows], z[rows], t, out[rows])
+
+        rounding.in_chunks(len(group), threads, chunk)
+        both = np.stack([scale, float16_scales(refitted.astype(np.float32))])
+        scale, zero = _best(group, importance, both, np.stack([zero, zero]), bits, threads)
+    return scale, zero
+
+
+def _best(
+    group: Reals,
+    importance: Reals,
+    scales: npt.NDArray[np.float16],
+    zeros: npt.NDArray[np.uint8],
+    bits: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+    """The best of some scales and zero points [candidates, N] for each output."""
+    best = np.zeros(len(group), np.int64)
+    wide, offset = scales.astype(group.dtype), zeros.astype(group.dtype)
+    top = group.dtype.type((1 << bits) - 1)
+
+    def chunk(rows: slice) -> None:
+        rounding.best_candidate(
+            group[rows],
+            importance,
+            np.ascontiguousarray(wide[:, rows]),
+            np.ascontiguousarray(offset[:, rows]),
+            top,
+            best[rows],
+        )
+
+    rounding.in_chunks(len(group), threads, chunk)
+    outputs = np.arange(len(group))
+    return scales[best, outputs], zeros[best, outputs]
+
+
+def _round_group(
+    values: Reals,
+    inside: tuple[int, int],
+    factor: Reals,
+    scale: npt.NDArray[np.float16],
+    zero: npt.NDArray[np.uint8],
+    bits: int,
+    codes: npt.NDArray[np.uint8],
+    errors: Reals,
+    threads: int,
+) -> None:
+    wide, offset = scale.astype(values.dtype), zero.astype(values.dtype)
+    top = values.dtype.type((1 << bits) - 1)
+
+    def chunk(rows: slice) -> None:
+        rounding.round_group(
+            values[rows],
+            *inside,
+            factor,
+            wide[rows],
+            offset[rows],
+            top,
+            codes[rows],
+            errors[rows],
+        )
+
+    rounding.in_chunks(len(values), threads, chunk)
+
+
+def _blocks_of(groups: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """Groups put together up to `_BLOCK_INPUTS` inputs."""
+    blocks: list[list[Tensor]] = [[]]
+    for group in groups:
+        if blocks[-1] and sum(len(g) for g in blocks[-1]) + len(group) > _BLOCK_INPUTS:
+            blocks.append([])
+        blocks[-1].append(group)
+    return blocks

@@ -1,0 +1,99 @@
+"""Codes and scales of one block learn to give what the original block gives.
+
+    least over codes q and scales s of  |block_q,s(x) - block(x)|^2,  w = (q - z) s
+
+where x comes from the quantised blocks before. All, half or a quarter of what was learned is taken,
+whichever errs least on windows that were not learned from, or nothing. For models whose whole does
+not fit in memory several times over; of others the whole learns (`quantise/train_model.py`).
+
+Source: arXiv 2309.05516 (AutoRound), 2004.10568 (AdaRound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from edgetok.converter.calibrate.original_model import Block
+from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantise.trainable_matrix import (
+    BATCH_TOKENS,
+    LearnedMatrix,
+    best_share,
+    learn,
+    mean_loss,
+    split,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What was learned.
+
+    Attributes:
+        layers: by canonical name without the block; empty where the block did not get better.
+        error_before: squared error of its output over squared output, on held-out windows.
+        error_after: likewise.
+    """
+
+    layers: dict[str, Quantised]
+    error_before: float
+    error_after: float
+
+
+def refine_block(
+    block: Block,
+    hidden: Tensor,
+    wanted: Tensor,
+    stored: Mapping[str, Quantised],
+    *,
+    steps: int,
+    advance: Callable[[], None],
+) -> Refined:
+    """Learn the codes and scales of one block's layers.
+
+    Args:
+        block: with the quantised weights in it; stays as it is.
+        hidden: [B, T, hidden_size] its input.
+        wanted: the same shape, what the original block makes of it.
+        stored: the layers that are quantised.
+        steps: how many batches.
+        advance: called after each.
+    """
+    matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}
+    given, judged = split(hidden)
+    batch = max(1, BATCH_TOKENS // hidden.shape[1])
+    size = float(wanted[given].square().mean())
+
+    def weights() -> dict[str, Tensor]:
+        return {name: matrix.weight() for name, matrix in matrices.items()}
+
+    def error(weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        found = block.with_weights(weights, hidden[chosen])
+        return (found - wanted[chosen]).square().mean() / size
+
+    @torch.no_grad()
+    def judge() -> float:
+        return mean_loss(partial(error, weights()), judged, batch)
+
+    before = judge()
+    learn(
+        matrices.values(),
+        (),
+        lambda chosen: error(weights(), chosen),
+        given,
+        steps=steps,
+        batch=batch,
+        advance=advance,
+    )
+    kept = {name: matrix.learned() for name, matrix in matrices.items()}
+
+    def take(share: float) -> dict[str, Quantised]:
+        return {name: matrix.take(kept[name], share) for name, matrix in matrices.items()}
+
+    layers, after = best_share(take, judge, before)
+    return Refined(layers or {}, before, after)

@@ -1,0 +1,206 @@
+"""Scales, norms and biases of the whole quantised model learn to predict what the original does.
+
+    least over scales s, vectors v and, if refined, codes q of  KL(p_original || p_quantised),
+    w = (q - z) s
+
+on the calibration text. Zero points stay, and the model has the same size; a wrong balance between
+layers, which no layer's own loss sees, is mended. Of what was learned all, half or a quarter is
+taken, whichever has the least KL on windows that were not learned from, or nothing: the less there
+is to mend, the more of what is learned holds for its text alone.
+
+Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: arXiv 2305.17888.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from edgetok.converter.calibrate.calibration_text import Tokens
+from edgetok.converter.calibrate.original_model import (
+    build_on_meta,
+    joined,
+    multiplies_bfloat16,
+    original_parameters,
+)
+from edgetok.converter.progress import Progress
+from edgetok.converter.quantise.trainable_matrix import (
+    BATCH_TOKENS,
+    Learned,
+    LearnedMatrix,
+    best_share,
+    learn,
+    mean_loss,
+    split,
+)
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.write.pack_codes import pack_linear
+from edgetok.converter.write.written_weights import WrittenWeights
+
+STEPS = 100
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+_LearnedModel = tuple[dict[str, Tensor], dict[str, Learned]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was learned.
+
+    Attributes:
+        tensors: `.scales` float16, `.weight` of norms and `.bias` float32, and if refined codes as
+            they are packed, by name in the layout; empty where the model did not get better.
+        kl_before: on held-out windows, in nats.
+        kl_after: likewise.
+    """
+
+    tensors: Arrays
+    kl_before: float
+    kl_after: float
+
+
+class _Student:
+    """The quantised model as a function of what is learned.
+
+    Attributes:
+        matrices: by the module whose bytes hold them.
+        changes: of vectors, in units of their size.
+    """
+
+    def __init__(self, weights: CanonicalWeights, written: WrittenWeights, *, codes: bool) -> None:
+        self._tensors = weights.family.tensors
+        self._formats = written.formats
+        self.matrices: dict[str, LearnedMatrix] = {}
+        self.changes: dict[str, Tensor] = {}
+        self._vectors: dict[str, tuple[Tensor, Tensor]] = {}  # values, their size
+        self._fixed: dict[str, Tensor] = {}
+        self._module: dict[str, str] = {}
+        for name in self._tensors:
+            self._module[name] = module = written.stored_module(name)
+            if module in self.matrices and name.endswith(".weight"):
+                continue
+            matrix = written.quantised(module) if name.endswith(".weight") else None
+            values = None if matrix else torch.from_numpy(written.tensor(name).copy())
+            if matrix is not None:
+                self.matrices[module] = LearnedMatrix(matrix, codes=codes and matrix.bits < 8)
+            elif values is not None and values.ndim == 1:
+                size = values.square().mean().sqrt().clamp_min(1e-6)
+                self._vectors[name] = (values, size)
+                self.changes[name] = torch.zeros_like(values, requires_grad=True)
+            elif values is not None:
+                self._fixed[name] = values
+
+    def parameters(self) -> dict[str, Tensor]:
+        """By the names that the checkpoint gives them."""
+        matrices = {module: matrix.weight() for module, matrix in self.matrices.items()}
+        parts = []
+        for name, source in self._tensors.items():
+            if name in self._vectors:
+                value = self._vector(name)
+            elif name in self._fixed:
+                value = self._fixed[name]
+            else:
+                value = matrices[self._module[name]]
+            first = 0 if source.rows is None else source.rows[0]
+            parts.append((source.name, first, value - source.add))
+        return joined(parts)
+
+    def learned(self) -> _LearnedModel:
+        """A copy of what was learned so far, of vectors and of matrices."""
+        changes = {name: change.detach().clone() for name, change in self.changes.items()}
+        return changes, {module: matrix.learned() for module, matrix in self.matrices.items()}
+
+    @torch.no_grad()
+    def take(self, learned: _LearnedModel, share: float) -> Arrays:
+        """A share of what was learned, as stored; from now on this computes with that."""
+        changes, matrices = learned
+        for name, change in changes.items():
+            self.changes[name].copy_(share * change)
+        found: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
+        for module, matrix in self.matrices.items():
+            stored = matrix.take(matrices[module], share)
+            parts: Arrays = {".scales": stored.scales}
+            if matrix.moves is not None:
+                form = self._formats[module]
+                parts = pack_linear(stored.codes, stored.scales, stored.zeros, form)
+            found |= {module + suffix: values for suffix, values in parts.items()}
+        return found
+
+    def _vector(self, name: str) -> Tensor:
+        values, size = self._vectors[name]
+        return values + self.changes[name] * size
+
+
+def tune(
+    weights: CanonicalWeights,
+    written: WrittenWeights,
+    windows: Tokens,
+    progress: Progress,
+    *,
+    refine: int = 0,
+) -> Tuned:
+    """Learn scales, norms and biases.
+
+    Args:
+        weights: the original's.
+        written: the artefact's.
+        windows: [B, T] token ids; some are kept to judge by.
+        progress: told of each step.
+        refine: over how many batches codes learn, too; 0: over `STEPS` all but codes.
+    """
+    steps = refine or STEPS
+    progress.begin("Refining codes and scales" if refine else "Tuning scales", steps)
+    spec = weights.family.spec
+    module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+    teacher = original_parameters(module, weights)
+    student = _Student(weights, written, codes=refine > 0)
+    ids = torch.from_numpy(windows)
+    given, judged = split(ids)
+    batch = max(1, BATCH_TOKENS // ids.shape[1])
+    short = multiplies_bfloat16()  # what is found is judged in float32
+
+    def loss(chosen: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=short):
+            return _kl(module, teacher, student.parameters(), ids[chosen])
+
+    @torch.no_grad()
+    def judge() -> float:
+        parameters = student.parameters()
+        return mean_loss(
+            lambda chosen: _kl(module, teacher, parameters, ids[chosen]), judged, batch
+        )
+
+    before = judge()
+    learn(
+        student.matrices.values(),
+        student.changes.values(),
+        loss,
+        given,
+        steps=steps,
+        batch=batch,
+        advance=progress.advance,
+    )
+    found, after = best_share(partial(student.take, student.learned()), judge, before)
+    return Tuned(found or {}, before, after)
+
+
+def _kl(
+    module: Any, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], ids: Tensor
+) -> Tensor:
+    """Mean KL of the original from the quantised model, in nats."""
+    arguments = {"input_ids": ids, "use_cache": False}
+    with torch.no_grad():
+        wanted = (
+            functional_call(module, dict(teacher), (), arguments).logits.float().log_softmax(-1)
+        )
+    found = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
+    loss: Tensor = (wanted.exp() * (wanted - found)).sum(-1).mean()
+    return loss

@@ -1,0 +1,165 @@
+"""Canonical tensors out of a checkpoint, and how each will be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.progress import Progress
+from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised, fits_float16_scales
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
+from edgetok.errors import CheckpointError, UnsupportedError
+from edgetok.formats.checkpoint import Checkpoint
+from edgetok.formats.layout import TensorFormat, linear_shapes
+from edgetok.models.family import Family
+from edgetok.models.tensors import tensor_shapes
+
+Floats = npt.NDArray[np.float32]
+
+_PIECE_WEIGHTS = 16 << 20  # 64 MB of float32
+
+
+class CanonicalWeights:
+    """A checkpoint's tensors under canonical names.
+
+    Attributes:
+        checkpoint: where they come from.
+        family: how they are named there.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
+        """Check that each tensor that the family describes is there, and no other.
+
+        Raises:
+            CheckpointError: one is missing or of another shape.
+            UnsupportedError: the checkpoint has tensors that the family has no place for.
+        """
+        self.checkpoint = checkpoint
+        self.family = family
+        self._shapes = tensor_shapes(family.spec)
+        for name, shape in self._shapes.items():
+            source = family.tensors[name]
+            info = checkpoint.infos.get(source.name)
+            if info is None:
+                raise CheckpointError(
+                    f"{checkpoint.folder}: tensor {source.name!r} is missing; the download may be "
+                    "incomplete"
+                )
+            found = info.shape
+            if source.rows is not None and info.shape and source.rows[1] <= info.shape[0]:
+                found = (source.rows[1] - source.rows[0], *info.shape[1:])
+            if found != shape:
+                raise CheckpointError(
+                    f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
+                    f"config.json asks for {list(shape)}"
+                    + ("" if source.rows is None else f" in rows {source.rows}")
+                )
+        odd = family.unclaimed(checkpoint.names)
+        if odd:
+            raise UnsupportedError(
+                f"{checkpoint.folder}: tensor {odd[0]!r} (of {len(odd)} such) has no place in a "
+                f"{family.spec.family} model as edgetok knows it"
+            )
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Floats:
+        """Read a canonical tensor, or rows of it, as float32."""
+        source = self.family.tensors[self._stored(name)]
+        first = 0 if source.rows is None else source.rows[0]
+        if rows is not None:
+            rows = (first + rows[0], first + rows[1])
+        values = self.checkpoint.tensor(source.name, source.rows if rows is None else rows)
+        if source.add:
+            values += np.float32(source.add)
+        return values
+
+    def codes(self, name: str) -> Quantised | None:
+        """A matrix's integers, where the checkpoint is quantised already."""
+        if not isinstance(self.checkpoint, CodedCheckpoint):
+            return None
+        source = self.family.tensors[self._stored(name)]
+        found = self.checkpoint.codes(source.name)
+        return found if found is None or source.rows is None else rows_of(found, *source.rows)
+
+    def pieces(self, name: str) -> Iterator[Floats]:
+        """Read a matrix a few rows at a time."""
+        N, K = self.shape(name)
+        step = max(1, _PIECE_WEIGHTS // K)
+        for first in range(0, N, step):
+            yield self.tensor(name, (first, min(first + step, N)))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a canonical tensor."""
+        return self._shapes[self._stored(name)]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are, tied ones counted once."""
+        return sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+    def _stored(self, name: str) -> str:
+        """A tied head is stored as the embedding."""
+        if name == "lm_head.weight" and self.family.spec.tied:
+            return "embed_tokens.weight"
+        return name
+
+
+def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[str, float]:
+    """Greatest magnitude in each matrix; reading all once also finds NaN before work begins."""
+    matrices = list(linear_shapes(weights.family.spec))
+    progress.begin("Checking weights", len(matrices))
+
+    def greatest(name: str) -> float:
+        found = 0.0
+        for piece in weights.pieces(name + ".weight"):
+            found = max(found, float(piece.max()), -float(piece.min()))
+        return found
+
+    result = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for name, value in zip(matrices, pool.map(greatest, matrices), strict=True):
+            result[name] = value
+            progress.advance()
+    return result
+
+
+def choose_formats(
+    weights: CanonicalWeights, options: ConvertOptions, greatest: dict[str, float]
+) -> tuple[dict[str, TensorFormat], dict[str, str]]:
+    """How each matrix is stored, and why some are not quantised.
+
+    Args:
+        weights: of the checkpoint.
+        options: the bits that were asked for.
+        greatest: what `survey` found.
+
+    Returns:
+        Formats by canonical name; reasons by canonical name.
+    """
+    formats: dict[str, TensorFormat] = {}
+    reasons: dict[str, str] = {}
+    for name in linear_shapes(weights.family.spec):
+        kept = weights.codes(name + ".weight")
+        if kept is not None:
+            formats[name] = TensorFormat(kept.bits, kept.group_size, zeros=kept.zeros is not None)
+            continue
+        is_head = name in ("lm_head", "embed_tokens")
+        bits = options.effective_head_bits if is_head else options.bits
+        limit = greatest[name]
+        if bits < 16 and not fits_float16_scales(limit, bits):
+            reasons[name] = f"weights up to {limit:.4g} need scales beyond float16: kept as float32"
+            bits = 32
+        elif bits == 16 and limit > FLOAT16_MAX:
+            reasons[name] = f"weights up to {limit:.4g} are beyond float16: kept as float32"
+            bits = 32
+        elif bits == 16:
+            reasons[name] = "16 bits were asked for"
+        formats[name] = TensorFormat(
+            bits,
+            options.group_size if bits < 16 else 32,
+            zeros=bits < 16 and not options.symmetric,
+        )
+    return formats, reasons

@@ -1,0 +1,270 @@
+"""Checkpoints that are quantised already: GPTQ, AWQ and compressed-tensors, integers kept.
+
+    gptq                qweight [ceil(K*b/32), N], qzeros [G, ceil(N*b/32)], scales [G, N],
+                        g_idx [K]; zero points less one unless checkpoint_format is "gptq_v2"
+    awq (gemm)          qweight [K, N/8], qzeros [G, N/8], scales [G, N]; 4 bits, the eight codes
+                        of a word in the order 0 2 4 6 1 3 5 7
+    compressed-tensors  weight_packed [N, ceil(K*b/32)], weight_scale [N, G], weight_shape, and
+                        weight_zero_point [ceil(N*b/32), G] where not symmetric
+
+To the rest of the converter such a checkpoint is one of floating-point tensors under their usual
+names, of which some also have codes.
+
+Source: GPTQModel and AutoAWQ, documentation of their checkpoint formats; compressed-tensors 0.20,
+`pack_quantized`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.export.dense_words import unpack_words
+from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
+from edgetok.errors import CheckpointError, UnsupportedError
+from edgetok.formats.checkpoint import Checkpoint, TensorInfo
+
+KEY = "quantization_config"
+
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_BITS = (2, 3, 4, 8)
+_GROUPS = (256, 128, 64, 32, 16)  # what an artefact holds; larger ones are cut, scales repeated
+_PARTS = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "compressed-tensors": (
+        "weight_packed",
+        "weight_scale",
+        "weight_shape",
+        "weight_zero_point",
+        "weight_g_idx",
+    ),
+}
+
+
+class PackedCheckpoint(CodedCheckpoint):
+    """A checkpoint whose packed modules read as `NAME.weight`, float32, with codes to be had."""
+
+    def __init__(self, inner: Checkpoint) -> None:
+        """Find the packed modules.
+
+        Raises:
+            UnsupportedError: another way of quantising than the three.
+            CheckpointError: a part of a module is missing.
+        """
+        settings = inner.config[KEY]
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        if method not in _PARTS:
+            known = ", ".join(_PARTS)
+            raise UnsupportedError(
+                f"config.json: {KEY} has quant_method {method!r:.40}, expected one of {known}; "
+                "convert the original checkpoint"
+            )
+        _require_known(method, settings)
+        first, *others = _PARTS[method]
+        infos = dict(inner.infos)
+        self._shapes: dict[str, tuple[int, int]] = {}
+        for name in inner.names:
+            module, _, part = name.rpartition(".")
+            if part != first:
+                continue
+            for other in (first, *others):
+                infos.pop(f"{module}.{other}", None)
+            shape = _shape(inner, method, module)
+            self._shapes[module + ".weight"] = shape
+            info = inner.infos[name]
+            infos[module + ".weight"] = TensorInfo("F32", shape, info.path, info.begin, info.nbytes)
+        if not self._shapes:
+            raise CheckpointError(
+                f"{inner.folder}: config.json has {KEY} with quant_method {method!r}, but no "
+                f"tensor is named .{first}; remove {KEY} if the weights are floating-point ones"
+            )
+        config = {key: value for key, value in inner.config.items() if key != KEY}
+        super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
+        self.method = str(method)
+        self._inner = inner
+        self._settings = settings
+        self.coded = self._shapes.keys()
+
+    def _read_codes(self, name: str) -> Quantised:
+        module = name.removesuffix(".weight")
+        found = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
+        return _checked(module, found, self._shapes[name])
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        """As `Checkpoint.tensor`; packed matrices are dequantised."""
+        codes = self.codes(name)
+        if codes is None:
+            return self._inner.tensor(name, rows)
+        return rows_of(codes, *(rows or (0, len(codes.codes)))).dequantise()
+
+
+def _require_known(method: str, settings: dict[str, Any]) -> None:
+    version = settings.get("version", "gemm")
+    if method == "awq" and (str(version).lower() != "gemm" or settings.get("bits", 4) != 4):
+        raise UnsupportedError(
+            f"config.json: {KEY} is awq {version!r:.20} with {settings.get('bits')!r:.10} bits, "
+            "expected gemm with 4"
+        )
+    if method == "compressed-tensors" and settings.get("format") != "pack-quantized":
+        raise UnsupportedError(
+            f"config.json: {KEY} has format {settings.get('format')!r:.40}, expected pack-quantized"
+        )
+
+
+def _shape(inner: Checkpoint, method: str, module: str) -> tuple[int, int]:
+    """[N, K] of a packed module."""
+
+    def dims(part: str, rank: int) -> tuple[int, ...]:
+        info = inner.infos.get(f"{module}.{part}")
+        if info is None:
+            raise CheckpointError(f"{inner.folder}: tensor {module}.{part} is missing")
+        return _ranked(info.shape, rank, f"{module}.{part}")
+
+    if method == "compressed-tensors":
+        dims("weight_shape", 1)
+        shape = [int(size) for size in inner.integers(f"{module}.weight_shape")]
+    elif method == "awq":
+        words = dims("qweight", 2)
+        shape = [8 * words[1], words[0]]
+    else:
+        shape = [dims("qweight", 2)[1], dims("g_idx", 1)[0]]
+    if len(shape) != 2 or not all(0 < size <= 1 << 24 for size in shape):
+        raise CheckpointError(f"{inner.folder}: {module} has shape {shape}")
+    return shape[0], shape[1]
+
+
+def _ranked(shape: tuple[int, ...], rank: int, name: str) -> tuple[int, ...]:
+    if len(shape) != rank:
+        raise CheckpointError(f"tensor {name!r} has shape {list(shape)}, expected {rank} axes")
+    return shape
+
+
+def _words(inner: Checkpoint, name: str) -> npt.NDArray[Any]:
+    found = inner.integers(name)
+    _ranked(found.shape, 2, name)
+    return found
+
+
+def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
+    found = inner.tensor(name)
+    _ranked(found.shape, 2, name)
+    if float(np.abs(found).max(initial=0.0)) > FLOAT16_MAX:
+        raise UnsupportedError(f"tensor {name!r} holds a scale beyond float16")
+    return found.astype(np.float16)
+
+
+def _width(module: str, words: int, count: int) -> int:
+    """Bits of `count` codes in so many words."""
+    for bits in _BITS:
+        if -(-count * bits // 32) == words:
+            return bits
+    raise UnsupportedError(
+        f"{module}: {count} codes in {words} words, expected 2, 3, 4 or 8 bits each"
+    )
+
+
+def _gptq(
+    inner: Checkpoint, module: str, shape: tuple[int, int], settings: dict[str, Any]
+) -> Quantised:
+    N, K = shape
+    words, zero_words = _words(inner, module + ".qweight"), _words(inner, module + ".qzeros")
+    scales = _scales(inner, module + ".scales")
+    order = inner.integers(module + ".g_idx")
+    bits = _width(module, len(words), K)
+    group = -(-K // max(len(scales), 1))
+    if not np.array_equal(order, np.arange(K) // group):
+        raise UnsupportedError(
+            f"{module}: its groups are not of inputs beside each other (desc_act), which would "
+            "cost a gather at every step; take a checkpoint without act-order"
+        )
+    _require_shape(module, "qzeros", zero_words, (len(scales), -(-N * bits // 32)))
+    zeros = unpack_words(zero_words, bits, N).T
+    if settings.get("checkpoint_format", "gptq") != "gptq_v2":
+        if int(zeros.max()) == (1 << bits) - 1:
+            raise UnsupportedError(
+                f"{module}: a zero point of {1 << bits} with {bits} bits, which loaders read "
+                "differently; save it as gptq_v2"
+            )
+        zeros = zeros + np.uint8(1)
+    return Quantised(unpack_words(words.T, bits, K), scales.T, zeros, bits, group)
+
+
+def _awq(
+    inner: Checkpoint, module: str, shape: tuple[int, int], settings: dict[str, Any]
+) -> Quantised:
+    N, K = shape
+    scales = _scales(inner, module + ".scales")
+    zero_words = _words(inner, module + ".qzeros")
+    _require_shape(module, "qzeros", zero_words, (len(scales), N // 8))
+
+    def ordered(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        codes = np.empty((len(words), N), np.uint8)
+        found = unpack_words(words, 4, N)
+        for i, column in enumerate(_AWQ_ORDER):
+            codes[:, column::8] = found[:, i::8]
+        return np.ascontiguousarray(codes.T)
+
+    codes = ordered(_words(inner, module + ".qweight"))
+    group = -(-K // max(len(scales), 1))
+    return Quantised(codes, scales.T, ordered(zero_words), 4, group)
+
+
+def _compressed(
+    inner: Checkpoint, module: str, shape: tuple[int, int], settings: dict[str, Any]
+) -> Quantised:
+    N, K = shape
+    if module + ".weight_g_idx" in inner.infos:
+        raise UnsupportedError(f"{module}: weight_g_idx (act-order) has no place in an artefact")
+    words = _words(inner, module + ".weight_packed")
+    bits = _width(module, words.shape[-1], K)
+    scales = _scales(inner, module + ".weight_scale")
+    zeros = None
+    if module + ".weight_zero_point" in inner.infos:
+        zero_words = _words(inner, module + ".weight_zero_point")
+        _require_shape(
+            module, "weight_zero_point", zero_words, (-(-N * bits // 32), scales.shape[-1])
+        )
+        zeros = np.ascontiguousarray(unpack_words(zero_words.T, bits, N).T)
+    group = -(-K // max(scales.shape[-1], 1))
+    return Quantised(unpack_words(words, bits, K), scales, zeros, bits, group)
+
+
+_READERS: dict[str, Callable[[Checkpoint, str, tuple[int, int], dict[str, Any]], Quantised]] = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "compressed-tensors": _compressed,
+}
+
+
+def _checked(module: str, q: Quantised, shape: tuple[int, int]) -> Quantised:
+    """With groups that an artefact holds."""
+    N, K = shape
+    group = next((g for g in _GROUPS if q.group_size % g == 0), None)
+    if group is None or (K % q.group_size and q.group_size not in _GROUPS):
+        raise UnsupportedError(
+            f"{module}: groups of {q.group_size} inputs, expected a multiple of 16"
+        )
+    repeat = q.group_size // group
+    G = -(-K // q.group_size)
+    _require_shape(module, "codes", q.codes, (N, K))
+    _require_shape(module, "scales", q.scales, (N, G))
+    scales = np.repeat(q.scales, repeat, axis=1)
+    zeros = q.zeros
+    if zeros is not None:
+        _require_shape(module, "zero points", zeros, (N, G))
+        zeros = np.ascontiguousarray(np.repeat(zeros, repeat, axis=1))
+    return Quantised(q.codes, np.ascontiguousarray(scales), zeros, q.bits, group)
+
+
+def _require_shape(
+    module: str, what: str, values: npt.NDArray[Any], expected: tuple[int, ...]
+) -> None:
+    if values.shape != expected:
+        raise CheckpointError(
+            f"{module}: {what} are {list(values.shape)}, expected {list(expected)}"
+        )

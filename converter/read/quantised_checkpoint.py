@@ -1,0 +1,48 @@
+"""Checkpoints that are quantised already, whatever packed them: integers are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import replace
+
+from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.formats.checkpoint import Checkpoint
+
+
+class CodedCheckpoint(Checkpoint, ABC):
+    """A checkpoint of floating-point tensors, of which some matrices also have codes.
+
+    Attributes:
+        method: what quantised it.
+        coded: names of the matrices whose integers are kept.
+    """
+
+    method: str
+    coded: Collection[str]
+    _last: tuple[str, Quantised] | None = None
+
+    def codes(self, name: str) -> Quantised | None:
+        """A matrix's integers, scales and zero points; None where it has none.
+
+        Raises:
+            CheckpointError: parts do not fit each other.
+            UnsupportedError: a width or an order of inputs that an artefact does not hold.
+        """
+        if name not in self.coded:
+            return None
+        last = self._last  # of whichever thread was here before
+        if last is None or last[0] != name:
+            self._last = last = name, self._read_codes(name)
+        return last[1]
+
+    @abstractmethod
+    def _read_codes(self, name: str) -> Quantised:
+        """Read and check a matrix of `coded`."""
+
+
+def rows_of(q: Quantised, first: int, end: int) -> Quantised:
+    """Some outputs of a layer."""
+    rows = slice(first, end)
+    zeros = None if q.zeros is None else q.zeros[rows]
+    return replace(q, codes=q.codes[rows], scales=q.scales[rows], zeros=zeros)

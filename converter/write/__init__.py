@@ -1,0 +1,1 @@
+"""The artefact: graph, data file, assets, and the folder they are built in."""

@@ -1,0 +1,1 @@
+"""Eviction policies: each gives tokens a score, and the lowest are evicted."""

@@ -1,0 +1,66 @@
+"""Policies of a bounded cache: which tokens a KV head keeps.
+
+A policy gives each token a score in float32; the cache forgets those with the lowest, and never
+the first tokens, the pinned ones and the latest. One small file each; `POLICIES` names them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgetok.cache.policies.expected_attention import expected_attention
+from edgetok.cache.policies.h2o import h2o
+from edgetok.cache.policies.keydiff import keydiff
+from edgetok.cache.policies.retain import retain
+from edgetok.cache.policies.snapkv import snapkv
+from edgetok.cache.policies.tova import tova
+from edgetok.cache.policies.view import Floats, HeadView
+from edgetok.cache.policies.window import window
+from edgetok.errors import OptionError
+
+Score = Callable[[HeadView], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a cache chooses.
+
+    Attributes:
+        name: as on the command line.
+        score: [n] float32 from a head's view, higher is kept.
+        queries: whether it asks for the latest queries.
+        covariance: whether it asks for the mean and covariance of all of them.
+        recent: one in so many slots belongs to the latest tokens, whatever they are worth.
+    """
+
+    name: str
+    score: Score
+    queries: bool = False
+    covariance: bool = False
+    recent: int = 8
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("window", window),
+        Policy("h2o", h2o),
+        Policy("tova", tova, queries=True),
+        Policy("snapkv", snapkv, queries=True),
+        Policy("expected-attention", expected_attention, queries=True, covariance=True),
+        Policy("keydiff", keydiff),
+        Policy("retain", retain, recent=4),
+    )
+}
+
+
+def policy(name: str) -> Policy:
+    """The policy of that name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in POLICIES:
+        raise OptionError(f"cache policy {name!r:.40}, expected one of {', '.join(POLICIES)}")
+    return POLICIES[name]

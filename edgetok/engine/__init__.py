@@ -1,0 +1,1 @@
+"""From a prompt to an answer: sequences and the loop that steps them."""

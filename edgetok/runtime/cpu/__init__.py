@@ -1,0 +1,1 @@
+"""The CPU backend: plan, thread team and caches for the compiled kernels."""

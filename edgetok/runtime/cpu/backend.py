@@ -1,0 +1,351 @@
+"""The CPU backend: edgetok's own kernels, executing weights in place from the mapped file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.limits import CacheLimits
+from edgetok.errors import (
+    ArtefactError,
+    EdgetokError,
+    OptionError,
+    ShapeError,
+    UnsupportedError,
+)
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.formats.layout import DATA_FILE
+from edgetok.kernels_cpu.attention.launch import CTX_MASS, KV_BITS
+from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.simd import isa as isas
+from edgetok.machine import physical_cores
+from edgetok.models.rope import inv_freq
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.cpu.compact_cache import CompactKVCache
+from edgetok.runtime.cpu.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
+from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
+from edgetok.runtime.cpu.team import Program, Team
+from edgetok.runtime.token_blocks import blocks, checked_tokens
+
+# Tokens computed at once in a prefill: enough to reuse an unpacked tile of weights many times, few
+# enough that buffers stay small and a cancelled prefill stops soon.
+BLOCK_TOKENS = 256
+_HEAD_TOKENS = 32
+# Below this many weight bytes per token a second thread costs more in waiting than it computes.
+SMALL_MODEL_BYTES = 4 << 20
+
+
+class CpuBackend:
+    """Computes logits with compiled kernels on a team of threads. See `Backend`."""
+
+    name = "cpu"
+    can_forget = True
+
+    def __init__(
+        self,
+        artefact: Artefact | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        kv_bits: int = 8,
+        compute: Compute = "int8",
+        cache_dir: Path | None = None,
+        block_tokens: int = BLOCK_TOKENS,
+        progress: loader.Progress | None = None,
+    ) -> None:
+        """Load kernels (compiling them the first time on a machine) and plan the decoder.
+
+        Args:
+            artefact: an opened artefact, or its folder.
+            threads: how many compute; None for one per core, or one where a model is too small to
+                gain from two.
+            isa: restricts the kernels to one instruction set; None takes the best.
+            kv_bits: 4, 8, 16 or 32 for each key and value of the cache.
+            compute: "int8" activations in quantised products, or "float32" to compare with.
+            cache_dir: where compiled kernels are kept; None for the user's cache folder.
+            block_tokens: tokens computed at once in a prefill.
+            progress: called as (modules done, modules to compile) while kernels are compiled.
+
+        Raises:
+            ArtefactError: the folder is damaged or has no spec.
+            OptionError: an option is out of range.
+            OutputError: the cache folder cannot be used.
+            UnsupportedError: weights in groups that no kernel takes.
+        """
+        if not isinstance(artefact, Artefact):
+            artefact = open_artefact(artefact)
+        if artefact.spec is None:
+            raise ArtefactError(
+                f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
+                "backend"
+            )
+        _check_options(threads, kv_bits, compute, block_tokens)
+        _check_groups(artefact)
+        self._spec = artefact.spec
+        self._artefact = artefact
+        self._kv_bits = kv_bits
+        self._block_tokens = block_tokens
+        self._data = artefact.folder / DATA_FILE
+        self._stamp = _stamp(self._data)
+        self._closed = False
+        kernels = loader.load(
+            isas.choose(isa),
+            cache_dir or default_cache_dir(),
+            progress,
+            modules=_needed_modules(artefact, kv_bits, compute),
+        )
+        self._isa = kernels.isa.name
+        if threads is None:
+            small = artefact.weight_bytes < SMALL_MODEL_BYTES
+            threads = 1 if small else physical_cores()
+        self._plan = Plan(
+            self._spec,
+            artefact,
+            kernels,
+            PlanOptions(
+                threads=threads,
+                kv_bits=kv_bits,
+                compute=compute,
+                block_tokens=block_tokens,
+                head_tokens=min(_HEAD_TOKENS, block_tokens),
+            ),
+        )
+        self._team = Team(kernels, threads)
+        self._body = Program(self._plan.body)
+        self._step = Program([*self._plan.body, *self._plan.head])
+        self._trunk, self._tail = Program(self._plan.trunk), Program(self._plan.tail)
+        self._every: tuple[npt.NDArray[Any], npt.NDArray[Any], Program] | None = None
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """The decoder's description."""
+        return self._spec
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._spec.vocab_size
+
+    @property
+    def context_tokens(self) -> int:
+        """The trained context length."""
+        return self._spec.context_tokens
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+        return self._team.threads
+
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set in use."""
+        return self._isa
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all buffers, without caches and mapped weights."""
+        return self._plan.nbytes
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that a decode step reads."""
+        return self._plan.bytes_per_token
+
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CompactKVCache:
+        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`."""
+        bounds = bounds_for(
+            self._spec,
+            limits,
+            context_tokens,
+            block_tokens=self._block_tokens,
+            bytes_of=lambda sizes: cache_bytes(self._spec, sizes, self._kv_bits, self.threads),
+        )
+        return CompactKVCache(self._spec, bounds, kv_bits=self._kv_bits, threads=self.threads)
+
+    def new_cache(self, capacity_tokens: int) -> CpuKVCache:
+        """Allocate an empty cache, all its bytes at once.
+
+        Raises:
+            OptionError: less than one token, or more than memory can hold.
+        """
+        return CpuKVCache(
+            self._spec,
+            capacity_tokens=capacity_tokens,
+            kv_bits=self._kv_bits,
+            block_tokens=self._block_tokens,
+        )
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Tokens,
+        *,
+        all_logits: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Logits:
+        """Append tokens to the cache and compute logits. See `Backend.forward`.
+
+        The returned array belongs to the cache and is overwritten by its next call; with
+        `all_logits` it is new.
+
+        Raises:
+            ArtefactError: the weight file was changed since it was opened.
+            ContextError: the tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size.
+            ShapeError: no tokens, not one row of integers, or a cache of another backend.
+        """
+        ids = self._checked(cache, tokens)
+        if not isinstance(cache, CpuKVCache | CompactKVCache) or not cache.serves(
+            self._spec, self._kv_bits
+        ):
+            raise ShapeError(
+                f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
+            )
+        every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
+        for start, part, last in blocks(ids, cache.block_tokens, should_stop):
+            # Callers take turns block by block, so that a long prefill does not hold up others.
+            with self._team.turn:
+                if self._closed:
+                    raise EdgetokError("this backend was closed; load the model again")
+                self._begin(cache, part)
+                ctx = self._plan.ctx.ctypes.data
+                if every is not None:
+                    self._team.run(self._body, ctx)
+                    self._all_logits(every[start : start + part.size])
+                elif part.size == 1 or cache.ctx[CTX_MASS]:
+                    self._team.run(self._step if last else self._body, ctx)
+                else:  # behind the last layer's keys and values nobody asks for other tokens
+                    self._team.run(self._trunk, ctx)
+                    if last:
+                        self._plan.only_last()
+                        self._team.run(self._tail, ctx)
+                if last and every is None:
+                    np.copyto(cache.logits, self._plan.logits)
+                cache.advance(part.size)
+        return cache.logits if every is None else every
+
+    def hidden(self, cache: CpuKVCache, ids: Tokens) -> npt.NDArray[np.float32]:
+        """Append a block of checked tokens; what the last layer leaves of them, without logits.
+
+        Returns:
+            [T, hidden_size], overwritten by the next call.
+        """
+        with self._team.turn:
+            if self._closed:
+                raise EdgetokError("this backend was closed; load the model again")
+            self._begin(cache, ids)
+            self._team.run(self._body, self._plan.ctx.ctypes.data)
+            cache.advance(ids.size)
+            return self._plan.x[: ids.size]
+
+    def close(self) -> None:
+        """Stop threads and release the mapping. A second call does nothing."""
+        with self._team.turn:
+            self._closed = True
+            self._team.close()
+            self._artefact.close()
+
+    def _checked(self, cache: KVCache, tokens: Tokens) -> npt.NDArray[np.int32]:
+        ids = checked_tokens(tokens, cache, self.vocab_size)
+        if ids.size > 1 and _stamp(self._data) != self._stamp:
+            raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
+        return ids
+
+    def _begin(self, cache: CpuKVCache | CompactKVCache, ids: npt.NDArray[np.int32]) -> None:
+        """Everything that a run reads: tokens, positions, rotations, slots."""
+        plan, count = self._plan, ids.size
+        first = cache.begin(count)
+        plan.tokens[:count] = ids
+        positions = np.arange(first, first + count)
+        plan.positions[:count] = positions
+        for rope, spec in enumerate(self._spec.ropes):
+            angles = positions[:, None] * self._frequencies(cache, rope)
+            factor = spec.attention_factor
+            plan.cos[rope][:count] = np.cos(angles) * factor
+            plan.sin[rope][:count] = np.sin(angles) * factor
+        plan.begin(count, first, cache.ctx)
+
+    def _frequencies(
+        self, cache: CpuKVCache | CompactKVCache, rope: int
+    ) -> npt.NDArray[np.float64]:
+        """Radians a position of one rope; its capacity may change them (longrope)."""
+        if rope >= len(cache.frequencies):
+            capacity = cache.capacity_tokens
+            cache.frequencies = [inv_freq(spec, capacity) for spec in self._spec.ropes]
+        return cache.frequencies[rope]
+
+    def _all_logits(self, out: Logits) -> None:
+        """Logits of every token of the block that was just computed."""
+        if self._every is None:
+            x, logits, instructions = self._plan.every_head()
+            self._every = x, logits, Program(instructions)
+        x, logits, program = self._every
+        for start in range(0, len(out), len(x)):
+            count = min(len(x), len(out) - start)
+            x[:count] = self._plan.x[start : start + count]
+            self._plan.ctx[0] = count
+            self._team.run(program, self._plan.ctx.ctypes.data)
+            out[start : start + count] = logits[:count]
+
+
+def default_cache_dir() -> Path:
+    """Where compiled kernels are kept when nobody says: the user's own cache folder."""
+    from edgetok.environment import read_settings
+
+    return read_settings().cache_dir
+
+
+def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[str]:
+    """The kernels' modules without those that this artefact never calls: less to compile."""
+    bits = {form.bits for form in artefact.formats.values()}
+    wanted = {
+        **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
+        "linear.exact": compute == "float32" and not bits <= {16, 32},
+        "linear.float_rows": bool(bits & {16, 32}),
+        "attention.hadamard": kv_bits == 4,
+        "attention.int4": kv_bits == 4,
+        "attention.int8": kv_bits == 8,
+        "attention.float16": kv_bits == 16,
+        "attention.float32": kv_bits == 32,
+        "bandwidth.kernels": False,
+    }
+    return [module for module in loader.MODULES if wanted.get(module, True)]
+
+
+def _check_groups(artefact: Artefact) -> None:
+    """The artefact's layout allows smaller groups than a block of activations."""
+    for name, form in artefact.formats.items():
+        if form.quantised and form.group_size not in GROUP_SIZES:
+            raise UnsupportedError(
+                f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "
+                f"backend takes {', '.join(map(str, GROUP_SIZES))}; run it with --device "
+                "onnxruntime, or convert again with --group-size 32"
+            )
+
+
+def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 1024")
+    if kv_bits not in KV_BITS:
+        raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
+    if compute not in ("int8", "float32"):
+        raise OptionError(f"compute is {compute!r}, expected 'int8' or 'float32'")
+    if type(block_tokens) is not int or not 1 <= block_tokens <= 4096:
+        raise OptionError(f"block_tokens is {block_tokens!r}, expected a whole number in 1..4096")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when the weights are written to or cut while they are mapped."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_size, status.st_mtime_ns)

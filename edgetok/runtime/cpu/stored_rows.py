@@ -1,0 +1,128 @@
+"""Keys and values as slots store them, read and written as float32 with NumPy.
+
+Kernels do this for the tokens of a run; here it is for choosing, turning and moving slots.
+Layout: `attention/launch.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, VALUE_TILE, padded_head_dim, row_bytes
+from edgetok.kernels_cpu.reference import SMALLEST_ABSMAX, hadamard, quantise_slots
+
+__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values", "row_bytes"]
+
+ALIGNMENT_BYTES = 64  # of each array in a cache
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+
+
+class _Rows:
+    """Keys or values of many slots, those of `tile` slots interleaved `unit` bytes at a time.
+
+    At 4 bits, byte j of `half` bytes holds dims j and j + half of 2 * half.
+    """
+
+    def __init__(
+        self,
+        memory: Bytes,
+        scales: Floats | None,
+        head_dim: int,
+        kv_bits: int,
+        tile: int,
+        unit: int,
+        half: int,
+    ) -> None:
+        self._dims, self._bits, self._scales = head_dim, kv_bits, scales
+        self._tile, self._half = tile, half
+        self._row = row_bytes(head_dim, kv_bits)
+        self._tiles = memory.reshape(-1, self._row // unit, tile, unit)
+
+    def _read(self, at: Places, zero: int) -> Floats:
+        """As float32 [n, D]; at 8 bits codes count from `zero`."""
+        rows = np.ascontiguousarray(self._tiles[at // self._tile, :, at % self._tile])
+        rows = rows.reshape(len(at), self._row)
+        if self._scales is None:
+            wide = rows.view(np.float16 if self._bits == 16 else np.float32)
+            return wide[:, : self._dims].astype(np.float32)
+        if self._bits == 8:
+            codes = rows[:, : self._dims].astype(np.float32) - np.float32(zero)
+            return np.asarray(codes * self._scales[at, None])
+        words = self._scales.view(np.uint32)[at, None]
+        scale, base = (words << 16).view(np.float32), (words & 0xFFFF0000).view(np.float32)
+        pairs = rows.reshape(len(at), self._row // self._half, self._half)
+        codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
+        codes = codes.reshape(len(at), 2 * self._row)[:, : self._dims]
+        return np.asarray(codes.astype(np.float32) * scale + base)
+
+    def _write(self, at: Places, x: Floats, zero: int) -> None:
+        """Store x [n, D] as `kv_append` does."""
+        padded = padded_head_dim(self._dims, self._bits)
+        rows: npt.NDArray[np.generic]
+        if self._scales is None:
+            dtype = np.float16 if self._bits == 16 else np.float32
+            wide = np.zeros((len(at), padded), dtype)
+            limit = float(np.finfo(dtype).max)
+            wide[:, : self._dims] = np.clip(x, -limit, limit)
+            rows = wide.view(np.uint8)
+        elif self._bits == 8:
+            largest = np.abs(x).max(axis=1, initial=0.0)
+            largest = np.where(largest >= SMALLEST_ABSMAX, largest, np.float32(0.0))
+            inverse = np.zeros_like(largest)
+            np.divide(np.float32(127.0), largest, out=inverse, where=largest > 0)
+            rows = np.full((len(at), padded), zero, np.uint8)
+            codes = np.rint(x * inverse[:, None]).astype(np.int16) + zero
+            rows[:, : self._dims] = codes.astype(np.uint8)
+            self._scales[at] = largest * np.float32(1.0 / 127.0)
+        else:
+            few, scale, base = quantise_slots(x)
+            codes4 = np.zeros((len(at), padded), np.uint8)
+            codes4[:, : self._dims] = few
+            pairs = codes4.reshape(len(at), padded // (2 * self._half), 2, self._half)
+            rows = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(at), self._row)
+            words = base.view(np.uint32) | scale.view(np.uint32) >> 16
+            self._scales.view(np.uint32)[at] = words[:, 0]
+        unit = self._tiles.shape[3]
+        rows = rows.reshape(len(at), self._row // unit, unit)
+        self._tiles[at // self._tile, :, at % self._tile] = rows
+
+
+class Keys(_Rows):
+    """Keys of many slots, as they are rotated to their positions."""
+
+    def __init__(self, memory: Bytes, scales: Floats | None, head_dim: int, kv_bits: int) -> None:
+        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits."""
+        unit = 4 if kv_bits <= 8 else kv_bits // 8
+        super().__init__(memory, scales, head_dim, kv_bits, KEY_TILE, unit, 4)
+
+    def read(self, at: Places) -> Floats:
+        """Keys as float32 [n, D]."""
+        keys = self._read(at, 128)
+        return hadamard(keys) if self._bits == 4 else keys
+
+    def write(self, at: Places, keys: Floats) -> None:
+        """Store keys [n, D] as `kv_append` does."""
+        self._write(at, hadamard(keys) if self._bits == 4 else keys, 128)
+
+
+class Values(_Rows):
+    """Values of many slots."""
+
+    def __init__(self, memory: Bytes, scales: Floats | None, head_dim: int, kv_bits: int) -> None:
+        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits."""
+        tile, unit = (VALUE_TILE, 1) if kv_bits <= 8 else (1, row_bytes(head_dim, kv_bits))
+        super().__init__(memory, scales, head_dim, kv_bits, tile, unit, 16)
+        if kv_bits == 8:
+            self._tiles = self._tiles.view(np.int8)
+
+    def read(self, at: Places) -> Floats:
+        """Values as float32 [n, D]."""
+        return self._read(at, 0)
+
+    def write(self, at: Places, values: Floats) -> None:
+        """Store values [n, D] as `kv_append` does."""
+        self._write(at, values, 0)

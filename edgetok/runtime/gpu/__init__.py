@@ -1,0 +1,1 @@
+"""The GPU backend: plan, placement and caches for the Triton kernels."""

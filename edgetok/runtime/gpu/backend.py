@@ -1,0 +1,336 @@
+"""The GPU backend: Triton kernels over the artefact's weights, copied to the device as they are."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.limits import CacheLimits
+from edgetok.errors import (
+    ArtefactError,
+    EdgetokError,
+    OptionError,
+    ShapeError,
+)
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.kernels_gpu import tuning
+from edgetok.kernels_gpu.device import Device, find
+from edgetok.kernels_gpu.kv_append import KV_BITS
+from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.backend import Draw, GpuCompute, KVCache, Logits, Tokens
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.sizes import bounds_for
+from edgetok.runtime.gpu.compact_cache import GpuCompactCache, compact_bytes
+from edgetok.runtime.gpu.inputs import Inputs
+from edgetok.runtime.gpu.kv_cache import GpuCache, GpuKVCache
+from edgetok.runtime.gpu.placement import place, some_layers
+from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
+from edgetok.runtime.token_blocks import blocks, checked_tokens
+
+# Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
+# model stay below 400 MB and a cancelled prefill stops soon.
+BLOCK_TOKENS = 1024
+_HEAD_TOKENS = 32
+
+
+def plan_options(compute: GpuCompute, block_tokens: int = BLOCK_TOKENS) -> GpuPlanOptions:
+    """Of a plan for all layers."""
+    return GpuPlanOptions(
+        compute=compute, block_tokens=block_tokens, head_tokens=min(_HEAD_TOKENS, block_tokens)
+    )
+
+
+class GpuBackend:
+    """Computes logits on a GPU; see `SamplingBackend`.
+
+    A decode step is captured once for each cache, as a graph, and then launched as one: nothing in
+    it waits for the host. `forward_sampled` brings back the chosen id alone.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        artefact: Artefact | str | os.PathLike[str],
+        *,
+        device: Device | None = None,
+        before: CpuBackend | None = None,
+        kv_bits: int = 8,
+        compute: GpuCompute = "float16",
+        block_tokens: int = BLOCK_TOKENS,
+        cache_dir: Path | None = None,
+    ) -> None:
+        """Copy the weights to the device.
+
+        Args:
+            artefact: an opened artefact, or its folder.
+            device: where; None for the first GPU.
+            before: computes the embedding and the layers that it has (`gpu_memory.first_layers`);
+                closed with this backend. None for all on the GPU.
+            kv_bits: 4, 8 or 16 for each key and value of the cache.
+            compute: of prefill's products: "float16", or "float32" to compare with. One token's
+                products are float32 either way.
+            block_tokens: tokens computed at once in a prefill.
+            cache_dir: where tile sizes that were measured on this card are; None for defaults.
+
+        Raises:
+            ArtefactError: the folder is damaged or has no spec.
+            MissingExtraError: torch or Triton is not installed.
+            OptionError: an option is out of range, or the model does not fit.
+            UnsupportedError: there is no GPU, or it cannot run this model.
+        """
+        if kv_bits not in KV_BITS:
+            raise OptionError(f"kv_bits is {kv_bits!r}, the GPU backend has {KV_BITS}")
+        if compute not in get_args(GpuCompute):
+            raise OptionError(f"compute is {compute!r}, expected one of {get_args(GpuCompute)}")
+        # Blocks of one token would fill the same host memory again before it was copied.
+        if type(block_tokens) is not int or not 2 <= block_tokens <= 4096:
+            raise OptionError(f"block_tokens is {block_tokens!r}, expected 2..4096")
+        if not isinstance(artefact, Artefact):
+            artefact = open_artefact(artefact)
+        if artefact.spec is None:
+            raise ArtefactError(
+                f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
+                "backend"
+            )
+        self._whole, self._artefact, self._before = artefact.spec, artefact, before
+        first = 0 if before is None or before.spec is None else before.spec.num_layers
+        self._spec = some_layers(self._whole, first, self._whole.num_layers)
+        self._device = device or find()
+        if cache_dir is not None:
+            tuning.read(tuning.table(cache_dir, self._device.name))
+        self._kv_bits, self._block_tokens = kv_bits, block_tokens
+        self._turn = threading.Lock()
+        self._closed = False
+        options = replace(plan_options(compute, block_tokens), first_layer=first)
+        placed = place(
+            artefact, self._whole, self._whole.num_layers - first, options=options,
+            kv_bits=kv_bits, cache_tokens=0,
+        )  # fmt: skip
+        self._device.require(placed.device_bytes, "the model", "give a smaller --gpu-layers")
+        with self._device.active():
+            self._plan: GpuPlan | None = GpuPlan(self._spec, artefact, self._device, options)
+            self._sampling = SamplingBuffers(self._spec.vocab_size, self._device.torch_device)
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """The decoder's description."""
+        return self._whole
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._spec.vocab_size
+
+    @property
+    def context_tokens(self) -> int:
+        """The trained context length."""
+        return self._spec.context_tokens
+
+    @property
+    def can_forget(self) -> bool:
+        """Whether all layers are here, as a cache that forgets needs."""
+        return self._before is None
+
+    @property
+    def device_name(self) -> str:
+        """The card's name."""
+        return self._device.name
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of weights and buffers on the device, without caches."""
+        return self._open().nbytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights on the device."""
+        return self._open().weight_bytes
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that a decode step reads."""
+        return self._open().bytes_per_token
+
+    def new_cache(self, capacity_tokens: int) -> GpuKVCache:
+        """Allocate an empty cache on the device, all its bytes at once.
+
+        Raises:
+            OptionError: less than one token, or more than its memory can hold.
+        """
+        with self._turn, self._device.active():
+            return GpuKVCache(
+                self._spec,
+                self._device,
+                capacity_tokens=capacity_tokens,
+                kv_bits=self._kv_bits,
+                block_tokens=self._block_tokens,
+                before=None if self._before is None else self._before.new_cache(capacity_tokens),
+            )
+
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> GpuCompactCache:
+        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`.
+
+        Raises:
+            OptionError: some layers are on the CPU, or the limits are too tight.
+        """
+        if not self.can_forget:
+            raise OptionError(
+                "a cache that forgets needs all layers on one device: leave out --gpu-layers, or "
+                "give --kv-policy none"
+            )
+        bounds = bounds_for(
+            self._spec,
+            limits,
+            context_tokens,
+            block_tokens=self._block_tokens,
+            bytes_of=lambda sizes: compact_bytes(self._spec, sizes, self._kv_bits),
+        )
+        with self._turn, self._device.active():
+            return GpuCompactCache(self._spec, bounds, self._device, kv_bits=self._kv_bits)
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Tokens,
+        *,
+        all_logits: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Logits:
+        """Append tokens to the cache and compute logits. See `Backend.forward`.
+
+        The returned array belongs to the cache and is overwritten by its next call; with
+        `all_logits` it is new.
+
+        Raises:
+            ContextError: the tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size.
+            ShapeError: no tokens, not one row of integers, or a cache of another backend.
+        """
+        own, ids = self._checked(cache, tokens)
+        every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
+        for start, part, last in blocks(ids, own.block_tokens, should_stop):
+            with self._turn, self._device.active():
+                plan = self._open()
+                if every is not None:
+                    plan.body(self._send(own, part), own, part.size)
+                    self._all_logits(plan, every[start : start + part.size])
+                elif last:
+                    self._step(plan, own, part, sampled=False)
+                    self._device.fetch(plan.logits[0], own.logits)
+                else:
+                    plan.body(self._send(own, part), own, 0)
+                own.advance(part.size)
+        return own.logits if every is None else every
+
+    def forward_sampled(
+        self,
+        cache: KVCache,
+        tokens: Tokens,
+        draw: Draw,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Append tokens and choose the next one on the device. See `SamplingBackend`.
+
+        Raises:
+            ArtefactError: the logits are not finite.
+            ContextError: as for `forward`, like all others.
+        """
+        own, ids = self._checked(cache, tokens)
+        chosen = np.empty(1, np.int32)
+        for _, part, last in blocks(ids, own.block_tokens, should_stop):
+            with self._turn, self._device.active():
+                plan = self._open()
+                if last:
+                    self._sampling.choose(
+                        top_k=draw.top_k,
+                        temperature=draw.temperature,
+                        top_p=draw.top_p,
+                        min_p=draw.min_p,
+                        share=draw.share,
+                    )
+                    self._step(plan, own, part, sampled=True)
+                    self._device.fetch(self._sampling.token, chosen)
+                else:
+                    plan.body(self._send(own, part), own, 0)
+                own.advance(part.size)
+        if chosen[0] < 0:
+            raise ArtefactError(
+                "the model's logits are not finite; its weights are damaged: run `edgetok verify` "
+                "on the folder"
+            )
+        return int(chosen[0])
+
+    def close(self) -> None:
+        """Give the device's memory back and release the mapping. A second call does nothing."""
+        with self._turn:
+            if self._closed:
+                return
+            self._closed = True
+            self._plan = None
+            if self._before is not None:
+                self._before.close()
+            self._artefact.close()
+            self._device.release()
+
+    def _open(self) -> GpuPlan:
+        if self._plan is None:
+            raise EdgetokError("this backend was closed; load the model again")
+        return self._plan
+
+    def _step(
+        self, plan: GpuPlan, cache: GpuCache, ids: npt.NDArray[np.int32], *, sampled: bool
+    ) -> None:
+        """A block and its last token's logits, and with `sampled` the choice."""
+
+        def launches(inputs: Inputs) -> None:
+            plan.body(inputs, cache, 1)
+            plan.head(inputs.count)
+            if sampled:
+                sample(plan.logits[0], self._sampling)
+
+        inputs = self._send(cache, ids)  # may forget, and with it what was captured
+        if ids.size > 1:
+            launches(inputs)
+            return
+        step = cache.steps.get(sampled)
+        if step is not None:
+            step()
+            return
+        launches(inputs)  # compiles what is not compiled yet, which a capture must not do
+        cache.steps[sampled] = self._device.capture(lambda: launches(inputs))
+
+    def _send(self, cache: GpuCache, ids: npt.NDArray[np.int32]) -> Inputs:
+        """The next tokens, and what the layers on the CPU make of them, to the device."""
+        inputs = cache.one if ids.size == 1 else None
+        if inputs is None:
+            split = self._before is not None
+            inputs = Inputs(self._device, self._spec, len(cache.used), ids.size, hidden=split)
+        if ids.size == 1:
+            cache.one = inputs
+        hidden = None
+        if self._before is not None and cache.before is not None:
+            hidden = self._before.hidden(cache.before, ids)
+        inputs.send(cache, ids, hidden)
+        return inputs
+
+    def _all_logits(self, plan: GpuPlan, out: Logits) -> None:
+        for begin in range(0, len(out), _HEAD_TOKENS):
+            end = min(begin + _HEAD_TOKENS, len(out))
+            self._device.fetch(plan.many_logits(begin, end), out[begin:end])
+
+    def _checked(self, cache: KVCache, tokens: Tokens) -> tuple[GpuCache, npt.NDArray[np.int32]]:
+        if not isinstance(cache, GpuKVCache | GpuCompactCache) or cache.spec is not self._spec:
+            raise ShapeError(
+                f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
+            )
+        return cache, checked_tokens(tokens, cache, self.vocab_size)

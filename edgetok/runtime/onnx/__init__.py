@@ -1,0 +1,1 @@
+"""The onnxruntime backend: runs any graph; what the others are compared with."""

@@ -1,0 +1,355 @@
+"""The onnxruntime backend: runs any artefact's graph, and is the oracle for the other backends.
+
+Our own graphs write new keys and values into one buffer a layer, allocated with the cache and bound
+as past and present at once. Graphs of other exporters return longer arrays at each step; where they
+have no cache at all, every step computes the whole sequence again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from edgetok.cache.windows import check_cut
+from edgetok.errors import ArtefactError, OptionError, ShapeError
+from edgetok.formats import strict_json
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.formats.layout import LOGITS_START, cache_head_dim
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.token_blocks import blocks, checked_tokens
+
+_ORT_ERRORS: Final = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+)
+_DTYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "seq_length", "n_ctx")
+_FATAL: Final = 4
+
+
+class _Cache:
+    """Length and capacity; what a kind of cache adds is how it holds keys and values."""
+
+    def __init__(self, capacity_tokens: int) -> None:
+        if capacity_tokens < 1:
+            raise OptionError(f"a cache of {capacity_tokens} tokens, expected at least 1")
+        self._capacity_tokens = capacity_tokens
+        self._length_tokens = 0
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens seen so far."""
+        return self._length_tokens
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens can be seen."""
+        return self._capacity_tokens
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from a position on; windows lose nothing here, so always True."""
+        check_cut(length_tokens, self._length_tokens)
+        self._keep(length_tokens)
+        self._length_tokens = length_tokens
+        return True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were computed."""
+        self._length_tokens += tokens
+
+    def _keep(self, length_tokens: int) -> None:
+        """Drop keys and values beyond a length, where they are not simply overwritten."""
+
+
+class SharedCache(_Cache):
+    """One buffer for each layer's keys and one for its values, float32 [1, KH, capacity, D]."""
+
+    def __init__(self, spec: DecoderSpec, capacity_tokens: int) -> None:
+        super().__init__(capacity_tokens)
+        shape = (1, spec.num_kv_heads, capacity_tokens, cache_head_dim(spec))
+        self.values = {}
+        for i in range(spec.num_layers):
+            for kind in ("key", "value"):
+                array = np.zeros(shape, np.float32)
+                self.values[f"{i}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
+        self._nbytes = 2 * spec.num_layers * int(np.prod(shape)) * 4
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self._nbytes
+
+
+class GrowingCache(_Cache):
+    """Keys and values as another exporter's graph returns them, a new array at each step."""
+
+    def __init__(self, empty: dict[str, npt.NDArray[Any]], axis: int, capacity_tokens: int) -> None:
+        super().__init__(capacity_tokens)
+        self.arrays = empty
+        self.tokens: list[int] = []
+        self._axis = axis
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use; they grow with the sequence."""
+        return sum(array.nbytes for array in self.arrays.values()) + 8 * len(self.tokens)
+
+    def _keep(self, length_tokens: int) -> None:
+        kept = (slice(None),) * self._axis + (slice(0, length_tokens),)
+        self.arrays = {n: np.ascontiguousarray(a[kept]) for n, a in self.arrays.items()}
+        del self.tokens[length_tokens:]
+
+
+class OnnxRuntimeBackend:
+    """Runs an artefact's graph with onnxruntime on the CPU. See `Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        artefact: Artefact | str | os.PathLike[str],
+        *,
+        threads: int = 0,
+        block_tokens: int = 256,
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            artefact: an opened artefact, or its folder.
+            threads: of onnxruntime's own team; 0 lets it choose.
+            block_tokens: tokens computed at once in a prefill.
+
+        Raises:
+            ArtefactError: the folder is damaged or onnxruntime refuses the graph.
+            OptionError: a number is out of range.
+        """
+        if threads < 0 or block_tokens < 1:
+            raise OptionError(f"{threads} threads and blocks of {block_tokens}: out of range")
+        if not isinstance(artefact, Artefact):
+            artefact = open_artefact(artefact)
+        self._artefact = artefact
+        self._block_tokens = block_tokens
+        self._lock = threading.Lock()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL  # what goes wrong is raised, not printed
+        try:
+            self._session: ort.InferenceSession | None = ort.InferenceSession(
+                os.fspath(artefact.graph_path), options, providers=["CPUExecutionProvider"]
+            )
+        except _ORT_ERRORS as error:
+            raise ArtefactError(
+                f"{artefact.graph_path}: onnxruntime {ort.__version__} refuses the graph: {error}"
+            ) from error
+        self._graph: _OwnGraph | _ForeignGraph = (
+            _ForeignGraph(artefact, self._session)
+            if artefact.spec is None
+            else _OwnGraph(artefact.spec)
+        )
+
+    @property
+    def spec(self) -> DecoderSpec | None:
+        """The decoder's description; None where another exporter wrote the graph."""
+        return self._artefact.spec
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._graph.vocab_size
+
+    @property
+    def context_tokens(self) -> int:
+        """The trained context length."""
+        return self._graph.context_tokens
+
+    def new_cache(self, capacity_tokens: int) -> KVCache:
+        """Allocate an empty cache, all its bytes at once where the graph is ours.
+
+        Raises:
+            OptionError: less than one token.
+        """
+        return self._graph.new_cache(capacity_tokens)
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Tokens,
+        *,
+        all_logits: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Logits:
+        """Append tokens to the cache and compute logits. See `Backend.forward`.
+
+        Raises:
+            ContextError: the tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size.
+            ShapeError: no tokens, or not one row of integers.
+        """
+        ids = checked_tokens(tokens, cache, self.vocab_size)
+        with self._lock:
+            if self._session is None:
+                raise OptionError("this backend was closed; load the model again")
+            found = []
+            for _, part, _ in blocks(ids, self._block_tokens, should_stop):
+                logits = self._graph.run(self._session, cache, part.astype(np.int64), all_logits)
+                found.append(logits if all_logits else logits[-1])
+            return np.concatenate(found) if all_logits else found[-1]
+
+    def close(self) -> None:
+        """Let go of the session and the mapping; a second call does nothing."""
+        with self._lock:
+            self._session = None
+            self._artefact.close()
+
+
+class _OwnGraph:
+    """A graph of edgetok's converter."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        self._spec = spec
+        self.vocab_size = spec.vocab_size
+        self.context_tokens = spec.context_tokens
+
+    def new_cache(self, capacity_tokens: int) -> SharedCache:
+        return SharedCache(self._spec, capacity_tokens)
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        cache: KVCache,
+        ids: npt.NDArray[np.int64],
+        all_logits: bool,
+    ) -> Logits:
+        """Logits of one block: [T, V], or of the last token alone, [1, V]."""
+        if not isinstance(cache, SharedCache):
+            raise _foreign_cache(cache)
+        binding = session.io_binding()
+        mask = np.ones((1, cache.length_tokens + ids.size), np.int64)
+        binding.bind_cpu_input("input_ids", ids[None])
+        binding.bind_cpu_input("attention_mask", mask)
+        start = np.array([0 if all_logits else -1], np.int64)
+        # An input that may be left out is known to the session, but not to `bind_cpu_input`.
+        binding.bind_ortvalue_input(LOGITS_START, ort.OrtValue.ortvalue_from_numpy(start))
+        for name, value in cache.values.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+        binding.bind_output("logits", "cpu")
+        session.run_with_iobinding(binding)
+        logits: Logits = binding.get_outputs()[-1].numpy()[0]
+        cache.advance(ids.size)
+        return logits
+
+
+class _ForeignGraph:
+    """A graph as optimum exports it: the names of its inputs say what each of them is."""
+
+    def __init__(self, artefact: Artefact, session: ort.InferenceSession) -> None:
+        self._path = artefact.graph_path
+        self._inputs = {value.name: value for value in session.get_inputs()}
+        self._past = [name for name in self._inputs if name.startswith("past_key_values")]
+        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        unknown = sorted(set(self._inputs) - known)
+        outputs = {value.name: value for value in session.get_outputs()}
+        if unknown or "input_ids" not in self._inputs or "logits" not in outputs:
+            raise ArtefactError(
+                f"{self._path}: inputs {list(self._inputs)[:4]} and outputs {list(outputs)[:2]} "
+                "are not those of a causal language model; export it with --task text-generation"
+            )
+        self._present = {name: name.replace("past_key_values", "present") for name in self._past}
+        missing = sorted(set(self._present.values()) - set(outputs))
+        if missing:
+            raise ArtefactError(f"{self._path}: output {missing[0]!r} is missing")
+        self._axis = self._token_axis()
+        config = _config(artefact)
+        size = outputs["logits"].shape[-1]
+        self.vocab_size = size if isinstance(size, int) else _integer(config, ("vocab_size",))
+        self.context_tokens = _integer(config, _CONTEXT_KEYS)
+
+    def new_cache(self, capacity_tokens: int) -> GrowingCache:
+        empty = {}
+        for name in self._past:
+            value = self._inputs[name]
+            shape = [size if isinstance(size, int) else 1 for size in value.shape]
+            shape[self._axis] = 0
+            if value.type not in _DTYPES:
+                raise ArtefactError(f"{self._path}: {name} is {value.type}, expected floats")
+            empty[name] = np.zeros(shape, _DTYPES[value.type])
+        return GrowingCache(empty, self._axis, capacity_tokens)
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        cache: KVCache,
+        ids: npt.NDArray[np.int64],
+        all_logits: bool,
+    ) -> Logits:
+        """Logits [T, V] of one block; these graphs know no other."""
+        if not isinstance(cache, GrowingCache):
+            raise _foreign_cache(cache)
+        total = cache.length_tokens + ids.size
+        if not self._past:  # without a cache everything is computed again
+            ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
+        feed: dict[str, npt.NDArray[Any]] = {"input_ids": ids[None]}
+        if "attention_mask" in self._inputs:
+            feed["attention_mask"] = np.ones((1, total), np.int64)
+        if "position_ids" in self._inputs:
+            feed["position_ids"] = np.arange(total - ids.size, total)[None]
+        names = ["logits", *self._present.values()]
+        results = session.run(names, feed | cache.arrays)
+        new_tokens = total - cache.length_tokens
+        logits: Logits = results[0][0, -new_tokens:].astype(np.float32, copy=False)
+        cache.arrays = dict(zip(self._present, results[1:], strict=True))
+        cache.tokens += [int(i) for i in ids[-new_tokens:]]
+        cache.advance(new_tokens)
+        return logits
+
+    def _token_axis(self) -> int:
+        """The axis of the cache along which tokens lie: the symbolic one that is not the batch."""
+        axes = set()
+        for name in self._past:
+            shape = self._inputs[name].shape
+            symbolic = [i for i, size in enumerate(shape) if not isinstance(size, int)]
+            if len(symbolic) > 2 or not symbolic or symbolic[-1] == 0:
+                raise ArtefactError(f"{self._path}: {name} is {shape}, which axis is not clear")
+            axes.add(symbolic[-1])
+        if len(axes) > 1:
+            raise ArtefactError(f"{self._path}: caches have tokens along different axes")
+        return axes.pop() if axes else 2
+
+
+def _foreign_cache(cache: KVCache) -> ShapeError:
+    return ShapeError(f"a {type(cache).__name__} is no cache of this backend; use its new_cache")
+
+
+def _config(artefact: Artefact) -> dict[str, Any]:
+    path = artefact.folder / "config.json"
+    if path.name not in artefact.manifest.files:
+        raise ArtefactError(f"{artefact.folder}: no config.json; convert the model again")
+    return strict_json.read_object(path, error=ArtefactError)
+
+
+def _integer(config: dict[str, Any], keys: tuple[str, ...]) -> int:
+    for key in keys:
+        value = config.get(key)
+        if type(value) is int and 0 < value < 1 << 28:
+            return value
+    raise ArtefactError(f"config.json: none of {', '.join(keys)} is a positive whole number")

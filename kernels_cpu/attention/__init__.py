@@ -1,0 +1,1 @@
+"""Attention, and what is stored in the KV cache."""

@@ -1,0 +1,96 @@
+"""The Walsh-Hadamard transform of each head's dims, in place.
+
+    x = H x / sqrt(n), H[i, j] = (-1)^(number of bits that i and j share)
+
+over blocks of n dims, n the largest power of two that divides head_dim. It is its own inverse and
+leaves products of two turned vectors as they are; a dim that is far larger than the others is
+spread over its block, which codes of 4 bits need (arXiv 2404.00456). Heads are shared out as by
+`rope`, so that nothing waits between the two. Slots: `attention/launch.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from edgetok.kernels_cpu.attention.launch import (
+    HADAMARD_BLOCK,
+    HADAMARD_HEAD_DIM,
+    HADAMARD_HEADS,
+    HADAMARD_SCALE,
+    HADAMARD_X,
+)
+from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.simd.emit import (
+    _F32,
+    _I64,
+    F32,
+    LANES,
+    _constant,
+    _shuffle,
+    i64,
+    op,
+    outline,
+)
+from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
+    load_f32,
+    load_f32_first,
+    read_i64,
+    store_f32,
+    store_f32_first,
+)
+from edgetok.kernels_cpu.simd.ops import add, mul, splat_f32, sub
+
+
+@op(F32, F32, i64)
+def _turn_lanes(b: Any, v: Any, block: Any) -> Any:
+    """The unscaled transform of every `block` lanes, or of all where it is larger."""
+    h = 1
+    while h < LANES:
+        signs = _constant(_F32, LANES, [-1.0 if i & h else 1.0 for i in range(LANES)])
+        partner = _shuffle(b, v, [i ^ h for i in range(LANES)])
+        turned = b.fadd(b.fmul(v, signs), partner)
+        v = b.select(b.icmp_signed("<", ir.Constant(_I64, h), block), turned, v)
+        h *= 2
+    return v
+
+
+@outline
+def _turn(x: int, block: int, scale: float) -> None:
+    """One block that is longer than a vector."""
+    for i in range(0, block, LANES):
+        at = x + 4 * i
+        store_f32(at, _turn_lanes(mul(load_f32(at), splat_f32(scale)), block))
+    h = LANES
+    while h < block:
+        for first in range(0, block, 2 * h):
+            for i in range(first, first + h, LANES):
+                a = load_f32(x + 4 * i)
+                b = load_f32(x + 4 * (i + h))
+                store_f32(x + 4 * i, add(a, b))
+                store_f32(x + 4 * (i + h), sub(a, b))
+        h *= 2
+
+
+@kernel
+def hadamard(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Turn this thread's share of heads."""
+    x = read_i64(instr + 8 * HADAMARD_X)
+    heads = read_i64(instr + 8 * HADAMARD_HEADS)
+    size = read_i64(instr + 8 * HADAMARD_HEAD_DIM)
+    block = read_i64(instr + 8 * HADAMARD_BLOCK)
+    scale = f32_from_bits(read_i64(instr + 8 * HADAMARD_SCALE))
+    units = read_i64(ctx + 8 * CTX_TOKENS) * heads
+    for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
+        head = x + 4 * size * unit
+        if block > LANES:
+            for i in range(0, size, block):
+                _turn(head + 4 * i, block, scale)
+        else:
+            for i in range(0, size, LANES):
+                count = min(LANES, size - i)
+                v = mul(load_f32_first(head + 4 * i, count), splat_f32(scale))
+                store_f32_first(head + 4 * i, _turn_lanes(v, block), count)

@@ -1,0 +1,272 @@
+"""Instructions of attention and the layout of the KV cache. No numba here.
+
+A cache has a record for each layer and KV head: RECORD_SLOTS int64 that say where its slots are. A
+slot holds one token's key and value and knows its position, so that slots may come in any order:
+rings, eviction and retained tokens need no other kernel. A slot that holds nothing has position
+EMPTY. The number of slots is a multiple of SLOT_TILE.
+
+With D' = head_dim rounded up to DIM_TILE, at 4 bits to twice that (dims past head_dim are 0):
+
+| kv_bits | keys                                            | values                          |
+|---------|-------------------------------------------------|---------------------------------|
+| 4       | uint8 [slots/16, D'/8, 16, 4], two dims a byte  | uint8 [slots/4, D'/2, 4]        |
+| 8       | uint8 [slots/16, D'/4, 16, 4], code + 128       | int8 [slots/4, D', 4]           |
+| 16      | float16 [slots/16, D', 16]                      | float16 [slots, D']             |
+| 32      | float32 [slots/16, D', 16]                      | float32 [slots, D']             |
+
+Keys of 16 slots are interleaved, so that a vector lane is a slot and scores need no horizontal sum;
+values of 4 slots, because an integer dot product adds 4 products.
+
+At 8 bits a slot has a float32 scale for its key and one for its value: x = code * scale. At 4 bits
+it has two bfloat16 numbers in their place, the scale in the low and the base in the high half:
+x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in its low half and dim
+j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
+
+At 4 bits queries, keys and values are turned by `hadamard` before, which leaves products of queries
+and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4).
+The result of attention is turned values, and turned back by the same transform.
+
+Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
+attention also keeps, for each KV head and slot s,
+
+    mass[s] = keep * mass[s] + sum over tokens t >= first and the head's query heads h of p[t, h, s]
+
+with p the softmax, `first` = CTX_MASS_FIRST (0: all tokens of the run; T - 32: a window of the last
+32) and `keep` = CTX_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
+and the bits are the same for every number of threads. Storing a token sets its slot's mass to 0.
+"""
+
+from __future__ import annotations
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.elementwise.launch import Addresses
+from edgetok.kernels_cpu.program.abi import CTX_POSITION
+from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
+
+KV_BITS = (4, 8, 16, 32)
+
+SLOT_TILE = 64  # slots that attention looks at together
+KEY_TILE = 16  # slots whose keys are interleaved
+VALUE_TILE = 4  # slots whose values are, at 4 and 8 bits
+DIM_TILE = 16  # head_dim is rounded up to a multiple of it
+EMPTY = 2**31 - 1  # position of a slot that holds nothing
+
+# Slots of a record.
+REC_KEYS = 0
+REC_VALUES = 1
+REC_KEY_SCALES = 2  # address of 4 bytes for each slot; 0 without scales
+REC_VALUE_SCALES = 3
+REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
+REC_USED = 5  # slots past this one hold nothing
+REC_APPEND = 6  # address of int32 [T]: the slot of each of the run's tokens
+REC_CHUNK = 7  # slots that a thread takes at a time; a multiple of BLOCK
+REC_MASS = 8  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
+RECORD_SLOTS = 16
+
+CTX_CACHE = CTX_POSITION + 1  # ctx slot: address of the records, [layers, KH, RECORD_SLOTS]
+CTX_MASS = CTX_CACHE + 1  # address of `mass_workspace_bytes`; 0: no mass
+CTX_MASS_SLOTS = CTX_CACHE + 2  # what they were asked for
+CTX_MASS_FIRST = CTX_CACHE + 3  # tokens of the run before this one do not count
+CTX_MASS_KEEP = CTX_CACHE + 4  # float32 bits
+
+HADAMARD_X, HADAMARD_HEADS, HADAMARD_HEAD_DIM, HADAMARD_BLOCK, HADAMARD_SCALE = range(2, 7)
+APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
+(
+    ATT_Q,
+    ATT_OUT,
+    ATT_RECORD,
+    ATT_HEADS,
+    ATT_KV_HEADS,
+    ATT_HEAD_DIM,
+    ATT_WINDOW,
+    ATT_SCALE,
+    ATT_CAP,
+    ATT_POSITIONS,
+    ATT_SCRATCH,
+    ATT_SCRATCH_BYTES,
+    ATT_PARTIALS,
+    ATT_DIM_TILE,
+) = range(2, 16)
+
+ROWS = 32  # query rows (token and head) that a task computes together
+ROW_BYTES = 52  # small numbers of a row, see `attention/scratch.py`
+MAX_CHUNKS = 64
+BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
+MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
+PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
+
+
+def padded_head_dim(head_dim: int, kv_bits: int = 8) -> int:
+    """Dims that a slot has room for."""
+    tile = dim_tile(kv_bits)
+    return -(-head_dim // tile) * tile
+
+
+def dim_tile(kv_bits: int) -> int:
+    """What the dims of a slot are a multiple of."""
+    return 2 * DIM_TILE if kv_bits == 4 else DIM_TILE
+
+
+def row_bytes(head_dim: int, kv_bits: int) -> int:
+    """Bytes of one key or value, without its scale."""
+    return padded_head_dim(head_dim, kv_bits) * kv_bits // 8
+
+
+def chunk_slots(slots: int) -> int:
+    """REC_CHUNK for a head of so many slots; of nothing else, so that results repeat."""
+    return BLOCK * max(1, -(-slots // (BLOCK * MAX_CHUNKS)))
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Scratch memory that attention needs for each thread."""
+    return ROWS * (12 * _most_dims(head_dim) + 6 * BLOCK + ROW_BYTES) + 4 * BLOCK
+
+
+def mass_slots(slots: int) -> int:
+    """CTX_MASS_SLOTS for records of at most so many slots."""
+    return -(-slots // BLOCK) * BLOCK
+
+
+def mass_row_floats(slots: int) -> int:
+    """float32 of a row of weights in the workspace: a weight a slot, the maximum of each block."""
+    return slots + -(-slots // (BLOCK * DIM_TILE)) * DIM_TILE
+
+
+def mass_workspace_bytes(slots: int, heads: int, kv_heads: int, threads: int) -> int:
+    """Workspace of attention mass, shared by all layers; it holds nothing between runs."""
+    slots = mass_slots(slots)
+    rows = max(heads, threads * ROWS)
+    return 4 * (rows * mass_row_floats(slots) + kv_heads * MASS_LANES * slots)
+
+
+def partials_bytes(heads: int, head_dim: int) -> int:
+    """Memory for the partial results of one decode step."""
+    return 4 * heads * MAX_CHUNKS * (_most_dims(head_dim) + PARTIAL_EXTRA)
+
+
+def _most_dims(head_dim: int) -> int:
+    return max(padded_head_dim(head_dim, bits) for bits in KV_BITS)
+
+
+def hadamard_block(head_dim: int) -> int:
+    """Dims that `hadamard` mixes: the largest power of two that divides head_dim."""
+    return head_dim & -head_dim
+
+
+def hadamard(kernels: Addresses, *, x: int, heads: int, head_dim: int, wait: bool) -> Instruction:
+    """Turn each head's dims, in place; a second time turns them back.
+
+    Args:
+        kernels: the loaded kernels.
+        x: address of float32 [T, heads, head_dim].
+        heads: heads a token.
+        head_dim: dims of a head.
+        wait: see `instruction`.
+    """
+    block = hadamard_block(head_dim)
+    args = (x, heads, head_dim, block, float_bits(block**-0.5))
+    return instruction(kernels.address("hadamard"), *args, wait=wait)
+
+
+def kv_append(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    k: int,
+    v: int,
+    layer: int,
+    kv_heads: int,
+    head_dim: int,
+    wait: bool,
+) -> Instruction:
+    """Store the run's keys and values into the slots that REC_APPEND names.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: one of KV_BITS.
+        k: address of float32 [T, KH, D].
+        v: likewise.
+        layer: which layer's records.
+        kv_heads: KH.
+        head_dim: D.
+        wait: see `instruction`.
+    """
+    _check(kv_bits)
+    args = (k, v, _record(layer, kv_heads), kv_heads, head_dim)
+    return instruction(kernels.address(f"kv_append_{kv_bits}"), *args, wait=wait)
+
+
+def attention(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    q: int,
+    out: int,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int,
+    scale: float,
+    softcap: float,
+    positions: int,
+    scratch: int,
+    partials: int,
+) -> tuple[Instruction, Instruction]:
+    """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
+
+    A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
+    0. Two instructions: the second merges what the first left in `partials` at T = 1.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: one of KV_BITS.
+        q: address of float32 [T, H, D].
+        out: address of the same shape.
+        layer: which layer's records.
+        heads: H.
+        kv_heads: KH.
+        head_dim: D.
+        window: see above.
+        scale: of the products.
+        softcap: c tanh(x / c) of the scaled products; 0 is none.
+        positions: address of int32 [T], the queries' positions.
+        scratch: address of `scratch_bytes` for each thread.
+        partials: address of `partials_bytes`.
+
+    Raises:
+        ShapeError: sizes do not go together.
+    """
+    _check(kv_bits)
+    if heads % kv_heads:
+        raise ShapeError(f"{heads} heads, expected a multiple of {kv_heads} key heads")
+    args = (
+        q,
+        out,
+        _record(layer, kv_heads),
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+        float_bits(scale),
+        float_bits(softcap),
+        positions,
+        scratch,
+        scratch_bytes(head_dim),
+        partials,
+        dim_tile(kv_bits),
+    )
+    return (
+        instruction(kernels.address(f"attention_{kv_bits}"), *args, wait=True),
+        instruction(kernels.address("attention_merge"), *args, wait=True),
+    )
+
+
+def _record(layer: int, kv_heads: int) -> int:
+    """Byte offset of a layer's first record."""
+    return 8 * RECORD_SLOTS * layer * kv_heads
+
+
+def _check(kv_bits: int) -> None:
+    if kv_bits not in KV_BITS:
+        raise ShapeError(f"kv_bits is {kv_bits}, expected one of {KV_BITS}")

@@ -1,0 +1,124 @@
+"""The second half of attention: what is known only when every thread has done its part.
+
+With one token, merges the threads' partial results. With attention mass, adds it up. Arithmetic as
+in `attention.py` and `attention/mass.py`, slots and arguments in `attention/launch.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgetok.kernels_cpu.attention import mass
+from edgetok.kernels_cpu.attention import rows as rows_of
+from edgetok.kernels_cpu.attention.launch import (
+    ATT_DIM_TILE,
+    ATT_HEAD_DIM,
+    ATT_HEADS,
+    ATT_KV_HEADS,
+    ATT_OUT,
+    ATT_PARTIALS,
+    ATT_SCRATCH,
+    ATT_SCRATCH_BYTES,
+    BLOCK,
+    CTX_MASS,
+    MAX_CHUNKS,
+    PARTIAL_EXTRA,
+    REC_CHUNK,
+    REC_USED,
+)
+from edgetok.kernels_cpu.attention.scratch import (
+    TOTAL_MAX,
+    TOTAL_SUM,
+    merge,
+    record_at,
+    scores_at,
+    total_at,
+    write_row,
+)
+from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.simd.emit import LANES, outline
+from edgetok.kernels_cpu.simd.memory import read_f32, read_i64, store_f32, write_f32
+from edgetok.kernels_cpu.simd.ops import zero_f32
+
+
+@kernel
+def attention_merge(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Merge one token's partial results, a share of the heads for each thread; then the mass."""
+    scratch = read_i64(instr + 8 * ATT_SCRATCH) + tid * read_i64(instr + 8 * ATT_SCRATCH_BYTES)
+    size = read_i64(instr + 8 * ATT_HEAD_DIM)
+    tile = read_i64(instr + 8 * ATT_DIM_TILE)
+    padded = (size + tile - 1) // tile * tile
+    if read_i64(ctx + 8 * CTX_TOKENS) == 1:
+        _merge_heads(instr, ctx, tid, threads, scratch, padded)
+    if read_i64(ctx + 8 * CTX_MASS) != 0:
+        _mass(instr, ctx, tid, threads, scratch, padded)
+
+
+@outline
+def _merge_heads(instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int) -> None:
+    heads = read_i64(instr + 8 * ATT_HEADS)
+    group = heads // read_i64(instr + 8 * ATT_KV_HEADS)
+    size = read_i64(instr + 8 * ATT_HEAD_DIM)
+    out = read_i64(instr + 8 * ATT_OUT)
+    partials = read_i64(instr + 8 * ATT_PARTIALS)
+    total = total_at(scratch, padded)
+    for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
+        record = record_at(instr, ctx, head // group)
+        used = read_i64(record + 8 * REC_USED)
+        slots = read_i64(record + 8 * REC_CHUNK)
+        for i in range(0, padded, LANES):
+            store_f32(total + 4 * i, zero_f32())
+        write_f32(scratch + TOTAL_MAX, rows_of.UNSEEN)
+        write_f32(scratch + TOTAL_SUM, np.float32(0.0))
+        for c in range((used + slots - 1) // slots):
+            acc = partials + 4 * (padded + PARTIAL_EXTRA) * (head * MAX_CHUNKS + c)
+            high = read_f32(acc + 4 * padded)
+            s = read_f32(acc + 4 * padded + 4)
+            merge(total, scratch + TOTAL_MAX, scratch + TOTAL_SUM, acc, high, s, padded)
+        write_row(total, read_f32(scratch + TOTAL_SUM), out + 4 * size * head, size)
+
+
+@outline
+def _mass(instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: int) -> None:
+    """A share of all KV heads' blocks of slots for each thread."""
+    kv_heads = read_i64(instr + 8 * ATT_KV_HEADS)
+    group = read_i64(instr + 8 * ATT_HEADS) // kv_heads
+    every = 0
+    for head in range(kv_heads):
+        every += (read_i64(record_at(instr, ctx, head) + 8 * REC_USED) + BLOCK - 1) // BLOCK
+    first = share(every, tid, threads)
+    last = share(every, tid + 1, threads)
+    totals = scores_at(scratch, padded)
+    before = 0
+    for head in range(kv_heads):
+        record = record_at(instr, ctx, head)
+        used = read_i64(record + 8 * REC_USED)
+        blocks = (used + BLOCK - 1) // BLOCK
+        begin = max(first - before, 0)
+        end = min(last - before, blocks)
+        before += blocks
+        if begin >= end or not mass.is_wanted(ctx, record):
+            continue
+        if read_i64(ctx + 8 * CTX_TOKENS) == 1:
+            for r in range(group):
+                _total(instr, record, head * group + r, totals + 8 * r, padded)
+        slots = min(BLOCK * end, mass.rounded(used))
+        mass.finish(instr, ctx, record, head, BLOCK * begin, slots, totals, threads)
+
+
+@outline
+def _total(instr: int, record: int, head: int, to: int, padded: int) -> None:
+    """A query head's maximum and sum over all chunks."""
+    slots = read_i64(record + 8 * REC_CHUNK)
+    partials = read_i64(instr + 8 * ATT_PARTIALS)
+    high = rows_of.UNSEEN
+    total = np.float32(0.0)
+    for c in range((read_i64(record + 8 * REC_USED) + slots - 1) // slots):
+        at = partials + 4 * (padded + PARTIAL_EXTRA) * (head * MAX_CHUNKS + c) + 4 * padded
+        new = max(high, read_f32(at))
+        keep = rows_of.power(high - new)
+        total = total * keep + read_f32(at + 4) * rows_of.power(read_f32(at) - new)
+        high = new
+    write_f32(to, high)
+    write_f32(to + 4, total)

@@ -1,0 +1,114 @@
+"""A thread's scratch during attention, and how results of chunks are merged.
+
+[ROWS] of each small array, then queries, scores, integer weights, scales, a chunk's result and the
+total.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgetok.kernels_cpu.attention import rows as rows_of
+from edgetok.kernels_cpu.attention.launch import (
+    ATT_RECORD,
+    BLOCK,
+    CTX_CACHE,
+    RECORD_SLOTS,
+    ROW_BYTES,
+    ROWS,
+)
+from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd.memory import (
+    load_f32,
+    read_f32,
+    read_i64,
+    store_f32,
+    store_f32_first,
+    write_f32,
+)
+from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32
+
+OFFSET = 0  # int32: see `query_int`
+FACTOR = 4 * ROWS  # float32: scale of the query times the attention scale
+LOW = 8 * ROWS  # int32: first position that the row sees
+HIGH = 12 * ROWS  # int32: last one
+MAX = 16 * ROWS  # float32: largest score of the chunk so far
+SUM = 20 * ROWS  # float32: sum of exponentials of the chunk so far
+TOTAL_MAX = 24 * ROWS
+TOTAL_SUM = 28 * ROWS
+KEPT = 32 * ROWS  # int64: where the row's weights are kept for attention mass, or 0
+KEEP = 40 * ROWS  # float32: what the result of earlier blocks is multiplied by
+WEIGHT_FACTOR = 44 * ROWS  # float32: what integer weights are multiplied by
+WEIGHT_BASE = 48 * ROWS  # float32: the sum of weights times the values' bases
+QUERY = ROW_BYTES * ROWS  # [ROWS, padded] float32, or int8 in the first quarter of each row
+
+
+@inline
+def scores_at(scratch: int, padded: int) -> int:
+    """Address of float32 [ROWS, BLOCK], scores and then weights."""
+    return scratch + QUERY + 4 * ROWS * padded
+
+
+@inline
+def codes_at(scratch: int, padded: int) -> Any:
+    """Address of uint8 [ROWS, 2, BLOCK], both halves of integer weights."""
+    return scores_at(scratch, padded) + 4 * ROWS * BLOCK
+
+
+@inline
+def normed_at(scratch: int, padded: int) -> Any:
+    """Address of float32 [BLOCK], see `norm_scales`."""
+    return codes_at(scratch, padded) + 2 * ROWS * BLOCK
+
+
+@inline
+def chunk_at(scratch: int, padded: int) -> Any:
+    """Address of float32 [ROWS, padded], the result of a chunk."""
+    return normed_at(scratch, padded) + 4 * BLOCK
+
+
+@inline
+def total_at(scratch: int, padded: int) -> Any:
+    """Address of float32 [ROWS, padded], the merged result."""
+    return chunk_at(scratch, padded) + 4 * ROWS * padded
+
+
+@inline
+def record_at(instr: int, ctx: int, head: int) -> Any:
+    """Address of a KV head's record."""
+    first = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * ATT_RECORD)
+    return first + 8 * RECORD_SLOTS * head
+
+
+@inline
+def fill(address: int, value: float, count: int) -> None:
+    """`count` float32, a multiple of LANES."""
+    for i in range(0, count, LANES):
+        store_f32(address + 4 * i, splat_f32(value))
+
+
+@outline
+def merge(
+    total: int, total_max: int, total_sum: int, acc: int, high: float, s: float, size: int
+) -> None:
+    """Add a chunk's result, its maximum `high` and its sum `s` to the total."""
+    old = read_f32(total_max)
+    new = max(old, high)
+    keep = rows_of.power(old - new)
+    take = rows_of.power(high - new)
+    write_f32(total_max, new)
+    write_f32(total_sum, read_f32(total_sum) * keep + s * take)
+    for i in range(0, size, LANES):
+        v = mul(load_f32(acc + 4 * i), splat_f32(take))
+        store_f32(total + 4 * i, fma(load_f32(total + 4 * i), splat_f32(keep), v))
+
+
+@inline
+def write_row(total: int, total_sum: float, out: int, size: int) -> None:
+    """out = total / sum; 0 where nothing was seen."""
+    inverse = np.float32(1.0) / total_sum if total_sum > np.float32(0.0) else np.float32(0.0)
+    for i in range(0, size, LANES):
+        v = mul(load_f32(total + 4 * i), splat_f32(inverse))
+        store_f32_first(out + 4 * i, v, min(LANES, size - i))

@@ -1,0 +1,1 @@
+"""Memory bandwidth, measured by a read loop."""

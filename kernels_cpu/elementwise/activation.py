@@ -1,0 +1,113 @@
+"""The gate of the feed-forward layer, and the cap of the logits.
+
+    <kind>_mul: out = activation(gate) * up (arXiv 2002.05202)
+    softcap: x = limit * tanh(scale * x / limit) (arXiv 2408.00118, section 2)
+
+Elements are shared out in runs of whole cache lines. Slots: `elementwise/launch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgetok.kernels_cpu.elementwise.launch import (
+    ACT_GATE,
+    ACT_OUT,
+    ACT_SIZE,
+    ACT_UP,
+    CAP_LAST,
+    CAP_LIMIT,
+    CAP_SCALE,
+    CAP_SIZE,
+    CAP_X,
+)
+from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.simd import math as vmath
+from edgetok.kernels_cpu.simd.emit import LANES, inline
+from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
+    load_f32,
+    load_f32_first,
+    read_i64,
+    store_f32,
+    store_f32_first,
+)
+from edgetok.kernels_cpu.simd.ops import mul, splat_f32
+
+_RUN = 64  # elements: four cache lines
+
+
+@inline
+def _begin(count: int, tid: int, threads: int) -> int:
+    """First element of thread `tid`'s share of `count`."""
+    runs = (count + _RUN - 1) // _RUN
+    return min(runs * tid // threads * _RUN, count)
+
+
+def _gated(activation: Callable[[Any], Any]) -> Any:
+    @inline
+    def gated(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
+        gate = read_i64(instr + 8 * ACT_GATE)
+        up = read_i64(instr + 8 * ACT_UP)
+        out = read_i64(instr + 8 * ACT_OUT)
+        count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
+        end = _begin(count, tid + 1, threads)
+        i = _begin(count, tid, threads)
+        while i + LANES <= end:
+            v = mul(activation(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
+            store_f32(out + 4 * i, v)
+            i += LANES
+        if i < end:
+            v = activation(load_f32_first(gate + 4 * i, end - i))
+            store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+
+    return gated
+
+
+_silu = _gated(vmath.silu)
+_gelu = _gated(vmath.gelu)
+_gelu_tanh = _gated(vmath.gelu_tanh)
+
+
+@kernel
+def silu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = silu(gate) * up (arXiv 1702.03118)."""
+    _silu(instr, ctx, tid, threads)
+
+
+@kernel
+def gelu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = gelu(gate) * up with the error function (arXiv 1606.08415)."""
+    _gelu(instr, ctx, tid, threads)
+
+
+@kernel
+def gelu_tanh_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = gelu(gate) * up with its tanh approximation (arXiv 1606.08415)."""
+    _gelu_tanh(instr, ctx, tid, threads)
+
+
+@kernel
+def softcap(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """x = limit * tanh(scale * x / limit), or scale * x where limit is 0."""
+    x = read_i64(instr + 8 * CAP_X)
+    scale = f32_from_bits(read_i64(instr + 8 * CAP_SCALE))
+    limit = f32_from_bits(read_i64(instr + 8 * CAP_LIMIT))
+    last = read_i64(instr + 8 * CAP_LAST) != 0
+    rows = np.int64(1) if last else read_i64(ctx + 8 * CTX_TOKENS)
+    count = rows * read_i64(instr + 8 * CAP_SIZE)
+    end = _begin(count, tid + 1, threads)
+    i = _begin(count, tid, threads)
+    capped = limit != np.float32(0.0)
+    inner = splat_f32(scale / limit if capped else scale)
+    outer = splat_f32(limit)
+    while i < end:
+        rest = min(LANES, end - i)
+        v = mul(load_f32_first(x + 4 * i, rest), inner)
+        if capped:
+            v = mul(vmath.tanh(v), outer)
+        store_f32_first(x + 4 * i, v, rest)
+        i += LANES

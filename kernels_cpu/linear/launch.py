@@ -1,0 +1,384 @@
+"""Builds the instructions of the linear kernels, with all their checking. No numba here.
+
+A caller allocates buffers once, makes instructions once and runs them many times: an instruction
+holds addresses, and the number of tokens is read from the run's state. Whoever passes a `Span`
+keeps its memory alive as long as the instruction is used.
+
+    qx = Activations.allocate(kernels.isa, tokens_max=T, K=K, bits=4, group_size=32)
+    quantise_instruction(kernels, x=Floats.of(x), qx=qx)
+    matmul_instruction(kernels, weight=q_proj, x=qx, y=Floats.of(q), scratch=scratch)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
+from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.tables import float_bits
+from edgetok.kernels_cpu.simd.isa import Isa
+
+Instruction = npt.NDArray[np.int64]
+
+QUANTISED_BITS = (2, 3, 4, 8)
+GROUP_SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Readable (or writable) memory: address and how many bytes lie there."""
+
+    address: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, array: npt.NDArray[np.generic]) -> Span:
+        """The memory of a C-contiguous array, which the caller keeps alive.
+
+        Raises:
+            ShapeError: the array is not C-contiguous.
+        """
+        if not array.flags.c_contiguous:
+            raise ShapeError(f"array of shape {array.shape} is not C-contiguous")
+        return cls(array.ctypes.data, array.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Floats:
+    """float32 [tokens_max, stride] at an address, of which `width` columns are used.
+
+    A token's row begins `stride` floats after the one before, so that several results can lie side
+    by side in one buffer.
+    """
+
+    address: int
+    tokens_max: int
+    width: int
+    stride: int
+
+    @classmethod
+    def of(cls, array: npt.NDArray[np.float32], first: int = 0, width: int | None = None) -> Floats:
+        """Columns first..first + width of a C-contiguous float32 array [T, stride].
+
+        Raises:
+            ShapeError: the array has another dtype or layout, or the columns are not inside.
+        """
+        if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
+            raise ShapeError(
+                f"array is {array.dtype} {array.shape}, expected C-contiguous float32 [T, K]"
+            )
+        width = array.shape[1] - first if width is None else width
+        if not 0 <= first < first + width <= array.shape[1]:
+            raise ShapeError(f"columns {first}..{first + width} of an array {array.shape}")
+        return cls(array.ctypes.data + 4 * first, array.shape[0], width, array.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearWeight:
+    """A linear layer's weights where the artefact has them (docs/architecture.md).
+
+    Attributes:
+        name: for messages.
+        bits: 2, 3, 4, 8 quantised; 16 float16; 32 float32.
+        N: outputs.
+        K: inputs.
+        group_size: inputs that share a scale; 0 for 16 and 32 bits.
+        weight: codes, or float16 / float32 [N, K].
+        high: 3 bits only: the plane of high bits.
+        scales: float16 [N, G]; None for 16 and 32 bits.
+        zeros: packed zero points, or None.
+        bias: float32 [N], or None.
+    """
+
+    name: str
+    bits: int
+    N: int
+    K: int
+    group_size: int = 0
+    weight: Span
+    high: Span | None = None
+    scales: Span | None = None
+    zeros: Span | None = None
+    bias: Span | None = None
+
+    def __post_init__(self) -> None:
+        """Check every size against the bytes that are there.
+
+        Raises:
+            ShapeError: something is missing, too small or of an unknown kind.
+        """
+        if self.N < 1 or self.K < 1:
+            raise ShapeError(f"{self.name}: [{self.N}, {self.K}], expected at least [1, 1]")
+        if self.bits in (16, 32):
+            self._holds("weight", self.weight, self.N * self.K * self.bits // 8)
+            for part in ("high", "scales", "zeros"):
+                if getattr(self, part) is not None:
+                    raise ShapeError(f"{self.name}: {self.bits} bits do not have {part}")
+        elif self.bits in QUANTISED_BITS and self.group_size in GROUP_SIZES:
+            groups = -(-self.K // self.group_size)
+            codes = self.N * groups * self.group_size
+            self._holds("weight", self.weight, codes * (2 if self.bits == 3 else self.bits) // 8)
+            if self.bits == 3:
+                self._holds("high", self.high, codes // 8)
+            elif self.high is not None:
+                raise ShapeError(f"{self.name}: {self.bits} bits do not have a high plane")
+            self._holds("scales", self.scales, self.N * groups * 2)
+            if self.zeros is not None:
+                zero_bits = 8 if self.bits == 3 else self.bits
+                self._holds("zeros", self.zeros, self.N * (-(-groups * zero_bits // 8)))
+        else:
+            raise ShapeError(
+                f"{self.name}: {self.bits} bits in groups of {self.group_size}, expected 16 or 32 "
+                f"bits, or {QUANTISED_BITS} in groups of {GROUP_SIZES}"
+            )
+        if self.bias is not None:
+            self._holds("bias", self.bias, 4 * self.N)
+
+    def _holds(self, part: str, span: Span | None, nbytes: int) -> None:
+        if span is None or span.nbytes < nbytes:
+            found = "nothing" if span is None else f"{span.nbytes} bytes"
+            raise ShapeError(f"{self.name}: {part} is {found}, expected {nbytes} bytes")
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that one product reads of it."""
+        if self.bits in (16, 32):
+            total = self.N * self.K * self.bits // 8
+        else:
+            groups = -(-self.K // self.group_size)
+            zero_bits = 0 if self.zeros is None else 8 if self.bits == 3 else self.bits
+            total = self.N * (
+                groups * self.group_size * self.bits // 8 + 2 * groups + -(-groups * zero_bits // 8)
+            )
+        return total + (0 if self.bias is None else 4 * self.N)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """A buffer of quantised activations for products with weights of one format.
+
+    Products whose weights have the same K, `bits` and `group_size` share it.
+    Its layout is private to the linear kernels.
+    """
+
+    tokens_max: int
+    K: int
+    bits: int
+    group_size: int
+    block: int
+    array: npt.NDArray[np.uint8]
+
+    @classmethod
+    def allocate(
+        cls, isa: Isa, *, tokens_max: int, K: int, bits: int, group_size: int
+    ) -> Activations:
+        """A zeroed buffer for up to `tokens_max` tokens.
+
+        Args:
+            isa: of the kernels that will use it.
+            tokens_max: most tokens of one run.
+            K: inputs.
+            bits: of the weights: 2, 3, 4 or 8.
+            group_size: of the weights.
+
+        Raises:
+            ShapeError: a size is out of range.
+        """
+        if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in GROUP_SIZES:
+            raise ShapeError(
+                f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "
+                f"{group_size}"
+            )
+        block = min(group_size, ACTIVATION_BLOCK)
+        nbytes = layout.activation_bytes(tokens_max, K, group_size, block, bits, isa.vector_bytes)
+        return cls(
+            tokens_max=tokens_max,
+            K=K,
+            bits=bits,
+            group_size=group_size,
+            block=block,
+            array=aligned_bytes(nbytes),
+        )
+
+    def serves(self, weight: LinearWeight) -> bool:
+        """Whether a product of `weight` can read this buffer."""
+        # 2 and 3 bits have one order of codes, but sums times different middles.
+        wanted = (weight.bits, weight.K, weight.group_size)
+        return wanted == (self.bits, self.K, self.group_size)
+
+
+# Inputs that share an activation scale, where the weights' groups are not smaller.
+ACTIVATION_BLOCK = 128
+
+
+def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed bytes whose address is a multiple of 64."""
+    raw = np.zeros(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+def allocate_scratch(threads: int) -> npt.NDArray[np.uint8]:
+    """The buffer that all matmul instructions of a team of up to `threads` threads can share."""
+    return aligned_bytes(threads * layout.SCRATCH_BYTES)
+
+
+def quantise_instruction(
+    kernels: Kernels, *, x: Floats, qx: Activations, last: bool = False, barrier: bool = True
+) -> Instruction:
+    """qx = x [T, K] in int8.
+
+    Args:
+        kernels: loaded kernels.
+        x: float32 [T, K].
+        qx: where it goes.
+        last: only the last token, as token 0; for the output head after a prefill.
+        barrier: all threads wait afterwards.
+
+    Raises:
+        ShapeError: x and qx do not match.
+    """
+    if x.width != qx.K or (x.tokens_max > qx.tokens_max and not last):
+        raise ShapeError(
+            f"quantise: x [{x.tokens_max}, {x.width}] into activations for "
+            f"[{qx.tokens_max}, {qx.K}]"
+        )
+    instruction = _instruction(kernels, "quantise", barrier)
+    instruction[layout.QUANTISE_X] = x.address
+    instruction[layout.QUANTISE_QX] = qx.array.ctypes.data
+    instruction[layout.QUANTISE_K] = qx.K
+    instruction[layout.QUANTISE_GROUP] = qx.group_size | qx.block << 32
+    instruction[layout.QUANTISE_BITS] = qx.bits
+    instruction[layout.QUANTISE_X_STRIDE] = x.stride
+    instruction[layout.QUANTISE_LAST] = last
+    return instruction
+
+
+def matmul_instruction(
+    kernels: Kernels,
+    *,
+    weight: LinearWeight,
+    x: Activations | Floats,
+    y: Floats,
+    scratch: npt.NDArray[np.uint8],
+    add: bool = False,
+    scale: float = 1.0,
+    last: bool = False,
+    barrier: bool = True,
+) -> Instruction:
+    """y = scale * (x W^T + bias), or y += with `add`.
+
+    Args:
+        kernels: loaded kernels.
+        weight: any bits with `Floats`; 2, 3, 4, 8 with `Activations`.
+        x: int8 activations that `quantise` has filled, or float32 [T, K] without gaps for exact
+            float32 arithmetic.
+        y: float32 [T, N].
+        scratch: from `allocate_scratch`, for at least as many threads as will run it.
+        add: add to y instead of overwriting it.
+        scale: factor of the product.
+        last: compute only the last token (of `Activations`: token 0, quantised with `last`), into
+            y's first row.
+        barrier: all threads wait afterwards.
+
+    Raises:
+        ShapeError: sizes do not match.
+    """
+    if y.width != weight.N or (y.tokens_max < x.tokens_max and not last):
+        raise ShapeError(
+            f"{weight.name}: y is [{y.tokens_max}, {y.width}], expected "
+            f"[{1 if last else x.tokens_max}, {weight.N}]"
+        )
+    if scratch.nbytes < layout.SCRATCH_BYTES or scratch.ctypes.data % 64:
+        raise ShapeError(f"{weight.name}: scratch must come from allocate_scratch")
+    block = 0
+    if isinstance(x, Activations):
+        if not x.serves(weight):
+            raise ShapeError(
+                f"{weight.name}: {weight.bits} bits, groups of {weight.group_size}, K {weight.K}; "
+                f"activations are for {x.bits} bits, groups of {x.group_size}, K {x.K}"
+            )
+        name, address, block = f"matmul_q{weight.bits}", x.array.ctypes.data, x.block
+    else:
+        if x.width != weight.K or x.stride != weight.K:
+            raise ShapeError(
+                f"{weight.name}: x is [T, {x.width}] with stride {x.stride}, expected {weight.K}"
+            )
+        kind = "f" if weight.bits in (16, 32) else "q"
+        name = f"matmul_{kind}{weight.bits}" + ("_float" if kind == "q" else "")
+        address = x.address
+    instruction = _instruction(kernels, name, barrier)
+    instruction[layout.MATMUL_Y] = y.address
+    instruction[layout.MATMUL_X] = address
+    instruction[layout.MATMUL_QWEIGHT] = weight.weight.address
+    for slot, span in (
+        (layout.MATMUL_HIGH, weight.high),
+        (layout.MATMUL_SCALES, weight.scales),
+        (layout.MATMUL_ZEROS, weight.zeros),
+        (layout.MATMUL_BIAS, weight.bias),
+    ):
+        instruction[slot] = 0 if span is None else span.address
+    instruction[layout.MATMUL_N] = weight.N
+    instruction[layout.MATMUL_K] = weight.K
+    instruction[layout.MATMUL_GROUP] = weight.group_size | block << 32
+    instruction[layout.MATMUL_Y_STRIDE] = y.stride
+    instruction[layout.MATMUL_SCRATCH] = scratch.ctypes.data
+    instruction[layout.MATMUL_EPILOGUE] = float_bits(scale) | (1 << 32 if add else 0)
+    instruction[layout.MATMUL_LAST] = last
+    return instruction
+
+
+def embed_instruction(
+    kernels: Kernels,
+    *,
+    table: LinearWeight,
+    tokens: Span,
+    x: Floats,
+    scale: float = 1.0,
+    barrier: bool = True,
+) -> Instruction:
+    """x[t] = scale * table[tokens[t]].
+
+    Args:
+        kernels: loaded kernels.
+        table: [vocabulary, K] of any bits.
+        tokens: int32, as many as a run has at most; the caller has checked that each is in 0..N-1.
+        x: float32 [T, K] without gaps.
+        scale: the spec's embed_scale.
+        barrier: all threads wait afterwards.
+
+    Raises:
+        ShapeError: sizes do not match.
+    """
+    if x.width != table.K or x.stride != table.K or tokens.nbytes < 4 * x.tokens_max:
+        raise ShapeError(
+            f"{table.name}: {tokens.nbytes // 4} tokens into [{x.tokens_max}, {x.width}] with "
+            f"stride {x.stride}, table rows are {table.K} wide"
+        )
+    kind = "f" if table.bits in (16, 32) else "q"
+    instruction = _instruction(kernels, f"embed_{kind}{table.bits}", barrier)
+    instruction[layout.EMBED_X] = x.address
+    instruction[layout.EMBED_TOKENS] = tokens.address
+    instruction[layout.EMBED_QWEIGHT] = table.weight.address
+    for slot, span in (
+        (layout.EMBED_HIGH, table.high),
+        (layout.EMBED_SCALES, table.scales),
+        (layout.EMBED_ZEROS, table.zeros),
+    ):
+        instruction[slot] = 0 if span is None else span.address
+    instruction[layout.EMBED_K] = table.K
+    instruction[layout.EMBED_GROUP_SIZE] = table.group_size
+    instruction[layout.EMBED_SCALE] = float_bits(scale)
+    return instruction
+
+
+def _instruction(kernels: Kernels, name: str, barrier: bool) -> Instruction:
+    instruction = np.zeros(INSTR_SLOTS, np.int64)
+    instruction[0] = kernels.address(name)
+    instruction[1] = barrier
+    return instruction

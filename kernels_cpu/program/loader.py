@@ -1,0 +1,266 @@
+"""Loads compiled kernels from a private cache directory, compiling what is missing.
+
+The cache holds one file a module, named by a key over everything that the machine code depends on.
+Compiling happens in processes of its own, so that this one never imports numba: a warm start loads
+a few small objects with llvmlite, and the compiler's memory is never ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgetok.errors import EdgetokError
+from edgetok.kernels_cpu.simd.isa import Isa
+from edgetok.private_folder import private_folder
+
+MODULES = (
+    "program.interpreter",
+    "linear.quantise_activations",
+    "elementwise.norm",
+    "elementwise.activation",
+    "elementwise.rope",
+    "attention.keep_queries",
+    "attention.kv_append",
+    "attention.hadamard",
+    "attention.int4",
+    "attention.int8",
+    "attention.float16",
+    "attention.float32",
+    "attention.merge",
+    "linear.q2",
+    "linear.q3",
+    "linear.q4",
+    "linear.q8",
+    "linear.float_rows",
+    "linear.embed",
+    "linear.exact",
+    "bandwidth.kernels",
+)
+
+_PACKAGE = "edgetok.kernels_cpu."
+_BUILDER = "program.build"
+_ROOT = Path(__file__).parent.parent
+
+Progress = Callable[[int, int], None]
+
+
+class Kernels:
+    """Addresses of compiled kernels. Keep the object as long as any address is used.
+
+    Attributes:
+        isa: the instruction set they are compiled for.
+        names: of the kernels whose addresses were asked for, by address.
+    """
+
+    def __init__(self, isa: Isa, engine: Any) -> None:
+        self.isa = isa
+        self.names: dict[int, str] = {}
+        self._engine = engine
+
+    def address(self, name: str) -> int:
+        """Address of `edgetok_<name>` (calling convention of `abi.py`).
+
+        Raises:
+            EdgetokError: there is no such kernel.
+        """
+        address = int(self._engine.get_function_address(f"edgetok_{name}"))
+        if not address:
+            raise EdgetokError(f"no compiled kernel is called {name!r}")
+        self.names[address] = name
+        return address
+
+    def function(self, name: str) -> Callable[[int, int, int, int], None]:
+        """The kernel as a Python callable that releases the GIL while it runs."""
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+        call: Callable[[int, int, int, int], None] = kind(self.address(name))
+        return call
+
+
+def load(
+    isa: Isa,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    modules: Sequence[str] = MODULES,
+) -> Kernels:
+    """Load every kernel for `isa`, compiling those that the cache lacks.
+
+    Args:
+        isa: from `isa.choose`.
+        cache_dir: created if absent; only this user may own it and write to it.
+        progress: called as (modules done, modules to compile) while compiling, first with 0 done.
+        modules: load only these.
+
+    Raises:
+        OutputError: the cache directory is not private or cannot be written.
+        EdgetokError: compiling failed.
+    """
+    from llvmlite import binding
+
+    folder = private_folder(cache_dir, "compiled kernels")  # machine code is run from here
+    paths = {module: object_path(isa.name, module, folder) for module in modules}
+    objects = {module: _read(path) for module, path in paths.items()}
+    missing = {module: paths[module] for module, code in objects.items() if code is None}
+    if missing:
+        _compile(isa, missing, progress)
+        objects |= {module: _read(path) for module, path in missing.items()}
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    for module, code in objects.items():
+        if code is None:
+            raise EdgetokError(f"{paths[module]}: the compiler wrote a damaged file; remove it")
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Kernels(isa, engine)
+
+
+def object_path(isa_name: str, module: str, folder: Path) -> Path:
+    """Where the cache keeps a module's object."""
+    return folder / f"{module}-{isa_name}-{_key(isa_name, module)}.o"
+
+
+@functools.cache
+def _key(isa_name: str, module: str) -> str:
+    """Hash of all that the machine code of one module and instruction set depends on."""
+    digest = hashlib.sha256()
+    for name in sorted(_sources(module)):
+        digest.update(name.encode() + b"\0" + _source(name))
+    versions = [metadata.version("numba"), metadata.version("llvmlite"), platform.python_version()]
+    digest.update("\0".join([isa_name, sys.platform, platform.machine(), *versions]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _sources(module: str) -> set[str]:
+    """Modules of this package whose source can change a module's machine code: all it imports."""
+    seen: set[str] = set()
+    waiting = [*_with_packages(module), *_with_packages(_BUILDER)]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and (found := _source(name)):
+            seen.add(name)
+            waiting += _imported(found)
+    return seen
+
+
+def _imported(source: bytes) -> Iterator[str]:
+    """Names below this package that a source imports, and the packages that hold them.
+
+    Names that turn out not to be modules are for `_source` to tell.
+    """
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith(_PACKAGE):
+                yield from _with_packages(name.removeprefix(_PACKAGE))
+
+
+def _with_packages(name: str) -> list[str]:
+    """A dotted name and those of the packages that hold it: "a", "a.b", "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+@functools.cache
+def _source(name: str) -> bytes:
+    """Source of a module or package, by its name below this package; empty where there is none."""
+    place = _ROOT.joinpath(*name.split("."))
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path.read_bytes()
+    return b""
+
+
+def _read(path: Path) -> bytes | None:
+    """The object in a cache file; None where the file is absent or damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    code = content[32:]
+    return code if hashlib.sha256(code).digest() == content[:32] else None
+
+
+def _compile(isa: Isa, missing: dict[str, Path], progress: Progress | None) -> None:
+    """Compile modules in as many processes as there are cores; each takes the next when it can."""
+    waiting = list(missing.items())
+    answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
+    processes = [_start(isa) for _ in range(min(os.cpu_count() or 1, len(waiting)))]
+    threads = [
+        threading.Thread(target=_feed, args=(process, waiting, answers, isa.name))
+        for process in processes
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for done in range(len(missing)):
+            if progress:
+                progress(done, len(missing))
+            answer = answers.get()
+            if isinstance(answer, EdgetokError):
+                raise answer
+        if progress:
+            progress(len(missing), len(missing))
+    finally:
+        waiting.clear()
+        for process in processes:
+            process.kill()
+        for thread in threads:
+            thread.join()
+
+
+def _feed(
+    process: subprocess.Popen[str],
+    waiting: list[tuple[str, Path]],
+    answers: queue.SimpleQueue[EdgetokError | str],
+    isa_name: str,
+) -> None:
+    """Give one compiler module after module until none is left."""
+    with process:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        while stdin and stdout and stderr:
+            try:
+                module, path = waiting.pop(0)
+            except IndexError:
+                return
+            try:
+                stdin.write(f"{module} {path}\n")
+                stdin.flush()
+                answer = stdout.readline()
+            except OSError:
+                answer = ""
+            if not answer:
+                process.kill()
+                last = stderr.read().strip().splitlines()[-1:] or [f"exit code {process.wait()}"]
+                answers.put(
+                    EdgetokError(f"compiling kernels ({module}, {isa_name}) failed: {last[0]}")
+                )
+                return
+            answers.put(module)
+
+
+def _start(isa: Isa) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", _PACKAGE + _BUILDER, "--isa", isa.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,1 @@
+"""SIMD values as Numba types, one meaning for every instruction set."""

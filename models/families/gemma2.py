@@ -1,0 +1,41 @@
+"""Gemma 2: norms before and after, soft caps, every other layer with a window.
+
+Source: arXiv 2408.00118; transformers `Gemma2Config`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    SANDWICH_NORMS,
+    Family,
+    decoder_sizes,
+    mixed_layers,
+    read_activation,
+    sqrt_embed_scale,
+    standard_tensors,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config, tied=True, kv_heads=4, head_dim=256)
+    sizes["attn_scale"] = config.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e9) ** -0.5
+    attention_bias = config.flag("attention_bias")
+    window = config.integer("sliding_window", high=1 << 28)
+    spec = DecoderSpec(
+        **sizes,
+        layers=mixed_layers(config, window, lambda i: i % 2 == 0),
+        ropes=(read_rope(config, sizes["head_dim"]),),
+        activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        post_norm=True,
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        attn_softcap=config.optional_number("attn_logit_softcapping", 50.0, low=1e-3) or 0.0,
+        logit_softcap=config.optional_number("final_logit_softcapping", 30.0, low=1e-3) or 0.0,
+        embed_scale=sqrt_embed_scale(config),
+    )
+    config.value("hidden_act")  # an alias that older releases wrote and nothing reads
+    return Family(spec, standard_tensors(spec, SANDWICH_NORMS, norm_add=1.0))

@@ -1,0 +1,47 @@
+"""Gemma 3, text only: two rotary embeddings, of which the local one turns the sliding layers.
+
+Source: arXiv 2503.19786; transformers `Gemma3TextConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_layer_ropes
+from edgetok.models.family import (
+    SANDWICH_NORMS,
+    Family,
+    decoder_sizes,
+    mixed_layers,
+    read_activation,
+    sqrt_embed_scale,
+    standard_tensors,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config, tied=True, kv_heads=4, head_dim=256)
+    sizes["attn_scale"] = config.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e9) ** -0.5
+    attention_bias = config.flag("attention_bias")
+    pattern = config.integer("sliding_window_pattern", 6, high=4096)
+    config.expect("_sliding_window_pattern", pattern)
+    layers = mixed_layers(
+        config, config.integer("sliding_window", high=1 << 28), lambda i: (i + 1) % pattern != 0
+    )
+    spec = DecoderSpec(
+        **sizes,
+        layers=tuple(dataclasses.replace(x, rope=1 if x.window else 0) for x in layers),
+        ropes=read_layer_ropes(config, sizes["head_dim"], theta=1e6, local_theta=1e4),
+        activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        post_norm=True,
+        qk_norm="head",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        attn_softcap=config.optional_number("attn_logit_softcapping", low=1e-3) or 0.0,
+        logit_softcap=config.optional_number("final_logit_softcapping", low=1e-3) or 0.0,
+        embed_scale=sqrt_embed_scale(config),
+    )
+    return Family(spec, standard_tensors(spec, SANDWICH_NORMS, norm_add=1.0))

@@ -1,0 +1,37 @@
+"""Granite 3, dense: llama with multipliers on embedding, residual, attention and logits.
+
+Source: arXiv 2408.13359 (Power scheduler, muP parameters); transformers `GraniteConfig`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    Family,
+    decoder_sizes,
+    read_activation,
+    standard_tensors,
+    uniform_layers,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config)
+    sizes["attn_scale"] = config.number("attention_multiplier", 1.0, low=1e-9, high=1e9)
+    attention_bias = config.flag("attention_bias")
+    spec = DecoderSpec(
+        **sizes,
+        layers=uniform_layers(config),
+        ropes=(read_rope(config, sizes["head_dim"]),),
+        activation=read_activation(config),
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=config.flag("mlp_bias"),
+        embed_scale=config.number("embedding_multiplier", 1.0, low=1e-9, high=1e9),
+        residual_scale=config.number("residual_multiplier", 1.0, low=1e-9, high=1e9),
+        logit_scale=1.0 / config.number("logits_scaling", 1.0, low=1e-9, high=1e9),
+    )
+    return Family(spec, standard_tensors(spec))

@@ -1,0 +1,34 @@
+"""Llama 2 and 3, TinyLlama, SmolLM2 and the many checkpoints of that shape.
+
+Source: arXiv 2307.09288, 2407.21783; transformers `LlamaConfig`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    Family,
+    decoder_sizes,
+    read_activation,
+    standard_tensors,
+    uniform_layers,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config)
+    config.expect("rope_interleaved", False)
+    attention_bias = config.flag("attention_bias")
+    spec = DecoderSpec(
+        **sizes,
+        layers=uniform_layers(config),
+        ropes=(read_rope(config, sizes["head_dim"]),),
+        activation=read_activation(config),
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=config.flag("mlp_bias"),
+    )
+    return Family(spec, standard_tensors(spec))

@@ -1,0 +1,36 @@
+"""OLMo 2: norms only after attention and MLP, and over whole queries and keys.
+
+Source: arXiv 2501.00656; transformers `Olmo2Config`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    SANDWICH_NORMS,
+    Family,
+    decoder_sizes,
+    read_activation,
+    standard_tensors,
+    uniform_layers,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config)
+    attention_bias = config.flag("attention_bias")
+    spec = DecoderSpec(
+        **sizes,
+        layers=uniform_layers(config),
+        ropes=(read_rope(config, sizes["head_dim"]),),
+        activation=read_activation(config),
+        pre_norm=False,
+        post_norm=True,
+        qk_norm="full",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+    )
+    return Family(spec, standard_tensors(spec, SANDWICH_NORMS))

@@ -1,0 +1,30 @@
+"""Qwen2 and Qwen2.5: biases on queries, keys and values; the upper layers may have a window.
+
+Source: arXiv 2407.10671; transformers `Qwen2Config`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    Family,
+    decoder_sizes,
+    read_activation,
+    standard_tensors,
+    upper_window_layers,
+)
+from edgetok.models.spec import DecoderSpec
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config, kv_heads=32)
+    spec = DecoderSpec(
+        **sizes,
+        layers=upper_window_layers(config),
+        ropes=(read_rope(config, sizes["head_dim"]),),
+        activation=read_activation(config),
+        qkv_bias=True,
+    )
+    return Family(spec, standard_tensors(spec))

@@ -50,8 +50,8 @@ from edgetok.kernels_gpu import tuning
 from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.matmul_nbits import matmul_nbits
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.runtime.backend import Draw
 from edgetok.runtime.gpu.backend import BLOCK_TOKENS, GpuBackend
+from edgetok.sampling.device import Draw
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {

@@ -20,8 +20,9 @@ from rich.progress import Progress
 
 import edgetok
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.protocol import KVCache
 from edgetok.evaluation.perplexity import running_losses
-from edgetok.runtime.backend import Backend, KVCache
+from edgetok.runtime.backend import Backend
 from edgetok.runtime.cpu.backend import CpuBackend
 
 

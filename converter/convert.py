@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgetok.converter.allocate.target import REFERENCE_TOKENS, Target
-from edgetok.converter.calibrate.calibration_text import Texts, Tokens, texts_of
+from edgetok.converter.allocate.target import Target
+from edgetok.converter.calibrate.calibration_text import Texts, texts_of
+from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement, LayerReport, Report
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.identity import has_torch, require_torch, shown, title_of
+from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
 from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
@@ -22,13 +24,7 @@ from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.source import resolve_source
 from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
-from edgetok.converter.write.finish import (
-    finish_artefact,
-    has_torch,
-    require_torch,
-    shown,
-    title_of,
-)
+from edgetok.converter.write.finish import finish_artefact
 from edgetok.converter.write.genai_config import GENAI_FILE, genai_config
 from edgetok.converter.write.onnx_graph import build
 from edgetok.converter.write.workspace import (

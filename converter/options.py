@@ -152,3 +152,6 @@ class ConvertOptions:
         values["without"] = sorted(self.without)
         values["head_bits"] = self.effective_head_bits
         return values
+
+
+REFERENCE_TOKENS = 4096

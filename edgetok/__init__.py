@@ -29,9 +29,10 @@ from edgetok.errors import (
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
-    from edgetok.engine.generation import Generation, Result, Stats
+    from edgetok.engine.generation import Generation
+    from edgetok.engine.result import Result, Stats
     from edgetok.model import Model
-    from edgetok.sampling.sampler import SamplingOptions
+    from edgetok.sampling.options import SamplingOptions
 
     load = Model.load
     __version__: str

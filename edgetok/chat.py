@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Unpack
 
 from edgetok.cache.limits import BoundedCache
 from edgetok.cache.memory_report import Memory
-from edgetok.engine.generation import CachedTokens, Generation, Result
+from edgetok.cache.state_file import SavedCache
+from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.generation import Generation
+from edgetok.engine.result import Result
 from edgetok.errors import OptionError, SessionError, UserError
-from edgetok.sampling.sampler import SamplingOptions
-from edgetok.session import SavedCache, Session, read_session, write_session
+from edgetok.sampling.options import SamplingOptions
+from edgetok.session import Session, read_session, write_session
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
-    from edgetok.model import Model, SamplingChanges
+    from edgetok.model import Model
+    from edgetok.sampling.options import SamplingChanges
 
 
 class Chat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from edgetok.cache.limits import (
     DEFAULT_POLICY,
@@ -15,7 +15,9 @@ from edgetok.cache.limits import (
 )
 from edgetok.cache.policies.policy import policy as check_policy
 from edgetok.cache.prefix_cache import PrefixCache
-from edgetok.engine.generation import CachedTokens, Generation, Result
+from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.generation import Generation
+from edgetok.engine.result import Result
 from edgetok.environment import read_settings
 from edgetok.errors import ArtefactError, OptionError, TemplateError
 from edgetok.formats import strict_json
@@ -30,27 +32,12 @@ from edgetok.runtime.select import (
     RunOptions,
     load_backend,
 )
-from edgetok.sampling.sampler import SamplingOptions
+from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.text.template import ChatTemplate
-
-
-class SamplingChanges(TypedDict, total=False):
-    """Sampling options by keyword; see `SamplingOptions`."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    max_tokens: int | None
-    stop: tuple[str, ...]
 
 
 class Model:

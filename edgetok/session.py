@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from edgetok.cache.state import CacheState
+from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
 from edgetok.errors import OptionError, SessionError
 from edgetok.formats import strict_json
 from edgetok.formats.container import (
@@ -31,11 +28,10 @@ from edgetok.formats.container import (
     replace_file,
     write_container,
 )
-from edgetok.sampling.sampler import SamplingOptions
+from edgetok.sampling.options import SamplingOptions
 
 FORMAT = "edgetok-chat"
 VERSION = 1
-Bytes = npt.NDArray[np.uint8]
 
 _KEYS = {"format", "version", "sha256", "model", "system", "turns", "sampling"}
 
@@ -55,14 +51,6 @@ class Session:
     system: str | None
     turns: tuple[Mapping[str, str], ...]
     sampling: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class SavedCache:
-    """A cache, and the tokens that it has seen."""
-
-    tokens: list[int]
-    state: CacheState
 
 
 def write_session(path: Path, session: Session, cache: SavedCache | None = None) -> None:
@@ -85,33 +73,6 @@ def write_session(path: Path, session: Session, cache: SavedCache | None = None)
         return
     header, parts = cache_parts(cache)
     write_container(path, session.model, {"session": body, **header}, parts)
-
-
-def cache_parts(cache: SavedCache) -> tuple[dict[str, Any], list[Bytes]]:
-    """A saved cache as a container's header and parts."""
-    header = {"shape": cache.state.shape, "numbers": cache.state.numbers}
-    return header, [np.array(cache.tokens, np.int32).view(np.uint8), *cache.state.memory]
-
-
-def saved_cache(path: Path, header: Mapping[str, Any], parts: list[Bytes]) -> SavedCache:
-    """The opposite of `cache_parts`; what the numbers mean, the cache checks.
-
-    Raises:
-        SessionError: it is malformed.
-    """
-    shape, numbers = header.get("shape"), header.get("numbers")
-    if not isinstance(shape, dict) or not isinstance(numbers, dict) or not parts:
-        raise SessionError(f"{path}: holds no cache")
-    if parts[0].nbytes % 4:
-        raise SessionError(f"{path}: tokens of {parts[0].nbytes} bytes, expected 4 each")
-    tokens = parts[0].copy().view(np.int32).tolist()
-    if numbers.get("length") != len(tokens):
-        raise SessionError(
-            f"{path}: {len(tokens)} tokens for a cache of {numbers.get('length')!r:.40}"
-        )
-    return SavedCache(
-        tokens, CacheState(shape=shape, numbers=numbers, memory=tuple(p.copy() for p in parts[1:]))
-    )
 
 
 def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, SavedCache | None]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetok.engine.generation import device_draws
 from edgetok.model import Model
-from edgetok.runtime.backend import Draw, SamplingBackend
-from edgetok.sampling.sampler import SamplingOptions, candidates
+from edgetok.runtime.backend import SamplingBackend
+from edgetok.sampling.device import Draw, device_draws
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import candidates
 from tests.fake import FakeBackend, fake_model
 
 

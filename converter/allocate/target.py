@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgetok.converter.options import ConvertOptions
+from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
 from edgetok.errors import OptionError
 from edgetok.models.spec import DecoderSpec
-
-REFERENCE_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.calibration_text import Tokens
 from edgetok.converter.calibrate.compare import head_agreement
 from edgetok.converter.calibrate.original_model import STAGES, Original, gather_rows
+from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.round_to_nearest import fits_float16_scales
+from edgetok.converter.quantised import fits_float16_scales
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 
 PROBE_BITS = (2, 3, 4, 8)

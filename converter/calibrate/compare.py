@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.calibration_text import Tokens
 from edgetok.converter.calibrate.original_model import Original, gather_rows
+from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights

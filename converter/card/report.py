@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edgetok.converter.card.verdict import Verdict, judge
-from edgetok.converter.quantise.round_to_nearest import Quantised
 
 REPORT_FILE = "report.json"
-_CHUNK_WEIGHTS = 1 << 18
 _BAR_CELLS = 12
 
 
@@ -259,35 +252,6 @@ def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]
 def kind_of(layer: LayerReport) -> str:
     """Which error `LayerReport.error` is."""
     return "weight" if layer.output_error is None else "output"
-
-
-def squared_errors(
-    weight: npt.NDArray[np.float32], quantised: Quantised, threads: int = 1
-) -> tuple[float, float]:
-    """|W' - W|^2 and |W|^2, a few rows at a time."""
-    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-
-    def chunk(first: int) -> tuple[float, float]:
-        rows = slice(first, first + step)
-        piece = Quantised(
-            quantised.codes[rows],
-            quantised.scales[rows],
-            None if quantised.zeros is None else quantised.zeros[rows],
-            quantised.bits,
-            quantised.group_size,
-        )
-        original = weight[rows].ravel()
-        difference = piece.dequantise().ravel() - original
-        return float(np.dot(difference, difference)), float(np.dot(original, original))
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(chunk, range(0, len(weight), step)))
-    return math.fsum(error for error, _ in found), math.fsum(norm for _, norm in found)
-
-
-def relative(error: float, norm: float) -> float:
-    """sqrt(error / norm); 0 for 0 / 0."""
-    return float(np.sqrt(error / norm)) if norm > 0 else 0.0
 
 
 def _mb(count: int) -> str:

@@ -33,8 +33,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.export.dense_words import pack_words
-from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised
+from edgetok.converter.quantised import FLOAT16_MAX, Quantised
+from edgetok.converter.read.dense_words import pack_words
 from edgetok.converter.write.assets import CONFIG_FILE
 from edgetok.converter.write.pack_codes import unpack_linear
 from edgetok.converter.write.workspace import check_output, open_workspace

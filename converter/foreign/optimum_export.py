@@ -19,17 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgetok.converter.calibrate.calibration_text import (
-    calibration_text,
-    split_windows,
-    token_windows,
-)
+from edgetok.converter.calibrate.calibration_text import calibration_text
+from edgetok.converter.calibrate.windows import split_windows, token_windows
 from edgetok.converter.card.report import Agreement, Report
 from edgetok.converter.foreign.quantise_graph import quantise_graph
+from edgetok.converter.identity import shown, title_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
-from edgetok.converter.write.finish import finish_artefact, shown, title_of
+from edgetok.converter.write.finish import finish_artefact
 from edgetok.converter.write.workspace import open_workspace, require_space, write_durably
 from edgetok.errors import CheckpointError, MissingExtraError, OutputError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint

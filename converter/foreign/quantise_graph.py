@@ -18,10 +18,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetok.converter.card.report import LayerReport, relative, squared_errors
+from edgetok.converter.card.report import LayerReport
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX
+from edgetok.converter.quantise.error import relative, squared_errors
+from edgetok.converter.quantised import FLOAT16_MAX, fits_float16_scales
 from edgetok.converter.write.data_file import TensorFormat
 from edgetok.converter.write.pack_codes import pack_linear
 
@@ -69,7 +70,7 @@ def quantise_graph(
         N = product.weight.shape[0]
         bits = options.effective_head_bits if vocab_size == N else options.bits
         greatest = float(np.abs(product.weight).max(initial=0))
-        if bits >= 16 or not rtn.fits_float16_scales(greatest, bits):
+        if bits >= 16 or not fits_float16_scales(greatest, bits):
             nodes.append(node)
             why = "16 bits were asked for" if bits >= 16 else f"weights up to {greatest:.4g}"
             kept[product.name] = f"{why}: kept as the exporter wrote it, in float32"

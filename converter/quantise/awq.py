@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.round_to_nearest import Quantised, grid
+from edgetok.converter.quantise.round_to_nearest import grid
+from edgetok.converter.quantised import Quantised, fits_float16_scales
 
 ALPHAS = tuple(i / 20 for i in range(20))
 SPANS = tuple(1 - 0.05 * i for i in range(11))
@@ -166,7 +167,7 @@ def rounder(
     """Rounding to nearest as a function of weights alone; beyond float16's scales it gives Inf."""
 
     def round_weight(weight: Tensor) -> Tensor:
-        if not rtn.fits_float16_scales(float(weight.abs().max()), bits):
+        if not fits_float16_scales(float(weight.abs().max()), bits):
             return torch.full_like(weight, torch.inf)
         values = np.ascontiguousarray(weight.numpy())
         found = rtn.quantise(values, bits, group_size, symmetric=symmetric, threads=threads)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.calibration_text import spread
 from edgetok.converter.calibrate.original_model import STAGES, Block
+from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import awq, gptq
 from edgetok.converter.quantise.recipe import Inputs, round_layers

@@ -16,19 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.calibration_text import Texts, Tokens
+from edgetok.converter.calibrate.calibration_text import Texts
 from edgetok.converter.calibrate.original_model import STAGES, Block, Original
-from edgetok.converter.card.report import relative
+from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.quantise.awq import GroupProducts, Sample, quantise_clipped
 from edgetok.converter.quantise.awq_fold import fold_block
+from edgetok.converter.quantise.error import relative
 from edgetok.converter.quantise.recipe import round_layers, rounder_of_ends
-from edgetok.converter.quantise.round_to_nearest import Quantised
 from edgetok.converter.quantise.train_block import refine_block
 from edgetok.converter.quantise.train_model import tune
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_linear

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgetok.converter.quantise import inner_loops as rounding
 from edgetok.converter.quantise.inner_loops import Reals
-from edgetok.converter.quantise.round_to_nearest import Quantised, float16_scales
+from edgetok.converter.quantised import Quantised, float16_scales
 
 _BLOCK_INPUTS = 128  # the gradient of inputs beyond these waits until the block is done
 

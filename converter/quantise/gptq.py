@@ -28,7 +28,8 @@ from torch import Tensor
 from edgetok.converter.options import Order
 from edgetok.converter.quantise import inner_loops as rounding
 from edgetok.converter.quantise.inner_loops import Reals
-from edgetok.converter.quantise.round_to_nearest import Quantised, float16_scales, grid
+from edgetok.converter.quantise.round_to_nearest import grid
+from edgetok.converter.quantised import Quantised, float16_scales
 from edgetok.errors import CheckpointError
 
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done

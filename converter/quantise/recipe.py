@@ -23,7 +23,7 @@ from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.coordinate_descent import descend
 from edgetok.converter.quantise.gptq import Inverse
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import TensorFormat
 
 SWEEPS = 2  # of coordinate descent: each costs as much as GPTQ, and the first gains most

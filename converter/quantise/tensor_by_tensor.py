@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.card.report import relative, squared_errors
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantise.error import relative, squared_errors
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_linear

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.calibrate.original_model import Block
-from edgetok.converter.quantise.round_to_nearest import Quantised
 from edgetok.converter.quantise.trainable_matrix import (
     BATCH_TOKENS,
     LearnedMatrix,
@@ -28,6 +27,7 @@ from edgetok.converter.quantise.trainable_matrix import (
     mean_loss,
     split,
 )
+from edgetok.converter.quantised import Quantised
 
 
 @dataclass(frozen=True, slots=True)

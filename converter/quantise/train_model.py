@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from edgetok.converter.calibrate.calibration_text import Tokens
 from edgetok.converter.calibrate.original_model import (
     build_on_meta,
     joined,
     multiplies_bfloat16,
     original_parameters,
 )
+from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise.trainable_matrix import (
     BATCH_TOKENS,

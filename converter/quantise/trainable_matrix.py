@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised, float16_scales
+from edgetok.converter.quantised import FLOAT16_MAX, Quantised, float16_scales
 
 # Of Adam, relative to each vector's size and to each scale of 4 bits; in halves or doubles where
 # the steps between codes are finer or coarser. At 2 bits 0.02 left 0.93 nats where 0.003 left 1.12.

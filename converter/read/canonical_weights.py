@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
-from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised, fits_float16_scales
+from edgetok.converter.quantised import FLOAT16_MAX, Quantised, fits_float16_scales
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint

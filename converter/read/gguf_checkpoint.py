@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.gguf_config import FACTORS, architecture_of, config_of, token_ids
 from edgetok.converter.read.gguf_tokenizer import tokenizer_files
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.export.dense_words import unpack_words
-from edgetok.converter.quantise.round_to_nearest import FLOAT16_MAX, Quantised
+from edgetok.converter.quantised import FLOAT16_MAX, Quantised
+from edgetok.converter.read.dense_words import unpack_words
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint, TensorInfo

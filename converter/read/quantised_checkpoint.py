@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
 
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantised import Quantised
 from edgetok.formats.checkpoint import Checkpoint
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import DATA_FILE, Layout, TensorFormat
 from edgetok.converter.write.pack_codes import unpack_linear
 from edgetok.formats.layout import linear_shapes

@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.errors import OptionError
-from edgetok.runtime.backend import KVCache
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 DEFAULT_POLICY = "retain"

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from edgetok.cache.state import CacheState
+from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
 from edgetok.errors import SessionError
 from edgetok.formats.container import read_container, write_container
 from edgetok.private_folder import private_folder
-from edgetok.session import SavedCache, cache_parts, saved_cache
 
 LEAST_TOKENS = 64  # fewer are read as fast as a state is copied
 _SUFFIX = ".prefix"

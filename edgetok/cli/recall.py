@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgetok.engine.generation import CachedTokens, Generation
+from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.generation import Generation
 from edgetok.errors import ContextError, OptionError
 from edgetok.evaluation.recall import DISTANCES, TASKS, recall_cases, score
 from edgetok.model import Model

@@ -16,7 +16,7 @@ from edgetok.cli import options as common
 from edgetok.cli.interrupt import cancel_on_interrupt
 from edgetok.cli.lines import LineReader
 from edgetok.errors import EdgetokError, OptionError
-from edgetok.sampling.sampler import SamplingOptions
+from edgetok.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat

@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import OptionError
-from edgetok.runtime.backend import Backend, KVCache
+from edgetok.runtime.backend import Backend
 from edgetok.text.tokenizer import Tokenizer
 
 SEPARATOR = "<|endoftext|>"

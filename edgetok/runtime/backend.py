@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.protocol import KVCache
 from edgetok.models.spec import DecoderSpec
+from edgetok.sampling.device import Draw
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
-
-
-class KVCache(Protocol):
-    """What a backend remembers of one sequence. Made by `Backend.new_cache`; used by one thread.
-
-    A cache holds slots; a slot holds one token's key and value for one layer and KV head, and knows
-    its token's position. `length_tokens` counts the tokens seen; a bounded cache may hold fewer.
-    """
-
-    @property
-    def length_tokens(self) -> int:
-        """Tokens seen so far: the position of the next one."""
-
-    @property
-    def capacity_tokens(self) -> int:
-        """How many tokens can be seen before `ContextError`."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated, all layers."""
-
-    def truncate(self, length_tokens: int) -> bool:
-        """Forget every token from position `length_tokens` on.
-
-        Returns:
-            False, with nothing changed, where that is not possible because a sliding window has
-            already overwritten older tokens; the caller then clears and computes again.
-        """
-
-    def clear(self) -> None:
-        """Forget everything."""
 
 
 class Backend(Protocol):
@@ -94,25 +64,6 @@ class Backend(Protocol):
 
 
 GpuCompute = Literal["float16", "float32"]
-MOST_CANDIDATES = 64  # that a backend which chooses tokens itself draws among
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """How one token is chosen where its logits are.
-
-    Attributes:
-        temperature: logits are divided by it; 0 takes the most likely token.
-        top_k: among so many, 1..MOST_CANDIDATES; of no meaning where the temperature is 0.
-        top_p, min_p: as in `SamplingOptions`.
-        share: of what may be drawn, in rising order of ids, that comes before the token; 0..1.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    share: float
 
 
 @runtime_checkable

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import ContextError, OptionError, ShapeError
-from edgetok.runtime.backend import Interrupted, KVCache, Tokens
+from edgetok.runtime.backend import Interrupted, Tokens
 
 
 def checked_tokens(tokens: npt.NDArray[Any], cache: KVCache, vocab_size: int) -> Tokens:

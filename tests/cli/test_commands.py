@@ -192,7 +192,7 @@ def test_choices_are_those_of_the_converter() -> None:
 def test_sampling_flags_are_all_there() -> None:
     import dataclasses
 
-    from edgetok.sampling.sampler import SamplingOptions
+    from edgetok.sampling.options import SamplingOptions
 
     flags = {p.name for p in chat.command.params}
     assert {field.name for field in dataclasses.fields(SamplingOptions)} <= flags

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from edgetok.converter import options as options_module
-from edgetok.converter.calibrate.calibration_text import calibration_text, spread, token_windows
+from edgetok.converter.calibrate.calibration_text import calibration_text
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
+from edgetok.converter.calibrate.windows import spread, token_windows
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
 from edgetok.converter.quantise import train_model as tuning

@@ -1,13 +1,8 @@
 import numpy as np
 import pytest
 
-from edgetok.converter.calibrate.calibration_text import (
-    Texts,
-    calibration_text,
-    split_windows,
-    spread,
-    token_windows,
-)
+from edgetok.converter.calibrate.calibration_text import Texts, calibration_text
+from edgetok.converter.calibrate.windows import split_windows, spread, token_windows
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import CheckpointError
 from tests.tiny import VOCAB_SIZE, _write_tokenizer

@@ -14,8 +14,9 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetok.converter.calibrate.calibration_text import calibration_text, token_windows
+from edgetok.converter.calibrate.calibration_text import calibration_text
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
+from edgetok.converter.calibrate.windows import token_windows
 from edgetok.converter.convert import ConvertOptions, convert, default_reference_tokens
 from edgetok.converter.progress import Silent
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey

@@ -5,7 +5,7 @@ import torch
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.coordinate_descent import descend
-from edgetok.converter.quantise.round_to_nearest import Quantised
+from edgetok.converter.quantised import Quantised
 from tests.converter.test_gptq import layer
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.export.checkpoint import export
-from edgetok.converter.export.dense_words import pack_words, unpack_words
+from edgetok.converter.read.dense_words import pack_words, unpack_words
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import OutputError, UnsupportedError
 from edgetok.formats.artefact import open_artefact

@@ -8,17 +8,10 @@ import pytest
 
 from edgetok.converter.card import svg
 from edgetok.converter.card.html import page
-from edgetok.converter.card.report import (
-    Agreement,
-    Fit,
-    FitPoint,
-    LayerReport,
-    Report,
-    relative,
-    squared_errors,
-)
+from edgetok.converter.card.report import Agreement, Fit, FitPoint, LayerReport, Report
 from edgetok.converter.card.verdict import judge
 from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.error import relative, squared_errors
 
 LAYERS = (
     LayerReport(name="layers.0.q_proj", bits=4, weight_error=0.5, output_error=0.01),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantised import fits_float16_scales
 
 
 def brute_force(weight, bits, group_size, symmetric):
@@ -88,6 +89,6 @@ def test_chunks_and_threads_change_nothing(monkeypatch):
 
 
 def test_scales_that_float16_cannot_hold_are_told():
-    assert rtn.fits_float16_scales(65504 * 0.4, 2) is True
-    assert rtn.fits_float16_scales(65504 * 2, 2) is False
-    assert rtn.fits_float16_scales(65504 * 100, 8) is True
+    assert fits_float16_scales(65504 * 0.4, 2) is True
+    assert fits_float16_scales(65504 * 2, 2) is False
+    assert fits_float16_scales(65504 * 100, 8) is True

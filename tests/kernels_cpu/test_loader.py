@@ -136,7 +136,8 @@ def test_failure_names_the_module(tmp_path):
 
 def test_warm_start_imports_no_numba(kernels, kernel_cache):
     program = (
-        "import sys; from pathlib import Path; from edgetok.kernels_cpu import isa, loader;"
+        "import sys; from pathlib import Path; from edgetok.kernels_cpu.program import loader;"
+        "from edgetok.kernels_cpu.simd import isa;"
         f"loader.load(isa.choose(), Path({str(kernel_cache)!r}), modules={MODULES!r});"
         "sys.exit('numba' in sys.modules)"
     )

@@ -11,7 +11,8 @@ import torch
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.sampling import BLOCK, MOST, SamplingBuffers, sample
-from edgetok.sampling.sampler import SamplingOptions, candidates
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import candidates
 
 
 def choose(buffers, options, share):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import (
     ArtefactError,
     ContextError,
@@ -21,7 +22,7 @@ from edgetok.errors import (
 )
 from edgetok.formats.layout import DATA_FILE, TensorFormat
 from edgetok.kernels_cpu.simd.isa import host_isas
-from edgetok.runtime.backend import Backend, Interrupted, KVCache
+from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import forward

@@ -9,11 +9,14 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
 from edgetok.kernels_gpu.device import Device
-from edgetok.runtime.backend import Backend, Draw, Interrupted, KVCache, SamplingBackend
+from edgetok.runtime.backend import Backend, Interrupted, SamplingBackend
 from edgetok.runtime.gpu.backend import GpuBackend
-from edgetok.sampling.sampler import SamplingOptions, candidates
+from edgetok.sampling.device import Draw
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import candidates
 from tests.reference_decoder import forward
 from tests.tiny import FAMILIES, VOCAB_SIZE
 

@@ -12,12 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import ArtefactError, ContextError, OptionError, ShapeError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE, TensorFormat
 from edgetok.formats.manifest import write_manifest
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.runtime.backend import Backend, Interrupted, KVCache
+from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import forward
 from tests.rtn_artefact import Arrays, random_tensors, uniform_formats, write_artefact

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ArtefactError, OptionError
-from edgetok.sampling.sampler import Sampler, SamplingOptions, candidates
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import Sampler, candidates
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 

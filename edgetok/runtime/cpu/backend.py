@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
@@ -27,7 +28,7 @@ from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.backend import Logits, Tokens
 from edgetok.runtime.cpu.compact_cache import CompactKVCache
 from edgetok.runtime.cpu.kv_cache import CpuKVCache
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
@@ -25,7 +26,7 @@ from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Draw, GpuCompute, KVCache, Logits, Tokens
+from edgetok.runtime.backend import GpuCompute, Logits, Tokens
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.cpu.sizes import bounds_for
 from edgetok.runtime.gpu.compact_cache import GpuCompactCache, compact_bytes
@@ -34,6 +35,7 @@ from edgetok.runtime.gpu.kv_cache import GpuCache, GpuKVCache
 from edgetok.runtime.gpu.placement import place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
 from edgetok.runtime.token_blocks import blocks, checked_tokens
+from edgetok.sampling.device import Draw
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
 # model stay below 400 MB and a cancelled prefill stops soon.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.protocol import KVCache
 from edgetok.cache.windows import can_cut, check_cut, ring_slots
 from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_gpu.array import DeviceArray
@@ -23,7 +24,7 @@ from edgetok.kernels_gpu.kv_append import EMPTY, KINDS, Slots, padded_head_dim, 
 from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import KVCache, Logits
+from edgetok.runtime.backend import Logits
 
 if TYPE_CHECKING:
     import torch

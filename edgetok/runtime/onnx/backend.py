@@ -17,13 +17,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from edgetok.cache.protocol import KVCache
 from edgetok.cache.windows import check_cut
 from edgetok.errors import ArtefactError, OptionError, ShapeError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import KVCache, Logits, Tokens
+from edgetok.runtime.backend import Logits, Tokens
 from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 _ORT_ERRORS: Final = (

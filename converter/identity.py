@@ -1,0 +1,59 @@
+"""What a conversion is called, and what it needs to be installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from edgetok.converter.calibrate.calibration_text import calibration_text
+from edgetok.converter.options import ConvertOptions
+from edgetok.errors import MissingExtraError
+from edgetok.formats.checkpoint import Checkpoint
+from edgetok.machine import cores
+
+VERSION = 3  # of what is written; another one never goes on with this one's partial work
+
+
+def require_torch(what: str) -> None:
+    """Refuse early what needs torch and transformers where they are not installed.
+
+    Raises:
+        MissingExtraError: naming `what` and the extra.
+    """
+    if not has_torch():
+        raise MissingExtraError(
+            f"{what} runs the model on a calibration text, which needs torch and transformers: "
+            "pip install 'edgetok[convert]', or use --method rtn"
+        )
+
+
+def has_torch() -> bool:
+    """Whether the original model can be run; nothing is imported to find out."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def title_of(
+    checkpoint: Checkpoint, options: ConvertOptions, *, measured: bool = False
+) -> dict[str, Any]:
+    """What must be equal for two runs to be one conversion; `measured` if formats follow a text."""
+    title: dict[str, Any] = {
+        "version": VERSION,
+        "source": checkpoint.fingerprint,
+        "options": options.to_json(),
+    }
+    if options.calibrates or measured:
+        title["calibration"] = hashlib.sha256(calibration_text(options).encode()).hexdigest()
+        # Another release or number of threads may round otherwise.
+        title["libraries"] = {
+            name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")
+        }
+        title["threads"] = cores()
+    return title
+
+
+def shown(source: str) -> str:
+    """A hub id as it is, of a path the last part: reports are handed on, home folders are not."""
+    return Path(source).resolve().name if Path(source).expanduser().exists() else source

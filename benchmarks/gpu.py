@@ -50,6 +50,7 @@ from edgetok.kernels_gpu import tuning
 from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.matmul_nbits import matmul_nbits
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
+from edgetok.runtime.base import forward_sampled
 from edgetok.runtime.gpu.backend import BLOCK_TOKENS, GpuBackend
 from edgetok.sampling.device import Draw
 
@@ -228,7 +229,7 @@ def timed(
     prefill_s = seconds(device, prefill, 5)
     cache.clear()
     backend.forward(cache, np.resize(prompt, depth))
-    step_s = seconds(device, lambda: backend.forward_sampled(cache, prompt[:1], draw), 100)
+    step_s = seconds(device, lambda: forward_sampled(backend, cache, prompt[:1], draw), 100)
     peak = 0 if device.interpreted else torch.cuda.max_memory_allocated()
     return prefill_s, step_s, peak - backend.weight_bytes - cache.nbytes
 
@@ -241,10 +242,10 @@ def forgetting(
     cache = backend.new_bounded_cache(64 if small else 2048, CacheLimits())
     backend.forward(cache, np.resize(prompt, cache.slots))
     count = 2 if small else 2 * cache.block_tokens
-    backend.forward_sampled(cache, prompt[:1], draw)  # captured
+    forward_sampled(backend, cache, prompt[:1], draw)  # captured
     begin = time.perf_counter()
     for _ in range(count):
-        backend.forward_sampled(cache, prompt[:1], draw)
+        forward_sampled(backend, cache, prompt[:1], draw)
     took = time.perf_counter() - begin
     return {
         "forgetting_slots": cache.slots,

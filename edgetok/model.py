@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from edgetok.cache.limits import (
-    DEFAULT_POLICY,
-    BoundedBackend,
-    CacheLimits,
-    parse_bytes,
-)
+from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits, parse_bytes
 from edgetok.cache.policies.policy import policy as check_policy
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.engine.cached_tokens import CachedTokens
@@ -189,8 +184,7 @@ class Model:
     def be_endless(self) -> None:
         """Let caches made from now on forget, where backend and context allow it."""
         least = 64  # slots; fewer leave nothing to choose from
-        able = isinstance(self.backend, BoundedBackend) and self.backend.can_forget
-        if able and self.context_tokens >= least:
+        if self.backend.capabilities.evicts and self.context_tokens >= least:
             self.limits = CacheLimits()
 
     def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from edgetok.errors import ContextError
 from edgetok.model import Model
-from edgetok.runtime.backend import Interrupted
+from edgetok.runtime.backend import Capabilities, Part
+from edgetok.runtime.base import BaseBackend, checked_parts
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -45,8 +45,9 @@ def write_tokenizer(folder: Path, template: str | None = CHATML) -> None:
 
 
 class FakeCache:
-    def __init__(self, capacity_tokens: int, window: int | None) -> None:
+    def __init__(self, capacity_tokens: int, window: int | None, block_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
+        self.block_tokens = block_tokens
         self.tokens: list[int] = []
         self.nbytes = capacity_tokens
         self._window = window
@@ -65,13 +66,13 @@ class FakeCache:
         self.tokens.clear()
 
 
-class FakeBackend:
+class FakeBackend(BaseBackend):
     """`rule(tokens)` gives the next token."""
 
     name = "fake"
     spec = None
     vocab_size = VOCAB_SIZE
-    block_tokens = 16
+    capabilities = Capabilities(together=True, step_rows=16, evicts=False, samples=False)
 
     def __init__(
         self,
@@ -85,33 +86,26 @@ class FakeBackend:
         self.context_tokens = context_tokens
         self.step_s = step_s
         self.window = window
-        self.computed: list[int] = []
+        self.computed: list[list[int]] = []  # rows of each part of each step
         self.closed = False
 
     def new_cache(self, capacity_tokens: int) -> FakeCache:
-        return FakeCache(capacity_tokens, self.window)
+        return FakeCache(capacity_tokens, self.window, self.capabilities.step_rows)
 
-    def forward(
-        self, cache: Any, tokens: Any, *, all_logits: bool = False, should_stop: Any = None
-    ) -> np.ndarray:
-        assert tokens.dtype == np.int32
-        assert tokens.ndim == 1
-        assert tokens.size
-        if cache.length_tokens + tokens.size > cache.capacity_tokens:
-            raise ContextError("does not fit")
-        self.computed.append(int(tokens.size))
-        rows = []
-        for i, token in enumerate(tokens.tolist()):
-            if i and i % self.block_tokens == 0 and should_stop is not None and should_stop():
-                raise Interrupted
-            if i % self.block_tokens == 0:
-                time.sleep(self.step_s)
-            cache.tokens.append(token)
-            if all_logits or i == tokens.size - 1:
-                logits = np.zeros(self.vocab_size, np.float32)
-                logits[self.rule(cache.tokens)] = 20.0
-                rows.append(logits)
-        return np.stack(rows) if all_logits else rows[-1]
+    def step(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        found = []
+        checked = checked_parts(parts, self.vocab_size, self.capabilities.step_rows)
+        self.computed.append([int(part.tokens.size) for part in checked])
+        time.sleep(self.step_s)
+        for part in checked:
+            rows = np.zeros((part.logits, self.vocab_size), np.float32)
+            for i, token in enumerate(part.tokens.tolist(), start=part.logits - part.tokens.size):
+                cache: Any = part.cache
+                cache.tokens.append(token)
+                if i >= 0:
+                    rows[i, self.rule(cache.tokens)] = 20.0
+            found.append(rows)
+        return found
 
     def close(self) -> None:
         self.closed = True

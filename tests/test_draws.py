@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgetok.model import Model
-from edgetok.runtime.backend import SamplingBackend
+from edgetok.runtime.backend import Part
 from edgetok.sampling.device import Draw, device_draws
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import candidates
@@ -19,18 +21,22 @@ from tests.fake import FakeBackend, fake_model
 class ChoosingBackend(FakeBackend):
     """Chooses as it is asked to, and notes how."""
 
+    capabilities = replace(FakeBackend.capabilities, samples=True)
+
     def __init__(self, rule: Any) -> None:
         super().__init__(rule)
         self.draws: list[Draw] = []
 
-    def forward_sampled(
-        self, cache: Any, tokens: Any, draw: Draw, *, should_stop: Any = None
-    ) -> int:
-        self.draws.append(draw)
-        logits = self.forward(cache, tokens, should_stop=should_stop)
-        options = SamplingOptions(temperature=draw.temperature, top_k=draw.top_k)
-        ids, probabilities = candidates(logits, options)
-        return int(ids[np.searchsorted(np.cumsum(probabilities), draw.share, side="right")])
+    def step_sampled(self, parts: Sequence[Part], draws: Sequence[Draw]) -> list[int]:
+        self.draws += draws
+        found = []
+        rows = self.step([replace(part, logits=1) for part in parts])
+        for (logits,), draw in zip(rows, draws, strict=True):
+            options = SamplingOptions(temperature=draw.temperature, top_k=draw.top_k)
+            ids, probabilities = candidates(logits, options)
+            place = np.searchsorted(np.cumsum(probabilities), draw.share, side="right")
+            found.append(int(ids[place]))
+        return found
 
 
 def model_over(backend: FakeBackend, folder: Path) -> Model:
@@ -41,7 +47,6 @@ def model_over(backend: FakeBackend, folder: Path) -> Model:
 
 def test_a_seed_gives_the_tokens_that_it_gives_on_the_host(tmp_path: Path) -> None:
     backend = ChoosingBackend(lambda tokens: 40 + len(tokens) % 5)
-    assert isinstance(backend, SamplingBackend)
     model = model_over(backend, tmp_path)
     options: dict[str, Any] = {"max_tokens": 20, "seed": 2**64 - 1, "temperature": 9, "top_k": 40}
     result = model.generate([1, 2, 3], **options)

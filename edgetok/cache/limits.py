@@ -83,22 +83,6 @@ class BoundedCache(KVCache, Protocol):
         """
 
 
-@runtime_checkable
-class BoundedBackend(Protocol):
-    """A backend with bounded caches."""
-
-    @property
-    def can_forget(self) -> bool:
-        """Whether it makes them as it was loaded."""
-
-    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> BoundedCache:
-        """Allocate an empty cache, all its bytes at once.
-
-        Raises:
-            OptionError: the limits are too tight, or the policy is unknown.
-        """
-
-
 def parse_bytes(text: str) -> int:
     """The number of bytes in "64MB", "1.5 GiB" or "4000000".
 

@@ -21,6 +21,10 @@ class KVCache(Protocol):
         """How many tokens can be seen before `ContextError`."""
 
     @property
+    def block_tokens(self) -> int:
+        """Most tokens that one step may append."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated, all layers."""
 

@@ -133,7 +133,7 @@ def _measure_threads(
     engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
     try:
         # the backend's own choice where nobody made one; the other engine gets as many
-        threads = threads or int(getattr(engines[0], "threads", physical_cores()))
+        threads = threads or engines[0].capabilities.threads or physical_cores()
         if given["beside"] is not None:
             artefacts.append(open_artefact(path))  # each engine closes the one it was given
             beside = RunOptions(device=given["beside"], threads=threads)

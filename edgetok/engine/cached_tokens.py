@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgetok.cache.limits import BoundedBackend, BoundedCache, CacheLimits
+from edgetok.cache.limits import BoundedCache, CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
-from edgetok.errors import ContextError, SessionError, UnsupportedError
-from edgetok.runtime.backend import Backend, Interrupted, Logits, SamplingBackend
+from edgetok.errors import ContextError, SessionError
+from edgetok.runtime.backend import Backend, Interrupted, Logits
+from edgetok.runtime.base import forward_sampled
 from edgetok.sampling.device import Draw
 
 
@@ -43,19 +44,13 @@ class CachedTokens:
         """
         self._backend = backend
         self._prefixes = prefixes
-        self._chooses = backend if isinstance(backend, SamplingBackend) else None
         self.answer_tokens: int | None = None
         self.cache: KVCache
         if limits is None:
             self.cache = backend.new_cache(capacity_tokens)
-        elif isinstance(backend, BoundedBackend):
+        else:
             self.cache = backend.new_bounded_cache(capacity_tokens, limits)
             self.answer_tokens = capacity_tokens
-        else:
-            raise UnsupportedError(
-                f"the {backend.name} backend has no cache that forgets; use --device cpu, or "
-                "--kv-policy none"
-            )
         self.tokens: list[int] = []
 
     @property
@@ -130,9 +125,9 @@ class CachedTokens:
         try:
             ids = np.asarray(tokens, np.int32)
             found: Logits | int
-            if draw is not None and self._chooses is not None:
-                found = self._chooses.forward_sampled(
-                    self.cache, ids, draw(), should_stop=should_stop
+            if draw is not None and self._backend.capabilities.samples:
+                found = forward_sampled(
+                    self._backend, self.cache, ids, draw(), should_stop=should_stop
                 )
             else:
                 found = self._backend.forward(self.cache, ids, should_stop=should_stop)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.limits import BoundedCache, CacheLimits
 from edgetok.cache.protocol import KVCache
 from edgetok.models.spec import DecoderSpec
 from edgetok.sampling.device import Draw
@@ -16,12 +18,56 @@ Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence's share of a step.
+
+    Attributes:
+        cache: the sequence's cache, made by the backend that steps; in one part of a step only.
+        tokens: int32 [T], 0 < T <= `cache.block_tokens`: appended to the cache, one row each.
+        logits: how many of the last rows' logits are wanted, 0..T.
+        adapter: reserved for low-rank adapters; no backend has any.
+    """
+
+    cache: KVCache
+    tokens: Tokens
+    logits: int
+    adapter: None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do, as it was loaded.
+
+    Attributes:
+        together: whether parts of a step are computed together, so that a step of several rows
+            costs less than a step for each; else one after the other.
+        step_rows: most rows of a step, all parts together.
+        evicts: whether it has bounded caches: `new_bounded_cache`.
+        samples: whether it chooses tokens where the logits are: `step_sampled`.
+        threads: how many threads compute; None where the backend does not say.
+    """
+
+    together: bool
+    step_rows: int
+    evicts: bool
+    samples: bool
+    threads: int | None = None
+
+
 class Backend(Protocol):
-    """Computes logits for one artefact. Safe to call from many threads; calls take turns."""
+    """Computes logits for one artefact. Safe to call from many threads; calls take turns.
+
+    What does not differ between backends is in `edgetok.runtime.base.BaseBackend`.
+    """
 
     @property
     def name(self) -> str:
         """One of "cpu", "cuda" and "onnxruntime"."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
 
     @property
     def spec(self) -> DecoderSpec | None:
@@ -38,6 +84,42 @@ class Backend(Protocol):
     def new_cache(self, capacity_tokens: int) -> KVCache:
         """Allocate an empty cache, all its bytes at once."""
 
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> BoundedCache:
+        """Allocate an empty cache that evicts, all its bytes at once.
+
+        Raises:
+            OptionError: the limits are too tight, or the policy is unknown.
+            UnsupportedError: `capabilities.evicts` is False.
+        """
+
+    def step(self, parts: Sequence[Part]) -> list[Logits]:
+        """Append each part's tokens to its cache and compute the logits it asks for.
+
+        Args:
+            parts: at most `capabilities.step_rows` rows together.
+
+        Returns:
+            float32 [part.logits, vocab_size] for each part. An array may be reused by the next step
+            of its cache.
+
+        Raises:
+            ContextError: a part's tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size; likewise.
+            ShapeError: a part has no tokens or too many, or a cache of another backend; likewise.
+        """
+
+    def step_sampled(self, parts: Sequence[Part], draws: Sequence[Draw]) -> list[int]:
+        """Append each part's tokens to its cache and choose the token after its last row.
+
+        Args:
+            parts: as for `step`; their `logits` have no meaning here.
+            draws: how to choose, for each part.
+
+        Raises:
+            ArtefactError: logits are not finite.
+            UnsupportedError: `capabilities.samples` is False.
+        """
+
     def forward(
         self,
         cache: KVCache,
@@ -46,10 +128,10 @@ class Backend(Protocol):
         all_logits: bool = False,
         should_stop: Callable[[], bool] | None = None,
     ) -> Logits:
-        """Append `tokens` [T] to the cache and compute logits.
+        """Append `tokens` [T] to the cache and compute logits: a loop over `step`.
 
-        One token is a decode step; more are computed in blocks, `should_stop` being asked between
-        blocks. When it says yes `Interrupted` is raised; the cache then holds the blocks done.
+        `should_stop` is asked between two steps. When it says yes `Interrupted` is raised; the
+        cache then holds what the steps before appended.
 
         Returns:
             [vocab_size] of the last token, or [T, vocab_size] with `all_logits`. The array may be
@@ -64,21 +146,6 @@ class Backend(Protocol):
 
 
 GpuCompute = Literal["float16", "float32"]
-
-
-@runtime_checkable
-class SamplingBackend(Backend, Protocol):
-    """A backend that can choose the next token itself, so that logits need not travel."""
-
-    def forward_sampled(
-        self,
-        cache: KVCache,
-        tokens: Tokens,
-        draw: Draw,
-        *,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> int:
-        """As `forward`, but the next token in place of logits."""
 
 
 class Interrupted(Exception):

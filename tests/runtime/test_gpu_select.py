@@ -130,7 +130,7 @@ def test_every_split_gives_the_cpus_tokens(fake, open_with, layers):
     backend, note = open_with(gpu_layers=layers)
     assert backend.name == ("cuda" if layers else "cpu")
     assert (note is None) == (layers == 0)
-    assert backend.can_forget == (layers != 1)  # whether a conversation forgets unasked
+    assert backend.capabilities.evicts == (layers != 1)  # whether a conversation forgets unasked
     expected, found = (greedy(engine, TOKENS, 4) for engine in (cpu, backend))
     assert found == expected
 
@@ -143,7 +143,7 @@ def test_a_conversation_over_a_split_does_not_forget_unasked(fake, open_with, tm
         model.backend, _ = open_with(gpu_layers=layers)
         model.be_endless()
         assert model.limits == limits
-    with pytest.raises(OptionError, match="needs all layers on one device"):
+    with pytest.raises(UnsupportedError, match="needs all layers on one device"):
         open_with(gpu_layers=1)[0].new_bounded_cache(64, CacheLimits())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
-from edgetok.cache.protocol import KVCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
@@ -28,13 +27,13 @@ from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Logits, Tokens
+from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
+from edgetok.runtime.base import BaseBackend, checked_parts
 from edgetok.runtime.cpu.compact_cache import CompactKVCache
 from edgetok.runtime.cpu.kv_cache import CpuKVCache
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
 from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
 from edgetok.runtime.cpu.team import Program, Team
-from edgetok.runtime.token_blocks import blocks, checked_tokens
 
 # Tokens computed at once in a prefill: enough to reuse an unpacked tile of weights many times, few
 # enough that buffers stay small and a cancelled prefill stops soon.
@@ -44,11 +43,10 @@ _HEAD_TOKENS = 32
 SMALL_MODEL_BYTES = 4 << 20
 
 
-class CpuBackend:
+class CpuBackend(BaseBackend):
     """Computes logits with compiled kernels on a team of threads. See `Backend`."""
 
     name = "cpu"
-    can_forget = True
 
     def __init__(
         self,
@@ -119,6 +117,9 @@ class CpuBackend:
                 head_tokens=min(_HEAD_TOKENS, block_tokens),
             ),
         )
+        self._capabilities = Capabilities(
+            together=False, step_rows=block_tokens, evicts=True, samples=False, threads=threads
+        )
         self._team = Team(kernels, threads)
         self._body = Program(self._plan.body)
         self._step = Program([*self._plan.body, *self._plan.head])
@@ -141,6 +142,11 @@ class CpuBackend:
         return self._spec.context_tokens
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; see `Backend`."""
+        return self._capabilities
+
+    @property
     def threads(self) -> int:
         """How many threads compute."""
         return self._team.threads
@@ -161,7 +167,7 @@ class CpuBackend:
         return self._plan.bytes_per_token
 
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CompactKVCache:
-        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`."""
+        """Allocate an empty cache for a conversation of any length. See `Backend`."""
         bounds = bounds_for(
             self._spec,
             limits,
@@ -184,54 +190,56 @@ class CpuBackend:
             block_tokens=self._block_tokens,
         )
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Tokens,
-        *,
-        all_logits: bool = False,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Logits:
-        """Append tokens to the cache and compute logits. See `Backend.forward`.
+    def step(self, parts: Sequence[Part]) -> list[Logits]:
+        """Append each part's tokens and compute the logits it asks for. See `Backend.step`.
 
-        The returned array belongs to the cache and is overwritten by its next call; with
-        `all_logits` it is new.
+        One row of logits belongs to the cache and is overwritten by its next step; several are new.
 
         Raises:
             ArtefactError: the weight file was changed since it was opened.
-            ContextError: the tokens do not fit; nothing was changed.
-            OptionError: a token id is not below the vocabulary's size.
-            ShapeError: no tokens, not one row of integers, or a cache of another backend.
+            ContextError: a part's tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size; likewise.
+            ShapeError: parts of a wrong size, or a cache of another backend; likewise.
         """
-        ids = self._checked(cache, tokens)
+        checked = checked_parts(parts, self.vocab_size, self._capabilities.step_rows)
+        caches = [self._own(part) for part in checked]
+        if any(part.tokens.size > 1 for part in checked) and _stamp(self._data) != self._stamp:
+            raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
+        return [self._part(part, cache) for part, cache in zip(checked, caches, strict=True)]
+
+    def _own(self, part: Part) -> CpuKVCache | CompactKVCache:
+        cache = part.cache
         if not isinstance(cache, CpuKVCache | CompactKVCache) or not cache.serves(
             self._spec, self._kv_bits
         ):
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )
-        every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
-        for start, part, last in blocks(ids, cache.block_tokens, should_stop):
-            # Callers take turns block by block, so that a long prefill does not hold up others.
-            with self._team.turn:
-                if self._closed:
-                    raise EdgetokError("this backend was closed; load the model again")
-                self._begin(cache, part)
-                ctx = self._plan.ctx.ctypes.data
-                if every is not None:
-                    self._team.run(self._body, ctx)
-                    self._all_logits(every[start : start + part.size])
-                elif part.size == 1 or cache.ctx[CTX_MASS]:
-                    self._team.run(self._step if last else self._body, ctx)
-                else:  # behind the last layer's keys and values nobody asks for other tokens
-                    self._team.run(self._trunk, ctx)
-                    if last:
-                        self._plan.only_last()
-                        self._team.run(self._tail, ctx)
-                if last and every is None:
-                    np.copyto(cache.logits, self._plan.logits)
-                cache.advance(part.size)
-        return cache.logits if every is None else every
+        return cache
+
+    def _part(self, part: Part, cache: CpuKVCache | CompactKVCache) -> Logits:
+        """Compute one part. Callers take turns part by part."""
+        rows = part.tokens.size
+        several = np.empty((part.logits, self.vocab_size), np.float32) if part.logits > 1 else None
+        with self._team.turn:
+            if self._closed:
+                raise EdgetokError("this backend was closed; load the model again")
+            self._begin(cache, part.tokens)
+            ctx = self._plan.ctx.ctypes.data
+            if several is not None:
+                self._team.run(self._body, ctx)
+                self._last_logits(rows, several)
+            elif rows == 1 or cache.ctx[CTX_MASS]:
+                self._team.run(self._step if part.logits else self._body, ctx)
+            else:  # behind the last layer's keys and values nobody asks for other rows
+                self._team.run(self._trunk, ctx)
+                if part.logits:
+                    self._plan.only_last()
+                    self._team.run(self._tail, ctx)
+            if several is None and part.logits:
+                np.copyto(cache.logits, self._plan.logits)
+            cache.advance(rows)
+        return cache.logits[None, :][: part.logits] if several is None else several
 
     def hidden(self, cache: CpuKVCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Append a block of checked tokens; what the last layer leaves of them, without logits.
@@ -253,12 +261,6 @@ class CpuBackend:
             self._closed = True
             self._team.close()
             self._artefact.close()
-
-    def _checked(self, cache: KVCache, tokens: Tokens) -> npt.NDArray[np.int32]:
-        ids = checked_tokens(tokens, cache, self.vocab_size)
-        if ids.size > 1 and _stamp(self._data) != self._stamp:
-            raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
-        return ids
 
     def _begin(self, cache: CpuKVCache | CompactKVCache, ids: npt.NDArray[np.int32]) -> None:
         """Everything that a run reads: tokens, positions, rotations, slots."""
@@ -283,15 +285,16 @@ class CpuBackend:
             cache.frequencies = [inv_freq(spec, capacity) for spec in self._spec.ropes]
         return cache.frequencies[rope]
 
-    def _all_logits(self, out: Logits) -> None:
-        """Logits of every token of the block that was just computed."""
+    def _last_logits(self, rows: int, out: Logits) -> None:
+        """Logits of the last rows, as many as `out` has, of those that were just computed."""
         if self._every is None:
             x, logits, instructions = self._plan.every_head()
             self._every = x, logits, Program(instructions)
         x, logits, program = self._every
+        first = rows - len(out)
         for start in range(0, len(out), len(x)):
             count = min(len(x), len(out) - start)
-            x[:count] = self._plan.x[start : start + count]
+            x[:count] = self._plan.x[first + start : first + start + count]
             self._plan.ctx[0] = count
             self._team.run(program, self._plan.ctx.ctypes.data)
             out[start : start + count] = logits[:count]

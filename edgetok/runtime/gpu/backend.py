@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
-from edgetok.cache.protocol import KVCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
     OptionError,
     ShapeError,
+    UnsupportedError,
 )
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.kernels_gpu import tuning
@@ -26,7 +26,8 @@ from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import GpuCompute, Logits, Tokens
+from edgetok.runtime.backend import Capabilities, GpuCompute, Logits, Part
+from edgetok.runtime.base import BaseBackend, checked_parts
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.cpu.sizes import bounds_for
 from edgetok.runtime.gpu.compact_cache import GpuCompactCache, compact_bytes
@@ -34,7 +35,6 @@ from edgetok.runtime.gpu.inputs import Inputs
 from edgetok.runtime.gpu.kv_cache import GpuCache, GpuKVCache
 from edgetok.runtime.gpu.placement import place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
-from edgetok.runtime.token_blocks import blocks, checked_tokens
 from edgetok.sampling.device import Draw
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
@@ -50,11 +50,12 @@ def plan_options(compute: GpuCompute, block_tokens: int = BLOCK_TOKENS) -> GpuPl
     )
 
 
-class GpuBackend:
-    """Computes logits on a GPU; see `SamplingBackend`.
+class GpuBackend(BaseBackend):
+    """Computes logits on a GPU; see `Backend`.
 
     A decode step is captured once for each cache, as a graph, and then launched as one: nothing in
-    it waits for the host. `forward_sampled` brings back the chosen id alone.
+    it waits for the host. `step_sampled` brings back the chosen id alone. Parts of a step are
+    computed one after the other.
     """
 
     name = "cuda"
@@ -138,9 +139,15 @@ class GpuBackend:
         return self._spec.context_tokens
 
     @property
-    def can_forget(self) -> bool:
-        """Whether all layers are here, as a cache that forgets needs."""
-        return self._before is None
+    def capabilities(self) -> Capabilities:
+        """What it can do; caches that evict need all layers on the device."""
+        return Capabilities(
+            together=False,
+            step_rows=self._block_tokens,
+            evicts=self._before is None,
+            samples=True,
+            threads=None if self._before is None else self._before.threads,
+        )
 
     @property
     def device_name(self) -> str:
@@ -179,13 +186,14 @@ class GpuBackend:
             )
 
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> GpuCompactCache:
-        """Allocate an empty cache for a conversation of any length. See `BoundedBackend`.
+        """Allocate an empty cache for a conversation of any length. See `Backend`.
 
         Raises:
-            OptionError: some layers are on the CPU, or the limits are too tight.
+            OptionError: the limits are too tight.
+            UnsupportedError: some layers are on the CPU.
         """
-        if not self.can_forget:
-            raise OptionError(
+        if self._before is not None:
+            raise UnsupportedError(
                 "a cache that forgets needs all layers on one device: leave out --gpu-layers, or "
                 "give --kv-policy none"
             )
@@ -199,78 +207,63 @@ class GpuBackend:
         with self._turn, self._device.active():
             return GpuCompactCache(self._spec, bounds, self._device, kv_bits=self._kv_bits)
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Tokens,
-        *,
-        all_logits: bool = False,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Logits:
-        """Append tokens to the cache and compute logits. See `Backend.forward`.
+    def step(self, parts: Sequence[Part]) -> list[Logits]:
+        """Append each part's tokens and compute the logits it asks for. See `Backend.step`.
 
-        The returned array belongs to the cache and is overwritten by its next call; with
-        `all_logits` it is new.
+        One row of logits belongs to the cache and is overwritten by its next step; several are new.
 
         Raises:
-            ContextError: the tokens do not fit; nothing was changed.
-            OptionError: a token id is not below the vocabulary's size.
-            ShapeError: no tokens, not one row of integers, or a cache of another backend.
+            ContextError: a part's tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size; likewise.
+            ShapeError: parts of a wrong size, or a cache of another backend; likewise.
         """
-        own, ids = self._checked(cache, tokens)
-        every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
-        for start, part, last in blocks(ids, own.block_tokens, should_stop):
-            with self._turn, self._device.active():
-                plan = self._open()
-                if every is not None:
-                    plan.body(self._send(own, part), own, part.size)
-                    self._all_logits(plan, every[start : start + part.size])
-                elif last:
-                    self._step(plan, own, part, sampled=False)
-                    self._device.fetch(plan.logits[0], own.logits)
-                else:
-                    plan.body(self._send(own, part), own, 0)
-                own.advance(part.size)
-        return own.logits if every is None else every
+        return [self._part(part, cache) for part, cache in self._checked(parts)]
 
-    def forward_sampled(
-        self,
-        cache: KVCache,
-        tokens: Tokens,
-        draw: Draw,
-        *,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> int:
-        """Append tokens and choose the next one on the device. See `SamplingBackend`.
+    def step_sampled(self, parts: Sequence[Part], draws: Sequence[Draw]) -> list[int]:
+        """Append each part's tokens and choose the next one on the device. See `Backend`.
 
         Raises:
             ArtefactError: the logits are not finite.
-            ContextError: as for `forward`, like all others.
+            ContextError: as for `step`, like all others.
         """
-        own, ids = self._checked(cache, tokens)
-        chosen = np.empty(1, np.int32)
-        for _, part, last in blocks(ids, own.block_tokens, should_stop):
+        checked, chosen = self._checked(parts), np.empty(1, np.int32)
+        found = []
+        for (part, cache), draw in zip(checked, draws, strict=True):
             with self._turn, self._device.active():
                 plan = self._open()
-                if last:
-                    self._sampling.choose(
-                        top_k=draw.top_k,
-                        temperature=draw.temperature,
-                        top_p=draw.top_p,
-                        min_p=draw.min_p,
-                        share=draw.share,
-                    )
-                    self._step(plan, own, part, sampled=True)
-                    self._device.fetch(self._sampling.token, chosen)
-                else:
-                    plan.body(self._send(own, part), own, 0)
-                own.advance(part.size)
-        if chosen[0] < 0:
+                self._sampling.choose(
+                    top_k=draw.top_k,
+                    temperature=draw.temperature,
+                    top_p=draw.top_p,
+                    min_p=draw.min_p,
+                    share=draw.share,
+                )
+                self._step(plan, cache, part.tokens, sampled=True)
+                self._device.fetch(self._sampling.token, chosen)
+                cache.advance(part.tokens.size)
+            found.append(int(chosen[0]))
+        if min(found, default=0) < 0:
             raise ArtefactError(
                 "the model's logits are not finite; its weights are damaged: run `edgetok verify` "
                 "on the folder"
             )
-        return int(chosen[0])
+        return found
+
+    def _part(self, part: Part, cache: GpuCache) -> Logits:
+        rows = part.tokens.size
+        several = np.empty((part.logits, self.vocab_size), np.float32) if part.logits > 1 else None
+        with self._turn, self._device.active():
+            plan = self._open()
+            if several is not None:
+                plan.body(self._send(cache, part.tokens), cache, part.logits)
+                self._last_logits(plan, rows, several)
+            elif part.logits:
+                self._step(plan, cache, part.tokens, sampled=False)
+                self._device.fetch(plan.logits[0], cache.logits)
+            else:
+                plan.body(self._send(cache, part.tokens), cache, 0)
+            cache.advance(rows)
+        return cache.logits[None, :][: part.logits] if several is None else several
 
     def close(self) -> None:
         """Give the device's memory back and release the mapping. A second call does nothing."""
@@ -325,14 +318,19 @@ class GpuBackend:
         inputs.send(cache, ids, hidden)
         return inputs
 
-    def _all_logits(self, plan: GpuPlan, out: Logits) -> None:
+    def _last_logits(self, plan: GpuPlan, rows: int, out: Logits) -> None:
+        first = rows - len(out)
         for begin in range(0, len(out), _HEAD_TOKENS):
             end = min(begin + _HEAD_TOKENS, len(out))
-            self._device.fetch(plan.many_logits(begin, end), out[begin:end])
+            self._device.fetch(plan.many_logits(first + begin, first + end), out[begin:end])
 
-    def _checked(self, cache: KVCache, tokens: Tokens) -> tuple[GpuCache, npt.NDArray[np.int32]]:
-        if not isinstance(cache, GpuKVCache | GpuCompactCache) or cache.spec is not self._spec:
-            raise ShapeError(
-                f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
-            )
-        return cache, checked_tokens(tokens, cache, self.vocab_size)
+    def _checked(self, parts: Sequence[Part]) -> list[tuple[Part, GpuCache]]:
+        found: list[tuple[Part, GpuCache]] = []
+        for part in checked_parts(parts, self.vocab_size, self._block_tokens):
+            cache = part.cache
+            if not isinstance(cache, GpuKVCache | GpuCompactCache) or cache.spec is not self._spec:
+                raise ShapeError(
+                    f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
+                )
+            found.append((part, cache))
+        return found

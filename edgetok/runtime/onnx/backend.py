@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,8 +24,8 @@ from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.backend import Logits, Tokens
-from edgetok.runtime.token_blocks import blocks, checked_tokens
+from edgetok.runtime.backend import Capabilities, Logits, Part
+from edgetok.runtime.base import BaseBackend, checked_parts
 
 _ORT_ERRORS: Final = (
     ort_errors.Fail,
@@ -45,9 +45,10 @@ _FATAL: Final = 4
 class _Cache:
     """Length and capacity; what a kind of cache adds is how it holds keys and values."""
 
-    def __init__(self, capacity_tokens: int) -> None:
+    def __init__(self, capacity_tokens: int, block_tokens: int) -> None:
         if capacity_tokens < 1:
             raise OptionError(f"a cache of {capacity_tokens} tokens, expected at least 1")
+        self.block_tokens = block_tokens
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
 
@@ -83,8 +84,8 @@ class _Cache:
 class SharedCache(_Cache):
     """One buffer for each layer's keys and one for its values, float32 [1, KH, capacity, D]."""
 
-    def __init__(self, spec: DecoderSpec, capacity_tokens: int) -> None:
-        super().__init__(capacity_tokens)
+    def __init__(self, spec: DecoderSpec, capacity_tokens: int, block_tokens: int) -> None:
+        super().__init__(capacity_tokens, block_tokens)
         shape = (1, spec.num_kv_heads, capacity_tokens, cache_head_dim(spec))
         self.values = {}
         for i in range(spec.num_layers):
@@ -102,8 +103,14 @@ class SharedCache(_Cache):
 class GrowingCache(_Cache):
     """Keys and values as another exporter's graph returns them, a new array at each step."""
 
-    def __init__(self, empty: dict[str, npt.NDArray[Any]], axis: int, capacity_tokens: int) -> None:
-        super().__init__(capacity_tokens)
+    def __init__(
+        self,
+        empty: dict[str, npt.NDArray[Any]],
+        axis: int,
+        capacity_tokens: int,
+        block_tokens: int,
+    ) -> None:
+        super().__init__(capacity_tokens, block_tokens)
         self.arrays = empty
         self.tokens: list[int] = []
         self._axis = axis
@@ -119,7 +126,7 @@ class GrowingCache(_Cache):
         del self.tokens[length_tokens:]
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(BaseBackend):
     """Runs an artefact's graph with onnxruntime on the CPU. See `Backend`."""
 
     name = "onnxruntime"
@@ -147,7 +154,13 @@ class OnnxRuntimeBackend:
         if not isinstance(artefact, Artefact):
             artefact = open_artefact(artefact)
         self._artefact = artefact
-        self._block_tokens = block_tokens
+        self._capabilities = Capabilities(
+            together=False,
+            step_rows=block_tokens,
+            evicts=False,
+            samples=False,
+            threads=threads or None,
+        )
         self._lock = threading.Lock()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -166,6 +179,11 @@ class OnnxRuntimeBackend:
             if artefact.spec is None
             else _OwnGraph(artefact.spec)
         )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; see `Backend`."""
+        return self._capabilities
 
     @property
     def spec(self) -> DecoderSpec | None:
@@ -188,32 +206,25 @@ class OnnxRuntimeBackend:
         Raises:
             OptionError: less than one token.
         """
-        return self._graph.new_cache(capacity_tokens)
+        return self._graph.new_cache(capacity_tokens, self._capabilities.step_rows)
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Tokens,
-        *,
-        all_logits: bool = False,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Logits:
-        """Append tokens to the cache and compute logits. See `Backend.forward`.
+    def step(self, parts: Sequence[Part]) -> list[Logits]:
+        """Append each part's tokens and compute the logits it asks for. See `Backend.step`.
 
         Raises:
-            ContextError: the tokens do not fit; nothing was changed.
-            OptionError: a token id is not below the vocabulary's size.
-            ShapeError: no tokens, or not one row of integers.
+            ContextError: a part's tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size; likewise.
+            ShapeError: parts of a wrong size, or a cache of another backend.
         """
-        ids = checked_tokens(tokens, cache, self.vocab_size)
-        with self._lock:
-            if self._session is None:
-                raise OptionError("this backend was closed; load the model again")
-            found = []
-            for _, part, _ in blocks(ids, self._block_tokens, should_stop):
-                logits = self._graph.run(self._session, cache, part.astype(np.int64), all_logits)
-                found.append(logits if all_logits else logits[-1])
-            return np.concatenate(found) if all_logits else found[-1]
+        found = []
+        for part in checked_parts(parts, self.vocab_size, self._capabilities.step_rows):
+            with self._lock:
+                if self._session is None:
+                    raise OptionError("this backend was closed; load the model again")
+                ids, several = part.tokens.astype(np.int64), part.logits > 1
+                logits = self._graph.run(self._session, part.cache, ids, several)
+                found.append(logits[len(logits) - part.logits :])
+        return found
 
     def close(self) -> None:
         """Let go of the session and the mapping; a second call does nothing."""
@@ -230,8 +241,8 @@ class _OwnGraph:
         self.vocab_size = spec.vocab_size
         self.context_tokens = spec.context_tokens
 
-    def new_cache(self, capacity_tokens: int) -> SharedCache:
-        return SharedCache(self._spec, capacity_tokens)
+    def new_cache(self, capacity_tokens: int, block_tokens: int) -> SharedCache:
+        return SharedCache(self._spec, capacity_tokens, block_tokens)
 
     def run(
         self,
@@ -285,7 +296,7 @@ class _ForeignGraph:
         self.vocab_size = size if isinstance(size, int) else _integer(config, ("vocab_size",))
         self.context_tokens = _integer(config, _CONTEXT_KEYS)
 
-    def new_cache(self, capacity_tokens: int) -> GrowingCache:
+    def new_cache(self, capacity_tokens: int, block_tokens: int) -> GrowingCache:
         empty = {}
         for name in self._past:
             value = self._inputs[name]
@@ -294,7 +305,7 @@ class _ForeignGraph:
             if value.type not in _DTYPES:
                 raise ArtefactError(f"{self._path}: {name} is {value.type}, expected floats")
             empty[name] = np.zeros(shape, _DTYPES[value.type])
-        return GrowingCache(empty, self._axis, capacity_tokens)
+        return GrowingCache(empty, self._axis, capacity_tokens, block_tokens)
 
     def run(
         self,

@@ -1,0 +1,117 @@
+"""What all backends share: whole prompts as loops over steps, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgetok.cache.limits import BoundedCache, CacheLimits
+from edgetok.cache.protocol import KVCache
+from edgetok.errors import ShapeError, UnsupportedError
+from edgetok.runtime.backend import Backend, Logits, Part, Tokens
+from edgetok.runtime.token_blocks import blocks, checked_tokens
+from edgetok.sampling.device import Draw
+
+
+class BaseBackend:
+    """Methods of `Backend` that follow from `step` and `capabilities`."""
+
+    def forward(
+        self: Backend,
+        cache: KVCache,
+        tokens: Tokens,
+        *,
+        all_logits: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Logits:
+        """Append tokens to the cache and compute logits. See `Backend.forward`.
+
+        Raises:
+            ContextError: the tokens do not fit; nothing was changed.
+            OptionError: a token id is not below the vocabulary's size.
+            ShapeError: no tokens, not one row of integers, or a cache of another backend.
+        """
+        ids = checked_tokens(tokens, cache, self.vocab_size)
+        every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
+        found: Logits
+        for start, chunk, last in blocks(ids, _step_tokens(self, cache), should_stop):
+            wanted = int(last) if every is None else chunk.size
+            (found,) = self.step([Part(cache, chunk, wanted)])
+            if every is not None:
+                every[start : start + chunk.size] = found
+        return found[0] if every is None else every
+
+    def new_bounded_cache(self: Backend, context_tokens: int, limits: CacheLimits) -> BoundedCache:
+        """Refuse: this backend has no cache that evicts.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"the {self.name} backend has no cache that evicts; use --device cpu, or "
+            "--kv-policy none"
+        )
+
+    def step_sampled(self: Backend, parts: Sequence[Part], draws: Sequence[Draw]) -> list[int]:
+        """Refuse: this backend gives logits and leaves the choice to the caller.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"the {self.name} backend does not choose tokens itself")
+
+
+def forward_sampled(
+    backend: Backend,
+    cache: KVCache,
+    tokens: Tokens,
+    draw: Draw,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+) -> int:
+    """Append tokens and let the backend choose the next one: `forward` without logits.
+
+    Raises:
+        ArtefactError: the logits are not finite.
+        ContextError: the tokens do not fit; nothing was changed.
+        UnsupportedError: the backend does not choose.
+    """
+    ids = checked_tokens(tokens, cache, backend.vocab_size)
+    chosen = -1
+    for _, chunk, last in blocks(ids, _step_tokens(backend, cache), should_stop):
+        if last:
+            (chosen,) = backend.step_sampled([Part(cache, chunk, 0)], [draw])
+        else:
+            backend.step([Part(cache, chunk, 0)])
+    return chosen
+
+
+def checked_parts(parts: Sequence[Part], vocab_size: int, step_rows: int) -> list[Part]:
+    """The parts of a step, their tokens as int32.
+
+    Raises:
+        ContextError: a part's tokens do not fit into its cache.
+        OptionError: a token id is not below the vocabulary's size.
+        ShapeError: too many rows, a part without tokens, or two parts of one cache.
+    """
+    found, rows = [], 0
+    for part in parts:
+        ids = checked_tokens(part.tokens, part.cache, vocab_size)
+        if ids.size > part.cache.block_tokens or not 0 <= part.logits <= ids.size:
+            raise ShapeError(
+                f"a part of {ids.size} rows, {part.logits} with logits; its cache takes "
+                f"{part.cache.block_tokens} at once"
+            )
+        rows += ids.size
+        found.append(part if ids is part.tokens else Part(part.cache, ids, part.logits))
+    if rows > step_rows or len({id(part.cache) for part in parts}) < len(parts):
+        raise ShapeError(
+            f"{rows} rows of {len(parts)} parts, expected at most {step_rows} rows and each cache "
+            "once"
+        )
+    return found
+
+
+def _step_tokens(backend: Backend, cache: KVCache) -> int:
+    return min(cache.block_tokens, backend.capabilities.step_rows)

@@ -12,9 +12,9 @@ import pytest
 
 from edgetok.model import Model
 from edgetok.runtime.backend import Part
-from edgetok.sampling.device import Draw, device_draws
+from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
-from edgetok.sampling.sampler import candidates
+from edgetok.sampling.sampler import Sampler, candidates
 from tests.fake import FakeBackend, fake_model
 
 
@@ -77,4 +77,4 @@ def test_the_host_chooses_what_a_device_cannot(tmp_path: Path) -> None:
     ids=str,
 )
 def test_who_chooses(changes: dict[str, Any], device: bool) -> None:
-    assert (device_draws(SamplingOptions(**changes), lambda: 0.5) is not None) == device
+    assert Sampler(SamplingOptions(**changes), 10).on_device == device

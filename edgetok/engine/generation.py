@@ -11,7 +11,6 @@ from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.result import FinishReason, Result, Stats
 from edgetok.errors import ContextError, OptionError
 from edgetok.runtime.backend import Interrupted
-from edgetok.sampling.device import device_draws
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from edgetok.text.stop import StopFinder
@@ -142,7 +141,7 @@ class Generation(Iterator[str]):
         options, context = self._options, self._context
         stopped = self._cancelled.is_set
         sampler = Sampler(options, self._tokenizer.vocab_size, self._prompt)
-        draw = device_draws(options, sampler.share)
+        draw = sampler.draw if sampler.on_device else None
         stream = self._tokenizer.stream(self._prompt)
         finder = StopFinder(options.stop)
         self._begin = time.perf_counter()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from edgetok.sampling.options import SamplingOptions
 
 MOST_CANDIDATES = 64  # that a backend which chooses tokens itself draws among
 
@@ -26,30 +23,3 @@ class Draw:
     top_p: float
     min_p: float
     share: float
-
-
-def device_draws(options: SamplingOptions, share: Callable[[], float]) -> Callable[[], Draw] | None:
-    """How a backend that can choose tokens itself does so, with the sampler's random numbers.
-
-    Returns:
-        None where the host has to: the choice looks back at what was said, or is among more
-        candidates than a device keeps.
-    """
-    looks_back = (
-        options.repetition_penalty != 1.0
-        or options.presence_penalty != 0.0
-        or options.frequency_penalty != 0.0
-    )
-    if looks_back or (options.temperature > 0 and not 1 <= options.top_k <= MOST_CANDIDATES):
-        return None
-
-    def draw() -> Draw:
-        return Draw(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            share=share(),
-        )
-
-    return draw

@@ -11,6 +11,7 @@ import pytest
 from edgetok.errors import ArtefactError, OptionError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler, candidates
+from edgetok.sampling.steps import Choices, Penalties
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -53,6 +54,7 @@ def theirs(logits: np.ndarray, o: SamplingOptions) -> np.ndarray:
         {"top_p": 0.01},
         {"min_p": 0.1},
         {"min_p": 1.0},
+        {"top_p": 0.9, "min_p": 0.05},
         {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 0.8},
     ],
     ids=str,
@@ -88,8 +90,9 @@ def test_repetition_penalty_as_transformers() -> None:
     expected = RepetitionPenaltyLogitsProcessor(1.3)(
         torch.tensor([prompt]), torch.from_numpy(logits.copy())[None]
     )[0].numpy()
-    sampler = Sampler(options(repetition_penalty=1.3), 50, prompt)
-    np.testing.assert_allclose(sampler._penalised(logits), expected, rtol=1e-6)
+    choices = Choices(logits)
+    Penalties(options(repetition_penalty=1.3), 50, prompt)(choices)
+    np.testing.assert_allclose(choices.logits, expected, rtol=1e-6)
 
 
 def test_presence_and_frequency_count_the_answer_alone() -> None:

@@ -1,11 +1,11 @@
-"""What the user may choose about a conversion."""
+"""Options of a conversion."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from edgetok.errors import OptionError
 
@@ -21,57 +21,64 @@ REFINED = 300
 
 
 def learns_whole(parameters: int) -> bool:
-    """Whether a model of so many weights learns as a whole, not block by block."""
+    """Return whether a model of this size is trained as a whole, not block by block."""
     return parameters <= LEARNED_WHOLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """How to convert.
+    """Options of a conversion.
+
+    A field whose annotation holds a help text is a flag of `edgetok convert`, too.
 
     Attributes:
-        bits: of the linear layers; 16 quantises nothing.
-        method: round to nearest, GPTQ, AWQ, or the recipe of several steps; without meaning for 16
-            bits.
-        without: steps that the recipe leaves out; see `recipe`.
-        refine: over how many batches the recipe learns codes, too; None: `REFINED` at 2 and 3
-            bits of models that learn as a whole (see `quantise/train_model.py`), else 0.
-        group_size: inputs that share a scale.
-        head_bits: of the output head and the embedding; None: 8, or 16 where `bits` is 16.
-        symmetric: no zero points.
-        calibration: a text of the user's own; None: the one that ships with edgetok and, where it
-            is not too large for that, as much again that the model writes.
-        calibration_windows: how many pieces of it are used to calibrate gptq and awq. 64 took twice
-            as long on a model of 4 million weights and were no better (KL 0.053 against 0.052).
-        window_tokens: their length, capped by the model's context.
-        reference_tokens: how many held-out tokens the result is compared with the original on; 0:
+        calibration_windows: pieces of the calibration text that gptq and awq use. 64 took twice
+            as long on a model of 4 million weights and were not better (KL 0.053 against 0.052).
+        window_tokens: their length, at most the model's context.
+        reference_tokens: held-out tokens on which the result is compared with the original; 0:
             none. None: 4096, or on more than 10^8 weights 2048, and 0 for rtn and 16 bits.
-        damping: gptq adds this share of the Hessian's mean diagonal to it.
-        order: in which gptq quantises a layer's inputs: greatest activation first within and among
-            groups, or as they stand.
-        revision: of a hub repository.
+        damping: share of the Hessian's mean diagonal that gptq adds to the diagonal.
+        order: order in which gptq quantises a layer's inputs: greatest activation first within and
+            among groups, or as they are stored.
     """
 
-    bits: int = 4
-    method: Method = "auto"
-    without: tuple[Step, ...] = ()
-    refine: int | None = None
-    group_size: int = 32
-    head_bits: int | None = None
-    symmetric: bool = False
-    calibration: Path | None = None
+    bits: Annotated[int, "Bits of the linear layers, e.g. 4; 16 keeps them as float16."] = 4
+    method: Annotated[
+        Method,
+        "How weights are rounded. auto loses least. gptq takes a third of the time on a small "
+        "model. rtn (round to nearest) needs no calibration.",
+    ] = "auto"
+    without: Annotated[
+        tuple[Step, ...],
+        "Leave out a step of --method auto, e.g. tune. May be given several times.",
+    ] = ()
+    refine: Annotated[
+        int | None,
+        "Have --method auto train the integers as well, over N batches of text; slow on a large "
+        "model.  [default: 300 at 2 and 3 bits up to 20 million weights, else 0]",
+    ] = None
+    group_size: Annotated[int, "Number of inputs that share a scale."] = 32
+    head_bits: Annotated[
+        int | None, "Bits of the output head and the embedding.  [default: 8, or 16 with --bits 16]"
+    ] = None
+    symmetric: Annotated[bool, "Store no zero points."] = False
+    calibration: Annotated[
+        Path | None,
+        "Text file to calibrate on, instead of the built-in text and text that the model "
+        "generates.",
+    ] = None
     calibration_windows: int = 32
     window_tokens: int = 512
     reference_tokens: int | None = None
     damping: float = 0.01
     order: Order = "group_aware"
-    revision: str | None = None
+    revision: Annotated[str | None, "Branch, tag or commit of a hub repository, e.g. main."] = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
 
         Raises:
-            OptionError: naming the option, the value and what it may be.
+            OptionError: names the option, its value and what it may be.
         """
         choices: dict[str, tuple[Any, ...]] = {
             "bits": BITS,
@@ -100,31 +107,32 @@ class ConvertOptions:
                 raise OptionError(f"without is {step!r}, expected one of {known}")
         if self.without and self.method != "auto":
             raise OptionError(
-                f"without {self.without[0]}: --method {self.method} is no recipe of steps; use "
-                "--method auto"
+                f"without {self.without[0]}: --method {self.method} has no steps; use --method auto"
             )
         if self.refine and self.method != "auto":
             raise OptionError(
-                f"refine is {self.refine}: --method {self.method} learns nothing; use --method auto"
+                f"refine is {self.refine}: --method {self.method} trains nothing; use --method auto"
             )
         if self.refine and "tune" in self.without:
-            raise OptionError(f"refine is {self.refine}: part of the step tune, which is left out")
+            raise OptionError(
+                f"refine is {self.refine}: --without tune leaves that step out; remove one"
+            )
         if not 0 < self.damping <= 1:
             raise OptionError(f"damping is {self.damping!r}, expected a number in (0, 1]")
 
     @property
     def quantises(self) -> bool:
-        """Whether linear layers become codes."""
+        """Return whether linear layers are quantised."""
         return self.bits < 16
 
     @property
     def calibrates(self) -> bool:
-        """Whether the method looks at activations."""
+        """Return whether the method needs activations."""
         return self.quantises and self.method != "rtn"
 
     @property
     def steps(self) -> frozenset[Step]:
-        """Of the recipe; gptq and awq are one step each, as their papers have them."""
+        """Return the recipe's steps; gptq and awq are one step each, as in their papers."""
         if self.method == "auto":
             return frozenset(get_args(Step)) - frozenset(self.without)
         if self.method == "rtn":
@@ -132,7 +140,7 @@ class ConvertOptions:
         return frozenset({"gptq"} if self.method == "gptq" else {"fold"})
 
     def refinement(self, parameters: int) -> int:
-        """Over how many batches a model of so many weights learns codes."""
+        """Return the number of batches over which the codes of a model of this size are trained."""
         if self.refine is not None:
             return self.refine
         wanted = self.bits <= 3 and "tune" in self.steps and learns_whole(parameters)
@@ -140,13 +148,13 @@ class ConvertOptions:
 
     @property
     def effective_head_bits(self) -> int:
-        """Bits of the output head and the embedding."""
+        """Return the bits of the output head and the embedding."""
         if self.head_bits is not None:
             return self.head_bits
         return 8 if self.quantises else 16
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for the report and the journal."""
+        """Return plain values for the report and the journal."""
         values = dataclasses.asdict(self)
         values["calibration"] = None if self.calibration is None else self.calibration.name
         values["without"] = sorted(self.without)

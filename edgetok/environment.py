@@ -1,10 +1,10 @@
-"""What the environment says. The one place that reads environment variables.
+"""Settings from the environment; the one place that reads environment variables.
 
 | variable | meaning |
 |---|---|
-| `EDGETOK_THREADS` | threads that compute; absent: one per physical core |
-| `EDGETOK_CACHE_DIR` | where compiled kernels are kept; absent: in the user's cache folder |
-| `EDGETOK_HISTORY` | file of the chat's typed lines; empty: none is kept |
+| `EDGETOK_THREADS` | number of threads; default: one per physical core |
+| `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
+| `EDGETOK_HISTORY` | file for the chat's typed lines; empty: no history is kept |
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from edgetok.errors import OptionError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The environment's settings; None where it is silent.
+    """Settings from the environment; None for a variable that is not set.
 
     Attributes:
-        threads: how many threads compute.
-        cache_dir: where compiled kernels are kept.
-        history: where typed lines are kept; `Path()` keeps none.
+        threads: number of threads.
+        cache_dir: folder for compiled kernels.
+        history: file for typed lines; `Path()` keeps none.
     """
 
     threads: int | None = None
@@ -37,10 +37,10 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings.
 
     Args:
-        environment: instead of the process's own.
+        environment: variables; None: those of the process.
 
     Raises:
-        OptionError: a variable's value has no meaning.
+        OptionError: a variable has an invalid value.
     """
     found = os.environ if environment is None else environment
     threads = None
@@ -59,7 +59,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def _cache_dir(found: Mapping[str, str]) -> Path:
-    """`edgetok` in the user's cache folder, unless the environment names another place."""
+    """Return the folder that the environment names, else `edgetok` in the user's cache folder."""
     if named := found.get("EDGETOK_CACHE_DIR"):
         return Path(named).expanduser()
     if sys.platform == "win32" and (local := found.get("LOCALAPPDATA")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits, parse_bytes
+from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.cache.policies.policy import policy as check_policy
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.engine.cached_tokens import CachedTokens
@@ -19,14 +20,8 @@ from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend
-from edgetok.runtime.select import (
-    DEFAULT_CONTEXT_TOKENS,
-    Compute,
-    Device,
-    KvBits,
-    RunOptions,
-    load_backend,
-)
+from edgetok.runtime.options import RunChanges, RunOptions
+from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.tokenizer import Tokenizer, read_config
 
@@ -101,65 +96,30 @@ class Model:
         cls,
         path: str | os.PathLike[str],
         *,
-        device: Device = "auto",
-        threads: int | None = None,
-        context: int | None = None,
-        kv_bits: KvBits = 8,
-        kv_budget: int | str | None = None,
-        kv_policy: str | None = None,
-        prefix_cache: int | str | None = None,
-        compute: Compute = "int8",
-        isa: str | None = None,
-        gpu_layers: int | None = None,
-        verbose: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[RunChanges],
     ) -> Model:
         """Load an artefact folder that `edgetok convert` wrote.
 
         Args:
             path: the folder.
-            device: "cpu", "cuda" (a GPU), "onnxruntime", or "auto" for a GPU where there is one
-                with room for the model, else the CPU, or onnxruntime where only that runs the
-                graph.
-            threads: how many compute; None: `EDGETOK_THREADS`, or one per physical core, or one
-                where the model is too small to gain from more.
-            context: limit in tokens for prompt and answer together; None: 4096, or the trained
-                length where that is less.
-            kv_bits: of keys and values in the cache: 8 or 4, or 16 or 32 for floats.
-            kv_budget: bytes of a conversation's cache, as a number or as "64MB"; it then forgets
-                what it can spare, and a conversation has no end.
-            kv_policy: how a cache chooses what it keeps (see `edgetok.cache.policies`), "none" for
-                a cache that refuses what does not fit. None: "retain" with a budget, else "none".
-            prefix_cache: bytes, as a number or as "256MB", for beginnings of prompts that were read
-                before, in memory and in the user's cache folder; for caches that forget.
-            compute: "int8" activations, or "float32".
-            isa: restricts the instruction set; None takes the best that this CPU has.
-            gpu_layers: how many of the last layers a GPU computes, the CPU those before; the plan
-                in bytes is then among the notes. None for all.
-            verbose: note which device "auto" took and why.
-            progress: told (modules done, modules to compile) where kernels have to be compiled
-                first, once for a machine.
+            progress: called with (modules done, modules to compile) where kernels have to be
+                compiled first, once for a machine.
+            options: fields of `RunOptions` that differ from their defaults, e.g.
+                `kv_budget="64MB"`.
 
         Raises:
             ArtefactError: the folder is damaged or no artefact.
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
-        limits = cache_limits(kv_budget, kv_policy)
-        options = RunOptions(
-            device=device,
-            gpu_layers=gpu_layers,
-            context=context,
-            kv_budget=None if limits is None else limits.budget_bytes,
-            verbose=verbose,
-            threads=read_settings().threads if threads is None else threads,
-            kv_bits=kv_bits,
-            compute=compute,
-            isa=isa,
-        )
+        run = RunOptions(**options)
+        limits = cache_limits(run)
+        if run.threads is None:
+            run = dataclasses.replace(run, threads=read_settings().threads)
         artefact = open_artefact(path)
         try:
-            backend, note = load_backend(artefact, options, progress)
+            backend, note = load_backend(artefact, run, progress)
         except BaseException:
             artefact.close()
             raise
@@ -167,14 +127,13 @@ class Model:
             model = cls(
                 artefact,
                 backend,
-                context_tokens=context,
+                context_tokens=run.context,
                 limits=limits,
                 notes=() if note is None else (note,),
             )
-            if prefix_cache is not None:
+            if run.prefix_cache_bytes is not None:
                 folder = read_settings().cache_dir / "prefixes"
-                limit = _bytes(prefix_cache, "prefix_cache")
-                model.prefixes = PrefixCache(artefact.identity, limit, folder)
+                model.prefixes = PrefixCache(artefact.identity, run.prefix_cache_bytes, folder)
             return model
         except BaseException:
             backend.close()
@@ -283,31 +242,18 @@ class Model:
         return [int(token) for token in tokens]
 
 
-def cache_limits(budget: int | str | None, policy: str | None) -> CacheLimits | None:
-    """What `kv_budget` and `kv_policy` ask for.
+def cache_limits(options: RunOptions) -> CacheLimits | None:
+    """Return the limits that `kv_budget` and `kv_policy` ask for; None: nothing is evicted.
 
     Raises:
-        OptionError: they contradict each other or are out of range.
+        OptionError: the policy is unknown.
     """
+    budget, policy = options.kv_budget_bytes, options.kv_policy
     if policy == "none" or (policy is None and budget is None):
-        if budget is not None:
-            raise OptionError(
-                "a KV budget was given and a cache that does not forget: leave out --kv-policy none"
-            )
         return None
     name = DEFAULT_POLICY if policy is None else policy
     check_policy(name)
-    return CacheLimits(
-        policy=name, budget_bytes=None if budget is None else _bytes(budget, "kv_budget")
-    )
-
-
-def _bytes(value: int | str, name: str) -> int:
-    if isinstance(value, str):
-        return parse_bytes(value)
-    if type(value) is not int or value < 1:
-        raise OptionError(f"{name} is {value!r}, expected a number of bytes above 0")
-    return value
+    return CacheLimits(policy=name, budget_bytes=budget)
 
 
 def _generation_config(folder: Path) -> dict[str, object]:

@@ -44,6 +44,17 @@ def test_command_line_is_light() -> None:
     assert found.stdout.strip().endswith("[]")
 
 
+@pytest.mark.parametrize("command", ["chat", "convert", "bench", "verify", "eval"])
+def test_help_is_light(command: str) -> None:
+    heavy = ("numpy", "torch", "transformers", "onnx", "onnxruntime", "numba", "jinja2", "rich")
+    code = (
+        f"import sys\nfrom edgetok.cli.main import run\nrun([{command!r}, '--help'])\n"
+        f"print([n for n in {heavy!r} if n in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip().endswith("[]")
+
+
 def test_loading_needs_neither_torch_nor_numba() -> None:
     code = (
         "import sys, edgetok.model, edgetok.chat, edgetok.cli.chat, edgetok.cli.repl\n"

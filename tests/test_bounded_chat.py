@@ -132,9 +132,9 @@ def test_undo_and_cancel_leave_a_usable_state(model, long_chat):
 
 def test_options_that_contradict_each_other(default_artefact):
     for options, message in (
-        ({"kv_budget": "64MB", "kv_policy": "none"}, "leave out --kv-policy none"),
+        ({"kv_budget": "64MB", "kv_policy": "none"}, "--kv-budget conflicts with --kv-policy none"),
         ({"kv_policy": "lru"}, "cache policy 'lru'"),
-        ({"kv_budget": "-1"}, "amount of memory"),
+        ({"kv_budget": "-1"}, "invalid size '-1'"),
         ({"kv_budget": 0}, "kv_budget is 0"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,86 @@ def test_command_examples(
         out, err = capsys.readouterr()
         assert (code, err) == (0, ""), command
         assert out
+
+
+def help_examples(name: str) -> list[str]:
+    """The commands under "Examples:" in `edgetok NAME --help`; "" is edgetok itself."""
+    group = click.Context(cli, info_name="edgetok")
+    if not name:
+        text = cli.get_help(group)
+    else:
+        command = cli.get_command(group, name)
+        assert command is not None
+        text = command.get_help(click.Context(command, info_name=name, parent=group))
+    _, _, after = text.partition("Examples:\n")
+    return [line.strip() for line in after.splitlines() if line.strip()]
+
+
+def words_of(example: str) -> tuple[list[str], bytes]:
+    """The words behind "edgetok", and what is piped into it."""
+    words, data = shlex.split(example), b""
+    if words[0] == "echo":
+        data, words = words[1].encode(), words[words.index("|") + 1 :]
+    assert words[0] == "edgetok", example
+    return words[1:], data
+
+
+COMMANDS = ["", *cli.list_commands(click.Context(cli))]
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=[name or "edgetok" for name in COMMANDS])
+def test_help_ends_with_examples(name: str) -> None:
+    """Two or three, of this very command, with options and arguments that it takes."""
+    found = help_examples(name)
+    assert 2 <= len(found) <= 3
+    for example in found:
+        words, _ = words_of(example)
+        command = cli.get_command(click.Context(cli), words[0])
+        assert command is not None
+        assert words[0] == name or not name
+        command.make_context(words[0], list(words[1:]))
+
+
+@pytest.fixture
+def bundled(
+    repository: Path, tmp_path: Path, default_artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A working directory like the repository's after `make chat`."""
+    for folder, source in (("models/default", repository), ("artefacts/default-4bit", None)):
+        (tmp_path / folder).parent.mkdir()
+        target = default_artefact if source is None else source / folder
+        (tmp_path / folder).symlink_to(target, target_is_directory=True)
+    (tmp_path / "story.txt").write_text("Once upon a time there was a dog. " * 20)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SLOW = ("--fit", "--method gptq", "convert models/default --out")  # calibrate: minutes together
+
+
+@pytest.mark.parametrize("name", COMMANDS[1:])
+def test_help_examples_run(
+    name: str, bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those on the bundled model; a chat without a prompt gets one on stdin."""
+    for example in help_examples(name):
+        words, data = words_of(example)
+        if "default" not in example or any(part in example for part in SLOW):
+            continue
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data or b"Hello!")))
+        code = run(words)
+        out, err = capsys.readouterr()
+        assert code == 0, (example, err)
+        assert out, example
+
+
+def test_command_page_is_up_to_date(repository: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, repository / "docs/generate_cli.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
 
 
 def test_every_command_is_described(repository: Path) -> None:

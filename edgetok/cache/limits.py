@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,9 +10,7 @@ import numpy.typing as npt
 
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
-from edgetok.errors import OptionError
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 DEFAULT_POLICY = "retain"
 
 
@@ -83,14 +80,3 @@ class BoundedCache(KVCache, Protocol):
         """
 
 
-def parse_bytes(text: str) -> int:
-    """The number of bytes in "64MB", "1.5 GiB" or "4000000".
-
-    Raises:
-        OptionError: it is no such text, or not above 0.
-    """
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]I?)?B?", text.strip().upper())
-    value = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
-    if value < 1:
-        raise OptionError(f"{text!r:.40} is no amount of memory, expected one such as 64MB or 1GiB")
-    return value

@@ -11,6 +11,7 @@ import click
 from edgetok.cli import options as common
 from edgetok.errors import OptionError
 from edgetok.machine import peak_memory_mb, physical_cores
+from edgetok.runtime.options import RunOptions
 
 if TYPE_CHECKING:
     from edgetok.evaluation.speed import Samples
@@ -18,46 +19,66 @@ if TYPE_CHECKING:
 _FIRST_PROMPT_TOKENS = 16
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    epilog=common.examples(
+        "edgetok bench artefacts/default-4bit",
+        "edgetok bench artefacts/default-4bit --threads 1 --threads 2 --depth 512 --json",
+        "edgetok bench artefacts/default-4bit --profile",
+    ),
+)
 @common.MODEL
-@click.option("--prompt-tokens", type=int, help="Length of the timed prompt.  [default: 512]")
-@click.option("--decode-tokens", type=int, default=32, show_default=True, help="Timed steps.")
-@click.option("--depth", type=int, multiple=True, help="Tokens before the steps.  [default: 128]")
 @click.option(
-    "--threads",
+    "--prompt-tokens",
+    type=int,
+    help="Length of the prompt whose prefill is timed.  [default: 512]",
+)
+@click.option(
+    "--decode-tokens", type=int, default=32, show_default=True, help="Decode steps to time."
+)
+@click.option(
+    "--depth",
     type=int,
     multiple=True,
-    help="Threads that compute.  [default: the model's choice]",
+    help="Tokens in the cache before the timed steps. May be given several times.  [default: 128]",
 )
-@click.option("--repeats", type=int, default=3, show_default=True, help="The median is reported.")
+@common.options_of(
+    RunOptions,
+    "threads",
+    multiple=True,
+    help="Number of threads. May be given several times.  [default: the model's choice]",
+)
 @click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "onnxruntime"]),
-    default="auto",
+    "--repeats",
+    type=int,
+    default=3,
     show_default=True,
-    help="A GPU is measured by `make bench-gpu`.",
+    help="Repeats of each measurement; the median is reported.",
+)
+@common.options_of(
+    RunOptions,
+    "device",
+    type=click.Choice(["auto", "cpu", "onnxruntime"]),
+    help="Where to compute. To measure a GPU, use `make bench-gpu`.",
 )
 @click.option(
     "--beside",
     type=click.Choice(["onnxruntime"]),
-    help="Measure another engine on the same files, in turn with this one.",
+    help="Measure another engine on the same files as well; the two alternate.",
 )
+@common.options_of(RunOptions, "kv_bits", "compute", "isa")
 @click.option(
-    "--kv-bits", type=click.Choice(["4", "8", "16", "32"]), default="8", show_default=True
+    "--profile",
+    is_flag=True,
+    help="Show the time of each phase of a decode step beside the time that memory reads take.",
 )
-@click.option(
-    "--compute", type=click.Choice(["int8", "float32"]), default="int8", show_default=True
-)
-@click.option(
-    "--profile", is_flag=True, help="Show where a decode step's time goes, beside the floor."
-)
-@click.option("--isa", hidden=True, help="Restrict the instruction set.")
 @common.JSON
 def command(model: Path, as_json: bool, **given: Any) -> None:
-    """Measure MODEL.
+    """Measure speed and memory of MODEL.
 
-    Load time and first token are from the start of loading, with a prompt of 16 tokens. Of several
-    --threads and --depth the JSON's first level has the last and the first; "runs" has all.
+    Times until loaded and until the first token count from the start of loading, with a prompt of
+    16 tokens. With several --threads or --depth, "runs" in the JSON has every combination; its
+    top level has the last --threads with the first --depth.
     """
     values = measure_all(model, given)
     if as_json:
@@ -67,7 +88,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
 
 
 def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Every combination of threads and depth."""
+    """Measure every combination of threads and depth."""
     from edgetok.environment import read_settings
     from edgetok.evaluation import speed
 
@@ -101,7 +122,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_token(path: Path, given: dict[str, Any], threads: int | None) -> tuple[float, float]:
-    """Seconds until loaded, and until the first token, from the start of loading."""
+    """Return the seconds from the start of loading until loaded and until the first token."""
     from edgetok.evaluation.speed import median
 
     loads, firsts = [], []
@@ -122,10 +143,10 @@ def _measure_threads(
 ) -> list[dict[str, Any]]:
     from edgetok.evaluation import speed
     from edgetok.formats.artefact import open_artefact
-    from edgetok.runtime.select import RunOptions, choose, load_backend
+    from edgetok.runtime.select import choose, load_backend
 
     options = {key: given[key] for key in ("device", "compute", "isa")}
-    options |= {"kv_bits": int(given["kv_bits"]), "threads": threads}
+    options |= {"kv_bits": given["kv_bits"], "threads": threads}
     bandwidth: list[float] = []
     found: list[Samples] = []
     artefacts = [open_artefact(path)]
@@ -171,7 +192,7 @@ def _measure_threads(
 def _profiles(
     path: Path, given: dict[str, Any], threads: tuple[int | None, ...], depths: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Decode steps at each depth, phase by phase, beside the read loop of the same moment."""
+    """Measure decode steps at each depth phase by phase, and the read bandwidth beside them."""
     import numpy as np
 
     from edgetok.evaluation import speed
@@ -179,11 +200,11 @@ def _profiles(
     from edgetok.runtime.cpu.profile import profile_steps
 
     if given["device"] not in ("auto", "cpu"):
-        raise OptionError(f"--profile looks into the cpu backend, not into {given['device']}")
+        raise OptionError(f"--profile needs --device cpu, not {given['device']}")
     found = []
     for count in threads:
         backend = CpuBackend(
-            path, threads=count, isa=given["isa"], kv_bits=int(given["kv_bits"]),
+            path, threads=count, isa=given["isa"], kv_bits=given["kv_bits"],
             compute=given["compute"], progress=common.compiling,
         )  # fmt: skip
         for depth in depths:
@@ -282,7 +303,7 @@ def _print(path: Path, values: dict[str, Any]) -> None:
         "",
         [
             ("prefill/s, decode/s", "tokens per second, the median of the repeats"),
-            ("share", "of the read bandwidth that decoding reaches"),
+            ("share", "share of the read bandwidth that decoding reaches"),
             ("Loaded after", f"{values['load_s']:.3f} s"),
             ("First token after", f"{values['first_token_s']:.3f} s"),
             ("Read per token", common.megabytes(values["bytes_per_token"])),

@@ -1,4 +1,4 @@
-"""`edgetok chat`: a conversation in the terminal, or one answer."""
+"""`edgetok chat`: hold a conversation in the terminal, or answer once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,31 @@ if TYPE_CHECKING:
     from edgetok.chat import Chat
 
 
-@click.command("chat")
+@click.command(
+    "chat",
+    epilog=common.examples(
+        "edgetok chat artefacts/default-4bit",
+        'edgetok chat artefacts/default-4bit "Tell me a story." --temperature 0',
+        "edgetok chat artefacts/default-4bit --kv-budget 2MB --session talk.json",
+    ),
+)
 @common.MODEL
 @click.argument("prompt", required=False)
-@click.option("-p", "--prompt", "option_prompt", metavar="TEXT", help="Same as PROMPT.")
-@click.option("--system", metavar="TEXT", help="What the model should be.")
+@click.option(
+    "-p", "--prompt", "option_prompt", metavar="TEXT", help="Prompt to answer once; same as PROMPT."
+)
+@click.option(
+    "--system", metavar="TEXT", help="System message for the model, e.g. 'You are brief.'"
+)
 @click.option(
     "--load",
     type=click.Path(path_type=Path),
-    help="Go on with a conversation that /save wrote.",
+    help="Load a conversation that /save wrote and continue it.",
 )
 @click.option(
     "--session",
     type=click.Path(path_type=Path),
-    help="Go on with the conversation in this file, if it is there, and save it at the end.",
+    help="Load the conversation from this file, if it exists, and save it there at the end.",
 )
 @common.sampling_options
 @common.run_options
@@ -44,16 +55,18 @@ def command(
 ) -> None:
     """Talk to MODEL.
 
-    With PROMPT, or with a prompt on stdin, answers once and exits. Type /help for what can be
-    typed.
+    With PROMPT, or with a prompt on stdin, it answers once and exits. In the chat, /help lists the
+    commands. Sampling options default to what the model recommends.
     """
     if prompt is not None and option_prompt is not None:
-        raise OptionError("a prompt was given twice: as an argument and with --prompt")
+        raise OptionError(
+            "the prompt was given twice, as an argument and with --prompt; remove one"
+        )
     text = common.prompt_text(prompt if option_prompt is None else option_prompt)
     if as_json and text is None:
-        raise OptionError("--json answers one prompt: give it as an argument or on stdin")
+        raise OptionError("--json needs a prompt; give one as an argument or on stdin")
     if load is not None and session is not None:
-        raise OptionError("--load and --session both name a conversation; give one of them")
+        raise OptionError("--load conflicts with --session; remove one")
     bounded = given["device"] != "onnxruntime"
     with common.load_model(model, given, endless=bounded) as loaded:
         chat = loaded.chat(system=system)
@@ -63,8 +76,10 @@ def command(
             try:
                 chat.load(session)
             except SessionError as error:
-                # The file stays as it is: a conversation that cannot be read is not overwritten.
-                click.echo(f"{error}; it is left alone, and this is a new conversation", err=True)
+                # A conversation that cannot be read must not be overwritten.
+                click.echo(
+                    f"{error}; the file stays unchanged, and a new conversation begins", err=True
+                )
                 session = None
         chat.sampling = chat.sampling.with_changes(common.sampling_changes(given))
         if system is not None:

@@ -20,40 +20,84 @@ if TYPE_CHECKING:
 MAX_TEXT_BYTES = 256 << 20
 
 
-@click.command("eval")
-@common.MODEL
-@click.option("--text", type=click.Path(path_type=Path), help="Text to predict.")
-@click.option("--reference", metavar="SRC", help="The original checkpoint, for KL and agreement.")
-@click.option(
-    "--max-tokens", type=int, default=20_000, show_default=True, help="Predict this many."
+@click.command(
+    "eval",
+    epilog=common.examples(
+        "edgetok eval artefacts/default-4bit --recall --cases 2 --distance 128",
+        "edgetok eval artefacts/default-4bit --text story.txt --reference models/default",
+        "edgetok eval artefacts/default-4bit --cache --cases 1 --tokens 512 --policy retain",
+    ),
 )
-@click.option("--window", type=int, default=512, show_default=True, help="Tokens run together.")
-@click.option("--stride", type=int, help="Tokens between windows.  [default: half a window]")
+@common.MODEL
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="Text file on which to measure perplexity."
+)
+@click.option(
+    "--reference",
+    metavar="SRC",
+    help="Original checkpoint to compare with, for KL divergence and agreement.",
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=20_000,
+    show_default=True,
+    help="Maximum tokens of the text to predict.",
+)
+@click.option(
+    "--window", type=int, default=512, show_default=True, help="Tokens evaluated together."
+)
+@click.option(
+    "--stride",
+    type=int,
+    help="Tokens from the start of a window to the next.  [default: half a window]",
+)
 @click.option(
     "--separator",
     default="<|endoftext|>",
     show_default=True,
-    help="Between documents, which are predicted one by one.",
+    help="Separator between documents; each document is predicted by itself.",
 )
-@click.option("--recall", is_flag=True, help="Ask for facts told earlier in a conversation.")
+@click.option("--recall", is_flag=True, help="Ask for facts mentioned earlier in a conversation.")
 @click.option(
-    "--cache", is_flag=True, help="Recall and perplexity of bounded caches, by policy and size."
+    "--cache",
+    is_flag=True,
+    help="Measure recall and perplexity of bounded caches, by policy and size.",
 )
 @click.option(
-    "--policy", multiple=True, help="With --cache: measure this one; several may be given."
+    "--policy",
+    multiple=True,
+    help="With --cache: policy to measure, e.g. retain. May be given several times.  "
+    "[default: all]",
 )
 @click.option(
     "--share",
     type=float,
     multiple=True,
-    help="With --cache: bytes as a share of the full cache's.  [default: 1 0.6 0.5 0.25 0.125]",
+    help="With --cache: size as a share of the full cache's. May be given several times.  "
+    "[default: 1 0.6 0.5 0.25 0.125]",
 )
 @click.option(
-    "--tokens", type=int, default=1024, show_default=True, help="With --cache: of a context."
+    "--tokens",
+    type=int,
+    default=1024,
+    show_default=True,
+    help="With --cache: length of each context in tokens.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="With --cache: draw into this file.")
-@click.option("--cases", type=int, default=10, show_default=True, help="Of each task and distance.")
-@click.option("--distance", type=int, multiple=True, help="Tokens between telling and asking.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="With --cache: draw the results into this file, e.g. cache.png.",
+)
+@click.option(
+    "--cases", type=int, default=10, show_default=True, help="Test cases per task and distance."
+)
+@click.option(
+    "--distance",
+    type=int,
+    multiple=True,
+    help="With --recall: tokens between a fact and its question. May be given several times.",
+)
 @common.run_options
 @common.JSON
 def command(
@@ -65,9 +109,13 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure the quality of MODEL: on --text, against --reference, with --recall, with --cache."""
+    """Measure the quality of MODEL.
+
+    --text measures perplexity, --text with --reference compares with the original, --recall asks
+    for facts mentioned earlier, and --cache measures bounded caches.
+    """
     if text is None and not recall and not cache:
-        raise OptionError("nothing to measure: give --text FILE, --recall or --cache")
+        raise OptionError("nothing to measure; give --text FILE, --recall or --cache")
     content = None if text is None else _read(text)
     if cache:
         from edgetok.cli.eval_cache import measure_caches
@@ -89,7 +137,9 @@ def command(
             found = _evaluate(loaded, content, _reference(reference, given["threads"]), given)
             known = dataclasses.asdict(found)
             if not math.isfinite(found.perplexity):
-                raise OptionError("the perplexity is infinite: this model does not know the text")
+                raise OptionError(
+                    "the perplexity is infinite; choose a text that this model can predict"
+                )
             values |= known
             rows += _rows(found)
         if recall:
@@ -156,5 +206,5 @@ def _rows(found: Evaluation) -> list[tuple[str, str]]:
 def _read(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_TEXT_BYTES:
-        raise OptionError(f"{path}: {size:,} bytes, expected at most {MAX_TEXT_BYTES:,}")
+        raise OptionError(f"{path}: is {size:,} bytes, expected at most {MAX_TEXT_BYTES:,}")
     return path.read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""`edgetok eval --cache`: what bounded caches still know, as a table, JSON and a plot."""
+"""`edgetok eval --cache`: measure recall of bounded caches; print a table or JSON, draw a plot."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
         UnsupportedError: the backend has no bounded caches.
     """
     if not isinstance(model.backend, CpuBackend):
-        raise UnsupportedError("bounded caches are measured with --device cpu")
+        raise UnsupportedError("--cache needs --device cpu")
     shares, tokens, cases = given["share"] or SHARES, given["tokens"], given["cases"]
     for share in shares:
         if not 0 < share <= 1:
-            raise OptionError(f"a share of {share:g}, expected a number above 0 and at most 1")
+            raise OptionError(f"--share is {share:g}, expected a number above 0 and at most 1")
     if not 256 <= tokens <= model.backend.context_tokens - 64 or cases < 1:
         raise OptionError(
             f"{cases} contexts of {tokens} tokens, expected at least 1 of 256 to "
@@ -81,7 +81,7 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
 
 
 def _row(score: Score) -> tuple[str, ...]:
-    if score.recall is None:  # not even the fewest slots fit beside what it keeps of queries
+    if score.recall is None:  # the queries that the policy keeps leave no room for slots
         return (_NONE,) * (len(TASKS) + 3)
     return (
         f"{score.slots:,}",
@@ -92,7 +92,7 @@ def _row(score: Score) -> tuple[str, ...]:
 
 
 def by_place(score: Score) -> list[float | None]:
-    """Share of right answers by where in the context the answer stood, first part first."""
+    """Return the share of right answers by the place of the answer in the context, first first."""
     parts: list[list[bool]] = [[] for _ in range(_PLACES)]
     for place, right in score.places:
         parts[min(_PLACES - 1, int(place * _PLACES))].append(right)
@@ -113,11 +113,11 @@ def _values(score: Score) -> dict[str, Any]:
 
 
 def draw(found: Sequence[Score], path: Path) -> None:
-    """Recall over size for every policy, and over the place of the answer at a quarter's size.
+    """Draw recall over size for every policy, and over the place of the answer at a quarter.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OptionError: the file's ending names no kind of picture.
+        OptionError: the file's ending does not name a picture format.
     """
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
@@ -159,7 +159,7 @@ def _pyplot() -> Any:
         import matplotlib
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "--plot needs matplotlib: pip install matplotlib, or leave it out"
+            "--plot needs matplotlib: pip install matplotlib, or remove --plot"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -169,7 +169,7 @@ def _pyplot() -> Any:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """Yields what counts one run as done; a bar on stderr where that is a terminal."""
+    """Yield a function that counts one run as done; show a bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""`edgetok export`: a converted model as a checkpoint for transformers and servers."""
+"""`edgetok export`: write an artefact as a checkpoint for transformers and servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import click
 from edgetok.cli import options as common
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=common.examples(
+        "edgetok export artefacts/default-4bit --out exported",
+        "edgetok export artefacts/default-4bit --format gptq --out exported-gptq",
+    ),
+)
 @common.MODEL
 @click.option(
     "--format",
@@ -17,16 +23,16 @@ from edgetok.cli import options as common
     type=click.Choice(["compressed-tensors", "gptq"]),
     default="compressed-tensors",
     show_default=True,
-    help="How the same integers are stored.",
+    help="Format of the checkpoint.",
 )
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The folder to write."
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
 @common.JSON
 def command(model: Path, form: str, out: Path, as_json: bool) -> None:
     """Write MODEL as a checkpoint that transformers, vLLM and others load.
 
-    Every layer keeps its integers; the embedding and the output head become float16.
+    Quantised layers keep their integers; the embedding and the output head become float16.
     """
     with common.needs_extra("exporting", "convert"):
         from edgetok.converter.card.report import reason_rows

@@ -12,7 +12,13 @@ from edgetok.cli.interrupt import cancel_on_interrupt
 from edgetok.errors import OptionError
 
 
-@click.command("generate")
+@click.command(
+    "generate",
+    epilog=common.examples(
+        'edgetok generate artefacts/default-4bit "Once upon a time" --max-tokens 50',
+        'echo "Once upon a time" | edgetok generate artefacts/default-4bit --seed 1 --echo',
+    ),
+)
 @common.MODEL
 @click.argument("prompt", required=False)
 @common.sampling_options
@@ -22,11 +28,12 @@ from edgetok.errors import OptionError
 def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given: Any) -> None:
     """Continue a text: PROMPT, or all of stdin.
 
-    The text goes to the model as it is, without a chat template; see `edgetok chat` for answers.
+    The model gets the text without a chat template; for answers, use `edgetok chat`. Sampling
+    options default to what the model recommends.
     """
     text = common.prompt_text(prompt)
     if text is None:
-        raise OptionError("no prompt: give one as an argument or on stdin")
+        raise OptionError("no prompt given; give one as an argument or on stdin")
     with common.load_model(model, given) as loaded:
         stream = loaded.stream(text, **common.sampling_changes(given))
         with cancel_on_interrupt(stream):
@@ -44,7 +51,7 @@ def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given:
 
 
 def result_values(result: Any) -> dict[str, Any]:
-    """A `Result` as stable keys."""
+    """Return a `Result` as JSON values with stable keys."""
     stats = result.stats
     return {
         "text": result.text,

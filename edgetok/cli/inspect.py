@@ -1,4 +1,4 @@
-"""`edgetok inspect`: what is in a converted model."""
+"""`edgetok inspect`: show what an artefact contains."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ import click
 from edgetok.cli import options as common
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    epilog=common.examples(
+        "edgetok inspect artefacts/default-4bit", "edgetok inspect artefacts/default-4bit --json"
+    ),
+)
 @common.MODEL
 @common.JSON
 def command(model: Path, as_json: bool) -> None:
-    """Show bits, sizes, structure and quality card of MODEL. Nothing is run."""
+    """Show bits, sizes, structure and quality card of MODEL, without running it."""
     from edgetok.formats.artefact import open_artefact
 
     with open_artefact(model) as artefact:
@@ -28,7 +33,7 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def describe(artefact: Any) -> dict[str, Any]:
-    """An artefact as stable keys."""
+    """Return what an artefact contains as JSON values with stable keys."""
     spec = artefact.spec
     formats = {}
     for name, form in artefact.formats.items():

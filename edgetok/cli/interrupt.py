@@ -1,4 +1,4 @@
-"""Ctrl-C that ends an answer and not the program."""
+"""Handle Ctrl-C: end an answer and not the program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgetok.engine.generation import Generation
 
 @contextmanager
 def cancel_on_interrupt(generation: Generation) -> Iterator[None]:
-    """While inside, Ctrl-C cancels the generation; a second one interrupts as usual.
+    """Make Ctrl-C cancel the generation inside the block; a second one interrupts as usual.
 
     A step in progress is finished first, so that the cache and the conversation stay usable.
     """

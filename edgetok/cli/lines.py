@@ -1,4 +1,4 @@
-"""Reading a message from the terminal: line editing, history, completion, many lines."""
+"""Read messages from the terminal, with line editing, history and completion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ except ImportError:  # pragma: no cover
 
 
 class LineReader:
-    """Reads messages. A context manager that keeps what was typed for the next time."""
+    """A reader of messages. As a context manager it loads and saves the history."""
 
     def __init__(self, commands: Sequence[str]) -> None:
         """Prepare.
@@ -57,7 +57,7 @@ class LineReader:
         trace: TracebackType | None,
     ) -> None:
         if readline is not None and self._history is not None:
-            # A history that cannot be kept is no reason to end with an error.
+            # A history that cannot be saved must not end the chat with an error.
             with contextlib.suppress(OSError):
                 self._history.parent.mkdir(parents=True, exist_ok=True)
                 self._history.touch(mode=0o600)
@@ -66,8 +66,8 @@ class LineReader:
     def read(self) -> str | None:
         r"""Read one message.
 
-        A line that ends with a backslash goes on in the next; a line that begins with three double
-        quotes begins a message that ends with three more.
+        A line that ends with a backslash continues in the next line. Three double quotes at the
+        start of a line begin a message of several lines, which three more end.
 
         Returns:
             The message; None at the end of input.
@@ -117,8 +117,8 @@ class LineReader:
     def _complete(self, text: str, state: int) -> str | None:
         if readline is None or readline.get_begidx() != 0:
             return None
-        found = [name for name in self._commands if name.startswith(text)] if text else []
-        return found[state] + " " if state < len(found) else None
+        matches = [name for name in self._commands if name.startswith(text)] if text else []
+        return matches[state] + " " if state < len(matches) else None
 
 
 def _history_file() -> Path | None:

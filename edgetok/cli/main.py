@@ -1,6 +1,7 @@
-"""`edgetok`: the group of commands, and what happens when one of them fails.
+"""`edgetok`: the group of commands, and the handling of their errors.
 
-Each command's module is imported when it is called, so that none pays for another's imports.
+A command's module is imported when the command is called, so that no command waits for the imports
+of another.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import click
 from edgetok.errors import OutputError, UserError
 
 _COMMANDS = {
-    "convert": "Turn a Hugging Face model into a small folder that edgetok runs.",
+    "convert": "Convert a Hugging Face or GGUF model to an artefact, a small folder.",
     "chat": "Talk to a model.",
     "generate": "Continue a text.",
-    "inspect": "Show what is in a converted model.",
-    "verify": "Check a converted model's files and arithmetic.",
-    "export": "Write a converted model as a checkpoint for transformers and servers.",
+    "inspect": "Show what an artefact contains.",
+    "verify": "Check an artefact's files and arithmetic.",
+    "export": "Write an artefact as a checkpoint for transformers and servers.",
     "eval": "Measure quality: perplexity, agreement with the original, recall.",
     "bench": "Measure speed and memory.",
 }
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 
 
 class _Lazy(click.Group):
-    """Knows its commands by name and imports one when it is wanted."""
+    """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -55,15 +56,24 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-_HELP = """Edge inference for language models.
+_HELP = """Convert language models to 2 to 8 bits and run them on small machines.
 
-\b
-  edgetok convert MODEL --bits 4 --out DIR    make a small folder of a Hugging Face model
-  edgetok chat DIR                            talk to it
+Run `edgetok COMMAND --help` for the options of a command.
+"""
+_EXAMPLES = """\b
+Examples:
+  edgetok convert models/default --out artefacts/default-4bit
+  edgetok chat artefacts/default-4bit
+  edgetok bench artefacts/default-4bit
 """
 
 
-@click.group(cls=_Lazy, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Lazy,
+    help=_HELP,
+    epilog=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -73,17 +83,18 @@ _HELP = """Edge inference for language models.
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Each command does the work."""
+    """Show help and version."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: instead of those of the process.
+        arguments: the command's words; None takes those of the process.
 
     Returns:
-        The exit code: 0; 2 with one line on stderr for what the user can mend; 130 for Ctrl-C.
+        The exit code: 0; 2 with one line on stderr for an error that the user can fix; 130 for
+        Ctrl-C.
     """
     try:
         result = cli.main(
@@ -104,7 +115,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OutputError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has enough; stdout must not complain again at exit.
+        # The reader closed the pipe; without this, flushing stdout at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

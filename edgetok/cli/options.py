@@ -1,15 +1,27 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, and functions that print results."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import click
 
@@ -25,126 +37,106 @@ JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
 
-_RUN = (
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "onnxruntime", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="What computes: edgetok's own kernels on the CPU or (cuda) a GPU, or onnxruntime; "
-        "auto takes a GPU that has room for the model.",
-    ),
-    click.option(
-        "--gpu-layers",
-        type=int,
-        metavar="N",
-        help="Compute the last N layers on a GPU that has no room for all, the others on the CPU.",
-    ),
-    click.option(
-        "--threads", type=int, help="Threads that compute.  [default: physical cores, or 1]"
-    ),
-    click.option(
-        "--context",
-        type=int,
-        help="Most tokens of prompt and answer together.  [default: 4096, or the model's length]",
-    ),
-    click.option(
-        "--kv-bits",
-        type=click.Choice(["4", "8", "16", "32"]),
-        default="8",
-        show_default=True,
-        help="Bits of keys and values in the cache.",
-    ),
-    click.option(
-        "--kv-budget",
-        metavar="BYTES",
-        help="Bytes of the cache, such as 64MB; it then forgets, and a conversation has no end.",
-    ),
-    click.option(
-        "--kv-policy",
-        metavar="NAME",
-        help="What a full cache keeps: retain, window, h2o, tova, snapkv, keydiff, "
-        "expected-attention; none refuses more.  [default: retain in chat]",
-    ),
-    click.option(
-        "--prefix-cache",
-        metavar="BYTES",
-        help="Keep beginnings of prompts, up to so many bytes, to read them once.",
-    ),
-    click.option(
-        "--compute",
-        type=click.Choice(["int8", "float32"]),
-        default="int8",
-        show_default=True,
-        help="Type of activations in products.",
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="Say which device auto took and why."),
-    click.option("--isa", help="Restrict the instruction set, for comparison.", hidden=True),
-)
-
-_SAMPLING = (
-    click.option("--temperature", type=float, help="0 is always the most likely token."),
-    click.option("--top-k", type=int, help="Choose among this many tokens; 0 is all."),
-    click.option(
-        "--top-p", type=float, help="Choose among tokens that add up to this probability."
-    ),
-    click.option("--min-p", type=float, help="Least probability relative to the likeliest token."),
-    click.option("--repetition-penalty", type=float, help="Above 1 avoids tokens already there."),
-    click.option("--presence-penalty", type=float, help="Taken from tokens already in the answer."),
-    click.option("--frequency-penalty", type=float, help="Likewise, for each time they are there."),
-    click.option("--seed", type=int, help="Equal seeds give equal answers."),
-    click.option(
-        "--max-tokens", type=int, help="Longest answer.  [default: what the context holds]"
-    ),
-    click.option("--stop", multiple=True, help="End before this text; may be given several times."),
-)
-_SAMPLING_NAMES = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "max_tokens",
-    "stop",
-)
-_RUN_NAMES = (
-    "device",
-    "gpu_layers",
-    "verbose",
-    "threads",
-    "context",
-    "kv_bits",
-    "kv_budget",
-    "kv_policy",
-    "prefix_cache",
-    "compute",
-    "isa",
-)
+_SPELLINGS: dict[str, dict[str, Any]] = {"verbose": {"short": "-v"}, "isa": {"hidden": True}}
 
 
 def run_options(function: F) -> F:
-    """--device, --gpu-layers, --threads, --context, --kv-bits, --compute."""
-    for option in reversed(_RUN):
-        function = option(function)
-    return function
+    """Add a flag for each field of `RunOptions`."""
+    from edgetok.runtime.options import RunOptions
+
+    return options_of(RunOptions)(function)
 
 
 def sampling_options(function: F) -> F:
-    """--temperature and so on."""
-    for option in reversed(_SAMPLING):
-        function = option(function)
-    return function
+    """Add a flag for each field of `SamplingOptions`; a flag not given is None, or () for texts.
+
+    The defaults are those that the checkpoint recommends, so the help does not show any.
+    """
+    from edgetok.sampling.options import SamplingOptions
+
+    return options_of(SamplingOptions, defaults=False)(function)
+
+
+def options_of(kind: type, *names: str, defaults: bool = True, **changes: Any) -> Callable[[F], F]:
+    """Return a decorator that adds flags made from a dataclass's fields.
+
+    Args:
+        kind: a dataclass whose annotations are `Annotated[type, help text]`; others are passed
+            over.
+        names: the fields; all of them if none is named.
+        defaults: give and show the fields' defaults; else every flag's default is None.
+        changes: further arguments of `click.option`, or None to take one away.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    made = []
+    for field in dataclasses.fields(kind):
+        if get_origin(hints[field.name]) is not Annotated or (names and field.name not in names):
+            continue
+        default = field.default if defaults else None
+        made.append(_option(field.name, hints[field.name], default, changes))
+
+    def decorate(function: F) -> F:
+        for option in reversed(made):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _option(name: str, hint: Any, default: Any, changes: dict[str, Any]) -> Callable[[F], F]:
+    spelling = dict(_SPELLINGS.get(name, {}))
+    flags = [flag for flag in (spelling.pop("short", None),) if flag]
+    flags.append("--" + name.replace("_", "-"))
+    given: dict[str, Any] = {"help": hint.__metadata__[0], **spelling, **_kind(hint.__origin__)}
+    if default is not None and "multiple" not in given:
+        given["default"] = default
+        given["show_default"] = not given.get("is_flag")
+    given |= changes
+    return click.option(*flags, **given)
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """Return the arguments of `click.option` for values of a type."""
+    inner = [item for item in get_args(hint) if item is not type(None)]
+    if get_origin(hint) is Literal:
+        return {"type": Choice(inner)}
+    if get_origin(hint) is tuple:
+        found = _kind(inner[0])
+        return {"multiple": True} | found
+    if get_origin(hint) in (Union, UnionType):
+        if set(inner) == {int, str}:
+            return {"type": str, "metavar": "SIZE"}
+        return _kind(inner[0])
+    if hint is bool:
+        return {"is_flag": True}
+    if hint is Path:
+        return {"type": click.Path(path_type=Path)}
+    return {"type": hint}
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]
+    """A choice among values that may be numbers; the command gets the value, not its text."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        super().__init__([str(value) for value in values])
+        self._values = {str(value): value for value in values}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the value that a text names."""
+        return self._values[super().convert(str(value), param, ctx)]
+
+
+def examples(*commands: str) -> str:
+    """Return the end of a command's help: commands that work as they stand."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 @contextlib.contextmanager
 def needs_extra(doing: str, extra: str) -> Iterator[None]:
-    """Around an import of what the base install lacks.
+    """Turn a failed import inside the block into advice to install an extra.
 
     Raises:
-        MissingExtraError: a package of others is not installed.
+        MissingExtraError: a third-party package is not installed.
     """
     try:
         yield
@@ -157,16 +149,15 @@ def needs_extra(doing: str, extra: str) -> Iterator[None]:
 
 
 def load_model(path: Path, options: Mapping[str, Any], *, endless: bool = False) -> Model:
-    """Load with what `run_options` gave; its notes go to stderr.
+    """Load a model with the flags of `run_options`; its notes go to stderr.
 
-    With `endless` the cache forgets unless `--kv-policy none` was given, where the model's context
-    is long enough for that.
+    With `endless` the cache evicts when it is full, unless `--kv-policy` was given or the model's
+    context is too short for that.
     """
     from edgetok.model import Model
+    from edgetok.runtime.options import RunOptions
 
-    chosen = {name: options[name] for name in _RUN_NAMES if options.get(name) is not None}
-    if "kv_bits" in chosen:
-        chosen["kv_bits"] = int(chosen["kv_bits"])
+    chosen = given_of(RunOptions, options)
     model = Model.load(path, progress=compiling, **chosen)
     if endless and "kv_policy" not in chosen and model.limits is None:
         model.be_endless()
@@ -176,28 +167,34 @@ def load_model(path: Path, options: Mapping[str, Any], *, endless: bool = False)
 
 
 def compiling(done: int, total: int) -> None:
-    """Tell, once, why the first start on a machine takes longer."""
+    """Print, once, why the first start on a machine takes longer."""
     if done == 0:
         click.echo(f"compiling {total} kernels for this machine, once ...", err=True)
 
 
 def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `sampling_options` gave, without what was left out."""
-    changes = {name: options[name] for name in _SAMPLING_NAMES if options.get(name) is not None}
-    if not changes.get("stop"):
-        changes.pop("stop", None)
-    else:
+    """Return the flags of `sampling_options` that were given."""
+    from edgetok.sampling.options import SamplingOptions
+
+    changes = given_of(SamplingOptions, options)
+    if "stop" in changes:
         changes["stop"] = tuple(unescape(stop) for stop in changes["stop"])
     return changes
 
 
+def given_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that are fields of a dataclass and were given."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: options[name] for name in names if options.get(name) not in (None, ())}
+
+
 def unescape(text: str) -> str:
-    r"""A typed text with \n and \t for line ends and tabs."""
+    r"""Replace a typed \n by a line end and a typed \t by a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def prompt_text(given: str | None) -> str | None:
-    """The prompt: as an argument, or all of stdin where that is no terminal; None for neither."""
+    """Return the prompt: the argument, or all of stdin if that is not a terminal; else None."""
     if given is not None:
         return clean_input(given)
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
@@ -206,12 +203,12 @@ def prompt_text(given: str | None) -> str | None:
 
 
 def clean_input(text: str) -> str:
-    """Typed text as valid Unicode: bytes that are none arrive as lone surrogates."""
+    """Return typed text as valid Unicode: invalid bytes, which arrive as surrogates, become �."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def for_terminal(text: str) -> str:
-    """Model text without control characters, which could move the cursor or worse.
+    """Replace control characters, which could move the cursor or worse.
 
     Line feeds and tabs stay; others show as U+2400 and up.
     """
@@ -228,7 +225,7 @@ def for_terminal(text: str) -> str:
 
 
 def answer_writer() -> Callable[[str], None]:
-    """How an answer is shown: between words and safely in a terminal, as it is elsewhere."""
+    """Return a function that prints an answer: wrapped and safe in a terminal, else unchanged."""
     if not sys.stdout.isatty():
         return lambda text: click.echo(text, nl=False)
     from edgetok.cli.wrap import WordWrap
@@ -238,12 +235,12 @@ def answer_writer() -> Callable[[str], None]:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Labels and values below each other, long values broken at the terminal's width."""
+    """Print a line for each label and value; wrap long values at the terminal's width."""
     if title:
         click.secho(title, bold=True)
     left = max((len(label) for label, _ in rows), default=0)
@@ -256,7 +253,7 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns under headings, all but the first to the right."""
+    """Print columns under headings, all but the first aligned to the right."""
     click.secho(title, bold=True)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
@@ -269,5 +266,5 @@ def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str
 
 
 def megabytes(count: float) -> str:
-    """A number of bytes, in 10^6 bytes."""
+    """Format a number of bytes in units of 10^6."""
     return f"{count / 1e6:,.1f} MB"

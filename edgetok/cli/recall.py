@@ -1,4 +1,4 @@
-"""Asking a model for facts that a conversation told it earlier."""
+"""Measure recall: ask a model for facts mentioned earlier in a conversation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ANSWER_TOKENS = 32
 def measure_recall(
     model: Model, cases: int, distances: Sequence[int] = (), tasks: Sequence[str] = TASKS
 ) -> dict[str, dict[str, float]]:
-    """The share of right answers, greedily decoded, by task and distance in tokens.
+    """Return the share of right greedy answers by task and distance in tokens.
 
-    Distances that the context cannot hold are left out.
+    Distances that do not fit into the context are left out.
 
     Raises:
         OptionError: no case fits into the context.
@@ -45,7 +45,7 @@ def measure_recall(
             f"no case fits into a context of {model.context_tokens:,} tokens; give a smaller "
             "--distance or a larger --context"
         )
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for (task, distance), answers in right.items():
-        found.setdefault(task, {})[str(distance)] = sum(answers) / len(answers)
-    return found
+        shares.setdefault(task, {})[str(distance)] = sum(answers) / len(answers)
+    return shares

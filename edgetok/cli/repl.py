@@ -1,4 +1,4 @@
-"""The chat's terminal: reading lines, commands, streaming answers, the status line."""
+"""The chat in the terminal: read lines, run commands, print answers and the status line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import click
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from edgetok.engine.generation import Generation
 
 HELP = (
-    ("/help", "this list"),
-    ("/system [TEXT]", "show or set what the model should be; /system - for nothing"),
-    ("/undo", "take back the last message and its answer"),
+    ("/help", "list the commands"),
+    ("/system [TEXT]", "show or set the system message; /system - removes it"),
+    ("/undo", "remove the last message and its answer"),
     ("/retry", "answer the last message again"),
-    ("/clear", "begin anew"),
-    ("/set [NAME VALUE]", "show or change sampling, such as /set temperature 0.5"),
-    ("/memory", "what of the conversation the cache still holds"),
-    ("/save FILE", "write the conversation to a file"),
-    ("/load FILE", "go on with a saved conversation"),
-    ("/exit", "leave; so does Ctrl-D"),
+    ("/clear", "start a new conversation"),
+    ("/set [NAME VALUE]", "show or change sampling options, e.g. /set temperature 0.5"),
+    ("/memory", "show which tokens the cache still holds"),
+    ("/save FILE", "save the conversation to a file"),
+    ("/load FILE", "load a saved conversation and continue it"),
+    ("/exit", "end the chat; Ctrl-D does the same"),
 )
 KEYS = (
-    ("Ctrl-C", "stops an answer, or empties the line"),
-    ("\\ at the end", "goes on in the next line"),
-    ('"""', "begins and ends a message of many lines"),
+    ("Ctrl-C", "stops an answer, or clears the line"),
+    ("\\ at the end", "continues the message in the next line"),
+    ('"""', "begins and ends a message of several lines"),
 )
 
 
 class Repl:
-    """Reads, answers, prints, until the user leaves."""
+    """A loop that reads, answers and prints until the user leaves."""
 
     def __init__(self, chat: Chat) -> None:
         """Prepare the terminal."""
@@ -72,7 +72,7 @@ class Repl:
                 try:
                     text = self._lines.read()
                 except KeyboardInterrupt:
-                    self._note("(Ctrl-D or /exit leaves)")
+                    self._note("(Ctrl-D or /exit ends the chat)")
                     continue
                 if text is None:
                     click.echo()
@@ -88,7 +88,7 @@ class Repl:
                     click.echo()
 
     def _turn(self, text: str) -> bool:
-        """Handle one input; True to leave."""
+        """Handle one input; return True to leave."""
         if not text.startswith("/") or "\n" in text:
             self._answer(self._chat.send(text))
             return False
@@ -121,9 +121,9 @@ class Repl:
         if memory is None:
             parts.append(f"{chat.used_tokens:,} of {chat.context_tokens:,} tokens")
         elif memory.retained >= memory.seen:
-            parts.append(f"{memory.seen:,} tokens, all kept")
+            parts.append(f"{memory.seen:,} tokens, all retained")
         else:
-            parts.append(f"{memory.retained:,.0f} of {memory.seen:,} tokens kept")
+            parts.append(f"{memory.retained:,.0f} of {memory.seen:,} tokens retained")
             parts.append(f"{100 * memory.loss:.1f} % of attention lost")
         parts.append(f"{_resident_mb():,.0f} MB")
         if result.finish == "cancelled":
@@ -141,7 +141,7 @@ class Repl:
         bits = artefact.bits_per_weight
         size = common.megabytes(artefact.weight_bytes)
         if bits is not None:
-            size += f", {bits:.1f} bits a weight"
+            size += f", {bits:.1f} bits per weight"
         click.echo(
             self._styled("edgetok", bold=True)
             + f"  {model.path.resolve().name}  "
@@ -149,7 +149,7 @@ class Repl:
                 f"{size} · {model.backend.name} · {model.context_tokens:,} tokens", dim=True
             )
         )
-        self._note("/help shows what can be typed, Ctrl-C stops an answer, Ctrl-D leaves")
+        self._note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
         click.echo()
 
     def _help(self, rest: str) -> None:
@@ -165,7 +165,7 @@ class Repl:
     def _undo(self, rest: str) -> None:
         del rest
         message = self._chat.undo()
-        self._note("(nothing to take back)" if message is None else f"took back: {message:.60}")
+        self._note("(nothing to remove)" if message is None else f"removed: {message:.60}")
 
     def _retry(self, rest: str) -> None:
         del rest
@@ -183,7 +183,7 @@ class Repl:
             self._chat.sampling = self._chat.sampling.with_changes(changed)
         now = dataclasses.asdict(self._chat.sampling)
         if name and name.replace("-", "_") not in now:
-            raise OptionError(f"unknown option {name!r}; known are {', '.join(now)}")
+            raise OptionError(f"unknown option {name!r}; use one of {', '.join(now)}")
         for key, setting in now.items():
             if not name or key == name.replace("-", "_"):
                 click.echo(f"  {key:<20} {setting}")
@@ -192,13 +192,13 @@ class Repl:
         del rest
         memory = self._chat.memory
         if memory is None:
-            self._note("(the cache forgets nothing)" if self._chat.used_tokens else "(empty)")
+            self._note("(the cache evicts nothing)" if self._chat.used_tokens else "(empty)")
             return
         common.print_table(
             "",
             [
                 ("Seen", f"{memory.seen:,} tokens"),
-                ("Kept", f"{memory.retained:,.0f} a head of at most {memory.slots:,}"),
+                ("Retained", f"{memory.retained:,.0f} per head, at most {memory.slots:,}"),
                 ("First", f"{memory.sinks:,}, and {memory.pinned:,} of the system message"),
                 ("Latest", f"{memory.recent:,}"),
                 ("Chosen", f"{memory.chosen:,} by at least half of the heads"),
@@ -236,26 +236,26 @@ class Repl:
 
 
 def parse_setting(name: str, text: str) -> object:
-    """A typed value of a sampling option.
+    """Return the value that was typed for a sampling option.
 
     Raises:
-        OptionError: the option is unknown or the text no such value.
+        OptionError: the option is unknown, or the text is not a value of it.
     """
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(SamplingOptions)}
+    kinds = get_type_hints(SamplingOptions)
     if name not in kinds:
-        raise OptionError(f"unknown option {name!r}; known are {', '.join(kinds)}")
+        raise OptionError(f"unknown option {name!r}; use one of {', '.join(kinds)}")
     if name == "stop":
         return () if text in ("-", "none") else (common.unescape(text),)
-    if "None" in kinds[name] and text in ("-", "none"):
+    if type(None) in get_args(kinds[name]) and text in ("-", "none"):
         return None
     with contextlib.suppress(ValueError):
-        return float(text) if kinds[name] == "float" else int(text)
+        return float(text) if kinds[name] is float else int(text)
     raise OptionError(f"{name} is {text!r}, expected a number")
 
 
 def _path(text: str, usage: str) -> Path:
     if not text:
-        raise OptionError(f"a file is missing: {usage}")
+        raise OptionError(f"no file given; use {usage}")
     return Path(text).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""`edgetok verify`: are the files whole, and do two engines agree on what they say."""
+"""`edgetok verify`: check an artefact's files, and compare two engines on it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,40 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.runtime.options import RunOptions
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    epilog=common.examples(
+        "edgetok verify artefacts/default-4bit",
+        "edgetok verify artefacts/default-4bit --files-only --json",
+    ),
+)
 @common.MODEL
-@click.option("--files-only", is_flag=True, help="Check hashes and structure, run nothing.")
-@click.option("--threads", type=int, help="Threads that compute.")
+@click.option(
+    "--files-only", is_flag=True, help="Check hashes and structure only; do not run the model."
+)
+@common.options_of(RunOptions, "threads")
 @common.JSON
 @click.pass_context
 def command(
     ctx: click.Context, model: Path, files_only: bool, threads: int | None, as_json: bool
 ) -> None:
-    """Check MODEL: every file's hash, every tensor's place, and onnxruntime against edgetok.
+    """Check MODEL: the hash of each file, the place of each tensor, and the arithmetic.
 
-    Exits with 2 where something is wrong.
+    The arithmetic is checked by running onnxruntime and edgetok on the same tokens. The exit code
+    is 2 if something is wrong.
     """
     from edgetok.formats.artefact import open_artefact
     from edgetok.formats.manifest import verify_manifest
 
     manifest = verify_manifest(model)
     values: dict[str, Any] = {"files": len(manifest.files), "hashes": "ok"}
-    rows = [("Files", f"{len(manifest.files)}, every hash as in manifest.json")]
+    rows = [("Files", f"{len(manifest.files)}, all hashes match manifest.json")]
     with open_artefact(model) as artefact:
         has_spec = artefact.spec is not None
-    rows.append(("Structure", "graph, spec and weights belong together"))
+    rows.append(("Structure", "graph, spec and weights match"))
     good = True
     if files_only:
         rows.append(("Arithmetic", "not run"))
@@ -50,7 +60,9 @@ def command(
         }
         if not found.finite:
             rows.append(("Arithmetic", "some logits are not finite numbers"))
-        rows.append(("Step by step", f"as in one block, to {found.step_error:.1e} of the range"))
+        rows.append(
+            ("Step by step", f"equal to one block within {found.step_error:.1e} of the range")
+        )
         if has_spec:
             rows.append(
                 (

@@ -1,7 +1,7 @@
-"""Text as it arrives, broken between words at the terminal's edge.
+"""Wrap text between words at the terminal's edge while it arrives.
 
-A word is written as it comes; when it turns out too long for its line, what is there of it is
-erased and written again on the next line. Nothing is held back.
+A word is printed as it arrives. If it becomes too long for its line, it is erased and printed again
+on the next line.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _ERASE = "\x1b[{}D\x1b[K"
 
 
 class WordWrap:
-    """Writes one answer to a terminal."""
+    """A writer of one answer to a terminal."""
 
     def __init__(self, write: Callable[[str], None], columns: int | None = None) -> None:
         """Start at the left edge.
 
         Args:
             write: prints text as it is.
-            columns: of the terminal; None asks it.
+            columns: width of the terminal; None: the present width.
         """
         self._write = write
         self._columns = columns or shutil.get_terminal_size().columns
@@ -30,7 +30,7 @@ class WordWrap:
         self._word_width = 0
 
     def push(self, text: str) -> None:
-        """Write some more."""
+        """Write the next piece of text."""
         for char in text:
             self._char(char)
 
@@ -72,7 +72,7 @@ class WordWrap:
 
 
 def _width(char: str) -> int:
-    """Columns that a character takes."""
+    """Return the number of columns that a character takes."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1

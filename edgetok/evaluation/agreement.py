@@ -11,7 +11,8 @@ import numpy.typing as npt
 from edgetok.evaluation.perplexity import log_softmax
 from edgetok.formats.artefact import open_artefact
 from edgetok.runtime.backend import Backend, Logits
-from edgetok.runtime.select import Device, RunOptions, load_backend
+from edgetok.runtime.options import Device, RunOptions
+from edgetok.runtime.select import load_backend
 
 MAX_KL = 0.02
 """Both engines round activations to 8 bits, each in its own way; a wrong weight or position costs

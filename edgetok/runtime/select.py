@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from edgetok.environment import read_settings
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
@@ -12,69 +11,12 @@ from edgetok.formats.artefact import Artefact
 from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, GpuCompute
+from edgetok.runtime.options import Device, RunOptions
 
 if TYPE_CHECKING:
     from edgetok.runtime.cpu.backend import CpuBackend
 
 DEFAULT_CONTEXT_TOKENS = 4096
-Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
-Compute = Literal["int8", "float32"]
-KvBits = Literal[4, 8, 16, 32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """How an artefact is run.
-
-    Attributes:
-        device: "cpu" or "cuda" (a GPU) for edgetok's kernels, "onnxruntime" for any graph, "auto"
-            for a GPU where there is one with room for it, else the CPU, or onnxruntime where only
-            that fits.
-        gpu_layers: how many of the last layers a GPU computes, the CPU the others; None for all.
-        threads: how many compute; None for one per physical core that this process may use, or
-            one where a model is too small to gain from more.
-        kv_bits: of keys and values in the cache: 4 or 8, or 16 or 32 for floats; a GPU has no 32.
-        compute: of activations in products: "int8" (on a GPU float16), or "float32" to compare.
-        isa: restricts the CPU backend to one instruction set, such as "avx2"; None takes the best.
-        context: tokens that a cache will hold, for the GPU's memory plan; None for the default.
-        kv_budget: bytes of a cache that forgets, likewise.
-        verbose: say which device "auto" took and why.
-    """
-
-    device: Device = "auto"
-    threads: int | None = None
-    kv_bits: KvBits = 8
-    compute: Compute = "int8"
-    isa: str | None = None
-    gpu_layers: int | None = None
-    context: int | None = None
-    kv_budget: int | None = None
-    verbose: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            OptionError: names the option, its value and what it may be.
-        """
-        device: str = self.device
-        if device not in get_args(Device):
-            raise OptionError(f"device is {device!r}, expected one of {_list(Device)}")
-        if self.compute not in get_args(Compute):
-            raise OptionError(f"compute is {self.compute!r}, expected one of {_list(Compute)}")
-        if self.kv_bits not in get_args(KvBits):
-            raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {_list(KvBits)}")
-        if self.threads is not None and (
-            type(self.threads) is not int or not 1 <= self.threads <= 1024
-        ):
-            raise OptionError(
-                f"threads is {self.threads!r}, expected a whole number from 1 to 1024"
-            )
-        if self.gpu_layers is not None:
-            if type(self.gpu_layers) is not int or self.gpu_layers < 0:
-                raise OptionError(f"gpu_layers is {self.gpu_layers!r}, expected a number from 0 up")
-            if device not in ("auto", "cuda"):
-                raise OptionError(f"gpu_layers was given with device {device!r}, expected 'cuda'")
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
@@ -199,7 +141,7 @@ def _gpu(
             options=plan_options(compute),
             kv_bits=options.kv_bits,
             cache_tokens=tokens,
-            cache_budget=options.kv_budget if count == total else None,
+            cache_budget=options.kv_budget_bytes if count == total else None,
         )
         for count in range(1, total + 1)
     ]
@@ -218,7 +160,3 @@ def _gpu(
     )
     told = options.gpu_layers is not None or options.verbose
     return backend, plans[layers - 1].describe(gpu) if told else None
-
-
-def _list(choices: object) -> str:
-    return ", ".join(repr(choice) for choice in get_args(choices))

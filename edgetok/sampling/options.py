@@ -1,42 +1,53 @@
-"""How tokens are sampled: the options, checked when they are made."""
+"""Sampling options, checked when they are made."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from edgetok.errors import OptionError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """How the next token is chosen and when to stop.
+    """Options of sampling. Each annotation holds the option's help text.
 
-    Attributes:
-        temperature: logits are divided by it; 0 takes the most likely token.
-        top_k: keep this many most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens until their probabilities reach this sum.
-        min_p: keep tokens at least this probable relative to the most likely one.
-        repetition_penalty: logits of tokens already in the prompt or the answer are divided by it
-            where positive and multiplied where negative (arXiv 1909.05858).
-        presence_penalty: subtracted from the logit of every token already in the answer.
-        frequency_penalty: subtracted once for each time a token is in the answer.
-        seed: equal seeds give equal answers; None draws one.
-        max_tokens: the longest answer; None lets it fill the context.
-        stop: the answer ends before the first of these texts.
+    The command line makes its flags from these fields (`edgetok.cli.options`), the chat's `/set`
+    reads them, and `SamplingChanges` types them as keywords.
     """
 
-    temperature: float = 0.7
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    temperature: Annotated[
+        float, "Divide the logits by this, e.g. 0.7; 0 always takes the most likely token."
+    ] = 0.7
+    top_k: Annotated[int, "Draw from this many most likely tokens, e.g. 40; 0 means all."] = 40
+    top_p: Annotated[
+        float, "Draw from the most likely tokens until their probabilities reach this, e.g. 0.95."
+    ] = 0.95
+    min_p: Annotated[
+        float,
+        "Draw from tokens at least this probable relative to the most likely one, e.g. 0.05.",
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        "Divide positive logits, and multiply negative ones, of tokens in the prompt or the answer "
+        "by this, e.g. 1.1 (arXiv 1909.05858).",
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, "Subtracted once from the logit of every token already generated."
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, "Subtracted from a token's logit once for each time it was generated."
+    ] = 0.0
+    seed: Annotated[
+        int | None, "Random seed, e.g. 42; equal seeds give equal answers.  [default: random]"
+    ] = None
+    max_tokens: Annotated[
+        int | None, "Maximum tokens of the answer.  [default: what the context holds]"
+    ] = None
+    stop: Annotated[
+        tuple[str, ...], "End the answer before this text, e.g. '\\n'. May be given several times."
+    ] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning.
@@ -69,7 +80,7 @@ class SamplingOptions:
         object.__setattr__(self, "stop", stop)
 
     def with_changes(self, changes: dict[str, Any]) -> SamplingOptions:
-        """A copy with some options changed.
+        """Return a copy with some options changed.
 
         Raises:
             OptionError: a name is unknown or a value out of range.
@@ -77,14 +88,15 @@ class SamplingOptions:
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
-                raise OptionError(f"unknown option {name!r}; known are {', '.join(known)}")
+                raise OptionError(f"unknown option {name!r}; use one of {', '.join(known)}")
         return replace(self, **changes)
 
     @classmethod
     def from_generation_config(cls, config: dict[str, Any]) -> SamplingOptions:
-        """What a checkpoint recommends in generation_config.json; the defaults where it is silent.
+        """Return the options that a checkpoint's generation_config.json recommends.
 
-        Values that are no numbers or out of range are the checkpoint's fault and are passed over.
+        Options that the file leaves out keep their defaults, and so do options whose value is not
+        a number or out of range.
         """
         options = cls()
         if config.get("do_sample") is False:
@@ -115,7 +127,7 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 
 
 class SamplingChanges(TypedDict, total=False):
-    """Sampling options by keyword; see `SamplingOptions`."""
+    """Sampling options by keyword; see `SamplingOptions`. A test compares the two."""
 
     temperature: float
     top_k: int

@@ -184,9 +184,9 @@ def test_choices_are_those_of_the_converter() -> None:
     assert choices("method") == list(get_args(options.Method))
     defaults = options.ConvertOptions()
     given = {p.name: p.default for p in convert.command.params}
-    assert given["bits"] == str(defaults.bits)
+    assert given["bits"] == defaults.bits
     assert given["method"] == defaults.method
-    assert given["group_size"] == str(defaults.group_size)
+    assert given["group_size"] == defaults.group_size
 
 
 def test_sampling_flags_are_all_there() -> None:

@@ -43,7 +43,7 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--share", "1.5"), "a share of 1.5"),
+        (("--share", "1.5"), "--share is 1.5"),
         (("--policy", "lru", "--share", "1"), "cache policy 'lru'"),
         (("--tokens", "99999"), "contexts of 99999 tokens"),
         (("--tokens", "1980", "--cases", "1"), "give fewer --tokens"),

@@ -129,7 +129,7 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
 
     # commands
     terminal.type("/undo\n")
-    terminal.until("took back: first")
+    terminal.until("removed: first")
     terminal.type("/system Be kind\n")
     terminal.until("Be kind\n")
     terminal.type("/retry\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetok.cache.limits import CacheLimits, parse_bytes
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu import reference
@@ -220,20 +220,6 @@ def test_truncate_only_where_nothing_was_given_up_for_it(load):
     assert cache.truncate(0)
     assert cache.length_tokens == cache.position == 0
     assert (cache._pool.positions == EMPTY).all()
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("64MB", 64_000_000), ("1.5 GiB", 3 << 29), ("4000", 4000), ("2k", 2000), ("7 kib", 7168)],
-)
-def test_amounts_of_memory(text, value):
-    assert parse_bytes(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-4MB", "0", "1e9", "4 TB", "9" * 40, "64 M B"])
-def test_no_amounts_of_memory(text):
-    with pytest.raises(OptionError, match="amount of memory"):
-        parse_bytes(text)
 
 
 def test_limits_out_of_range(load):

@@ -17,7 +17,8 @@ from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_gpu import device as card
 from edgetok.kernels_gpu.device import Device
-from edgetok.runtime.select import RunOptions, load_backend
+from edgetok.runtime.options import RunOptions
+from edgetok.runtime.select import load_backend
 from tests.fake import fake_model
 
 TOKENS = np.random.default_rng(7).integers(3, 300, 5).astype(np.int32)

@@ -10,7 +10,8 @@ import pytest
 
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.machine import physical_cores
-from edgetok.runtime.select import RunOptions, choose
+from edgetok.runtime.options import RunOptions
+from edgetok.runtime.select import choose
 
 
 def artefact(exporter: str) -> Any:

@@ -1,0 +1,139 @@
+"""Options of a run: how a loaded model computes and how large its KV cache is.
+
+`RunOptions` is the one place that declares them. The command line makes its flags and help texts
+from the fields (`edgetok.cli.options`), and `Model.load` takes the same names as keywords.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypedDict, get_args
+
+from edgetok.errors import OptionError
+from edgetok.quantities import parse_bytes
+
+Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
+Compute = Literal["int8", "float32"]
+KvBits = Literal[4, 8, 16, 32]
+Size = int | str  # bytes, or a text such as "64MB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of a run. Each annotation holds the option's help text."""
+
+    device: Annotated[
+        Device,
+        "Where to compute: on the CPU, on a GPU (cuda), or in onnxruntime. auto uses a GPU if the "
+        "model fits; cuda requires one.",
+    ] = "auto"
+    gpu_layers: Annotated[
+        int | None,
+        "Compute the last N layers on a GPU and the others on the CPU, for a model that does not "
+        "fit on the GPU.",
+    ] = None
+    threads: Annotated[
+        int | None,
+        "Number of threads.  [default: EDGETOK_THREADS, else one per physical core, or one for a "
+        "small model]",
+    ] = None
+    context: Annotated[
+        int | None,
+        "Maximum tokens of prompt and answer together.  [default: 4096, or the trained length if "
+        "that is less]",
+    ] = None
+    kv_bits: Annotated[
+        KvBits,
+        "Bits per value of the KV cache: 4 or 8 for integers, 16 or 32 for floats. A GPU has "
+        "no 32.",
+    ] = 8
+    kv_budget: Annotated[
+        Size | None,
+        "KV-cache limit, e.g. 64MB. When it is full, old tokens are evicted, so a chat never ends.",
+    ] = None
+    kv_policy: Annotated[
+        str | None,
+        "Policy that chooses which tokens a full cache keeps: retain, window, h2o, tova, snapkv, "
+        "keydiff or expected-attention. none evicts nothing and refuses what does not fit.  "
+        "[default: retain in a chat or with a KV-cache limit, else none]",
+    ] = None
+    prefix_cache: Annotated[
+        Size | None,
+        "Cache prompt prefixes, up to this size, e.g. 256MB, so that they are not computed again.",
+    ] = None
+    compute: Annotated[
+        Compute,
+        "Type of the activations in matrix products. int8 (float16 on a GPU) is fast; float32 is "
+        "exact and slower.",
+    ] = "int8"
+    isa: Annotated[
+        str | None, "Restrict the CPU backend to one instruction set, e.g. avx2, for comparison."
+    ] = None
+    verbose: Annotated[bool, "Print which device auto chose, and why."] = False
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            OptionError: names the option, its value and what it may be.
+        """
+        device: str = self.device
+        if device not in get_args(Device):
+            raise OptionError(f"device is {device!r}, expected one of {_list(Device)}")
+        if self.compute not in get_args(Compute):
+            raise OptionError(f"compute is {self.compute!r}, expected one of {_list(Compute)}")
+        if self.kv_bits not in get_args(KvBits):
+            raise OptionError(f"kv_bits is {self.kv_bits!r}, expected one of {_list(KvBits)}")
+        if self.threads is not None and (
+            type(self.threads) is not int or not 1 <= self.threads <= 1024
+        ):
+            raise OptionError(
+                f"threads is {self.threads!r}, expected a whole number from 1 to 1024"
+            )
+        if self.gpu_layers is not None:
+            if type(self.gpu_layers) is not int or self.gpu_layers < 0:
+                raise OptionError(f"gpu_layers is {self.gpu_layers!r}, expected a number from 0 up")
+            if device not in ("auto", "cuda"):
+                raise OptionError(f"gpu_layers was given with device {device!r}, expected 'cuda'")
+        if self.kv_budget is not None and self.kv_policy == "none":
+            raise OptionError("--kv-budget conflicts with --kv-policy none; remove one")
+        _bytes("kv_budget", self.kv_budget)
+        _bytes("prefix_cache", self.prefix_cache)
+
+    @property
+    def kv_budget_bytes(self) -> int | None:
+        """Return the KV-cache limit in bytes."""
+        return _bytes("kv_budget", self.kv_budget)
+
+    @property
+    def prefix_cache_bytes(self) -> int | None:
+        """Return the size of the prefix cache in bytes."""
+        return _bytes("prefix_cache", self.prefix_cache)
+
+
+class RunChanges(TypedDict, total=False):
+    """Run options by keyword; see `RunOptions`. A test compares names and types of the two."""
+
+    device: Device
+    gpu_layers: int | None
+    threads: int | None
+    context: int | None
+    kv_bits: KvBits
+    kv_budget: Size | None
+    kv_policy: str | None
+    prefix_cache: Size | None
+    compute: Compute
+    isa: str | None
+    verbose: bool
+
+
+def _bytes(name: str, value: Size | None) -> int | None:
+    if isinstance(value, str):
+        return parse_bytes(value)
+    if value is not None and (type(value) is not int or value < 1):
+        raise OptionError(f"{name} is {value!r}, expected a number of bytes above 0")
+    return value
+
+
+def _list(choices: object) -> str:
+    return ", ".join(repr(choice) for choice in get_args(choices))

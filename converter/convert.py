@@ -90,7 +90,7 @@ def convert(
     checkpoint = _open(folder)
     if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
         if target is not None:
-            raise UnsupportedError("--fit and --max-kl: the checkpoint is quantised already")
+            raise UnsupportedError("--fit and --max-kl need a checkpoint that is not quantised yet")
         options = dataclasses.replace(options, method="rtn", without=())
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)

@@ -1,9 +1,9 @@
 """Everything that edgetok raises on purpose.
 
     EdgetokError
-    ├── UserError            the caller can mend it; the command line prints one line and exits 2
+    ├── UserError            the caller can fix it; the command line prints one line and exits 2
     │   ├── CheckpointError  a Hugging Face folder is missing something, damaged or hostile
-    │   ├── UnsupportedError the model asks for arithmetic that edgetok does not have
+    │   ├── UnsupportedError the model needs arithmetic that edgetok does not have
     │   │   └── UnknownFamilyError no file in models/ describes the model's family
     │   ├── ArtefactError    an edgetok folder is damaged, foreign or does not match its spec
     │   ├── TemplateError    a chat template is invalid, unsafe or took too long
@@ -23,7 +23,7 @@ class EdgetokError(Exception):
 
 
 class UserError(EdgetokError):
-    """Something that the caller can mend."""
+    """An error that the caller can fix."""
 
 
 class CheckpointError(UserError):
@@ -31,7 +31,7 @@ class CheckpointError(UserError):
 
 
 class UnsupportedError(UserError):
-    """The model asks for arithmetic that edgetok does not have."""
+    """The model needs arithmetic that edgetok does not have."""
 
 
 class UnknownFamilyError(UnsupportedError):

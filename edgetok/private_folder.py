@@ -17,7 +17,7 @@ def private_folder(folder: Path, holds: str) -> Path:
         holds: what it is for, in the plural, as the errors call it.
 
     Raises:
-        OutputError: it is no directory or cannot be made, or somebody else may write it.
+        OutputError: it is not a directory or cannot be made, or somebody else may write it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

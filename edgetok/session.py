@@ -86,14 +86,16 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, Save
         header, parts = read_container(path, model)
         found = header.get("session")
         if not isinstance(found, dict):
-            raise SessionError(f"{path}: a cache without a conversation; it cannot be talked to")
+            raise SessionError(
+                f"{path}: holds a cache and no conversation, so the chat cannot load it"
+            )
         cache = saved_cache(path, header, parts)
     else:
         found = strict_json.read_object(path, error=SessionError)
     if found.get("format") != FORMAT or found.get("version") != VERSION:
         raise SessionError(
             f"{path}: format {found.get('format')!r:.40} version {found.get('version')!r:.20}, "
-            f"expected {FORMAT!r} version {VERSION}; this is no conversation that edgetok saved"
+            f"expected {FORMAT!r} version {VERSION}; edgetok did not save this file"
         )
     if found.keys() != _KEYS:
         odd = sorted(found.keys() ^ _KEYS)
@@ -106,7 +108,7 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, Save
     if found["model"] != model:
         raise SessionError(
             f"{path}: belongs to another model ({found['model']!s:.12}, this one is {model:.12}); "
-            "load it with the model that it was saved with"
+            "load it with the model that saved it"
         )
     system, turns = found["system"], found["turns"]
     if system is not None and not isinstance(system, str):
@@ -123,7 +125,7 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, Save
         ):
             raise SessionError(f"{path}: turn {i} is not a message with the role {role!r}")
     if not isinstance(found["sampling"], dict):
-        raise SessionError(f"{path}: sampling is no object")
+        raise SessionError(f"{path}: sampling is not an object")
     try:
         sampling = SamplingOptions().with_changes(found["sampling"])
     except (OptionError, TypeError) as error:

@@ -161,7 +161,7 @@ class Device:
 
         `work` must have run before, so that its kernels are compiled, and allocate nothing, wait
         for nothing and launch on the current stream alone. What other threads do on the card
-        meanwhile is no part of it.
+        meanwhile is not part of it.
         """
         import torch
 

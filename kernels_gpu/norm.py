@@ -46,7 +46,7 @@ def _to_half(  # type: ignore[no-untyped-def]
     if weight is not None:
         v *= 1.0 / tl.sqrt(tl.sum(v * v, axis=1) / size + eps)[:, None]
         v *= tl.load(weight + at, mask=at < span, other=0)
-    # A row of zeros, or so small that its inverse is no float32, is divided by 1.
+    # A row of zeros, or so small that its inverse is not a float32, is divided by 1.
     largest = tl.max(tl.abs(v), axis=1)
     scale = tl.where(largest > 1e-30, largest, 1.0)
     v = (v / scale[:, None]).to(out.dtype.element_ty)

@@ -49,7 +49,7 @@ def _candidates(  # type: ignore[no-untyped-def]
     block = tl.program_id(0)
     at = block * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + at, mask=at < N, other=float("-inf"))
-    x = tl.where(x == x, x, float("inf"))  # what is no number is found as the largest
+    x = tl.where(x == x, x, float("inf"))  # NaN counts as the largest
     slot = tl.arange(0, MOST)
     tl.store(values + block * MOST + slot, tl.full((MOST,), float("-inf"), tl.float32))
     order = _ordered(x)

@@ -126,12 +126,12 @@ def decoder_sizes(
         dim, rest = divmod(hidden_size, num_heads)
         if rest or not dim:
             raise CheckpointError(
-                f"{config.where}: hidden_size {hidden_size} is no multiple of num_attention_heads "
-                f"{num_heads} and head_dim is not given; add head_dim"
+                f"{config.where}: hidden_size {hidden_size} is not a multiple of "
+                f"num_attention_heads {num_heads} and head_dim is not given; add head_dim"
             )
     if num_heads % (num_kv_heads or num_heads):
         raise CheckpointError(
-            f"{config.where}: num_attention_heads {num_heads} is no multiple of "
+            f"{config.where}: num_attention_heads {num_heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
     return {

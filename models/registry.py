@@ -46,7 +46,7 @@ def read_family(
         if reader.has("text_config"):
             hint = "; it wraps a text model (text_config): convert a text-only checkpoint of it"
         raise UnknownFamilyError(
-            f"config.json: model_type {shown(model_type)} is none of the families that edgetok "
+            f"config.json: model_type {shown(model_type)} is not a family that edgetok "
             f"describes: {', '.join(families())}{hint}"
         )
     architectures = reader.value("architectures") or ()

@@ -190,7 +190,7 @@ def test_the_command_line_imports_the_converter_lazily(repository: Path) -> None
 
 
 def test_environment_is_read_in_one_place(repository: Path) -> None:
-    """Setting a variable for another library, or handing all on to a process, is no reading."""
+    """Setting a variable for another library, or handing all on to a process, does not count."""
     read = re.compile(
         r"os\.environ\.(get|pop|setdefault)|getenv|in os\.environ|os\.environ\[[^]]*\](?! = )"
     )

@@ -1,8 +1,8 @@
 """Tiny random Hugging Face checkpoints of every family, with sizes that divide nothing.
 
-72 inputs are no multiple of a group of 32, 4 heads of 24 dims are not 72, 307 tokens and 100 inner
-dims are ragged too. Windows are 8 tokens and the longrope's trained length is 16, so that 20 to 40
-tokens reach every branch. Norms and biases are random, so that leaving one out shows.
+72 inputs are not a multiple of a group of 32, 4 heads of 24 dims are not 72, 307 tokens and 100
+inner dims are ragged too. Windows are 8 tokens and the longrope's trained length is 16, so that 20
+to 40 tokens reach every branch. Norms and biases are random, so that leaving one out shows.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def data_dir() -> Path:
     for path in (os.environ.get("EDGETOK_DATA"), _HERE.parents[1] / "shared" / "data"):
         if path and Path(path).is_dir():
             return Path(path)
-    raise FileNotFoundError("no reference texts: set EDGETOK_DATA to the folder that holds text/")
+    raise FileNotFoundError(
+        "no reference texts found; set EDGETOK_DATA to the folder that holds text/"
+    )
 
 
 @cache

@@ -74,8 +74,8 @@ def require_room(budget: int, needed: int) -> None:
     """
     if needed > budget:
         raise OptionError(
-            f"{max(budget, 0) / 1e6:,.2f} MB for the weights, but with the fewest bits they "
-            f"take {needed / 1e6:,.2f} MB; allow more"
+            f"{max(budget, 0) / 1e6:,.2f} MB are left for the weights, which need "
+            f"{needed / 1e6:,.2f} MB at the fewest bits; give a larger --fit"
         )
 
 

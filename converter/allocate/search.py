@@ -103,8 +103,8 @@ class Fitting:
         rounds = [*self._rounds(), (self._goal(), agreement.kl)]
         if agreement.kl > limit and self.allocation == self._allocator.within_loss(0.0):
             raise OptionError(
-                f"--max-kl {limit:g}: with the most bits there are the loss is "
-                f"{agreement.kl:.2g} nats; allow more"
+                f"--max-kl {limit:g}: at the most bits the loss is "
+                f"{agreement.kl:.2g} nats; give a larger --max-kl"
             )
         # A goal that leads to the same choice has the same outcome.
         goal = next_goal(rounds, limit, loosen=self._quick)

@@ -45,7 +45,7 @@ class Target:
         if self.context_tokens < 0:
             raise OptionError(f"--context is {self.context_tokens}, expected 1 or more tokens")
         if self.context_tokens and (self.nbytes is None or self.cache_bytes is None):
-            raise OptionError("--context says whose cache --fit leaves room for; give --fit too")
+            raise OptionError("--context needs --fit SIZE; add it, or remove --context")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the journal."""

@@ -35,14 +35,14 @@ def calibration_text(options: ConvertOptions) -> str:
         )
     try:
         if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise OptionError(f"--calibration {path}: more than {_MAX_TEXT_BYTES:,} bytes")
+            raise OptionError(f"--calibration {path}: is larger than {_MAX_TEXT_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise OptionError(f"--calibration {path}: no UTF-8 text: {error}") from error
+        raise OptionError(f"--calibration {path}: is not UTF-8 text: {error}") from error
     except OSError as error:
         raise OptionError(f"--calibration {path}: cannot be read: {error.strerror}") from error
     if not text.strip():
-        raise OptionError(f"--calibration {path}: is empty")
+        raise OptionError(f"--calibration {path}: the file is empty")
     return text
 
 

@@ -51,7 +51,7 @@ def write(
         [windows, T] int64.
 
     Raises:
-        CheckpointError: the model gives logits that are no numbers.
+        CheckpointError: the model gives logits that are not numbers.
     """
     spec = weights.family.spec
     count, length = shape

@@ -78,7 +78,7 @@ def judge(kl: float, perplexity_ratio: float, top1_agreement: float) -> Verdict:
         top1_agreement: share of positions where both find the same token likeliest, 0..1.
 
     Returns:
-        The verdict; a figure that is no number is broken.
+        The verdict; a figure that is not a number is broken.
     """
     gradings = tuple(
         Grading(figure, value, limits, _grade(value, limits))

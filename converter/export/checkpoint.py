@@ -9,8 +9,8 @@ The same integers, scales and zero points under other names:
 
 both packed densely, low bits first. In compressed-tensors 2 and 3 bits become 4 without zero
 points, which is exact. The embedding and the output head become float16, as loaders expect them,
-and so does a layer whose inputs are no multiple of its group, or, for gptq, whose inputs or outputs
-are none of 32.
+and so does a layer whose inputs are not a multiple of its group, or, for gptq, whose inputs or
+outputs are none of 32.
 
 The first of gptq's two ways to store zero points, which every loader knows, has them less one and
 so no room for zero: it is written where none were chosen. Otherwise, and where loaders are known to
@@ -138,10 +138,12 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
 
 def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
     if artefact.spec is None:
-        raise UnsupportedError(f"{artefact.folder}: another exporter wrote it; export has no names")
+        raise UnsupportedError(
+            f"{artefact.folder}: another exporter wrote it, so export does not know its tensors"
+        )
     if CONFIG_FILE not in artefact.manifest.files:
         raise UnsupportedError(
-            f"{artefact.folder}: has no {CONFIG_FILE}, which earlier releases did not keep; "
+            f"{artefact.folder}: has no {CONFIG_FILE}, because an earlier release wrote it; "
             "convert the model again"
         )
     config = strict_json.read_object(artefact.folder / CONFIG_FILE)
@@ -224,7 +226,7 @@ def _why_plain(
         return "one module there, and layers of several widths here"
     parts = [q for q in found if isinstance(q, Quantised)]
     if any(q.codes.shape[1] % q.group_size for q in parts):
-        return "its inputs are no multiple of the group"
+        return "its inputs are not a multiple of the group"
     sizes = (sum(len(q.codes) for q in parts), parts[0].codes.shape[1])
     if form == "gptq" and any(size % _WORD_BITS for size in sizes):
         return f"gptq's loaders take sizes in multiples of {_WORD_BITS}"
@@ -257,7 +259,7 @@ def _symmetric(q: Quantised) -> Quantised:
 
 def _float16(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
     if float(np.abs(values).max()) > FLOAT16_MAX:
-        raise UnsupportedError(f"{name}: values beyond float16, which the checkpoint is to have")
+        raise UnsupportedError(f"{name}: a value does not fit into float16")
     return values.astype(np.float16)
 
 

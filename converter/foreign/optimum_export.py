@@ -65,7 +65,7 @@ def convert_unknown_family(
     model_type = str(checkpoint.config.get("model_type"))
     if 3 in (options.bits, options.effective_head_bits):
         raise UnsupportedError(
-            f"{why}. It can be exported by optimum, but onnxruntime has no operator for 3 bits: "
+            f"{why}. optimum can export it, but onnxruntime has no operator for 3 bits; "
             "use --bits 2, 4 or 8"
         )
     _require_exporter(why)
@@ -73,7 +73,7 @@ def convert_unknown_family(
     if type(vocab_size) is not int or vocab_size < 1:
         raise CheckpointError(f"config.json: vocab_size is {vocab_size!r}, expected a number")
     progress.say(
-        f"{model_type} is no family that edgetok describes: optimum exports it, and it runs in "
+        f"{model_type} is not a family that edgetok describes: optimum exports it, and it runs in "
         "onnxruntime, slower than edgetok's own kernels"
     )
     title = title_of(checkpoint, options) | {"exporter": "optimum"}
@@ -172,7 +172,7 @@ def _export(source: Path, folder: Path, why: str) -> onnx.ModelProto:
             return onnx.load(folder / GRAPH_FILE)
     except Exception as error:  # torch, transformers and optimum raise whatever they like
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UnsupportedError(f"{why}; nor can optimum export it: {reason}") from error
+        raise UnsupportedError(f"{why}; optimum cannot export it either: {reason}") from error
 
 
 def _save(model: onnx.ModelProto, artefact: Path) -> None:

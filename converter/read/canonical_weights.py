@@ -55,14 +55,14 @@ class CanonicalWeights:
             if found != shape:
                 raise CheckpointError(
                     f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
-                    f"config.json asks for {list(shape)}"
+                    f"config.json implies {list(shape)}"
                     + ("" if source.rows is None else f" in rows {source.rows}")
                 )
         odd = family.unclaimed(checkpoint.names)
         if odd:
             raise UnsupportedError(
-                f"{checkpoint.folder}: tensor {odd[0]!r} (of {len(odd)} such) has no place in a "
-                f"{family.spec.family} model as edgetok knows it"
+                f"{checkpoint.folder}: tensor {odd[0]!r} (one of {len(odd)}) is not "
+                f"part of a {family.spec.family} model as edgetok knows it"
             )
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Floats:

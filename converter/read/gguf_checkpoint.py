@@ -136,7 +136,7 @@ class GgufCheckpoint(CodedCheckpoint):
             packed = packed ^ np.uint8(128)  # of two's complement: plus 128
         if not np.isfinite(scales).all():
             raise CheckpointError(
-                f"{info.path.name}: tensor {name!r} holds a scale that is no number"
+                f"{info.path.name}: tensor {name!r} holds a scale that is not a number"
             )
         codes = np.ascontiguousarray(packed.reshape(info.shape))
         return Quantised(codes, np.ascontiguousarray(scales), None, bits, _GROUP)
@@ -187,8 +187,8 @@ class GgufCheckpoint(CodedCheckpoint):
 def _require_finite(values: npt.NDArray[np.float32], name: str, info: TensorInfo) -> None:
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"{info.path.name}: tensor {name!r} holds a value that is no finite number; the file "
-            "is damaged, take another copy"
+            f"{info.path.name}: tensor {name!r} holds a value that is not finite; the file is "
+            "damaged, take another copy"
         )
 
 

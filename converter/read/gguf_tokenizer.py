@@ -175,14 +175,14 @@ def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[dict[str, Any],
     pre = fields.text("pre") or "default"
     if pre not in _CUTS:
         raise UnsupportedError(
-            f"{fields.where}pre is {shown(pre)}, expected one of {', '.join(_CUTS)}; how it cuts "
-            "words is not known here: convert the original checkpoint"
+            f"{fields.where}pre is {shown(pre)}, expected one of {', '.join(_CUTS)}; edgetok "
+            "does not know how it splits words; convert the original checkpoint"
         )
     merges = []
     for merge in fields.strings("merges"):
         left, space, right = merge.partition(" ")
         if not (space and left in vocab and right in vocab and left + right in vocab):
-            raise CheckpointError(f"{fields.where}merges: {merge!r:.80} joins no two tokens to one")
+            raise CheckpointError(f"{fields.where}merges: {merge!r:.80} does not join two tokens")
         merges.append([left, right])
     content = _tokenizer(vocab, merges)
     content["model"]["ignore_merges"] = pre in _WHOLE_WORDS

@@ -154,7 +154,7 @@ def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
     found = inner.tensor(name)
     _ranked(found.shape, 2, name)
     if float(np.abs(found).max(initial=0.0)) > FLOAT16_MAX:
-        raise UnsupportedError(f"tensor {name!r} holds a scale beyond float16")
+        raise UnsupportedError(f"tensor {name!r} holds a scale that does not fit into float16")
     return found.astype(np.float16)
 
 
@@ -179,8 +179,8 @@ def _gptq(
     group = -(-K // max(len(scales), 1))
     if not np.array_equal(order, np.arange(K) // group):
         raise UnsupportedError(
-            f"{module}: its groups are not of inputs beside each other (desc_act), which would "
-            "cost a gather at every step; take a checkpoint without act-order"
+            f"{module}: its groups are not of adjacent inputs (desc_act), which would need "
+            "a gather in every step; use a checkpoint without act-order"
         )
     _require_shape(module, "qzeros", zero_words, (len(scales), -(-N * bits // 32)))
     zeros = unpack_words(zero_words, bits, N).T
@@ -219,7 +219,9 @@ def _compressed(
 ) -> Quantised:
     N, K = shape
     if module + ".weight_g_idx" in inner.infos:
-        raise UnsupportedError(f"{module}: weight_g_idx (act-order) has no place in an artefact")
+        raise UnsupportedError(
+            f"{module}: an artefact cannot hold weight_g_idx; use a checkpoint without act-order"
+        )
     words = _words(inner, module + ".weight_packed")
     bits = _width(module, words.shape[-1], K)
     scales = _scales(inner, module + ".weight_scale")

@@ -23,18 +23,20 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         revision: a branch, tag or commit of a hub repository.
 
     Raises:
-        OptionError: a revision of something that is no repository.
+        OptionError: a revision of something that is not a repository.
         CheckpointError: neither a folder nor a repository that can be downloaded.
         MissingExtraError: a hub id without huggingface_hub.
     """
     folder = Path(source).expanduser()
     if folder.is_dir() or is_gguf(folder):
         if revision is not None:
-            raise OptionError(f"--revision is of a hub repository, and {source} is none")
+            raise OptionError(
+                f"--revision needs a hub id, and {source} is not one; remove --revision"
+            )
         return folder
     if folder.exists():
         raise CheckpointError(
-            f"{source}: is no GGUF file; of other formats give the folder with config.json in it"
+            f"{source}: is not a GGUF file; for other formats, give the folder with config.json"
         )
     if not _REPOSITORY.fullmatch(source):
         raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
@@ -57,5 +59,5 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"{source}: no such folder, and the hub gave none: {reason}"
+            f"{source}: no such folder, and it cannot be downloaded from the hub: {reason}"
         ) from error

@@ -72,7 +72,7 @@ def _require_template(artefact: Path, settings: dict[str, Any]) -> None:
     try:
         ChatTemplate.from_folder(artefact, settings)
     except TemplateError as error:
-        raise TemplateError(f"{error}; mend the model's chat template or remove it") from error
+        raise TemplateError(f"{error}; correct the model's chat template or remove it") from error
 
 
 def read_tokenizer(source: Path, vocab_size: int) -> bytes | None:
@@ -101,7 +101,7 @@ def _check(data: bytes, vocab_size: int) -> None:
     special = set()
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise CheckpointError(f"{TOKENIZER_FILE}: added_tokens is no list of objects")
+        raise CheckpointError(f"{TOKENIZER_FILE}: added_tokens is not a list of objects")
     for token in added:
         if not token.get("content"):
             raise CheckpointError(
@@ -114,7 +114,7 @@ def _check(data: bytes, vocab_size: int) -> None:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the Rust side raises bare Exception for anything it dislikes
         raise CheckpointError(
-            f"{TOKENIZER_FILE}: not readable as a tokenizer: {error}; save it anew with a current "
+            f"{TOKENIZER_FILE}: not readable as a tokenizer: {error}; save it again with a current "
             "release of transformers"
         ) from error
     for text, token in tokenizer.get_vocab(with_added_tokens=True).items():
@@ -133,7 +133,7 @@ def _from_older_files(source: Path) -> bytes:
     except ImportError as error:
         raise CheckpointError(
             f"{source}: has an older tokenizer but no {TOKENIZER_FILE}; "
-            "pip install 'edgetok[convert]' to have it made, or save it with transformers"
+            "pip install 'edgetok[convert]' to create one, or save it with transformers"
         ) from error
     try:
         with warnings.catch_warnings():

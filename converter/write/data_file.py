@@ -66,7 +66,7 @@ class DataFile:
         except OSError as error:
             os.close(self._fd)
             raise OutputError(
-                f"{path}: no room for {layout.file_bytes:,} bytes: {error.strerror}; free "
+                f"{path}: not enough space for {layout.file_bytes:,} bytes: {error.strerror}; free "
                 "some space or choose another folder"
             ) from error
 

@@ -175,14 +175,14 @@ def check_output(out: Path, source: Path | None) -> None:
                 f"{out}: overlaps the model to convert, {source}; choose another --out"
             )
     if not out.name:
-        raise OutputError(f"{out}: no folder that can be written; choose another --out")
+        raise OutputError(f"{out}: cannot write into this folder; choose another --out")
     if out.exists():
         if not out.is_dir():
             raise OutputError(f"{out}: is a file; choose another --out")
         if any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
             raise OutputError(
-                f"{out}: holds other files and no {MANIFEST_FILE}, so it is no edgetok model that "
-                "could be replaced; choose another --out or empty it"
+                f"{out}: has other files and no {MANIFEST_FILE}, so it is not an edgetok model "
+                "that could be replaced; choose another --out or empty it"
             )
 
 
@@ -352,5 +352,5 @@ def _remove(path: Path) -> None:
 def _not_written(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: cannot be written: {error.strerror or error}; what was there before is unchanged "
-        "and the same command goes on where this one stopped"
+        "and the same command continues where this one stopped"
     )

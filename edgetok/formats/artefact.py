@@ -258,7 +258,7 @@ def _read_spec(path: Path, model: onnx.ModelProto) -> DecoderSpec:
     if SPEC_KEY not in entries:
         raise ArtefactError(f"{path}: metadata has no {SPEC_KEY}; convert the model again")
     text = entries[SPEC_KEY]
-    # Read once strictly, since a spec that two readers understand differently is no spec.
+    # Read once strictly, since a spec that two readers understand differently is not a spec.
     strict_json.loads_object(
         text.encode(), f"{path}: {SPEC_KEY}", max_bytes=_MAX_SPEC_BYTES, error=ArtefactError
     )

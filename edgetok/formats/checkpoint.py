@@ -220,7 +220,7 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
         for name, shard in listed.items():
             if not isinstance(shard, str) or not _is_basename(shard):
                 raise CheckpointError(
-                    f"{_INDEX}: shard {shard!r} of tensor {name!r} is no plain file name"
+                    f"{_INDEX}: shard {shard!r} of tensor {name!r} is not a plain file name"
                 )
         shards = sorted(set(listed.values()))
         if len(shards) > MAX_SHARDS:
@@ -271,7 +271,7 @@ def _read_header(path: Path, digest: hashlib._Hash) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{name}: not a regular file")
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise CheckpointError(f"{name}: {status.st_size} bytes are no safetensors file")
+                raise CheckpointError(f"{name}: {status.st_size} bytes are not a safetensors file")
             if prefix == _LFS_POINTER:
                 raise CheckpointError(
                     f"{name}: only points to the weights, which Git LFS left out; run "
@@ -317,9 +317,9 @@ def _read_entry(path: Path, start: int, tensor: str, entry: Any) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in _SIZES:
         raise CheckpointError(f"{what}: unknown dtype {dtype!r:.40}")
     if not _naturals(shape) or len(shape) > MAX_DIMS:
-        raise CheckpointError(f"{what}: shape {shape!r:.80} is no list of sizes")
+        raise CheckpointError(f"{what}: shape {shape!r:.80} is not a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{what}: data_offsets {offsets!r:.80} are no begin and end")
+        raise CheckpointError(f"{what}: data_offsets {offsets!r:.80} are not a begin and an end")
     nbytes = math.prod(shape) * _SIZES[dtype]
     if nbytes != offsets[1] - offsets[0]:
         raise CheckpointError(

@@ -111,7 +111,7 @@ def read_container(
         raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
     start = len(MAGIC) + 8
     if data.nbytes < start + _DIGEST_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
-        raise SessionError(f"{path}: this is no file that edgetok saved")
+        raise SessionError(f"{path}: this is not a file that edgetok saved")
     found = hashlib.sha256(_view(data[:-_DIGEST_BYTES])).digest()
     if not hmac.compare_digest(found, data[-_DIGEST_BYTES:].tobytes()):
         raise SessionError(f"{path}: hash mismatch; the file is damaged or was edited")

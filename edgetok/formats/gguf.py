@@ -136,14 +136,16 @@ class _Reader:
         try:
             return self.take(nbytes, what).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.name}: {what} is no UTF-8 text") from error
+            raise CheckpointError(f"{self.name}: {what} is not UTF-8 text") from error
 
 
 def _read_fields(reader: _Reader) -> tuple[dict[str, Any], int]:
     """Metadata, and how many tensors there are."""
     name = reader.name
     if reader.take(4, "the magic number") != MAGIC:
-        raise CheckpointError(f"{name}: is no GGUF file: it does not begin with {MAGIC.decode()}")
+        raise CheckpointError(
+            f"{name}: is not a GGUF file: it does not begin with {MAGIC.decode()}"
+        )
     version = reader.integer(4, "the version")
     if version not in (2, 3):
         big = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)

@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtefactError(f"{path}: exporter is {exporter!r:.40}, expected edgetok or optimum")
     entries = value.get("files")
     if not isinstance(entries, dict) or len(entries) > _MAX_FILES:
-        raise ArtefactError(f"{path}: files is no object of at most {_MAX_FILES} names")
+        raise ArtefactError(f"{path}: files is not an object of at most {_MAX_FILES} names")
     files = {name: _record(path, name, entry) for name, entry in entries.items()}
     return Manifest(_EXPORTERS[exporter], files)
 

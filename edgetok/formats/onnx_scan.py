@@ -85,7 +85,7 @@ def scan(folder: Path, name: str, data: bytes) -> ScannedModel:
         data: its bytes.
 
     Raises:
-        ArtefactError: it is no ONNX model, too large, or a tensor is not as it should be.
+        ArtefactError: it is not an ONNX model, too large, or a tensor is not as it should be.
     """
     path = folder / name
     if len(data) > MAX_GRAPH_BYTES:
@@ -135,7 +135,7 @@ class _Scanner:
         """Refuse strings that are not UTF-8, which protobuf hands over as bytes."""
         for value in values:
             if type(value) is not str:
-                raise ArtefactError(f"{self.path}: {value!r:.80} is no UTF-8 text; convert again")
+                raise ArtefactError(f"{self.path}: {value!r:.80} is not UTF-8 text; convert again")
 
     def _cap(self, graph: onnx.GraphProto) -> None:
         self.tensors += len(graph.initializer) + len(graph.sparse_initializer)
@@ -248,7 +248,7 @@ class _Scanner:
                     tensor, where, f"has {key} {values[key]!r:.80}, expected a whole number"
                 )
         if "checksum" in values and not _CHECKSUM.fullmatch(values["checksum"]):
-            raise self._refusal(tensor, where, "has a checksum that is no sha1")
+            raise self._refusal(tensor, where, "has a checksum that is not a sha1")
         length = int(values["length"]) if "length" in values else None
         return values.get("location", ""), int(values.get("offset", "0")), length
 

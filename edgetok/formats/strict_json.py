@@ -65,11 +65,11 @@ def loads(
         if len(found) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(f"{what}: key {twice!r} occurs twice; write the file anew")
+            raise error(f"{what}: key {twice!r} occurs twice; write the file again")
         return found
 
     def constant(name: str) -> Any:
-        raise error(f"{what}: {name} is no JSON number; write the file anew")
+        raise error(f"{what}: {name} is not a JSON number; write the file again")
 
     def number(text: str) -> float:
         value = float(text)
@@ -100,7 +100,7 @@ def loads_object(
     """Parse JSON whose outermost value must be an object.
 
     Raises:
-        UserError: of class `error`, as for `loads`, or where the value is no object.
+        UserError: of class `error`, as for `loads`, or where the value is not an object.
     """
     value = loads(
         data, what, max_bytes=max_bytes, max_depth=max_depth, max_keys=max_keys, error=error

@@ -34,7 +34,7 @@ class ChatTemplate:
             tokens: special tokens by name ("bos_token", ...), as the template sees them.
 
         Raises:
-            TemplateError: it is no template, or uses what no chat template needs.
+            TemplateError: it is not a template, or uses what no chat template needs.
         """
         self.source = source
         self._tokens = dict(tokens or {})
@@ -136,7 +136,7 @@ def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:
 
     Raises:
         ArtefactError: the file cannot be read.
-        TemplateError: the entry is no template.
+        TemplateError: the entry is not a template.
     """
     path = folder / "chat_template.jinja"
     if path.exists():

@@ -39,13 +39,15 @@ class Budget:
         """One more step: ask the clock."""
         self._steps -= 1
         if self._steps < 0 or time.thread_time() > self._deadline:
-            raise TemplateError(f"chat template: no end after {MAX_SECONDS:g} s of rendering")
+            raise TemplateError(f"chat template: still rendering after {MAX_SECONDS:g} s")
 
     def spend(self, size: int) -> None:
         """Add to the bytes made."""
         self._bytes -= size
         if self._bytes < 0:
-            raise TemplateError(f"chat template: made more than {MAX_TOTAL_BYTES >> 20} MB of text")
+            raise TemplateError(
+                f"chat template: produced more than {MAX_TOTAL_BYTES >> 20} MB of text"
+            )
 
 
 current: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
@@ -160,7 +162,7 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
     elif operator == "%" and isinstance(left, str):
         fields = re.findall(r"%(.?)", left, re.DOTALL)
         if any(field not in ("s", "d", "%") for field in fields):
-            raise TemplateError("chat template: only %s, %d and %% are known in a format")
+            raise TemplateError("chat template: a format may contain only %s, %d and %%")
         fits(sys.getsizeof(left) + len(fields) * weigh(right))
 
 

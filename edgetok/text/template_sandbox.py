@@ -85,7 +85,7 @@ def _tojson(
 ) -> str:
     """JSON as transformers writes it: no HTML escapes, an indent if wanted."""
     if indent is not None and not 0 <= indent <= 16:
-        raise TemplateError(f"chat template: tojson with an indent of {indent}, expected 0..16")
+        raise TemplateError(f"chat template: tojson has an indent of {indent}, expected 0..16")
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -118,7 +118,7 @@ def _title(text: str) -> str:
 
 def _strftime_now(form: str) -> str:
     if len(form) > 256 or not re.fullmatch(r"(?:[^%]|%-?[A-Za-z%])*", form):
-        raise TemplateError(f"chat template: strftime_now({form[:40]!r}) is no known format")
+        raise TemplateError(f"chat template: strftime_now({form[:40]!r}) is not a known format")
     return datetime.now().strftime(form)
 
 
@@ -246,7 +246,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         raise TemplateError(
-            f"chat template: {attribute!r} of a {type(obj).__name__} is out of a template's reach"
+            f"chat template: {attribute!r} of a {type(obj).__name__} is not available to templates"
         )
 
 
@@ -269,7 +269,7 @@ class _Rewrite(NodeTransformer):
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         if type(node) not in _NODES:
             raise TemplateError(
-                f"chat template, line {node.lineno}: {type(node).__name__} has no place here"
+                f"chat template, line {node.lineno}: {type(node).__name__} is not allowed"
             )
         return super().generic_visit(node, *args, **kwargs)
 
@@ -385,7 +385,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     except TemplateError:
         raise
     except RecursionError as error:
-        raise TemplateError("chat template: calls itself without end") from error
+        raise TemplateError("chat template: recurses without end") from error
     except Exception as error:  # whatever a stranger's template runs into is its own fault
         text = f"chat template: {type(error).__name__}: {error}"[:500]
         raise TemplateError(text) from error

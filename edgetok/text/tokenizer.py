@@ -84,7 +84,7 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the Rust side raises bare Exception for anything it dislikes
             raise ArtefactError(
-                f"{path}: not readable as a tokenizer: {error}; save it anew with a current "
+                f"{path}: not readable as a tokenizer: {error}; save it again with a current "
                 "release of transformers and convert again"
             ) from error
         _refuse_empty_added(data, str(path))

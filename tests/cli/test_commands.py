@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 class Stdin(io.TextIOWrapper):
-    """stdin that is no terminal."""
+    """stdin that is not a terminal."""
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     # Ctrl-C at the prompt empties the line; Ctrl-D leaves
     terminal.type("half a line")
     terminal.until("half a line")
-    terminal.press("\x03", "/exit leaves")
+    terminal.press("\x03", "/exit ends")
     terminal.until("› ")
     terminal.type("x\n")
     terminal.until("Be kind:5:X!")

@@ -222,11 +222,11 @@ def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
 def test_options():
     with pytest.raises(OptionError, match="without is 'magic', expected one of write, fold"):
         ConvertOptions(method="auto", without=("magic",))
-    with pytest.raises(OptionError, match="no recipe of steps"):
+    with pytest.raises(OptionError, match="has no steps"):
         ConvertOptions(method="gptq", without=("tune",))
-    with pytest.raises(OptionError, match="refine is 5: --method gptq learns nothing"):
+    with pytest.raises(OptionError, match="refine is 5: --method gptq trains nothing"):
         ConvertOptions(method="gptq", refine=5)
-    with pytest.raises(OptionError, match="refine is 5: part of the step tune"):
+    with pytest.raises(OptionError, match="refine is 5: --without tune leaves that step out"):
         ConvertOptions(without=("tune",), refine=5)
     with pytest.raises(OptionError, match="refine is -1, expected an integer"):
         ConvertOptions(method="auto", refine=-1)

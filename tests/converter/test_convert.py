@@ -296,7 +296,7 @@ def test_other_options_start_afresh(llama, tmp_path):
 def test_source_is_never_touched(llama, tmp_path):
     before = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in llama.iterdir()}
     for bad in (llama, llama / "inside", llama.parent):
-        with pytest.raises(OutputError, match=r"convert|no edgetok model"):
+        with pytest.raises(OutputError, match=r"convert|not an edgetok model"):
             convert(str(llama), bad, ConvertOptions(method="rtn"))
     convert(str(llama), tmp_path / "out", ConvertOptions(method="rtn", reference_tokens=0))
     assert before == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in llama.iterdir()}

@@ -161,8 +161,8 @@ def test_unreadable_calibration(llama, tmp_path):
     empty.write_text(" \n")
     for path, says in (
         (tmp_path / "absent", "cannot be read"),
-        (binary, "no UTF-8"),
-        (empty, "is empty"),
+        (binary, "is not UTF-8"),
+        (empty, "the file is empty"),
     ):
         with pytest.raises(OptionError, match=says):
             convert(str(llama), tmp_path / "out", ConvertOptions(calibration=path))

@@ -167,16 +167,16 @@ def test_gptq_unpacked_by_hand(converted, tmp_path, family, bits, symmetric):
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):
-    """72 inputs are no multiple of 32."""
+    """72 inputs are not a multiple of 32."""
     source = tiny_checkpoint("llama", tmp_path / "source", intermediate_size=128)
     convert(str(source), tmp_path / "a", ConvertOptions(method="rtn", reference_tokens=0))
     found = export(tmp_path / "a", tmp_path / "out", "compressed-tensors")
     assert found.quantised == 3 * 2  # o_proj and down_proj
-    assert "no multiple of the group" in found.plain["model.layers.0.self_attn.q_proj"]
+    assert "not a multiple of the group" in found.plain["model.layers.0.self_attn.q_proj"]
     assert "loaders expect" in found.plain["lm_head"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert tensors["model.layers.0.self_attn.q_proj.weight"].dtype == np.float16
-    with pytest.raises(OutputError, match=r"not empty|no edgetok model"):
+    with pytest.raises(OutputError, match=r"not empty|not an edgetok model"):
         export(tmp_path / "a", tmp_path / "out", "gptq")
     with pytest.raises(UnsupportedError, match=r"no layer's integers.*multiples of 32"):
         export(tmp_path / "a", tmp_path / "none", "gptq")

@@ -348,7 +348,7 @@ def test_a_loss_is_kept(llama, tmp_path):
         convert(str(llama), out, OPTIONS, Spy((rounds - 1) * 5 + layers), target)
     assert convert(str(llama), out, OPTIONS, None, target).resumed
     assert digest(out) == digest(whole)
-    with pytest.raises(OptionError, match="with the most bits there are the loss is"):
+    with pytest.raises(OptionError, match="at the most bits the loss is"):
         convert(str(llama), tmp_path / "none", OPTIONS, None, Target(most_kl=1e-9))
 
 
@@ -376,7 +376,7 @@ def test_room_for_a_cache(llama, tmp_path):
     backend.close()
     data = (tmp_path / "out" / "model.onnx.data").stat().st_size
     assert 450_000 < data + cache.nbytes <= 500_000
-    with pytest.raises(OptionError, match="allow more"):
+    with pytest.raises(OptionError, match="give a larger --fit"):
         convert(str(llama), tmp_path / "out", OPTIONS, None, Target(nbytes=10_000))
 
 

@@ -191,5 +191,5 @@ def test_parts_of_any_shape_are_an_error_or_harmless(tmp_path, form):
 
 
 def test_bits_cannot_be_chosen_again(tmp_path):
-    with pytest.raises(UnsupportedError, match="quantised already"):
+    with pytest.raises(UnsupportedError, match="not quantised yet"):
         convert(edited(tmp_path), tmp_path / "out", OPTIONS, None, Target(nbytes=1 << 20))

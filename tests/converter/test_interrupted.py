@@ -190,7 +190,7 @@ def test_files_that_may_not_grow(llama, tmp_path):
     """EFBIG in place of ENOSPC."""
     done = run(LIMITED, llama, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "model.onnx.data: no room for" in done.stdout
+    assert "model.onnx.data: not enough space for" in done.stdout
     assert "File too large" in done.stdout
     assert len(done.stdout.splitlines()) == 1
     assert not (tmp_path / "out").exists()

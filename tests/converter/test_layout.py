@@ -168,7 +168,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
 def test_no_room(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, vocab_size=1 << 24, hidden_size=1 << 20)
     layout = plan(spec, formats_of(spec, TensorFormat(32)))
-    with pytest.raises(OutputError, match="no room"):
+    with pytest.raises(OutputError, match="not enough space"):
         DataFile(tmp_path / "a", layout)
     with pytest.raises(OutputError, match="cannot be written"):
         DataFile(tmp_path / "missing" / "a", layout)

@@ -68,7 +68,7 @@ def test_unknown_family_is_exported(checkpoint, tmp_path):
         path.name for path in out.iterdir()
     }
     assert report.method == "optimum"
-    assert "no family that edgetok describes" in said[0]
+    assert "not a family that edgetok describes" in said[0]
     assert any("rounded to nearest" in note for note in report.notes)
     assert report.agreement.kl < 0.01
     assert report.weight_bytes < 0.6 * report.original_bytes
@@ -128,6 +128,6 @@ def test_a_family_nobody_knows(checkpoint, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "nobody_knows"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match=r"nor can optimum export it"):
+    with pytest.raises(UnsupportedError, match=r"optimum cannot export it either"):
         convert(str(folder), tmp_path / "out", ConvertOptions())
     assert not (tmp_path / "out").exists()

@@ -12,9 +12,9 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_source("owner/name").name == "name"
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         resolve_source("file")
-    with pytest.raises(OptionError, match="--revision is of a hub repository"):
+    with pytest.raises(OptionError, match="--revision needs a hub id"):
         resolve_source("owner/name", "main")
 
 
@@ -41,7 +41,9 @@ def test_what_the_hub_cannot_give(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(CheckpointError, match=r"the hub gave none: (no route|offline)$"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be downloaded from the hub: (no route|offline)$"
+    ):
         resolve_source("owner/name")
 
 

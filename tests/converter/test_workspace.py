@@ -116,7 +116,7 @@ def test_output_that_would_destroy_something(tmp_path):
     other.mkdir()
     check_output(other, source)  # empty
     (other / "cat.jpg").write_text("x")
-    with pytest.raises(OutputError, match="no edgetok model"):
+    with pytest.raises(OutputError, match="not an edgetok model"):
         check_output(other, source)
     (other / "manifest.json").write_text("{}")
     check_output(other, source)

@@ -101,7 +101,7 @@ def test_shard_names_must_be_plain(tmp_path, shard):
     (tmp_path / "config.json").write_text("{}")
     index = {"weight_map": {"a": shard}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="no plain file name"):
+    with pytest.raises(CheckpointError, match="not a plain file name"):
         open_checkpoint(tmp_path)
 
 
@@ -132,10 +132,10 @@ HUGE = [4194305, 4194305, 211106198978564]
         (safetensors_bytes({"a": OK4, "b": entry("F32", [1], 8, 12)}, bytes(12)), "hole"),
         (safetensors_bytes({"a": entry("F32", [1], 4, 8)}, bytes(8)), "hole"),
         (safetensors_bytes({"a": entry("F32", [1], 4, 0)}, bytes(8)), "no begin and end"),
-        (safetensors_bytes({"a": entry("F32", [-1], 0, 4)}, bytes(4)), "no list of sizes"),
-        (safetensors_bytes({"a": entry("F32", [True], 0, 4)}, bytes(4)), "no list of sizes"),
-        (safetensors_bytes({"a": entry("F32", [1.0], 0, 4)}, bytes(4)), "no list of sizes"),
-        (safetensors_bytes({"a": entry("F32", [1] * 9, 0, 4)}, bytes(4)), "no list of sizes"),
+        (safetensors_bytes({"a": entry("F32", [-1], 0, 4)}, bytes(4)), "not a list of sizes"),
+        (safetensors_bytes({"a": entry("F32", [True], 0, 4)}, bytes(4)), "not a list of sizes"),
+        (safetensors_bytes({"a": entry("F32", [1.0], 0, 4)}, bytes(4)), "not a list of sizes"),
+        (safetensors_bytes({"a": entry("F32", [1] * 9, 0, 4)}, bytes(4)), "not a list of sizes"),
         (safetensors_bytes({"a": entry("Q7", [1], 0, 4)}, bytes(4)), "unknown dtype 'Q7'"),
         (safetensors_bytes({"a": entry(["F32"], [1], 0, 4)}, bytes(4)), "unknown dtype"),
         (safetensors_bytes({"a": {**OK4, "extra": 1}}, bytes(4)), "expected dtype, shape"),

@@ -83,7 +83,7 @@ HUGE = struct.pack("<Q", 1 << 63)
     ("data", "error", "says"),
     [
         (b"", CheckpointError, "incomplete"),
-        (b"GGML" + bytes(40), CheckpointError, "no GGUF file"),
+        (b"GGML" + bytes(40), CheckpointError, "not a GGUF file"),
         (header(version=1), UnsupportedError, "version 1"),
         (header(version=0x03000000), UnsupportedError, "big-endian"),
         (header(tensors=1 << 62), CheckpointError, "tensors, expected at most"),
@@ -91,7 +91,7 @@ HUGE = struct.pack("<Q", 1 << 63)
         (header(fields=3), CheckpointError, "incomplete"),
         (header(fields=1) + HUGE, CheckpointError, "name of 9,223,372,036,854,775,808 bytes"),
         (header(fields=1) + KEY + struct.pack("<I", 8) + HUGE, CheckpointError, "field 'k' of"),
-        (header(fields=1) + field("k", 8, string(b"\xff")), CheckpointError, "no UTF-8"),
+        (header(fields=1) + field("k", 8, string(b"\xff")), CheckpointError, "not UTF-8"),
         (header(fields=1) + field("k", 77, b""), CheckpointError, "type 77"),
         (header(fields=1) + field("k", 9, struct.pack("<I", 9) + HUGE), CheckpointError, "type 9"),
         (header(fields=1) + field("k", 9, struct.pack("<I", 5) + HUGE), CheckpointError, "takes"),

@@ -158,12 +158,25 @@ def test_chat_commands_are_described(repository: Path) -> None:
         assert f"`{usage.split()[0]}" in text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/examples.md", "docs/cli.md"])
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
     path = repository / page
     for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/glossary.md", "docs/architecture.md"])
+def test_paths_exist(repository: Path, page: str) -> None:
+    """Files of code that a page names, from the top, a package's folder or edgetok/."""
+    tops = ("", "edgetok", "converter", "kernels_cpu", "kernels_gpu", "models")
+    text = (repository / page).read_text()
+    for path in re.findall(r"`([\w/]+/\w+(?:\.py|/))`", text):
+        assert any((repository / top / path).exists() for top in tops), path
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/examples.md", "docs/cli.md"])

@@ -97,7 +97,7 @@ def test_templates_that_would_not_load(llama, tmp_path):
     """Told before the conversion and not after it."""
     source = shutil.copytree(llama, tmp_path / "bad")
     (source / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(TemplateError, match=r"line 1: .*mend the model's chat template"):
+    with pytest.raises(TemplateError, match=r"line 1: .*correct the model's chat template"):
         convert(str(source), tmp_path / "out", ConvertOptions(method="rtn"))
 
 

@@ -228,7 +228,7 @@ def test_bounds_of_sharing_out(one_layer):
     assert allocator.within_bytes(smallest.nbytes, padded=False) == smallest
     assert allocator.within_bytes(smallest.file_bytes).file_bytes == smallest.file_bytes
     for nbytes, padded in ((smallest.nbytes, False), (smallest.file_bytes, True)):
-        with pytest.raises(OptionError, match="with the fewest bits they take"):
+        with pytest.raises(OptionError, match="at the fewest bits"):
             allocator.within_bytes(nbytes - 1, padded=padded)
     largest = allocator.within_bytes(1 << 40)
     assert largest == allocator.within_loss(0.0)
@@ -278,7 +278,7 @@ def test_goals_that_nothing_reaches_fall():
         ({"nbytes": 1, "most_kl": 1.0}, "either --fit SIZE or --max-kl"),
         ({"most_kl": 0.0}, "--max-kl is 0"),
         ({"most_kl": math.nan}, "--max-kl is nan"),
-        ({"most_kl": 1.0, "context_tokens": 5}, "give --fit too"),
+        ({"most_kl": 1.0, "context_tokens": 5}, "--context needs --fit SIZE"),
     ],
 )
 def test_targets_out_of_range(fields, says):
@@ -356,10 +356,10 @@ def test_a_loss_is_kept(llama, tmp_path):
 def test_a_size_too_small_is_refused_before_anything_is_written(llama, tmp_path, padded):
     """The least that is told of is also the least that can be had."""
     source, out = str(llama), tmp_path / "out"
-    with pytest.raises(OptionError, match="with the fewest bits they take") as refused:
+    with pytest.raises(OptionError, match="at the fewest bits") as refused:
         convert(source, out, OPTIONS, None, Target(nbytes=1000, padded=padded))
     assert list(tmp_path.glob("out*")) == []
-    needed = round(float(str(refused.value).rpartition("take ")[2].split()[0]) * 1e6)
+    needed = round(float(str(refused.value).rpartition("need ")[2].split()[0]) * 1e6)
     report = convert(source, out, OPTIONS, None, Target(nbytes=needed + 5000, padded=padded))
     assert report.weight_bytes <= needed + 5000
 

@@ -246,7 +246,7 @@ def test_without_the_package(tmp_path, monkeypatch):
         ({"llama.embedding_length": 1 << 31}, CheckpointError, "embedding_length"),
         ({"tokenizer.ggml.eos_token_id": 5000}, CheckpointError, "eos_token_id"),
         ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "expected gpt2 or llama"),
-        ({"tokenizer.ggml.pre": "default"}, UnsupportedError, "how it cuts words"),
+        ({"tokenizer.ggml.pre": "default"}, UnsupportedError, "how it splits words"),
         ({"tokenizer.ggml.merges": ["x yz"]}, CheckpointError, "does not join two tokens"),
         ({"tokenizer.ggml.tokens": ["a"] * 5}, CheckpointError, "a token twice"),
         ({"tokenizer.ggml.token_type": [1]}, CheckpointError, "token_type"),

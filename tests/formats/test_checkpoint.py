@@ -131,7 +131,7 @@ HUGE = [4194305, 4194305, 211106198978564]
         (safetensors_bytes({"a": OK4, "b": OK4}, bytes(4)), "overlaps"),
         (safetensors_bytes({"a": OK4, "b": entry("F32", [1], 8, 12)}, bytes(12)), "hole"),
         (safetensors_bytes({"a": entry("F32", [1], 4, 8)}, bytes(8)), "hole"),
-        (safetensors_bytes({"a": entry("F32", [1], 4, 0)}, bytes(8)), "no begin and end"),
+        (safetensors_bytes({"a": entry("F32", [1], 4, 0)}, bytes(8)), "not a begin and an end"),
         (safetensors_bytes({"a": entry("F32", [-1], 0, 4)}, bytes(4)), "not a list of sizes"),
         (safetensors_bytes({"a": entry("F32", [True], 0, 4)}, bytes(4)), "not a list of sizes"),
         (safetensors_bytes({"a": entry("F32", [1.0], 0, 4)}, bytes(4)), "not a list of sizes"),
@@ -146,8 +146,8 @@ HUGE = [4194305, 4194305, 211106198978564]
         (safetensors_bytes(b"{" * 200_000), "nested"),
         (struct.pack("<Q", 100) + b"{}", "download may be incomplete"),
         (struct.pack("<Q", 2**63) + b"{}", "header of"),
-        (b"\x01\x02", "no safetensors file"),
-        (b"", "no safetensors file"),
+        (b"\x01\x02", "not a safetensors file"),
+        (b"", "not a safetensors file"),
     ],
 )
 def test_damaged_tables_are_refused(tmp_path, content, says):

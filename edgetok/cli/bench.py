@@ -23,7 +23,7 @@ _FIRST_PROMPT_TOKENS = 16
     "bench",
     epilog=common.examples(
         "edgetok bench artefacts/default-4bit",
-        "edgetok bench artefacts/default-4bit --threads 1 --threads 2 --depth 512 --json",
+        "edgetok bench artefacts/default-4bit --threads 1 --depth 512 --json",
         "edgetok bench artefacts/default-4bit --profile",
     ),
 )

@@ -25,7 +25,7 @@ MAX_TEXT_BYTES = 256 << 20
     epilog=common.examples(
         "edgetok eval artefacts/default-4bit --recall --cases 2 --distance 128",
         "edgetok eval artefacts/default-4bit --text story.txt --reference models/default",
-        "edgetok eval artefacts/default-4bit --cache --cases 1 --policy retain --share 0.25",
+        "edgetok eval artefacts/default-4bit --cache --cases 1 --tokens 320 --policy retain",
     ),
 )
 @common.MODEL

@@ -78,5 +78,3 @@ class BoundedCache(KVCache, Protocol):
         Raises:
             SessionError: the state is damaged or of another shape; nothing was changed.
         """
-
-

@@ -56,7 +56,6 @@ class Run:
                     self.positions.ctypes.data,
                     depth,
                     self.append.ctypes.data,
-                    launch.chunk_slots(slots),
                     self.mass[layer, head].ctypes.data,
                 )
                 at += 2 * each

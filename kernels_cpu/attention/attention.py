@@ -39,7 +39,6 @@ from edgetok.kernels_cpu.attention.launch import (
     MASS_LANES,
     MAX_CHUNKS,
     PARTIAL_EXTRA,
-    REC_CHUNK,
     REC_KEY_SCALES,
     REC_KEYS,
     REC_POSITIONS,
@@ -202,11 +201,15 @@ def make(kv_bits: int) -> Any:
         )
         scales = read_i64(record + 8 * REC_VALUE_SCALES) + 4 * first
         normed = state.normed_at(scratch, padded)
-        unit = norm_scales(scales, normed, count)
+        unit = np.float32(1.0)
+        if not masked:
+            unit = norm_scales(scales, normed, count, where, np.int32(0), np.int32(0), False)
         for r in range(rows):
             row = s_at + 4 * BLOCK * r
             low = read_i32(scratch + state.LOW + 4 * r)
             high = read_i32(scratch + state.HIGH + 4 * r)
+            if masked:  # each row has its own largest scale: of what it sees, and no other
+                unit = norm_scales(scales, normed, count, where, low, high, True)
             here = rows_of.highest_score(row, where, low, high, count, cap, masked)
             kept = read_i64(scratch + state.KEPT + 8 * r)
             if kept != 0:
@@ -233,7 +236,7 @@ def make(kv_bits: int) -> Any:
             scratch + state.KEEP,
             scratch + state.WEIGHT_FACTOR,
             scratch + state.WEIGHT_BASE,
-            state.chunk_at(scratch, padded),
+            state.result_at(scratch, padded),
             at_keys + kv_bits * padded * count // 8,
             rows,
             count,
@@ -252,7 +255,7 @@ def make(kv_bits: int) -> Any:
         padded: int,
     ) -> None:
         """The rows' result over slots begin..end, left in the scratch."""
-        state.fill(state.chunk_at(scratch, padded), np.float32(0.0), rows * padded)
+        state.fill(state.result_at(scratch, padded), np.float32(0.0), rows * padded)
         for r in range(rows):
             write_f32(scratch + state.MAX + 4 * r, rows_of.UNSEEN)
             write_f32(scratch + state.SUM + 4 * r, np.float32(0.0))
@@ -265,33 +268,37 @@ def make(kv_bits: int) -> Any:
         kv_heads = read_i64(instr + 8 * ATT_KV_HEADS)
         group = read_i64(instr + 8 * ATT_HEADS) // kv_heads
         partials = read_i64(instr + 8 * ATT_PARTIALS)
-        acc = state.chunk_at(scratch, padded)
+        acc = state.result_at(scratch, padded)
         every = 0
         for head in range(kv_heads):
             record = state.record_at(instr, ctx, head)
             used = read_i64(record + 8 * REC_USED)
-            slots = read_i64(record + 8 * REC_CHUNK)
-            every += (group + ROWS - 1) // ROWS * ((used + slots - 1) // slots)
+            every += (group + ROWS - 1) // ROWS * ((used + BLOCK - 1) // BLOCK)
         begin = share(every, tid, threads)
         end = share(every, tid + 1, threads)
-        number = 0
+        number = 0  # of the block that the next chunk begins with
         for head in range(kv_heads):
             record = state.record_at(instr, ctx, head)
             used = read_i64(record + 8 * REC_USED)
-            slots = read_i64(record + 8 * REC_CHUNK)
             for first in range(0, group, ROWS):
                 last = min(first + ROWS, group)
                 rows = 0
-                for c in range(0, used, slots):
-                    number += 1
-                    if number <= begin or number > end:
+                c, to_slot, size = -1, 0, BLOCK
+                while to_slot < used:
+                    size = state.chunk_at(to_slot, size)
+                    slot = to_slot
+                    to_slot = min(slot + size, used)
+                    block = number
+                    number += (to_slot - slot + BLOCK - 1) // BLOCK
+                    c += 1
+                    if block < begin or block >= end:
                         continue
                     if rows == 0:
                         kept = head * group + first if mass.is_wanted(ctx, record) else np.int64(-1)
                         rows = begin_rows(instr, ctx, scratch, head, first, last, padded, kept)
-                    chunk(instr, ctx, scratch, record, c, min(c + slots, used), rows, padded)
+                    chunk(instr, ctx, scratch, record, slot, to_slot, rows, padded)
                     for r in range(last - first):
-                        index = (head * group + first + r) * MAX_CHUNKS + c // slots
+                        index = (head * group + first + r) * MAX_CHUNKS + c
                         to = partials + 4 * (padded + PARTIAL_EXTRA) * index
                         for i in range(0, padded, LANES):
                             store_f32(to + 4 * i, load_f32(acc + 4 * (padded * r + i)))
@@ -352,20 +359,23 @@ def make(kv_bits: int) -> Any:
         size = read_i64(instr + 8 * ATT_HEAD_DIM)
         out = read_i64(instr + 8 * ATT_OUT)
         used = read_i64(record + 8 * REC_USED)
-        slots = read_i64(record + 8 * REC_CHUNK)
         total = state.total_at(scratch, padded)
         state.fill(total, np.float32(0.0), rows * padded)
         for r in range(rows):
             write_f32(scratch + state.TOTAL_MAX + 4 * r, rows_of.UNSEEN)
             write_f32(scratch + state.TOTAL_SUM + 4 * r, np.float32(0.0))
-        for c in range(0, used, slots):
-            chunk(instr, ctx, scratch, record, c, min(c + slots, used), rows, padded)
+        slot, chunk_slots = 0, BLOCK
+        while slot < used:
+            chunk_slots = state.chunk_at(slot, chunk_slots)
+            begin = slot
+            slot = min(begin + chunk_slots, used)
+            chunk(instr, ctx, scratch, record, begin, slot, rows, padded)
             for r in range(rows):
                 state.merge(
                     total + 4 * padded * r,
                     scratch + state.TOTAL_MAX + 4 * r,
                     scratch + state.TOTAL_SUM + 4 * r,
-                    state.chunk_at(scratch, padded) + 4 * padded * r,
+                    state.result_at(scratch, padded) + 4 * padded * r,
                     read_f32(scratch + state.MAX + 4 * r),
                     read_f32(scratch + state.SUM + 4 * r),
                     padded,

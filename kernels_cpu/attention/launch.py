@@ -59,7 +59,6 @@ REC_VALUE_SCALES = 3
 REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
 REC_USED = 5  # slots past this one hold nothing
 REC_APPEND = 6  # address of int32 [T]: the slot of each of the run's tokens
-REC_CHUNK = 7  # slots that a thread takes at a time; a multiple of BLOCK
 REC_MASS = 8  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
 RECORD_SLOTS = 16
 
@@ -90,7 +89,8 @@ APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
 
 ROWS = 32  # query rows (token and head) that a task computes together
 ROW_BYTES = 52  # small numbers of a row, see `attention/scratch.py`
-MAX_CHUNKS = 64
+FIRST_CHUNKS = 64  # chunks of one BLOCK, before they grow (`chunk_count`)
+MAX_CHUNKS = 256  # of a million slots
 BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
 MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
 PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
@@ -112,9 +112,25 @@ def row_bytes(head_dim: int, kv_bits: int) -> int:
     return padded_head_dim(head_dim, kv_bits) * kv_bits // 8
 
 
-def chunk_slots(slots: int) -> int:
-    """REC_CHUNK for a head of so many slots; of nothing else, so that results repeat."""
-    return BLOCK * max(1, -(-slots // (BLOCK * MAX_CHUNKS)))
+def chunk_count(slots: int) -> int:
+    """Chunks that the first `slots` slots are cut into.
+
+    A chunk is what a thread attends to at a time in a decode step; its result is merged as a whole.
+    Where chunks end depends on nothing but the slot's number, so that results do not depend on a
+    cache's capacity: FIRST_CHUNKS chunks of one BLOCK, then twice as long whenever the number of
+    slots has doubled, so that even a million slots are 256 chunks.
+    """
+    count, begin, size = 0, 0, BLOCK
+    while begin < slots:
+        size = chunk_at(begin, size)
+        begin += size
+        count += 1
+    return count
+
+
+def chunk_at(begin: int, before: int) -> int:
+    """Slots of the chunk that begins at `begin`, after one of `before` slots (BLOCK at first)."""
+    return 2 * before if begin >= FIRST_CHUNKS * before else before
 
 
 def scratch_bytes(head_dim: int) -> int:

@@ -23,12 +23,12 @@ from edgetok.kernels_cpu.attention.launch import (
     CTX_MASS,
     MAX_CHUNKS,
     PARTIAL_EXTRA,
-    REC_CHUNK,
     REC_USED,
 )
 from edgetok.kernels_cpu.attention.scratch import (
     TOTAL_MAX,
     TOTAL_SUM,
+    chunk_count,
     merge,
     record_at,
     scores_at,
@@ -65,13 +65,12 @@ def _merge_heads(instr: int, ctx: int, tid: int, threads: int, scratch: int, pad
     total = total_at(scratch, padded)
     for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
         record = record_at(instr, ctx, head // group)
-        used = read_i64(record + 8 * REC_USED)
-        slots = read_i64(record + 8 * REC_CHUNK)
+        chunks = chunk_count(read_i64(record + 8 * REC_USED))
         for i in range(0, padded, LANES):
             store_f32(total + 4 * i, zero_f32())
         write_f32(scratch + TOTAL_MAX, rows_of.UNSEEN)
         write_f32(scratch + TOTAL_SUM, np.float32(0.0))
-        for c in range((used + slots - 1) // slots):
+        for c in range(chunks):
             acc = partials + 4 * (padded + PARTIAL_EXTRA) * (head * MAX_CHUNKS + c)
             high = read_f32(acc + 4 * padded)
             s = read_f32(acc + 4 * padded + 4)
@@ -110,11 +109,10 @@ def _mass(instr: int, ctx: int, tid: int, threads: int, scratch: int, padded: in
 @outline
 def _total(instr: int, record: int, head: int, to: int, padded: int) -> None:
     """A query head's maximum and sum over all chunks."""
-    slots = read_i64(record + 8 * REC_CHUNK)
     partials = read_i64(instr + 8 * ATT_PARTIALS)
     high = rows_of.UNSEEN
     total = np.float32(0.0)
-    for c in range((read_i64(record + 8 * REC_USED) + slots - 1) // slots):
+    for c in range(chunk_count(read_i64(record + 8 * REC_USED))):
         at = partials + 4 * (padded + PARTIAL_EXTRA) * (head * MAX_CHUNKS + c) + 4 * padded
         new = max(high, read_f32(at))
         keep = rows_of.power(high - new)

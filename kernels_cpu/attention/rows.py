@@ -35,6 +35,7 @@ from edgetok.kernels_cpu.simd.ops import (
     maximum,
     mul,
     round_i32,
+    select_between,
     splat_f32,
     sum_lanes,
     to_f32,
@@ -193,8 +194,13 @@ def _make_weigh(kv_bits: int) -> Any:
 
 def _make_norm_scales(kv_bits: int) -> Any:
     @outline
-    def norm_scales(scales: int, out: int, count: int) -> Any:
+    def norm_scales(
+        scales: int, out: int, count: int, where: int, low: int, high: int, masked: bool
+    ) -> Any:
         """Scales times such a number that the largest becomes the largest integer weight.
+
+        Where `masked`, scales of slots at positions outside low..high are 0: what a row does not
+        see, tokens after it or left over from before, changes no bit of its result.
 
         Returns:
             What integer sums have to be multiplied by.
@@ -206,6 +212,8 @@ def _make_norm_scales(kv_bits: int) -> Any:
             v = load_f32(scales + 4 * i)
             if kv_bits == 4:
                 v = steps.low_bf16(load_i32(scales + 4 * i))
+            if masked:
+                v = select_between(load_i32(where + 4 * i), low, high, v, zero_f32())
             largest = maximum(v, largest)
             store_f32(out + 4 * i, v)
         most = max_lanes(largest)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetok.kernels_cpu.attention import launch
 from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
     ATT_RECORD,
@@ -28,7 +29,9 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32_first,
     write_f32,
 )
-from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32
+from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32, zero_f32
+
+chunk_at = inline(launch.chunk_at)
 
 OFFSET = 0  # int32: see `query_int`
 FACTOR = 4 * ROWS  # float32: scale of the query times the attention scale
@@ -64,7 +67,7 @@ def normed_at(scratch: int, padded: int) -> Any:
 
 
 @inline
-def chunk_at(scratch: int, padded: int) -> Any:
+def result_at(scratch: int, padded: int) -> Any:
     """Address of float32 [ROWS, padded], the result of a chunk."""
     return normed_at(scratch, padded) + 4 * BLOCK
 
@@ -72,7 +75,7 @@ def chunk_at(scratch: int, padded: int) -> Any:
 @inline
 def total_at(scratch: int, padded: int) -> Any:
     """Address of float32 [ROWS, padded], the merged result."""
-    return chunk_at(scratch, padded) + 4 * ROWS * padded
+    return result_at(scratch, padded) + 4 * ROWS * padded
 
 
 @inline
@@ -80,6 +83,17 @@ def record_at(instr: int, ctx: int, head: int) -> Any:
     """Address of a KV head's record."""
     first = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * ATT_RECORD)
     return first + 8 * RECORD_SLOTS * head
+
+
+@inline
+def chunk_count(slots: int) -> int:
+    """`launch.chunk_count`."""
+    count, begin, size = 0, 0, launch.BLOCK
+    while begin < slots:
+        size = chunk_at(begin, size)
+        begin += size
+        count += 1
+    return count
 
 
 @inline
@@ -107,8 +121,11 @@ def merge(
 
 @inline
 def write_row(total: int, total_sum: float, out: int, size: int) -> None:
-    """out = total / sum; 0 where nothing was seen."""
+    """out = total / sum; 0 where nothing was seen.
+
+    Chunks that a row does not see add 0 to its total, which makes 0 of -0: so does this.
+    """
     inverse = np.float32(1.0) / total_sum if total_sum > np.float32(0.0) else np.float32(0.0)
     for i in range(0, size, LANES):
-        v = mul(load_f32(total + 4 * i), splat_f32(inverse))
+        v = fma(load_f32(total + 4 * i), splat_f32(inverse), zero_f32())
         store_f32_first(out + 4 * i, v, min(LANES, size - i))

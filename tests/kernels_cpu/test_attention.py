@@ -63,7 +63,7 @@ class Cache:
         self.append = guard(np.zeros(slots, np.int32))
         self.records = guard(np.zeros((KH, launch.RECORD_SLOTS), np.int64))
         for h in range(KH):
-            self.records[h, : launch.REC_CHUNK + 1] = (
+            self.records[h, : launch.REC_APPEND + 1] = (
                 self.keys[h].ctypes.data,
                 self.values[h].ctypes.data,
                 self.scales[0, h].ctypes.data,
@@ -71,7 +71,6 @@ class Cache:
                 self.positions.ctypes.data,
                 0,
                 self.append.ctypes.data,
-                launch.chunk_slots(slots),
             )
 
     def run(self, instructions, tokens, threads, state=None):
@@ -263,16 +262,96 @@ def test_windows_and_caps(each_kernels, guard, bits, window, cap):
         close(out, truth(cache, q, order, window=window, cap=cap))
 
 
-@pytest.mark.parametrize("bits", [4, 8, 32])
-def test_a_token_does_not_depend_on_its_company(each_kernels, bits, guard):
-    H, KH, D, S = 6, 2, 64, 700
-    cache, _, _, _, rng = filled(each_kernels, guard, bits, H, KH, D, S, slots=1024)
-    q = rng.standard_normal((9, H, D)).astype(np.float32)
-    positions = np.arange(S - 9, S)
-    together = cache.attend(q, positions, threads=2)
-    for t in range(9):
-        alone = cache.attend(q[t : t + 1], positions[t : t + 1], threads=2)
-        np.testing.assert_array_equal(alone[0], together[t])
+def one_token(rng, KH, D, S, loud_from):
+    """Keys and values of S tokens; those from `loud_from` on are 50 times as large."""
+    k = rng.standard_normal((S, KH, D)).astype(np.float32) * 2
+    v = rng.standard_normal((S, KH, D)).astype(np.float32)
+    k[loud_from:] *= 50
+    v[loud_from:] *= 50
+    return k, v
+
+
+def stored(kernels, guard, bits, k, v, slots):
+    cache = Cache(kernels, guard, bits, k.shape[1], k.shape[2], slots)
+    cache.store(k, v, np.arange(len(k)), np.arange(len(k)))
+    return cache
+
+
+COMPANY = [
+    (0, 0.0, 620),
+    (0, 0.0, 255),
+    (0, 2.0, 70),
+    (300, 0.0, 620),
+    (20, 3.0, 517),
+    (1, 0.0, 64),
+]
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize(("window", "cap", "p"), COMPANY)
+def test_a_row_does_not_depend_on_its_company(each_kernels, guard, bits, window, cap, p):
+    """Position p alone or among others, whatever lies behind it, in caches of any capacity."""
+    H, KH, D, S = 6, 2, 24, 700
+    rng = np.random.default_rng(p)
+    k, v = one_token(rng, KH, D, S, p + 1)
+    q = rng.standard_normal((S, H, D)).astype(np.float32)
+    how = {"window": window, "cap": cap}
+    short = stored(each_kernels, guard, bits, k[: p + 1], v[: p + 1], 704)
+    expected = short.attend(q[p : p + 1], [p], **how)[0].tobytes()
+
+    def check(cache, first, last, **more):
+        out = cache.attend(q[first:last], np.arange(first, last), **how, **more)
+        assert out[p - first].tobytes() == expected, (first, last, more)
+
+    full = stored(each_kernels, guard, bits, k, v, 704)
+    large = stored(each_kernels, guard, bits, k, v, 20_480)
+    for cache in (short, full, large):
+        ahead = 0 if cache is short else 20
+        for first, last in ((p, p + 1), (p - 1, p + 1), (p - 39 + ahead, p + 1 + ahead)):
+            for threads in (1, 3):
+                check(cache, first, last, threads=threads)
+        state = Mass(guard, cache, H, 2).state(keep=1.0)
+        for first, last in ((p, p + 1), (p - 30, p + 1)):
+            check(cache, first, last, threads=2, state=state)
+    full.positions[p + 1 :] = launch.EMPTY  # truncated: what was stored stays where it was
+    for used in (S, p + 1):
+        full.records[:, launch.REC_USED] = used
+        for first in (p, p - 1, p - 39):
+            check(full, first, p + 1)
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+def test_chunks_do_not_depend_on_what_comes_later(kernels, guard, bits):
+    """One row in a deep cache, where chunks are longer than a block, alone and among others."""
+    H, KH, D, S = 2, 1, 16, 34_000
+    rng = np.random.default_rng(bits)
+    k, v = one_token(rng, KH, D, S, S)
+    q = rng.standard_normal((S, H, D)).astype(np.float32)
+    full = stored(kernels, guard, bits, k, v, -(-S // 64) * 64)
+    for p in (16_500, 33_500):
+        short = stored(kernels, guard, bits, k[: p + 1], v[: p + 1], -(-(p + 1) // 64) * 64)
+        expected = short.attend(q[p : p + 1], [p]).tobytes()
+        for threads in (1, 2, 5):
+            assert full.attend(q[p : p + 1], [p], threads=threads).tobytes() == expected
+        rows = np.arange(p - 4, p + 5)
+        assert full.attend(q[rows], rows)[4].tobytes() == expected
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize("D", [24, 64])
+def test_a_stored_row_does_not_depend_on_its_company(each_kernels, guard, bits, D):
+    """What is stored of a token, beside others and with any number of threads."""
+    KH, S = 3, 40
+    rng = np.random.default_rng(D)
+    k, v = one_token(rng, KH, D, S, 17)
+    alone = Cache(each_kernels, guard, bits, KH, D, 64)
+    for t in range(S):
+        alone.store(k[t : t + 1], v[t : t + 1], np.array([t]), [t])
+    for threads in (1, 3):
+        many = Cache(each_kernels, guard, bits, KH, D, 64)
+        many.store(k, v, np.arange(S), np.arange(S), threads=threads)
+        for name in ("keys", "values", "scales"):
+            assert getattr(many, name).tobytes() == getattr(alone, name).tobytes(), name
 
 
 def test_a_ring_of_slots(kernels, guard):
@@ -299,16 +378,20 @@ def test_a_ring_of_slots(kernels, guard):
 
 def test_deep_caches_are_split(kernels, guard):
     """More chunks than one, and chunks longer than the shortest."""
-    for slots in (2048, launch.MAX_CHUNKS * 256 + 64):
+    for slots in (2048, launch.FIRST_CHUNKS * 256 + 64):
         S = slots - 5
         cache, _, _, order, rng = filled(kernels, guard, 8, 4, 2, 16, S, slots=slots)
-        assert -(-slots // launch.chunk_slots(slots)) <= launch.MAX_CHUNKS
         q = rng.standard_normal((1, 4, 16)).astype(np.float32)
         expected = truth(cache, q, order)
         outs = [cache.attend(q, [S - 1], threads=n) for n in (1, 2, 4)]
         close(outs[0], expected)
         np.testing.assert_array_equal(outs[0], outs[1])
         np.testing.assert_array_equal(outs[0], outs[2])
+
+
+def test_chunks_by_hand():
+    expected = {1: 1, 256: 1, 257: 2, 16_384: 64, 16_385: 65, 32_768: 96, 32_769: 97, 2**20: 256}
+    assert {slots: launch.chunk_count(slots) for slots in expected} == expected
 
 
 def test_large_scores_do_not_overflow(each_kernels, guard):

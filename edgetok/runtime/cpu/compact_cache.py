@@ -27,7 +27,6 @@ from edgetok.kernels_cpu.attention.launch import (
     CTX_MASS_SLOTS,
     EMPTY,
     REC_APPEND,
-    REC_CHUNK,
     REC_KEY_SCALES,
     REC_KEYS,
     REC_MASS,
@@ -35,7 +34,6 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_USED,
     REC_VALUE_SCALES,
     REC_VALUES,
-    chunk_slots,
     mass_slots,
 )
 from edgetok.kernels_cpu.attention.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
@@ -447,4 +445,3 @@ class CompactKVCache:
             last = int(pool.held(index).max(initial=-1)) - int(pool.start[index])
             record[REC_USED] = max(last, int(self._free[index].max(initial=-1))) + 1
             record[REC_APPEND] = self._append[index].ctypes.data
-            record[REC_CHUNK] = chunk_slots(int(pool.size[index]))

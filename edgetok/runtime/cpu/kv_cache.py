@@ -20,13 +20,12 @@ from edgetok.kernels_cpu.attention.launch import (
     CTX_CACHE,
     EMPTY,
     KV_BITS,
-    REC_CHUNK,
+    REC_APPEND,
     REC_KEY_SCALES,
     REC_KEYS,
     REC_USED,
     RECORD_SLOTS,
     SLOT_TILE,
-    chunk_slots,
 )
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.linear.layout import round_up
@@ -285,7 +284,7 @@ class CpuKVCache:
         for layer in layers:
             for head in range(self._spec.num_kv_heads):
                 scales = at + 2 * head_bytes
-                self.records[layer, head, : REC_CHUNK + 1] = (
+                self.records[layer, head, : REC_APPEND + 1] = (
                     at,
                     at + head_bytes,
                     scales if scale_bytes else 0,
@@ -293,7 +292,6 @@ class CpuKVCache:
                     positions,
                     0,
                     append,
-                    chunk_slots(slots),
                 )
                 at += 2 * (head_bytes + scale_bytes)
         ring = _Ring(

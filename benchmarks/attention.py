@@ -48,7 +48,8 @@ class Run:
         at = self.memory.ctypes.data
         for layer in range(L):
             for head in range(KH):
-                self.records[layer, head, : launch.REC_MASS + 1] = (
+                record = self.records[layer, head]
+                record[: launch.REC_APPEND + 1] = (
                     at,
                     at + slots * row,
                     at + 2 * slots * row if scale else 0,
@@ -56,8 +57,8 @@ class Run:
                     self.positions.ctypes.data,
                     depth,
                     self.append.ctypes.data,
-                    self.mass[layer, head].ctypes.data,
                 )
+                record[launch.REC_MASS] = self.mass[layer, head].ctypes.data
                 at += 2 * each
         rng = np.random.default_rng(0)
         self.q = rng.standard_normal((BLOCK, H, D), np.float32)

@@ -11,7 +11,8 @@ import numpy as np
 
 from edgetok.errors import CheckpointError
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.spec import Activation, DecoderSpec, LayerSpec
+from edgetok.models.ops import Activation
+from edgetok.models.spec import DecoderSpec, LayerSpec
 from edgetok.models.tensors import tensor_shapes
 
 # Buffers that older releases of transformers saved; they are computed, not trained.

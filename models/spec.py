@@ -13,38 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgetok.errors import ArtefactError
+from edgetok.models.checks import check_choice, check_integer, check_number, shown
+from edgetok.models.layers.attention import Attention
+from edgetok.models.layers.dense import Dense
+from edgetok.models.layers.kind import FeedForward, LayerPart, Mixer, read_part
+from edgetok.models.ops import Activation
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
 QkNorm = Literal["none", "head", "full"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
-
-
-def _integer(where: str, name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ArtefactError(
-            f"spec: {where}{name} is {_shown(value)}, expected an integer in {low}..{high}"
-        )
-
-
-def _number(where: str, name: str, value: object, low: float, high: float) -> None:
-    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
-        raise ArtefactError(
-            f"spec: {where}{name} is {_shown(value)}, expected a number in {low:g}..{high:g}"
-        )
-
-
-def _choice(where: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if not any(type(value) is type(item) and value == item for item in allowed):
-        names = ", ".join(map(str, allowed))
-        raise ArtefactError(f"spec: {where}{name} is {_shown(value)}, expected one of {names}")
-
-
-def _shown(value: object) -> str:
-    if type(value) is int and value.bit_length() > 256:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, str | int | float | None):
-        return f"{value!a:.80}"
-    return f"of type {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +55,12 @@ class RopeSpec:
 
     def __post_init__(self) -> None:
         """Refuse numbers that give no frequencies."""
-        _integer("rope: ", "rotary_dim", self.rotary_dim, 2, 1 << 12)
+        check_integer("rope: ", "rotary_dim", self.rotary_dim, 2, 1 << 12)
         if self.rotary_dim % 2:
             raise ArtefactError(f"spec: rope: rotary_dim is {self.rotary_dim}, expected it even")
-        _choice("rope: ", "scaling", self.scaling, get_args(RopeScaling))
-        _number("rope: ", "theta", self.theta, 1.000001, 1e15)
-        _integer("rope: ", "original_context_tokens", self.original_context_tokens, 0, 1 << 28)
+        check_choice("rope: ", "scaling", self.scaling, get_args(RopeScaling))
+        check_number("rope: ", "theta", self.theta, 1.000001, 1e15)
+        check_integer("rope: ", "original_context_tokens", self.original_context_tokens, 0, 1 << 28)
         for name in (
             "factor",
             "low_freq_factor",
@@ -93,14 +69,14 @@ class RopeSpec:
             "beta_slow",
             "attention_factor",
         ):
-            _number("rope: ", name, getattr(self, name), 1e-6, 1e6)
+            check_number("rope: ", name, getattr(self, name), 1e-6, 1e6)
         for name in ("short_factors", "long_factors"):
             factors = getattr(self, name)
             expected = self.rotary_dim // 2 if self.scaling == "longrope" else 0
             if type(factors) is not tuple or len(factors) != expected:
                 raise ArtefactError(f"spec: rope: {name} are not a tuple of {expected} numbers")
             for factor in factors:
-                _number("rope: ", name, factor, 1e-6, 1e6)
+                check_number("rope: ", name, factor, 1e-6, 1e6)
         if self.scaling in ("llama3", "yarn", "longrope") and self.original_context_tokens < 1:
             raise ArtefactError(f"spec: rope: {self.scaling} needs original_context_tokens")
         if self.scaling == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -110,22 +86,77 @@ class RopeSpec:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class LayerSpec:
-    """What may differ from layer to layer.
+    """One layer: what may differ from layer to layer.
 
     Attributes:
-        window: a token attends to itself and the `window - 1` tokens before it; 0 is all of them.
-        rope: index into `DecoderSpec.ropes`; -1 leaves queries and keys as they are.
+        mixer: the part in which tokens see each other.
+        ffn: the feed-forward network.
     """
 
-    window: int = 0
-    rope: int = 0
+    mixer: Mixer
+    ffn: FeedForward
 
-    def __post_init__(self) -> None:
-        """Refuse what is no window and no index."""
-        _integer("layer: ", "window", self.window, 0, 1 << 28)
-        _integer("layer: ", "rope", self.rope, -1, 1 << 12)
+    def __init__(
+        self,
+        *,
+        mixer: Mixer | None = None,
+        ffn: FeedForward | None = None,
+        window: int = 0,
+        rope: int = 0,
+    ) -> None:
+        """Put two parts together.
+
+        Args:
+            mixer: None for `Attention(window=window, rope=rope)`.
+            ffn: None for `Dense()`.
+            window: see `Attention`; not together with a mixer.
+            rope: likewise.
+        """
+        if mixer is not None and (window or rope):
+            raise ArtefactError("spec: layer: window and rope are the mixer's, which is given")
+        attention = Attention(window=window, rope=rope) if mixer is None else mixer
+        object.__setattr__(self, "mixer", attention)
+        object.__setattr__(self, "ffn", Dense() if ffn is None else ffn)
+        for name, part, base in (("mixer", mixer, Mixer), ("ffn", ffn, FeedForward)):
+            if part is not None and not isinstance(part, base):
+                raise ArtefactError(f"spec: layer: {name} is {shown(part)}, expected a {name}")
+
+    @property
+    def attention(self) -> Attention | None:
+        """The mixer, if it is attention."""
+        return self.mixer if isinstance(self.mixer, Attention) else None
+
+    @property
+    def window(self) -> int:
+        """The attention's window; 0, as for all tokens, in a layer without attention."""
+        return 0 if self.attention is None else self.attention.window
+
+    @property
+    def rope(self) -> int:
+        """The attention's rope; -1, as for none, in a layer without attention."""
+        return -1 if self.attention is None else self.attention.rope
+
+    def fields(self) -> dict[str, Any]:
+        """The layer as JSON has it: attention and a dense network by their numbers alone."""
+        if self.attention is not None and self.ffn == Dense():
+            return {"window": self.window, "rope": self.rope}
+        return {"mixer": self.mixer.fields(), "ffn": self.ffn.fields()}
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> LayerSpec:
+        """Read what `fields` gave.
+
+        Raises:
+            ArtefactError: a kind is unknown, or a field of a part is.
+            TypeError: a field of the layer is unknown.
+        """
+        parts: dict[str, Any] = {
+            key: read_part(key, value) if key in ("mixer", "ffn") else value
+            for key, value in fields.items()
+        }
+        return cls(**parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +165,8 @@ class DecoderSpec:
 
     For each layer, with s = residual_scale, any absent norm being the identity:
 
-        a = o_proj(attention(input_norm(x)));  x = x + s * post_attention_norm(a)
-        m = down_proj(act(gate_proj(h)) * up_proj(h)), h = pre_mlp_norm(x)
-        x = x + s * post_mlp_norm(m)
+        x = x + s * post_attention_norm(mixer(input_norm(x)))
+        x = x + s * post_mlp_norm(ffn(pre_mlp_norm(x)))
 
     Before the layers x = embed_scale * embed_tokens[token]; after them
     logits = softcap(logit_scale * lm_head(final_norm(x)), logit_softcap).
@@ -194,9 +224,9 @@ class DecoderSpec:
             "context_tokens": 1 << 28,
         }
         for name, limit in limits.items():
-            _integer("", name, getattr(self, name), 1, limit)
+            check_integer("", name, getattr(self, name), 1, limit)
         if type(self.family) is not str or not 1 <= len(self.family) <= 64:
-            raise ArtefactError(f"spec: family is {_shown(self.family)}, expected a short name")
+            raise ArtefactError(f"spec: family is {shown(self.family)}, expected a short name")
         if type(self.layers) is not tuple or not 1 <= len(self.layers) <= 4096:
             raise ArtefactError("spec: layers are not a tuple of 1..4096 layers")
         if self.num_heads % self.num_kv_heads:
@@ -205,26 +235,27 @@ class DecoderSpec:
                 f"{self.num_kv_heads}"
             )
         for i, layer in enumerate(self.layers):
-            if layer.rope >= len(self.ropes):
-                raise ArtefactError(f"spec: layer {i} names rope {layer.rope} of {len(self.ropes)}")
+            parts: tuple[LayerPart, ...] = (layer.mixer, layer.ffn)
+            for part in parts:
+                part.check(f"spec: layer {i}", self)
         for i, rope in enumerate(self.ropes):
             if rope.rotary_dim > self.head_dim:
                 raise ArtefactError(
                     f"spec: rope {i} rotates {rope.rotary_dim} dims of head_dim {self.head_dim}"
                 )
-        _choice("", "activation", self.activation, get_args(Activation))
-        _choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
+        check_choice("", "activation", self.activation, get_args(Activation))
+        check_choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
         for name in ("pre_norm", "post_norm", "qkv_bias", "o_bias", "mlp_bias", "tied"):
-            _choice("", name, getattr(self, name), (True, False))
-        _number("", "norm_eps", self.norm_eps, 0.0, 1.0)
+            check_choice("", name, getattr(self, name), (True, False))
+        check_number("", "norm_eps", self.norm_eps, 0.0, 1.0)
         for name in ("attn_softcap", "logit_softcap"):
-            _number("", name, getattr(self, name), 0.0, 1e30)
+            check_number("", name, getattr(self, name), 0.0, 1e30)
         for name in ("attn_scale", "embed_scale", "residual_scale", "logit_scale"):
-            _number("", name, getattr(self, name), -1e30, 1e30)
+            check_number("", name, getattr(self, name), -1e30, 1e30)
         if self.bos_token is not None:
-            _integer("", "bos_token", self.bos_token, 0, self.vocab_size - 1)
+            check_integer("", "bos_token", self.bos_token, 0, self.vocab_size - 1)
         for token in self.eos_tokens:
-            _integer("", "eos_tokens", token, 0, self.vocab_size - 1)
+            check_integer("", "eos_tokens", token, 0, self.vocab_size - 1)
 
     @property
     def num_layers(self) -> int:
@@ -233,7 +264,10 @@ class DecoderSpec:
 
     def to_json(self) -> str:
         """The spec as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["layers"] = [layer.fields() for layer in self.layers]
+        fields["ropes"] = [dataclasses.asdict(rope) for rope in self.ropes]
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> DecoderSpec:
@@ -244,7 +278,7 @@ class DecoderSpec:
         """
         try:
             fields: dict[str, Any] = json.loads(text)
-            fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
+            fields["layers"] = tuple(LayerSpec.read(layer) for layer in fields["layers"])
             fields["ropes"] = tuple(_rope(rope) for rope in fields["ropes"])
             fields["eos_tokens"] = tuple(fields["eos_tokens"])
             return cls(**fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy.typing as npt
 
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference
-from edgetok.models import DecoderSpec, Family, inv_freq
+from edgetok.models import DecoderSpec, Family, inv_freq, ops
+from edgetok.models.operations import operations
 
 Array = npt.NDArray[Any]
+Attend = Callable[[int, Array, Array, Array], Array]
 
 
 def canonical_weights(family: Family, checkpoint: Checkpoint) -> dict[str, Array]:
@@ -23,6 +26,36 @@ def canonical_weights(family: Family, checkpoint: Checkpoint) -> dict[str, Array
     }
 
 
+@dataclass
+class Run:
+    """A pass over some tokens.
+
+    Attributes:
+        weights: by name with suffix.
+        tokens: [T] ids.
+        ropes: of each rope its frequencies and what cos and sin are multiplied by.
+        attend: see `forward`.
+        values: [T, columns] by name, as they are now.
+        stored: keys and values [T, KH, D] of each layer.
+    """
+
+    spec: DecoderSpec
+    weights: Mapping[str, Array]
+    tokens: Array
+    ropes: list[tuple[Array, float]]
+    attend: Attend | None
+    values: dict[str, Array] = field(default_factory=dict)
+    stored: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+
+    def heads(self, value: str, head_dim: int) -> Array:
+        """A value as [T, heads, head_dim]."""
+        return self.values[value].reshape(len(self.tokens), -1, head_dim)
+
+    def rows(self, values: Array) -> Array:
+        """[T, heads, head_dim] as a value."""
+        return values.reshape(len(self.tokens), -1)
+
+
 def forward(
     spec: DecoderSpec,
     weights: Mapping[str, Array],
@@ -30,7 +63,7 @@ def forward(
     *,
     capacity_tokens: int | None = None,
     dtype: npt.DTypeLike = np.float64,
-    attend: Callable[[int, Array, Array, Array], Array] | None = None,
+    attend: Attend | None = None,
 ) -> Array:
     """Logits of every position, without a cache.
 
@@ -47,52 +80,80 @@ def forward(
         [T, vocab_size].
     """
     ids = np.asarray(tokens)
-    positions = np.arange(len(ids))
-    frequencies = [inv_freq(rope, capacity_tokens or len(ids)) for rope in spec.ropes]
     w = {name: array.astype(dtype) for name, array in weights.items()}
+    if spec.tied:
+        w["lm_head.weight"] = w["embed_tokens.weight"]
+    capacity = capacity_tokens or len(ids)
+    ropes = [(inv_freq(rope, capacity), rope.attention_factor) for rope in spec.ropes]
+    run = Run(spec, w, ids, ropes, attend)
+    for op in operations(spec):
+        HOW[type(op)](op, run)
+    return run.values["logits"]
 
-    def linear(x: Array, name: str) -> Array:
-        y = x @ w[f"{name}.weight"].T
-        return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
-    def norm(x: Array, name: str) -> Array:
-        weight = w.get(f"{name}.weight")
-        return x if weight is None else reference.rms_norm(x, weight, spec.norm_eps)
+def _embed(op: ops.Embed, run: Run) -> None:
+    run.values[op.result] = run.weights[f"{op.weight}.weight"][run.tokens] * op.scale
 
-    def heads(x: Array, prefix: str, which: str, count: int) -> Array:
-        y = linear(x, f"{prefix}.{which}_proj")
-        if which == "v":
-            return y.reshape(len(ids), count, spec.head_dim)
-        if spec.qk_norm == "full":
-            y = norm(y, f"{prefix}.{which}_norm")
-        y = y.reshape(len(ids), count, spec.head_dim)
-        if spec.qk_norm == "head":
-            y = norm(y, f"{prefix}.{which}_norm")
-        return y
 
-    x = w["embed_tokens.weight"][ids] * spec.embed_scale
-    for i, layer in enumerate(spec.layers):
-        prefix = f"layers.{i}"
-        h = norm(x, f"{prefix}.input_norm")
-        q = heads(h, prefix, "q", spec.num_heads)
-        k = heads(h, prefix, "k", spec.num_kv_heads)
-        v = heads(h, prefix, "v", spec.num_kv_heads)
-        if attend is not None:
-            a = attend(i, q, k, v)
-        else:
-            if layer.rope >= 0:
-                factor = spec.ropes[layer.rope].attention_factor
-                q = reference.rope(q, positions, frequencies[layer.rope], factor)
-                k = reference.rope(k, positions, frequencies[layer.rope], factor)
-            a = reference.attention(
-                q, k, v, scale=spec.attn_scale, window=layer.window, cap=spec.attn_softcap
-            )
-        a = linear(a.reshape(len(ids), -1), f"{prefix}.o_proj")
-        x = x + spec.residual_scale * norm(a, f"{prefix}.post_attention_norm")
-        h = norm(x, f"{prefix}.pre_mlp_norm")
-        gate, up = linear(h, f"{prefix}.gate_proj"), linear(h, f"{prefix}.up_proj")
-        m = linear(reference.gated(gate, up, spec.activation), f"{prefix}.down_proj")
-        x = x + spec.residual_scale * norm(m, f"{prefix}.post_mlp_norm")
-    head = "embed_tokens" if spec.tied else "lm_head"
-    logits = linear(norm(x, "final_norm"), head) * spec.logit_scale
-    return reference.softcap(logits, spec.logit_softcap)
+def _norm(op: ops.Norm, run: Run) -> None:
+    x, weight = run.heads(op.source, op.size), run.weights[f"{op.weight}.weight"]
+    run.values[op.result] = run.rows(reference.rms_norm(x, weight, op.eps))
+
+
+def _linear(op: ops.Linear, run: Run) -> None:
+    y = run.values[op.source] @ run.weights[f"{op.weight}.weight"].T
+    if op.bias:
+        y = y + run.weights[f"{op.weight}.bias"]
+    run.values[op.result] = op.scale * y + (run.values[op.result] if op.add else 0)
+
+
+def _queries(op: ops.Queries, run: Run) -> None:
+    """A cache's, which there is none of."""
+
+
+def _rope(op: ops.Rope, run: Run) -> None:
+    if run.attend is None:
+        frequencies, factor = run.ropes[op.rope]
+        positions, x = np.arange(len(run.tokens)), run.heads(op.value, op.head_dim)
+        run.values[op.value] = run.rows(reference.rope(x, positions, frequencies, factor))
+
+
+def _store(op: ops.Store, run: Run) -> None:
+    keys, values = (run.heads(value, op.head_dim) for value in (op.keys, op.values))
+    run.stored[op.layer] = keys, values
+
+
+def _attend(op: ops.Attend, run: Run) -> None:
+    q, (k, v) = run.heads(op.queries, op.head_dim), run.stored[op.layer]
+    if run.attend is None:
+        a = reference.attention(q, k, v, scale=op.scale, window=op.window, cap=op.softcap)
+    else:
+        a = run.attend(op.layer, q, k, v)
+    run.values[op.result] = run.rows(a)
+
+
+def _activation_mul(op: ops.ActivationMul, run: Run) -> None:
+    gate, up = run.values[op.gate], run.values[op.up]
+    run.values[op.result] = reference.gated(gate, up, op.kind)
+
+
+def _add_scaled(op: ops.AddScaled, run: Run) -> None:
+    run.values[op.value] = run.values[op.value] + op.scale * run.values[op.source]
+
+
+def _softcap(op: ops.SoftCap, run: Run) -> None:
+    run.values[op.value] = reference.softcap(run.values[op.value], op.limit)
+
+
+HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
+    ops.Embed: _embed,
+    ops.Norm: _norm,
+    ops.Linear: _linear,
+    ops.Queries: _queries,
+    ops.Rope: _rope,
+    ops.Store: _store,
+    ops.Attend: _attend,
+    ops.ActivationMul: _activation_mul,
+    ops.AddScaled: _add_scaled,
+    ops.SoftCap: _softcap,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def describe(artefact: Any) -> dict[str, Any]:
         "weight_bytes": artefact.weight_bytes,
         "bits_per_weight": artefact.bits_per_weight,
         "files": {name: record.nbytes for name, record in artefact.manifest.files.items()},
-        "spec": None if spec is None else dataclasses.asdict(spec),
+        "spec": None if spec is None else json.loads(spec.to_json()),
         "formats": formats,
         "report": artefact.report,
     }
@@ -61,7 +61,7 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     if spec is None:
         rows.append(("Graph", f"exported by {values['exporter']}; runs in onnxruntime"))
     else:
-        windows = Counter(layer["window"] for layer in spec["layers"])
+        windows = Counter(layer.get("window", 0) for layer in spec["layers"])
         rows += [
             ("Family", spec["family"]),
             (

@@ -5,8 +5,6 @@ Source: arXiv 2503.19786; transformers `Gemma3TextConfig`.
 
 from __future__ import annotations
 
-import dataclasses
-
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_layer_ropes
 from edgetok.models.family import (
@@ -18,7 +16,7 @@ from edgetok.models.family import (
     sqrt_embed_scale,
     standard_tensors,
 )
-from edgetok.models.spec import DecoderSpec
+from edgetok.models.spec import DecoderSpec, LayerSpec
 
 
 def read(config: ConfigReader) -> Family:
@@ -33,7 +31,7 @@ def read(config: ConfigReader) -> Family:
     )
     spec = DecoderSpec(
         **sizes,
-        layers=tuple(dataclasses.replace(x, rope=1 if x.window else 0) for x in layers),
+        layers=tuple(LayerSpec(window=x.window, rope=1 if x.window else 0) for x in layers),
         ropes=read_layer_ropes(config, sizes["head_dim"], theta=1e6, local_theta=1e4),
         activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
         post_norm=True,

@@ -5,8 +5,6 @@ Source: https://huggingface.co/blog/smollm3, arXiv 2501.18795; transformers `Smo
 
 from __future__ import annotations
 
-import dataclasses
-
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
 from edgetok.models.family import (
@@ -18,7 +16,7 @@ from edgetok.models.family import (
     read_window,
     standard_tensors,
 )
-from edgetok.models.spec import DecoderSpec
+from edgetok.models.spec import DecoderSpec, LayerSpec
 
 
 def read(config: ConfigReader) -> Family:
@@ -36,7 +34,7 @@ def read(config: ConfigReader) -> Family:
     spec = DecoderSpec(
         **sizes,
         layers=tuple(
-            dataclasses.replace(layer, rope=0 if turn else -1)
+            LayerSpec(window=layer.window, rope=0 if turn else -1)
             for layer, turn in zip(layers, turned, strict=True)
         ),
         ropes=(read_rope(config, sizes["head_dim"], theta=2e6),),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
 
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.linear.launch import (
@@ -17,8 +16,6 @@ from edgetok.kernels_cpu.linear.launch import (
 )
 from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.tables import Instruction, Table
-
-Array = npt.NDArray[np.float32]
 
 
 class Linears:
@@ -46,11 +43,11 @@ class Linears:
 
     def products(
         self,
-        x: Array,
-        outs: dict[str, Array],
+        x: Floats,
+        outs: Mapping[str, Floats],
         *,
-        add: bool = False,
-        scale: float = 1.0,
+        add: Mapping[str, bool],
+        scale: Mapping[str, float],
         last: bool = False,
     ) -> list[Instruction | Table]:
         """Linear layers that share their input: quantise it once for each format, then multiply."""
@@ -60,29 +57,25 @@ class Linears:
         quantised: list[Activations] = []
         for name, weight in weights.items():
             if weight.bits in (16, 32) or self._exact:
-                inputs[name] = Floats.of(x)
+                inputs[name] = x
                 continue
-            qx = self._activations_for(weight, len(x))
+            qx = self._activations_for(weight, x.tokens_max)
             inputs[name] = qx
             if not any(qx is other for other in quantised):
                 quantised.append(qx)
         for i, qx in enumerate(quantised):
             barrier = i == len(quantised) - 1
-            made.append(
-                quantise_instruction(
-                    self._kernels, x=Floats.of(x), qx=qx, last=last, barrier=barrier
-                )
-            )
+            made.append(quantise_instruction(self._kernels, x=x, qx=qx, last=last, barrier=barrier))
         for i, (name, weight) in enumerate(weights.items()):
             made.append(
                 matmul_instruction(
                     self._kernels,
                     weight=weight,
                     x=inputs[name],
-                    y=Floats.of(outs[name]),
+                    y=outs[name],
                     scratch=self._scratch,
-                    add=add,
-                    scale=scale,
+                    add=add[name],
+                    scale=scale[name],
                     last=last,
                     barrier=i == len(weights) - 1,
                 )

@@ -1,0 +1,341 @@
+"""Operations of a decoder as ONNX nodes: one entry for each kind.
+
+Another kind is lowered by adding to `LOWERINGS`; what the operators of opset 21 and `com.microsoft`
+do not compute is written with those that there are.
+
+Source: onnxruntime, docs/ContribOperators.md: MatMulNBits, GatherBlockQuantized, RotaryEmbedding,
+GroupQueryAttention. Its `local_window_size` counts the token itself, as `Attention.window` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from edgetok.converter.write.onnx_nodes import EDGETOK, MICROSOFT, GraphWriter
+from edgetok.errors import UnsupportedError
+from edgetok.formats.layout import LOGITS_START, TensorFormat, cache_head_dim, linear_shapes
+from edgetok.models import ops
+from edgetok.models.rope import inv_freq
+from edgetok.models.spec import DecoderSpec, RopeSpec
+
+_Rotation = tuple[str, str]
+
+
+class DecoderWriter:
+    """Appends the nodes of operations to a graph.
+
+    Attributes:
+        g: collects the nodes.
+        values: for each value of the decoder the name of what it is now.
+        stored: for each layer the names of the keys and values that it stores.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, formats: Mapping[str, TensorFormat], accuracy_level: int
+    ) -> None:
+        """Begin with an empty graph; arguments are those of `onnx_graph.build`."""
+        self.g = GraphWriter()
+        self.spec = spec
+        self.formats = formats
+        self.values: dict[str, str] = {}
+        self.stored: dict[int, tuple[str, str]] = {}
+        self._shapes = linear_shapes(spec)
+        self._accuracy_level = accuracy_level
+        self._rotations: dict[int, _Rotation] = {}
+        self._lengths()
+
+    def write(self, operations: Iterable[ops.Op]) -> None:
+        """Append the nodes of some operations.
+
+        Raises:
+            UnsupportedError: one has no entry in `LOWERINGS`.
+        """
+        for op in operations:
+            if type(op) not in LOWERINGS:
+                raise UnsupportedError(
+                    f"the ONNX graph has no {type(op).__name__}; expected one of "
+                    f"{', '.join(known.__name__ for known in LOWERINGS)}"
+                )
+            LOWERINGS[type(op)](self, op)
+
+    def keep_wanted_rows(self, value: str) -> None:
+        """Leave out the rows before `logits_start`."""
+        g = self.g
+        end = g.ints(np.iinfo(np.int64).max)
+        rows = [self.values[value], LOGITS_START, end, g.ints(1)]
+        self.values[value] = g.op("Slice", rows, "final_norm")
+
+    def finish(self, value: str) -> None:
+        """Make a value the graph's `logits`."""
+        self.g.op("Identity", [self.values[value]], "logits", outputs=["logits"])
+
+    def _lengths(self) -> None:
+        """Lengths and positions, from the shapes and the mask."""
+        g = self.g
+        mask_shape = g.op("Shape", ["attention_mask"], "lengths")
+        total = g.op("Gather", [mask_shape, g.int(1)], "lengths", axis=0)
+        self.total_tokens = g.op("Cast", [total], "lengths", to=TensorProto.INT32)
+        seen = g.op("ReduceSum", ["attention_mask", g.ints(1)], "lengths", keepdims=0)
+        last = g.op("Sub", [seen, g.int(1)], "lengths")
+        self.last_positions = g.op("Cast", [last], "lengths", to=TensorProto.INT32)
+
+        ids_shape = g.op("Shape", ["input_ids"], "positions")
+        tokens = g.op("Gather", [ids_shape, g.ints(1)], "positions", axis=0)
+        counted = g.op("CumSum", ["attention_mask", g.int(1)], "positions")
+        start = g.op("Neg", [tokens], "positions")
+        end = g.ints(np.iinfo(np.int64).max)
+        new = g.op("Slice", [counted, start, end, g.ints(1)], "positions")
+        new = g.op("Max", [g.op("Sub", [new, g.int(1)], "positions"), g.int(0)], "positions")
+        flat = g.op("Reshape", [new, g.ints(-1, 1)], "positions")
+        self.positions = g.op("Cast", [flat], "positions", to=TensorProto.FLOAT)
+        # cos and sin hold a row for each new token, so that a token's row is its own number.
+        size = g.op("Size", ["input_ids"], "positions")
+        rows = g.op("Range", [g.int(0), size, g.int(1)], "positions")
+        self.rotation_rows = g.op("Reshape", [rows, ids_shape], "positions")
+
+    def rotation(self, index: int) -> _Rotation:
+        """Cos and sin, [B * T, rotary_dim / 2] each, for the new tokens."""
+        if index in self._rotations:
+            return self._rotations[index]
+        g, rope, scope = self.g, self.spec.ropes[index], f"rope.{index}"
+        frequencies = self._frequencies(rope, scope)
+        angles = g.op("Mul", [self.positions, frequencies], scope)
+        cos = self.scaled(g.op("Cos", [angles], scope), rope.attention_factor, scope)
+        sin = self.scaled(g.op("Sin", [angles], scope), rope.attention_factor, scope)
+        self._rotations[index] = cos, sin
+        return cos, sin
+
+    def _frequencies(self, rope: RopeSpec, scope: str) -> str:
+        g = self.g
+        original = rope.original_context_tokens
+        short = g.array(f"{scope}.inv_freq", _row(inv_freq(rope, original)))
+        if rope.scaling != "longrope":
+            return short
+        long = g.array(f"{scope}.inv_freq_long", _row(inv_freq(rope, original + 1)))
+        limit = g.array(f"{scope}.limit", np.array(original, np.int32))
+        # A past array that is longer than what it holds shows how long a conversation may become:
+        # the long factors then hold from its first token on, and no key has the wrong ones.
+        past = g.op("Shape", ["past_key_values.0.key"], scope)
+        past = g.op("Gather", [past, g.int(2)], scope, axis=0)
+        past = g.op("Cast", [past], scope, to=TensorProto.INT32)
+        may_reach = g.op("Max", [self.total_tokens, past], scope)
+        is_long = g.op("Greater", [may_reach, limit], scope)
+        return g.op("Where", [is_long, long, short], scope)
+
+    def scaled(self, x: str, factor: float, scope: str) -> str:
+        """A value times a number."""
+        return x if factor == 1.0 else self.g.op("Mul", [x, self.g.float(factor)], scope)
+
+    def embed(self) -> str:
+        """Rows of the embedding for `input_ids`."""
+        g, scope = self.g, "embed_tokens"
+        name = "lm_head" if self.spec.tied else "embed_tokens"
+        form, hidden = self.formats[name], self.spec.hidden_size
+        if not form.quantised:
+            rows = g.op("Gather", [f"{name}.weight", "input_ids"], scope, axis=0)
+            return rows if form.bits == 32 else g.op("Cast", [rows], scope, to=TensorProto.FLOAT)
+        if form.bits == 3:
+            return self._embed_3_bits(name, form)
+        scales = g.op("Cast", [f"{name}.scales"], scope, to=TensorProto.FLOAT)
+        padded = g.op(
+            "GatherBlockQuantized",
+            ["embed_tokens.qweight", "input_ids", scales] + [f"{name}.zeros"] * form.zeros,
+            scope,
+            domain=MICROSOFT,
+            bits=form.bits,
+            block_size=form.group_size,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if hidden % form.group_size == 0:
+            return padded
+        return g.op("Slice", [padded, g.ints(0), g.ints(hidden), g.ints(2)], scope)
+
+    def _embed_3_bits(self, name: str, form: TensorFormat) -> str:
+        g, scope = self.g, "embed_tokens"
+        ids = g.op("Reshape", ["input_ids", g.ints(-1)], scope)
+        suffixes = ["qweight", "qweight_high", "scales"] + ["zeros"] * form.zeros
+        rows = [g.op("Gather", [f"{name}.{suffix}", ids], scope, axis=0) for suffix in suffixes]
+        if not form.zeros:
+            rows.append(self._middle_zero())
+        flat = g.op("Dequantize3Bits", rows, scope, domain=EDGETOK, K=self.spec.hidden_size)
+        shape = g.op("Concat", [g.op("Shape", ["input_ids"], scope), g.ints(-1)], scope, axis=0)
+        return g.op("Reshape", [flat, shape], scope)
+
+    def _middle_zero(self) -> str:
+        return self.g.array("zeros_3_bits", np.array([[4]], np.uint8))
+
+    def linear(self, x: str, name: str) -> str:
+        """x weight^T + bias."""
+        g, form, shape = self.g, self.formats[name], self._shapes[name]
+        size: dict[str, Any] = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
+        zeros = [f"{name}.zeros"] * form.zeros
+        if form.bits == 3:
+            planes = [f"{name}.{suffix}" for suffix in ("qweight", "qweight_high", "scales")]
+            weights = planes + (zeros or [self._middle_zero()])
+            y = g.op("MatMul3Bits", [x, *weights], name, domain=EDGETOK, **size)
+        elif form.quantised:
+            scales = g.op("Cast", [f"{name}.scales"], name, to=TensorProto.FLOAT)
+            y = g.op(
+                "MatMulNBits",
+                [x, f"{name}.qweight", scales, *zeros],
+                name,
+                domain=MICROSOFT,
+                bits=form.bits,
+                accuracy_level=self._accuracy_level,
+                **size,
+            )
+        else:
+            weight = f"{name}.weight"
+            if form.bits == 16:
+                weight = g.op("Cast", [weight], name, to=TensorProto.FLOAT)
+            y = g.op("MatMul", [x, g.op("Transpose", [weight], name, perm=[1, 0])], name)
+        return g.op("Add", [y, f"{name}.bias"], name) if shape.bias else y
+
+    def norm(self, x: str, name: str, eps: float) -> str:
+        """RMSNorm over the last axis."""
+        g = self.g
+        square = g.op("Pow", [x, g.float(2.0)], name)
+        mean = g.op("ReduceMean", [square, g.ints(-1)], name, keepdims=1)
+        root = g.op("Sqrt", [g.op("Add", [mean, g.float(eps)], name)], name)
+        return g.op("Mul", [g.op("Div", [x, root], name), f"{name}.weight"], name)
+
+    def padded(self, x: str, scope: str, heads: int) -> str:
+        """GroupQueryAttention wants head_dim a multiple of 8: zeros at the end of each head."""
+        g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
+        if dim == wide:
+            return x
+        x = g.op("Reshape", [x, g.ints(0, 0, heads, dim)], scope)
+        x = g.op("Pad", [x, g.ints(0, 0, 0, 0, 0, 0, 0, wide - dim)], scope)
+        return g.op("Reshape", [x, g.ints(0, 0, heads * wide)], scope)
+
+    def unpadded(self, x: str, scope: str, heads: int) -> str:
+        """What `padded` made of heads, undone."""
+        g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
+        if dim == wide:
+            return x
+        x = g.op("Reshape", [x, g.ints(0, 0, heads, wide)], scope)
+        x = g.op("Slice", [x, g.ints(0), g.ints(dim), g.ints(3)], scope)
+        return g.op("Reshape", [x, g.ints(0, 0, heads * dim)], scope)
+
+
+def _embed(writer: DecoderWriter, op: ops.Embed) -> None:
+    writer.values[op.result] = writer.scaled(writer.embed(), op.scale, op.weight)
+
+
+def _norm(writer: DecoderWriter, op: ops.Norm) -> None:
+    g, x, name = writer.g, writer.values[op.source], op.weight
+    if op.heads is None:
+        writer.values[op.result] = writer.norm(x, name, op.eps)
+        return
+    x = g.op("Reshape", [x, g.ints(0, 0, op.heads, op.size)], name)
+    x = g.op("Reshape", [writer.norm(x, name, op.eps), g.ints(0, 0, -1)], name)
+    writer.values[op.result] = x
+
+
+def _linear(writer: DecoderWriter, op: ops.Linear) -> None:
+    y, scope = writer.linear(writer.values[op.source], op.weight), _scope(op)
+    if op.layer is None:
+        scope = op.weight
+    y = writer.scaled(y, op.scale, scope)
+    if op.add:
+        y = writer.g.op("Add", [writer.values[op.result], y], scope)
+    writer.values[op.result] = y
+
+
+def _queries(writer: DecoderWriter, op: ops.Queries) -> None:
+    """No cache of this graph judges tokens."""
+
+
+def _rope(writer: DecoderWriter, op: ops.Rope) -> None:
+    cos, sin = writer.rotation(op.rope)
+    rotary_dim = writer.spec.ropes[op.rope].rotary_dim
+    writer.values[op.value] = writer.g.op(
+        "RotaryEmbedding",
+        [writer.values[op.value], writer.rotation_rows, cos, sin],
+        _scope(op),
+        domain=MICROSOFT,
+        num_heads=op.heads,
+        rotary_embedding_dim=rotary_dim if rotary_dim != op.head_dim else 0,
+    )
+
+
+def _store(writer: DecoderWriter, op: ops.Store) -> None:
+    """Remember what GroupQueryAttention is to store, which does both."""
+    writer.stored[_layer(op)] = writer.values[op.keys], writer.values[op.values]
+
+
+def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
+    i, scope = _layer(op), _scope(op)
+    q = writer.padded(writer.values[op.queries], scope, op.heads)
+    k, v = (writer.padded(stored, scope, op.kv_heads) for stored in writer.stored[i])
+    past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
+    attributes: dict[str, Any] = {"num_heads": op.heads, "kv_num_heads": op.kv_heads}
+    attributes |= {"scale": float(op.scale), "do_rotary": 0}
+    if op.window:
+        attributes["local_window_size"] = op.window
+    if op.softcap:
+        attributes["softcap"] = float(op.softcap)
+    attended = writer.g.op(
+        "GroupQueryAttention",
+        [q, k, v, *past, writer.last_positions, writer.total_tokens],
+        scope,
+        domain=MICROSOFT,
+        outputs=[f"{scope}/attended", f"present.{i}.key", f"present.{i}.value"],
+        **attributes,
+    )
+    writer.values[op.result] = writer.unpadded(attended, scope, op.heads)
+
+
+def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
+    g, scope, gate = writer.g, _scope(op), writer.values[op.gate]
+    if op.kind == "silu":
+        gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], scope)], f"{scope}.silu")
+    else:
+        approximate = "tanh" if op.kind == "gelu_tanh" else "none"
+        gate = g.op("Gelu", [gate], scope, approximate=approximate)
+    writer.values[op.result] = g.op("Mul", [gate, writer.values[op.up]], f"{scope}.gated")
+
+
+def _add_scaled(writer: DecoderWriter, op: ops.AddScaled) -> None:
+    y = writer.scaled(writer.values[op.source], op.scale, _scope(op))
+    writer.values[op.value] = writer.g.op("Add", [writer.values[op.value], y], _scope(op))
+
+
+def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
+    g, limit = writer.g, writer.g.float(op.limit)
+    y = g.op("Tanh", [g.op("Div", [writer.values[op.value], limit], "softcap")], "softcap")
+    writer.values[op.value] = g.op("Mul", [y, limit], "softcap")
+
+
+def _layer(op: ops.Op) -> int:
+    if op.layer is None:
+        raise UnsupportedError(f"{type(op).__name__} outside of a layer: caches are a layer's")
+    return op.layer
+
+
+def _scope(op: ops.Op) -> str:
+    return "decoder" if op.layer is None else f"layers.{op.layer}"
+
+
+def _row(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, np.float32).reshape(1, -1)
+
+
+LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
+    ops.Embed: _embed,
+    ops.Norm: _norm,
+    ops.Linear: _linear,
+    ops.Queries: _queries,
+    ops.Rope: _rope,
+    ops.Store: _store,
+    ops.Attend: _attend,
+    ops.ActivationMul: _activation_mul,
+    ops.AddScaled: _add_scaled,
+    ops.SoftCap: _softcap,
+}
+"""Appends the nodes of one operation of a kind."""

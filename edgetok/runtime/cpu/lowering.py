@@ -1,0 +1,331 @@
+"""Operations of a decoder as CPU instructions: one entry for each kind.
+
+Another kind is lowered by adding to `LOWERINGS`. An instruction is followed by a barrier unless the
+next operation shares its work out alike, so that each thread reads only what it wrote itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetok.errors import UnsupportedError
+from edgetok.kernels_cpu.attention import launch as launch_attention
+from edgetok.kernels_cpu.attention.launch_queries import keep_queries
+from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
+from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
+from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.tables import Instruction, Table
+from edgetok.models import ops
+from edgetok.models.operations import grouped
+from edgetok.runtime.cpu.linears import Linears
+
+Instructions = list[Instruction | Table]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """What instructions point to, beside weights.
+
+    Attributes:
+        values: of each value, by name.
+        tokens: int32, one a row.
+        positions: address of int32 [rows].
+        ropes: for each rope the addresses of cos and sin.
+        scratch: address of `launch_attention.scratch_bytes` for each thread.
+        partials: address of `launch_attention.partials_bytes`.
+    """
+
+    values: Mapping[str, Floats]
+    tokens: Span
+    positions: int
+    ropes: Sequence[tuple[int, int]]
+    scratch: int
+    partials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What operations are lowered for.
+
+    Attributes:
+        kernels: to be called.
+        linears: makes the products.
+        weight: the address of a tensor, by name with suffix.
+        buffers: of the values.
+        rotary_dims: of each rope.
+        kv_bits: of the caches.
+        tied: whether the embedding is the head's matrix.
+        last: only a run's last row is wanted.
+    """
+
+    kernels: Kernels
+    linears: Linears
+    weight: Callable[[str], int]
+    buffers: Buffers
+    rotary_dims: Sequence[int]
+    kv_bits: int
+    tied: bool
+    last: bool = False
+
+    def at(self, value: str) -> int:
+        """The address of a value's first row."""
+        return self.buffers.values[value].address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """What stands around the operations that are lowered.
+
+    Attributes:
+        before: the operation before them.
+        after: the operation behind them.
+        wait: whether all threads wait before `after` begins.
+    """
+
+    before: ops.Op | None
+    after: ops.Op | None
+    wait: bool
+
+
+def lower(operations: Sequence[ops.Op], target: Target) -> tuple[Instructions, int]:
+    """The instructions of some operations.
+
+    Returns:
+        Instructions, and how many of them there are up to the last one that stores for later runs.
+
+    Raises:
+        UnsupportedError: an operation has no entry in `LOWERINGS`.
+    """
+    made: Instructions = []
+    stored = 0
+    before: ops.Op | None = None
+    groups = grouped(operations)
+    for group, following in zip(groups, [*groups[1:], None], strict=True):
+        kind = type(group[0])
+        if kind not in LOWERINGS:
+            raise UnsupportedError(
+                f"the cpu backend does not compute {kind.__name__}; expected one of "
+                f"{', '.join(known.__name__ for known in LOWERINGS)}"
+            )
+        after = None if following is None else following[0]
+        wait = after is None or not _shared_alike(group[-1], after)
+        made += LOWERINGS[kind](target, group, Near(before=before, after=after, wait=wait))
+        before = group[-1]
+        if group[-1].STORES:
+            stored = len(made)
+    return made, stored
+
+
+_BY_HEAD = (ops.Queries, ops.Rope, ops.Store)
+
+
+def _shared_alike(op: ops.Op, following: ops.Op) -> bool:
+    """Whether a thread computes of `following` no other rows or heads than of `op`."""
+
+    def by_head(op: ops.Op) -> bool:
+        return isinstance(op, _BY_HEAD) or (isinstance(op, ops.Norm) and op.heads is not None)
+
+    if isinstance(op, ops.Norm) and op.heads is None:
+        whole_rows = isinstance(following, ops.Norm) and following.heads is None
+        return whole_rows or isinstance(following, ops.AddScaled)
+    return by_head(op) and by_head(following)
+
+
+def _embed(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Embed = group[0]
+    return [
+        embed_instruction(
+            to.kernels,
+            table=to.linears.weight("lm_head" if to.tied else op.weight),
+            tokens=to.buffers.tokens,
+            x=to.buffers.values[op.result],
+            scale=op.scale,
+            barrier=near.wait,
+        )
+    ]
+
+
+def _norm(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Norm = group[0]
+    return [
+        launch_elementwise.rms_norm(
+            to.kernels,
+            x=to.at(op.source),
+            out=to.at(op.result),
+            weight=to.weight(f"{op.weight}.weight"),
+            size=op.size,
+            units=op.heads or 1,
+            eps=op.eps,
+            wait=near.wait,
+        )
+    ]
+
+
+def _linears(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    """Layers that share their input: it is quantised once for each format."""
+    del near  # products share work out in their own way
+    values = to.buffers.values
+    return to.linears.products(
+        values[group[0].source],
+        {op.weight: values[op.result] for op in group},
+        add={op.weight: op.add for op in group},
+        scale={op.weight: op.scale for op in group},
+        last=to.last,
+    )
+
+
+def _queries(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    del near  # nothing is written that an operation reads
+    op: ops.Queries = group[0]
+    return [
+        keep_queries(
+            to.kernels,
+            q=to.at(op.source),
+            layer=_layer(op),
+            heads=op.heads,
+            head_dim=op.head_dim,
+        )
+    ]
+
+
+def _rope(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Rope = group[0]
+    cos, sin = to.buffers.ropes[op.rope]
+    return [
+        launch_elementwise.rope(
+            to.kernels,
+            x=to.at(op.value),
+            cos=cos,
+            sin=sin,
+            heads=op.heads,
+            head_dim=op.head_dim,
+            rotary_dim=to.rotary_dims[op.rope],
+            wait=near.wait,
+        )
+    ]
+
+
+def _store(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Store = group[0]
+    made: Instructions = []
+    if to.kv_bits == 4:
+        # Queries that meet these keys are turned along with them, without a barrier of their own.
+        turned = [(op.keys, op.heads), (op.values, op.heads)]
+        if isinstance(near.after, ops.Attend):
+            turned.insert(0, (near.after.queries, near.after.heads))
+        made += [_hadamard(to, value, heads, op.head_dim, wait=False) for value, heads in turned]
+    made.append(
+        launch_attention.kv_append(
+            to.kernels,
+            kv_bits=to.kv_bits,
+            k=to.at(op.keys),
+            v=to.at(op.values),
+            layer=_layer(op),
+            kv_heads=op.heads,
+            head_dim=op.head_dim,
+            wait=near.wait,
+        )
+    )
+    return made
+
+
+def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Attend = group[0]
+    made: Instructions = []
+    if to.kv_bits == 4 and not isinstance(near.before, ops.Store):
+        made.append(_hadamard(to, op.queries, op.heads, op.head_dim, wait=True))
+    made += launch_attention.attention(
+        to.kernels,
+        kv_bits=to.kv_bits,
+        q=to.at(op.queries),
+        out=to.at(op.result),
+        layer=_layer(op),
+        heads=op.heads,
+        kv_heads=op.kv_heads,
+        head_dim=op.head_dim,
+        window=op.window,
+        scale=op.scale,
+        softcap=op.softcap,
+        positions=to.buffers.positions,
+        scratch=to.buffers.scratch,
+        partials=to.buffers.partials,
+    )
+    if to.kv_bits == 4:
+        made.append(_hadamard(to, op.result, op.heads, op.head_dim, wait=near.wait))
+    return made
+
+
+def _hadamard(to: Target, value: str, heads: int, head_dim: int, *, wait: bool) -> Instruction:
+    """Heads turned as 4-bit slots hold them, or back: mixed values are turned as values are."""
+    return launch_attention.hadamard(
+        to.kernels, x=to.at(value), heads=heads, head_dim=head_dim, wait=wait
+    )
+
+
+def _activation_mul(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.ActivationMul = group[0]
+    return [
+        launch_elementwise.activation_mul(
+            to.kernels,
+            kind=op.kind,
+            gate=to.at(op.gate),
+            up=to.at(op.up),
+            out=to.at(op.result),
+            size=op.size,
+            wait=near.wait,
+        )
+    ]
+
+
+def _add_scaled(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.AddScaled = group[0]
+    return [
+        launch_elementwise.add_scaled(
+            to.kernels,
+            x=to.at(op.value),
+            y=to.at(op.source),
+            size=op.size,
+            scale=op.scale,
+            wait=near.wait,
+        )
+    ]
+
+
+def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.SoftCap = group[0]
+    return [
+        launch_elementwise.softcap(
+            to.kernels,
+            x=to.at(op.value),
+            size=op.size,
+            scale=1.0,
+            limit=op.limit,
+            last=to.last,
+            wait=near.wait,
+        )
+    ]
+
+
+def _layer(op: ops.Op) -> int:
+    if op.layer is None:
+        raise UnsupportedError(f"{type(op).__name__} outside of a layer: caches are a layer's")
+    return op.layer
+
+
+Lowering = Callable[[Target, Sequence[Any], Near], Instructions]
+LOWERINGS: dict[type[ops.Op], Lowering] = {
+    ops.Embed: _embed,
+    ops.Norm: _norm,
+    ops.Linear: _linears,
+    ops.Queries: _queries,
+    ops.Rope: _rope,
+    ops.Store: _store,
+    ops.Attend: _attend,
+    ops.ActivationMul: _activation_mul,
+    ops.AddScaled: _add_scaled,
+    ops.SoftCap: _softcap,
+}
+"""Of each kind of operation: from the target, operations of a kind (`grouped`) and what stands around
+them to their instructions."""

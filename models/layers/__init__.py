@@ -1,0 +1,1 @@
+"""Layer kinds: each file describes one mixer or feed-forward network and its operations."""

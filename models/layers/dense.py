@@ -1,0 +1,35 @@
+"""The gated feed-forward network (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgetok.models.layers.kind import FeedForward, Place, register
+from edgetok.models.ops import ActivationMul, Op
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense(FeedForward):
+    """down_proj(act(gate_proj(h)) * up_proj(h)); sizes and activation are the decoder's."""
+
+    kind: ClassVar[str] = "dense"
+
+    def operations(self, place: Place) -> Iterator[Op]:
+        """Two products, the activation and the product back."""
+        spec, inner = place.spec, place.spec.intermediate_size
+        for which in ("gate", "up"):
+            yield place.linear(
+                f"{which}_proj", place.source, which, spec.hidden_size, inner, spec.mlp_bias
+            )
+        yield ActivationMul(
+            layer=place.layer,
+            kind=spec.activation,
+            gate="gate",
+            up="up",
+            result="gate",
+            size=inner,
+        )
+        yield from place.residual("down_proj", "gate", inner, spec.mlp_bias)

@@ -1,0 +1,143 @@
+"""A decoder as a list of operations, from its spec alone, and what follows from their order.
+
+The backends, the ONNX graph, the converter's stages, the order of tensors in an artefact and the
+tests' NumPy decoder are all derived from this list.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+from edgetok.models.layers.kind import LayerPart, Place
+from edgetok.models.ops import Embed, Linear, Norm, Op, SoftCap
+from edgetok.models.spec import DecoderSpec
+
+
+@functools.lru_cache(maxsize=16)
+def operations(spec: DecoderSpec, first_layer: int = 0) -> tuple[Op, ...]:
+    """Every operation from token ids to `logits`, in order of execution.
+
+    Values: `x` is the residual stream, `h` its norm or what is added to it, `logits` the result.
+
+    Args:
+        spec: the decoder, or consecutive layers of one.
+        first_layer: the number of the spec's first layer in the names of weights.
+    """
+    return (*body_operations(spec, first_layer), *head_operations(spec))
+
+
+def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
+    """From token ids to the residual stream behind the last layer."""
+    yield Embed(
+        weight="embed_tokens",
+        result="x",
+        rows=spec.vocab_size,
+        size=spec.hidden_size,
+        scale=spec.embed_scale,
+    )
+    for i in range(spec.num_layers):
+        yield from layer_operations(spec, i, first_layer)
+
+
+def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Iterator[Op]:
+    """Of one layer: its mixer, then its feed-forward network."""
+    prefix = f"layers.{first_layer + layer}."
+    parts: tuple[tuple[LayerPart, str, str], ...] = (
+        (spec.layers[layer].mixer, "input_norm", "post_attention_norm"),
+        (spec.layers[layer].ffn, "pre_mlp_norm", "post_mlp_norm"),
+    )
+    for part, before, after in parts:
+        if spec.pre_norm:
+            yield Norm(
+                layer=layer,
+                weight=prefix + before,
+                source="x",
+                result="h",
+                size=spec.hidden_size,
+                eps=spec.norm_eps,
+            )
+        source = "h" if spec.pre_norm else "x"
+        yield from part.operations(
+            Place(spec=spec, layer=layer, prefix=prefix, source=source, after=after)
+        )
+
+
+def head_operations(spec: DecoderSpec) -> Iterator[Op]:
+    """From the residual stream to logits."""
+    yield Norm(
+        weight="final_norm", source="x", result="h", size=spec.hidden_size, eps=spec.norm_eps
+    )
+    yield Linear(
+        weight="lm_head",
+        source="h",
+        result="logits",
+        inputs=spec.hidden_size,
+        outputs=spec.vocab_size,
+        scale=spec.logit_scale,
+    )
+    if spec.logit_softcap:
+        yield SoftCap(value="logits", size=spec.vocab_size, limit=spec.logit_softcap)
+
+
+def grouped(ops: Iterable[Op]) -> list[tuple[Op, ...]]:
+    """The operations in order, linear layers that follow each other and share their input as one.
+
+    Such layers need the input's quantisation, norm or statistics only once.
+    """
+    groups: list[tuple[Op, ...]] = []
+    for op in ops:
+        before = groups[-1][-1] if groups else None
+        if (
+            isinstance(op, Linear)
+            and isinstance(before, Linear)
+            and op.source == before.source != before.result
+        ):
+            groups[-1] = (*groups[-1], op)
+        else:
+            groups.append((op,))
+    return groups
+
+
+def stages(ops: Iterable[Op]) -> list[tuple[Linear, ...]]:
+    """The linear layers in order of execution, those that share an input together."""
+    found = []
+    for group in grouped(ops):
+        linears = tuple(op for op in group if isinstance(op, Linear))
+        if linears:
+            found.append(linears)
+    return found
+
+
+def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linear] | None:
+    """Where scales of a stage's input can be folded into what makes it.
+
+    Args:
+        ops: of the whole layer.
+        stage: one of `stages(ops)`.
+
+    Returns:
+        The operation whose result the input is, and the norm or linear layer whose weights (rows,
+        of a linear layer) the result scales with; None where there is none, as behind a sum.
+    """
+    before = list(ops[: next(i for i, op in enumerate(ops) if op is stage[0])])
+    maker = _last_writer(before, stage[0].source)
+    if maker is None or maker.scales_with is None:
+        return None
+    if isinstance(maker, Norm):
+        return (maker, maker) if maker.heads is None else None
+    source = _last_writer(before[: before.index(maker)], maker.scales_with)
+    return (maker, source) if isinstance(source, Linear) and not source.add else None
+
+
+def value_columns(ops: Iterable[Op]) -> dict[str, int]:
+    """How many columns a buffer of each value needs."""
+    columns: dict[str, int] = {}
+    for op in ops:
+        for name, count in op.writes.items():
+            columns[name] = max(count, columns.get(name, 0))
+    return columns
+
+
+def _last_writer(ops: Sequence[Op], value: str) -> Op | None:
+    return next((op for op in reversed(ops) if value in op.writes), None)

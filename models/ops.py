@@ -1,0 +1,236 @@
+"""The operations that a decoder is made of: names of values and weights, sizes, no arithmetic.
+
+An operation reads values, writes values and multiplies by weights, all of them by name. A value is
+a float32 matrix with a row for each token; its name may be written again, as a variable may. A
+backend lowers each kind of operation in its own way (docs/add-a-layer-kind.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operation. A kind says in capitals which of its fields mean what.
+
+    Attributes:
+        layer: index of the layer that it belongs to; None before and after the layers.
+        READS: fields that name the values that it reads.
+        WRITES: fields that name the values that it writes.
+        COLUMNS: fields whose product is the number of columns that are written.
+        SCALES_WITH: the field that names the value or weight `a` for which, with s per column,
+            result(a * s) = result(a) * s.
+        STORES: whether it leaves something of every token behind for later runs.
+    """
+
+    layer: int | None = None
+    READS: ClassVar[tuple[str, ...]] = ()
+    WRITES: ClassVar[tuple[str, ...]] = ()
+    COLUMNS: ClassVar[tuple[str, ...]] = ()
+    SCALES_WITH: ClassVar[str | None] = None
+    STORES: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the values that it reads."""
+        return tuple(getattr(self, field) for field in self.READS)
+
+    @property
+    def writes(self) -> dict[str, int]:
+        """How many columns each value has that it writes."""
+        columns = math.prod(getattr(self, field) or 1 for field in self.COLUMNS)
+        return {getattr(self, field): columns for field in self.WRITES}
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Shapes of the weights that it uses, by canonical name with suffix."""
+        return {}
+
+    @property
+    def scales_with(self) -> str | None:
+        """Name of what SCALES_WITH says; None where there is nothing of that kind."""
+        return None if self.SCALES_WITH is None else getattr(self, self.SCALES_WITH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed(Op):
+    """result = scale * weight[token], `weight` being [rows, size]."""
+
+    weight: str
+    result: str
+    rows: int
+    size: int
+    scale: float
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        return {f"{self.weight}.weight": (self.rows, self.size)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm(Op):
+    """result = source / sqrt(mean(source^2) + eps) * weight, for every `size` columns.
+
+    Attributes:
+        heads: how many times `size` columns a row has, each normalised by itself; None: the row is
+            one.
+    """
+
+    weight: str
+    source: str
+    result: str
+    size: int
+    heads: int | None = None
+    eps: float
+    READS: ClassVar[tuple[str, ...]] = ("source",)
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size", "heads")
+    SCALES_WITH: ClassVar[str | None] = "weight"
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        return {f"{self.weight}.weight": (self.size,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Op):
+    """result = scale * (source weight^T + bias), or result += with `add`.
+
+    Attributes:
+        weight: [outputs, inputs].
+        bias: whether it has one, [outputs].
+    """
+
+    weight: str
+    source: str
+    result: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+    scale: float = 1.0
+    add: bool = False
+    READS: ClassVar[tuple[str, ...]] = ("source",)
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("outputs",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The source, and the result where something is added to it."""
+        return (self.source, self.result) if self.add else (self.source,)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        shapes: dict[str, Shape] = {f"{self.weight}.weight": (self.outputs, self.inputs)}
+        return shapes | ({f"{self.weight}.bias": (self.outputs,)} if self.bias else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queries(Op):
+    """Show a layer's queries, before their rotation, to a cache that judges tokens by them."""
+
+    source: str
+    heads: int
+    head_dim: int
+    READS: ClassVar[tuple[str, ...]] = ("source",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope(Op):
+    """Rotate each head of `value` by its token's position; `rope` is an index of `spec.ropes`."""
+
+    value: str
+    heads: int
+    head_dim: int
+    rope: int
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store(Op):
+    """Append keys and values of every token to the layer's cache."""
+
+    keys: str
+    values: str
+    heads: int
+    head_dim: int
+    STORES: ClassVar[bool] = True
+    READS: ClassVar[tuple[str, ...]] = ("keys", "values")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attend(Op):
+    """result = softmax(softcap(scale * queries keys^T)) values, over what the layer has stored.
+
+    Attributes:
+        values: the value that was stored as values: a row of the result is a mean of such rows.
+        kv_heads: `heads / kv_heads` query heads share one of keys and values.
+        window: a token attends to itself and the `window - 1` before it; 0 is all.
+        softcap: c * tanh(x / c); 0 is none.
+    """
+
+    queries: str
+    values: str
+    result: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    scale: float
+    softcap: float
+    READS: ClassVar[tuple[str, ...]] = ("queries",)
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
+    SCALES_WITH: ClassVar[str | None] = "values"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationMul(Op):
+    """result = activation(gate) * up; the result may be called as one of both."""
+
+    kind: Activation
+    gate: str
+    up: str
+    result: str
+    size: int
+    READS: ClassVar[tuple[str, ...]] = ("gate", "up")
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+    SCALES_WITH: ClassVar[str | None] = "up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddScaled(Op):
+    """value += scale * source."""
+
+    value: str
+    source: str
+    size: int
+    scale: float
+    READS: ClassVar[tuple[str, ...]] = ("value", "source")
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftCap(Op):
+    """value = limit * tanh(value / limit)."""
+
+    value: str
+    size: int
+    limit: float
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)

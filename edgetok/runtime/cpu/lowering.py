@@ -327,5 +327,4 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
 }
-"""Of each kind of operation: from the target, operations of a kind (`grouped`) and what stands around
-them to their instructions."""
+"""From the target, operations of a kind (`grouped`) and what stands around them to instructions."""

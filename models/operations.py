@@ -120,14 +120,20 @@ def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linea
         The operation whose result the input is, and the norm or linear layer whose weights (rows,
         of a linear layer) the result scales with; None where there is none, as behind a sum.
     """
-    before = list(ops[: next(i for i, op in enumerate(ops) if op is stage[0])])
-    maker = _last_writer(before, stage[0].source)
+    source = stage[0].source
+    first = next(i for i, op in enumerate(ops) if op is stage[0])
+    before, behind = list(ops[:first]), ops[first + len(stage) :]
+    maker = _last_writer(before, source)
     if maker is None or maker.scales_with is None:
         return None
+    until = next((i for i, op in enumerate(behind) if source in op.writes), len(behind) - 1)
+    others = (*before[before.index(maker) + 1 :], *behind[: until + 1])
+    if any(source in op.reads for op in others):
+        return None  # they would get the scales, too
     if isinstance(maker, Norm):
         return (maker, maker) if maker.heads is None else None
-    source = _last_writer(before[: before.index(maker)], maker.scales_with)
-    return (maker, source) if isinstance(source, Linear) and not source.add else None
+    scaled = _last_writer(before[: before.index(maker)], maker.scales_with)
+    return (maker, scaled) if isinstance(scaled, Linear) and not scaled.add else None
 
 
 def value_columns(ops: Iterable[Op]) -> dict[str, int]:

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.allocate.sensitivity import Sensitivity
-from edgetok.converter.calibrate.original_model import STAGES
 from edgetok.converter.card.report import Fit, FitPoint
 from edgetok.errors import OptionError
 from edgetok.formats.layout import (
@@ -32,6 +31,7 @@ from edgetok.formats.layout import (
     plan,
     tensor_bytes,
 )
+from edgetok.models.operations import operations, stages
 from edgetok.models.spec import DecoderSpec
 
 _UNIFORM = ((2, 64), (2, 32), (3, 64), (3, 32), (4, 64), (4, 32), (8, 32))
@@ -115,11 +115,12 @@ class Allocator:
             for name in shapes
             if name not in self._kept
         }
+        stage_of = {
+            op.weight: stage[0].weight for stage in stages(operations(spec)) for op in stage
+        }
         units: dict[str, list[str]] = {}
         for name in self._nbytes:
-            layer, _, module = name.rpartition(".")
-            stage = next((stage[0] for stage in STAGES if module in stage), module)
-            units.setdefault(f"{layer}.{stage}", []).append(name)
+            units.setdefault(stage_of.get(name, name), []).append(name)
         self._units = [self._choices(names) for names in units.values()]
         self._fixed = 0
         self._fixed = self._allocation([0] * len(self._units)).nbytes - self._total(

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.calibrate.compare import head_agreement, head_logits
-from edgetok.converter.calibrate.original_model import STAGES, Block, Original, gather_rows
+from edgetok.converter.calibrate.original_model import Block, Original, gather_rows
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
@@ -251,13 +251,13 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
     gradients: dict[str, list[Tensor]] = {}
 
     def see(name: str, x: Tensor, g: Tensor) -> None:
-        if any(name == stage[0] for stage in STAGES):
+        if any(name == stage[0] for stage in block.stages):
             inputs.setdefault(name, []).append(x)
         gradients.setdefault(name, []).append(g.clone())
 
     before = block.backward(hidden, gradient, see)
     tokens = hidden.shape[1]
-    for stage in STAGES:
+    for stage in block.stages:
         x = torch.cat(inputs[stage[0]])
         seen, held_out = _halves(len(x), tokens)
         hessian = gptq.Hessian(x.shape[1])

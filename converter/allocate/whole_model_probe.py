@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.calibrate.compare import head_agreement
-from edgetok.converter.calibrate.original_model import STAGES, Original, gather_rows
+from edgetok.converter.calibrate.original_model import Original, gather_rows
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
@@ -61,7 +61,7 @@ def probe(
     for index in range(spec.num_layers):
         with original.block(index) as block:
             theirs = block(theirs)
-            exact = {name: block.get(name + ".weight") for stage in STAGES for name in stage}
+            exact = {name: block.get(name + ".weight") for stage in block.stages for name in stage}
             for bits in PROBE_BITS:
                 for name, weight in exact.items():
                     block.set(name + ".weight", rounded(weight.numpy(), bits))

@@ -23,14 +23,7 @@ from torch.overrides import TorchFunctionMode
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.kernels_cpu.simd.isa import host_features
-
-STAGES: tuple[tuple[str, ...], ...] = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("o_proj",),
-    ("gate_proj", "up_proj"),
-    ("down_proj",),
-)
-"""Linear layers of a block in order of execution; those of one stage have the same input."""
+from edgetok.models.operations import layer_operations, stages
 
 _BATCH_TOKENS = 2048
 
@@ -131,7 +124,14 @@ class Original:
 
 
 class Block:
-    """One materialised decoder block. Made by `Original.block`."""
+    """One materialised decoder block. Made by `Original.block`.
+
+    Attributes:
+        names: canonical names of its tensors without the layer, such as `q_proj.weight`.
+        operations: what it computes.
+        stages: names of its linear layers in order of execution, without the layer; those of one
+            stage have the same input.
+    """
 
     def __init__(
         self,
@@ -146,6 +146,11 @@ class Block:
             name.removeprefix(f"layers.{index}.")
             for name in original.weights.family.tensors
             if name.startswith(f"layers.{index}.")
+        )
+        self.operations = tuple(layer_operations(original.weights.family.spec, index))
+        self.stages = tuple(
+            tuple(op.weight.removeprefix(f"layers.{index}.") for op in stage)
+            for stage in stages(self.operations)
         )
         self._original = original
         self._layer = layer
@@ -200,7 +205,7 @@ class Block:
         Returns:
             The gradient with respect to `hidden`.
         """
-        linears = [name for stage in STAGES for name in stage]
+        linears = [name for stage in self.stages for name in stage]
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
 
@@ -238,7 +243,7 @@ class Block:
             hidden: its input.
         """
         parts = []
-        for name in (name for stage in STAGES for name in stage):
+        for name in (name for stage in self.stages for name in stage):
             _, rows, add = self._place(name + ".weight")
             value = weights[name] if name in weights else self.get(name + ".weight")
             path = ".".join(self._path(name + ".weight"))

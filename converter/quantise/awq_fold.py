@@ -1,4 +1,7 @@
-"""Folding AWQ's scales into a decoder block: which layers share an input, and what makes it.
+"""Folding AWQ's scales into a decoder block.
+
+Which layers share an input and what makes it follows from the block's operations. For attention and
+a dense network:
 
     input_norm -> q_proj, k_proj, v_proj      pre_mlp_norm -> gate_proj, up_proj
     rows of v_proj -> o_proj                  rows of up_proj -> down_proj
@@ -9,29 +12,29 @@ Each leaves the block's function as it is, but for rounding to float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.original_model import STAGES, Block
+from edgetok.converter.calibrate.original_model import Block
 from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import awq, gptq
 from edgetok.converter.quantise.recipe import Inputs, round_layers
 from edgetok.converter.write.data_file import TensorFormat
-from edgetok.models.spec import DecoderSpec
+from edgetok.errors import UnsupportedError
+from edgetok.models.operations import makers, stages
+from edgetok.models.ops import Attend, Linear, Norm, Op
 
 _JUDGE_TOKENS = 4096
 _SEARCH_ROWS = 256
 _WORTH_A_TRIAL = 0.98  # a smaller gain when rounding to nearest is none after all steps
-_NORMS = {"q_proj": "input_norm", "gate_proj": "pre_mlp_norm"}
 
 
 def fold_block(
     block: Block,
     hidden: Tensor,
-    spec: DecoderSpec,
     formats: Mapping[str, TensorFormat],
     threads: int = 1,
     *,
@@ -42,7 +45,6 @@ def fold_block(
     Args:
         block: materialised; its weights are replaced.
         hidden: [B, T, hidden_size] its input.
-        spec: the decoder.
         formats: of each matrix, by full canonical name.
         threads: for rounding.
         options: of the recipe whose further steps follow: scales are then searched on some of the
@@ -53,7 +55,7 @@ def fold_block(
         Notes on what could not be folded.
     """
     notes = []
-    firsts = [stage[0] for stage in STAGES]
+    firsts = [stage[0] for stage in block.stages]
     wanted = awq.SAMPLE_TOKENS
     if options is not None:
         wanted = _JUDGE_TOKENS
@@ -68,18 +70,13 @@ def fold_block(
         magnitudes[name].add(x)
 
     block.observe(hidden, firsts, see)
-    share = functools.partial(
-        awq.share_across_queries,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-    )
-    for stage in STAGES:
+    for stage in block.stages:
         forms = [formats[f"layers.{block.index}.{name}"] for name in stage]
         if not all(form.quantised for form in forms):
             notes.append(f"awq: {', '.join(stage)} not scaled where one of them is not quantised")
             continue
-        if stage[0] in _NORMS and not spec.pre_norm:
+        made = _makers(block, stage)
+        if made is None:
             notes.append(f"awq: {', '.join(stage)} not scaled: no norm stands before them")
             continue
         weights = [block.get(name + ".weight") for name in stage]
@@ -91,7 +88,7 @@ def fold_block(
             inputs[: awq.SAMPLE_TOKENS] if options is None else inputs[::4],
             magnitudes[stage[0]].mean(),
             [awq.rounder(f.bits, f.group_size, not f.zeros, threads) for f in forms],
-            share=share if stage[0] == "o_proj" else None,
+            share=_share(made[0]),
         )
         if choice.alpha and options is not None:
             if choice.loss > _WORTH_A_TRIAL * choice.identity_loss:
@@ -101,7 +98,7 @@ def fold_block(
             if not losses[1] < losses[0]:
                 continue
         if choice.alpha:
-            apply_scales(block, stage, choice.scales, spec)
+            apply_scales(block, stage, choice.scales)
     return notes
 
 
@@ -156,17 +153,43 @@ def _some_rows(weight: Tensor) -> Tensor:
     return weight[:: -(-len(weight) // _SEARCH_ROWS)]
 
 
-def apply_scales(block: Block, stage: tuple[str, ...], scales: Tensor, spec: DecoderSpec) -> None:
-    """Multiply the inputs of a stage's layers by `scales` [K] and divide what makes them by it."""
+def apply_scales(block: Block, stage: tuple[str, ...], scales: Tensor) -> None:
+    """Multiply the inputs of a stage's layers by `scales` [K] and divide what makes them by it.
+
+    Raises:
+        UnsupportedError: nothing makes them that could be divided.
+    """
+    made = _makers(block, stage)
+    if made is None:
+        raise UnsupportedError(f"{', '.join(stage)}: no norm stands before them")
     for name in stage:
         block.set(name + ".weight", block.get(name + ".weight") * scales)
-    if stage[0] in _NORMS:
-        norm = _NORMS[stage[0]] + ".weight"
-        block.set(norm, block.get(norm) / scales)
+    result, source = made
+    maker = source.weight.removeprefix(f"layers.{block.index}.")
+    if isinstance(source, Norm):
+        block.set(maker + ".weight", block.get(maker + ".weight") / scales)
         return
-    maker = "v_proj" if stage[0] == "o_proj" else "up_proj"
-    if maker == "v_proj":
-        scales = awq.rows_of_values(scales, spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    if isinstance(result, Attend):
+        scales = awq.rows_of_values(scales, result.heads, result.kv_heads, result.head_dim)
     block.set(maker + ".weight", block.get(maker + ".weight") / scales[:, None])
     if maker + ".bias" in block.names:
         block.set(maker + ".bias", block.get(maker + ".bias") / scales)
+
+
+def _makers(block: Block, stage: tuple[str, ...]) -> tuple[Op, Norm | Linear] | None:
+    """See `operations.makers`."""
+    first = f"layers.{block.index}.{stage[0]}"
+    linears = next(group for group in stages(block.operations) if group[0].weight == first)
+    return makers(block.operations, linears)
+
+
+def _share(maker: Op) -> Callable[[Tensor], Tensor] | None:
+    """Inputs that come from the same row of values have one scale."""
+    if not isinstance(maker, Attend):
+        return None
+    return functools.partial(
+        awq.share_across_queries,
+        num_heads=maker.heads,
+        num_kv_heads=maker.kv_heads,
+        head_dim=maker.head_dim,
+    )

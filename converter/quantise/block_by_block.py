@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.calibrate.calibration_text import Texts
-from edgetok.converter.calibrate.original_model import STAGES, Block, Original
+from edgetok.converter.calibrate.original_model import Block, Original
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
@@ -197,14 +197,13 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
         notes = fold_block(
             block,
             hidden,
-            job.weights.family.spec,
             job.formats,
             job.threads,
             options=job.options if job.options.method == "auto" else None,
         )
     errors = []
     rounded: dict[str, Quantised] = {}
-    for stage in STAGES:
+    for stage in block.stages:
         sample, found = _round_stage(block, hidden, stage, job)
         for name in stage:
             form = job.formats[layer + name]
@@ -219,7 +218,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
     refined = None
     if wanted is not None and rounded:
         refined = _refine(block, hidden, wanted, rounded, job, progress)
-    written_above = {f"{name}.weight" for stage in STAGES for name in stage}
+    written_above = {f"{name}.weight" for stage in block.stages for name in stage}
     for name in block.names:
         if name not in written_above:
             job.data.write(layer + name, block.get(name).numpy())

@@ -25,6 +25,8 @@ from edgetok.formats.layout import (
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
+from edgetok.models.operations import operations
+from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
@@ -191,7 +193,7 @@ def _check_values(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None
     cache = (spec.num_kv_heads, cache_head_dim(spec))
     inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
-    for i in range(spec.num_layers):
+    for i in (op.layer for op in operations(spec) if isinstance(op, Store)):
         for kind in ("key", "value"):
             inputs[f"past_key_values.{i}.{kind}"] = cache
             outputs[f"present.{i}.{kind}"] = cache
@@ -244,24 +246,25 @@ def _check_linears(
 
 def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
-    if len(nodes) != spec.num_layers:
+    attends = [op for op in operations(spec) if isinstance(op, Attend)]
+    if len(nodes) != len(attends):
         raise ArtefactError(
-            f"{path}: {len(nodes)} GroupQueryAttention nodes, the spec has {spec.num_layers} layers"
+            f"{path}: {len(nodes)} GroupQueryAttention nodes, the spec has {len(attends)} layers"
         )
-    for i, (node, layer) in enumerate(zip(nodes, spec.layers, strict=True)):
+    for node, op in zip(nodes, attends, strict=True):
         found: _Attributes = {"local_window_size": -1, "softcap": 0.0, "do_rotary": 0}
         found |= _attributes(path, node)
         want: _Attributes = {
-            "num_heads": spec.num_heads,
-            "kv_num_heads": spec.num_kv_heads,
-            "local_window_size": layer.window or -1,
-            "softcap": float(np.float32(spec.attn_softcap)),
-            "scale": float(np.float32(spec.attn_scale)),
+            "num_heads": op.heads,
+            "kv_num_heads": op.kv_heads,
+            "local_window_size": op.window or -1,
+            "softcap": float(np.float32(op.softcap)),
+            "scale": float(np.float32(op.scale)),
             "do_rotary": 0,
         }
         _compare(path, node, found, want)
-        if list(node.output[1:]) != [f"present.{i}.key", f"present.{i}.value"]:
-            raise ArtefactError(f"{path}: attention of layer {i} has unexpected outputs")
+        if list(node.output[1:]) != [f"present.{op.layer}.{kind}" for kind in ("key", "value")]:
+            raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
 
 
 def _compare(path: Path, node: onnx.NodeProto, found: _Attributes, want: _Attributes) -> None:

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter.calibrate.original_model import STAGES, Original
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.quantise import awq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.awq import candidate_scales, quantise_clipped, search_scales
 from edgetok.converter.quantise.awq_fold import apply_scales, fold_block
 from edgetok.converter.write.data_file import TensorFormat
 from edgetok.formats.layout import linear_shapes
-from tests.converter.test_blocks import open_weights
+from tests.converter.test_blocks import STAGES, open_weights
 from tests.tiny import VOCAB_SIZE, tiny_checkpoint
 
 
@@ -121,7 +121,7 @@ def test_folding_changes_nothing_but_rounding(family, tmp_path):
                 scales = awq.share_across_queries(
                     scales, spec.num_heads, spec.num_kv_heads, spec.head_dim
                 )
-            apply_scales(block, stage, scales, spec)
+            apply_scales(block, stage, scales)
         after = block(hidden)
     # RMSNorm of transformers casts to float32 inside.
     torch.testing.assert_close(after, before, rtol=3e-6, atol=3e-6)
@@ -137,7 +137,7 @@ def test_fold_block_lowers_the_error_and_tells_what_it_skips(family, tmp_path):
     formats = {name: TensorFormat(3, 32, zeros=True) for name in linear_shapes(spec)}
     with original.block(0) as block:
         before = block(hidden)
-        notes = fold_block(block, hidden, spec, formats)
+        notes = fold_block(block, hidden, formats)
         torch.testing.assert_close(block(hidden), before, rtol=1e-3, atol=1e-3)
     assert [note for note in notes if "no norm stands before" in note] == notes
     assert len(notes) == (2 if family == "olmo2" else 0)

@@ -3,11 +3,13 @@ import pytest
 import torch
 
 from edgetok.converter.calibrate import original_model as blocks
-from edgetok.converter.calibrate.original_model import STAGES, Original
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
 from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
+
+STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
 def open_weights(folder):
@@ -86,6 +88,7 @@ def test_observed_inputs(tmp_path):
     hidden = original.embed(tokens)
     seen = {}
     with original.block(0) as block:
+        assert block.stages == STAGES
         block.observe(hidden, [s[0] for s in STAGES], lambda n, x: seen.setdefault(n, []).append(x))
     spec = weights.family.spec
     widths = {"q_proj": 72, "o_proj": spec.num_heads * spec.head_dim, "gate_proj": 72}

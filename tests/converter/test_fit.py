@@ -11,7 +11,7 @@ import torch
 from edgetok.converter.allocate.knapsack import Allocator
 from edgetok.converter.allocate.search import next_goal
 from edgetok.converter.allocate.sensitivity import Sensitivity, drawn_gradient, measure
-from edgetok.converter.calibrate.original_model import STAGES, Original
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.read.canonical_weights import CanonicalWeights, survey
@@ -20,6 +20,7 @@ from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes, plan
 from edgetok.models.registry import read_family
+from tests.converter.test_blocks import STAGES
 from tests.converter.test_convert import SMALL, Spy, digest, onnx_logits, reference_with
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 

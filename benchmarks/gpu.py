@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, in about ten minutes.
+"""Measure everything on a GPU, in about ten minutes.
 
     python benchmarks/gpu.py [--out FILE.json] [--shapes llama-3.2-1b llama-3.1-8b] [--bits 4 2]
                              [--depth 512] [--prompt 4096] [--no-peers] [--models FOLDER ...]
@@ -255,7 +255,7 @@ def forgetting(
 
 
 def attempt(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` finds, or why it failed: one line among the others."""
+    """Return the results of `work`, or the reason why it failed."""
     try:
         return work()
     except Exception as error:  # whatever it is, the other figures are wanted

@@ -47,7 +47,7 @@ _OUTER = {
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every float16 tensor of a folder's safetensors files, mapped."""
+    """Map every float16 tensor of a folder's safetensors files."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         raw = np.memmap(path, np.uint8, "r")
@@ -78,7 +78,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def rope_factors(scaling: dict[str, float], theta: float, dim: int) -> np.ndarray:
-    """What llama.cpp divides frequencies by, for llama3 scaling (float32 [dim / 2])."""
+    """Return llama.cpp's divisors of the frequencies for llama3 scaling: float32 [dim / 2]."""
     low = scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
     high = scaling["original_max_position_embeddings"] / scaling["high_freq_factor"]
     factors = []

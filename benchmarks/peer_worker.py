@@ -151,7 +151,7 @@ def memory() -> dict[str, int]:
 
 
 def seconds(engine: Any, batches: list[np.ndarray]) -> float:
-    """How long it takes to run one batch of tokens after the other."""
+    """Return the seconds that batches of tokens take, one after the other."""
     begin = time.perf_counter()
     for ids in batches:
         engine.run(ids)

@@ -1,4 +1,4 @@
-"""What each method and each step of the recipe costs in quality.
+"""Measure the quality of each method and the contribution of each step of the recipe.
 
     python benchmarks/quality.py models/default --text stories.txt --bits 8 4 3 2 --recall 4
     python benchmarks/quality.py models/default --text stories.txt --bits 3 --ablate

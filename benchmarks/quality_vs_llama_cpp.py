@@ -122,7 +122,7 @@ def _row(label: str, size: int, cut: list[Any], theirs: list[Any], ours: list[An
 def _prepare_peer(
     checkpoint: Path, folder: Path, reference: Any, calibration: np.ndarray, cut: list[Any]
 ) -> None:
-    """What the peers' process reads: float16 weights, importance of each input, token ids."""
+    """Write the files for the peers: float16 weights, importance of each input, token ids."""
     import torch
     from safetensors.torch import save_file
 
@@ -162,7 +162,7 @@ def _prepare_peer(
 
 
 def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
-    """In the peers' environment: GGUF files, and their logits."""
+    """Write GGUF files and their logits, in the peers' environment."""
     import ctypes
 
     sys.path.insert(0, str(Path(__file__).parent))

@@ -1,4 +1,4 @@
-"""How long one decoder block takes to quantise, and what a whole model would.
+"""Measure the time to quantise one decoder block, and estimate that of a whole model.
 
     python benchmarks/quantise_block.py out/checkpoints/llama-3.2-1b --method auto --profile
 

@@ -174,7 +174,7 @@ def convert(
 
 
 def is_quantised(source: Path) -> bool:
-    """Whether a folder or GGUF file holds integers, which a conversion keeps.
+    """Return whether a folder or GGUF file holds integers, which a conversion keeps.
 
     Raises:
         CheckpointError: it is damaged or hostile.
@@ -228,7 +228,7 @@ def _write_weights(
 def _reference_tokens(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
 ) -> tuple[int, str | None]:
-    """How many tokens are compared with the original; if none, why."""
+    """Return the number of tokens to compare with the original, and the reason if it is 0."""
     if options.reference_tokens == 0:
         return 0, "not asked for"
     if not has_torch():

@@ -1,4 +1,4 @@
-"""What a conversion is called, and what it needs to be installed."""
+"""The identity of a conversion, and the packages that it needs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def require_torch(what: str) -> None:
 
 
 def has_torch() -> bool:
-    """Whether the original model can be run; nothing is imported to find out."""
+    """Return whether torch and transformers are installed, without importing them."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def title_of(
     checkpoint: Checkpoint, options: ConvertOptions, *, measured: bool = False
 ) -> dict[str, Any]:
-    """What must be equal for two runs to be one conversion; `measured` if formats follow a text."""
+    """Return what two runs of one conversion have in common; `measured` if formats need a text."""
     title: dict[str, Any] = {
         "version": VERSION,
         "source": checkpoint.fingerprint,

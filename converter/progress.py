@@ -1,4 +1,4 @@
-"""How a conversion tells what it is doing; the command line draws it."""
+"""Progress of a conversion, which the command line draws."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told by the converter, in order, from the thread that called it.
+    """Receiver of progress; the converter calls it in order, from the caller's thread.
 
     How long a stage will yet take follows from what was done since `begin`: units within a stage
     take about equally long.
     """
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
-        """A stage of `total` units starts, of which an earlier, interrupted run did `done`."""
+        """Begin a stage of `total` units, of which an interrupted run finished `done`."""
 
     def advance(self, units: int = 1) -> None:
-        """So many more units of the stage are done."""
+        """Count finished units of the stage."""
 
     def say(self, line: str) -> None:
-        """A line worth keeping on the screen."""
+        """Show a line that stays on the screen."""
 
 
 class Silent:
-    """Tells nobody."""
+    """A receiver that shows nothing."""
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def advance(self, units: int = 1) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing is shown."""
+        """Show nothing."""

@@ -88,5 +88,5 @@ def float16_scales(scales: Floats) -> npt.NDArray[np.float16]:
 
 
 def fits_float16_scales(greatest: float, bits: int) -> bool:
-    """Whether weights up to `greatest` in magnitude have scales that float16 holds."""
+    """Return whether weights up to `greatest` in magnitude have scales that fit into float16."""
     return 2 * greatest / ((1 << bits) - 1) < FLOAT16_MAX

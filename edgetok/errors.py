@@ -1,4 +1,4 @@
-"""Everything that edgetok raises on purpose.
+"""The exceptions that edgetok raises on purpose.
 
     EdgetokError
     ├── UserError            the caller can fix it; the command line prints one line and exits 2

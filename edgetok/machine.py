@@ -1,4 +1,4 @@
-"""What this process has of the machine: cores and memory."""
+"""Cores and memory that this process may use."""
 
 from __future__ import annotations
 

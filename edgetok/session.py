@@ -38,7 +38,7 @@ _KEYS = {"format", "version", "sha256", "model", "system", "turns", "sampling"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a file holds.
+    """The contents of a session file.
 
     Attributes:
         model: `Artefact.identity` of the model that it was held with.

@@ -19,7 +19,7 @@ KINDS = {"silu": 1, "gelu": 2, "gelu_tanh": 3}
 
 @jit
 def tanh(x):  # type: ignore[no-untyped-def]
-    """By the exponential of -2 |x|, which cannot overflow."""
+    """Compute tanh from the exponential of -2 |x|, which cannot overflow."""
     e = tl.exp(-2.0 * tl.abs(x))
     y = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -y, y)

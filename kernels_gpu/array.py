@@ -102,7 +102,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return DeviceArray(there(*map(self._operand, args), **options))
 
     def _operand(self, value: Any) -> Any:
-        """As torch takes it, on this array's device; a number stays a 0-dimensional tensor here."""
+        """Return a value for torch on this array's device; a number becomes a 0-dim tensor."""
         if isinstance(value, DeviceArray):
             return value.tensor
         if isinstance(value, list | tuple):

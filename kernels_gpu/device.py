@@ -28,7 +28,7 @@ _UNBOUNDED = 1 << 46  # the interpreter's memory is this machine's
 
 
 def present() -> bool:
-    """Whether it is worth asking torch for a GPU: a look at the system that costs nothing."""
+    """Return whether the system seems to have a GPU, without importing torch."""
     if any(Path(node).exists() for node in _NODES):
         return True
     return sys.platform == "win32" and find_library("nvcuda") is not None

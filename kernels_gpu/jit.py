@@ -1,4 +1,4 @@
-"""What all Triton kernels share: the decorator, the planes of activations, checks before a launch.
+"""Shared parts of the Triton kernels: decorator, planes of activations, checks at launch.
 
 Plane order. Eight codes lie in a word of weights (2 bits: 16-bit words, 4: 32, 8: 64; 3 bits: 16
 and 8), and code p of word i belongs to input 8 i + p. Inputs of products are therefore kept as

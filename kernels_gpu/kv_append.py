@@ -107,12 +107,12 @@ class Slots:
 
     @property
     def own_positions(self) -> bool:
-        """Whether each head keeps tokens of its own."""
+        """Return whether each head keeps tokens of its own."""
         return len(self.positions) == len(self.keys)
 
     @property
     def used_stride(self) -> int:
-        """From one head's `used` to the next."""
+        """Return the distance from one head's `used` to the next."""
         return 0 if len(self.used) == 1 else 1
 
     @property
@@ -122,7 +122,7 @@ class Slots:
 
     @property
     def turn(self) -> int:
-        """Of `hadamard`, for what is stored and what meets it."""
+        """Return the block of `hadamard` for stored rows and the rows that meet them."""
         return turn(self.head_dim, self.bits)
 
 
@@ -143,7 +143,7 @@ def turn(head_dim: int, kv_bits: int) -> int:
 
 @jit
 def _round_even(x):  # type: ignore[no-untyped-def]
-    """To the nearest integer, to even on ties; magnitudes below 2^22."""
+    """Round to the nearest integer, ties to even; magnitudes below 2^22."""
     return (x + 12582912.0) - 12582912.0
 
 

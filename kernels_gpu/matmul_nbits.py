@@ -197,7 +197,7 @@ def _tiles(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epilogue:
-    """What happens to the sums: y (+)= softcap(factor * f(sums + bias)).
+    """The operation on the sums: y (+)= softcap(factor * f(sums + bias)).
 
     Attributes:
         gate: activation of the first half of the rows, which then multiplies the second half;

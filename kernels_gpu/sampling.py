@@ -98,7 +98,7 @@ def _draw(  # type: ignore[no-untyped-def]
 
 
 class SamplingBuffers:
-    """What sampling reads and leaves, all on the device, so that a graph can hold it.
+    """Inputs and outputs of sampling, all on the device, so that a graph can capture it.
 
     Attributes:
         top_k: int32 [1], 1..MOST.
@@ -120,7 +120,7 @@ class SamplingBuffers:
     def choose(
         self, *, top_k: int, temperature: float, top_p: float, min_p: float, share: float
     ) -> None:
-        """How the next token is drawn; a temperature of 0 takes the most likely one.
+        """Options of a draw; a temperature of 0 takes the most likely token.
 
         Raises:
             ShapeError: top_k is not one that blocks leave room for.

@@ -79,7 +79,7 @@ class StoredRows:
         }
 
     def read(self, at: Places) -> DeviceArray:
-        """As float32 [n, D]."""
+        """Return rows as float32 [n, D]."""
         where = self._places(at)
         out = torch.empty((len(where), self._dims), device=self.rows.device)
         self._launch(_read_slots, self.rows, self.scales, where, out)

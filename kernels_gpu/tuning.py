@@ -64,13 +64,13 @@ _chosen: dict[str, int] = {}
 
 
 def key(linear: Linear, tokens: int) -> str:
-    """What a measurement holds for: format, sizes, and 1, up to 16 or more tokens."""
+    """The key of a measurement: format, sizes, and 1, up to 16, or more tokens."""
     few = "row" if tokens == 1 else "small" if tokens <= SMALL_TOKENS else "tile"
     return f"{few} {linear.bits} {linear.group_words} {linear.N} {linear.K}"
 
 
 def row_config(linear: Linear, on_device: bool) -> RowConfig:
-    """For one token."""
+    """Return the tile sizes for one token."""
     if not on_device:
         rows, words = _interpreted(linear)
         return RowConfig(rows, words, 1)
@@ -79,7 +79,7 @@ def row_config(linear: Linear, on_device: bool) -> RowConfig:
 
 
 def tile_config(linear: Linear, tokens: int, on_device: bool) -> TileConfig:
-    """For several tokens."""
+    """Return the tile sizes for several tokens."""
     if not on_device:
         rows, words = _interpreted(linear)
         return TileConfig(128, rows, words, 1)
@@ -123,7 +123,7 @@ def tune(
 
 
 def table(folder: Path, device_name: str) -> Path:
-    """Where what was measured on a card, by this version of Triton, is kept."""
+    """Return the file of measurements for a GPU and this version of Triton."""
     from triton import __version__
 
     card = "".join(c if c.isalnum() else "-" for c in device_name)

@@ -1,4 +1,4 @@
-"""What a model family is: data, no arithmetic on weights."""
+"""Model families as data, without arithmetic on weights."""
 
 from edgetok.models.family import Family, TensorSource
 from edgetok.models.registry import families, read_family

@@ -1,4 +1,4 @@
-"""What a family file returns, and the pieces that family files are made of."""
+"""The result of a family file, and the functions that family files are built from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SANDWICH_NORMS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a canonical tensor comes from: `checkpoint[name][rows[0]:rows[1]] + add`.
+    """The source of a canonical tensor: `checkpoint[name][rows[0]:rows[1]] + add`.
 
     Attributes:
         name: the tensor's name in the checkpoint.
@@ -153,7 +153,7 @@ def decoder_sizes(
 def fused_tensors(
     spec: DecoderSpec, fused: Mapping[str, tuple[str, ...]]
 ) -> dict[str, TensorSource]:
-    """As `standard_tensors`, where some projections are the rows of one tensor.
+    """Return `standard_tensors` with some projections as rows of one tensor.
 
     Args:
         spec: says which tensors exist.
@@ -200,7 +200,7 @@ def read_activation(
 
 
 def layer_count(config: ConfigReader) -> int:
-    """How many decoder layers the checkpoint has."""
+    """Return the number of decoder layers."""
     return config.integer("num_hidden_layers", high=4096)
 
 

@@ -56,7 +56,7 @@ def _llama3(rope: RopeSpec, base: Frequencies) -> Frequencies:
 
 
 def _yarn(rope: RopeSpec, base: Frequencies) -> Frequencies:
-    """As llama3, blended linearly in the index of the pair instead of in the frequency."""
+    """Blend as llama3 does, but linearly in the index of the pair instead of the frequency."""
 
     def pair_with(turns: float) -> float:
         wavelength = rope.original_context_tokens / (turns * 2 * math.pi)

@@ -34,7 +34,7 @@ def _has_card() -> bool:
 
 @pytest.fixture(scope="session")
 def on_card() -> bool:
-    """Whether tests of the GPU run on one."""
+    """Return whether the tests marked gpu run on a GPU."""
     return _ON_CARD
 
 

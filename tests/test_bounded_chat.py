@@ -172,7 +172,7 @@ def prefixes(model, folder, limit=8_000_000):
 
 @pytest.fixture
 def wide(model):
-    """With room for a long system message, and without prefixes afterwards."""
+    """Give a cache with room for a long system message, and no prefixes afterwards."""
     model.context_tokens = 512
     yield model
     model.context_tokens, model.prefixes = 128, None

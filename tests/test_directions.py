@@ -1,4 +1,4 @@
-"""Which folder may import which: the table in docs/architecture.md, enforced."""
+"""The table in docs/architecture.md is enforced: which folder may import which."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.fake import FakeBackend, fake_model
 
 
 class ChoosingBackend(FakeBackend):
-    """Chooses as it is asked to, and notes how."""
+    """A backend that draws as it is asked to, and records how."""
 
     capabilities = replace(FakeBackend.capabilities, samples=True)
 

@@ -1,4 +1,4 @@
-"""What is installed: every package, nothing heavy, no weights."""
+"""The installed package holds every module, nothing heavy, and no weights."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def recall_table(table: dict) -> str:
 
 
 def right(table: dict) -> str:
-    """All tasks and distances together, such as `4,137 of 4,200`."""
+    """Return all tasks and distances together, e.g. `4,137 of 4,200`."""
     cells = [row[str(d)] for row in table.values() for d in DISTANCES]
     return f"{sum(a for a, _ in cells):,} of {sum(b for _, b in cells):,}"
 
@@ -116,7 +116,7 @@ def plot_curve(log: list[dict], path: Path) -> None:
 
 
 def parameters(folder: Path) -> int:
-    """How many numbers the weights are; tied ones are stored once."""
+    """Return the number of weights; tied ones are stored once."""
     with safe_open(folder / "model.safetensors", "np") as file:
         return sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
 

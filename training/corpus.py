@@ -62,7 +62,7 @@ def stories(held_out: bool) -> tuple[str, ...]:
 
 @cache
 def written_stories() -> tuple[str, ...]:
-    """What `synthetic_stories.py` left in `checkpoints/`; nothing if it was not run."""
+    """Return the stories of `synthetic_stories.py` in `checkpoints/`; none if it was not run."""
     folder = _HERE.parent / "checkpoints"
     found: list[str] = []
     for batch in range(1000):

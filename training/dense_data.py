@@ -45,7 +45,7 @@ def random_copy(rng: random.Random, tokens: int, vocab_size: int) -> tuple[list[
 def terse(
     rng: random.Random, tokens: int, encode: Callable[[str], list[int]]
 ) -> tuple[list[int], list[float]]:
-    """Told values and questions back to back, no dialogue around them, only values weighted.
+    """Facts and questions back to back, without dialogue around them; only values are weighted.
 
     About a third of the tokens has to be looked up, against a tenth in a dialogue.
     """

@@ -73,7 +73,7 @@ _ASKING = frozenset(
 
 
 def _marked(rng: random.Random, ask: str) -> str:
-    """With an end mark, where it has none."""
+    """Add an end mark if there is none."""
     if ask[-1] in ".!?":
         return ask
     if ask.split()[0].lower() in _ASKING or ask.split(", ")[-1].split()[0].lower() in _ASKING:
@@ -242,7 +242,7 @@ def exchange(rng: random.Random, held_out: bool = False) -> Exchange:
 
 
 def loosely(rng: random.Random, ask: str) -> str:
-    """As people type: now and then without capital or end mark."""
+    """Write as people type: now and then without capital or end mark."""
     if rng.random() < 0.15 and ask[-1] in ".!?":
         ask = ask[:-1]
     if rng.random() < 0.15 and not ask.startswith("I "):
@@ -343,10 +343,10 @@ def favourite(rng: random.Random) -> list[Turn]:
 
 
 def greeting(rng: random.Random) -> list[Turn]:
-    """How a conversation may begin."""
+    """Return a beginning of a conversation."""
     return turns_of(greet(rng) if rng.random() < 0.6 else introduce(rng))
 
 
 def farewell(rng: random.Random) -> list[Turn]:
-    """How it may end."""
+    """Return an end of a conversation."""
     return turns_of((rng_mark(rng, _BYE), rng.choice(_BYE_BACK)))

@@ -240,7 +240,7 @@ _MONTHS = word_list(
 
 
 def neighbour(rng: random.Random) -> Exchange:
-    """What comes before or after a day, a month, a number or a letter."""
+    """Return an exchange about what comes before or after a day, a month, a number or a letter."""
     series = rng.choice(
         (_TO_SORT[1], _MONTHS, [str(i) for i in range(1, 30)], list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     )

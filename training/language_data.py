@@ -102,7 +102,7 @@ def chat(rng: random.Random, held_out: bool = False) -> list[Turn]:
 
 
 def drill(rng: random.Random) -> list[Turn]:
-    """What has one right answer and is learnt by doing it often."""
+    """Return an exchange with one right answer, learnt by repetition."""
     turns: list[Turn] = []
     for _ in range(rng.randint(4, 12)):
         turns += dialogue_data.turns_of(dialogue_data.drill(rng), recall_data.LOOKUP)
@@ -110,7 +110,7 @@ def drill(rng: random.Random) -> list[Turn]:
 
 
 def filler_turns(rng: random.Random) -> FillerTurns:
-    """What is said between telling and asking, in one manner for the whole conversation."""
+    """Return small talk between a fact and its question, in one style per conversation."""
 
     def stories(rng: random.Random) -> list[Turn]:
         ask, story = story_data.request(rng)[0]

@@ -75,7 +75,7 @@ class Batches:
     def batch(
         self, stage: Stage, step: int, part: int = 0, parts: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Every `parts`-th row of a batch, from row `part` on: what one worker has to see.
+        """Return one worker's rows of a batch: every `parts`-th row, from row `part` on.
 
         Returns: tokens [B, length + 1] int64; weights [B, length] float32 of tokens[:, 1:].
         """

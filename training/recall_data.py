@@ -34,7 +34,7 @@ _SHORT = ("What is {s}?", "{s}?", "And {s}?")
 
 
 def user(text: str) -> Turn:
-    """What the user says is read, not learnt to be said."""
+    """Text of the user is read and has no weight in the loss."""
     return Turn("user", text, READ)
 
 
@@ -209,7 +209,7 @@ def facts(
 
 
 def drawer(rng: random.Random) -> Callable[[str], str] | None:
-    """For a list: the usual values, or any, some of which are like those before them."""
+    """Return values for a list: the usual ones, or any, some of them similar to each other."""
     if rng.random() < 0.3:
         return None
     known: list[str] = []

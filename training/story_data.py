@@ -214,7 +214,7 @@ _SIZES = {"short": ("short ", "very short ", "little "), "long": ("long ", "long
 
 
 def subjects(rng: random.Random, story: Story) -> str:
-    """What one may say the story is about, one to three things of it."""
+    """Return one to three things that a story is about."""
     know = story.know
     hero = article(know["k"])
     known = know["H"] in USUAL_NAMES

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - a row of data stays on one line
-"""What small talk is made of; data alone.
+"""The data of small talk.
 
 A line is `question / other wording => answer | other answer`. A `?`, `.` or `!` is added to what
 the user says where it has none.

@@ -40,7 +40,7 @@ _SMALL_TALK = (
 
 
 def texts() -> Iterator[str]:
-    """What the vocabulary is learnt from: mostly stories, then recall tasks, then other text."""
+    """Yield the tokenizer's training text: mostly stories, then recall tasks, then other text."""
     rng = random.Random(1)
     yield _SMALL_TALK * 60
     yield from corpus.stories(False)

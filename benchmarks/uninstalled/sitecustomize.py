@@ -26,7 +26,7 @@ class Checkout(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Where a package of ours lies; everything else is for others to find."""
+        """Return the place of a package of edgetok, and None for other packages."""
         place = name.removeprefix("edgetok.")
         if name != "edgetok" and (place == name or place not in BESIDE):
             return None

@@ -80,7 +80,7 @@ def require_room(budget: int, needed: int) -> None:
 
 
 class Allocator:
-    """Everything that `measure` found, ready to be shared out."""
+    """The measured sensitivities, and the choice of formats within a limit."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Allocator:
         return TensorFormat(*way, zeros=not self._symmetric)
 
     def _choices(self, names: Sequence[str]) -> list[Choice]:
-        """Of all combinations with one group size those that no other beats, by rising bytes."""
+        """Return the combinations with one group size that no other beats, by rising bytes."""
         kl = self._sensitivity.kl
         combined = []
         for group in {group for name in names for _, group in kl[name]}:
@@ -272,7 +272,7 @@ class Allocator:
         return least.tolist(), taken
 
     def _trace(self, step: int) -> list[int]:
-        """Every unit's choice where so many steps may be taken together."""
+        """Return every unit's choice for a total number of steps."""
         at = []
         for unit, choice in zip(reversed(self._units), reversed(self._taken), strict=True):
             i = int(choice[step])

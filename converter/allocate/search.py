@@ -50,7 +50,7 @@ def _cache_bytes(spec: DecoderSpec, target: Target) -> int:
 
 
 class Fitting:
-    """Chooses formats for a target, round by round."""
+    """A search for the formats that reach a target, round by round."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Fitting:
         self.allocation = self._allocate()
 
     def accepts(self, agreement: Agreement | None) -> bool:
-        """Whether the artefact just made is the one; otherwise `allocation` is the next to make.
+        """Return whether the artefact reaches the target; if not, `allocation` is the next to try.
 
         Raises:
             OptionError: no artefact has so small a loss.

@@ -1,4 +1,4 @@
-"""What each tensor's rounding costs: the expected KL of every way to store it, by measurement.
+"""Sensitivity of each tensor: the expected KL of every way to store it, measured.
 
 A small change dW of a layer with inputs x moves the model's next-token distribution by
 
@@ -61,7 +61,7 @@ _TUNED_END = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What was measured.
+    """The measured losses of every tensor.
 
     Attributes:
         kl: expected KL in nats by tensor and (bits, group_size), each tensor by itself.
@@ -72,7 +72,7 @@ class Sensitivity:
     probes: tuple[tuple[float, float], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         kl = {
             name: [[bits, group, value] for (bits, group), value in costs.items()]
             for name, costs in self.kl.items()
@@ -140,7 +140,7 @@ def measure(
 
 
 class _Trial:
-    """Tries every way to store a tensor and keeps what it would cost."""
+    """A trial of every way to store a tensor, with the losses."""
 
     def __init__(
         self, options: ConvertOptions, greatest: Mapping[str, float], threads: int
@@ -162,14 +162,14 @@ class _Trial:
         ]
 
     def end(self, values: Floats, bits: int, group: int) -> Tensor:
-        """What the recipe changes in an embedding or a head."""
+        """Return the change that the recipe makes to an embedding or a head."""
         found = rounder_of_ends(self.options)(
             values, bits, group, symmetric=self.options.symmetric, threads=self.threads
         )
         return torch.from_numpy(found.dequantise() - values)
 
     def nearest(self, values: Floats, bits: int, group: int) -> Tensor:
-        """What rounding to nearest changes."""
+        """Return the change that rounding to nearest makes."""
         found = rtn.quantise(
             values, bits, group, symmetric=self.options.symmetric, threads=self.threads
         )
@@ -231,7 +231,7 @@ class _States:
         self.last = hidden
 
     def pop(self) -> Tensor:
-        """What the block before gave; its file is removed."""
+        """Return the outputs of the previous block, and remove their file."""
         self._count -= 1
         path = self._path(self._count)
         kept = torch.from_numpy(np.fromfile(path, np.float32)).reshape(self._shape).clone()
@@ -273,7 +273,7 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
 
 
 def _halves(count: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Every other window, and the rest; where there is but one, its halves."""
+    """Split windows into every other one and the rest; split a single window into halves."""
     at = torch.arange(count)
     odd = (at // tokens) % 2 == 1 if count > tokens else at >= count // 2
     return at[~odd], at[odd]

@@ -1,4 +1,4 @@
-"""What a conversion is to come out as, where that is asked for instead of bits."""
+"""The target of a conversion, given instead of bits: a size or a loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgetok.models.spec import DecoderSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a conversion is to come out as; one of the two.
+    """The target of a conversion: a size or a loss.
 
     Attributes:
         nbytes: most bytes of weights and cache.
@@ -48,7 +48,7 @@ class Target:
             raise OptionError("--context needs --fit SIZE; add it, or remove --context")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for the journal."""
+        """Return plain values for the journal."""
         return {
             "nbytes": self.nbytes,
             "most_kl": self.most_kl,

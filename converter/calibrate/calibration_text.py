@@ -63,12 +63,12 @@ class Texts:
     more: Tokens | None = None
 
     def calibration(self, options: ConvertOptions) -> Tokens:
-        """As many windows as are wanted, spread over all that may be calibrated on."""
+        """Return `calibration_windows` windows, evenly spread over those for calibration."""
         wanted = min(options.calibration_windows, len(self.learned))
         return self.learned[spread(len(self.learned), wanted)]
 
     def tuned(self) -> Tokens:
-        """All that may be learned from."""
+        """Return all windows for training."""
         return self.learned if self.more is None else np.concatenate([self.learned, self.more])
 
 

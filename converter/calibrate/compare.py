@@ -1,4 +1,4 @@
-"""How far the artefact is from the original: both run side by side, a block at a time.
+"""Compare an artefact with the original: both run side by side, one block at a time.
 
 The artefact's weights are read back from the file that was written, so that packing is part of what
 is measured. The output head is applied a few thousand tokens of the vocabulary at a time, with

@@ -12,7 +12,7 @@ from edgetok.errors import CheckpointError, MissingExtraError
 
 
 class TransformersReference:
-    """Computes the original model's logits. Holds all its weights in memory."""
+    """The original model in transformers. All its weights are in memory."""
 
     def __init__(self, source: str, *, revision: str | None = None, threads: int = 0) -> None:
         """Load a checkpoint.

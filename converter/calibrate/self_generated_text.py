@@ -90,7 +90,7 @@ def write(
 
 
 def openings_of(spec: DecoderSpec, artefact: Path, text: Tokens) -> list[list[int]]:
-    """How texts begin that the model was trained on.
+    """Return the first tokens of texts and conversations like those that the model was trained on.
 
     Args:
         spec: for the token that stands before a text.
@@ -118,7 +118,7 @@ def openings_of(spec: DecoderSpec, artefact: Path, text: Tokens) -> list[list[in
 
 
 def _chat_opening(artefact: Path) -> str | None:
-    """What the chat template writes before the user's first word; None where it cannot be told."""
+    """Return the text of the chat template before the user's first word; None if it is unclear."""
     path = artefact / TOKENIZER_CONFIG_FILE
     config = strict_json.read_object(path) if path.exists() else {}
     try:

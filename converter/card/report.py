@@ -37,12 +37,12 @@ class LayerReport:
 
     @property
     def error(self) -> float:
-        """Of the output where that is known."""
+        """Return the error of the output if it is known, else that of the weights."""
         return self.weight_error if self.output_error is None else self.output_error
 
     @property
     def stored(self) -> str:
-        """How the weights are kept, in words."""
+        """Return the format of the weights in words."""
         if self.bits >= 16:
             return f"float{self.bits}"
         groups = "" if self.group_size is None else f" in groups of {self.group_size}"
@@ -79,7 +79,7 @@ class FitPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How bits were shared out.
+    """The bits per tensor, and the curve of size against loss.
 
     Attributes:
         wanted: what was asked for, in words.
@@ -97,7 +97,7 @@ class Fit:
 
     @property
     def words(self) -> str:
-        """What the curve is."""
+        """Return a description of the curve."""
         return (
             f"Asked for: {self.wanted}. The line is the best choice of bits and group sizes at "
             "each size, by the error of each tensor's output, weighed by its effect on the "
@@ -105,7 +105,7 @@ class Fit:
         )
 
     def table(self, count: int = 8) -> list[tuple[str, FitPoint]]:
-        """Some of the curve with the uniform ones and the choice between, by rising bytes."""
+        """Return some points of the curve, the uniform ones and the chosen one, by rising bytes."""
         last = len(self.curve) - 1
         some = sorted({round(i * last / (count - 1)) for i in range(count)})
         rows = [("best choice", self.curve[i]) for i in some]
@@ -116,7 +116,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything `report.json` holds.
+    """The contents of `report.json`.
 
     Attributes:
         source: as the user gave it, without the path to it.
@@ -159,7 +159,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to trust it; None where it was not compared with the original."""
+        """Return the verdict; None if the model was not compared with the original."""
         found = self.agreement
         if found is None:
             return None
@@ -215,7 +215,7 @@ class Report:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; the keys are stable."""
+        """Return plain values with stable keys."""
         values = dataclasses.asdict(self)
         agreement = values.pop("agreement")
         keys = [field.name for field in dataclasses.fields(Agreement)]
@@ -250,7 +250,7 @@ def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]
 
 
 def kind_of(layer: LayerReport) -> str:
-    """Which error `LayerReport.error` is."""
+    """Return which error `LayerReport.error` is."""
     return "weight" if layer.output_error is None else "output"
 
 

@@ -1,4 +1,4 @@
-"""What a loss means: measured figures become one of four words.
+"""Verdict on a loss: one of four words for the measured figures.
 
 Each figure is graded by itself and the worst grade is the verdict, since each sees a kind of damage
 that the others hide: perplexity is an average over the tokens that came next and can stay while the
@@ -51,7 +51,7 @@ class Grading:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether to trust a converted model.
+    """The verdict on a converted model.
 
     Attributes:
         grade: the worst of all figures.

@@ -63,7 +63,7 @@ _COPIED = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         quantised: how many modules kept their integers.
@@ -156,7 +156,7 @@ def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
 def _tensors(
     artefact: Artefact, family: Family, form: Format, pack: Callable[[Quantised], Arrays]
 ) -> tuple[Arrays, dict[str, TensorFormat], dict[str, str]]:
-    """Every tensor under its checkpoint name, modules that stay quantised, why others do not."""
+    """Return the tensors by checkpoint name, the quantised modules, and why others are not."""
     tensors: Arrays = {}
     modules: dict[str, TensorFormat] = {}
     plain: dict[str, str] = {}

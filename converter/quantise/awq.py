@@ -35,7 +35,7 @@ _MOST_SCALE = 1e4
 
 
 class Sample:
-    """Some of a layer's inputs, evenly spread over all that are seen."""
+    """A sample of a layer's inputs, evenly spread over all of them."""
 
     def __init__(self, expected_tokens: int, wanted_tokens: int) -> None:
         self._every = max(1, expected_tokens // wanted_tokens)
@@ -43,7 +43,7 @@ class Sample:
         self._kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """See inputs [tokens, K]."""
+        """Add inputs [tokens, K]."""
         self._kept.append(x[(-self._seen) % self._every :: self._every].clone())
         self._seen += len(x)
 
@@ -60,7 +60,7 @@ class Magnitude:
         self._tokens = 0
 
     def add(self, x: Tensor) -> None:
-        """See inputs [tokens, K]."""
+        """Add inputs [tokens, K]."""
         self._sum += x.abs().sum(0, dtype=torch.float64)
         self._tokens += len(x)
 
@@ -77,7 +77,7 @@ class GroupProducts:
         self._sum = torch.zeros(-(-inputs // group_size), group_size, group_size)
 
     def add(self, x: Tensor) -> None:
-        """See inputs [tokens, K]."""
+        """Add inputs [tokens, K]."""
         grouped = _grouped(x, self._group_size)
         self._sum.baddbmm_(grouped.transpose(1, 2), grouped)
 
@@ -88,7 +88,7 @@ class GroupProducts:
 
 @dataclass(frozen=True, slots=True)
 class ScaleChoice:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         scales: [K] float32; all one where nothing is changed.

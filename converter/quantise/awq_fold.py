@@ -110,7 +110,7 @@ def held_out_losses(
     options: ConvertOptions,
     threads: int = 1,
 ) -> list[float]:
-    """What is left of the outputs' error on every fourth token when the others were calibrated on.
+    """Return the outputs' error on every fourth token after calibrating on the others.
 
     Args:
         weights: [N_i, K] of each layer.

@@ -43,7 +43,7 @@ _ERROR_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every step of a calibrated conversion needs.
+    """The state that all steps of a calibrated conversion share.
 
     Attributes:
         weights: of the checkpoint.
@@ -72,7 +72,7 @@ class Observer(Protocol):
     """Gathers a statistic of a layer's inputs."""
 
     def add(self, x: Tensor) -> None:
-        """See inputs [tokens, K]."""
+        """Add inputs [tokens, K]."""
 
 
 def convert_calibrated(

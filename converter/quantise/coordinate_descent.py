@@ -73,7 +73,7 @@ def descend(
 
 
 class _Block:
-    """Some inputs of a layer: gradient, codes, and how far the weights moved."""
+    """A block of a layer's inputs: gradient, codes, and the change of the weights."""
 
     def __init__(self, gradient: Reals, hessian: Reals, codes: Reals) -> None:
         self.gradient, self.hessian, self.codes = gradient, hessian, codes

@@ -53,7 +53,7 @@ class Hessian:
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
-        """See inputs [tokens, K]."""
+        """Add inputs [tokens, K]."""
         # The lower triangle alone, in stripes: it is symmetric.
         for first in range(0, x.shape[1], _STRIPE_INPUTS):
             end = first + _STRIPE_INPUTS
@@ -72,7 +72,7 @@ class Hessian:
 
 @dataclass(frozen=True, slots=True)
 class Inverse:
-    """What GPTQ needs of a Hessian; layers with the same input share one.
+    """The factor of a Hessian's inverse that GPTQ needs; layers with the same input share one.
 
     Attributes:
         groups: inputs of each group in the order in which they are rounded, groups likewise.
@@ -85,7 +85,7 @@ class Inverse:
     damping: float
 
     def folded(self, scales: Tensor) -> Inverse:
-        """Where weights are multiplied by `scales` [K] and inputs divided: in the same order."""
+        """Return the factor for weights times, and inputs divided by, `scales` [K]."""
         return Inverse(self.groups, self.factor * scales[torch.cat(self.groups)], self.damping)
 
 

@@ -164,7 +164,7 @@ def scale_slopes(
     slopes: Any,
     curves: Any,
 ) -> None:
-    """How the loss changes with the scale of inputs first..last: v R^T and v H v^T, v = q - zero.
+    """Return the loss's slopes in the scale of inputs first..last: v R^T, v H v^T; v = q - zero.
 
     Args:
         gradient: [n, b] dW H of a block.

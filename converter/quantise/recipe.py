@@ -41,7 +41,7 @@ class Inputs:
         self._inverses = inverses or {}
 
     def inverse(self, group_size: int) -> Inverse:
-        """Of the damped Hessian, or of its diagonal where GPTQ is left out."""
+        """Return the inverse of the damped Hessian, or of its diagonal if GPTQ is left out."""
         if group_size not in self._inverses:
             damping, order = self._options.damping, self._options.order
             if "gptq" in self._options.steps:
@@ -61,7 +61,7 @@ class Inputs:
 
 
 def rounder_of_ends(options: ConvertOptions) -> Callable[..., Quantised]:
-    """Of the embedding and the head, which are not calibrated."""
+    """Return the quantiser of the embedding and the head, which are not calibrated."""
     searched = options.method == "auto" and "search" in options.steps
     return gptq.quantise_searched if searched else rtn.quantise
 

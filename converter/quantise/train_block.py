@@ -32,7 +32,7 @@ from edgetok.converter.quantised import Quantised
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """What was learned.
+    """The result of training.
 
     Attributes:
         layers: by canonical name without the block; empty where the block did not get better.

@@ -53,7 +53,7 @@ _LearnedModel = tuple[dict[str, Tensor], dict[str, Learned]]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What was learned.
+    """The result of training.
 
     Attributes:
         tensors: `.scales` float16, `.weight` of norms and `.bias` float32, and if refined codes as
@@ -99,7 +99,7 @@ class _Student:
                 self._fixed[name] = values
 
     def parameters(self) -> dict[str, Tensor]:
-        """By the names that the checkpoint gives them."""
+        """Return the parameters by their names in the checkpoint."""
         matrices = {module: matrix.weight() for module, matrix in self.matrices.items()}
         parts = []
         for name, source in self._tensors.items():

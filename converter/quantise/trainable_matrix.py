@@ -75,7 +75,7 @@ class LearnedMatrix:
 
     @torch.no_grad()
     def restrain(self) -> None:
-        """No code goes further beyond the first or the last one than it takes to stay there."""
+        """Keep codes within the range that still rounds to the first or the last code."""
         if self.moves is not None:
             low, high = self._low - self._levels - 0.5, self._high - self._levels + 0.5
             self.moves.copy_(torch.minimum(torch.maximum(self.moves, low), high))
@@ -169,7 +169,7 @@ def mean_loss(loss: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> 
 def best_share(
     take: Callable[[float], T], judge: Callable[[], float], before: float
 ) -> tuple[T | None, float]:
-    """All of what was learned or a share of it, whichever errs least, or nothing.
+    """Return the share of the training's change that errs least: all, half, a quarter or nothing.
 
     Args:
         take: takes a share, with which `judge` then computes.

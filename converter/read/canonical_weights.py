@@ -97,7 +97,7 @@ class CanonicalWeights:
 
     @property
     def parameters(self) -> int:
-        """How many weights there are, tied ones counted once."""
+        """Return the number of weights; tied ones count once."""
         return sum(int(np.prod(shape)) for shape in self._shapes.values())
 
     def _stored(self, name: str) -> str:
@@ -129,7 +129,7 @@ def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[
 def choose_formats(
     weights: CanonicalWeights, options: ConvertOptions, greatest: dict[str, float]
 ) -> tuple[dict[str, TensorFormat], dict[str, str]]:
-    """How each matrix is stored, and why some are not quantised.
+    """Return each matrix's format, and why some are not quantised.
 
     Args:
         weights: of the checkpoint.

@@ -109,7 +109,7 @@ class GgufCheckpoint(CodedCheckpoint):
         return folder
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
-        """As `Checkpoint.tensor`; quantised types are dequantised."""
+        """Read a tensor as `Checkpoint.tensor` does; quantised types are dequantised."""
         info = self.infos.get(name)
         if info is None or (info.dtype in _PLAIN and self._order(name, info) is None):
             values = super().tensor(name, rows)
@@ -167,7 +167,7 @@ class GgufCheckpoint(CodedCheckpoint):
         return raw
 
     def _order(self, name: str, info: TensorInfo) -> npt.NDArray[np.int64] | None:
-        """Which row of the file each row is: llama.cpp has a head's i and i + D/2 side by side."""
+        """Return the file's row of each row: llama.cpp stores a head's i and i + D/2 together."""
         heads = self._heads.get(name.split(".")[-2])
         if heads is None or info.shape[0] % (2 * heads):
             return None

@@ -34,7 +34,7 @@ FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one `general.architecture` reads as a family of transformers.
+    """One `general.architecture` and its family in transformers.
 
     Attributes:
         model_type: of the family.

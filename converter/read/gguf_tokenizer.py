@@ -239,7 +239,7 @@ def _tokenizer(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]
 
 
 def _around(before: str | None, after: str | None, vocab: dict[str, int]) -> dict[str, Any] | None:
-    """What puts tokens before and after a text."""
+    """Return the post-processor that puts tokens before and after a text."""
     if before is None and after is None:
         return None
 

@@ -96,7 +96,7 @@ class PackedCheckpoint(CodedCheckpoint):
         return _checked(module, found, self._shapes[name])
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
-        """As `Checkpoint.tensor`; packed matrices are dequantised."""
+        """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
         codes = self.codes(name)
         if codes is None:
             return self._inner.tensor(name, rows)
@@ -244,7 +244,7 @@ _READERS: dict[str, Callable[[Checkpoint, str, tuple[int, int], dict[str, Any]],
 
 
 def _checked(module: str, q: Quantised, shape: tuple[int, int]) -> Quantised:
-    """With groups that an artefact holds."""
+    """Return the matrix with groups that an artefact supports."""
     N, K = shape
     group = next((g for g in _GROUPS if q.group_size % g == 0), None)
     if group is None or (K % q.group_size and q.group_size not in _GROUPS):

@@ -42,7 +42,7 @@ class CodedCheckpoint(Checkpoint, ABC):
 
 
 def rows_of(q: Quantised, first: int, end: int) -> Quantised:
-    """Some outputs of a layer."""
+    """Return the rows of some outputs of a layer."""
     rows = slice(first, end)
     zeros = None if q.zeros is None else q.zeros[rows]
     return replace(q, codes=q.codes[rows], scales=q.scales[rows], zeros=zeros)

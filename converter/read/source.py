@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, or a repository on the Hugging Face hub."""
+"""Source of a checkpoint: a folder, a file, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into an artefact beside the weights: tokenizer, template, defaults, licence."""
+"""Files of an artefact beside the weights: tokenizer, template, defaults, licence."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class DataFile:
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    """Have the file system set blocks aside, where it knows how to."""
+    """Reserve blocks on the disk, if the file system supports it."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:

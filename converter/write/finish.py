@@ -1,4 +1,4 @@
-"""What every kind of conversion begins and ends with."""
+"""The last steps that all kinds of conversion share."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _MAX_LENGTH = 4096
 
 
 def genai_config(spec: DecoderSpec) -> dict[str, Any]:
-    """What `genai_config.json` says about an artefact of ours.
+    """Return the contents of `genai_config.json` for an artefact.
 
     Args:
         spec: the decoder.

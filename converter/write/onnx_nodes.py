@@ -29,7 +29,7 @@ _ONNX_TYPES = {
 
 
 class GraphWriter:
-    """Collects nodes in order. Values are named after the node that computes them."""
+    """A writer that appends nodes in order. Values are named after the node that computes them."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

@@ -27,7 +27,7 @@ _CHUNK_CODES = 1 << 20
 def pack_linear(
     codes: Bytes, scales: npt.NDArray[np.generic], zeros: Bytes | None, form: TensorFormat
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Everything that the artefact stores of a quantised layer but its bias.
+    """Return the arrays that the artefact stores of a quantised layer, without its bias.
 
     Args:
         codes: [N, K] uint8, each below 2^bits.

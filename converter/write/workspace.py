@@ -1,4 +1,4 @@
-"""Where a conversion works until it is whole: beside the output, locked, journalled.
+"""The partial folder of a conversion: beside the output, locked, journalled.
 
     OUT.partial/lock          held by the one converter that may write here
     OUT.partial/journal.jsonl what is done: the first line names the conversion, then a line a step
@@ -80,19 +80,19 @@ class Workspace:
 
     @property
     def has_steps(self) -> bool:
-        """Whether there is anything that a later run could go on with."""
+        """Return whether a later run could continue from here."""
         return bool(self._steps)
 
     def done(self, step: str) -> bool:
-        """Whether `step` was finished, now or in an earlier run."""
+        """Return whether `step` was finished, in this run or an earlier one."""
         return step in self._steps
 
     def result(self, step: str) -> Any:
-        """What was given to `finish` for this step, as JSON keeps it."""
+        """Return the result that `finish` was given for this step, as JSON stores it."""
         return self._steps[step]
 
     def finish(self, step: str, result: Any) -> None:
-        """Promise that a step is on the disk.
+        """Record that a step is on the disk.
 
         Args:
             step: its name.

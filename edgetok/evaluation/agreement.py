@@ -22,7 +22,7 @@ MAX_STEP_ERROR = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendAgreement:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         backends: whose logits were compared; one where only one can run the artefact.
@@ -42,12 +42,12 @@ class BackendAgreement:
 
     @property
     def good(self) -> bool:
-        """Whether the differences are what rounding explains."""
+        """Return whether rounding explains the differences."""
         return self.finite and self.kl <= MAX_KL and self.step_error <= MAX_STEP_ERROR
 
     @property
     def finite(self) -> bool:
-        """Whether every logit is a number; the figures above are then numbers too."""
+        """Return whether every logit is finite; the figures above are then finite, too."""
         return bool(np.isfinite([self.max_error, self.kl, self.step_error]).all())
 
 

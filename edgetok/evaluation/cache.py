@@ -30,7 +30,7 @@ _ANSWER_TOKENS = 24
 
 @dataclass(slots=True)
 class Score:
-    """What one policy at one size reached.
+    """The result of one policy at one size.
 
     Attributes:
         policy: its name; "full" forgets nothing.
@@ -70,7 +70,7 @@ class CacheEvaluation:
         template: ChatTemplate,
         eos_tokens: frozenset[int],
     ) -> None:
-        """Nothing is computed yet."""
+        """Prepare; nothing is computed yet."""
         self._backend, self._tokenizer = backend, tokenizer
         self._template, self._eos = template, eos_tokens
 
@@ -181,7 +181,7 @@ class CacheEvaluation:
 
 
 def _common(lists: Sequence[list[int]]) -> int:
-    """How many tokens all lists begin with alike."""
+    """Return the number of first tokens that all lists have in common."""
     same = 0
     for column in zip(*lists, strict=False):
         if len(set(column)) > 1:

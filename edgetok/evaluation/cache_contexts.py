@@ -22,7 +22,7 @@ _PLACEHOLDER = "?"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, what is right, and which told values are wrong.
+    """A question, its right answer, and the wrong values that the context mentions.
 
     Attributes:
         place: share of the context that comes before the answer: 0 at its beginning.
@@ -34,7 +34,7 @@ class Question:
     place: float
 
     def case(self, task: str) -> recall.RecallCase:
-        """As a case that `recall.score` knows."""
+        """Return the question as a case for `recall.score`."""
         return recall.RecallCase(
             task=task, distance=0, messages=(), expected=self.expected, distractors=self.wrong
         )

@@ -36,7 +36,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What was found.
+    """The result of an evaluation.
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood per token.

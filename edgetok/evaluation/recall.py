@@ -59,7 +59,7 @@ _CODAS = ["", "", "", "n", "r", "l", "s", "m", "k", "t"]
 
 
 def is_held_out(*parts: str) -> bool:
-    """Whether this combination belongs to evaluation: one in ten, by hash."""
+    """Return whether this combination is for evaluation: one in ten, by hash."""
     return hashlib.sha256("|".join(parts).encode()).digest()[0] % 10 == 0
 
 
@@ -381,7 +381,7 @@ def recall_cases(
 
 
 def score(answer: str, case: RecallCase) -> bool:
-    """Whether the answer names the expected value and none of the wrong ones.
+    """Return whether the answer names the expected value and none of the wrong ones.
 
     A wrong value that is in the question (`What was the job of Oscar?` after a horse called Oscar)
     may be in the answer.

@@ -1,4 +1,4 @@
-"""How fast a model reads and writes, and how much of the memory's speed that is.
+"""Measure the speed of prefill and decode, and their share of the memory's read bandwidth.
 
 Decoding reads every weight once a token, so its limit is the machine's read bandwidth: that is
 measured in the same process, between the runs, because it moves from hour to hour.
@@ -94,7 +94,7 @@ def weight_bytes_per_token(artefact: Artefact) -> int:
 
 
 def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = None) -> float:
-    """What `threads` threads read from memory together, in GB/s (10^9 bytes).
+    """Return the bandwidth at which `threads` threads read memory together, in GB/s (10^9 bytes).
 
     Args:
         threads: how many.

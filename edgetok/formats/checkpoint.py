@@ -48,7 +48,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies.
+    """The place of a tensor in a file.
 
     Attributes:
         dtype: as safetensors names it.
@@ -93,12 +93,12 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every tensor's name."""
+        """Return the names of all tensors."""
         return tuple(self.infos)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape."""
+        """Return the shapes of all tensors."""
         return {name: info.shape for name, info in self.infos.items()}
 
     @property

@@ -81,7 +81,7 @@ def write_container(path: Path, model: str, header: dict[str, Any], parts: Seque
 
 
 def is_container(path: Path) -> bool:
-    """Whether a file begins as a container does."""
+    """Return whether a file begins as a container does."""
     try:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC

@@ -93,7 +93,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file calls itself one, by name or by its first bytes."""
+    """Return whether a file is GGUF by its name or its first bytes."""
     if not path.is_file():
         return False
     try:

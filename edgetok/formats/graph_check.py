@@ -1,4 +1,4 @@
-"""Whether an artefact's graph is the decoder that its spec describes.
+"""Check that an artefact's graph is the decoder that its spec describes.
 
 The graph is read by onnxruntime, the spec by edgetok's own runtimes; both must mean one model. Not
 every wire is followed: initializers, operators and their attributes, inputs and outputs are.
@@ -52,7 +52,7 @@ _Attributes = dict[str, int | float]
 
 
 def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[str, TensorFormat]:
-    """How each linear layer and the embedding are stored, from initializers and nodes.
+    """Return the format of each linear layer and the embedding, from initializers and nodes.
 
     Raises:
         ArtefactError: one has no weights, no node, or numbers that no format has.

@@ -1,4 +1,4 @@
-"""Where every tensor of an artefact lies: names, dtypes, shapes and offsets in `model.onnx.data`.
+"""Layout of `model.onnx.data`: the name, dtype, shape and offset of every tensor.
 
 The converter writes by this table and the reader checks by it. It is a pure function of the spec
 and the formats, so that tensors may be written in any order and an interrupted conversion goes on.
@@ -33,7 +33,7 @@ _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
 
 @dataclass(frozen=True, slots=True)
 class TensorFormat:
-    """How one linear layer's or embedding's weights are stored.
+    """The format of a linear layer's or an embedding's weights.
 
     Attributes:
         bits: 2, 3, 4 or 8 quantised; 16 float16; 32 float32, where float16 would overflow.
@@ -56,7 +56,7 @@ class TensorFormat:
 
     @property
     def quantised(self) -> bool:
-        """Whether weights are codes with scales."""
+        """Return whether the weights are codes with scales."""
         return self.bits in _QUANTISED_BITS
 
 
@@ -108,7 +108,7 @@ class Layout:
 
 
 def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
-    """Every matrix of the decoder by canonical name, in execution order.
+    """Return every matrix of the decoder by canonical name, in execution order.
 
     `embed_tokens` is absent where it is tied: `lm_head` holds its weights.
     """

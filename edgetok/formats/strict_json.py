@@ -155,6 +155,6 @@ def read_bytes(path: Path, *, max_bytes: int, error: type[UserError] = Checkpoin
 
 
 def _depth(outside: bytes) -> int:
-    """How deeply brackets nest in text without strings."""
+    """Return the nesting depth of brackets in text without strings."""
     steps = _STEP[np.frombuffer(outside, np.uint8)]
     return int(np.cumsum(steps, dtype=np.int64).max(initial=0))

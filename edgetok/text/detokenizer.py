@@ -21,7 +21,7 @@ _CONTEXT_TOKENS = 16
 
 
 class TokenDecoder(Protocol):
-    """What one vocabulary's tokens say."""
+    """The bytes of one vocabulary's tokens."""
 
     def piece(self, token: int) -> bytes | str:
         """A token as bytes that may be part of a character, or as whole characters.
@@ -31,7 +31,7 @@ class TokenDecoder(Protocol):
 
     @property
     def strip_start(self) -> bool:
-        """Whether one space at the start of a text is left out."""
+        """Return whether one space at the start of a text is left out."""
 
 
 class TextStream:
@@ -64,7 +64,7 @@ class TextStream:
         return "" if token in self._special else self._text.push(token)
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an incomplete character."""
+        """Return the rest at the end: U+FFFD for an incomplete character."""
         return self._text.finish()
 
 

@@ -69,7 +69,7 @@ class ChatTemplate:
 
     @property
     def depends_on(self) -> int | None:
-        """How many of the first messages a later one's text depends on; None: on any message.
+        """Return the number of first messages that a later one's text depends on; None: all.
 
         Beside these on itself, its neighbours, whether it is the last and its number odd.
         """

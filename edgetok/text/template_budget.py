@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may use, and the gate that every value passes.
+"""Limits of one rendering of a chat template, and the check that every value passes.
 
 A value is measured when it is made: text by its bytes, a container with all that it refers to, so
 that forty nested lists that each hold the last one twice are seen for what they are.
@@ -27,7 +27,7 @@ ITEM_BYTES = 64
 
 
 class Budget:
-    """What one rendering may still use."""
+    """The remaining budget of one rendering."""
 
     def __init__(self) -> None:
         # The thread's own time: a busy or sleeping machine is not the template's fault.
@@ -127,7 +127,7 @@ def fits(size: int) -> None:
 
 
 class Each:
-    """What a loop goes through: every turn is a step."""
+    """Yield the items of a loop; each one counts as a step."""
 
     def __init__(self, values: Any) -> None:
         self._values = values

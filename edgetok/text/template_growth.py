@@ -1,4 +1,4 @@
-"""Whether a chat template writes each message by itself, so that a turn can be rendered alone.
+"""Check whether a chat template writes each message by itself, so that a turn renders alone.
 
 Most templates are one loop over the messages. If what its body writes depends on nothing but the
 message, its neighbours, the first few messages, whether it is one of these or the last one and
@@ -25,7 +25,7 @@ class _NotLocalError(Exception):
 
 
 def mark(tree: nodes.Template) -> int | None:
-    """Have a template write MARK before each message.
+    """Make a template write MARK before each message.
 
     Args:
         tree: as jinja2 parsed it; changed.
@@ -147,7 +147,7 @@ def _list_of(node: nodes.Node) -> str | None:
 
 
 def _reached(known: set[str], leads: dict[str, set[str]]) -> set[str]:
-    """All names that these lead to, these included; each is looked at once."""
+    """Return all names that these lead to, and these; each is visited once."""
     found, left = set(known), list(known)
     while left:
         more = leads.get(left.pop(), set()) - found

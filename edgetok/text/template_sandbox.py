@@ -178,7 +178,7 @@ def _gated(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    """What is about to be written: containers are measured first."""
+    """Check a value before it is written; containers are measured first."""
     del context
     current.get().step()
     if not isinstance(value, (str, Undefined)):

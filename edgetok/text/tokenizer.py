@@ -135,7 +135,7 @@ class Tokenizer:
         return TextStream(self._decoder, self._special, prompt)
 
     def token_text(self, token: int) -> str | None:
-        """How the vocabulary spells a token; None where it has no such id."""
+        """Return the vocabulary's spelling of a token; None for an unknown id."""
         text: str | None = self._core.id_to_token(token)
         return text
 

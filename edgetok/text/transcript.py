@@ -19,7 +19,7 @@ class Transcript:
     """Tokens of one conversation."""
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
-        """Nothing is known yet."""
+        """Start without any rendered message."""
         self._template, self._tokenizer = template, tokenizer
         self._head = template.depends_on
         # Tokens before the last of these messages, and the texts of the first ones.

@@ -60,7 +60,7 @@ class ConfigReader:
         self._read: set[str] = set()
 
     def has(self, key: str) -> bool:
-        """Whether `key` is there and not null."""
+        """Return whether `key` is present and not null."""
         return self._values.get(key) is not None
 
     def value(self, key: str) -> Any:
@@ -86,7 +86,7 @@ class ConfigReader:
         high: int = 1 << 31,
         null: int | None = None,
     ) -> int | None:
-        """As `integer`, with `absent` where the key is absent and `null` where it is null."""
+        """Read as `integer` does; return `absent` if the key is absent and `null` if it is null."""
         self._read.add(key)
         value = self._values.get(key, _MISSING)
         if value is _MISSING or value is None:
@@ -118,7 +118,7 @@ class ConfigReader:
         high: float = 1e30,
         null: float | None = None,
     ) -> float | None:
-        """As `number`, with `absent` where the key is absent and `null` where it is null."""
+        """Read as `number` does; return `absent` if the key is absent and `null` if it is null."""
         self._read.add(key)
         value = self._values.get(key, _MISSING)
         if value is _MISSING or value is None:

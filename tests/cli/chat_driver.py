@@ -1,4 +1,4 @@
-"""Runs `edgetok` with a fake model, as its own process: tests/cli/test_terminal.py talks to it."""
+"""Run `edgetok` with a fake model in its own process, for tests/cli/test_terminal.py."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Stdin(io.TextIOWrapper):
 def edgetok(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs a command in this process; the model is a fake."""
+    """Run a command in this process; the model is a fake."""
 
     def load(path: Path, **options: Any) -> Model:
         return fake_model(tmp_path / "fake", context=options.get("context"))

@@ -37,14 +37,14 @@ def few_steps(monkeypatch):
 
 
 def by_block(monkeypatch):
-    """Every model counts as one that does not fit in memory several times over."""
+    """Make every model count as one that does not fit in memory several times."""
     monkeypatch.setattr(options_module, "LEARNED_WHOLE", 0)
 
 
 @pytest.mark.parametrize("learns", ["scales", "codes", "codes of blocks"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
 def test_every_step_for_families_that_differ(family, learns, tmp_path, monkeypatch):
-    """What onnxruntime computes is what transformers computes with the weights written."""
+    """onnxruntime computes what transformers computes with the written weights."""
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
     refine = 0 if learns == "scales" else 2 * FEW_STEPS

@@ -147,7 +147,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
     [*((family, "gptq") for family in FAMILIES), ("llama", "awq"), ("olmo2", "awq")],
 )
 def test_calibrated_methods_for_every_family(family, method, tmp_path):
-    """What onnxruntime computes is what transformers computes with the weights written."""
+    """onnxruntime computes what transformers computes with the written weights."""
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
     options = ConvertOptions(bits=4, method=method, **SMALL)

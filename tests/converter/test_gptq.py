@@ -133,7 +133,7 @@ def test_order_inputs_keeps_groups_together():
 
 
 def test_inputs_never_activated_are_rounded_to_nearest():
-    """What calibration did not reach keeps its weights, rather than becoming zero."""
+    """Inputs that calibration did not reach keep their weights and do not become zero."""
     weight, x = layer(8, 64)
     x[:, 10:20] = 0
     weight32 = weight.astype(np.float32)
@@ -194,7 +194,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("inputs", [96, 301])
 def test_factor_of_the_inverse(inputs, monkeypatch):
-    """Of sizes that are halved more than once, evenly and not."""
+    """Sizes are halved more than once, evenly and not."""
     monkeypatch.setattr(gptq, "_SMALL_INPUTS", 16)
     _, x = layer(1, inputs)
     hessian = x.T @ x / len(x)

@@ -1,4 +1,4 @@
-"""Where tensors lie, and writing them there in any order."""
+"""The layout of tensors, and writing them in any order."""
 
 from __future__ import annotations
 

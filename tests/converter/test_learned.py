@@ -56,7 +56,7 @@ def test_what_is_taken_is_what_is_computed_with():
 
 @pytest.mark.parametrize("codes", [False, True])
 def test_learns_towards_a_product(codes):
-    """Of scales alone what least squares over them gives, within a tenth; of codes, too, less."""
+    """Scales alone reach the least-squares loss within a tenth; codes as well reach less."""
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((6, 64)).astype(np.float32)
     stored = rtn.quantise(weights, 2, 32)

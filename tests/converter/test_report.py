@@ -104,7 +104,7 @@ def test_rows_begin_with_the_verdict_and_say_why():
 
 
 class Page(HTMLParser):
-    """What a reader sees, what a browser would fetch or run, and every plot."""
+    """The page's text, what a browser would fetch or run, and every plot."""
 
     def __init__(self, text):
         super().__init__()

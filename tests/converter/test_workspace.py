@@ -138,7 +138,7 @@ def test_death_between_the_two_renames_is_mended(tmp_path):
 
 @pytest.mark.parametrize("call", ["rename", "fsync"])
 def test_publishing_fails_cleanly(tmp_path, monkeypatch, call):
-    """As on file systems where two folders cannot change places at once."""
+    """On some file systems two folders cannot change places at once."""
     monkeypatch.setattr(ws, "_exchange", lambda a, b: False)
     out = tmp_path / "out"
     publish_one(out, "old")

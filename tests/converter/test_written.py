@@ -92,7 +92,7 @@ def test_a_model_too_large_to_write_says_so(llama, tmp_path, monkeypatch):
 
 
 def test_the_card_of_a_trained_model_has_a_perplexity_that_it_deserves(data, tmp_path):
-    """Of the text that ships it is above 1000: the model knows nothing but stories."""
+    """On the built-in text it is above 1000: the model knows nothing but stories."""
     options = ConvertOptions(bits=8, method="rtn", window_tokens=128, reference_tokens=512)
     agreement = convert(str(data / "models" / "stories260k"), tmp_path / "out", options).agreement
     assert agreement.reference_perplexity < 8

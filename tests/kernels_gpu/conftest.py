@@ -1,4 +1,4 @@
-"""Every test here is of a Triton kernel: interpreted, or with `-m gpu` compiled, on the card."""
+"""All tests here run Triton kernels: interpreted, or with `-m gpu` compiled, on the GPU."""
 
 from __future__ import annotations
 

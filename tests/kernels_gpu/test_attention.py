@@ -209,7 +209,7 @@ def test_a_ring_of_slots(device):
 
 @pytest.mark.parametrize("T", [1, 9])
 def test_mass(device, T):
-    """What slots receive from the last tokens, added to a share of what was there."""
+    """Return the mass that slots receive from the last tokens, added to a share of the old mass."""
     H, KH, D, S = 4, 2, 16, 90
     cache, q, _, _, order = filled(device, 8, H, KH, D, S)
     q = q[S - T :].contiguous()
@@ -248,7 +248,7 @@ def test_nothing_to_see_is_zero(device):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_slots_read_and_written_outside(device, bits):
-    """What is read is what was given, to rounding; written again it is what was there."""
+    """Rows read back equal those given, up to rounding; written again they do not change."""
     cache, _, k, v, order = filled(device, bits, 4, 2, 24, 20)
     at = order.astype(np.int64) + cache.span  # of the second head
     for rows, scales, given in (

@@ -68,7 +68,7 @@ def test_logits_that_are_no_numbers(device, bad):
 
 
 def test_equals_do_not_crowd_out_what_is_above_them(device):
-    """As where a grammar forbids most tokens: few are finite, or nearly all are equal."""
+    """A grammar forbids most tokens, so few are finite, or nearly all are equal."""
     buffers = SamplingBuffers(300, device)
     choose(buffers, SamplingOptions(top_k=MOST, top_p=1.0, temperature=0.1), 0.5)
     for rest in (-float("inf"), -40.0):

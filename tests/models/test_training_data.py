@@ -21,7 +21,7 @@ FOLDER = ROOT / "models" / "default"
 
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Any]:
-    """Imports a module of the recipe, which is scripts and not part of the package."""
+    """Import a module of the training scripts, which are not part of the package."""
     before = set(sys.modules)
     sys.path.insert(0, str(RECIPE))
 

@@ -188,7 +188,7 @@ def main() -> None:
                 for bits, run in runs.items():
                     for mass in (False, True):
                         note((bits, BLOCK, mass), run.seconds(team, BLOCK, mass))
-            middle = {key: statistics.median(found) for key, found in times.items()}
+            middle = {key: statistics.median(result) for key, result in times.items()}
             for bits, run in runs.items():
                 decode, with_mass = middle[bits, 1, False], middle[bits, 1, True]
                 line = (

@@ -37,16 +37,16 @@ def main() -> None:
 
 
 def show(what: str, report: Report) -> None:
-    found = report.agreement
-    assert found is not None
+    result = report.agreement
+    assert result is not None
     widths: dict[str, int] = {}
     for layer in report.layers:
         widths[layer.stored] = widths.get(layer.stored, 0) + 1
     listed = ", ".join(f"{count} of {name}" for name, count in sorted(widths.items()))
     print(
-        f"| {report.weight_bytes:,} | {report.bits_per_weight:.2f} | {what} | {found.kl:.4f} | "
-        f"{found.perplexity / found.reference_perplexity:.3f} | "
-        f"{100 * found.top1_agreement:.1f} % | {listed} |",
+        f"| {report.weight_bytes:,} | {report.bits_per_weight:.2f} | {what} | {result.kl:.4f} | "
+        f"{result.perplexity / result.reference_perplexity:.3f} | "
+        f"{100 * result.top1_agreement:.1f} % | {listed} |",
         flush=True,
     )
 

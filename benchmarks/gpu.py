@@ -195,16 +195,16 @@ def measure(
         rng = np.random.default_rng(1)
         prompt = rng.integers(0, spec.vocab_size, args.prompt).astype(np.int32)
         draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, share=0.0)
-        found = {"model": name, "bytes_per_token": backend.bytes_per_token}
+        result = {"model": name, "bytes_per_token": backend.bytes_per_token}
         prefill_s, step_s, beside = timed(device, backend, prompt, draw, args.depth)
-        found |= attempt("forgets", lambda: forgetting(device, backend, prompt, draw))
+        result |= attempt("forgets", lambda: forgetting(device, backend, prompt, draw))
         weights = sum(s.N * s.K for s in linear_shapes(spec).values())
         if not spec.tied:
             weights -= spec.vocab_size * spec.hidden_size
         head = spec.vocab_size * spec.hidden_size  # of the last token alone
         share, least = backend.bytes_per_token / step_s / copy, 0.8 if "8b" in name else 0.6
         prefill_share = 2 * (weights - head) * args.prompt / prefill_s / product
-    return found | {
+    return result | {
         "decode_tokens_per_s": 1 / step_s,
         "decode_share_of_copy": share,
         "decode_goal": f"{least}: {'met' if share >= least else 'missed'}",
@@ -270,11 +270,11 @@ FAILED: list[str] = []
 def peers(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """transformers in bfloat16, and torch's 4-bit product over the same layers."""
     spec = decoder(name)
-    found: dict[str, Any] = {"shape": name}
-    found |= attempt("transformers_bf16", lambda: _transformers(device, spec, args))
+    result: dict[str, Any] = {"shape": name}
+    result |= attempt("transformers_bf16", lambda: _transformers(device, spec, args))
     gc.collect()
     device.release()
-    return found | attempt("torch_int4", lambda: _torch_int4(device, spec))
+    return result | attempt("torch_int4", lambda: _torch_int4(device, spec))
 
 
 def _transformers(device: Device, spec: DecoderSpec, args: argparse.Namespace) -> dict[str, Any]:
@@ -364,9 +364,9 @@ def main() -> int:
     ]
     _show(results[0])
 
-    def keep(found: dict[str, Any]) -> None:
-        results.append(found)
-        _show(found)
+    def keep(result: dict[str, Any]) -> None:
+        results.append(result)
+        _show(result)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1))
         gc.collect()
@@ -393,8 +393,8 @@ def main() -> int:
     return 1 if FAILED else 0
 
 
-def _show(found: dict[str, Any]) -> None:
-    for key, value in found.items():
+def _show(result: dict[str, Any]) -> None:
+    for key, value in result.items():
         shown = f"{value:,.3g}" if isinstance(value, float) else value
         print(f"  {key:40} {shown}", flush=True)
 

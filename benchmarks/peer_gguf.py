@@ -48,7 +48,7 @@ _OUTER = {
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Map every float16 tensor of a folder's safetensors files."""
-    found = {}
+    result = {}
     for path in sorted(folder.glob("*.safetensors")):
         raw = np.memmap(path, np.uint8, "r")
         length = int(raw[:8].view("<u8")[0])
@@ -58,8 +58,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             if entry["dtype"] != "F16":
                 raise SystemExit(f"{path}: {name} is {entry['dtype']}, expected F16")
-            found[name] = np.array(raw[begin:end]).view(np.float16).reshape(entry["shape"])
-    return found
+            result[name] = np.array(raw[begin:end]).view(np.float16).reshape(entry["shape"])
+    return result
 
 
 def gguf_name(name: str) -> str:

@@ -143,11 +143,11 @@ ENGINES = {"edgetok": Edgetok, "llama.cpp": LlamaCpp, "genai": GenAI, "openvino"
 
 def memory() -> dict[str, int]:
     """Resident and anonymous bytes of this process."""
-    found = {}
+    result = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, kib, *_ = line.split()
-        found[name] = int(kib) * 1024
-    return {"rss_bytes": found["Rss:"], "anonymous_bytes": found["Anonymous:"]}
+        result[name] = int(kib) * 1024
+    return {"rss_bytes": result["Rss:"], "anonymous_bytes": result["Anonymous:"]}
 
 
 def seconds(engine: Any, batches: list[np.ndarray]) -> float:

@@ -150,14 +150,14 @@ def measure(args: argparse.Namespace) -> None:
 
 def groups(samples: list[Sample]) -> dict[tuple[Any, ...], list[Sample]]:
     """Samples by shape, threads, what, size and engine, in the order of their first appearance."""
-    found: dict[tuple[Any, ...], list[Sample]] = {}
+    result: dict[tuple[Any, ...], list[Sample]] = {}
     for s in samples:
         key = (s["shape"], s["threads"], s["what"], s["size"], s["engine"])
-        found.setdefault(key, []).append(s)
-    for key, all_of_it in found.items():
+        result.setdefault(key, []).append(s)
+    for key, all_of_it in result.items():
         calm = [s for s in all_of_it if s.get("others", 0.0) <= OTHERS]
-        found[key] = calm or all_of_it
-    return found
+        result[key] = calm or all_of_it
+    return result
 
 
 def spread(values: list[float]) -> str:
@@ -171,9 +171,9 @@ def spread(values: list[float]) -> str:
 
 def table(samples: list[Sample]) -> str:
     """Markdown: one row an engine, one column a measurement, one table a shape and thread count."""
-    found, lines = groups(samples), []
-    for shape, threads in dict.fromkeys(key[:2] for key in found):
-        mine = {key[2:]: value for key, value in found.items() if key[:2] == (shape, threads)}
+    result, lines = groups(samples), []
+    for shape, threads in dict.fromkeys(key[:2] for key in result):
+        mine = {key[2:]: value for key, value in result.items() if key[:2] == (shape, threads)}
         read = statistics.median(s["value"] for s in mine["read", 0, "read loop"])
         columns = sorted({key[:2] for key in mine if key[0] in ("decode", "prefill")})
         engines = dict.fromkeys(key[2] for key in mine if key[0] == "start")
@@ -216,13 +216,13 @@ def plot(samples: list[Sample], path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    found = {k: v for k, v in groups(samples).items() if k[2] == "decode" and k[3] == 0}
-    threads = max(key[1] for key in found)
+    result = {k: v for k, v in groups(samples).items() if k[2] == "decode" and k[3] == 0}
+    threads = max(key[1] for key in result)
     reads = [s["value"] for s in samples if s["what"] == "read" and s["threads"] == threads]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     marks = {}
     largest = 0.0
-    for (_, count, _, _, engine), values in found.items():
+    for (_, count, _, _, engine), values in result.items():
         if count != threads:
             continue
         kind = engine.split()[0]

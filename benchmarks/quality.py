@@ -76,15 +76,15 @@ def measure(
     with Model.load(artefact, threads=1) as model:
         window = min(512, model.context_tokens)
         cut = windows(documents(text, model.tokenizer), window, window // 2, tokens)
-        found = evaluate(model.backend, cut, original)
+        result = evaluate(model.backend, cut, original)
         if not cases:
-            return found, ""
+            return result, ""
         try:
             recalled = measure_recall(model, cases, _RECALL_DISTANCES)
         except TemplateError:
-            return found, "no chat"
+            return result, "no chat"
         shares = [share for distances in recalled.values() for share in distances.values()]
-        return found, f"{100 * sum(shares) / len(shares):.0f} %"
+        return result, f"{100 * sum(shares) / len(shares):.0f} %"
 
 
 def variants(
@@ -135,15 +135,16 @@ def main() -> None:
                 begin = time.monotonic()
                 report = convert(checkpoint, out, options, target=target)
                 seconds = time.monotonic() - begin
-                found, recall = measure(out, original, text, args.max_tokens, args.recall)
-            if found.kl is None or found.reference_perplexity is None:
+                result, recall = measure(out, original, text, args.max_tokens, args.recall)
+            if result.kl is None or result.reference_perplexity is None:
                 raise SystemExit("the original was not measured")
             if label == "rtn":
-                nearest[bits] = found.kl
-            share = f"{found.kl / nearest[bits]:.2f}" if bits in nearest else ""
+                nearest[bits] = result.kl
+            share = f"{result.kl / nearest[bits]:.2f}" if bits in nearest else ""
             print(
                 f"| {Path(checkpoint).name} | {bits} | {label} | {report.weight_bytes:,} | "
-                f"{found.kl:.4f} | {share} | {found.perplexity / found.reference_perplexity:.3f} | "
+                f"{result.kl:.4f} | {share} | "
+                f"{result.perplexity / result.reference_perplexity:.3f} | "
                 f"{recall} | {seconds:.0f} |",
                 flush=True,
             )

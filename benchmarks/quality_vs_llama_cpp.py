@@ -79,10 +79,10 @@ def _compare(args: argparse.Namespace, work: Path) -> None:
     print("| stored as | bytes | KL | perplexity ratio |")
     print("|---|---:|---:|---:|", flush=True)
     for kind in args.types:
-        found = np.load(work / "peer" / f"{kind}.npy", mmap_mode="r")
+        result = np.load(work / "peer" / f"{kind}.npy", mmap_mode="r")
         lengths = np.cumsum([len(window.ids) for window in cut])[:-1]
         size = json.loads((work / "peer" / f"{kind}.json").read_text())["bytes"]
-        _row(f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(found, lengths))
+        _row(f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(result, lengths))
         options = ConvertOptions(method="auto", reference_tokens=0)
         target = Target(nbytes=size, padded=False)
         report = convert(str(args.checkpoint), work / "out", options, target=target)
@@ -196,13 +196,13 @@ def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
         model = llama_cpp.Llama(
             str(path), n_ctx=_WINDOW, n_batch=_WINDOW, logits_all=True, verbose=False, n_threads=1
         )
-        found, first = [], 0
+        result, first = [], 0
         for length in lengths:
             model.reset()
             model.eval(ids[first : first + length].tolist())
-            found.append(np.array(model.scores[:length], np.float32))
+            result.append(np.array(model.scores[:length], np.float32))
             first += int(length)
-        np.save(folder / f"{kind}.npy", np.concatenate(found))
+        np.save(folder / f"{kind}.npy", np.concatenate(result))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ def losses(
     """-log p of every token but the first, in a cache that begins empty."""
     with Progress() as bar:
         task = bar.add_task(what, total=len(ids) - 1)
-        found = []
+        result = []
         for part in running_losses(backend, cache, ids):
-            found.append(part)
+            result.append(part)
             bar.advance(task, len(part))
-    return np.concatenate(found)
+    return np.concatenate(result)
 
 
 def main() -> None:
@@ -56,16 +56,16 @@ def main() -> None:
         text = args.text.read_text(encoding="utf-8")[args.skip :]
         ids = np.array(tokenizer.encode(text, special=False)[: args.tokens + 1], np.int32)
         trained = backend.spec.context_tokens
-        found = {
+        result = {
             f"afresh every {trained:,}": losses(backend, backend.new_cache(trained), ids, "afresh")
         }
         for policy in args.policies:
             cache = backend.new_bounded_cache(args.slots, CacheLimits(policy=policy))
-            found[policy] = losses(backend, cache, ids, policy)
+            result[policy] = losses(backend, cache, ids, policy)
     print(f"{len(ids) - 1:,} tokens, {args.slots:,} slots; perplexity")
-    first = next(iter(found.values()))
+    first = next(iter(result.values()))
     sixth = len(first) // 6
-    for name, each in found.items():
+    for name, each in result.items():
         change = each[trained:].mean() - first[trained:].mean()
         parts = " ".join(f"{math.exp(part.mean()):6.2f}" for part in np.split(each[: 6 * sixth], 6))
         print(

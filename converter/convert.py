@@ -286,14 +286,14 @@ def _layers(
     for slot in layout.tensors.values():
         name = slot.name.rpartition(".")[0]
         nbytes[name] = nbytes.get(name, 0) + slot.nbytes
-    found = {
+    result = {
         fields["name"]: fields
         for step in direct.steps_of(spec, layout)
         for fields in workspace.result(step)["layers"]
     }
     return tuple(
         LayerReport(
-            **found[name],
+            **result[name],
             group_size=formats[name].group_size if formats[name].quantised else None,
             nbytes=nbytes[name],
         )

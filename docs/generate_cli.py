@@ -44,17 +44,17 @@ def chat_table() -> str:
 
 def variables_table() -> str:
     """Return the table of environment variables in `edgetok.environment`."""
-    found = re.search(r"^\|.*\|$(\n^\|.*\|$)*", environment.__doc__ or "", re.MULTILINE)
-    if found is None:
+    match = re.search(r"^\|.*\|$(\n^\|.*\|$)*", environment.__doc__ or "", re.MULTILINE)
+    if match is None:
         raise SystemExit("edgetok/environment.py: the docstring has no table of variables")
-    return found[0]
+    return match[0]
 
 
 def page() -> str:
     """Return the text of docs/cli.md."""
     text = (FOLDER / "cli.template.md").read_text()
     text = text.replace("{chat}", chat_table()).replace("{variables}", variables_table())
-    text = re.sub(r"^\{help (\w+)\}$", lambda found: help_text(found[1]), text, flags=re.MULTILINE)
+    text = re.sub(r"^\{help (\w+)\}$", lambda m: help_text(m[1]), text, flags=re.MULTILINE)
     return "<!-- Written by docs/generate_cli.py; edit docs/cli.template.md instead. -->\n\n" + text
 
 

@@ -42,29 +42,29 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     Raises:
         OptionError: a variable has an invalid value.
     """
-    found = os.environ if environment is None else environment
+    result = os.environ if environment is None else environment
     threads = None
-    if text := found.get("EDGETOK_THREADS"):
+    if text := result.get("EDGETOK_THREADS"):
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
             raise OptionError(
                 f"EDGETOK_THREADS is {text!r}, expected a whole number from 1 to 1024"
             )
         threads = int(text)
-    history = found.get("EDGETOK_HISTORY")
+    history = result.get("EDGETOK_HISTORY")
     return Settings(
         threads=threads,
-        cache_dir=_cache_dir(found),
+        cache_dir=_cache_dir(result),
         history=None if history is None else Path(history),
     )
 
 
-def _cache_dir(found: Mapping[str, str]) -> Path:
+def _cache_dir(result: Mapping[str, str]) -> Path:
     """Return the folder that the environment names, else `edgetok` in the user's cache folder."""
-    if named := found.get("EDGETOK_CACHE_DIR"):
+    if named := result.get("EDGETOK_CACHE_DIR"):
         return Path(named).expanduser()
-    if sys.platform == "win32" and (local := found.get("LOCALAPPDATA")):
+    if sys.platform == "win32" and (local := result.get("LOCALAPPDATA")):
         return Path(local) / "edgetok"
-    if base := found.get("XDG_CACHE_HOME"):
+    if base := result.get("XDG_CACHE_HOME"):
         return Path(base) / "edgetok"
     home = Path.home()
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgetok"

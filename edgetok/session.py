@@ -84,33 +84,33 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, Save
     cache = None
     if is_container(path):
         header, parts = read_container(path, model)
-        found = header.get("session")
-        if not isinstance(found, dict):
+        result = header.get("session")
+        if not isinstance(result, dict):
             raise SessionError(
                 f"{path}: holds a cache and no conversation, so the chat cannot load it"
             )
         cache = saved_cache(path, header, parts)
     else:
-        found = strict_json.read_object(path, error=SessionError)
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
+        result = strict_json.read_object(path, error=SessionError)
+    if result.get("format") != FORMAT or result.get("version") != VERSION:
         raise SessionError(
-            f"{path}: format {found.get('format')!r:.40} version {found.get('version')!r:.20}, "
+            f"{path}: format {result.get('format')!r:.40} version {result.get('version')!r:.20}, "
             f"expected {FORMAT!r} version {VERSION}; edgetok did not save this file"
         )
-    if found.keys() != _KEYS:
-        odd = sorted(found.keys() ^ _KEYS)
+    if result.keys() != _KEYS:
+        odd = sorted(result.keys() ^ _KEYS)
         raise SessionError(f"{path}: fields {', '.join(odd)!r:.80} are missing or unknown")
-    digest = found.pop("sha256")
+    digest = result.pop("sha256")
     if not isinstance(digest, str) or not hmac.compare_digest(
-        digest.encode(), _digest(found).encode()
+        digest.encode(), _digest(result).encode()
     ):
         raise SessionError(f"{path}: hash mismatch; the file is damaged or was edited")
-    if found["model"] != model:
+    if result["model"] != model:
         raise SessionError(
-            f"{path}: belongs to another model ({found['model']!s:.12}, this one is {model:.12}); "
+            f"{path}: belongs to another model ({result['model']!s:.12}, this one is {model:.12}); "
             "load it with the model that saved it"
         )
-    system, turns = found["system"], found["turns"]
+    system, turns = result["system"], result["turns"]
     if system is not None and not isinstance(system, str):
         raise SessionError(f"{path}: system is a {type(system).__name__}, expected a text or null")
     if not isinstance(turns, list):
@@ -124,13 +124,13 @@ def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, Save
             or not isinstance(turn["content"], str)
         ):
             raise SessionError(f"{path}: turn {i} is not a message with the role {role!r}")
-    if not isinstance(found["sampling"], dict):
+    if not isinstance(result["sampling"], dict):
         raise SessionError(f"{path}: sampling is not an object")
     try:
-        sampling = SamplingOptions().with_changes(found["sampling"])
+        sampling = SamplingOptions().with_changes(result["sampling"])
     except (OptionError, TypeError) as error:
         raise SessionError(f"{path}: sampling: {error}") from error
-    session = Session(model=model, system=system, turns=tuple(turns), sampling=found["sampling"])
+    session = Session(model=model, system=system, turns=tuple(turns), sampling=result["sampling"])
     return session, sampling, cache
 
 

@@ -48,8 +48,8 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return float(self.tensor)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = self.tensor.cpu().numpy()
-        return found.astype(dtype or found.dtype, copy=bool(copy))
+        result: npt.NDArray[Any] = self.tensor.cpu().numpy()
+        return result.astype(dtype or result.dtype, copy=bool(copy))
 
     def __getitem__(self, index: Any) -> DeviceArray:
         return DeviceArray(self.tensor[self._index(index)])

@@ -159,7 +159,7 @@ def upload(layers: Sequence[Stored], device: torch.device) -> Linear:
 def _check(layer: Stored) -> None:
     """Sizes against each other, in Python integers; values against half precision."""
     N, K, bits, g = len(layer.weight), layer.inputs, layer.bits, layer.group_size
-    found = {"weight": layer.weight, "bias": layer.bias}
+    result = {"weight": layer.weight, "bias": layer.bias}
     expected: dict[str, tuple[object, tuple[int, ...]] | None]
     if bits in (16, 32):
         expected = {"weight": (np.float16 if bits == 16 else np.float32, (N, K))}
@@ -170,14 +170,14 @@ def _check(layer: Stored) -> None:
             "scales": (np.float16, (N, G)),
             "high": (np.uint8, (N, G, g // 8)) if bits == 3 else None,
         }
-        found |= {"scales": layer.scales, "high": layer.high}
+        result |= {"scales": layer.scales, "high": layer.high}
         if layer.zeros is not None:
             expected["zeros"] = (np.uint8, (N, G if bits == 3 else -(-G * bits // 8)))
-            found["zeros"] = layer.zeros
+            result["zeros"] = layer.zeros
     else:
         raise ShapeError(f"{layer.name}: {bits} bits in groups of {g}")
     expected["bias"] = None if layer.bias is None else (np.float32, (N,))
-    for part, array in found.items():
+    for part, array in result.items():
         wanted = expected[part]
         if (array is None) != (wanted is None):
             raise ShapeError(f"{layer.name}: {part} is {'missing' if array is None else 'given'}")

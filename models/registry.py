@@ -20,8 +20,8 @@ _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 def families() -> tuple[str, ...]:
     """The `model_type`s that have a family file, sorted."""
-    found = pkgutil.iter_modules([str(Path(__file__).parent / "families")])
-    return tuple(sorted(m.name for m in found if not m.ispkg and _SLUG.fullmatch(m.name)))
+    result = pkgutil.iter_modules([str(Path(__file__).parent / "families")])
+    return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 
 def read_family(
@@ -68,8 +68,8 @@ def _with_tokens(family: Family, config: ConfigReader, generation: ConfigReader)
     vocab_size = family.spec.vocab_size
     ids = {}
     for key in ("bos_token_id", "eos_token_id"):
-        found = generation.tokens(key, vocab_size)
-        ids[key] = config.tokens(key, vocab_size) if found is None else found
+        result = generation.tokens(key, vocab_size)
+        ids[key] = config.tokens(key, vocab_size) if result is None else result
     spec = dataclasses.replace(
         family.spec,
         bos_token=(ids["bos_token_id"] or (None,))[0],

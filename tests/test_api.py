@@ -30,8 +30,10 @@ def test_unknown_name() -> None:
 def test_import_is_light() -> None:
     heavy = ("numpy", "torch", "transformers", "onnx", "onnxruntime", "numba", "jinja2", "rich")
     code = f"import sys, edgetok; print([n for n in {heavy!r} if n in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
 
 
 def test_command_line_is_light() -> None:
@@ -40,8 +42,10 @@ def test_command_line_is_light() -> None:
         "import sys\nfrom edgetok.cli.main import run\nrun(['--help'])\n"
         f"print([n for n in {heavy!r} if n in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip().endswith("[]")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip().endswith("[]")
 
 
 @pytest.mark.parametrize("command", ["chat", "convert", "bench", "verify", "eval"])
@@ -51,8 +55,10 @@ def test_help_is_light(command: str) -> None:
         f"import sys\nfrom edgetok.cli.main import run\nrun([{command!r}, '--help'])\n"
         f"print([n for n in {heavy!r} if n in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip().endswith("[]")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip().endswith("[]")
 
 
 def test_loading_needs_neither_torch_nor_numba() -> None:
@@ -60,5 +66,7 @@ def test_loading_needs_neither_torch_nor_numba() -> None:
         "import sys, edgetok.model, edgetok.chat, edgetok.cli.chat, edgetok.cli.repl\n"
         "print([n for n in ('torch', 'transformers', 'numba', 'rich') if n in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -11,17 +11,17 @@ from edgetok.errors import OptionError
 
 
 def test_silence() -> None:
-    found = read_settings({})
-    assert found.threads is None
-    assert found.history is None
-    assert found.cache_dir.name == "edgetok"
+    result = read_settings({})
+    assert result.threads is None
+    assert result.history is None
+    assert result.cache_dir.name == "edgetok"
 
 
 def test_values() -> None:
-    found = read_settings(
+    result = read_settings(
         {"EDGETOK_THREADS": "3", "EDGETOK_CACHE_DIR": "/x", "EDGETOK_HISTORY": "/h"}
     )
-    assert (found.threads, found.cache_dir, found.history) == (3, Path("/x"), Path("/h"))
+    assert (result.threads, result.cache_dir, result.history) == (3, Path("/x"), Path("/h"))
     assert read_settings({"XDG_CACHE_HOME": "/c"}).cache_dir == Path("/c/edgetok")
     assert read_settings({"EDGETOK_HISTORY": ""}).history == Path()
 

@@ -31,10 +31,10 @@ def place(tmp_path: Path, default_artefact: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_python_examples(repository: Path, place: Path) -> None:
-    found = blocks(repository / "docs/examples.md", "python")
-    assert len(found) >= 10
+    result = blocks(repository / "docs/examples.md", "python")
+    assert len(result) >= 10
     names: dict[str, Any] = {}
-    for code in found:
+    for code in result:
         exec(compile(code, "docs/examples.md", "exec"), names)
 
 
@@ -89,9 +89,9 @@ COMMANDS = ["", *cli.list_commands(click.Context(cli))]
 @pytest.mark.parametrize("name", COMMANDS, ids=[name or "edgetok" for name in COMMANDS])
 def test_help_ends_with_examples(name: str) -> None:
     """Two or three, of this very command, with options and arguments that it takes."""
-    found = help_examples(name)
-    assert 2 <= len(found) <= 3
-    for example in found:
+    result = help_examples(name)
+    assert 2 <= len(result) <= 3
+    for example in result:
         words, _ = words_of(example)
         command = cli.get_command(click.Context(cli), words[0])
         assert command is not None

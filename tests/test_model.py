@@ -36,8 +36,8 @@ def test_kernels_agree_with_onnxruntime(model: edgetok.Model, default_artefact: 
 
 
 def test_greedy_is_the_same_every_time(model: edgetok.Model) -> None:
-    found = [model.generate("Once upon", temperature=0.0, max_tokens=20).tokens for _ in range(3)]
-    assert found[0] == found[1] == found[2]
+    result = [model.generate("Once upon", temperature=0.0, max_tokens=20).tokens for _ in range(3)]
+    assert result[0] == result[1] == result[2]
     seeded = [model.generate("Once upon", seed=3, max_tokens=20).tokens for _ in range(2)]
     assert seeded[0] == seeded[1]
 

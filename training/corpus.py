@@ -64,13 +64,13 @@ def stories(held_out: bool) -> tuple[str, ...]:
 def written_stories() -> tuple[str, ...]:
     """Return the stories of `synthetic_stories.py` in `checkpoints/`; none if it was not run."""
     folder = _HERE.parent / "checkpoints"
-    found: list[str] = []
+    result: list[str] = []
     for batch in range(1000):
         path = folder / f"synthetic_stories.{batch}.txt"
         if not path.exists():
             break
-        found += path.read_text(encoding="utf-8").split(END)
-    return tuple(s.strip() for s in found if len(s) > 200)
+        result += path.read_text(encoding="utf-8").split(END)
+    return tuple(s.strip() for s in result if len(s) > 200)
 
 
 @cache
@@ -81,11 +81,11 @@ def told_stories(held_out: bool, written: bool) -> tuple[tuple[str, str], ...]:
         held_out: the side of the split, for the real ones.
         written: those of the other model instead of the real ones.
     """
-    found = []
+    result = []
     for story in written_stories() if written else stories(held_out):
         words = re.findall(r"[a-z]+", story.lower())
-        found += [(t, story) for t in TOPICS if words.count(t) + words.count(t + "s") >= 2]
-    return tuple(found)
+        result += [(t, story) for t in TOPICS if words.count(t) + words.count(t + "s") >= 2]
+    return tuple(result)
 
 
 def rename(story: str, rng: random.Random) -> str:

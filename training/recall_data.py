@@ -34,7 +34,7 @@ _SHORT = ("What is {s}?", "{s}?", "And {s}?")
 
 
 def user(text: str) -> Turn:
-    """Text of the user is read and has no weight in the loss."""
+    """Return a turn of the user, which has no weight in the loss."""
     return Turn("user", text, READ)
 
 
@@ -209,7 +209,7 @@ def facts(
 
 
 def drawer(rng: random.Random) -> Callable[[str], str] | None:
-    """Return values for a list: the usual ones, or any, some of them similar to each other."""
+    """Return a function that draws values for a list, some of them similar; None: usual ones."""
     if rng.random() < 0.3:
         return None
     known: list[str] = []

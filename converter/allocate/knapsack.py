@@ -146,11 +146,11 @@ class Allocator:
         require_room(budget, needed)
         high = room = budget
         while low <= high:
-            found = self._allocation(self._share_out(room))
-            if not padded or found.file_bytes <= budget:
-                best, low = min(best, found, key=lambda a: a.loss), room + 1
+            result = self._allocation(self._share_out(room))
+            if not padded or result.file_bytes <= budget:
+                best, low = min(best, result, key=lambda a: a.loss), room + 1
             else:
-                high = min(room, found.nbytes) - 1
+                high = min(room, result.nbytes) - 1
             room = (low + high) // 2
         return best
 
@@ -215,7 +215,7 @@ class Allocator:
         )
 
     def _uniform(self) -> list[FitPoint]:
-        found = []
+        result = []
         for way in _UNIFORM:
             ways = {
                 name: _UNIFORM_HEAD if name in ("lm_head", "embed_tokens") else way
@@ -225,8 +225,8 @@ class Allocator:
                 nbytes = self._fixed + sum(self._nbytes[name][way] for name, way in ways.items())
                 loss = math.fsum(self._sensitivity.kl[name][way] for name, way in ways.items())
                 name = f"{way[0]} bits in groups of {way[1]}"
-                found.append(FitPoint(nbytes, self.expected_kl(loss), name))
-        return found
+                result.append(FitPoint(nbytes, self.expected_kl(loss), name))
+        return result
 
     def _form(self, way: tuple[int, int]) -> TensorFormat:
         return TensorFormat(*way, zeros=not self._symmetric)
@@ -292,9 +292,9 @@ class Allocator:
         return Allocation(formats, layout.weight_bytes, layout.file_bytes, self._loss(at))
 
     def _formats(self, choices: Sequence[Choice]) -> dict[str, TensorFormat]:
-        found = dict(self._kept)
-        found.update(form for choice in choices for form in choice.formats)
-        return {name: found[name] for name in linear_shapes(self._spec)}
+        result = dict(self._kept)
+        result.update(form for choice in choices for form in choice.formats)
+        return {name: result[name] for name in linear_shapes(self._spec)}
 
 
 class _LogLog:

@@ -73,7 +73,7 @@ class Fitting:
         self._spec = weights.family.spec
         self._quick = weights.parameters <= 100_000_000
         if not workspace.done("sensitivity"):
-            found = measure(
+            result = measure(
                 weights,
                 options,
                 workspace.result("survey"),
@@ -82,7 +82,7 @@ class Fitting:
                 progress,
                 threads,
             )
-            workspace.finish("sensitivity", found.to_json())
+            workspace.finish("sensitivity", result.to_json())
         sensitivity = Sensitivity.from_json(workspace.result("sensitivity"))
         kept = {
             name: TensorFormat(32) for name in linear_shapes(self._spec) if not sensitivity.kl[name]

@@ -86,7 +86,7 @@ class Sensitivity:
             name: {(bits, group): value for bits, group, value in costs}
             for name, costs in values["kl"].items()
         }
-        return cls(kl, tuple((predicted, found) for predicted, found in values["probes"]))
+        return cls(kl, tuple((predicted, result) for predicted, result in values["probes"]))
 
 
 def measure(
@@ -134,9 +134,9 @@ def measure(
         for end in filter(_is_end, trial.kl):
             trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
     states.close()
-    found = probe(weights, windows, options, progress, threads)
+    result = probe(weights, windows, options, progress, threads)
     sums = [math.fsum(costs[bits] for costs in trial.probes.values()) for bits in PROBE_BITS]
-    return Sensitivity(trial.kl, tuple(zip(sums, found, strict=True)))
+    return Sensitivity(trial.kl, tuple(zip(sums, result, strict=True)))
 
 
 class _Trial:
@@ -163,17 +163,17 @@ class _Trial:
 
     def end(self, values: Floats, bits: int, group: int) -> Tensor:
         """Return the change that the recipe makes to an embedding or a head."""
-        found = rounder_of_ends(self.options)(
+        result = rounder_of_ends(self.options)(
             values, bits, group, symmetric=self.options.symmetric, threads=self.threads
         )
-        return torch.from_numpy(found.dequantise() - values)
+        return torch.from_numpy(result.dequantise() - values)
 
     def nearest(self, values: Floats, bits: int, group: int) -> Tensor:
         """Return the change that rounding to nearest makes."""
-        found = rtn.quantise(
+        result = rtn.quantise(
             values, bits, group, symmetric=self.options.symmetric, threads=self.threads
         )
-        return torch.from_numpy(found.dequantise() - values)
+        return torch.from_numpy(result.dequantise() - values)
 
     def linear(self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor) -> None:
         """Take the costs of a layer: x [n, K], g [n, N], `hessian` of other tokens."""
@@ -204,7 +204,7 @@ class _Trial:
                         hessian, group, damping=self.options.damping, order="plain"
                     )
                 groups = gptq.order_inputs(hessian.diagonal(), group, "plain")
-                found = gptq.quantise(
+                result = gptq.quantise(
                     some,
                     gptq.Inverse(groups, inverse.factor, inverse.damping),
                     bits,
@@ -212,7 +212,7 @@ class _Trial:
                     symmetric=self.options.symmetric,
                     threads=self.threads,
                 )
-                difference = torch.from_numpy(found.dequantise()) - some
+                difference = torch.from_numpy(result.dequantise()) - some
             self.kl[name][bits, group] = cost(difference)
 
 
@@ -295,8 +295,8 @@ def _head(original: Original, hidden: Tensor, trial: _Trial) -> Tensor:
             piece + trial.end(piece, bits, group).numpy()
             for piece in weights.pieces("lm_head.weight")
         )
-        found = head_agreement(some, some, weights.pieces("lm_head.weight"), pieces, targets, spec)
-        costs[bits, group] = found.kl
+        result = head_agreement(some, some, weights.pieces("lm_head.weight"), pieces, targets, spec)
+        costs[bits, group] = result.kl
     trial.kl["lm_head"] = costs
     gradient = drawn_gradient(states, lambda: weights.pieces("lm_head.weight"), spec)
     (back,) = torch.autograd.grad(normed, start, gradient.reshape(normed.shape))

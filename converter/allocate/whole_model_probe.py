@@ -45,10 +45,10 @@ def probe(
     def rounded(values: Floats, bits: int) -> Tensor:
         if not fits_float16_scales(float(np.abs(values).max()), bits):
             return torch.from_numpy(values)
-        found = rtn.quantise(
+        result = rtn.quantise(
             values, bits, PROBE_GROUP, symmetric=options.symmetric, threads=threads
         )
-        return torch.from_numpy(found.dequantise())
+        return torch.from_numpy(result.dequantise())
 
     theirs = original.embed(windows)
     first = original.embed(
@@ -70,13 +70,13 @@ def probe(
     norm = torch.from_numpy(weights.tensor("final_norm.weight"))
     targets = torch.from_numpy(windows[:, 1:].copy()).reshape(-1)
     states = original.final_norm(theirs, norm)[:, :-1].flatten(0, 1)
-    found = []
+    result = []
     for hidden in ours.values():
         head = (rounded(piece, PROBE_HEAD[0]).numpy() for piece in weights.pieces("lm_head.weight"))
         moved = original.final_norm(hidden, norm)[:, :-1].flatten(0, 1)
         agreement = head_agreement(
             states, moved, weights.pieces("lm_head.weight"), head, targets, spec
         )
-        found.append(agreement.kl)
+        result.append(agreement.kl)
         progress.advance()
-    return found
+    return result

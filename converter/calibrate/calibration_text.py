@@ -121,8 +121,8 @@ def texts_of(
     if not workspace.done("write"):
         shape = (held_out + own + more, length)
         openings = written.openings_of(spec, workspace.artefact, given)
-        found = written.write(weights, openings, shape, progress)
-        write_durably(path, found.astype(np.int32).tobytes())
+        result = written.write(weights, openings, shape, progress)
+        write_durably(path, result.astype(np.int32).tobytes())
         workspace.finish("write", {})
     tokens = np.fromfile(path, np.int32).reshape(-1, length).astype(np.int64)
     learned = tokens[held_out : held_out + own] if calibrates else tokens

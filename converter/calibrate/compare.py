@@ -113,7 +113,7 @@ def head_agreement(
 
 
 class _Running:
-    """Softmax's normaliser, the likeliest token and the target's logit, a piece at a time."""
+    """Softmax's normaliser, the most likely token and the target's logit, a piece at a time."""
 
     def __init__(self, count: int) -> None:
         self.greatest = torch.full((count,), -torch.inf, dtype=torch.float64)

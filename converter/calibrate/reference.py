@@ -61,5 +61,5 @@ class TransformersReference:
         torch = self._torch
         with torch.inference_mode():
             rows = torch.from_numpy(np.asarray(ids, np.int64)[None])
-            found: npt.NDArray[np.float32] = self._model(rows, use_cache=False).logits[0].numpy()
-        return found
+            result: npt.NDArray[np.float32] = self._model(rows, use_cache=False).logits[0].numpy()
+        return result

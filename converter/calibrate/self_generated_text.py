@@ -64,11 +64,11 @@ def write(
     # Openings have their own lengths: all begin together with as much as the shortest one has, and
     # the others' further tokens are put in place of what is drawn.
     shortest = min(len(opening) for opening in openings)
-    found = torch.empty(count, length, dtype=torch.int64)
+    result = torch.empty(count, length, dtype=torch.int64)
     with torch.inference_mode():
         for first in range(0, count, batch):
             given = [openings[i % len(openings)][:length] for i in range(first, count)][:batch]
-            tokens = found[first : first + len(given)]
+            tokens = result[first : first + len(given)]
             tokens[:, :shortest] = torch.tensor([opening[:shortest] for opening in given])
             begin, past = 0, None
             for end in range(shortest, length):
@@ -86,7 +86,7 @@ def write(
                     if end < len(opening):
                         tokens[row, end] = opening[end]
             progress.advance()
-    return found.numpy()
+    return result.numpy()
 
 
 def openings_of(spec: DecoderSpec, artefact: Path, text: Tokens) -> list[list[int]]:
@@ -104,17 +104,17 @@ def openings_of(spec: DecoderSpec, artefact: Path, text: Tokens) -> list[list[in
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(artefact / TOKENIZER_FILE))
-    found = []
+    result = []
     if spec.bos_token is not None and tokenizer.encode("a").ids[:1] == [spec.bos_token]:
-        found.append([spec.bos_token])
+        result.append([spec.bos_token])
     chat = _chat_opening(artefact)
     if chat:
         ids = tokenizer.encode(chat, add_special_tokens=False).ids
         ids = [token for token in ids if token < spec.vocab_size]
         # Without a token before every text the first of a conversation leaves more open.
-        found += [ids] if found or len(ids) == 1 else [ids[:1], ids]
-    found = [ids for ids in found if ids]
-    return found or [window[:4].tolist() for window in text]
+        result += [ids] if result or len(ids) == 1 else [ids[:1], ids]
+    result = [ids for ids in result if ids]
+    return result or [window[:4].tolist() for window in text]
 
 
 def _chat_opening(artefact: Path) -> str | None:

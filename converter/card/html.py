@@ -73,7 +73,7 @@ def _verdict(report: Report) -> str:
         f"<table><tr><th>Measured</th>{head}</tr>{rows}</table>"
         '<p class="soft">On text that calibration did not see. The worst of the three decides: '
         "perplexity is an average and can hide a distribution that moved; KL sees all of it; the "
-        "likeliest token is what a greedy answer is made of. In the limits of this table the "
+        "most likely token is what a greedy answer is made of. In the limits of this table the "
         "8- and 6-bit formats of llama.cpp are indistinguishable on a Llama of 8 billion weights, "
         "5 and 4 bits good, 3 bits noticeable.</p>"
     )

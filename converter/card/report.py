@@ -58,7 +58,7 @@ class Agreement:
         kl: mean Kullback-Leibler divergence of the original from the converted model, in nats.
         perplexity: of the converted model.
         reference_perplexity: of the original.
-        top1_agreement: share of positions where both find the same token likeliest.
+        top1_agreement: share of positions where both have the same most likely token.
     """
 
     tokens: int
@@ -160,10 +160,12 @@ class Report:
     @property
     def verdict(self) -> Verdict | None:
         """Return the verdict; None if the model was not compared with the original."""
-        found = self.agreement
-        if found is None:
+        result = self.agreement
+        if result is None:
             return None
-        return judge(found.kl, found.perplexity / found.reference_perplexity, found.top1_agreement)
+        return judge(
+            result.kl, result.perplexity / result.reference_perplexity, result.top1_agreement
+        )
 
     def worst_layers(self, count: int = 5) -> tuple[LayerReport, ...]:
         """Layers that lost something by falling error, of the output where that is known."""
@@ -188,16 +190,16 @@ class Report:
         if self.agreement is None:
             rows.append(("Against the original", f"not measured: {self.agreement_reason}"))
         else:
-            found = self.agreement
-            ratio = found.perplexity / found.reference_perplexity
+            result = self.agreement
+            ratio = result.perplexity / result.reference_perplexity
             rows += [
-                ("KL to the original", f"{found.kl:.4f} nats over {found.tokens:,} tokens"),
+                ("KL to the original", f"{result.kl:.4f} nats over {result.tokens:,} tokens"),
                 (
                     "Perplexity",
-                    f"{found.perplexity:.3f} (original {found.reference_perplexity:.3f}, "
+                    f"{result.perplexity:.3f} (original {result.reference_perplexity:.3f}, "
                     f"ratio {ratio:.3f})",
                 ),
-                ("Same likeliest token", f"{100 * found.top1_agreement:.1f} %"),
+                ("Same most likely token", f"{100 * result.top1_agreement:.1f} %"),
             ]
         worst = self.worst_layers(3)
         for layer in worst:

@@ -2,11 +2,11 @@
 
 Each figure is graded by itself and the worst grade is the verdict, since each sees a kind of damage
 that the others hide: perplexity is an average over the tokens that came next and can stay while the
-rest of the distribution moves; KL looks at all of it; the likeliest token is what a greedy answer
+rest of the distribution moves; KL looks at all of it; the most likely token is what a greedy answer
 is made of.
 
 The limits lie between llama.cpp's formats as its own score board has them for Llama 3 8B (KL, same
-likeliest token): Q8_0 0.0014, 97.7 % and Q6_K 0.0055, 96.0 % are indistinguishable; Q5_K_M 0.011
+most likely token): Q8_0 0.0014, 97.7 % and Q6_K 0.0055, 96.0 % are indistinguishable; Q5_K_M 0.011
 and Q4_K_M 0.031, 91.9 % good; Q3_K_M 0.10 noticeable; Q2_K 0.33 to 0.45, 71.1 % broken.
 
 Source: llama.cpp, tools/perplexity/README.md.
@@ -75,7 +75,7 @@ def judge(kl: float, perplexity_ratio: float, top1_agreement: float) -> Verdict:
     Args:
         kl: mean divergence of the original from it, nats.
         perplexity_ratio: its perplexity over the original's.
-        top1_agreement: share of positions where both find the same token likeliest, 0..1.
+        top1_agreement: share of positions where both have the same most likely token, 0..1.
 
     Returns:
         The verdict; a figure that is not a number is broken.
@@ -85,7 +85,7 @@ def judge(kl: float, perplexity_ratio: float, top1_agreement: float) -> Verdict:
         for figure, value, limits in (
             ("KL", kl, KL_LIMITS),
             ("perplexity ratio", perplexity_ratio, PERPLEXITY_LIMITS),
-            ("same likeliest token", top1_agreement, TOP1_LIMITS),
+            ("same most likely token", top1_agreement, TOP1_LIMITS),
         )
     )
     worst = max(gradings, key=lambda grading: GRADES.index(grading.grade))

@@ -104,8 +104,8 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
     with open_artefact(artefact) as opened:
         config, family = _family(opened)
         layers = {f for n, f in opened.formats.items() if n.startswith("layers.") and f.quantised}
-        symmetric = not any(found.zeros for found in layers)
-        widths = {found.bits for found in layers}
+        symmetric = not any(result.zeros for result in layers)
+        widths = {result.bits for result in layers}
         first = symmetric and len(widths) == 1 and 3 not in widths
         pack: Callable[[Quantised], Arrays] = _pack_compressed
         if form == "gptq":
@@ -168,10 +168,12 @@ def _tensors(
                 [artefact.tensor(name) - np.float32(source.add) for name, source in parts]
             ).astype(np.float16)
             continue
-        found = [_read(artefact, "lm_head" if _is_tied(artefact, name) else name) for name in names]
-        why = _why_plain(names[0], found, form)
+        result = [
+            _read(artefact, "lm_head" if _is_tied(artefact, name) else name) for name in names
+        ]
+        why = _why_plain(names[0], result, form)
         if why is None:
-            joined = _joined([q for q in found if isinstance(q, Quantised)])
+            joined = _joined([q for q in result if isinstance(q, Quantised)])
             if form == "compressed-tensors":
                 joined = _symmetric(joined)
             modules[module] = TensorFormat(
@@ -180,7 +182,7 @@ def _tensors(
             tensors |= {f"{module}.{key}": v for key, v in pack(joined).items()}
             continue
         plain[module] = why
-        values = [q.dequantise() if isinstance(q, Quantised) else q for q in found]
+        values = [q.dequantise() if isinstance(q, Quantised) else q for q in result]
         tensors[stored] = _float16(np.concatenate(values), stored)
     return {name: np.ascontiguousarray(t) for name, t in tensors.items()}, modules, plain
 
@@ -214,17 +216,17 @@ def _read(artefact: Artefact, name: str) -> Quantised | npt.NDArray[np.float32]:
 
 
 def _why_plain(
-    name: str, found: list[Quantised | npt.NDArray[np.float32]], form: Format
+    name: str, result: list[Quantised | npt.NDArray[np.float32]], form: Format
 ) -> str | None:
     """Why a module's integers cannot be kept."""
     if name in ("lm_head", "embed_tokens"):
         return "loaders expect the embedding and the output head as they are"
-    forms = {(q.bits, q.group_size) if isinstance(q, Quantised) else None for q in found}
+    forms = {(q.bits, q.group_size) if isinstance(q, Quantised) else None for q in result}
     if None in forms:
         return "not quantised in the artefact"
     if len(forms) > 1:
         return "one module there, and layers of several widths here"
-    parts = [q for q in found if isinstance(q, Quantised)]
+    parts = [q for q in result if isinstance(q, Quantised)]
     if any(q.codes.shape[1] % q.group_size for q in parts):
         return "its inputs are not a multiple of the group"
     sizes = (sum(len(q.codes) for q in parts), parts[0].codes.shape[1])

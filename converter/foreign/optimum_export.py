@@ -251,7 +251,7 @@ def _sums(
     ours: npt.NDArray[np.float64],
     targets: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """Sums over tokens of KL, both losses, and agreement on the likeliest token."""
+    """Sums over tokens of KL, both losses, and agreement on the most likely token."""
     logs = []
     for logits in (theirs, ours):
         shifted = logits - logits.max(1, keepdims=True)

@@ -170,8 +170,8 @@ def rounder(
         if not fits_float16_scales(float(weight.abs().max()), bits):
             return torch.full_like(weight, torch.inf)
         values = np.ascontiguousarray(weight.numpy())
-        found = rtn.quantise(values, bits, group_size, symmetric=symmetric, threads=threads)
-        return torch.from_numpy(found.dequantise())
+        result = rtn.quantise(values, bits, group_size, symmetric=symmetric, threads=threads)
+        return torch.from_numpy(result.dequantise())
 
     return round_weight
 

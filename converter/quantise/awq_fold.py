@@ -131,7 +131,7 @@ def held_out_losses(
     inverses = {form.group_size: shared.inverse(form.group_size) for form in forms}
     losses = []
     for scales in candidates:
-        found = round_layers(
+        result = round_layers(
             [weight * scales for weight in weights],
             (hessian / scales).div_(scales[:, None]),
             forms,
@@ -140,7 +140,7 @@ def held_out_losses(
             {group: inverse.folded(scales) for group, inverse in inverses.items()},
         )
         total = 0.0
-        for weight, layer in zip(weights, found, strict=True):
+        for weight, layer in zip(weights, result, strict=True):
             difference = torch.from_numpy(layer.dequantise()) / scales - weight
             errors = inputs[held_out] @ difference.T
             total += float(errors.square().sum(dtype=torch.float64))

@@ -33,8 +33,8 @@ def squared_errors(
         return float(np.dot(difference, difference)), float(np.dot(original, original))
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(chunk, range(0, len(weight), step)))
-    return math.fsum(error for error, _ in found), math.fsum(norm for _, norm in found)
+        result = list(pool.map(chunk, range(0, len(weight), step)))
+    return math.fsum(error for error, _ in result), math.fsum(norm for _, norm in result)
 
 
 def relative(error: float, norm: float) -> float:

@@ -209,7 +209,7 @@ def quantise(
         values = w[:, first:end].contiguous().numpy()
         factor = np.ascontiguousarray(inverse.factor[first:end, first:end].numpy())
         errors = np.empty_like(values)
-        found = np.empty(values.shape, np.uint8)
+        result = np.empty(values.shape, np.uint8)
         for group in block:
             g = int(group[0]) // group_size
             inside = (done - first, done - first + len(group))
@@ -222,9 +222,9 @@ def quantise(
                 thorough=thorough,
             )
             scales[:, g], zeros[:, g] = scale, zero
-            _round_group(values, inside, factor, scale, zero, bits, found, errors, threads)
+            _round_group(values, inside, factor, scale, zero, bits, result, errors, threads)
             done += len(group)
-        codes[:, permutation[first:end].numpy()] = found
+        codes[:, permutation[first:end].numpy()] = result
         w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 

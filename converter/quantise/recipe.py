@@ -86,7 +86,7 @@ def round_layers(
     """
     inputs = Inputs(hessian, options, inverses)
     steps: frozenset[Step] = options.steps
-    found = [
+    result = [
         gptq.quantise(
             weight,
             inputs.inverse(form.group_size),
@@ -99,9 +99,9 @@ def round_layers(
         for weight, form in zip(weights, forms, strict=True)
     ]
     if "descent" not in steps:
-        return found
+        return result
     damped = inputs.damped(forms[0].group_size)
     return [
         descend(weight, damped, start, sweeps=SWEEPS, threads=threads)
-        for weight, start in zip(weights, found, strict=True)
+        for weight, start in zip(weights, result, strict=True)
     ]

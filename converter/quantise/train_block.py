@@ -73,8 +73,8 @@ def refine_block(
         return {name: matrix.weight() for name, matrix in matrices.items()}
 
     def error(weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        found = block.with_weights(weights, hidden[chosen])
-        return (found - wanted[chosen]).square().mean() / size
+        result = block.with_weights(weights, hidden[chosen])
+        return (result - wanted[chosen]).square().mean() / size
 
     @torch.no_grad()
     def judge() -> float:

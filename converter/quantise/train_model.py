@@ -124,15 +124,15 @@ class _Student:
         changes, matrices = learned
         for name, change in changes.items():
             self.changes[name].copy_(share * change)
-        found: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
+        result: Arrays = {name: self._vector(name).numpy() for name in self._vectors}
         for module, matrix in self.matrices.items():
             stored = matrix.take(matrices[module], share)
             parts: Arrays = {".scales": stored.scales}
             if matrix.moves is not None:
                 form = self._formats[module]
                 parts = pack_linear(stored.codes, stored.scales, stored.zeros, form)
-            found |= {module + suffix: values for suffix, values in parts.items()}
-        return found
+            result |= {module + suffix: values for suffix, values in parts.items()}
+        return result
 
     def _vector(self, name: str) -> Tensor:
         values, size = self._vectors[name]
@@ -188,8 +188,8 @@ def tune(
         batch=batch,
         advance=progress.advance,
     )
-    found, after = best_share(partial(student.take, student.learned()), judge, before)
-    return Tuned(found or {}, before, after)
+    result, after = best_share(partial(student.take, student.learned()), judge, before)
+    return Tuned(result or {}, before, after)
 
 
 def _kl(
@@ -201,6 +201,6 @@ def _kl(
         wanted = (
             functional_call(module, dict(teacher), (), arguments).logits.float().log_softmax(-1)
         )
-    found = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
-    loss: Tensor = (wanted.exp() * (wanted - found)).sum(-1).mean()
+    result = functional_call(module, dict(student), (), arguments).logits.float().log_softmax(-1)
+    loss: Tensor = (wanted.exp() * (wanted - result)).sum(-1).mean()
     return loss

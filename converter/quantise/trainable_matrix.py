@@ -91,8 +91,8 @@ class LearnedMatrix:
         scale_steps, moves = learned
         factors = self._scales * (share * scale_steps * self._reach).exp()
         scales = float16_scales(factors.clamp_max(FLOAT16_MAX).numpy())
-        found = torch.from_numpy(scales.astype(np.float32)) / self._scales
-        self.scale_steps.copy_(found.log() / self._reach)
+        result = torch.from_numpy(scales.astype(np.float32)) / self._scales
+        self.scale_steps.copy_(result.log() / self._reach)
         codes = self._stored.codes
         if moves is not None and self.moves is not None:
             levels = self._rounded(share * moves)
@@ -147,12 +147,12 @@ def learn(
         if len(order) < min(batch, len(windows)):
             order = torch.randperm(len(windows), generator=generator).tolist()
         chosen, order = windows[order[:batch]], order[batch:]
-        found = loss(chosen)
+        result = loss(chosen)
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for optimiser, rate in optimisers:
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / _WARM_UP) * cosine
             optimiser.zero_grad()
-        found.backward()  # type: ignore[no-untyped-call]
+        result.backward()  # type: ignore[no-untyped-call]
         for optimiser, _ in optimisers:
             optimiser.step()
         for matrix in matrices:
@@ -181,7 +181,7 @@ def best_share(
     """
     best, least = None, before
     for share in _SHARES:
-        found, after = take(share), judge()
+        result, after = take(share), judge()
         if after < least:
-            best, least = found, after
+            best, least = result, after
     return best, least

@@ -49,10 +49,10 @@ class CanonicalWeights:
                     f"{checkpoint.folder}: tensor {source.name!r} is missing; the download may be "
                     "incomplete"
                 )
-            found = info.shape
+            result = info.shape
             if source.rows is not None and info.shape and source.rows[1] <= info.shape[0]:
-                found = (source.rows[1] - source.rows[0], *info.shape[1:])
-            if found != shape:
+                result = (source.rows[1] - source.rows[0], *info.shape[1:])
+            if result != shape:
                 raise CheckpointError(
                     f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
                     f"config.json implies {list(shape)}"
@@ -81,8 +81,8 @@ class CanonicalWeights:
         if not isinstance(self.checkpoint, CodedCheckpoint):
             return None
         source = self.family.tensors[self._stored(name)]
-        found = self.checkpoint.codes(source.name)
-        return found if found is None or source.rows is None else rows_of(found, *source.rows)
+        result = self.checkpoint.codes(source.name)
+        return result if result is None or source.rows is None else rows_of(result, *source.rows)
 
     def pieces(self, name: str) -> Iterator[Floats]:
         """Read a matrix a few rows at a time."""

@@ -58,13 +58,13 @@ def architecture_of(file: GgufFile) -> Architecture:
         UnsupportedError: none that is known here.
     """
     name = file.fields.get("general.architecture")
-    found = _ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if found is None:
+    result = _ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if result is None:
         raise UnsupportedError(
             f"{file.path.name}: general.architecture is {shown(name)}, expected one of "
             f"{', '.join(_ARCHITECTURES)}"
         )
-    return found
+    return result
 
 
 def config_of(file: GgufFile, factors: Factors) -> Config:
@@ -143,9 +143,9 @@ def token_ids(file: GgufFile, vocab_size: int) -> Config:
         f"{file.path.name}: tokenizer.ggml",
     )
     ids: Config = {}
-    found = reader.tokens("bos_token_id", vocab_size)
-    if found:
-        ids["bos_token_id"] = found[0]
+    result = reader.tokens("bos_token_id", vocab_size)
+    if result:
+        ids["bos_token_id"] = result[0]
     ends: list[int] = []
     for key in ("eos_token_id", "eot_token_id", "eom_token_id"):
         ends += reader.tokens(key, vocab_size) or ()
@@ -204,9 +204,9 @@ def _scaling(
         scaling["original_max_position_embeddings"] = original
         reader.expect("rope.scaling.attn_factor", 1.0)
         for key in ("beta_fast", "beta_slow"):
-            found = reader.optional_number(f"rope.scaling.yarn_{key}")
-            if found is not None:
-                scaling[key] = found
+            result = reader.optional_number(f"rope.scaling.yarn_{key}")
+            if result is not None:
+                scaling[key] = result
     return scaling
 
 

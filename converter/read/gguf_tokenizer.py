@@ -158,8 +158,8 @@ class _Fields:
             raise self._wrong(key, value, f"{count} numbers")
         if not np.isfinite(value).all():
             raise self._wrong(key, value, "finite numbers")
-        found: list[float] = value.tolist()
-        return found
+        result: list[float] = value.tolist()
+        return result
 
     def token(self, key: str, tokens: list[str]) -> str | None:
         value = self.get(key)

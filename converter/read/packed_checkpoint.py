@@ -92,8 +92,8 @@ class PackedCheckpoint(CodedCheckpoint):
 
     def _read_codes(self, name: str) -> Quantised:
         module = name.removesuffix(".weight")
-        found = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
-        return _checked(module, found, self._shapes[name])
+        result = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
+        return _checked(module, result, self._shapes[name])
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
         """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
@@ -145,17 +145,17 @@ def _ranked(shape: tuple[int, ...], rank: int, name: str) -> tuple[int, ...]:
 
 
 def _words(inner: Checkpoint, name: str) -> npt.NDArray[Any]:
-    found = inner.integers(name)
-    _ranked(found.shape, 2, name)
-    return found
+    result = inner.integers(name)
+    _ranked(result.shape, 2, name)
+    return result
 
 
 def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
-    found = inner.tensor(name)
-    _ranked(found.shape, 2, name)
-    if float(np.abs(found).max(initial=0.0)) > FLOAT16_MAX:
+    result = inner.tensor(name)
+    _ranked(result.shape, 2, name)
+    if float(np.abs(result).max(initial=0.0)) > FLOAT16_MAX:
         raise UnsupportedError(f"tensor {name!r} holds a scale that does not fit into float16")
-    return found.astype(np.float16)
+    return result.astype(np.float16)
 
 
 def _width(module: str, words: int, count: int) -> int:
@@ -204,9 +204,9 @@ def _awq(
 
     def ordered(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
         codes = np.empty((len(words), N), np.uint8)
-        found = unpack_words(words, 4, N)
+        result = unpack_words(words, 4, N)
         for i, column in enumerate(_AWQ_ORDER):
-            codes[:, column::8] = found[:, i::8]
+            codes[:, column::8] = result[:, i::8]
         return np.ascontiguousarray(codes.T)
 
     codes = ordered(_words(inner, module + ".qweight"))

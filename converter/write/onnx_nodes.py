@@ -61,11 +61,11 @@ class GraphWriter:
         self._used[name] = count + 1
         if count:
             name = f"{name}_{count}"
-        found = list(outputs) or [name]
+        result = list(outputs) or [name]
         self.nodes.append(
-            helper.make_node(op_type, list(inputs), found, name=name, domain=domain, **attributes)
+            helper.make_node(op_type, list(inputs), result, name=name, domain=domain, **attributes)
         )
-        return found[0]
+        return result[0]
 
     def ints(self, *values: int) -> str:
         """A tiny int64 vector."""

@@ -148,7 +148,7 @@ def _measure_threads(
     options = {key: given[key] for key in ("device", "compute", "isa")}
     options |= {"kv_bits": given["kv_bits"], "threads": threads}
     bandwidth: list[float] = []
-    found: list[Samples] = []
+    result: list[Samples] = []
     artefacts = [open_artefact(path)]
     options["device"] = choose(artefacts[0], given["device"])[0]  # never a GPU
     engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
@@ -163,14 +163,14 @@ def _measure_threads(
         prompt = given["prompt_tokens"] or min(512, limit)
         steps = given["decode_tokens"]
         speed.check_sizes(limit, prompt, steps, depths)
-        found = [
+        result = [
             speed.Samples(engine=engine.name, threads=threads, depth_tokens=depth)
             for depth in depths
             for engine in engines
         ]
         for repeat in range(given["repeats"] + 1):
             bandwidth.append(speed.read_bandwidth(threads, common.compiling))
-            for i, samples in enumerate(found):
+            for i, samples in enumerate(result):
                 which = i % len(engines)
                 speed.measure(
                     engines[which],
@@ -186,7 +186,7 @@ def _measure_threads(
     finally:
         for engine in engines:
             engine.close()
-    return [_run(samples, speed.median(bandwidth)) for samples in found]
+    return [_run(samples, speed.median(bandwidth)) for samples in result]
 
 
 def _profiles(
@@ -201,7 +201,7 @@ def _profiles(
 
     if given["device"] not in ("auto", "cpu"):
         raise OptionError(f"--profile needs --device cpu, not {given['device']}")
-    found = []
+    result = []
     for count in threads:
         backend = CpuBackend(
             path, threads=count, isa=given["isa"], kv_bits=given["kv_bits"],
@@ -225,7 +225,7 @@ def _profiles(
                 }
                 for phase in phases
             ]
-            found.append(
+            result.append(
                 {
                     "threads": backend.threads,
                     "depth_tokens": depth,
@@ -234,7 +234,7 @@ def _profiles(
                 }
             )
         backend.close()
-    return found
+    return result
 
 
 def _print_profile(profile: dict[str, Any]) -> None:

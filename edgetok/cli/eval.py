@@ -134,14 +134,14 @@ def command(
         }
         rows = [("Weights", common.megabytes(loaded.artefact.weight_bytes))]
         if content is not None:
-            found = _evaluate(loaded, content, _reference(reference, given["threads"]), given)
-            known = dataclasses.asdict(found)
-            if not math.isfinite(found.perplexity):
+            result = _evaluate(loaded, content, _reference(reference, given["threads"]), given)
+            known = dataclasses.asdict(result)
+            if not math.isfinite(result.perplexity):
                 raise OptionError(
                     "the perplexity is infinite; choose a text that this model can predict"
                 )
             values |= known
-            rows += _rows(found)
+            rows += _rows(result)
         if recall:
             from edgetok.cli.recall import measure_recall
 
@@ -191,15 +191,15 @@ def _reference(source: str | None, threads: int | None) -> Reference | None:
     return TransformersReference(source, threads=threads or 0)
 
 
-def _rows(found: Evaluation) -> list[tuple[str, str]]:
-    text = f"{found.perplexity:.4f} over {found.tokens:,} tokens"
-    if found.reference_perplexity is not None:
-        ratio = found.perplexity / found.reference_perplexity
-        text += f" (original {found.reference_perplexity:.4f}, ratio {ratio:.4f})"
+def _rows(result: Evaluation) -> list[tuple[str, str]]:
+    text = f"{result.perplexity:.4f} over {result.tokens:,} tokens"
+    if result.reference_perplexity is not None:
+        ratio = result.perplexity / result.reference_perplexity
+        text += f" (original {result.reference_perplexity:.4f}, ratio {ratio:.4f})"
     rows = [("Perplexity", text)]
-    if found.kl is not None and found.top1_agreement is not None:
-        rows.append(("KL to the original", f"{found.kl:.5f} nats"))
-        rows.append(("Same likeliest token", f"{100 * found.top1_agreement:.2f} %"))
+    if result.kl is not None and result.top1_agreement is not None:
+        rows.append(("KL to the original", f"{result.kl:.5f} nats"))
+        rows.append(("Same most likely token", f"{100 * result.top1_agreement:.2f} %"))
     return rows
 
 

@@ -54,17 +54,17 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
     evaluation = CacheEvaluation(model.backend, model.tokenizer, model.template, model.eos_tokens)
     contexts = evaluation.prepared(TASKS, tokens, cases)
     runs = [(FULL, 1.0), *((name, share) for share in shares for name in policies)]
-    found = []
+    result = []
     with _progress(len(runs)) as step:
         for name, share in runs:
-            found.append(evaluation.measure(contexts, name, share, tokens, running))
+            result.append(evaluation.measure(contexts, name, share, tokens, running))
             step()
     if given["plot"] is not None:
-        draw(found, given["plot"])
+        draw(result, given["plot"])
     if as_json:
-        common.print_json({"tokens": tokens, "caches": [_values(score) for score in found]})
+        common.print_json({"tokens": tokens, "caches": [_values(score) for score in result]})
         return
-    asked = sum(found[0].asked.values())
+    asked = sum(result[0].asked.values())
     common.print_columns(
         f"Right answers of {asked}, in per cent, asked after a context of {tokens:,} tokens",
         ("cache", "share", "slots", "kB", *_TASK_NAMES, "mean", "perplexity"),
@@ -75,7 +75,7 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
                 *_row(score),
                 "" if score.perplexity is None else f"{score.perplexity:.3f}",
             )
-            for score in found
+            for score in result
         ],
     )
 
@@ -112,7 +112,7 @@ def _values(score: Score) -> dict[str, Any]:
     }
 
 
-def draw(found: Sequence[Score], path: Path) -> None:
+def draw(result: Sequence[Score], path: Path) -> None:
     """Draw recall over size for every policy, and over the place of the answer at a quarter.
 
     Raises:
@@ -121,11 +121,11 @@ def draw(found: Sequence[Score], path: Path) -> None:
     """
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    full = next(score for score in found if score.policy == FULL)
+    full = next(score for score in result if score.policy == FULL)
     left.axhline(100 * (full.recall or 0), color="black", linestyle="--", label=FULL)
-    quarter = min({score.share for score in found}, key=lambda share: abs(share - 0.25))
-    for name in dict.fromkeys(score.policy for score in found if score.policy != FULL):
-        mine = sorted((s for s in found if s.policy == name), key=lambda s: s.nbytes)
+    quarter = min({score.share for score in result}, key=lambda share: abs(share - 0.25))
+    for name in dict.fromkeys(score.policy for score in result if score.policy != FULL):
+        mine = sorted((s for s in result if s.policy == name), key=lambda s: s.nbytes)
         mine = [s for s in mine if s.slots]
         width = 2.5 if name == "retain" else 1.2
         sizes, rights = [s.nbytes / 1e3 for s in mine], [100 * (s.recall or 0) for s in mine]

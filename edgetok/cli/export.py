@@ -39,22 +39,22 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
         from edgetok.converter.export.checkpoint import FORMATS, export
 
     (chosen,) = (known for known in FORMATS if known == form)
-    found = export(model, out, chosen)
+    result = export(model, out, chosen)
     if as_json:
         common.print_json(
             {
                 "out": str(out),
                 "format": form,
-                "quantised": found.quantised,
-                "plain": found.plain,
-                "bytes": found.nbytes,
+                "quantised": result.quantised,
+                "plain": result.plain,
+                "bytes": result.nbytes,
             }
         )
         return
     rows = [
         ("Format", form),
-        ("Size", common.megabytes(found.nbytes)),
-        ("Kept as integers", f"{found.quantised} layers"),
+        ("Size", common.megabytes(result.nbytes)),
+        ("Kept as integers", f"{result.quantised} layers"),
     ]
-    rows += reason_rows("As float16", found.plain)
+    rows += reason_rows("As float16", result.plain)
     common.print_table("", [*rows, ("Written to", str(out))])

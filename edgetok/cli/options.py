@@ -101,8 +101,8 @@ def _kind(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"type": Choice(inner)}
     if get_origin(hint) is tuple:
-        found = _kind(inner[0])
-        return {"multiple": True} | found
+        result = _kind(inner[0])
+        return {"multiple": True} | result
     if get_origin(hint) in (Union, UnionType):
         if set(inner) == {int, str}:
             return {"type": str, "metavar": "SIZE"}

@@ -48,28 +48,28 @@ def command(
     else:
         from edgetok.evaluation.agreement import compare_backends
 
-        found = compare_backends(model, threads=threads)
-        good = found.good
+        result = compare_backends(model, threads=threads)
+        good = result.good
         values |= {
-            "backends": list(found.backends),
-            "tokens": found.tokens,
-            "max_error": found.max_error if found.finite else None,
-            "kl": found.kl if found.finite else None,
-            "top1_agreement": found.top1_agreement,
-            "step_error": found.step_error if found.finite else None,
+            "backends": list(result.backends),
+            "tokens": result.tokens,
+            "max_error": result.max_error if result.finite else None,
+            "kl": result.kl if result.finite else None,
+            "top1_agreement": result.top1_agreement,
+            "step_error": result.step_error if result.finite else None,
         }
-        if not found.finite:
+        if not result.finite:
             rows.append(("Arithmetic", "some logits are not finite numbers"))
         rows.append(
-            ("Step by step", f"equal to one block within {found.step_error:.1e} of the range")
+            ("Step by step", f"equal to one block within {result.step_error:.1e} of the range")
         )
         if has_spec:
             rows.append(
                 (
                     "Agreement",
-                    f"{' and '.join(found.backends)} over {found.tokens} tokens: KL {found.kl:.1e} "
-                    f"nats, same likeliest token {100 * found.top1_agreement:.0f} %, largest "
-                    f"difference {found.max_error:.1e} of the range",
+                    f"{' and '.join(result.backends)} over {result.tokens} tokens: "
+                    f"KL {result.kl:.1e} nats, same most likely token "
+                    f"{100 * result.top1_agreement:.0f} %, largest difference {result.max_error:.1e} of the range",
                 )
             )
     values["good"] = good

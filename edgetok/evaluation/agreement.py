@@ -29,7 +29,7 @@ class BackendAgreement:
         tokens: how many predictions.
         max_error: largest difference of two logits, over the range of the logits.
         kl: mean Kullback-Leibler divergence in nats.
-        top1_agreement: share of positions with the same likeliest token.
+        top1_agreement: share of positions with the same most likely token.
         step_error: largest difference between one block and token by token, over the range.
     """
 
@@ -61,7 +61,7 @@ def compare_backends(
         tokens: how many; fewer where the context is shorter.
         threads: of each backend.
     """
-    found: dict[str, Logits] = {}
+    result: dict[str, Logits] = {}
     step_error = 0.0
     running: list[Backend] = []
     with open_artefact(folder) as artefact:
@@ -72,16 +72,16 @@ def compare_backends(
                 running.append(backend)
                 count = min(tokens, backend.context_tokens)
                 ids = np.random.default_rng(0).integers(0, backend.vocab_size, count, np.int32)
-                found[backend.name] = _run(backend, ids)
-                if len(found) == 1:
-                    step_error = _step_error(backend, ids, found[backend.name])
+                result[backend.name] = _run(backend, ids)
+                if len(result) == 1:
+                    step_error = _step_error(backend, ids, result[backend.name])
         finally:
             for backend in running:
                 backend.close()
-    first, last = found[min(found)], found[max(found)]
+    first, last = result[min(result)], result[max(result)]
     if not (np.isfinite(first).all() and np.isfinite(last).all()):
         return BackendAgreement(
-            backends=tuple(found),
+            backends=tuple(result),
             tokens=len(first),
             max_error=np.nan,
             kl=np.nan,
@@ -90,7 +90,7 @@ def compare_backends(
         )
     p, q = log_softmax(last), log_softmax(first)
     return BackendAgreement(
-        backends=tuple(found),
+        backends=tuple(result),
         tokens=len(first),
         max_error=_relative(first, last),
         kl=max(0.0, float((np.exp(p) * (p - q)).sum(1).mean())),

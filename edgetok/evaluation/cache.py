@@ -118,26 +118,26 @@ class CacheEvaluation:
         full_bytes = self._backend.new_cache(tokens).nbytes
         if policy == FULL:
             cache = self._backend.new_cache(self._backend.context_tokens)
-            found = Score(policy, share, tokens, full_bytes)
+            result = Score(policy, share, tokens, full_bytes)
         else:
             limits = CacheLimits(policy=policy, budget_bytes=int(share * full_bytes))
             try:
                 cache = self._backend.new_bounded_cache(tokens, limits)
             except OptionError:
                 return Score(policy, share, 0)
-            found = Score(policy, share, cache.slots, cache.nbytes)
+            result = Score(policy, share, cache.slots, cache.nbytes)
         for case in cases:
             for question, answer in self.answers(cache, case):
                 right = score(answer, question.case(case.task))
-                found.right[case.task] = found.right.get(case.task, 0) + right
-                found.asked[case.task] = found.asked.get(case.task, 0) + 1
-                found.places.append((question.place, right))
+                result.right[case.task] = result.right.get(case.task, 0) + right
+                result.asked[case.task] = result.asked.get(case.task, 0) + 1
+                result.places.append((question.place, right))
             if progress is not None:
                 progress()
         if running is not None:
             cache.clear()
-            found.perplexity = self.perplexity(cache, running)
-        return found
+            result.perplexity = self.perplexity(cache, running)
+        return result
 
     def answers(
         self, cache: CompactKVCache | CpuKVCache, case: Context

@@ -42,7 +42,7 @@ class Evaluation:
         perplexity: exp of the mean negative log-likelihood per token.
         tokens: how many were scored.
         kl: mean Kullback-Leibler divergence of the original from this model, in nats.
-        top1_agreement: share of tokens where both find the same one likeliest.
+        top1_agreement: share of tokens where both have the same most likely token.
         reference_perplexity: of the original.
     """
 

@@ -146,8 +146,8 @@ class Checkpoint:
         """
         info = self.infos.get(name)
         if info is None or info.dtype not in ("I32", "I64"):
-            found = "missing" if info is None else f"of dtype {info.dtype}"
-            raise CheckpointError(f"{self.folder}: tensor {name!r} is {found}, expected integers")
+            result = "missing" if info is None else f"of dtype {info.dtype}"
+            raise CheckpointError(f"{self.folder}: tensor {name!r} is {result}, expected integers")
         raw = np.empty(math.prod(info.shape), "<i4" if info.dtype == "I32" else "<i8")
         read_exactly(info.path, info.begin, raw.view(np.uint8))
         if raw.size and (int(raw.max()) >= 1 << 31 or int(raw.min()) < -(1 << 31)):

@@ -112,8 +112,8 @@ def read_container(
     start = len(MAGIC) + 8
     if data.nbytes < start + _DIGEST_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise SessionError(f"{path}: this is not a file that edgetok saved")
-    found = hashlib.sha256(_view(data[:-_DIGEST_BYTES])).digest()
-    if not hmac.compare_digest(found, data[-_DIGEST_BYTES:].tobytes()):
+    result = hashlib.sha256(_view(data[:-_DIGEST_BYTES])).digest()
+    if not hmac.compare_digest(result, data[-_DIGEST_BYTES:].tobytes()):
         raise SessionError(f"{path}: hash mismatch; the file is damaged or was edited")
     length = int.from_bytes(data[len(MAGIC) : start].tobytes(), "little")
     if not 2 <= length <= min(_MAX_HEADER_BYTES, data.nbytes - start - _DIGEST_BYTES):

@@ -153,9 +153,9 @@ def _read_fields(reader: _Reader) -> tuple[dict[str, Any], int]:
         raise UnsupportedError(f"{name}: GGUF version {version}, expected 2 or 3; {hint}")
     tensors = reader.integer(8, "the number of tensors")
     count = reader.integer(8, "the number of fields")
-    for what, found, most in (("tensors", tensors, MAX_TENSORS), ("fields", count, MAX_FIELDS)):
-        if found > most:
-            raise CheckpointError(f"{name}: {found:,} {what}, expected at most {most:,}")
+    for what, result, most in (("tensors", tensors, MAX_TENSORS), ("fields", count, MAX_FIELDS)):
+        if result > most:
+            raise CheckpointError(f"{name}: {result:,} {what}, expected at most {most:,}")
     fields: dict[str, Any] = {}
     for _ in range(count):
         key = reader.string("a field's name", MAX_NAME_BYTES)
@@ -184,10 +184,10 @@ def _read_value(reader: _Reader, what: str) -> Any:
 
 
 def _dtype(reader: _Reader, kind: int, what: str) -> np.dtype[Any]:
-    found = _SCALARS[kind] if kind < len(_SCALARS) else None
-    if found is None:
+    result = _SCALARS[kind] if kind < len(_SCALARS) else None
+    if result is None:
         raise CheckpointError(f"{reader.name}: {what} has type {kind}, which GGUF does not know")
-    return np.dtype(found)
+    return np.dtype(result)
 
 
 def _read_infos(

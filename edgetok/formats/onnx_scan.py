@@ -207,9 +207,9 @@ class _Scanner:
             raise self._refusal(
                 tensor, where, f"ends at byte {offset + nbytes:,} of {location}, which has {size:,}"
             )
-        found = ExternalTensor(tensor.name, tensor.data_type, shape, location, offset, nbytes)
-        self.external.append(found)
-        return found
+        result = ExternalTensor(tensor.name, tensor.data_type, shape, location, offset, nbytes)
+        self.external.append(result)
+        return result
 
     def _inline(self, tensor: onnx.TensorProto, shape: tuple[int, ...], where: str) -> None:
         if not tensor.HasField("raw_data"):

@@ -61,12 +61,12 @@ def loads(
         raise error(f"{what}: {keys:,} keys, expected at most {max_keys:,}")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
+        result = dict(items)
+        if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise error(f"{what}: key {twice!r} occurs twice; write the file again")
-        return found
+        return result
 
     def constant(name: str) -> Any:
         raise error(f"{what}: {name} is not a JSON number; write the file again")

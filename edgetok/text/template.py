@@ -88,9 +88,9 @@ class ChatTemplate:
     @cached_property
     def _marked(self) -> tuple[jinja2.Template, int | None]:
         """The template that marks messages, and `depends_on`: only chats that grow ask for them."""
-        found: list[int | None] = []
-        template = compile_template(self.source, lambda tree: found.append(mark(tree)))
-        return template, found[0]
+        result: list[int | None] = []
+        template = compile_template(self.source, lambda tree: result.append(mark(tree)))
+        return template, result[0]
 
     def render(
         self,
@@ -145,15 +145,15 @@ def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise TemplateError(f"{path}: not UTF-8: {error}") from error
-    found = config.get("chat_template")
-    if isinstance(found, list):
+    result = config.get("chat_template")
+    if isinstance(result, list):
         named = {
-            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
+            entry.get("name"): entry.get("template") for entry in result if isinstance(entry, dict)
         }
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
+        result = named.get("default")
+    if result is not None and not isinstance(result, str):
         raise TemplateError(
-            f"tokenizer_config.json: chat_template is a {type(found).__name__}, expected a text or "
-            'a list with an entry named "default"'
+            f"tokenizer_config.json: chat_template is a {type(result).__name__}, expected a text "
+            'or a list with an entry named "default"'
         )
-    return found
+    return result

@@ -77,12 +77,12 @@ def made(value: Any) -> Any:
 
 def listed(values: Iterable[Any]) -> list[Any]:
     """Run an iterator to its end, each turn a step."""
-    found = []
+    result = []
     budget = current.get()
     for value in values:
         budget.step()
-        found.append(value)
-    return found
+        result.append(value)
+    return result
 
 
 def weigh(value: Any) -> int:
@@ -127,7 +127,7 @@ def fits(size: int) -> None:
 
 
 class Each:
-    """Yield the items of a loop; each one counts as a step."""
+    """The items of a loop; each one counts as a step."""
 
     def __init__(self, values: Any) -> None:
         self._values = values

@@ -148,17 +148,17 @@ def _list_of(node: nodes.Node) -> str | None:
 
 def _reached(known: set[str], leads: dict[str, set[str]]) -> set[str]:
     """Return all names that these lead to, and these; each is visited once."""
-    found, left = set(known), list(known)
+    result, left = set(known), list(known)
     while left:
-        more = leads.get(left.pop(), set()) - found
-        found |= more
+        more = leads.get(left.pop(), set()) - result
+        result |= more
         left += more
-    return found
+    return result
 
 
 def _names(node: nodes.Node) -> set[str]:
-    found = {name.name for name in node.find_all(nodes.Name)}
-    return found | ({node.name} if isinstance(node, nodes.Name) else set())
+    result = {name.name for name in node.find_all(nodes.Name)}
+    return result | ({node.name} if isinstance(node, nodes.Name) else set())
 
 
 def _is_loop(node: nodes.Node) -> bool:
@@ -173,8 +173,8 @@ def _is_number(node: nodes.Node, *names: str) -> bool:
 
 def _constants(node: nodes.Compare) -> list[int]:
     """The numbers that something is compared with; none where one is not known beforehand."""
-    found = [operand.expr.value for operand in node.ops if isinstance(operand.expr, nodes.Const)]
-    return found if len(found) == len(node.ops) and all(type(n) is int for n in found) else []
+    result = [operand.expr.value for operand in node.ops if isinstance(operand.expr, nodes.Const)]
+    return result if len(result) == len(node.ops) and all(type(n) is int for n in result) else []
 
 
 def _is_constant(node: nodes.Node, value: int) -> bool:

@@ -35,8 +35,8 @@ class Transcript:
             TemplateError: the template refuses the messages.
             OptionError: a message is not valid Unicode or names a token without embedding.
         """
-        found = self._grown(messages)
-        return self._anew(messages) if found is None else found
+        result = self._grown(messages)
+        return self._anew(messages) if result is None else result
 
     def _anew(self, messages: Sequence[Message]) -> list[int]:
         self._messages = []

@@ -198,11 +198,11 @@ class ConfigReader:
 
     def expect(self, key: str, value: object) -> None:
         """Refuse `key` unless it is absent or `value`, the only one that edgetok computes."""
-        found = self.value(key)
-        if found is not None and (type(found) is bool) != (type(value) is bool):
-            raise self.unsupported(key, found, shown(value))
-        if found is not None and found != value:
-            raise self.unsupported(key, found, shown(value))
+        result = self.value(key)
+        if result is not None and (type(result) is bool) != (type(value) is bool):
+            raise self.unsupported(key, result, shown(value))
+        if result is not None and result != value:
+            raise self.unsupported(key, result, shown(value))
 
     def section(self, key: str) -> ConfigReader | None:
         """The JSON object under `key`, None where absent. The caller calls its `finish`."""

@@ -62,11 +62,11 @@ def test_chat_answers_once(edgetok: Run, form: str) -> None:
 
 def test_chat_json_and_system(edgetok: Run) -> None:
     code, out, _ = edgetok("chat", "m", "hi", "--system", "S", "--json", "--max-tokens", "4")
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert found["text"] == "S:1:"
-    assert found["finish"] == "length"
-    assert found.keys() == {
+    assert result["text"] == "S:1:"
+    assert result["finish"] == "length"
+    assert result.keys() == {
         "text",
         "tokens",
         "finish",
@@ -91,8 +91,8 @@ def test_stdin_that_is_no_utf8(edgetok: Run) -> None:
 def test_generate(edgetok: Run) -> None:
     assert edgetok("generate", "m", "abc", "--max-tokens", "3")[:2] == (0, "xxx\n")
     assert edgetok("generate", "m", "--echo", "--max-tokens", "1", stdin="abc\n")[1] == "abcx\n"
-    found = json.loads(edgetok("generate", "m", "abc", "--max-tokens", "2", "--json")[1])
-    assert found["text"] == "xx"
+    result = json.loads(edgetok("generate", "m", "abc", "--max-tokens", "2", "--json")[1])
+    assert result["text"] == "xx"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
     arguments += ["--policy", "expected-attention"]
     arguments += ["--text", str(text), "--plot", str(plot)]
     assert run([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["caches"]
-    names = [(score["policy"], score["slots"]) for score in found]
+    result = json.loads(capsys.readouterr().out)["caches"]
+    names = [(score["policy"], score["slots"]) for score in result]
     # The queries that expected-attention keeps leave it no slots in half of so few bytes.
     assert names == [
         ("full", 320),
@@ -30,13 +30,13 @@ def test_table_of_caches(default_artefact, tmp_path, capsys):
         ("window", 192),
         ("expected-attention", 0),
     ]
-    full = found[0]["bytes"]
-    assert all(score["bytes"] <= full * score["share"] for score in found)
+    full = result[0]["bytes"]
+    assert all(score["bytes"] <= full * score["share"] for score in result)
     # A fifth of the context's latest tokens holds few of the answers.
-    assert found[0]["recall"] > found[2]["recall"] + 0.2
-    assert all(1 < score["perplexity"] < 100 for score in found if score["slots"])
-    assert found[3]["recall"] is None
-    assert found[1]["bytes"] < found[4]["bytes"]
+    assert result[0]["recall"] > result[2]["recall"] + 0.2
+    assert all(1 < score["perplexity"] < 100 for score in result if score["slots"])
+    assert result[3]["recall"] is None
+    assert result[1]["bytes"] < result[4]["bytes"]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -93,10 +93,10 @@ def _control() -> None:
 
 @pytest.fixture
 def terminal(repository: Path, tmp_path: Path) -> Iterator[Terminal]:
-    found = Terminal(repository, tmp_path)
-    yield found
-    found.process.kill()
-    found.process.wait()
+    result = Terminal(repository, tmp_path)
+    yield result
+    result.process.kill()
+    result.process.wait()
 
 
 def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:

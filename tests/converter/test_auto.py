@@ -63,8 +63,8 @@ def test_every_step_for_families_that_differ(family, learns, tmp_path, monkeypat
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     with torch.no_grad():
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
-    found = onnx_logits(out, tokens, exact=True)
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    result = onnx_logits(out, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("refine", [0, FEW_STEPS])
@@ -105,10 +105,10 @@ def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
         real(self, name, values)
 
     def tune(*arguments, **named):
-        found = tuning.tune(*arguments, **named)
+        result = tuning.tune(*arguments, **named)
         tuned.append("learned")
-        assert found.tensors
-        return found
+        assert result.tensors
+        return result
 
     monkeypatch.setattr("edgetok.converter.quantise.block_by_block.tune", tune)
     monkeypatch.setattr(DataFile, "write", write)
@@ -140,12 +140,12 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
     openings = openings_of(spec, tmp_path / "tuned", text)
     own = write(weights, openings, (3 + 32, 16), Silent())[3:]  # three are held out
     windows = np.concatenate([own, text[spread(len(text), 32)]])
-    found = tuning.tune(weights, before, windows, Silent())
-    assert found.kl_after < found.kl_before
+    result = tuning.tune(weights, before, windows, Silent())
+    assert result.kl_after < result.kl_before
     held_out = torch.from_numpy(windows[7::8])
     with torch.no_grad():
         wanted = load_reference(llama)(held_out).logits.double().log_softmax(-1)
-        for written, told in ((before, found.kl_before), (after, found.kl_after)):
+        for written, told in ((before, result.kl_before), (after, result.kl_after)):
             logits = reference_with(llama, written, spec)(held_out).logits.double()
             kl = (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean()
             assert told == pytest.approx(float(kl), rel=1e-3)
@@ -164,8 +164,8 @@ def test_refined_blocks_err_less_by_what_transformers_computes(llama, tmp_path, 
         convert(str(llama), tmp_path / name, options)
         written, spec = written_weights(llama, tmp_path / name, options)
         with torch.no_grad():
-            found = first_block(reference_with(llama, written, spec), given)
-        errors.append(float((found - wanted).square().mean() / wanted.square().mean()))
+            result = first_block(reference_with(llama, written, spec), given)
+        errors.append(float((result - wanted).square().mean() / wanted.square().mean()))
     assert errors[1] < 0.95 * errors[0]
 
 
@@ -176,14 +176,14 @@ def first_block(model, tokens):
 @pytest.mark.parametrize("refine", [None, 64])
 def test_refining_changes_codes_and_lowers_kl(llama, tmp_path, refine):
     """At few bits it is part of the recipe."""
-    found, text = {}, tmp_path / "text"
+    result, text = {}, tmp_path / "text"
     text.write_text("the small dog and the little cat sat on the mat and ran to the sea. " * 40)
     for name, given in (("plain", 0), ("refined", refine)):
         options = ConvertOptions(bits=2, refine=given, calibration=text, **SMALL)
         report = convert(str(llama), tmp_path / name, options)
         written, _ = written_weights(llama, tmp_path / name, options)
-        found[name] = written.quantised("layers.1.q_proj"), report
-    (left, _), (right, report) = found["plain"], found["refined"]
+        result[name] = written.quantised("layers.1.q_proj"), report
+    (left, _), (right, report) = result["plain"], result["refined"]
     assert (left.codes != right.codes).any() == (refine is not None)  # 12 batches move none
     np.testing.assert_array_equal(left.zeros, right.zeros)
     note = next(note for note in report.notes if note.startswith("tune: KL"))
@@ -210,13 +210,13 @@ def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
     )
     convert(str(llama), tmp_path / "out", options)
     written, _ = written_weights(llama, tmp_path / "out", options)
-    found = written.quantised("layers.0.q_proj")
+    result = written.quantised("layers.0.q_proj")
     state = dict(load_reference(llama).named_parameters())
     weight = state["model.layers.0.self_attn.q_proj.weight"].detach().numpy()
-    scales = np.repeat(found.scales.astype(np.float64), 32, 1)[:, :72]
-    zeros = np.repeat(found.zeros.astype(np.float64), 32, 1)[:, :72]
+    scales = np.repeat(result.scales.astype(np.float64), 32, 1)[:, :72]
+    zeros = np.repeat(result.zeros.astype(np.float64), 32, 1)[:, :72]
     nearest = np.clip(np.rint(weight / scales) + zeros, 0, 15)
-    assert (nearest != found.codes).mean() < 1e-3
+    assert (nearest != result.codes).mean() < 1e-3
 
 
 def test_options():

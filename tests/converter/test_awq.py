@@ -68,11 +68,11 @@ def test_clipping_against_brute_force(bits, symmetric):
     products = awq.GroupProducts(70, 32)
     for part in x.split(77):
         products.add(part)
-    found = quantise_clipped(weight, products.total(), bits, 32, symmetric=symmetric)
-    assert found.codes.shape == (24, 70)
-    assert found.scales.shape == (24, 3)
-    assert (found.zeros is None) == symmetric
-    dequantised = found.dequantise().astype(np.float64)
+    result = quantise_clipped(weight, products.total(), bits, 32, symmetric=symmetric)
+    assert result.codes.shape == (24, 70)
+    assert result.scales.shape == (24, 3)
+    assert (result.zeros is None) == symmetric
+    dequantised = result.dequantise().astype(np.float64)
     w, inputs = weight.numpy(), x.numpy().astype(np.float64)
     top = 2**bits - 1
     for row in range(24):

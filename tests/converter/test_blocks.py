@@ -70,14 +70,14 @@ def test_with_weights_is_a_block_that_has_them(family, tmp_path):
         # Norms behind them would undo a factor.
         others = {name: block.get(name + ".weight").flip(0) for name in ("v_proj", "down_proj")}
         others["v_proj"].requires_grad_()
-        found = block.with_weights(others, hidden)
-        (gradient,) = torch.autograd.grad(found.square().sum(), others["v_proj"])
+        result = block.with_weights(others, hidden)
+        (gradient,) = torch.autograd.grad(result.square().sum(), others["v_proj"])
         assert float(gradient.abs().max()) > 0
         torch.testing.assert_close(block(hidden), before)
         for name, weight in others.items():
             block.set(name + ".weight", weight.detach())
-        torch.testing.assert_close(found.detach(), block(hidden))
-        assert float((found.detach() - before).abs().max()) > 1e-3
+        torch.testing.assert_close(result.detach(), block(hidden))
+        assert float((result.detach() - before).abs().max()) > 1e-3
 
 
 def test_observed_inputs(tmp_path):

@@ -128,8 +128,8 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 24))
     with torch.no_grad():
         expected = load_reference(llama)(torch.from_numpy(tokens)).logits.numpy()
-    found = onnx_logits(out, tokens, exact=True)
-    assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+    result = onnx_logits(out, tokens, exact=True)
+    assert np.linalg.norm(result - expected) < tolerance * np.linalg.norm(expected)
     card = json.loads((out / "report.json").read_text())
     assert card == json.loads(json.dumps(report.to_json()))
     assert card["family"] == "llama"
@@ -162,8 +162,8 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     with torch.no_grad():
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
-    found = onnx_logits(out, tokens, exact=True)
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    result = onnx_logits(out, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_large_models_are_compared_on_less():
@@ -192,8 +192,8 @@ def test_agreement_is_what_the_whole_models_give(llama, tmp_path):
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     targets = tokens[:, 1:, None]
     assert agreement.kl == pytest.approx(float(kl), rel=1e-4)
-    for found, logs in ((agreement.reference_perplexity, theirs), (agreement.perplexity, ours)):
-        assert found == pytest.approx(float((-logs.gather(-1, targets)).mean().exp()), rel=1e-4)
+    for result, logs in ((agreement.reference_perplexity, theirs), (agreement.perplexity, ours)):
+        assert result == pytest.approx(float((-logs.gather(-1, targets)).mean().exp()), rel=1e-4)
     same = (theirs.argmax(-1) == ours.argmax(-1)).double().mean()
     assert agreement.top1_agreement == pytest.approx(float(same))
 

@@ -18,8 +18,8 @@ def problem(bits, symmetric, inputs=84, outputs=12):
     return weight, hessian, start
 
 
-def losses(found, weight, hessian):
-    difference = found.dequantise().astype(np.float64) - weight
+def losses(result, weight, hessian):
+    difference = result.dequantise().astype(np.float64) - weight
     return ((difference @ hessian) * difference).sum(1)
 
 
@@ -28,8 +28,8 @@ def losses(found, weight, hessian):
 def test_every_output_errs_less_and_no_single_step_is_left(bits, symmetric):
     weight, hessian, start = problem(bits, symmetric)
     before = losses(start, weight, hessian)
-    found = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=1)
-    once = losses(found, weight, hessian)
+    result = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=1)
+    once = losses(result, weight, hessian)
     assert (once <= before * (1 + 1e-9)).all()
     assert once.sum() < 0.97 * before.sum()
     settled = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=60)
@@ -51,23 +51,23 @@ def test_every_output_errs_less_and_no_single_step_is_left(bits, symmetric):
 def test_scales_are_the_least_squares_ones():
     """One group, codes that have settled: the scale is what float64 algebra gives."""
     weight, hessian, start = problem(3, False, inputs=32)
-    found = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=60)
-    values = found.codes.astype(np.float64) - found.zeros.astype(np.float64)
+    result = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=60)
+    values = result.codes.astype(np.float64) - result.zeros.astype(np.float64)
     expected = ((values @ hessian) * weight).sum(1) / ((values @ hessian) * values).sum(1)
-    np.testing.assert_allclose(found.scales[:, 0].astype(np.float64), expected, rtol=1.5e-3)
+    np.testing.assert_allclose(result.scales[:, 0].astype(np.float64), expected, rtol=1.5e-3)
 
 
 def test_float32_and_threads_agree_with_float64():
     weight, hessian, start = problem(2, False, outputs=600)
     exact = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=2)
     single = [torch.from_numpy(a.astype(np.float32)) for a in (weight, hessian)]
-    found = descend(*single, start, sweeps=2, threads=2)
-    ratio = losses(found, weight, hessian).sum() / losses(exact, weight, hessian).sum()
+    result = descend(*single, start, sweeps=2, threads=2)
+    ratio = losses(result, weight, hessian).sum() / losses(exact, weight, hessian).sum()
     assert ratio == pytest.approx(1, rel=2e-3)
 
 
 def test_zero_weights_stay_zero():
     weight = np.zeros((3, 40), np.float32)
     start = rtn.quantise(weight, 4, 32)
-    found = descend(torch.from_numpy(weight), torch.eye(40), start, sweeps=2)
-    assert not found.dequantise().any()
+    result = descend(torch.from_numpy(weight), torch.eye(40), start, sweeps=2)
+    assert not result.dequantise().any()

@@ -82,8 +82,8 @@ def test_transformers_loads_compressed_tensors(converted, tmp_path, family, opti
         ConvertOptions(**{"reference_tokens": 0, **options}),
         Target(nbytes=210_000, padded=False) if mixed else None,
     )
-    found = export(artefact, tmp_path / "out", "compressed-tensors")
-    assert found.quantised == 3 * 7 if family != "gemma2" else 4 * 7
+    result = export(artefact, tmp_path / "out", "compressed-tensors")
+    assert result.quantised == 3 * 7 if family != "gemma2" else 4 * 7
     if mixed:
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert len(config["quantization_config"]["config_groups"]) > 1
@@ -119,11 +119,11 @@ def test_compressed_tensors_unpacks_them_itself(converted, tmp_path, bits):
         for name, values in load_file(tmp_path / "out" / "model.safetensors").items()
         if name.startswith(stem) and not name.endswith("bias")
     }
-    found = PackedQuantizationCompressor.decompress(state, QuantizationScheme(**group))["weight"]
+    result = PackedQuantizationCompressor.decompress(state, QuantizationScheme(**group))["weight"]
     with open_artefact(artefact) as opened:
         written = WrittenWeights(artefact, opened.spec, opened.formats, opened.layout)
         expected = written.tensor("layers.2.down_proj.weight")
-    np.testing.assert_allclose(found.float().numpy(), expected, rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(result.float().numpy(), expected, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_gptq_unpacked_by_hand(converted, tmp_path, family, bits, symmetric):
     options = ConvertOptions(bits=bits, method="rtn", symmetric=bool(symmetric), reference_tokens=0)
     sizes = {} if family == "llama" else {"num_attention_heads": 4, "num_key_value_heads": 2}
     _, artefact = converted(family, options, **sizes)
-    found = export(artefact, tmp_path / "out", "gptq")
-    narrow = found.plain.get("model.layers.1.self_attn.v_proj")  # 48 outputs
+    result = export(artefact, tmp_path / "out", "gptq")
+    narrow = result.plain.get("model.layers.1.self_attn.v_proj")  # 48 outputs
     assert narrow == (None if family == "phi3" else "gptq's loaders take sizes in multiples of 32")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -170,10 +170,10 @@ def test_what_cannot_be_kept_is_named(tmp_path):
     """72 inputs are not a multiple of 32."""
     source = tiny_checkpoint("llama", tmp_path / "source", intermediate_size=128)
     convert(str(source), tmp_path / "a", ConvertOptions(method="rtn", reference_tokens=0))
-    found = export(tmp_path / "a", tmp_path / "out", "compressed-tensors")
-    assert found.quantised == 3 * 2  # o_proj and down_proj
-    assert "not a multiple of the group" in found.plain["model.layers.0.self_attn.q_proj"]
-    assert "loaders expect" in found.plain["lm_head"]
+    result = export(tmp_path / "a", tmp_path / "out", "compressed-tensors")
+    assert result.quantised == 3 * 2  # o_proj and down_proj
+    assert "not a multiple of the group" in result.plain["model.layers.0.self_attn.q_proj"]
+    assert "loaders expect" in result.plain["lm_head"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert tensors["model.layers.0.self_attn.q_proj.weight"].dtype == np.float16
     with pytest.raises(OutputError, match=r"not empty|not an edgetok model"):

@@ -101,12 +101,12 @@ def test_drawn_gradient(llama, monkeypatch):
     state = rng.normal(0, 1, 8).astype(np.float32)
     n = 4000
     states = torch.from_numpy(np.tile(state, (n, 1)))
-    found = drawn_gradient(states, lambda: iter([head[:2], head[2:]]), spec)
+    result = drawn_gradient(states, lambda: iter([head[:2], head[2:]]), spec)
     x = torch.from_numpy(state).double().requires_grad_()
     logits = 3 * torch.tanh(torch.from_numpy(head).double() @ x * 0.7 / 3)
     logp = logits.log_softmax(0)
     each = torch.stack([torch.autograd.grad(v, x, retain_graph=True)[0] for v in logp])
-    distance = (found[:, None].double() - each[None]).norm(dim=2)
+    distance = (result[:, None].double() - each[None]).norm(dim=2)
     assert float(distance.min(1).values.max()) < 1e-5
     counts = torch.bincount(distance.argmin(1), minlength=5) / n
     torch.testing.assert_close(counts.double(), logp.exp().detach(), rtol=0, atol=0.03)
@@ -119,7 +119,7 @@ def test_expected_loss_is_what_is_lost(llama, tmp_path):
     windows = rng.integers(0, VOCAB_SIZE, (32, 24))
     options = ConvertOptions(method="rtn")
     greatest = survey(weights, Spy(), 1)
-    found = measure(weights, options, greatest, windows, tmp_path, Spy(), 1)
+    result = measure(weights, options, greatest, windows, tmp_path, Spy(), 1)
     assert list(tmp_path.iterdir()) == []
     tokens = torch.from_numpy(windows)
 
@@ -137,15 +137,15 @@ def test_expected_loss_is_what_is_lost(llama, tmp_path):
         rounded = rtn.quantise(parameter.detach().numpy(), 4, 32).dequantise()
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(rounded))
-        predicted.append(found.kl[name][4, 32])
+        predicted.append(result.kl[name][4, 32])
         measured.append(float((exact.exp() * (exact - logs(model))).sum(-1).mean()))
     ratio = np.array(predicted) / np.array(measured)
     assert (ratio > 0.5).all(), dict(zip(names, ratio, strict=True))
     assert (ratio < 2.0).all(), dict(zip(names, ratio, strict=True))
     # and all at once, at 4 and 8 bits, where losses are small enough to add up
-    for total, kl in found.probes[2:]:
+    for total, kl in result.probes[2:]:
         assert 0.5 < total / kl < 2.0
-    assert Sensitivity.from_json(found.to_json()) == found
+    assert Sensitivity.from_json(result.to_json()) == result
 
 
 def made_up(spec, seed):
@@ -194,14 +194,14 @@ def test_sharing_out_is_as_good_as_trying_everything(one_layer, seed):
     )
     sizes = sorted(nbytes for nbytes, _ in every)
     for budget in np.linspace(sizes[0], sizes[-1], 9).astype(int):
-        found = allocator.within_bytes(int(budget) + norms, padded=False)
-        assert found.nbytes <= budget + norms
+        result = allocator.within_bytes(int(budget) + norms, padded=False)
+        assert result.nbytes <= budget + norms
         best = min(loss for nbytes, loss in every if nbytes <= budget)
-        assert best <= found.loss * (1 + 1e-9)
-        assert found.loss <= 1.1 * best
-        assert plan(one_layer, found.formats).weight_bytes == found.nbytes
+        assert best <= result.loss * (1 + 1e-9)
+        assert result.loss <= 1.1 * best
+        assert plan(one_layer, result.formats).weight_bytes == result.nbytes
         for stage in stages:
-            assert len({found.formats[name].group_size for name in stage}) == 1
+            assert len({result.formats[name].group_size for name in stage}) == 1
 
 
 def stored(shape, way):
@@ -235,11 +235,11 @@ def test_bounds_of_sharing_out(one_layer):
     assert largest == allocator.within_loss(0.0)
     assert {form.group_size for form in largest.formats.values()} == {32}
     for limit in (1.3 * largest.loss, 4 * largest.loss, 20 * largest.loss):
-        found = allocator.within_loss(limit)
-        assert allocator.expected_kl(found.loss) <= limit
+        result = allocator.within_loss(limit)
+        assert allocator.expected_kl(result.loss) <= limit
         # nothing of its size or less is better by much
-        assert allocator.within_bytes(found.nbytes, padded=False).loss > 0.8 * found.loss
-    fit = allocator.report("a wish", found)
+        assert allocator.within_bytes(result.nbytes, padded=False).loss > 0.8 * result.loss
+    fit = allocator.report("a wish", result)
     sizes = [point.nbytes for point in fit.curve]
     assert sizes == sorted(sizes)
     assert all(a.kl >= b.kl for a, b in itertools.pairwise(fit.curve))
@@ -317,8 +317,8 @@ def test_a_mixed_artefact_is_what_it_says(fitted):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     with torch.no_grad():
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
-    found = onnx_logits(out, tokens, exact=True)
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    result = onnx_logits(out, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
     card = (out / "report.html").read_text()
     assert "Size against loss" in card
     assert report.fit.wanted in card

@@ -85,10 +85,10 @@ def test_agrees_with_the_textbook(bits, order, inputs, monkeypatch):
     hessian = 2 * x.T @ x / len(x)
     expected = textbook(weight, hessian, bits, 32, order, 0.01)
     inverse = gptq.invert(torch.from_numpy(hessian.copy()), 32, damping=0.01, order=order)
-    found = gptq.quantise(torch.from_numpy(weight.copy()), inverse, bits, 32)
+    result = gptq.quantise(torch.from_numpy(weight.copy()), inverse, bits, 32)
     # Float64 throughout: the two differ where a value lies within 1e-9 of a tie, which is never.
-    np.testing.assert_allclose(found.dequantise(), expected, rtol=1e-6, atol=1e-7)
-    assert found.scales.shape == (6, -(-inputs // 32))
+    np.testing.assert_allclose(result.dequantise(), expected, rtol=1e-6, atol=1e-7)
+    assert result.scales.shape == (6, -(-inputs // 32))
 
 
 def output_error(dequantised, weight, x):
@@ -102,10 +102,10 @@ def test_beats_round_to_nearest(bits, order, symmetric):
     weight, x = layer(16, 75)
     inverse = gptq.invert(hessian_of(x), 32, damping=0.01, order=order)
     weight32 = weight.astype(np.float32)
-    found = gptq.quantise(torch.from_numpy(weight32), inverse, bits, 32, symmetric=symmetric)
+    result = gptq.quantise(torch.from_numpy(weight32), inverse, bits, 32, symmetric=symmetric)
     nearest = rtn.quantise(weight32, bits, 32, symmetric=symmetric)
-    assert (found.zeros is None) == symmetric
-    ratio = output_error(found.dequantise(), weight, x) / output_error(
+    assert (result.zeros is None) == symmetric
+    ratio = output_error(result.dequantise(), weight, x) / output_error(
         nearest.dequantise(), weight, x
     )
     assert ratio < 0.9
@@ -118,8 +118,8 @@ def test_order_helps_where_activations_differ():
         for seed in range(3):
             weight, x = layer(16, 96, seed=seed)
             inverse = gptq.invert(hessian_of(x), 32, damping=0.01, order=order)
-            found = gptq.quantise(torch.from_numpy(weight.astype(np.float32)), inverse, 3, 32)
-            total += output_error(found.dequantise(), weight, x) / output_error(0, weight, x)
+            result = gptq.quantise(torch.from_numpy(weight.astype(np.float32)), inverse, 3, 32)
+            total += output_error(result.dequantise(), weight, x) / output_error(0, weight, x)
         errors[order] = total
     assert errors["group_aware"] < errors["plain"]
 
@@ -138,9 +138,9 @@ def test_inputs_never_activated_are_rounded_to_nearest():
     x[:, 10:20] = 0
     weight32 = weight.astype(np.float32)
     inverse = gptq.invert(hessian_of(x), 64, damping=0.01, order="group_aware")
-    found = gptq.quantise(torch.from_numpy(weight32), inverse, 4, 64)
+    result = gptq.quantise(torch.from_numpy(weight32), inverse, 4, 64)
     dead = weight32[:, 10:20]
-    error = np.square(found.dequantise()[:, 10:20] - dead).sum()
+    error = np.square(result.dequantise()[:, 10:20] - dead).sum()
     # 4 bits keep about one per cent of the energy as error; becoming zero would be all of it.
     assert error < 0.04 * np.square(dead).sum()
 
@@ -150,8 +150,8 @@ def test_all_inputs_dead_and_rank_one():
     weight32 = torch.from_numpy(weight.astype(np.float32))
     for inputs in (x * 0, x[:1].repeat(50, 0)):
         inverse = gptq.invert(hessian_of(inputs), 32, damping=0.01, order="group_aware")
-        found = gptq.quantise(weight32, inverse, 4, 32)
-        assert np.isfinite(found.dequantise()).all()
+        result = gptq.quantise(weight32, inverse, 4, 32)
+        assert np.isfinite(result.dequantise()).all()
 
 
 def test_overflowing_activations_are_an_error():
@@ -163,9 +163,9 @@ def test_overflowing_activations_are_an_error():
 def test_hessian_is_computed_in_stripes(inputs, monkeypatch):
     monkeypatch.setattr(gptq, "_STRIPE_INPUTS", 32)
     _, x = layer(1, inputs)
-    found = hessian_of(x).numpy()
-    np.testing.assert_allclose(found, 2 * x.T @ x / len(x), rtol=1e-4, atol=1e-4 * found.max())
-    np.testing.assert_array_equal(found, found.T)
+    result = hessian_of(x).numpy()
+    np.testing.assert_allclose(result, 2 * x.T @ x / len(x), rtol=1e-4, atol=1e-4 * result.max())
+    np.testing.assert_array_equal(result, result.T)
 
 
 def test_thorough_search_is_no_worse_for_every_output():
@@ -198,10 +198,10 @@ def test_factor_of_the_inverse(inputs, monkeypatch):
     monkeypatch.setattr(gptq, "_SMALL_INPUTS", 16)
     _, x = layer(1, inputs)
     hessian = x.T @ x / len(x)
-    found = gptq.invert(torch.from_numpy(hessian.copy()), 32, damping=0.01, order="group_aware")
-    order = torch.cat(found.groups).numpy()
+    result = gptq.invert(torch.from_numpy(hessian.copy()), 32, damping=0.01, order="group_aware")
+    order = torch.cat(result.groups).numpy()
     damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(inputs)
-    factor = found.factor.numpy()
+    factor = result.factor.numpy()
     np.testing.assert_array_equal(factor, np.triu(factor))
     expected = np.linalg.inv(damped[np.ix_(order, order)])
     np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-9 * np.abs(expected).max())
@@ -211,14 +211,14 @@ def test_factor_of_the_inverse(inputs, monkeypatch):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_searched_rounding_is_nearest_and_errs_less(bits, symmetric):
     weight = np.random.default_rng(bits).standard_t(4, (40, 77)).astype(np.float32)
-    found = gptq.quantise_searched(weight, bits, 32, symmetric=symmetric)
+    result = gptq.quantise_searched(weight, bits, 32, symmetric=symmetric)
     nearest = rtn.quantise(weight, bits, 32, symmetric=symmetric)
-    errors = [np.square(q.dequantise() - weight).sum() for q in (found, nearest)]
+    errors = [np.square(q.dequantise() - weight).sum() for q in (result, nearest)]
     assert errors[0] < 0.95 * errors[1]
     for g, first in enumerate(range(0, 77, 32)):
         group = weight[:, first : first + 32]
-        zeros = 1 << (bits - 1) if found.zeros is None else found.zeros[:, g, None, None]
-        levels = (np.arange(1 << bits) - np.int64(zeros)) * found.scales[:, g, None, None]
+        zeros = 1 << (bits - 1) if result.zeros is None else result.zeros[:, g, None, None]
+        levels = (np.arange(1 << bits) - np.int64(zeros)) * result.scales[:, g, None, None]
         least = np.abs(levels.astype(np.float32) - group[:, :, None]).min(-1)
-        difference = np.abs(found.dequantise()[:, first : first + 32] - group)
+        difference = np.abs(result.dequantise()[:, first : first + 32] - group)
         np.testing.assert_allclose(difference, least, atol=1e-5)

@@ -150,8 +150,8 @@ def test_longrope_goes_by_the_longest_possible_conversation(tmp_path: Path) -> N
     tokens = TOKENS[:10]
     for capacity in (10, 16, 17, 64):
         expected = forward(spec, stands_for, tokens, capacity_tokens=capacity)
-        found = logits_of(tmp_path / "out", tokens, capacity)
-        np.testing.assert_allclose(found, expected, **FLOAT32)
+        result = logits_of(tmp_path / "out", tokens, capacity)
+        np.testing.assert_allclose(result, expected, **FLOAT32)
     short = forward(spec, stands_for, tokens, capacity_tokens=16)
     assert np.abs(short - forward(spec, stands_for, tokens, capacity_tokens=17)).max() > 0.01
 

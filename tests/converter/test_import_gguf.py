@@ -111,8 +111,8 @@ def expected_logits(source, held, tokens):
 def agree(artefact, source, held):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     expected = expected_logits(source, held, tokens)
-    found = onnx_logits(artefact, tokens, exact=True)
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    result = onnx_logits(artefact, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -188,9 +188,9 @@ def test_k_quants_are_dequantised(tmp_path, monkeypatch, kind):
     assert report.method == "none"
     with open_artefact(tmp_path / "out") as opened:
         for name, weight in (("q_proj", "self_attn.q_proj"), ("up_proj", "mlp.up_proj")):
-            found = opened.tensor(f"layers.1.{name}.weight")
+            result = opened.tensor(f"layers.1.{name}.weight")
             expected = held[f"model.layers.1.{weight}.weight"]
-            np.testing.assert_array_equal(found, expected.astype(np.float16))
+            np.testing.assert_array_equal(result, expected.astype(np.float16))
     options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
     report = convert(str(path), tmp_path / "out", options)
     assert report.method == "rtn"

@@ -109,8 +109,8 @@ def test_awq_against_transformers(tmp_path):
                 parameter.copy_(torch.from_numpy(exact[name]))
         tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 16))
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    found = onnx_logits(tmp_path / "out", tokens, exact=True)
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    result = onnx_logits(tmp_path / "out", tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
 
 
 def edited(tmp_path, edit=None, **settings):
@@ -182,11 +182,11 @@ def test_parts_of_any_shape_are_an_error_or_harmless(tmp_path, form):
         changed = np.ascontiguousarray(odd[change](tensors[name]))
         save_file({**tensors, name: changed}, folder / "model.safetensors", {"format": "pt"})
         try:
-            found = PackedCheckpoint(open_checkpoint(folder)).tensor(stem + "weight")
+            result = PackedCheckpoint(open_checkpoint(folder)).tensor(stem + "weight")
         except UserError:
             refused += 1
         else:
-            assert np.isfinite(found).all()
+            assert np.isfinite(result).all()
     assert refused > 5 * len(parts)
 
 

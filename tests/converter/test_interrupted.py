@@ -165,12 +165,12 @@ def test_a_disk_that_fills_up(llama, tmp_path, method):
         capture_output=True, text=True, env=environment, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    failures, found = done.stdout.split()
+    failures, result = done.stdout.split()
     assert int(failures) >= 2
     if method == "rtn":
         whole = tmp_path / "whole"
         convert(str(llama), whole, ConvertOptions(bits=4, method="rtn", reference_tokens=0))
-        assert found == digest(whole)["model.onnx.data"]
+        assert result == digest(whole)["model.onnx.data"]
 
 
 LIMITED = """

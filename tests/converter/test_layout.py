@@ -40,9 +40,9 @@ def test_by_hand() -> None:
     formats["layers.0.o_proj"] = TensorFormat(16)
     formats["layers.0.up_proj"] = TensorFormat(3, 32, zeros=True)
     layout = plan(SPEC, formats)
-    found = {n: (s.dtype, s.shape, s.nbytes) for n, s in layout.tensors.items()}
+    result = {n: (s.dtype, s.shape, s.nbytes) for n, s in layout.tensors.items()}
     # 40 inputs are three groups of 16 or two of 32; 52 are four of 16.
-    assert list(found.items())[:9] == [
+    assert list(result.items())[:9] == [
         ("embed_tokens.qweight", ("uint8", (101, 24), 2424)),
         ("embed_tokens.scales", ("float16", (101, 3), 606)),
         ("embed_tokens.zeros", ("uint8", (101, 2), 202)),
@@ -53,22 +53,22 @@ def test_by_hand() -> None:
         ("layers.0.q_proj.bias", ("float32", (32,), 128)),
         ("layers.0.k_proj.qweight", ("uint8", (16, 3, 8), 384)),
     ]
-    assert found["layers.0.q_norm.weight"] == ("float32", (8,), 32)
-    assert found["layers.0.o_proj.weight"] == ("float16", (40, 32), 2560)
-    assert found["layers.0.up_proj.qweight"] == ("uint8", (52, 2, 8), 832)
-    assert found["layers.0.up_proj.qweight_high"] == ("uint8", (52, 2, 4), 416)
-    assert found["layers.0.up_proj.zeros"] == ("uint8", (52, 2), 104)
-    assert found["layers.0.down_proj.qweight"] == ("uint8", (40, 4, 8), 1280)
-    assert list(found)[-4:] == [
+    assert result["layers.0.q_norm.weight"] == ("float32", (8,), 32)
+    assert result["layers.0.o_proj.weight"] == ("float16", (40, 32), 2560)
+    assert result["layers.0.up_proj.qweight"] == ("uint8", (52, 2, 8), 832)
+    assert result["layers.0.up_proj.qweight_high"] == ("uint8", (52, 2, 4), 416)
+    assert result["layers.0.up_proj.zeros"] == ("uint8", (52, 2), 104)
+    assert result["layers.0.down_proj.qweight"] == ("uint8", (40, 4, 8), 1280)
+    assert list(result)[-4:] == [
         "final_norm.weight",
         "lm_head.qweight",
         "lm_head.scales",
         "lm_head.zeros",
     ]
-    assert layout.weight_bytes == sum(nbytes for _, _, nbytes in found.values())
+    assert layout.weight_bytes == sum(nbytes for _, _, nbytes in result.values())
     # Every tensor here fits into one page, and one page is added.
-    assert [s.offset for s in layout.tensors.values()] == [4096 * i for i in range(len(found))]
-    assert layout.file_bytes == 4096 * (len(found) + 1)
+    assert [s.offset for s in layout.tensors.values()] == [4096 * i for i in range(len(result))]
+    assert layout.file_bytes == 4096 * (len(result) + 1)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -15,42 +15,42 @@ def matrix(bits=2, symmetric=False, K=72, codes=True):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_begins_as_it_is_stored(bits, symmetric):
-    stored, found = matrix(bits, symmetric)
-    np.testing.assert_allclose(found.weight().detach().numpy(), stored.dequantise(), rtol=1e-6)
-    again = found.take(found.learned(), 1.0)
+    stored, result = matrix(bits, symmetric)
+    np.testing.assert_allclose(result.weight().detach().numpy(), stored.dequantise(), rtol=1e-6)
+    again = result.take(result.learned(), 1.0)
     np.testing.assert_array_equal(again.codes, stored.codes)
     np.testing.assert_array_equal(again.scales, stored.scales)
     assert again.zeros is stored.zeros
 
 
 def test_a_code_moves_beyond_a_half_and_stays_in_its_range():
-    stored, found = matrix(bits=2)
+    stored, result = matrix(bits=2)
     with torch.no_grad():
-        found.moves += 0.4
-    np.testing.assert_array_equal(found.take(found.learned(), 1.0).codes, stored.codes)
-    _, found = matrix(bits=2)
+        result.moves += 0.4
+    np.testing.assert_array_equal(result.take(result.learned(), 1.0).codes, stored.codes)
+    _, result = matrix(bits=2)
     with torch.no_grad():
-        found.moves += 1.2
-        found.restrain()
+        result.moves += 1.2
+        result.restrain()
     expected = np.minimum(stored.codes + 1, 3)
-    learned = found.learned()
-    np.testing.assert_array_equal(found.take(learned, 1.0).codes, expected)
+    learned = result.learned()
+    np.testing.assert_array_equal(result.take(learned, 1.0).codes, expected)
     assert float(learned[1].max()) == pytest.approx(1.2)
     assert float(learned[1].reshape(6, -1)[:, :72].numpy()[stored.codes == 3].max()) == 0.5
-    np.testing.assert_array_equal(found.take(learned, 0.25).codes, stored.codes)
+    np.testing.assert_array_equal(result.take(learned, 0.25).codes, stored.codes)
 
 
 def test_what_is_taken_is_what_is_computed_with():
-    _, found = matrix(bits=3)
+    _, result = matrix(bits=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        found.moves += torch.randn(found.moves.shape, generator=generator)
-        found.scale_steps += 0.1 * torch.randn(found.scale_steps.shape, generator=generator)
-    learned = found.learned()
+        result.moves += torch.randn(result.moves.shape, generator=generator)
+        result.scale_steps += 0.1 * torch.randn(result.scale_steps.shape, generator=generator)
+    learned = result.learned()
     for share in (1.0, 0.5):
-        taken = found.take(learned, share)
+        taken = result.take(learned, share)
         np.testing.assert_allclose(
-            found.weight().detach().numpy(), taken.dequantise(), rtol=1e-6, atol=1e-7
+            result.weight().detach().numpy(), taken.dequantise(), rtol=1e-6, atol=1e-7
         )
 
 
@@ -63,17 +63,17 @@ def test_learns_towards_a_product(codes):
     x = rng.standard_normal((64, 16, 64)).astype(np.float32) @ rng.standard_normal((64, 64))
     x = torch.from_numpy(x.astype(np.float32))
     wanted = x @ torch.from_numpy(weights).T
-    found = LearnedMatrix(stored, codes=codes)
+    result = LearnedMatrix(stored, codes=codes)
 
     def loss(chosen):
-        return (x[chosen] @ found.weight().T - wanted[chosen]).square().mean()
+        return (x[chosen] @ result.weight().T - wanted[chosen]).square().mean()
 
     learned, judged = split(x)
     assert len(learned) == 56
     assert len(judged) == 8
     before = float(loss(learned).detach())
     told = []
-    learn([found], (), loss, learned, steps=400, batch=8, advance=lambda: told.append(1))
+    learn([result], (), loss, learned, steps=400, batch=8, advance=lambda: told.append(1))
     after = float(loss(learned).detach())
     assert len(told) == 400
     levels = stored.levels().reshape(6, 2, 32)

@@ -78,8 +78,8 @@ def test_unknown_family_is_exported(checkpoint, tmp_path):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 20))
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    found = logits_of(out / "model.onnx", tokens)
-    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    result = logits_of(out / "model.onnx", tokens)
+    assert np.linalg.norm(result - expected) < 0.05 * np.linalg.norm(expected)
 
 
 def test_not_quantised(checkpoint, tmp_path):
@@ -91,9 +91,9 @@ def test_not_quantised(checkpoint, tmp_path):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 20))
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    found = logits_of(out / "model.onnx", tokens)
+    result = logits_of(out / "model.onnx", tokens)
     # Only the embedding is rounded, to float16.
-    assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(result - expected) < 2e-3 * np.linalg.norm(expected)
 
 
 def test_three_bits_are_refused(checkpoint, tmp_path):

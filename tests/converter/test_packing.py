@@ -75,13 +75,13 @@ def test_unpacks_to_the_same(bits: int, group_size: int, K: int, zeros: bool) ->
     scales = np.random.default_rng(1).random((19, G)).astype(np.float16)
     zero_points = codes_of(bits, 19, G, 2) if zeros else None
     packed = pack_linear(codes, scales, zero_points, form)
-    found = unpack_linear(packed, form, K)
-    np.testing.assert_array_equal(found[0], codes)
-    np.testing.assert_array_equal(found[1], scales)
+    result = unpack_linear(packed, form, K)
+    np.testing.assert_array_equal(result[0], codes)
+    np.testing.assert_array_equal(result[1], scales)
     if zeros:
-        np.testing.assert_array_equal(found[2], zero_points)
+        np.testing.assert_array_equal(result[2], zero_points)
     else:
-        assert found[2] is None
+        assert result[2] is None
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
@@ -121,14 +121,14 @@ def test_onnxruntime_multiplies_the_same(bits: int, group_size: int, K: int, zer
         opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
         ir_version=10,
     )
-    found = ort.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+    result = ort.InferenceSession(model.SerializeToString()).run(None, feed)[0]
     wide_scales = np.repeat(scales.astype(np.float64), group_size, 1)[:, :K]
     wide_zeros: np.ndarray | float = 2.0 ** (bits - 1)
     if zero_points is not None:
         wide_zeros = np.repeat(zero_points.astype(np.float64), group_size, 1)[:, :K]
     expected = feed["x"] @ ((codes.astype(np.float64) - wide_zeros) * wide_scales).T
     # Sums of K products in float32.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=K * 2**-23 * np.abs(expected).max())
+    np.testing.assert_allclose(result, expected, rtol=0, atol=K * 2**-23 * np.abs(expected).max())
 
 
 def test_memory_stays_near_the_result() -> None:

@@ -64,11 +64,11 @@ def test_json_has_stable_keys(tmp_path):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_squared_errors(threads):
     weight = np.random.default_rng(0).normal(0, 1, (300, 70)).astype(np.float32)
-    found = rtn.quantise(weight, 3, 32)
-    error, norm = squared_errors(weight, found, threads)
+    result = rtn.quantise(weight, 3, 32)
+    error, norm = squared_errors(weight, result, threads)
     exact = weight.astype(np.float64)
     assert norm == pytest.approx(np.square(exact).sum(), rel=1e-5)
-    assert error == pytest.approx(np.square(found.dequantise() - exact).sum(), rel=1e-4)
+    assert error == pytest.approx(np.square(result.dequantise() - exact).sum(), rel=1e-4)
     assert relative(error, norm) == pytest.approx((error / norm) ** 0.5)
     assert relative(0.0, 0.0) == 0.0
 
@@ -95,7 +95,7 @@ def test_rows_begin_with_the_verdict_and_say_why():
     rows = make_report().rows()
     verdict = dict(rows)["Verdict"]
     assert verdict.startswith("noticeable: ")
-    assert verdict.endswith("(by KL, perplexity ratio, same likeliest token)")
+    assert verdict.endswith("(by KL, perplexity ratio, same most likely token)")
     labels = [label for label, _ in rows]
     assert labels.index("Verdict") < labels.index("KL to the original")
     worst = [value for label, value in rows if label == "Worst layer"]
@@ -131,12 +131,12 @@ FIT = Fit(
 
 def test_page_holds_everything_and_fetches_nothing():
     text = page(make_report(fit=FIT))
-    found = Page(text)
+    result = Page(text)
     for words in ("noticeable", "0.2500", "1.2000", "87.5 %", "layers.0.k_proj", "20.00 %", "4.80",
                   "10 MB", "1.0 s", "too large", "at most 1.0 MB"):  # fmt: skip
-        assert words in found.text, words
-    assert found.links == []
-    assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)
+        assert words in result.text, words
+    assert result.links == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(result.tags)
     assert "url(" not in text
     assert "@import" not in text
     plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -155,9 +155,9 @@ def test_page_of_what_was_not_measured():
 def test_page_shows_a_hostile_name_as_text():
     evil = '<script src="https://x.test/a.js"></script>'
     layers = (LayerReport(name=evil, bits=4, weight_error=0.5, group_size=32, nbytes=9),)
-    found = Page(page(make_report(source=evil, layers=layers, notes=(evil,))))
-    assert "script" not in found.tags
-    assert found.text.count(evil) >= 4
+    result = Page(page(make_report(source=evil, layers=layers, notes=(evil,))))
+    assert "script" not in result.tags
+    assert result.text.count(evil) >= 4
 
 
 def coordinates(plot, tag, name):

@@ -37,19 +37,19 @@ def test_agrees_with_brute_force(bits, group_size, inputs, symmetric):
     weight = rng.normal(0, 0.02, (5, inputs)).astype(np.float32)
     weight[2] = 0
     weight[3] = np.abs(weight[3])
-    found = rtn.quantise(weight, bits, group_size, symmetric=symmetric)
+    result = rtn.quantise(weight, bits, group_size, symmetric=symmetric)
     expected = brute_force(weight, bits, group_size, symmetric)
     # Float32 may break a tie otherwise than float64: the two levels are then equally near.
-    differ = found.codes != expected
-    scales = np.repeat(found.scales.astype(np.float64), group_size, axis=1)[:, :inputs]
+    differ = result.codes != expected
+    scales = np.repeat(result.scales.astype(np.float64), group_size, axis=1)[:, :inputs]
     assert differ.mean() < 0.002
-    assert np.all(np.abs(found.codes.astype(int) - expected)[differ] <= 1)
-    assert found.scales.shape == (5, -(-inputs // group_size))
-    assert (found.zeros is None) == symmetric
+    assert np.all(np.abs(result.codes.astype(int) - expected)[differ] <= 1)
+    assert result.scales.shape == (5, -(-inputs // group_size))
+    assert (result.zeros is None) == symmetric
     # Half a step, what rounding the zero point may clip at the ends, and the scale's own rounding.
-    error = np.abs(found.dequantise().astype(np.float64) - weight)
+    error = np.abs(result.dequantise().astype(np.float64) - weight)
     assert np.all(error <= scales * ((0.501 if symmetric else 1.001) + 2**bits * 2**-11))
-    np.testing.assert_array_equal(found.dequantise()[2], 0)
+    np.testing.assert_array_equal(result.dequantise()[2], 0)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -57,9 +57,9 @@ def test_agrees_with_brute_force(bits, group_size, inputs, symmetric):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_constant_groups(bits, constant, symmetric):
     weight = np.full((3, 70), constant, np.float32)
-    found = rtn.quantise(weight, bits, 32, symmetric=symmetric)
-    error = np.abs(found.dequantise() - weight).max()
-    assert np.isfinite(found.scales.astype(np.float32)).all()
+    result = rtn.quantise(weight, bits, 32, symmetric=symmetric)
+    error = np.abs(result.dequantise() - weight).max()
+    assert np.isfinite(result.scales.astype(np.float32)).all()
     # Half a step of a symmetric grid, the scale's rounding, and float16's smallest step.
     half = abs(constant) / (2**bits - 1) if symmetric else 0
     assert error <= half * 1.001 + abs(constant) * 2**-11 + 2**bits * 6e-8
@@ -69,11 +69,11 @@ def test_rounded_scale_is_the_one_used():
     """Codes computed with the unrounded scale would be further away."""
     rng = np.random.default_rng(3)
     weight = rng.normal(0, 1, (64, 128)).astype(np.float32)
-    found = rtn.quantise(weight, 8, 128)
+    result = rtn.quantise(weight, 8, 128)
     unrounded = (np.maximum(weight.max(1), 0) - np.minimum(weight.min(1), 0)) / 255
-    naive = np.clip(np.rint(weight / unrounded[:, None]) + found.zeros, 0, 255)
-    naive_error = (naive - found.zeros) * found.scales.astype(np.float32) - weight
-    assert np.square(found.dequantise() - weight).sum() <= np.square(naive_error).sum()
+    naive = np.clip(np.rint(weight / unrounded[:, None]) + result.zeros, 0, 255)
+    naive_error = (naive - result.zeros) * result.scales.astype(np.float32) - weight
+    assert np.square(result.dequantise() - weight).sum() <= np.square(naive_error).sum()
 
 
 def test_chunks_and_threads_change_nothing(monkeypatch):

@@ -30,23 +30,23 @@ def test_tokens_are_drawn_from_what_transformers_gives_for_them(family, tmp_path
     # Several batches, and openings of several lengths in each.
     monkeypatch.setattr(written, "_CACHE_BYTES", 300_000)
     openings = [[5], [1, 7, 9], [3, 4]]
-    found = written.write(weights, openings, (40, 24), Silent())
-    assert found.shape == (40, 24)
-    assert found.dtype == np.int64
-    for i, window in enumerate(found):
+    result = written.write(weights, openings, (40, 24), Silent())
+    assert result.shape == (40, 24)
+    assert result.dtype == np.int64
+    for i, window in enumerate(result):
         opening = openings[i % 3]
         assert window[: len(opening)].tolist() == opening
     with torch.no_grad():
-        logs = load_reference(tmp_path)(torch.from_numpy(found)).logits[:, 2:-1].double()
+        logs = load_reference(tmp_path)(torch.from_numpy(result)).logits[:, 2:-1].double()
     logs = logs.log_softmax(-1)
-    drawn = -logs.gather(-1, torch.from_numpy(found[:, 3:, None]))[..., 0]
+    drawn = -logs.gather(-1, torch.from_numpy(result[:, 3:, None]))[..., 0]
     entropy = -(logs.exp() * logs).sum(-1)
     spread = float((logs.exp() * (-logs - entropy[..., None]) ** 2).sum(-1).mean()) ** 0.5
     off = float((drawn - entropy).mean())
     assert abs(off) < 4 * spread / drawn.numel() ** 0.5
     assert float((-logs.mean(-1) - entropy).mean()) > 10 * spread / drawn.numel() ** 0.5
     again = written.write(weights, openings, (40, 24), Silent())
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(result, again)
 
 
 def test_openings(tmp_path):

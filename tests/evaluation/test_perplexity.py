@@ -77,13 +77,13 @@ def test_as_computed_one_by_one(length: int, window: int, stride: int) -> None:
     docs = [rng.integers(0, V, n).tolist() for n in (length, 5, 1, 40)]
     cut = list(windows(docs, window, stride, 10_000))
     model, other = Bigram(1), Bigram(2)
-    found = evaluate(model, cut, other)  # type: ignore[arg-type]
+    result = evaluate(model, cut, other)  # type: ignore[arg-type]
     expected = plain(model, other, cut)
-    assert found.tokens == expected["tokens"] == sum(len(d) - 1 for d in docs)
-    assert found.perplexity == pytest.approx(expected["perplexity"], rel=1e-12)
-    assert found.kl == pytest.approx(expected["kl"], rel=1e-9)
-    assert found.top1_agreement == pytest.approx(expected["top1"])
-    assert found.reference_perplexity is not None
+    assert result.tokens == expected["tokens"] == sum(len(d) - 1 for d in docs)
+    assert result.perplexity == pytest.approx(expected["perplexity"], rel=1e-12)
+    assert result.kl == pytest.approx(expected["kl"], rel=1e-9)
+    assert result.top1_agreement == pytest.approx(expected["top1"])
+    assert result.reference_perplexity is not None
 
 
 @pytest.mark.parametrize(("window", "stride"), [(10, 5), (10, 9), (10, 1), (3, 2)])
@@ -101,16 +101,16 @@ def test_each_token_is_scored_once(window: int, stride: int, most: int) -> None:
 
 def test_same_model_has_no_divergence() -> None:
     cut = list(windows([list(range(V)) * 5], 30, 15, 1000))
-    found = evaluate(Bigram(1), cut, Bigram(1))  # type: ignore[arg-type]
-    assert found.kl == 0
-    assert found.top1_agreement == 1
-    assert found.perplexity == found.reference_perplexity
+    result = evaluate(Bigram(1), cut, Bigram(1))  # type: ignore[arg-type]
+    assert result.kl == 0
+    assert result.top1_agreement == 1
+    assert result.perplexity == result.reference_perplexity
 
 
 def test_without_a_reference() -> None:
     told: list[int] = []
-    found = evaluate(Bigram(1), windows([[1, 2, 3]], 8, 4, 10), progress=told.append)  # type: ignore[arg-type]
-    assert (found.kl, found.top1_agreement, found.tokens, told) == (None, None, 2, [2])
+    result = evaluate(Bigram(1), windows([[1, 2, 3]], 8, 4, 10), progress=told.append)  # type: ignore[arg-type]
+    assert (result.kl, result.top1_agreement, result.tokens, told) == (None, None, 2, [2])
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_documents_are_split() -> None:
         def encode(self, text: str) -> list[str]:
             return text.split()
 
-    found = list(documents("a b\n<|endoftext|>\n\n<|endoftext|>\nc", Words()))  # type: ignore[arg-type]
-    assert found == [["a", "b"], ["c"]]
+    result = list(documents("a b\n<|endoftext|>\n\n<|endoftext|>\nc", Words()))  # type: ignore[arg-type]
+    assert result == [["a", "b"], ["c"]]
 
 
 def test_log_softmax_of_large_logits() -> None:
     rows = np.array([[1000.0, 0.0, -1000.0], [5.0, 5.0, 5.0]], np.float32)
-    found = log_softmax(rows)
-    np.testing.assert_allclose(np.exp(found).sum(1), 1, rtol=1e-12)
-    np.testing.assert_allclose(found[1], math.log(1 / 3), rtol=1e-12)
+    result = log_softmax(rows)
+    np.testing.assert_allclose(np.exp(result).sum(1), 1, rtol=1e-12)
+    np.testing.assert_allclose(result[1], math.log(1 / 3), rtol=1e-12)

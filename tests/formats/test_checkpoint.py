@@ -58,9 +58,9 @@ def test_agrees_with_torch(tmp_path, dtype):
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
     for name, value in tensors.items():
-        found = checkpoint.tensor(name)
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, value.to(torch.float32).numpy())
+        result = checkpoint.tensor(name)
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, value.to(torch.float32).numpy())
 
 
 def test_shards_and_generation_config(tmp_path):

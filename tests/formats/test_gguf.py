@@ -149,10 +149,10 @@ def test_any_cut_and_any_flip_is_an_error_or_harmless(tmp_path):
 
 
 def test_what_is_one(tmp_path):
-    for name, data, found in (
+    for name, data, result in (
         ("a.gguf", b"", True), ("blob", b"GGUF....", True), ("other", b"GGMM", False)
     ):  # fmt: skip
         (tmp_path / name).write_bytes(data)
-        assert is_gguf(tmp_path / name) == found
+        assert is_gguf(tmp_path / name) == result
     assert not is_gguf(tmp_path)
     assert not is_gguf(tmp_path / "absent.gguf")

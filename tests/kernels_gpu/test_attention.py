@@ -182,10 +182,13 @@ def test_norm_and_rope(device):
         cache, q, k, v, np.arange(T), positions, rope=(turn[0], turn[1]), eps=1e-5,
         norms=tuple(torch.from_numpy(n).to(device) for n in norms),
     )  # fmt: skip
-    for found, given, norm in ((out.cpu().numpy(), q, norms[0]), (read(cache)[0][:T], k, norms[1])):
+    for result, given, norm in (
+        (out.cpu().numpy(), q, norms[0]),
+        (read(cache)[0][:T], k, norms[1]),
+    ):
         normed = reference.rms_norm(given.astype(np.float64), norm.astype(np.float64), 1e-5)
         expected = reference.rope(normed, positions, inv_freq)
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(read(cache)[1][:T], v.astype(np.float16))
 
 
@@ -228,9 +231,9 @@ def test_mass(device, T):
             seen = k[: S - T + t + 1, head // (H // KH)]
             shares = reference.softmax(0.3 * seen @ q[t, head].cpu().numpy().astype(np.float64))
             expected[head // (H // KH), order[: S - T + t + 1]] += shares
-    found, used = cache.mass.cpu().numpy().reshape(KH, -1), int(cache.used)
-    np.testing.assert_allclose(found[:, :used], expected[:, :used], atol=3e-3)
-    np.testing.assert_array_equal(found[:, used:], old[:, used:])  # not touched
+    result, used = cache.mass.cpu().numpy().reshape(KH, -1), int(cache.used)
+    np.testing.assert_allclose(result[:, :used], expected[:, :used], atol=3e-3)
+    np.testing.assert_array_equal(result[:, used:], old[:, used:])  # not touched
 
 
 def test_large_scores_do_not_overflow(device):
@@ -256,21 +259,21 @@ def test_slots_read_and_written_outside(device, bits):
         (cache.values, cache.value_scales, v),
     ):
         stored = StoredRows(rows, scales, 24, keys=rows is cache.keys)
-        found = np.asarray(stored.read(at))
+        result = np.asarray(stored.read(at))
         expected = given[:, 1]
         if bits == 4 and rows is cache.values:
             expected = reference.hadamard(expected)
-        assert apart(found, expected) < {4: 0.15, 8: 8e-3, 16: 5e-4}[bits]
+        assert apart(result, expected) < {4: 0.15, 8: 8e-3, 16: 5e-4}[bits]
         before = stored.read(at)
         rows[at] = 0
         stored.write(at, before)
         # At 4 bits rounded twice: the range may have shrunk a little.
-        assert apart(np.asarray(stored.read(at)), found) < (0.15 if bits == 4 else 1e-6)
+        assert apart(np.asarray(stored.read(at)), result) < (0.15 if bits == 4 else 1e-6)
 
 
-def apart(found, expected):
+def apart(result, expected):
     """The largest distance of a row, to its length."""
-    return (np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max()
+    return (np.linalg.norm(result - expected, axis=1) / np.linalg.norm(expected, axis=1)).max()
 
 
 def test_float16_clamps_instead_of_overflowing(device):

@@ -26,11 +26,11 @@ def assert_equals_transformers(folder: Path, tokens: np.ndarray = TOKENS) -> Non
     assert family.unclaimed(checkpoint.names) == ()
     weights = canonical_weights(family, checkpoint)
     assert {n: w.shape for n, w in weights.items()} == tensor_shapes(family.spec)
-    found = forward(family.spec, weights, tokens)
+    result = forward(family.spec, weights, tokens)
     with torch.no_grad():
         expected = load_reference(folder)(torch.from_numpy(tokens)[None]).logits[0].numpy()
     # float32 against float64: a few hundred roundings of 6e-8, on logits of up to about 20.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,9 +126,9 @@ def test_embedding_scale_is_rounded_as_transformers_rounds_it(
 def test_published_shapes(name: str, data: Path) -> None:
     config = json.loads((data / "shapes" / f"{name}.config.json").read_text())
     spec = read_family(config).spec
-    found = (spec.hidden_size, spec.num_layers, spec.head_dim, spec.qkv_bias, spec.qk_norm)
+    result = (spec.hidden_size, spec.num_layers, spec.head_dim, spec.qkv_bias, spec.qk_norm)
     assert (
-        found
+        result
         == {
             "llama-3.2-1b": (2048, 16, 64, False, "none"),
             "qwen2.5-0.5b": (896, 24, 64, True, "none"),

@@ -100,8 +100,8 @@ def test_sums_and_counts_are_right(recipe: Any) -> None:
         said = int(re.findall(r"\d+", answer)[0])
         assert said == (max if "bigger" in ask else min)(numbers)
         ask, answer = data.count(random.Random(seed))
-        if found := re.search(r"from (\d+) to (\d+)", ask):
-            a, b = map(int, found.groups())
+        if result := re.search(r"from (\d+) to (\d+)", ask):
+            a, b = map(int, result.groups())
             assert [int(n) for n in re.findall(r"\d+", answer)] == list(range(a, b + 1))
 
 
@@ -134,13 +134,13 @@ def test_answers_about_a_story_stand_in_it(recipe: Any) -> None:
         _, story = data.request(rng)
         text = story.text().lower()
         for turn in data.questions(rng, story)[1::2]:
-            found = re.search(
+            match = re.search(
                 r"was called (\w+)|named (\w+)|learned that (.*)\.|^(\w+), an? |happened (.*)\.",
                 turn.content,
             )
-            if found:
+            if match:
                 asked += 1
-                assert next(g for g in found.groups() if g).lower() in text
+                assert next(g for g in match.groups() if g).lower() in text
     assert asked > 50
 
 
@@ -213,8 +213,8 @@ def test_conversations_know_their_own_name_and_the_users(recipe: Any) -> None:
         roles = [t.role for t in turns]
         assert roles == (["user", "assistant"] * len(roles))[: len(roles)]
         for i, turn in enumerate(turns):
-            if found := re.match(r"Your name is (\w+)\.$", turn.content):
-                assert found.group(1) in " ".join(t.content for t in turns[:i] if t.role == "user")
+            if result := re.match(r"Your name is (\w+)\.$", turn.content):
+                assert result.group(1) in " ".join(t.content for t in turns[:i] if t.role == "user")
 
 
 def test_stories_are_on_one_side(texts: Any) -> None:

@@ -64,9 +64,9 @@ def test_as_transformers(size: int, changes: dict[str, Any]) -> None:
     o = options(**changes)
     ids, probabilities = candidates(logits, o)
     expected = theirs(logits, o)
-    found = np.full(size, 0.0)
-    found[ids] = probabilities
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
+    result = np.full(size, 0.0)
+    result[ids] = probabilities
+    np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-15)
     assert (np.diff(ids) > 0).all()
 
 

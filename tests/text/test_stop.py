@@ -35,9 +35,9 @@ def run(text: str, stops: list[str], cuts: list[int]) -> tuple[str, str | None]:
     ],
 )
 def test_wherever_it_is_cut(text: str, stops: list[str], expected: tuple[str, str | None]) -> None:
-    found = {run(text, stops, [cut]) for cut in range(len(text) + 1)}
-    found.add(run(text, stops, list(range(len(text)))))
-    texts = {t for t, _ in found}
+    result = {run(text, stops, [cut]) for cut in range(len(text) + 1)}
+    result.add(run(text, stops, list(range(len(text)))))
+    texts = {t for t, _ in result}
     assert texts == {expected[0]}
 
 
@@ -47,13 +47,13 @@ def test_random_texts_against_a_plain_search() -> None:
         text = "".join(rng.choice("ab") for _ in range(30))
         stops = ["".join(rng.choice("ab") for _ in range(rng.randint(2, 6))) for _ in range(2)]
         cuts = [rng.randrange(31) for _ in range(8)]
-        out, found = run(text, stops, cuts)
+        out, result = run(text, stops, cuts)
         ends = [text.find(s) for s in stops if s in text]
-        if found is None:
+        if result is None:
             assert not ends
             assert out == text
         else:
-            assert text.startswith(out + found)
+            assert text.startswith(out + result)
 
 
 def test_text_is_given_out_as_soon_as_it_is_safe() -> None:

@@ -117,8 +117,8 @@ def test_grows_as_all_of_it_would(name: str, system: bool, tokenizer: Tokenizer)
     head = [{"role": "system", "content": said(rng)}] if system else []
     turns: list[dict[str, str]] = [{"role": "user", "content": "hello"}]
     for _ in range(150):
-        found = transcript.tokens([*head, *turns])
-        assert found == whole(template, tokenizer, [*head, *turns])
+        result = transcript.tokens([*head, *turns])
+        assert result == whole(template, tokenizer, [*head, *turns])
         what = rng.random()
         if what < 0.8:
             turns.append({"role": "assistant", "content": said(rng)})
@@ -137,9 +137,9 @@ def test_other_templates_are_rendered_whole(name: str, tokenizer: Tokenizer) -> 
     assert template.depends_on is None
     messages = [{"role": "user", "content": "a"}]
     transcript = Transcript(template, tokenizer)
-    found = transcript.tokens(messages)
+    result = transcript.tokens(messages)
     if "time" not in name:
-        assert found == whole(template, tokenizer, messages)
+        assert result == whole(template, tokenizer, messages)
 
 
 def test_a_turn_costs_its_own_text(tokenizer: Tokenizer) -> None:
@@ -153,12 +153,12 @@ def test_a_turn_costs_its_own_text(tokenizer: Tokenizer) -> None:
     costs = []
     for i in range(1000):
         turns.append({"role": "user", "content": f"{i:04d}"})
-        counting.characters, found = 0, transcript.tokens(turns)
+        counting.characters, result = 0, transcript.tokens(turns)
         costs.append((counting.characters, rendered[-1]))
         turns.append({"role": "assistant", "content": f"{i:04d}!"})
     assert set(costs[20:]) == {costs[20]}
     assert costs[20][0] < 200
-    assert found == whole(template, tokenizer, turns[:-1])
+    assert result == whole(template, tokenizer, turns[:-1])
 
 
 def test_a_refusal_in_the_middle_changes_nothing(tokenizer: Tokenizer) -> None:

@@ -4,21 +4,21 @@
                              [--depth 512] [--prompt 4096] [--no-peers] [--models FOLDER ...]
 
 `make bench-gpu` uses a Python that sees a GPU as it is: `uninstalled/sitecustomize.py` finds this
-checkout. To try it without a card: TRITON_INTERPRET=1, --interpreted --shapes tiny --prompt 16
+checkout. To try it without a GPU: TRITON_INTERPRET=1, --interpreted --shapes tiny --prompt 16
 --depth 4.
 
 For each shape and width a model of random weights is written, its products are tuned and the tile
 sizes are kept, as they are for each artefact of `--models`; in one process, in turn, are measured
 
-    copy      bytes read and written a second by a copy within the card: the bound of decoding
+    copy      bytes read and written a second by a copy within the GPU: the bound of decoding
     product   operations a second of torch's bfloat16 product: the bound of prefill
     decode    batch 1 after `--depth` tokens; its share of copy is bytes a token * tokens/s / copy
     prefill   of `--prompt` tokens; its share of product is 2 * weights * tokens/s / product
     memory    the most that was allocated, beside weights and cache
-    forgets   decode with a cache that forgets, what it takes to forget included
+    evicts    decode with a bounded cache, eviction included
     peers     the same sizes in transformers, bfloat16, and in torch's own 4-bit product
 
-The first line names the card. Times are the median of repeats, by the card's own clock. What fails
+The first line names the GPU. Times are the median of repeats, by the GPU's own clock. What fails
 is a line with the reason, and the rest goes on; the exit status is then 1.
 """
 
@@ -120,7 +120,7 @@ def write_model(spec: DecoderSpec, bits: int, folder: Path) -> Path:
 
 
 def seconds(device: Device, work: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of one call, by the card's clock; on no card, by this machine's."""
+    """Median time of one call, by the GPU's clock; on no GPU, by this machine's."""
     if device.interpreted:
         begin = time.perf_counter()
         work()
@@ -173,7 +173,7 @@ def tune(backend: GpuBackend, device: Device) -> Iterator[str]:
                         lambda: matmul_nbits(x, linear, y, x_scale=scale, config=config),  # noqa: B023
                         5,
                     )
-                except Exception as error:  # what a card has not room for, in many words
+                except Exception as error:  # what a GPU has not room for, in many words
                     if "out of resource" in str(error).lower():
                         return float("inf")
                     raise
@@ -197,7 +197,7 @@ def measure(
         draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, share=0.0)
         result = {"model": name, "bytes_per_token": backend.bytes_per_token}
         prefill_s, step_s, beside = timed(device, backend, prompt, draw, args.depth)
-        result |= attempt("forgets", lambda: forgetting(device, backend, prompt, draw))
+        result |= attempt("evicts", lambda: evicting(device, backend, prompt, draw))
         weights = sum(s.N * s.K for s in linear_shapes(spec).values())
         if not spec.tied:
             weights -= spec.vocab_size * spec.hidden_size
@@ -234,10 +234,8 @@ def timed(
     return prefill_s, step_s, peak - backend.weight_bytes - cache.nbytes
 
 
-def forgetting(
-    device: Device, backend: GpuBackend, prompt: np.ndarray, draw: Draw
-) -> dict[str, Any]:
-    """Decode past the slots of a full cache that forgets, twice over what it forgets at once."""
+def evicting(device: Device, backend: GpuBackend, prompt: np.ndarray, draw: Draw) -> dict[str, Any]:
+    """Decode past the slots of a bounded cache, for two evictions."""
     small = device.interpreted
     cache = backend.new_bounded_cache(64 if small else 2048, CacheLimits())
     backend.forward(cache, np.resize(prompt, cache.slots))
@@ -248,9 +246,9 @@ def forgetting(
         forward_sampled(backend, cache, prompt[:1], draw)
     took = time.perf_counter() - begin
     return {
-        "forgetting_slots": cache.slots,
-        "forgetting_cache_mb": cache.nbytes / 1e6,
-        "forgetting_decode_tokens_per_s": count / took,
+        "evicting_slots": cache.slots,
+        "evicting_cache_mb": cache.nbytes / 1e6,
+        "evicting_decode_tokens_per_s": count / took,
     }
 
 

@@ -1,4 +1,4 @@
-"""Perplexity of long running text in a cache that forgets, beside windows that are read afresh.
+"""Perplexity of long running text in a bounded cache, beside separate windows.
 
     python benchmarks/running_text.py ARTEFACT TEXT --tokens 50000 --slots 1024 \
         --policies retain window

@@ -3,8 +3,8 @@
 The query rows (token and head) of one KV head are computed together, so that keys and values are
 read once for all heads that share them; the softmax is computed online over tiles of slots (arXiv
 1805.02867, 2205.14135). Queries and probabilities are float16 on tensor cores, sums are float32.
-Slots of 4 bits hold turned keys and values (`kv_append.py`), and queries come turned: the result is
-turned back.
+Slots of 4 bits hold rotated keys and values (`kv_append.py`), and queries come rotated: the result
+is rotated back.
 
 Of one token the slots are shared out too (split-K, "flash decoding"): each program leaves its sums,
 its maximum and its sum of exponentials, and `attention_merge` adds them up. How many slots are used
@@ -77,7 +77,7 @@ def _row_range(token_positions, row, rows, group, window):  # type: ignore[no-un
 def _attention(  # type: ignore[no-untyped-def]
     q, keys, values, key_scales, value_scales, positions, starts, used, token_positions,
     out, lse, partials, T, H, KH, D, S, used_stride, width, window, scale, cap,
-    KV_BITS: tl.constexpr, TURN: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr,
+    KV_BITS: tl.constexpr, ROTATION: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr,
     ORDERED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = H // KH
@@ -134,7 +134,7 @@ def _attention(  # type: ignore[no-untyped-def]
         tl.store(partials + at + 1, total, mask=live_rows)
     else:
         safe = tl.where(total > 0, total, 1.0)
-        acc = hadamard(acc / safe[:, None], TURN, ROWS, BLOCK)
+        acc = hadamard(acc / safe[:, None], ROTATION, ROWS, BLOCK)
         t = (row // group).to(tl.int64)
         n = (head * group + row % group)[:, None] * D + dims[None, :]
         at = (t[:, None] * 8 + n % 8) * S + n // 8
@@ -146,7 +146,7 @@ def _attention(  # type: ignore[no-untyped-def]
 @jit
 def _attention_merge(  # type: ignore[no-untyped-def]
     partials, out, lse, D, S,
-    TURN: tl.constexpr, SPLITS: tl.constexpr, SPLITS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    ROTATION: tl.constexpr, SPLITS: tl.constexpr, SPLITS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     split = tl.arange(0, SPLITS_BLOCK)
@@ -161,7 +161,7 @@ def _attention_merge(  # type: ignore[no-untyped-def]
     every = tl.sum(total * share, axis=0)
     safe = tl.where(every > 0, every, 1.0)
     result = tl.sum(acc * share[:, None], axis=0) / safe
-    result = hadamard(result[None, :], TURN, 1, BLOCK)
+    result = hadamard(result[None, :], ROTATION, 1, BLOCK)
     n = (head * D + dims)[None, :]
     tl.store(out + n % 8 * S + n // 8, result, mask=(dims < D)[None, :])
     if lse is not None:
@@ -252,12 +252,13 @@ def attention(
         _attention, (-(-rows // ROWS), KH, splits), q, cache.keys, cache.values, cache.key_scales,
         cache.value_scales, cache.positions, cache.starts, cache.used, token_positions, out, lse,
         partials, T, H, KH, D, S, cache.used_stride, cache.width, int(window), float(scale),
-        softcap or None, KV_BITS=cache.bits, TURN=cache.turn, OWN=cache.own_positions,
+        softcap or None, KV_BITS=cache.bits, ROTATION=cache.rotation_log, OWN=cache.own_positions,
         SPLITS=splits, ORDERED=ordered, ROWS=ROWS, TILE=tile, BLOCK=block, warps=warps,
     )  # fmt: skip
     if splits > 1:
         launch(
-            _attention_merge, (H,), partials, out, lse, D, S, TURN=cache.turn, SPLITS=splits,
+            _attention_merge, (H,), partials, out, lse, D, S,
+            ROTATION=cache.rotation_log, SPLITS=splits,
             SPLITS_BLOCK=next_power(splits), BLOCK=block,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The device: memory, copies, streams and graphs. No other file names CUDA.
 
-`torch.cuda` is also ROCm's name for its devices, so an AMD card goes the same way. Importing this
+`torch.cuda` is also ROCm's name for its devices, so an AMD GPU goes the same way. Importing this
 file imports neither torch nor Triton; using it does.
 """
 
@@ -39,7 +39,7 @@ def find() -> Device:
 
     Raises:
         MissingExtraError: torch or Triton is not installed.
-        UnsupportedError: there is no driver or no card, or the card is too old.
+        UnsupportedError: there is no driver or no GPU, or the GPU is too old.
     """
     try:
         import torch
@@ -71,13 +71,13 @@ class Device:
 
     Attributes:
         torch_device: where tensors are.
-        name: of the card.
+        name: of the GPU.
         interpreted: whether kernels run in NumPy: for tests.
         processors: that run programs side by side.
     """
 
     def __init__(self, *, interpreted: bool) -> None:
-        """Take the current card.
+        """Take the current GPU.
 
         Raises:
             UnsupportedError: the interpreter is wanted, but kernels were compiled, or vice versa.
@@ -112,7 +112,7 @@ class Device:
             yield
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that can be had now, and all that the card has."""
+        """Bytes that can be had now, and all that the GPU has."""
         import torch
 
         if self.interpreted:
@@ -160,7 +160,7 @@ class Device:
         """A function that launches everything that `work` launches, in one call.
 
         `work` must have run before, so that its kernels are compiled, and allocate nothing, wait
-        for nothing and launch on the current stream alone. What other threads do on the card
+        for nothing and launch on the current stream alone. What other threads do on the GPU
         meanwhile is not part of it.
         """
         import torch

@@ -2,8 +2,8 @@
 
     x = H x / sqrt(n), H[i, j] = (-1)^(number of bits that i and j share)
 
-over blocks of n = 2^log dims. It is its own inverse and leaves products of two turned vectors as
-they are (arXiv 2404.00456). Kernels that hold a head's values turn them as they store them.
+over blocks of n = 2^log dims. It is its own inverse and leaves products of two rotated vectors as
+they are (arXiv 2404.00456). Kernels that hold a head's values rotate them as they store them.
 """
 
 from __future__ import annotations

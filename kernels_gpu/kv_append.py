@@ -11,7 +11,7 @@ with zeros.
 | 8       | int8 [rows, width]      | float32 [rows]                                       |
 | 16      | float16 [rows, width]   | none                                                 |
 
-At 4 bits what is stored is turned by `hadamard`, byte j holds dims 2 j (low) and 2 j + 1, codes
+At 4 bits what is stored is rotated by `hadamard`, byte j holds dims 2 j (low) and 2 j + 1, codes
 divide what is between the smallest and the largest of x and 0 evenly, and scale and base are those
 with which code * scale + base is nearest to x by least squares. At 8 bits scale = absmax / 127,
 code = round(x / scale), to nearest even; at 16 values beyond float16 are clamped to its largest
@@ -121,9 +121,9 @@ class Slots:
         return padded_head_dim(self.head_dim)
 
     @property
-    def turn(self) -> int:
-        """Return the block of `hadamard` for stored rows and the rows that meet them."""
-        return turn(self.head_dim, self.bits)
+    def rotation_log(self) -> int:
+        """Return the LOG of `hadamard` for stored rows and the rows that meet them."""
+        return rotation_log(self.head_dim, self.bits)
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -136,7 +136,7 @@ def row_entries(head_dim: int, kv_bits: int) -> int:
     return padded_head_dim(head_dim) // (2 if kv_bits == 4 else 1)
 
 
-def turn(head_dim: int, kv_bits: int) -> int:
+def rotation_log(head_dim: int, kv_bits: int) -> int:
     """LOG of `hadamard` for a kind of slot; 0 for none."""
     return hadamard_log(head_dim) if kv_bits == 4 else 0
 
@@ -159,7 +159,7 @@ def store_slots(  # type: ignore[no-untyped-def]
     to, scales, at, live, v, D, width,
     KV_BITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store v [ROWS, BLOCK], zero from D on, in rows `at` [ROWS]; at 4 bits it comes turned."""
+    """Store v [ROWS, BLOCK], zero from D on, in rows `at` [ROWS]; at 4 bits it comes rotated."""
     dims = tl.arange(0, BLOCK)
     inside = live[:, None] & (dims < width)[None, :]
     if KV_BITS == 4:

@@ -5,7 +5,7 @@
 
 for i < R / 2 of each head (arXiv 2104.09864, in the order of Hugging Face checkpoints); dims from R
 on stay. One launch does all heads: queries go to their array, keys and values into the slots of the
-cache (`kv_append.py`); for slots of 4 bits all three are turned by `hadamard` last.
+cache (`kv_append.py`); for slots of 4 bits all three are rotated by `hadamard` last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgetok.kernels_gpu.kv_append import Slots, store_slots
 def _head(  # type: ignore[no-untyped-def]
     x, norm, cos, sin, live_rows, dims, D, R, eps, ROPE: tl.constexpr
 ):
-    """One head's values of some tokens, normed and turned; zero behind its end."""
+    """One head's values of some tokens, normed and rotated; zero behind its end."""
     live = live_rows & (dims < D)
     v = tl.load(x + dims, mask=live, other=0)
     other = tl.where(dims < R // 2, dims + R // 2, dims - R // 2)
@@ -33,14 +33,14 @@ def _head(  # type: ignore[no-untyped-def]
         inverse = 1.0 / tl.sqrt(tl.sum(v * v, axis=1) / D + eps)[:, None]
         v *= inverse * tl.load(norm + dims, mask=dims < D, other=0)
         w *= inverse * tl.load(norm + other, mask=dims < R, other=0)
-    turned = v
+    rotated = v
     if ROPE:
         pair = tl.where(dims < R // 2, dims, other)
         c = tl.load(cos + pair, mask=turns, other=1)
         s = tl.load(sin + pair, mask=turns, other=0)
         s = tl.where(dims < R // 2, -s, s)
-        turned = tl.where(turns, v * c + w * s, v)
-    return v, turned
+        rotated = tl.where(turns, v * c + w * s, v)
+    return v, rotated
 
 
 @jit
@@ -48,7 +48,7 @@ def _rope_append(  # type: ignore[no-untyped-def]
     qkv, q, q_norm, k_norm, cos, sin, token_positions, token_slots,
     keys, values, key_scales, value_scales, positions, starts, mass, queries, query_row,
     T, H, KH, D, R, eps, row_stride, slot_stride, width, W,
-    ROPE: tl.constexpr, KV_BITS: tl.constexpr, TURN: tl.constexpr, OWN: tl.constexpr,
+    ROPE: tl.constexpr, KV_BITS: tl.constexpr, ROTATION: tl.constexpr, OWN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -60,7 +60,7 @@ def _rope_append(  # type: ignore[no-untyped-def]
     cos_t, sin_t = cos + t * (R // 2), sin + t * (R // 2)
     if head < H:
         plain, v = _head(x, q_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
-        v = hadamard(v, TURN, ROWS, BLOCK)
+        v = hadamard(v, ROTATION, ROWS, BLOCK)
         tl.store(q + (t * H + head) * D + dims, v, mask=live_rows & (dims < D))
         if queries is not None:
             row = (tl.load(query_row) + t) % W
@@ -79,11 +79,11 @@ def _rope_append(  # type: ignore[no-untyped-def]
             if mass is not None:
                 tl.store(mass + at, 0.0, mask=live)
             plain, v = _head(x, k_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
-            v = hadamard(v, TURN, ROWS, BLOCK)
+            v = hadamard(v, ROTATION, ROWS, BLOCK)
             store_slots(keys, key_scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
         else:
             v = tl.load(x + dims, mask=live_rows & (dims < D), other=0)
-            v = hadamard(v, TURN, ROWS, BLOCK)
+            v = hadamard(v, ROTATION, ROWS, BLOCK)
             store_slots(values, value_scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
 
 
@@ -99,10 +99,10 @@ def rope_append(
     eps: float = 0.0,
     query_row: torch.Tensor | None = None,
 ) -> None:
-    """Norm and turn queries and keys; store keys and values.
+    """Norm and rotate queries and keys; store keys and values.
 
     What `cache.mass` has of the slots becomes 0; the last tokens' queries are kept, normed but not
-    turned, in `cache.queries`, row by row around.
+    rotated, in `cache.queries`, row by row around.
 
     Args:
         qkv: float32 [T, (H + 2 KH) D]: queries, keys and values of each token.
@@ -140,7 +140,7 @@ def rope_append(
             if not part.is_contiguous():
                 raise ShapeError(f"rows of {name} must follow each other")
         if 2 * half > D:
-            raise ShapeError(f"{2 * half} of {D} dims turn")
+            raise ShapeError(f"{2 * half} of {D} dims rotate")
     cos, sin = rope if rope is not None else (q, q)
     q_norm, k_norm = norms if norms is not None else (None, None)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
@@ -154,6 +154,7 @@ def rope_append(
         T, H, KH, D, 2 * half, float(eps), qkv.stride(0),
         token_slots.stride(0) if len(token_slots) > 1 else 0, cache.width,
         1 if cache.queries is None else len(cache.queries),
-        ROPE=rope is not None, KV_BITS=cache.bits, TURN=cache.turn, OWN=cache.own_positions,
+        ROPE=rope is not None, KV_BITS=cache.bits, ROTATION=cache.rotation_log,
+        OWN=cache.own_positions,
         ROWS=ROWS, BLOCK=next_power(cache.width), warps=1 if T == 1 else 4,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Keys and values as slots store them, read and written outside the kernels that attend.
 
-For choosing slots and turning keys; layout: `kv_append.py`. Values of 4 bits are given as they
-are stored, turned, which changes no length; keys are turned back.
+For choosing slots and rotating keys; layout: `kv_append.py`. Values of 4 bits are given as they
+are stored, rotated, which changes no length; keys are rotated back.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edgetok.kernels_gpu.kv_append import (
     load_codes,
     load_scales,
     padded_head_dim,
+    rotation_log,
     store_slots,
-    turn,
 )
 
 Places = npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ _ROWS = 16
 @jit
 def _read_slots(  # type: ignore[no-untyped-def]
     memory, scales, places, out, count, D, width,
-    KV_BITS: tl.constexpr, TURN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KV_BITS: tl.constexpr, ROTATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
     live = row < count
@@ -42,20 +42,20 @@ def _read_slots(  # type: ignore[no-untyped-def]
     if KV_BITS != 16:
         scale, base = load_scales(scales, at, live, KV_BITS)
         v = tl.where(both, v * scale[:, None] + base[:, None], 0.0)
-    v = hadamard(v, TURN, ROWS, BLOCK)
+    v = hadamard(v, ROTATION, ROWS, BLOCK)
     tl.store(out + row[:, None].to(tl.int64) * D + dims, v, mask=both)
 
 
 @jit
 def _write_slots(  # type: ignore[no-untyped-def]
     x, places, memory, scales, count, D, width,
-    KV_BITS: tl.constexpr, TURN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KV_BITS: tl.constexpr, ROTATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
     live = row < count
     both = live[:, None] & (dims < D)
     v = tl.load(x + row[:, None].to(tl.int64) * D + dims, mask=both, other=0)
-    v = hadamard(v, TURN, ROWS, BLOCK)
+    v = hadamard(v, ROTATION, ROWS, BLOCK)
     at = tl.load(places + row, mask=live, other=0)
     store_slots(memory, scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
 
@@ -73,7 +73,7 @@ class StoredRows:
         self._sizes = (head_dim, width)
         self._constants = {
             "KV_BITS": bits,
-            "TURN": turn(head_dim, bits) if keys else 0,
+            "ROTATION": rotation_log(head_dim, bits) if keys else 0,
             "ROWS": _ROWS,
             "BLOCK": next_power(width),
         }

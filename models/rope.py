@@ -1,6 +1,6 @@
 """The frequencies of rotary position embeddings.
 
-Dims i and i + rotary_dim / 2 of a head are turned by the angle position * f_i; without scaling
+Dims i and i + rotary_dim / 2 of a head are rotated by the angle position * f_i; without scaling
 f_i = theta ** (-2 i / rotary_dim) (arXiv 2104.09864).
 """
 
@@ -21,9 +21,9 @@ def inv_freq(rope: RopeSpec, capacity_tokens: int) -> Frequencies:
 
     Args:
         rope: the embedding.
-        capacity_tokens: the most positions that the conversation or graph may reach. Longrope turns
-            every position by its long factors where that exceeds the original context, so that
-            keys in the cache never have to be turned again.
+        capacity_tokens: the most positions that the conversation or graph may reach. Longrope
+            rotates every position by its long factors where that exceeds the original context, so
+            that keys in the cache never have to be rotated again.
 
     Returns:
         [rotary_dim / 2] float64, radians. cos and sin are to be multiplied by

@@ -18,7 +18,7 @@ if not _ON_CARD:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the GPU run interpreted; with -m gpu on the card, and visibly not without one."""
+    """Tests of the GPU run interpreted; with -m gpu on the GPU, and visibly not without one."""
     if not _ON_CARD or _has_card():
         return
     for item in items:
@@ -55,7 +55,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def default_artefact(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model that ships, rounded to 4 bits."""
+    """The bundled model, rounded to 4 bits."""
     from edgetok.converter.convert import ConvertOptions, convert
 
     out = tmp_path_factory.mktemp("default") / "artefact"

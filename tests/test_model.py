@@ -1,4 +1,4 @@
-"""The Python API over the model that ships, on edgetok's own kernels."""
+"""The Python API over the bundled model, on edgetok's own kernels."""
 
 from __future__ import annotations
 

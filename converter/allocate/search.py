@@ -119,7 +119,7 @@ class Fitting:
         return False
 
     def report(self) -> Fit:
-        """The choice for the card."""
+        """Return the choice for the quality card."""
         target, allocation = self._target, self.allocation
         if target.nbytes is None:
             wanted = f"a KL of at most {target.most_kl:g} nats"

@@ -23,7 +23,7 @@ _MOST_OWN = 1024  # windows that a model writes
 
 
 def calibration_text(options: ConvertOptions) -> str:
-    """The user's text, or the one that ships with edgetok.
+    """Return the user's text, or the built-in one.
 
     Raises:
         OptionError: the user's file cannot be read as UTF-8 text, or is empty.
@@ -82,7 +82,8 @@ def texts_of(
 ) -> Texts:
     """The user's text; or else one that the model writes, kept beside the journal.
 
-    It is compared with the original on its own text alone, and calibrated on the shipped one too.
+    It is compared with the original on its own text alone, and calibrated on the built-in one as
+    well.
 
     Args:
         weights: the original's.
@@ -107,7 +108,7 @@ def texts_of(
 
     if weights.parameters > written.MOST_WEIGHTS:
         note = (
-            "calibrated and compared on the text that ships: writing its own takes models of up "
+            "calibrated and compared on the built-in text: self-generated text is for models of up "
             f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
         )
         return Texts(*split_windows(given), (note,))

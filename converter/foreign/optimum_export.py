@@ -264,7 +264,7 @@ def _sums(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing warns about every branch it meets; none of it is the user's to mend."""
+    """Hide warnings of tracing, which the user cannot fix."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

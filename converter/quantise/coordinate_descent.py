@@ -35,8 +35,8 @@ def descend(
         weight: [N, K], of the dtype of `hessian`, in which all is computed.
         hessian: [K, K] damped, so that its diagonal is above zero.
         start: what the weights were rounded to.
-        sweeps: how often each code has its turn.
-        threads: how many chunks of outputs have their turn at once.
+        sweeps: number of passes over all codes.
+        threads: number of chunks of outputs at once.
     """
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype

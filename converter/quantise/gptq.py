@@ -61,7 +61,7 @@ class Hessian:
         self.tokens += len(x)
 
     def mean(self) -> Tensor:
-        """[K, K] float32; the sum itself is given up."""
+        """Return the mean [K, K] float32; the sum itself is freed."""
         total = self._sum.div_(max(self.tokens, 1))
         self._sum = torch.empty(0)
         for first in range(0, len(total), _STRIPE_INPUTS):

@@ -35,7 +35,7 @@ class Inputs:
     def __init__(
         self, hessian: Tensor, options: ConvertOptions, inverses: dict[int, Inverse] | None = None
     ) -> None:
-        """`hessian` [K, K] is given up; `inverses` are those known already, by group size."""
+        """Take over `hessian` [K, K]; `inverses` are those known already, by group size."""
         self._hessian = hessian
         self._options = options
         self._inverses = inverses or {}
@@ -78,7 +78,7 @@ def round_layers(
 
     Args:
         weights: [N_i, K] of each.
-        hessian: [K, K] of their inputs; given up.
+        hessian: [K, K] of their inputs; it is overwritten.
         forms: bits and group size of each.
         options: which steps there are, damping and order.
         threads: for rounding.

@@ -64,7 +64,7 @@ class Workspace:
                 not changed_places  # or what lies here is the former OUT
             )
         ):
-            # What follows a cut line would be joined to it: write the good lines anew.
+            # What follows a cut line would be joined to it: write the good lines again.
             self._replace_journal(lines)
             return {line["step"]: line["result"] for line in lines[1:]}
         for path in self.folder.iterdir():

@@ -69,7 +69,8 @@ def command(
                     "Agreement",
                     f"{' and '.join(result.backends)} over {result.tokens} tokens: "
                     f"KL {result.kl:.1e} nats, same most likely token "
-                    f"{100 * result.top1_agreement:.0f} %, largest difference {result.max_error:.1e} of the range",
+                    f"{100 * result.top1_agreement:.0f} %, "
+                    f"largest difference {result.max_error:.1e} of the range",
                 )
             )
     values["good"] = good

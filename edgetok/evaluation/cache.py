@@ -33,7 +33,7 @@ class Score:
     """The result of one policy at one size.
 
     Attributes:
-        policy: its name; "full" forgets nothing.
+        policy: its name; "full" evicts nothing.
         share: bytes as a share of those of a cache that holds the whole context.
         slots: of each head, in those bytes; 0 where not even the fewest fit.
         nbytes: of the cache; with "full", of one that just holds the context.

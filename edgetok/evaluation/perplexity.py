@@ -167,7 +167,7 @@ def running_losses(
 ) -> Iterator[npt.NDArray[np.float64]]:
     """-log p of tokens 1.. of a running text, some at a time, in a cache that is not cleared.
 
-    A cache that forgets nothing is given as much of the text at once as it holds.
+    A cache that evicts nothing gets as much of the text at once as it holds.
     """
     for start in range(0, len(tokens) - 1, _ROWS):
         rows = tokens[start : min(start + _ROWS, len(tokens) - 1)]

@@ -1,8 +1,9 @@
 """An artefact folder, read strictly: graph, spec and formats agree, weights are mapped in place.
 
 The graph's every tensor site is checked (`onnx_scan`), its initializers must be exactly those that
-`layout.plan` gives for its own spec and formats, at the same places, and its operators must be ours
-with the spec's numbers. So a kernel may trust every address that `Artefact.address` gives.
+`layout.plan` gives for its own spec and formats, at the same places, and its operators must be
+those of edgetok with the spec's numbers. So a kernel may trust every address that
+`Artefact.address` gives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A file of ours that holds numbers and bytes: saved caches. Read strictly, never unpickled.
+"""Container files of edgetok, with numbers and bytes: saved caches. Never unpickled.
 
     magic, 8 bytes | length of the header, uint64 | header, JSON | parts, one by one | sha256
 

@@ -2,7 +2,7 @@
 
     {"format": "1", "exporter": "edgetok", "files": {"model.onnx": {"bytes": 1, "sha256": "..."}}}
 
-`exporter` is "edgetok" where the graph is ours and carries a spec, "optimum" where another exporter
+`exporter` is "edgetok" if edgetok wrote the graph, with a spec, "optimum" where another exporter
 wrote it and only onnxruntime can run it. A copy that lost a byte shows here, before a wrong answer.
 """
 

@@ -98,7 +98,7 @@ class _Window:
     """Decodes the last few tokens again and gives out what is new.
 
     A character has at most four bytes and a token at least one, so that a text which still ends in
-    U+FFFD after four tokens is not going to be mended.
+    U+FFFD after four tokens stays invalid.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, prompt: list[int]) -> None:
@@ -172,7 +172,7 @@ class _Sentencepiece:
 
 
 def token_decoder(core: tokenizers.Tokenizer) -> TokenDecoder | tokenizers.Tokenizer:
-    """Choose how a vocabulary's tokens are turned into text.
+    """Choose how a vocabulary's tokens become text.
 
     Returns:
         A decoder of single tokens, or the tokenizer itself where its decoder is of another kind.

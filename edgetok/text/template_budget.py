@@ -76,7 +76,7 @@ def made(value: Any) -> Any:
 
 
 def listed(values: Iterable[Any]) -> list[Any]:
-    """Run an iterator to its end, each turn a step."""
+    """Run an iterator to its end; each item is a step."""
     result = []
     budget = current.get()
     for value in values:

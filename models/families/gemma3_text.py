@@ -1,4 +1,4 @@
-"""Gemma 3, text only: two rotary embeddings, of which the local one turns the sliding layers.
+"""Gemma 3, text only: two rotary embeddings, of which the local one rotates the sliding layers.
 
 Source: arXiv 2503.19786; transformers `Gemma3TextConfig`.
 """

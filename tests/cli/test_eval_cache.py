@@ -1,4 +1,4 @@
-"""`edgetok eval --cache` on the model that ships, in small."""
+"""`edgetok eval --cache` on the bundled model, in small."""
 
 from __future__ import annotations
 

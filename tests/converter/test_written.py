@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_with_the_same_text(llama, tmp_path, monkeypatch):
 def test_a_model_too_large_to_write_says_so(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(written, "MOST_WEIGHTS", 1000)
     report = convert(str(llama), tmp_path / "out", ConvertOptions(bits=4, method="gptq", **SMALL))
-    assert any("on the text that ships" in note for note in report.notes)
+    assert any("on the built-in text" in note for note in report.notes)
     assert report.agreement is not None
 
 

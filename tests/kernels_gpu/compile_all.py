@@ -1,9 +1,9 @@
-"""Compile every kernel for cards that need not be there; run by test_compile.py and by hand.
+"""Compile every kernel for GPUs that need not be there; run by test_compile.py and by hand.
 
     python tests/kernels_gpu/compile_all.py cuda:80 cuda:90 hip:gfx942 [--resources]
 
 The interpreter accepts much that the compiler does not. Launchers run with their checks, but what
-they launch is compiled for the targets instead, specialised as it would be on a card.
+they launch is compiled for the targets instead, specialised as it would be on a GPU.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def every_kernel(few):
 
 
 def every_cache_kernel(bits, D, H, KH):
-    """Those of slots of so many bits: 16 as in a cache of all tokens, else in one that forgets."""
+    """The kernels of slots of so many bits: 16 as in a full cache, else as in a bounded one."""
     own, rows, width = bits != 16, KH * 256, row_entries(D, bits)
     scales = rows if own else 0
     cache = Slots(

@@ -21,7 +21,7 @@ from edgetok.kernels_gpu.stored import StoredRows
 
 BITS = [4, 8, 16]
 SHAPES = [(1, 1, 16), (7, 1, 64), (4, 2, 24), (4, 2, 80), (8, 2, 256)]
-# Turning is slow to interpret: of 4 bits one shape turned as a whole, one in blocks of 8.
+# Rotation is slow to interpret: of 4 bits one shape rotated as a whole, one in blocks of 8.
 CASES = [(bits, *shape) for bits in (8, 16) for shape in SHAPES] + [(4, 2, 1, 64), (4, 4, 2, 24)]
 
 
@@ -65,7 +65,7 @@ def append(cache, q, k, v, slots, positions, **options):
 
 
 def read(cache):
-    """Keys and values [slots, KH, D] in float64, as attention sees them: at 4 bits turned."""
+    """Keys and values [slots, KH, D] in float64, as attention sees them: at 4 bits rotated."""
     made = []
     for codes, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales)):
         x, scales = codes.cpu().numpy(), scales.cpu().numpy()
@@ -168,7 +168,7 @@ def test_windows_and_caps(device, window, softcap, ordered):
 
 
 def test_norm_and_rope(device):
-    """Queries and keys are normed, then turned; dims beyond the rotation stay."""
+    """Queries and keys are normed, then rotated; dims beyond the rotation stay."""
     T, H, KH, D, R = 5, 4, 2, 24, 18
     rng = np.random.default_rng(2)
     cache = make_slots(device, 16, KH, D, 64)
@@ -177,9 +177,9 @@ def test_norm_and_rope(device):
     positions = np.arange(3, 3 + T)
     inv_freq = 100.0 ** -(np.arange(R // 2) / 9)
     angles = np.outer(positions, inv_freq)
-    turn = [torch.from_numpy(f(angles).astype(np.float32)).to(device) for f in (np.cos, np.sin)]
+    rotation = [torch.from_numpy(f(angles).astype(np.float32)).to(device) for f in (np.cos, np.sin)]
     out = append(
-        cache, q, k, v, np.arange(T), positions, rope=(turn[0], turn[1]), eps=1e-5,
+        cache, q, k, v, np.arange(T), positions, rope=(rotation[0], rotation[1]), eps=1e-5,
         norms=tuple(torch.from_numpy(n).to(device) for n in norms),
     )  # fmt: skip
     for result, given, norm in (

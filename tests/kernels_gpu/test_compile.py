@@ -46,7 +46,7 @@ def test_compiles(target, tmp_path):
         assert f"compiled {kernel} {backend}" in done.stdout
 
 
-# What one maker's cards have and others have not, or have under another name.
+# What one maker's GPUs have and others have not, or have under another name.
 OF_ONE_MAKER = {"cuda", "hip", "nvidia", "amd", "inline_asm_elementwise", "libdevice", "extra"}
 
 

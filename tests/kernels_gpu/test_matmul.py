@@ -18,7 +18,7 @@ from edgetok.kernels_gpu.matmul_nbits import Epilogue, matmul_nbits
 from edgetok.kernels_gpu.norm import rms_norm, to_half
 from edgetok.kernels_gpu.tuning import RowConfig, TileConfig
 
-# The tile sizes of a real card, so that ragged edges fall where they do there.
+# The tile sizes of a real GPU, so that ragged edges fall where they do there.
 ROW = RowConfig(4, 128, 1)
 TILE = TileConfig(16, 32, 32, 4)
 SHAPES = [(1, 32), (19, 1100)]

@@ -1,4 +1,4 @@
-"""Tile sizes that were measured are kept for a card, and can do no harm."""
+"""Tile sizes that were measured are kept for a GPU, and can do no harm."""
 
 from __future__ import annotations
 

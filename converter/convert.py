@@ -13,6 +13,7 @@ from edgetok.converter.allocate.target import Target
 from edgetok.converter.calibrate.calibration_text import Texts, texts_of
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement, LayerReport, Report
+from edgetok.converter.durable import write_durably
 from edgetok.converter.identity import has_torch, require_torch, shown, title_of
 from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
 from edgetok.converter.progress import Progress, Silent
@@ -32,7 +33,6 @@ from edgetok.converter.write.workspace import (
     check_output,
     open_workspace,
     require_space,
-    write_durably,
 )
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import UnknownFamilyError, UnsupportedError

@@ -22,7 +22,6 @@ from recall_data import LOOKUP, READ, SAID, Turn
 from tokenizers import Tokenizer
 
 RECALL = ("facts", "quiz", "pass_key")
-LANGUAGE = ("story", "told_story", "invented_story", "chat", "drill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

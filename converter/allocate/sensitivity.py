@@ -34,6 +34,7 @@ from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP
 from edgetok.converter.calibrate.compare import head_agreement, head_logits
 from edgetok.converter.calibrate.original_model import Block, Original, gather_rows
 from edgetok.converter.calibrate.windows import Tokens, spread
+from edgetok.converter.durable import write_durably
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
@@ -41,7 +42,6 @@ from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.recipe import rounder_of_ends
 from edgetok.converter.quantised import fits_float16_scales
 from edgetok.converter.read.canonical_weights import CanonicalWeights
-from edgetok.converter.write.workspace import write_durably
 from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]

@@ -9,10 +9,11 @@ from importlib.resources import files
 import numpy as np
 
 from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
+from edgetok.converter.durable import write_durably
 from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
-from edgetok.converter.write.workspace import Workspace, write_durably
+from edgetok.converter.write.workspace import Workspace
 from edgetok.errors import OptionError
 
 _MAX_TEXT_BYTES = 64 << 20

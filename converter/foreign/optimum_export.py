@@ -22,13 +22,14 @@ import onnx
 from edgetok.converter.calibrate.calibration_text import calibration_text
 from edgetok.converter.calibrate.windows import split_windows, token_windows
 from edgetok.converter.card.report import Agreement, Report
+from edgetok.converter.durable import write_durably
 from edgetok.converter.foreign.quantise_graph import quantise_graph
 from edgetok.converter.identity import shown, title_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
 from edgetok.converter.write.finish import finish_artefact
-from edgetok.converter.write.workspace import open_workspace, require_space, write_durably
+from edgetok.converter.write.workspace import open_workspace, require_space
 from edgetok.errors import CheckpointError, MissingExtraError, OutputError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE

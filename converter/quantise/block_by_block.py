@@ -19,6 +19,7 @@ from torch import Tensor
 from edgetok.converter.calibrate.calibration_text import Texts
 from edgetok.converter.calibrate.original_model import Block, Original
 from edgetok.converter.calibrate.windows import Tokens
+from edgetok.converter.durable import write_durably
 from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
@@ -33,7 +34,7 @@ from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_linear
-from edgetok.converter.write.workspace import Workspace, write_durably
+from edgetok.converter.write.workspace import Workspace
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import CheckpointError
 from edgetok.formats.layout import Layout

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.durable import write_durably
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.gguf_config import FACTORS, architecture_of, config_of, token_ids
 from edgetok.converter.read.gguf_tokenizer import tokenizer_files
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
-from edgetok.converter.write.workspace import write_durably
 from edgetok.errors import CheckpointError, MissingExtraError
 from edgetok.formats.checkpoint import TensorInfo, read_exactly
 from edgetok.formats.gguf import BLOCKS, open_gguf

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from edgetok.converter.write.workspace import write_durably
+from edgetok.converter.durable import write_durably
 from edgetok.errors import CheckpointError, TemplateError
 from edgetok.formats import strict_json
 from edgetok.text.template import ChatTemplate

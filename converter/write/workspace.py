@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgetok.converter.durable import not_written, sync, write_all, write_durably
 from edgetok.errors import OutputError, UserError
 from edgetok.formats.manifest import MANIFEST_FILE
 
@@ -105,12 +106,12 @@ class Workspace:
         try:
             descriptor = os.open(self.folder / _JOURNAL, os.O_WRONLY | os.O_APPEND)
             try:
-                _write_all(descriptor, line.encode())
+                write_all(descriptor, line.encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _not_written(self.folder / _JOURNAL, error) from error
+            raise not_written(self.folder / _JOURNAL, error) from error
         self._steps[step] = json.loads(line)["result"]
 
     def begin_again(self, kept: Iterable[str], step: str, result: Any) -> None:
@@ -138,17 +139,17 @@ class Workspace:
         old = self.folder / _OLD
         try:
             for path in self.artefact.iterdir():
-                _sync(path)
-            _sync(self.artefact)
+                sync(path)
+            sync(self.artefact)
             self.finish(_PUBLISH, _manifest_digest(self.artefact))
             if not (self.out.exists() and _exchange(self.artefact, self.out)):
                 if self.out.exists():
                     os.rename(self.out, old)
                 os.rename(self.artefact, self.out)
-            _sync(self.out.parent)
+            sync(self.out.parent)
         except OSError as error:
             recover(self.out)
-            raise _not_written(self.out, error) from error
+            raise not_written(self.out, error) from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -213,13 +214,13 @@ def open_workspace(
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder / _LOCK)
     except OSError as error:
-        raise _not_written(folder, error) from error
+        raise not_written(folder, error) from error
     try:
         recover(out)
         try:
             workspace = Workspace(out, folder, title)
         except OSError as error:
-            raise _not_written(folder, error) from error
+            raise not_written(folder, error) from error
         try:
             yield workspace
         except UserError:
@@ -229,26 +230,6 @@ def open_workspace(
             raise
     finally:
         os.close(lock)
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all: a temporary one, fsync, rename, fsync of the folder.
-
-    Raises:
-        OutputError: the disk is full or fails; a former file is as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
 
 
 def require_space(folder: Path, nbytes: int, already: Path) -> None:
@@ -328,29 +309,8 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    rest = memoryview(data).cast("B")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written: {error.strerror or error}; what was there before is unchanged "
-        "and the same command continues where this one stopped"
-    )

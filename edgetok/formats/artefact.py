@@ -112,11 +112,6 @@ class Artefact:
         return int(self._mapped().ctypes.data) + slot.offset
 
     @property
-    def mapped_bytes(self) -> int:
-        """Size of the mapping; 0 without a spec."""
-        return 0 if self._bytes is None else self._bytes.size
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of weights, scales, zeros, norms and biases; with no spec the data's file size."""
         return self._data_bytes if self.layout is None else self.layout.weight_bytes
@@ -133,26 +128,6 @@ class Artefact:
     def graph_path(self) -> Path:
         """`model.onnx`."""
         return self.folder / GRAPH_FILE
-
-    @property
-    def tokenizer_path(self) -> Path | None:
-        """`tokenizer.json`, if the artefact has one."""
-        return self._listed("tokenizer.json")
-
-    @property
-    def tokenizer_config_path(self) -> Path | None:
-        """`tokenizer_config.json`, if the artefact has one."""
-        return self._listed("tokenizer_config.json")
-
-    @property
-    def template_path(self) -> Path | None:
-        """`chat_template.jinja`, if the artefact has one."""
-        return self._listed("chat_template.jinja")
-
-    @property
-    def generation_config_path(self) -> Path | None:
-        """`generation_config.json`, if the artefact has one."""
-        return self._listed("generation_config.json")
 
     @cached_property
     def report(self) -> dict[str, Any] | None:

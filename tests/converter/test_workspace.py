@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from edgetok.converter import durable
 from edgetok.converter.write import workspace as ws
 from edgetok.converter.write.workspace import check_output, open_workspace, partial_folder
 from edgetok.errors import CheckpointError, OutputError
@@ -189,14 +190,14 @@ def test_space_is_asked_for_first(tmp_path):
 
 def test_write_durably_keeps_the_former_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    ws.write_durably(path, b"one")
+    durable.write_durably(path, b"one")
 
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OutputError, match="No space left"):
-        ws.write_durably(path, b"two")
+        durable.write_durably(path, b"two")
     assert path.read_bytes() == b"one"
 
 

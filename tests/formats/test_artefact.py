@@ -32,13 +32,11 @@ def test_gives_what_was_written(original: Path) -> None:
             assert tensor.tobytes() == raw[slot.offset : slot.offset + slot.nbytes]
             assert not tensor.flags.writeable
             assert artefact.address(name) == tensor.ctypes.data
-            assert slot.offset + slot.nbytes + 4096 <= artefact.mapped_bytes
-        assert artefact.mapped_bytes == len(raw)
+            assert slot.offset + slot.nbytes + 4096 <= len(artefact._mapped())
+        assert len(artefact._mapped()) == len(raw)
         assert artefact.weight_bytes == sum(s.nbytes for s in artefact.layout.tensors.values())
         assert artefact.bits_per_weight is not None
         assert 4 < artefact.bits_per_weight < 10
-        assert artefact.tokenizer_path == original / "tokenizer.json"
-        assert artefact.template_path is None
         assert artefact.report == {"weight_bytes": 1}
         shape = artefact.shapes["layers.0.o_proj"]
         assert (shape.N, shape.K, shape.bias) == (40, 32, True)

@@ -7,7 +7,7 @@ whose order is that of integers. Two launches: blocks leave their MOST largest l
 program draws among them.
 
 The random number comes from the host with each step, so a seed gives the tokens that it gives on
-the CPU, and a captured graph draws anew at every token.
+the CPU, and a captured graph draws again at every token.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class FakeBackend(BaseBackend):
         return FakeCache(capacity_tokens, self.window, self.capabilities.step_rows)
 
     def step(self, parts: Sequence[Part]) -> list[np.ndarray]:
-        found = []
+        result = []
         checked = checked_parts(parts, self.vocab_size, self.capabilities.step_rows)
         self.computed.append([int(part.tokens.size) for part in checked])
         time.sleep(self.step_s)
@@ -104,8 +104,8 @@ class FakeBackend(BaseBackend):
                 cache.tokens.append(token)
                 if i >= 0:
                     rows[i, self.rule(cache.tokens)] = 20.0
-            found.append(rows)
-        return found
+            result.append(rows)
+        return result
 
     def close(self) -> None:
         self.closed = True

@@ -29,14 +29,14 @@ class ChoosingBackend(FakeBackend):
 
     def step_sampled(self, parts: Sequence[Part], draws: Sequence[Draw]) -> list[int]:
         self.draws += draws
-        found = []
+        result = []
         rows = self.step([replace(part, logits=1) for part in parts])
         for (logits,), draw in zip(rows, draws, strict=True):
             options = SamplingOptions(temperature=draw.temperature, top_k=draw.top_k)
             ids, probabilities = candidates(logits, options)
             place = np.searchsorted(np.cumsum(probabilities), draw.share, side="right")
-            found.append(int(ids[place]))
-        return found
+            result.append(int(ids[place]))
+        return result
 
 
 def model_over(backend: FakeBackend, folder: Path) -> Model:

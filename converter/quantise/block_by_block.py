@@ -165,17 +165,17 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
         if not tuned.tensors:
             note += ", left as it was"
         workspace.finish("tune", {"tensors": list(tuned.tensors), "note": note})
-    found = workspace.result("tune")
+    result = workspace.result("tune")
     if not workspace.done("tuned"):
         kept, offset = path.read_bytes(), 0
-        for name in found["tensors"]:
+        for name in result["tensors"]:
             slot = job.layout.tensors[name]
             values = np.frombuffer(kept[offset : offset + slot.nbytes], np.dtype(slot.dtype))
             job.data.write(name, values.reshape(slot.shape))
             offset += slot.nbytes
         job.data.sync()
         workspace.finish("tuned", {})
-    return [found["note"]]
+    return [result["note"]]
 
 
 def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -> dict[str, Any]:
@@ -205,17 +205,17 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
     errors = []
     rounded: dict[str, Quantised] = {}
     for stage in block.stages:
-        sample, found = _round_stage(block, hidden, stage, job)
+        sample, result = _round_stage(block, hidden, stage, job)
         for name in stage:
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
-            if name in found:
-                written = _write_quantised(job, layer + name, found[name], form)
+            if name in result:
+                written = _write_quantised(job, layer + name, result[name], form)
             else:
                 written = _write_plain(job, layer + name, weight, form)
             block.set(name + ".weight", written)
             errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
-        rounded |= found
+        rounded |= result
     refined = None
     if wanted is not None and rounded:
         refined = _refine(block, hidden, wanted, rounded, job, progress)
@@ -238,9 +238,9 @@ def _refine(
     refined = refine_block(
         block, hidden, wanted, rounded, steps=job.refined_by_block, advance=progress.advance
     )
-    for name, found in refined.layers.items():
+    for name, result in refined.layers.items():
         module = f"layers.{block.index}.{name}"
-        block.set(name + ".weight", _write_quantised(job, module, found, job.formats[module]))
+        block.set(name + ".weight", _write_quantised(job, module, result, job.formats[module]))
     return refined.error_before, refined.error_after
 
 
@@ -261,7 +261,7 @@ def _round_stage(
             form.group_size: GroupProducts(inputs, form.group_size) for form in forms.values()
         }
         _observe(block, hidden, stage[0], sample, *products.values())
-        found = [
+        result = [
             quantise_clipped(
                 weight,
                 products[form.group_size].total(),
@@ -275,10 +275,10 @@ def _round_stage(
     else:
         hessian = gptq.Hessian(inputs)
         _observe(block, hidden, stage[0], sample, hessian)
-        found = round_layers(
+        result = round_layers(
             weights, hessian.mean(), list(forms.values()), job.options, job.threads
         )
-    return sample, dict(zip(forms, found, strict=True))
+    return sample, dict(zip(forms, result, strict=True))
 
 
 def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:
@@ -289,11 +289,11 @@ def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) ->
     block.observe(hidden, (linear,), see)
 
 
-def _write_quantised(job: Job, name: str, found: Quantised, form: TensorFormat) -> Tensor:
+def _write_quantised(job: Job, name: str, result: Quantised, form: TensorFormat) -> Tensor:
     """Write codes, scales and zero points; the weights that they stand for."""
-    for suffix, values in pack_linear(found.codes, found.scales, found.zeros, form).items():
+    for suffix, values in pack_linear(result.codes, result.scales, result.zeros, form).items():
         job.data.write(name + suffix, values)
-    return torch.from_numpy(found.dequantise())
+    return torch.from_numpy(result.dequantise())
 
 
 def _write_plain(job: Job, name: str, weight: Tensor, form: TensorFormat) -> Tensor:

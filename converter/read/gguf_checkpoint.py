@@ -26,8 +26,8 @@ from edgetok.converter.read.gguf_config import FACTORS, architecture_of, config_
 from edgetok.converter.read.gguf_tokenizer import tokenizer_files
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
 from edgetok.errors import CheckpointError, MissingExtraError
-from edgetok.formats.checkpoint import TensorInfo, read_exactly
 from edgetok.formats.gguf import BLOCKS, open_gguf
+from edgetok.formats.safetensors_file import TensorInfo, read_exactly
 from edgetok.models.registry import read_family
 
 _EXACT = {"Q4_0": 4, "Q8_0": 8}
@@ -202,6 +202,6 @@ def _notes(matrices: dict[str, TensorInfo], coded: frozenset[str]) -> list[str]:
             others[info.dtype] += 1
     return [
         f"{kind}: {what} ({count} of {len(matrices)} matrices)"
-        for what, counts in (("integers kept", kept), ("dequantised and stored anew", others))
+        for what, counts in (("integers kept", kept), ("dequantised and quantised again", others))
         for kind, count in counts.items()
     ]

@@ -26,7 +26,8 @@ from edgetok.converter.quantised import FLOAT16_MAX, Quantised
 from edgetok.converter.read.dense_words import unpack_words
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
 from edgetok.errors import CheckpointError, UnsupportedError
-from edgetok.formats.checkpoint import Checkpoint, TensorInfo
+from edgetok.formats.checkpoint import Checkpoint
+from edgetok.formats.safetensors_file import TensorInfo
 
 KEY = "quantization_config"
 

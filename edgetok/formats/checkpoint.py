@@ -4,19 +4,13 @@ Only `config.json`, `generation_config.json` and safetensors files are opened. C
 pickles (`.bin`) are never touched. Every size is checked in Python integers before a byte of a
 tensor is read. Tensors are read with plain reads rather than mapped, so that a file which shrinks
 meanwhile is an error and not a SIGBUS.
-
-Source: https://github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import stat
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,43 +20,20 @@ import numpy.typing as npt
 
 from edgetok.errors import CheckpointError
 from edgetok.formats import strict_json
+from edgetok.formats.safetensors_file import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    read_exactly,
+    read_header,
+)
 
-MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 1 << 18
-MAX_TENSORS_IN_SHARD = 1 << 16
 MAX_SHARDS = 4096
-MAX_DIMS = 8
 
-_SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4,
-    "I64": 8, "U64": 8, "F64": 8,
-}  # fmt: skip
 _READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _INDEX = "model.safetensors.index.json"
-_LFS_POINTER = b"version "
 _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """The place of a tensor in a file.
-
-    Attributes:
-        dtype: as safetensors names it.
-        shape: as stored.
-        path: the shard.
-        begin: offset of the first byte from the start of the file.
-        nbytes: the tensor's size.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    begin: int
-    nbytes: int
 
 
 class Checkpoint:
@@ -186,11 +157,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     infos: dict[str, TensorInfo] = {}
     shards, listed = _shards(folder)
     for shard in shards:
-        for name, info in _read_header(folder / shard, digest).items():
+        for name, info in read_header(folder / shard, digest).items():
             if name in infos:
                 raise CheckpointError(
                     f"{shard}: tensor {name!r} also lies in {infos[name].path.name}; "
-                    "download the checkpoint anew"
+                    "download the checkpoint again"
                 )
             infos[name] = info
         if len(infos) > MAX_TENSORS:
@@ -199,7 +170,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if name not in infos or infos[name].path.name != shard:
             raise CheckpointError(
                 f"{_INDEX}: says that {shard} holds tensor {name!r}, which it does not; "
-                "download the checkpoint anew"
+                "download the checkpoint again"
             )
     return Checkpoint(folder, config, generation_config, infos, digest.hexdigest())
 
@@ -239,16 +210,16 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
     if other:
         raise CheckpointError(
             f"{folder}: has {len(other)} safetensors files but no {_INDEX} that says which holds "
-            "what; download the checkpoint anew"
+            "what; download the checkpoint again"
         )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(
             f"{folder}: has weights only in {pickles[0]}, a pickle, which can run code and is "
-            "never opened; take a revision with safetensors, or save it anew with transformers' "
+            "never opened; take a revision with safetensors, or save it again with transformers' "
             "save_pretrained(safe_serialization=True)"
         )
-    raise CheckpointError(f"{folder}: has no safetensors file; download the checkpoint anew")
+    raise CheckpointError(f"{folder}: has no safetensors file; download the checkpoint again")
 
 
 def _is_basename(name: str) -> bool:
@@ -257,121 +228,6 @@ def _is_basename(name: str) -> bool:
         and not set(name) & set("/\\\0:")
         and name.endswith(".safetensors")
     )
-
-
-def _read_header(path: Path, digest: hashlib._Hash) -> dict[str, TensorInfo]:
-    """Check one safetensors file's table."""
-    name = path.name
-    try:
-        # A shard in the hub's cache is a link to a blob; what it leads to must be a plain file.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{name}: not a regular file")
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{name}: {status.st_size} bytes are not a safetensors file")
-            if prefix == _LFS_POINTER:
-                raise CheckpointError(
-                    f"{name}: only points to the weights, which Git LFS left out; run "
-                    "`git lfs pull` in the folder"
-                )
-            (header_bytes,) = struct.unpack("<Q", prefix)
-            if header_bytes > MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{name}: header of {header_bytes:,} bytes, expected at most "
-                    f"{MAX_HEADER_BYTES:,}; not a safetensors file or a hostile one"
-                )
-            if 8 + header_bytes > status.st_size:
-                raise CheckpointError(
-                    f"{name}: header of {header_bytes:,} bytes in a file of {status.st_size:,}; "
-                    "the download may be incomplete"
-                )
-            header = file.read(header_bytes)
-    except OSError as failure:
-        raise CheckpointError(f"{name}: cannot be read: {failure.strerror}") from failure
-    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + header)
-    table = strict_json.loads_object(
-        header,
-        f"{name}: header",
-        max_bytes=MAX_HEADER_BYTES,
-        max_keys=5 * MAX_TENSORS_IN_SHARD,  # a name, three fields, and some metadata
-    )
-    table.pop("__metadata__", None)
-    if len(table) > MAX_TENSORS_IN_SHARD:
-        raise CheckpointError(
-            f"{name}: {len(table):,} tensors, expected at most {MAX_TENSORS_IN_SHARD:,}"
-        )
-    start = 8 + header_bytes
-    infos = {tensor: _read_entry(path, start, tensor, entry) for tensor, entry in table.items()}
-    _require_contiguous(name, start, status.st_size, infos)
-    return infos
-
-
-def _read_entry(path: Path, start: int, tensor: str, entry: Any) -> TensorInfo:
-    what = f"{path.name}: tensor {tensor!r:.200}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{what}: expected dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise CheckpointError(f"{what}: unknown dtype {dtype!r:.40}")
-    if not _naturals(shape) or len(shape) > MAX_DIMS:
-        raise CheckpointError(f"{what}: shape {shape!r:.80} is not a list of sizes")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{what}: data_offsets {offsets!r:.80} are not a begin and an end")
-    nbytes = math.prod(shape) * _SIZES[dtype]
-    if nbytes != offsets[1] - offsets[0]:
-        raise CheckpointError(
-            f"{what}: shape does not match bytes: {dtype} {shape!r:.80} needs {nbytes:,}, "
-            f"data_offsets hold {offsets[1] - offsets[0]:,}"
-        )
-    return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)
-
-
-def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _require_contiguous(
-    name: str, start: int, file_bytes: int, infos: Mapping[str, TensorInfo]
-) -> None:
-    """Tensors must tile the data exactly: no hole, no overlap, nothing before or after."""
-    at = start
-    for tensor, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
-        end = info.begin + info.nbytes
-        if end > file_bytes:
-            raise CheckpointError(
-                f"{name}: tensor {tensor!r} ends at byte {end:,} of a file of {file_bytes:,}; "
-                "the download may be incomplete"
-            )
-        if info.begin != at:
-            fault = "overlaps the one before it" if info.begin < at else "leaves a hole before it"
-            raise CheckpointError(f"{name}: tensor {tensor!r} {fault}; download the file anew")
-        at = end
-    if at != file_bytes:
-        raise CheckpointError(
-            f"{name}: {file_bytes - at:,} bytes after the last tensor; download the file anew"
-        )
-
-
-def read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
-    """Fill `into` with the bytes of a file from `begin` on.
-
-    Raises:
-        CheckpointError: the file is shorter, or cannot be read.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(begin)
-            view = into.data
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise CheckpointError(f"{path.name}: became shorter while it was read")
-                view = view[count:]
-    except OSError as failure:
-        raise CheckpointError(f"{path.name}: cannot be read: {failure.strerror}") from failure
 
 
 def _to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.errors import CheckpointError, UnsupportedError
-from edgetok.formats.checkpoint import TensorInfo
+from edgetok.formats.safetensors_file import TensorInfo
 
 MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 256 << 20  # 262,144 tokens and their merges take 20 MB
@@ -149,7 +149,7 @@ def _read_fields(reader: _Reader) -> tuple[dict[str, Any], int]:
     version = reader.integer(4, "the version")
     if version not in (2, 3):
         big = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
-        hint = "it is big-endian" if big else "convert the original model anew"
+        hint = "it is big-endian" if big else "convert the original model again"
         raise UnsupportedError(f"{name}: GGUF version {version}, expected 2 or 3; {hint}")
     tensors = reader.integer(8, "the number of tensors")
     count = reader.integer(8, "the number of fields")
@@ -215,7 +215,7 @@ def _read_infos(
         nbytes = math.prod(shape) // weights * block_bytes
         if start + offset != at:
             fault = "overlaps the one before it" if start + offset < at else "leaves a hole"
-            raise CheckpointError(f"{name}: tensor {tensor!r:.80} {fault}; download the file anew")
+            raise CheckpointError(f"{name}: tensor {tensor!r:.80} {fault}; download the file again")
         if at + nbytes > file_bytes:
             raise CheckpointError(
                 f"{name}: tensor {tensor!r:.80} ends at byte {at + nbytes:,} of a file of "

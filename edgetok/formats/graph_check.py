@@ -95,15 +95,15 @@ def check_graph(
 
 def _nodes_by_weight(path: Path, model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Nodes that multiply by or look up packed codes, by the name of the codes."""
-    found = {}
+    result = {}
     for node in model.graph.node:
         index = {"MatMulNBits": 1, "MatMul3Bits": 1, "GatherBlockQuantized": 0}.get(node.op_type)
         if index is None:
             continue
-        if len(node.input) < 3 or node.input[index] in found:
+        if len(node.input) < 3 or node.input[index] in result:
             raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected inputs")
-        found[node.input[index]] = node
-    return found
+        result[node.input[index]] = node
+    return result
 
 
 def _quantised_format(
@@ -154,13 +154,13 @@ def _check_initializers(path: Path, scanned: ScannedModel, layout: Layout) -> No
             f"{'missing' if odd[0] in expected else 'not called for by the spec'}; convert again"
         )
     for name, slot in expected.items():
-        found = scanned.initializers[name]
+        result = scanned.initializers[name]
         want = (_TYPES[slot.dtype], slot.shape, DATA_FILE, slot.offset)
-        if (found.data_type, found.shape, found.location, found.offset) != want:
+        if (result.data_type, result.shape, result.location, result.offset) != want:
             raise ArtefactError(
-                f"{path}: initializer {name!r} is type {found.data_type}, shape "
-                f"{list(found.shape)} at byte {found.offset:,} of {found.location}; the spec calls "
-                f"for type {want[0]}, {list(slot.shape)} at {slot.offset:,} of {DATA_FILE}"
+                f"{path}: initializer {name!r} is type {result.data_type}, shape "
+                f"{list(result.shape)} at byte {result.offset:,} of {result.location}; the spec "
+                f"calls for type {want[0]}, {list(slot.shape)} at {slot.offset:,} of {DATA_FILE}"
             )
     for tensor in scanned.model.graph.initializer:
         if tensor.name in scanned.constants and tensor.ByteSize() > _MAX_CONSTANT_BYTES:
@@ -234,10 +234,10 @@ def _check_linears(
             raise ArtefactError(f"{path}: node {node.name!r:.80} multiplies by {name!r:.80}")
         form, shape = formats[name], shapes[name]
         want = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
-        found = _attributes(path, node)
+        result = _attributes(path, node)
         if form.bits != 3:
             want["bits"] = form.bits
-        _compare(path, node, found, want)
+        _compare(path, node, result, want)
     for name, form in formats.items():
         weight = f"{name}.qweight" if form.quantised else f"{name}.weight"
         if not used[weight]:
@@ -252,8 +252,8 @@ def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> N
             f"{path}: {len(nodes)} GroupQueryAttention nodes, the spec has {len(attends)} layers"
         )
     for node, op in zip(nodes, attends, strict=True):
-        found: _Attributes = {"local_window_size": -1, "softcap": 0.0, "do_rotary": 0}
-        found |= _attributes(path, node)
+        result: _Attributes = {"local_window_size": -1, "softcap": 0.0, "do_rotary": 0}
+        result |= _attributes(path, node)
         want: _Attributes = {
             "num_heads": op.heads,
             "kv_num_heads": op.kv_heads,
@@ -262,15 +262,15 @@ def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> N
             "scale": float(np.float32(op.scale)),
             "do_rotary": 0,
         }
-        _compare(path, node, found, want)
+        _compare(path, node, result, want)
         if list(node.output[1:]) != [f"present.{op.layer}.{kind}" for kind in ("key", "value")]:
             raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
 
 
-def _compare(path: Path, node: onnx.NodeProto, found: _Attributes, want: _Attributes) -> None:
+def _compare(path: Path, node: onnx.NodeProto, result: _Attributes, want: _Attributes) -> None:
     for key, value in want.items():
-        if found.get(key) != value:
+        if result.get(key) != value:
             raise ArtefactError(
-                f"{path}: node {node.name!r:.80} has {key} {found.get(key)}, the spec calls for "
+                f"{path}: node {node.name!r:.80} has {key} {result.get(key)}, the spec calls for "
                 f"{value}"
             )

@@ -9,7 +9,7 @@ MOST_CANDIDATES = 64  # that a backend which chooses tokens itself draws among
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """How one token is chosen where its logits are.
+    """The options and the random number of a draw on a device.
 
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token.

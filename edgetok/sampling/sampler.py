@@ -23,7 +23,7 @@ from edgetok.sampling.steps import (
 
 
 class Sampler:
-    """Chooses the tokens of one generation; not to be shared.
+    """The sampler of one generation; not to be shared.
 
     Attributes:
         steps: what is done to the logits, in order, before one token is picked.

@@ -56,8 +56,9 @@ class Choices:
 
     @property
     def probabilities(self) -> Floats:
-        """Of `ids`; they add up to 1."""
-        return self.weights / self.weights.sum()
+        """Return the probabilities of `ids`; they add up to 1."""
+        probabilities: Floats = self.weights / self.weights.sum()
+        return probabilities
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> None:
         """Drop those of `ids` that the mask does not name."""
@@ -252,7 +253,7 @@ def _weights(logits: Logits, temperature: float) -> Logits:
 
 
 def _draw(weights: npt.NDArray[Any], share: float) -> tuple[int, float]:
-    """Where in the weights' sum a share of it falls, and at which share of that weight."""
+    """Return the index at which a share of the weights' sum falls, and the share of that weight."""
     cumulated = np.cumsum(weights, dtype=np.float64)
     goal = share * cumulated[-1]
     place = int(np.searchsorted(cumulated, goal, side="right"))
@@ -286,7 +287,7 @@ def _heaviest(weights: Logits, top_p: float) -> tuple[npt.NDArray[np.int64], flo
 
 
 def _nucleus(weights: Floats, goal: float) -> npt.NDArray[np.bool_]:
-    """Which of the weights are needed to reach `goal`, largest first, of equals the first ones.
+    """Return the weights needed to reach `goal`, largest first; of equals, the first.
 
     Source: arXiv 1904.09751, section 3.1.
     """

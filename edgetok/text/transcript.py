@@ -36,9 +36,9 @@ class Transcript:
             OptionError: a message is not valid Unicode or names a token without embedding.
         """
         result = self._grown(messages)
-        return self._anew(messages) if result is None else result
+        return self._rendered_again(messages) if result is None else result
 
-    def _anew(self, messages: Sequence[Message]) -> list[int]:
+    def _rendered_again(self, messages: Sequence[Message]) -> list[int]:
         self._messages = []
         if self._head is None:
             return self._encode(self._template.render(messages))

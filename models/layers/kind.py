@@ -166,5 +166,5 @@ def read_part(role: str, fields: object) -> LayerPart:
 
 
 def _files() -> set[str]:
-    found = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return {m.name for m in found if m.name != "kind"}
+    result = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return {m.name for m in result if m.name != "kind"}

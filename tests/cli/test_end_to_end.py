@@ -37,8 +37,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
         out, err = capsys.readouterr()
         assert (code, err) == (0, "")
         assert out.count("\n") == 1
-        found: dict[str, Any] = json.loads(out)
-        return found
+        result: dict[str, Any] = json.loads(out)
+        return result
 
     return values
 
@@ -49,12 +49,12 @@ def test_convert_and_inspect(checkpoint: Path, tmp_path: Path, call: Any) -> Non
     assert report["out"] == str(out)
     assert report["bits"] == 4
     assert report["method"] == "rtn"
-    found = call("inspect", out)
-    assert found["spec"]["family"] == "llama"
-    assert found["formats"]["layers.0.q_proj"] == {"bits": 4, "group_size": 32}
-    assert found["weight_bytes"] == report["weight_bytes"]
-    assert found["files"]["model.onnx.data"] == (out / "model.onnx.data").stat().st_size
-    assert found["report"]["method"] == "rtn"
+    result = call("inspect", out)
+    assert result["spec"]["family"] == "llama"
+    assert result["formats"]["layers.0.q_proj"] == {"bits": 4, "group_size": 32}
+    assert result["weight_bytes"] == report["weight_bytes"]
+    assert result["files"]["model.onnx.data"] == (out / "model.onnx.data").stat().st_size
+    assert result["report"]["method"] == "rtn"
 
 
 def test_eval_agrees_with_transformers(
@@ -62,8 +62,8 @@ def test_eval_agrees_with_transformers(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    found = call("eval", exact, "--text", text, "--reference", checkpoint, "--window", 48, *ORT)
-    assert found.keys() >= {
+    result = call("eval", exact, "--text", text, "--reference", checkpoint, "--window", 48, *ORT)
+    assert result.keys() >= {
         "perplexity",
         "tokens",
         "kl",
@@ -71,9 +71,9 @@ def test_eval_agrees_with_transformers(
         "weight_bytes",
         "bits_per_weight",
     }
-    assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=1e-4)
-    assert abs(found["kl"]) < 1e-6
-    assert found["top1_agreement"] > 0.99
+    assert result["perplexity"] == pytest.approx(result["reference_perplexity"], rel=1e-4)
+    assert abs(result["kl"]) < 1e-6
+    assert result["top1_agreement"] > 0.99
     # and the same by hand, in one window
     from edgetok.text.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def test_generate_is_greedy_decoding_of_transformers(
 ) -> None:
     import torch
 
-    found = call("generate", exact, "the small dog", "--temperature", 0, "--max-tokens", 20, *ORT)
+    result = call("generate", exact, "the small dog", "--temperature", 0, "--max-tokens", 20, *ORT)
     model = load_reference(checkpoint)
     from edgetok.text.tokenizer import Tokenizer
 
@@ -116,14 +116,14 @@ def test_generate_is_greedy_decoding_of_transformers(
         theirs = model.generate(
             torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0
         )
-    assert found["tokens"] == theirs[0, len(prompt) :].tolist()
+    assert result["tokens"] == theirs[0, len(prompt) :].tolist()
 
 
 def test_chat_is_the_template_and_greedy_decoding(checkpoint: Path, exact: Path, call: Any) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    found = call("chat", exact, "hello there", "--temperature", 0, "--max-tokens", 12, *ORT)
+    result = call("chat", exact, "hello there", "--temperature", 0, "--max-tokens", 12, *ORT)
     prompt = AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(
         [{"role": "user", "content": "hello there"}], add_generation_prompt=True
     )
@@ -131,15 +131,15 @@ def test_chat_is_the_template_and_greedy_decoding(checkpoint: Path, exact: Path,
         theirs = load_reference(checkpoint).generate(
             torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
         )
-    assert found["prompt_tokens"] == len(prompt)
-    assert found["tokens"] == theirs[0, len(prompt) :].tolist()
+    assert result["prompt_tokens"] == len(prompt)
+    assert result["tokens"] == theirs[0, len(prompt) :].tolist()
 
 
 def test_bench_keys(exact: Path, call: Any) -> None:
     sizes = ("--prompt-tokens", 16, "--decode-tokens", 2, "--depth", 4, "--depth", 20)
     assert run(["bench", str(exact), *map(str, sizes), "--repeats", "1"]) == 0  # compiles the loop
-    found = call("bench", exact, *sizes, "--repeats", 1, "--threads", 1, *ORT)
-    assert found.keys() == {
+    result = call("bench", exact, *sizes, "--repeats", 1, "--threads", 1, *ORT)
+    assert result.keys() == {
         "prefill_tokens_per_s",
         "decode_tokens_per_s",
         "read_bandwidth_gb_per_s",
@@ -152,11 +152,11 @@ def test_bench_keys(exact: Path, call: Any) -> None:
         "engine",
         "runs",
     }
-    assert [run["depth_tokens"] for run in found["runs"]] == [4, 20]
-    assert found["first_token_s"] >= found["load_s"] > 0
+    assert [run["depth_tokens"] for run in result["runs"]] == [4, 20]
+    assert result["first_token_s"] >= result["load_s"] > 0
     weights = call("inspect", exact)
     embedding = 307 * 72 * 2
-    run4 = found["runs"][0]
+    run4 = result["runs"][0]
     cache = run4["bytes_per_token"] - (weights["weight_bytes"] - embedding)
     # 3 layers of keys and values of 2 heads in float32, 5 tokens in a cache of 22, padded dims
     assert 3 * 2 * 2 * 24 * 4 * 5 <= cache <= 3 * 2 * 2 * 32 * 4 * 5

@@ -89,7 +89,7 @@ def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path, refine):
 
 
 def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
-    """Half of them over the old ones: learning anew from that would give others."""
+    """Half of them over the old ones: training again from that would give others."""
     from edgetok.converter.write.data_file import DataFile
 
     options = ConvertOptions(bits=2, method="auto", **SMALL)

@@ -25,7 +25,7 @@ def hessian_of(x):
 
 
 def textbook(weight, hessian, bits, group_size, order, damping):
-    """OBQ as written: after each input the Hessian of the rest is inverted anew, in float64."""
+    """OBQ as written: after each input the Hessian of the rest is inverted again, in float64."""
     w, h = weight.copy(), hessian.copy()
     K = len(h)
     groups = [list(range(first, min(first + group_size, K))) for first in range(0, K, group_size)]

@@ -168,7 +168,7 @@ def k_quant(kind, shape, seed):
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
 def test_k_quants_are_dequantised(tmp_path, monkeypatch, kind):
-    """And stored anew as asked, which the report says."""
+    """The others are quantised again as asked, which the report says."""
     real = gguf.quants.quantize
     seeds = iter(range(1000))
 
@@ -184,7 +184,7 @@ def test_k_quants_are_dequantised(tmp_path, monkeypatch, kind):
     # llama.cpp leaves some matrices at other types: a few whole ones make no exact model.
     held = write_gguf(source, path, kind, kinds={"attn_v": "Q8_0", "token_embd": "F16"})
     report = convert(str(path), tmp_path / "out", EXACT)
-    assert f"{kind}: dequantised and stored anew (19 of 23 matrices)" in report.notes
+    assert f"{kind}: dequantised and quantised again (19 of 23 matrices)" in report.notes
     assert report.method == "none"
     with open_artefact(tmp_path / "out") as opened:
         for name, weight in (("q_proj", "self_attn.q_proj"), ("up_proj", "mlp.up_proj")):

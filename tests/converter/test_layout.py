@@ -138,7 +138,7 @@ def test_any_order_and_interruption_give_the_same_file(tmp_path: Path) -> None:
         assert data[slot.offset : slot.offset + slot.nbytes] == values[name].tobytes()
 
 
-def test_a_file_of_another_size_is_begun_anew(tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_begun_again(tmp_path: Path) -> None:
     layout = plan(SPEC, formats_of(SPEC, TensorFormat(4)))
     (tmp_path / "a").write_bytes(b"\xff" * 100)
     DataFile(tmp_path / "a", layout).close()

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from edgetok.errors import CheckpointError
-from edgetok.formats.checkpoint import MAX_HEADER_BYTES, open_checkpoint
+from edgetok.formats.checkpoint import open_checkpoint
+from edgetok.formats.safetensors_file import MAX_HEADER_BYTES
 
 
 def safetensors_bytes(header, data=b""):

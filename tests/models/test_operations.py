@@ -87,11 +87,11 @@ def test_every_tensor_is_used_once_and_stored_in_order(name: str) -> None:
 
 def test_one_layer_written_out() -> None:
     """The whole of a plain layer, by hand."""
-    found = [
+    result = [
         (type(op).__name__, getattr(op, "weight", "").removeprefix("layers.1."), op.reads)
         for op in layer_operations(variant("qk_norm"), 1)
     ]
-    assert found == [
+    assert result == [
         ("Norm", "input_norm", ("x",)),
         ("Linear", "q_proj", ("h",)),
         ("Linear", "k_proj", ("h",)),
@@ -128,8 +128,8 @@ def test_numbers_of_the_spec_reach_the_operations() -> None:
 
 def test_layers_of_a_part_keep_their_names() -> None:
     part = dataclasses.replace(SPEC, layers=SPEC.layers[1:])
-    found = [op for op in operations(part, 1) if isinstance(op, Linear) and op.layer == 0]
-    assert found[0].weight == "layers.1.q_proj"
+    result = [op for op in operations(part, 1) if isinstance(op, Linear) and op.layer == 0]
+    assert result[0].weight == "layers.1.q_proj"
 
 
 def test_stages_share_an_input() -> None:
@@ -162,8 +162,8 @@ def test_a_group_ends_where_its_input_is_written_again() -> None:
 )
 def test_what_scales_can_be_folded_into(name: str, expected: list[str | None]) -> None:
     ops = tuple(layer_operations(variant(name), 0))
-    found = [makers(ops, stage) for stage in stages(ops)]
-    assert [made and made[1].weight.removeprefix("layers.0.") for made in found] == expected
+    result = [makers(ops, stage) for stage in stages(ops)]
+    assert [made and made[1].weight.removeprefix("layers.0.") for made in result] == expected
 
 
 def test_nothing_is_folded_into_what_others_read() -> None:

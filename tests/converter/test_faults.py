@@ -60,7 +60,8 @@ def test_killed_at_one_write_after_another(llama, tmp_path):
     convert(str(llama), out, ConvertOptions(bits=8, method="rtn", reference_tokens=0))
     before = digest(out)
     kills = 0
-    # Each run gets further than the one before: three files are synced again before its first block.
+    # Each run gets further than the one before: three files are synced again before its first
+    # block.
     while not convert_until_killed(llama, out, options, diary, 6 + kills):
         kills += 1
         assert digest(out) in (before, digest(whole))  # the last one is after they changed places

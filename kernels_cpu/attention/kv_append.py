@@ -27,7 +27,6 @@ from edgetok.kernels_cpu.attention.launch import (
     APPEND_K,
     APPEND_RECORD,
     APPEND_V,
-    CTX_CACHE,
     KEY_TILE,
     REC_APPEND,
     REC_KEY_SCALES,
@@ -40,7 +39,16 @@ from edgetok.kernels_cpu.attention.launch import (
     dim_tile,
 )
 from edgetok.kernels_cpu.elementwise.norm import share
-from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.program.abi import (
+    CTX_PART_TABLE,
+    CTX_PARTS,
+    CTX_TOKENS,
+    PART_FIRST,
+    PART_RECORDS,
+    PART_ROWS,
+    PART_SLOTS,
+    kernel,
+)
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     f32_from_bits,
@@ -244,15 +252,18 @@ def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
     tile = dim_tile(kv_bits)
 
     @outline
-    def append(instr: int, ctx: int, tid: int, threads: int) -> None:
+    def append_part(instr: int, part: int, begin: int, end: int) -> None:
+        """Store of units (row and head) begin..end those of one part."""
         heads = read_i64(instr + 8 * APPEND_HEADS)
         size = read_i64(instr + 8 * APPEND_HEAD_DIM)
         padded = (size + tile - 1) // tile * tile
-        units = read_i64(ctx + 8 * CTX_TOKENS) * heads
-        for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
-            record = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * APPEND_RECORD)
-            record += 8 * RECORD_SLOTS * (unit % heads)
-            slot = np.int64(read_i32(read_i64(record + 8 * REC_APPEND) + 4 * (unit // heads)))
+        first = read_i64(part + 8 * PART_FIRST)
+        records = read_i64(part + 8 * PART_RECORDS) + read_i64(instr + 8 * APPEND_RECORD)
+        end = min(end, (first + read_i64(part + 8 * PART_ROWS)) * heads)
+        for unit in range(max(begin, first * heads), end):
+            record = records + 8 * RECORD_SLOTS * (unit % heads)
+            row = unit // heads - first
+            slot = np.int64(read_i32(read_i64(record + 8 * REC_APPEND) + 4 * row))
             mass = read_i64(record + 8 * REC_MASS)
             if mass != 0:  # a new token was not attended to yet
                 write_f32(mass + 4 * slot, np.float32(0.0))
@@ -262,6 +273,15 @@ def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
             v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
             values = read_i64(record + 8 * REC_VALUES)
             store_value(v, size, padded, values, read_i64(record + 8 * REC_VALUE_SCALES), slot)
+
+    @outline
+    def append(instr: int, ctx: int, tid: int, threads: int) -> None:
+        units = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * APPEND_HEADS)
+        begin, end = share(units, tid, threads), share(units, tid + 1, threads)
+        part = read_i64(ctx + 8 * CTX_PART_TABLE)
+        for _ in range(read_i64(ctx + 8 * CTX_PARTS)):
+            append_part(instr, part, begin, end)
+            part += 8 * PART_SLOTS
 
     return append
 

@@ -26,21 +26,26 @@ At 4 bits queries, keys and values are turned by `hadamard` before, which leaves
 and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4).
 The result of attention is turned values, and turned back by the same transform.
 
-Attention mass. Where the run's state names a workspace (CTX_MASS) and a record an array (REC_MASS),
+A run computes rows of several sequences; a table of parts says which rows belong to which cache
+(`program/abi.py`). A row's result depends on the slots that it sees, by their numbers, and on
+nothing else: not on other rows or parts, threads, the cache's capacity, or what lies in slots that
+it does not see. Those may hold anything that is finite; memory that never held a slot must be 0.
+
+Attention mass. Where a part names a workspace (PART_MASS) and a record an array (REC_MASS),
 attention also keeps, for each KV head and slot s,
 
-    mass[s] = keep * mass[s] + sum over tokens t >= first and the head's query heads h of p[t, h, s]
+    mass[s] = keep * mass[s] + sum over rows t >= first and the head's query heads h of p[t, h, s]
 
-with p the softmax, `first` = CTX_MASS_FIRST (0: all tokens of the run; T - 32: a window of the last
-32) and `keep` = CTX_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
-and the bits are the same for every number of threads. Storing a token sets its slot's mass to 0.
+with p the softmax, `first` = PART_MASS_FIRST (0: all rows of the part; T - 32: a window of the last
+32) and `keep` = PART_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
+and the bits are the same for every number of threads and whatever other parts there are. Storing a
+token sets its slot's mass to 0.
 """
 
 from __future__ import annotations
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.elementwise.launch import Addresses
-from edgetok.kernels_cpu.program.abi import CTX_POSITION
 from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
 
 KV_BITS = (4, 8, 16, 32)
@@ -58,15 +63,9 @@ REC_KEY_SCALES = 2  # address of 4 bytes for each slot; 0 without scales
 REC_VALUE_SCALES = 3
 REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
 REC_USED = 5  # slots past this one hold nothing
-REC_APPEND = 6  # address of int32 [T]: the slot of each of the run's tokens
-REC_MASS = 8  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
+REC_APPEND = 6  # address of int32 [T]: the slot of each of the part's rows
+REC_MASS = 7  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
 RECORD_SLOTS = 16
-
-CTX_CACHE = CTX_POSITION + 1  # ctx slot: address of the records, [layers, KH, RECORD_SLOTS]
-CTX_MASS = CTX_CACHE + 1  # address of `mass_workspace_bytes`; 0: no mass
-CTX_MASS_SLOTS = CTX_CACHE + 2  # what they were asked for
-CTX_MASS_FIRST = CTX_CACHE + 3  # tokens of the run before this one do not count
-CTX_MASS_KEEP = CTX_CACHE + 4  # float32 bits
 
 HADAMARD_X, HADAMARD_HEADS, HADAMARD_HEAD_DIM, HADAMARD_BLOCK, HADAMARD_SCALE = range(2, 7)
 APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
@@ -83,14 +82,12 @@ APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
     ATT_POSITIONS,
     ATT_SCRATCH,
     ATT_SCRATCH_BYTES,
-    ATT_PARTIALS,
     ATT_DIM_TILE,
-) = range(2, 16)
+) = range(2, 15)
 
 ROWS = 32  # query rows (token and head) that a task computes together
 ROW_BYTES = 52  # small numbers of a row, see `attention/scratch.py`
 FIRST_CHUNKS = 64  # chunks of one BLOCK, before they grow (`chunk_count`)
-MAX_CHUNKS = 256  # of a million slots
 BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
 MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
 PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
@@ -139,7 +136,7 @@ def scratch_bytes(head_dim: int) -> int:
 
 
 def mass_slots(slots: int) -> int:
-    """CTX_MASS_SLOTS for records of at most so many slots."""
+    """PART_MASS_SLOTS for records of at most so many slots."""
     return -(-slots // BLOCK) * BLOCK
 
 
@@ -149,15 +146,20 @@ def mass_row_floats(slots: int) -> int:
 
 
 def mass_workspace_bytes(slots: int, heads: int, kv_heads: int, threads: int) -> int:
-    """Workspace of attention mass, shared by all layers; it holds nothing between runs."""
+    """Workspace of a part's attention mass, shared by all layers; it holds nothing between runs."""
     slots = mass_slots(slots)
     rows = max(heads, threads * ROWS)
     return 4 * (rows * mass_row_floats(slots) + kv_heads * MASS_LANES * slots)
 
 
-def partials_bytes(heads: int, head_dim: int) -> int:
-    """Memory for the partial results of one decode step."""
-    return 4 * heads * MAX_CHUNKS * (_most_dims(head_dim) + PARTIAL_EXTRA)
+def mass_row_bytes(slots: int, heads: int) -> int:
+    """As `mass_workspace_bytes`, where the part has one row."""
+    return 4 * heads * mass_row_floats(mass_slots(slots))
+
+
+def partials_bytes(heads: int, head_dim: int, chunks: int) -> int:
+    """Memory for the partial results of a part of one row that sees so many chunks."""
+    return 4 * heads * chunks * (_most_dims(head_dim) + PARTIAL_EXTRA)
 
 
 def _most_dims(head_dim: int) -> int:
@@ -227,12 +229,11 @@ def attention(
     softcap: float,
     positions: int,
     scratch: int,
-    partials: int,
 ) -> tuple[Instruction, Instruction]:
     """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
 
     A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
-    0. Two instructions: the second merges what the first left in `partials` at T = 1.
+    0. Two instructions: the second merges what the first left of parts of one row.
 
     Args:
         kernels: the loaded kernels.
@@ -248,7 +249,6 @@ def attention(
         softcap: c tanh(x / c) of the scaled products; 0 is none.
         positions: address of int32 [T], the queries' positions.
         scratch: address of `scratch_bytes` for each thread.
-        partials: address of `partials_bytes`.
 
     Raises:
         ShapeError: sizes do not go together.
@@ -269,7 +269,6 @@ def attention(
         positions,
         scratch,
         scratch_bytes(head_dim),
-        partials,
         dim_tile(kv_bits),
     )
     return (

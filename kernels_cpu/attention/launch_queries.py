@@ -1,4 +1,4 @@
-"""The instruction that keeps a run's last queries for a cache that chooses what to forget.
+"""The instruction that keeps a part's last queries for a cache that chooses what to forget.
 
 No numba here. The queries are taken before their rotation, so that they can be turned to any
 position later.
@@ -10,18 +10,13 @@ from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.program.tables import Instruction, instruction
 
-# ctx slots, far from those of other kernels.
-CTX_QUERIES = 24  # address of float32 [layers, rows, H, D]; 0 keeps nothing
-CTX_QUERY_ROWS = 25  # how many rows
-CTX_QUERY_ROW = 26  # row of the run's first token; later ones follow, modulo rows
-
 KEEP_Q, KEEP_LAYER, KEEP_HEADS, KEEP_HEAD_DIM = range(2, 6)
 
 
 def keep_queries(
     kernels: Addresses, *, q: int, layer: int, heads: int, head_dim: int
 ) -> Instruction:
-    """Copy the run's last queries into the ring that ctx names.
+    """Copy each part's last queries into the ring that it names.
 
     Heads are shared out as by `rms_norm` over heads and by `rope`, so nothing waits on either side.
 

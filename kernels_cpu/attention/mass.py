@@ -18,17 +18,19 @@ from edgetok.kernels_cpu.attention.launch import (
     ATT_HEADS,
     ATT_KV_HEADS,
     BLOCK,
-    CTX_MASS,
-    CTX_MASS_FIRST,
-    CTX_MASS_KEEP,
-    CTX_MASS_SLOTS,
     DIM_TILE,
     MASS_LANES,
     REC_MASS,
     ROWS,
     SLOT_TILE,
 )
-from edgetok.kernels_cpu.program.abi import CTX_TOKENS
+from edgetok.kernels_cpu.program.abi import (
+    PART_MASS,
+    PART_MASS_FIRST,
+    PART_MASS_KEEP,
+    PART_MASS_SLOTS,
+    PART_ROWS,
+)
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     f32_from_bits,
@@ -42,32 +44,32 @@ from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, zero_f32
 
 
 @inline
-def is_wanted(ctx: int, record: int) -> Any:
-    """Whether this run keeps the mass of a record's head."""
-    return (read_i64(ctx + 8 * CTX_MASS) != 0) & (read_i64(record + 8 * REC_MASS) != 0)
+def is_wanted(part: int, record: int) -> Any:
+    """Whether this run keeps the mass of a record's head, of the part's cache."""
+    return (read_i64(part + 8 * PART_MASS) != 0) & (read_i64(record + 8 * REC_MASS) != 0)
 
 
 @inline
-def row_at(ctx: int, row: int) -> Any:
+def row_at(part: int, row: int) -> Any:
     """Address of a row of weights: float32 [slots], then the maximum of each block."""
-    slots = read_i64(ctx + 8 * CTX_MASS_SLOTS)
+    slots = read_i64(part + 8 * PART_MASS_SLOTS)
     # `mass_row_floats`
     floats = slots + (slots // BLOCK + DIM_TILE - 1) // DIM_TILE * DIM_TILE
-    return read_i64(ctx + 8 * CTX_MASS) + 4 * floats * row
+    return read_i64(part + 8 * PART_MASS) + 4 * floats * row
 
 
 @inline
-def first_counted(ctx: int) -> Any:
-    """The first token of the run whose queries count."""
-    return read_i64(ctx + 8 * CTX_MASS_FIRST)
+def first_counted(part: int) -> Any:
+    """The first row of the part whose queries count."""
+    return read_i64(part + 8 * PART_MASS_FIRST)
 
 
 @inline
-def lane_at(instr: int, ctx: int, threads: int, head: int, lane: int) -> Any:
-    """Address of a part's sum, float32 [slots]."""
+def lane_at(instr: int, part: int, threads: int, head: int, lane: int) -> Any:
+    """Address of a lane's sum, float32 [slots]."""
     rows = max(read_i64(instr + 8 * ATT_HEADS), threads * ROWS)
-    slots = read_i64(ctx + 8 * CTX_MASS_SLOTS)
-    return row_at(ctx, rows) + 4 * slots * (head * MASS_LANES + lane)
+    slots = read_i64(part + 8 * PART_MASS_SLOTS)
+    return row_at(part, rows) + 4 * slots * (head * MASS_LANES + lane)
 
 
 @inline
@@ -84,17 +86,17 @@ def clear(row: int, begin: int, end: int) -> None:
 
 
 @inline
-def note(ctx: int, row: int, begin: int, highest: float) -> None:
+def note(part: int, row: int, begin: int, highest: float) -> None:
     """Keep the maximum of the block that begins at slot `begin`."""
-    write_f32(row + 4 * (read_i64(ctx + 8 * CTX_MASS_SLOTS) + begin // BLOCK), highest)
+    write_f32(row + 4 * (read_i64(part + 8 * PART_MASS_SLOTS) + begin // BLOCK), highest)
 
 
 @outline
-def add_row(ctx: int, row: int, high: float, total: float, out: int, begin: int, end: int) -> None:
+def add_row(part: int, row: int, high: float, total: float, out: int, begin: int, end: int) -> None:
     """out[s] += weight[s] 2^(maximum of its block - high) / total for slots begin..end.
 
     Args:
-        ctx: the run's state.
+        part: the row's.
         row: address of the row.
         high: the row's maximum over all its slots.
         total: the sum of its exponentials.
@@ -104,7 +106,7 @@ def add_row(ctx: int, row: int, high: float, total: float, out: int, begin: int,
     """
     if total <= np.float32(0.0):
         return
-    maxima = row + 4 * read_i64(ctx + 8 * CTX_MASS_SLOTS)
+    maxima = row + 4 * read_i64(part + 8 * PART_MASS_SLOTS)
     for block in range(begin, end, BLOCK):
         high_here = read_f32(maxima + 4 * (block // BLOCK))
         factor = rows_of.power(high_here - high) / total
@@ -115,8 +117,8 @@ def add_row(ctx: int, row: int, high: float, total: float, out: int, begin: int,
 
 
 @inline
-def _keep(ctx: int, out: int, begin: int, end: int) -> None:
-    keep = f32_from_bits(read_i64(ctx + 8 * CTX_MASS_KEEP))
+def _keep(part: int, out: int, begin: int, end: int) -> None:
+    keep = f32_from_bits(read_i64(part + 8 * PART_MASS_KEEP))
     for i in range(begin, end, LANES):
         store_f32(out + 4 * i, mul(load_f32(out + 4 * i), splat_f32(keep)))
 
@@ -124,7 +126,7 @@ def _keep(ctx: int, out: int, begin: int, end: int) -> None:
 @outline
 def finish(
     instr: int,
-    ctx: int,
+    part: int,
     record: int,
     head: int,
     begin: int,
@@ -132,30 +134,30 @@ def finish(
     totals: int,
     threads: int,
 ) -> None:
-    """Add to slots begin..end of a head's mass what the run's parts have left.
+    """Add to slots begin..end of a head's mass what the lanes, or the one row, have left.
 
     Args:
         instr: the attention instruction.
-        ctx: the run's state.
-        record: the head's.
+        part: the head's.
+        record: likewise.
         head: the KV head.
         begin: a multiple of BLOCK.
         end: a multiple of SLOT_TILE.
-        totals: with one token: address of each of the head's rows' maximum and sum.
+        totals: with one row: address of each of the head's rows' maximum and sum.
         threads: of the run.
     """
     out = read_i64(record + 8 * REC_MASS)
-    _keep(ctx, out, begin, end)
-    if read_i64(ctx + 8 * CTX_TOKENS) == 1:
-        if first_counted(ctx) > 0:
+    _keep(part, out, begin, end)
+    if read_i64(part + 8 * PART_ROWS) == 1:
+        if first_counted(part) > 0:
             return
         group = read_i64(instr + 8 * ATT_HEADS) // read_i64(instr + 8 * ATT_KV_HEADS)
         for r in range(group):
             high = read_f32(totals + 8 * r)
             total = read_f32(totals + 8 * r + 4)
-            add_row(ctx, row_at(ctx, head * group + r), high, total, out, begin, end)
+            add_row(part, row_at(part, head * group + r), high, total, out, begin, end)
     else:
         for lane in range(MASS_LANES):
-            x = lane_at(instr, ctx, threads, head, lane)
+            x = lane_at(instr, part, threads, head, lane)
             for i in range(begin, end, LANES):
                 store_f32(out + 4 * i, add(load_f32(out + 4 * i), load_f32(x + 4 * i)))

@@ -15,11 +15,11 @@ from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
     ATT_RECORD,
     BLOCK,
-    CTX_CACHE,
     RECORD_SLOTS,
     ROW_BYTES,
     ROWS,
 )
+from edgetok.kernels_cpu.program.abi import PART_CHUNKS, PART_PARTIALS, PART_RECORDS
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     load_f32,
@@ -79,9 +79,9 @@ def total_at(scratch: int, padded: int) -> Any:
 
 
 @inline
-def record_at(instr: int, ctx: int, head: int) -> Any:
-    """Address of a KV head's record."""
-    first = read_i64(ctx + 8 * CTX_CACHE) + read_i64(instr + 8 * ATT_RECORD)
+def record_at(instr: int, part: int, head: int) -> Any:
+    """Address of a KV head's record in the part's cache."""
+    first = read_i64(part + 8 * PART_RECORDS) + read_i64(instr + 8 * ATT_RECORD)
     return first + 8 * RECORD_SLOTS * head
 
 
@@ -94,6 +94,13 @@ def chunk_count(slots: int) -> int:
         begin += size
         count += 1
     return count
+
+
+@inline
+def partial_at(part: int, head: int, chunk: int, padded: int) -> Any:
+    """Address of a query head's result of a chunk, maximum and sum, in a part of one row."""
+    index = head * read_i64(part + 8 * PART_CHUNKS) + chunk
+    return read_i64(part + 8 * PART_PARTIALS) + 4 * (padded + launch.PARTIAL_EXTRA) * index
 
 
 @inline

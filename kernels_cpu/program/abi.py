@@ -19,9 +19,34 @@ from collections.abc import Callable
 INSTR_SLOTS = 16
 CTX_SLOTS = 32
 
-# Slots of ctx that the interpreter and all kernels agree on; 2..31 belong to the runtime.
-CTX_TOKENS = 0  # how many tokens (columns) this run computes
-CTX_POSITION = 1  # position of the first of them
+# Slots of ctx that all kernels agree on. Kernels work on rows, one a token. The rows of a sequence
+# lie one after the other and are a part; only kernels that touch a cache look at parts.
+CTX_TOKENS = 0  # rows that are computed: of the run, or of the list that `use_rows` named last
+CTX_PARTS = 1  # how many parts there are
+CTX_PART_TABLE = 2  # address of int64 [parts, PART_SLOTS]
+# Rows that go on, as the rows before them are numbered: LIST_SLOTS each.
+CTX_TAIL = 3  # beyond the last layer's keys and values
+CTX_HEAD = 6  # to the output head, numbered as in CTX_TAIL
+
+LIST_ROWS = 0  # address of int32 [count], ascending
+LIST_COUNT = 1
+LIST_PARTS = 2  # address of the table of parts where only these rows are left; 0: as before
+LIST_SLOTS = 3
+
+# A part. What a cache says of itself is the same in every step; the step sets the rest.
+PART_RECORDS = 0  # address of the cache's records, [layers, KH, RECORD_SLOTS] int64
+PART_FIRST = 1  # its first row
+PART_ROWS = 2  # how many; none where it does not go on
+PART_PARTIALS = 3  # address of `partials_bytes`; where it has one row
+PART_CHUNKS = 4  # what they were asked for
+PART_MASS = 5  # address of `mass_bytes`; 0: no attention mass
+PART_MASS_SLOTS = 6  # what they were asked for; a cache that keeps no mass says 0
+PART_MASS_FIRST = 7  # rows of the part before this one do not count
+PART_MASS_KEEP = 8  # float32 bits
+PART_QUERIES = 9  # address of float32 [layers, rows, H, D]; 0 keeps nothing
+PART_QUERY_ROWS = 10  # how many rows
+PART_QUERY_ROW = 11  # row of the part's first token; later ones follow, modulo rows
+PART_SLOTS = 16
 
 Kernel = Callable[[int, int, int, int], None]
 

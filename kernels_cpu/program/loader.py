@@ -28,6 +28,7 @@ from edgetok.private_folder import private_folder
 
 MODULES = (
     "program.interpreter",
+    "program.rows",
     "linear.quantise_activations",
     "elementwise.norm",
     "elementwise.activation",

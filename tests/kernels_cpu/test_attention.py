@@ -10,6 +10,7 @@ import pytest
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.attention import launch
+from edgetok.kernels_cpu.program import abi
 from edgetok.kernels_cpu.program.tables import table
 from edgetok.runtime.cpu.stored_rows import Keys, Values
 
@@ -40,6 +41,21 @@ def rounded_evenly(x):
     low, high = np.minimum(x.min(-1, keepdims=True), 0), np.maximum(x.max(-1, keepdims=True), 0)
     step = (high - low) / 15
     return np.rint((x - low) / step) * step + low
+
+
+def run_parts(guard, instructions, parts, tokens, threads):
+    """Run instructions for each thread in turn; parts are given by their slots."""
+    slots = np.zeros((len(parts), abi.PART_SLOTS), np.int64)
+    for row, part in zip(slots, parts, strict=True):
+        row[list(part)] = list(part.values())
+    slots = guard(slots)
+    ctx = guard(np.zeros(abi.CTX_SLOTS, np.int64))
+    ctx[abi.CTX_TOKENS], ctx[abi.CTX_PARTS] = tokens, len(parts)
+    ctx[abi.CTX_PART_TABLE] = slots.ctypes.data
+    for instruction in guard(table(instructions)):
+        kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
+        for tid in reversed(range(threads)):
+            kernel(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
 
 
 class Cache:
@@ -74,16 +90,8 @@ class Cache:
             )
 
     def run(self, instructions, tokens, threads, state=None):
-        ctx = self.guard(np.zeros(32, np.int64))
-        ctx[0], ctx[launch.CTX_CACHE] = tokens, self.records.ctypes.data
-        for slot, value in (state or {}).items():
-            ctx[slot] = value
-        for instruction in self.guard(table(instructions)):
-            for tid in reversed(range(threads)):
-                self.call(instruction, instruction.ctypes.data, ctx.ctypes.data, tid, threads)
-
-    def call(self, instruction, *arguments):
-        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))(*arguments)
+        part = {abi.PART_RECORDS: self.records.ctypes.data, abi.PART_ROWS: tokens} | (state or {})
+        run_parts(self.guard, instructions, [part], tokens, threads)
 
     def store(self, k, v, slots, positions, threads=1):
         k, v = self.guard(k), self.guard(v)
@@ -138,30 +146,35 @@ class Cache:
         state=None,
     ):
         T, H, D = q.shape
-        guard = self.guard
-        q = guard(q)
-        out = guard(np.full(q.shape, np.nan, np.float32))
-        positions = guard(np.ascontiguousarray(positions, np.int32))
-        scratch = guard(np.full(threads * launch.scratch_bytes(D), 0xFF, np.uint8))
-        partials = guard(np.full(launch.partials_bytes(H, D), 0xFF, np.uint8))
-        made = launch.attention(
-            self.kernels,
-            kv_bits=self.bits,
-            q=q.ctypes.data,
-            out=out.ctypes.data,
-            layer=0,
-            heads=H,
-            kv_heads=self.KH,
-            head_dim=D,
-            window=window,
-            scale=scale,
-            softcap=cap,
-            positions=positions.ctypes.data,
-            scratch=scratch.ctypes.data,
-            partials=partials.ctypes.data,
-        )
-        self.run(made, T, threads, state)
+        out = self.guard(np.full(q.shape, np.nan, np.float32))
+        how = {"window": window, "scale": scale, "cap": cap}
+        made = attend_instructions(self, q, out, positions, threads, **how)
+        chunks = launch.chunk_count(int(self.records[0, launch.REC_USED]))
+        partials = self.guard(np.full(launch.partials_bytes(H, D, chunks), 0xFF, np.uint8))
+        part = {abi.PART_PARTIALS: partials.ctypes.data, abi.PART_CHUNKS: chunks}
+        self.run(made, T, threads, part | (state or {}))
         return out
+
+
+def attend_instructions(cache, q, out, positions, threads, *, window=0, scale=0.3, cap=0.0):
+    _, H, D = q.shape
+    guard = cache.guard
+    positions = guard(np.ascontiguousarray(positions, np.int32))
+    return launch.attention(
+        cache.kernels,
+        kv_bits=cache.bits,
+        q=guard(q).ctypes.data,
+        out=out.ctypes.data,
+        layer=0,
+        heads=H,
+        kv_heads=cache.KH,
+        head_dim=D,
+        window=window,
+        scale=scale,
+        softcap=cap,
+        positions=positions.ctypes.data,
+        scratch=guard(np.full(threads * launch.scratch_bytes(D), 0xFF, np.uint8)).ctypes.data,
+    )
 
 
 def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0):
@@ -436,7 +449,6 @@ def test_launchers_refuse(kernels):
             softcap=0.0,
             positions=0,
             scratch=0,
-            partials=0,
         )
 
 
@@ -454,11 +466,86 @@ class Mass:
 
     def state(self, first=0, keep=0.0):
         return {
-            launch.CTX_MASS: self.workspace.ctypes.data,
-            launch.CTX_MASS_SLOTS: self.slots,
-            launch.CTX_MASS_FIRST: first,
-            launch.CTX_MASS_KEEP: int(np.float32(keep).view(np.int32)),
+            abi.PART_MASS: self.workspace.ctypes.data,
+            abi.PART_MASS_SLOTS: self.slots,
+            abi.PART_MASS_FIRST: first,
+            abi.PART_MASS_KEEP: int(np.float32(keep).view(np.int32)),
         }
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (70, 2.0)])
+def test_parts_do_not_know_each_other(each_kernels, guard, bits, window, cap):
+    """Rows of several caches in one run, of any number, with and without mass, stored and read."""
+    H, KH, D = 40, 2, 24
+    rng = np.random.default_rng(bits)
+    rows, depths = (1, 5, 0, 1, 33, 1), (700, 40, 100, 64, 300, 1)
+    keep = (True, False, False, False, True, False)  # mass
+    how = {"window": window, "cap": cap}
+    k, v = one_token(rng, KH, D, sum(rows), 3)
+    q = rng.standard_normal((sum(rows), H, D)).astype(np.float32)
+    firsts = np.cumsum((0, *rows))[:-1]
+    at = np.concatenate([np.arange(d - r, d) for d, r in zip(depths, rows, strict=True)])
+
+    def caches():
+        made = []
+        for i, (depth, count) in enumerate(zip(depths, rows, strict=True)):
+            before = np.random.default_rng(i)
+            cache = Cache(each_kernels, guard, bits, KH, D, 64 * (i + 12))
+            if depth > count:
+                held = np.arange(depth - count)
+                cache.store(*one_token(before, KH, D, len(held), 9), held, held)
+            cache.append[:count] = np.arange(depth - count, depth)
+            cache.positions[depth - count : depth] = np.arange(depth - count, depth)
+            cache.records[:, launch.REC_USED] = depth
+            made.append(cache)
+        return made
+
+    alone, alone_mass = [], []
+    for cache, first, count, kept in zip(caches(), firsts, rows, keep, strict=True):
+        mass = Mass(guard, cache, H, 2) if kept else None
+        mine = slice(first, first + count)
+        if count:
+            cache.store(k[mine], v[mine], cache.append[:count].copy(), at[mine])
+            state = mass.state(keep=1.0) if kept else None
+            alone.append(cache.attend(q[mine], at[mine], threads=2, state=state, **how))
+        alone_mass.append(mass)
+    for threads in (1, 2, 3):
+        together, masses, parts = caches(), [], []
+        for cache, first, count, kept in zip(together, firsts, rows, keep, strict=True):
+            chunks = launch.chunk_count(int(cache.records[0, launch.REC_USED]))
+            partials = guard(np.full(launch.partials_bytes(H, D, chunks), 0xFF, np.uint8))
+            masses.append(Mass(guard, cache, H, threads) if kept else None)
+            if kept and count == 1:  # one row needs less
+                size = launch.mass_row_bytes(cache.slots, H)
+                masses[-1].workspace = guard(np.full(size, 0xFF, np.uint8))
+            parts.append(
+                {
+                    abi.PART_RECORDS: cache.records.ctypes.data,
+                    abi.PART_FIRST: first,
+                    abi.PART_ROWS: count,
+                    abi.PART_PARTIALS: partials.ctypes.data,
+                    abi.PART_CHUNKS: chunks,
+                }
+                | (masses[-1].state(keep=1.0) if kept else {})
+            )
+        out = guard(np.full(q.shape, np.nan, np.float32))
+        append = launch.kv_append(
+            each_kernels,
+            kv_bits=bits,
+            k=guard(k).ctypes.data,
+            v=guard(v).ctypes.data,
+            layer=0,
+            kv_heads=KH,
+            head_dim=D,
+            wait=True,
+        )
+        made = attend_instructions(together[0], q, out, at, threads, **how)
+        run_parts(guard, [append, *made], parts, len(q), threads)
+        assert out.tobytes() == np.concatenate(alone).tobytes()
+        for mass, before in zip(masses, alone_mass, strict=True):
+            if mass is not None:
+                assert mass.found.tobytes() == before.found.tobytes()
 
 
 def mass_truth(cache, q, order, first, **how):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,10 @@ from edgetok.errors import (
 )
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
-from edgetok.kernels_cpu.attention.launch import CTX_MASS, KV_BITS
+from edgetok.kernels_cpu.attention.launch import KV_BITS, REC_USED
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.machine import physical_cores
 from edgetok.models.rope import inv_freq
@@ -33,6 +33,7 @@ from edgetok.runtime.cpu.compact_cache import CompactKVCache
 from edgetok.runtime.cpu.kv_cache import CpuKVCache
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
 from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
+from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
 
 # Tokens computed at once in a prefill: enough to reuse an unpacked tile of weights many times, few
@@ -118,13 +119,13 @@ class CpuBackend(BaseBackend):
             ),
         )
         self._capabilities = Capabilities(
-            together=False, step_rows=block_tokens, evicts=True, samples=False, threads=threads
+            together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
         self._team = Team(kernels, threads)
-        self._body = Program(self._plan.body)
+        self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
+        self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
         self._step = Program([*self._plan.body, *self._plan.head])
-        self._trunk, self._tail = Program(self._plan.trunk), Program(self._plan.tail)
-        self._every: tuple[npt.NDArray[Any], npt.NDArray[Any], Program] | None = None
+        self._head = Program(self._plan.head)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -159,7 +160,7 @@ class CpuBackend(BaseBackend):
     @property
     def buffer_bytes(self) -> int:
         """Bytes of all buffers, without caches and mapped weights."""
-        return self._plan.nbytes
+        return self._plan.nbytes + self._tables.nbytes
 
     @property
     def bytes_per_token(self) -> int:
@@ -205,7 +206,21 @@ class CpuBackend(BaseBackend):
         caches = [self._own(part) for part in checked]
         if any(part.tokens.size > 1 for part in checked) and _stamp(self._data) != self._stamp:
             raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
-        return [self._part(part, cache) for part, cache in zip(checked, caches, strict=True)]
+        if not checked:
+            return []
+        rows = [(cache, part.tokens) for cache, part in zip(caches, checked, strict=True)]
+        wanted = [part.logits for part in checked]
+        with self._team.turn:
+            # What attention gives to a slot is counted for every row, wanted or not.
+            tails = [
+                ids.size if cache.part[PART_MASS_SLOTS] else count
+                for (cache, ids), count in zip(rows, wanted, strict=True)
+            ]
+            self._begin(rows, tails, wanted)
+            found = self._run([cache for cache, _ in rows], wanted)
+            for cache, ids in rows:
+                cache.advance(ids.size)
+        return found
 
     def _own(self, part: Part) -> CpuKVCache | CompactKVCache:
         cache = part.cache
@@ -217,30 +232,6 @@ class CpuBackend(BaseBackend):
             )
         return cache
 
-    def _part(self, part: Part, cache: CpuKVCache | CompactKVCache) -> Logits:
-        """Compute one part. Callers take turns part by part."""
-        rows = part.tokens.size
-        several = np.empty((part.logits, self.vocab_size), np.float32) if part.logits > 1 else None
-        with self._team.turn:
-            if self._closed:
-                raise EdgetokError("this backend was closed; load the model again")
-            self._begin(cache, part.tokens)
-            ctx = self._plan.ctx.ctypes.data
-            if several is not None:
-                self._team.run(self._body, ctx)
-                self._last_logits(rows, several)
-            elif rows == 1 or cache.ctx[CTX_MASS]:
-                self._team.run(self._step if part.logits else self._body, ctx)
-            else:  # behind the last layer's keys and values nobody asks for other rows
-                self._team.run(self._trunk, ctx)
-                if part.logits:
-                    self._plan.only_last()
-                    self._team.run(self._tail, ctx)
-            if several is None and part.logits:
-                np.copyto(cache.logits, self._plan.logits)
-            cache.advance(rows)
-        return cache.logits[None, :][: part.logits] if several is None else several
-
     def hidden(self, cache: CpuKVCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Append a block of checked tokens; what the last layer leaves of them, without logits.
 
@@ -248,10 +239,8 @@ class CpuBackend(BaseBackend):
             [T, hidden_size], overwritten by the next call.
         """
         with self._team.turn:
-            if self._closed:
-                raise EdgetokError("this backend was closed; load the model again")
-            self._begin(cache, ids)
-            self._team.run(self._body, self._plan.ctx.ctypes.data)
+            self._begin([(cache, ids)], [ids.size], [0])
+            self._team.run(self._body, self._tables.ctx.ctypes.data)
             cache.advance(ids.size)
             return self._plan.x[: ids.size]
 
@@ -262,19 +251,39 @@ class CpuBackend(BaseBackend):
             self._team.close()
             self._artefact.close()
 
-    def _begin(self, cache: CpuKVCache | CompactKVCache, ids: npt.NDArray[np.int32]) -> None:
-        """Everything that a run reads: tokens, positions, rotations, slots."""
-        plan, count = self._plan, ids.size
-        first = cache.begin(count)
-        plan.tokens[:count] = ids
-        positions = np.arange(first, first + count)
-        plan.positions[:count] = positions
+    def _begin(
+        self,
+        parts: Sequence[tuple[CpuKVCache | CompactKVCache, Tokens]],
+        tails: Sequence[int],
+        wanted: Sequence[int],
+    ) -> None:
+        """Everything that a step reads: tokens, positions, rotations, slots, tables.
+
+        Args:
+            parts: caches and what is appended to them.
+            tails: how many of each one's last rows go on beyond the last layer's keys and values.
+            wanted: how many of them go on to the head.
+        """
+        if self._closed:
+            raise EdgetokError("this backend was closed; load the model again")
+        plan, shares, end = self._plan, [], 0
+        for (cache, ids), tail, logits in zip(parts, tails, wanted, strict=True):
+            first, begin, end = cache.begin(ids.size), end, end + ids.size
+            plan.tokens[begin:end] = ids
+            plan.positions[begin:end] = np.arange(first, first + ids.size)
+            used = int(cache.records[..., REC_USED].max())
+            shares.append(
+                Share(part=cache.part, used=used, rows=ids.size, tail=tail, logits=logits)
+            )
+        positions = plan.positions[:end, None].astype(np.float64)
+        counts = [ids.size for _, ids in parts]
         for rope, spec in enumerate(self._spec.ropes):
-            angles = positions[:, None] * self._frequencies(cache, rope)
+            each = [self._frequencies(cache, rope) for cache, _ in parts]
+            angles = positions * (np.repeat(each, counts, axis=0) if len(each) > 1 else each[0])
             factor = spec.attention_factor
-            plan.cos[rope][:count] = np.cos(angles) * factor
-            plan.sin[rope][:count] = np.sin(angles) * factor
-        plan.begin(count, first, cache.ctx)
+            plan.cos[rope][:end] = np.cos(angles) * factor
+            plan.sin[rope][:end] = np.sin(angles) * factor
+        self._tables.fill(shares)
 
     def _frequencies(
         self, cache: CpuKVCache | CompactKVCache, rope: int
@@ -285,19 +294,34 @@ class CpuBackend(BaseBackend):
             cache.frequencies = [inv_freq(spec, capacity) for spec in self._spec.ropes]
         return cache.frequencies[rope]
 
-    def _last_logits(self, rows: int, out: Logits) -> None:
-        """Logits of the last rows, as many as `out` has, of those that were just computed."""
-        if self._every is None:
-            x, logits, instructions = self._plan.every_head()
-            self._every = x, logits, Program(instructions)
-        x, logits, program = self._every
-        first = rows - len(out)
-        for start in range(0, len(out), len(x)):
-            count = min(len(x), len(out) - start)
-            x[:count] = self._plan.x[first + start : first + start + count]
-            self._plan.ctx[0] = count
-            self._team.run(program, self._plan.ctx.ctypes.data)
-            out[start : start + count] = logits[:count]
+    def _run(
+        self, caches: Sequence[CpuKVCache | CompactKVCache], wanted: Sequence[int]
+    ) -> list[Logits]:
+        """Compute the step that the tables describe; the logits of each part."""
+        tables, logits = self._tables, self._plan.logits
+        ctx, rows = tables.ctx.ctypes.data, tables.head_rows
+        ends = np.cumsum(wanted)
+        if rows > len(logits):
+            self._team.run(self._body, ctx)
+            every = np.empty((rows, self.vocab_size), np.float32)
+            for start in range(0, rows, len(logits)):
+                count = min(len(logits), rows - start)
+                tables.choose_head(start, count)
+                self._team.run(self._head, ctx)
+                every[start : start + count] = logits[:count]
+            return np.split(every, ends[:-1])
+        if rows:
+            self._team.run(self._step, ctx)
+        else:
+            self._team.run(self._body if tables.tail_rows else self._trunk, ctx)
+        found: list[Logits] = []
+        for cache, count, end in zip(caches, wanted, ends, strict=True):
+            if count == 1:
+                np.copyto(cache.logits, logits[end - 1])
+                found.append(cache.logits[None])
+            else:
+                found.append(logits[end - count : end].copy())
+        return found
 
 
 def default_cache_dir() -> Path:

@@ -22,9 +22,6 @@ from edgetok.cache.state import CacheState
 from edgetok.cache.windows import Windows, check_cut
 from edgetok.errors import ContextError, OptionError, SessionError
 from edgetok.kernels_cpu.attention.launch import (
-    CTX_MASS,
-    CTX_MASS_KEEP,
-    CTX_MASS_SLOTS,
     EMPTY,
     REC_APPEND,
     REC_KEY_SCALES,
@@ -36,8 +33,14 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_VALUES,
     mass_slots,
 )
-from edgetok.kernels_cpu.attention.launch_queries import CTX_QUERIES, CTX_QUERY_ROW, CTX_QUERY_ROWS
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
+from edgetok.kernels_cpu.program.abi import (
+    PART_MASS_KEEP,
+    PART_MASS_SLOTS,
+    PART_QUERIES,
+    PART_QUERY_ROW,
+    PART_QUERY_ROWS,
+)
 from edgetok.kernels_cpu.program.tables import float_bits
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
@@ -105,7 +108,7 @@ class CompactKVCache:
         )
         self._windows: Windows = windows
         self.records = windows.records
-        sizes = part_bytes(spec, bounds, self.kv_bits, threads)
+        sizes = part_bytes(spec, bounds, self.kv_bits, threads)[:-1]  # steps share the workspace
         try:
             self._memory = aligned_bytes(sum(sizes))
         except MemoryError as error:
@@ -114,7 +117,7 @@ class CompactKVCache:
             ) from error
         self._memory[:] = 0
         ends = np.cumsum(sizes)
-        pool, log, append, workspace = np.split(self._memory, ends[:-1])
+        pool, log, append = np.split(self._memory, ends[:-1])
         self._kept_bytes = int(ends[1])  # the rest holds nothing between runs
         self._pool = SlotPool(
             pool, heads=count, slots=bounds.slots, head_dim=spec.head_dim, kv_bits=self.kv_bits
@@ -123,13 +126,11 @@ class CompactKVCache:
         self._log = QueryLog(log[: QueryLog.nbytes(spec, *kept)], spec, *kept)
         self._append = append[: 4 * count * self.block_tokens].view(np.int32)
         self._append = self._append.reshape(count, self.block_tokens)
-        self._workspace = workspace
-        self.ctx = windows.ctx.copy()
-        self.ctx[CTX_QUERIES] = self._log.ring.ctypes.data if self._log.rows else 0
-        self.ctx[CTX_QUERY_ROWS] = ROWS
-        self.ctx[CTX_MASS] = workspace.ctypes.data
-        self.ctx[CTX_MASS_SLOTS] = mass_slots(bounds.slots)
-        self.ctx[CTX_MASS_KEEP] = float_bits(1.0)
+        self.part = windows.part.copy()
+        self.part[PART_QUERIES] = self._log.ring.ctypes.data if self._log.rows else 0
+        self.part[PART_QUERY_ROWS] = ROWS
+        self.part[PART_MASS_SLOTS] = mass_slots(bounds.slots)
+        self.part[PART_MASS_KEEP] = float_bits(1.0)
 
     @property
     def length_tokens(self) -> int:
@@ -220,7 +221,7 @@ class CompactKVCache:
         if self.position + tokens > self._limit:
             self._renumber(tokens)
         first = self.position
-        self.ctx[CTX_QUERY_ROW] = self._length % ROWS
+        self.part[PART_QUERY_ROW] = self._length % ROWS
         if self._heads:
             to = self._free[:, self._used_free : self._used_free + tokens]
             self._append[:, :tokens] = to

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from edgetok.cache.windows import can_cut, check_cut, ring_slots
 from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_cpu.attention.launch import (
-    CTX_CACHE,
     EMPTY,
     KV_BITS,
     REC_APPEND,
@@ -29,7 +28,7 @@ from edgetok.kernels_cpu.attention.launch import (
 )
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.linear.layout import round_up
-from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.program.abi import PART_RECORDS, PART_SLOTS
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.stored_rows import ALIGNMENT_BYTES, Floats, Keys, Places, row_bytes
 
@@ -55,7 +54,7 @@ class CpuKVCache:
     """See `KVCache`. Made by `CpuBackend.new_cache`.
 
     Attributes:
-        ctx: int64 [CTX_SLOTS], what kernels need to know of it in a run's state.
+        part: int64 [PART_SLOTS], what a step's table of parts says of it.
         records: of each layer and KV head, as in `attention/launch.py`.
     """
 
@@ -110,8 +109,8 @@ class CpuKVCache:
                 "smaller --context"
             ) from error
         self.records = np.zeros((spec.num_layers, spec.num_kv_heads, RECORD_SLOTS), np.int64)
-        self.ctx = np.zeros(CTX_SLOTS, np.int64)
-        self.ctx[CTX_CACHE] = self.records.ctypes.data
+        self.part = np.zeros(PART_SLOTS, np.int64)
+        self.part[PART_RECORDS] = self.records.ctypes.data
         self._rings: list[_Ring] = []
         self._layout(sizes, self._memory.ctypes.data, self._rings)
         self.logits = np.empty(spec.vocab_size, np.float32)

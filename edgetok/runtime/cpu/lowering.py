@@ -34,7 +34,6 @@ class Buffers:
         positions: address of int32 [rows].
         ropes: for each rope the addresses of cos and sin.
         scratch: address of `launch_attention.scratch_bytes` for each thread.
-        partials: address of `launch_attention.partials_bytes`.
     """
 
     values: Mapping[str, Floats]
@@ -42,7 +41,6 @@ class Buffers:
     positions: int
     ropes: Sequence[tuple[int, int]]
     scratch: int
-    partials: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,6 @@ class Target:
         rotary_dims: of each rope.
         kv_bits: of the caches.
         tied: whether the embedding is the head's matrix.
-        last: only a run's last row is wanted.
     """
 
     kernels: Kernels
@@ -67,7 +64,6 @@ class Target:
     rotary_dims: Sequence[int]
     kv_bits: int
     tied: bool
-    last: bool = False
 
     def at(self, value: str) -> int:
         """The address of a value's first row."""
@@ -172,7 +168,6 @@ def _linears(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         {op.weight: values[op.result] for op in group},
         add={op.weight: op.add for op in group},
         scale={op.weight: op.scale for op in group},
-        last=to.last,
     )
 
 
@@ -250,7 +245,6 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         softcap=op.softcap,
         positions=to.buffers.positions,
         scratch=to.buffers.scratch,
-        partials=to.buffers.partials,
     )
     if to.kv_bits == 4:
         made.append(_hadamard(to, op.result, op.heads, op.head_dim, wait=near.wait))
@@ -302,7 +296,6 @@ def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             size=op.size,
             scale=1.0,
             limit=op.limit,
-            last=to.last,
             wait=near.wait,
         )
     ]

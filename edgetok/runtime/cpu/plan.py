@@ -25,11 +25,10 @@ import numpy.typing as npt
 
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention import launch as launch_attention
-from edgetok.kernels_cpu.attention.launch import CTX_CACHE
 from edgetok.kernels_cpu.linear.launch import Floats, Span, aligned_bytes
-from edgetok.kernels_cpu.program.abi import CTX_POSITION, CTX_SLOTS, CTX_TOKENS
+from edgetok.kernels_cpu.program.abi import CTX_HEAD, CTX_TAIL
+from edgetok.kernels_cpu.program.launch_rows import go_on
 from edgetok.kernels_cpu.program.loader import Kernels
-from edgetok.kernels_cpu.program.tables import Table
 from edgetok.models.operations import (
     body_operations,
     head_operations,
@@ -73,12 +72,10 @@ class Plan:
         cos: of each rope, float32 [block_tokens, rotary_dim / 2], likewise.
         sin: likewise.
         x: float32 [block_tokens, hidden]: the residual stream, the body's result.
-        logits: float32 [vocab_size] of the last token.
-        body: instructions from tokens to x.
-        head: instructions from the last row of x to `logits`.
+        logits: float32 [head_tokens, vocab_size] of the rows that went on to the head.
+        body: instructions from tokens to x, where only rows that go on (CTX_TAIL) are left.
+        head: instructions from rows of x that go on (CTX_HEAD) to `logits`.
         trunk: the beginning of the body, until all that a run leaves in the cache is there.
-        tail: the rest of the body and the head, for a run of one token.
-        ctx: the run's state.
     """
 
     def __init__(
@@ -91,29 +88,23 @@ class Plan:
         self._options = options
         self._held: list[npt.NDArray[np.generic]] = []
         block = options.block_tokens
-        self.ctx = np.zeros(CTX_SLOTS, np.int64)
         self.tokens = np.zeros(block, np.int32)
         self.positions = np.zeros(block, np.int32)
         self.cos = [np.ones((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
         self.sin = [np.zeros((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
         columns = value_columns(operations(spec))
-        self._logits = self._floats(1, columns.pop("logits"))
+        self.logits = self._floats(options.head_tokens, columns.pop("logits"))
         self._values = {name: self._floats(block, count) for name, count in columns.items()}
         self.x = self._values["x"]
-        self.logits = self._logits[0]
         self._linears = Linears(
             artefact, kernels, threads=options.threads, exact=options.compute == "float32"
         )
         attention_bytes = options.threads * launch_attention.scratch_bytes(spec.head_dim)
         self._attention_scratch = self._hold(aligned_bytes(attention_bytes))
-        self._partials = self._hold(
-            aligned_bytes(launch_attention.partials_bytes(spec.num_heads, spec.head_dim))
-        )
-        self.body, stored = self._lowered(body_operations(spec), self._values)
-        self.trunk = self.body[:stored]
-        head_values = self._values | {"logits": self._logits}
-        self.head, _ = self._lowered(head_operations(spec), head_values, last=True)
-        self.tail = [*self.body[stored:], *self.head]
+        body, stored = self._lowered(body_operations(spec), self._values)
+        self.trunk = body[:stored]
+        self.body = [*self.trunk, *self._going_on(), *body[stored:]]
+        self.head = self._head()
 
     @property
     def nbytes(self) -> int:
@@ -134,34 +125,32 @@ class Plan:
         """Bytes of weights that one product of a linear layer reads."""
         return self._linears.weight(name).read_bytes
 
-    def every_head(self) -> tuple[Array, Array, Instructions]:
-        """Instructions for the logits of several tokens, with buffers of their own.
+    def _going_on(self) -> Instructions:
+        """Behind the last thing that is stored only rows go on that something is wanted of."""
+        every = list(body_operations(self._spec))
+        last = max(i for i, op in enumerate(every) if op.STORES)
+        live: dict[str, None] = {}  # what is read there was written before
+        written: set[str] = set()
+        for op in every[last + 1 :]:
+            live.update(dict.fromkeys(name for name in op.reads if name not in written))
+            written.update(op.writes)
+        buffers = [self._values[name] for name in live]
+        moves = [(_at(rows), _at(rows), rows.shape[1]) for rows in buffers]
+        moves.append((_at(self.positions), _at(self.positions), 1))
+        return [*go_on(self._kernels, rows=CTX_TAIL, moves=moves)]
 
-        Returns:
-            x [head_tokens, hidden] to be filled, logits [head_tokens, vocab_size], instructions.
-        """
-        tokens = self._options.head_tokens
-        x = self._floats(tokens, self._spec.hidden_size)
-        logits = self._floats(tokens, self._spec.vocab_size)
-        values = {"x": x, "logits": logits, "h": self._floats(tokens, self._spec.hidden_size)}
-        return x, logits, self._lowered(head_operations(self._spec), values)[0]
-
-    def begin(self, tokens: int, position: int, cache: Table) -> None:
-        """Set the run's state: how many tokens, from which position, and what the cache says."""
-        self.ctx[CTX_TOKENS] = tokens
-        self.ctx[CTX_POSITION] = position
-        self.ctx[CTX_CACHE:] = cache[CTX_CACHE:]
-
-    def only_last(self) -> None:
-        """Between `trunk` and `tail`: make a run of the last token alone out of a run of many."""
-        last = int(self.ctx[CTX_TOKENS]) - 1
-        for rows in (self.x, self._values["q"], self.positions):
-            rows[0] = rows[last]
-        self.ctx[CTX_TOKENS] = 1
-        self.ctx[CTX_POSITION] += last
+    def _head(self) -> Instructions:
+        """From rows of x, copied together, to logits."""
+        tokens, hidden = self._options.head_tokens, self._spec.hidden_size
+        values = {"x": self._floats(tokens, hidden), "h": self._floats(tokens, hidden)}
+        made, _ = self._lowered(
+            head_operations(self._spec), self._values | values | {"logits": self.logits}
+        )
+        moves = [(_at(self.x), _at(values["x"]), hidden)]
+        return [*go_on(self._kernels, rows=CTX_HEAD, moves=moves), *made]
 
     def _lowered(
-        self, operations: Iterable[Op], values: dict[str, Array], *, last: bool = False
+        self, operations: Iterable[Op], values: dict[str, Array]
     ) -> tuple[Instructions, int]:
         buffers = Buffers(
             values={name: Floats.of(array) for name, array in values.items()},
@@ -169,7 +158,6 @@ class Plan:
             positions=_at(self.positions),
             ropes=[(_at(cos), _at(sin)) for cos, sin in zip(self.cos, self.sin, strict=True)],
             scratch=_at(self._attention_scratch),
-            partials=_at(self._partials),
         )
         target = Target(
             kernels=self._kernels,
@@ -179,7 +167,6 @@ class Plan:
             rotary_dims=[rope.rotary_dim for rope in self._spec.ropes],
             kv_bits=self._options.kv_bits,
             tied=self._spec.tied,
-            last=last,
         )
         return lower(list(operations), target)
 

@@ -99,6 +99,6 @@ def _ticks_per_second(backend: CpuBackend, program: Program) -> float:
     for _ in range(_CALIBRATIONS):
         one.ticks[:] = 0
         begin = time.perf_counter()
-        backend._team.run_alone(one, backend._plan.ctx.ctypes.data)
+        backend._team.run_alone(one, backend._tables.ctx.ctypes.data)
         rates.append(int(one.ticks[0]) / (time.perf_counter() - begin))
     return float(np.median(rates))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgetok.cache.policies.view import Floats
 from edgetok.cache.query_log import ROWS, QueryLog
 from edgetok.cache.windows import ring_slots
-from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.program.abi import PART_SLOTS
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import EMPTY, Slots
@@ -117,7 +117,7 @@ class GpuCompactCache(CompactKVCache):
             ring = cast(DeviceArray, self._log.ring).tensor
             queries = ring.view(spec.num_layers, ROWS, spec.num_heads, spec.head_dim)
         self._append = np.zeros((heads, self.block_tokens), np.int32)
-        self.ctx = np.zeros(CTX_SLOTS, np.int64)
+        self.part = np.zeros(PART_SLOTS, np.int64)
         self._tensors = [
             *(rows[name] for name in ("keys", "values", "key_scales", "value_scales")),
             log,

@@ -1,4 +1,4 @@
-"""The converter: a Hugging Face checkpoint becomes an artefact."""
+"""The converter: make an artefact of a checkpoint."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convert(
         source: a Hugging Face model folder, a GGUF file, or a hub id `owner/name`.
         out: the artefact's folder; an artefact that is there already is replaced.
         options: see `ConvertOptions`.
-        progress: told what is going on.
+        progress: receives the stages.
         target: a size or a loss, for which bits and group sizes are chosen tensor by tensor; those
             of `options` then count for nothing.
 

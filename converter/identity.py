@@ -14,7 +14,7 @@ from edgetok.errors import MissingExtraError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.machine import cores
 
-VERSION = 3  # of what is written; another one never goes on with this one's partial work
+VERSION = 3  # of the output; work of another version is never continued
 
 
 def require_torch(what: str) -> None:
@@ -55,5 +55,5 @@ def title_of(
 
 
 def shown(source: str) -> str:
-    """A hub id as it is, of a path the last part: reports are handed on, home folders are not."""
+    """Return a hub id, or the last part of a path: a report must not show a home folder."""
     return Path(source).resolve().name if Path(source).expanduser().exists() else source

@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Receiver of progress; the converter calls it in order, from the caller's thread.
 
-    How long a stage will yet take follows from what was done since `begin`: units within a stage
+    The remaining time of a stage follows from the units done since `begin`: units within a stage
     take about equally long.
     """
 

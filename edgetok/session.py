@@ -4,8 +4,8 @@
      "turns": [{"role": "user", "content": "..."}, ...], "sampling": {...}}
 
 `sha256` is that of the other fields as canonical JSON, so that a damaged file is seen before
-anything changes. A bounded cache is saved as well, since nothing else knows
-what it kept: a container (`formats/container.py`) with this object as "session", the cache's
+anything changes. A bounded cache is saved as well, since nothing else records
+what it retained: a container (`formats/container.py`) with this object as "session", the cache's
 "shape" and "numbers", and as parts the tokens (int32) and the cache's memory.
 """
 

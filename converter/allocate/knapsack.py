@@ -1,10 +1,10 @@
 """Bits and group sizes per tensor: the least loss that fits, or the least size within a loss.
 
-Tensors that take the same input share a group size, as they share an order of inputs in GPTQ and a
-quantised activation at run time; their bits are free. Each such unit has its choices, of which
-those that no other beats in both are put together unit by unit: the least loss in every number of
-bytes, which are counted in 8192nds of what can be chosen. The curve of size against loss is then
-there as well. Bytes lost to counting go to single choices at the end.
+Tensors with the same input form a unit and share a group size, because they share an order of
+inputs in GPTQ and a quantised activation at run time; their bits are free. Choices that another
+beats in both size and loss are dropped. A table then gives the least loss for every number of
+bytes, counted in steps of 1 / 8192 of the range, and with it the curve of size against loss. Bytes
+lost to this rounding go to single choices at the end.
 
 Source: the multiple-choice knapsack problem by dynamic programming, Kellerer, Pferschy, Pisinger
 (2004), 11.5.

@@ -1,8 +1,8 @@
-"""A conversion to a size or to a loss: which formats it takes, and when it is good enough.
+"""Search for the formats of a conversion to a size or to a loss.
 
-A size is met at once. A loss is measured after each conversion and the goal corrected by what was
-found, until the smallest artefact within it is there; each round's outcome is in the journal, so
-that an interrupted search goes on where it was.
+A size is met at once. For a loss, the artefact is measured after each conversion and the goal is
+corrected, until the smallest artefact within the loss is reached. The journal holds the result of
+each round, so that an interrupted search continues.
 """
 
 from __future__ import annotations

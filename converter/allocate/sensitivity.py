@@ -5,13 +5,13 @@ A small change dW of a layer with inputs x moves the model's next-token distribu
     KL ~ 1/2 E[(g . dW x)^2],  g = gradient of log p(token) with respect to the layer's outputs,
 
 the token being drawn from the model's own distribution (the Fisher information). Errors of two rows
-are independent, so it is the sum over rows of g_i^2 (dW_i x)^2, for which some of the rows will do.
-The rows are rounded as the conversion will round them, with a Hessian from other tokens than those
-on which their error is taken. One pass forward and one back, a block in memory at a time, give
-this for all tensors; what the output head and the embedding lose is taken directly.
+are independent, so this is the sum over rows of g_i^2 (dW_i x)^2, and a sample of the rows is
+enough. The rows are rounded as the conversion will round them, with a Hessian from other tokens
+than those that measure their error. One forward and one backward pass, with one block in memory at
+a time, measure all tensors; the losses of the output head and the embedding are measured directly.
 
-The sum over tensors is too simple where errors are large. Runs of the whole model rounded to
-nearest at several widths say what sum comes with what KL.
+A sum over tensors is inaccurate where errors are large. It is therefore calibrated against whole
+models rounded to nearest at several widths.
 
 Source: Fisher information as the curvature of KL: arXiv 1412.1193, section 6; as a measure for
 mixed widths: arXiv 2306.07629, section 4.1 (diagonal, per weight; here per output and token).
@@ -54,8 +54,8 @@ _TOKENS = 4096
 _HEAD_TOKENS = 512
 _ROWS = 128  # of each tensor; twice as many gave the same choice on three models
 _SEED = 20
-# Of what an embedding or a head loses `tune` mends more than of what layers lose. At 2.386 MB the
-# default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
+# `tune` repairs more of the loss of an embedding or a head than of the loss of layers. At 2.386 MB
+# the default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
 _TUNED_END = 0.5
 
 

@@ -1,8 +1,8 @@
 """Compare an artefact with the original: both run side by side, one block at a time.
 
-The artefact's weights are read back from the file that was written, so that packing is part of what
-is measured. The output head is applied a few thousand tokens of the vocabulary at a time, with
-running sums; logits are never all in memory.
+The artefact's weights are read back from the written file, so that the comparison covers packing.
+The output head is applied a few thousand tokens of the vocabulary at a time, with running sums;
+logits are never all in memory.
 """
 
 from __future__ import annotations

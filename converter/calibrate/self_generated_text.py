@@ -1,7 +1,7 @@
-"""Calibration text that the model writes itself, so that it is of the kind the model is used for.
+"""Self-generated calibration text, which is of the kind that the model is used for.
 
-Windows begin as a text begins and, where there is a chat template, as a conversation begins; each
-next token is drawn from the model's own distribution, p = softmax(logits), as it is.
+A window begins as a text begins or, if there is a chat template, as a conversation begins. Each
+next token is drawn from the model's own distribution, p = softmax(logits).
 
 Source: arXiv 2305.17888 (LLM-QAT), section 2.1, data-free distillation.
 """
@@ -24,8 +24,8 @@ from edgetok.formats import strict_json
 from edgetok.models.spec import DecoderSpec
 from edgetok.text.template import ChatTemplate
 
-# Beyond, its own text takes minutes and the whole model more memory than its blocks: 40 windows of
-# 512 tokens are 82 thousand floating-point operations a weight.
+# Beyond this, generating takes minutes and the whole model more memory than its blocks: 40 windows
+# of 512 tokens are 82 thousand floating-point operations a weight.
 MOST_WEIGHTS = 150_000_000
 
 _SEED = 12
@@ -43,7 +43,7 @@ def write(
 
     Args:
         weights: the original's.
-        openings: what windows begin with, by turns; see `openings_of`.
+        openings: first tokens of the windows, used in rotation; see `openings_of`.
         shape: windows and tokens of each.
         progress: told of each batch.
 
@@ -57,7 +57,7 @@ def write(
     count, length = shape
     a_window = 8 * length * spec.num_layers * spec.num_kv_heads * spec.head_dim
     batch = max(1, min(count, _CACHE_BYTES // a_window))
-    progress.begin("Writing calibration text", math.ceil(count / batch))
+    progress.begin("Generating calibration text", math.ceil(count / batch))
     module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
     parameters = original_parameters(module, weights)
     draw = torch.Generator().manual_seed(_SEED)

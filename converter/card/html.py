@@ -1,7 +1,7 @@
-"""`report.html`: the quality card as one page that needs nothing beside it.
+"""`report.html`: the quality card as one self-contained page.
 
-Every text that comes from a checkpoint is escaped, and the page's own policy forbids scripts and
-the network, so that a model's name cannot do anything.
+Every text from a checkpoint is escaped, and the page's content policy forbids scripts and the
+network, so that a hostile model name has no effect.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Verdict on a loss: one of four words for the measured figures.
 
-Each figure is graded by itself and the worst grade is the verdict, since each sees a kind of damage
-that the others hide: perplexity is an average over the tokens that came next and can stay while the
-rest of the distribution moves; KL looks at all of it; the most likely token is what a greedy answer
-is made of.
+Each figure is graded by itself, and the worst grade is the verdict, because each figure shows a
+kind of damage that the others hide. Perplexity averages over the tokens of the text and can stay
+equal while the rest of the distribution changes. KL compares the whole distribution. The most
+likely token decides a greedy answer.
 
 The limits lie between llama.cpp's formats as its own score board has them for Llama 3 8B (KL, same
 most likely token): Q8_0 0.0014, 97.7 % and Q6_K 0.0055, 96.0 % are indistinguishable; Q5_K_M 0.011

@@ -1,6 +1,6 @@
-"""An artefact as a checkpoint that `transformers` and servers built on it load.
+"""Write an artefact as a checkpoint that `transformers` and servers built on it load.
 
-The same integers, scales and zero points under other names:
+The checkpoint has the same integers, scales and zero points under other names:
 
     compressed-tensors  weight_packed int32 [N, ceil(K*bits/32)], weight_scale [N, G],
                         weight_zero_point int32 [ceil(N*bits/32), G], weight_shape
@@ -10,11 +10,11 @@ The same integers, scales and zero points under other names:
 both packed densely, low bits first. In compressed-tensors 2 and 3 bits become 4 without zero
 points, which is exact. The embedding and the output head become float16, as loaders expect them,
 and so does a layer whose inputs are not a multiple of its group, or, for gptq, whose inputs or
-outputs are none of 32.
+outputs are not a multiple of 32.
 
-The first of gptq's two ways to store zero points, which every loader knows, has them less one and
-so no room for zero: it is written where none were chosen. Otherwise, and where loaders are known to
-add that one wrongly (3 bits, and several widths), it is the second, "gptq_v2".
+gptq has two ways to store zero points. The first, which every loader supports, stores them minus
+one and cannot hold a zero; it is written if the artefact has no zero points. Otherwise, and where
+loaders add that one wrongly (3 bits, and several widths), the second, "gptq_v2", is written.
 
 Source: compressed-tensors 0.20, `pack_quantized`; GPTQModel, docs of the "gptq" and "gptq_v2"
 checkpoint formats.

@@ -1,7 +1,7 @@
-"""Families that edgetok does not describe: optimum exports them, their products are quantised.
+"""Convert families that edgetok does not describe: optimum exports them, products are quantised.
 
 The graph is the exporter's, so only onnxruntime runs it, and the whole model is in memory while it
-is exported. Weights are rounded to nearest: there are no blocks to calibrate one after another.
+is exported. Weights are rounded to nearest, because there are no blocks to calibrate in order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quantising the products of a graph that another exporter wrote.
+"""Quantise the products of a graph that another exporter wrote.
 
     MatMul(x, B), B [K, N] a constant      -> MatMulNBits(x)
     MatMul(x, Transpose(W)), W [N, K]      -> MatMulNBits(x)

@@ -1,10 +1,10 @@
-"""AWQ: scale inputs that matter up before rounding, and undo it in the operation before.
+"""AWQ: scale important inputs up before rounding, and undo it in the operation before.
 
     y = W x = (W diag(s)) (diag(1 / s) x),  s = mean|x|^alpha, normalised
 
-Weights of salient inputs then lose less to rounding. diag(1 / s) goes into what makes x: a norm's
-weight or the rows of the linear layer before. alpha is searched, 0 (nothing is changed) being a
-candidate. Then each group's span is narrowed where that lowers the output's error.
+Weights of salient inputs then lose less to rounding. diag(1 / s) is folded into the operation that
+computes x: a norm's weight, or the rows of the linear layer before. alpha is searched; 0 (no
+change) is a candidate. Then each group's span is narrowed where that lowers the output's error.
 
 Source: arXiv 2306.00978, section 3.2; clipping: the authors' code, `auto_clip`.
 """

@@ -1,12 +1,12 @@
-"""Folding AWQ's scales into a decoder block.
+"""Fold AWQ's scales into a decoder block.
 
-Which layers share an input and what makes it follows from the block's operations. For attention and
-a dense network:
+The block's operations determine which layers share an input and which operation computes it. For
+attention and a dense network:
 
     input_norm -> q_proj, k_proj, v_proj      pre_mlp_norm -> gate_proj, up_proj
     rows of v_proj -> o_proj                  rows of up_proj -> down_proj
 
-Each leaves the block's function as it is, but for rounding to float32.
+Folding does not change the block's function, except for rounding to float32.
 """
 
 from __future__ import annotations

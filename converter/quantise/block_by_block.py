@@ -1,7 +1,7 @@
-"""Conversion with calibration: block by block, each seeing what the quantised ones before it give.
+"""Conversion with calibration: each block gets the outputs of the quantised ones before it.
 
-Within a block likewise: q, k and v first, then o, gate and up, and down. Activations between blocks
-are kept on the disk beside the journal, so that an interrupted run loses one block at most.
+Within a block the order is q, k and v, then o, then gate and up, then down. Activations between
+blocks are stored beside the journal, so that an interrupted run loses one block at most.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Coordinate descent over rounded weights: each code to where the layer's output errs least.
+"""Coordinate descent over rounded weights: move each code to the least error of the layer's output.
 
     L = tr(dW H dW^T),  dW = (q - z) s - W,  R = dW H
 
-While all else stays, L is least at w'_j - R_j / H_jj, of which the nearest level is taken. Then
+With all other weights fixed, L is least at w'_j - R_j / H_jj; the nearest level is taken. Then
 each group's scale has a closed form,
 
     s <- s - v R_g^T / (v H_gg v^T),  v = q - z,
 
-rounded to what is stored and kept only where L falls with it. So no step raises L.
+rounded to its stored type and kept only if it lowers L. So no step raises L.
 
 Source: arXiv 2309.01885 (QuantEase), section 3; scales: arXiv 2406.17542 (CDQuant), section 3.3.
 """

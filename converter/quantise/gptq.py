@@ -1,4 +1,4 @@
-"""GPTQ: round one input at a time and let those not yet rounded make up for the error.
+"""GPTQ: round one input at a time and compensate the error in those not yet rounded.
 
 For a layer with inputs X (one column a token), H = 2 X X^T; after input q is rounded,
 
@@ -6,10 +6,10 @@ For a layer with inputs X (one column a token), H = 2 X X^T; after input q is ro
 
 which the Cholesky factor U of H^-1 = U^T U gives for all inputs at once (and that is the inverse of
 the upper R of H = R R^T, so H itself need not be inverted). The order of the inputs
-matters; to need no gather when the model runs, inputs may only change places within their group of
-`group_size` and groups as a whole. Scales and zero points come from the group's weights as they are
-when its turn comes: by then these have taken over other weights' errors and spread, so a narrower
-span that clips a few is often better than their least and greatest, above all at 2 bits.
+matters. To need no gather at run time, inputs may only be reordered within their group of
+`group_size`, and groups as a whole. Scales and zero points are computed from a group's weights when
+the group is reached: by then these have absorbed other weights' errors and spread, so a narrower
+span that clips a few is often better than their minimum and maximum, above all at 2 bits.
 
 Source: arXiv 2210.17323, sections 3.2-3.4, and the search for a span in the authors' code (`mse`);
 order within and among groups: arXiv 2505.14638, 3.3.

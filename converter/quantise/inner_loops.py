@@ -1,8 +1,8 @@
-"""The inner loops of rounding, compiled: a row is an output, and rows do not depend on each other.
+"""Compiled inner loops of rounding: a row is an output, and rows do not depend on each other.
 
-Arrays are C-contiguous and of one floating type, float32 or float64, in which all is computed: a
-plain 0 or 1 beside a float32 would make float64 of it and halve the speed. What is compiled lives
-as long as the process; nothing of it is kept on the disk.
+Arrays are C-contiguous and of one floating type, float32 or float64, which all arithmetic uses: a
+plain 0 or 1 beside a float32 would promote it to float64 and halve the speed. Compiled code lives
+as long as the process and is not stored on the disk.
 """
 
 from __future__ import annotations

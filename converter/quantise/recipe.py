@@ -1,13 +1,13 @@
 """The steps of `--method auto`, and how one layer's weights go through them.
 
-    fold      AWQ's scales, kept only where text they were not chosen on errs less  (fold.py)
-    search    more spans and zero points for each group, scales refitted            (gptq.py)
-    gptq      each input's rounding error is made up for by those to come           (gptq.py)
-    descent   coordinate descent over the rounded weights, scales refitted          (descent.py)
-    tune      scales and norms of the whole model learn from the original; if refined,
-              codes, too, and those of a large model block by block     (tune.py, refine.py)
+    fold      AWQ's scales, kept only if held-out text errs less             (awq_fold.py)
+    search    more spans and zero points for each group, scales refitted     (gptq.py)
+    gptq      each input's rounding error is compensated by later inputs     (gptq.py)
+    descent   coordinate descent over the rounded weights, scales refitted   (coordinate_descent.py)
+    tune      scales, norms and, if refined, codes of the whole model are    (train_model.py;
+              trained against the original; a large model block by block      train_block.py)
 
-Each lowers a loss of its own and can be left out. `--method gptq` is its step alone, with the
+Each step lowers a loss of its own and can be left out. `--method gptq` is that step alone, with the
 paper's search for a span.
 """
 
@@ -52,7 +52,7 @@ class Inputs:
         return self._inverses[group_size]
 
     def damped(self, group_size: int) -> Tensor:
-        """[K, K] as GPTQ saw it, but in its own order; the inputs are of no more use after it."""
+        """Return the damped Hessian [K, K] in the original order; `self` is unusable afterwards."""
         damping = self.inverse(group_size).damping
         self._inverses.clear()
         hessian, self._hessian = self._hessian, torch.empty(0)

@@ -1,10 +1,10 @@
-"""Codes and scales of one block learn to give what the original block gives.
+"""Train codes and scales of one block to give the outputs of the original block.
 
     least over codes q and scales s of  |block_q,s(x) - block(x)|^2,  w = (q - z) s
 
-where x comes from the quantised blocks before. All, half or a quarter of what was learned is taken,
-whichever errs least on windows that were not learned from, or nothing. For models whose whole does
-not fit in memory several times over; of others the whole learns (`quantise/train_model.py`).
+where x comes from the quantised blocks before. Of the change, all, half, a quarter or nothing is
+kept, whichever errs least on held-out windows. This is for models that do not fit in memory several
+times; others are trained as a whole (`quantise/train_model.py`).
 
 Source: arXiv 2309.05516 (AutoRound), 2004.10568 (AdaRound).
 """

@@ -1,12 +1,12 @@
-"""Scales, norms and biases of the whole quantised model learn to predict what the original does.
+"""Train scales, norms and biases of the whole quantised model against the original.
 
     least over scales s, vectors v and, if refined, codes q of  KL(p_original || p_quantised),
     w = (q - z) s
 
-on the calibration text. Zero points stay, and the model has the same size; a wrong balance between
-layers, which no layer's own loss sees, is mended. Of what was learned all, half or a quarter is
-taken, whichever has the least KL on windows that were not learned from, or nothing: the less there
-is to mend, the more of what is learned holds for its text alone.
+on the calibration text. Zero points stay, and so does the model's size. Training repairs a wrong
+balance between layers, which no layer's own loss shows. Of the change, all, half, a quarter or
+nothing is kept, whichever has the least KL on held-out windows: the less there is to repair, the
+more of the change fits the training text alone.
 
 Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: arXiv 2305.17888.
 """
@@ -68,7 +68,7 @@ class Tuned:
 
 
 class _Student:
-    """The quantised model as a function of what is learned.
+    """The quantised model as a function of its trainable parameters.
 
     Attributes:
         matrices: by the module whose bytes hold them.
@@ -114,13 +114,13 @@ class _Student:
         return joined(parts)
 
     def learned(self) -> _LearnedModel:
-        """A copy of what was learned so far, of vectors and of matrices."""
+        """Return a copy of the trained vectors and matrices so far."""
         changes = {name: change.detach().clone() for name, change in self.changes.items()}
         return changes, {module: matrix.learned() for module, matrix in self.matrices.items()}
 
     @torch.no_grad()
     def take(self, learned: _LearnedModel, share: float) -> Arrays:
-        """A share of what was learned, as stored; from now on this computes with that."""
+        """Apply a share of the change and return the weights as stored."""
         changes, matrices = learned
         for name, change in changes.items():
             self.changes[name].copy_(share * change)
@@ -165,7 +165,7 @@ def tune(
     ids = torch.from_numpy(windows)
     given, judged = split(ids)
     batch = max(1, BATCH_TOKENS // ids.shape[1])
-    short = multiplies_bfloat16()  # what is found is judged in float32
+    short = multiplies_bfloat16()  # results are judged in float32
 
     def loss(chosen: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=short):

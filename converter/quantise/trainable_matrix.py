@@ -1,13 +1,13 @@
-"""Quantised matrices whose scales, and codes where wanted, follow a gradient; and the loop.
+"""Quantised matrices whose scales, and optionally codes, are trained; and the training loop.
 
-    w = round(q - z + m) * s * exp(reach * l),  learned are m and l, both 0 at the start
+    w = round(q - z + m) * s * exp(reach * l),  m and l are trained, both 0 at the start
 
 Rounding passes gradients straight through, so a code moves once steps in its direction outweigh
 those against it by half a code. Adam's second moment is kept over many batches for m: over few, the
 size of a step follows the noise of a batch, and codes flip with it.
 
-Source: rounding as something that is learned: arXiv 2004.10568 (AdaRound), 2309.05516 (AutoRound);
-straight through it: arXiv 1308.3432; a part of what was learned: arXiv 2109.01903, section 3.
+Source: trained rounding: arXiv 2004.10568 (AdaRound), 2309.05516 (AutoRound);
+straight-through gradients: arXiv 1308.3432; a share of the change: arXiv 2109.01903, section 3.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HELD_OUT = 8  # one window in so many
 
 
 class LearnedMatrix:
-    """One quantised matrix as a function of what is learned.
+    """One quantised matrix as a function of its trainable parameters.
 
     Attributes:
         scale_steps: [N, G] logarithms of the scales' factors, in units of 16 codes.
@@ -81,13 +81,13 @@ class LearnedMatrix:
             self.moves.copy_(torch.minimum(torch.maximum(self.moves, low), high))
 
     def learned(self) -> Learned:
-        """A copy of what was learned so far."""
+        """Return a copy of the trained parameters so far."""
         moves = None if self.moves is None else self.moves.detach().clone()
         return self.scale_steps.detach().clone(), moves
 
     @torch.no_grad()
     def take(self, learned: Learned, share: float) -> Quantised:
-        """A share of what was learned, as stored; from now on this computes with that."""
+        """Apply a share of the change and return the weights as stored."""
         scale_steps, moves = learned
         factors = self._scales * (share * scale_steps * self._reach).exp()
         scales = float16_scales(factors.clamp_max(FLOAT16_MAX).numpy())
@@ -106,7 +106,7 @@ class LearnedMatrix:
 
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of windows to learn from, and of those to judge by: all, where there are few."""
+    """Return indices of windows for training and for judging: all for both, if there are few."""
     every = torch.arange(len(windows))
     if len(every) < _HELD_OUT:
         return every, every
@@ -124,7 +124,7 @@ def learn(
     batch: int,
     advance: Callable[[], None],
 ) -> None:
-    """Follow the gradient of a loss over batches of windows, each window once a round.
+    """Train by the gradient of a loss over batches of windows, each window once per round.
 
     Args:
         matrices: what learns.
@@ -161,7 +161,7 @@ def learn(
 
 
 def mean_loss(loss: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
-    """A loss over all of some windows, given their indices, so many at a time."""
+    """Return the mean loss over windows, given their indices, a batch at a time."""
     parts = torch.split(windows, batch)
     return math.fsum(float(loss(part)) * len(part) for part in parts) / len(windows)
 

@@ -1,7 +1,7 @@
 """Codes packed densely into 32-bit words, as GPTQ, AWQ and compressed-tensors store them.
 
-Code i of a row takes bits i*bits .. i*bits + bits - 1 of the row, lowest first; a row ends with a
-whole word. Codes of 3 bits lie across words.
+Code i of a row takes bits i*bits .. i*bits + bits - 1 of the row, lowest first. A row ends with a
+whole word. Codes of 3 bits may span two words.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""GGUF files as checkpoints: tensors under transformers' names, integers kept where they can be.
+"""Read GGUF files as checkpoints: tensors under transformers' names, integers kept if possible.
 
-    Q4_0  w = (q - 8) * d     32 inputs a block: our 4 bits without zero points, exactly
-    Q8_0  w = q * d           our 8 bits without zero points, exactly
+    Q4_0  w = (q - 8) * d     32 inputs a group: exactly 4 bits without zero points
+    Q8_0  w = q * d           exactly 8 bits without zero points
 
 Every other type is dequantised, by the `gguf` package: K-quants have a minimum in place of an
-integer zero point, and scales of more bits than a float16 holds, and groups of 16 at 6 bits. Where
-matrices with exact integers make up most of the layers, they keep them; otherwise (a K-quant file
-with a few of them) the whole model is a floating-point one, quantised as asked.
+integer zero point, scales finer than float16, and groups of 16 at 6 bits. If most layers have exact
+integers, those are kept. Otherwise (a K-quant file with a few of them) the whole model is read as
+floating-point weights and quantised as asked.
 
 Source: ggml, docs/gguf.md and `ggml-common.h`; names from the `gguf` package's tensor map.
 """

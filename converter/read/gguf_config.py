@@ -1,8 +1,8 @@
-"""A GGUF file's metadata as the `config.json` and `generation_config.json` of its model.
+"""Convert a GGUF file's metadata to the `config.json` and `generation_config.json` of its model.
 
-What llama.cpp fixes in its code rather than in the file (Gemma's windows and scales, SmolLM3's
-layers without rotation) is written out here. A field of the architecture that nothing here reads is
-an error, as it is in a `config.json`.
+Properties that llama.cpp fixes in its code and not in the file (Gemma's windows and scales,
+SmolLM3's layers without rotation) are listed here. An architecture field that nothing here reads is
+an error, as in a `config.json`.
 
 Source: ggml, docs/gguf.md; llama.cpp, `convert_hf_to_gguf.py` and `src/llama-model.cpp`.
 """
@@ -24,7 +24,7 @@ from edgetok.models.config.reader import ConfigReader, shown
 Config = dict[str, Any]
 Factors = dict[str, npt.NDArray[np.float32]]
 
-# They say what was done to a model, or how large it was, and nothing of what it computes.
+# They describe a model's history or size, not its arithmetic.
 _INFORMATION = (
     "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal",
     "use_parallel_residual",

@@ -1,12 +1,12 @@
-"""A GGUF file's tokenizer as `tokenizer.json` and `tokenizer_config.json`.
+"""Convert a GGUF file's tokenizer to `tokenizer.json` and `tokenizer_config.json`.
 
-    gpt2    byte-level BPE: tokens and merges as they are; how text is cut into words goes by the
-            name in `tokenizer.ggml.pre`, and a name that is not known here is refused
-    llama   sentencepiece BPE: each way to cut a token into two others is a merge, ranked by the
+    gpt2    byte-level BPE: tokens and merges are copied; `tokenizer.ggml.pre` names the way in
+            which text is split into words, and an unknown name is refused
+    llama   sentencepiece BPE: each split of a token into two others is a merge, ranked by the
             token's score
 
-What a file does not say is lost: whether a special token swallows the spaces beside it, and
-normalisation other than Qwen's NFC.
+The file does not record whether a special token absorbs the spaces beside it, nor normalisation
+other than Qwen's NFC, so these are lost.
 
 Source: ggml, docs/gguf.md, "Tokenizer"; llama.cpp, `src/llama-vocab.cpp`; the file format of
 https://github.com/huggingface/tokenizers.

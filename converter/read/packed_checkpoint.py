@@ -1,14 +1,13 @@
-"""Checkpoints that are quantised already: GPTQ, AWQ and compressed-tensors, integers kept.
+"""Read quantised checkpoints (GPTQ, AWQ, compressed-tensors) and keep their integers.
 
     gptq                qweight [ceil(K*b/32), N], qzeros [G, ceil(N*b/32)], scales [G, N],
-                        g_idx [K]; zero points less one unless checkpoint_format is "gptq_v2"
+                        g_idx [K]; zero points minus one unless checkpoint_format is "gptq_v2"
     awq (gemm)          qweight [K, N/8], qzeros [G, N/8], scales [G, N]; 4 bits, the eight codes
                         of a word in the order 0 2 4 6 1 3 5 7
     compressed-tensors  weight_packed [N, ceil(K*b/32)], weight_scale [N, G], weight_shape, and
                         weight_zero_point [ceil(N*b/32), G] where not symmetric
 
-To the rest of the converter such a checkpoint is one of floating-point tensors under their usual
-names, of which some also have codes.
+The rest of the converter sees floating-point tensors under their usual names; some also have codes.
 
 Source: GPTQModel and AutoAWQ, documentation of their checkpoint formats; compressed-tensors 0.20,
 `pack_quantized`.

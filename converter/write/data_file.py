@@ -1,4 +1,4 @@
-"""Writing `model.onnx.data`: the file at its full size, each tensor at its place in any order.
+"""Write `model.onnx.data`: the file at its full size, each tensor at its place in any order.
 
 The arithmetic is in `edgetok.formats.layout`, which the reader shares; its names are repeated here.
 """
@@ -42,7 +42,7 @@ __all__ = [
 class DataFile:
     """The data file of an artefact that is being written. A context manager.
 
-    Opening creates the file, or goes on with one of the right size, and reserves all its blocks, so
+    Opening creates the file, or continues one of the right size, and reserves all its blocks, so
     that a full disk shows before hours of work rather than after.
     """
 

@@ -1,4 +1,4 @@
-"""Small words to write an ONNX graph with: nodes, tiny constants, external tensors, functions.
+"""Helpers to write an ONNX graph: nodes, tiny constants, external tensors, functions.
 
 Only operators of opset 21 and `com.microsoft` are used, so that plain onnxruntime runs the graph.
 """
@@ -93,7 +93,7 @@ class GraphWriter:
 
 
 def external_tensor(slot: TensorSlot) -> onnx.TensorProto:
-    """An initializer whose bytes lie in `model.onnx.data`."""
+    """Return an initializer whose bytes are in `model.onnx.data`."""
     tensor = TensorProto(name=slot.name, data_type=_ONNX_TYPES[slot.dtype], dims=slot.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (

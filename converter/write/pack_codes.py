@@ -1,10 +1,10 @@
-"""Codes into bytes, as the artefact stores them: low bits first, each row of zeros byte-aligned.
+"""Pack codes into bytes as the artefact stores them: low bits first, rows of zeros byte-aligned.
 
     2, 4, 8 bits: byte j of a group holds codes j*c .. j*c + c - 1, c = 8 / bits, the first lowest
     3 bits: a plane of the low two bits and one of the high bit, each packed like that
 
-Inputs K..G*group_size - 1, which pad the last group, get the group's zero point, so that they count
-nothing. Rows are packed a few at a time: beyond the result only about a megabyte is needed.
+Inputs K..G*group_size - 1, which pad the last group, get the group's zero point, so that they add
+nothing. Rows are packed a few at a time, which needs about a megabyte beside the result.
 
 Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits.
 """

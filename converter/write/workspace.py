@@ -1,12 +1,12 @@
 """The partial folder of a conversion: beside the output, locked, journalled.
 
     OUT.partial/lock          held by the one converter that may write here
-    OUT.partial/journal.jsonl what is done: the first line names the conversion, then a line a step
+    OUT.partial/journal.jsonl finished steps: the first line names the conversion, then one per step
     OUT.partial/artefact/     becomes OUT
     OUT.partial/old           the former OUT, where the two cannot change places at once
 
-Every step's files reach the disk before its line does, so that a line in the journal is a promise.
-A last line that was cut short is not one. Nothing here knows what is being converted.
+Every step's files reach the disk before its line does, so a complete line proves a finished step. A
+last line that was cut short counts as missing.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Workspace:
             result: likewise.
 
         Raises:
-            OutputError: the journal could not be written; it is as it was.
+            OutputError: the journal could not be written; it is unchanged.
         """
         steps = {name: self._steps[name] for name in kept} | {step: result}
         lines = [{"step": name, "result": value} for name, value in steps.items()]
@@ -134,7 +134,7 @@ class Workspace:
         """Put the artefact in the place of OUT and remove the partial folder.
 
         Raises:
-            OutputError: a file could not be written or renamed; OUT is then as it was.
+            OutputError: a file could not be written or renamed; OUT is then unchanged.
         """
         old = self.folder / _OLD
         try:
@@ -166,7 +166,7 @@ def check_output(out: Path, source: Path | None) -> None:
         source: the resolved checkpoint folder; None where there is none yet.
 
     Raises:
-        OutputError: `out` is, holds or lies in the source, or is something else than an artefact.
+        OutputError: `out` is, holds or is in the source, or is something else than an artefact.
     """
     if source is not None:
         if out == source:
@@ -198,7 +198,7 @@ def recover(out: Path) -> None:
 def open_workspace(
     out: Path, title: Mapping[str, Any], *, source: Path | None = None
 ) -> Iterator[Workspace]:
-    """Lock the partial folder of `out` and go on with what lies there if it has this title.
+    """Lock the partial folder of `out`, and continue its work if it has this title.
 
     Args:
         out: the artefact's folder, resolved.
@@ -224,7 +224,7 @@ def open_workspace(
         try:
             yield workspace
         except UserError:
-            # Nothing to go on with: bad input leaves no trace.
+            # Nothing to continue: bad input leaves no trace.
             if not workspace.has_steps:
                 shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -1,4 +1,4 @@
-"""Reading what was written: the weights that an artefact stands for, as float32."""
+"""Read the weights of a written artefact as float32."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Recall and perplexity of bounded caches: every policy at every size, beside the full cache.
 
-A context is read in the order and blocks in which a conversation would be, within the cache's
-bytes at every moment; then each question is asked from the same state and answered greedily.
+A context is read in the order and chunks of a conversation and never exceeds the cache's bytes.
+Then each question is asked from the same state and answered greedily.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contexts with several questions each, for measuring what a bounded cache still knows.
+"""Contexts with several questions each, to measure the recall of a bounded cache.
 
 A cache must not choose by the question, so a context is read and compressed first and asked
 afterwards, every question from the same state. Facts come from the generators in `recall.py`, from

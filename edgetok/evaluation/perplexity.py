@@ -2,7 +2,7 @@
 
 A text is cut into windows that overlap: each token is scored once, with at least `window - stride`
 tokens before it where the document has them (the "strided" perplexity of the transformers
-documentation). Logits are looked at a few rows at a time, so that a large vocabulary does not
+documentation). Logits are processed a few rows at a time, so that a large vocabulary does not
 fill the memory.
 """
 

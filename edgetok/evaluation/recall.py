@@ -1,4 +1,4 @@
-"""Recall in context: cases that ask for something told earlier, and how an answer is scored.
+"""Recall in context: cases that ask for something mentioned earlier, and the scoring of answers.
 
 A case is a conversation whose last message is a question; the answer stands `distance` tokens
 earlier. Training draws from the same tables with `held_out=False` and can never meet what an

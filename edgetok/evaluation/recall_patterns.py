@@ -1,4 +1,4 @@
-"""The words and wordings that recall cases are made of; data alone.
+"""Words and wordings of recall cases, as data.
 
 Fields and constants named `unseen` are for evaluation; training never draws from them.
 """

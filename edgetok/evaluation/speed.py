@@ -1,7 +1,7 @@
 """Measure the speed of prefill and decode, and their share of the memory's read bandwidth.
 
 Decoding reads every weight once a token, so its limit is the machine's read bandwidth: that is
-measured in the same process, between the runs, because it moves from hour to hour.
+measured in the same process, between the runs, because it varies from hour to hour.
 """
 
 from __future__ import annotations

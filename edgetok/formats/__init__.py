@@ -1,1 +1,1 @@
-"""Reading what others wrote, strictly."""
+"""Strict readers of files that others wrote, and the artefact's layout."""

@@ -57,7 +57,7 @@ class Artefact:
     """An artefact that passed every check. Made by `open_artefact`; a context manager.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         manifest: sizes and digests of its files.
         spec: the decoder; None where another exporter wrote the graph, which then only the
             onnxruntime backend can run.

@@ -40,7 +40,7 @@ class Checkpoint:
     """An opened model folder. Made by `open_checkpoint`.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         config: `config.json`.
         generation_config: `generation_config.json`, empty where there is none.
         infos: every tensor's dtype, shape and place.

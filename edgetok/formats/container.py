@@ -3,7 +3,7 @@
     magic, 8 bytes | length of the header, uint64 | header, JSON | parts, one by one | sha256
 
 all little-endian. The header is {"model": identity, "parts": [bytes of each], ...}; the hash is
-that of all bytes before it and is checked before anything else is believed.
+that of all bytes before it and is checked first.
 """
 
 from __future__ import annotations

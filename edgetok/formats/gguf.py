@@ -56,7 +56,7 @@ class GgufFile:
     """An opened GGUF file. Made by `open_gguf`.
 
     Attributes:
-        path: where it lies.
+        path: its path.
         fields: metadata: int, float, bool, str, a list of str, or an array of numbers.
         infos: each tensor's type, as a key of `BLOCKS`, shape with the outermost size first, and
             place.

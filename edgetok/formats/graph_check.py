@@ -1,7 +1,7 @@
 """Check that an artefact's graph is the decoder that its spec describes.
 
-The graph is read by onnxruntime, the spec by edgetok's own runtimes; both must mean one model. Not
-every wire is followed: initializers, operators and their attributes, inputs and outputs are.
+The graph is read by onnxruntime, the spec by edgetok's own runtimes; both must mean one model. The
+check covers initializers, operators and their attributes, inputs and outputs, not every edge.
 """
 
 from __future__ import annotations

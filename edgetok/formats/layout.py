@@ -1,8 +1,8 @@
 """Layout of `model.onnx.data`: the name, dtype, shape and offset of every tensor.
 
 The converter writes by this table and the reader checks by it. It is a pure function of the spec
-and the formats, so that tensors may be written in any order and an interrupted conversion goes on.
-All arithmetic is on Python integers, which do not overflow.
+and the formats, so that tensors may be written in any order and an interrupted conversion can
+continue. All arithmetic is on Python integers, which do not overflow.
 """
 
 from __future__ import annotations

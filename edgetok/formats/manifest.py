@@ -1,9 +1,10 @@
-"""`manifest.json`: which files an artefact consists of, their sizes and their sha256.
+"""`manifest.json`: the files of an artefact, with sizes and sha256.
 
     {"format": "1", "exporter": "edgetok", "files": {"model.onnx": {"bytes": 1, "sha256": "..."}}}
 
 `exporter` is "edgetok" if edgetok wrote the graph, with a spec, "optimum" where another exporter
-wrote it and only onnxruntime can run it. A copy that lost a byte shows here, before a wrong answer.
+wrote it and only onnxruntime can run it. A damaged copy is detected here, before it gives a wrong
+answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading an ONNX file from strangers: every place where a tensor may hide is looked at.
+"""Read an ONNX file from strangers: check every place where a tensor can be stored.
 
 Nothing outside the protobuf is touched here; external data is only described. A location is a plain
 name of a regular file in the model's own folder (CVE-2022-25882, CVE-2024-27318), keys come from an
@@ -49,7 +49,7 @@ _BITS: dict[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class ExternalTensor:
-    """A tensor whose bytes lie in another file of the folder; `offset` and `nbytes` in bytes."""
+    """A tensor whose bytes are in another file of the folder; `offset` and `nbytes` in bytes."""
 
     name: str
     data_type: int
@@ -67,7 +67,7 @@ class ScannedModel:
         model: the protobuf.
         initializers: external initializers of the main graph by name.
         constants: names of the main graph's initializers that lie inside the protobuf.
-        files: size in bytes of each file that some tensor lies in.
+        files: size in bytes of each file that holds a tensor.
     """
 
     model: onnx.ModelProto
@@ -80,7 +80,7 @@ def scan(folder: Path, name: str, data: bytes) -> ScannedModel:
     """Parse a model and check every tensor in it against the files of its folder.
 
     Args:
-        folder: where the model and its data lie.
+        folder: of the model and its data.
         name: the model's file name, for messages.
         data: its bytes.
 

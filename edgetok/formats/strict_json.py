@@ -1,7 +1,7 @@
-"""JSON that others wrote, read strictly: bounded, no duplicate keys, no NaN or Infinity.
+"""Read JSON from others strictly: bounded, no duplicate keys, no NaN or Infinity.
 
 Python's reader keeps the last of two equal keys and takes NaN, so that two readers of one file may
-see two different models; here both are errors. Size and depth are checked before anything is built.
+see two different models. Both are errors here. Size and depth are checked before anything is built.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ temperature, top-k, top-p, min-p, then a draw. top-k and min-p do not depend on 
 place; top-p does, and sees the distribution at the chosen temperature among the top k. A mask of
 forbidden tokens (a grammar) belongs between penalties and temperature.
 
-Cheap for large vocabularies: nothing sorts more than the candidates that remain.
+Large vocabularies are cheap: only the remaining candidates are sorted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Tokens to text as they arrive: characters that span tokens are given out whole.
+"""Convert tokens to text as they arrive; a character that spans tokens is emitted whole.
 
 A token is bytes, not characters: an emoji is four bytes and often as many tokens. Each token is
 turned into its bytes (byte-level vocabularies) or into a piece of text or a byte (sentencepiece
 with byte fallback), and bytes are collected until they make a character. For the rare other
-decoders a window of tokens is decoded again and what is new in it given out.
+decoders a window of tokens is decoded again and the new part of its text emitted.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Pieces:
 
 
 class _Window:
-    """Decodes the last few tokens again and gives out what is new.
+    """A stream that decodes the last few tokens again and emits the new text.
 
     A character has at most four bytes and a token at least one, so that a text which still ends in
     U+FFFD after four tokens stays invalid.

@@ -32,7 +32,7 @@ class StopFinder:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """The text still held back, when no more comes."""
+        """Return the text still held back at the end."""
         text, self._held = self._held, ""
         return text
 

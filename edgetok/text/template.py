@@ -1,7 +1,7 @@
-"""Chat templates: messages to the text that a model was trained on.
+"""Chat templates: render messages as the text that a model was trained on.
 
 Templates come from strangers. They are rendered as Hugging Face does, in jinja2's immutable
-sandbox, and inside bounds: see `edgetok.text.template_sandbox`.
+sandbox, and within limits: see `edgetok.text.template_sandbox`.
 """
 
 from __future__ import annotations

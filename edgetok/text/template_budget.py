@@ -1,7 +1,7 @@
 """Limits of one rendering of a chat template, and the check that every value passes.
 
 A value is measured when it is made: text by its bytes, a container with all that it refers to, so
-that forty nested lists that each hold the last one twice are seen for what they are.
+that forty nested lists that each hold the last one twice count at their full size.
 """
 
 from __future__ import annotations

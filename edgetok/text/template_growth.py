@@ -2,8 +2,8 @@
 
 Most templates are one loop over the messages. If what its body writes depends on nothing but the
 message, its neighbours, the first few messages, whether it is one of these or the last one and
-whether its number is odd, then a conversation's text grows at its end alone. Read from the syntax
-tree; what is not understood counts as not so.
+whether its number is odd, then a conversation's text only grows at its end. The check reads the
+syntax tree; a construct that it does not know counts as a dependence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""jinja2 inside bounds: no escape, no endless loop, no memory bomb.
+"""jinja2 within limits: no escape, no endless loop, no memory bomb.
 
 jinja2's immutable sandbox keeps a template away from Python's internals, but lets it loop for ever
 and write `'a' * 10**10`. Here every way in which a template can make a value goes through one gate:
@@ -8,7 +8,7 @@ and write `'a' * 10**10`. Here every way in which a template can make a value go
 - filters, tests, globals and methods are those on a list, the ones that amplify with a check before
   they run;
 - the gate asks the clock, adds up the bytes made, and measures a container with all that it
-  refers to, so that ten nested lists that each hold the last one twice are seen for what they are.
+  refers to, so that ten nested lists that each hold the last one twice count at their full size.
 
 So each step costs at most a bounded amount, and between two steps the clock is asked.
 """

@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a `tokenizer.json`.
+"""Convert text to token ids and back, by a `tokenizer.json`.
 
 The file is validated where it is loaded: a token beyond the model's vocabulary would read past the
 embedding, and an empty added token matches everywhere. Saved truncation and padding are switched
@@ -144,7 +144,7 @@ class Tokenizer:
         return token if token is not None and token < self.vocab_size else None
 
     def _find_cuts(self) -> frozenset[int]:
-        """Those found in the text as it is, that take nothing from what is around them."""
+        """Return the added tokens that match the raw text and do not absorb spaces around them."""
         every = list(self._added.values())
         return frozenset(
             i

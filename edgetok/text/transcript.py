@@ -1,9 +1,9 @@
-"""The tokens of a conversation that grows, at the cost of what is new.
+"""The tokens of a growing conversation, computed at the cost of the new text.
 
 The text of n messages begins with that of the first n - 1 where the template writes each message by
 itself (`text/template_growth.py`), and so do the tokens where a message begins with a special
-token, at which tokenizers cut before anything else. Both are looked at; where either is not so, all
-is rendered and tokenised again. The result is always that of rendering and tokenising all.
+token, at which tokenizers split first. Both are checked; if either fails, everything is rendered
+and tokenised again. The result always equals that of rendering and tokenising everything.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Run:
             run(program.address, self.ctx.ctypes.data, 0, 1)
 
     def seconds(self, team: Team, tokens: int, mass: bool) -> float:
-        """One run of all layers."""
+        """Run all layers once."""
         self.ctx[0] = tokens
         self.ctx[launch.CTX_MASS] = self.held[2].ctypes.data if mass else 0
         self.where[:tokens] = np.arange(self.depth - tokens, self.depth)
@@ -142,7 +142,7 @@ class Read:
         self.ctx = np.zeros(32, np.int64)
 
     def seconds(self, team: Team) -> float:
-        """One pass."""
+        """Read the buffer once."""
         begin = time.perf_counter()
         team.run(self.program, self.ctx.ctypes.data)
         return time.perf_counter() - begin

@@ -72,7 +72,7 @@ GROUP = {2: 64, 3: 64, 4: 32, 8: 32}
 
 
 def decoder(name: str) -> DecoderSpec:
-    """A decoder of real sizes."""
+    """Return a decoder of real sizes."""
     given = dict(SHAPES[name])
     rope = RopeSpec(rotary_dim=given["head_dim"], theta=500000.0)
     return DecoderSpec(
@@ -88,7 +88,7 @@ def decoder(name: str) -> DecoderSpec:
 
 
 def write_model(spec: DecoderSpec, bits: int, folder: Path) -> Path:
-    """An artefact of random codes; scales keep activations near 1."""
+    """Return an artefact of random codes; scales keep activations near 1."""
     form = TensorFormat(bits, GROUP[bits], True)
     formats = dict.fromkeys(linear_shapes(spec), form)
     formats["lm_head"] = TensorFormat(max(4, bits), 32, True)
@@ -185,7 +185,7 @@ def tune(backend: GpuBackend, device: Device) -> Iterator[str]:
 def measure(
     device: Device, name: str, folder: Path, args: argparse.Namespace, copy: float, product: float
 ) -> dict[str, Any]:
-    """One model."""
+    """Return one model."""
     with closing(GpuBackend(folder, device=device)) as backend:
         spec = backend.spec
         for line in tune(backend, device):

@@ -60,7 +60,7 @@ def random_weight(rng: np.random.Generator, bits: int, g: int, N: int, K: int):
 def edgetok_runs(
     kernels: Kernels, weights: list[LinearWeight], x: np.ndarray, threads: int
 ) -> tuple[Callable[[], float], list[object]]:
-    """A function that computes every product once and says how long it took."""
+    """Return a function that computes every product once and returns the time."""
     tokens, K = x.shape
     first = weights[0]
     qx = Activations.allocate(
@@ -90,7 +90,7 @@ def edgetok_runs(
 def onnxruntime_runs(
     kept: list[tuple], weights: list[LinearWeight], x: np.ndarray, threads: int
 ) -> Callable[[], float]:
-    """The same products in onnxruntime, one node each, on the same bytes."""
+    """Return the same products in onnxruntime, one node each, on the same bytes."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper
@@ -147,7 +147,7 @@ def onnxruntime_runs(
 
 
 def read_runs(kernels: Kernels, buffer: np.ndarray, threads: int) -> Callable[[], float]:
-    """A plain read of the buffer."""
+    """Return a function that reads the buffer."""
     sink = np.zeros(threads * kernels.isa.vector_bytes, np.uint8)
     instruction = np.zeros(16, np.int64)
     runs = buffer.nbytes // (8 * kernels.isa.vector_bytes)

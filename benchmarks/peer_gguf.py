@@ -63,7 +63,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def gguf_name(name: str) -> str:
-    """The name that llama.cpp gives to a tensor of a checkpoint."""
+    """Return the name that llama.cpp gives to a tensor of a checkpoint."""
     if name in _OUTER:
         return _OUTER[name]
     _, _, layer, rest = name.split(".", 3)

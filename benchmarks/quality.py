@@ -72,7 +72,7 @@ def write_once() -> None:
 def measure(
     artefact: Path, original: Original, text: str, tokens: int, cases: int
 ) -> tuple[Evaluation, str]:
-    """The artefact beside the original on the first `tokens` of a text; right answers."""
+    """Compare an artefact with the original on the first `tokens` of a text, and by recall."""
     with Model.load(artefact, threads=1) as model:
         window = min(512, model.context_tokens)
         cut = windows(documents(text, model.tokenizer), window, window // 2, tokens)

@@ -185,7 +185,7 @@ def is_quantised(source: Path) -> bool:
 
 
 def _open(path: Path) -> Checkpoint:
-    """A model folder or a GGUF file."""
+    """Open a model folder or a GGUF file."""
     if path.is_file():
         return GgufCheckpoint(path)
     checkpoint = open_checkpoint(path)

@@ -38,7 +38,7 @@ class Quantised:
     group_size: int
 
     def dequantise(self) -> Floats:
-        """The weights that will be used: [N, K] float32."""
+        """Return the weights that will be used: [N, K] float32."""
         N, K = self.codes.shape
         weights = np.empty((N, K), np.float32)
         step = max(1, _CHUNK_WEIGHTS // K)

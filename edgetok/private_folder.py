@@ -10,7 +10,7 @@ from edgetok.errors import OutputError
 
 
 def private_folder(folder: Path, holds: str) -> Path:
-    """The folder, made where it is not there. What is in it is trusted: code, others' text.
+    """Return the folder, created if it is missing. Its contents (code, text) are trusted.
 
     Args:
         folder: where.

@@ -33,12 +33,12 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes."""
+        """Return the sizes."""
         return tuple(self.tensor.shape)
 
     @property
     def T(self) -> DeviceArray:
-        """A matrix transposed."""
+        """Return the transposed matrix."""
         return DeviceArray(self.tensor.mT)
 
     def __len__(self) -> int:
@@ -58,27 +58,27 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         self.tensor[self._index(index)] = self._operand(value)
 
     def view(self, dtype: npt.DTypeLike) -> DeviceArray:
-        """The same bytes as another type."""
+        """Return the same bytes as another type."""
         return DeviceArray(self.tensor.view(_KINDS[np.dtype(dtype)]))
 
     def astype(self, dtype: npt.DTypeLike) -> DeviceArray:
-        """Converted."""
+        """Return the values as another type."""
         return DeviceArray(self.tensor.to(_KINDS[np.dtype(dtype)]))
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """The same values in another shape."""
+        """Return the same values in another shape."""
         return DeviceArray(self.tensor.reshape(*shape))
 
     def max(self, axis: Any, keepdims: bool = False) -> DeviceArray:
-        """The largest along an axis."""
+        """Return the largest along an axis."""
         return DeviceArray(self.tensor.amax(axis, keepdims))
 
     def sum(self, axis: Any, keepdims: bool = False) -> DeviceArray:
-        """Added up along an axis."""
+        """Return the sum along an axis."""
         return DeviceArray(self.tensor.sum(axis, keepdims))
 
     def mean(self, axis: Any, keepdims: bool = False) -> DeviceArray:
-        """The mean along an axis."""
+        """Return the mean along an axis."""
         return DeviceArray(self.tensor.mean(axis, keepdims))
 
     def __array_ufunc__(

@@ -35,7 +35,7 @@ def present() -> bool:
 
 
 def find() -> Device:
-    """The first GPU.
+    """Return the first GPU.
 
     Raises:
         MissingExtraError: torch or Triton is not installed.
@@ -102,7 +102,7 @@ class Device:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Launches go to this device, whichever thread makes them."""
+        """Make launches inside the block go to this device, from any thread."""
         import torch
 
         if self.interpreted:
@@ -141,7 +141,7 @@ class Device:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.torch_device)
 
     def copy(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy on the device."""
+        """Return a copy on the device."""
         import torch
 
         return torch.from_numpy(np.array(array)).to(self.torch_device)
@@ -157,7 +157,7 @@ class Device:
         torch.from_numpy(out).copy_(tensor)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A function that launches everything that `work` launches, in one call.
+        """Return a function that launches everything that `work` launches, in one call.
 
         `work` must have run before, so that its kernels are compiled, and allocate nothing, wait
         for nothing and launch on the current stream alone. What other threads do on the GPU
@@ -208,7 +208,7 @@ class Staging:
         self.tensor.copy_(self._source, non_blocking=True)
 
     def floats(self, begin: int, rows: int, columns: int) -> torch.Tensor:
-        """A part of `tensor` as float32 [rows, columns]."""
+        """Return a part of `tensor` as float32 [rows, columns]."""
         import torch
 
         part = self.tensor[begin : begin + rows * columns]

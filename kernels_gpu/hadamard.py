@@ -14,7 +14,7 @@ from edgetok.kernels_gpu.jit import jit
 
 
 def hadamard_log(head_dim: int) -> int:
-    """The logarithm of the largest power of two that divides head_dim."""
+    """Return the logarithm of the largest power of two that divides head_dim."""
     return (head_dim & -head_dim).bit_length() - 1
 
 

@@ -42,7 +42,7 @@ def plane_stride(size: int) -> int:
 
 
 def next_power(value: int) -> int:
-    """The smallest power of two that is at least `value`."""
+    """Return the smallest power of two that is at least `value`."""
     return 1 << max(0, value - 1).bit_length()
 
 
@@ -82,5 +82,5 @@ def to_planes(x: torch.Tensor) -> torch.Tensor:
 
 
 def from_planes(x: torch.Tensor, size: int) -> torch.Tensor:
-    """The inverse of `to_planes`: [T, size]."""
+    """Undo `to_planes`: return [T, size]."""
     return x.transpose(1, 2).reshape(len(x), -1)[:, :size].contiguous()

@@ -102,7 +102,7 @@ class Slots:
 
     @property
     def kv_heads(self) -> int:
-        """KH."""
+        """Return KH."""
         return len(self.starts)
 
     @property

@@ -201,7 +201,7 @@ def _words(array: npt.NDArray[np.uint8], word: type[np.generic]) -> npt.NDArray[
 
 
 def _host(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor over the same memory; the file is mapped read-only, and only read."""
+    """Return a tensor over the same memory; the file is mapped read-only, and only read."""
     if not array.flags.writeable:
         pointer = array.ctypes.data
         return _borrowed(array, pointer)

@@ -104,5 +104,5 @@ def fill(tensor: torch.Tensor, source: npt.NDArray[Any]) -> None:
 
 
 def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """A copy of a tensor's bytes on the host."""
+    """Return a copy of a tensor's bytes on the host."""
     return np.asarray(tensor.cpu().numpy()).reshape(-1).view(np.uint8)

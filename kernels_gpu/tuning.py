@@ -64,7 +64,7 @@ _chosen: dict[str, int] = {}
 
 
 def key(linear: Linear, tokens: int) -> str:
-    """The key of a measurement: format, sizes, and 1, up to 16, or more tokens."""
+    """Return the key of a measurement: format, sizes, and 1, up to 16, or more tokens."""
     few = "row" if tokens == 1 else "small" if tokens <= SMALL_TOKENS else "tile"
     return f"{few} {linear.bits} {linear.group_words} {linear.N} {linear.K}"
 

@@ -33,7 +33,7 @@ def check_choice(where: str, name: str, value: object, allowed: tuple[object, ..
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: short, whatever it is."""
+    """Return a value as a message shows it: short, whatever it is."""
     if type(value) is int and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str | int | float | None):

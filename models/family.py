@@ -77,7 +77,7 @@ class Family:
     tensors: Mapping[str, TensorSource] = field(hash=False)
 
     def unclaimed(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The checkpoint's tensors among `names` that this description has no place for.
+        """Return the checkpoint's tensors among `names` that this description does not know.
 
         A tensor that no canonical one uses is arithmetic that was not understood. Known computed
         buffers and the stored copy of a tied head do not count.
@@ -111,7 +111,7 @@ def standard_tensors(
 def decoder_sizes(
     config: ConfigReader, *, tied: bool = False, kv_heads: int | None = None, head_dim: int = 0
 ) -> dict[str, Any]:
-    """The fields of `DecoderSpec` that every family reads under the same keys.
+    """Return the fields of `DecoderSpec` that every family reads under the same keys.
 
     Args:
         config: read, and the keys are marked as understood.
@@ -192,7 +192,7 @@ def sqrt_embed_scale(config: ConfigReader) -> float:
 def read_activation(
     config: ConfigReader, key: str = "hidden_act", absent: str = "silu"
 ) -> Activation:
-    """The MLP's activation."""
+    """Return the MLP's activation."""
     name = config.text(key, absent)
     if name not in _ACTIVATIONS:
         raise config.unsupported(key, name, ", ".join(sorted(_ACTIVATIONS)))

@@ -16,7 +16,7 @@ from edgetok.models.spec import DecoderSpec
 
 @functools.lru_cache(maxsize=16)
 def operations(spec: DecoderSpec, first_layer: int = 0) -> tuple[Op, ...]:
-    """Every operation from token ids to `logits`, in order of execution.
+    """Return every operation from token ids to `logits`, in order of execution.
 
     Values: `x` is the residual stream, `h` its norm or what is added to it, `logits` the result.
 
@@ -28,7 +28,7 @@ def operations(spec: DecoderSpec, first_layer: int = 0) -> tuple[Op, ...]:
 
 
 def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
-    """From token ids to the residual stream behind the last layer."""
+    """Return the operations from token ids to the residual stream behind the last layer."""
     yield Embed(
         weight="embed_tokens",
         result="x",
@@ -41,7 +41,7 @@ def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
 
 
 def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Iterator[Op]:
-    """Of one layer: its mixer, then its feed-forward network."""
+    """Return the operations of one layer: its mixer, then its feed-forward network."""
     prefix = f"layers.{first_layer + layer}."
     parts: tuple[tuple[LayerPart, str, str], ...] = (
         (spec.layers[layer].mixer, "input_norm", "post_attention_norm"),
@@ -64,7 +64,7 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
 
 
 def head_operations(spec: DecoderSpec) -> Iterator[Op]:
-    """From the residual stream to logits."""
+    """Return the operations from the residual stream to logits."""
     yield Norm(
         weight="final_norm", source="x", result="h", size=spec.hidden_size, eps=spec.norm_eps
     )
@@ -100,17 +100,17 @@ def grouped(ops: Iterable[Op]) -> list[tuple[Op, ...]]:
 
 
 def stages(ops: Iterable[Op]) -> list[tuple[Linear, ...]]:
-    """The linear layers in order of execution, those that share an input together."""
-    found = []
+    """Return the linear layers in order of execution, those that share an input together."""
+    result = []
     for group in grouped(ops):
         linears = tuple(op for op in group if isinstance(op, Linear))
         if linears:
-            found.append(linears)
-    return found
+            result.append(linears)
+    return result
 
 
 def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linear] | None:
-    """Where scales of a stage's input can be folded into what makes it.
+    """Return the operations that can absorb scales of a stage's input.
 
     Args:
         ops: of the whole layer.
@@ -137,7 +137,7 @@ def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linea
 
 
 def value_columns(ops: Iterable[Op]) -> dict[str, int]:
-    """How many columns a buffer of each value needs."""
+    """Return the number of columns that a buffer of each value needs."""
     columns: dict[str, int] = {}
     for op in ops:
         for name, count in op.writes.items():

@@ -43,7 +43,7 @@ class Op:
 
     @property
     def writes(self) -> dict[str, int]:
-        """How many columns each value has that it writes."""
+        """Return the columns of each value that it writes."""
         columns = math.prod(getattr(self, field) or 1 for field in self.COLUMNS)
         return {getattr(self, field): columns for field in self.WRITES}
 
@@ -125,7 +125,7 @@ class Linear(Op):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The source, and the result where something is added to it."""
+        """Return the source, and the result where something is added to it."""
         return (self.source, self.result) if self.add else (self.source,)
 
     @property

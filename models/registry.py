@@ -19,7 +19,7 @@ _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def families() -> tuple[str, ...]:
-    """The `model_type`s that have a family file, sorted."""
+    """Return the `model_type`s that have a family file, sorted."""
     result = pkgutil.iter_modules([str(Path(__file__).parent / "families")])
     return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 

@@ -17,7 +17,7 @@ Frequencies = npt.NDArray[np.float64]
 
 
 def inv_freq(rope: RopeSpec, capacity_tokens: int) -> Frequencies:
-    """The angle per position of each pair.
+    """Return the angle per position of each pair.
 
     Args:
         rope: the embedding.

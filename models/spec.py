@@ -1,4 +1,4 @@
-"""What edgetok knows about a decoder: one frozen description, no arithmetic on weights.
+"""The description of a decoder: frozen data, no arithmetic on weights.
 
 The converter writes a `DecoderSpec` into the artefact as JSON; the runtimes build their plans
 from it. Everything that differs between model families is a field here, so that no other module
@@ -125,21 +125,21 @@ class LayerSpec:
 
     @property
     def attention(self) -> Attention | None:
-        """The mixer, if it is attention."""
+        """Return the mixer, if it is attention."""
         return self.mixer if isinstance(self.mixer, Attention) else None
 
     @property
     def window(self) -> int:
-        """The attention's window; 0, as for all tokens, in a layer without attention."""
+        """Return the attention's window; 0, as for all tokens, in a layer without attention."""
         return 0 if self.attention is None else self.attention.window
 
     @property
     def rope(self) -> int:
-        """The attention's rope; -1, as for none, in a layer without attention."""
+        """Return the attention's rope; -1, as for none, in a layer without attention."""
         return -1 if self.attention is None else self.attention.rope
 
     def fields(self) -> dict[str, Any]:
-        """The layer as JSON has it: attention and a dense network by their numbers alone."""
+        """Return the layer as JSON has it: attention and a dense network by their numbers alone."""
         if self.attention is not None and self.ffn == Dense():
             return {"window": self.window, "rope": self.rope}
         return {"mixer": self.mixer.fields(), "ffn": self.ffn.fields()}
@@ -231,7 +231,7 @@ class DecoderSpec:
             raise ArtefactError("spec: layers are not a tuple of 1..4096 layers")
         if self.num_heads % self.num_kv_heads:
             raise ArtefactError(
-                f"spec: num_heads {self.num_heads} is no multiple of num_kv_heads "
+                f"spec: num_heads {self.num_heads} is not a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
             )
         for i, layer in enumerate(self.layers):
@@ -259,11 +259,11 @@ class DecoderSpec:
 
     @property
     def num_layers(self) -> int:
-        """How many decoder layers there are."""
+        """Return the number of decoder layers."""
         return len(self.layers)
 
     def to_json(self) -> str:
-        """The spec as one line of JSON."""
+        """Return the spec as one line of JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["layers"] = [layer.fields() for layer in self.layers]
         fields["ropes"] = [dataclasses.asdict(rope) for rope in self.ropes]
@@ -287,6 +287,6 @@ class DecoderSpec:
 
 
 def _rope(fields: dict[str, Any]) -> RopeSpec:
-    """A rope from JSON, where lists stand for tuples."""
+    """Return a rope from JSON, where lists stand for tuples."""
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return RopeSpec(**known)

@@ -7,7 +7,7 @@ from edgetok.models.spec import DecoderSpec
 
 
 def tensor_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that `spec` calls for, by canonical name, in order of execution.
+    """Return every tensor that `spec` calls for, by canonical name, in order of execution.
 
     Linear layers are [N, K] with their `.bias` [N] after them; norms are [size]. `lm_head.weight`
     is missing where the head is tied to the embedding.

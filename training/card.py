@@ -58,7 +58,7 @@ def loss_table(validation: dict) -> str:
 
 
 def transcripts(samples: list) -> str:
-    """The samples as they came, as quotes."""
+    """Return the samples as they came, as quotes."""
     out = []
     for messages in samples:
         lines = []
@@ -88,7 +88,7 @@ def plot_recall(table: dict, path: Path) -> None:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The log without the steps that a killed run did again."""
+    """Return the log without the steps that a killed run repeated."""
     kept: dict[int, dict] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)

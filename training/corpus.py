@@ -89,7 +89,7 @@ def told_stories(held_out: bool, written: bool) -> tuple[tuple[str, str], ...]:
 
 
 def rename(story: str, rng: random.Random) -> str:
-    """The same story about other people, consistently; makes a small corpus last longer."""
+    """Return the same story about other people, consistently; makes a small corpus last longer."""
     used = set(_NAME.findall(story))
     new: dict[str, str] = {}
     for pool in (_GIRLS, _BOYS):

@@ -112,7 +112,7 @@ def introduce(rng: random.Random) -> Exchange:
 
 
 def likes(rng: random.Random) -> Exchange:
-    """The user tells a liking; the assistant takes the word up and asks back."""
+    """Return an exchange in which the user tells a liking and the assistant asks back."""
     kind = rng.choice(("fruit", "animal", "food", "sport", "drink", "city"))
     thing = rng.choice(WORDS[kind])
     plain = kind in ("animal", "fruit") and not thing.endswith(
@@ -129,7 +129,7 @@ def likes(rng: random.Random) -> Exchange:
 
 
 def creature(rng: random.Random) -> Exchange:
-    """A question about an animal."""
+    """Return a question about an animal."""
     name, where, eats, says, legs, what = rng.choice(t.CREATURES)
     a = article(name)
     kind = rng.randrange(5)
@@ -171,7 +171,7 @@ def too_hard(rng: random.Random) -> Exchange:
 
 
 def not_told(rng: random.Random) -> Exchange:
-    """A question about something that the user never told."""
+    """Return a question about something that the user never told."""
     pattern = rng.choice(("self", "self", *PATTERNS))
     pattern, subject = make_fact(rng, pattern).slot.split("|")
     answer = recall_wordings.not_told(pattern, subject)
@@ -218,7 +218,7 @@ _DRILLED: tuple[tuple[Callable[[random.Random], Exchange], int], ...] = (
 
 
 def drill(rng: random.Random) -> Exchange:
-    """An exchange of those that need many repetitions."""
+    """Return an exchange of those that need many repetitions."""
     while True:
         ask, answer = rng.choices([m for m, _ in _DRILLED], [n for _, n in _DRILLED])[0](rng)
         if not is_held_out("chat", ask) or ask.rstrip("?.!") in _ABOUT_IT:
@@ -226,12 +226,12 @@ def drill(rng: random.Random) -> Exchange:
 
 
 def rng_mark(rng: random.Random, texts: tuple[str, ...]) -> str:
-    """One of the texts with an end mark."""
+    """Return one of the texts with an end mark."""
     return rng.choice(texts) + rng.choice(".!")
 
 
 def exchange(rng: random.Random, held_out: bool = False) -> Exchange:
-    """One exchange of any kind, on one side of the split."""
+    """Return one exchange of any kind, on one side of the split."""
     make = rng.choices([m for m, _ in _MAKERS], [w for _, w in _MAKERS])[0]
     for _ in range(40):
         ask, answer = make(rng)
@@ -251,7 +251,7 @@ def loosely(rng: random.Random, ask: str) -> str:
 
 
 def turns_of(pair: Exchange, mark: str = SAID) -> list[Turn]:
-    """An exchange as two turns."""
+    """Return an exchange as two turns."""
     return [user(pair[0]), Turn("assistant", pair[1], mark)]
 
 
@@ -296,7 +296,7 @@ _TAKEN = (
 
 
 def memories(rng: random.Random) -> list[Turn]:
-    """The user tells one to four things and asks for them, small talk in between."""
+    """Return a talk that tells one to four things and asks for them, small talk between."""
     turns: list[Turn] = []
     known: dict[str, str] = {}
     for _ in range(rng.randint(1, 4)):
@@ -324,7 +324,7 @@ def memories(rng: random.Random) -> list[Turn]:
 
 
 def favourite(rng: random.Random) -> list[Turn]:
-    """The assistant asks for a favourite, is answered, and still knows it later."""
+    """Return a talk in which the assistant asks for a favourite and recalls it later."""
     kind = rng.choice(("colour", "city", "fruit", "animal", "food", "sport", "drink"))
     thing = rng.choice([v for v in WORDS[kind] if not is_held_out(kind, v)])
     begin = rng.choice(("Ask me something.", "Let us talk.", "Ask me a question.", "Let's chat."))

@@ -147,7 +147,7 @@ def validation(subject: Reader) -> dict[str, dict[str, float]]:
 
 
 def samples(model: Model, temperature: float) -> list[list[dict[str, str]]]:
-    """One answer for each prompt, and one conversation, with a fixed seed."""
+    """Return one answer for each prompt, and one conversation, with a fixed seed."""
     out = []
     for lines in (*((p,) for p in PROMPTS), DIALOGUE):
         chat = model.chat()

@@ -212,7 +212,7 @@ def go_on(rng: random.Random) -> Exchange:
 
 
 def opposite(rng: random.Random) -> Exchange:
-    """The opposite of a word."""
+    """Return the opposite of a word."""
     a, b = rng.sample(rng.choice(_OPPOSITES), 2)
     ask = rng.choice(("What is the opposite of {a}?", "Tell me the opposite of {a}.",
                       "What is the opposite of the word {a}?", "{a} - what is the opposite?",
@@ -253,7 +253,7 @@ def neighbour(rng: random.Random) -> Exchange:
 
 
 def compare(rng: random.Random) -> Exchange:
-    """The bigger or smaller of two numbers; whether one is bigger."""
+    """Return the bigger or smaller of two numbers; whether one is bigger."""
     a, b = rng.sample(range(1, 100), 2)
     way = rng.choice(("bigger", "smaller"))
     right = (max if way == "bigger" else min)(a, b)
@@ -265,7 +265,7 @@ def compare(rng: random.Random) -> Exchange:
 
 
 def sentence(rng: random.Random) -> Exchange:
-    """A sentence with a word in it."""
+    """Return a sentence with a word in it."""
     noun = rng.choice(story_words.THINGS[rng.choice(list(story_words.THINGS))])
     look, colour = rng.choice(story_words.USUAL), rng.choice(story_words.COLOURS)
     ask = rng.choice(

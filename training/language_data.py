@@ -28,7 +28,7 @@ _ASK_ANY = ("Tell me a story.", "Write a story.", "I want to hear a story.", "A 
 
 
 def with_article(noun: str) -> str:
-    """The noun as one asks for it."""
+    """Return the noun as a request names it."""
     if noun in ("ice", "snow", "rain", "candy", "soup"):
         return noun
     if noun in ("sun", "sea", "moon", "park", "beach", "zoo", "wind"):
@@ -37,7 +37,7 @@ def with_article(noun: str) -> str:
 
 
 def invented_story(rng: random.Random, held_out: bool = False) -> list[Turn]:
-    """An invented story on request and questions about it."""
+    """Return an invented story on request and questions about it."""
     return story_data.conversation(rng, held_out)
 
 
@@ -50,13 +50,13 @@ def _written(rng: random.Random, held_out: bool) -> bool:
 
 
 def any_story(rng: random.Random, held_out: bool = False) -> str:
-    """A story of any topic."""
+    """Return a story of any topic."""
     written = _written(rng, held_out)
     return rng.choice(corpus.written_stories() if written else corpus.stories(held_out))
 
 
 def told_story(rng: random.Random, held_out: bool = False) -> list[Turn]:
-    """A request for a story and a real story that answers it, more or less."""
+    """Return a request for a story and a real story that answers it, more or less."""
     if rng.random() < 0.15:
         ask = rng.choice(_ASK_ANY)
         story = any_story(rng, held_out)

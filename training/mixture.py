@@ -100,7 +100,7 @@ class Batches:
     def row(
         self, rng: random.Random, source: str, stage: Stage, need: int
     ) -> tuple[list[int], list[float]]:
-        """One full row of `need` tokens of a source."""
+        """Return one full row of `need` tokens of a source."""
         if source == "copy":
             return dense_data.random_copy(rng, need, self.tok.get_vocab_size())
         if source == "terse":
@@ -143,7 +143,7 @@ class Batches:
         return ids, weights
 
     def chat(self, turns: list[Turn], value: dict[str, float]) -> tuple[list[int], list[float]]:
-        """A conversation in the chat template, and `<|endoftext|>` after it."""
+        """Return a conversation in the chat template, and `<|endoftext|>` after it."""
         ids: list[int] = []
         weights: list[float] = []
         read = value[READ]

@@ -31,7 +31,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-5
 
     def hf(self) -> dict[str, object]:
-        """The `config.json` of the same model."""
+        """Return the `config.json` of the same model."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -175,7 +175,7 @@ def to_hf(state: dict[str, Tensor], c: ModelConfig) -> dict[str, Tensor]:
 
 
 def from_hf(tensors: dict[str, Tensor], c: ModelConfig) -> dict[str, Tensor]:
-    """The way back: tensors of `LlamaForCausalLM` as a `Decoder` state, in float32."""
+    """Return the way back: tensors of `LlamaForCausalLM` as a `Decoder` state, in float32."""
     out = {"embed": tensors["model.embed_tokens.weight"], "norm": tensors["model.norm.weight"]}
     for i in range(c.num_hidden_layers):
         src, dst = f"model.layers.{i}.", f"layers.{i}."

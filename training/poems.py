@@ -22,7 +22,7 @@ _ASK = ("Write a poem about {x}.", "Write a short poem about {x}.", "A poem abou
 
 
 def poem(rng: random.Random, noun: str, with_article: str) -> tuple[str, str]:
-    """A request for a poem about the noun, and two rhyming pairs of lines."""
+    """Return a request for a poem about the noun, and two rhyming pairs of lines."""
     ask = rng.choice(_ASK).format(x=rng.choice((with_article, "the " + noun)))
     lines = [line for pair in rng.sample(_PAIRS, 2) for line in pair]
     text = "\n".join(line.format(n=noun, an=with_article) for line in lines)

@@ -39,7 +39,7 @@ def user(text: str) -> Turn:
 
 
 def looked_up(text: str) -> Turn:
-    """An answer that stands earlier in the conversation, or that it does not stand there."""
+    """Return the turn of an answer found earlier in the conversation, or that it is not there."""
     return Turn("assistant", text, LOOKUP)
 
 
@@ -56,7 +56,7 @@ FillerTurns = Callable[[random.Random], list[Turn]]
 
 
 def plain_filler_turns(rng: random.Random) -> list[Turn]:
-    """A turn of chatter and an answer of one to nine plain sentences."""
+    """Return a turn of chatter and an answer of one to nine plain sentences."""
     text = filler(rng, rng.choice((1, 2, 3, 5, 9)))
     return [user(rng.choice(words.CHATTER)), Turn("assistant", text, READ)]
 
@@ -86,7 +86,7 @@ def facts(
     filler_turns: FillerTurns = plain_filler_turns,
     span: float = 0.0,
 ) -> list[Turn]:
-    """A dialogue that tells, changes and asks facts in random order, within `budget` tokens.
+    """Return a dialogue that tells, changes and asks facts in random order, within `budget` tokens.
 
     Args:
         rng: source of randomness.
@@ -237,7 +237,7 @@ def quiz(
     filler_turns: FillerTurns = plain_filler_turns,
     span: float = 0.0,
 ) -> list[Turn]:
-    """A key-value list or assignments, then question after question about it."""
+    """Return a key-value list or assignments, then question after question about it."""
     if rng.random() < 0.45:
         most = max(3, min(9, budget // 20))
         lines, worth = assignments(rng, rng.randrange(2, most))
@@ -313,6 +313,6 @@ def conversation(
     filler_turns: FillerTurns = plain_filler_turns,
     span: float = 0.0,
 ) -> list[Turn]:
-    """One recall conversation of any kind."""
+    """Return one recall conversation of any kind."""
     make = rng.choices((facts, quiz, pass_key), (0.6, 0.3, 0.1))[0]
     return make(rng, budget, count, filler_turns, span)

@@ -168,7 +168,7 @@ _CAPITAL = ("My ", "The ", "You ", "If ", "They ", "This ", "Here ", "Look ", "W
 
 
 def question(rng: random.Random, pattern: str, subject: str) -> str:
-    """A question for the subject, in half of all cases one that only training knows."""
+    """Return a question for the subject, in half of all cases one that only training knows."""
 
     def about(frames: tuple[str, ...]) -> str:
         # "Who am I?" asks for a name without saying so, and for nothing else.
@@ -182,14 +182,14 @@ def question(rng: random.Random, pattern: str, subject: str) -> str:
 
 
 def not_told(pattern: str, subject: str) -> str:
-    """The honest answer where nothing was said about the subject."""
+    """Return the honest answer where nothing was said about the subject."""
     return _NOT_TOLD[pattern].format(s=subject)
 
 
 def retold(
     rng: random.Random, fact: recall.Fact, changed: bool, value_first: bool = False
 ) -> recall.Fact:
-    """The same fact in words that only training knows, or in those with the value first."""
+    """Return the same fact in words that only training knows, or in those with the value first."""
     pattern, subject = fact.slot.split("|")
     p = words.PATTERNS[pattern]
     more = _CHANGE.get(pattern, ()) if changed else _TELL[pattern]

@@ -243,7 +243,7 @@ STAGES = (
 
 
 def at(tokens: int) -> tuple[Stage, float] | None:
-    """The stage after so many tokens and its learning rate factor; None at the end."""
+    """Return the stage after so many tokens and its learning rate factor; None at the end."""
     for stage in STAGES:
         if tokens < stage.tokens:
             a, b = stage.lr

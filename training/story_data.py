@@ -50,7 +50,7 @@ class Story:
     lesson: str
 
     def text(self, begin: int = 0) -> str:
-        """The steps from `begin` on, in paragraphs."""
+        """Return the steps from `begin` on, in paragraphs."""
         parts = self.sentences[begin:]
         third = max(2, -(-len(parts) // 3))
         return "\n".join(" ".join(parts[i : i + third]) for i in range(0, len(parts), third))
@@ -62,7 +62,7 @@ class Story:
 
 
 def _who(rng: random.Random, allowed: Callable[[str], bool]) -> tuple[str, str]:
-    """A kind and a sex."""
+    """Return a kind and a sex."""
     while True:
         roll = rng.random()
         if roll < 0.25:
@@ -85,7 +85,7 @@ def _name(rng: random.Random, sex: str, held_out: bool, strange: bool, friend: i
 
 
 def _pick(rng: random.Random, line: str, kind: str) -> str:
-    """One way to say a step; `A =food= B` is A of food and B of anything else."""
+    """Return one way to say a step; `A =food= B` is A of food and B of anything else."""
     way = rng.choice(line.lstrip("?").split(" | "))
     if match := re.match(r"(.*) =(\w+)= (.*)", way):
         way = match.group(1) if kind == match.group(2) else match.group(3)
@@ -245,7 +245,7 @@ def subjects(rng: random.Random, story: Story) -> str:
 
 
 def request(rng: random.Random, held_out: bool = False) -> tuple[list[Turn], Story]:
-    """A request and the story that it gets."""
+    """Return a request and the story that it gets."""
     length = rng.choice(("", "", "", "short", "long"))
     strange = rng.random() < 0.3
     story = invent(rng, held_out, length, strange)
@@ -272,7 +272,7 @@ def request(rng: random.Random, held_out: bool = False) -> tuple[list[Turn], Sto
 
 
 def questions(rng: random.Random, story: Story) -> list[Turn]:
-    """One to three questions about a story that has just been told."""
+    """Return one to three questions about a story that has just been told."""
     know = story.know
     told = story.text()
     possible = [
@@ -302,7 +302,7 @@ def questions(rng: random.Random, story: Story) -> list[Turn]:
 
 
 def conversation(rng: random.Random, held_out: bool = False) -> list[Turn]:
-    """A story, sometimes questions about it, sometimes another one."""
+    """Return a story, sometimes questions about it, sometimes another one."""
     turns, story = request(rng, held_out)
     if rng.random() < 0.45:
         turns += questions(rng, story)
@@ -315,5 +315,5 @@ def conversation(rng: random.Random, held_out: bool = False) -> list[Turn]:
 
 
 def raw(rng: random.Random, held_out: bool = False) -> str:
-    """A story without anybody asking for it."""
+    """Return a story without anybody asking for it."""
     return invent(rng, held_out).text()

@@ -31,7 +31,7 @@ AVERAGE = 0.99  # weights are averaged over about 100 steps; that stands in for 
 
 
 def build(config: ModelConfig) -> tuple[Decoder, Muon]:
-    """The model and its optimizer: Muon on the layers' matrices, AdamW on the rest."""
+    """Return the model and its optimizer: Muon on the layers' matrices, AdamW on the rest."""
     model = Decoder(config)
     matrices, rest = [], []
     for name, p in model.named_parameters():

@@ -131,7 +131,7 @@ def _digits(rng: random.Random) -> str:
 
 
 def _alike(rng: random.Random, value: str) -> str:
-    """A value that begins or goes on like a known one."""
+    """Return a value that begins or goes on like a known one."""
     at = rng.randrange(1, max(2, len(value) - 1))
     if value.isdigit():
         new = rng.choice((value[at - 1], rng.choice("0123456789")))
@@ -141,7 +141,7 @@ def _alike(rng: random.Random, value: str) -> str:
 
 
 def draw(rng: random.Random, kind: str, subject: str = "", known: Sequence[str] = ()) -> str:
-    """A value that training may tell of the subject.
+    """Return a value that training may tell of the subject.
 
     Args:
         rng: source of randomness.

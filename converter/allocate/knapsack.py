@@ -131,7 +131,7 @@ class Allocator:
         self._least, self._taken = self._tabulate()
 
     def within_bytes(self, budget: int, *, padded: bool = True) -> Allocation:
-        """The least loss in at most `budget` bytes.
+        """Return the least loss in at most `budget` bytes.
 
         Args:
             budget: bytes.
@@ -199,7 +199,7 @@ class Allocator:
         return self._curve(loss)
 
     def report(self, wanted: str, chosen: Allocation) -> Fit:
-        """The curve, what uniform bits give, and the choice."""
+        """Return the curve, what uniform bits give, and the choice."""
         smallest = self._total([0] * len(self._units))
         every = [round(i * _STEPS / (_POINTS - 1)) for i in range(_POINTS)]
         points = [

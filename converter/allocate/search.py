@@ -148,12 +148,12 @@ class Fitting:
         return self._stored()[:-1]
 
     def _goal(self) -> float:
-        """The expected KL that this round aims at."""
+        """Return the expected KL that this round aims at."""
         return self._stored()[-1][0]
 
 
 def next_goal(rounds: Sequence[tuple[float, float]], limit: float, *, loosen: bool) -> float | None:
-    """The expected KL to aim at next.
+    """Return the expected KL to aim at next.
 
     Args:
         rounds: goal and measured KL of each round, at least one.

@@ -81,7 +81,7 @@ def texts_of(
     *,
     calibrates: bool,
 ) -> Texts:
-    """The user's text; or else one that the model writes, kept beside the journal.
+    """Return the user's text, else self-generated text, which is stored beside the journal.
 
     It is compared with the original on its own text alone, and calibrated on the built-in one as
     well.

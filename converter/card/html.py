@@ -38,7 +38,7 @@ svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--in
 
 
 def page(report: Report) -> str:
-    """The card of a conversion as HTML."""
+    """Return the card of a conversion as HTML."""
     rows = "".join(
         f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>"
         for label, value in report.rows(bars=False)

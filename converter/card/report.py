@@ -240,7 +240,7 @@ class Report:
 
 
 def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-    """A row for each reason, with the first names that it holds for: (label, text)."""
+    """Return a row for each reason, with the first names that it holds for: (label, text)."""
     named: dict[str, list[str]] = {}
     for name, why in reasons.items():
         named.setdefault(why, []).append(name)

@@ -34,7 +34,7 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
 
 
 def stacked(parts: Sequence[tuple[str, float, str]], label: str) -> str:
-    """One bar cut into shares, with a legend below.
+    """Draw one bar cut into shares, with a legend below.
 
     Args:
         parts: name, size (not negative), and the size in words; at most eight have colours apart.

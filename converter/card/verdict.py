@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The verdict, what it means and which figure it comes from."""
+        """Return the verdict, what it means and which figure it comes from."""
         worst = [g.figure for g in self.gradings if g.grade == self.grade]
         because = "" if self.grade == GRADES[0] else f" (by {', '.join(worst)})"
         return f"{self.grade}: {MEANINGS[self.grade]}{because}"

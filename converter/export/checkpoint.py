@@ -247,7 +247,7 @@ def _joined(parts: list[Quantised]) -> Quantised:
 
 
 def _symmetric(q: Quantised) -> Quantised:
-    """The same weights without zero points where that is exact.
+    """Return the same weights without zero points, if that is exact.
 
     Codes of 2 and 3 bits less their zero point are within the 4 bits that servers have kernels for.
     """

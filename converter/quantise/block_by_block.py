@@ -64,7 +64,7 @@ class Job:
 
     @property
     def refined_by_block(self) -> int:
-        """Over how many batches each block learns its codes: 0 where the whole model does."""
+        """Return the number of batches to train each block's codes on; 0 to train as a whole."""
         parameters = self.weights.parameters
         return 0 if learns_whole(parameters) else self.options.refinement(parameters)
 
@@ -320,7 +320,7 @@ def _energy(values: Tensor) -> float:
 
 
 def _hidden_before(original: Original, windows: Tokens, index: int, folder: Path) -> Tensor:
-    """The input of block `index`: embedded tokens, or what the block before it left."""
+    """Return the input of block `index`: embedded tokens, or stored outputs of the one before."""
     hidden = original.embed(windows)
     if index == 0:
         return hidden

@@ -101,7 +101,7 @@ class _Block:
     def refit(
         self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals, threads: int
     ) -> npt.NDArray[np.float16]:
-        """The group's scale where the loss is least, or the old one."""
+        """Return the group's scale of least loss, or the old one."""
         slope, curve = np.empty_like(zero), np.empty_like(zero)
 
         def measure(rows: slice) -> None:

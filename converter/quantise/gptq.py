@@ -316,7 +316,7 @@ def _best(
     bits: int,
     threads: int,
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-    """The best of some scales and zero points [candidates, N] for each output."""
+    """Return the best of some scales and zero points [candidates, N] for each output."""
     best = np.zeros(len(group), np.int64)
     wide, offset = scales.astype(group.dtype), zeros.astype(group.dtype)
     top = group.dtype.type((1 << bits) - 1)

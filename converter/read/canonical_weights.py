@@ -77,7 +77,7 @@ class CanonicalWeights:
         return values
 
     def codes(self, name: str) -> Quantised | None:
-        """A matrix's integers, where the checkpoint is quantised already."""
+        """Return a matrix's integers, where the checkpoint is quantised already."""
         if not isinstance(self.checkpoint, CodedCheckpoint):
             return None
         source = self.family.tensors[self._stored(name)]
@@ -101,7 +101,7 @@ class CanonicalWeights:
         return sum(int(np.prod(shape)) for shape in self._shapes.values())
 
     def _stored(self, name: str) -> str:
-        """A tied head is stored as the embedding."""
+        """Return the stored name; a tied head is stored as the embedding."""
         if name == "lm_head.weight" and self.family.spec.tied:
             return "embed_tokens.weight"
         return name

@@ -23,7 +23,7 @@ def pack_words(codes: Codes, bits: int) -> Words:
 
 
 def unpack_words(words: Words, bits: int, count: int) -> Codes:
-    """The inverse: [n, ceil(count * bits / 32)] -> [n, count]."""
+    """Undo `pack_words`: [n, ceil(count * bits / 32)] -> [n, count]."""
     raw = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8)
     single = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little")
     packed = np.packbits(single.reshape(len(words), count, bits), axis=2, bitorder="little")

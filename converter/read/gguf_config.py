@@ -52,7 +52,7 @@ class Architecture:
 
 
 def architecture_of(file: GgufFile) -> Architecture:
-    """The file's architecture.
+    """Return the file's architecture.
 
     Raises:
         UnsupportedError: none that is known here.
@@ -68,7 +68,7 @@ def architecture_of(file: GgufFile) -> Architecture:
 
 
 def config_of(file: GgufFile, factors: Factors) -> Config:
-    """The model's `config.json`.
+    """Return the model's `config.json`.
 
     Args:
         file: opened.

@@ -197,7 +197,7 @@ def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[dict[str, Any],
 def _sentencepiece(
     fields: _Fields, tokens: list[str], types: Sequence[float], vocab: dict[str, int]
 ) -> tuple[dict[str, Any], bool]:
-    """The same of sentencepiece's BPE."""
+    """Return tokenizer.json of sentencepiece's BPE."""
     scores = fields.numbers("scores", len(tokens))
     joined = {token: i for token, i in vocab.items() if types[i] == _NORMAL}
     ranked = []

@@ -23,7 +23,7 @@ class CodedCheckpoint(Checkpoint, ABC):
     _last: tuple[str, Quantised] | None = None
 
     def codes(self, name: str) -> Quantised | None:
-        """A matrix's integers, scales and zero points; None where it has none.
+        """Return a matrix's integers, scales and zero points; None where it has none.
 
         Raises:
             CheckpointError: parts do not fit each other.

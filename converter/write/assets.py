@@ -76,7 +76,7 @@ def _require_template(artefact: Path, settings: dict[str, Any]) -> None:
 
 
 def read_tokenizer(source: Path, vocab_size: int) -> bytes | None:
-    """The checkpoint's `tokenizer.json`, checked; made from older files where there is none.
+    """Return the checkpoint's `tokenizer.json`, checked; made from older files where there is none.
 
     Raises:
         CheckpointError: it is damaged, has an empty added token or ids beyond the vocabulary.

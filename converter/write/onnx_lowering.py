@@ -127,7 +127,7 @@ class DecoderWriter:
         return g.op("Where", [is_long, long, short], scope)
 
     def scaled(self, x: str, factor: float, scope: str) -> str:
-        """A value times a number."""
+        """Return the name of a value times a number."""
         return x if factor == 1.0 else self.g.op("Mul", [x, self.g.float(factor)], scope)
 
     def embed(self) -> str:
@@ -205,7 +205,7 @@ class DecoderWriter:
         return g.op("Mul", [g.op("Div", [x, root], name), f"{name}.weight"], name)
 
     def padded(self, x: str, scope: str, heads: int) -> str:
-        """GroupQueryAttention wants head_dim a multiple of 8: zeros at the end of each head."""
+        """Pad head_dim to a multiple of 8, as GroupQueryAttention needs, with zeros."""
         g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
         if dim == wide:
             return x
@@ -214,7 +214,7 @@ class DecoderWriter:
         return g.op("Reshape", [x, g.ints(0, 0, heads * wide)], scope)
 
     def unpadded(self, x: str, scope: str, heads: int) -> str:
-        """What `padded` made of heads, undone."""
+        """Undo `padded`."""
         g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
         if dim == wide:
             return x

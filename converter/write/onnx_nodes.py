@@ -68,19 +68,19 @@ class GraphWriter:
         return result[0]
 
     def ints(self, *values: int) -> str:
-        """A tiny int64 vector."""
+        """Return the name of a tiny int64 vector."""
         return self._constant(np.array(values, np.int64), "ints." + ".".join(map(str, values)))
 
     def int(self, value: int) -> str:
-        """An int64 scalar."""
+        """Return the name of an int64 scalar."""
         return self._constant(np.array(value, np.int64), f"int.{value}")
 
     def float(self, value: float) -> str:
-        """A float32 scalar."""
+        """Return the name of a float32 scalar."""
         return self._constant(np.array(value, np.float32), f"float.{value!r}")
 
     def array(self, name: str, values: np.ndarray) -> str:
-        """A small constant under a name of its own."""
+        """Return the name of a small constant."""
         return self._constant(np.ascontiguousarray(values), name)
 
     def _constant(self, values: np.ndarray, name: str) -> str:

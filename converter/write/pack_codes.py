@@ -124,7 +124,7 @@ def pack_zeros(zeros: Bytes, bits: int) -> Bytes:
 def unpack_linear(
     parts: Mapping[str, npt.NDArray[np.generic]], form: TensorFormat, K: int
 ) -> tuple[Bytes, npt.NDArray[np.float16], Bytes | None]:
-    """The inverse of `pack_linear`: codes [N, K], scales [N, G], zeros [N, G] or None."""
+    """Undo `pack_linear`: return codes [N, K], scales [N, G], zeros [N, G] or None."""
     scales = np.asarray(parts[".scales"], np.float16)
     N, G = scales.shape
     low = np.asarray(parts[".qweight"], np.uint8).reshape(N, -1)
@@ -156,7 +156,7 @@ def _check(codes: Bytes, zeros: Bytes | None, form: TensorFormat) -> tuple[int, 
 def _padded_rows(
     codes: Bytes, bits: int, group_size: int, zeros: Bytes | None
 ) -> Iterator[tuple[slice, Bytes]]:
-    """A few rows at a time, [n, G * group_size], padded with the last group's zero point."""
+    """Yield rows, a few at a time, [n, G * group_size], padded with the last group's zero point."""
     N, K = codes.shape
     width = groups_of(K, group_size) * group_size
     step = max(1, _CHUNK_CODES // width)
@@ -178,7 +178,7 @@ def _pack(values: Bytes, bits: int) -> Bytes:
 
 
 def _unpack(packed: Bytes, bits: int) -> Bytes:
-    """The inverse of `_pack`."""
+    """Undo `_pack`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     mask = np.uint8((1 << bits) - 1)
     return ((packed[:, :, None] >> shifts) & mask).reshape(len(packed), -1)

@@ -154,7 +154,7 @@ class Workspace:
 
 
 def partial_folder(out: Path) -> Path:
-    """The folder beside `out` where it is made."""
+    """Return the partial folder beside `out`."""
     return out.with_name(out.name + ".partial")
 
 

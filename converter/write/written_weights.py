@@ -37,7 +37,7 @@ class WrittenWeights:
         self._layout = layout
 
     def tensor(self, name: str) -> Floats:
-        """One canonical tensor, such as `layers.0.q_proj.weight`."""
+        """Return one canonical tensor, such as `layers.0.q_proj.weight`."""
         module, _, suffix = name.rpartition(".")
         if suffix == "weight" and (module in self.formats or module == "embed_tokens"):
             shape = self._shapes["lm_head" if module not in self._shapes else module]
@@ -50,7 +50,7 @@ class WrittenWeights:
         return self._read(name, 0, slot.shape[0]).astype(np.float32)
 
     def pieces(self, name: str) -> Iterator[Floats]:
-        """A matrix, some rows at a time. A tied embedding is the output head."""
+        """Yield a matrix, some rows at a time. A tied embedding is the output head."""
         module = self.stored_module(name)
         form, shape = self.formats[module], self._shapes[module]
         step = max(1, _PIECE_WEIGHTS // shape.K)
@@ -62,7 +62,7 @@ class WrittenWeights:
                 yield self._read(module + ".weight", first, end).astype(np.float32)
 
     def stored_module(self, name: str) -> str:
-        """The module whose bytes hold a tensor: those of a tied embedding are the head's."""
+        """Return the module whose bytes hold a tensor: those of a tied embedding are the head's."""
         module = name.rpartition(".")[0]
         return "lm_head" if module == "embed_tokens" and self._spec.tied else module
 

@@ -102,7 +102,7 @@ class CacheEvaluation:
         running: npt.NDArray[np.int32] | None = None,
         progress: Callable[[], None] | None = None,
     ) -> Score:
-        """One policy at one size.
+        """Measure one policy at one size.
 
         Policies are given equal bytes: what they keep of queries is paid for with slots.
 

@@ -49,7 +49,7 @@ class Context:
     questions: tuple[Question, ...]
 
     def prompt(self, question: Question | None) -> list[recall.Message]:
-        """The conversation with a question, or with a placeholder in its place."""
+        """Return the conversation with a question, or with a placeholder in its place."""
         text = _PLACEHOLDER if question is None else question.ask
         return [*map(dict, self.messages), {"role": "user", "content": text}]
 
@@ -98,7 +98,7 @@ def _facts(rng: random.Random, tokens: int, count: Callable[[str], int]) -> Cont
 
 
 def _pass_key(rng: random.Random, tokens: int, count: Callable[[str], int]) -> Context:
-    """A number at a random depth of a long plain text."""
+    """Return a number at a random depth of a long plain text."""
     value = recall.number(rng, True, 5)
     depth = rng.random()
     told, placed, used = [], False, 0
@@ -125,7 +125,7 @@ def _lines(
     worth: dict[str, str],
     asks: Sequence[str],
 ) -> Context:
-    """A block of lines at a random depth of small talk, and questions about four of them."""
+    """Return a block of lines at a random depth of small talk, and questions about four of them."""
     depth = rng.random() * 0.8
     before = recall.filler_turns(rng, int(depth * (tokens - 100)), count)
     after = recall.filler_turns(rng, int((1 - depth) * (tokens - 100)), count)

@@ -64,13 +64,13 @@ def is_held_out(*parts: str) -> bool:
 
 
 def filler_sentence(rng: random.Random) -> str:
-    """A plain sentence that carries no fact anybody asks for."""
+    """Return a plain sentence that carries no fact anybody asks for."""
     parts = (words.WHO, words.DID, words.WHAT, words.HOW)
     return " ".join(rng.choice(part) for part in parts) + "."
 
 
 def syllable_name(rng: random.Random, held_out: bool) -> str:
-    """An invented capitalised name of two or three syllables."""
+    """Return an invented capitalised name of two or three syllables."""
     while True:
         n = rng.choice((2, 2, 3))
         name = "".join(
@@ -82,7 +82,7 @@ def syllable_name(rng: random.Random, held_out: bool) -> str:
 
 
 def number(rng: random.Random, held_out: bool, digits: int = 0) -> str:
-    """A number of `digits` digits (two to five when 0) that does not begin with zero."""
+    """Return a number of `digits` digits (two to five when 0) that does not begin with zero."""
     while True:
         n = digits or rng.choice((2, 3, 4, 4, 5))
         text = str(rng.randrange(10 ** (n - 1), 10**n))
@@ -309,7 +309,7 @@ def variable_lines(
 def make_case(
     rng: random.Random, task: str, distance: int, count_tokens: CountTokens, unseen: bool
 ) -> RecallCase:
-    """One held-out case of `task` with about `distance` tokens between telling and asking.
+    """Return one held-out case of `task` with about `distance` tokens between telling and asking.
 
     Raises:
         ValueError: the task is unknown.
@@ -361,7 +361,7 @@ def make_case(
 
 
 def approximate_tokens(text: str) -> int:
-    """A stand-in for a tokenizer: words, marks and single digits."""
+    """Return the approximate number of tokens: words, marks and single digits."""
     return len(re.findall(r"[^\W\d]+|\d|[^\w\s]", text))
 
 

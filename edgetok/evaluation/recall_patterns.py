@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 
 def word_list(text: str) -> tuple[str, ...]:
-    """The words of a text, so that long lists of them stay readable here."""
+    """Return the words of a text, which keeps long lists readable here."""
     return tuple(text.split())
 
 

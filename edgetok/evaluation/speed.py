@@ -141,5 +141,5 @@ def check_sizes(
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one of repeated measurements."""
+    """Return the middle one of repeated measurements."""
     return float(statistics.median(values))

@@ -88,7 +88,7 @@ class Artefact:
             self._bytes = _map(folder / DATA_FILE, layout.file_bytes)
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
-        """A read-only view of one initializer in the mapped file; nothing is copied.
+        """Return a read-only view of one initializer in the mapped file; nothing is copied.
 
         Args:
             name: canonical name with suffix, as `layers.0.q_proj.qweight`.
@@ -131,7 +131,7 @@ class Artefact:
 
     @cached_property
     def report(self) -> dict[str, Any] | None:
-        """The quality card, `report.json`, if the artefact has one.
+        """Return the quality card, `report.json`, if the artefact has one.
 
         Raises:
             ArtefactError: it is not valid JSON.

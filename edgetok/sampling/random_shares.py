@@ -13,5 +13,5 @@ class RandomShares:
         self._rng = np.random.default_rng(seed)
 
     def next(self) -> float:
-        """The next number."""
+        """Return the next number."""
         return float(self._rng.random())

@@ -71,7 +71,7 @@ class Sampler:
         return token
 
     def draw(self) -> Draw:
-        """How a backend that chooses tokens itself chooses the next one, with its random number."""
+        """Return the options and random number for a backend that draws the next token itself."""
         options = self._options
         return Draw(
             temperature=options.temperature,
@@ -85,7 +85,7 @@ class Sampler:
 def candidates(
     logits: Logits, options: SamplingOptions
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The tokens that may be drawn and how probable each is.
+    """Return the tokens that may be drawn and how probable each is.
 
     Args:
         logits: [vocab_size], finite at the maximum.

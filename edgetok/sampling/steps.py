@@ -72,7 +72,7 @@ class Step(Protocol):
 
     @property
     def on_device(self) -> bool:
-        """Whether a backend that chooses tokens itself (`step_sampled`) can do it."""
+        """Return whether a backend that draws tokens itself (`step_sampled`) can do this step."""
 
     def __call__(self, choices: Choices) -> None:
         """Narrow the choices, or change their logits."""
@@ -139,7 +139,7 @@ class TopK:
 
     @property
     def on_device(self) -> bool:
-        """Whether a device keeps so many."""
+        """Return whether a device keeps this many tokens."""
         return self._k <= MOST_CANDIDATES
 
     def __call__(self, choices: Choices) -> None:
@@ -195,7 +195,7 @@ class Pick:
 
     @property
     def on_device(self) -> bool:
-        """Whether a device can: it draws among a few."""
+        """Return whether a device can draw: it draws among a few tokens."""
         return self._likeliest or 1 <= self._top_k <= MOST_CANDIDATES
 
     def __call__(self, choices: Choices, share: float) -> int:
@@ -211,7 +211,7 @@ class Pick:
 
 
 def likeliest(logits: Logits) -> int:
-    """The most likely token.
+    """Return the most likely token.
 
     Raises:
         ArtefactError: the logits are not numbers.
@@ -226,13 +226,13 @@ def likeliest(logits: Logits) -> int:
 
 
 def penalises(options: SamplingOptions) -> bool:
-    """Whether tokens that were there before count less or more."""
+    """Return whether earlier tokens count less or more."""
     penalties = options.presence_penalty, options.frequency_penalty
     return options.repetition_penalty != 1.0 or penalties != (0.0, 0.0)
 
 
 def narrowing(options: SamplingOptions) -> list[Step]:
-    """The steps between penalties and the draw that these options ask for."""
+    """Return the steps between penalties and the draw that these options ask for."""
     steps: list[Step] = [Temperature(options.temperature)]
     if options.temperature == 0.0:
         return steps
@@ -274,7 +274,7 @@ def _kth_largest(logits: Logits, k: int) -> np.float32:
 
 
 def _heaviest(weights: Logits, top_p: float) -> tuple[npt.NDArray[np.int64], float]:
-    """The heaviest tokens, enough of them to reach `top_p` of the sum, and the sum.
+    """Return the heaviest tokens, enough of them to reach `top_p` of the sum, and the sum.
 
     A few usually are enough, so that the rest is never sorted.
     """

@@ -24,7 +24,7 @@ class TokenDecoder(Protocol):
     """The bytes of one vocabulary's tokens."""
 
     def piece(self, token: int) -> bytes | str:
-        """A token as bytes that may be part of a character, or as whole characters.
+        """Return a token as bytes that may be part of a character, or as whole characters.
 
         Whole characters end a character that bytes before them left incomplete.
         """

@@ -76,7 +76,7 @@ class ChatTemplate:
         return self._marked[1]
 
     def parts(self, messages: Sequence[Message]) -> list[str]:
-        """The text of `render` in pieces: what comes before the messages, then one for each.
+        """Return the text of `render` in pieces: what comes before the messages, then one for each.
 
         A template that writes the first message apart gives a piece less. `depends_on` is not None.
 
@@ -132,7 +132,7 @@ class ChatTemplate:
 
 
 def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template's text: the file beside the tokenizer, or the entry in its configuration.
+    """Return the template's text: the file beside the tokenizer, or the entry in its configuration.
 
     Raises:
         ArtefactError: the file cannot be read.

@@ -54,7 +54,7 @@ current: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
 
 
 def made(value: Any) -> Any:
-    """The gate: every new value passes here.
+    """Check a new value against the budget and return it; every new value passes here.
 
     Returns:
         The value, iterators as lists.
@@ -116,7 +116,7 @@ def weigh(value: Any) -> int:
 
 
 def too_large() -> TemplateError:
-    """The error for a value beyond the bound."""
+    """Return the error for a value beyond the bound."""
     return TemplateError(f"chat template: made a value of more than {MAX_VALUE_BYTES >> 20} MB")
 
 

@@ -133,12 +133,12 @@ class _Reader:
         return isinstance(node, nodes.Name) and node.name in self.names
 
     def _is_list(self, node: nodes.Node) -> bool:
-        """The messages, or all but the first."""
+        """Return the messages, or all but the first."""
         return _list_of(node) in self.names
 
 
 def _list_of(node: nodes.Node) -> str | None:
-    """The name of which this is all, or all but the first."""
+    """Return the name of which this is all, or all but the first."""
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
         part = node.arg
         one = part.start is not None and _is_constant(part.start, 1)

@@ -127,7 +127,7 @@ def _raise_exception(message: object) -> None:
 
 
 def _filters() -> dict[str, Callable[..., Any]]:
-    """The filters that templates may use, each behind the gate."""
+    """Return the filters that templates may use, each behind the gate."""
     builtin = filters.FILTERS
     known: dict[str, Callable[..., Any]] = {name: builtin[name] for name in _FILTERS}
     known |= {

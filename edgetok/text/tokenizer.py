@@ -131,7 +131,7 @@ class Tokenizer:
         return text
 
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """A decoder for tokens that arrive one by one after `prompt`."""
+        """Return a decoder for tokens that arrive one by one after `prompt`."""
         return TextStream(self._decoder, self._special, prompt)
 
     def token_text(self, token: int) -> str | None:
@@ -173,7 +173,7 @@ class Tokenizer:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; {} where there is none.
+    """Return the content of `tokenizer_config.json`; {} where there is none.
 
     Raises:
         ArtefactError: the file is damaged.
@@ -202,7 +202,7 @@ def _refuse_empty_added(data: bytes, name: str) -> None:
 
 
 def _token_text(config: dict[str, Any], key: str) -> str:
-    """A special token of tokenizer_config.json: a string, or an object with `content`."""
+    """Return a special token of tokenizer_config.json: a string, or an object with `content`."""
     value = config.get(key)
     if isinstance(value, dict):
         value = value.get("content")

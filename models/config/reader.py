@@ -64,14 +64,14 @@ class ConfigReader:
         return self._values.get(key) is not None
 
     def value(self, key: str) -> Any:
-        """The unchecked value, None where absent; the key counts as read."""
+        """Return the unchecked value, None where absent; the key counts as read."""
         self._read.add(key)
         return self._values.get(key)
 
     def integer(
         self, key: str, default: int | None = None, *, low: int = 1, high: int = 1 << 31
     ) -> int:
-        """An integer in low..high; `default` where absent, required where that is None."""
+        """Return an integer in low..high; `default` where absent, required where that is None."""
         value = self.optional_integer(key, default, low=low, high=high, null=default)
         if value is None:
             raise self._missing(key, "an integer")
@@ -129,7 +129,7 @@ class ConfigReader:
         return float(value)
 
     def numbers(self, key: str, count: int, *, low: float, high: float) -> tuple[float, ...]:
-        """A list of `count` finite numbers in low..high."""
+        """Return a list of `count` finite numbers in low..high."""
         value = self.value(key)
         expected = f"a list of {count} numbers in {low:g}..{high:g}"
         if value is None:
@@ -151,7 +151,7 @@ class ConfigReader:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string; `default` where absent, required where that is None."""
+        """Return a string; `default` where absent, required where that is None."""
         value = self.value(key)
         value = default if value is None else value
         if value is None:
@@ -161,7 +161,7 @@ class ConfigReader:
         return value
 
     def choices(self, key: str, allowed: tuple[str, ...], count: int) -> tuple[str, ...] | None:
-        """A list of `count` strings, each in `allowed`; None where absent."""
+        """Return a list of `count` strings, each in `allowed`; None where absent."""
         value = self.value(key)
         if value is None:
             return None
@@ -173,7 +173,7 @@ class ConfigReader:
         return tuple(value)
 
     def switches(self, key: str, count: int) -> tuple[bool, ...] | None:
-        """A list of `count` times true or false, or 1 or 0; None where absent."""
+        """Return a list of `count` times true or false, or 1 or 0; None where absent."""
         value = self.value(key)
         if value is None:
             return None
@@ -186,7 +186,7 @@ class ConfigReader:
         return tuple(bool(item) for item in value)
 
     def tokens(self, key: str, vocab_size: int) -> tuple[int, ...] | None:
-        """One token id or a list of them; None where absent."""
+        """Return one token id or a list of them; None where absent."""
         value = self.value(key)
         if value is None:
             return None
@@ -205,7 +205,7 @@ class ConfigReader:
             raise self.unsupported(key, result, shown(value))
 
     def section(self, key: str) -> ConfigReader | None:
-        """The JSON object under `key`, None where absent. The caller calls its `finish`."""
+        """Return the JSON object under `key`, None where absent. The caller calls its `finish`."""
         value = self.value(key)
         return None if value is None else ConfigReader(value, f"{self.where}: {key}")
 
@@ -230,7 +230,7 @@ class ConfigReader:
             )
 
     def unsupported(self, key: str, value: object, expected: str) -> UnsupportedError:
-        """The error for a value that means arithmetic edgetok does not have."""
+        """Return the error for a value that means arithmetic edgetok does not have."""
         return UnsupportedError(
             f"{self.where}: {key} is {shown(value)}, edgetok computes {expected}"
         )

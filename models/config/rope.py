@@ -32,7 +32,7 @@ def read_rope(
     partial: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
-    """The one rotary embedding of a family whose layers share it.
+    """Return the one rotary embedding of a family whose layers share it.
 
     Args:
         config: the whole config.
@@ -95,7 +95,7 @@ def read_rope_v4(
     partial: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
-    """The embedding that `rope_theta` and `rope_scaling` describe."""
+    """Return the embedding that `rope_theta` and `rope_scaling` describe."""
     theta = config.number("rope_theta", theta, **_THETA)
     rotary_dim = _rotary_dim(config, head_dim, partial)
     scaling = config.section("rope_scaling")
@@ -114,7 +114,7 @@ def read_rope_parameters(
     partial: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
-    """The embedding that one `rope_parameters` object describes."""
+    """Return the embedding that one `rope_parameters` object describes."""
     theta = parameters.number("rope_theta", theta, **_THETA)
     outer = _rotary_dim(config, head_dim, partial)
     inner = _rotary_dim(parameters, head_dim, partial)
@@ -244,7 +244,7 @@ def _factor(scaling: ConfigReader) -> float:
 def _original_context(
     config: ConfigReader, scaling: ConfigReader, default: int | None = None
 ) -> int:
-    """The trained length, which may stand beside the rope settings, inside them, or both."""
+    """Return the trained length, from beside the rope settings, inside them, or both."""
     key = "original_max_position_embeddings"
     outer = config.optional_integer(key, None, low=2, high=1 << 28)
     original = scaling.integer(key, outer or default, low=2, high=1 << 28)

@@ -33,7 +33,7 @@ class Attention(Mixer):
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
-        """Refuse what is no window and no index."""
+        """Refuse values that are not a window or not an index."""
         check_integer("layer: ", "window", self.window, 0, 1 << 28)
         check_integer("layer: ", "rope", self.rope, -1, 1 << 12)
 

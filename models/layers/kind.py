@@ -1,4 +1,4 @@
-"""What a layer is made of: a mixer, which looks at other tokens, and a feed-forward network.
+"""The parts of a layer: a mixer, which looks at other tokens, and a feed-forward network.
 
 A kind is a frozen dataclass of its numbers with a method that says its operations. Those of this
 folder are found by their file's name; others register themselves with `register`.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a part of a layer stands: what it reads, and how its result joins the residual stream.
+    """The place of a part in a layer: its input, and how its result joins the residual stream.
 
     Attributes:
         spec: the decoder.
@@ -105,14 +105,14 @@ class LayerPart:
         """
 
     def operations(self, place: Place) -> Iterator[Op]:
-        """The operations from `place.source` to the residual stream `x`.
+        """Return the operations from `place.source` to the residual stream `x`.
 
         Values may have any names; `place.source` may not be written, unless it is `h`.
         """
         raise NotImplementedError
 
     def fields(self) -> dict[str, Any]:
-        """The part as JSON has it."""
+        """Return the part as JSON has it."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
 

@@ -224,7 +224,7 @@ def attention(
         out: float32 [T, 8, plane_stride(H * D)], in plane order.
         token_positions: int32 [T], of the queries.
         window: see above.
-        scale: of the products.
+        scale: scale of the products.
         softcap: c tanh(x / c) of the scaled products; 0 is none.
         ordered: slot i holds position i or nothing, so that slots no query sees are passed over.
         partials: float32 [H, splits, block + 2] from `partials_shape` to share one token's slots
@@ -281,10 +281,10 @@ def attention_mass(
         q: as for `attention`, like all that is not named here.
         cache: likewise; its `mass` is what changes, up to what is used of each head.
         lse: what `attention` gave.
-        token_positions: likewise.
-        window: likewise.
-        scale: likewise.
-        softcap: likewise.
+        token_positions: as above.
+        window: as above.
+        scale: as above.
+        softcap: as above.
         first: tokens before this one do not count.
         keep: 1 for a running sum, 0 for these tokens alone.
 

@@ -71,7 +71,7 @@ class Device:
 
     Attributes:
         torch_device: where tensors are.
-        name: of the GPU.
+        name: name of the GPU.
         interpreted: whether kernels run in NumPy: for tests.
         processors: that run programs side by side.
     """

@@ -203,7 +203,7 @@ class Epilogue:
         gate: activation of the first half of the rows, which then multiplies the second half;
             "" for none.
         factor: see above.
-        cap: of `softcap`; 0 is none.
+        cap: cap of `softcap`; 0 is none.
         add: to what y holds.
         planes: y is in plane order.
     """
@@ -238,7 +238,7 @@ def matmul_nbits(
         epilogue: what happens to the sums.
         x_scale: float32 [T], what each token's inputs were divided by.
         norm: float32 [8, plane_stride(K)]: weight of the RMS norm of x; T = 1 only.
-        eps: of the norm.
+        eps: epsilon of the norm.
         config: tile sizes; None for those of `tuning.py`.
 
     Raises:

@@ -113,7 +113,7 @@ def rope_append(
             head's range; the caller has checked it.
         rope: cos and sin, float32 [T, R / 2] each; None to leave queries and keys as they are.
         norms: float32 [D] each for queries and keys, or None.
-        eps: of the norms.
+        eps: epsilon of the norms.
         query_row: int32 [1], of `cache.queries` for the first token; None where it is.
 
     Raises:

@@ -115,9 +115,9 @@ def decoder_sizes(
 
     Args:
         config: read, and the keys are marked as understood.
-        tied: what an absent `tie_word_embeddings` means.
-        kv_heads: what an absent `num_key_value_heads` means; None: as many as heads.
-        head_dim: what an absent `head_dim` means; 0: hidden_size / num_attention_heads.
+        tied: default for an absent `tie_word_embeddings`.
+        kv_heads: default for an absent `num_key_value_heads`; None: as many as heads.
+        head_dim: default for an absent `head_dim`; 0: hidden_size / num_attention_heads.
     """
     hidden_size = config.integer("hidden_size", high=1 << 20)
     num_heads = config.integer("num_attention_heads", high=1 << 12)
@@ -221,7 +221,7 @@ def mixed_layers(
 
     Args:
         config: its `layer_types`, where given, says which layers slide.
-        window: of the sliding layers, in tokens; 0 is none.
+        window: window of the sliding layers, in tokens; 0 is none.
         sliding: whether layer i slides, where `layer_types` is absent.
 
     Raises:

@@ -113,7 +113,7 @@ def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linea
     """Return the operations that can absorb scales of a stage's input.
 
     Args:
-        ops: of the whole layer.
+        ops: operations of the whole layer.
         stage: one of `stages(ops)`.
 
     Returns:

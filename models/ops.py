@@ -81,7 +81,7 @@ class Norm(Op):
     """result = source / sqrt(mean(source^2) + eps) * weight, for every `size` columns.
 
     Attributes:
-        heads: how many times `size` columns a row has, each normalised by itself; None: the row is
+        heads: number of times `size` columns a row has, each normalised by itself; None: the row is
             one.
     """
 

@@ -112,7 +112,7 @@ class LayerSpec:
             mixer: None for `Attention(window=window, rope=rope)`.
             ffn: None for `Dense()`.
             window: see `Attention`; not together with a mixer.
-            rope: likewise.
+            rope: as above.
         """
         if mixer is not None and (window or rope):
             raise ArtefactError("spec: layer: window and rope are the mixer's, which is given")

@@ -55,8 +55,8 @@ class Allocation:
 
     Attributes:
         formats: by tensor.
-        nbytes: of all tensors.
-        file_bytes: of the data file, in which each tensor begins a page.
+        nbytes: bytes of all tensors.
+        file_bytes: bytes of the data file, in which each tensor begins a page.
         loss: sum of the units' own losses.
     """
 

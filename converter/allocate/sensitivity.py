@@ -101,13 +101,13 @@ def measure(
     """Run the original forward and back over some tokens and try every way to store each tensor.
 
     Args:
-        weights: of the checkpoint.
+        weights: weights of the checkpoint.
         options: method, symmetry and damping are taken from them.
         greatest: magnitude in each matrix, see `survey`.
         windows: [B, T] token ids.
         scratch: a folder for activations, [B, T, hidden_size] float32 a layer.
-        progress: told of each block.
-        threads: how many chunks of rows are rounded at once.
+        progress: called for each block.
+        threads: number of chunks of rows rounded at once.
 
     Returns:
         Costs; a tensor whose scales do not fit float16 at some width has none for it.

@@ -88,9 +88,9 @@ def texts_of(
 
     Args:
         weights: the original's.
-        options: of the conversion.
+        options: options of the conversion.
         workspace: with the tokenizer.
-        progress: told while the model writes.
+        progress: called while the model writes.
         calibrates: whether text is needed for more than a comparison.
 
     Raises:

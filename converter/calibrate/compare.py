@@ -37,7 +37,7 @@ def compare(
         weights: the original's.
         written: the artefact's.
         windows: [B, T] token ids, T at least 2.
-        progress: told of each block.
+        progress: called for each block.
     """
     spec = weights.family.spec
     original = Original(weights)

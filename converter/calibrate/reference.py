@@ -19,8 +19,8 @@ class TransformersReference:
 
         Args:
             source: a Hugging Face model folder, or a hub id.
-            revision: of a hub repository.
-            threads: of torch; 0 leaves them as they are.
+            revision: revision of a hub repository.
+            threads: number of torch threads; 0 keeps the default.
 
         Raises:
             CheckpointError: transformers cannot load it. Code that comes with a checkpoint is never

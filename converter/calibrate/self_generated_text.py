@@ -45,7 +45,7 @@ def write(
         weights: the original's.
         openings: first tokens of the windows, used in rotation; see `openings_of`.
         shape: windows and tokens of each.
-        progress: told of each batch.
+        progress: called for each batch.
 
     Returns:
         [windows, T] int64.

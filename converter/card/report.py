@@ -54,10 +54,10 @@ class Agreement:
     """The converted model against the original on text that calibration did not see.
 
     Attributes:
-        tokens: how many predictions were compared.
+        tokens: number of predictions compared.
         kl: mean Kullback-Leibler divergence of the original from the converted model, in nats.
-        perplexity: of the converted model.
-        reference_perplexity: of the original.
+        perplexity: perplexity of the converted model.
+        reference_perplexity: perplexity of the original.
         top1_agreement: share of positions where both have the same most likely token.
     """
 
@@ -86,7 +86,7 @@ class Fit:
         curve: the best found at each size, by rising bytes.
         uniform: the same bits everywhere, for comparison.
         chosen: what was written.
-        probes: how many times the model was run to calibrate the expected KL.
+        probes: number of runs that calibrated the expected KL.
     """
 
     wanted: str
@@ -122,8 +122,8 @@ class Report:
         source: as the user gave it, without the path to it.
         family: the checkpoint's model_type.
         method: rtn, gptq or awq; none for 16 bits; optimum where the family is unknown.
-        bits: of the linear layers.
-        options: of the conversion.
+        bits: bits of the linear layers.
+        options: options of the conversion.
         layers: each linear layer, in execution order.
         not_quantised: why, by name of the tensor.
         notes: what else was decided, such as pairs that AWQ could not fold.
@@ -132,7 +132,7 @@ class Report:
         original_bytes: all tensors of the checkpoint.
         bits_per_weight: 8 * weight_bytes / parameters.
         agreement: None where it was not measured; `agreement_reason` then says why.
-        time_s: of this run of the conversion.
+        time_s: seconds of this run of the conversion.
         peak_memory_mb: most memory that the process ever had resident, in 10^6 bytes.
         resumed: whether an earlier, interrupted run's work was used.
         fit: how bits were shared out; None where they are the same everywhere.

@@ -40,7 +40,7 @@ class Grading:
         value: as measured.
         limits: beyond the first it is no longer indistinguishable, beyond the second not good,
             beyond the third broken.
-        grade: of this figure alone.
+        grade: grade of this figure alone.
     """
 
     figure: str

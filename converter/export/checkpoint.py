@@ -66,9 +66,9 @@ class Exported:
     """The result of an export.
 
     Attributes:
-        quantised: how many modules kept their integers.
+        quantised: number of modules that kept their integers.
         plain: why others are float16, by name of the module.
-        nbytes: of all tensors.
+        nbytes: bytes of all tensors.
     """
 
     quantised: int

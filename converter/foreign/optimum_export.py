@@ -52,8 +52,8 @@ def convert_unknown_family(
     Args:
         checkpoint: opened.
         out: the artefact's folder, resolved.
-        options: of the conversion; 3 bits have no operator in onnxruntime.
-        progress: told of each step.
+        options: options of the conversion; 3 bits have no operator in onnxruntime.
+        progress: called for each step.
         source: as the user gave it.
         why: what `read_family` said.
 

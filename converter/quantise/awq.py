@@ -130,7 +130,7 @@ def search_scales(
         weights: [N_i, K] of each layer.
         sample: [n, K] inputs.
         mean_magnitude: [K] mean of |x|.
-        rounders: of each layer: rounds [N_i, K] weights and gives what they become.
+        rounders: for each layer a function that rounds weights [N_i, K].
         share: makes magnitudes [K] equal where inputs must share a scale.
         alphas: to be tried; 0 leaves all as it is.
     """
@@ -213,7 +213,7 @@ def quantise_clipped(
         group_size: inputs that share a scale.
         symmetric: no zero points.
         spans: shares of the span from least to greatest weight that are tried.
-        threads: how many chunks of outputs are rounded at once.
+        threads: number of chunks of outputs rounded at once.
     """
     N, K = weight.shape
     G = -(-K // group_size)

@@ -45,11 +45,11 @@ def fold_block(
     Args:
         block: materialised; its weights are replaced.
         hidden: [B, T, hidden_size] its input.
-        formats: of each matrix, by full canonical name.
+        formats: formats of each matrix, by full canonical name.
         threads: for rounding.
-        options: of the recipe whose further steps follow: scales are then searched on some of the
-            outputs, and kept only where, all steps done, they lower the error on tokens that the
-            search did not see. None: as the paper has it.
+        options: options of the recipe whose further steps follow: scales are then searched on some
+            of the outputs, and kept only where, all steps done, they lower the error on tokens that
+            the search did not see. None: as the paper has it.
 
     Returns:
         Notes on what could not be folded.

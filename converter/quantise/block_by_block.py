@@ -47,12 +47,12 @@ class Job:
     """The state that all steps of a calibrated conversion share.
 
     Attributes:
-        weights: of the checkpoint.
-        formats: of each matrix.
-        layout: of the data file.
-        options: of the conversion.
+        weights: weights of the checkpoint.
+        formats: formats of each matrix.
+        layout: layout of the data file.
+        options: options of the conversion.
         data: the data file.
-        threads: how many cores there are.
+        threads: number of threads.
     """
 
     weights: CanonicalWeights
@@ -84,8 +84,8 @@ def convert_calibrated(
     Args:
         job: the conversion.
         texts: what to calibrate on.
-        workspace: where it is made.
-        progress: told of each block.
+        workspace: its place.
+        progress: called for each block.
 
     Returns:
         Notes for the report.
@@ -185,7 +185,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
         block: materialised; its weights are replaced.
         hidden: [B, T, hidden_size] its input.
         job: the conversion.
-        progress: told of each batch that the block is refined over.
+        progress: called for each batch that the block is refined over.
 
     Returns:
         What the journal keeps: fields of `LayerReport`s, notes, and where codes learned the errors

@@ -45,7 +45,7 @@ class Hessian:
     """2 X X^T / tokens of one layer's inputs, gathered a batch at a time in float32.
 
     Attributes:
-        tokens: how many inputs were seen.
+        tokens: number of inputs seen.
     """
 
     def __init__(self, inputs: int) -> None:
@@ -190,11 +190,11 @@ def quantise(
 
     Args:
         weight: [N, K], of the dtype of `inverse.factor`, in which all is computed.
-        inverse: of the layer's inputs.
+        inverse: inverse Hessian of the layer's inputs.
         bits: 2 to 8.
         group_size: as `inverse` was made with.
         symmetric: no zero points.
-        threads: how many chunks of outputs, which do not depend on each other, are rounded at once.
+        threads: number of independent chunks of outputs rounded at once.
         thorough: try more spans and zero points for each group, and refit scales.
     """
     N, K = weight.shape
@@ -278,7 +278,7 @@ def search_grid(
         importance: [g] of each input; in GPTQ the loss of an error in it is 1 / factor_jj^2.
         bits: 2 to 8.
         symmetric: no zero points.
-        threads: how many chunks of outputs are searched at once.
+        threads: number of chunks of outputs searched at once.
         thorough: try the zero points beside each span's as well, and then the scale that is best
             for the codes found, in closed form.
 

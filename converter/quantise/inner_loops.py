@@ -98,7 +98,7 @@ def round_group(
     Args:
         weight: [n, b] one block, changed.
         first: where the group begins in the block.
-        last: where it ends.
+        last: its end.
         factor: [b, b] its part of GPTQ's upper Cholesky factor.
         scale: [n] of the group.
         zero: [n] of the group, as real numbers.
@@ -133,7 +133,7 @@ def descend_group(
     Args:
         gradient: [n, b] dW H of a block, changed.
         first: where the group begins in the block.
-        last: where it ends.
+        last: its end.
         hessian: [b, b] the block's part.
         scale: [n] of the group.
         top: 2^bits - 1, as a real number.
@@ -169,7 +169,7 @@ def scale_slopes(
     Args:
         gradient: [n, b] dW H of a block.
         first: where the group begins in the block.
-        last: where it ends.
+        last: its end.
         hessian: [b, b] the block's part.
         zero: [n] of the group, as real numbers.
         codes: [n, b], as real numbers.
@@ -204,7 +204,7 @@ def change_scale(
     Args:
         gradient: [n, b] dW H of a block, changed.
         first: where the group begins in the block.
-        last: where it ends.
+        last: its end.
         hessian: [b, b] the block's part.
         step: [n] by how much the scale changes.
         zero: [n] of the group, as real numbers.
@@ -225,7 +225,7 @@ def in_chunks(rows: int, threads: int, work: Callable[[slice], None]) -> None:
     """Call `work` with slices of rows, on several threads at once.
 
     Args:
-        rows: how many there are.
+        rows: their number.
         threads: how many work at once; one calls without a thread of its own.
         work: what to do; the compiled functions above let other threads run.
     """

@@ -82,7 +82,7 @@ def round_layers(
         forms: bits and group size of each.
         options: which steps there are, damping and order.
         threads: for rounding.
-        inverses: of the Hessian by group size, where they are known already.
+        inverses: inverses of the Hessian by group size, where they are known already.
     """
     inputs = Inputs(hessian, options, inverses)
     steps: frozenset[Step] = options.steps

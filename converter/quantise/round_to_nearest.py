@@ -52,7 +52,7 @@ def quantise(
         bits: 2 to 8.
         group_size: inputs that share a scale; K need not be a multiple.
         symmetric: no zero points.
-        threads: how many chunks of rows are computed at once.
+        threads: number of chunks of rows computed at once.
     """
     rows, inputs = weight.shape
     groups = -(-inputs // group_size)

@@ -37,7 +37,7 @@ class Refined:
     Attributes:
         layers: by canonical name without the block; empty where the block did not get better.
         error_before: squared error of its output over squared output, on held-out windows.
-        error_after: likewise.
+        error_after: as above.
     """
 
     layers: dict[str, Quantised]
@@ -61,7 +61,7 @@ def refine_block(
         hidden: [B, T, hidden_size] its input.
         wanted: the same shape, what the original block makes of it.
         stored: the layers that are quantised.
-        steps: how many batches.
+        steps: number of batches.
         advance: called after each.
     """
     matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}

@@ -59,7 +59,7 @@ class Tuned:
         tensors: `.scales` float16, `.weight` of norms and `.bias` float32, and if refined codes as
             they are packed, by name in the layout; empty where the model did not get better.
         kl_before: on held-out windows, in nats.
-        kl_after: likewise.
+        kl_after: as above.
     """
 
     tensors: Arrays
@@ -72,7 +72,7 @@ class _Student:
 
     Attributes:
         matrices: by the module whose bytes hold them.
-        changes: of vectors, in units of their size.
+        changes: changes of vectors, in units of their size.
     """
 
     def __init__(self, weights: CanonicalWeights, written: WrittenWeights, *, codes: bool) -> None:
@@ -153,7 +153,7 @@ def tune(
         weights: the original's.
         written: the artefact's.
         windows: [B, T] token ids; some are kept to judge by.
-        progress: told of each step.
+        progress: called for each step.
         refine: over how many batches codes learn, too; 0: over `STEPS` all but codes.
     """
     steps = refine or STEPS

@@ -129,9 +129,9 @@ def learn(
     Args:
         matrices: what learns.
         others: so do these, in units of their size.
-        loss: of some windows, given their indices.
+        loss: loss of some windows, given their indices.
         windows: indices of those to learn from.
-        steps: how many batches.
+        steps: number of batches.
         batch: windows in one.
         advance: called after each.
     """

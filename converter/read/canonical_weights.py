@@ -132,7 +132,7 @@ def choose_formats(
     """Return each matrix's format, and why some are not quantised.
 
     Args:
-        weights: of the checkpoint.
+        weights: weights of the checkpoint.
         options: the bits that were asked for.
         greatest: what `survey` found.
 

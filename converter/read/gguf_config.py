@@ -37,7 +37,7 @@ class Architecture:
     """One `general.architecture` and its family in transformers.
 
     Attributes:
-        model_type: of the family.
+        model_type: model type of the family.
         causal_lm: transformers' class.
         interleaved: whether the rows of queries and keys stand in pairs, as llama.cpp rotates them.
         norm_add: what the conversion added to norms' weights.

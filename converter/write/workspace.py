@@ -120,7 +120,7 @@ class Workspace:
         Args:
             kept: names of steps whose results stay.
             step: as for `finish`; may be finished already.
-            result: likewise.
+            result: as above.
 
         Raises:
             OutputError: the journal could not be written; it is unchanged.

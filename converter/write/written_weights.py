@@ -24,7 +24,7 @@ class WrittenWeights:
     """Canonical tensors out of `model.onnx.data`, dequantised.
 
     Attributes:
-        formats: of each matrix.
+        formats: formats of each matrix.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class BackendAgreement:
 
     Attributes:
         backends: whose logits were compared; one where only one can run the artefact.
-        tokens: how many predictions.
+        tokens: number of predictions.
         max_error: largest difference of two logits, over the range of the logits.
         kl: mean Kullback-Leibler divergence in nats.
         top1_agreement: share of positions with the same most likely token.
@@ -59,7 +59,7 @@ def compare_backends(
     Args:
         folder: the artefact.
         tokens: how many; fewer where the context is shorter.
-        threads: of each backend.
+        threads: threads of each backend.
     """
     result: dict[str, Logits] = {}
     step_error = 0.0

@@ -35,12 +35,12 @@ class Score:
     Attributes:
         policy: its name; "full" evicts nothing.
         share: bytes as a share of those of a cache that holds the whole context.
-        slots: of each head, in those bytes; 0 where not even the fewest fit.
-        nbytes: of the cache; with "full", of one that just holds the context.
+        slots: slots of each head, in those bytes; 0 where not even the fewest fit.
+        nbytes: bytes of the cache; with "full", of one that just holds the context.
         right: answers that were right, by task.
         asked: questions, by task.
         places: (place in the context, right) of every question.
-        perplexity: of running text; None where none was given.
+        perplexity: perplexity of running text; None where none was given.
     """
 
     policy: str
@@ -109,7 +109,7 @@ class CacheEvaluation:
         Args:
             cases: from `prepared`.
             policy: a name, or "full".
-            share: of the full cache's bytes.
+            share: share of the full cache's bytes.
             tokens: that the full cache holds.
             running: text whose perplexity is measured in the same cache.
             progress: called after each context.

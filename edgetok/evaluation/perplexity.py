@@ -43,7 +43,7 @@ class Evaluation:
         tokens: how many were scored.
         kl: mean Kullback-Leibler divergence of the original from this model, in nats.
         top1_agreement: share of tokens where both have the same most likely token.
-        reference_perplexity: of the original.
+        reference_perplexity: perplexity of the original.
     """
 
     perplexity: float
@@ -113,7 +113,7 @@ def evaluate(
         backend: the model.
         cut: from `windows`.
         reference: the original, for KL and agreement.
-        progress: told how many tokens were scored, window by window.
+        progress: called with the number of tokens scored, window by window.
 
     Raises:
         OptionError: there is nothing to score, or the original has another vocabulary.

@@ -56,8 +56,8 @@ def measure(
         samples: what to add to.
         artefact: that the backend runs.
         prompt_tokens: length of the prompt whose reading is timed.
-        decode_tokens: how many steps are timed.
-        seed: of the random tokens, which differ from run to run so that nothing is remembered.
+        decode_tokens: number of steps timed.
+        seed: seed of the random tokens, which differ from run to run so that nothing is remembered.
     """
     rng = np.random.default_rng(seed)
     capacity = max(prompt_tokens, samples.depth_tokens + decode_tokens)
@@ -97,8 +97,8 @@ def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = N
     """Return the bandwidth at which `threads` threads read memory together, in GB/s (10^9 bytes).
 
     Args:
-        threads: how many.
-        progress: told where the loop has to be compiled first.
+        threads: number of threads.
+        progress: called where the loop has to be compiled first.
     """
     from edgetok.kernels_cpu.bandwidth import measure as bandwidth
     from edgetok.kernels_cpu.program import loader

@@ -80,7 +80,7 @@ def scan(folder: Path, name: str, data: bytes) -> ScannedModel:
     """Parse a model and check every tensor in it against the files of its folder.
 
     Args:
-        folder: of the model and its data.
+        folder: folder of the model and its data.
         name: the model's file name, for messages.
         data: its bytes.
 

@@ -44,11 +44,11 @@ def loads(
         what: the file's name, for messages.
         max_bytes: more bytes than this are refused unread.
         max_depth: how deeply objects and arrays may nest.
-        max_keys: how many keys all objects together may have.
+        max_keys: most keys of all objects together.
         error: class of what is raised.
 
     Raises:
-        UserError: of class `error`, naming `what` and what is wrong with it.
+        UserError: an error of class `error`, naming `what` and what is wrong with it.
     """
     if len(data) > max_bytes:
         raise error(f"{what}: {len(data):,} bytes of JSON, expected at most {max_bytes:,}")
@@ -100,7 +100,7 @@ def loads_object(
     """Parse JSON whose outermost value must be an object.
 
     Raises:
-        UserError: of class `error`, as for `loads`, or where the value is not an object.
+        UserError: an error of class `error`, as for `loads`, or where the value is not an object.
     """
     value = loads(
         data, what, max_bytes=max_bytes, max_depth=max_depth, max_keys=max_keys, error=error
@@ -121,8 +121,8 @@ def read_object(
     """Read a JSON file whose outermost value must be an object.
 
     Raises:
-        UserError: of class `error`, where the file is absent, no regular file, too large, or as for
-            `loads_object`.
+        UserError: an error of class `error`, where the file is absent, no regular file, too large,
+            or as for `loads_object`.
     """
     return loads_object(
         read_bytes(path, max_bytes=max_bytes, error=error),
@@ -138,7 +138,7 @@ def read_bytes(path: Path, *, max_bytes: int, error: type[UserError] = Checkpoin
     """Read a small regular file whole, never more than `max_bytes`.
 
     Raises:
-        UserError: of class `error`, where the file is absent, no regular file or larger.
+        UserError: an error of class `error`, where the file is absent, no regular file or larger.
     """
     try:
         # Without O_NONBLOCK opening a named pipe would wait for ever.

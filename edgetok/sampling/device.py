@@ -15,7 +15,8 @@ class Draw:
         temperature: logits are divided by it; 0 takes the most likely token.
         top_k: among so many, 1..MOST_CANDIDATES; of no meaning where the temperature is 0.
         top_p, min_p: as in `SamplingOptions`.
-        share: of what may be drawn, in rising order of ids, that comes before the token; 0..1.
+        share: share of what may be drawn, in rising order of ids, that comes before the token;
+            0..1.
     """
 
     temperature: float

@@ -37,7 +37,7 @@ def read_rope(
     Args:
         config: the whole config.
         head_dim: dims of a head.
-        theta: what an absent `rope_theta` means.
+        theta: default for an absent `rope_theta`.
         partial: whether the family honours `partial_rotary_factor`.
         aliases: names that the family has for a rope type.
 
@@ -69,7 +69,7 @@ def read_layer_ropes(
     Args:
         config: the whole config.
         head_dim: dims of a head.
-        theta: what an absent `rope_theta` means.
+        theta: default for an absent `rope_theta`.
         local_theta: what an absent base of the sliding layers means.
     """
     parameters = config.section("rope_parameters")

@@ -29,7 +29,7 @@ class Place:
     Attributes:
         spec: the decoder.
         layer: the layer's index, under which caches know it.
-        prefix: of the names of its weights, as `layers.3.`.
+        prefix: prefix of the names of its weights, as `layers.3.`.
         source: the value that it reads: the residual stream `x`, or `h`, its norm.
         after: the name of the norm of its result, where the decoder has such norms.
     """

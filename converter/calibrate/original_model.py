@@ -62,7 +62,7 @@ class Original:
 
     @torch.no_grad()
     def embed(self, tokens: npt.NDArray[np.int64], rows: Rows | None = None) -> Tensor:
-        """What the first block is given, and what each block is called with beside it.
+        """Return the input of the first block and the further arguments of each block.
 
         Args:
             tokens: [B, T], all windows of equal length.
@@ -329,7 +329,7 @@ class _WeightsOnMeta(TorchFunctionMode):
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32."""
+    """Return whether the processor multiplies bfloat16 faster than float32."""
     return bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
 
 

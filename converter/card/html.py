@@ -72,10 +72,10 @@ def _verdict(report: Report) -> str:
         f"<p>{escape(MEANINGS[verdict.grade])}</p></div>"
         f"<table><tr><th>Measured</th>{head}</tr>{rows}</table>"
         '<p class="soft">On text that calibration did not see. The worst of the three decides: '
-        "perplexity is an average and can hide a distribution that moved; KL sees all of it; the "
-        "most likely token is what a greedy answer is made of. In the limits of this table the "
-        "8- and 6-bit formats of llama.cpp are indistinguishable on a Llama of 8 billion weights, "
-        "5 and 4 bits good, 3 bits noticeable.</p>"
+        "perplexity is an average and can hide a changed distribution; KL compares all of it; the "
+        "most likely token decides a greedy answer. By these limits, llama.cpp's formats of 8 and "
+        "6 bits are indistinguishable on a Llama of 8 billion weights, 5 and 4 bits are good, and "
+        "3 bits are noticeable.</p>"
     )
 
 
@@ -106,7 +106,7 @@ def _sizes(report: Report) -> str:
     if other > 0:
         parts.append(("norms and biases", float(other), f"{other / 1e6:,.2f} MB"))
     parts.sort(key=lambda part: -part[1])
-    return "<h2>What the bytes are</h2>" + svg.stacked(parts, "bytes by how they are stored")
+    return "<h2>Bytes by format</h2>" + svg.stacked(parts, "bytes by format")
 
 
 def _curve(report: Report) -> str:
@@ -131,11 +131,11 @@ def _worst(report: Report) -> str:
         return ""
     rows = [(layer.name, layer.error, _beside(layer)) for layer in worst]
     return (
-        "<h2>Where most is lost</h2>"
+        "<h2>Layers that lose most</h2>"
         + svg.bars(rows, "relative error of the layers that lost most")
         + '<p class="soft">|(W\' - W) x| / |W x| of each layer by itself over calibration inputs, '
-        "or |W' - W| / |W| where none were seen. A large error in one layer need not show in the "
-        "answers; the verdict above is about those.</p>"
+        "or |W' - W| / |W| without such inputs. A large error in one layer may not affect the "
+        "answers; the verdict above measures those.</p>"
     )
 
 

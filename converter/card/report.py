@@ -99,9 +99,9 @@ class Fit:
     def words(self) -> str:
         """Return a description of the curve."""
         return (
-            f"Asked for: {self.wanted}. The line is the best choice of bits and group sizes at "
-            "each size, by the error of each tensor's output, weighed by its effect on the "
-            f"answers ({self.probes} runs of the model); dots are the same bits everywhere."
+            f"Target: {self.wanted}. The line is the best choice of bits and group sizes at "
+            "each size, by the error of each tensor's output, weighted by its effect on the "
+            f"answers ({self.probes} runs of the model); dots have the same bits in all tensors."
         )
 
     def table(self, count: int = 8) -> list[tuple[str, FitPoint]]:
@@ -183,12 +183,12 @@ class Report:
             ("Bits per weight", f"{self.bits_per_weight:.2f}"),
         ]
         if self.fit is not None:
-            rows.append(("Asked for", self.fit.wanted))
+            rows.append(("Target", self.fit.wanted))
         verdict = self.verdict
         if verdict is not None:
             rows.append(("Verdict", verdict.words))
         if self.agreement is None:
-            rows.append(("Against the original", f"not measured: {self.agreement_reason}"))
+            rows.append(("Agreement", f"not measured: {self.agreement_reason}"))
         else:
             result = self.agreement
             ratio = result.perplexity / result.reference_perplexity

@@ -21,10 +21,10 @@ Grade = Literal["indistinguishable", "good", "noticeable", "broken"]
 
 GRADES: tuple[Grade, ...] = ("indistinguishable", "good", "noticeable", "broken")
 MEANINGS: dict[Grade, str] = {
-    "indistinguishable": "nobody will tell it from the original",
-    "good": "answers are worded otherwise now and then; use it",
-    "noticeable": "answers are worse in ways that show; more bits or --method auto help",
-    "broken": "do not use it: more bits are needed",
+    "indistinguishable": "answers cannot be told from those of the original",
+    "good": "answers are sometimes worded differently; use it",
+    "noticeable": "answers are visibly worse; use more bits or --method auto",
+    "broken": "do not use this model; it needs more bits",
 }
 KL_LIMITS = (0.01, 0.05, 0.3)
 PERPLEXITY_LIMITS = (1.01, 1.05, 1.3)
@@ -36,7 +36,7 @@ class Grading:
     """One measured figure and what it means.
 
     Attributes:
-        figure: its name.
+        figure: name of the figure.
         value: as measured.
         limits: beyond the first it is no longer indistinguishable, beyond the second not good,
             beyond the third broken.

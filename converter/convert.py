@@ -23,7 +23,7 @@ from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.source import resolve_source
-from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
+from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.write.finish import finish_artefact
 from edgetok.converter.write.genai_config import GENAI_FILE, genai_config
@@ -233,8 +233,6 @@ def _reference_tokens(
         return 0, "not asked for"
     if not has_torch():
         return 0, "needs torch and transformers: pip install 'edgetok[convert]'"
-    if not (workspace.artefact / TOKENIZER_FILE).exists():
-        return 0, "the checkpoint has no tokenizer"
     if options.reference_tokens:
         return options.reference_tokens, None
     tokens = default_reference_tokens(weights.parameters, options)

@@ -18,7 +18,7 @@ from edgetok.converter.calibrate.original_model import build_on_meta, original_p
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
-from edgetok.converter.write.assets import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from edgetok.converter.write.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from edgetok.errors import CheckpointError, TemplateError
 from edgetok.formats import strict_json
 from edgetok.models.spec import DecoderSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.write.assets import TOKENIZER_FILE
+from edgetok.converter.write.tokenizer_files import TOKENIZER_FILE
 from edgetok.errors import CheckpointError
 
 Tokens = npt.NDArray[np.int64]

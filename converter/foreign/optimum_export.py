@@ -27,7 +27,7 @@ from edgetok.converter.foreign.quantise_graph import quantise_graph
 from edgetok.converter.identity import shown, title_of
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
-from edgetok.converter.write.assets import TOKENIZER_FILE, copy_assets
+from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.finish import finish_artefact
 from edgetok.converter.write.workspace import open_workspace, require_space
 from edgetok.errors import CheckpointError, MissingExtraError, OutputError, UnsupportedError
@@ -91,10 +91,8 @@ def convert_unknown_family(
         _save(model, workspace.artefact)
         progress.advance()
         agreement: Agreement | None = None
-        reason: str | None = "the checkpoint has no tokenizer"
-        if options.reference_tokens == 0:
-            reason = "not asked for"
-        elif (workspace.artefact / TOKENIZER_FILE).exists():
+        reason: str | None = "not asked for"
+        if options.reference_tokens != 0:
             agreement, reason = _compare(clean, workspace.artefact, options, vocab_size), None
         progress.advance()
         notes.append(f"{model_type} was exported by optimum and runs in onnxruntime only")

@@ -14,11 +14,13 @@ https://github.com/huggingface/tokenizers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgetok.converter.read.gguf_config import token_ids
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.gguf import GgufFile
 from edgetok.models.config.reader import shown
@@ -62,6 +64,8 @@ _CUTS: Mapping[str, dict[str, Any]] = {
 _WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe"})
 _NFC = frozenset({"qwen2", "deepseek-r1-qwen"})
 _SPACE = "▁"
+_MAX_PIECE_CHARS = 1024  # Gemma's longest has 31, and sentencepiece makes none beyond 16 by itself
+_MAX_CUTS = 1 << 28
 
 
 def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, Any]:
         raise CheckpointError(
             f"{fields.where}tokens has {len(tokens):,} tokens, but the model knows {vocab_size:,}"
         )
-    types = fields.numbers("token_type", len(tokens), default=_NORMAL)
+    types = _types(fields, file, tokens, vocab_size)
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != _UNUSED}
     if model == "gpt2":
         content, add_bos = _byte_level(fields, vocab)
@@ -116,6 +120,29 @@ def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, Any]:
     return {"tokenizer.json": content, "tokenizer_config.json": settings}
 
 
+def _types(fields: _Fields, file: GgufFile, tokens: list[str], vocab_size: int) -> list[float]:
+    """Each token's type; where the file has none, or calls an end of answers normal, by what it is.
+
+    A special token that counts as normal text is cut into letters.
+    """
+    found = list(fields.numbers("token_type", len(tokens), default=_NORMAL))
+    if fields.get("token_type") is None:
+        for i, token in enumerate(tokens):
+            if fields.text("model") == "llama" and _BYTE_TOKEN.fullmatch(token):
+                found[i] = _BYTE
+        unknown = fields.token("unknown_token_id", tokens)
+        if unknown is not None:
+            found[fields.get("unknown_token_id")] = _UNKNOWN
+    ids = token_ids(file, vocab_size)
+    pad = fields.token("padding_token_id", tokens)
+    ends = [ids.get("bos_token_id"), *ids.get("eos_token_id", ())]
+    for token in [*ends, None if pad is None else fields.get("padding_token_id")]:
+        if token is not None and token < len(tokens) and found[token] == _NORMAL:
+            found[token] = _CONTROL
+    return found
+
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
@@ -201,6 +228,12 @@ def _sentencepiece(
     scores = fields.numbers("scores", len(tokens))
     joined = {token: i for token, i in vocab.items() if types[i] == _NORMAL}
     ranked = []
+    longest = max(joined, key=len, default="")
+    if len(longest) > _MAX_PIECE_CHARS or sum(len(t) ** 2 for t in joined) > _MAX_CUTS:
+        raise CheckpointError(
+            f"{fields.where}tokens: {longest!r:.40} has {len(longest):,} characters, expected at "
+            f"most {_MAX_PIECE_CHARS}, and few as long"
+        )
     for token, i in joined.items():
         for at in range(1, len(token)):
             left, right = joined.get(token[:at]), joined.get(token[at:])

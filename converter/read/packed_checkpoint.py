@@ -15,6 +15,7 @@ Source: GPTQModel and AutoAWQ, documentation of their checkpoint formats; compre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ class PackedCheckpoint(CodedCheckpoint):
         """
         settings = inner.config[KEY]
         method = settings.get("quant_method") if isinstance(settings, dict) else None
-        if method not in _PARTS:
+        if not isinstance(method, str) or method not in _PARTS:
             known = ", ".join(_PARTS)
             raise UnsupportedError(
                 f"config.json: {KEY} has quant_method {method!r:.40}, expected one of {known}; "
@@ -103,7 +104,43 @@ class PackedCheckpoint(CodedCheckpoint):
         return rows_of(codes, *(rows or (0, len(codes.codes)))).dequantise()
 
 
+# Settings that say how a checkpoint was made, or are looked at elsewhere here. One that is not
+# listed may change what the integers mean.
+_KNOWN = frozenset(
+    re.findall(
+        r"\w+",
+        """act_group_aware backend batch_size bits block_name_to_quantize cache_block_outputs
+        checkpoint_format config_groups damp_auto_increment damp_percent dataset desc_act
+        disable_exllama do_fuse dynamic exllama_config format fuse_max_seq_len
+        global_compression_ratio group_size hyb_act ignore kv_cache_scheme lm_head
+        max_input_length meta model_file_base_name model_name_or_path model_seqlen
+        module_name_preceding_first_block modules_in_block_to_quantize modules_to_fuse
+        modules_to_not_convert mse pack_dtype pad_token_id q_group_size quant_method
+        quantization_status sparsity_config static_groups sym tokenizer true_sequential
+        use_cuda_fp16 use_exllama version w_bit zero_point""",
+    )
+)
+
+
 def _require_known(method: str, settings: dict[str, Any]) -> None:
+    for key, value in settings.items():
+        if key not in _KNOWN and value not in (None, False, {}, [], ""):
+            raise UnsupportedError(
+                f"config.json: {KEY} has {key} {value!r:.60}, which may change what the integers "
+                "mean; convert the original checkpoint"
+            )
+    form = settings.get("checkpoint_format", "gptq")
+    words = settings.get("pack_dtype", "int32")
+    if method == "gptq" and (form not in ("gptq", "gptq_v2") or words != "int32"):
+        raise UnsupportedError(
+            f"config.json: {KEY} has checkpoint_format {form!r:.40} in {words!r:.20}, expected "
+            "gptq or gptq_v2 in int32"
+        )
+    sparse = settings.get("sparsity_config") or {}
+    if method == "compressed-tensors" and (
+        not isinstance(sparse, dict) or sparse.get("format", "dense") != "dense"
+    ):
+        raise UnsupportedError(f"config.json: {KEY} has sparsity_config {sparse!r:.60}")
     version = settings.get("version", "gemm")
     if method == "awq" and (str(version).lower() != "gemm" or settings.get("bits", 4) != 4):
         raise UnsupportedError(
@@ -151,11 +188,19 @@ def _words(inner: Checkpoint, name: str) -> npt.NDArray[Any]:
 
 
 def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
-    result = inner.tensor(name)
-    _ranked(result.shape, 2, name)
-    if float(np.abs(result).max(initial=0.0)) > FLOAT16_MAX:
+    found = inner.tensor(name)
+    _ranked(found.shape, 2, name)
+    greatest = float(np.abs(found).max(initial=0.0))
+    if greatest > FLOAT16_MAX:
         raise UnsupportedError(f"tensor {name!r} holds a scale that does not fit into float16")
-    return result.astype(np.float16)
+    scales = found.astype(np.float16)
+    # Below its normal numbers float16 keeps fewer bits; what matters is the matrix's own range.
+    if float(np.abs(scales.astype(np.float32) - found).max(initial=0.0)) > greatest / 1024:
+        raise UnsupportedError(
+            f"tensor {name!r} holds scales up to {greatest:.3g}, too small for float16, in which "
+            "an artefact has them; convert the original checkpoint"
+        )
+    return scales
 
 
 def _width(module: str, words: int, count: int) -> int:
@@ -183,15 +228,32 @@ def _gptq(
             "a gather in every step; use a checkpoint without act-order"
         )
     _require_shape(module, "qzeros", zero_words, (len(scales), -(-N * bits // 32)))
-    zeros = unpack_words(zero_words, bits, N).T
-    if settings.get("checkpoint_format", "gptq") != "gptq_v2":
-        if int(zeros.max()) == (1 << bits) - 1:
-            raise UnsupportedError(
-                f"{module}: a zero point of {1 << bits} with {bits} bits, which loaders read "
-                "differently; save it as gptq_v2"
-            )
-        zeros = zeros + np.uint8(1)
+    zeros = _gptq_zeros(module, unpack_words(zero_words, bits, N).T, bits, settings)
     return Quantised(unpack_words(words.T, bits, K), scales.T, zeros, bits, group)
+
+
+def _gptq_zeros(
+    module: str, stored: npt.NDArray[np.uint8], bits: int, settings: dict[str, Any]
+) -> npt.NDArray[np.uint8] | None:
+    """Zero points, of which "gptq" stores one less and "gptq_v2" all; None: in the middle."""
+    second = settings.get("checkpoint_format", "gptq") == "gptq_v2"
+    middle = 1 << (bits - 1)
+    if settings.get("sym") is True:
+        # Some writers store the middle itself under "gptq", too.
+        if (stored == middle).all() or (not second and (stored == middle - 1).all()):
+            return None
+        raise UnsupportedError(
+            f"{module}: config.json says sym, but its zero points are not all {middle}; loaders "
+            "read it differently: convert the original checkpoint"
+        )
+    if second:
+        return stored
+    if int(stored.max(initial=0)) == (1 << bits) - 1:
+        raise UnsupportedError(
+            f"{module}: a zero point of {1 << bits} with {bits} bits, which loaders read "
+            "differently; save it as gptq_v2"
+        )
+    return stored + np.uint8(1)
 
 
 def _awq(

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 from edgetok.converter.durable import write_durably
-from edgetok.errors import CheckpointError, TemplateError
+from edgetok.converter.write.tokenizer_files import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TokenizerFiles,
+    read_tokenizer,
+)
+from edgetok.errors import TemplateError
 from edgetok.formats import strict_json
 from edgetok.text.template import ChatTemplate
 
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 
-_MAX_TOKENIZER_BYTES = 128 << 20  # Gemma 3's 262,144 tokens take 33 MB
 _MAX_TEXT_BYTES = 4 << 20
 _COPIED = (
     CONFIG_FILE,  # what names and sizes an export is to have
-    TOKENIZER_CONFIG_FILE,
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_FILE,
 )
-_SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _LICENCE = re.compile(r"(licen[cs]e|notice|use_policy)[\w.-]*", re.IGNORECASE | re.ASCII)
 
 
@@ -44,22 +46,36 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
         TemplateError: the chat template is not usable.
         OutputError: a file could not be written.
     """
-    notes = []
-    settings: dict[str, Any] = {}
     tokenizer = read_tokenizer(source, vocab_size)
-    if tokenizer is None:
-        notes.append(f"no {TOKENIZER_FILE}: the model takes and gives token ids only")
-    else:
-        write_durably(artefact / TOKENIZER_FILE, tokenizer)
+    notes = list(tokenizer.notes)
+    write_durably(artefact / TOKENIZER_FILE, tokenizer.data)
+    settings = json.dumps(tokenizer.settings, indent=2, ensure_ascii=False) + "\n"
+    write_durably(artefact / TOKENIZER_CONFIG_FILE, settings.encode())
+    contents: dict[str, dict[str, Any]] = {}
     for name in _COPIED:
         path = source / name
         if path.exists():
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
-            content = strict_json.loads_object(data, name) if name.endswith(".json") else {}
+            if name.endswith(".json"):
+                contents[name] = strict_json.loads_object(data, name)
             write_durably(artefact / name, data)
-            if name == TOKENIZER_CONFIG_FILE:
-                settings = content
-    _require_template(artefact, settings)
+    template = _template(artefact, tokenizer.settings)
+    end = None if template is None else _end_of_turn(template, tokenizer)
+    if end is not None:
+        config, generation = (contents.get(name, {}) for name in (CONFIG_FILE, GENERATION_FILE))
+        known = [generation.get("eos_token_id"), config.get("eos_token_id")]
+        ids = [
+            i
+            for value in known
+            for i in (value if isinstance(value, list) else [value])
+            if type(i) is int
+        ]
+        number = tokenizer.core.token_to_id(end)
+        if number is not None and number not in ids and end != tokenizer.settings.get("eos_token"):
+            notes.append(f"answers end at {end}, as the chat template has it; no file names it")
+            ends = [*dict.fromkeys(ids), number]
+            text = json.dumps({**generation, "eos_token_id": ends}, indent=2) + "\n"
+            write_durably(artefact / GENERATION_FILE, text.encode())
     for path in sorted(source.iterdir()):
         if path.is_file() and _LICENCE.fullmatch(path.name):
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
@@ -67,84 +83,22 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
     return notes
 
 
-def _require_template(artefact: Path, settings: dict[str, Any]) -> None:
+def _template(artefact: Path, settings: dict[str, Any]) -> ChatTemplate | None:
     """Find out now, rather than after the conversion, that the artefact would not load."""
     try:
-        ChatTemplate.from_folder(artefact, settings)
+        return ChatTemplate.from_folder(artefact, settings)
     except TemplateError as error:
         raise TemplateError(f"{error}; correct the model's chat template or remove it") from error
 
 
-def read_tokenizer(source: Path, vocab_size: int) -> bytes | None:
-    """Return the checkpoint's `tokenizer.json`, checked; made from older files where there is none.
-
-    Raises:
-        CheckpointError: it is damaged, has an empty added token or ids beyond the vocabulary.
-    """
-    path = source / TOKENIZER_FILE
-    if path.exists():
-        data = strict_json.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
-    elif any((source / name).exists() for name in _SLOW_TOKENIZERS):
-        data = _from_older_files(source)
-    else:
+def _end_of_turn(template: ChatTemplate, tokenizer: TokenizerFiles) -> str | None:
+    """The special token that the template writes right after an assistant's words."""
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "welcome"}]
+    try:
+        text = template.render(said, add_generation_prompt=False)
+    except TemplateError:
         return None
-    _check(data, vocab_size)
-    return data
-
-
-def _check(data: bytes, vocab_size: int) -> None:
-    import tokenizers
-
-    content = strict_json.loads_object(
-        data, TOKENIZER_FILE, max_bytes=_MAX_TOKENIZER_BYTES, max_keys=1 << 23
-    )
-    special = set()
-    added = content.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise CheckpointError(f"{TOKENIZER_FILE}: added_tokens is not a list of objects")
-    for token in added:
-        if not token.get("content"):
-            raise CheckpointError(
-                f"{TOKENIZER_FILE}: added token {token.get('id')!r:.20} is empty and would match "
-                "everywhere; remove it from added_tokens"
-            )
-        if token.get("special"):
-            special.add(token["content"])
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the Rust side raises bare Exception for anything it dislikes
-        raise CheckpointError(
-            f"{TOKENIZER_FILE}: not readable as a tokenizer: {error}; save it again with a current "
-            "release of transformers"
-        ) from error
-    for text, token in tokenizer.get_vocab(with_added_tokens=True).items():
-        # Gemma 3's text models ship a special token of the multimodal ones beyond the vocabulary.
-        if token >= vocab_size and text not in special:
-            raise CheckpointError(
-                f"{TOKENIZER_FILE}: token {text!r:.80} has id {token}, but the model knows "
-                f"{vocab_size} tokens; this tokenizer belongs to another model"
-            )
-
-
-def _from_older_files(source: Path) -> bytes:
-    """A tokenizer.json from a vocabulary and merges, or a sentencepiece model, by transformers."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise CheckpointError(
-            f"{source}: has an older tokenizer but no {TOKENIZER_FILE}; "
-            "pip install 'edgetok[convert]' to create one, or save it with transformers"
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made: Any = AutoTokenizer.from_pretrained(
-                source, use_fast=True, local_files_only=True, trust_remote_code=False
-            )
-        text: str = made.backend_tokenizer.to_str()
-    except Exception as error:  # transformers raises whatever its tokenizer classes raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"{source}: no {TOKENIZER_FILE}, and transformers could not make one: {reason:.200}"
-        ) from error
-    return text.encode()
+    after = text.rpartition("welcome")[2].lstrip()
+    added = tokenizer.core.get_added_tokens_decoder().values()
+    found = [token.content for token in added if token.special and after.startswith(token.content)]
+    return max(found, key=len, default=None)

@@ -162,13 +162,14 @@ class Generation(Iterator[str]):
                 self._first_s = now
             else:
                 self._decode_s = now - self._first_s
-            if token in self._eos:
-                self._finish = "stop"
-                break
-            yield from self._emit(finder.push(stream.push(token)))
+            ends = token in self._eos
+            yield from self._emit(finder.push(stream.push(token, hide=ends), stream.hidden))
             if finder.found is not None:
                 self._finish = "stop"
                 return
+            if ends:
+                self._finish = "stop"
+                break
             if limit is not None and len(self._tokens) >= limit:
                 self._finish = "length"
                 break

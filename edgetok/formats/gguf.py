@@ -33,6 +33,7 @@ MAX_HEADER_BYTES = 256 << 20  # 262,144 tokens and their merges take 20 MB
 MAX_FIELDS = 1 << 14
 MAX_TENSORS = 1 << 16
 MAX_NAME_BYTES = 1 << 16
+MAX_STRINGS = 1 << 20  # 262,144 tokens have half a million merges
 MAX_DIMS = 4
 
 # Weights of a block, and its bytes, by number and name of the type.
@@ -110,6 +111,7 @@ class _Reader:
         self.name = name
         self.digest = hashlib.sha256()
         self.at = 0
+        self.strings = 0  # in lists, so far
         self._file = file
         self._end = min(file_bytes, MAX_HEADER_BYTES)
 
@@ -170,8 +172,12 @@ def _read_value(reader: _Reader, what: str) -> Any:
     if kind == _ARRAY:
         kind, count = reader.integer(4, what), reader.integer(8, what)
         if kind == _STRING:
-            if 8 * count > MAX_HEADER_BYTES:
-                raise CheckpointError(f"{reader.name}: {what} has {count:,} strings")
+            reader.strings += count
+            if reader.strings > MAX_STRINGS:
+                raise CheckpointError(
+                    f"{reader.name}: {what} has {count:,} strings, expected at most "
+                    f"{MAX_STRINGS:,} in all fields"
+                )
             return [reader.string(what) for _ in range(count)]
         dtype = _dtype(reader, kind, what)
         return np.frombuffer(reader.take(count * dtype.itemsize, what), dtype)

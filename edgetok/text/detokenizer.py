@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import tokenizers
@@ -35,33 +35,48 @@ class TokenDecoder(Protocol):
 
 
 class TextStream:
-    """Text from tokens that arrive one by one; for one generation, not to be shared."""
+    """Text from tokens that arrive one by one; for one generation, not to be shared.
+
+    Attributes:
+        hidden: how the last token is spelled, if it is a special one, which gives no text.
+    """
 
     def __init__(
         self,
         decoder: TokenDecoder | tokenizers.Tokenizer,
-        special: frozenset[int],
+        special: Mapping[int, str],
         prompt: Sequence[int] = (),
+        starts: Collection[int] = (),
     ) -> None:
         """Start after a prompt.
 
         Args:
             decoder: for one vocabulary, from `token_decoder`.
-            special: ids that give no text.
+            special: ids that give no text, and how they are spelled.
             prompt: what the text continues: with visible text before it, a space at the start of
                 the answer is the answer's own.
+            starts: tokens after which the tokenizer puts a space of its own before a text.
         """
         self._special = special
+        self.hidden = ""
         visible = [t for t in prompt[-_CONTEXT_TOKENS:] if t not in special]
+        if prompt and prompt[-1] in starts:
+            visible = []
         self._text: _Pieces | _Window
         if isinstance(decoder, tokenizers.Tokenizer):
             self._text = _Window(decoder, visible)
         else:
             self._text = _Pieces(decoder, started=bool(visible))
 
-    def push(self, token: int) -> str:
-        """Add a token; return the characters that are now complete."""
-        return "" if token in self._special else self._text.push(token)
+    def push(self, token: int, *, hide: bool = False) -> str:
+        """Add a token; return the characters that are now complete.
+
+        Args:
+            token: an id.
+            hide: whether it gives no text, as an end of the answer does.
+        """
+        self.hidden = self._special.get(token, "")
+        return "" if hide or token in self._special else self._text.push(token)
 
     def finish(self) -> str:
         """Return the rest at the end: U+FFFD for an incomplete character."""

@@ -6,35 +6,56 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Cuts a stream of text before the first of some texts; for one generation."""
+    """Cuts a stream of text before the first of some texts; for one generation.
+
+    Special tokens are not shown, but a stop text may name them: they are part of the text that is
+    looked through, and of nothing that is returned.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Look for `stops`, none of them empty."""
         self._stops = tuple(stops)
         self._held = ""
+        self._hidden: list[bool] = []  # of each character held, whether it is not to be shown
         self.found: str | None = None
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, hidden: str = "") -> str:
         """Add text; return what can no longer be part of a stop text.
 
         Once `found` is set the answer is over and nothing more is returned.
+
+        Args:
+            text: that is shown.
+            hidden: that stands after it and is not shown.
         """
         if self.found is not None:
             return ""
-        text = self._held + text
-        places = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        if not self._stops:
+            return text
+        self._held += text + hidden
+        self._hidden += [False] * len(text) + [True] * len(hidden)
+        held = self._held
+        places = [(held.find(stop), -len(stop), stop) for stop in self._stops if stop in held]
         if places:
             place, _, self.found = min(places)
-            self._held = ""
-            return text[:place]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            shown = self._take(place)
+            self._held, self._hidden = "", []
+            return shown
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        return self._take(len(held) - keep)
 
     def finish(self) -> str:
-        """Return the text still held back at the end."""
-        text, self._held = self._held, ""
-        return text
+        """The text still held back, when no more comes."""
+        return self._take(len(self._held))
+
+    def _take(self, size: int) -> str:
+        shown = "".join(
+            char
+            for char, hidden in zip(self._held[:size], self._hidden[:size], strict=True)
+            if not hidden
+        )
+        self._held, self._hidden = self._held[size:], self._hidden[size:]
+        return shown
 
 
 def _overlap(text: str, stop: str) -> int:

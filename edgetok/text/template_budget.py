@@ -10,10 +10,11 @@ import contextvars
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 from jinja2.utils import Namespace
+from markupsafe import Markup
 
 from edgetok.errors import TemplateError
 
@@ -24,6 +25,11 @@ MAX_STEPS = 1_000_000
 MAX_INT_BITS = 4096
 
 ITEM_BYTES = 64
+ESCAPED = 5
+"""Characters at most that HTML makes of one."""
+
+_CONVERSION = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(\d*)(?:\.(\d*))?(.?)", re.DOTALL)
+_VIEWS = (ItemsView, KeysView, ValuesView)
 
 
 class Budget:
@@ -62,14 +68,15 @@ def made(value: Any) -> Any:
     budget = current.get()
     budget.step()
     if isinstance(value, (str, int, float)) or value is None:
+        check_integer(value)
         size = sys.getsizeof(value)
         if size > MAX_VALUE_BYTES:
             raise too_large()
         budget.spend(size)
         return value
-    if isinstance(value, (Iterator, type({}.items()), type({}.keys()), type({}.values()))):
+    if isinstance(value, Iterator):
         value = listed(value)
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, (list, tuple, dict, *_VIEWS)):
         weigh(value)
     budget.spend(sys.getsizeof(value))
     return value
@@ -95,7 +102,7 @@ def weigh(value: Any) -> int:
     stack = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, (list, tuple)):
+        if isinstance(item, (list, tuple, *_VIEWS)):
             total += ITEM_BYTES * (len(item) + 1)
             if total <= MAX_VALUE_BYTES:
                 stack.extend(item)
@@ -142,12 +149,26 @@ class Each:
         return len(self._values)
 
 
+def size_of(value: Any) -> int:
+    """Bytes of a text, or of anything written out."""
+    return sys.getsizeof(value) if isinstance(value, str) else weigh(value)
+
+
+def check_integer(value: Any) -> None:
+    """Refuse an integer beyond the bound: to divide two of them takes the square of their size."""
+    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+        raise too_large()
+
+
 def check_operation(operator: str, left: Any, right: Any) -> None:
     """Refuse arithmetic whose result would be too large, before it is made."""
+    check_integer(left)
+    check_integer(right)
     numbers = isinstance(left, int) and isinstance(right, int)
     if operator == "+":
         if isinstance(left, str) and isinstance(right, str):
-            fits(sys.getsizeof(left) + sys.getsizeof(right))
+            escapes = isinstance(left, Markup) or isinstance(right, Markup)
+            fits((sys.getsizeof(left) + sys.getsizeof(right)) * (ESCAPED if escapes else 1))
     elif operator == "*":
         if numbers:
             if left.bit_length() + right.bit_length() > MAX_INT_BITS:
@@ -160,28 +181,29 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
         if numbers and (abs(right) > MAX_INT_BITS or left.bit_length() * right > MAX_INT_BITS):
             raise too_large()
     elif operator == "%" and isinstance(left, str):
-        fields = re.findall(r"%(.?)", left, re.DOTALL)
-        if any(field not in ("s", "d", "%") for field in fields):
-            raise TemplateError("chat template: a format may contain only %s, %d and %%")
-        fits(sys.getsizeof(left) + len(fields) * weigh(right))
+        check_format(left, right)
 
 
-def replace(text: str, old: str, new: str, count: int = -1) -> str:
-    """`str.replace`, measured before it is done."""
-    times = text.count(old) if count < 0 else min(count, text.count(old))
-    fits(len(text) + times * max(len(new) - len(old), 0))
-    return text.replace(old, new, count)
+def check_format(form: str, values: Any) -> None:
+    """Refuse a format whose result would be too large.
 
-
-def join(separator: str, values: Iterable[Any]) -> str:
-    """`str.join` of anything, measured before it is done."""
-    texts = [text_of(value) for value in values]
-    fits(sum(map(len, texts)) + len(separator) * len(texts))
-    return separator.join(texts)
+    Raises:
+        TemplateError: it would be, or asks for more than a plain field.
+    """
+    size, fields = 0, 0
+    for width, precision, kind in _CONVERSION.findall(form):
+        if len(width) > 3 or len(precision) > 3 or kind not in tuple("diouxXeEfFgGcrsa%"):
+            raise TemplateError("chat template: a format may contain only plain fields such as %s")
+        size += int(width or 0) + int(precision or 0)
+        fields += 1
+    times = fields if isinstance(values, Mapping) else 1
+    escaped = ESCAPED if isinstance(form, Markup) else 1
+    fits(sys.getsizeof(form) + size + escaped * times * weigh(values))
 
 
 def text_of(value: Any) -> str:
-    """`str`, measured before it is done."""
-    if not isinstance(value, str):
-        weigh(value)
+    """`str`, measured before it is done; a text is left as it is."""
+    if isinstance(value, str):
+        return value
+    weigh(value)
     return str(value)

@@ -15,21 +15,20 @@ So each step costs at most a bounded amount, and between two steps the clock is 
 
 from __future__ import annotations
 
-import json
-import re
+import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import filters, nodes, pass_context, tests
+from jinja2 import nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 from edgetok.errors import TemplateError
 from edgetok.text.template_budget import (
@@ -39,141 +38,21 @@ from edgetok.text.template_budget import (
     check_operation,
     current,
     fits,
-    join,
-    listed,
     made,
-    replace,
     text_of,
     weigh,
+)
+from edgetok.text.template_functions import (
+    ATTRIBUTES,
+    GLOBALS,
+    Formatter,
+    check_method,
+    gated_filters,
+    gated_tests,
 )
 
 MAX_SOURCE_BYTES = 64 << 10
 """The largest template in wide use has 20 kB."""
-
-# The methods that templates use; those that amplify have their own version.
-_STR_METHODS = re.findall(
-    r"\w+",
-    """capitalize casefold count endswith find index isalnum isalpha isdecimal isdigit islower
-    isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace
-    rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper""",
-)
-_LOOP = re.findall(
-    r"\w+",
-    """changed cycle depth depth0 first index index0 last length nextitem previtem revindex
-    revindex0""",
-)
-_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
-    (str, frozenset(_STR_METHODS)),
-    (dict, frozenset(("get", "items", "keys", "values"))),
-    (list, frozenset(("count", "index"))),
-    (tuple, frozenset(("count", "index"))),
-    (LoopContext, frozenset(_LOOP)),
-)
-_FILTERS = re.findall(
-    r"\w+",
-    """abs capitalize count d default dictsort first float int items last length list lower map max
-    min reject rejectattr reverse select selectattr sort trim unique upper""",
-)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as transformers writes it: no HTML escapes, an indent if wanted."""
-    if indent is not None and not 0 <= indent <= 16:
-        raise TemplateError(f"chat template: tojson has an indent of {indent}, expected 0..16")
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-    pieces, size = [], 0
-    budget = current.get()
-    for piece in encoder.iterencode(value):
-        budget.step()
-        size += len(piece)
-        fits(size)
-        pieces.append(piece)
-    return "".join(pieces)
-
-
-def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    size = width if isinstance(width, int) else len(width)
-    fits(len(text) + size * (text.count("\n") + 1))
-    return filters.do_indent(text, width, first, blank)
-
-
-def _round(value: float, precision: int = 0, method: str = "common") -> float:
-    if not 0 <= precision <= 15:
-        raise TemplateError(f"chat template: round to {precision} places, expected 0..15")
-    return filters.do_round(value, precision, method)  # type: ignore[arg-type]
-
-
-def _title(text: str) -> str:
-    fits(64 * len(text))
-    return filters.do_title(text)
-
-
-def _strftime_now(form: str) -> str:
-    if len(form) > 256 or not re.fullmatch(r"(?:[^%]|%-?[A-Za-z%])*", form):
-        raise TemplateError(f"chat template: strftime_now({form[:40]!r}) is not a known format")
-    return datetime.now().strftime(form)
-
-
-def _raise_exception(message: object) -> None:
-    raise TemplateError(f"chat template: {message}"[:500])
-
-
-def _filters() -> dict[str, Callable[..., Any]]:
-    """Return the filters that templates may use, each behind the gate."""
-    builtin = filters.FILTERS
-    known: dict[str, Callable[..., Any]] = {name: builtin[name] for name in _FILTERS}
-    known |= {
-        "e": lambda value: str(filters.FILTERS["escape"](value)),
-        "escape": lambda value: str(filters.FILTERS["escape"](value)),
-        "indent": _indent,
-        "join": builtin["join"],
-        "replace": replace,
-        "round": _round,
-        "safe": text_of,
-        "string": text_of,
-        "title": _title,
-        "tojson": _tojson,
-        "_each": Each,
-        "_made": lambda value: value,
-        "_joined": lambda values: join("", values),
-    }
-    return {name: _gated(name, function) for name, function in known.items()}
-
-
-def _gated(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    wants = getattr(function, "jinja_pass_arg", None)
-    wants = wants and wants.name
-
-    # With the context as argument jinja2 never runs a filter while it compiles.
-    @pass_context
-    def filter_(context: Context, value: Any = "", *args: Any, **kwargs: Any) -> Any:
-        current.get().step()
-        if name == "join":
-            texts = listed(value)
-            fits(
-                sum(len(text_of(t)) for t in texts)
-                + len(texts) * len(text_of(args[0] if args else ""))
-            )
-            value = texts
-        if wants == "context":
-            result = function(context, value, *args, **kwargs)
-        elif wants == "eval_context":
-            result = function(context.eval_ctx, value, *args, **kwargs)
-        elif wants == "environment":
-            result = function(context.environment, value, *args, **kwargs)
-        else:
-            result = function(value, *args, **kwargs)
-        return result if isinstance(result, Each) else made(result)
-
-    return filter_
 
 
 @pass_context
@@ -205,11 +84,22 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+def _joined(*values: Any) -> str:
+    """`~`: as jinja2 has it, with everything measured first."""
+    texts = [str(text_of(value)) for value in values]
+    fits(sum(map(len, texts)))
+    return "".join(texts)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, with every call and operation behind the gate."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
     concat = staticmethod(_concat)
+    # What the rewritten tree calls; no name in a template leads here.
+    gate_each = Each
+    gate_made = staticmethod(made)
+    gate_joined = staticmethod(_joined)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         check_operation(operator, left, right)
@@ -218,31 +108,53 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = current.get()
         budget.step()
+        if __obj is Each:
+            return Each(args[0])
+        if __obj is made:
+            return made(args[0])
+        if __obj is _joined:
+            return made(_joined(*args))
         budget.spend(ITEM_BYTES * len(args))
-        owner = getattr(__obj, "__self__", None)
-        name = getattr(__obj, "__name__", "")
         if isinstance(__obj, LoopContext) and args:
             args = (Each(args[0]), *args[1:])
-        elif isinstance(owner, str) and name == "replace":
-            return made(replace(owner, *args, **kwargs))
-        elif isinstance(owner, str) and name == "join":
-            return made(join(owner, *args))
-        elif isinstance(owner, str) and name == "title":
-            return made(_title(owner))
-        elif __obj is range:
-            numbers = range(*args)
-            fits(ITEM_BYTES * len(numbers))
-            return made(list(numbers))
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            # jinja2 hands a loop's variables to every call inside it, and takes them out again.
+            named = {k: v for k, v in kwargs.items() if k not in ("_loop_vars", "_block_vars")}
+            check_method(owner, getattr(__obj, "__name__", ""), args, named)
         result = super().call(__context, __obj, *args, **kwargs)
         return result if isinstance(__obj, (Macro, LoopContext)) else made(result)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        current.get().step()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        current.get().step()
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, (Undefined, Namespace)):
             return not attr.startswith("_")
-        return any(isinstance(obj, kind) and attr in names for kind, names in _ATTRIBUTES)
+        found = next((names for kind, names in ATTRIBUTES if isinstance(obj, kind)), ())
+        return attr in found
 
-    def wrap_str_format(self, value: Any) -> None:
-        """`str.format` pads to any width: it is refused like any other method not on the list."""
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format` in jinja2's sandbox, with fields of a bounded width."""
+        owner = getattr(value, "__self__", None)
+        if not isinstance(value, (types.MethodType, types.BuiltinMethodType)) or (
+            not isinstance(owner, str) or value.__name__ not in ("format", "format_map")
+        ):
+            return None
+        if isinstance(owner, Markup):
+            raise TemplateError("chat template: format of a text that was escaped")
+
+        def format_(*args: Any, **named: Any) -> str:
+            if value.__name__ == "format_map":
+                return str(Formatter(self).vformat(owner, (), args[0]))
+            return str(Formatter(self).vformat(owner, args, named))
+
+        return format_
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         raise TemplateError(
@@ -275,16 +187,16 @@ class _Rewrite(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _filter(node.iter, "_each")
+        node.iter = _gate("gate_each", node.iter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(nodes.List(node.nodes).set_lineno(node.lineno), "_joined")
+        return _gate("gate_joined", *node.nodes)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, "_made") if isinstance(node.arg, nodes.Slice) else node
+        return _gate("gate_made", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
         return self._literal(node, node.items)
@@ -300,13 +212,14 @@ class _Rewrite(NodeTransformer):
     def _literal(self, node: nodes.Expr, items: list[nodes.Expr]) -> nodes.Node:
         constant = all(isinstance(item, nodes.Const) for item in items)
         self.generic_visit(node)
-        return node if constant else _filter(node, "_made")
+        return node if constant else _gate("gate_made", node)
 
 
-def _filter(node: nodes.Node, name: str) -> nodes.Filter:
-    made = nodes.Filter(node, name, [], [], None, None)
-    made.set_lineno(node.lineno)
-    return made
+def _gate(name: str, *values: Any) -> nodes.Call:
+    function = nodes.EnvironmentAttribute(name)
+    call = nodes.Call(function, list(values), [], None, None)
+    call.set_lineno(values[0].lineno)
+    return call
 
 
 def _environment() -> _Environment:
@@ -316,17 +229,11 @@ def _environment() -> _Environment:
         finalize=_finalize,
         extensions=[_Generation, loopcontrols],
     )
-    environment.filters = _filters()
-    environment.tests = {
-        name: test for name, test in tests.TESTS.items() if name not in ("filter", "test")
-    }
-    environment.globals = {
-        "dict": dict,
-        "namespace": Namespace,
-        "raise_exception": _raise_exception,
-        "range": range,
-        "strftime_now": _strftime_now,
-    }
+    environment.filters.clear()
+    environment.filters.update(gated_filters())
+    environment.tests.clear()
+    environment.tests.update(gated_tests())
+    environment.globals = dict(GLOBALS)
     return environment
 
 

@@ -7,8 +7,6 @@ off, because they silently shorten a prompt.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,12 @@ import tokenizers
 
 from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
+from edgetok.formats.foreign import foreign
 from edgetok.text.detokenizer import TextStream, token_decoder
+from edgetok.text.tokenizer_check import open_core
 
 MAX_TOKENIZER_BYTES = 128 << 20
 """Gemma 3's 262,144 tokens take 33 MB."""
-
-# Classes whose `add_bos_token` decides, whatever the post-processor in tokenizer.json says.
-_BOS_BY_CONFIG = frozenset(
-    f"{name}Tokenizer{fast}" for name in ("Llama", "CodeLlama", "Gemma") for fast in ("", "Fast")
-)
 
 
 class Tokenizer:
@@ -59,16 +54,15 @@ class Tokenizer:
         core.no_padding()
         self._added = core.get_added_tokens_decoder()
         self._check()
-        self._special = frozenset(i for i, token in self._added.items() if token.special)
+        self._special = {i: token.content for i, token in self._added.items() if token.special}
         self.bos_text = _token_text(config, "bos_token")
         self.eos_text = _token_text(config, "eos_token")
         self.bos_token = self._id_of(self.bos_text)
         self.eos_token = self._id_of(self.eos_text)
-        self._bos_rule: bool | None = None
-        if config.get("tokenizer_class") in _BOS_BY_CONFIG and self.bos_token is not None:
-            rule = config.get("add_bos_token")
-            self._bos_rule = rule if isinstance(rule, bool) else None
         self._decoder = token_decoder(core)
+        # The unknown token stands for a character of the text, and so does the space after it.
+        unknown = self._id_of(getattr(core.model, "unk_token", None) or "")
+        self._starts = set(self._added) - {unknown} if self._adds_space() else set()
         self.cuts = self._find_cuts()
 
     @classmethod
@@ -80,14 +74,7 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         data = strict_json.read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES, error=ArtefactError)
-        try:
-            core = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the Rust side raises bare Exception for anything it dislikes
-            raise ArtefactError(
-                f"{path}: not readable as a tokenizer: {error}; save it again with a current "
-                "release of transformers and convert again"
-            ) from error
-        _refuse_empty_added(data, str(path))
+        core = open_core(data, str(path), ArtefactError)
         return cls(core, read_config(folder), vocab_size, str(path))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -103,15 +90,11 @@ class Tokenizer:
                 embedding for.
         """
         try:
-            ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
-        except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate
+            text.encode()
+        except (UnicodeEncodeError, AttributeError) as error:  # a lone surrogate, or no text
             raise OptionError(f"the text is not valid Unicode: {error}") from error
-        if special and self._bos_rule is not None and self.bos_token is not None:
-            has_bos = bool(ids) and ids[0] == self.bos_token
-            if self._bos_rule and not has_bos:
-                ids.insert(0, self.bos_token)
-            elif not self._bos_rule and has_bos and not text.startswith(self.bos_text):
-                del ids[0]
+        with foreign("the text cannot be tokenised", OptionError):
+            ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
         if ids and max(ids) >= self.vocab_size:
             bad = max(ids)
             raise OptionError(
@@ -131,13 +114,22 @@ class Tokenizer:
         return text
 
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """Return a decoder for tokens that arrive one by one after `prompt`."""
-        return TextStream(self._decoder, self._special, prompt)
+        """A decoder for tokens that arrive one by one after `prompt`."""
+        return TextStream(self._decoder, self._special, prompt, self._starts)
 
     def token_text(self, token: int) -> str | None:
         """Return the vocabulary's spelling of a token; None for an unknown id."""
         text: str | None = self._core.id_to_token(token)
         return text
+
+    def _adds_space(self) -> bool:
+        """Whether a space that is not in the text stands before what follows an added token."""
+        added = next(iter(self._added.values()), None)
+        if added is None or not getattr(self._decoder, "strip_start", False):
+            return False
+        with foreign(f"{self._name}: fails on its own added token", ArtefactError):
+            pieces = self._core.encode(added.content + "a", add_special_tokens=False).tokens
+        return len(pieces) > 1 and pieces[1].startswith("\u2581")
 
     def _id_of(self, text: str) -> int | None:
         token: int | None = self._core.token_to_id(text) if text else None
@@ -182,23 +174,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     return strict_json.read_object(path, error=ArtefactError)
-
-
-def _refuse_empty_added(data: bytes, name: str) -> None:
-    """Refuse added tokens without text, which some releases of `tokenizers` drop without a word.
-
-    Only the list of added tokens is parsed: the whole file may be tens of megabytes.
-    """
-    match = re.search(rb'"added_tokens"\s*:\s*(?=\[)', data)
-    if match is None:
-        return
-    added, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode("utf-8"))
-    for token in added:
-        if not token.get("content"):
-            raise ArtefactError(
-                f"{name}: added token {token.get('id')} is empty and would match everywhere; "
-                "remove it and convert again"
-            )
 
 
 def _token_text(config: dict[str, Any], key: str) -> str:

@@ -104,13 +104,9 @@ def test_templates_that_would_not_load(llama, tmp_path):
 def test_without_a_tokenizer(llama, tmp_path):
     source = shutil.copytree(llama, tmp_path / "bare")
     (source / "tokenizer.json").unlink()
-    (source / "tokenizer_config.json").unlink()
-    report = convert(str(source), tmp_path / "out", ConvertOptions(method="rtn"))
-    assert report.agreement is None
-    assert report.agreement_reason == "the checkpoint has no tokenizer"
-    assert "token ids only" in report.notes[0]
-    with pytest.raises(CheckpointError, match=r"needs a tokenizer\.json"):
-        convert(str(source), tmp_path / "out2", ConvertOptions(method="gptq"))
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        convert(str(source), tmp_path / "out", ConvertOptions(method="rtn"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_remote_code_never_runs(llama, tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints that are quantised already: integers are kept, whatever packed them."""
 
+# ruff: noqa: E501 - a case is one line
+
 import itertools
 import json
 import shutil
@@ -193,3 +195,94 @@ def test_parts_of_any_shape_are_an_error_or_harmless(tmp_path, form):
 def test_bits_cannot_be_chosen_again(tmp_path):
     with pytest.raises(UnsupportedError, match="not quantised yet"):
         convert(edited(tmp_path), tmp_path / "out", OPTIONS, None, Target(nbytes=1 << 20))
+
+
+def variant(tmp_path, form, settings=None, change=None):
+    """An exported checkpoint with other settings or tensors, and what its weights were."""
+    source = tiny_checkpoint("llama", tmp_path / "source", **SIZES)
+    options = ConvertOptions(method="rtn", reference_tokens=0, symmetric=True)
+    convert(str(source), tmp_path / "a", options)
+    folder = tmp_path / "b"
+    export(tmp_path / "a", folder, form)
+    right = PackedCheckpoint(open_checkpoint(folder)).tensor(Q0 + "weight")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings or {}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in tensors.items():
+        tensors[name] = value if change is None else change(name, value)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder, right
+
+
+def zeros_of(stored):
+    """Every zero point stored as one number of 4 bits."""
+    word = np.uint32(stored * 0x11111111).view(np.int32)
+    return lambda name, value: np.full_like(value, word) if name.endswith("qzeros") else value
+
+
+@pytest.mark.parametrize(
+    ("stored", "form", "sym", "right"),
+    [
+        (7, "gptq", True, 8),
+        (8, "gptq", True, 8),  # some writers leave out the subtraction; sym says what is meant
+        (8, "gptq_v2", True, 8),
+        (7, "gptq_v2", True, None),
+        (9, "gptq", True, None),
+        (8, "gptq", False, 9),
+        (8, "gptq_v2", False, 8),
+        (15, "gptq_v2", False, 15),
+        (15, "gptq", False, None),
+    ],
+)
+def test_gptq_zero_points(tmp_path, stored, form, sym, right):
+    settings = {"checkpoint_format": form, "sym": sym}
+    folder, weights = variant(tmp_path, "gptq", settings, zeros_of(stored))
+    checkpoint = PackedCheckpoint(open_checkpoint(folder))
+    if right is None:
+        with pytest.raises(UnsupportedError, match=r"zero point"):
+            checkpoint.tensor(Q0 + "weight")
+        return
+    found = checkpoint.codes(Q0 + "weight")
+    zeros = 8 if found.zeros is None else found.zeros
+    assert (zeros == np.full_like(found.scales, right, np.uint8)).all()
+    if right == 8:
+        np.testing.assert_array_equal(checkpoint.tensor(Q0 + "weight"), weights)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "says"),
+    [
+        ("gptq", {"quant_method": ["gptq"]}, "quant_method"),
+        ("gptq", {"quant_method": {}}, "quant_method"),
+        ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ("gptq", {"checkpoint_format": ["gptq"]}, "checkpoint_format"),
+        ("gptq", {"pack_dtype": "int64"}, "'int64'"),
+        ("gptq", {"rotation": "hadamard"}, "rotation 'hadamard'"),
+        ("compressed-tensors", {"transform_config": {"config_groups": {"v": {}}}}, "transform_config"),
+        ("compressed-tensors", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+        ("compressed-tensors", {"format": ["pack-quantized"]}, "format"),
+        ("compressed-tensors", {"something_new": 1}, "something_new 1, which may change"),
+    ],
+)  # fmt: skip
+def test_settings_that_change_what_integers_mean(tmp_path, form, settings, says):
+    folder, _ = variant(tmp_path, form, settings)
+    with pytest.raises(UnsupportedError, match=says):
+        convert(str(folder), tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("factor", "exact"), [(2.0**-4, True), (2.0**-17, False)])
+def test_scales_below_float16(tmp_path, factor, exact):
+    def small(name, value):
+        return value.astype(np.float32) * np.float32(factor) if "scale" in name else value
+
+    folder, right = variant(tmp_path, "compressed-tensors", None, small)
+    checkpoint = PackedCheckpoint(open_checkpoint(folder))
+    if exact:
+        np.testing.assert_allclose(
+            checkpoint.tensor(Q0 + "weight"), right * np.float32(factor), rtol=2e-3
+        )
+    else:
+        with pytest.raises(UnsupportedError, match="too small for float16"):
+            checkpoint.tensor(Q0 + "weight")

@@ -156,3 +156,14 @@ def test_what_is_one(tmp_path):
         assert is_gguf(tmp_path / name) == result
     assert not is_gguf(tmp_path)
     assert not is_gguf(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("lists", [1, 4])
+def test_strings_without_end_are_refused(tmp_path, lists):
+    count = (1 << 21) // lists
+    strings = struct.pack("<IQ", 8, count) + bytes(8 * count)
+    table = header(0, lists) + b"".join(field(f"f{i}", 9, strings) for i in range(lists))
+    begin = time.thread_time()
+    with pytest.raises(CheckpointError, match="expected at most 1,048,576 in all fields"):
+        open_gguf(write(tmp_path, table))
+    assert time.thread_time() - begin < 2

@@ -1,4 +1,6 @@
+import json
 import os
+import resource
 import time
 
 import pytest
@@ -66,3 +68,35 @@ def test_read_object(tmp_path):
     assert strict_json.read_object(tmp_path / "a.json") == {"a": 1}
     with pytest.raises(CheckpointError, match="8 bytes, expected at most 7"):
         strict_json.read_object(tmp_path / "a.json", max_bytes=7)
+
+
+HOSTILE = {
+    "escaped quotes": b'{"a": "' + b'\\"' * 32_000,
+    "many escaped quotes": b'{"a": "' + b'\\"' * (4 << 20),
+    "backslashes": b'{"a": "' + b"\\" * (8 << 20),
+    "an odd backslash": b'{"a": "' + b'\\\\"x' * (2 << 20) + b"\\",
+    "quotes": b'"' * (8 << 20),
+    "spaces": b'{"a"' + b" " * (8 << 20),
+    "digits": b'{"a": ' + b"1" * (8 << 20) + b"}",
+    "brackets in text": b'{"a": "' + b"[" * (8 << 20),
+    "half a character": b'{"a": ["\\ud800"]}',
+    "half a character as key": b'{"\\uDC00": 1}',
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_linear_and_refused(what: str) -> None:
+    data = HOSTILE[what]
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.thread_time()
+    with pytest.raises(CheckpointError):
+        strict_json.loads(data, "x.json", max_bytes=len(data))
+    assert time.thread_time() - begin < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100 << 10
+
+
+def test_depth_is_counted_outside_of_texts_alone() -> None:
+    text = json.dumps({"a": ['[[[{"\\', "\\\\", '"', "\u20ac\ud83d\ude00"]})
+    assert strict_json.loads(text.encode(), "x", max_depth=2) == json.loads(text)
+    with pytest.raises(CheckpointError, match="nested 3 deep"):
+        strict_json.loads(b'["\\\\", [[1]], "\\""]', "x", max_depth=2)

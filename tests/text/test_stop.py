@@ -60,3 +60,22 @@ def test_text_is_given_out_as_soon_as_it_is_safe() -> None:
     finder = StopFinder(["STOP"])
     assert [finder.push(c) for c in "aSTxST"] == ["a", "", "", "STx", "", ""]
     assert finder.finish() == "ST"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "expected"),
+    [
+        ([("Hi", ""), ("", "<end>"), ("u", "")], ["<end>"], ("Hi", "<end>")),
+        ([("H", ""), ("i", ""), ("", "<end>")], ["i<end>"], ("H", "i<end>")),
+        ([("Hi", "<end>"), ("u", "")], ["<end>u"], ("Hi", "<end>u")),
+        ([("Hi", "<end>"), ("v", "")], ["<end>u"], ("Hiv", None)),
+        ([("a", "<x>"), ("b", "<y>"), ("c", "")], ["<y>c", "zz"], ("ab", "<y>c")),
+        ([("a", "<x>"), ("b", "")], [], ("ab", None)),
+    ],
+)
+def test_special_tokens_stop_and_are_not_shown(
+    pieces: list[tuple[str, str]], stops: list[str], expected: tuple[str, str | None]
+) -> None:
+    finder = StopFinder(stops)
+    shown = "".join(finder.push(text, hidden) for text, hidden in pieces) + finder.finish()
+    assert (shown, finder.found) == expected

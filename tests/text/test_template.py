@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -116,7 +117,6 @@ ESCAPES = [
     "{{ '{0.__class__}'.format(1) }}",
     "{{ '{x.__class__}'.format_map({'x': 1}) }}",
     "{{ ('{0.__class__}' | attr('format'))(1) }}",
-    "{{ '%s' | format(1) }}",
     "{{ messages | map('attr', '__class__') | list }}",
     "{{ messages | map(attribute='__class__') | list }}",
     "{{ messages | map(attribute='content.__class__') | list }}",
@@ -211,6 +211,104 @@ BOMBS = [
     "x" * 70_000,
     "{{ " + "9" * 10_000 + " }}",
 ]  # fmt: skip
+
+
+_HEX = "('f' * 3000000) | int(base=16)"
+_A, _B = "{% set a = 'a' * 2000000 %}", "{% set b = 'b' + 'a' * 100000 %}"
+# One call into C that would take minutes: Python asks no clock within it, and no Ctrl-C ends it.
+LONG_CALLS = [
+    *(
+        _A + _B + "{{ " + call + " }}"
+        for call in (
+            "a.rfind(b)",
+            "a.rindex(b)",
+            "a.rsplit(b)",
+            "a.rsplit(sep=b)",
+            "a.rpartition(b)",
+            "a.strip(b[1:] + 'é')",
+            "(a + 'b').lstrip(b[1:])",
+            "a.rstrip(b[1:])",
+            "a | trim(b[1:])",
+            "a | trim(chars=b[1:])",
+            "[a] | map('trim', b[1:]) | list",
+            "(('<' * 1000000) | striptags) + a",
+            "a | wordwrap(1)",
+            "('(' * 60000) | urlize",
+            "('a@' * 30000) | urlize",
+            "a | pprint",
+            "a | sort",
+            "a | groupby('x')",
+            "['a'] | sort(attribute=('a,' * 1000000))",
+            "range(60000) | map('list') | list | sum(start=[])",
+            "(range(60000) | map('string') | map('list') | list) | sum(start=[])",
+            "a.center(10**9)",
+            "a | replace('', a)",
+            "('{0}' * 600000).format(a)",
+            "'{:>{}}'.format('a', 10**9)",
+            "'{a}{a}'.format_map({'a': a * 2})",
+            "('%(a)s' * 1000) % {'a': a}",
+            "a | escape | escape | replace('a', '&')",
+            "a | urlencode",
+        )
+    ),
+    *(
+        "{% set n = " + _HEX + " %}{{ " + call + " }}"
+        for call in ("n // 7", "n % 7", "n is divisibleby 7", "n is odd", "n * 1", "n | string")
+    ),
+    "{% set n = 2 ** 4000 %}{% for i in range(99) %}{% set n = n * n %}{% endfor %}{{ n * n * n }}",
+    "{{ n % (n // 2) }}",
+    "{{ n is divisibleby(3) }}",
+    "{{ n | abs }}",
+    "{{ [n] | sum }}{{ n + 1 }}",
+    "{{ '%d' % n }}",
+    "{{ '{}'.format(n) }}",
+    "{{ range(n) }}{{ n ** 2 }}",
+]
+
+
+@pytest.mark.parametrize("source", LONG_CALLS, ids=lambda source: source[-60:])
+def test_one_call_is_bounded(source: str) -> None:
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.thread_time()
+    with pytest.raises(TemplateError, match="chat template"):
+        render(source, n=(1 << 3_000_000) + 1)
+    assert time.thread_time() - begin < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 300 << 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [1] | _each }}",
+        "{{ [1] | _made }}",
+        "{{ [1] | map('_each') | list }}",
+        "{{ [1] | each }}{{ gate_each([1]) }}",
+        "{{ gate_made([1]) }}",
+        "{{ environment.gate_each([1]) }}",
+        "{{ context.environment }}",
+    ],
+)
+def test_internal_steps_have_no_name(source: str) -> None:
+    with pytest.raises(TemplateError, match="chat template"):
+        render(source)
+    assert render("{{ 'each' is filter }}{{ '_each' is filter }}{{ '_made' is test }}") == (
+        "FalseFalseFalse"
+    )
+
+
+def test_an_interrupt_ends_a_rendering() -> None:
+    def handler(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    source = "{% for i in range(60000) %}{% set y = a.count('aab') %}{% endfor %}"
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            render(source, a="a" * 2_000_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:40])

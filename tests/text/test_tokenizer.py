@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from edgetok.errors import ArtefactError, OptionError
+from edgetok.converter.write.tokenizer_files import read_tokenizer
+from edgetok.errors import ArtefactError, CheckpointError, OptionError
 from edgetok.text.tokenizer import Tokenizer
+from edgetok.text.tokenizer_check import pattern_fault
 
 NAMES = ["tokenizers/phi-3-mini", "tokenizers/smollm2", "tokenizers/tinyllama-chat"]
 NAMES += ["models/stories260k", "models/babyllama-105"]
@@ -36,7 +39,8 @@ def theirs_of(folder: Path) -> Any:
 
 @functools.cache
 def ours_of(folder: Path) -> Tokenizer:
-    return Tokenizer.from_folder(folder, vocab_size(folder))
+    files = read_tokenizer(folder, vocab_size(folder))
+    return Tokenizer(files.core, files.settings, vocab_size(folder), str(folder))
 
 
 @functools.cache
@@ -205,19 +209,106 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
         Tokenizer.from_folder(tmp_path, 10)
 
 
+def changed(**changes: Any) -> bytes:
+    """A byte-level tokenizer.json with other parts."""
+    state = json.loads(byte_level([added_token(256, "<s>", True)]).to_str())
+    model = changes.pop("model", {})
+    return json.dumps({**state, "model": {**state["model"], **model}, **changes}).encode()
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def replaced(content: str, times: int = 1) -> dict[str, Any]:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": content}
+    return {"type": "Sequence", "normalizers": [step] * times}
+
+
+NO_LEVEL: dict[str, Any] = {"pre_tokenizer": None}
+# What the tokenizers package reads without a word, or panics at.
+HOSTILE = {
+    "an unknown token that is none": changed(model={"unk_token": "<nope>"}, **NO_LEVEL),
+    "WordPiece without [UNK]": changed(
+        model={"type": "WordPiece", "unk_token": "[UNK]", "max_input_chars_per_word": 100,
+               "continuing_subword_prefix": "##"}),
+    "WordLevel without [UNK]": changed(model={"type": "WordLevel", "unk_token": "[UNK]"}),
+    "Unigram without unk_id": changed(
+        model={"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}, added_tokens=[]),
+    "(a+)+$": changed(pre_tokenizer=split("(a+)+$")),
+    "(a|a)*b in a normalizer": changed(
+        normalizer={"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": ""}),
+    "charsmap": changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+    "charsmap of no characters": changed(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAP///38="}),
+    "FixedLength 0": changed(pre_tokenizer={"type": "FixedLength", "length": 0}),
+    "nested Replace": changed(normalizer=replaced("aa", 30)),
+    "one long Replace": changed(normalizer=replaced("b" * 10_000)),
+    "dropout": changed(model={"dropout": 1.0}),
+    "no regular expression": changed(pre_tokenizer=split("(")),
+    "a post-processor's token that is none": changed(
+        post_processor={"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                        "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}]}),
+    "steps without end": changed(normalizer=replaced("a", 300)),
+    "an added token that is no object": changed(added_tokens=[5]),
+    "an added token's content": changed(added_tokens=[{**added_token(256, "x"), "content": 5}]),
+    "nested": b'{"added_tokens": ' + b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_is_one_line(
+    what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(HOSTILE[what])
+    begin = time.thread_time()
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json") as caught:
+        Tokenizer.from_folder(tmp_path, 300)
+    assert time.thread_time() - begin < 2
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert capfd.readouterr().err == ""
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        read_tokenizer(tmp_path, 300)
+    assert capfd.readouterr().err == ""
+
+
+PATTERNS = [
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lm}\p{M}]*[\p{Ll}\p{Lm}\p{M}]+(?i:'s|'t|'re)?|\s+",
+    r" ?[^(\s|[.,!?…。，、।۔،])]+",
+    r"\d{1,3}(?=(?:\d{3})*\b)",
+    r"[\p{Han}]+|[\p{L}&&[^\p{Han}]]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+| {2,}",
+]
+SLOW_PATTERNS = [
+    "(a+)+$", "(a|a)*b", "(a|ab)*c", "(?:a?){30}a{30}", "((a*)b)*", r"(a)\1", "a*a*a*a*b",
+    "(?:(?:a*)a*)a*a*", "(a{1,9}){9}", "(?(1)a)", "(?R)", "(?:x+x+)+y", "([a-z]+)*=", "(.*)*",
+    "(?<x>a+)+", "(?x)(a+) +b", r"\g<0>", "a" * 5000,
+]  # fmt: skip
+
+
+def test_expressions_in_use_pass_and_slow_ones_do_not() -> None:
+    assert [pattern_fault(pattern) for pattern in PATTERNS] == [None] * len(PATTERNS)
+    assert all(pattern_fault(pattern) for pattern in SLOW_PATTERNS)
+
+
+def test_a_space_of_the_tokenizer_after_a_special_token_is_not_shown(data: Path) -> None:
+    folder = data / "tokenizers/phi-3-mini"
+    tokenizer = ours_of(folder)
+    prompt = tokenizer.encode("<|user|>\nHi<|end|>\n<|assistant|>", special=False)
+    whole = tokenizer.encode("<|user|>\nHi<|end|>\n<|assistant|>Hello there", special=False)
+    assert whole[: len(prompt)] == prompt
+    stream = tokenizer.stream(prompt)
+    text = "".join(stream.push(token) for token in whole[len(prompt) :])
+    assert text == theirs_of(folder).decode(whole[len(prompt) :]) == "Hello there"
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"tokenizer\.json"):
         Tokenizer.from_folder(tmp_path, 10)
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_bos_rule_of_the_config(given: bool) -> None:
-    core = byte_level([added_token(256, "<s>", True)])
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": {"content": "<s>"}}
-    tokenizer = Tokenizer(core, {**config, "add_bos_token": given}, 257, "t")
-    ids = tokenizer.encode("ab")
-    assert (ids[0] == 256) is given
-    assert ids[-2:] == tokenizer.encode("ab", special=False)
 
 
 def test_a_file_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:

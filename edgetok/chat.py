@@ -11,6 +11,7 @@ from edgetok.cache.limits import BoundedCache
 from edgetok.cache.memory_report import Memory
 from edgetok.cache.state_file import SavedCache
 from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
 from edgetok.errors import OptionError, SessionError, UserError
@@ -19,30 +20,38 @@ from edgetok.session import Session, read_session, write_session
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
-    from edgetok.model import Model
     from edgetok.sampling.options import SamplingChanges
+    from edgetok.text.template import ChatTemplate
 
 
 class Chat:
     """One conversation with a model. Made by `Model.chat`; used by one thread at a time.
 
     Attributes:
-        model: what answers.
         sampling: options of the next answers; may be replaced at any time.
     """
 
     def __init__(
-        self, model: Model, *, system: str | None = None, sampling: SamplingOptions | None = None
+        self,
+        engine: Engine,
+        template: ChatTemplate,
+        identity: str,
+        *,
+        system: str | None = None,
+        sampling: SamplingOptions,
     ) -> None:
         """Begin; `Model.chat` is the usual way.
 
-        Raises:
-            TemplateError: the model has no usable chat template.
+        Args:
+            engine: writes the answers.
+            template: renders messages.
+            identity: of the artefact; saved conversations are bound to it.
+            system: what the model should be.
+            sampling: options of the answers.
         """
-        self.model = model
-        self.sampling = sampling or model.sampling
-        self._template = model.template
-        self._transcript = Transcript(model.template, model.tokenizer)
+        self.sampling = sampling
+        self._engine, self._template, self._identity = engine, template, identity
+        self._transcript = Transcript(template, engine.tokenizer)
         self._system = system or None
         self._turns: list[dict[str, str]] = []
         self._context: CachedTokens | None = None
@@ -78,7 +87,7 @@ class Chat:
     @property
     def context_tokens(self) -> int:
         """How much the context holds."""
-        return self.model.context_tokens
+        return self._engine.context_tokens
 
     @property
     def cache_bytes(self) -> int:
@@ -173,7 +182,7 @@ class Chat:
         """
         self._settle()
         session = Session(
-            model=self.model.artefact.identity,
+            model=self._identity,
             system=self._system,
             turns=tuple(dict(turn) for turn in self._turns),
             sampling=dataclasses.asdict(self.sampling),
@@ -191,15 +200,15 @@ class Chat:
                 conversation goes on as it was.
         """
         self._settle()
-        session, sampling, saved = read_session(Path(path), self.model.artefact.identity)
+        session, sampling, saved = read_session(Path(path), self._identity)
         if saved is not None:
-            if self.model.limits is None:
+            if self._engine.chat_limits is None:
                 raise SessionError(
                     f"{path}: was saved with a cache that forgets; load the model with its "
                     f"--kv-policy {saved.state.shape.get('policy')!s:.40}"
                 )
             context = self._made_context()
-            if max(saved.tokens, default=0) >= self.model.tokenizer.vocab_size:
+            if max(saved.tokens, default=0) >= self._engine.tokenizer.vocab_size:
                 raise SessionError(f"{path}: has tokens that this model does not know")
             context.restore(saved.tokens, saved.state)
         self._system = session.system
@@ -213,22 +222,12 @@ class Chat:
         context = self._made_context()
         if isinstance(context.cache, BoundedCache):
             context.cache.pin(self._system_tokens())
-        self._active = Generation(
-            context,
-            self.model.tokenizer,
-            tokens,
-            options,
-            self.model.eos_tokens,
-            self._finished,
-        )
+        self._active = self._engine.answer(context, tokens, options, self._finished)
         return self._active
 
     def _made_context(self) -> CachedTokens:
         if self._context is None:
-            model = self.model
-            self._context = CachedTokens(
-                model.backend, model.context_tokens, model.limits, model.prefixes
-            )
+            self._context = self._engine.conversation()
         return self._context
 
     def _system_tokens(self) -> int:
@@ -239,7 +238,7 @@ class Chat:
         texts = [
             self._template.render([head, {"role": "user", "content": said}]) for said in ("a", "1")
         ]
-        first, second = (self.model.tokenize(text, special=False) for text in texts)
+        first, second = (self._engine.tokenizer.encode(text, special=False) for text in texts)
         return next(
             (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first)
         )
@@ -252,6 +251,7 @@ class Chat:
             self._turns.append({"role": "assistant", "content": result.text})
 
     def _settle(self) -> None:
-        """End an answer that is still being written."""
+        """End an answer that is still being written, and wait until nothing touches the cache."""
         if self._active is not None:
             self._active.close()
+        self._engine.quiet()

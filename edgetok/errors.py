@@ -10,6 +10,7 @@
     │   ├── SessionError     a saved conversation is damaged or belongs to another model
     │   ├── ContextError     more tokens than the context holds
     │   ├── OptionError      an option's value is out of range
+    │   ├── BusyError        the engine has as many answers to write as it takes
     │   └── MissingExtraError a feature needs an optional dependency
     ├── OutputError          the disk is full, the folder is locked, a file cannot be written
     └── ShapeError           a launcher was called with arrays of the wrong shape or dtype (our bug)
@@ -56,6 +57,10 @@ class ContextError(UserError):
 
 class OptionError(UserError):
     """An option's value is out of range."""
+
+
+class BusyError(UserError):
+    """The engine has as many answers to write as it takes; try again later."""
 
 
 class MissingExtraError(UserError):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.cache.policies.policy import policy as check_policy
 from edgetok.cache.prefix_cache import PrefixCache
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
 from edgetok.environment import read_settings
@@ -38,10 +38,7 @@ class Model:
         artefact: the opened artefact.
         backend: what computes.
         tokenizer: text to tokens and back.
-        context_tokens: the longest prompt and answer together; where the cache forgets, what it
-            holds.
-        limits: of caches that forget; None where they refuse what does not fit.
-        prefixes: beginnings of prompts that were read before; None where none are kept.
+        engine: writes the answers, several at the same time.
         sampling: the defaults: what the checkpoint recommends.
         notes: lines that a user should see once, such as an unexpected backend.
     """
@@ -53,6 +50,7 @@ class Model:
         *,
         context_tokens: int | None = None,
         limits: CacheLimits | None = None,
+        chats_evict: bool = True,
         notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; `Model.load` is the usual way.
@@ -62,8 +60,9 @@ class Model:
             backend: loaded for this artefact; closed with the model.
             context_tokens: limit for prompt and answer together; None: 4096, or the trained
                 length where that is less.
-            limits: of caches that forget, so that conversations have no end; None refuses what
-                does not fit.
+            limits: of all caches: they evict what they can spare. None: a text that does not fit
+                is refused.
+            chats_evict: whether conversations evict without limits, too.
             notes: lines for the user.
 
         Raises:
@@ -81,14 +80,18 @@ class Model:
         self.path = artefact.folder
         self.artefact = artefact
         self.backend = backend
-        self.context_tokens = context_tokens
-        self.limits = limits
-        self.prefixes: PrefixCache | None = None
         self.notes = tuple(notes)
         self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
         generation = _generation_config(self.path)
         self.sampling = SamplingOptions.from_generation_config(generation)
-        self.eos_tokens = _eos_tokens(backend.spec, generation, self.tokenizer)
+        self.engine = Engine(
+            backend,
+            self.tokenizer,
+            _eos_tokens(backend.spec, generation, self.tokenizer),
+            context_tokens=context_tokens,
+            limits=limits,
+            chats_evict=chats_evict,
+        )
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -129,22 +132,29 @@ class Model:
                 backend,
                 context_tokens=run.context,
                 limits=limits,
+                chats_evict=kv_policy != "none",
                 notes=() if note is None else (note,),
             )
             if run.prefix_cache_bytes is not None:
                 folder = read_settings().cache_dir / "prefixes"
-                model.prefixes = PrefixCache(artefact.identity, run.prefix_cache_bytes, folder)
+                model.engine.prefixes = PrefixCache(
+                    artefact.identity, run.prefix_cache_bytes, folder
+                )
             return model
         except BaseException:
             backend.close()
             artefact.close()
             raise
 
-    def be_endless(self) -> None:
-        """Let caches made from now on forget, where backend and context allow it."""
-        least = 64  # slots; fewer leave nothing to choose from
-        if self.backend.capabilities.evicts and self.context_tokens >= least:
-            self.limits = CacheLimits()
+    @property
+    def context_tokens(self) -> int:
+        """The longest prompt and answer together; where the cache evicts, what it holds."""
+        return self.engine.context_tokens
+
+    @property
+    def eos_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return self.engine.eos_tokens
 
     def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:
         """Continue a text to the end.
@@ -169,21 +179,36 @@ class Model:
             sampling: options that differ from `self.sampling`.
 
         Returns:
-            An iterator over pieces of text, whose `result` holds tokens and timing.
+            An iterator over pieces of text, for `for` and `async for`, whose `result` holds tokens
+            and timing.
 
         Raises:
             ContextError: the prompt does not fit.
             OptionError: an option is out of range.
         """
         options = self.sampling.with_changes(dict(sampling))
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else self._checked(prompt)
-        if not tokens and self.tokenizer.bos_token is not None:
-            tokens = [self.tokenizer.bos_token]
-        capacity = self.context_tokens
-        if self.limits is None and options.max_tokens is not None and len(tokens) < capacity:
-            capacity = min(capacity, len(tokens) + options.max_tokens)
-        context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
-        return Generation(context, self.tokenizer, tokens, options, self.eos_tokens)
+        return self.engine.text(self._ids(prompt), options)
+
+    def generate_batch(
+        self, prompts: Iterable[str | Sequence[int]], **sampling: Unpack[SamplingChanges]
+    ) -> list[Result]:
+        """Continue several texts to the end, together: each as `generate` would alone.
+
+        Much faster than one after the other where the backend computes sequences together.
+
+        Args:
+            prompts: texts, or token ids.
+            sampling: options that differ from `self.sampling`, for all of them.
+
+        Returns:
+            Results in the order of the prompts.
+
+        Raises:
+            ContextError: a prompt does not fit; the others are cancelled.
+            OptionError: an option is out of range.
+        """
+        options = self.sampling.with_changes(dict(sampling))
+        return self.engine.batch([self._ids(prompt) for prompt in prompts], options)
 
     def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
         """Begin a conversation.
@@ -197,7 +222,13 @@ class Model:
         """
         from edgetok.chat import Chat
 
-        return Chat(self, system=system, sampling=self.sampling.with_changes(dict(sampling)))
+        return Chat(
+            self.engine,
+            self.template,
+            self.artefact.identity,
+            system=system,
+            sampling=self.sampling.with_changes(dict(sampling)),
+        )
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with what the tokenizer adds around it unless `special` is False."""
@@ -223,7 +254,8 @@ class Model:
         return self._template
 
     def close(self) -> None:
-        """Stop threads and let go of the weights. A second call does nothing."""
+        """End answers, stop threads and let go of the weights. A second call does nothing."""
+        self.engine.close()
         self.backend.close()
         self.artefact.close()
 
@@ -232,6 +264,12 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        if not tokens and self.tokenizer.bos_token is not None:
+            tokens = [self.tokenizer.bos_token]
+        return tokens
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         for token in tokens:

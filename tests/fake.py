@@ -137,13 +137,14 @@ def fake_model(
     rule: Callable[[list[int]], int] | None = None,
     template: str | None = CHATML,
     context: int | None = None,
+    engine: Any = None,
     **backend: Any,
 ) -> Model:
-    """A model over `FakeBackend`, with greedy sampling."""
+    """A model over `FakeBackend`, or over another engine, with greedy sampling."""
     write_tokenizer(folder, template)
     core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     artefact: Any = SimpleNamespace(folder=folder, identity="ab" * 32, close=lambda: None)
-    engine: Any = FakeBackend(rule or echo(core), **backend)
+    engine = engine or FakeBackend(rule or echo(core), **backend)
     model = Model(artefact, engine, context_tokens=context)
     model.sampling = model.sampling.with_changes({"temperature": 0.0})
     return model

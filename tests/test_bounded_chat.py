@@ -93,18 +93,22 @@ def test_damaged_and_foreign_sessions_are_refused_and_the_chat_goes_on(model, lo
 
 def test_a_session_needs_a_cache_of_its_shape(default_artefact, model, long_chat, tmp_path):
     long_chat.save(tmp_path / "talk")
-    limits, model.limits = model.limits, None
-    try:
-        with pytest.raises(SessionError, match="with its --kv-policy retain"):
-            model.chat().load(tmp_path / "talk")
-    finally:
-        model.limits = limits
-    context, model.context_tokens = model.context_tokens, 192
-    try:
-        with pytest.raises(SessionError, match="has block_tokens 16, this one 24"):
-            model.chat().load(tmp_path / "talk")
-    finally:
-        model.context_tokens = context
+    path = tmp_path / "talk"
+    with (
+        Model.load(default_artefact, threads=1, context=128, kv_policy="none") as plain,
+        pytest.raises(SessionError, match="with its --kv-policy retain"),
+    ):
+        plain.chat().load(path)
+    with (
+        Model.load(default_artefact, threads=1, context=192) as longer,
+        pytest.raises(SessionError, match="has block_tokens 16, this one 24"),
+    ):
+        longer.chat().load(path)
+    with Model.load(default_artefact, threads=1, context=128) as same:  # chats evict unasked
+        chat = same.chat()
+        chat.load(path)
+        assert chat.messages == long_chat.messages
+        assert chat.memory.seen == long_chat.memory.seen
 
 
 def test_a_system_message_must_leave_room(model):
@@ -150,7 +154,7 @@ def test_a_backend_that_cannot_forget_refuses(default_artefact):
     pytest.importorskip("onnxruntime")
     with (
         Model.load(default_artefact, device="onnxruntime", kv_budget="64MB") as loaded,
-        pytest.raises(UnsupportedError, match="onnxruntime backend has no cache that forgets"),
+        pytest.raises(UnsupportedError, match="onnxruntime backend has no cache that evicts"),
     ):
         loaded.chat().send("Hello!")
 
@@ -166,16 +170,16 @@ def test_budget_is_kept(default_artefact):
 
 
 def prefixes(model, folder, limit=8_000_000):
-    model.prefixes = PrefixCache(model.artefact.identity, limit, folder)
-    return model.prefixes
+    model.engine.prefixes = PrefixCache(model.artefact.identity, limit, folder)
+    return model.engine.prefixes
 
 
 @pytest.fixture
 def wide(model):
     """Give a cache with room for a long system message, and no prefixes afterwards."""
-    model.context_tokens = 512
+    model.engine.context_tokens = 512
     yield model
-    model.context_tokens, model.prefixes = 128, None
+    model.engine.context_tokens, model.engine.prefixes = 128, None
 
 
 def test_a_beginning_is_read_once(wide, tmp_path):

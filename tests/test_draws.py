@@ -40,9 +40,7 @@ class ChoosingBackend(FakeBackend):
 
 
 def model_over(backend: FakeBackend, folder: Path) -> Model:
-    model = fake_model(folder)
-    model.backend = backend
-    return model
+    return fake_model(folder, engine=backend)
 
 
 def test_a_seed_gives_the_tokens_that_it_gives_on_the_host(tmp_path: Path) -> None:

@@ -67,8 +67,7 @@ def command(
         raise OptionError("--json needs a prompt; give one as an argument or on stdin")
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")
-    bounded = given["device"] != "onnxruntime"
-    with common.load_model(model, given, endless=bounded) as loaded:
+    with common.load_model(model, given) as loaded:
         chat = loaded.chat(system=system)
         if load is not None:
             chat.load(load)
@@ -87,7 +86,7 @@ def command(
         if text is None:
             from edgetok.cli.repl import Repl
 
-            Repl(chat).run()
+            Repl(chat, loaded).run()
         else:
             _answer_once(chat, text, as_json)
         if session is not None:

@@ -148,19 +148,13 @@ def needs_extra(doing: str, extra: str) -> Iterator[None]:
         ) from error
 
 
-def load_model(path: Path, options: Mapping[str, Any], *, endless: bool = False) -> Model:
-    """Load a model with the flags of `run_options`; its notes go to stderr.
-
-    With `endless` the cache evicts when it is full, unless `--kv-policy` was given or the model's
-    context is too short for that.
-    """
+def load_model(path: Path, options: Mapping[str, Any]) -> Model:
+    """Load a model with the flags of `run_options`; its notes go to stderr."""
     from edgetok.model import Model
     from edgetok.runtime.options import RunOptions
 
     chosen = given_of(RunOptions, options)
     model = Model.load(path, progress=compiling, **chosen)
-    if endless and "kv_policy" not in chosen and model.limits is None:
-        model.be_endless()
     for note in model.notes:
         click.echo(note, err=True)
     return model

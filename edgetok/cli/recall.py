@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetok.engine.cached_tokens import CachedTokens
-from edgetok.engine.generation import Generation
 from edgetok.errors import ContextError, OptionError
 from edgetok.evaluation.recall import DISTANCES, TASKS, recall_cases, score
 from edgetok.model import Model
@@ -38,7 +37,7 @@ def measure_recall(
         prompt = model.tokenize(model.template.render(case.messages), special=False)
         if len(prompt) + _ANSWER_TOKENS > model.context_tokens:
             continue
-        answer = Generation(context, model.tokenizer, prompt, options, model.eos_tokens).run()
+        answer = model.engine.answer(context, prompt, options).run()
         right.setdefault((case.task, case.distance), []).append(score(answer.text, case))
     if not right:
         raise ContextError(

@@ -21,6 +21,7 @@ from edgetok.sampling.options import SamplingOptions
 if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.engine.generation import Generation
+    from edgetok.model import Model
 
 HELP = (
     ("/help", "list the commands"),
@@ -44,9 +45,9 @@ KEYS = (
 class Repl:
     """A loop that reads, answers and prints until the user leaves."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, model: Model) -> None:
         """Prepare the terminal."""
-        self._chat = chat
+        self._chat, self._model = chat, model
         self._colour = sys.stdout.isatty()
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/help": self._help,
@@ -136,7 +137,7 @@ class Repl:
         click.echo()
 
     def _banner(self) -> None:
-        model = self._chat.model
+        model = self._model
         artefact = model.artefact
         bits = artefact.bits_per_weight
         size = common.megabytes(artefact.weight_bytes)
@@ -206,7 +207,7 @@ class Repl:
                 ("Bytes", f"{memory.nbytes:,}, fixed"),
             ],
         )
-        self._note(memory.text(self._chat.model.tokenizer.decode))
+        self._note(memory.text(self._model.tokenizer.decode))
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save FILE")

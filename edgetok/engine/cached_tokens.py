@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from edgetok.cache.limits import BoundedCache, CacheLimits
-from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.cache.prefix_cache import LEAST_TOKENS, PrefixCache
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
-from edgetok.errors import ContextError, SessionError
-from edgetok.runtime.backend import Backend, Interrupted, Logits
-from edgetok.runtime.base import forward_sampled
-from edgetok.sampling.device import Draw
+from edgetok.errors import SessionError
+from edgetok.runtime.backend import Backend
 
 
 class CachedTokens:
     """A KV cache and the tokens in it, so that a prompt with the same beginning is not read again.
 
-    For one generation at a time.
+    For one sequence at a time.
+
+    Attributes:
+        cache: the cache.
+        tokens: in the cache, in order; those that were evicted included.
+        answer_tokens: the longest answer where nobody limits it; None where the cache does.
     """
 
     def __init__(
@@ -33,16 +34,15 @@ class CachedTokens:
 
         Args:
             backend: what computes.
-            capacity_tokens: of the cache; with limits no bound on the conversation, but the default
-                for the longest answer.
-            limits: of a cache that forgets; None for one that refuses what does not fit.
-            prefixes: what was read before, for caches that forget.
+            capacity_tokens: of the cache; with limits not a bound on the conversation, but the
+                default for the longest answer.
+            limits: of a cache that evicts; None for one that refuses what does not fit.
+            prefixes: what was read before, for caches that evict.
 
         Raises:
             OptionError: the limits are too tight.
-            UnsupportedError: the backend has no cache that forgets.
+            UnsupportedError: the backend has no cache that evicts.
         """
-        self._backend = backend
         self._prefixes = prefixes
         self.answer_tokens: int | None = None
         self.cache: KVCache
@@ -65,7 +65,7 @@ class CachedTokens:
             SessionError: it does not fit this cache; nothing was changed.
         """
         if not isinstance(self.cache, BoundedCache):
-            raise SessionError("this cache cannot be restored: it is not one that forgets")
+            raise SessionError("this cache cannot be restored: it does not evict")
         self.cache.load(state)
         self.tokens = list(tokens)
 
@@ -80,66 +80,44 @@ class CachedTokens:
         same = limit
         if held != wanted:
             same = next(i for i in range(limit) if held[i] != wanted[i])
-        if same < len(self.tokens):
-            if same == 0 or not self.cache.truncate(same):
-                self.cache.clear()
-                same = 0
-            del self.tokens[same:]
+        self.cut(same)
+        same = len(self.tokens)
         if self._prefixes is not None and isinstance(self.cache, BoundedCache):
             found = self._prefixes.find(prompt[: len(prompt) - 1], self.cache.shape)
             if found is not None and found[0] > same:
                 pinned = self.cache.pinned_tokens
-                same, saved = found
+                shared, saved = found
                 self.restore(saved.tokens, saved.state)
-                if not self.cache.truncate(same):
-                    self.cache.clear()
-                    same = 0
-                del self.tokens[same:]
+                self.cut(shared)
                 self.cache.pin(pinned)
-        return same
+        return len(self.tokens)
 
-    def remember(self) -> None:
-        """Keep what was read, for prompts that begin alike.
+    def cut(self, tokens: int) -> None:
+        """Keep the first `tokens` tokens, or none where the cache cannot be cut there."""
+        if tokens < len(self.tokens):
+            if tokens == 0 or not self.cache.truncate(tokens):
+                self.cache.clear()
+                tokens = 0
+            del self.tokens[tokens:]
+
+    def remember(self, computed_tokens: int) -> None:
+        """Keep what was read, for prompts that begin alike, if enough of it was computed.
 
         Raises:
             OutputError: it cannot be written to disk.
         """
-        if self._prefixes is not None and isinstance(self.cache, BoundedCache):
+        if (
+            self._prefixes is not None
+            and computed_tokens >= LEAST_TOKENS
+            and isinstance(self.cache, BoundedCache)
+        ):
             self._prefixes.add(self.tokens, self.cache.save())
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        should_stop: Callable[[], bool],
-        draw: Callable[[], Draw] | None = None,
-    ) -> Logits | int:
-        """Append tokens and compute the last one's logits.
-
-        With a draw, and a backend that can choose tokens itself, the next token takes their place.
-
-        Raises:
-            Interrupted: `should_stop` said yes; the blocks done are kept.
-            ContextError: they do not fit; nothing was changed.
-        """
-        before = len(self.tokens)
-        try:
-            ids = np.asarray(tokens, np.int32)
-            found: Logits | int
-            if draw is not None and self._backend.capabilities.samples:
-                found = forward_sampled(
-                    self._backend, self.cache, ids, draw(), should_stop=should_stop
-                )
-            else:
-                found = self._backend.forward(self.cache, ids, should_stop=should_stop)
-        except Interrupted:
-            self.tokens.extend(tokens[: self.cache.length_tokens - before])
-            raise
-        except ContextError:
-            raise
-        except BaseException:
-            # Which of the tokens arrived is unknown; forgetting all is always right.
-            self.cache.clear()
-            self.tokens.clear()
-            raise
+    def appended(self, tokens: Sequence[int]) -> None:
+        """Note what a step has appended to the cache."""
         self.tokens.extend(tokens)
-        return found
+
+    def lost(self) -> None:
+        """Empty the cache after a step that failed: which of its tokens arrived is unknown."""
+        self.cache.clear()
+        self.tokens.clear()

@@ -1,107 +1,148 @@
-"""One answer: prefill, then a token at a time until something ends it."""
+"""An answer as its reader sees it: a handle on a sequence in the engine."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
 
-from edgetok.cache.prefix_cache import LEAST_TOKENS
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.mailbox import NO_LIMIT, End, Letter, Mailbox, Piece
 from edgetok.engine.result import FinishReason, Result, Stats
-from edgetok.errors import ContextError, OptionError
-from edgetok.runtime.backend import Interrupted
-from edgetok.sampling.options import SamplingOptions
-from edgetok.sampling.sampler import Sampler
-from edgetok.text.stop import StopFinder
-from edgetok.text.tokenizer import Tokenizer
+from edgetok.engine.sequence import Sequence
+from edgetok.engine.stepper import Stepper
 
 
-class Generation(Iterator[str]):
-    """An answer as it is written: an iterator over pieces of text.
+class Generation(Iterator[str], AsyncIterator[str]):
+    """An answer as it is written: an iterator over pieces of text, plain or asynchronous.
 
-    `result` holds what there is so far, and the whole once the iterator has ended. `cancel` may be
-    called from any thread or signal handler; the iterator then ends after the step in progress.
+    `result` holds what was read so far, and the whole once the iterator has ended. `cancel` and
+    `close` may be called from any thread, signal handler or finaliser, at any time. An answer that
+    is pulled alone is computed as far as it was read and no further; beside others, and with
+    `async for`, a few tokens ahead.
     """
 
     def __init__(
         self,
-        context: CachedTokens,
-        tokenizer: Tokenizer,
-        prompt: Sequence[int],
-        options: SamplingOptions,
-        eos_tokens: frozenset[int],
+        stepper: Stepper,
+        sequence: Sequence,
         on_finish: Callable[[Result], None] | None = None,
     ) -> None:
         """Prepare; nothing is computed before the first piece is asked for.
 
         Args:
-            context: the cache to use; what it holds of the prompt is kept.
-            tokenizer: of the model.
-            prompt: token ids.
-            options: sampling and limits.
-            eos_tokens: ids that end the answer.
+            stepper: makes steps.
+            sequence: that has not begun.
             on_finish: called once with the result, however the answer ends.
-
-        Raises:
-            ContextError: the prompt does not fit.
-            OptionError: the prompt is empty.
         """
-        if not prompt:
-            raise OptionError("the prompt is empty, expected at least one token")
-        capacity = context.cache.capacity_tokens
-        if len(prompt) > capacity:
-            raise ContextError(
-                f"the prompt has {len(prompt):,} tokens, the context holds {capacity:,}; shorten "
-                "it or give a larger context"
-            )
-        self._context = context
-        self._tokenizer = tokenizer
-        self._prompt = list(prompt)
-        self._options = options
-        self._eos = eos_tokens
-        self._on_finish = on_finish
-        self._cancelled = threading.Event()
+        self._stepper, self._sequence = stepper, sequence
+        self._mailbox = Mailbox()
+        self._on_finish = [] if on_finish is None else [on_finish]  # popped by whoever is first
         self._pieces: list[str] = []
-        self._tokens: list[int] = []
         self._finish: FinishReason = "cancelled"
-        self._cached = 0
-        self._prefill_s = self._first_s = self._decode_s = 0.0
-        self._begin = time.perf_counter()
-        self._run = self._generate()
+        self._begin_s = 0.0
+        self._submitted = False
         self._ended = False
+
+    # Reading
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> str:
         try:
-            return next(self._run)
+            letter = self._next_letter()
+            if isinstance(letter, Piece):
+                return self._taken(letter)
         except BaseException:
-            # StopIteration, or whatever went wrong: either way the answer is over.
-            self._end()
-            raise
-
-    def cancel(self) -> None:
-        """Ask the answer to end; safe from any thread or signal handler."""
-        self._cancelled.set()
-
-    def close(self) -> None:
-        """End the answer now. A second call does nothing."""
-        if not self._ended:
-            self._cancelled.set()
-            self._run.close()
-            self._end()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_ended"):
+            self._stepper.recover()
             self.close()
+            raise
+        self._over(letter)
+        raise StopIteration
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            letter = await self._awaited_letter()
+            if isinstance(letter, Piece):
+                return self._taken(letter)
+        except BaseException:
+            self.close()
+            raise
+        self._over(letter)
+        raise StopAsyncIteration
 
     def run(self) -> Result:
         """Generate to the end and return the result."""
+        self._mailbox.ahead_tokens = NO_LIMIT
         for _ in self:
             pass
         return self.result
+
+    def start(self) -> None:
+        """Compute to the end without being asked for pieces, which wait for whoever reads them.
+
+        Raises:
+            BusyError: too many answers wait already.
+            EdgetokError: the model was closed.
+        """
+        self._mailbox.ahead_tokens = NO_LIMIT
+        self._mailbox.eager = True
+        if not self._ended and self._submit():
+            self._stepper.call()
+
+    # Ending
+
+    def cancel(self) -> None:
+        """Ask the answer to end with what there is; the iterator ends after the step in progress.
+
+        Safe from any thread, signal handler or finaliser.
+        """
+        self._mailbox.cancelled = True
+        if self._submitted and not self._ended:
+            self._stepper.let_go(self._sequence, self._mailbox)
+
+    def close(self) -> None:
+        """End the answer now, with what was read of it. A second call does nothing.
+
+        Safe from any thread, signal handler or finaliser; it does not wait for a step in progress.
+        A reader in another thread ends with that step.
+        """
+        self._ended = True
+        self._mailbox.closed = True
+        if self._submitted:
+            self._stepper.let_go(self._sequence, self._mailbox)
+        self._finished()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            with contextlib.suppress(Exception):  # at the interpreter's exit anything may be gone
+                self.close()
 
     @property
     def ended(self) -> bool:
@@ -109,79 +150,100 @@ class Generation(Iterator[str]):
         return self._ended
 
     @property
+    def over(self) -> bool:
+        """Whether all of it is computed, read or not."""
+        return self._ended or self._sequence.finish is not None
+
+    @property
     def result(self) -> Result:
         """The answer so far."""
+        sequence, read = self._sequence, self._mailbox.read_tokens
+        times = sequence.times[:read]
         return Result(
             text="".join(self._pieces),
-            tokens=tuple(self._tokens),
+            tokens=tuple(sequence.tokens[:read]),
             finish=self._finish,
             stats=Stats(
-                prompt_tokens=len(self._prompt),
-                cached_tokens=self._cached,
-                generated_tokens=len(self._tokens),
-                prefill_s=self._prefill_s,
-                first_token_s=self._first_s,
-                decode_s=self._decode_s,
+                prompt_tokens=len(sequence.prompt),
+                cached_tokens=sequence.cached,
+                generated_tokens=read,
+                prefill_s=sequence.prefill_s,
+                first_token_s=times[0] - self._begin_s if times else 0.0,
+                decode_s=times[-1] - times[0] if times else 0.0,
             ),
         )
 
-    def _end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        if self._on_finish is not None:
-            self._on_finish(self.result)
+    # Inside
 
-    def _emit(self, text: str) -> Iterator[str]:
-        if text:
-            self._pieces.append(text)
-            yield text
+    def _submit(self) -> bool:
+        """Give the sequence to the engine, the first time; whether the engine has it."""
+        if not self._submitted and not self._mailbox.cancelled:
+            self._begin_s = self._stepper.now()
+            self._stepper.submit(self._sequence, self._mailbox)
+            self._submitted = True
+        return self._submitted
 
-    def _generate(self) -> Generator[str, None, None]:
-        options, context = self._options, self._context
-        stopped = self._cancelled.is_set
-        sampler = Sampler(options, self._tokenizer.vocab_size, self._prompt)
-        draw = sampler.draw if sampler.on_device else None
-        stream = self._tokenizer.stream(self._prompt)
-        finder = StopFinder(options.stop)
-        self._begin = time.perf_counter()
-        self._cached = context.reuse(self._prompt)
+    def _next_letter(self) -> Letter:
+        if self._ended or not self._submit():
+            return End()
+        mailbox = self._mailbox
+        while True:
+            letter = mailbox.poll()
+            if letter is None:
+                mailbox.waiting = True
+                if self._stepper.pull(self._sequence):
+                    continue
+                letter = mailbox.get()
+            mailbox.waiting = False
+            return letter
+
+    async def _awaited_letter(self) -> Letter:
+        if self._ended or not self._submit():
+            return End()
+        mailbox, loop = self._mailbox, asyncio.get_running_loop()
+        mailbox.eager = True
+        while True:
+            arrived = loop.create_future()
+
+            def wake(arrived: asyncio.Future[None] = arrived) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left
+                    loop.call_soon_threadsafe(_settle, arrived)
+
+            mailbox.notify = wake
+            letter = mailbox.poll()
+            if letter is None:
+                mailbox.waiting = True
+                self._stepper.call()
+                await arrived
+                continue
+            mailbox.notify = None
+            mailbox.waiting = False
+            return letter
+
+    def _taken(self, piece: Piece) -> str:
+        self._pieces.append(piece.text)
+        self._mailbox.read_tokens = piece.tokens
+        return piece.text
+
+    def _over(self, end: End) -> None:
+        """The last letter was read."""
+        if not self._ended:
+            self._ended = True
+            if end.error is None and self._sequence.finish is not None:
+                self._finish = self._sequence.finish
+            self._mailbox.read_tokens = len(self._sequence.tokens)
+            self._finished()
+        if end.error is not None:
+            raise end.error
+
+    def _finished(self) -> None:
         try:
-            found = context.forward(self._prompt[self._cached :], stopped, draw)
-        except Interrupted:
+            on_finish = self._on_finish.pop()
+        except IndexError:
             return
-        if len(self._prompt) - self._cached >= LEAST_TOKENS:
-            context.remember()
-        self._prefill_s = time.perf_counter() - self._begin
-        limit = context.answer_tokens if options.max_tokens is None else options.max_tokens
-        while not stopped():
-            token = found if isinstance(found, int) else sampler.sample(found)
-            self._tokens.append(token)
-            now = time.perf_counter() - self._begin
-            if len(self._tokens) == 1:
-                self._first_s = now
-            else:
-                self._decode_s = now - self._first_s
-            ends = token in self._eos
-            yield from self._emit(finder.push(stream.push(token, hide=ends), stream.hidden))
-            if finder.found is not None:
-                self._finish = "stop"
-                return
-            if ends:
-                self._finish = "stop"
-                break
-            if limit is not None and len(self._tokens) >= limit:
-                self._finish = "length"
-                break
-            if context.room_tokens < 1:
-                self._finish = "context"
-                break
-            if stopped():
-                break
-            try:
-                found = context.forward([token], stopped, draw)
-            except Interrupted:
-                break
-        yield from self._emit(finder.push(stream.finish()))
-        if finder.found is None:
-            yield from self._emit(finder.finish())
+        on_finish(self.result)
+
+
+def _settle(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)

@@ -138,12 +138,9 @@ def test_every_split_gives_the_cpus_tokens(fake, open_with, layers):
 
 def test_a_conversation_over_a_split_does_not_forget_unasked(fake, open_with, tmp_path):
     fake()
-    model = fake_model(tmp_path)
-    model.context_tokens = 64
     for layers, limits in ((1, None), (3, CacheLimits())):
-        model.backend, _ = open_with(gpu_layers=layers)
-        model.be_endless()
-        assert model.limits == limits
+        model = fake_model(tmp_path, engine=open_with(gpu_layers=layers)[0], context=64)
+        assert model.engine.chat_limits == limits
     with pytest.raises(UnsupportedError, match="needs all layers on one device"):
         open_with(gpu_layers=1)[0].new_bounded_cache(64, CacheLimits())
 

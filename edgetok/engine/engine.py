@@ -1,0 +1,151 @@
+"""The engine: one model's sequences, and the loop that steps them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+from edgetok.cache.limits import CacheLimits
+from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.generation import Generation
+from edgetok.engine.result import Result
+from edgetok.engine.scheduler import Scheduler
+from edgetok.engine.sequence import Sequence as Answer
+from edgetok.engine.stepper import Stepper
+from edgetok.runtime.backend import Backend
+from edgetok.sampling.options import SamplingOptions
+from edgetok.text.tokenizer import Tokenizer
+
+BATCH = 16  # answers of a batch in the making at once, where a backend computes them together
+LEAST_EVICTING_TOKENS = 64  # of a context: less leaves a policy nothing to choose from
+
+
+class Engine:
+    """Makes sequences and their caches, and has the loop that steps them.
+
+    Attributes:
+        backend: what computes.
+        tokenizer: text to tokens and back.
+        eos_tokens: ids that end an answer.
+        context_tokens: the longest prompt and answer together; where the cache evicts, what it
+            holds.
+        limits: of all caches where the user asked for some; None otherwise.
+        chats_evict: whether a conversation's cache evicts though nobody asked for limits.
+        prefixes: beginnings of prompts that were read before; None where none are kept.
+        stepper: the loop.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        eos_tokens: frozenset[int],
+        *,
+        context_tokens: int,
+        limits: CacheLimits | None = None,
+        chats_evict: bool = True,
+    ) -> None:
+        """Put the parts together; see the attributes. No thread starts before it is needed."""
+        self.backend, self.tokenizer, self.eos_tokens = backend, tokenizer, eos_tokens
+        self.context_tokens, self.limits = context_tokens, limits
+        self.chats_evict = chats_evict
+        self.prefixes: PrefixCache | None = None
+        self.stepper = Stepper(backend, Scheduler(backend.capabilities.step_rows))
+
+    @property
+    def chat_limits(self) -> CacheLimits | None:
+        """Of a conversation's cache; None where it refuses what does not fit.
+
+        Without limits of the user's it evicts, where backend and context allow it.
+        """
+        able = (
+            self.chats_evict
+            and self.backend.capabilities.evicts
+            and self.context_tokens >= LEAST_EVICTING_TOKENS
+        )
+        return CacheLimits() if self.limits is None and able else self.limits
+
+    def conversation(self) -> CachedTokens:
+        """A cache for a conversation.
+
+        Raises:
+            OptionError: the limits are too tight.
+            UnsupportedError: the backend has no cache that evicts, and one was asked for.
+        """
+        return CachedTokens(self.backend, self.context_tokens, self.chat_limits, self.prefixes)
+
+    def answer(
+        self,
+        context: CachedTokens,
+        prompt: Sequence[int],
+        options: SamplingOptions,
+        on_finish: Callable[[Result], None] | None = None,
+        *,
+        priority: int = 0,
+    ) -> Generation:
+        """An answer in a cache of its own; nothing is computed before it is read.
+
+        Args:
+            context: the cache to use, by one answer at a time; what it holds of the prompt is kept.
+            prompt: token ids.
+            options: sampling and limits.
+            on_finish: called once with the result, however the answer ends.
+            priority: 0 for an answer that somebody waits for, more for one in the background.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: the prompt is empty.
+        """
+        sequence = Answer(
+            context, self.tokenizer, prompt, options, self.eos_tokens, priority=priority
+        )
+        return Generation(self.stepper, sequence, on_finish)
+
+    def text(self, prompt: Sequence[int], options: SamplingOptions) -> Generation:
+        """The continuation of a text, in a new cache that is as large as it has to be.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: the prompt is empty, or the cache's limits are too tight.
+        """
+        capacity = self.context_tokens
+        if self.limits is None and options.max_tokens is not None and len(prompt) < capacity:
+            capacity = min(capacity, len(prompt) + options.max_tokens)
+        context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
+        return self.answer(context, prompt, options)
+
+    def batch(self, prompts: Iterable[Sequence[int]], options: SamplingOptions) -> list[Result]:
+        """The continuations of texts, which share steps; results in the order of the prompts.
+
+        Raises:
+            ContextError: a prompt does not fit; the others are cancelled.
+        """
+        most = BATCH if self.backend.capabilities.together else 1
+        left, made = iter(prompts), list[Generation]()
+        with ExitStack() as closing:
+
+            def refill() -> None:
+                while sum(not one.over for one in made) < most:
+                    prompt = next(left, None)
+                    if prompt is None:
+                        return
+                    made.append(closing.enter_context(self.text(prompt, options)))
+                    made[-1].start()
+
+            refill()
+            results: list[Result] = []
+            while len(results) < len(made):
+                for _ in made[len(results)]:
+                    refill()
+                results.append(made[len(results)].result)
+                refill()
+            return results
+
+    def quiet(self) -> None:
+        """Wait for the step in progress, so that caches of closed answers are no longer touched."""
+        self.stepper.quiet()
+
+    def close(self) -> None:
+        """End all answers and the loop; a second call does nothing."""
+        self.stepper.close()

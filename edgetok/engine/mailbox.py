@@ -1,0 +1,83 @@
+"""Where the engine leaves what a sequence has written, and its reader finds it."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+
+AHEAD_TOKENS = 4  # that are computed for a reader who is not there, while steps are made anyway
+NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text, and how many tokens of the answer it ends with."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is over: with an error, or as the sequence's `finish` says."""
+
+    error: BaseException | None = None
+
+
+Letter = Piece | End
+
+
+class Mailbox:
+    """One sequence's letters to one reader.
+
+    Written by whoever has the engine's turn; read by one reader at a time. All that is set from
+    elsewhere are single attributes and `SimpleQueue.put`, which may be called at any moment: from
+    signal handlers and finalisers, too.
+
+    Attributes:
+        waiting: whether the reader waits for a letter now.
+        ahead_tokens: how many tokens may be computed that the reader has not taken, while steps
+            are made anyway.
+        eager: whether steps are made for that alone.
+        read_tokens: how many tokens the reader has taken.
+        cancelled: whether the answer shall end with what there is.
+        closed: whether the reader is gone.
+        notify: called after each letter, for readers that cannot block.
+    """
+
+    __slots__ = (
+        "_letters",
+        "ahead_tokens",
+        "cancelled",
+        "closed",
+        "eager",
+        "get",
+        "notify",
+        "read_tokens",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        """Begin empty, for a reader that pulls."""
+        self._letters: queue.SimpleQueue[Letter] = queue.SimpleQueue()
+        # Blocks until there is a letter.
+        self.get: Callable[[], Letter] = self._letters.get
+        self.waiting = False
+        self.ahead_tokens = AHEAD_TOKENS
+        self.eager = False
+        self.read_tokens = 0
+        self.cancelled = False
+        self.closed = False
+        self.notify: Callable[[], None] | None = None
+
+    def put(self, letter: Letter) -> None:
+        """Leave a letter."""
+        self._letters.put(letter)
+        notify = self.notify
+        if notify is not None:
+            notify()
+
+    def poll(self) -> Letter | None:
+        """Take the next letter; None where there is none."""
+        return None if self._letters.empty() else self._letters.get()

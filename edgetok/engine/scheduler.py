@@ -1,0 +1,170 @@
+"""What goes into the next step: rules without threads and without a clock.
+
+One decode step for all sequences that write alternates with one chunk of one prompt; the two never
+share a step, because on a CPU rows of a decode step would wait for the whole chunk and gain
+nothing. While nobody writes, chunks are as large as a step may be. While somebody does, a chunk is
+so small that it and a decode step together stay within the time that a reader waits for a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from edgetok.engine.costs import Costs
+from edgetok.errors import BusyError
+
+WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
+_AIM = 0.7  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
+_LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
+_FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost is known
+
+
+class Work(Protocol):
+    """What the scheduler knows of a sequence."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is not computed yet."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that it has to compute next."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many of them a step may compute."""
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first."""
+
+
+W = TypeVar("W", bound=Work)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Generic[W]):
+    """One step.
+
+    Attributes:
+        reading: whether it is a chunk of a prompt; else a decode step.
+        shares: sequences and their numbers of rows.
+    """
+
+    reading: bool
+    shares: tuple[tuple[W, int], ...]
+
+    @property
+    def rows(self) -> int:
+        """Of all sequences together."""
+        return sum(rows for _, rows in self.shares)
+
+
+class Scheduler(Generic[W]):
+    """Chooses steps. One thread at a time asks for them; any may add and remove."""
+
+    def __init__(
+        self,
+        step_rows: int,
+        *,
+        most_running: int = 32,
+        most_waiting: int | None = None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """Begin without sequences.
+
+        Args:
+            step_rows: most rows of a step.
+            most_running: sequences that are read and written at the same time; others wait.
+            most_waiting: sequences that may wait; None for any number.
+            wait_s: seconds that a token may take while a prompt is read.
+        """
+        self.costs = Costs()
+        self._step_rows, self._wait_s = step_rows, wait_s
+        self._most_running, self._most_waiting = most_running, most_waiting
+        self._served: dict[W, int] = {}  # the step in which each was in last; -1 before its first
+        self._steps = 0
+        self._last_reading = False
+
+    def add(self, work: W) -> None:
+        """Take in a sequence.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        if self._most_waiting is not None:
+            served = list(self._served.values())  # at once: others may add at the same time
+            waiting = sum(last < 0 for last in served)
+            running = len(served) - waiting
+            room = max(0, self._most_running - running) + self._most_waiting
+            if waiting >= room:
+                raise BusyError(
+                    f"{running} answers are being written and {waiting} wait; try again later"
+                )
+        self._served[work] = -1
+
+    def remove(self, work: W) -> None:
+        """Let go of a sequence; of an unknown one nothing happens."""
+        self._served.pop(work, None)
+
+    def next(self, wanted: Iterable[W]) -> Planned[W] | None:
+        """Choose the next step.
+
+        Args:
+            wanted: the sequences whose next token somebody waits for, or may be computed ahead.
+
+        Returns:
+            None where there is nothing to do.
+        """
+        chosen = [work for work in wanted if work in self._served and work.rows]
+        reading = self._running(chosen)
+        writing = [work for work in chosen if not work.reading]
+        if writing and (self._last_reading or not reading):
+            return self._decode(writing)
+        return self._chunk(reading, writing) if reading else None
+
+    def done(self, step: Planned[W], seconds: float) -> None:
+        """Note that a step was computed and what it took."""
+        self._steps += 1
+        self._last_reading = step.reading
+        for work, _ in step.shares:
+            if work in self._served:
+                self._served[work] = self._steps
+        (self.costs.read if step.reading else self.costs.decoded)(step.rows, seconds)
+
+    def _running(self, chosen: list[W]) -> list[W]:
+        """The prompts that may be read: begun ones, and others while there is room for them."""
+        running = sum(not work.reading or self._served[work] >= 0 for work in chosen)
+        found = []
+        for work in sorted(chosen, key=lambda work: work.priority):
+            if work.reading:
+                begun = self._served[work] >= 0
+                if begun or running < self._most_running:
+                    running += not begun
+                    found.append(work)
+        return found
+
+    def _decode(self, writing: list[W]) -> Planned[W]:
+        """All that write; where they are too many, those first whose turn is longest ago."""
+        shares, room = [], self._step_rows
+        for work in sorted(writing, key=lambda work: self._served[work]):
+            rows = min(work.rows, work.most_rows, self._step_rows)
+            if rows <= room:
+                shares.append((work, rows))
+                room -= rows
+        return Planned(False, tuple(shares))
+
+    def _chunk(self, reading: list[W], writing: list[W]) -> Planned[W]:
+        """A chunk of the prompt whose turn it is: priority first, then who was served longest ago.
+
+        Ties go to who came first.
+        """
+        work = min(reading, key=lambda work: (work.priority, self._served[work]))
+        rows = min(work.rows, work.most_rows, self._step_rows)
+        if writing:
+            decode_s = self.costs.decode_s(len(writing))
+            fitting = self.costs.rows_within(_AIM * self._wait_s - decode_s)
+            rows = min(rows, _FIRST_ROWS if fitting is None else max(_LEAST_ROWS, fitting))
+        return Planned(True, ((work, rows),))

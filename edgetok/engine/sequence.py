@@ -1,0 +1,197 @@
+"""One answer in the making: its cache, sampler, stop rules and detokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+
+import numpy as np
+
+from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.result import FinishReason
+from edgetok.errors import ContextError, OptionError
+from edgetok.runtime.backend import Logits, Part
+from edgetok.sampling.device import Draw
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import Sampler
+from edgetok.text.stop import StopFinder
+from edgetok.text.tokenizer import Tokenizer
+
+
+class Sequence:
+    """Turns what steps compute into pieces of text, until something ends the answer.
+
+    Whoever has the engine's turn calls it; nobody else, but for reading the attributes.
+
+    Attributes:
+        context: the cache and its tokens.
+        prompt: token ids.
+        priority: 0 for an answer that somebody waits for, more for one in the background.
+        reading: whether tokens of the prompt are still to be computed.
+        pending: tokens to be computed next: the rest of the prompt, or the token written last.
+        tokens: of the answer so far.
+        times: when each was known, in seconds of the engine's clock.
+        finish: why the answer is over; None while it is not.
+        cached: tokens of the prompt that the cache held.
+        prefill_s: seconds of the steps that read the prompt.
+    """
+
+    def __init__(
+        self,
+        context: CachedTokens,
+        tokenizer: Tokenizer,
+        prompt: Tokens[int],
+        options: SamplingOptions,
+        eos_tokens: frozenset[int],
+        *,
+        priority: int = 0,
+    ) -> None:
+        """Prepare; nothing is computed and nothing of the cache is touched.
+
+        Args:
+            context: the cache to use; what it holds of the prompt is kept.
+            tokenizer: of the model.
+            prompt: token ids.
+            options: sampling and limits.
+            eos_tokens: ids that end the answer.
+            priority: see the attributes.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: the prompt is empty.
+        """
+        if not prompt:
+            raise OptionError("the prompt is empty, expected at least one token")
+        capacity = context.cache.capacity_tokens
+        if len(prompt) > capacity:
+            raise ContextError(
+                f"the prompt has {len(prompt):,} tokens, the context holds {capacity:,}; shorten "
+                "it or give a larger context"
+            )
+        self.context = context
+        self.prompt = list(prompt)
+        self.priority = priority
+        self.reading = True
+        self.pending: list[int] = []
+        self.tokens: list[int] = []
+        self.times: list[float] = []
+        self.finish: FinishReason | None = None
+        self.cached = 0
+        self.prefill_s = 0.0
+        self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
+
+    def begin(self) -> None:
+        """Take over the cache: keep what it holds of the prompt.
+
+        Raises:
+            SessionError: a kept beginning of the prompt does not fit this cache.
+        """
+        options = self._options
+        self._sampler = Sampler(options, self._tokenizer.vocab_size, self.prompt)
+        self._stream = self._tokenizer.stream(self.prompt)
+        self._finder = StopFinder(options.stop)
+        self._limit = (
+            self.context.answer_tokens if options.max_tokens is None else options.max_tokens
+        )
+        self.cached = self.context.reuse(self.prompt)
+        self.pending = self.prompt[self.cached :]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has to compute before its next token."""
+        return len(self.pending)
+
+    @property
+    def most_rows(self) -> int:
+        """How many of them one step may compute."""
+        return self.context.cache.block_tokens
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a backend that chooses tokens itself can choose its next one."""
+        return self._sampler.on_device
+
+    def draw(self) -> Draw:
+        """How such a backend chooses the next token."""
+        return self._sampler.draw()
+
+    def part(self, rows: int) -> Part:
+        """Its share of a step: the first `rows` pending tokens."""
+        tokens = np.array(self.pending[:rows], np.int32)
+        return Part(self.context.cache, tokens, int(rows == len(self.pending)))
+
+    def computed(self, rows: int) -> None:
+        """Note that the first `rows` pending tokens are in the cache."""
+        self.context.appended(self.pending[:rows])
+        self.pending = self.pending[rows:]
+
+    def advance(
+        self, rows: int, found: Logits | int | None, began: float, clock: Callable[[], float]
+    ) -> list[str]:
+        """Take in what a step computed of the first `rows` pending tokens.
+
+        Args:
+            rows: as given to `part`.
+            found: logits [1, vocab_size] of the last pending token, or the token that the backend
+                chose; None while the prompt goes on.
+            began: when the step began.
+            clock: the engine's clock, in seconds.
+
+        Returns:
+            Pieces of text, none of them empty.
+
+        Raises:
+            ArtefactError: the logits are not numbers.
+            OutputError: a beginning of a prompt cannot be kept on disk.
+        """
+        self.computed(rows)
+        if self.reading:
+            self.reading = bool(self.pending)
+            if not self.reading:
+                self.context.remember(len(self.prompt) - self.cached)
+            self.prefill_s += clock() - began
+        if self.pending or found is None:
+            return []
+        token = found if isinstance(found, int) else self._sampler.sample(found[-1])
+        self.times.append(clock())
+        self.tokens.append(token)
+        return self._written(token)
+
+    def cancel(self) -> list[str]:
+        """End the answer with what there is.
+
+        Returns:
+            Pieces that were held back.
+        """
+        if self.finish is not None:
+            return []
+        self.finish = "cancelled"
+        return self._rest() if self.tokens else []
+
+    def _written(self, token: int) -> list[str]:
+        """Pieces that a token makes, and whether it ends the answer."""
+        ends = token in self._eos
+        # A stop text may be a special token, which has no text of its own.
+        text = self._finder.push(self._stream.push(token, hide=ends), self._stream.hidden)
+        pieces = [text] if text else []
+        if self._finder.found is not None:
+            self.finish = "stop"
+        elif ends:
+            self.finish = "stop"
+            pieces += self._rest()
+        elif self._limit is not None and len(self.tokens) >= self._limit:
+            self.finish = "length"
+            pieces += self._rest()
+        elif self.context.room_tokens < 1:
+            self.finish = "context"
+            pieces += self._rest()
+        else:
+            self.pending = [token]
+        return pieces
+
+    def _rest(self) -> list[str]:
+        """What detokenizer and stop finder have held back."""
+        texts = [self._finder.push(self._stream.finish())]
+        if self._finder.found is None:
+            texts.append(self._finder.finish())
+        return [text for text in texts if text]

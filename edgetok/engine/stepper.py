@@ -1,0 +1,381 @@
+"""The loop: who has the turn makes steps, for all sequences that want one.
+
+A reader who pulls alone makes the steps itself, so that nothing is handed between threads. As soon
+as there are several, or one that cannot block, a thread of the engine's own makes them. It starts
+when it is first needed and ends with `close`, at the interpreter's exit, or with the engine.
+
+Closing and cancelling must be possible at any moment: from other threads, from a signal handler or
+a finaliser that interrupts the very code that has the turn. So they take no lock: they leave a note
+(`_notes`), and whoever can have the turn reads it; who gives the turn back looks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Any
+
+from edgetok.engine.mailbox import End, Mailbox, Piece
+from edgetok.engine.scheduler import Planned, Scheduler
+from edgetok.engine.sequence import Sequence
+from edgetok.errors import ContextError, EdgetokError, OptionError, ShapeError
+from edgetok.runtime.backend import Backend, Logits
+
+_JOIN_S = 10.0
+_CLOSED = "the model was closed; load it again"
+Found = Logits | int | None | Exception  # of one share of a step
+_REFUSED = (ContextError, OptionError, ShapeError)  # of a step: nothing was changed
+
+
+class Stepper:
+    """Makes steps for sequences, whose letters go to their mailboxes.
+
+    Attributes:
+        gaps: how many steps the engine's own thread made right after another.
+        gap_s: seconds between those and the steps before, outside the backend.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler[Sequence],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Prepare; no thread starts yet.
+
+        Args:
+            backend: what computes.
+            scheduler: what chooses steps.
+            clock: seconds.
+        """
+        self._backend, self._scheduler, self._clock = backend, scheduler, clock
+        self._live: dict[Sequence, Mailbox] = {}  # touched with the turn alone
+        self._notes: deque[tuple[Sequence, Mailbox]] = deque()  # to be taken in or let go
+        self.gaps = 0
+        self.gap_s = 0.0
+        self._left: float | None = None  # when the backend was done last, if the loop went on
+        self._closed = False
+        self._begin()
+        _STEPPERS.add(self)
+
+    def _begin(self) -> None:
+        # Its C code notes the owner as it takes it, so that an interrupt cannot come between.
+        self._turn: Any = threading.RLock()
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True ends the thread
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    # Asked by readers
+
+    def now(self) -> float:
+        """Seconds of the engine's clock."""
+        return self._clock()
+
+    def submit(self, sequence: Sequence, mailbox: Mailbox) -> None:
+        """Take in a sequence; its cache belongs to the engine until it is let go.
+
+        Raises:
+            BusyError: too many wait already.
+            EdgetokError: the engine was closed.
+        """
+        if self._closed:
+            raise EdgetokError(_CLOSED)
+        self._scheduler.add(sequence)
+        self._notes.append((sequence, mailbox))
+
+    def pull(self, sequence: Sequence) -> bool:
+        """Make a step for a reader who waits, if it is the only one that wants any.
+
+        Returns:
+            False where the engine's own thread makes the steps: then wait for a letter.
+
+        Raises:
+            BaseException: an interrupt in the middle of the step; the sequence is let go.
+        """
+        if self._take(blocking=self._closed):
+            try:
+                self._tidy()
+                if self._wanted() in ([], [sequence]):
+                    if sequence in self._live:
+                        self._step([sequence])
+                    return True
+            finally:
+                self._left = None
+                self._give()
+        self.call()
+        return False
+
+    def recover(self) -> None:
+        """Give back a turn that an interrupt kept this thread from giving back itself."""
+        while self._turn._is_owned():
+            self._turn.release()
+
+    def call(self) -> None:
+        """Have the engine's own thread make steps while any are wanted.
+
+        Raises:
+            EdgetokError: no thread can be started.
+        """
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None and not self._closed:
+                    self._start()
+        self._calls.put(False)
+
+    def let_go(self, sequence: Sequence, mailbox: Mailbox) -> None:
+        """End a sequence that was cancelled or closed; never blocks.
+
+        Its last letter is `End`: now, or when the step in progress is done.
+        """
+        self._notes.append((sequence, mailbox))
+        if self._take(blocking=False):
+            self._give()
+
+    def quiet(self) -> None:
+        """Wait for the step in progress: sequences that were let go are no longer touched.
+
+        Inside the step itself, as in a signal handler, it does not wait.
+        """
+        if self._take(blocking=True):
+            self._give()
+
+    def close(self) -> None:
+        """End all sequences and the thread; a second call does nothing."""
+        self._closed = True
+        if self._take(blocking=True):
+            self._give()
+        with self._starting:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._finalizer.detach()
+            _stop(self._calls, thread, os.getpid())
+
+    def after_fork(self) -> None:
+        """In a forked child: the thread is gone, and so may be who had the turn."""
+        if self._thread is not None:
+            self._finalizer.detach()
+        self._begin()
+
+    # With the turn
+
+    def _take(self, blocking: bool) -> bool:
+        """Take the turn; False where another thread has it, or this one already."""
+        return not self._turn._is_owned() and bool(self._turn.acquire(blocking))
+
+    def _give(self) -> None:
+        """Give the turn back, and read notes that came too late for whoever had it."""
+        while True:
+            if self._notes or self._closed:
+                self._tidy()
+            self._turn.release()
+            if not self._notes or not self._take(blocking=False):
+                return
+
+    def _tidy(self) -> None:
+        """Read the notes: begin sequences that are new, end those that were let go."""
+        if self._closed:
+            for sequence in list(self._live):
+                self._end(sequence, EdgetokError(_CLOSED))
+        while self._notes:
+            sequence, mailbox = self._notes.popleft()
+            over = mailbox.cancelled or mailbox.closed
+            if sequence not in self._live:
+                if sequence.finish is None and not over:
+                    self._live[sequence] = mailbox
+                    try:
+                        if self._closed:
+                            raise EdgetokError(_CLOSED)
+                        sequence.begin()
+                    except Exception as error:
+                        self._end(sequence, error)
+                elif sequence.finish is None:
+                    self._scheduler.remove(sequence)
+                    sequence.cancel()
+                    mailbox.put(End())
+            elif over:
+                self._end(sequence)
+
+    def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
+        """Let go of a sequence and of its cache, whose contents are known."""
+        mailbox = self._live.pop(sequence)
+        self._scheduler.remove(sequence)
+        for text in sequence.cancel():
+            mailbox.put(Piece(text, len(sequence.tokens)))
+        mailbox.put(End(error))
+
+    def _lose(self, sequences: Many[Sequence], error: BaseException) -> None:
+        """End sequences after a step that failed: what their caches hold is unknown."""
+        lost = [sequence for sequence in sequences if sequence in self._live]
+        for i, sequence in enumerate(lost):
+            sequence.context.lost()
+            self._end(sequence, _copied(error) if i else error)
+
+    def _wanted(self) -> list[Sequence]:
+        """The sequences whose next token is waited for or may be computed ahead."""
+        return [
+            sequence
+            for sequence, mailbox in self._live.items()
+            if mailbox.waiting or len(sequence.tokens) - mailbox.read_tokens < mailbox.ahead_tokens
+        ]
+
+    def _step(self, wanted: Many[Sequence]) -> None:
+        """Make the next step and leave its letters."""
+        began = self._clock()
+        step = self._scheduler.next(wanted)
+        if step is None:
+            return
+        sequences = [sequence for sequence, _ in step.shares]
+        try:
+            for (sequence, rows), found in zip(step.shares, self._computed(step), strict=True):
+                self._deliver(sequence, rows, found, began)
+        except BaseException as error:
+            self._lose(sequences, error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._scheduler.done(step, self._clock() - began)
+
+    def _deliver(self, sequence: Sequence, rows: int, found: Found, began: float) -> None:
+        """Hand a sequence its part of a step's result, and its reader what that makes."""
+        mailbox = self._live[sequence]
+        if isinstance(found, Exception):
+            self._end(sequence, found)
+            return
+        if mailbox.cancelled or mailbox.closed:
+            sequence.computed(rows)
+            self._end(sequence)
+            return
+        try:
+            pieces = sequence.advance(rows, found, began, self._clock)
+        except Exception as error:
+            self._end(sequence, error)
+            return
+        for text in pieces:
+            mailbox.waiting = False
+            mailbox.put(Piece(text, len(sequence.tokens)))
+        if sequence.finish is not None:
+            self._end(sequence)
+
+    def _computed(self, step: Planned[Sequence]) -> list[Found]:
+        """What the backend makes of a step: one result for each share.
+
+        Where it refuses the step as a whole, nothing was changed: then each share is asked for
+        alone, so that only the guilty one fails.
+        """
+        try:
+            return self._asked(step.shares)
+        except _REFUSED as error:
+            if len(step.shares) == 1:
+                return [error]
+        found: list[Found] = []
+        for share in step.shares:
+            try:
+                found += self._asked((share,))
+            except _REFUSED as error:
+                found.append(error)
+        return found
+
+    def _asked(self, shares: Many[tuple[Sequence, int]]) -> list[Found]:
+        """Let the backend compute: logits, or tokens of those that it can choose itself."""
+        parts = [sequence.part(rows) for sequence, rows in shares]
+        results: list[Found] = [None] * len(parts)
+        host, device = list(range(len(parts))), []
+        if self._backend.capabilities.samples:
+            device = [i for i in host if parts[i].logits and shares[i][0].on_device]
+            host = [i for i in host if i not in device]
+        begun = self._clock()
+        if self._left is not None:
+            self.gaps += 1
+            self.gap_s += begun - self._left
+        if device:
+            draws = [shares[i][0].draw() for i in device]
+            tokens = self._backend.step_sampled([parts[i] for i in device], draws)
+            for i, token in zip(device, tokens, strict=True):
+                results[i] = token
+        if host:
+            rows = self._backend.step([parts[i] for i in host])
+            for i, logits in zip(host, rows, strict=True):
+                results[i] = logits if parts[i].logits else None
+        self._left = self._clock()
+        return results
+
+    # The engine's own thread
+
+    def _start(self) -> None:
+        thread = threading.Thread(
+            target=_work, args=(weakref.ref(self), self._calls), name="edgetok-engine", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise EdgetokError(f"cannot start the engine's thread ({error})") from error
+        self._thread = thread
+        self._finalizer = weakref.finalize(self, _stop, self._calls, thread, os.getpid())
+
+    def work(self) -> bool:
+        """Make a step if any is wanted that no reader makes itself: for the engine's thread."""
+        self._take(blocking=True)
+        try:
+            self._tidy()
+            wanted = self._wanted()
+            boxes = [self._live[sequence] for sequence in wanted]
+            if len(wanted) < 2 and not any(box.waiting or box.eager for box in boxes):
+                self._left = None
+                return False
+            self._step(wanted)
+            return True
+        finally:
+            self._give()
+
+
+def _work(ref: weakref.ref[Stepper], calls: queue.SimpleQueue[bool]) -> None:
+    """Of the thread. Between calls it refers to the engine weakly, so that it can be collected."""
+    while True:
+        stop = calls.get()
+        with contextlib.suppress(queue.Empty):
+            while not stop:
+                stop = calls.get_nowait()
+        stepper = ref()
+        if stop or stepper is None:
+            return
+        while stepper.work():
+            pass
+        del stepper
+
+
+def _stop(calls: queue.SimpleQueue[bool], thread: threading.Thread, pid: int) -> None:
+    """End the thread; in a forked child there is none."""
+    if pid == os.getpid():
+        calls.put(True)
+        if thread is not threading.current_thread():
+            thread.join(_JOIN_S)
+
+
+def _copied(error: BaseException) -> BaseException:
+    """An error for one more reader: each raises its own, so that tracebacks do not mix."""
+    try:
+        made = copy.copy(error)
+    except Exception:
+        return error
+    made.__cause__ = error
+    return made
+
+
+_STEPPERS: weakref.WeakSet[Stepper] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for stepper in list(_STEPPERS):
+        stepper.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

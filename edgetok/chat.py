@@ -195,18 +195,23 @@ class Chat:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on with a conversation that `save` wrote, from its cache where the file has one.
 
+        Where this cache does not evict and the whole conversation fits, it is read again.
+
         Raises:
             SessionError: the file is missing, damaged or belongs to another model; the present
                 conversation goes on as it was.
         """
         self._settle()
         session, sampling, saved = read_session(Path(path), self._identity)
-        if saved is not None:
-            if self._engine.chat_limits is None:
+        if saved is not None and self._engine.chat_limits is None:
+            # A cache that does not evict reads all of it again, if it fits.
+            if len(saved.tokens) > self.context_tokens:
                 raise SessionError(
-                    f"{path}: was saved with a cache that forgets; load the model with its "
+                    f"{path}: was saved with a cache that evicts; load the model with its "
                     f"--kv-policy {saved.state.shape.get('policy')!s:.40}"
                 )
+            saved = None
+        if saved is not None:
             context = self._made_context()
             if max(saved.tokens, default=0) >= self._engine.tokenizer.vocab_size:
                 raise SessionError(f"{path}: has tokens that this model does not know")
@@ -244,7 +249,6 @@ class Chat:
         )
 
     def _finished(self, result: Result) -> None:
-        self._active = None
         self._last = result
         # A message without any answer stays the last one, so that retry can answer it.
         if result.text or result.finish != "cancelled":
@@ -253,5 +257,5 @@ class Chat:
     def _settle(self) -> None:
         """End an answer that is still being written, and wait until nothing touches the cache."""
         if self._active is not None:
-            self._active.close()
-        self._engine.quiet()
+            self._active.settle()
+            self._active = None

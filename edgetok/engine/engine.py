@@ -102,7 +102,9 @@ class Engine:
         )
         return Generation(self.stepper, sequence, on_finish)
 
-    def text(self, prompt: Sequence[int], options: SamplingOptions) -> Generation:
+    def text(
+        self, prompt: Sequence[int], options: SamplingOptions, *, priority: int = 0
+    ) -> Generation:
         """The continuation of a text, in a new cache that is as large as it has to be.
 
         Raises:
@@ -113,7 +115,7 @@ class Engine:
         if self.limits is None and options.max_tokens is not None and len(prompt) < capacity:
             capacity = min(capacity, len(prompt) + options.max_tokens)
         context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
-        return self.answer(context, prompt, options)
+        return self.answer(context, prompt, options, priority=priority)
 
     def batch(self, prompts: Iterable[Sequence[int]], options: SamplingOptions) -> list[Result]:
         """The continuations of texts, which share steps; results in the order of the prompts.
@@ -130,7 +132,7 @@ class Engine:
                     prompt = next(left, None)
                     if prompt is None:
                         return
-                    made.append(closing.enter_context(self.text(prompt, options)))
+                    made.append(closing.enter_context(self.text(prompt, options, priority=1)))
                     made[-1].start()
 
             refill()
@@ -141,10 +143,6 @@ class Engine:
                 results.append(made[len(results)].result)
                 refill()
             return results
-
-    def quiet(self) -> None:
-        """Wait for the step in progress, so that caches of closed answers are no longer touched."""
-        self.stepper.quiet()
 
     def close(self) -> None:
         """End all answers and the loop; a second call does nothing."""

@@ -78,8 +78,12 @@ class Generation(Iterator[str], AsyncIterator[str]):
     def run(self) -> Result:
         """Generate to the end and return the result."""
         self._mailbox.ahead_tokens = NO_LIMIT
-        for _ in self:
-            pass
+        try:
+            for _ in self:
+                pass
+        except BaseException:
+            self.close()
+            raise
         return self.result
 
     def start(self) -> None:
@@ -116,6 +120,12 @@ class Generation(Iterator[str], AsyncIterator[str]):
         if self._submitted:
             self._stepper.let_go(self._sequence, self._mailbox)
         self._finished()
+
+    def settle(self) -> None:
+        """Close, and wait for the step in progress: then nothing touches the cache any more."""
+        self.close()
+        if self._submitted:
+            self._stepper.wait(self._mailbox)
 
     def __enter__(self) -> Generation:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class Mailbox:
         cancelled: whether the answer shall end with what there is.
         closed: whether the reader is gone.
         notify: called after each letter, for readers that cannot block.
+        released: set once no step touches the sequence's cache any more.
     """
 
     __slots__ = (
@@ -55,6 +57,7 @@ class Mailbox:
         "get",
         "notify",
         "read_tokens",
+        "released",
         "waiting",
     )
 
@@ -70,6 +73,12 @@ class Mailbox:
         self.cancelled = False
         self.closed = False
         self.notify: Callable[[], None] | None = None
+        self.released = threading.Event()
+
+    @property
+    def over(self) -> bool:
+        """Whether the sequence is to be let go."""
+        return self.cancelled or self.closed
 
     def put(self, letter: Letter) -> None:
         """Leave a letter."""

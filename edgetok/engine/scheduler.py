@@ -2,8 +2,10 @@
 
 One decode step for all sequences that write alternates with one chunk of one prompt; the two never
 share a step, because on a CPU rows of a decode step would wait for the whole chunk and gain
-nothing. While nobody writes, chunks are as large as a step may be. While somebody does, a chunk is
-so small that it and a decode step together stay within the time that a reader waits for a token.
+nothing. While a reader waits for tokens, a chunk is so small that it and a decode step together
+stay within the time that a token may take. Otherwise chunks are as large as a step may be, and
+prompts are read before answers in the background are written: the more rows a decode step has, the
+less it costs a row.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from edgetok.engine.costs import Costs
 from edgetok.errors import BusyError
 
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
-_AIM = 0.7  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
+_AIM = 0.75  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
 _LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
 _FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost is known
 
@@ -38,7 +40,7 @@ class Work(Protocol):
 
     @property
     def priority(self) -> int:
-        """Lower goes first."""
+        """0 while somebody waits for its tokens; more in the background. Lower goes first."""
 
 
 W = TypeVar("W", bound=Work)
@@ -121,9 +123,10 @@ class Scheduler(Generic[W]):
         chosen = [work for work in wanted if work in self._served and work.rows]
         reading = self._running(chosen)
         writing = [work for work in chosen if not work.reading]
-        if writing and (self._last_reading or not reading):
+        awaited = any(work.priority == 0 for work in writing)
+        if writing and (not reading or (awaited and self._last_reading)):
             return self._decode(writing)
-        return self._chunk(reading, writing) if reading else None
+        return self._chunk(reading, len(writing) if awaited else 0) if reading else None
 
     def done(self, step: Planned[W], seconds: float) -> None:
         """Note that a step was computed and what it took."""
@@ -156,15 +159,15 @@ class Scheduler(Generic[W]):
                 room -= rows
         return Planned(False, tuple(shares))
 
-    def _chunk(self, reading: list[W], writing: list[W]) -> Planned[W]:
+    def _chunk(self, reading: list[W], writing: int) -> Planned[W]:
         """A chunk of the prompt whose turn it is: priority first, then who was served longest ago.
 
-        Ties go to who came first.
+        Ties go to who came first. `writing` rows are to be decoded next, and waited for.
         """
         work = min(reading, key=lambda work: (work.priority, self._served[work]))
         rows = min(work.rows, work.most_rows, self._step_rows)
         if writing:
-            decode_s = self.costs.decode_s(len(writing))
+            decode_s = self.costs.decode_s(writing)
             fitting = self.costs.rows_within(_AIM * self._wait_s - decode_s)
             rows = min(rows, _FIRST_ROWS if fitting is None else max(_LEAST_ROWS, fitting))
         return Planned(True, ((work, rows),))

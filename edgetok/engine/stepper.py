@@ -139,13 +139,13 @@ class Stepper:
         if self._take(blocking=False):
             self._give()
 
-    def quiet(self) -> None:
-        """Wait for the step in progress: sequences that were let go are no longer touched.
+    def wait(self, mailbox: Mailbox) -> None:
+        """Wait until a sequence that was let go is in no step any more.
 
         Inside the step itself, as in a signal handler, it does not wait.
         """
-        if self._take(blocking=True):
-            self._give()
+        if not self._turn._is_owned():
+            mailbox.released.wait()
 
     def close(self) -> None:
         """End all sequences and the thread; a second call does nothing."""
@@ -185,23 +185,30 @@ class Stepper:
             for sequence in list(self._live):
                 self._end(sequence, EdgetokError(_CLOSED))
         while self._notes:
-            sequence, mailbox = self._notes.popleft()
-            over = mailbox.cancelled or mailbox.closed
-            if sequence not in self._live:
-                if sequence.finish is None and not over:
-                    self._live[sequence] = mailbox
-                    try:
-                        if self._closed:
-                            raise EdgetokError(_CLOSED)
-                        sequence.begin()
-                    except Exception as error:
-                        self._end(sequence, error)
-                elif sequence.finish is None:
-                    self._scheduler.remove(sequence)
-                    sequence.cancel()
-                    mailbox.put(End())
-            elif over:
-                self._end(sequence)
+            # Removed when it was done: an interrupt in between must not lose another's note.
+            sequence, mailbox = self._notes[0]
+            if sequence in self._live:
+                if mailbox.over:
+                    self._end(sequence)
+            elif sequence.finish is None and mailbox.over:
+                self._scheduler.remove(sequence)
+                sequence.cancel()
+                mailbox.released.set()
+                mailbox.put(End())
+            elif sequence.finish is None:
+                self._take_in(sequence, mailbox)
+            self._notes.popleft()
+
+    def _take_in(self, sequence: Sequence, mailbox: Mailbox) -> None:
+        error = EdgetokError(_CLOSED) if self._closed else None
+        try:
+            if error is None:
+                sequence.begin()
+        except Exception as found:
+            error = found
+        self._live[sequence] = mailbox
+        if error is not None:
+            self._end(sequence, error)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
         """Let go of a sequence and of its cache, whose contents are known."""
@@ -209,6 +216,7 @@ class Stepper:
         self._scheduler.remove(sequence)
         for text in sequence.cancel():
             mailbox.put(Piece(text, len(sequence.tokens)))
+        mailbox.released.set()
         mailbox.put(End(error))
 
     def _lose(self, sequences: Many[Sequence], error: BaseException) -> None:
@@ -249,7 +257,7 @@ class Stepper:
         if isinstance(found, Exception):
             self._end(sequence, found)
             return
-        if mailbox.cancelled or mailbox.closed:
+        if mailbox.over:
             sequence.computed(rows)
             self._end(sequence)
             return

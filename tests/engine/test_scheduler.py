@@ -1,0 +1,178 @@
+"""The scheduler's rules, with sequences that are numbers and a clock that is a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from edgetok.engine.costs import Costs
+from edgetok.engine.scheduler import Scheduler
+from edgetok.errors import BusyError
+
+BLOCK = 256
+
+
+@dataclass(eq=False)
+class Fake:
+    """A sequence: a prompt of so many rows, then one row a step."""
+
+    prompt: int = 0
+    priority: int = 0
+    most_rows: int = BLOCK
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def reading(self) -> bool:
+        return self.prompt > 0
+
+    @property
+    def rows(self) -> int:
+        return self.prompt or 1
+
+
+class Machine:
+    """Makes the steps that a scheduler chooses, each at its price."""
+
+    def __init__(self, scheduler: Scheduler[Fake], row_s: float = 0.004, fixed_s: float = 0.01):
+        self.scheduler, self.row_s, self.fixed_s = scheduler, row_s, fixed_s
+        self.now, self.plans = 0.0, []
+        self.rng = np.random.default_rng(0)
+
+    def step(self, wanted: list[Fake], noise: float = 0.0) -> bool:
+        plan = self.scheduler.next(wanted)
+        if plan is None:
+            return False
+        self.plans.append(plan)
+        seconds = self.fixed_s + self.row_s * plan.rows
+        seconds *= 1 + noise * float(self.rng.random())
+        self.now += seconds
+        self.scheduler.done(plan, seconds)
+        for work, rows in plan.shares:
+            if plan.reading:
+                assert 0 < rows <= min(work.prompt, work.most_rows)
+                work.prompt -= rows
+            else:
+                assert not work.reading
+            if not work.reading:
+                work.times.append(self.now)
+        return True
+
+
+def machine(*works: Fake, **options) -> Machine:
+    scheduler: Scheduler[Fake] = Scheduler(BLOCK, **options)
+    for work in works:
+        scheduler.add(work)
+    return Machine(scheduler)
+
+
+def test_all_that_write_share_a_step():
+    works = [Fake() for _ in range(8)]
+    made = machine(*works)
+    for _ in range(5):
+        assert made.step(works)
+    assert all(len(plan.shares) == 8 and not plan.reading for plan in made.plans)
+
+
+def test_a_prompt_alone_is_read_in_the_largest_chunks():
+    work = Fake(1000)
+    made = machine(work)
+    while work.reading:
+        made.step([work])
+    assert [plan.rows for plan in made.plans] == [256, 256, 256, 232]
+
+
+def test_the_cache_limits_a_chunk():
+    work = Fake(40, most_rows=16)
+    made = machine(work)
+    while work.reading:
+        made.step([work])
+    assert [plan.rows for plan in made.plans] == [16, 16, 8]
+
+
+@pytest.mark.parametrize("row_s", [0.0005, 0.002, 0.004])
+def test_others_wait_for_a_token_at_most_150_ms_while_a_prompt_is_read(row_s):
+    writing, prompt = [Fake() for _ in range(7)], Fake(4096)
+    made = machine(*writing, prompt)
+    made.row_s = row_s
+    for _ in range(20):  # before the prompt comes
+        made.step(writing, noise=0.2)
+    before = len(made.plans)
+    while prompt.reading:
+        made.step([*writing, prompt], noise=0.2)
+    kinds = [plan.reading for plan in made.plans[before:]]
+    assert kinds == [i % 2 == 0 for i in range(len(kinds))]  # alternating, never mixed
+    for work in writing:
+        waits = np.diff(work.times)
+        assert np.percentile(waits, 95) < 0.150
+    # It does not crawl either: of what decoding leaves of the wait, half goes into the prompt.
+    chunks = [plan.rows for plan in made.plans[before:] if plan.reading]
+    assert np.median(chunks) * row_s > 0.5 * (0.150 - 7 * row_s - 2 * made.fixed_s)
+
+
+def test_prompts_are_read_in_turn():
+    long, short = Fake(4096), Fake(600)
+    made = machine(long, short)
+    made.step([long])
+    for _ in range(4):
+        made.step([long, short])
+    assert [plan.shares[0][0] for plan in made.plans] == [long, short, long, short, long]
+    assert short.prompt == 600 - 512
+
+
+def test_what_somebody_waits_for_goes_before_what_runs_in_the_background():
+    background, interactive = Fake(600, priority=1), Fake(600)
+    made = machine(background, interactive)
+    made.step([background])
+    while interactive.reading:
+        made.step([background, interactive])
+    assert [plan.shares[0][0] for plan in made.plans[1:]] == [interactive] * 3
+    assert background.prompt == 600 - 256
+
+
+def test_who_is_not_wanted_is_not_computed():
+    works = [Fake(), Fake(), Fake(9)]
+    made = machine(*works)
+    made.step(works[:1])
+    assert made.plans[0].shares == ((works[0], 1),)
+    assert not made.step([])
+
+
+def test_more_rows_than_a_step_takes_go_in_turn():
+    works = [Fake() for _ in range(BLOCK + 100)]
+    made = machine(*works)
+    for _ in range(4):
+        made.step(works)
+    counts = [len(work.times) for work in works]
+    assert (min(counts), max(counts)) == (2, 4)
+
+
+def test_only_so_many_run_and_so_many_wait():
+    works = [Fake(16) for _ in range(5)]
+    made = machine(*works[:4], most_running=2, most_waiting=2)
+    with pytest.raises(BusyError, match="try again later"):
+        made.scheduler.add(works[4])
+    for _ in range(9):
+        made.step(works)
+    assert [work.reading for work in works] == [False, False, True, True, True]
+    made.scheduler.remove(works[0])
+    made.scheduler.add(works[4])
+    for _ in range(3):
+        made.step(works[1:])
+    assert [work.reading for work in works] == [False, False, False, True, True]
+
+
+def test_costs_follow_what_is_measured():
+    costs = Costs()
+    assert costs.decode_s(8) == 0.0
+    assert costs.rows_within(1.0) is None
+    costs.decoded(1, 0.02)
+    assert costs.decode_s(1) == 0.02
+    assert 0.02 <= costs.decode_s(8) <= 8 * 0.02
+    for _ in range(30):
+        costs.decoded(8, 0.05)
+        costs.read(32, 0.064)
+    assert costs.decode_s(8) == pytest.approx(0.05)
+    assert costs.rows_within(0.1) == pytest.approx(50, abs=1)
+    assert costs.rows_within(-1.0) == 0

@@ -128,6 +128,9 @@ class Engine:
         with ExitStack() as closing:
 
             def refill() -> None:
+                for one in made:
+                    if one.failed:
+                        one.run()
                 while sum(not one.over for one in made) < most:
                     prompt = next(left, None)
                     if prompt is None:

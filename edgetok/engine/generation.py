@@ -165,6 +165,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
         return self._ended or self._sequence.finish is not None
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended with an error, which whoever reads on gets."""
+        return self._mailbox.failed
+
+    @property
     def result(self) -> Result:
         """The answer so far."""
         sequence, read = self._sequence, self._mailbox.read_tokens

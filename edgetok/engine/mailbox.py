@@ -45,6 +45,7 @@ class Mailbox:
         cancelled: whether the answer shall end with what there is.
         closed: whether the reader is gone.
         notify: called after each letter, for readers that cannot block.
+        failed: whether the answer ended with an error.
         released: set once no step touches the sequence's cache any more.
     """
 
@@ -54,6 +55,7 @@ class Mailbox:
         "cancelled",
         "closed",
         "eager",
+        "failed",
         "get",
         "notify",
         "read_tokens",
@@ -72,6 +74,7 @@ class Mailbox:
         self.read_tokens = 0
         self.cancelled = False
         self.closed = False
+        self.failed = False
         self.notify: Callable[[], None] | None = None
         self.released = threading.Event()
 

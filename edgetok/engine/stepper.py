@@ -216,6 +216,7 @@ class Stepper:
         self._scheduler.remove(sequence)
         for text in sequence.cancel():
             mailbox.put(Piece(text, len(sequence.tokens)))
+        mailbox.failed = error is not None
         mailbox.released.set()
         mailbox.put(End(error))
 

@@ -352,7 +352,8 @@ def test_an_interrupt_at_any_time_leaves_a_usable_engine(tmp_path: Path) -> None
         try:
             for i in range(300):
                 context = model.engine.conversation()
-                stream = model.engine.answer(context, [50], model.sampling)
+                options = model.sampling.with_changes({"max_tokens": 100})
+                stream = model.engine.answer(context, [50], options)
                 try:
                     try:
                         signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.00001 * i)

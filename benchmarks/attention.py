@@ -38,28 +38,27 @@ class Run:
         row = launch.row_bytes(D, bits)
         scale = 4 if bits <= 8 else 0
         self.cache_bytes = L * KH * depth * 2 * (row + scale)
-        each = slots * (row + scale)
-        self.memory = aligned_bytes(L * KH * 2 * each)
         self.positions = np.full(slots, launch.EMPTY, np.int32)
         self.positions[:depth] = np.arange(depth)
         self.append = np.zeros(BLOCK, np.int32)
         self.mass = np.zeros((L, KH, slots), np.float32)
         self.records = np.zeros((L, KH, launch.RECORD_SLOTS), np.int64)
-        at = self.memory.ctypes.data
-        for layer in range(L):
-            for head in range(KH):
-                record = self.records[layer, head]
-                record[: launch.REC_APPEND + 1] = (
-                    at,
-                    at + slots * row,
-                    at + 2 * slots * row if scale else 0,
-                    at + slots * (2 * row + 4) if scale else 0,
-                    self.positions.ctypes.data,
-                    depth,
-                    self.append.ctypes.data,
-                )
-                record[launch.REC_MASS] = self.mass[layer, head].ctypes.data
-                at += 2 * each
+        pages = -(-slots // launch.PAGE_SLOTS)
+        self.pages = np.zeros((L, KH, pages + 1, launch.PAGE_FIELDS), np.int64)
+        each = launch.PAGE_SLOTS * np.array([0, row, row, scale, scale])
+        self.memory = [aligned_bytes(L * KH * int(each.sum())) for _ in range(pages)]
+        heads = np.arange(L * KH).reshape(L, KH, 1) * int(each.sum())
+        for i, page in enumerate(self.memory):
+            self.pages[:, :, i] = page.ctypes.data + heads + np.cumsum(each)[:4]
+        self.records[..., launch.REC_PAGES] = self.pages.ctypes.data + (
+            np.arange(L * KH).reshape(L, KH) * self.pages.strides[1]
+        )
+        self.records[..., launch.REC_POSITIONS] = self.positions.ctypes.data
+        self.records[..., launch.REC_USED] = depth
+        self.records[..., launch.REC_APPEND] = self.append.ctypes.data
+        self.records[..., launch.REC_MASS] = self.mass.ctypes.data + (
+            np.arange(L * KH).reshape(L, KH) * self.mass.strides[1]
+        )
         rng = np.random.default_rng(0)
         self.q = rng.standard_normal((BLOCK, H, D), np.float32)
         self.k = rng.standard_normal((BLOCK, KH, D), np.float32)

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from edgetok.cache.limits import BoundedCache
 from edgetok.cache.memory_report import Memory
 from edgetok.cache.state_file import SavedCache
 from edgetok.engine.cached_tokens import CachedTokens
@@ -100,7 +99,7 @@ class Chat:
 
         Not to be asked while an answer is being written.
         """
-        if self._context is None or not isinstance(self._context.cache, BoundedCache):
+        if self._context is None or not self._context.cache.capabilities.evicts:
             return None
         return Memory.of(self._context.cache, self._context.tokens)
 
@@ -188,7 +187,7 @@ class Chat:
             sampling=dataclasses.asdict(self.sampling),
         )
         saved = None
-        if self._context is not None and isinstance(self._context.cache, BoundedCache):
+        if self._context is not None and self._context.cache.capabilities.evicts:
             saved = SavedCache(list(self._context.tokens), self._context.cache.save())
         write_session(Path(path), session, saved)
 
@@ -225,7 +224,7 @@ class Chat:
         options = self.sampling.with_changes(dict(sampling))
         tokens = self._transcript.tokens(self.messages)
         context = self._made_context()
-        if isinstance(context.cache, BoundedCache):
+        if context.cache.capabilities.evicts:
             context.cache.pin(self._system_tokens())
         self._active = self._engine.answer(context, tokens, options, self._finished)
         return self._active

@@ -4,9 +4,10 @@
      "turns": [{"role": "user", "content": "..."}, ...], "sampling": {...}}
 
 `sha256` is that of the other fields as canonical JSON, so that a damaged file is seen before
-anything changes. A bounded cache is saved as well, since nothing else records
-what it retained: a container (`formats/container.py`) with this object as "session", the cache's
-"shape" and "numbers", and as parts the tokens (int32) and the cache's memory.
+anything changes. A bounded cache is saved as well, since nothing else knows what it kept: a
+container (`formats/container.py`) with this object as "session", and as parts the tokens (int32)
+and the cache's state block (`cache/state.py`). A container that an earlier edgetok wrote, with the
+whole memory of a cache, gives its conversation; the cache is computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
+from edgetok.cache.state_file import SavedCache, cache_parts, is_outdated, saved_cache
 from edgetok.errors import OptionError, SessionError
 from edgetok.formats import strict_json
 from edgetok.formats.container import (
@@ -33,6 +34,7 @@ from edgetok.sampling.options import SamplingOptions
 FORMAT = "edgetok-chat"
 VERSION = 1
 
+_MOST_TEXT_BYTES = 64 << 20
 _KEYS = {"format", "version", "sha256", "model", "system", "turns", "sampling"}
 
 
@@ -75,21 +77,31 @@ def write_session(path: Path, session: Session, cache: SavedCache | None = None)
     write_container(path, session.model, {"session": body, **header}, parts)
 
 
-def read_session(path: Path, model: str) -> tuple[Session, SamplingOptions, SavedCache | None]:
+def read_session(
+    path: Path, model: str, max_cache_bytes: int = 1 << 36
+) -> tuple[Session, SamplingOptions, SavedCache | None]:
     """Read a file and check that it is whole and belongs to `model`.
+
+    Args:
+        path: a regular file.
+        model: `Artefact.identity`.
+        max_cache_bytes: of a cache that can be taken; a larger file is refused unread.
+
+    Returns:
+        The conversation, its sampling options, and its cache if the file has one.
 
     Raises:
         SessionError: otherwise.
     """
     cache = None
     if is_container(path):
-        header, parts = read_container(path, model)
+        header, parts = read_container(path, model, max_cache_bytes + _MOST_TEXT_BYTES)
         result = header.get("session")
         if not isinstance(result, dict):
             raise SessionError(
                 f"{path}: holds a cache and no conversation, so the chat cannot load it"
             )
-        cache = saved_cache(path, header, parts)
+        cache = None if is_outdated(header) else saved_cache(path, header, parts)
     else:
         result = strict_json.read_object(path, error=SessionError)
     if result.get("format") != FORMAT or result.get("version") != VERSION:

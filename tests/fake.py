@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from edgetok.cache.protocol import KVCache
 from edgetok.model import Model
 from edgetok.runtime.backend import Capabilities, Part
 from edgetok.runtime.base import BaseBackend, checked_parts
@@ -44,13 +45,23 @@ def write_tokenizer(folder: Path, template: str | None = CHATML) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-class FakeCache:
+class FakeCache(KVCache):
     def __init__(self, capacity_tokens: int, window: int | None, block_tokens: int) -> None:
-        self.capacity_tokens = capacity_tokens
-        self.block_tokens = block_tokens
+        self._capacity, self._block = capacity_tokens, block_tokens
         self.tokens: list[int] = []
-        self.nbytes = capacity_tokens
         self._window = window
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self._capacity
+
+    @property
+    def block_tokens(self) -> int:
+        return self._block
+
+    @property
+    def nbytes(self) -> int:
+        return self._capacity
 
     @property
     def length_tokens(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cache.limits import BoundedCache
+from edgetok.cache.protocol import KVCache
 
 _KNOWN = 0.5  # a token counts as kept where so many heads hold it
 
@@ -39,7 +39,7 @@ class Memory:
     recent: int
 
     @classmethod
-    def of(cls, cache: BoundedCache, tokens: Sequence[int]) -> Memory:
+    def of(cls, cache: KVCache, tokens: Sequence[int]) -> Memory:
         """Of a cache that has seen `tokens`."""
         seen = len(tokens)
         pinned = min(cache.pinned_tokens, seen)

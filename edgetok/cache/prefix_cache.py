@@ -1,9 +1,11 @@
-"""Beginnings of prompts that were read before: bounded caches, in memory and on disk.
+"""Beginnings of prompts that were read before: caches, in memory and on disk.
 
 A prompt that begins as an earlier one did, with the same system message or document, is not read
-again up to where they differ. States are kept up to a number of bytes, those used last; on disk
-one container a state (`formats/container.py`) whose name is a hash. What is damaged, foreign or of
-another shape is as if it were not there.
+again up to where they differ. In memory an entry is a fork of the cache that read it, so that all
+conversations with one system message share its pages; where a backend's caches share no memory, and
+on disk, it is a state block. Entries are kept up to a number of bytes, those used last. A file is
+a container (`formats/container.py`) whose name is a hash; damaged entries, and entries of other
+models or settings, are ignored.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
 from edgetok.errors import SessionError
@@ -25,6 +30,25 @@ from edgetok.private_folder import private_folder
 
 LEAST_TOKENS = 64  # fewer are read as fast as a state is copied
 _SUFFIX = ".prefix"
+
+
+@dataclass(slots=True)
+class Prefix:
+    """The state after some tokens.
+
+    Attributes:
+        name: hash of model, shape and tokens.
+        tokens: what was read.
+        shape: of the caches that can take it.
+        held: a fork, or a state block.
+        nbytes: of what is held and the tokens.
+    """
+
+    name: str
+    tokens: list[int]
+    shape: Mapping[str, Any]
+    held: KVCache | CacheState
+    nbytes: int
 
 
 class PrefixCache:
@@ -43,7 +67,7 @@ class PrefixCache:
             OutputError: the folder belongs to somebody else or cannot be made.
         """
         self._model, self._limit, self._folder = model, limit_bytes, folder
-        self._states: OrderedDict[str, SavedCache] = OrderedDict()
+        self._entries: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         if folder is not None:
             private_folder(folder, "beginnings of prompts")
@@ -53,72 +77,104 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states."""
-        return sum(_nbytes(saved) for saved in self._states.values())
+        """Bytes of all entries; memory that several share is counted for each."""
+        return sum(entry.nbytes for entry in self._entries.values())
 
-    def find(
-        self, prompt: Sequence[int], shape: dict[str, object]
-    ) -> tuple[int, SavedCache] | None:
-        """The state that shares the longest beginning with a prompt.
+    def find(self, prompt: Sequence[int], cache: KVCache) -> tuple[int, Prefix] | None:
+        """The entry that shares the longest beginning with a prompt and that `cache` can take.
 
         Returns:
-            How many tokens they share, at least LEAST_TOKENS, and the state; None without any.
+            How many tokens they share, at least LEAST_TOKENS, and the entry; None without any.
         """
-        ids = np.asarray(prompt, np.int64)
+        ids, shape = np.asarray(prompt, np.int64), cache.shape
         best: tuple[int, str] | None = None
         with self._lock:
-            for name, saved in self._states.items():
-                if saved.state.shape == shape:
-                    count = min(len(ids), len(saved.tokens))
-                    differ = np.flatnonzero(ids[:count] != np.asarray(saved.tokens[:count]))
+            for name, entry in self._entries.items():
+                if entry.shape == shape and len(entry.tokens) <= cache.capacity_tokens:
+                    count = min(len(ids), len(entry.tokens))
+                    differ = np.flatnonzero(ids[:count] != np.asarray(entry.tokens[:count]))
                     same = int(differ[0]) if len(differ) else count
                     if same >= LEAST_TOKENS and (best is None or same > best[0]):
                         best = same, name
             if best is None:
                 return None
-            self._states.move_to_end(best[1])
-            return best[0], self._states[best[1]]
+            self._entries.move_to_end(best[1])
+            return best[0], self._entries[best[1]]
 
-    def add(self, tokens: Sequence[int], state: CacheState) -> None:
-        """Keep a state; those that were not used for longest go where there are too many.
+    def restore(self, entry: Prefix, cache: KVCache) -> bool:
+        """Make `cache` what an entry holds.
+
+        Returns:
+            False, with nothing changed, where the entry turns out to be damaged; it is dropped.
+
+        Raises:
+            ContextError: there is not memory for it; nothing was changed.
+        """
+        with self._lock:
+            try:
+                if isinstance(entry.held, CacheState):
+                    cache.load(entry.held)
+                    if cache.capabilities.shares:  # from now on without a copy
+                        entry.held = cache.fork()
+                else:
+                    cache.adopt(entry.held)
+            except SessionError:
+                self._drop(entry.name)
+                return False
+            return True
+
+    def add(self, tokens: Sequence[int], cache: KVCache) -> None:
+        """Keep the state of a cache that has read `tokens`.
+
+        Entries that were not used for longest go where there are too many.
 
         Raises:
             OutputError: the folder cannot be written to.
         """
-        saved = SavedCache(list(tokens), state)
-        if len(tokens) < LEAST_TOKENS or _nbytes(saved) > self._limit:
+        if len(tokens) < LEAST_TOKENS:
             return
+        shape, shares = dict(cache.shape), cache.capabilities.shares
+        state = None if shares and self._folder is None else cache.save()
+        held = cache.fork() if shares or state is None else state
+        size = held.held_bytes if not isinstance(held, CacheState) else held.nbytes
         name = hashlib.sha256(
-            repr((self._model, sorted(state.shape.items()), saved.tokens)).encode()
+            repr((self._model, sorted(shape.items()), list(tokens))).encode()
         ).hexdigest()
+        entry = Prefix(name, list(tokens), shape, held, size + 4 * len(tokens))
+        if entry.nbytes > self._limit:
+            return
         with self._lock:
-            self._states[name] = saved
-            self._states.move_to_end(name)
+            self._entries[name] = entry
+            self._entries.move_to_end(name)
             self._shrink()
-            if self._folder is not None:
-                header, parts = cache_parts(saved)
+            if self._folder is not None and state is not None:
+                header, parts = cache_parts(SavedCache(entry.tokens, state))
                 write_container(self._folder / (name + _SUFFIX), self._model, header, parts)
 
     def _shrink(self) -> None:
         while self.nbytes > self._limit:
-            name, _ = self._states.popitem(last=False)
-            if self._folder is not None:
-                with contextlib.suppress(OSError):
-                    (self._folder / (name + _SUFFIX)).unlink()
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, name: str) -> None:
+        self._entries.pop(name, None)
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / (name + _SUFFIX)).unlink()
 
     def _read(self, path: Path) -> None:
         """Take in a file; one of another model stays where it is, a damaged one is removed."""
         try:
             header, parts = read_container(path, self._model, max_bytes=self._limit + (1 << 20))
-            self._states[path.name.removesuffix(_SUFFIX)] = saved_cache(path, header, parts)
+            saved = saved_cache(path, header, parts)
         except SessionError as error:
             if "another model" not in str(error):
                 with contextlib.suppress(OSError):
                     path.unlink()
-
-
-def _nbytes(saved: SavedCache) -> int:
-    return saved.state.nbytes + 4 * len(saved.tokens)
+            return
+        name = path.name.removesuffix(_SUFFIX)
+        self._entries[name] = Prefix(
+            name, saved.tokens, saved.state.shape, saved.state, saved.nbytes
+        )
 
 
 def _used_at(path: Path) -> float:

@@ -28,7 +28,7 @@ class QueryLog:
     ) -> None:
         """Lay out; `memory` is uint8 [`nbytes`], zeroed."""
         L, H, KH, D = spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim
-        floats = memory.view(np.float32)
+        floats = self._floats = memory.view(np.float32)
         self.rows = ROWS if queries else 0
         ring = L * self.rows * H * D
         self.ring: Floats = floats[:ring].reshape(L, self.rows, KH, H // KH, D)
@@ -40,6 +40,25 @@ class QueryLog:
         self.count = 0  # queries in the sums
         self.valid = 0  # latest tokens whose queries the ring holds
         self.new = 0  # of them, those that are not in the sums yet
+
+    @property
+    def nbytes_used(self) -> int:
+        """Bytes of `state`."""
+        return 4 * int(self._floats.shape[0])
+
+    def state(self) -> Floats:
+        """Ring and sums, float32 on the host."""
+        return np.array(self._floats)
+
+    def restore(self, numbers: Floats, counts: tuple[int, int, int]) -> None:
+        """Become what `state` and the counters were; they were checked."""
+        self._floats[:] = numbers
+        self.count, self.valid, self.new = counts
+
+    def copy_from(self, other: QueryLog) -> None:
+        """Become what another log is."""
+        self._floats[:] = other._floats
+        self.count, self.valid, self.new = other.count, other.valid, other.new
 
     @staticmethod
     def nbytes(spec: DecoderSpec, covariance: bool, queries: bool = True) -> int:

@@ -1,40 +1,158 @@
-"""What a cache holds, as plain numbers and bytes: for a copy, a branch or a file."""
+"""A conversation's whole state as one block of bytes: for a copy, a branch or a file.
+
+    magic, 8 bytes | version, uint32 | sections, uint32 | bytes of the block, uint64
+    for each section: kind, uint32 | group, uint32 | offset, uint64 | bytes, uint64 | 0, uint64
+    the sections, each at a multiple of 64 bytes, zeros in between
+
+all little-endian. Sections of a kind belong to a group of layers (0 where there is only one):
+
+| kind | what |
+|---|---|
+| SHAPE | canonical JSON: all that another cache must have in common to take this state |
+| COUNTERS | int64: named by `SlotCache` |
+| TABLE | int32: see `SlotTable.state` |
+| ROWS | uint8: keys, values and scales of the slots that the table lists, head by head |
+| MASS | float32: attention that each of these slots got, row by row; where tokens are evicted |
+| QUERIES | float32: the latest queries and their moments; where a policy looks at queries |
+| SNAPSHOT | reserved: recurrent state after some token; a cache without such layers refuses it |
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import struct
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import SessionError
+from edgetok.formats import strict_json
+
+MAGIC = b"edgetokS"
+VERSION = 2  # 1 was the whole memory of a cache, in parts of a container
+SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT = 1, 2, 3, 4, 5, 6, 16
+KINDS = frozenset((SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT))
+
+_HEAD = struct.Struct("<8sIIQ")
+_ENTRY = struct.Struct("<IIQQQ")
+_ALIGNMENT_BYTES = 64
+_MOST_SECTIONS = 1024
+_MOST_SHAPE_BYTES = 1 << 16
+
+Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheState:
-    """A cache at one moment; restored only into a cache of the same `shape`.
+    """A state block, read strictly. Restored only into a cache of the same `shape`.
 
     Attributes:
-        shape: all that decides the layout of `memory`: JSON values.
-        numbers: counters: JSON values.
-        memory: uint8, copies of the cache's own bytes.
+        block: uint8, the whole of it.
+        shape: JSON values.
     """
 
-    shape: dict[str, Any]
-    numbers: dict[str, Any]
-    memory: tuple[npt.NDArray[np.uint8], ...]
+    def __init__(self, block: Bytes) -> None:
+        """View a block; its bytes are not copied.
+
+        Raises:
+            SessionError: it is not a block, or a section lies outside it.
+        """
+        size = block.nbytes
+        head = block[: _HEAD.size].tobytes()
+        if len(head) < _HEAD.size or head[:8] != MAGIC:
+            raise SessionError("this is not a saved cache")
+        _, version, count, total = _HEAD.unpack(head)
+        if version != VERSION:
+            raise SessionError(
+                f"the saved cache has version {version}, this edgetok reads {VERSION}; use the "
+                "edgetok that saved it"
+            )
+        end = _HEAD.size + count * _ENTRY.size
+        if total != size or count > _MOST_SECTIONS or end > size:
+            raise SessionError(f"the saved cache says {total:,} bytes and has {size:,}")
+        self.block = block
+        self._sections: dict[tuple[int, int], tuple[int, int]] = {}
+        at = end
+        for entry in _ENTRY.iter_unpack(block[_HEAD.size : end].tobytes()):
+            kind, group, offset, nbytes, zero = entry
+            if (
+                kind not in KINDS
+                or (kind, group) in self._sections
+                or offset != _aligned(at)
+                or offset + nbytes > size
+                or zero
+            ):
+                raise SessionError("the saved cache's sections do not add up; it is damaged")
+            self._sections[kind, group] = offset, nbytes
+            at = offset + nbytes
+        if at != size:
+            raise SessionError("the saved cache's sections do not add up; it is damaged")
+        self.shape = _shape(self.section(SHAPE, np.uint8))
+
+    @classmethod
+    def of(
+        cls, shape: Mapping[str, Any], sections: Iterable[tuple[int, int, npt.NDArray[Any]]]
+    ) -> CacheState:
+        """Write a block.
+
+        Args:
+            shape: JSON values.
+            sections: (kind, group, numbers) of each.
+        """
+        text = json.dumps(dict(shape), sort_keys=True, separators=(",", ":")).encode()
+        every = [(SHAPE, 0, np.frombuffer(text, np.uint8)), *sections]
+        at, entries = _HEAD.size + len(every) * _ENTRY.size, []
+        for kind, group, numbers in every:
+            entries.append((kind, group, _aligned(at), numbers.nbytes, 0))
+            at = _aligned(at) + numbers.nbytes
+        block = np.zeros(at, np.uint8)
+        head = _HEAD.pack(MAGIC, VERSION, len(every), at)
+        head += b"".join(_ENTRY.pack(*entry) for entry in entries)
+        block[: len(head)] = np.frombuffer(head, np.uint8)
+        for (_, _, numbers), (_, _, offset, nbytes, _) in zip(every, entries, strict=True):
+            block[offset : offset + nbytes] = np.ascontiguousarray(numbers).reshape(-1).view("u1")
+        return cls(block)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
-        return sum(part.nbytes for part in self.memory)
+        """Bytes of the block."""
+        return self.block.nbytes
 
-    def check(self, shape: dict[str, Any], sizes: tuple[int, ...]) -> None:
-        """Whether it fits a cache of this shape, whose memory has these sizes in bytes.
+    @property
+    def length_tokens(self) -> int:
+        """Tokens seen: the first counter.
 
         Raises:
-            SessionError: it does not.
+            SessionError: there is none.
+        """
+        counters = self.section(COUNTERS, np.int64)
+        if not len(counters):
+            raise SessionError("the saved cache has no counters; it is damaged")
+        return int(counters[0])
+
+    @property
+    def sections(self) -> frozenset[tuple[int, int]]:
+        """(kind, group) of each."""
+        return frozenset(self._sections)
+
+    def section(self, kind: int, dtype: npt.DTypeLike, group: int = 0) -> npt.NDArray[Any]:
+        """A section's numbers, as a view.
+
+        Raises:
+            SessionError: there is none, or its bytes are not a multiple of a number's.
+        """
+        found = self._sections.get((kind, group))
+        size = np.dtype(dtype).itemsize
+        if found is None or found[1] % size:
+            raise SessionError(f"the saved cache has no section {kind} of group {group}")
+        return self.block[found[0] : found[0] + found[1]].view(dtype)
+
+    def check_shape(self, shape: Mapping[str, Any]) -> None:
+        """Refuse a state of a cache of another shape.
+
+        Raises:
+            SessionError: names what differs.
         """
         for name in sorted(shape.keys() | self.shape.keys()):
             if shape.get(name) != self.shape.get(name):
@@ -42,36 +160,14 @@ class CacheState:
                     f"the saved cache has {name} {self.shape.get(name)!r:.60}, this one "
                     f"{shape.get(name)!r:.60}; start with the options that it was saved with"
                 )
-        found = tuple(part.nbytes for part in self.memory)
-        if found != sizes:
-            raise SessionError(f"the saved cache has parts of {found} bytes, expected {sizes}")
 
-    def integer(self, name: str, low: int, high: int) -> int:
-        """A counter in low..high.
 
-        Raises:
-            SessionError: it is missing or out of range.
-        """
-        value = self.numbers.get(name)
-        if type(value) is not int or not low <= value <= high:
-            raise SessionError(
-                f"the saved cache has {name} {value!r:.40}, expected {low} to {high}"
-            )
-        return value
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
-    def integers(self, name: str, count: int, low: int, high: int) -> npt.NDArray[np.int64]:
-        """A list of `count` counters in low..high.
 
-        Raises:
-            SessionError: it is no such list.
-        """
-        value = self.numbers.get(name)
-        if (
-            not isinstance(value, list)
-            or len(value) != count
-            or not all(type(item) is int and low <= item <= high for item in value)
-        ):
-            raise SessionError(
-                f"the saved cache has no {name}: {count} numbers from {low} to {high}"
-            )
-        return np.array(value, np.int64)
+def _shape(text: Bytes) -> dict[str, Any]:
+    """The shape, from bytes that nobody vouches for."""
+    return strict_json.loads_object(
+        text.tobytes(), "the saved cache", max_bytes=_MOST_SHAPE_BYTES, error=SessionError
+    )

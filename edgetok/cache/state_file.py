@@ -23,11 +23,21 @@ class SavedCache:
     tokens: list[int]
     state: CacheState
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.state.nbytes + 4 * len(self.tokens)
+
 
 def cache_parts(cache: SavedCache) -> tuple[dict[str, Any], list[Bytes]]:
     """A saved cache as a container's header and parts."""
-    header = {"shape": cache.state.shape, "numbers": cache.state.numbers}
-    return header, [np.array(cache.tokens, np.int32).view(np.uint8), *cache.state.memory]
+    header = {"tokens": len(cache.tokens)}
+    return header, [np.array(cache.tokens, np.int32).view(np.uint8), cache.state.block]
+
+
+def is_outdated(header: Mapping[str, Any]) -> bool:
+    """Whether a container holds a cache as edgetok saved it before state blocks: as its memory."""
+    return "numbers" in header and "tokens" not in header
 
 
 def saved_cache(path: Path, header: Mapping[str, Any], parts: list[Bytes]) -> SavedCache:
@@ -36,16 +46,17 @@ def saved_cache(path: Path, header: Mapping[str, Any], parts: list[Bytes]) -> Sa
     Raises:
         SessionError: it is malformed.
     """
-    shape, numbers = header.get("shape"), header.get("numbers")
-    if not isinstance(shape, dict) or not isinstance(numbers, dict) or not parts:
+    if len(parts) != 2:
         raise SessionError(f"{path}: holds no cache")
     if parts[0].nbytes % 4:
         raise SessionError(f"{path}: tokens of {parts[0].nbytes} bytes, expected 4 each")
     tokens = parts[0].copy().view(np.int32).tolist()
-    if numbers.get("length") != len(tokens):
-        raise SessionError(
-            f"{path}: {len(tokens)} tokens for a cache of {numbers.get('length')!r:.40}"
-        )
-    return SavedCache(
-        tokens, CacheState(shape=shape, numbers=numbers, memory=tuple(p.copy() for p in parts[1:]))
-    )
+    if header.get("tokens") != len(tokens) or (tokens and min(tokens) < 0):
+        raise SessionError(f"{path}: {header.get('tokens')!r:.40} tokens, found {len(tokens)}")
+    try:
+        state = CacheState(parts[1].copy())
+    except SessionError as error:
+        raise SessionError(f"{path}: {error}") from error
+    if state.length_tokens != len(tokens):
+        raise SessionError(f"{path}: {len(tokens)} tokens for a cache of {state.length_tokens:,}")
+    return SavedCache(tokens, state)

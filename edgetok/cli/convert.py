@@ -115,9 +115,12 @@ def _target(given: dict[str, Any]) -> Any:
 def _cache_bytes(spec: Any, tokens: int) -> int:
     """Return the size of the CPU backend's cache at its default of 8 bits."""
     from edgetok.runtime.cpu.backend import BLOCK_TOKENS
-    from edgetok.runtime.cpu.kv_cache import CpuKVCache
+    from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
 
-    return CpuKVCache(spec, capacity_tokens=tokens, kv_bits=8, block_tokens=BLOCK_TOKENS).nbytes
+    cache = new_cache(
+        spec, CacheStore(1), capacity_tokens=tokens, kv_bits=8, block_tokens=BLOCK_TOKENS
+    )
+    return cache.nbytes
 
 
 def _suffix(given: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgetok.cache.limits import BoundedCache, CacheLimits
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import LEAST_TOKENS, PrefixCache
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
@@ -64,8 +64,8 @@ class CachedTokens:
         Raises:
             SessionError: it does not fit this cache; nothing was changed.
         """
-        if not isinstance(self.cache, BoundedCache):
-            raise SessionError("this cache cannot be restored: it does not evict")
+        if not self.cache.capabilities.saves:
+            raise SessionError("this backend's caches cannot be restored; use --device cpu")
         self.cache.load(state)
         self.tokens = list(tokens)
 
@@ -81,15 +81,14 @@ class CachedTokens:
         if held != wanted:
             same = next(i for i in range(limit) if held[i] != wanted[i])
         self.cut(same)
-        same = len(self.tokens)
-        if self._prefixes is not None and isinstance(self.cache, BoundedCache):
-            found = self._prefixes.find(prompt[: len(prompt) - 1], self.cache.shape)
-            if found is not None and found[0] > same:
+        if self._prefixes is not None and self.cache.capabilities.saves:
+            found = self._prefixes.find(prompt[: len(prompt) - 1], self.cache)
+            if found is not None and found[0] > len(self.tokens):
                 pinned = self.cache.pinned_tokens
-                shared, saved = found
-                self.restore(saved.tokens, saved.state)
-                self.cut(shared)
-                self.cache.pin(pinned)
+                if self._prefixes.restore(found[1], self.cache):
+                    self.tokens = list(found[1].tokens)
+                    self.cut(found[0])
+                    self.cache.pin(pinned)
         return len(self.tokens)
 
     def cut(self, tokens: int) -> None:
@@ -109,9 +108,9 @@ class CachedTokens:
         if (
             self._prefixes is not None
             and computed_tokens >= LEAST_TOKENS
-            and isinstance(self.cache, BoundedCache)
+            and self.cache.capabilities.saves
         ):
-            self._prefixes.add(self.tokens, self.cache.save())
+            self._prefixes.add(self.tokens, self.cache)
 
     def appended(self, tokens: Sequence[int]) -> None:
         """Note what a step has appended to the cache."""

@@ -19,8 +19,7 @@ from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
 from edgetok.runtime.cpu.backend import CpuBackend
-from edgetok.runtime.cpu.compact_cache import CompactKVCache
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.cache_memory import CpuCache
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
 
@@ -114,7 +113,6 @@ class CacheEvaluation:
             running: text whose perplexity is measured in the same cache.
             progress: called after each context.
         """
-        cache: CpuKVCache | CompactKVCache
         full_bytes = self._backend.new_cache(tokens).nbytes
         if policy == FULL:
             cache = self._backend.new_cache(self._backend.context_tokens)
@@ -139,23 +137,18 @@ class CacheEvaluation:
             result.perplexity = self.perplexity(cache, running)
         return result
 
-    def answers(
-        self, cache: CompactKVCache | CpuKVCache, case: Context
-    ) -> Iterator[tuple[Question, str]]:
+    def answers(self, cache: CpuCache, case: Context) -> Iterator[tuple[Question, str]]:
         """Read a context once, then answer each question from the same state."""
         asked = [self._render(case, question) for question in case.questions]
         shared = _common([*asked, self._render(case, None)])
         cache.clear()
         self._backend.forward(cache, np.array(asked[0][:shared], np.int32))
-        state = cache.save() if isinstance(cache, CompactKVCache) else None
+        state = cache.fork()
         for question, tokens in zip(case.questions, asked, strict=True):
-            if isinstance(cache, CompactKVCache) and state is not None:
-                cache.load(state)
-            else:
-                cache.truncate(shared)
+            cache.adopt(state)
             yield question, self._answer(cache, tokens[shared:])
 
-    def _answer(self, cache: CompactKVCache | CpuKVCache, tokens: list[int]) -> str:
+    def _answer(self, cache: CpuCache, tokens: list[int]) -> str:
         logits = self._backend.forward(cache, np.array(tokens, np.int32))
         answer: list[int] = []
         while len(answer) < _ANSWER_TOKENS:
@@ -166,9 +159,7 @@ class CacheEvaluation:
             logits = self._backend.forward(cache, np.array([token], np.int32))
         return self._tokenizer.decode(answer)
 
-    def perplexity(
-        self, cache: CompactKVCache | CpuKVCache, tokens: npt.NDArray[np.int32]
-    ) -> float:
+    def perplexity(self, cache: CpuCache, tokens: npt.NDArray[np.int32]) -> float:
         """exp of the mean of `running_losses`."""
         losses = running_losses(self._backend, cache, tokens)
         return math.exp(math.fsum(float(part.sum()) for part in losses) / (len(tokens) - 1))

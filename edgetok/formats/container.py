@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +81,10 @@ def write_container(path: Path, model: str, header: dict[str, Any], parts: Seque
 
 
 def is_container(path: Path) -> bool:
-    """Return whether a file begins as a container does."""
+    """Return whether a regular file begins as a container does."""
     try:
+        if not path.is_file():  # a pipe would wait for somebody to write
+            return False
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
@@ -94,6 +96,13 @@ def read_container(
 ) -> tuple[dict[str, Any], list[Bytes]]:
     """Read a container of one model.
 
+    The header is read first: nothing else is read of a file whose size is not what the header says.
+
+    Args:
+        path: a regular file.
+        model: `Artefact.identity`.
+        max_bytes: a larger file is refused unread.
+
     Returns:
         The header, and its parts as views of one buffer.
 
@@ -102,46 +111,55 @@ def read_container(
     """
     try:
         if not path.is_file():
-            raise SessionError(f"{path}: is missing or no regular file")
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise SessionError(f"{path}: {size:,} bytes, expected at most {max_bytes:,}")
-        data = np.fromfile(path, np.uint8)
+            raise SessionError(f"{path}: is missing or not a regular file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise SessionError(f"{path}: {size:,} bytes, expected at most {max_bytes:,}")
+            head, sizes, at = _read_head(path, file, size)
+            file.seek(0)
+            data = np.fromfile(file, np.uint8, count=size)
     except OSError as error:
         raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
-    start = len(MAGIC) + 8
-    if data.nbytes < start + _DIGEST_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
-        raise SessionError(f"{path}: this is not a file that edgetok saved")
-    result = hashlib.sha256(_view(data[:-_DIGEST_BYTES])).digest()
-    if not hmac.compare_digest(result, data[-_DIGEST_BYTES:].tobytes()):
+    found = hashlib.sha256(_view(data[:-_DIGEST_BYTES])).digest()
+    if data.nbytes != size or not hmac.compare_digest(found, data[-_DIGEST_BYTES:].tobytes()):
         raise SessionError(f"{path}: hash mismatch; the file is damaged or was edited")
-    length = int.from_bytes(data[len(MAGIC) : start].tobytes(), "little")
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, data.nbytes - start - _DIGEST_BYTES):
-        raise SessionError(f"{path}: a header of {length:,} bytes does not fit the file")
-    header = strict_json.loads_object(
-        data[start : start + length].tobytes(),
-        str(path),
-        max_bytes=_MAX_HEADER_BYTES,
-        error=SessionError,
-    )
-    if header.get("model") != model:
+    if head.get("model") != model:
         raise SessionError(
-            f"{path}: belongs to another model ({header.get('model')!s:.12}, this one is "
+            f"{path}: belongs to another model ({head.get('model')!s:.12}, this one is "
             f"{model:.12}); load it with the model that it was saved with"
         )
-    sizes = header.get("parts")
+    parts = []
+    for nbytes in sizes:
+        parts.append(data[at : at + nbytes])
+        at += nbytes
+    return head, parts
+
+
+def _read_head(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], list[int], int]:
+    """The header, bytes of each part, and where the first one begins; sizes add up."""
+    start = len(MAGIC) + 8
+    first = file.read(start)
+    if size < start + _DIGEST_BYTES or first[: len(MAGIC)] != MAGIC:
+        raise SessionError(f"{path}: this is not a file that edgetok saved")
+    length = int.from_bytes(first[len(MAGIC) :], "little")
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, size - start - _DIGEST_BYTES):
+        raise SessionError(
+            f"{path}: hash mismatch; the file is damaged: a header of {length:,} bytes does not "
+            "fit it"
+        )
+    head = strict_json.loads_object(
+        file.read(length), str(path), max_bytes=_MAX_HEADER_BYTES, error=SessionError
+    )
+    sizes = head.get("parts")
     if (
         not isinstance(sizes, list)
         or len(sizes) > _MAX_PARTS
         or not all(type(n) is int and n >= 0 for n in sizes)
-        or start + length + sum(sizes) + _DIGEST_BYTES != data.nbytes
+        or start + length + sum(sizes) + _DIGEST_BYTES != size
     ):
-        raise SessionError(f"{path}: parts do not add up to the file's {data.nbytes:,} bytes")
-    parts, at = [], start + length
-    for nbytes in sizes:
-        parts.append(data[at : at + nbytes])
-        at += nbytes
-    return header, parts
+        raise SessionError(f"{path}: parts do not add up to the file's {size:,} bytes")
+    return head, sizes, start + length
 
 
 def _view(array: Bytes) -> memoryview:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cache.limits import BoundedCache, CacheLimits
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
 from edgetok.models.spec import DecoderSpec
 from edgetok.sampling.device import Draw
@@ -84,7 +84,7 @@ class Backend(Protocol):
     def new_cache(self, capacity_tokens: int) -> KVCache:
         """Allocate an empty cache, all its bytes at once."""
 
-    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> BoundedCache:
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> KVCache:
         """Allocate an empty cache that evicts, all its bytes at once.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgetok.cache.limits import BoundedCache, CacheLimits
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
 from edgetok.errors import ShapeError, UnsupportedError
 from edgetok.runtime.backend import Backend, Logits, Part, Tokens
@@ -33,6 +33,7 @@ class BaseBackend:
             ShapeError: no tokens, not one row of integers, or a cache of another backend.
         """
         ids = checked_tokens(tokens, cache, self.vocab_size)
+        cache.reserve(ids.size)
         every = np.empty((ids.size, self.vocab_size), np.float32) if all_logits else None
         found: Logits
         for start, chunk, last in blocks(ids, _step_tokens(self, cache), should_stop):
@@ -42,7 +43,7 @@ class BaseBackend:
                 every[start : start + chunk.size] = found
         return found[0] if every is None else every
 
-    def new_bounded_cache(self: Backend, context_tokens: int, limits: CacheLimits) -> BoundedCache:
+    def new_bounded_cache(self: Backend, context_tokens: int, limits: CacheLimits) -> KVCache:
         """Refuse: this backend has no cache that evicts.
 
         Raises:
@@ -78,6 +79,7 @@ def forward_sampled(
         UnsupportedError: the backend does not choose.
     """
     ids = checked_tokens(tokens, cache, backend.vocab_size)
+    cache.reserve(ids.size)
     chosen = -1
     for _, chunk, last in blocks(ids, _step_tokens(backend, cache), should_stop):
         if last:

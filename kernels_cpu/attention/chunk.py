@@ -24,11 +24,13 @@ from edgetok.kernels_cpu.attention.launch import (
     ATT_WINDOW,
     BLOCK,
     EMPTY,
-    REC_KEY_SCALES,
-    REC_KEYS,
+    PAGE_FIELDS,
+    PAGE_KEY_SCALES,
+    PAGE_KEYS,
+    PAGE_SLOTS,
+    PAGE_VALUE_SCALES,
+    PAGE_VALUES,
     REC_POSITIONS,
-    REC_VALUE_SCALES,
-    REC_VALUES,
     SLOT_TILE,
 )
 from edgetok.kernels_cpu.attention.steps import is_integer
@@ -173,11 +175,17 @@ def make(kv_bits: int) -> Any:
         s_at = state.scores_at(scratch, padded)
         codes_at = state.codes_at(scratch, padded)
         # Memory never rests: while keys are read values are asked for, and then the next keys.
-        at_keys = read_i64(record + 8 * REC_KEYS) + kv_bits * padded * first // 8
-        at_values = read_i64(record + 8 * REC_VALUES) + kv_bits * padded * first // 8
+        page = state.page_at(record, begin)
+        at = first - begin
+        at_keys = read_i64(page + 8 * PAGE_KEYS) + kv_bits * padded * at // 8
+        at_values = read_i64(page + 8 * PAGE_VALUES) + kv_bits * padded * at // 8
+        scales = read_i64(page + 8 * PAGE_VALUE_SCALES) + 4 * at
+        next_keys = at_keys + kv_bits * padded * count // 8
+        if last - begin == PAGE_SLOTS:
+            next_keys = read_i64(page + 8 * (PAGE_FIELDS + PAGE_KEYS))
         scores(
             at_keys,
-            read_i64(record + 8 * REC_KEY_SCALES) + 4 * first,
+            read_i64(page + 8 * PAGE_KEY_SCALES) + 4 * at,
             scratch + state.QUERY,
             scratch + state.OFFSET,
             scratch + state.FACTOR,
@@ -187,7 +195,6 @@ def make(kv_bits: int) -> Any:
             count,
             padded,
         )
-        scales = read_i64(record + 8 * REC_VALUE_SCALES) + 4 * first
         normed = state.normed_at(scratch, padded)
         unit = np.float32(1.0)
         if not masked:
@@ -216,8 +223,8 @@ def make(kv_bits: int) -> Any:
             write_f32(scratch + state.WEIGHT_FACTOR + 4 * r, unit * take)
             if kv_bits == 4:
                 write_f32(base, read_f32(base) * take)
-            at = scratch + state.SUM + 4 * r
-            write_f32(at, read_f32(at) * keep + total * take)
+            total_at = scratch + state.SUM + 4 * r
+            write_f32(total_at, read_f32(total_at) * keep + total * take)
         values(
             at_values,
             codes_at if integer else s_at,
@@ -225,7 +232,7 @@ def make(kv_bits: int) -> Any:
             scratch + state.WEIGHT_FACTOR,
             scratch + state.WEIGHT_BASE,
             state.result_at(scratch, padded),
-            at_keys + kv_bits * padded * count // 8,
+            next_keys,
             rows,
             count,
             padded,

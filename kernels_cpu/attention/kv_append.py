@@ -28,12 +28,15 @@ from edgetok.kernels_cpu.attention.launch import (
     APPEND_RECORD,
     APPEND_V,
     KEY_TILE,
+    PAGE_FIELDS,
+    PAGE_KEY_SCALES,
+    PAGE_KEYS,
+    PAGE_SLOTS,
+    PAGE_VALUE_SCALES,
+    PAGE_VALUES,
     REC_APPEND,
-    REC_KEY_SCALES,
-    REC_KEYS,
     REC_MASS,
-    REC_VALUE_SCALES,
-    REC_VALUES,
+    REC_PAGES,
     RECORD_SLOTS,
     VALUE_TILE,
     dim_tile,
@@ -267,12 +270,14 @@ def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
             mass = read_i64(record + 8 * REC_MASS)
             if mass != 0:  # a new token was not attended to yet
                 write_f32(mass + 4 * slot, np.float32(0.0))
+            page = read_i64(record + 8 * REC_PAGES) + 8 * PAGE_FIELDS * (slot // PAGE_SLOTS)
+            slot %= PAGE_SLOTS
             k = read_i64(instr + 8 * APPEND_K) + 4 * size * unit
-            keys = read_i64(record + 8 * REC_KEYS)
-            store_key(k, size, padded, keys, read_i64(record + 8 * REC_KEY_SCALES), slot)
+            keys = read_i64(page + 8 * PAGE_KEYS)
+            store_key(k, size, padded, keys, read_i64(page + 8 * PAGE_KEY_SCALES), slot)
             v = read_i64(instr + 8 * APPEND_V) + 4 * size * unit
-            values = read_i64(record + 8 * REC_VALUES)
-            store_value(v, size, padded, values, read_i64(record + 8 * REC_VALUE_SCALES), slot)
+            values = read_i64(page + 8 * PAGE_VALUES)
+            store_value(v, size, padded, values, read_i64(page + 8 * PAGE_VALUE_SCALES), slot)
 
     @outline
     def append(instr: int, ctx: int, tid: int, threads: int) -> None:

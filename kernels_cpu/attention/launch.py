@@ -3,7 +3,11 @@
 A cache has a record for each layer and KV head: RECORD_SLOTS int64 that say where its slots are. A
 slot holds one token's key and value and knows its position, so that slots may come in any order:
 rings, eviction and retained tokens need no other kernel. A slot that holds nothing has position
-EMPTY. The number of slots is a multiple of SLOT_TILE.
+EMPTY, and keys, values and scales that are numbers. The number of slots is a multiple of SLOT_TILE.
+
+Keys, values and scales lie in pages of PAGE_SLOTS slots, which may be anywhere, and which caches
+with the same beginning share; positions and attention mass are one array for all slots of a head.
+Of a page:
 
 With D' = head_dim rounded up to DIM_TILE, at 4 bits to twice that (dims past head_dim are 0):
 
@@ -57,15 +61,19 @@ DIM_TILE = 16  # head_dim is rounded up to a multiple of it
 EMPTY = 2**31 - 1  # position of a slot that holds nothing
 
 # Slots of a record.
-REC_KEYS = 0
-REC_VALUES = 1
-REC_KEY_SCALES = 2  # address of 4 bytes for each slot; 0 without scales
-REC_VALUE_SCALES = 3
-REC_POSITIONS = 4  # address of int32 [slots]; heads may share it
-REC_USED = 5  # slots past this one hold nothing
-REC_APPEND = 6  # address of int32 [T]: the slot of each of the part's rows
-REC_MASS = 7  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
-RECORD_SLOTS = 16
+REC_PAGES = 0  # address of int64 [pages + 1, PAGE_FIELDS]; the last row, of zeros, is read ahead
+REC_POSITIONS = 1  # address of int32 [slots]; heads may share it
+REC_USED = 2  # slots past this one hold nothing
+REC_APPEND = 3  # address of int32 [T]: the slot of each of the part's rows
+REC_MASS = 4  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
+RECORD_SLOTS = 8
+
+# Of each page of PAGE_SLOTS slots, addresses of the head's arrays.
+PAGE_KEYS = 0
+PAGE_VALUES = 1
+PAGE_KEY_SCALES = 2  # of 4 bytes for each slot; not read without scales
+PAGE_VALUE_SCALES = 3
+PAGE_FIELDS = 4
 
 HADAMARD_X, HADAMARD_HEADS, HADAMARD_HEAD_DIM, HADAMARD_BLOCK, HADAMARD_SCALE = range(2, 7)
 APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
@@ -89,6 +97,7 @@ ROWS = 32  # query rows (token and head) that a task computes together
 ROW_BYTES = 52  # small numbers of a row, see `attention/scratch.py`
 FIRST_CHUNKS = 64  # chunks of one BLOCK, before they grow (`chunk_count`)
 BLOCK = 256  # slots with one softmax: few enough to share a head out, merging them costs 1 %
+PAGE_SLOTS = BLOCK  # so that a block's keys lie one after the other
 MASS_LANES = 8  # parts of a prefill whose mass is summed apart, and what threads share out
 PARTIAL_EXTRA = 16  # float32 after a partial result: its maximum, its sum, and alignment
 

@@ -15,6 +15,9 @@ from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
     ATT_RECORD,
     BLOCK,
+    PAGE_FIELDS,
+    PAGE_SLOTS,
+    REC_PAGES,
     RECORD_SLOTS,
     ROW_BYTES,
     ROWS,
@@ -94,6 +97,12 @@ def chunk_count(slots: int) -> int:
         begin += size
         count += 1
     return count
+
+
+@inline
+def page_at(record: int, slot: int) -> Any:
+    """Address of the fields of the page that holds a slot."""
+    return read_i64(record + 8 * REC_PAGES) + 8 * PAGE_FIELDS * (slot // PAGE_SLOTS)
 
 
 @inline

@@ -78,16 +78,28 @@ class Cache:
         self.positions = guard(np.full(slots, launch.EMPTY, np.int32))
         self.append = guard(np.zeros(slots, np.int32))
         self.records = guard(np.zeros((KH, launch.RECORD_SLOTS), np.int64))
+        pages = -(-slots // launch.PAGE_SLOTS)
+        self.pages = guard(np.zeros((KH, pages + 1, launch.PAGE_FIELDS), np.int64))
+        self.place({})
+        self.records[:, launch.REC_POSITIONS] = self.positions.ctypes.data
+        self.records[:, launch.REC_APPEND] = self.append.ctypes.data
         for h in range(KH):
-            self.records[h, : launch.REC_APPEND + 1] = (
-                self.keys[h].ctypes.data,
-                self.values[h].ctypes.data,
-                self.scales[0, h].ctypes.data,
-                self.scales[1, h].ctypes.data,
-                self.positions.ctypes.data,
-                0,
-                self.append.ctypes.data,
-            )
+            self.records[h, launch.REC_PAGES] = self.pages[h].ctypes.data
+
+    def arrays(self, h):
+        """What pages hold of a head, each [slots, ...] of its units."""
+        return self.keys[h], self.values[h], self.scales[0, h], self.scales[1, h]
+
+    def place(self, moved):
+        """Enter where each page's arrays are: here, or `moved[head, page]`."""
+        for h in range(self.KH):
+            for page in range(self.pages.shape[1] - 1):
+                first = launch.PAGE_SLOTS * page
+                self.pages[h, page] = [
+                    part[first * len(part) // self.slots :].ctypes.data for part in self.arrays(h)
+                ]
+                if (h, page) in moved:
+                    self.pages[h, page] = [part.ctypes.data for part in moved[h, page]]
 
     def run(self, instructions, tokens, threads, state=None):
         part = {abi.PART_RECORDS: self.records.ctypes.data, abi.PART_ROWS: tokens} | (state or {})
@@ -656,3 +668,40 @@ def test_hadamard(each_kernels, guard, run, D):
         np.testing.assert_allclose(turned, expected, atol=2e-6)
     run(each_kernels, table([made])[0], 5)
     np.testing.assert_allclose(turned, x, atol=4e-6)  # its own inverse
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+def test_pages_may_be_anywhere(kernels, guard, bits):
+    """Pages copied to places of their own, in any order: the same bits, one token and many."""
+    rng = np.random.default_rng(7)
+    KH, D, slots = 2, 40, 704  # the last page is shorter
+    cache = Cache(kernels, guard, bits, KH, D, slots)
+    k, v = rng.standard_normal((2, slots, KH, D)).astype(np.float32)
+    for first in range(0, slots, 64):
+        at = np.arange(first, first + 64)
+        cache.store(k[at], v[at], at, at)
+    q = rng.standard_normal((3, 2 * KH, D)).astype(np.float32)
+
+    def results():
+        many = cache.attend(q, np.array([300, 650, 703]), threads=2)
+        return many, cache.attend(q[:1], np.array([690]), threads=2)
+
+    before = results()
+    moved = {}
+    for h, page in rng.permutation([(h, p) for h in range(KH) for p in range(3)]).tolist():
+        first, end = page * launch.PAGE_SLOTS, min((page + 1) * launch.PAGE_SLOTS, slots)
+        moved[h, page] = [
+            guard(np.ascontiguousarray(part[first * len(part) // slots : end * len(part) // slots]))
+            for part in cache.arrays(h)
+        ]
+    cache.place(moved)
+    for part in (cache.keys, cache.values, cache.scales):
+        part.view(np.uint8)[:] = 255  # codes far out, scales not a number
+    for found, expected in zip(results(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    # And what is appended goes to the page, not to where it was.
+    new = rng.standard_normal((1, KH, D)).astype(np.float32)
+    kept = [part.copy() for part in moved[0, 1]]
+    cache.store(new, new, np.array([300]), np.array([300]))
+    assert any((a != b).any() for a, b in zip(kept, moved[0, 1], strict=True))
+    assert (cache.keys.view(np.uint8) == 255).all()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu import reference
 from edgetok.models import inv_freq
 from edgetok.runtime.backend import Interrupted
 from edgetok.runtime.cpu.backend import CpuBackend
-from edgetok.runtime.cpu.kv_cache import EMPTY
-from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
+from edgetok.runtime.cpu.cache_memory import cache_bytes
 from tests import reference_decoder
 from tests.tiny import FAMILIES
 
@@ -39,9 +40,14 @@ def load(tiny, kernel_cache):
 
 def held(cache, layer, head):
     """(tokens, positions) of a layer's head, read through its record."""
-    index = cache._heads.index((layer, head))
-    at = cache._pool.held(index)
-    return cache._pool.tokens[at].copy(), cache._pool.positions[at].copy()
+    table, row = cache.chosen.table, cache.chosen.heads.index((layer, head))
+    at = table.slots(row)
+    return table.tokens[row, at], table.positions[row, at]
+
+
+def heads(cache):
+    """Those that see every token."""
+    return cache.chosen.heads if cache.chosen is not None else []
 
 
 class Watch:
@@ -53,7 +59,7 @@ class Watch:
 
         def noting(tokens):
             first = begin(tokens)
-            places = {key: held(cache, *key) for key in cache._heads}
+            places = {key: held(cache, *key) for key in heads(cache)}
             self.runs.append((cache.length_tokens, tokens, first, places))
             return first
 
@@ -149,12 +155,14 @@ def test_bytes_never_change_and_fit_the_budget(load):
     )
     cache = backend.new_bounded_cache(64, CacheLimits(budget_bytes=smallest))
     assert cache.nbytes <= smallest
-    address = cache._memory.ctypes.data
+    backend.forward(cache, TOKENS)
+    pages = [page.address for group in cache.memory.groups for page in group._pages.pages]
     backend.forward(cache, TOKENS)
     for token in TOKENS[:40]:
         backend.forward(cache, np.array([token]))
     assert cache.nbytes <= smallest
-    assert cache._memory.ctypes.data == address
+    assert backend.store.pool.used_bytes <= cache.held_bytes <= smallest
+    assert pages == [page.address for group in cache.memory.groups for page in group._pages.pages]
     with pytest.raises(OptionError, match="give a larger --kv-budget"):
         backend.new_bounded_cache(64, CacheLimits(budget_bytes=smallest - 1))
 
@@ -210,7 +218,7 @@ def test_truncate_only_where_nothing_was_given_up_for_it(load):
     assert not cache.truncate(100)
     assert cache.length_tokens == 200
     keep = 200 - cache.bounds.recent // 2
-    before = {key: held(cache, *key)[0] for key in cache._heads}
+    before = {key: held(cache, *key)[0] for key in heads(cache)}
     assert cache.truncate(keep)
     for key, tokens in before.items():
         assert sorted(held(cache, *key)[0]) == sorted(tokens[tokens < keep])
@@ -219,7 +227,7 @@ def test_truncate_only_where_nothing_was_given_up_for_it(load):
     assert cache.length_tokens == 200
     assert cache.truncate(0)
     assert cache.length_tokens == cache.position == 0
-    assert (cache._pool.positions == EMPTY).all()
+    assert (cache.chosen.table.positions == EMPTY).all()
 
 
 def test_limits_out_of_range(load):

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 
-from edgetok.cache.limits import BoundedCache, CacheLimits
+from edgetok.cache.limits import CacheLimits
 from edgetok.kernels_gpu.device import Device
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.gpu.backend import GpuBackend
@@ -39,11 +39,11 @@ def pair(tiny, kernel_cache, on_card):
 
 def held(cache):
     """Of every head, its tokens and their positions, in the order of tokens."""
-    pool, found = cache._pool, []
-    for head in range(len(cache._heads)):
-        at = pool.held(head)
-        at = at[np.argsort(pool.tokens[at])]
-        found.append((pool.tokens[at].tolist(), pool.positions[at].tolist()))
+    table, found = cache.chosen.table, []
+    for row in range(table.rows):
+        at = table.slots(row)
+        at = at[np.argsort(table.tokens[row, at])]
+        found.append((table.tokens[row, at].tolist(), table.positions[row, at].tolist()))
     return found
 
 
@@ -60,16 +60,36 @@ def test_keeps_what_the_cpu_keeps(pair, family, policy):
     assert gpu.capabilities.evicts
     limits = CacheLimits(policy=policy)
     ours, theirs = gpu.new_bounded_cache(64, limits), cpu.new_bounded_cache(64, limits)
-    assert isinstance(ours, BoundedCache)
+    assert ours.capabilities.evicts
     for part in (TOKENS[:75], *TOKENS[75:79, None]):
         mine, other = gpu.forward(ours, part), cpu.forward(theirs, part)
         assert share(mine, other) < FLOAT16_SHARE
     assert held(ours) == held(theirs)
     assert ours.position == theirs.position < ours.length_tokens
-    positions = ours._positions.cpu().numpy()
-    np.testing.assert_array_equal(positions, ours._pool.positions)
+    mine, other = ours.memory.groups[0], theirs.memory.groups[0]
+    positions = mine._positions.cpu().numpy().reshape(ours.chosen.table.positions.shape)
+    np.testing.assert_array_equal(positions, ours.chosen.table.positions)
     assert ours.loss == pytest.approx(theirs.loss, abs=2e-3)
-    np.testing.assert_allclose(ours._pool.mass, theirs._pool.mass, atol=0.05)
+    np.testing.assert_allclose(mine.mass, other.mass, atol=0.05)
+
+
+@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("policy", [None, "tova"])
+def test_saved_and_forked_caches_go_on_alike(pair, kv_bits, policy):
+    """A state block and a fork give the same logits as the cache itself, on a GPU as well."""
+    _, gpu = pair("gemma3_text", kv_bits)
+    caches = [
+        gpu.new_cache(120) if policy is None
+        else gpu.new_bounded_cache(64, CacheLimits(policy=policy))
+        for _ in range(2)
+    ]  # fmt: skip
+    gpu.forward(caches[0], TOKENS[:70])
+    caches[1].load(caches[0].save())
+    caches.append(caches[0].fork())
+    for part in (TOKENS[70:75], TOKENS[75:76]):
+        first, *others = (gpu.forward(cache, part).copy() for cache in caches)
+        for other in others:
+            np.testing.assert_array_equal(other, first)
 
 
 def test_slots_of_four_bits_forget(pair, tiny, kernel_cache):

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.slot_cache import SlotCache
 from edgetok.errors import (
     ArtefactError,
+    ContextError,
     EdgetokError,
     OptionError,
     ShapeError,
@@ -19,20 +22,17 @@ from edgetok.errors import (
 )
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
-from edgetok.kernels_cpu.attention.launch import KV_BITS, REC_USED
+from edgetok.kernels_cpu.attention.launch import KV_BITS
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.machine import physical_cores
-from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import BaseBackend, checked_parts
-from edgetok.runtime.cpu.compact_cache import CompactKVCache
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
-from edgetok.runtime.cpu.sizes import bounds_for, cache_bytes
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
 
@@ -45,7 +45,11 @@ SMALL_MODEL_BYTES = 4 << 20
 
 
 class CpuBackend(BaseBackend):
-    """Computes logits with compiled kernels on a team of threads. See `Backend`."""
+    """Computes logits with compiled kernels on a team of threads. See `Backend`.
+
+    Attributes:
+        store: the memory of all its caches; its pool may be given a limit.
+    """
 
     name = "cpu"
 
@@ -122,6 +126,7 @@ class CpuBackend(BaseBackend):
             together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
         self._team = Team(kernels, threads)
+        self.store = CacheStore(threads)
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
         self._step = Program([*self._plan.body, *self._plan.head])
@@ -167,7 +172,7 @@ class CpuBackend(BaseBackend):
         """Bytes of weights that a decode step reads."""
         return self._plan.bytes_per_token
 
-    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CompactKVCache:
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CpuCache:
         """Allocate an empty cache for a conversation of any length. See `Backend`."""
         bounds = bounds_for(
             self._spec,
@@ -176,16 +181,24 @@ class CpuBackend(BaseBackend):
             block_tokens=self._block_tokens,
             bytes_of=lambda sizes: cache_bytes(self._spec, sizes, self._kv_bits, self.threads),
         )
-        return CompactKVCache(self._spec, bounds, kv_bits=self._kv_bits, threads=self.threads)
+        return new_cache(
+            self._spec,
+            self.store,
+            capacity_tokens=self._spec.context_tokens,
+            kv_bits=self._kv_bits,
+            block_tokens=bounds.block_tokens,
+            bounds=bounds,
+        )
 
-    def new_cache(self, capacity_tokens: int) -> CpuKVCache:
-        """Allocate an empty cache, all its bytes at once.
+    def new_cache(self, capacity_tokens: int) -> CpuCache:
+        """Make an empty cache; its pages are allocated as tokens come.
 
         Raises:
-            OptionError: less than one token, or more than memory can hold.
+            OptionError: less than one token, or more than can be addressed.
         """
-        return CpuKVCache(
+        return new_cache(
             self._spec,
+            self.store,
             capacity_tokens=capacity_tokens,
             kv_bits=self._kv_bits,
             block_tokens=self._block_tokens,
@@ -213,26 +226,31 @@ class CpuBackend(BaseBackend):
         with self._team.turn:
             # What attention gives to a slot is counted for every row, wanted or not.
             tails = [
-                ids.size if cache.part[PART_MASS_SLOTS] else count
+                ids.size if cache.memory.part[PART_MASS_SLOTS] else count
                 for (cache, ids), count in zip(rows, wanted, strict=True)
             ]
-            self._begin(rows, tails, wanted)
+            for cache, ids in rows:
+                cache.reserve(ids.size)
+            try:
+                self._begin(rows, tails, wanted)
+            except ContextError:  # no memory for a copy of what is shared: others had begun
+                for cache, _ in rows:
+                    cache.truncate(cache.length_tokens)
+                raise
             found = self._run([cache for cache, _ in rows], wanted)
             for cache, ids in rows:
                 cache.advance(ids.size)
         return found
 
-    def _own(self, part: Part) -> CpuKVCache | CompactKVCache:
+    def _own(self, part: Part) -> CpuCache:
         cache = part.cache
-        if not isinstance(cache, CpuKVCache | CompactKVCache) or not cache.serves(
-            self._spec, self._kv_bits
-        ):
+        if not isinstance(cache, SlotCache) or not cache.serves(self._spec, self._kv_bits, KIND):
             raise ShapeError(
                 f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
             )
         return cache
 
-    def hidden(self, cache: CpuKVCache, ids: Tokens) -> npt.NDArray[np.float32]:
+    def hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Append a block of checked tokens; what the last layer leaves of them, without logits.
 
         Returns:
@@ -253,7 +271,7 @@ class CpuBackend(BaseBackend):
 
     def _begin(
         self,
-        parts: Sequence[tuple[CpuKVCache | CompactKVCache, Tokens]],
+        parts: Sequence[tuple[CpuCache, Tokens]],
         tails: Sequence[int],
         wanted: Sequence[int],
     ) -> None:
@@ -271,32 +289,21 @@ class CpuBackend(BaseBackend):
             first, begin, end = cache.begin(ids.size), end, end + ids.size
             plan.tokens[begin:end] = ids
             plan.positions[begin:end] = np.arange(first, first + ids.size)
-            used = int(cache.records[..., REC_USED].max())
+            used = cache.used_slots
             shares.append(
-                Share(part=cache.part, used=used, rows=ids.size, tail=tail, logits=logits)
+                Share(part=cache.memory.part, used=used, rows=ids.size, tail=tail, logits=logits)
             )
         positions = plan.positions[:end, None].astype(np.float64)
         counts = [ids.size for _, ids in parts]
         for rope, spec in enumerate(self._spec.ropes):
-            each = [self._frequencies(cache, rope) for cache, _ in parts]
+            each = [cache.frequencies[rope] for cache, _ in parts]
             angles = positions * (np.repeat(each, counts, axis=0) if len(each) > 1 else each[0])
             factor = spec.attention_factor
             plan.cos[rope][:end] = np.cos(angles) * factor
             plan.sin[rope][:end] = np.sin(angles) * factor
         self._tables.fill(shares)
 
-    def _frequencies(
-        self, cache: CpuKVCache | CompactKVCache, rope: int
-    ) -> npt.NDArray[np.float64]:
-        """Radians a position of one rope; its capacity may change them (longrope)."""
-        if rope >= len(cache.frequencies):
-            capacity = cache.capacity_tokens
-            cache.frequencies = [inv_freq(spec, capacity) for spec in self._spec.ropes]
-        return cache.frequencies[rope]
-
-    def _run(
-        self, caches: Sequence[CpuKVCache | CompactKVCache], wanted: Sequence[int]
-    ) -> list[Logits]:
+    def _run(self, caches: Sequence[CpuCache], wanted: Sequence[int]) -> list[Logits]:
         """Compute the step that the tables describe; the logits of each part."""
         tables, logits = self._tables, self._plan.logits
         ctx, rows = tables.ctx.ctypes.data, tables.head_rows

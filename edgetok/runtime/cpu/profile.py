@@ -15,7 +15,7 @@ import numpy as np
 from edgetok.kernels_cpu.linear.layout import MATMUL_QWEIGHT
 from edgetok.runtime.backend import Tokens
 from edgetok.runtime.cpu.backend import CpuBackend
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.cache_memory import CpuCache
 from edgetok.runtime.cpu.team import Program
 
 WAITING = "waiting, and outside"
@@ -40,7 +40,7 @@ class Phase:
     read_bytes: int
 
 
-def profile_steps(backend: CpuBackend, cache: CpuKVCache, tokens: Tokens) -> list[Phase]:
+def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[Phase]:
     """Run one decode step a token, timed instruction by instruction.
 
     Args:

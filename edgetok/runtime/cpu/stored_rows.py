@@ -6,6 +6,8 @@ Layout: `attention/launch.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,8 +46,7 @@ class _Rows:
 
     def _read(self, at: Places, zero: int) -> Floats:
         """As float32 [n, D]; at 8 bits codes count from `zero`."""
-        rows = np.ascontiguousarray(self._tiles[at // self._tile, :, at % self._tile])
-        rows = rows.reshape(len(at), self._row)
+        rows = self._rows(at)
         if self._scales is None:
             wide = rows.view(np.float16 if self._bits == 16 else np.float32)
             return wide[:, : self._dims].astype(np.float32)
@@ -86,6 +87,26 @@ class _Rows:
             rows = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(at), self._row)
             words = base.view(np.uint32) | scale.view(np.uint32) >> 16
             self._scales.view(np.uint32)[at] = words[:, 0]
+        self._store(at, rows)
+
+    def take(self, at: Places) -> tuple[Bytes, Bytes]:
+        """As they are stored: uint8 [n, row], and scales [n, 4] or [n, 0]."""
+        if self._scales is None:
+            return self._rows(at).view(np.uint8), np.zeros((len(at), 0), np.uint8)
+        return self._rows(at).view(np.uint8), self._scales[at, None].view(np.uint8)
+
+    def put(self, at: Places, rows: Bytes, scales: Bytes) -> None:
+        """Write what `take` gave."""
+        self._store(at, np.ascontiguousarray(rows).view(self._tiles.dtype))
+        if self._scales is not None:
+            self._scales[at] = np.ascontiguousarray(scales).view(np.float32)[:, 0]
+
+    def _rows(self, at: Places) -> npt.NDArray[Any]:
+        """Bytes [n, row] of slots, taken out from among the others of their tile."""
+        rows = np.ascontiguousarray(self._tiles[at // self._tile, :, at % self._tile])
+        return rows.reshape(len(at), self._row)
+
+    def _store(self, at: Places, rows: npt.NDArray[Any]) -> None:
         unit = self._tiles.shape[3]
         rows = rows.reshape(len(at), self._row // unit, unit)
         self._tiles[at // self._tile, :, at % self._tile] = rows

@@ -12,7 +12,9 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.slot_cache import SlotCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
@@ -29,10 +31,8 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, GpuCompute, Logits, Part
 from edgetok.runtime.base import BaseBackend, checked_parts
 from edgetok.runtime.cpu.backend import CpuBackend
-from edgetok.runtime.cpu.sizes import bounds_for
-from edgetok.runtime.gpu.compact_cache import GpuCompactCache, compact_bytes
+from edgetok.runtime.gpu.cache_memory import KIND, GpuCache, compact_bytes, new_cache
 from edgetok.runtime.gpu.inputs import Inputs
-from edgetok.runtime.gpu.kv_cache import GpuCache, GpuKVCache
 from edgetok.runtime.gpu.placement import place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
 from edgetok.sampling.device import Draw
@@ -169,14 +169,14 @@ class GpuBackend(BaseBackend):
         """Bytes of weights that a decode step reads."""
         return self._open().bytes_per_token
 
-    def new_cache(self, capacity_tokens: int) -> GpuKVCache:
+    def new_cache(self, capacity_tokens: int) -> GpuCache:
         """Allocate an empty cache on the device, all its bytes at once.
 
         Raises:
             OptionError: less than one token, or more than its memory can hold.
         """
         with self._turn, self._device.active():
-            return GpuKVCache(
+            return new_cache(
                 self._spec,
                 self._device,
                 capacity_tokens=capacity_tokens,
@@ -185,7 +185,7 @@ class GpuBackend(BaseBackend):
                 before=None if self._before is None else self._before.new_cache(capacity_tokens),
             )
 
-    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> GpuCompactCache:
+    def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> GpuCache:
         """Allocate an empty cache for a conversation of any length. See `Backend`.
 
         Raises:
@@ -205,7 +205,14 @@ class GpuBackend(BaseBackend):
             bytes_of=lambda sizes: compact_bytes(self._spec, sizes, self._kv_bits),
         )
         with self._turn, self._device.active():
-            return GpuCompactCache(self._spec, bounds, self._device, kv_bits=self._kv_bits)
+            return new_cache(
+                self._spec,
+                self._device,
+                capacity_tokens=self._spec.context_tokens,
+                kv_bits=self._kv_bits,
+                block_tokens=bounds.block_tokens,
+                bounds=bounds,
+            )
 
     def step(self, parts: Sequence[Part]) -> list[Logits]:
         """Append each part's tokens and compute the logits it asks for. See `Backend.step`.
@@ -255,13 +262,13 @@ class GpuBackend(BaseBackend):
         with self._turn, self._device.active():
             plan = self._open()
             if several is not None:
-                plan.body(self._send(cache, part.tokens), cache, part.logits)
+                plan.body(self._send(cache, part.tokens), cache.memory, part.logits)
                 self._last_logits(plan, rows, several)
             elif part.logits:
                 self._step(plan, cache, part.tokens, sampled=False)
                 self._device.fetch(plan.logits[0], cache.logits)
             else:
-                plan.body(self._send(cache, part.tokens), cache, 0)
+                plan.body(self._send(cache, part.tokens), cache.memory, 0)
             cache.advance(rows)
         return cache.logits[None, :][: part.logits] if several is None else several
 
@@ -288,7 +295,7 @@ class GpuBackend(BaseBackend):
         """A block and its last token's logits, and with `sampled` the choice."""
 
         def launches(inputs: Inputs) -> None:
-            plan.body(inputs, cache, 1)
+            plan.body(inputs, cache.memory, 1)
             plan.head(inputs.count)
             if sampled:
                 sample(plan.logits[0], self._sampling)
@@ -297,21 +304,23 @@ class GpuBackend(BaseBackend):
         if ids.size > 1:
             launches(inputs)
             return
-        step = cache.steps.get(sampled)
+        step = cache.memory.steps.get(sampled)
         if step is not None:
             step()
             return
         launches(inputs)  # compiles what is not compiled yet, which a capture must not do
-        cache.steps[sampled] = self._device.capture(lambda: launches(inputs))
+        cache.memory.steps[sampled] = self._device.capture(lambda: launches(inputs))
 
     def _send(self, cache: GpuCache, ids: npt.NDArray[np.int32]) -> Inputs:
         """The next tokens, and what the layers on the CPU make of them, to the device."""
-        inputs = cache.one if ids.size == 1 else None
+        inputs = cache.memory.one if ids.size == 1 else None
         if inputs is None:
             split = self._before is not None
-            inputs = Inputs(self._device, self._spec, len(cache.used), ids.size, hidden=split)
+            inputs = Inputs(
+                self._device, self._spec, len(cache.memory.used), ids.size, hidden=split
+            )
         if ids.size == 1:
-            cache.one = inputs
+            cache.memory.one = inputs
         hidden = None
         if self._before is not None and cache.before is not None:
             hidden = self._before.hidden(cache.before, ids)
@@ -328,7 +337,9 @@ class GpuBackend(BaseBackend):
         found: list[tuple[Part, GpuCache]] = []
         for part in checked_parts(parts, self.vocab_size, self._block_tokens):
             cache = part.cache
-            if not isinstance(cache, GpuKVCache | GpuCompactCache) or cache.spec is not self._spec:
+            if not isinstance(cache, SlotCache) or not cache.serves(
+                self._spec, self._kv_bits, KIND
+            ):
                 raise ShapeError(
                     f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
                 )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgetok.kernels_gpu.device import Device, Staging
 from edgetok.kernels_gpu.jit import PLANES, plane_stride
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.gpu.kv_cache import GpuCache
+from edgetok.runtime.gpu.cache_memory import GpuCache
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Inputs:
     ) -> None:
         """Fill in the next `ids` [T] of a cache, what is `hidden` [T, size], and begin the copy."""
         cache.begin(self.count)
-        run = cache.run
+        run = cache.memory.run
         positions = np.arange(run.position, run.position + self.count)
         row = np.array([run.query_row], np.int32)
         parts = [ids, positions.astype(np.int32), run.slots.ravel(), run.used, row]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
-from edgetok.cache.windows import ring_slots
+from edgetok.cache.groups import ring_slots
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_gpu.device import Device
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
-from edgetok.runtime.gpu.kv_cache import cache_bytes
+from edgetok.runtime.cpu.cache_memory import CacheStore
+from edgetok.runtime.cpu.cache_memory import new_cache as new_cpu_cache
+from edgetok.runtime.gpu.cache_memory import cache_bytes
 from edgetok.runtime.gpu.plan import GpuPlanOptions, buffer_bytes
 
 
@@ -94,8 +95,9 @@ def place(
         slots = ring_slots(there, cache_tokens, options.block_tokens, 64)
         cache = cache_bytes(there, slots, kv_bits)
         if first:  # not touched, so this takes addresses but no memory
-            host_cache = CpuKVCache(
+            host_cache = new_cpu_cache(
                 some_layers(spec, 0, first),
+                CacheStore(1),
                 capacity_tokens=cache_tokens,
                 kv_bits=kv_bits,
                 block_tokens=1,

@@ -23,8 +23,8 @@ from edgetok.kernels_gpu.device import Device
 from edgetok.models.operations import body_operations, head_operations
 from edgetok.models.ops import Linear
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.gpu.cache_memory import GpuCacheMemory
 from edgetok.runtime.gpu.inputs import Inputs
-from edgetok.runtime.gpu.kv_cache import GpuCache
 from edgetok.runtime.gpu.lowering import lower
 from edgetok.runtime.gpu.target import Rows, Target
 from edgetok.runtime.gpu.weights import Weights
@@ -101,7 +101,7 @@ class GpuPlan:
         buffers = (self.logits, *target.buffers.values())
         self.nbytes = self.weight_bytes + sum(buffer.nbytes for buffer in buffers)
 
-    def body(self, inputs: Inputs, cache: GpuCache, wanted: int) -> None:
+    def body(self, inputs: Inputs, cache: GpuCacheMemory, wanted: int) -> None:
         """From tokens, or what is left of earlier layers, to their residual stream.
 
         Keys and values of all are stored. Of how many of the last ones the stream is `wanted`, the
@@ -145,7 +145,7 @@ class GpuPlan:
         for launch in self._head:
             launch(rows)
 
-    def _counts_mass(self, cache: GpuCache) -> bool:
+    def _counts_mass(self, cache: GpuCacheMemory) -> bool:
         """Whether the last layer's attention counts for tokens whose result nobody wants."""
         layer = self._last_layer
         return layer is not None and cache.layers[layer].mass is not None

@@ -13,8 +13,8 @@ from edgetok.kernels_gpu.jit import PLANES, plane_stride
 from edgetok.kernels_gpu.matmul_nbits import Epilogue, matmul_nbits
 from edgetok.kernels_gpu.norm import to_half
 from edgetok.models import ops
+from edgetok.runtime.gpu.cache_memory import GpuCacheMemory
 from edgetok.runtime.gpu.inputs import Inputs
-from edgetok.runtime.gpu.kv_cache import GpuCache
 from edgetok.runtime.gpu.weights import Product, Weights
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Rows:
     begin: int
     end: int
     inputs: Inputs | None = None
-    cache: GpuCache | None = None
+    cache: GpuCacheMemory | None = None
     logits: torch.Tensor | None = None
 
     @property
@@ -48,7 +48,7 @@ class Rows:
         """The rows of a buffer."""
         return buffer[self.begin : self.end]
 
-    def run(self) -> tuple[Inputs, GpuCache]:
+    def run(self) -> tuple[Inputs, GpuCacheMemory]:
         """Inputs and cache, which operations of a layer have."""
         if self.inputs is None or self.cache is None:
             raise UnsupportedError("this operation belongs to a layer, where a cache is")

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from edgetok.cache.groups import check_cut
 from edgetok.cache.protocol import KVCache
-from edgetok.cache.windows import check_cut
 from edgetok.errors import ArtefactError, OptionError, ShapeError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
@@ -42,15 +42,20 @@ _CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "seq_length", 
 _FATAL: Final = 4
 
 
-class _Cache:
+class _Cache(KVCache):
     """Length and capacity; what a kind of cache adds is how it holds keys and values."""
 
     def __init__(self, capacity_tokens: int, block_tokens: int) -> None:
         if capacity_tokens < 1:
             raise OptionError(f"a cache of {capacity_tokens} tokens, expected at least 1")
-        self.block_tokens = block_tokens
+        self._block = block_tokens
         self._capacity_tokens = capacity_tokens
         self._length_tokens = 0
+
+    @property
+    def block_tokens(self) -> int:
+        """Most tokens that one step may append."""
+        return self._block
 
     @property
     def length_tokens(self) -> int:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgetok.cache import state as block
+from edgetok.cache.bounds import Bounds
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.saved import COUNTERS
 from edgetok.cache.state import CacheState
 from edgetok.errors import SessionError
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.attention.launch import REC_APPEND, REC_USED
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, inv_freq
-from edgetok.runtime.cpu.compact_cache import CompactKVCache
-from edgetok.runtime.cpu.sizes import Bounds
+from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
 
 D, KH = 16, 2
 SPEC = DecoderSpec(
@@ -67,26 +69,34 @@ class Driver:
 
     def __init__(self, name, slots=64):
         bounds = Bounds.of_slots(POLICIES[name], slots, 32)
-        self.cache = CompactKVCache(SPEC, bounds, kv_bits=32, threads=1)
+        self.cache = new_cache(
+            SPEC,
+            CacheStore(1),
+            capacity_tokens=SPEC.context_tokens,
+            kv_bits=32,
+            block_tokens=32,
+            bounds=bounds,
+        )
         self.tokens = []
         self.next = 0
 
     def append(self, count):
         cache = self.cache
         first = cache.begin(count)
-        for index, (layer, head) in enumerate(cache._heads):
-            record = cache.records[layer, head]
-            slots = cache._append[index][:count]
-            assert record[REC_APPEND] == cache._append[index].ctypes.data
-            assert slots.max() < record[REC_USED] <= cache._pool.size[index]
-            at = cache._pool.start[index] + slots
+        group, memory = cache.chosen, cache.memory.groups[0]
+        for index, (layer, head) in enumerate(group.heads):
+            record = cache.memory.records[layer, head]
+            slots = memory._append[index][:count].astype(np.int64)
+            assert record[REC_APPEND] == memory._append[index].ctypes.data
+            assert slots.max() < record[REC_USED] <= group.table.limit
             rows = range(self.next, self.next + count)
             keys = [turned(layer, truth(0, layer, head, t), first + i) for i, t in enumerate(rows)]
-            cache._pool.keys.write(at, np.array(keys, np.float32))
+            memory.keys(layer, head).write(slots, np.array(keys, np.float32))
             values = np.array([truth(1, layer, head, t) for t in rows], np.float32)
-            cache._pool._values.view(np.float32).reshape(cache._pool.slots, -1)[at, :D] = values
-            cache._pool.mass[at] = np.random.default_rng(self.next).random(count)
-        cache._log.ring[:] = np.random.default_rng(self.next).standard_normal(cache._log.ring.shape)
+            memory.values(layer, head).write(slots, values)
+            memory.mass[index, slots] = np.random.default_rng(self.next).random(count)
+        ring = cache.memory.queries.ring
+        ring[:] = np.random.default_rng(self.next).standard_normal(ring.shape)
         cache.advance(count)
         self.tokens += range(self.next, self.next + count)
         self.next += count
@@ -102,16 +112,17 @@ class Driver:
         assert cache.length_tokens == len(self.tokens)
         assert cache.position <= SPEC.context_tokens
         always = set(range(min(len(self.tokens), cache.sinks)))
-        assert int(cache._pool.size.sum()) == cache._pool.slots
-        for index, (layer, head) in enumerate(cache._heads):
-            at = cache._pool.held(index)
-            which, positions = cache._pool.tokens[at], cache._pool.positions[at]
-            assert len(set(which.tolist())) == len(which) == cache._held[index]
+        table = cache.chosen.table
+        for index, (layer, head) in enumerate(cache.chosen.heads):
+            at = table.slots(index)
+            which, positions = table.tokens[index, at], table.positions[index, at]
+            assert len(set(which.tolist())) == len(which) == table.held[index]
             assert always <= set(which.tolist())
             order = np.argsort(which)
             assert (np.diff(positions[order]) > 0).all()
             assert not len(at) or positions.max() < cache.position
-            keys, values = cache._pool.keys.read(at), cache._pool.values(at)
+            keys = cache.memory.groups[0].keys(layer, head).read(at)
+            values = cache.memory.groups[0].values(layer, head).read(at)
             for key, value, t, p in zip(keys, values, which, positions, strict=True):
                 told = self.tokens[t]
                 np.testing.assert_allclose(
@@ -159,50 +170,116 @@ def test_pinned_tokens_stay():
     driver.cache.pin(20)
     for _ in range(40):
         driver.append(7)
-    for index in range(len(driver.cache._heads)):
-        assert set(range(20)) <= set(driver.cache._pool.tokens[driver.cache._pool.held(index)])
+    table = driver.cache.chosen.table
+    for index in range(table.rows):
+        assert set(range(20)) <= set(table.tokens[index, table.slots(index)])
     driver.check()
+
+
+def forged(state, kind, dtype, change):
+    """The state with a section's numbers changed; its bytes stay as many."""
+    made = CacheState(state.block.copy())
+    change(made.section(kind, dtype))
+    return made
+
+
+INFINITE = int(np.array(np.inf).view(np.int64))
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("length", -1, "length -1"),
-        ("length", "9", "length '9'"),
+        ("length", 1 << 62, "length"),
+        ("length", 15, "contradict"),
         ("shift", 10**9, "shift"),
-        ("queries", [1, 33, 0], "contradict"),
-        ("dropped", float("inf"), "contradict"),
+        ("shift", 3, "cannot be"),
+        ("valid", 33, "contradict"),
+        ("new", -1, "contradict"),
+        ("queries", -1, "queries"),
+        ("dropped", INFINITE, "contradict"),
+        ("dropped", -1, "contradict"),  # not a number
         ("pinned_tokens", 40, "pinned_tokens"),
     ],
 )
 def test_states_that_cannot_be_are_refused(name, value, message):
-    driver = Driver("retain")
+    driver = Driver("tova")
     driver.append(8)
     driver.append(8)
-    state = driver.cache.save()
-    bad = CacheState(shape=state.shape, numbers=state.numbers | {name: value}, memory=state.memory)
+
+    def change(numbers):
+        numbers[COUNTERS.index(name)] = value
+
+    bad = forged(driver.cache.save(), block.COUNTERS, np.int64, change)
     with pytest.raises(SessionError, match=message):
         driver.cache.load(bad)
     driver.check()
 
 
-def test_states_of_another_shape_or_with_wild_slots_are_refused():
-    driver, other = Driver("retain"), Driver("h2o")
+def table_with(at, value):
+    def change(numbers):
+        numbers[at] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "at", "value"),
+    [
+        (block.TABLE, np.int32, 0, 9),  # another count
+        (block.TABLE, np.int32, 0, -1),
+        (block.TABLE, np.int32, 6, 64),  # a slot beyond the last one
+        (block.TABLE, np.int32, 6, 1),  # one slot twice
+        (block.TABLE, np.int32, -1, 10**6),  # a position that was never given
+        (block.TABLE, np.int32, -1, -1),
+        (block.TABLE, np.int32, -2, 7),  # one position twice
+        (block.MASS, np.float32, 3, np.nan),
+        (block.MASS, np.float32, 3, -1.0),
+        (block.QUERIES, np.float32, 5, np.inf),
+    ],
+)
+def test_wild_slots_are_refused(kind, dtype, at, value):
+    driver = Driver("tova")
     driver.append(8)
-    state = driver.cache.save()
-    with pytest.raises(SessionError, match="policy 'retain', this one 'h2o'"):
-        other.cache.load(state)
-    wild = state.memory[0].copy()
-    at = driver.cache._pool.positions.ctypes.data - driver.cache._memory.ctypes.data
-    wild[at : at + 4].view(np.int32)[:] = 10**6
-    bad = CacheState(shape=state.shape, numbers=state.numbers, memory=(wild, state.memory[1]))
-    with pytest.raises(SessionError, match="cannot be"):
+    bad = forged(driver.cache.save(), kind, dtype, table_with(at, value))
+    with pytest.raises(SessionError, match="damaged"):
         driver.cache.load(bad)
     driver.check()
 
 
+def test_blocks_that_are_cut_or_bent_are_refused():
+    """Every cut and every changed byte of the head, whatever a hash would say."""
+    driver = Driver("retain")
+    driver.append(8)
+    state = driver.cache.save()
+    whole, head = state.block, 24 + 32 * len(state.sections)
+    for size in (0, 7, 23, 24, head - 1, head, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(SessionError):
+            CacheState(whole[:size])
+    with pytest.raises(SessionError):
+        CacheState(np.concatenate([whole, whole[:1]]))
+    for at in range(head):
+        bad = whole.copy()
+        bad[at] ^= 1 << at % 8
+        with pytest.raises(SessionError):
+            driver.cache.load(CacheState(bad))
+    old = whole.copy()
+    old[8] = 1
+    with pytest.raises(SessionError, match="version 1, this edgetok reads 2"):
+        CacheState(old)
+    driver.check()
+
+
+def test_states_of_another_shape_are_refused():
+    driver, other = Driver("retain"), Driver("h2o")
+    driver.append(8)
+    with pytest.raises(SessionError, match="policy 'retain', this one 'h2o'"):
+        other.cache.load(driver.cache.save())
+    driver.check()
+
+
 def test_the_mean_rotation_is_the_mean_of_rotations():
-    turns = Driver("retain").cache._rotations
+    turns = Driver("retain").cache._eviction._rotations
     ahead = np.array([3, 40, 41, 170])
     eye = np.eye(D, dtype=np.float32)
     for rope in (-1, 0, 1):

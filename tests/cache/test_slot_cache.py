@@ -12,12 +12,13 @@ from edgetok.errors import OptionError
 from edgetok.kernels_cpu.attention.launch import (
     EMPTY,
     REC_APPEND,
+    REC_PAGES,
     REC_POSITIONS,
     REC_USED,
     SLOT_TILE,
 )
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
+from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
 
 
 def spec(*windows):
@@ -38,16 +39,22 @@ def spec(*windows):
 
 
 def make(*windows, capacity=1000, kv_bits=8, block=16):
-    return CpuKVCache(spec(*windows), capacity_tokens=capacity, kv_bits=kv_bits, block_tokens=block)
+    return new_cache(
+        spec(*windows), CacheStore(1), capacity_tokens=capacity, kv_bits=kv_bits, block_tokens=block
+    )
 
 
 def ints(address, count):
     return np.ctypeslib.as_array((ctypes.c_int32 * count).from_address(int(address)))
 
 
+def longs(address, count):
+    return list((ctypes.c_int64 * count).from_address(int(address)))
+
+
 def held(cache, layer):
     """Positions that a layer's slots hold, read through the record as kernels read it."""
-    record = cache.records[layer, 0]
+    record = cache.memory.records[layer, 0]
     positions = ints(record[REC_POSITIONS], record[REC_USED])
     return sorted(int(p) for p in positions if p != EMPTY)
 
@@ -64,41 +71,40 @@ def append(cache, tokens, block=16):
     ("kv_bits", "slot_bytes"), [(4, 2 * (16 + 4)), (8, 2 * (32 + 4)), (16, 128), (32, 256)]
 )
 def test_bytes_are_those_of_the_slots(kv_bits, slot_bytes):
-    """24 dims are rounded up to 32; two heads; positions and slot numbers come on top."""
+    """24 dims are rounded up to 32; two heads; positions, tokens and slot numbers come on top."""
     cache = make(0, 0, 0, capacity=1024, kv_bits=kv_bits)
     slots = 3 * 2 * 1024 * slot_bytes
-    assert slots <= cache.nbytes <= slots + 1024 * 4 + 16 * 4 + 3 * 2 * 64 + 1024
+    assert slots <= cache.nbytes <= slots + 1024 * 8 + 16 * 4 + 3 * 2 * 64 + 1024
 
 
 def test_windows_have_exactly_their_ring():
     cache = make(0, 100, 0, 40, capacity=1000, block=16)
     ring = lambda wanted: -(-wanted // SLOT_TILE) * SLOT_TILE  # noqa: E731
     append(cache, 1000)
-    assert [int(r[0, REC_USED]) for r in cache.records] == [1000, ring(115), 1000, ring(55)]
+    assert [int(r[0, REC_USED]) for r in cache.memory.records] == [1000, ring(115), 1000, ring(55)]
     assert held(cache, 0) == list(range(1000))
     assert held(cache, 1) == list(range(1000 - ring(115), 1000))
     assert held(cache, 3) == list(range(1000 - ring(55), 1000))
     # No layer's record points at another's: one chunk size, one list of slots for each ring.
-    assert cache.records[0, 0, REC_APPEND] == cache.records[2, 1, REC_APPEND]
-    assert cache.records[1, 0, REC_APPEND] != cache.records[3, 0, REC_APPEND]
+    assert cache.memory.records[0, 0, REC_APPEND] == cache.memory.records[2, 1, REC_APPEND]
+    assert cache.memory.records[1, 0, REC_APPEND] != cache.memory.records[3, 0, REC_APPEND]
 
 
 def test_no_two_slots_overlap():
     cache = make(0, 7, capacity=70)
+    append(cache, 70)
     places = []
-    for layer, slots in ((0, 128), (1, 64)):
+    for layer, slots in ((0, 256), (1, 64)):
         for head in range(2):
-            keys, values, key_scales, value_scales = (
-                int(a) for a in cache.records[layer, head, :4]
-            )
+            record = cache.memory.records[layer, head]
+            keys, values, key_scales, value_scales = longs(record[REC_PAGES], 4)
             places += [(keys, slots * 32), (values, slots * 32)]
             places += [(key_scales, 4 * slots), (value_scales, 4 * slots)]
-        places.append((int(cache.records[layer, 0, REC_POSITIONS]), 4 * slots))
+        places.append((int(cache.memory.records[layer, 0, REC_POSITIONS]), 4 * slots))
     places.sort()
     for (a, size), (b, _) in itertools.pairwise(places):
         assert a + size <= b
-    first, (last, size) = places[0][0], places[-1]
-    assert last + size - first <= cache.nbytes
+    assert sum(size for _, size in places) <= cache.held_bytes <= cache.nbytes
 
 
 def test_truncate_where_nothing_was_overwritten():

@@ -1,4 +1,4 @@
-"""How large a bounded cache is: from limits in bytes or tokens to its sizes."""
+"""Sizes of a bounded cache, from limits in bytes or tokens."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import Policy, policy
-from edgetok.cache.query_log import QueryLog
+from edgetok.cache.table import SLOT_TILE
 from edgetok.errors import OptionError
-from edgetok.kernels_cpu.attention.launch import SLOT_TILE, mass_workspace_bytes
-from edgetok.kernels_cpu.linear.layout import round_up
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.cpu.kv_cache import CpuKVCache
-from edgetok.runtime.cpu.slots import SlotPool, tiles
-from edgetok.runtime.cpu.stored_rows import ALIGNMENT_BYTES
 
 SINKS = 4
 
@@ -44,7 +39,7 @@ class Bounds:
         Raises:
             OptionError: fewer than 64 slots.
         """
-        whole = tiles(slots)
+        whole = _tiles(slots)
         if whole < SLOT_TILE:
             raise OptionError(
                 f"a cache of {slots} tokens cannot forget selectively, expected at least "
@@ -70,7 +65,7 @@ def bounds_for(
         OptionError: not even the smallest fits, or the policy is unknown.
     """
     chosen = policy(limits.policy)
-    most = tiles(spec.context_tokens)
+    most = _tiles(spec.context_tokens)
     if most < SLOT_TILE:
         raise OptionError(
             f"the model was trained for {spec.context_tokens} tokens, fewer than a bounded cache "
@@ -89,33 +84,12 @@ def bounds_for(
             f"and {low} tokens a head need {nbytes(low):,}; give a larger --kv-budget"
         )
     while high - low > SLOT_TILE:
-        middle = tiles((low + high) // 2)
+        middle = _tiles((low + high) // 2)
         low, high = (middle, high) if nbytes(middle) <= limits.budget_bytes else (low, middle)
     best = high if nbytes(high) <= limits.budget_bytes else low
     return Bounds.of_slots(chosen, best, block_tokens)
 
 
-def cache_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -> int:
-    """`nbytes` of the cache that such bounds give."""
-    windows = CpuKVCache(  # not touched, so this takes addresses but no memory
-        spec,
-        capacity_tokens=spec.context_tokens,
-        kv_bits=kv_bits,
-        block_tokens=bounds.block_tokens,
-        windows_only=True,
-    )
-    return sum(part_bytes(spec, bounds, kv_bits, threads)) + windows.nbytes
-
-
-def part_bytes(
-    spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int
-) -> tuple[int, int, int, int]:
-    """Bytes of the pool of slots, the queries, the lists of slots and the workspace."""
-    heads = sum(not layer.window for layer in spec.layers) * spec.num_kv_heads
-    policy = bounds.policy
-    return (
-        round_up(SlotPool.nbytes(heads, bounds.slots, spec.head_dim, kv_bits), ALIGNMENT_BYTES),
-        round_up(QueryLog.nbytes(spec, policy.covariance, policy.queries), ALIGNMENT_BYTES),
-        round_up(4 * heads * bounds.block_tokens, ALIGNMENT_BYTES),
-        mass_workspace_bytes(bounds.slots, spec.num_heads, spec.num_kv_heads, threads),
-    )
+def _tiles(slots: int) -> int:
+    """`slots` rounded down to what a head may have."""
+    return slots // SLOT_TILE * SLOT_TILE

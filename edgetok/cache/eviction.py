@@ -1,0 +1,129 @@
+"""Eviction: scores say which tokens each head gives up, and positions are made contiguous again.
+
+Written once for all devices, against a table, its memory and a policy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.bounds import Bounds
+from edgetok.cache.groups import Chosen
+from edgetok.cache.policies.view import Floats, HeadView
+from edgetok.cache.query_log import QueryLog
+from edgetok.cache.rotation import Rotations
+from edgetok.cache.slot_memory import GroupMemory
+from edgetok.cache.table import Places
+from edgetok.models.spec import DecoderSpec
+
+Turn = Callable[[int, Floats, Places], Floats]
+
+
+class Eviction:
+    """What a cache gives up, and how it renumbers what is left.
+
+    Attributes:
+        dropped: attention mass of what was evicted so far.
+        pinned: tokens at the beginning that are never evicted.
+    """
+
+    def __init__(self, spec: DecoderSpec, bounds: Bounds, rotations: Rotations) -> None:
+        """Begin with nothing evicted."""
+        self._spec, self._bounds, self._rotations = spec, bounds, rotations
+        self.dropped = 0.0
+        self.pinned = 0
+
+    def loss(self, mass: Floats) -> float:
+        """Share of all attention so far that went to what was evicted."""
+        total = self.dropped + float(mass.sum(dtype=np.float64))
+        return self.dropped / total if self.dropped else 0.0
+
+    def evict(
+        self, group: Chosen, memory: GroupMemory, log: QueryLog, length: int, position: int
+    ) -> None:
+        """Make each head give up so many tokens that a block fits.
+
+        Args:
+            group: the heads.
+            memory: theirs; its mass was pulled.
+            log: of the queries.
+            length: tokens seen.
+            position: of the next token.
+        """
+        log.absorb(length)
+        table, score_of, mass = group.table, self._bounds.policy.score, memory.mass
+        room = self._bounds.slots - self._bounds.block_tokens
+        for row in range(table.rows):
+            at = table.slots(row)
+            at = at[np.argsort(table.tokens[row, at])]
+            view = self.view(group, memory, log, row, at, length, position)
+            score = np.asarray(score_of(view), np.float32).copy()
+            seen = table.tokens[row, at]
+            score[seen < max(self._bounds.sinks, self.pinned)] = np.inf
+            score[seen >= length - self._bounds.recent] = np.inf
+            # Of equal scores the oldest go.
+            gone = np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+            if len(gone):
+                latest = int(table.tokens[row, gone].max())
+                group.forgotten_to = max(group.forgotten_to, latest + 1)
+                if mass is not None:
+                    self.dropped += float(mass[row, gone].sum(dtype=np.float64))
+                    mass[row, gone] = 0.0
+                table.evict(row, gone)
+
+    def view(
+        self,
+        group: Chosen,
+        memory: GroupMemory,
+        log: QueryLog,
+        row: int,
+        at: Places,
+        length: int,
+        position: int,
+    ) -> HeadView:
+        """A head's slots `at` as policies see them."""
+        layer, head = group.heads[row]
+        spec, table = self._spec, group.table
+        rope = spec.layers[layer].rope
+        mass = np.zeros(len(at), np.float32) if memory.mass is None else memory.mass[row, at]
+        return HeadView(
+            read_keys=functools.partial(memory.keys(layer, head).read, at),
+            read_values=functools.partial(memory.values(layer, head).read, at),
+            positions=table.positions[row, at],
+            tokens=table.tokens[row, at],
+            mass=mass,
+            stats=log.stats(layer, head, length, position),
+            rotate=functools.partial(self._rotations.turn, rope, scaled=True),
+            mean_rotation=functools.partial(self._rotations.mean, rope),
+            scale=spec.attn_scale,
+            softcap=spec.attn_softcap,
+        )
+
+    def renumber(self, group: Chosen, memory: GroupMemory, new: int) -> None:
+        """Make positions contiguous up to `new`, the next token's; keys are rotated along.
+
+        Sinks and pinned tokens stay where they are.
+        """
+        front, table = max(self._bounds.sinks, self.pinned), group.table
+        memory.own(None)
+        for row, (layer, head) in enumerate(group.heads):
+            at = table.slots(row)
+            at = at[np.argsort(table.positions[row, at])]
+            place = np.arange(new - len(at), new)
+            first = min(int(np.count_nonzero(table.tokens[row, at] < front)), len(at))
+            place[:first] = np.arange(first)
+            delta = place - table.positions[row, at]
+            moved = np.flatnonzero(delta)
+            if self._spec.layers[layer].rope >= 0 and len(moved):
+                keys = memory.keys(layer, head)
+                keys.write(at[moved], self.turn(layer, keys.read(at[moved]), delta[moved]))
+            table.positions[row, at] = place
+
+    def turn(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
+        """Keys [n, D] of a layer, rotated `by` [n] positions further."""
+        rope = self._spec.layers[layer].rope
+        return self._rotations.turn(rope, keys, by, scaled=False)

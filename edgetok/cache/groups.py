@@ -1,0 +1,256 @@
+"""Policies of a table: which slots the next tokens take, and what can be taken back.
+
+Layers that look equally far back form a group. `InOrder` serves layers that never evict (their
+window is 0 and there is a slot for every token) and layers with a window (a ring of that window
+and one chunk, since a chunk's tokens are stored before they are attended to). `Chosen` serves heads
+that evict what a policy gives the lowest scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgetok.cache.bounds import Bounds
+from edgetok.cache.table import SLOT_TILE, Places, SlotTable
+from edgetok.errors import OptionError
+from edgetok.models.spec import DecoderSpec
+
+
+class Group(Protocol):
+    """What a cache asks of the layers of one kind. Layers with recurrent state would be another.
+
+    Attributes:
+        window: how far back its layers look, in tokens; 0 for all.
+        layers: which layers of the decoder.
+        table: which slots hold what.
+    """
+
+    window: int
+    layers: Sequence[int]
+    table: SlotTable
+
+    def next_slots(self, length_tokens: int, tokens: int) -> Places:
+        """Slots for the next `tokens` tokens, int64 [table.rows, tokens]."""
+
+    def peek(self, length_tokens: int, tokens: int) -> Places | None:
+        """What `next_slots` would give; None where tokens have to be evicted before."""
+
+    def most_slots(self, length_tokens: int, tokens: int) -> int:
+        """How many slots of each row there must be before `tokens` more are appended."""
+
+    def reachable(self, length_tokens: int) -> int:
+        """The longest beginning, of at most `length_tokens`, that this group can go back to.
+
+        Attention answers `length_tokens` or 0; a layer with recurrent state would answer where its
+        latest snapshot at or before `length_tokens` was taken.
+        """
+
+    def truncate(self, length_tokens: int) -> None:
+        """Go back to a reachable length."""
+
+    @property
+    def mark(self) -> int:
+        """What it remembers beside its table, for a saved state."""
+
+    def restore(self, mark: int) -> None:
+        """Take over a mark; the table was replaced."""
+
+    def take(self, other: Any) -> None:
+        """Become a copy of a group of the same kind, but for the table's limit."""
+
+
+class InOrder:
+    """Token t is in slot t % limit. See `Group`.
+
+    Attributes:
+        oldest: tokens before this one were overwritten.
+    """
+
+    def __init__(self, window: int, layers: Sequence[int], slots: int) -> None:
+        """Make an empty group of layers that share `slots` slots."""
+        self.window, self.layers = window, tuple(layers)
+        self.table = SlotTable(1, slots)
+        self.oldest = 0
+
+    def next_slots(self, length_tokens: int, tokens: int) -> Places:
+        """Slots for the next tokens."""
+        self.oldest = max(self.oldest, length_tokens + tokens - self.table.limit)
+        return self.peek(length_tokens, tokens)
+
+    def peek(self, length_tokens: int, tokens: int) -> Places:
+        """The same, with nothing changed."""
+        end, limit = length_tokens + tokens, self.table.limit
+        order = np.arange(max(length_tokens, end - limit), end, dtype=np.int64)[None]
+        return order if end <= limit else order % limit
+
+    def most_slots(self, length_tokens: int, tokens: int) -> int:
+        """Slots that there must be."""
+        return min(self.table.limit, length_tokens + tokens)
+
+    def reachable(self, length_tokens: int) -> int:
+        """The length itself where all that its next token sees is still there."""
+        seen_from = max(0, length_tokens - self.window + 1) if self.window else 0
+        return length_tokens if self.oldest <= seen_from else 0
+
+    def truncate(self, length_tokens: int) -> None:
+        """Go back."""
+        self.table.truncate(length_tokens)
+        if length_tokens == 0:
+            self.oldest = 0
+
+    @property
+    def mark(self) -> int:
+        """The oldest token."""
+        return self.oldest
+
+    def restore(self, mark: int) -> None:
+        """Take over the oldest token."""
+        self.oldest = mark
+
+    def take(self, other: InOrder) -> None:
+        """Become a copy of another."""
+        self.table, self.oldest = other.table.copy(self.table.limit), other.oldest
+
+
+class Chosen:
+    """Each head has its own tokens, in any order. See `Group`.
+
+    Attributes:
+        heads: (layer, KV head) of each row.
+        forgotten_to: no token from here on was evicted.
+    """
+
+    window = 0
+
+    def __init__(self, layers: Sequence[int], kv_heads: int, bounds: Bounds) -> None:
+        """Make an empty group with `bounds.slots` slots a head."""
+        self.layers, self._bounds = tuple(layers), bounds
+        self.heads = [(layer, head) for layer in layers for head in range(kv_heads)]
+        self.table = SlotTable(len(self.heads), bounds.slots)
+        self.forgotten_to = 0
+        self._free: Places = np.zeros((len(self.heads), 0), np.int64)
+        self._taken = 0  # of the lists of free slots
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether the lists of free slots hold as many."""
+        return self._taken + tokens <= self._free.shape[1]
+
+    @property
+    def fewest_free(self) -> int:
+        """Free slots of the fullest head."""
+        return self.table.limit - int(self.table.held.max(initial=0))
+
+    def list_free(self) -> None:
+        """List free slots anew, the lowest first.
+
+        Not all that is free: lists stay short, and slots in use near each other.
+        """
+        room = min(self.fewest_free, 2 * self._bounds.block_tokens)
+        table = self.table
+        lists = []
+        for row in range(table.rows):
+            free = table.free(row)[:room]
+            more = np.arange(table.size, table.size + room - len(free))
+            lists.append(np.concatenate([free, more]))
+        self._free = np.array(lists, np.int64).reshape(table.rows, room)
+        self._taken = 0
+
+    def next_slots(self, length_tokens: int, tokens: int) -> Places:
+        """Slots for the next tokens, from the lists."""
+        first, self._taken = self._taken, self._taken + tokens
+        return self._free[:, first : self._taken]
+
+    def peek(self, length_tokens: int, tokens: int) -> Places | None:
+        """The same, with nothing changed; None where the lists are too short."""
+        if not self.has_room(tokens):
+            return None
+        return self._free[:, self._taken : self._taken + tokens]
+
+    def most_slots(self, length_tokens: int, tokens: int) -> int:
+        """Slots that there must be: freed ones are filled first, so often fewer are needed."""
+        return min(self.table.limit, int(self.table.held.max(initial=0)) + tokens)
+
+    def reachable(self, length_tokens: int) -> int:
+        """0 where so much was evicted for later tokens that less than half would be held."""
+        if length_tokens < self.forgotten_to:
+            table = self.table
+            left = [
+                np.count_nonzero(table.tokens[row, table.slots(row)] < length_tokens)
+                for row in range(table.rows)
+            ]
+            if float(np.mean(left)) < min(length_tokens, table.limit) / 2:
+                return 0
+        return length_tokens
+
+    def truncate(self, length_tokens: int) -> None:
+        """Go back."""
+        self.table.truncate(length_tokens)
+        self.forgotten_to = min(self.forgotten_to, length_tokens)
+        self.list_free()
+
+    @property
+    def mark(self) -> int:
+        """Up to where tokens were evicted."""
+        return self.forgotten_to
+
+    def restore(self, mark: int) -> None:
+        """Take over up to where tokens were evicted."""
+        self.forgotten_to = mark
+        self.list_free()
+
+    def take(self, other: Chosen) -> None:
+        """Become a copy of another."""
+        self.table, self.forgotten_to = other.table.copy(self.table.limit), other.forgotten_to
+        self._free, self._taken = other._free, other._taken
+
+
+def ring_slots(
+    spec: DecoderSpec, capacity_tokens: int, block_tokens: int, multiple: int = SLOT_TILE
+) -> dict[int, int]:
+    """Slots by window, in the order of the first layer that has it, rounded up to `multiple`."""
+    sizes = {}
+    for window in dict.fromkeys(layer.window for layer in spec.layers):
+        wanted = min(capacity_tokens, window + block_tokens - 1) if window else capacity_tokens
+        sizes[window] = -(-wanted // multiple) * multiple
+    return sizes
+
+
+def make_groups(
+    spec: DecoderSpec,
+    capacity_tokens: int,
+    block_tokens: int,
+    bounds: Bounds | None,
+    page_slots: int = SLOT_TILE,
+) -> list[Group]:
+    """Groups of all layers: the evicting one first, then by the first layer of each window.
+
+    Args:
+        spec: the decoder.
+        capacity_tokens: most tokens; with bounds, what the rings are made for.
+        block_tokens: most tokens of one run.
+        bounds: of heads that see every token and evict; None where nothing is evicted.
+        page_slots: where nothing is evicted, what slots of layers that see every token are a
+            multiple of: caches of any capacity then have the same pages.
+    """
+    made: list[Group] = []
+    for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():
+        layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
+        if window == 0 and bounds is not None:
+            made.insert(0, Chosen(layers, spec.num_kv_heads, bounds))
+        else:
+            unit = SLOT_TILE if window else page_slots
+            made.append(InOrder(window, layers, -(-slots // unit) * unit))
+    return made
+
+
+def check_cut(length_tokens: int, seen_tokens: int) -> None:
+    """Refuse to keep a negative number of tokens, or more than were seen.
+
+    Raises:
+        OptionError: the length is out of range.
+    """
+    if not 0 <= length_tokens <= seen_tokens:
+        raise OptionError(f"cannot keep {length_tokens} of {seen_tokens} tokens of the cache")

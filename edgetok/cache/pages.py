@@ -1,0 +1,182 @@
+"""Pages of slots: allocated when first used, counted by reference, copied on write.
+
+Two caches that began alike share the pages that neither has written to since; a page is given back
+when no cache refers to it. One pool a backend counts all bytes and keeps them below a limit.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import ContextError
+
+ALIGNMENT_BYTES = 64
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Page:
+    """Bytes of some slots of every head of a group; how many, its device says.
+
+    Attributes:
+        memory: uint8, 64-byte aligned, zeroed when allocated.
+        references: how many page lists hold it.
+    """
+
+    __slots__ = ("memory", "references")
+
+    def __init__(self, memory: Bytes) -> None:
+        self.memory, self.references = memory, 1
+
+    @property
+    def address(self) -> int:
+        """Where its bytes begin."""
+        return int(self.memory.ctypes.data)
+
+
+class PagePool:
+    """All pages of a backend's caches. Safe to use from many threads.
+
+    Attributes:
+        limit_bytes: most bytes of all pages; None is no limit.
+    """
+
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._pages = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all pages that some cache holds."""
+        return self._used_bytes
+
+    @property
+    def pages(self) -> int:
+        """Pages that some cache holds."""
+        return self._pages
+
+    def allocate(self, nbytes: int) -> Page:
+        """A new page of zeros, held once.
+
+        Raises:
+            ContextError: the limit or the memory does not allow it; nothing was changed.
+        """
+        with self._lock:
+            limit = self.limit_bytes
+            if limit is not None and self._used_bytes + nbytes > limit:
+                raise ContextError(
+                    f"all KV caches together hold {self._used_bytes:,} of {limit:,} bytes, "
+                    f"{nbytes:,} more were asked for; end a conversation, or allow more bytes"
+                )
+            self._used_bytes += nbytes
+            self._pages += 1
+        try:
+            raw = np.zeros(nbytes + ALIGNMENT_BYTES, np.uint8)
+        except MemoryError as error:
+            self._forget(nbytes)
+            raise ContextError(
+                f"no memory for {nbytes:,} more bytes of KV cache; end a conversation, or give a "
+                "smaller --context or --kv-budget"
+            ) from error
+        start = -raw.ctypes.data % ALIGNMENT_BYTES
+        return Page(raw[start : start + nbytes])
+
+    def hold(self, page: Page) -> Page:
+        """The same page, held once more."""
+        with self._lock:
+            page.references += 1
+        return page
+
+    def release(self, page: Page) -> None:
+        """Hold a page once less; the last time its bytes are given back."""
+        with self._lock:
+            page.references -= 1
+            last = page.references == 0
+        if last:
+            self._forget(page.memory.nbytes)
+            page.memory = page.memory[:0]
+
+    def _forget(self, nbytes: int) -> None:
+        with self._lock:
+            self._used_bytes -= nbytes
+            self._pages -= 1
+
+
+class PageList:
+    """The pages of one group of one cache, by number. Releases them when it is no longer used."""
+
+    def __init__(self, pool: PagePool, bytes_of: Callable[[int], int]) -> None:
+        """Begin without pages.
+
+        Args:
+            pool: where they come from.
+            bytes_of: gives the bytes of page i.
+        """
+        self._pool, self._bytes_of = pool, bytes_of
+        self.pages: list[Page] = []
+        weakref.finalize(self, _release_all, pool, self.pages)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its pages, shared ones included."""
+        return sum(page.memory.nbytes for page in self.pages)
+
+    def grow(self, count: int) -> list[int]:
+        """Have at least `count` pages; gives the numbers of new ones.
+
+        Raises:
+            ContextError: there is not memory for all of them; nothing was changed.
+        """
+        first = len(self.pages)
+        made: list[Page] = []
+        try:
+            for i in range(first, count):
+                made.append(self._pool.allocate(self._bytes_of(i)))
+        except ContextError:
+            for page in made:
+                self._pool.release(page)
+            raise
+        self.pages += made
+        return list(range(first, len(self.pages)))
+
+    def cut(self, count: int) -> None:
+        """Release the pages from number `count` on."""
+        while len(self.pages) > count:
+            self._pool.release(self.pages.pop())
+
+    def is_shared(self, i: int) -> bool:
+        """Whether another list holds page i, too."""
+        return self.pages[i].references > 1
+
+    def own(self, i: int) -> bool:
+        """Make page i this list's alone before it is written to; says whether it was copied.
+
+        Raises:
+            ContextError: there is no memory for the copy; nothing was changed.
+        """
+        page = self.pages[i]
+        if page.references == 1:
+            return False
+        made = self._pool.allocate(page.memory.nbytes)
+        made.memory[:] = page.memory
+        self.pages[i] = made
+        self._pool.release(page)
+        return True
+
+    def share(self, other: PageList) -> None:
+        """Hold another list's pages in place of one's own."""
+        pages = [self._pool.hold(page) for page in other.pages]
+        self.cut(0)
+        self.pages += pages
+
+
+def _release_all(pool: PagePool, pages: list[Page]) -> None:
+    while pages:
+        pool.release(pages.pop())

@@ -1,0 +1,165 @@
+"""Between a `SlotCache` and its state block: written plainly, read strictly."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache import state as block
+from edgetok.cache.groups import InOrder
+from edgetok.cache.policies.view import Floats
+from edgetok.cache.state import CacheState
+from edgetok.cache.table import SlotTable
+from edgetok.errors import SessionError
+
+if TYPE_CHECKING:
+    from edgetok.cache.slot_cache import SlotCache
+
+# COUNTERS: these, the bits of `dropped` among them, then one mark of each group (`Group.mark`).
+COUNTERS = ("length", "shift", "pinned_tokens", "dropped", "queries", "valid", "new")
+_MOST = 1 << 40
+_CONTRADICTION = "the saved cache's counters contradict each other; it is damaged"
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A state block that was checked, in parts."""
+
+    length: int
+    shift: int
+    pinned: int
+    dropped: float
+    query_counts: tuple[int, int, int]
+    marks: list[int]
+    tables: list[SlotTable]
+    rows: list[Bytes]
+    mass: list[Floats] | None
+    queries: Floats
+
+
+def write_state(cache: SlotCache[Any]) -> CacheState:
+    """A cache's block; its mass was pulled."""
+    eviction, log = cache._eviction, cache.memory.queries
+    pinned, dropped = (0, 0.0) if eviction is None else (eviction.pinned, eviction.dropped)
+    numbers = [
+        cache.length_tokens,
+        cache.length_tokens - cache.position,
+        pinned,
+        struct.unpack("<q", struct.pack("<d", dropped))[0],
+        log.count,
+        log.valid,
+        log.new,
+        *(group.mark for group in cache.groups),
+    ]
+    made: list[tuple[int, int, npt.NDArray[Any]]] = [
+        (block.COUNTERS, 0, np.array(numbers, np.int64))
+    ]
+    for i, (group, memory) in enumerate(zip(cache.groups, cache.memory.groups, strict=True)):
+        lists = [group.table.slots(row) for row in range(group.table.rows)]
+        made.append((block.TABLE, i, group.table.state()))
+        made.append((block.ROWS, i, memory.take(lists)))
+        if memory.mass is not None:
+            mass = [memory.mass[row, at] for row, at in enumerate(lists)]
+            made.append((block.MASS, i, np.concatenate(mass)))
+    if log.nbytes_used:
+        made.append((block.QUERIES, 0, log.state()))
+    return CacheState.of(cache.shape, made)
+
+
+def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
+    """Check a block against the cache that is to take it; the cache is not changed.
+
+    Raises:
+        SessionError: it is of another shape, or something in it cannot be.
+    """
+    state.check_shape(cache.shape)
+    log, groups = cache.memory.queries, cache.groups
+    wanted = {(block.SHAPE, 0), (block.COUNTERS, 0)}
+    wanted |= {(kind, i) for kind in (block.TABLE, block.ROWS) for i in range(len(groups))}
+    keeps_mass = cache.memory.groups[0].mass is not None
+    wanted |= {(block.MASS, 0)} if keeps_mass else set()
+    wanted |= {(block.QUERIES, 0)} if log.nbytes_used else set()
+    if state.sections != wanted:
+        odd = sorted(state.sections ^ wanted)
+        raise SessionError(f"the saved cache has other sections than this one: {odd!r:.80}")
+    numbers = state.section(block.COUNTERS, np.int64).tolist()
+    if len(numbers) != len(COUNTERS) + len(groups):
+        raise SessionError(_CONTRADICTION)
+    length, shift, pinned, dropped_bits, *queries = numbers[: len(COUNTERS)]
+    marks = numbers[len(COUNTERS) :]
+    dropped = struct.unpack("<d", struct.pack("<q", dropped_bits))[0]
+    for name, value, most in (
+        ("length", length, _MOST if cache.bounds else cache.capacity_tokens),
+        ("shift", shift, length),
+        ("pinned_tokens", pinned, cache.slots // 2 if cache.bounds else 0),
+        ("queries", queries[0], _MOST),
+        *(("mark", mark, length) for mark in marks),
+    ):
+        if not 0 <= value <= most:
+            raise SessionError(f"the saved cache has {name} {value}, expected 0 to {most}")
+    if (
+        length - shift > cache._limit
+        or not all(0 <= value <= min(log.rows, length) for value in queries[1:])
+        or not 0.0 <= dropped < np.inf
+    ):
+        raise SessionError(_CONTRADICTION)
+    tables, rows = [], []
+    for i, group in enumerate(groups):
+        table = group.table.parsed(state.section(block.TABLE, np.int32, i), length, length - shift)
+        if isinstance(group, InOrder):
+            _check_order(group, table, length)
+        tables.append(table)
+        stored = state.section(block.ROWS, np.uint8, i)
+        heads = len(group.layers) * cache.spec.num_kv_heads
+        each = heads if table.rows == 1 else 1
+        expected = int(table.held.sum()) * each * cache.memory.groups[i].row_bytes
+        if stored.nbytes != expected:
+            raise SessionError(
+                f"the saved cache has {stored.nbytes:,} bytes of slots, expected {expected:,}"
+            )
+        rows.append(stored)
+    mass = None
+    if keeps_mass:
+        floats = state.section(block.MASS, np.float32)
+        counts = tables[0].held
+        if len(floats) != int(counts.sum()) or not (np.isfinite(floats) & (floats >= 0)).all():
+            raise SessionError("the saved cache's attention mass cannot be; it is damaged")
+        mass = np.split(floats, np.cumsum(counts)[:-1])
+    kept = np.zeros(0, np.float32)
+    if log.nbytes_used:
+        kept = state.section(block.QUERIES, np.float32)
+        if kept.nbytes != log.nbytes_used or not np.isfinite(kept).all():
+            raise SessionError("the saved cache's queries cannot be; it is damaged")
+    return Found(
+        length=length,
+        shift=shift,
+        pinned=pinned,
+        dropped=dropped,
+        query_counts=(queries[0], queries[1], queries[2]),
+        marks=marks,
+        tables=tables,
+        rows=rows,
+        mass=mass,
+        queries=kept,
+    )
+
+
+def _check_order(group: InOrder, table: SlotTable, length: int) -> None:
+    """The latest tokens, each in its slot, as many as the next one sees."""
+    at = table.slots(0)
+    tokens = table.tokens[0, at]
+    order = np.argsort(tokens)
+    latest = np.arange(length - len(at), length)
+    least = min(length, group.window - 1) if group.window else length
+    if (
+        len(at) < least
+        or (tokens[order] != latest).any()
+        or (at[order] != latest % table.limit).any()
+    ):
+        raise SessionError("the saved cache lacks tokens that it must hold; it is damaged")

@@ -1,0 +1,442 @@
+"""The KV cache of every backend that has slots: tables on the host, memory on a device.
+
+Each group of layers (`groups.py`) has a table, a policy that names the next slots, and a memory.
+Positions are those of the sequence until they reach the trained length; then they are made
+contiguous and stored keys are rotated by the difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from edgetok.cache.bounds import Bounds
+from edgetok.cache.eviction import Eviction
+from edgetok.cache.groups import Chosen, Group, check_cut, make_groups
+from edgetok.cache.policies.view import Floats
+from edgetok.cache.protocol import CacheCapabilities, KVCache
+from edgetok.cache.rotation import Rotations
+from edgetok.cache.saved import parse_state, write_state
+from edgetok.cache.slot_memory import CacheMemory
+from edgetok.cache.state import CacheState
+from edgetok.cache.table import EMPTY
+from edgetok.errors import ContextError, OptionError, SessionError
+from edgetok.models.rope import inv_freq
+from edgetok.models.spec import DecoderSpec
+
+ENDLESS = 1 << 40  # capacity of a cache that evicts, and more than any counter
+
+M = TypeVar("M", bound=CacheMemory)
+
+
+class SlotCache(KVCache, Generic[M]):
+    """See `KVCache`. Made by a backend.
+
+    Attributes:
+        spec: of the layers that it holds.
+        groups: tables of all layers.
+        memory: theirs, on the device.
+        bounds: sizes and policy where tokens are evicted, else None.
+        kind: what its bytes are of: caches of another kind cannot take its state.
+        kv_bits: of keys and values.
+        logits: float32 [vocab_size] of the last run.
+        frequencies: radians a position, of each rope.
+        before: the cache of earlier layers on another device, or None; it is told all that this
+            one is, but appends on its own.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        groups: list[Group],
+        memory: M,
+        *,
+        capacity_tokens: int,
+        block_tokens: int,
+        kv_bits: int,
+        kind: str,
+        bounds: Bounds | None = None,
+        before: SlotCache[Any] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            spec: the decoder.
+            groups: from `make_groups`.
+            memory: for these groups.
+            capacity_tokens: tokens that can be seen; of a cache that evicts, the trained length.
+            block_tokens: most tokens of one run.
+            kv_bits: of keys and values.
+            kind: see above.
+            bounds: likewise.
+            before: likewise.
+        """
+        self.spec, self.groups, self.memory = spec, groups, memory
+        self.bounds, self.kind, self.kv_bits = bounds, kind, kv_bits
+        self._block_tokens, self.before = block_tokens, before
+        self._limit = capacity_tokens
+        self._length = 0
+        self._shift = 0  # tokens seen less the position of the next one
+        self.logits: Floats = np.empty(spec.vocab_size, np.float32)
+        self.frequencies = [inv_freq(rope, capacity_tokens) for rope in spec.ropes]
+        self._eviction: Eviction | None = None
+        if bounds is not None:
+            self._eviction = Eviction(spec, bounds, Rotations(spec, self.frequencies))
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """The heads that evict, where there are any."""
+        first = self.groups[0]
+        return first if isinstance(first, Chosen) else None
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens seen so far."""
+        return self._length
+
+    @property
+    def position(self) -> int:
+        """Position of the next token."""
+        return self._length - self._shift
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens can be seen."""
+        return self._limit if self.bounds is None else ENDLESS
+
+    @property
+    def block_tokens(self) -> int:
+        """Most tokens of one run."""
+        return self._block_tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when it is full, all layers; never more."""
+        return self.memory.nbytes + (0 if self.before is None else self.before.nbytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes allocated now, pages that are shared with other caches included."""
+        held = self.memory.fixed_bytes + sum(group.held_bytes for group in self.memory.groups)
+        return held + (0 if self.before is None else self.before.held_bytes)
+
+    @property
+    def capabilities(self) -> CacheCapabilities:
+        """What it can do."""
+        saves = self.before is None
+        return CacheCapabilities(
+            evicts=self.bounds is not None, saves=saves, shares=saves and self.memory.shares
+        )
+
+    def serves(self, spec: DecoderSpec, kv_bits: int, kind: str) -> bool:
+        """Whether this cache was made for a decoder, a kind of slot and a device."""
+        return self.spec is spec and self.kv_bits == kv_bits and self.kind == kind
+
+    @property
+    def used_slots(self) -> int:
+        """Slots of the longest head, up to the last that holds a token."""
+        return max(int(group.table.used.max()) for group in self.groups)
+
+    # Where tokens are evicted
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a head holds when the cache is full."""
+        return self.capacity_tokens if self.bounds is None else self.bounds.slots
+
+    @property
+    def recent_tokens(self) -> int:
+        """Latest tokens that are always held."""
+        return self.capacity_tokens if self.bounds is None else self.bounds.recent
+
+    @property
+    def sinks(self) -> int:
+        """First tokens that are always held."""
+        return 0 if self.bounds is None else self.bounds.sinks
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens at the beginning that are never evicted."""
+        return 0 if self._eviction is None else self._eviction.pinned
+
+    def pin(self, tokens: int) -> None:
+        """Never evict the first `tokens` tokens.
+
+        Raises:
+            ContextError: they would take more than half of the cache.
+        """
+        if self._eviction is None:
+            return
+        if not 0 <= tokens <= self.slots // 2:
+            raise ContextError(
+                f"{tokens:,} tokens to be kept always, expected at most {self.slots // 2:,}, half "
+                "of the cache; shorten the system message or give a larger --kv-budget"
+            )
+        self._eviction.pinned = tokens
+
+    @property
+    def retained(self) -> float:
+        """How many tokens a head that sees every one holds, on average."""
+        chosen = self.chosen
+        return float(self._length) if chosen is None else float(chosen.table.held.mean())
+
+    @property
+    def loss(self) -> float:
+        """Share of all attention so far that went to tokens which are now evicted."""
+        memory = self.memory.groups[0]
+        if self._eviction is None or memory.mass is None:
+            return 0.0
+        memory.pull()
+        return self._eviction.loss(memory.mass)
+
+    def kept(self) -> Floats:
+        """Of every token seen, the share of heads that hold it: [length_tokens]."""
+        chosen = self.chosen
+        if chosen is None:
+            share = np.float32(self.bounds is None)  # windows alone keep none for good
+            return np.full(self._length, share, np.float32)
+        table = chosen.table
+        counts = np.bincount(table.tokens[table.positions != EMPTY], minlength=self._length)
+        return np.asarray(counts[: self._length] / table.rows, np.float32)
+
+    # Appending
+
+    def reserve(self, tokens: int) -> None:
+        """Allocate what the next tokens need. See `KVCache`."""
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            memory.reserve(group.most_slots(self._length, tokens))
+            slots = group.peek(self._length, tokens)
+            if slots is not None:
+                memory.own(slots)
+
+    def begin(self, tokens: int) -> int:
+        """Name the slots of the next tokens, evicting others where there is no room.
+
+        Args:
+            tokens: at most `block_tokens`.
+
+        Returns:
+            The first one's position.
+
+        Raises:
+            ContextError: there is not memory for them; the cache is still usable.
+        """
+        self.reserve(tokens)
+        chosen = self.chosen
+        if chosen is not None and not chosen.has_room(tokens):
+            self._make_room(chosen, tokens)
+        if self.bounds is not None and self.position + tokens > self._limit:
+            self._renumber(tokens)
+        length, first = self._length, self.position
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            slots = group.next_slots(length, tokens)
+            memory.own(slots)
+            group.table.put(slots, length, first)
+            memory.append(slots)
+        self.memory.begin(tokens, length, first)
+        return first
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were computed."""
+        self._length += tokens
+        self.memory.queries.advance(tokens)
+
+    def reachable(self, length_tokens: int) -> int:
+        """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
+        while True:
+            found = min(group.reachable(length_tokens) for group in self.groups)
+            if found == length_tokens:
+                return found if self.before is None else self.before.reachable(found)
+            length_tokens = found
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from `length_tokens` on. See `KVCache`.
+
+        Raises:
+            OptionError: the length is negative or beyond the tokens seen.
+        """
+        check_cut(length_tokens, self._length)
+        if self.reachable(length_tokens) != length_tokens:
+            return False
+        if self.before is not None:
+            self.before.truncate(length_tokens)
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            memory.pull()
+            group.truncate(length_tokens)
+            if memory.mass is not None:
+                memory.mass[group.table.positions == EMPTY] = 0.0
+        self.memory.queries.forget(self._length - length_tokens)
+        self._length = length_tokens
+        chosen = self.chosen
+        if length_tokens == 0:
+            self.memory.queries.clear()
+            self._shift = 0
+            if self._eviction is not None:
+                self._eviction.dropped = 0.0
+        elif chosen is not None:
+            # Where positions were made contiguous over a gap, the last token may be further on.
+            positions = chosen.table.positions
+            last = int(positions[positions != EMPTY].max(initial=-1))
+            self._lower(-max(0, last + 1 - self.position))
+        for memory in self.memory.groups:
+            memory.trim()
+            memory.tell()
+        return True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def _make_room(self, chosen: Chosen, tokens: int) -> None:
+        memory = self.memory.groups[0]
+        memory.pull()
+        if self._eviction is not None and chosen.fewest_free < tokens:
+            self._eviction.evict(chosen, memory, self.memory.queries, self._length, self.position)
+        chosen.list_free()
+        memory.tell()
+
+    # Positions
+
+    def _renumber(self, tokens: int) -> None:
+        """Make positions contiguous, so that the next ones stay within the trained length."""
+        chosen = self.chosen
+        held = 0 if chosen is None else int(chosen.table.held.max())
+        window = max((layer.window for layer in self.spec.layers), default=0)
+        new = max(held, min(window, self._limit - tokens))
+        if chosen is not None and self._eviction is not None:
+            memory = self.memory.groups[0]
+            memory.pull()
+            self._eviction.renumber(chosen, memory, new)
+            memory.tell()
+        self._lower(self.position - new)
+
+    def _lower(self, by: int) -> None:
+        """Lower the positions of all windows by `by`, and the next token's, rotating keys along.
+
+        What would be before position 0 is forgotten; no window reaches that far.
+        """
+        eviction = self._eviction
+        if by == 0 or eviction is None:
+            return
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            if isinstance(group, Chosen):
+                continue
+            group.table.shift(by)
+            at = group.table.slots(0)
+            memory.own(at)
+            for layer in group.layers:
+                if self.spec.layers[layer].rope < 0:
+                    continue
+                for head in range(self.spec.num_kv_heads):
+                    keys = memory.keys(layer, head)
+                    keys.write(at, eviction.turn(layer, keys.read(at), np.full(len(at), -by)))
+            memory.tell()
+        self._shift += by
+
+    # Copies
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What another cache must have in common to take this one's state."""
+        rings = [
+            [group.window, group.table.limit]
+            for group in self.groups
+            if group.window and not isinstance(group, Chosen)
+        ]
+        made: dict[str, Any] = {
+            "block_tokens": self.block_tokens,
+            "kind": self.kind,
+            "kv_bits": self.kv_bits,
+            "rings": rings,
+        }
+        if self.bounds is not None:
+            return made | {"policy": self.bounds.policy.name, "slots": self.bounds.slots}
+        if any(rope.scaling == "longrope" for rope in self.spec.ropes):
+            made["context"] = self._limit  # keys are rotated by what depends on it
+        return made
+
+    def save(self) -> CacheState:
+        """A copy of all that it holds, as one block. See `KVCache`."""
+        self._check_saves()
+        if self.chosen is not None:
+            self.chosen.list_free()  # as `load` does, so that both go on alike
+        for memory in self.memory.groups:
+            memory.pull()
+        return write_state(self)
+
+    def load(self, state: CacheState) -> None:
+        """Become what was saved. See `KVCache`."""
+        self._check_saves()
+        found = parse_state(self, state)  # raises before anything changes
+        every = [[table.slots(row) for row in range(table.rows)] for table in found.tables]
+        for lists, memory in zip(every, self.memory.groups, strict=True):
+            at = np.unique(np.concatenate(lists))
+            memory.reserve(int(at.max(initial=-1)) + 1)
+            memory.own(at)
+        for i, (group, memory) in enumerate(zip(self.groups, self.memory.groups, strict=True)):
+            lists = every[i]
+            size = group.table.size
+            group.table = found.tables[i]
+            group.table.grow(size)
+            memory.put(lists, found.rows[i])
+            if memory.mass is not None and found.mass is not None:
+                memory.mass[:] = 0.0
+                for row, at in enumerate(lists):
+                    memory.mass[row, at] = found.mass[row]
+            group.restore(found.marks[i])
+            memory.tell()
+        self._length, self._shift = found.length, found.shift
+        self.memory.queries.restore(found.queries, found.query_counts)
+        if self._eviction is not None:
+            self._eviction.dropped, self._eviction.pinned = found.dropped, found.pinned
+
+    def fork(self) -> SlotCache[M]:
+        """A cache of its own that goes on from here. See `KVCache`."""
+        groups = make_groups(
+            self.spec, self._limit, self.block_tokens, self.bounds, self.memory.page_slots
+        )
+        made: SlotCache[M] = SlotCache(
+            self.spec,
+            groups,
+            self.memory.fork(groups),
+            capacity_tokens=self._limit,
+            block_tokens=self.block_tokens,
+            kv_bits=self.kv_bits,
+            kind=self.kind,
+            bounds=self.bounds,
+        )
+        made.adopt(self)
+        return made
+
+    def adopt(self, other: KVCache) -> None:
+        """Become what another cache is now, sharing its memory where the device can."""
+        self._check_saves()
+        if not isinstance(other, SlotCache) or other.shape != self.shape:
+            raise SessionError("a cache of another shape cannot be taken over")
+        if other.length_tokens > self.capacity_tokens:
+            raise SessionError(
+                f"a cache of {other.length_tokens:,} tokens does not fit into one of "
+                f"{self.capacity_tokens:,}"
+            )
+        if other is self:
+            return
+        for i, (memory, theirs) in enumerate(
+            zip(self.memory.groups, other.memory.groups, strict=True)
+        ):
+            theirs.pull()
+            limit = self.groups[i].table.limit
+            self.groups[i].take(other.groups[i])
+            self.groups[i].table.limit = limit
+            memory.share(theirs)
+        self.memory.queries.copy_from(other.memory.queries)
+        self._length, self._shift = other._length, other._shift
+        if self._eviction is not None and other._eviction is not None:
+            self._eviction.dropped = other._eviction.dropped
+            self._eviction.pinned = other._eviction.pinned
+
+    def _check_saves(self) -> None:
+        if self.before is not None:
+            raise OptionError(
+                "a cache on two devices can be neither saved nor forked: leave out --gpu-layers"
+            )

@@ -1,0 +1,123 @@
+"""What a device offers to the caches that lie on it: reading, writing and copying slots.
+
+Which slots hold what is said by tables on the host (`table.py`); choosing, renumbering, saving and
+forking are written once, against these interfaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.groups import Group
+from edgetok.cache.query_log import QueryLog
+from edgetok.cache.table import Places
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Rows(Protocol):
+    """The keys, or the values, of one head's slots. Arrays may be on the device (NEP 18)."""
+
+    def read(self, at: Places) -> Floats:
+        """As float32 [n, D]."""
+
+    def write(self, at: Places, x: Floats) -> None:
+        """Store x [n, D] as `kv_append` does."""
+
+
+class GroupMemory(Protocol):
+    """The slots of one group of layers.
+
+    Attributes:
+        mass: float32 [table.rows, table.size] on the host, attention that each slot got so far as
+            of the last `pull`; None where it is not kept.
+        row_bytes: of one slot of one head in `take`.
+    """
+
+    mass: Floats | None
+    row_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes allocated now."""
+
+    def reserve(self, slots: int) -> None:
+        """Have memory for slots 0..slots-1 of each head; grows the table.
+
+        Raises:
+            ContextError: there is none; nothing was changed.
+        """
+
+    def own(self, slots: Places | None) -> None:
+        """Prepare slots (int64, of any head; None for all) to be written to.
+
+        Raises:
+            ContextError: there is no memory for copies of what is shared.
+        """
+
+    def append(self, slots: Places) -> None:
+        """Say where the next tokens go, int64 [table.rows, tokens]; the table holds them."""
+
+    def tell(self) -> None:
+        """Take over a table, and mass, that changed otherwise than by `append`."""
+
+    def pull(self) -> None:
+        """Fetch `mass` as the kernels left it."""
+
+    def keys(self, layer: int, head: int) -> Rows:
+        """A head's keys."""
+
+    def values(self, layer: int, head: int) -> Rows:
+        """A head's values."""
+
+    def take(self, lists: Sequence[Places]) -> Bytes:
+        """Keys, values, key scales and value scales of slots, head by head, as one array.
+
+        Args:
+            lists: slots of each row of the table.
+        """
+
+    def put(self, lists: Sequence[Places], stored: Bytes) -> None:
+        """Write what `take` gave into the same slots, which are this cache's own."""
+
+    def share(self, other: Any) -> None:
+        """Take over a copy of what the same group of another cache holds; tables are equal."""
+
+    def trim(self) -> None:
+        """Give back memory in which no slot holds a token."""
+
+
+class CacheMemory(Protocol):
+    """All that a cache has on a device.
+
+    Attributes:
+        groups: one for each of the cache's groups.
+        queries: of the latest tokens.
+        shares: whether forks share memory with their origin.
+        page_slots: slots that are allocated together; see `make_groups`.
+    """
+
+    shares: bool
+    page_slots: int
+
+    groups: Sequence[GroupMemory]
+    queries: QueryLog
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when all groups are full; never more."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes beside those of the groups."""
+
+    def begin(self, tokens: int, length_tokens: int, position: int) -> None:
+        """After every group's `append`: all else that a run is told of this cache."""
+
+    def fork(self, groups: Sequence[Group]) -> CacheMemory:
+        """Empty memory of the same kind for other tables."""

@@ -1,0 +1,118 @@
+"""How a page of slots is laid out on the CPU, and its keys and values read and written.
+
+A page has up to PAGE_SLOTS slots of every head (layer and KV head) of a group. Of each head, one
+after the other: keys, values, key scales, value scales, each in the layout of
+`attention/launch.py`. The last page of a group of fixed size has only the slots that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.pages import PageList
+from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
+from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values, row_bytes
+
+
+class PageLayout:
+    """Pages of a group of layers.
+
+    Attributes:
+        heads: layers times KV heads.
+        head_dim: D.
+        row_bytes, scale_bytes: of one key or value, and of its scale.
+        slot_bytes: of one slot of one head.
+    """
+
+    def __init__(self, heads: int, limit: int, head_dim: int, kv_bits: int) -> None:
+        """Lay out `limit` slots of each head."""
+        self.heads, self._limit = heads, limit
+        self.head_dim, self._bits = head_dim, kv_bits
+        self.row_bytes = row_bytes(head_dim, kv_bits)
+        self.scale_bytes = 4 if kv_bits <= 8 else 0
+        self.slot_bytes = 2 * (self.row_bytes + self.scale_bytes)
+
+    @property
+    def pages(self) -> int:
+        """Pages when all slots exist."""
+        return -(-self._limit // PAGE_SLOTS)
+
+    def slots_of(self, page: int) -> int:
+        """Slots of each head in page number `page`."""
+        return min(PAGE_SLOTS, self._limit - page * PAGE_SLOTS)
+
+    def bytes_of(self, page: int) -> int:
+        """Bytes of page number `page`."""
+        return self.heads * self.slots_of(page) * self.slot_bytes
+
+    def addresses(self, page: int, base: int) -> npt.NDArray[np.int64]:
+        """Where each head's keys, values, key scales and value scales are: int64 [heads, 4]."""
+        slots = self.slots_of(page)
+        values = slots * self.row_bytes
+        scales = 2 * values
+        offsets = np.array([0, values, scales, scales + slots * self.scale_bytes], np.int64)
+        heads = np.arange(self.heads, dtype=np.int64) * (slots * self.slot_bytes)
+        return base + heads[:, None] + offsets
+
+    def rows(self, page: int, memory: Bytes, head: int) -> tuple[Keys, Values]:
+        """A head's keys and values in a page's memory."""
+        slots = self.slots_of(page)
+        at = head * slots * self.slot_bytes
+        ends = np.cumsum(
+            [
+                slots * n
+                for n in (self.row_bytes, self.row_bytes, self.scale_bytes, self.scale_bytes)
+            ]
+        )
+        part = memory[at : at + int(ends[-1])]
+        keys, values, key_scales, value_scales = np.split(part, ends[:-1])
+        scaled = self.scale_bytes > 0
+        return (
+            Keys(keys, key_scales.view("f4") if scaled else None, self.head_dim, self._bits),
+            Values(values, value_scales.view("f4") if scaled else None, self.head_dim, self._bits),
+        )
+
+
+class PagedRows:
+    """The keys, or the values, of one head across a group's pages."""
+
+    def __init__(self, layout: PageLayout, pages: PageList, head: int, which: int) -> None:
+        """View them: `which` is 0 for keys, 1 for values."""
+        self._layout, self._pages, self._head, self._which = layout, pages, head, which
+
+    def read(self, at: Places) -> Floats:
+        """As float32 [n, D]."""
+        made = np.empty((len(at), self._layout.head_dim), np.float32)
+        for rows, slots, places in self._split(at):
+            made[places] = rows.read(slots)
+        return made
+
+    def write(self, at: Places, x: Floats) -> None:
+        """Store x [n, D] as `kv_append` does."""
+        for rows, slots, places in self._split(at):
+            rows.write(slots, x[places])
+
+    def take(self, at: Places) -> tuple[Bytes, Bytes]:
+        """As they are stored: uint8 [n, row], and scales [n, 4] or [n, 0]."""
+        row, scale = self._layout.row_bytes, self._layout.scale_bytes
+        made = np.empty((len(at), row), np.uint8), np.empty((len(at), scale), np.uint8)
+        for rows, slots, places in self._split(at):
+            made[0][places], made[1][places] = rows.take(slots)
+        return made
+
+    def put(self, at: Places, stored: Bytes, scales: Bytes) -> None:
+        """Write what `take` gave."""
+        for rows, slots, places in self._split(at):
+            rows.put(slots, stored[places], scales[places])
+
+    def _split(self, at: Places) -> Iterator[tuple[Keys | Values, Places, Places]]:
+        """Of each page that `at` touches: its rows, the slots in it, and where they are in `at`."""
+        number = at // PAGE_SLOTS
+        for page in np.unique(number).tolist():
+            places = np.flatnonzero(number == page)
+            memory = self._pages.pages[page].memory
+            rows = self._layout.rows(page, memory, self._head)[self._which]
+            yield rows, at[places] - page * PAGE_SLOTS, places

@@ -132,7 +132,7 @@ class Model:
                 backend,
                 context_tokens=run.context,
                 limits=limits,
-                chats_evict=kv_policy != "none",
+                chats_evict=run.kv_policy != "none",
                 notes=() if note is None else (note,),
             )
             if run.prefix_cache_bytes is not None:

@@ -201,8 +201,10 @@ class Chat:
                 conversation goes on as it was.
         """
         self._settle()
-        session, sampling, saved = read_session(Path(path), self._identity)
-        if saved is not None and self._engine.chat_limits is None:
+        limits = self._engine.chat_limits
+        most = 1 << 36 if limits is None else self._made_context().cache.nbytes
+        session, sampling, saved = read_session(Path(path), self._identity, most)
+        if saved is not None and limits is None:
             # A cache that does not evict reads all of it again, if it fits.
             if len(saved.tokens) > self.context_tokens:
                 raise SessionError(

@@ -92,8 +92,9 @@ class CachedTokens:
         return len(self.tokens)
 
     def cut(self, tokens: int) -> None:
-        """Keep the first `tokens` tokens, or none where the cache cannot be cut there."""
+        """Keep the first `tokens` tokens, or as many as the cache can go back to."""
         if tokens < len(self.tokens):
+            tokens = self.cache.reachable(tokens)
             if tokens == 0 or not self.cache.truncate(tokens):
                 self.cache.clear()
                 tokens = 0

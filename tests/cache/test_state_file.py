@@ -1,0 +1,204 @@
+"""Saved caches in files: what they take, what is refused unread, what earlier versions wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from edgetok.cache import state as block
+from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.cache.saved import COUNTERS
+from edgetok.cache.state import CacheState
+from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
+from edgetok.errors import SessionError
+from edgetok.formats.container import is_container, read_container, write_container
+from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
+from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
+from edgetok.session import Session, _digest, read_session, write_session
+
+MODEL = "ab" * 32
+SPEC = DecoderSpec(
+    family="test",
+    vocab_size=11,
+    hidden_size=576,
+    intermediate_size=8,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    layers=(LayerSpec(),) * 30,
+    ropes=(RopeSpec(theta=1e4, rotary_dim=64),),
+    context_tokens=8192,
+    norm_eps=1e-5,
+    attn_scale=0.125,
+)
+SESSION = Session(model=MODEL, system=None, turns=(), sampling={})
+
+
+def make(capacity=1000):
+    return new_cache(SPEC, CacheStore(1), capacity_tokens=capacity, kv_bits=8, block_tokens=256)
+
+
+def filled(tokens):
+    """A cache whose slots hold something of each token; no kernel runs."""
+    cache = make()
+    cache.begin(tokens)
+    for page in cache.memory.groups[0]._pages.pages:
+        page.memory[:] = 7
+    cache.advance(tokens)
+    return cache
+
+
+def session_file(path, cache):
+    write_session(path, SESSION, SavedCache([1] * cache.length_tokens, cache.save()))
+    return path
+
+
+def test_a_session_is_as_large_as_the_tokens_that_it_holds(tmp_path):
+    """Thirty layers of three heads of 64 dims, as SmolLM2: 12,240 bytes a token at 8 bits."""
+    path = session_file(tmp_path / "talk", filled(40))
+    tokens = 40 * 30 * 3 * 2 * (64 + 4)
+    assert tokens < path.stat().st_size < tokens + 2000
+    _, _, saved = read_session(path, MODEL)
+    other = make()
+    other.load(saved.state)
+    np.testing.assert_array_equal(other.save().block, saved.state.block)
+    assert other.length_tokens == len(saved.tokens) == 40
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert not is_container(path)
+    with pytest.raises(SessionError, match="not a regular file|cannot be read"):
+        read_session(path, MODEL)
+    with pytest.raises(SessionError, match="not a regular file"):
+        read_container(path, MODEL)
+
+
+@pytest.mark.parametrize("honest", [False, True])
+def test_three_sparse_gigabytes_are_refused_unread(tmp_path, honest):
+    """With the header of a small file, and with one that says three gigabytes."""
+    path, huge = session_file(tmp_path / "talk", filled(40)), 3 << 30
+    if honest:
+        body = {"model": MODEL, "parts": [huge], "session": {}}
+        text = json.dumps(body).encode()
+        path.write_bytes(b"edgetokC" + len(text).to_bytes(8, "little") + text)
+        huge += 16 + len(text) + 32
+    os.truncate(path, huge)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    with pytest.raises(SessionError, match="do not add up|expected at most"):
+        read_session(path, MODEL, max_cache_bytes=make().nbytes)
+    assert time.perf_counter() - begin < 1
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+
+
+def test_a_session_of_an_earlier_version_gives_its_conversation(tmp_path):
+    """As it was written before state blocks: the memory of a cache in parts of the container."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    body = {
+        "format": "edgetok-chat",
+        "version": 1,
+        "model": MODEL,
+        "system": "Be kind.",
+        "turns": turns,
+        "sampling": {},
+    }
+    body["sha256"] = _digest(body)
+    parts = [bytes(12), bytes(4096), bytes(64)]
+    header = {
+        "session": body,
+        "shape": {"kind": "compact", "policy": "retain", "slots": 64},
+        "numbers": {"length": 3, "shift": 0},
+        "model": MODEL,
+        "parts": [len(part) for part in parts],
+    }
+    text = json.dumps(header).encode()
+    whole = b"edgetokC" + len(text).to_bytes(8, "little") + text + b"".join(parts)
+    path = tmp_path / "talk"
+    path.write_bytes(whole + hashlib.sha256(whole).digest())
+    session, _, cache = read_session(path, MODEL)
+    assert (session.system, list(session.turns), cache) == ("Be kind.", turns, None)
+    path.write_bytes(whole + hashlib.sha256(whole + b"x").digest())
+    with pytest.raises(SessionError, match="hash mismatch"):
+        read_session(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("shift", 1 << 50), ("queries", -1), ("dropped", -1), ("new", 9)]
+)
+def test_a_prefix_with_forged_counters_is_a_miss(tmp_path, name, value):
+    """A right hash around wrong counters: nothing is restored, and the file goes."""
+    tokens, cache = list(range(100)), filled(100)
+    state = CacheState(cache.save().block.copy())
+    state.section(block.COUNTERS, np.int64)[COUNTERS.index(name)] = value
+    header, parts = cache_parts(SavedCache(tokens, state))
+    folder = tmp_path / "prefixes"
+    folder.mkdir(mode=0o700)
+    path = folder / ("0" * 64 + ".prefix")
+    write_container(path, MODEL, header, parts)
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)
+    other = filled(5)
+    before = other.save().block
+    same, entry = prefixes.find([*tokens, 1], other)
+    assert same == 100
+    assert not prefixes.restore(entry, other)
+    np.testing.assert_array_equal(other.save().block, before)
+    assert prefixes.find([*tokens, 1], other) is None
+    assert not path.exists()
+
+
+def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
+    """From disk the first time, then shared; one with less capacity does not find it."""
+    tokens, folder = list(range(300)), tmp_path / "prefixes"
+    store = CacheStore(1)
+
+    def cache(capacity):
+        return new_cache(SPEC, store, capacity_tokens=capacity, kv_bits=8, block_tokens=256)
+
+    origin = cache(1000)
+    for count in (256, 44):
+        origin.begin(count)
+        origin.advance(count)
+    PrefixCache(MODEL, 100 << 20, folder).add(tokens, origin)
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)  # as another process would
+    origin.clear()
+    used = []
+    for capacity in (600, 400):
+        other = cache(capacity)
+        same, entry = prefixes.find([*tokens, 1], other)
+        assert prefixes.restore(entry, other)
+        assert (same, other.length_tokens) == (300, 300)
+        used.append((store.pool.used_bytes, other))
+    assert used[0][0] == used[1][0] > 0
+    assert prefixes.find([*tokens, 1], cache(299)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, parts: header.update(tokens=39),
+        lambda header, parts: header.update(tokens="40"),
+        lambda header, parts: header.clear(),
+        lambda header, parts: parts.pop(),
+        lambda header, parts: parts.append(parts[0]),
+        lambda header, parts: parts.__setitem__(0, parts[0][:-1]),
+        lambda header, parts: parts.__setitem__(0, parts[0][:-4]),
+        lambda header, parts: parts.__setitem__(1, parts[1][:-1]),
+        lambda header, parts: parts[0].__setitem__(3, 255),  # a negative token
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(tmp_path, change):
+    cache = filled(40)
+    header, parts = cache_parts(SavedCache([1] * 40, cache.save()))
+    saved_cache(tmp_path, header, parts)
+    change(header, parts)
+    with pytest.raises(SessionError):
+        saved_cache(tmp_path, header, parts)

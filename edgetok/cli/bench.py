@@ -25,6 +25,7 @@ _FIRST_PROMPT_TOKENS = 16
         "edgetok bench artefacts/default-4bit",
         "edgetok bench artefacts/default-4bit --threads 1 --depth 512 --json",
         "edgetok bench artefacts/default-4bit --profile",
+        "edgetok bench artefacts/default-4bit --chats 8 --threads 2 --json",
     ),
 )
 @common.MODEL
@@ -40,7 +41,8 @@ _FIRST_PROMPT_TOKENS = 16
     "--depth",
     type=int,
     multiple=True,
-    help="Tokens in the cache before the timed steps. May be given several times.  [default: 128]",
+    help="Tokens in the cache before the timed steps. May be given several times.  [default: 128; "
+    "512 with --chats]",
 )
 @common.options_of(
     RunOptions,
@@ -72,6 +74,13 @@ _FIRST_PROMPT_TOKENS = 16
     is_flag=True,
     help="Show the time of each phase of a decode step beside the time that memory reads take.",
 )
+@click.option(
+    "--chats",
+    type=int,
+    metavar="N",
+    help="Measure N chats together instead: their speed beside that of one, and how long they wait "
+    "while a prompt of --prompt-tokens (4096, or what fits) is read.",
+)
 @common.JSON
 def command(model: Path, as_json: bool, **given: Any) -> None:
     """Measure speed and memory of MODEL.
@@ -80,6 +89,11 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
     16 tokens. With several --threads or --depth, "runs" in the JSON has every combination; its
     top level has the last --threads with the first --depth.
     """
+    if given["chats"] is not None:
+        from edgetok.cli import bench_chats
+
+        bench_chats.measure(model, given, as_json)
+        return
     values = measure_all(model, given)
     if as_json:
         common.print_json(values)

@@ -170,6 +170,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
         return self._mailbox.failed
 
     @property
+    def times(self) -> list[float]:
+        """When each token so far was known, read or not, in seconds of the engine's clock."""
+        return list(self._sequence.times)
+
+    @property
     def result(self) -> Result:
         """The answer so far."""
         sequence, read = self._sequence, self._mailbox.read_tokens

@@ -30,6 +30,7 @@ from edgetok.errors import ContextError, EdgetokError, OptionError, ShapeError
 from edgetok.runtime.backend import Backend, Logits
 
 _JOIN_S = 10.0
+_GAPS = 1024
 _CLOSED = "the model was closed; load it again"
 Found = Logits | int | None | Exception  # of one share of a step
 _REFUSED = (ContextError, OptionError, ShapeError)  # of a step: nothing was changed
@@ -39,8 +40,8 @@ class Stepper:
     """Makes steps for sequences, whose letters go to their mailboxes.
 
     Attributes:
-        gaps: how many steps the engine's own thread made right after another.
-        gap_s: seconds between those and the steps before, outside the backend.
+        gaps_s: seconds outside the backend between two steps that the engine's own thread made
+            right after each other: the latest ones.
     """
 
     def __init__(
@@ -59,8 +60,7 @@ class Stepper:
         self._backend, self._scheduler, self._clock = backend, scheduler, clock
         self._live: dict[Sequence, Mailbox] = {}  # touched with the turn alone
         self._notes: deque[tuple[Sequence, Mailbox]] = deque()  # to be taken in or let go
-        self.gaps = 0
-        self.gap_s = 0.0
+        self.gaps_s: deque[float] = deque(maxlen=_GAPS)
         self._left: float | None = None  # when the backend was done last, if the loop went on
         self._closed = False
         self._begin()
@@ -200,7 +200,7 @@ class Stepper:
             self._notes.popleft()
 
     def _take_in(self, sequence: Sequence, mailbox: Mailbox) -> None:
-        error = EdgetokError(_CLOSED) if self._closed else None
+        error: Exception | None = EdgetokError(_CLOSED) if self._closed else None
         try:
             if error is None:
                 sequence.begin()
@@ -302,8 +302,7 @@ class Stepper:
             host = [i for i in host if i not in device]
         begun = self._clock()
         if self._left is not None:
-            self.gaps += 1
-            self.gap_s += begun - self._left
+            self.gaps_s.append(begun - self._left)
         if device:
             draws = [shares[i][0].draw() for i in device]
             tokens = self._backend.step_sampled([parts[i] for i in device], draws)

@@ -22,9 +22,9 @@ _LINE_S = 30  # between two lines of progress where stderr is not a terminal
 @click.command(
     "convert",
     epilog=common.examples(
-        "edgetok convert models/default --method gptq --out artefacts/small",
+        "edgetok convert models/default --method rtn --out artefacts/small",
         "edgetok convert Qwen/Qwen3-0.6B --bits 4",
-        "edgetok convert models/default --fit 2MB --out artefacts/2MB",
+        "edgetok convert Qwen/Qwen3-0.6B --fit 400MB --context 8k",
     ),
 )
 @click.argument("source", metavar="SRC")

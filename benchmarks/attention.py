@@ -3,9 +3,9 @@
     python benchmarks/attention.py --depths 4096 16384 --kv-bits 8 4 --threads 1 2
 
 Shapes are those of Llama-3.2-1B (16 layers, 32 query heads, 8 KV heads of 64). Decoding: one token
-through every layer's attention, in us per layer, and GB/s of the cache's bytes. Prefill: a block of
-256 tokens at the end of the cache, in ms per layer, and GMAC/s (scores and values, what the causal
-mask leaves). Contenders alternate; medians.
+of each of --parts sequences through every layer's attention, in us per layer, and GB/s of the
+caches' bytes. Prefill: a block of 256 tokens at the end of one cache, in ms per layer, and GMAC/s
+(scores and values, what the causal mask leaves). Contenders alternate; medians.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from edgetok.kernels_cpu.attention import launch
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
+from edgetok.kernels_cpu.program import abi
 from edgetok.kernels_cpu.program.loader import Kernels, load
 from edgetok.kernels_cpu.program.tables import float_bits
 from edgetok.kernels_cpu.simd.isa import choose
@@ -33,46 +34,49 @@ class Run:
 
     def __init__(self, kernels: Kernels, args: argparse.Namespace, bits: int, depth: int) -> None:
         self.kernels, self.args, self.bits, self.depth = kernels, args, bits, depth
-        H, KH, D, L = args.heads, args.kv_heads, args.head_dim, args.layers
+        H, KH, D, L, P = args.heads, args.kv_heads, args.head_dim, args.layers, args.parts
         slots = -(-depth // launch.SLOT_TILE) * launch.SLOT_TILE
         row = launch.row_bytes(D, bits)
         scale = 4 if bits <= 8 else 0
-        self.cache_bytes = L * KH * depth * 2 * (row + scale)
+        self.cache_bytes = P * L * KH * depth * 2 * (row + scale)
         self.positions = np.full(slots, launch.EMPTY, np.int32)
         self.positions[:depth] = np.arange(depth)
         self.append = np.zeros(BLOCK, np.int32)
-        self.mass = np.zeros((L, KH, slots), np.float32)
-        self.records = np.zeros((L, KH, launch.RECORD_SLOTS), np.int64)
+        self.mass = np.zeros((P, L, KH, slots), np.float32)
+        self.records = np.zeros((P, L, KH, launch.RECORD_SLOTS), np.int64)
         pages = -(-slots // launch.PAGE_SLOTS)
-        self.pages = np.zeros((L, KH, pages + 1, launch.PAGE_FIELDS), np.int64)
+        self.pages = np.zeros((P, L, KH, pages + 1, launch.PAGE_FIELDS), np.int64)
         each = launch.PAGE_SLOTS * np.array([0, row, row, scale, scale])
-        self.memory = [aligned_bytes(L * KH * int(each.sum())) for _ in range(pages)]
+        self.memory = [aligned_bytes(L * KH * int(each.sum())) for _ in range(P * pages)]
         heads = np.arange(L * KH).reshape(L, KH, 1) * int(each.sum())
         for i, page in enumerate(self.memory):
-            self.pages[:, :, i] = page.ctypes.data + heads + np.cumsum(each)[:4]
-        self.records[..., launch.REC_PAGES] = self.pages.ctypes.data + (
-            np.arange(L * KH).reshape(L, KH) * self.pages.strides[1]
+            self.pages[i // pages, :, :, i % pages] = page.ctypes.data + heads + np.cumsum(each)[:4]
+        record = np.arange(P * L * KH).reshape(P, L, KH)
+        self.records[..., launch.REC_PAGES] = (
+            self.pages.ctypes.data + record * self.pages.strides[2]
         )
         self.records[..., launch.REC_POSITIONS] = self.positions.ctypes.data
         self.records[..., launch.REC_USED] = depth
         self.records[..., launch.REC_APPEND] = self.append.ctypes.data
-        self.records[..., launch.REC_MASS] = self.mass.ctypes.data + (
-            np.arange(L * KH).reshape(L, KH) * self.mass.strides[1]
-        )
+        self.records[..., launch.REC_MASS] = self.mass.ctypes.data + record * self.mass.strides[2]
         rng = np.random.default_rng(0)
         self.q = rng.standard_normal((BLOCK, H, D), np.float32)
         self.k = rng.standard_normal((BLOCK, KH, D), np.float32)
         self.out = np.zeros_like(self.q)
         self.where = np.zeros(BLOCK, np.int32)
-        self.held = [
-            aligned_bytes(max(args.threads) * launch.scratch_bytes(D)),
-            aligned_bytes(launch.partials_bytes(H, D)),
-            aligned_bytes(launch.mass_workspace_bytes(slots, H, KH, max(args.threads))),
-        ]
-        self.ctx = np.zeros(32, np.int64)
-        self.ctx[launch.CTX_CACHE] = self.records.ctypes.data
-        self.ctx[launch.CTX_MASS_SLOTS] = launch.mass_slots(slots)
-        self.ctx[launch.CTX_MASS_KEEP] = float_bits(1.0)
+        threads, chunks = max(args.threads), launch.chunk_count(depth)
+        partials = launch.partials_bytes(H, D, chunks)
+        workspace = launch.mass_workspace_bytes(slots, H, KH, threads)
+        self.scratch = aligned_bytes(threads * launch.scratch_bytes(D))
+        self.held = [[aligned_bytes(n) for n in (partials, workspace)] for _ in range(P)]
+        self.parts = np.zeros((P, abi.PART_SLOTS), np.int64)
+        for i, (part, (partial, _)) in enumerate(zip(self.parts, self.held, strict=True)):
+            part[abi.PART_RECORDS] = self.records[i].ctypes.data
+            part[abi.PART_PARTIALS], part[abi.PART_CHUNKS] = partial.ctypes.data, chunks
+            part[abi.PART_MASS_SLOTS] = launch.mass_slots(slots)
+            part[abi.PART_MASS_KEEP] = float_bits(1.0)
+        self.ctx = np.zeros(abi.CTX_SLOTS, np.int64)
+        self.ctx[abi.CTX_PART_TABLE] = self.parts.ctypes.data
         self.fill()
         made = []
         for layer in range(L):
@@ -89,8 +93,7 @@ class Run:
                 scale=D**-0.5,
                 softcap=0.0,
                 positions=self.where.ctypes.data,
-                scratch=self.held[0].ctypes.data,
-                partials=self.held[1].ctypes.data,
+                scratch=self.scratch.ctypes.data,
             )
         self.program = Program(made)
 
@@ -112,17 +115,28 @@ class Run:
         ]
         program = Program(made)
         run = self.kernels.function("run_program")
-        for first in range(0, self.depth, BLOCK):
-            count = min(BLOCK, self.depth - first)
-            self.append[:count] = np.arange(first, first + count)
-            self.ctx[0] = count
-            run(program.address, self.ctx.ctypes.data, 0, 1)
+        for part in range(args.parts):
+            for first in range(0, self.depth, BLOCK):
+                count = min(BLOCK, self.depth - first)
+                self.append[:count] = np.arange(first, first + count)
+                self.begin(part, 1, count)
+                run(program.address, self.ctx.ctypes.data, 0, 1)
+
+    def begin(self, first: int, parts: int, tokens: int) -> None:
+        """Make a run of so many tokens of each of some parts."""
+        self.ctx[abi.CTX_TOKENS], self.ctx[abi.CTX_PARTS] = parts * tokens, parts
+        self.ctx[abi.CTX_PART_TABLE] = self.parts[first].ctypes.data
+        self.parts[:, abi.PART_ROWS] = tokens
+        self.parts[first : first + parts, abi.PART_FIRST] = tokens * np.arange(parts)
 
     def seconds(self, team: Team, tokens: int, mass: bool) -> float:
-        """Run all layers once."""
-        self.ctx[0] = tokens
-        self.ctx[launch.CTX_MASS] = self.held[2].ctypes.data if mass else 0
-        self.where[:tokens] = np.arange(self.depth - tokens, self.depth)
+        """One run of all layers: of all parts where each has one token, else of one part."""
+        parts = self.args.parts if tokens == 1 else 1
+        self.begin(0, parts, tokens)
+        for part, (_, workspace) in zip(self.parts, self.held, strict=True):
+            part[abi.PART_MASS] = workspace.ctypes.data if mass else 0
+        where = np.arange(self.depth - tokens, self.depth)
+        self.where[: parts * tokens] = np.tile(where, parts)
         begin = time.perf_counter()
         team.run(self.program, self.ctx.ctypes.data)
         return time.perf_counter() - begin
@@ -156,6 +170,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--parts", type=int, default=1, help="sequences that decode at once")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--isa")
     parser.add_argument("--no-prefill", action="store_true")

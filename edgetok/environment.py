@@ -4,6 +4,7 @@
 |---|---|
 | `EDGETOK_THREADS` | number of threads; default: one per physical core |
 | `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
+| `EDGETOK_PYTHON` | Python that compiles kernels; default: the running one |
 | `EDGETOK_HISTORY` | file for the chat's typed lines; empty: no history is kept |
 """
 
@@ -25,11 +26,13 @@ class Settings:
     Attributes:
         threads: number of threads.
         cache_dir: folder for compiled kernels.
+        python: Python that compiles kernels.
         history: file for typed lines; `Path()` keeps none.
     """
 
     threads: int | None = None
     cache_dir: Path
+    python: Path | None = None
     history: Path | None = None
 
 
@@ -50,10 +53,12 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
                 f"EDGETOK_THREADS is {text!r}, expected a whole number from 1 to 1024"
             )
         threads = int(text)
+    python = result.get("EDGETOK_PYTHON")
     history = result.get("EDGETOK_HISTORY")
     return Settings(
         threads=threads,
         cache_dir=_cache_dir(result),
+        python=Path(python).expanduser() if python else None,
         history=None if history is None else Path(history),
     )
 

@@ -48,6 +48,8 @@ PART_QUERY_ROWS = 10  # how many rows
 PART_QUERY_ROW = 11  # row of the part's first token; later ones follow, modulo rows
 PART_SLOTS = 16
 
+_PREFIX = "edgetok_"  # of every symbol that objects show or want
+
 Kernel = Callable[[int, int, int, int], None]
 
 REGISTRY: dict[str, Kernel] = {}
@@ -59,3 +61,8 @@ def kernel(function: Kernel) -> Kernel:
         raise ValueError(f"two kernels are called {function.__name__}")
     REGISTRY[function.__name__] = function
     return function
+
+
+def symbol(isa_name: str, name: str) -> str:
+    """C name of a kernel: objects of several instruction sets link into one library."""
+    return f"{_PREFIX}{isa_name}_{name}"

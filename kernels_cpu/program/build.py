@@ -1,15 +1,17 @@
 """Compiles modules' kernels into object files, one a module. Runs in processes of its own.
 
-    echo "embed /somewhere/embed.o" | python -m edgetok.kernels_cpu.program.build --isa avx512
+    echo "linear.embed /somewhere/embed.o" |
+        python -m edgetok.kernels_cpu.program.build --target x86_64-linux-avx512
 
 Each line of the input names a module and the file to write; each line of the output names a module
 that is done. Modules in one process share what they import, which is most of the work.
 
-Numba targets the chosen instruction set, whatever this machine has, and a small exported function
-`edgetok_<name>` with C's calling convention wraps each kernel, so the object holds no Python symbol
-and any process can load it without numba (see `loader.py`). The file holds the object's sha256,
-then the object. For an instruction set of another architecture the object is one of Linux there:
-LLVM's code is made for this machine and handed to the other's back end before it is optimised.
+Numba makes LLVM's code, which LLVM then optimises and emits for the target (`simd/target.py`),
+whatever machine this is. Objects are position-independent. They show one C function a kernel, named
+by instruction set (`abi.symbol`), and want no symbol but `edgetok_wait`, `edgetok_wake` and
+`edgetok_yield` (`simd/threads.py`) and what compilers call for plain loops (memcpy, memset): any
+process can load them without numba (`loader.py`), any program can link them. A file holds the
+object's sha256, then the object.
 """
 
 from __future__ import annotations
@@ -18,46 +20,42 @@ import argparse
 import hashlib
 import importlib
 import os
-import platform
 import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgetok.kernels_cpu.simd import target as build_target
-from edgetok.kernels_cpu.simd.isa import ISAS, Isa
+from edgetok.kernels_cpu.simd import target as targets
+from edgetok.kernels_cpu.simd.target import Target
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
-_AARCH64 = "aarch64-unknown-linux-gnu"
-_PREFIX = "edgetok_"  # how the names of exported functions begin
+_SHOWN = "edgetok_"  # how the names of functions that objects show begin
 _skipping: list[bool] = []
 
 
-def build(isa_name: str, module_name: str) -> bytes:
+def build(target: Target, module_name: str) -> bytes:
     """Compile every kernel that `edgetok.kernels_cpu.<module_name>` registers.
 
     Returns:
-        An ELF, Mach-O or COFF object for this machine's operating system.
+        An ELF, Mach-O, COFF or wasm object.
+
+    Raises:
+        ValueError: the module registers no kernel.
+        RuntimeError: this process builds for another target.
     """
-    isa = ISAS[isa_name]
-    foreign = isa.name == "neon" and platform.machine().lower() not in ("aarch64", "arm64")
-    if isa.cpu and not foreign:
-        # Numba reads these once, when it is first imported.
-        os.environ["NUMBA_CPU_NAME"] = isa.cpu
-        os.environ["NUMBA_CPU_FEATURES"] = isa.features
-    else:
-        os.environ["NUMBA_CPU_NAME"] = "generic"
-    build_target.select(isa_name)
+    # Numba's own code generator runs only over what is thrown away; it reads this when imported.
+    os.environ["NUMBA_CPU_NAME"] = "generic"
+    targets.select(target)
 
     import numba
     from llvmlite import ir
     from numba.core.compiler_lock import global_compiler_lock
 
-    from edgetok.kernels_cpu.program.abi import REGISTRY
+    from edgetok.kernels_cpu.program.abi import REGISTRY, symbol
 
     if not _skipping:
-        _skip_helpers(keep_exported=not foreign)
+        _skip_numbas_optimiser()
         _skipping.append(True)
     module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
     int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -75,13 +73,13 @@ def build(isa_name: str, module_name: str) -> bytes:
             (compiled,) = dispatcher.overloads.values()
             if exported is None:
                 exported = compiled.library.codegen.create_library(_EXPORTED + module_name)
-                exported.enable_object_caching()
             thunks = exported.create_ir_module(f"export.{name}")
             kind = ir.FunctionType(
                 ir.IntType(32), [pointer.as_pointer(), pointer.as_pointer(), *[int64] * 4]
             )
             inner = ir.Function(thunks, kind, compiled.fndesc.mangled_name)
-            outer = ir.Function(thunks, ir.FunctionType(ir.VoidType(), [int64] * 4), _PREFIX + name)
+            shown = ir.FunctionType(ir.VoidType(), [int64] * 4)
+            outer = ir.Function(thunks, shown, symbol(target.isa.name, name))
             b = ir.IRBuilder(outer.append_basic_block())
             b.call(inner, [b.alloca(pointer), b.alloca(pointer), *outer.args])
             b.ret_void()
@@ -90,26 +88,33 @@ def build(isa_name: str, module_name: str) -> bytes:
         if exported is None:
             raise ValueError(f"{module.__name__} registers no kernel")
         exported.finalize()
-        if foreign:
-            return _emit(str(exported._final_module), isa)
-        # Numba emits machine code when the first address is asked for.
-        exported.get_pointer_to_function(thunks.functions[-1].name)
-        return bytes(exported._get_compiled_object())
+        return _emit(exported._final_module, target)
 
 
-def _emit(code: str, isa: Isa) -> bytes:
-    """An object for aarch64 Linux from LLVM's code for this machine."""
+def _emit(made: Any, target: Target) -> bytes:
+    """Optimise and emit LLVM's code for the target."""
     from llvmlite import binding
 
+    # Numba numbers its symbols anew in each process: two objects may use one name for two
+    # functions, and a linker would give one of them to both.
+    for function in made.functions:
+        if not function.is_declaration and not function.name.startswith(_SHOWN):
+            function.linkage = "internal"
+    for variable in made.global_variables:
+        if variable.name.startswith("_ZN08NumbaEnv"):  # for exceptions: nobody reads it
+            variable.linkage = "internal"
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
-    target = binding.Target.from_triple(_AARCH64)
-    machine = target.create_target_machine(
-        cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel="small"
+    machine = binding.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu,
+        features=target.features,
+        opt=3,
+        reloc="pic",
+        codemodel="default" if target.arch == "wasm32" else "small",
     )
-    code = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", code)
+    code = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", str(made))
     module = binding.parse_assembly(code)
-    module.triple = _AARCH64
+    module.triple = target.triple
     module.data_layout = str(machine.target_data)
     tuning = binding.create_pipeline_tuning_options(speed_level=3)
     builder = binding.create_pass_builder(machine, tuning)
@@ -117,41 +122,20 @@ def _emit(code: str, isa: Isa) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _skip_helpers(keep_exported: bool) -> None:
-    """Keep Numba from optimising and emitting each helper function by itself.
+def _skip_numbas_optimiser() -> None:
+    """Keep Numba from optimising and emitting any library.
 
-    Helpers are linked into the kernels that call them and optimised there; what Numba makes of them
-    alone is thrown away, and took more than half of a build's time.
-
-    Args:
-        keep_exported: whether Numba is to optimise and emit the exported library.
+    Helpers are linked into the kernels that call them and optimised there, for the target; what
+    Numba makes of them for this machine would be thrown away, and takes more than half of the time.
     """
     from numba.core.codegen import JITCodeLibrary
     from numba.core.cpu import CPUContext
 
-    optimize, emit = JITCodeLibrary._optimize_final_module, JITCodeLibrary._finalize_final_module
+    def emit_nothing(library: Any) -> None:
+        library._finalized = True
 
-    def optimize_exported(library: Any) -> None:
-        if library.name.startswith(_EXPORTED):
-            # Numba numbers its symbols anew in each process: two objects may use one name for two
-            # functions, and the loader would link one of them to both.
-            for function in library._final_module.functions:
-                if not function.is_declaration and not function.name.startswith(_PREFIX):
-                    function.linkage = "internal"
-            for variable in library._final_module.global_variables:
-                if variable.name.startswith("_ZN08NumbaEnv"):  # for exceptions: nobody reads it
-                    variable.linkage = "internal"
-            if keep_exported:
-                optimize(library)
-
-    def emit_exported(library: Any) -> None:
-        if keep_exported and library.name.startswith(_EXPORTED):
-            emit(library)
-        else:
-            library._finalized = True
-
-    JITCodeLibrary._optimize_final_module = optimize_exported
-    JITCodeLibrary._finalize_final_module = emit_exported
+    JITCodeLibrary._optimize_final_module = lambda library: None
+    JITCodeLibrary._finalize_final_module = emit_nothing
     # What Python would call, each different; Python calls nothing here.
     CPUContext.get_executable = lambda *_: [].append
 
@@ -171,11 +155,11 @@ def write(code: bytes, path: Path) -> None:
 def main() -> None:
     """Compile the modules that the input names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--isa", choices=list(ISAS), required=True)
+    parser.add_argument("--target", type=Target.parse, required=True)
     args = parser.parse_args()
     for line in sys.stdin:
         module, _, path = line.rstrip("\n").partition(" ")
-        write(build(args.isa, module), Path(path))
+        write(build(args.target, module), Path(path))
         print(module, flush=True)
 
 

@@ -7,7 +7,7 @@ thread claims the next one only when every earlier phase is done. So a thread th
 holds up nobody unless it is in the middle of a share: the others do its work. This matters because
 the machine may be busy with something else.
 
-Whoever has to wait spins for a moment and then sleeps in the operating system (futex).
+Whoever has to wait spins for a moment and then sleeps in the operating system (`edgetok_wait`).
 
 Tables: `program/tables.py`.
 """
@@ -37,10 +37,10 @@ from edgetok.kernels_cpu.simd.threads import (
     atomic_store,
     call_kernel,
     pause,
-    sched_yield,
     sleep_while_equal,
     ticks,
     wake_sleepers,
+    yield_core,
 )
 
 # About 40 us of pauses: longer than any phase's imbalance when undisturbed.
@@ -140,7 +140,7 @@ def team_work(instr: int, ctx: int, tid: int, threads: int) -> None:
             if waits <= SPINS_BEFORE_SLEEP:
                 pause()
             else:
-                sched_yield()
+                yield_core()
         _wait_for(step, seen + 1)
         if atomic_load(instr + 8 * TEAM_CLOSED) != 0:
             return

@@ -22,8 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgetok.environment import read_settings
 from edgetok.errors import EdgetokError
+from edgetok.kernels_cpu.program.abi import symbol
+from edgetok.kernels_cpu.program.waiting import waiting_code
 from edgetok.kernels_cpu.simd.isa import Isa
+from edgetok.kernels_cpu.simd.target import Target
 from edgetok.private_folder import private_folder
 
 MODULES = (
@@ -72,12 +76,12 @@ class Kernels:
         self._engine = engine
 
     def address(self, name: str) -> int:
-        """Address of `edgetok_<name>` (calling convention of `abi.py`).
+        """Address of a kernel (calling convention of `abi.py`).
 
         Raises:
             EdgetokError: there is no such kernel.
         """
-        address = int(self._engine.get_function_address(f"edgetok_{name}"))
+        address = int(self._engine.get_function_address(symbol(self.isa.name, name)))
         if not address:
             raise EdgetokError(f"no compiled kernel is called {name!r}")
         self.names[address] = name
@@ -110,17 +114,18 @@ def load(
     """
     from llvmlite import binding
 
+    target = Target.here(isa)
     folder = private_folder(cache_dir, "compiled kernels")  # machine code is run from here
-    paths = {module: object_path(isa.name, module, folder) for module in modules}
+    paths = {module: object_path(target, module, folder) for module in modules}
     objects = {module: _read(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
     if missing:
-        _compile(isa, missing, progress)
+        _compile(target, missing, progress)
         objects |= {module: _read(path) for module, path in missing.items()}
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(jit=True)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(waiting_code()), machine)
     for module, code in objects.items():
         if code is None:
             raise EdgetokError(f"{paths[module]}: the compiler wrote a damaged file; remove it")
@@ -129,19 +134,19 @@ def load(
     return Kernels(isa, engine)
 
 
-def object_path(isa_name: str, module: str, folder: Path) -> Path:
+def object_path(target: Target, module: str, folder: Path) -> Path:
     """Where the cache keeps a module's object."""
-    return folder / f"{module}-{isa_name}-{_key(isa_name, module)}.o"
+    return folder / f"{module}-{target.name}-{_key(target, module)}.o"
 
 
 @functools.cache
-def _key(isa_name: str, module: str) -> str:
-    """Hash of all that the machine code of one module and instruction set depends on."""
+def _key(target: Target, module: str) -> str:
+    """Hash of all that the machine code of one module for one target depends on."""
     digest = hashlib.sha256()
     for name in sorted(_sources(module)):
         digest.update(name.encode() + b"\0" + _source(name))
     versions = [metadata.version("numba"), metadata.version("llvmlite"), platform.python_version()]
-    digest.update("\0".join([isa_name, sys.platform, platform.machine(), *versions]).encode())
+    digest.update("\0".join([target.name, *versions]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -199,13 +204,13 @@ def _read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == content[:32] else None
 
 
-def _compile(isa: Isa, missing: dict[str, Path], progress: Progress | None) -> None:
+def _compile(target: Target, missing: dict[str, Path], progress: Progress | None) -> None:
     """Compile modules in as many processes as there are cores; each takes the next when it can."""
     waiting = list(missing.items())
     answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
-    processes = [_start(isa) for _ in range(min(os.cpu_count() or 1, len(waiting)))]
+    processes = [_start(target) for _ in range(min(os.cpu_count() or 1, len(waiting)))]
     threads = [
-        threading.Thread(target=_feed, args=(process, waiting, answers, isa.name))
+        threading.Thread(target=_feed, args=(process, waiting, answers, target.name))
         for process in processes
     ]
     try:
@@ -231,7 +236,7 @@ def _feed(
     process: subprocess.Popen[str],
     waiting: list[tuple[str, Path]],
     answers: queue.SimpleQueue[EdgetokError | str],
-    isa_name: str,
+    target_name: str,
 ) -> None:
     """Give one compiler module after module until none is left."""
     with process:
@@ -251,17 +256,34 @@ def _feed(
                 process.kill()
                 last = stderr.read().strip().splitlines()[-1:] or [f"exit code {process.wait()}"]
                 answers.put(
-                    EdgetokError(f"compiling kernels ({module}, {isa_name}) failed: {last[0]}")
+                    EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {last[0]}")
                 )
                 return
             answers.put(module)
 
 
-def _start(isa: Isa) -> subprocess.Popen[str]:
+def _start(target: Target) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", _PACKAGE + _BUILDER, "--isa", isa.name],
+        [_python(), "-m", _PACKAGE + _BUILDER, "--target", target.name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _python() -> str:
+    """The Python that compiles.
+
+    Raises:
+        EdgetokError: this process is an application with Python inside, which would start itself.
+    """
+    if named := read_settings().python:
+        return str(named)
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise EdgetokError(
+            "kernels have to be compiled and this application has no Python to do it; set "
+            "EDGETOK_PYTHON to a Python that has edgetok, or ship a folder of compiled kernels "
+            "and name it in EDGETOK_CACHE_DIR"
+        )
+    return sys.executable

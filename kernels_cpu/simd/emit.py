@@ -1,6 +1,6 @@
 """What operations of the SIMD layer are made of: vector types, `op`, and emitters of LLVM's code.
 
-See `simd/ops.py`. The vector width is chosen when this module is imported, by `isa_of_this_build`.
+See `simd/ops.py`. The vector width is chosen when this module is imported, by `target_of_this_build`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-from edgetok.kernels_cpu.simd.target import isa_of_this_build
+from edgetok.kernels_cpu.simd.target import target_of_this_build
 
-ISA = isa_of_this_build()
+TARGET = target_of_this_build()
+ARCH = TARGET.arch
+ISA = TARGET.isa
 NAME = ISA.name
 VB = ISA.vector_bytes
 LANES = ISA.lanes

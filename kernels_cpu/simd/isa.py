@@ -12,17 +12,27 @@
 from __future__ import annotations
 
 import functools
-import platform
 from dataclasses import dataclass
 
 from edgetok.errors import OptionError
+from edgetok.kernels_cpu.simd.host_cpu import host_arch, host_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isa:
-    """One target: what LLVM may use and how wide a vector is."""
+    """One instruction set: what LLVM may use and how wide a vector is.
+
+    Attributes:
+        name: part of file names and symbols.
+        arch: "x86_64" or "aarch64"; empty for the one that every processor runs.
+        vector_bytes: bytes of a vector.
+        cpu: LLVM's name of the processor; empty for the plainest one.
+        features: what LLVM may use beyond that processor's.
+        needs: features that a machine must have to run it, as LLVM spells them.
+    """
 
     name: str
+    arch: str
     vector_bytes: int
     cpu: str
     features: str
@@ -42,6 +52,7 @@ ISAS = {
     for isa in (
         Isa(
             name="avx512",
+            arch="x86_64",
             vector_bytes=64,
             cpu="x86-64-v4",
             features="+avx512vnni,-prefer-256-bit",
@@ -49,41 +60,45 @@ ISAS = {
         ),
         Isa(
             name="avxvnni",
+            arch="x86_64",
             vector_bytes=32,
             cpu="x86-64-v3",
             features="+avxvnni",
             needs=_AVX2 | {"avxvnni"},
         ),
-        Isa(name="avx2", vector_bytes=32, cpu="x86-64-v3", features="", needs=_AVX2),
+        Isa(
+            name="avx2",
+            arch="x86_64",
+            vector_bytes=32,
+            cpu="x86-64-v3",
+            features="",
+            needs=_AVX2,
+        ),
         Isa(
             name="neon",
+            arch="aarch64",
             vector_bytes=16,
             cpu="generic",
             features="+neon,+dotprod,+fullfp16",
             needs=frozenset({"neon", "dotprod", "fullfp16"}),
         ),
-        Isa(name="portable", vector_bytes=16, cpu="", features="", needs=frozenset()),
+        Isa(name="portable", arch="", vector_bytes=16, cpu="", features="", needs=frozenset()),
     )
 }
 
 
 @functools.cache
-def host_features() -> frozenset[str]:
-    """Names of the CPU features that this machine has, as LLVM spells them."""
-    from llvmlite import binding
-
-    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
-
-
-@functools.cache
 def host_isas() -> tuple[str, ...]:
     """Names of the instruction sets that run here, fastest first."""
-    arm = platform.machine().lower() in ("aarch64", "arm64")
-    have = host_features()
+    return runnable(host_arch(), host_features())
+
+
+def runnable(arch: str, features: frozenset[str]) -> tuple[str, ...]:
+    """Names of the instruction sets that such a machine runs, fastest first."""
     return tuple(
         isa.name
         for isa in ISAS.values()
-        if isa.needs <= have and (isa.name != "neon" or arm) and not (isa.needs and not have)
+        if isa.arch in ("", arch) and isa.needs <= features
     )
 
 
@@ -101,3 +116,25 @@ def choose(name: str | None = None) -> Isa:
             + ", ".join(host_isas())
         )
     return ISAS[name]
+
+
+def why_portable(arch: str | None = None, features: frozenset[str] | None = None) -> str | None:
+    """A line for the user where a machine runs no kernels but the portable ones; else None.
+
+    Args:
+        arch: as `host_arch` says; None for this machine.
+        features: as `host_features` says, likewise.
+    """
+    arch = host_arch() if arch is None else arch
+    features = host_features() if features is None else features
+    if runnable(arch, features) != ("portable",):
+        return None
+    faster = [isa for isa in ISAS.values() if isa.arch == arch]
+    if not faster:
+        return f"portable kernels, slower than others: there are none for {arch} processors"
+    least = min(faster, key=lambda isa: len(isa.needs - features))
+    lacking = ", ".join(sorted(least.needs - features))
+    return (
+        f"portable kernels, half as fast as {least.name}: this processor was not found to have "
+        f"{lacking}"
+    )

@@ -1,7 +1,7 @@
 """Explicit SIMD for kernels written in Python: vector types and operations on addresses.
 
 A kernel written over this layer compiles for every instruction set in `isa.py`: the vector width
-and the integer dot product are chosen when this module is imported, by `isa_of_this_build`. One
+and the integer dot product are chosen when this module is imported, by `target_of_this_build`. One
 process builds for one instruction set (see `build.py`).
 
 Types: U8 (VB lanes of 8 bits), I32 and F32 (LANES lanes). Names follow LLVM's. Every operation is

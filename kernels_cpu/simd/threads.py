@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from typing import Any
 
 from llvmlite import ir
 
-from edgetok.kernels_cpu.simd.emit import _I32, _I64, NAME, _call, _pointer, i64, op, void
+from edgetok.kernels_cpu.simd.emit import _I32, _I64, ARCH, _call, _pointer, i64, op, void
 
 
 @op(i64, i64, i64)
@@ -39,64 +37,51 @@ def atomic_replace(b: Any, address: Any, old: Any, new: Any) -> Any:
 @op(void)
 def pause(b: Any) -> None:
     """Tell the core that this is a spin loop."""
-    if NAME.startswith("avx"):
+    if ARCH == "x86_64":
         _call(b, "llvm.x86.sse2.pause", ir.VoidType())
-    elif NAME == "neon":
+    elif ARCH == "aarch64":
         _call(b, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(_I32, 1))
 
 
-@op(void)
-def sched_yield(b: Any) -> None:
-    """Let another thread have this core (POSIX; the one symbol that kernels need from outside)."""
-    _call(b, "sched_yield", _I32)
-
-
-# A futex lets a thread sleep until a word changes, without Python and without losing a wake-up.
-_MACHINE = "aarch64" if NAME == "neon" else platform.machine().lower()
-_FUTEX_NUMBER = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98}.get(_MACHINE)
-_HAS_FUTEX = sys.platform.startswith("linux") and _FUTEX_NUMBER is not None
-_WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
-_NAP_US = 500
-
-
-def _futex(b: Any, address: Any, operation: int, value: Any) -> None:
-    arguments = [
-        ir.Constant(_I64, _FUTEX_NUMBER),
-        address,
-        ir.Constant(_I64, operation),
-        value,
-        *[ir.Constant(_I64, 0)] * 3,
-    ]
-    _call(b, "syscall", _I64, *arguments)
+# What a host of the kernels must define. The loader does it for Python (`program/waiting.py`); C:
+#
+#     void edgetok_wait(int64_t address, int64_t value);
+#     void edgetok_wake(int64_t address);
+#     void edgetok_yield(void);
 
 
 @op(void, i64, i64)
 def sleep_while_equal(b: Any, address: Any, value: Any) -> None:
-    """Sleep while the int64 at the address (8-aligned, little-endian) is `value`; may wake early.
+    """Sleep while the low 32 bits of the int64 at the address (8-aligned) are those of `value`.
 
-    Where the system has no futex this sleeps a fixed time, so callers loop either way.
+    Comparing and falling asleep are one step: a wake-up after the word has changed is never lost. A
+    sleeper may also wake for no reason, so callers loop.
     """
-    if _HAS_FUTEX:
-        _futex(b, address, _WAIT_PRIVATE, b.and_(value, ir.Constant(_I64, 0xFFFFFFFF)))
-    else:
-        _call(b, "usleep", _I32, ir.Constant(_I32, _NAP_US))
+    _call(b, "edgetok_wait", ir.VoidType(), address, value)
 
 
 @op(void, i64)
 def wake_sleepers(b: Any, address: Any) -> None:
     """Wake every thread that sleeps at the address."""
-    if _HAS_FUTEX:
-        _futex(b, address, _WAKE_PRIVATE, ir.Constant(_I64, 0x7FFFFFFF))
+    _call(b, "edgetok_wake", ir.VoidType(), address)
+
+
+@op(void)
+def yield_core(b: Any) -> None:
+    """Let another thread have this core."""
+    _call(b, "edgetok_yield", ir.VoidType())
 
 
 @op(i64)
 def ticks(b: Any) -> Any:
     """The core's cycle or time-stamp counter, for profiles."""
-    if NAME == "neon":  # LLVM's cycle counter is not for programs there; the timer is
+    if ARCH == "aarch64":  # LLVM's cycle counter is not for programs there; the timer is
         name = "llvm.read_volatile_register.i64"
         kind = ir.FunctionType(_I64, [ir.MetaDataType()])
         read = b.module.globals.get(name) or ir.Function(b.module, kind, name)
         return b.call(read, [b.module.add_metadata(["cntvct_el0"])])
+    if ARCH == "wasm32":  # there is none
+        return ir.Constant(_I64, 0)
     return _call(b, "llvm.readcyclecounter", _I64)
 
 

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.config": {"errors", "models"},
     "models.families": {"errors", "models"},
     "kernels_cpu.simd": {"errors"},
-    "kernels_cpu.program": {"errors", "private_folder", "kernels_cpu.simd"},
+    "kernels_cpu.program": {"errors", "environment", "private_folder", "kernels_cpu.simd"},
     "kernels_cpu.elementwise": {"errors", "kernels_cpu.program", "kernels_cpu.simd"},
     "kernels_cpu.linear": {"errors", *KERNEL_BASE},
     "kernels_cpu.attention": {"errors", "kernels_cpu.linear", *KERNEL_BASE},

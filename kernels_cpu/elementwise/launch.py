@@ -8,12 +8,20 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
+from edgetok.kernels_cpu.program.tables import Instruction, double_bits, float_bits, instruction
 
 NORM_X, NORM_OUT, NORM_WEIGHT, NORM_SIZE, NORM_UNITS, NORM_EPS = range(2, 8)
 ADD_X, ADD_Y, ADD_SIZE, ADD_SCALE = range(2, 6)
 ACT_GATE, ACT_UP, ACT_OUT, ACT_SIZE = range(2, 6)
 CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT, CAP_LAST = range(2, 7)
+(
+    ANGLES_POSITIONS,
+    ANGLES_FREQUENCIES,
+    ANGLES_FACTOR,
+    ANGLES_PAIRS,
+    ANGLES_COS,
+    ANGLES_SIN,
+) = range(2, 8)
 ROPE_X, ROPE_COS, ROPE_SIN, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_PAIRS = range(2, 8)
 
 ACTIVATIONS = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
@@ -101,6 +109,35 @@ def softcap(
     _positive(size=size)
     args = (x, size, float_bits(scale), float_bits(limit), int(last))
     return instruction(kernels.address("softcap"), *args, wait=wait)
+
+
+def angles(
+    kernels: Addresses,
+    *,
+    positions: int,
+    frequencies: int,
+    factor: float,
+    pairs: int,
+    cos: int,
+    sin: int,
+    wait: bool,
+) -> Instruction:
+    """cos = factor cos(position * frequency), and sin likewise, computed in float64.
+
+    Args:
+        kernels: the loaded kernels.
+        positions: address of int32 [T].
+        frequencies: address of float64 [pairs], radians a position; products with positions stay
+            below 2^31.
+        factor: see above.
+        pairs: rotary_dim / 2.
+        cos: address of float32 [T, pairs].
+        sin: likewise.
+        wait: see `instruction`.
+    """
+    _positive(pairs=pairs)
+    args = (positions, frequencies, double_bits(factor), pairs, cos, sin)
+    return instruction(kernels.address("angles"), *args, wait=wait)
 
 
 def rope(

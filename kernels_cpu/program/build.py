@@ -1,10 +1,11 @@
 """Compiles modules' kernels into object files, one a module. Runs in processes of its own.
 
-    echo "linear.embed /somewhere/embed.o" |
-        python -m edgetok.kernels_cpu.program.build --target x86_64-linux-avx512
+    echo "linear.embed x86_64-linux-avx512 /somewhere/embed.o" |
+        python -m edgetok.kernels_cpu.program.build
 
-Each line of the input names a module and the file to write; each line of the output names a module
-that is done. Modules in one process share what they import, which is most of the work.
+Each line of the input names a module, a target of that instruction set and architecture, and the
+file to write; each line of the output names a module that is done. Modules in one process share
+what they import, which is most of the work; a process builds for one instruction set.
 
 Numba makes LLVM's code, which LLVM then optimises and emits for the target (`simd/target.py`),
 whatever machine this is. Objects are position-independent. They show one C function a kernel, named
@@ -16,7 +17,7 @@ object's sha256, then the object.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import hashlib
 import importlib
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.kernels_cpu.simd import target as targets
+from edgetok.kernels_cpu.simd.isa import Isa
 from edgetok.kernels_cpu.simd.target import Target
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
@@ -44,9 +46,15 @@ def build(target: Target, module_name: str) -> bytes:
         ValueError: the module registers no kernel.
         RuntimeError: this process builds for another target.
     """
+    targets.select(target)
+    return _emit(_lower(target.isa, module_name), target)
+
+
+@functools.cache
+def _lower(isa: Isa, module_name: str) -> str:
+    """LLVM's code of a module's kernels, not yet optimised, the same for every operating system."""
     # Numba's own code generator runs only over what is thrown away; it reads this when imported.
     os.environ["NUMBA_CPU_NAME"] = "generic"
-    targets.select(target)
 
     import numba
     from llvmlite import ir
@@ -79,7 +87,7 @@ def build(target: Target, module_name: str) -> bytes:
             )
             inner = ir.Function(thunks, kind, compiled.fndesc.mangled_name)
             shown = ir.FunctionType(ir.VoidType(), [int64] * 4)
-            outer = ir.Function(thunks, shown, symbol(target.isa.name, name))
+            outer = ir.Function(thunks, shown, symbol(isa.name, name))
             b = ir.IRBuilder(outer.append_basic_block())
             b.call(inner, [b.alloca(pointer), b.alloca(pointer), *outer.args])
             b.ret_void()
@@ -88,21 +96,22 @@ def build(target: Target, module_name: str) -> bytes:
         if exported is None:
             raise ValueError(f"{module.__name__} registers no kernel")
         exported.finalize()
-        return _emit(exported._final_module, target)
-
-
-def _emit(made: Any, target: Target) -> bytes:
-    """Optimise and emit LLVM's code for the target."""
-    from llvmlite import binding
-
+        made = exported._final_module
     # Numba numbers its symbols anew in each process: two objects may use one name for two
     # functions, and a linker would give one of them to both.
-    for function in made.functions:
-        if not function.is_declaration and not function.name.startswith(_SHOWN):
-            function.linkage = "internal"
+    for one in made.functions:
+        if not one.is_declaration and not one.name.startswith(_SHOWN):
+            one.linkage = "internal"
     for variable in made.global_variables:
         if variable.name.startswith("_ZN08NumbaEnv"):  # for exceptions: nobody reads it
             variable.linkage = "internal"
+    return re.sub(r"(?m)^target (triple|datalayout) = .*$", "", str(made))
+
+
+def _emit(code: str, target: Target) -> bytes:
+    """Optimise and emit LLVM's code for the target."""
+    from llvmlite import binding
+
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     machine = binding.Target.from_triple(target.triple).create_target_machine(
@@ -112,7 +121,6 @@ def _emit(made: Any, target: Target) -> bytes:
         reloc="pic",
         codemodel="default" if target.arch == "wasm32" else "small",
     )
-    code = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", str(made))
     module = binding.parse_assembly(code)
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
@@ -154,12 +162,9 @@ def write(code: bytes, path: Path) -> None:
 
 def main() -> None:
     """Compile the modules that the input names."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", type=Target.parse, required=True)
-    args = parser.parse_args()
     for line in sys.stdin:
-        module, _, path = line.rstrip("\n").partition(" ")
-        write(build(args.target, module), Path(path))
+        module, name, path = line.rstrip("\n").split(" ", 2)
+        write(build(Target.parse(name), module), Path(path))
         print(module, flush=True)
 
 

@@ -36,6 +36,7 @@ MODULES = (
     "linear.quantise_activations",
     "elementwise.norm",
     "elementwise.activation",
+    "elementwise.angles",
     "elementwise.rope",
     "attention.keep_queries",
     "attention.kv_append",
@@ -208,7 +209,7 @@ def _compile(target: Target, missing: dict[str, Path], progress: Progress | None
     """Compile modules in as many processes as there are cores; each takes the next when it can."""
     waiting = list(missing.items())
     answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
-    processes = [_start(target) for _ in range(min(os.cpu_count() or 1, len(waiting)))]
+    processes = [_start() for _ in range(min(os.cpu_count() or 1, len(waiting)))]
     threads = [
         threading.Thread(target=_feed, args=(process, waiting, answers, target.name))
         for process in processes
@@ -247,7 +248,7 @@ def _feed(
             except IndexError:
                 return
             try:
-                stdin.write(f"{module} {path}\n")
+                stdin.write(f"{module} {target_name} {path}\n")
                 stdin.flush()
                 answer = stdout.readline()
             except OSError:
@@ -262,9 +263,9 @@ def _feed(
             answers.put(module)
 
 
-def _start(target: Target) -> subprocess.Popen[str]:
+def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [_python(), "-m", _PACKAGE + _BUILDER, "--target", target.name],
+        [_python(), "-m", _PACKAGE + _BUILDER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

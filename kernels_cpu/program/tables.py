@@ -60,6 +60,11 @@ def float_bits(value: float) -> int:
     return int.from_bytes(struct.pack("<f", value), "little")
 
 
+def double_bits(value: float) -> int:
+    """The bits of a float64 as an int64."""
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
+
+
 def table(instructions: Sequence[Instruction]) -> Table:
     """Instructions as the array that `PROGRAM_FIRST` points to."""
     return np.array(instructions, np.int64).reshape(-1, INSTR_SLOTS)

@@ -57,6 +57,7 @@ def outline(function: Callable[..., Any]) -> Any:
 i64 = types.int64
 i32 = types.int32
 f32 = types.float32
+f64 = types.float64
 void = types.void
 
 

@@ -12,6 +12,7 @@ from llvmlite import ir
 from edgetok.kernels_cpu.simd.emit import (
     _F16,
     _F32,
+    _F64,
     _I8,
     _I32,
     _I64,
@@ -31,6 +32,7 @@ from edgetok.kernels_cpu.simd.emit import (
     _store,
     _truncate_f16,
     f32,
+    f64,
     i32,
     i64,
     op,
@@ -85,6 +87,18 @@ def read_f32(b: Any, address: Any) -> Any:
 @op(void, i64, f32)
 def write_f32(b: Any, address: Any, value: Any) -> None:
     """Store a float32."""
+    _store(b, address, value)
+
+
+@op(f64, i64)
+def read_f64(b: Any, address: Any) -> Any:
+    """float64 at the address."""
+    return _load(b, address, _F64)
+
+
+@op(void, i64, f64)
+def write_f64(b: Any, address: Any, value: Any) -> None:
+    """Store a float64."""
     _store(b, address, value)
 
 

@@ -114,11 +114,14 @@ _selected: list[Target] = []
 
 
 def select(target: Target) -> None:
-    """Choose what the build in this process is for, before `simd.emit` is imported."""
-    if _selected and _selected[0] != target:
-        raise RuntimeError(
-            f"this process already builds for {_selected[0].name}, not for {target.name}"
-        )
+    """Choose what the build in this process is for, before `simd.emit` is imported.
+
+    Raises:
+        RuntimeError: another instruction set or architecture was chosen before.
+    """
+    before = _selected[0] if _selected else target
+    if (before.isa, before.arch) != (target.isa, target.arch):
+        raise RuntimeError(f"this process already builds for {before.name}, not for {target.name}")
     _selected[:] = [target]
 
 

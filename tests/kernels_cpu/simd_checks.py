@@ -16,7 +16,7 @@ from edgetok.kernels_cpu.simd.isa import ISAS
 ISA = ISAS[sys.argv[1]]
 os.environ["NUMBA_CPU_NAME"] = ISA.cpu or "generic"
 os.environ["NUMBA_CPU_FEATURES"] = ISA.features
-build_target.select(ISA.name)
+build_target.select(build_target.Target.here(ISA))
 
 import numpy as np  # noqa: E402
 from numba import njit  # noqa: E402

@@ -29,6 +29,7 @@ from edgetok.kernels_cpu.program.tables import (
     TEAM_STEP,
 )
 from edgetok.kernels_cpu.simd.isa import ISAS
+from edgetok.kernels_cpu.simd.target import Target
 from tests.kernels_cpu import test_attention as attention
 from tests.kernels_cpu.test_attention import (
     test_a_token_does_not_depend_on_its_company,
@@ -101,6 +102,7 @@ MODULES = (
     "attention.merge",
     "program.interpreter",
 )
+TARGET = Target(ISAS["neon"], "linux")
 _ADDRESS = 0x10_0000_0000  # where nothing else is, in this process and in the emulated one
 _BYTES = 256 << 20
 
@@ -151,7 +153,7 @@ class Emulated:
         for path in objects:
             symbols = subprocess.check_output(["aarch64-linux-gnu-nm", path], text=True)
             names += [
-                line.split(" T edgetok_")[1] for line in symbols.splitlines() if " T " in line
+                line.split(" T edgetok_neon_")[1] for line in symbols.splitlines() if " T " in line
             ]
             assert "Py" not in symbols
         header = "".join(f"KERNEL({name})\n" for name in names)
@@ -183,10 +185,12 @@ class Emulated:
 @pytest.fixture(scope="module")
 def each_kernels(tmp_path_factory, kernel_cache):
     kernel_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths = {module: loader.object_path("neon", module, kernel_cache) for module in MODULES}
-    missing = [f"{module} {path}\n" for module, path in paths.items() if not path.exists()]
+    paths = {module: loader.object_path(TARGET, module, kernel_cache) for module in MODULES}
+    missing = [
+        f"{module} {TARGET.name} {path}\n" for module, path in paths.items() if not path.exists()
+    ]
     subprocess.run(
-        [sys.executable, "-m", "edgetok.kernels_cpu.program.build", "--isa", "neon"],
+        [sys.executable, "-m", "edgetok.kernels_cpu.program.build"],
         input="".join(missing),
         text=True,
         check=True,

@@ -1,14 +1,18 @@
-"""What compiled objects hold: our kernels, nothing of Python, nothing that is not in every libc."""
+"""What compiled objects hold: our kernels, nothing of Python, nothing that a host does not have."""
 
 from __future__ import annotations
 
-import struct
+import subprocess
 import sys
 
 import pytest
 
+from edgetok.errors import OptionError
 from edgetok.kernels_cpu.program import loader
-from edgetok.kernels_cpu.program.abi import REGISTRY, kernel
+from edgetok.kernels_cpu.program.abi import REGISTRY, kernel, symbol
+from edgetok.kernels_cpu.simd.isa import ISAS
+from edgetok.kernels_cpu.simd.target import Target
+from tests.kernels_cpu.object_symbols import symbols
 
 MODULES = (
     "program.interpreter",
@@ -18,42 +22,87 @@ MODULES = (
     "linear.float_rows",
     "linear.embed",
 )
-# Everything else must be inside: `sched_yield` and `syscall` let threads wait, the rest is what
-# compilers call for plain loops.
-FROM_OUTSIDE = {"sched_yield", "syscall", "usleep", "memset", "memcpy", "memmove"}
-
-
-def symbols(code: bytes) -> dict[str, tuple[bool, bool]]:
-    """Name -> (defined, visible to others) of the symbols of a 64-bit little-endian ELF object."""
-    assert code[:6] == b"\x7fELF\x02\x01"
-    (at,) = struct.unpack_from("<Q", code, 40)
-    size, count = struct.unpack_from("<HH", code, 58)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", code, at + i * size) for i in range(count)]
-    found = {}
-    for _, kind, _, _, offset, length, link, *_ in sections:
-        if kind != 2:  # SHT_SYMTAB
-            continue
-        names = sections[link][4]
-        for i in range(1, length // 24):
-            name, info, _, section = struct.unpack_from("<IBBH", code, offset + 24 * i)
-            text = code[names + name : code.index(b"\0", names + name)].decode()
-            if info & 15 < 3:  # not a section or file
-                found[text] = (section != 0, info >> 4 != 0)
-    return found
+# Everything else must be inside: the host lets threads wait, compilers call the rest for plain loops.
+HOST = {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
+FROM_OUTSIDE = HOST | {"memset", "memcpy", "memmove"}
+# Microsoft's linker wants to know that floats are used.
+FROM_WINDOWS = {"_fltused"}
+TARGETS = {
+    "avx512": ("x86_64", ("linux", "windows", "macos")),
+    "avxvnni": ("x86_64", ("linux", "windows", "macos")),
+    "avx2": ("x86_64", ("linux", "windows", "macos")),
+    "neon": ("aarch64", ("linux", "macos", "ios", "windows")),
+    "portable": ("x86_64", ("linux", "windows", "macos")),
+    "portable-arm": ("aarch64", ("linux", "macos", "ios", "windows")),
+    "portable-wasm": ("wasm32", ("wasm",)),
+}
+EMITTED = ("program.interpreter", "linear.q8")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF objects")
 @pytest.mark.parametrize("module", MODULES)
 def test_symbols(each_kernels, kernel_cache, module):
-    content = loader.object_path(each_kernels.isa.name, module, kernel_cache).read_bytes()
-    found = symbols(content[32:])
-    outside = {name for name, (defined, _) in found.items() if name and not defined}
-    assert outside <= FROM_OUTSIDE
-    visible = {name for name, (defined, shown) in found.items() if name and defined and shown}
-    assert visible
-    assert all(name.startswith("edgetok_") for name in visible)
+    target = Target.here(each_kernels.isa)
+    content = loader.object_path(target, module, kernel_cache).read_bytes()
+    check(content[32:], target)
     assert b"PyErr" not in content
     assert b"NRT_" not in content
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_every_target(kind, tmp_path):
+    """Objects for other machines, from this one: one process an architecture and set."""
+    arch, systems = TARGETS[kind]
+    found = [Target(ISAS[kind.partition("-")[0]], os, arch) for os in systems]
+    places = {
+        (module, target.name): tmp_path / f"{module}-{target.name}.o"
+        for module in EMITTED
+        for target in found
+    }
+    lines = [f"{module} {target} {path}\n" for (module, target), path in places.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgetok.kernels_cpu.program.build"],
+        input="".join(lines), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = set()
+    for (module, name), path in places.items():
+        content = path.read_bytes()
+        check(content[32:], Target.parse(name))
+        if module == "program.interpreter":
+            wanted = {s for s, (defined, _) in symbols(content[32:]).items() if not defined}
+            assert wanted >= HOST
+        shown |= {s for s, (defined, seen) in symbols(content[32:]).items() if defined and seen}
+    assert shown > {symbol(found[0].isa.name, name) for name in ("run_program", "team_lead")}
+
+
+def check(code, target):
+    """The object is the target's, shows kernels under their names and wants nothing unexpected."""
+    kinds = {
+        "linux": b"\x7fELF",
+        "macos": b"\xcf\xfa\xed\xfe",
+        "ios": b"\xcf\xfa\xed\xfe",
+        "wasm": b"\0asm",
+        "windows": b"\x64\x86" if target.arch == "x86_64" else b"\x64\xaa",
+    }
+    assert code.startswith(kinds[target.os])
+    found = symbols(code)
+    allowed = FROM_OUTSIDE | (FROM_WINDOWS if target.os == "windows" else set())
+    assert {name for name, (defined, _) in found.items() if not defined} <= allowed
+    shown = {name for name, (defined, seen) in found.items() if defined and seen}
+    assert shown - FROM_WINDOWS
+    assert all(name.startswith(symbol(target.isa.name, "")) for name in shown - FROM_WINDOWS)
+
+
+def test_targets_that_are_none():
+    assert Target.parse("aarch64-ios-neon") == Target(ISAS["neon"], "ios")
+    assert Target(ISAS["portable"], "wasm").name == "wasm32-wasm-portable"
+    for isa, os, arch in (("neon", "linux", "x86_64"), ("avx2", "wasm", ""), ("avx2", "ios", "")):
+        with pytest.raises(OptionError, match=f"no kernels for {isa}"):
+            Target(ISAS[isa], os, arch)
+    for name in ("avx2", "x86_64-linux", "x86_64-linux-avx9"):
+        with pytest.raises(OptionError, match="expected one such as x86_64-linux-avx2"):
+            Target.parse(name)
 
 
 def test_two_kernels_of_one_name():

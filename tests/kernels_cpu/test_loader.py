@@ -13,9 +13,13 @@ from edgetok.errors import EdgetokError, OptionError, OutputError
 from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.simd import isa
+from edgetok.kernels_cpu.simd.isa import ISAS
+from edgetok.kernels_cpu.simd.target import Target
 
 MODULES = ("bandwidth.kernels",)  # small, so that it compiles quickly
 ISA = isa.choose()
+TARGET = Target.here(ISA)
+OTHER = Target(ISAS["portable"], "wasm")
 
 
 QUANTISE, EMBED, NORM = "linear.quantise_activations", "linear.embed", "elementwise.norm"
@@ -25,12 +29,13 @@ QUANTISE, EMBED, NORM = "linear.quantise_activations", "linear.embed", "elementw
 def test_key_covers_every_source_that_python_loads(module):
     """The truth is Python's own list of what an import of the module has loaded."""
     program = (
-        "import sys; from edgetok.kernels_cpu.simd import target; target.select(sys.argv[1]);"
+        "import sys; from edgetok.kernels_cpu.simd.target import Target, select;"
+        "select(Target.parse(sys.argv[1]));"
         "import importlib; importlib.import_module('edgetok.kernels_cpu.' + sys.argv[2]);"
         "print(*[m for m in sys.modules if m.startswith('edgetok.kernels_cpu.')])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, ISA.name, module],
+        [sys.executable, "-c", program, TARGET.name, module],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = {name.removeprefix("edgetok.kernels_cpu.") for name in done.stdout.split()}
@@ -41,16 +46,17 @@ def test_key_covers_every_source_that_python_loads(module):
 def test_key_covers_what_a_module_imports(monkeypatch):
     def keys():
         loader._key.cache_clear()
-        return {m: loader._key(ISA.name, m) for m in (QUANTISE, EMBED, NORM)}
+        return {m: loader._key(TARGET, m) for m in (QUANTISE, EMBED, NORM)}
 
     before = keys()
     assert before == keys()
-    assert loader._key("portable", EMBED) != before[EMBED]
+    assert loader._key(OTHER, EMBED) != before[EMBED]
     source = loader._source
     for changed, affected in (
         ("simd.emit", {QUANTISE, EMBED, NORM}),
         ("simd", {QUANTISE, EMBED, NORM}),  # a package's own file is run, too
         ("program.build", {QUANTISE, EMBED, NORM}),
+        ("simd.target", {QUANTISE, EMBED, NORM}),
         ("simd.isa", {QUANTISE, EMBED, NORM}),
         ("linear.layout", {QUANTISE, EMBED}),
         (QUANTISE, {QUANTISE}),
@@ -95,7 +101,7 @@ def test_compiles_once_and_mends_damage(tmp_path):
     loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
     assert seen == [(0, 1), (1, 1)]
     (path,) = folder.iterdir()
-    assert path == loader.object_path(ISA.name, MODULES[0], folder)
+    assert path == loader.object_path(TARGET, MODULES[0], folder)
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], whole[:-1], whole[:200] + b"\1" + whole[201:]):
         path.write_bytes(damaged)
@@ -149,3 +155,13 @@ def test_read_bandwidth(each_kernels):
     assert 0.1 < read_bandwidth(each_kernels, 2, megabytes=4) < 10_000
     with pytest.raises(OptionError):
         read_bandwidth(each_kernels, 0)
+
+
+def test_an_application_does_not_start_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.delenv("EDGETOK_PYTHON", raising=False)
+    with pytest.raises(EdgetokError, match="set EDGETOK_PYTHON to a Python that has edgetok"):
+        loader.load(ISA, tmp_path / "cache", modules=MODULES)
+    monkeypatch.setenv("EDGETOK_PYTHON", sys.executable)
+    loader.load(ISA, tmp_path / "cache", modules=MODULES)
+    assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import angles
+from edgetok.kernels_cpu.elementwise.launch import ANGLES_FREQUENCIES, angles
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS
 from edgetok.kernels_cpu.program.loader import Kernels
 
@@ -14,58 +14,76 @@ Floats = npt.NDArray[np.float32]
 
 
 class Angles:
-    """Computes cosines and sines of positions. Any thread may call it; it takes microseconds."""
+    """Computes cosines and sines of one rope, in buffers that stay. One caller at a time."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        """Use loaded kernels, the module `elementwise.angles` among them."""
-        self._kernels = kernels
-        self._call = kernels.function("angles")
-
-    def __call__(
+    def __init__(
         self,
+        kernels: Kernels,
         positions: npt.NDArray[np.int32],
-        frequencies: npt.NDArray[np.float64],
-        factor: float,
         cos: Floats,
         sin: Floats,
+        factor: float,
     ) -> None:
-        """cos = factor cos(position * frequency) and sin likewise, computed in float64.
+        """Check and remember the buffers.
 
         Args:
-            positions: [T] int32, C-contiguous.
-            frequencies: [pairs] float64, C-contiguous, radians a position.
-            factor: see above.
-            cos: [at least T, pairs] float32, C-contiguous; the first T rows are written.
+            kernels: the module `elementwise.angles` among them.
+            positions: [rows] int32, C-contiguous; read by `fill`.
+            cos: [rows, pairs] float32, C-contiguous; written by `fill`.
             sin: likewise.
+            factor: what all are multiplied by.
 
         Raises:
-            ShapeError: an array is of another type, shape or layout.
+            ShapeError: a buffer is of another type, shape or layout.
         """
-        T, pairs = positions.size, frequencies.size
+        self._buffers = positions, cos, sin
+        self._shape = (len(positions), cos.shape[-1])
         for name, array, dtype, shape in (
-            ("positions", positions, np.int32, (T,)),
-            ("frequencies", frequencies, np.float64, (pairs,)),
-            ("cos", cos, np.float32, (max(T, len(cos)), pairs)),
-            ("sin", sin, np.float32, (max(T, len(sin)), pairs)),
+            ("positions", positions, np.int32, self._shape[:1]),
+            ("cos", cos, np.float32, self._shape),
+            ("sin", sin, np.float32, self._shape),
         ):
-            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-                raise ShapeError(
-                    f"{name} is {array.dtype} {array.shape}, expected contiguous "
-                    f"{np.dtype(dtype)} {shape}"
-                )
-        instruction = np.array(
-            angles(
-                self._kernels,
-                positions=positions.ctypes.data,
-                frequencies=frequencies.ctypes.data,
-                factor=factor,
-                pairs=pairs,
-                cos=cos.ctypes.data,
-                sin=sin.ctypes.data,
-                wait=False,
-            ),
-            np.int64,
+            _check(name, array, dtype, shape)
+        one = angles(
+            kernels,
+            positions=positions.ctypes.data,
+            frequencies=0,
+            factor=factor,
+            pairs=self._shape[1],
+            cos=cos.ctypes.data,
+            sin=sin.ctypes.data,
+            wait=False,
         )
-        ctx = np.zeros(CTX_SLOTS, np.int64)
-        ctx[CTX_TOKENS] = T
-        self._call(instruction.ctypes.data, ctx.ctypes.data, 0, 1)
+        self._instruction, self._ctx = np.array(one, np.int64), np.zeros(CTX_SLOTS, np.int64)
+        self._addresses = self._instruction.ctypes.data, self._ctx.ctypes.data
+        self._call = kernels.function("angles")
+        self._frequencies: npt.NDArray[np.float64] | None = None
+
+    def fill(self, rows: int, frequencies: npt.NDArray[np.float64]) -> None:
+        """cos = factor cos(position * frequency) and sin likewise, of the first rows, in float64.
+
+        Args:
+            rows: how many; 0 to all.
+            frequencies: [pairs] float64, C-contiguous, radians a position; not changed between
+                calls that name the same array.
+
+        Raises:
+            ShapeError: too many rows, or frequencies of another type, shape or layout.
+        """
+        if not 0 <= rows <= self._shape[0]:
+            raise ShapeError(f"{rows} rows of angles, expected at most {self._shape[0]}")
+        if frequencies is not self._frequencies:
+            _check("frequencies", frequencies, np.float64, self._shape[1:])
+            self._frequencies = frequencies
+            self._instruction[ANGLES_FREQUENCIES] = frequencies.ctypes.data
+        self._ctx[CTX_TOKENS] = rows
+        self._call(*self._addresses, 0, 1)
+
+
+def _check(
+    name: str, array: npt.NDArray[np.generic], dtype: npt.DTypeLike, shape: tuple[int, ...]
+) -> None:
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{name} is {array.dtype} {array.shape}, expected contiguous {np.dtype(dtype)} {shape}"
+        )

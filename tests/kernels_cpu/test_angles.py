@@ -18,7 +18,8 @@ LARGEST = 2**31 - 1
 def compute(kernels, positions, frequencies, factor=1.0):
     shape = len(positions), len(frequencies)
     cos, sin = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    Angles(kernels)(np.asarray(positions, np.int32), frequencies, factor, cos, sin)
+    angles = Angles(kernels, np.asarray(positions, np.int32), cos, sin, factor)
+    angles.fill(len(positions), frequencies)
     return cos, sin
 
 
@@ -115,16 +116,29 @@ def test_threads_share_rows(each_kernels, run):
         np.testing.assert_allclose(found, expected, rtol=6e-8, atol=1e-15)
 
 
+def test_only_the_rows_asked_for(kernels):
+    cos, sin = (np.full((5, 4), np.nan, np.float32) for _ in range(2))
+    angles = Angles(kernels, np.arange(5, dtype=np.int32), cos, sin, 1.0)
+    for rows, freq in ((0, np.ones(4)), (2, np.ones(4)), (3, np.full(4, 0.5))):
+        angles.fill(rows, freq)
+        assert not np.isnan(cos[:rows]).any()
+        assert np.isnan(cos[rows:]).all()
+        np.testing.assert_allclose(sin[:rows], truth(np.arange(rows), freq)[1], rtol=6e-8)
+
+
 def test_wrong_arrays_are_refused(kernels):
     positions, freq, out = np.arange(3, dtype=np.int32), np.ones(4), np.zeros((3, 4), np.float32)
-    angles = Angles(kernels)
-    angles(positions, freq, 1.0, out, out.copy())
+    angles = Angles(kernels, positions, out, out.copy(), 1.0)
     for bad in (
-        (positions.astype(np.int64), freq, 1.0, out, out),
-        (positions, freq.astype(np.float32), 1.0, out, out),
-        (positions, freq, 1.0, out[:2], out),
-        (positions, freq, 1.0, out, out.T),
-        (positions[::2], freq, 1.0, out, out),
+        (positions.astype(np.int64), out, out),
+        (positions, out[:2], out),
+        (positions, out, out.T),
+        (np.arange(6, dtype=np.int32)[::2], out, out),
     ):
         with pytest.raises(ShapeError, match=r"is (int|float).*, expected contiguous"):
-            angles(*bad)
+            Angles(kernels, *bad, 1.0)
+    for wrong in (freq.astype(np.float32), freq[:3], np.ones(8)[::2]):
+        with pytest.raises(ShapeError, match="frequencies is float.*, expected contiguous"):
+            angles.fill(1, wrong)
+    with pytest.raises(ShapeError, match="4 rows of angles, expected at most 3"):
+        angles.fill(4, freq)

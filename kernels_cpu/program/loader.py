@@ -53,6 +53,7 @@ MODULES = (
     "linear.float_rows",
     "linear.embed",
     "linear.exact",
+    "sampling.sample",
     "bandwidth.kernels",
 )
 

@@ -1,0 +1,1 @@
+"""The next token, computed where C programs compute it, too."""

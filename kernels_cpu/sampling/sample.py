@@ -81,7 +81,6 @@ from edgetok.kernels_cpu.simd.ops import (
 )
 
 _LOWEST = np.float32(-np.inf)
-_NEARLY = 0.999  # of min-p, which rough weights may miss by 1e-5
 _COLDEST = 1e-30  # a temperature below it is as good as it, and its inverse a float32
 # Weights from these on usually hold the nucleus, so that the others are not looked at.
 _BARS = (2.0**-6, 2.0**-12, 2.0**-18)
@@ -220,6 +219,21 @@ def _top_k(x: int, size: int, maxima: int, k: int, ids: int, work: int) -> int:
             write_i32(ids + 4 * kept, i)
             kept += 1
     return kept
+
+
+@outline
+def _above(
+    x: int, size: int, maxima: int, high: float, temperature: float, least: float, ids: int
+) -> int:
+    """List tokens whose weight is at least `least`, and others of their BLOCK; how many."""
+    count = 0
+    for first in range(0, size, BLOCK):
+        most = np.float64(read_f32(maxima + first // (BLOCK // 4)))
+        if exp64((most - np.float64(high)) / temperature) >= least:
+            for i in range(first, min(first + BLOCK, size)):
+                write_i32(ids + 4 * count, np.int32(i))
+                count += 1
+    return count
 
 
 @outline
@@ -393,16 +407,17 @@ def _choose(instr: int, x: int, size: int, options: int, scratch: int) -> Any:
     if 0 < top_k and top_k < size:
         count = _top_k(x, size, maxima, top_k, ids, weights)
         return _draw(x, ids, count, high, options, 0.0, share, weights)
+    if top_p >= 1.0 and min_p > 0.0:
+        count = _above(x, size, maxima, high, temperature, min_p, ids)
+        return _draw(x, ids, count, high, options, 0.0, share, weights)
     total = _rough_weights(x, size, high, temperature, rough, maxima, sums)
     if size > FEW:
         if top_p < 1.0:
             return _draw_nucleus(
                 x, size, ids, rough, maxima, high, options, total, top_p, share, weights
             )
-        if min_p <= 0.0:
-            return _draw_any(rough, size, sums, share * total)
-    least = min_p * _NEARLY if top_p >= 1.0 else 0.0  # top-p is a part of all
-    _heavy(rough, size, maxima, least, ids)
+        return _draw_any(rough, size, sums, share * total)
+    _heavy(rough, size, maxima, 0.0, ids)
     return _draw(x, ids, read_i64(ids - 8), high, options, 0.0, share, weights)
 
 

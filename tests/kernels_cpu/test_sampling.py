@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.sampling.launch import Chooser, scratch_bytes
+from edgetok.kernels_cpu.sampling.launch import SAMPLE_SCRATCH, Chooser, scratch_bytes
 from edgetok.sampling.random import random_bits, random_share
 
 MODULES = ("sampling.sample",)
@@ -73,10 +73,12 @@ def logits_of(rng, size):
 def test_tokens(each_kernels, guard, size, options):
     rng = np.random.default_rng(size)
     chooser = Chooser(each_kernels, size, **options)
+    scratch = guard(np.full(scratch_bytes(size), 0xFF, np.uint8))
+    chooser._instruction[SAMPLE_SCRATCH] = scratch.ctypes.data
     for index in range(6):
         logits = guard(logits_of(rng, size), at_end=index % 2 == 0)
         before = logits.copy()
-        chooser._scratch[:] = 0xFF  # NaN wherever something is read that was not written
+        scratch[:] = 0xFF  # NaN wherever something is read that was not written
         seed = int(rng.integers(0, 1 << 63)) * 2 + index % 2
         found = chooser.choose(logits, seed, index)
         assert found == truth(logits, random_share(seed, index), **options)

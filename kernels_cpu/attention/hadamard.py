@@ -75,6 +75,19 @@ def _turn(x: int, block: int, scale: float) -> None:
         h *= 2
 
 
+@outline
+def turn_head(head: int, size: int, block: int, scale: float) -> None:
+    """Transform the dims of one head, float32 [size], in place; `scale` is 1 / sqrt(block)."""
+    if block > LANES:
+        for i in range(0, size, block):
+            _turn(head + 4 * i, block, scale)
+    else:
+        for i in range(0, size, LANES):
+            count = min(LANES, size - i)
+            v = mul(load_f32_first(head + 4 * i, count), splat_f32(scale))
+            store_f32_first(head + 4 * i, _turn_lanes(v, block), count)
+
+
 @kernel
 def hadamard(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Turn this thread's share of heads."""
@@ -85,12 +98,4 @@ def hadamard(instr: int, ctx: int, tid: int, threads: int) -> None:
     scale = f32_from_bits(read_i64(instr + 8 * HADAMARD_SCALE))
     units = read_i64(ctx + 8 * CTX_TOKENS) * heads
     for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
-        head = x + 4 * size * unit
-        if block > LANES:
-            for i in range(0, size, block):
-                _turn(head + 4 * i, block, scale)
-        else:
-            for i in range(0, size, LANES):
-                count = min(LANES, size - i)
-                v = mul(load_f32_first(head + 4 * i, count), splat_f32(scale))
-                store_f32_first(head + 4 * i, _turn_lanes(v, block), count)
+        turn_head(x + 4 * size * unit, size, block, scale)

@@ -2,45 +2,83 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgetok.kernels_cpu.simd.emit import outline
 from edgetok.kernels_cpu.simd.memory import (
     read_f32,
     read_f64,
+    read_i64,
     write_f32,
     write_f64,
+    write_i64,
 )
 
 
-@outline
-def nth_smallest(a: int, n: int, k: int) -> float:
-    """The k-th smallest, from 0, of float32 [n] without NaN at address `a`; reorders them.
+def _make(read: Any, write: Any, size: int) -> Any:
+    @outline
+    def nth(a: int, n: int, k: int) -> Any:
+        low = 0
+        high = n - 1
+        while low < high:
+            pivot = read(a + size * ((low + high) // 2))
+            i = low
+            j = high
+            while i <= j:
+                while read(a + size * i) < pivot:
+                    i += 1
+                while pivot < read(a + size * j):
+                    j -= 1
+                if i <= j:
+                    x = read(a + size * i)
+                    write(a + size * i, read(a + size * j))
+                    write(a + size * j, x)
+                    i += 1
+                    j -= 1
+            if k <= j:
+                high = j
+            elif k >= i:
+                low = i
+            else:
+                return read(a + size * k)
+        return read(a + size * k)
 
-    Source: C. A. R. Hoare, Algorithm 65 (find), 1961.
+    return nth
+
+
+# The k-th smallest, from 0, of n numbers at an address: (address, n, k). Reorders them; float32 must
+# hold no NaN. Source: C. A. R. Hoare, Algorithm 65 (find), 1961.
+nth_smallest = _make(read_f32, write_f32, 4)
+nth_smallest_i64 = _make(read_i64, write_i64, 8)
+
+
+@outline
+def sort_i64(a: int, n: int) -> None:
+    """Sort int64 [n] at address `a`, ascending.
+
+    Source: J. W. J. Williams, Algorithm 232 (heapsort), 1964.
     """
-    low = 0
-    high = n - 1
-    while low < high:
-        pivot = read_f32(a + 4 * ((low + high) // 2))
-        i = low
-        j = high
-        while i <= j:
-            while read_f32(a + 4 * i) < pivot:
-                i += 1
-            while pivot < read_f32(a + 4 * j):
-                j -= 1
-            if i <= j:
-                x = read_f32(a + 4 * i)
-                write_f32(a + 4 * i, read_f32(a + 4 * j))
-                write_f32(a + 4 * j, x)
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
+    start = n // 2
+    end = n
+    while end > 1:
+        if start > 0:
+            start -= 1
+            x = read_i64(a + 8 * start)
         else:
-            return read_f32(a + 4 * k)
-    return read_f32(a + 4 * k)
+            end -= 1
+            x = read_i64(a + 8 * end)
+            write_i64(a + 8 * end, read_i64(a))
+        root = start
+        while 2 * root + 1 < end:
+            child = 2 * root + 1
+            if child + 1 < end and read_i64(a + 8 * child) < read_i64(a + 8 * (child + 1)):
+                child += 1
+            y = read_i64(a + 8 * child)
+            if y <= x:
+                break
+            write_i64(a + 8 * root, y)
+            root = child
+        write_i64(a + 8 * root, x)
 
 
 @outline

@@ -54,6 +54,12 @@ MODULES = (
     "linear.embed",
     "linear.exact",
     "sampling.sample",
+    "eviction.choose",
+    "eviction.renumber",
+    "eviction.int4",
+    "eviction.int8",
+    "eviction.float16",
+    "eviction.float32",
     "bandwidth.kernels",
 )
 

@@ -1,0 +1,101 @@
+"""Which slots each head gives up: those with the lowest scores. Slots: `launch.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgetok.kernels_cpu.attention.kv_append_steps import f32_bits
+from edgetok.kernels_cpu.attention.launch import EMPTY
+from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.elementwise.selection import nth_smallest_i64
+from edgetok.kernels_cpu.eviction.launch import (
+    CHOOSE_COUNTS,
+    CHOOSE_FRONT,
+    CHOOSE_OUT,
+    CHOOSE_RECENT,
+    CHOOSE_ROOM,
+    CHOOSE_SCORES,
+    EV_HEADS,
+    EV_POSITIONS,
+    EV_RECORD_SLOTS,
+    EV_RECORDS,
+    EV_SCRATCH,
+    EV_SCRATCH_BYTES,
+    EV_SLOTS,
+    EV_TOKENS,
+    SCORE_OUT,
+)
+from edgetok.kernels_cpu.program.abi import kernel
+from edgetok.kernels_cpu.simd.emit import inline
+from edgetok.kernels_cpu.simd.memory import (
+    read_f32,
+    read_i32,
+    read_i64,
+    write_f32,
+    write_i32,
+    write_i64,
+)
+
+_INFINITE = 0x7F800000  # bits of a float32
+
+
+@inline
+def _rank(score: float, token: int, protected: bool) -> Any:
+    """An int64 that is lower for lower scores, of equal ones for older tokens."""
+    bits = f32_bits(score + np.float32(0.0))  # -0 is 0
+    if protected or score != score:
+        bits = np.int64(_INFINITE)
+    # As integers, the bits of positive numbers rise with them, those of negative ones fall.
+    ordered = bits if bits < 0x80000000 else 0x80000000 - bits - 1
+    return ordered * 0x100000000 + token
+
+
+@kernel
+def window_scores(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """score = number of the token."""
+    slots = read_i64(instr + 8 * EV_SLOTS)
+    heads = read_i64(instr + 8 * EV_HEADS)
+    for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
+        record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
+        positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
+        out = read_i64(instr + 8 * SCORE_OUT) + 4 * slots * head
+        for s in range(slots):
+            held = read_i32(positions + 4 * s) != EMPTY
+            score = np.float32(read_i32(tokens + 4 * s)) if held else np.float32(0.0)
+            write_f32(out + 4 * s, score)
+
+
+@kernel
+def choose_evicted(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """List the slots that this thread's share of heads gives up."""
+    slots = read_i64(instr + 8 * EV_SLOTS)
+    heads = read_i64(instr + 8 * EV_HEADS)
+    room = read_i64(instr + 8 * CHOOSE_ROOM)
+    front = read_i64(instr + 8 * CHOOSE_FRONT)
+    recent = read_i64(instr + 8 * CHOOSE_RECENT)
+    ranks = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
+    for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
+        record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
+        positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
+        scores = read_i64(instr + 8 * CHOOSE_SCORES) + 4 * slots * head
+        out = read_i64(instr + 8 * CHOOSE_OUT) + 4 * slots * head
+        n = 0
+        for s in range(slots):
+            if read_i32(positions + 4 * s) != EMPTY:
+                token = np.int64(read_i32(tokens + 4 * s))
+                kept = token < front or token >= recent
+                write_i64(ranks + 8 * n, _rank(read_f32(scores + 4 * s), token, kept))
+                n += 1
+        count = 0
+        if n > room:
+            last = nth_smallest_i64(ranks, n, n - room - 1)
+            for s in range(slots):
+                if read_i32(positions + 4 * s) != EMPTY:
+                    token = np.int64(read_i32(tokens + 4 * s))
+                    kept = token < front or token >= recent
+                    if _rank(read_f32(scores + 4 * s), token, kept) <= last:
+                        write_i32(out + 4 * count, np.int32(s))
+                        count += 1
+        write_i64(read_i64(instr + 8 * CHOOSE_COUNTS) + 8 * head, count)

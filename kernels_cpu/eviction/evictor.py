@@ -1,0 +1,278 @@
+"""Eviction by kernel, called from Python: scores, what goes, new positions, rotated keys."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.eviction import launch
+from edgetok.kernels_cpu.eviction.launch import (
+    EV_FREQUENCIES,
+    EV_PAGES,
+    EV_PAIRS,
+    EV_POSITIONS,
+    EV_RECORD_SLOTS,
+    EV_TOKENS,
+)
+from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.tables import Instruction, table
+
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Run = Callable[[Sequence[Instruction]], None]
+
+POLICIES = ("retain", "window")  # whose scores kernels compute
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The heads of a cache that evicts, where they lie.
+
+    Attributes:
+        pages: int64 [heads, pages, 4], C-contiguous: addresses of each page's keys, values, key
+            scales and value scales; the scales' are 0 where there are none.
+        page_slots: slots of each page but the last; a multiple of SLOT_TILE.
+        positions: int32 [heads, slots], C-contiguous, EMPTY where a slot holds nothing.
+        tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
+        frequencies: of each head float64 [pairs], radians a position; None where keys are not
+            rotated. Needed by `Evictor.rotate` alone.
+    """
+
+    pages: Longs
+    page_slots: int
+    positions: Ints
+    tokens: Ints
+    frequencies: Sequence[npt.NDArray[np.float64] | None] = ()
+
+    def __post_init__(self) -> None:
+        """Check shapes.
+
+        Raises:
+            ShapeError: an array is of another type, shape or layout, or a page is missing.
+        """
+        heads, slots = self.positions.shape
+        for name, array, dtype, shape in (
+            ("positions", self.positions, np.int32, (heads, slots)),
+            ("tokens", self.tokens, np.int32, (heads, slots)),
+            ("pages", self.pages, np.int64, (heads, -(-slots // self.page_slots), 4)),
+        ):
+            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+                raise ShapeError(
+                    f"{name} is {array.dtype} {array.shape}, expected contiguous "
+                    f"{np.dtype(dtype)} {shape}"
+                )
+        if len(self.frequencies) not in (0, heads):
+            raise ShapeError(f"{len(self.frequencies)} frequencies for {heads} heads")
+        for one in self.frequencies:
+            if one is not None and (one.dtype != np.float64 or not one.flags.c_contiguous):
+                raise ShapeError(f"frequencies are {one.dtype}, expected contiguous float64")
+
+    @property
+    def count(self) -> int:
+        """How many heads."""
+        return self.positions.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Slots of each."""
+        return self.positions.shape[1]
+
+    def records(self) -> Longs:
+        """What kernels read: int64 [heads, EV_RECORD_SLOTS]."""
+        made = np.zeros((self.count, EV_RECORD_SLOTS), np.int64)
+        for slot, array in (
+            (EV_PAGES, self.pages),
+            (EV_POSITIONS, self.positions),
+            (EV_TOKENS, self.tokens),
+        ):
+            made[:, slot] = array.ctypes.data + np.arange(self.count) * array.strides[0]
+        for head, one in enumerate(self.frequencies):
+            if one is not None:
+                made[head, EV_FREQUENCIES], made[head, EV_PAIRS] = one.ctypes.data, one.size
+        return made
+
+
+class Evictor:
+    """Runs the kernels over all heads, shared out among threads where there is a team."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        *,
+        kv_bits: int,
+        head_dim: int,
+        threads: int = 1,
+        run: Run | None = None,
+    ) -> None:
+        """Use loaded kernels.
+
+        Args:
+            kernels: the modules `eviction.choose`, `eviction.renumber` and the one of `kv_bits`
+                among them.
+            kv_bits: of keys and values.
+            head_dim: D.
+            threads: how many `run` uses.
+            run: runs a program of instructions, as `Team.run` does; None for this thread alone.
+        """
+        self._kernels, self._bits, self._dims = kernels, kv_bits, head_dim
+        self._threads = threads if run else 1
+        self._run = run or _alone
+
+    def scores(self, policy: str, heads: Heads) -> Floats:
+        """Score every slot as a policy does; empty ones get 0.
+
+        Args:
+            policy: one of POLICIES.
+            heads: whose slots.
+
+        Returns:
+            [heads, slots] float32.
+
+        Raises:
+            ShapeError: there is no kernel for that policy.
+        """
+        if policy not in POLICIES:
+            raise ShapeError(f"policy {policy!r} has no kernel, expected one of {POLICIES}")
+        made = np.empty((heads.count, heads.slots), np.float32)
+        records, scratch = heads.records(), self._scratch(heads)
+        if policy == "window":
+            one = launch.window_scores(
+                self._kernels,
+                heads=heads.count,
+                records=records.ctypes.data,
+                slots=heads.slots,
+                scores=made.ctypes.data,
+                wait=True,
+            )
+        else:
+            one = launch.retain_scores(
+                self._kernels,
+                kv_bits=self._bits,
+                heads=heads.count,
+                records=records.ctypes.data,
+                slots=heads.slots,
+                page_slots=heads.page_slots,
+                head_dim=self._dims,
+                scores=made.ctypes.data,
+                scratch=scratch.ctypes.data,
+                wait=True,
+            )
+        self._run([one])
+        return made
+
+    def lowest(
+        self, heads: Heads, scores: Floats, *, room: int, front: int, recent: int
+    ) -> list[Longs]:
+        """Choose the slots that each head gives up until it holds `room` tokens.
+
+        Tokens before `front` and from `recent` on go last; of equal scores the oldest go.
+
+        Args:
+            heads: whose slots.
+            scores: [heads, slots] float32, C-contiguous.
+            room: tokens that each head keeps.
+            front: see above.
+            recent: see above.
+
+        Returns:
+            Of each head its slots, ascending.
+        """
+        if scores.shape != heads.positions.shape or scores.dtype != np.float32:
+            raise ShapeError(f"scores are {scores.dtype} {scores.shape}, expected float32 as slots")
+        evicted = np.empty((heads.count, heads.slots), np.int32)
+        counts = np.empty(heads.count, np.int64)
+        records, scratch = heads.records(), self._scratch(heads)
+        scores = np.ascontiguousarray(scores)
+        one = launch.choose_evicted(
+            self._kernels,
+            heads=heads.count,
+            records=records.ctypes.data,
+            slots=heads.slots,
+            scores=scores.ctypes.data,
+            room=room,
+            front=front,
+            recent=recent,
+            evicted=evicted.ctypes.data,
+            counts=counts.ctypes.data,
+            scratch=scratch.ctypes.data,
+            wait=True,
+        )
+        self._run([one])
+        return [row[:n].astype(np.int64) for row, n in zip(evicted, counts.tolist(), strict=True)]
+
+    def renumbered(self, heads: Heads, *, new: int, front: int) -> tuple[Ints, Ints]:
+        """Positions without gaps: of each head's n tokens those before `front` first, then new - n.
+
+        Args:
+            heads: whose slots; nothing of them is changed.
+            new: position of the next token.
+            front: tokens before it get 0, 1, ...
+
+        Returns:
+            New positions, int32 [heads, slots], EMPTY as before, and how much higher they are.
+        """
+        positions, by = (np.empty((heads.count, heads.slots), np.int32) for _ in range(2))
+        records, scratch = heads.records(), self._scratch(heads)
+        one = launch.renumber(
+            self._kernels,
+            heads=heads.count,
+            records=records.ctypes.data,
+            slots=heads.slots,
+            new=new,
+            front=front,
+            positions=positions.ctypes.data,
+            by=by.ctypes.data,
+            scratch=scratch.ctypes.data,
+            wait=True,
+        )
+        self._run([one])
+        return positions, by
+
+    def rotate(self, heads: Heads, by: Ints) -> None:
+        """Rotate stored keys to positions `by` further, without the rope's attention factor.
+
+        Args:
+            heads: whose keys, with frequencies; their pages belong to nobody else.
+            by: int32 [heads, slots], C-contiguous; 0 leaves a slot as it is.
+
+        Raises:
+            ShapeError: `by` is of another type, shape or layout, or frequencies are missing.
+        """
+        if by.shape != heads.positions.shape or by.dtype != np.int32 or not by.flags.c_contiguous:
+            raise ShapeError(f"differences are {by.dtype} {by.shape}, expected int32 as slots")
+        if heads.count and not heads.frequencies:
+            raise ShapeError("heads without frequencies cannot be rotated")
+        records, scratch = heads.records(), self._scratch(heads)
+        one = launch.rotate_keys(
+            self._kernels,
+            kv_bits=self._bits,
+            heads=heads.count,
+            records=records.ctypes.data,
+            slots=heads.slots,
+            page_slots=heads.page_slots,
+            head_dim=self._dims,
+            by=by.ctypes.data,
+            scratch=scratch.ctypes.data,
+            wait=True,
+        )
+        self._run([one])
+
+    def _scratch(self, heads: Heads) -> npt.NDArray[np.uint8]:
+        return np.empty(
+            self._threads * launch.scratch_bytes(heads.slots, self._dims), dtype=np.uint8
+        )
+
+
+def _alone(instructions: Sequence[Instruction]) -> None:
+    """Run instructions on this thread."""
+    rows, ctx = table(instructions), np.zeros(CTX_SLOTS, np.int64)
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+    for row in rows:
+        kind(int(row[0]))(row.ctypes.data, ctx.ctypes.data, 0, 1)

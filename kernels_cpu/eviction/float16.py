@@ -1,0 +1,21 @@
+"""Eviction from a cache of float16 keys and values. See `scores.py` and `rotate.py`."""
+
+from __future__ import annotations
+
+from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.program.abi import kernel
+
+_scores = scores.make(16)
+_rotate = rotate.make(16)
+
+
+@kernel
+def retain_scores_16(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def rotate_keys_16(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Rotate the keys of this thread's share of heads."""
+    _rotate(instr, ctx, tid, threads)

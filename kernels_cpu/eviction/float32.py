@@ -1,0 +1,21 @@
+"""Eviction from a cache of float32 keys and values. See `scores.py` and `rotate.py`."""
+
+from __future__ import annotations
+
+from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.program.abi import kernel
+
+_scores = scores.make(32)
+_rotate = rotate.make(32)
+
+
+@kernel
+def retain_scores_32(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def rotate_keys_32(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Rotate the keys of this thread's share of heads."""
+    _rotate(instr, ctx, tid, threads)

@@ -1,0 +1,226 @@
+"""Instructions of eviction and renumbering, and what they read. No numba here.
+
+Each head (layer and KV head) of a cache that evicts has lists of slots of its own. A record says
+where they are:
+
+    EV_PAGES        address of int64 [pages, 4]: of each page the head's keys, values, key scales and
+                    value scales, in the layout of `attention/launch.py`
+    EV_POSITIONS    address of int32 [slots]; EMPTY where a slot holds nothing
+    EV_TOKENS       address of int32 [slots]: which token of the sequence a slot holds
+    EV_FREQUENCIES  address of float64 [pairs]: radians a position of the layer's rope
+    EV_PAIRS        how many; 0 where keys are not rotated
+
+Slots are a multiple of SLOT_TILE, those of a page too. Heads are shared out among threads. Scores
+are float32 [heads, slots]; higher is kept.
+"""
+
+from __future__ import annotations
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.attention.launch import (
+    KV_BITS,
+    SLOT_TILE,
+    hadamard_block,
+    padded_head_dim,
+)
+from edgetok.kernels_cpu.elementwise.launch import Addresses
+from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
+
+EV_PAGES, EV_POSITIONS, EV_TOKENS, EV_FREQUENCIES, EV_PAIRS = range(5)
+EV_RECORD_SLOTS = 8
+
+EV_HEADS, EV_RECORDS, EV_SLOTS, EV_SCRATCH, EV_SCRATCH_BYTES = range(2, 7)
+SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED = range(7, 11)
+CHOOSE_SCORES, CHOOSE_ROOM, CHOOSE_FRONT, CHOOSE_RECENT, CHOOSE_OUT, CHOOSE_COUNTS = range(7, 13)
+RENUMBER_NEW, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
+(
+    ROTATE_BY,
+    ROTATE_PAGE_SLOTS,
+    ROTATE_DIMS,
+    ROTATE_PADDED,
+    ROTATE_BLOCK,
+    ROTATE_SCALE,
+) = range(7, 13)
+
+
+def scratch_bytes(slots: int, head_dim: int) -> int:
+    """Scratch memory that each thread needs for all of these."""
+    vectors = 17 * 4 * (head_dim + 32)  # a vector of at most 16 floats a dim, and their means
+    return max(vectors + 8 * slots, 8 * slots) + 64
+
+
+def retain_scores(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    heads: int,
+    records: int,
+    slots: int,
+    page_slots: int,
+    head_dim: int,
+    scores: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """Scores as `cache/policies/retain.py` defines them; 0 for empty slots.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: of keys and values.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        page_slots: of each page but the last.
+        head_dim: D.
+        scores: address of float32 [heads, slots], written.
+        scratch: address of `scratch_bytes` for each thread.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: sizes are not what kernels take.
+    """
+    _check(kv_bits, slots, page_slots)
+    args = (
+        *_common(heads, records, slots, scratch, head_dim),
+        scores,
+        page_slots,
+        head_dim,
+        padded_head_dim(head_dim, kv_bits),
+    )
+    return instruction(kernels.address(f"retain_scores_{kv_bits}"), *args, wait=wait)
+
+
+def window_scores(
+    kernels: Addresses, *, heads: int, records: int, slots: int, scores: int, wait: bool
+) -> Instruction:
+    """Scores of the policy `window`: a token's number. Arguments as for `retain_scores`."""
+    args = (*_common(heads, records, slots, 0, 0), scores)
+    return instruction(kernels.address("window_scores"), *args, wait=wait)
+
+
+def choose_evicted(
+    kernels: Addresses,
+    *,
+    heads: int,
+    records: int,
+    slots: int,
+    scores: int,
+    room: int,
+    front: int,
+    recent: int,
+    evicted: int,
+    counts: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """List the slots that each head gives up until `room` are held: the lowest scores.
+
+    Tokens before `front` and from `recent` on go last; of equal scores the oldest go. A score that
+    is NaN counts as infinite.
+
+    Args:
+        kernels: the loaded kernels.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        scores: address of float32 [heads, slots].
+        room: tokens that each head may keep.
+        front: tokens before it are protected.
+        recent: tokens from it on are.
+        evicted: address of int32 [heads, slots]: slots, ascending, as many as `counts` says.
+        counts: address of int64 [heads].
+        scratch: address of `scratch_bytes` for each thread.
+        wait: see `instruction`.
+    """
+    _check(32, slots, slots)
+    args = (*_common(heads, records, slots, scratch, 0), scores, room, front, recent, evicted)
+    return instruction(kernels.address("choose_evicted"), *args, counts, wait=wait)
+
+
+def renumber(
+    kernels: Addresses,
+    *,
+    heads: int,
+    records: int,
+    slots: int,
+    new: int,
+    front: int,
+    positions: int,
+    by: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """Positions without gaps: each head's last token gets `new - 1`, tokens before `front` the first.
+
+    Args:
+        kernels: the loaded kernels.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        new: position of the next token.
+        front: tokens before it keep to the beginning.
+        positions: address of int32 [heads, slots]: the new positions, EMPTY as before.
+        by: address of int32 [heads, slots]: how much higher they are; 0 for empty slots.
+        scratch: address of `scratch_bytes` for each thread.
+        wait: see `instruction`.
+    """
+    _check(32, slots, slots)
+    args = (*_common(heads, records, slots, scratch, 0), new, front, positions, by)
+    return instruction(kernels.address("renumber"), *args, wait=wait)
+
+
+def rotate_keys(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    heads: int,
+    records: int,
+    slots: int,
+    page_slots: int,
+    head_dim: int,
+    by: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """Rotate stored keys to positions `by` further, without the rope's attention factor.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: of keys.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        page_slots: of each page but the last.
+        head_dim: D.
+        by: address of int32 [heads, slots]; 0 leaves a slot as it is.
+        scratch: address of `scratch_bytes` for each thread.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: sizes are not what kernels take.
+    """
+    _check(kv_bits, slots, page_slots)
+    block = hadamard_block(head_dim)
+    args = (
+        *_common(heads, records, slots, scratch, head_dim),
+        by,
+        page_slots,
+        head_dim,
+        padded_head_dim(head_dim, kv_bits),
+        block,
+        float_bits(block**-0.5),
+    )
+    return instruction(kernels.address(f"rotate_keys_{kv_bits}"), *args, wait=wait)
+
+
+def _common(heads: int, records: int, slots: int, scratch: int, dims: int) -> tuple[int, ...]:
+    return heads, records, slots, scratch, scratch_bytes(slots, dims)
+
+
+def _check(kv_bits: int, slots: int, page_slots: int) -> None:
+    if kv_bits not in KV_BITS:
+        raise ShapeError(f"kv_bits is {kv_bits}, expected one of {KV_BITS}")
+    if slots < 0 or slots % SLOT_TILE or page_slots % SLOT_TILE or page_slots < 1:
+        raise ShapeError(
+            f"{slots} slots in pages of {page_slots}, expected multiples of {SLOT_TILE}"
+        )

@@ -1,0 +1,152 @@
+"""Stored keys rotated to other positions, in place: read, rotated in float32, rounded anew.
+
+    (a, b) = (k[i], k[i + R / 2]);  k[i] = a cos - b sin;  k[i + R / 2] = b cos + a sin
+
+with the cosine and sine of difference times frequency (`simd/math64.py`). 4-bit keys are transformed
+back before and again after (`attention/hadamard.py`). Slots: `launch.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgetok.kernels_cpu.attention import kv_append
+from edgetok.kernels_cpu.attention.hadamard import turn_head
+from edgetok.kernels_cpu.attention.launch import KEY_TILE
+from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.eviction.launch import (
+    EV_FREQUENCIES,
+    EV_HEADS,
+    EV_PAGES,
+    EV_PAIRS,
+    EV_RECORD_SLOTS,
+    EV_RECORDS,
+    EV_SCRATCH,
+    EV_SCRATCH_BYTES,
+    EV_SLOTS,
+    ROTATE_BLOCK,
+    ROTATE_BY,
+    ROTATE_DIMS,
+    ROTATE_PADDED,
+    ROTATE_PAGE_SLOTS,
+    ROTATE_SCALE,
+)
+from edgetok.kernels_cpu.eviction.stored import page_at
+from edgetok.kernels_cpu.simd.emit import inline, outline
+from edgetok.kernels_cpu.simd.math64 import cos_of, quarter_turns, sin_of, within_a_quarter
+from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
+    read_f16,
+    read_f32,
+    read_f64,
+    read_i32,
+    read_i64,
+    read_u8,
+    write_f32,
+)
+
+_STORE = {
+    4: kv_append._key_4,
+    8: kv_append._key_8,
+    16: kv_append._key_16,
+    32: kv_append._key_32,
+}
+
+
+@outline
+def _angles(by: int, frequencies: int, pairs: int, cos: int, sin: int) -> None:
+    for i in range(pairs):
+        angle = np.float64(by) * read_f64(frequencies + 8 * i)
+        n = quarter_turns(angle)
+        r = within_a_quarter(angle, n)
+        write_f32(cos + 4 * i, np.float32(cos_of(n, r)))
+        write_f32(sin + 4 * i, np.float32(sin_of(n, r)))
+
+
+@outline
+def _turn(x: int, pairs: int, cos: int, sin: int) -> None:
+    for i in range(pairs):
+        c = read_f32(cos + 4 * i)
+        s = read_f32(sin + 4 * i)
+        a = read_f32(x + 4 * i)
+        b = read_f32(x + 4 * (i + pairs))
+        write_f32(x + 4 * i, a * c - b * s)
+        write_f32(x + 4 * (i + pairs), b * c + a * s)
+
+
+def make(kv_bits: int) -> Any:
+    """The kernel for one kind of slot."""
+    store = _STORE[kv_bits]
+
+    @inline
+    def dim(keys: int, scales: int, padded: int, slot: int, d: int) -> Any:
+        """Dim d of a key, as a float32."""
+        tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
+        if kv_bits == 4:
+            word = read_i64_low(scales + 4 * slot)
+            code = read_u8(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane + d % 4)
+            code = code >> (d % 8 // 4 * 4) & 15
+            scale, base = f32_from_bits(word << 16), f32_from_bits(word & 0xFFFF0000)
+            return np.float32(code) * scale + base
+        if kv_bits == 8:
+            code = read_u8(keys + tile * padded + d // 4 * 64 + 4 * lane + d % 4)
+            return np.float32(code - 128) * read_f32(scales + 4 * slot)
+        at = tile * padded + d * KEY_TILE + lane
+        return read_f16(keys + 2 * at) if kv_bits == 16 else read_f32(keys + 4 * at)
+
+    @outline
+    def read_key(keys: int, scales: int, padded: int, slot: int, dims: int, x: int) -> None:
+        for d in range(dims):
+            write_f32(x + 4 * d, dim(keys, scales, padded, slot, d))
+
+    @outline
+    def store_key(x: int, dims: int, padded: int, keys: int, scales: int, slot: int) -> None:
+        store(x, dims, padded, keys, scales, slot)
+
+    @outline
+    def rotate(instr: int, ctx: int, tid: int, threads: int) -> None:
+        slots = read_i64(instr + 8 * EV_SLOTS)
+        heads = read_i64(instr + 8 * EV_HEADS)
+        page_slots = read_i64(instr + 8 * ROTATE_PAGE_SLOTS)
+        dims = read_i64(instr + 8 * ROTATE_DIMS)
+        padded = read_i64(instr + 8 * ROTATE_PADDED)
+        block = read_i64(instr + 8 * ROTATE_BLOCK)
+        scale = f32_from_bits(read_i64(instr + 8 * ROTATE_SCALE))
+        x = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
+        cos = x + 4 * dims
+        sin = cos + 4 * dims
+        for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
+            record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
+            pairs = read_i64(record + 8 * EV_PAIRS)
+            if pairs == 0:
+                continue
+            frequencies = read_i64(record + 8 * EV_FREQUENCIES)
+            pages = read_i64(record + 8 * EV_PAGES)
+            all_by = read_i64(instr + 8 * ROTATE_BY) + 4 * slots * head
+            known = np.int64(0)  # neighbours often move alike
+            for s in range(slots):
+                by = np.int64(read_i32(all_by + 4 * s))
+                if by == 0:
+                    continue
+                if by != known:
+                    _angles(by, frequencies, pairs, cos, sin)
+                    known = by
+                page, slot = page_at(pages, page_slots, s), s % page_slots
+                keys, scales = read_i64(page), read_i64(page + 16)
+                read_key(keys, scales, padded, slot, dims, x)
+                if kv_bits == 4:
+                    turn_head(x, dims, block, scale)
+                _turn(x, pairs, cos, sin)
+                if kv_bits == 4:
+                    turn_head(x, dims, block, scale)
+                store_key(x, dims, padded, keys, scales, slot)
+
+    return rotate
+
+
+@inline
+def read_i64_low(address: int) -> Any:
+    """The 32 bits at an address, unsigned."""
+    return np.int64(read_i32(address)) & 0xFFFFFFFF

@@ -1,0 +1,195 @@
+"""Scores of the policy `retain`: |k - mean key|^2 |v|, 0 where the first factor is an outlier.
+
+Definition and reasons: `edgetok/cache/policies/retain.py`. Sums are float32, of LANES partial sums.
+Keys are read twice (their mean, then distances from it), values once. Slots: `launch.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edgetok.kernels_cpu.attention.launch import EMPTY
+from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.elementwise.selection import nth_smallest
+from edgetok.kernels_cpu.eviction.launch import (
+    EV_HEADS,
+    EV_PAGES,
+    EV_POSITIONS,
+    EV_RECORD_SLOTS,
+    EV_RECORDS,
+    EV_SCRATCH,
+    EV_SCRATCH_BYTES,
+    EV_SLOTS,
+    SCORE_DIMS,
+    SCORE_OUT,
+    SCORE_PADDED,
+    SCORE_PAGE_SLOTS,
+)
+from edgetok.kernels_cpu.eviction.stored import (
+    high_bfloat16,
+    keep_first,
+    key_base,
+    key_dim,
+    key_scale,
+    low_bfloat16,
+    page_at,
+    signed_byte_f32,
+    field_f32,
+)
+from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
+from edgetok.kernels_cpu.simd.memory import (
+    load_f16,
+    load_f32,
+    load_i32,
+    read_f32,
+    read_i32,
+    read_i64,
+    store_f32,
+    write_f32,
+)
+from edgetok.kernels_cpu.simd.ops import (
+    add,
+    any_between,
+    fma,
+    mul,
+    select_between,
+    splat_f32,
+    splat_i32,
+    sub,
+    sum_lanes,
+    zero_f32,
+)
+
+_MOST = np.float32(6.0)  # as `retain.py` says
+_LAST = np.int32(EMPTY - 1)  # the largest position that a token may have
+_NONE = np.int32(0)
+
+
+def make(kv_bits: int) -> Any:
+    """The kernel for one kind of slot."""
+
+    @outline
+    def means(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
+              sums: int, mean: int) -> int:  # fmt: skip
+        """Write the mean of each dim, float32 [dims]; how many keys there are."""
+        for d in range(dims):
+            store_f32(sums + 4 * LANES * d, zero_f32())
+        held = zero_f32()
+        one = splat_f32(np.float32(1.0))
+        for s in range(0, slots, LANES):
+            at = load_i32(positions + 4 * s)
+            if any_between(at, _NONE, _LAST) == 0:
+                continue
+            held = add(held, select_between(at, _NONE, _LAST, one, zero_f32()))
+            page, slot = page_at(pages, page_slots, s), s % page_slots
+            scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+            for d in range(dims):
+                key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                key = select_between(at, _NONE, _LAST, key, zero_f32())
+                to = sums + 4 * LANES * d
+                store_f32(to, add(load_f32(to), key))
+        n = np.int64(sum_lanes(held))
+        for d in range(dims):
+            total = sum_lanes(load_f32(sums + 4 * LANES * d))
+            write_f32(mean + 4 * d, total / np.float32(max(n, 1)))
+        return n
+
+    @outline
+    def distances(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
+                  mean: int, out: int) -> None:  # fmt: skip
+        """out = |k - mean|^2; 0 for empty slots."""
+        for s in range(0, slots, LANES):
+            at = load_i32(positions + 4 * s)
+            total = zero_f32()
+            if any_between(at, _NONE, _LAST) != 0:
+                page, slot = page_at(pages, page_slots, s), s % page_slots
+                scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+                for d in range(dims):
+                    key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                    away = sub(key, splat_f32(read_f32(mean + 4 * d)))
+                    total = fma(away, away, total)
+            store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
+
+    @inline
+    def square(page: int, slot: int, lane: int, dims: int, padded: int) -> Any:
+        """Sum of squares of a value; `lane` is slot % 4."""
+        total = zero_f32()
+        values = read_i64(page + 8)
+        if kv_bits == 4:
+            words_at = values + (slot - lane) * padded // 2
+            word = splat_i32(read_i32(read_i64(page + 24) + 4 * slot))
+            scale, base = low_bfloat16(word), high_bfloat16(word)
+            for w in range(0, padded // 2, LANES):
+                words = load_i32(words_at + 4 * w)
+                first = dims - (32 * (w // 16) + w % 16)
+                low = fma(field_f32(words, 8 * lane, 15), scale, base)
+                low = keep_first(low, first)
+                high = fma(field_f32(words, 8 * lane + 4, 15), scale, base)
+                high = keep_first(high, first - 16)
+                total = fma(high, high, fma(low, low, total))
+            return sum_lanes(total)
+        if kv_bits == 8:
+            words_at = values + (slot - lane) * padded
+            for d in range(0, padded, LANES):
+                v = signed_byte_f32(load_i32(words_at + 4 * d), lane)
+                total = fma(v, v, total)
+            scale = read_f32(read_i64(page + 24) + 4 * slot)
+            return sum_lanes(total) * scale * scale
+        for d in range(0, padded, LANES):
+            at = slot * padded + d
+            v = load_f16(values + 2 * at) if kv_bits == 16 else load_f32(values + 4 * at)
+            total = fma(v, v, total)
+        return sum_lanes(total)
+
+    @outline
+    def weigh(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
+              limit: float, out: int) -> None:  # fmt: skip
+        """out *= |v|, 0 where it is above `limit`."""
+        for s in range(slots):
+            if read_i32(positions + 4 * s) == EMPTY:
+                continue
+            far = read_f32(out + 4 * s)
+            if far > limit:
+                write_f32(out + 4 * s, np.float32(0.0))
+                continue
+            page, slot = page_at(pages, page_slots, s), s % page_slots
+            write_f32(out + 4 * s, far * math.sqrt(square(page, slot, s % 4, dims, padded)))
+
+    @outline
+    def median(positions: int, slots: int, scores: int, copy: int) -> float:
+        """The median of the scores of slots that hold a token, of which there is one at least."""
+        n = 0
+        for s in range(slots):
+            if read_i32(positions + 4 * s) != EMPTY:
+                write_f32(copy + 4 * n, read_f32(scores + 4 * s))
+                n += 1
+        middle = nth_smallest(copy, n, n // 2)
+        if n % 2 == 0:
+            middle = (middle + nth_smallest(copy, n, n // 2 - 1)) * np.float32(0.5)
+        return middle
+
+    @outline
+    def retain(instr: int, ctx: int, tid: int, threads: int) -> None:
+        heads = read_i64(instr + 8 * EV_HEADS)
+        slots = read_i64(instr + 8 * EV_SLOTS)
+        page_slots = read_i64(instr + 8 * SCORE_PAGE_SLOTS)
+        dims = read_i64(instr + 8 * SCORE_DIMS)
+        padded = read_i64(instr + 8 * SCORE_PADDED)
+        sums = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
+        mean = sums + 4 * LANES * dims
+        copy = mean + 4 * dims
+        for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
+            record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
+            pages = read_i64(record + 8 * EV_PAGES)
+            positions = read_i64(record + 8 * EV_POSITIONS)
+            out = read_i64(instr + 8 * SCORE_OUT) + 4 * slots * head
+            n = means(pages, page_slots, positions, slots, dims, padded, sums, mean)
+            distances(pages, page_slots, positions, slots, dims, padded, mean, out)
+            if n > 0:
+                limit = _MOST * median(positions, slots, out, copy)
+                weigh(pages, page_slots, positions, slots, dims, padded, limit, out)
+
+    return retain

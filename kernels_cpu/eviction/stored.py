@@ -1,0 +1,112 @@
+"""Stored keys and values as floats, LANES slots or dims at a time. For kernels of this folder.
+
+Layout: `attention/launch.py`. Products with a Hadamard transform, as 4-bit keys and values are
+stored, have the same distances and norms, so scores need not transform them back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from edgetok.kernels_cpu.attention.launch import KEY_TILE
+from edgetok.kernels_cpu.simd.emit import (
+    _F32,
+    _I32,
+    F32,
+    I32,
+    LANES,
+    _constant,
+    _first_lanes,
+    _splat,
+    i64,
+    inline,
+    op,
+)
+from edgetok.kernels_cpu.simd.memory import (
+    load_f16,
+    load_f32,
+    load_i32,
+    read_i64,
+)
+from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32, sub
+
+
+@op(F32, I32, i64, i64)
+def field_f32(b: Any, words: Any, first_bit: Any, mask: Any) -> Any:
+    """Bits of each int32 from `first_bit` on, as many as the mask has, as unsigned float32."""
+    shift = _splat(b, b.trunc(first_bit, _I32), LANES)
+    bits = b.and_(b.lshr(words, shift), _splat(b, b.trunc(mask, _I32), LANES))
+    return b.sitofp(bits, F32.ll)
+
+
+@op(F32, I32, i64)
+def signed_byte_f32(b: Any, words: Any, byte: Any) -> Any:
+    """Byte 0..3 of each int32, signed, as float32."""
+    up = b.sub(ir.Constant(_I32, 24), b.shl(b.trunc(byte, _I32), ir.Constant(_I32, 3)))
+    high = b.shl(words, _splat(b, up, LANES))
+    return b.sitofp(b.ashr(high, _constant(_I32, LANES, 24)), F32.ll)
+
+
+@op(F32, I32)
+def low_bfloat16(b: Any, words: Any) -> Any:
+    """The bfloat16 in the low half of each int32: a scale at 4 bits."""
+    return b.bitcast(b.shl(words, _constant(_I32, LANES, 16)), F32.ll)
+
+
+@op(F32, I32)
+def high_bfloat16(b: Any, words: Any) -> Any:
+    """The bfloat16 in the high half of each int32: a base at 4 bits."""
+    return b.bitcast(b.and_(words, _constant(_I32, LANES, -65536)), F32.ll)
+
+
+@op(F32, F32, i64)
+def keep_first(b: Any, v: Any, count: Any) -> Any:
+    """Zeros in lanes from `count` on."""
+    return b.select(_first_lanes(b, count, LANES), v, _constant(_F32, LANES, 0.0))
+
+
+@inline
+def page_at(record_pages: int, page_slots: int, slot: int) -> Any:
+    """Address of the entry of a slot's page."""
+    return record_pages + 32 * (slot // page_slots)
+
+
+# Of LANES slots, `slot` within a page the first: dim d of their keys. `scale` and `base` are theirs.
+
+
+@inline
+def key_scale(kv_bits: int, page: int, slot: int) -> Any:
+    """Scales of LANES keys; ones without scales."""
+    if kv_bits == 4:
+        return low_bfloat16(load_i32(read_i64(page + 16) + 4 * slot))
+    if kv_bits == 8:
+        return load_f32(read_i64(page + 16) + 4 * slot)
+    return splat_f32(np.float32(1.0))
+
+
+@inline
+def key_base(kv_bits: int, page: int, slot: int) -> Any:
+    """What is added to scaled codes of LANES keys."""
+    if kv_bits == 4:
+        return high_bfloat16(load_i32(read_i64(page + 16) + 4 * slot))
+    return splat_f32(np.float32(0.0))
+
+
+@inline
+def key_dim(kv_bits: int, page: int, padded: int, slot: int, d: int, scale: Any, base: Any) -> Any:
+    """Dim d of LANES keys."""
+    keys = read_i64(page)
+    tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
+    if kv_bits == 4:
+        words = load_i32(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane)
+        return fma(field_f32(words, 8 * (d % 4) + d % 8 // 4 * 4, 15), scale, base)
+    if kv_bits == 8:
+        words = load_i32(keys + tile * padded + d // 4 * 64 + 4 * lane)
+        code = sub(field_f32(words, 8 * (d % 4), 255), splat_f32(np.float32(128.0)))
+        return mul(code, scale)
+    if kv_bits == 16:
+        return load_f16(keys + 2 * (tile * padded + d * KEY_TILE + lane))
+    return load_f32(keys + 4 * (tile * padded + d * KEY_TILE + lane))

@@ -10,6 +10,8 @@ from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.errors import SessionError
 from edgetok.runtime.backend import Backend
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import TokenChooser
 
 
 class CachedTokens:
@@ -52,6 +54,10 @@ class CachedTokens:
             self.cache = backend.new_bounded_cache(capacity_tokens, limits)
             self.answer_tokens = capacity_tokens
         self.tokens: list[int] = []
+
+    def chooser(self, options: SamplingOptions) -> TokenChooser | None:
+        """What chooses tokens from the backend's logits. See `Backend.chooser`."""
+        return self._backend.chooser(options)
 
     @property
     def room_tokens(self) -> int:

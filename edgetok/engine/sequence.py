@@ -87,7 +87,8 @@ class Sequence:
             SessionError: a kept beginning of the prompt does not fit this cache.
         """
         options = self._options
-        self._sampler = Sampler(options, self._tokenizer.vocab_size, self.prompt)
+        size, chooser = self._tokenizer.vocab_size, self.context.chooser(options)
+        self._sampler = Sampler(options, size, self.prompt, chooser)
         self._stream = self._tokenizer.stream(self.prompt)
         self._finder = StopFinder(options.stop)
         self._limit = (

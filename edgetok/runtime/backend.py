@@ -13,6 +13,8 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
 from edgetok.models.spec import DecoderSpec
 from edgetok.sampling.device import Draw
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import TokenChooser
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -119,6 +121,9 @@ class Backend(Protocol):
             ArtefactError: logits are not finite.
             UnsupportedError: `capabilities.samples` is False.
         """
+
+    def chooser(self, options: SamplingOptions) -> TokenChooser | None:
+        """What chooses tokens from this backend's logits quickly; None leaves it to NumPy."""
 
     def forward(
         self,

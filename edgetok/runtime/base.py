@@ -12,6 +12,8 @@ from edgetok.errors import ShapeError, UnsupportedError
 from edgetok.runtime.backend import Backend, Logits, Part, Tokens
 from edgetok.runtime.token_blocks import blocks, checked_tokens
 from edgetok.sampling.device import Draw
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import TokenChooser
 
 
 class BaseBackend:
@@ -42,6 +44,10 @@ class BaseBackend:
             if every is not None:
                 every[start : start + chunk.size] = found
         return found[0] if every is None else every
+
+    def chooser(self, options: SamplingOptions) -> TokenChooser | None:
+        """None: NumPy chooses."""
+        return None
 
     def new_bounded_cache(self: Backend, context_tokens: int, limits: CacheLimits) -> KVCache:
         """Refuse: this backend has no cache that evicts.

@@ -1,8 +1,13 @@
-"""From logits to the next token of one generation: the steps of `edgetok.sampling.steps`."""
+"""From logits to the next token of one generation: the steps of `edgetok.sampling.steps`.
+
+Where a backend has compiled kernels, one of them does all steps at once (`TokenChooser`); the steps
+say what it does, and do it everywhere else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +23,34 @@ from edgetok.sampling.steps import (
     Step,
     likeliest,
     narrowing,
+    not_finite,
     penalises,
 )
+
+
+class TokenChooser(Protocol):
+    """Does all steps for the options that it was made with."""
+
+    def choose(
+        self,
+        logits: Logits,
+        seed: int,
+        index: int,
+        seen: npt.NDArray[np.int32] | None = None,
+        mask: npt.NDArray[np.uint32] | None = None,
+    ) -> int:
+        """Choose a token.
+
+        Args:
+            logits: [vocab_size], C-contiguous; not changed.
+            seed: of the random number (`random_shares.py`).
+            index: the token's place in the answer.
+            seen: as `Penalties.seen`.
+            mask: [ceil(vocab_size / 32)]: bit i of word w allows token 32 w + i.
+
+        Returns:
+            The token; -1 - token where the logits are not numbers, that token's for one.
+        """
 
 
 class Sampler:
@@ -31,7 +62,11 @@ class Sampler:
     """
 
     def __init__(
-        self, options: SamplingOptions, vocab_size: int, prompt: Sequence[int] = ()
+        self,
+        options: SamplingOptions,
+        vocab_size: int,
+        prompt: Sequence[int] = (),
+        chooser: TokenChooser | None = None,
     ) -> None:
         """Start a generation.
 
@@ -39,7 +74,9 @@ class Sampler:
             options: how to choose.
             vocab_size: number of logits.
             prompt: tokens that the repetition penalty counts as seen.
+            chooser: does all steps, made with the same options; None for NumPy.
         """
+        self._chooser = chooser
         self._options = options
         self._shares = RandomShares(options.seed)
         self._pick = Pick(options)
@@ -58,17 +95,29 @@ class Sampler:
         Raises:
             ArtefactError: the logits are not numbers.
         """
+        seen = None if self._penalties is None else self._penalties.seen
+        index, share = self._shares.index, self._shares.next()
+        if self._chooser is None:
+            token = self._choose(logits, share)
+        else:
+            token = self._chooser.choose(logits, self._shares.seed, index, seen)
+            if token < 0:
+                raise not_finite(float(logits[-1 - token]), -1 - token)
+        if self._penalties is not None:
+            self._penalties.chosen(token)
+        return token
+
+    def _choose(self, logits: Logits, share: float) -> int:
+        """Choose with NumPy."""
         choices = Choices(logits)
         if self._penalties is not None:
             self._penalties(choices)
         token = likeliest(choices.logits)
-        if self._options.temperature > 0.0:
-            for step in self._narrowing:
-                step(choices)
-            token = self._pick(choices, self._shares.next())
-        if self._penalties is not None:
-            self._penalties.chosen(token)
-        return token
+        if self._options.temperature == 0.0:
+            return token
+        for step in self._narrowing:
+            step(choices)
+        return self._pick(choices, share)
 
     def draw(self) -> Draw:
         """Return the options and random number for a backend that draws the next token itself."""

@@ -25,6 +25,7 @@ Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
 _RUN = 512  # tokens that are drawn from together where all may be drawn
+_MORE = 256  # rows of a table for tokens that the answer brings, at first
 _ROWS = 64  # of the table in which the k-th largest is looked for
 
 
@@ -84,36 +85,39 @@ class Penalties:
     on_device = False
 
     def __init__(self, options: SamplingOptions, vocab_size: int, prompt: Sequence[int]) -> None:
-        """Count the prompt's tokens as seen by the repetition penalty."""
+        """Count the prompt's tokens that have a logit as seen by the repetition penalty."""
         self._options = options
         self._repeats = options.repetition_penalty != 1.0
-        self._counts_tokens = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
-        self._seen = np.zeros(vocab_size if self._repeats else 0, np.bool_)
-        if self._repeats:
-            self._seen[np.asarray(prompt, np.int64)] = True
-        self._counts: dict[int, int] = {}  # of tokens in the answer
+        ids = sorted({i for i in prompt if 0 <= i < vocab_size}) if self._repeats else []
+        self._rows = {token: row for row, token in enumerate(ids)}
+        self._table = np.zeros((len(ids) + _MORE, 2), np.int32)
+        self._table[: len(ids), 0] = ids
+
+    @property
+    def seen(self) -> npt.NDArray[np.int32]:
+        """Tokens to penalise, each once, and how often each is in the answer: [n, 2]."""
+        return self._table[: len(self._rows)]
 
     def __call__(self, choices: Choices) -> None:
         """Change the logits of tokens seen before (arXiv 1909.05858) and of those in the answer."""
         options, changed = self._options, choices.logits.copy()
+        ids, counts = self.seen.T
         if self._repeats:
-            ids = np.flatnonzero(self._seen)
             values = changed[ids]
             penalty = np.float32(options.repetition_penalty)
             changed[ids] = np.where(values < 0, values * penalty, values / penalty)
-        if self._counts_tokens:
-            ids = np.fromiter(self._counts, np.int64)
-            counts = np.fromiter(self._counts.values(), np.float32)
-            changed[ids] -= np.float32(options.presence_penalty)
-            changed[ids] -= np.float32(options.frequency_penalty) * counts
+        said = counts > 0
+        changed[ids[said]] -= np.float32(options.presence_penalty)
+        changed[ids[said]] -= np.float32(options.frequency_penalty) * counts[said].astype(np.float32)
         choices.logits = changed
 
     def chosen(self, token: int) -> None:
         """Remember a token of the answer."""
-        if self._repeats:
-            self._seen[token] = True
-        if self._counts_tokens:
-            self._counts[token] = self._counts.get(token, 0) + 1
+        row = self._rows.setdefault(token, len(self._rows))
+        if row == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+        self._table[row, 0] = token
+        self._table[row, 1] += 1
 
 
 class Temperature:
@@ -218,11 +222,16 @@ def likeliest(logits: Logits) -> int:
     """
     best = int(np.argmax(logits))  # a NaN anywhere is what argmax finds
     if not math.isfinite(logits[best]):
-        raise ArtefactError(
-            f"the model's logits are not finite ({logits[best]} for token {best}); its weights "
-            "are damaged: run `edgetok verify` on the folder"
-        )
+        raise not_finite(float(logits[best]), best)
     return best
+
+
+def not_finite(logit: float, token: int) -> ArtefactError:
+    """Say that a logit is not a number."""
+    return ArtefactError(
+        f"the model's logits are not finite ({logit} for token {token}); its weights are damaged: "
+        "run `edgetok verify` on the folder"
+    )
 
 
 def penalises(options: SamplingOptions) -> bool:

@@ -6,7 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import ANGLES_FREQUENCIES, angles
+from edgetok.kernels_cpu.elementwise.launch import (
+    ANGLES_COS,
+    ANGLES_FREQUENCIES,
+    ANGLES_POSITIONS,
+    ANGLES_SIN,
+    angles,
+)
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS
 from edgetok.kernels_cpu.program.loader import Kernels
 
@@ -57,26 +63,40 @@ class Angles:
         self._instruction, self._ctx = np.array(one, np.int64), np.zeros(CTX_SLOTS, np.int64)
         self._addresses = self._instruction.ctypes.data, self._ctx.ctypes.data
         self._call = kernels.function("angles")
+        self._begins = [
+            (slot, array.ctypes.data, array.strides[0])
+            for slot, array in (
+                (ANGLES_POSITIONS, positions),
+                (ANGLES_COS, cos),
+                (ANGLES_SIN, sin),
+            )
+        ]
+        self._first = 0
         self._frequencies: npt.NDArray[np.float64] | None = None
 
-    def fill(self, rows: int, frequencies: npt.NDArray[np.float64]) -> None:
-        """cos = factor cos(position * frequency) and sin likewise, of the first rows, in float64.
+    def fill(self, first: int, end: int, frequencies: npt.NDArray[np.float64]) -> None:
+        """cos = factor cos(position * frequency) and sin likewise, of rows first..end-1, in float64.
 
         Args:
-            rows: how many; 0 to all.
+            first: see above; 0 <= first <= end <= rows.
+            end: see above.
             frequencies: [pairs] float64, C-contiguous, radians a position; not changed between
                 calls that name the same array.
 
         Raises:
-            ShapeError: too many rows, or frequencies of another type, shape or layout.
+            ShapeError: there are no such rows, or frequencies of another type, shape or layout.
         """
-        if not 0 <= rows <= self._shape[0]:
-            raise ShapeError(f"{rows} rows of angles, expected at most {self._shape[0]}")
+        if not 0 <= first <= end <= self._shape[0]:
+            raise ShapeError(f"rows {first}..{end} of angles, expected 0..{self._shape[0]}")
         if frequencies is not self._frequencies:
             _check("frequencies", frequencies, np.float64, self._shape[1:])
             self._frequencies = frequencies
             self._instruction[ANGLES_FREQUENCIES] = frequencies.ctypes.data
-        self._ctx[CTX_TOKENS] = rows
+        if first != self._first:
+            self._first = first
+            for slot, base, row_bytes in self._begins:
+                self._instruction[slot] = base + first * row_bytes
+        self._ctx[CTX_TOKENS] = end - first
         self._call(*self._addresses, 0, 1)
 
 

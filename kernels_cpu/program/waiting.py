@@ -88,9 +88,7 @@ define void @edgetok_yield() {{
 """
 
 
-def waiting_code(
-    system: str = sys.platform, address: Callable[[str], int] | None = None
-) -> str:
+def waiting_code(system: str = sys.platform, address: Callable[[str], int] | None = None) -> str:
     """LLVM's code of the three functions.
 
     Args:

@@ -67,13 +67,13 @@ class Chooser:
         Args:
             kernels: the module `sampling.sample` among them.
             size: of the vocabulary.
-            temperature: and all that follow: see `SamplingOptions`.
-            top_k: .
-            top_p: .
-            min_p: .
-            repetition_penalty: .
-            presence_penalty: .
-            frequency_penalty: .
+            temperature: 0 takes the most likely token; this and the others as `SamplingOptions`.
+            top_k: 0 for all.
+            top_p: 1 for all.
+            min_p: 0 for all.
+            repetition_penalty: 1 for none.
+            presence_penalty: 0 for none.
+            frequency_penalty: 0 for none.
 
         Raises:
             ShapeError: the vocabulary is empty.
@@ -127,14 +127,19 @@ class Chooser:
             The token; -1 - token where the logits are not numbers, that token's for one.
 
         Raises:
-            ShapeError: an array is of another type, shape or layout.
+            ShapeError: an array is of another type, shape or layout, or a token has no logit.
         """
         table = self._instruction
         table[SAMPLE_LOGITS] = _address("logits", logits, np.float32, (self._size,))
         rows = 0 if seen is None else len(seen)
         table[SAMPLE_SEEN_COUNT] = rows
-        if seen is not None:
+        if seen is not None and rows:
             table[SAMPLE_SEEN] = _address("seen", seen, np.int32, (rows, 2))
+            ids = seen[:, 0]
+            if int(ids.min()) < 0 or int(ids.max()) >= self._size:
+                raise ShapeError(
+                    f"a token was seen that has no logit, expected 0..{self._size - 1}"
+                )
         words = (-(-self._size // 32),)
         table[SAMPLE_MASK] = 0 if mask is None else _address("mask", mask, np.uint32, words)
         table[SAMPLE_SEED] = seed if seed < 1 << 63 else seed - (1 << 64)

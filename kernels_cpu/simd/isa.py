@@ -96,9 +96,7 @@ def host_isas() -> tuple[str, ...]:
 def runnable(arch: str, features: frozenset[str]) -> tuple[str, ...]:
     """Names of the instruction sets that such a machine runs, fastest first."""
     return tuple(
-        isa.name
-        for isa in ISAS.values()
-        if isa.arch in ("", arch) and isa.needs <= features
+        isa.name for isa in ISAS.values() if isa.arch in ("", arch) and isa.needs <= features
     )
 
 

@@ -19,7 +19,7 @@ def compute(kernels, positions, frequencies, factor=1.0):
     shape = len(positions), len(frequencies)
     cos, sin = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
     angles = Angles(kernels, np.asarray(positions, np.int32), cos, sin, factor)
-    angles.fill(len(positions), frequencies)
+    angles.fill(0, len(positions), frequencies)
     return cos, sin
 
 
@@ -119,11 +119,17 @@ def test_threads_share_rows(each_kernels, run):
 def test_only_the_rows_asked_for(kernels):
     cos, sin = (np.full((5, 4), np.nan, np.float32) for _ in range(2))
     angles = Angles(kernels, np.arange(5, dtype=np.int32), cos, sin, 1.0)
-    for rows, freq in ((0, np.ones(4)), (2, np.ones(4)), (3, np.full(4, 0.5))):
-        angles.fill(rows, freq)
-        assert not np.isnan(cos[:rows]).any()
-        assert np.isnan(cos[rows:]).all()
-        np.testing.assert_allclose(sin[:rows], truth(np.arange(rows), freq)[1], rtol=6e-8)
+    expected = np.full((5, 4), np.nan, np.float32)
+    for first, end, freq in (
+        (0, 0, np.ones(4)),
+        (0, 2, np.ones(4)),
+        (4, 5, np.full(4, 0.5)),
+        (1, 3, np.full(4, 0.25)),
+    ):
+        angles.fill(first, end, freq)
+        expected[first:end] = truth(np.arange(first, end), freq)[1]
+        np.testing.assert_allclose(sin, expected, rtol=6e-8)
+        np.testing.assert_array_equal(np.isnan(cos), np.isnan(expected))
 
 
 def test_wrong_arrays_are_refused(kernels):
@@ -139,6 +145,7 @@ def test_wrong_arrays_are_refused(kernels):
             Angles(kernels, *bad, 1.0)
     for wrong in (freq.astype(np.float32), freq[:3], np.ones(8)[::2]):
         with pytest.raises(ShapeError, match="frequencies is float.*, expected contiguous"):
-            angles.fill(1, wrong)
-    with pytest.raises(ShapeError, match="4 rows of angles, expected at most 3"):
-        angles.fill(4, freq)
+            angles.fill(0, 1, wrong)
+    for first, end in ((0, 4), (-1, 1), (2, 1)):
+        with pytest.raises(ShapeError, match=r"of angles, expected 0\.\.3"):
+            angles.fill(first, end, freq)

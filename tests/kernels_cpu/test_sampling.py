@@ -7,7 +7,9 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.sampling.launch import SAMPLE_SCRATCH, Chooser, scratch_bytes
-from edgetok.sampling.random import random_bits, random_share
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.random_shares import random_bits, random_share
+from edgetok.sampling.sampler import Sampler
 
 MODULES = ("sampling.sample",)
 SIZES = [1, 2, 40, 64, 65, 511, 513, 4100, 32_000]
@@ -122,6 +124,22 @@ def test_penalties_and_masks(each_kernels, guard, size):
         assert mask[found]
 
 
+@pytest.mark.parametrize("size", [300, 5000])
+def test_an_answer_is_numpys(each_kernels, size):
+    """Token after token, with what was said before, as the sampler's steps choose."""
+    rng = np.random.default_rng(4)
+    for options in (*OPTIONS, {"repetition_penalty": 1.2, "top_k": 20},
+                    {"presence_penalty": 1.0, "frequency_penalty": 0.5}):  # fmt: skip
+        given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
+        asked = SamplingOptions(seed=9, **given)
+        prompt = rng.integers(0, size, 30).tolist()
+        steps = Sampler(asked, size, prompt)
+        compiled = Sampler(asked, size, prompt, Chooser(each_kernels, size, **given))
+        for _ in range(12):
+            logits = logits_of(rng, size)
+            assert compiled.sample(logits) == steps.sample(logits)
+
+
 def test_counts_follow_the_probabilities(each_kernels):
     """Whatever the generator, a token's share of many draws is its probability."""
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
@@ -173,6 +191,9 @@ def test_wrong_arrays_are_refused(kernels):
     ):
         with pytest.raises(ShapeError, match="expected contiguous"):
             chooser.choose(*bad)
+    for token in (-1, 40):
+        with pytest.raises(ShapeError, match=r"no logit, expected 0\.\.39"):
+            chooser.choose(logits, 0, 0, np.array([[3, 1], [token, 1]], np.int32))
     with pytest.raises(ShapeError, match="a vocabulary of 0 tokens"):
         Chooser(kernels, 0)
     assert scratch_bytes(1) > 0

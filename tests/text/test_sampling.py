@@ -10,6 +10,7 @@ import pytest
 
 from edgetok.errors import ArtefactError, OptionError
 from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.random_shares import RandomShares, random_share
 from edgetok.sampling.sampler import Sampler, candidates
 from edgetok.sampling.steps import Choices, Penalties
 
@@ -108,6 +109,46 @@ def test_presence_and_frequency_count_the_answer_alone() -> None:
 def test_greedy_takes_the_first_of_equals() -> None:
     sampler = Sampler(options(temperature=0.0), 4)
     assert sampler.sample(np.array([0, 5, 5, 1], np.float32)) == 1
+
+
+def test_a_chooser_does_what_the_steps_say() -> None:
+    """It gets the seed, the token's place and what was seen; its refusals are errors."""
+    asked: list[tuple[int, int, list[list[int]] | None]] = []
+
+    class Chooser:
+        def choose(
+            self, logits: Any, seed: int, index: int, seen: Any = None, mask: Any = None
+        ) -> int:
+            asked.append((seed, index, None if seen is None else seen.tolist()))
+            return 7 if index < 2 else -4
+
+    logits = np.zeros(10, np.float32)
+    sampler = Sampler(options(seed=3, repetition_penalty=1.2), 10, [5, 2, 5], Chooser())
+    assert [sampler.sample(logits), sampler.sample(logits)] == [7, 7]
+    logits[3] = np.nan
+    with pytest.raises(ArtefactError, match=r"not finite \(nan for token 3\)"):
+        sampler.sample(logits)
+    seen = [[[2, 0], [5, 0]], [[2, 0], [5, 0], [7, 1]], [[2, 0], [5, 0], [7, 2]]]
+    assert asked == [(3, i, seen[i]) for i in range(3)]
+
+
+def test_random_numbers_belong_to_places() -> None:
+    shares = RandomShares(5)
+    assert [shares.next() for _ in range(3)] == [random_share(5, i) for i in range(3)]
+    assert RandomShares(None).seed != RandomShares(None).seed
+    assert 0.0 <= min(random_share(s, 0) for s in range(1000))
+    assert max(random_share(s, 0) for s in range(1000)) < 1.0
+
+
+def test_many_tokens_are_remembered() -> None:
+    o = options(temperature=0.0, repetition_penalty=1.5, frequency_penalty=0.1)
+    penalties = Penalties(o, 2000, [1, 1, 1999, 2000, -1])
+    for token in [*range(700), *range(0, 700, 2)]:
+        penalties.chosen(token)
+    seen = dict(penalties.seen.tolist())
+    expected = {token: 1 + (token % 2 == 0) for token in range(700)} | {1999: 0}
+    assert seen == expected
+    assert len(penalties.seen) == len(seen)
 
 
 def test_seed_decides() -> None:

@@ -23,9 +23,11 @@ from edgetok.errors import (
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention.launch import KV_BITS
+from edgetok.kernels_cpu.elementwise.launch_angles import Angles
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
+from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
@@ -35,6 +37,8 @@ from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_b
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import TokenChooser
 
 # Tokens computed at once in a prefill: enough to reuse an unpacked tile of weights many times, few
 # enough that buffers stay small and a cancelled prefill stops soon.
@@ -125,6 +129,12 @@ class CpuBackend(BaseBackend):
         self._capabilities = Capabilities(
             together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
+        self._kernels = kernels
+        plan = self._plan
+        self._angles = [
+            Angles(kernels, plan.positions, cos, sin, rope.attention_factor)
+            for rope, cos, sin in zip(self._spec.ropes, plan.cos, plan.sin, strict=True)
+        ]
         self._team = Team(kernels, threads)
         self.store = CacheStore(threads)
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
@@ -171,6 +181,20 @@ class CpuBackend(BaseBackend):
     def bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads."""
         return self._plan.bytes_per_token
+
+    def chooser(self, options: SamplingOptions) -> TokenChooser:
+        """A compiled kernel that chooses tokens. See `Backend.chooser`."""
+        return Chooser(
+            self._kernels,
+            self.vocab_size,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+        )
 
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CpuCache:
         """Allocate an empty cache for a conversation of any length. See `Backend`."""
@@ -289,18 +313,12 @@ class CpuBackend(BaseBackend):
             first, begin, end = cache.begin(ids.size), end, end + ids.size
             plan.tokens[begin:end] = ids
             plan.positions[begin:end] = np.arange(first, first + ids.size)
+            for rope, angles in enumerate(self._angles):
+                angles.fill(begin, end, cache.frequencies[rope])
             used = cache.used_slots
             shares.append(
                 Share(part=cache.memory.part, used=used, rows=ids.size, tail=tail, logits=logits)
             )
-        positions = plan.positions[:end, None].astype(np.float64)
-        counts = [ids.size for _, ids in parts]
-        for rope, spec in enumerate(self._spec.ropes):
-            each = [cache.frequencies[rope] for cache, _ in parts]
-            angles = positions * (np.repeat(each, counts, axis=0) if len(each) > 1 else each[0])
-            factor = spec.attention_factor
-            plan.cos[rope][:end] = np.cos(angles) * factor
-            plan.sin[rope][:end] = np.sin(angles) * factor
         self._tables.fill(shares)
 
     def _run(self, caches: Sequence[CpuCache], wanted: Sequence[int]) -> list[Logits]:
@@ -350,6 +368,12 @@ def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[
         "attention.int8": kv_bits == 8,
         "attention.float16": kv_bits == 16,
         "attention.float32": kv_bits == 32,
+        "eviction.int4": False,  # caches choose with NumPy so far
+        "eviction.int8": False,
+        "eviction.float16": False,
+        "eviction.float32": False,
+        "eviction.choose": False,
+        "eviction.renumber": False,
         "bandwidth.kernels": False,
     }
     return [module for module in loader.MODULES if wanted.get(module, True)]

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from edgetok.cli.main import cli, run
+from edgetok.sampling.random_shares import random_bits, random_share
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -187,3 +188,15 @@ def test_options_exist(repository: Path, page: str) -> None:
         known |= {option for p in command.params for option in p.opts}
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (repository / page).read_text()):
         assert option in known, option
+
+
+def test_random_numbers(repository: Path) -> None:
+    """The vectors of docs/random.md are what the sampler draws."""
+    text = (repository / "docs/random.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) \| (\d+) \| `(0x[0-9a-f]{16})` \| ([0-9.]+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) >= 10
+    for seed, index, bits, share in rows:
+        assert random_bits(int(seed), int(index)) == int(bits, 16)
+        assert random_share(int(seed), int(index)) == float(share)

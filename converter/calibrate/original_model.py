@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
-from edgetok.kernels_cpu.simd.isa import host_features
+from edgetok.kernels_cpu.simd.host_cpu import host_features
 from edgetok.models.operations import layer_operations, stages
 
 _BATCH_TOKENS = 2048

@@ -45,7 +45,7 @@ class CachedTokens:
             OptionError: the limits are too tight.
             UnsupportedError: the backend has no cache that evicts.
         """
-        self._prefixes = prefixes
+        self._backend, self._prefixes = backend, prefixes
         self.answer_tokens: int | None = None
         self.cache: KVCache
         if limits is None:

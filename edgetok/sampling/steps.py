@@ -57,9 +57,8 @@ class Choices:
 
     @property
     def probabilities(self) -> Floats:
-        """Return the probabilities of `ids`; they add up to 1."""
-        probabilities: Floats = self.weights / self.weights.sum()
-        return probabilities
+        """Of `ids`; they add up to 1."""
+        return np.asarray(self.weights / self.weights.sum())
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> None:
         """Drop those of `ids` that the mask does not name."""
@@ -108,7 +107,9 @@ class Penalties:
             changed[ids] = np.where(values < 0, values * penalty, values / penalty)
         said = counts > 0
         changed[ids[said]] -= np.float32(options.presence_penalty)
-        changed[ids[said]] -= np.float32(options.frequency_penalty) * counts[said].astype(np.float32)
+        changed[ids[said]] -= np.float32(options.frequency_penalty) * counts[said].astype(
+            np.float32
+        )
         choices.logits = changed
 
     def chosen(self, token: int) -> None:

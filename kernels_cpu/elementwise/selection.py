@@ -46,8 +46,8 @@ def _make(read: Any, write: Any, size: int) -> Any:
     return nth
 
 
-# The k-th smallest, from 0, of n numbers at an address: (address, n, k). Reorders them; float32 must
-# hold no NaN. Source: C. A. R. Hoare, Algorithm 65 (find), 1961.
+# (address, n, k): the k-th smallest, from 0, of n numbers at an address. Reorders them; none may be
+# NaN. Source: C. A. R. Hoare, Algorithm 65 (find), 1961.
 nth_smallest = _make(read_f32, write_f32, 4)
 nth_smallest_i64 = _make(read_i64, write_i64, 8)
 

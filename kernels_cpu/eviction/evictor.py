@@ -77,12 +77,12 @@ class Heads:
     @property
     def count(self) -> int:
         """How many heads."""
-        return self.positions.shape[0]
+        return len(self.positions)
 
     @property
     def slots(self) -> int:
         """Slots of each."""
-        return self.positions.shape[1]
+        return int(self.positions.shape[1])
 
     def records(self) -> Longs:
         """What kernels read: int64 [heads, EV_RECORD_SLOTS]."""

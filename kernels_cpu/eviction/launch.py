@@ -3,8 +3,8 @@
 Each head (layer and KV head) of a cache that evicts has lists of slots of its own. A record says
 where they are:
 
-    EV_PAGES        address of int64 [pages, 4]: of each page the head's keys, values, key scales and
-                    value scales, in the layout of `attention/launch.py`
+    EV_PAGES        address of int64 [pages, 4]: addresses of the keys, values, key scales and value
+                    scales in each page, in the layout of `attention/launch.py`
     EV_POSITIONS    address of int32 [slots]; EMPTY where a slot holds nothing
     EV_TOKENS       address of int32 [slots]: which token of the sequence a slot holds
     EV_FREQUENCIES  address of float64 [pairs]: radians a position of the layer's rope
@@ -150,7 +150,7 @@ def renumber(
     scratch: int,
     wait: bool,
 ) -> Instruction:
-    """Positions without gaps: each head's last token gets `new - 1`, tokens before `front` the first.
+    """Positions without gaps: a head's last token gets `new - 1`, tokens before `front` the first.
 
     Args:
         kernels: the loaded kernels.

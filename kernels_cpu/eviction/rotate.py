@@ -2,8 +2,8 @@
 
     (a, b) = (k[i], k[i + R / 2]);  k[i] = a cos - b sin;  k[i + R / 2] = b cos + a sin
 
-with the cosine and sine of difference times frequency (`simd/math64.py`). 4-bit keys are transformed
-back before and again after (`attention/hadamard.py`). Slots: `launch.py`.
+with the cosine and sine of difference times frequency (`simd/math64.py`). Keys of 4 bits are
+transformed back before and again after (`attention/hadamard.py`). Slots: `launch.py`.
 """
 
 from __future__ import annotations

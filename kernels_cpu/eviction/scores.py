@@ -29,6 +29,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     SCORE_PAGE_SLOTS,
 )
 from edgetok.kernels_cpu.eviction.stored import (
+    field_f32,
     high_bfloat16,
     keep_first,
     key_base,
@@ -37,7 +38,6 @@ from edgetok.kernels_cpu.eviction.stored import (
     low_bfloat16,
     page_at,
     signed_byte_f32,
-    field_f32,
 )
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
@@ -54,7 +54,6 @@ from edgetok.kernels_cpu.simd.ops import (
     add,
     any_between,
     fma,
-    mul,
     select_between,
     splat_f32,
     splat_i32,
@@ -73,8 +72,8 @@ def make(kv_bits: int) -> Any:
 
     @outline
     def means(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
-              sums: int, mean: int) -> int:  # fmt: skip
-        """Write the mean of each dim, float32 [dims]; how many keys there are."""
+              sums: int, mean: int) -> Any:  # fmt: skip
+        """Write the mean of each dim, float32 [dims]; how many keys there are, as a float32."""
         for d in range(dims):
             store_f32(sums + 4 * LANES * d, zero_f32())
         held = zero_f32()
@@ -91,11 +90,11 @@ def make(kv_bits: int) -> Any:
                 key = select_between(at, _NONE, _LAST, key, zero_f32())
                 to = sums + 4 * LANES * d
                 store_f32(to, add(load_f32(to), key))
-        n = np.int64(sum_lanes(held))
+        n = max(sum_lanes(held), np.float32(1.0))
         for d in range(dims):
             total = sum_lanes(load_f32(sums + 4 * LANES * d))
-            write_f32(mean + 4 * d, total / np.float32(max(n, 1)))
-        return n
+            write_f32(mean + 4 * d, total / n)
+        return sum_lanes(held)
 
     @outline
     def distances(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
@@ -159,7 +158,7 @@ def make(kv_bits: int) -> Any:
             write_f32(out + 4 * s, far * math.sqrt(square(page, slot, s % 4, dims, padded)))
 
     @outline
-    def median(positions: int, slots: int, scores: int, copy: int) -> float:
+    def median(positions: int, slots: int, scores: int, copy: int) -> Any:
         """The median of the scores of slots that hold a token, of which there is one at least."""
         n = 0
         for s in range(slots):
@@ -188,7 +187,7 @@ def make(kv_bits: int) -> Any:
             out = read_i64(instr + 8 * SCORE_OUT) + 4 * slots * head
             n = means(pages, page_slots, positions, slots, dims, padded, sums, mean)
             distances(pages, page_slots, positions, slots, dims, padded, mean, out)
-            if n > 0:
+            if n > np.float32(0.0):
                 limit = _MOST * median(positions, slots, out, copy)
                 weigh(pages, page_slots, positions, slots, dims, padded, limit, out)
 

@@ -74,7 +74,7 @@ def page_at(record_pages: int, page_slots: int, slot: int) -> Any:
     return record_pages + 32 * (slot // page_slots)
 
 
-# Of LANES slots, `slot` within a page the first: dim d of their keys. `scale` and `base` are theirs.
+# Of LANES keys from `slot` of a page on: their scales, their bases, and one dim of them.
 
 
 @inline

@@ -14,9 +14,9 @@ from edgetok.kernels_cpu.program.tables import double_bits, float_bits, instruct
     SAMPLE_LOGITS,  # address of float32 [size]; not changed
     SAMPLE_SIZE,  # of the vocabulary
     SAMPLE_OPTIONS,  # address of the table below
-    SAMPLE_SEEN,  # address of int32 [seen, 2]: tokens, each once, and how often each is in the answer
+    SAMPLE_SEEN,  # address of int32 [seen, 2]: tokens, each once, and how often it is in the answer
     SAMPLE_SEEN_COUNT,  # seen
-    SAMPLE_MASK,  # address of uint32 [ceil(size / 32)], bit i of word w allows 32 w + i; 0 allows all
+    SAMPLE_MASK,  # address of uint32 [ceil(size / 32)]: bit i of word w allows 32 w + i; 0: all
     SAMPLE_SEED,  # of the generator (`sampling/random.py`)
     SAMPLE_INDEX,  # which number of its stream: the token's place in the answer
     SAMPLE_SCRATCH,  # address of `scratch_bytes(size)`

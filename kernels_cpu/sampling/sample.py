@@ -18,6 +18,7 @@ from edgetok.kernels_cpu.elementwise.selection import nth_smallest, nucleus
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.sampling.launch import (
     BLOCK,
+    FEW,
     OPTION_FREQUENCY,
     OPTION_MIN_P,
     OPTION_PRESENCE,
@@ -25,7 +26,6 @@ from edgetok.kernels_cpu.sampling.launch import (
     OPTION_TEMPERATURE,
     OPTION_TOP_K,
     OPTION_TOP_P,
-    FEW,
     SAMPLE_INDEX,
     SAMPLE_LOGITS,
     SAMPLE_MASK,
@@ -144,12 +144,12 @@ def _exclude(x: int, mask: int, size: int) -> None:
 
 
 @outline
-def _largest(x: int, size: int, maxima: int) -> int:
+def _largest(x: int, size: int, maxima: int) -> Any:
     """Write the largest of every BLOCK; where the first largest is, or -1 - i: i is not finite."""
     nan = zero_i32()
     whole = size // BLOCK * BLOCK
     best = _LOWEST
-    block = np.int64(0)
+    block = 0
     for i in range(0, whole, BLOCK):
         high = splat_f32(_LOWEST)
         for k in range(0, BLOCK, LANES):
@@ -199,7 +199,7 @@ def _at_least(x: int, size: int, maxima: int, bar: float, ids: int) -> int:
 
 
 @outline
-def _top_k(x: int, size: int, maxima: int, k: int, ids: int, work: int) -> int:
+def _top_k(x: int, size: int, maxima: int, k: int, ids: int, work: int) -> Any:
     """List tokens whose logit is at least the k-th largest, 0 < k < size; how many."""
     blocks = (size + BLOCK - 1) // BLOCK
     bar = _LOWEST
@@ -267,7 +267,7 @@ def _rough_weights(
 
 @outline
 def _heavy(rough: int, size: int, maxima: int, bar: float, ids: int) -> float:
-    """List tokens with a rough weight of at least `bar`; their sum. How many: int64 before `ids`."""
+    """List tokens with a rough weight of at least `bar`; their sum. Their number is before `ids`."""
     count = 0
     total = 0.0
     for first in range(0, size, BLOCK):
@@ -319,8 +319,8 @@ def _draw(
     total: float,
     share: float,
     weights: int,
-) -> int:
-    """One of the listed tokens; `total`: what top-p is a part of, 0 for the sum of their weights."""
+) -> Any:
+    """One of the listed tokens. top-p is a part of `total`; 0 means the sum of their weights."""
     temperature = f64_from_bits(read_i64(options + 8 * OPTION_TEMPERATURE))
     top_p = f64_from_bits(read_i64(options + 8 * OPTION_TOP_P))
     min_p = f64_from_bits(read_i64(options + 8 * OPTION_MIN_P))
@@ -375,7 +375,7 @@ def _draw_nucleus(
     top_p: float,
     share: float,
     weights: int,
-) -> int:
+) -> Any:
     """One of the most likely tokens of a large vocabulary."""
     for bar in _BARS:
         if _heavy(rough, size, maxima, bar, ids) > top_p * total * (1.0 + 1e-6):
@@ -404,7 +404,7 @@ def _choose(instr: int, x: int, size: int, options: int, scratch: int) -> Any:
     min_p = f64_from_bits(read_i64(options + 8 * OPTION_MIN_P))
     seed, index = read_i64(instr + 8 * SAMPLE_SEED), read_i64(instr + 8 * SAMPLE_INDEX)
     share = random_share(seed, index)
-    if 0 < top_k and top_k < size:
+    if top_k > 0 and top_k < size:
         count = _top_k(x, size, maxima, top_k, ids, weights)
         return _draw(x, ids, count, high, options, 0.0, share, weights)
     if top_p >= 1.0 and min_p > 0.0:

@@ -1,6 +1,6 @@
 """What operations of the SIMD layer are made of: vector types, `op`, and emitters of LLVM's code.
 
-See `simd/ops.py`. The vector width is chosen when this module is imported, by `target_of_this_build`.
+See `simd/ops.py`. The vector width is chosen when this module is imported: `target_of_this_build`.
 """
 
 from __future__ import annotations

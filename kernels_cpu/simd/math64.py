@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from edgetok.kernels_cpu.simd.emit import _F64, _I64, f64, i64, inline, op
 

@@ -8,7 +8,7 @@ Symbols = dict[str, tuple[bool, bool]]
 
 
 def symbols(code: bytes) -> Symbols:
-    """Name -> (defined, visible to others) of an object's functions and variables, as C has them."""
+    """Name, as C has it -> (defined, visible to others) of an object's functions and variables."""
     if code[:6] == b"\x7fELF\x02\x01":
         return _elf(code)
     if code[:4] == b"\xcf\xfa\xed\xfe":

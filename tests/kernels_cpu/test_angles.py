@@ -144,7 +144,7 @@ def test_wrong_arrays_are_refused(kernels):
         with pytest.raises(ShapeError, match=r"is (int|float).*, expected contiguous"):
             Angles(kernels, *bad, 1.0)
     for wrong in (freq.astype(np.float32), freq[:3], np.ones(8)[::2]):
-        with pytest.raises(ShapeError, match="frequencies is float.*, expected contiguous"):
+        with pytest.raises(ShapeError, match=r"frequencies is float.*, expected contiguous"):
             angles.fill(0, 1, wrong)
     for first, end in ((0, 4), (-1, 1), (2, 1)):
         with pytest.raises(ShapeError, match=r"of angles, expected 0\.\.3"):

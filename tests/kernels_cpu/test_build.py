@@ -23,7 +23,7 @@ MODULES = (
     "linear.float_rows",
     "linear.embed",
 )
-# Everything else must be inside: the host lets threads wait, compilers call the rest for plain loops.
+# All else must be inside: the host lets threads wait, compilers call the rest for plain loops.
 HOST = {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
 FROM_OUTSIDE = HOST | {"memset", "memcpy", "memmove"}
 # Microsoft's linker wants to know that floats are used.

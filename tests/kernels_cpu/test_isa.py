@@ -79,7 +79,9 @@ def test_arm_machines(machine):
     assert (why_portable("aarch64", found) is None) == (best == "neon")
 
 
-@pytest.mark.parametrize("text", ["", "Features\t:\n", "flags : fpu sse2 asimdfoo\n", "hw.optional"])
+@pytest.mark.parametrize(
+    "text", ["", "Features\t:\n", "flags : fpu sse2 asimdfoo\n", "hw.optional"]
+)
 def test_nothing_is_found_where_nothing_is_said(text):
     assert arm_features(text) == frozenset()
 

@@ -22,7 +22,9 @@ TOKENS, SIZE = 6, 32
 
 @pytest.fixture(scope="module")
 def kernels(kernel_cache):
-    return loader.load(isa.choose(), kernel_cache, modules=("program.interpreter", "elementwise.norm"))
+    return loader.load(
+        isa.choose(), kernel_cache, modules=("program.interpreter", "elementwise.norm")
+    )
 
 
 class Adds:

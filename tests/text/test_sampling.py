@@ -136,7 +136,7 @@ def test_random_numbers_belong_to_places() -> None:
     shares = RandomShares(5)
     assert [shares.next() for _ in range(3)] == [random_share(5, i) for i in range(3)]
     assert RandomShares(None).seed != RandomShares(None).seed
-    assert 0.0 <= min(random_share(s, 0) for s in range(1000))
+    assert min(random_share(s, 0) for s in range(1000)) >= 0.0
     assert max(random_share(s, 0) for s in range(1000)) < 1.0
 
 

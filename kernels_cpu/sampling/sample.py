@@ -267,7 +267,7 @@ def _rough_weights(
 
 @outline
 def _heavy(rough: int, size: int, maxima: int, bar: float, ids: int) -> float:
-    """List tokens with a rough weight of at least `bar`; their sum. Their number is before `ids`."""
+    """List tokens with a rough weight of at least `bar`; their sum. How many goes before `ids`."""
     count = 0
     total = 0.0
     for first in range(0, size, BLOCK):

@@ -75,7 +75,7 @@ class Angles:
         self._frequencies: npt.NDArray[np.float64] | None = None
 
     def fill(self, first: int, end: int, frequencies: npt.NDArray[np.float64]) -> None:
-        """cos = factor cos(position * frequency) and sin likewise, of rows first..end-1, in float64.
+        """cos = factor cos(position * frequency) and sin likewise, of rows first..end-1.
 
         Args:
             first: see above; 0 <= first <= end <= rows.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from edgetok.errors import OptionError
+from edgetok.kernels_cpu.elementwise import launch
 from edgetok.kernels_cpu.program import loader
-from edgetok.kernels_cpu.program.abi import REGISTRY, kernel, symbol
-from edgetok.kernels_cpu.simd.isa import ISAS
+from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS, REGISTRY, kernel, symbol
+from edgetok.kernels_cpu.program.loader import load
+from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 from edgetok.kernels_cpu.simd.target import Target
 from tests.kernels_cpu.object_symbols import symbols
 
@@ -76,6 +81,52 @@ def test_every_target(kind, tmp_path):
             assert wanted >= HOST
         shown |= {s for s, (defined, seen) in symbols(content[32:]).items() if defined and seen}
     assert shown > {symbol(found[0].isa.name, name) for name in ("run_program", "team_lead")}
+
+
+_HOST_C = """
+#include <stdint.h>
+void edgetok_wait(int64_t address, int64_t value) { (void)address, (void)value; }
+void edgetok_wake(int64_t address) { (void)address; }
+void edgetok_yield(void) {}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links ELF objects")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="linking needs a C compiler, cc")
+def test_all_sets_link_into_one_library(tmp_path, kernel_cache):
+    """As a C program would: no Python, no loader, a host in C, and every set of this machine."""
+    objects = []
+    for name in host_isas():
+        load(ISAS[name], kernel_cache, modules=("elementwise.angles", "program.interpreter"))
+        for module in ("elementwise.angles", "program.interpreter"):
+            place = loader.object_path(Target.here(ISAS[name]), module, kernel_cache)
+            objects.append(tmp_path / f"{name}-{module}.o")
+            objects[-1].write_bytes(place.read_bytes()[32:])
+    (tmp_path / "host.c").write_text(_HOST_C)
+    library = tmp_path / "kernels.so"
+    flags = ["-shared", "-fPIC", "-Wl,-z,defs", "-Wl,-z,text"]  # nothing undefined, nothing moved
+    subprocess.run(["cc", *flags, tmp_path / "host.c", *objects, "-o", library], check=True)
+    linked = ctypes.CDLL(library)
+    positions, frequencies = np.arange(5, dtype=np.int32), np.array([1.0, 0.25])
+    angles = positions[:, None] * frequencies
+    for name in host_isas():
+        cos, sin = (np.full((5, 2), np.nan, np.float32) for _ in range(2))
+        call = getattr(linked, symbol(name, "angles"))
+        one = launch.angles(
+            _Nowhere(), positions=positions.ctypes.data, frequencies=frequencies.ctypes.data,
+            factor=1.0, pairs=2, cos=cos.ctypes.data, sin=sin.ctypes.data, wait=False,
+        )  # fmt: skip
+        instruction, ctx = np.array(one, np.int64), np.zeros(CTX_SLOTS, np.int64)
+        ctx[CTX_TOKENS] = 5
+        call.argtypes, call.restype = [ctypes.c_int64] * 4, None
+        call(instruction.ctypes.data, ctx.ctypes.data, 0, 1)
+        np.testing.assert_allclose(cos, np.cos(angles), rtol=6e-8)
+        np.testing.assert_allclose(sin, np.sin(angles), rtol=6e-8)
+
+
+class _Nowhere:
+    def address(self, name):
+        return 0
 
 
 def check(code, target):

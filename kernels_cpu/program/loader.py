@@ -132,7 +132,8 @@ def load(
         objects |= {module: _read(path) for module, path in missing.items()}
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    # Optimising the few functions that wait would take longer than all else here.
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True, opt=0)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(waiting_code()), machine)
     for module, code in objects.items():
         if code is None:

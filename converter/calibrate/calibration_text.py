@@ -15,6 +15,7 @@ from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.workspace import Workspace
 from edgetok.errors import OptionError
+from edgetok.formats import strict_json
 
 _MAX_TEXT_BYTES = 64 << 20
 # Of the windows that are calibrated on: a model of which its own text is but one side (the default
@@ -34,14 +35,11 @@ def calibration_text(options: ConvertOptions) -> str:
         return (files("edgetok.converter.calibrate") / "calibration.txt").read_text(
             encoding="utf-8"
         )
+    data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES, error=OptionError)
     try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise OptionError(f"--calibration {path}: is larger than {_MAX_TEXT_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise OptionError(f"--calibration {path}: is not UTF-8 text: {error}") from error
-    except OSError as error:
-        raise OptionError(f"--calibration {path}: cannot be read: {error.strerror}") from error
     if not text.strip():
         raise OptionError(f"--calibration {path}: the file is empty")
     return text

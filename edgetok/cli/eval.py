@@ -204,7 +204,7 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
 
 
 def _read(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_TEXT_BYTES:
-        raise OptionError(f"{path}: is {size:,} bytes, expected at most {MAX_TEXT_BYTES:,}")
-    return path.read_text(encoding="utf-8", errors="replace")
+    from edgetok.formats import strict_json
+
+    data = strict_json.read_bytes(path, max_bytes=MAX_TEXT_BYTES, error=OptionError)
+    return data.decode("utf-8", "replace").replace("\r\n", "\n")

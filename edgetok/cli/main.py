@@ -6,7 +6,9 @@ of another.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -96,6 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 with one line on stderr for an error that the user can fix; 130 for
         Ctrl-C.
     """
+    _prepare_streams()
     try:
         result = cli.main(
             None if arguments is None else list(arguments),
@@ -115,10 +118,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OutputError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader closed the pipe; without this, flushing stdout at exit fails again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except OSError as error:
+        _drop_output()
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}")
     except MemoryError as error:
@@ -129,8 +132,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
+    with contextlib.suppress(OSError):  # nobody reads stderr either
+        click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
     return BAD_INPUT
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams on the null device, and write whatever an encoding lacks as "?".
+
+    A file that is opened later would otherwise take a closed stream's number, and what is written
+    to the stream.
+    """
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "replace"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _drop_output() -> None:
+    """Send what stdout still holds to the null device if it cannot be written: exit flushes it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

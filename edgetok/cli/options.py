@@ -229,8 +229,10 @@ def answer_writer() -> Callable[[str], None]:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
+    """Print one JSON object on stdout; in ASCII if the encoding lacks characters."""
+    encoding = (sys.stdout.encoding or "utf-8").replace("-", "").lower()
+    plain = not encoding.startswith("utf")
+    click.echo(json.dumps(values, ensure_ascii=plain, allow_nan=False))
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:

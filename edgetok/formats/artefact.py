@@ -22,6 +22,7 @@ import onnx
 
 from edgetok.errors import ArtefactError
 from edgetok.formats import graph_check, strict_json
+from edgetok.formats.foreign_graph import check_foreign_graph
 from edgetok.formats.layout import (
     DATA_FILE,
     FORMAT_KEY,
@@ -200,6 +201,7 @@ def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
         if name != GRAPH_FILE and name != DATA_FILE and name not in scanned.files:
             check_hash(folder, name, manifest)
     if manifest.exporter != "edgetok":
+        check_foreign_graph(folder / GRAPH_FILE, scanned.model)
         return Artefact(folder, manifest, None, {}, None, sum(scanned.files.values()))
     spec = _read_spec(folder / GRAPH_FILE, scanned.model)
     formats = graph_check.read_formats(folder / GRAPH_FILE, scanned, spec)

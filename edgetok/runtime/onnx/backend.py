@@ -22,6 +22,7 @@ from edgetok.cache.protocol import KVCache
 from edgetok.errors import ArtefactError, OptionError, ShapeError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.formats.foreign import foreign
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part
@@ -227,7 +228,8 @@ class OnnxRuntimeBackend(BaseBackend):
                 if self._session is None:
                     raise OptionError("this backend was closed; load the model again")
                 ids, several = part.tokens.astype(np.int64), part.logits > 1
-                logits = self._graph.run(self._session, part.cache, ids, several)
+                with foreign(f"{self._artefact.graph_path}: onnxruntime", ArtefactError):
+                    logits = self._graph.run(self._session, part.cache, ids, several)
                 found.append(logits[len(logits) - part.logits :])
         return found
 

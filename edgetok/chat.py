@@ -59,7 +59,7 @@ class Chat:
 
     @property
     def system(self) -> str | None:
-        """What the model should be; may be changed in the middle of a conversation."""
+        """Return the system message; it may be changed in the middle of a conversation."""
         return self._system
 
     @system.setter
@@ -80,12 +80,12 @@ class Chat:
 
     @property
     def used_tokens(self) -> int:
-        """How much of the context the conversation has taken so far."""
+        """Return the tokens of the context that the conversation has used."""
         return 0 if self._context is None else self._context.cache.length_tokens
 
     @property
     def context_tokens(self) -> int:
-        """How much the context holds."""
+        """Return the most tokens that the context holds."""
         return self._engine.context_tokens
 
     @property
@@ -95,7 +95,7 @@ class Chat:
 
     @property
     def memory(self) -> Memory | None:
-        """What a cache that forgets still holds; None for one that does not, or before an answer.
+        """Return the report of a bounded cache; None if nothing is evicted, or before an answer.
 
         Not to be asked while an answer is being written.
         """
@@ -237,7 +237,7 @@ class Chat:
         return self._context
 
     def _system_tokens(self) -> int:
-        """How many tokens every conversation with this system message begins with."""
+        """Return the number of first tokens that all chats with this system message share."""
         if self._system is None:
             return 0
         head = {"role": "system", "content": self._system}

@@ -44,7 +44,7 @@ _END = "<|endoftext|>"
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """What a tokenizer class adds: default names, and whether its own flags make bos and eos."""
+    """The additions of a tokenizer class: default names, and whether its flags set bos and eos."""
 
     names: dict[str, str] = field(default_factory=dict)
     bos: bool | None = None
@@ -281,7 +281,7 @@ def _text(value: Any, name: str) -> str | None:
 def _stand_around(
     core: tokenizers.Tokenizer, names: dict[str, Any], given: dict[str, Any], default: bool
 ) -> None:
-    """What Llama's classes put around a text, whatever tokenizer.json says."""
+    """Return the tokens that Llama's classes put around a text, whatever tokenizer.json says."""
     ends = []
     for which, standard in (("bos", default), ("eos", False)):
         flag = given.get(f"add_{which}_token", standard)

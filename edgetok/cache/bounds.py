@@ -16,12 +16,12 @@ SINKS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How large a bounded cache is and what it keeps.
+    """The size of a bounded cache, and the parts that it always keeps.
 
     Attributes:
         policy: which tokens are kept.
         slots: of each head; a multiple of SLOT_TILE.
-        block_tokens: most tokens of one run, and how many each head forgets at once.
+        block_tokens: most tokens of one run, and how many each head evicts at once.
         sinks: first tokens, always kept.
         recent: latest tokens, always kept.
     """
@@ -42,7 +42,7 @@ class Bounds:
         whole = _tiles(slots)
         if whole < SLOT_TILE:
             raise OptionError(
-                f"a cache of {slots} tokens cannot forget selectively, expected at least "
+                f"a cache of {slots} tokens cannot evict selectively, expected at least "
                 f"{SLOT_TILE}: give a larger --context or --kv-budget"
             )
         # An eighth at once: rare enough to cost little, small enough to leave the rest in use.

@@ -20,7 +20,7 @@ from edgetok.models.spec import DecoderSpec
 
 
 class Group(Protocol):
-    """What a cache asks of the layers of one kind. Layers with recurrent state would be another.
+    """The operations of a cache on layers of one kind; recurrent layers would be another kind.
 
     Attributes:
         window: how far back its layers look, in tokens; 0 for all.
@@ -36,10 +36,10 @@ class Group(Protocol):
         """Slots for the next `tokens` tokens, int64 [table.rows, tokens]."""
 
     def peek(self, length_tokens: int, tokens: int) -> Places | None:
-        """What `next_slots` would give; None where tokens have to be evicted before."""
+        """Return the result of `next_slots`; None if tokens have to be evicted first."""
 
     def most_slots(self, length_tokens: int, tokens: int) -> int:
-        """How many slots of each row there must be before `tokens` more are appended."""
+        """Return the slots that each row needs before `tokens` more are appended."""
 
     def reachable(self, length_tokens: int) -> int:
         """The longest beginning, of at most `length_tokens`, that this group can go back to.
@@ -53,7 +53,7 @@ class Group(Protocol):
 
     @property
     def mark(self) -> int:
-        """What it remembers beside its table, for a saved state."""
+        """Return the state beside the table, for a saved cache."""
 
     def restore(self, mark: int) -> None:
         """Take over a mark; the table was replaced."""
@@ -135,7 +135,7 @@ class Chosen:
         self._taken = 0  # of the lists of free slots
 
     def has_room(self, tokens: int) -> bool:
-        """Whether the lists of free slots hold as many."""
+        """Return whether the lists of free slots hold as many."""
         return self._taken + tokens <= self._free.shape[1]
 
     @property

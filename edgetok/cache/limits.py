@@ -9,7 +9,7 @@ DEFAULT_POLICY = "retain"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLimits:
-    """What a conversation of any length has to make do with.
+    """The limits of a cache for a conversation of any length.
 
     Attributes:
         policy: name of the policy that chooses what is kept.

@@ -1,4 +1,4 @@
-"""What a cache that forgets still knows of a conversation."""
+"""The tokens of a conversation that a bounded cache still holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Memory:
         kept: [tokens], share of heads that hold each.
         retained: tokens that a head holds, on average.
         slots: that it could hold.
-        loss: share of all attention so far that went to tokens which are now forgotten.
+        loss: share of all attention so far that went to tokens which are now evicted.
         nbytes: of the cache.
         sinks, pinned, recent: tokens at the beginning, of the system message, and latest, that
             stay whatever they are worth.
@@ -40,7 +40,7 @@ class Memory:
 
     @classmethod
     def of(cls, cache: KVCache, tokens: Sequence[int]) -> Memory:
-        """Of a cache that has seen `tokens`."""
+        """Return the report of a cache that has seen `tokens`."""
         seen = len(tokens)
         pinned = min(cache.pinned_tokens, seen)
         sinks = min(cache.sinks, seen) if not pinned else 0
@@ -68,7 +68,7 @@ class Memory:
         return int(np.count_nonzero(middle >= _KNOWN))
 
     def text(self, decode: Callable[[list[int]], str], gap: str = " … ") -> str:
-        """What at least half of the heads hold, as text, with `gap` for what is forgotten."""
+        """Return the text that at least half of the heads hold, with `gap` for evicted tokens."""
         known = self.kept >= _KNOWN
         starts = np.flatnonzero(np.diff(known.astype(np.int8), prepend=0) == 1).tolist()
         ends = (np.flatnonzero(np.diff(known.astype(np.int8), append=0) == -1) + 1).tolist()

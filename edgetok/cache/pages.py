@@ -35,7 +35,7 @@ class Page:
 
     @property
     def address(self) -> int:
-        """Where its bytes begin."""
+        """Return the address of its bytes."""
         return int(self.memory.ctypes.data)
 
 
@@ -152,7 +152,7 @@ class PageList:
             self._pool.release(self.pages.pop())
 
     def is_shared(self, i: int) -> bool:
-        """Whether another list holds page i, too."""
+        """Return whether another list holds page i as well."""
         return self.pages[i].references > 1
 
     def own(self, i: int) -> bool:

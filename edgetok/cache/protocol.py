@@ -15,7 +15,7 @@ from edgetok.errors import UnsupportedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheCapabilities:
-    """What a cache can do beside append and truncate.
+    """The capabilities of a cache beside append and truncate.
 
     Attributes:
         evicts: it evicts tokens to stay within its bytes, so a conversation never ends.
@@ -29,7 +29,7 @@ class CacheCapabilities:
 
 
 class KVCache(Protocol):
-    """What a backend remembers of one sequence. Made by `Backend.new_cache`; used by one thread.
+    """The keys and values of one sequence. Made by `Backend.new_cache`; used by one thread.
 
     A cache holds slots; a slot holds one token's key and value for one layer and KV head, and knows
     its token's position. `length_tokens` counts the tokens seen; a bounded cache may hold fewer.
@@ -45,7 +45,7 @@ class KVCache(Protocol):
 
     @property
     def capacity_tokens(self) -> int:
-        """How many tokens can be seen before `ContextError`."""
+        """Return the most tokens before `ContextError`."""
         raise NotImplementedError
 
     @property
@@ -89,14 +89,14 @@ class KVCache(Protocol):
 
     @property
     def capabilities(self) -> CacheCapabilities:
-        """What it can do beside the above."""
+        """Return the cache's capabilities."""
         return CacheCapabilities()
 
     # Copies
 
     @property
     def shape(self) -> Mapping[str, Any]:
-        """What another cache must have in common to take this one's state: JSON values."""
+        """Return what another cache must have in common to take this one's state: JSON values."""
         return {}
 
     def save(self) -> CacheState:
@@ -175,7 +175,7 @@ class KVCache(Protocol):
         return 0.0
 
     def kept(self) -> npt.NDArray[np.float32]:
-        """Of every token seen, the share of heads that hold it: [length_tokens]."""
+        """Return the share of heads that hold each token seen: [length_tokens]."""
         return np.ones(self.length_tokens, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What a bounded cache remembers of queries: the latest ones, and their mean and covariance.
+"""The queries that a bounded cache keeps: the latest ones, and their mean and covariance.
 
 `keep_queries` writes each run's last queries, before their rotation, into a ring; `absorb` adds
 what is new there to the running moments of the conversation. Nothing is kept for policies that look
@@ -94,7 +94,7 @@ class QueryLog:
         self.new = 0
 
     def stats(self, layer: int, head: int, length_tokens: int, position: int) -> QueryStats:
-        """Of one KV head; `position` is that of the next token."""
+        """Return the statistics of one KV head; `position` is that of the next token."""
         back = np.arange(-self.valid, 0)
         if self._sum is None or self._squares is None:
             group, size = self.ring.shape[-2:]

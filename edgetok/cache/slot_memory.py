@@ -1,4 +1,4 @@
-"""What a device offers to the caches that lie on it: reading, writing and copying slots.
+"""Slot memory on a device: read, write and copy slots.
 
 Which slots hold what is said by tables on the host (`table.py`); choosing, renumbering, saving and
 forking are written once, against these interfaces.
@@ -24,7 +24,7 @@ class Rows(Protocol):
     """The keys, or the values, of one head's slots. Arrays may be on the device (NEP 18)."""
 
     def read(self, at: Places) -> Floats:
-        """As float32 [n, D]."""
+        """Return rows as float32 [n, D]."""
 
     def write(self, at: Places, x: Floats) -> None:
         """Store x [n, D] as `kv_append` does."""

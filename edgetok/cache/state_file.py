@@ -36,7 +36,7 @@ def cache_parts(cache: SavedCache) -> tuple[dict[str, Any], list[Bytes]]:
 
 
 def is_outdated(header: Mapping[str, Any]) -> bool:
-    """Whether a container holds a cache as edgetok saved it before state blocks: as its memory."""
+    """Return whether a container holds a cache in the format before state blocks."""
     return "numbers" in header and "tokens" not in header
 
 

@@ -132,7 +132,7 @@ class SlotTable:
         return np.concatenate([self.held.astype(np.int32), *(np.concatenate(x) for x in lists)])
 
     def parsed(self, numbers: Ints, length_tokens: int, position: int) -> SlotTable:
-        """What `state` gave, as a table like this one; this one is not changed.
+        """Return a table like this one from the result of `state`; this one does not change.
 
         Args:
             numbers: int32, from a file that nobody vouches for.

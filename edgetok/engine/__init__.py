@@ -1,1 +1,1 @@
-"""From a prompt to an answer: sequences and the loop that steps them."""
+"""The engine: sequences, and the loop that steps them."""

@@ -61,7 +61,7 @@ class CachedTokens:
 
     @property
     def room_tokens(self) -> int:
-        """How many more tokens fit."""
+        """Return the number of tokens that still fit."""
         return self.cache.capacity_tokens - self.cache.length_tokens
 
     def restore(self, tokens: Sequence[int], state: CacheState) -> None:

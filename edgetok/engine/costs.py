@@ -1,4 +1,4 @@
-"""What steps cost, measured as the engine runs: running estimates, no calibration at load."""
+"""The cost of steps, estimated while the engine runs, without calibration at load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Costs:
         return float(self._decode_s[near] * 2.0 ** max(0, place - near))
 
     def rows_within(self, seconds: float) -> int | None:
-        """How many rows of a prompt are computed in so many seconds; None while unknown."""
+        """Return the rows of a prompt that fit into a time in seconds; None while unknown."""
         return None if self._read_row_s is None else int(max(0.0, seconds) / self._read_row_s)
 
 

@@ -55,7 +55,7 @@ class Engine:
 
     @property
     def chat_limits(self) -> CacheLimits | None:
-        """Of a conversation's cache; None where it refuses what does not fit.
+        """Return the limits of a conversation's cache; None if it evicts nothing.
 
         Without limits of the user's it evicts, where backend and context allow it.
         """

@@ -156,17 +156,17 @@ class Generation(Iterator[str], AsyncIterator[str]):
 
     @property
     def ended(self) -> bool:
-        """Whether the answer is over."""
+        """Return whether the answer is finished."""
         return self._ended
 
     @property
     def over(self) -> bool:
-        """Whether all of it is computed, read or not."""
+        """Return whether all of it is computed, read or not."""
         return self._ended or self._sequence.finish is not None
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error, which whoever reads on gets."""
+        """Return whether it ended with an error, which the next read raises."""
         return self._mailbox.failed
 
     @property

@@ -1,4 +1,4 @@
-"""Where the engine leaves what a sequence has written, and its reader finds it."""
+"""The mailbox between the engine, which writes a sequence's text, and its reader."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Mailbox:
 
     @property
     def over(self) -> bool:
-        """Whether the sequence is to be let go."""
+        """Return whether the sequence was cancelled or closed."""
         return self.cancelled or self.closed
 
     def put(self, letter: Letter) -> None:

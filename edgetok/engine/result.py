@@ -1,4 +1,4 @@
-"""What an answer is, and what it took."""
+"""The result of an answer, with its timing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What an answer took.
+    """The timing of an answer.
 
     Attributes:
         prompt_tokens: tokens before the answer.

@@ -1,4 +1,4 @@
-"""What goes into the next step: rules without threads and without a clock.
+"""The rules for the next step's contents, without threads and without a clock.
 
 One decode step for all sequences that write alternates with one chunk of one prompt; the two never
 share a step, because on a CPU rows of a decode step would wait for the whole chunk and gain
@@ -24,11 +24,11 @@ _FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost i
 
 
 class Work(Protocol):
-    """What the scheduler knows of a sequence."""
+    """The scheduler's view of a sequence."""
 
     @property
     def reading(self) -> bool:
-        """Whether its prompt is not computed yet."""
+        """Return whether its prompt is not computed yet."""
 
     @property
     def rows(self) -> int:
@@ -36,7 +36,7 @@ class Work(Protocol):
 
     @property
     def most_rows(self) -> int:
-        """How many of them a step may compute."""
+        """Return how many of them a step may compute."""
 
     @property
     def priority(self) -> int:
@@ -60,7 +60,7 @@ class Planned(Generic[W]):
 
     @property
     def rows(self) -> int:
-        """Of all sequences together."""
+        """Return the rows of all sequences together."""
         return sum(rows for _, rows in self.shares)
 
 

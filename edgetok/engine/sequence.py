@@ -99,21 +99,21 @@ class Sequence:
 
     @property
     def rows(self) -> int:
-        """How many rows it has to compute before its next token."""
+        """Return the rows to compute before its next token."""
         return len(self.pending)
 
     @property
     def most_rows(self) -> int:
-        """How many of them one step may compute."""
+        """Return how many of them one step may compute."""
         return self.context.cache.block_tokens
 
     @property
     def on_device(self) -> bool:
-        """Whether a backend that chooses tokens itself can choose its next one."""
+        """Return whether a backend that draws tokens itself can draw its next one."""
         return self._sampler.on_device
 
     def draw(self) -> Draw:
-        """How such a backend chooses the next token."""
+        """Return the options and the random number of its next draw."""
         return self._sampler.draw()
 
     def part(self, rows: int) -> Part:
@@ -191,7 +191,7 @@ class Sequence:
         return pieces
 
     def _rest(self) -> list[str]:
-        """What detokenizer and stop finder have held back."""
+        """Return the text that detokenizer and stop finder have held back."""
         texts = [self._finder.push(self._stream.finish())]
         if self._finder.found is None:
             texts.append(self._finder.finish())

@@ -274,7 +274,7 @@ class Stepper:
             self._end(sequence)
 
     def _computed(self, step: Planned[Sequence]) -> list[Found]:
-        """What the backend makes of a step: one result for each share.
+        """Run a step on the backend; return one result for each share.
 
         Where it refuses the step as a whole, nothing was changed: then each share is asked for
         alone, so that only the guilty one fails.
@@ -345,7 +345,7 @@ class Stepper:
 
 
 def _work(ref: weakref.ref[Stepper], calls: queue.SimpleQueue[bool]) -> None:
-    """Of the thread. Between calls it refers to the engine weakly, so that it can be collected."""
+    """Run the thread's loop, with a weak reference to the engine so that it can be collected."""
     while True:
         stop = calls.get()
         with contextlib.suppress(queue.Empty):

@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do, as it was loaded.
+    """The capabilities of a backend as it was loaded.
 
     Attributes:
         together: whether parts of a step are computed together, so that a step of several rows
@@ -69,7 +69,7 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """Return the capabilities."""
 
     @property
     def spec(self) -> DecoderSpec | None:

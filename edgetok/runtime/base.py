@@ -1,4 +1,4 @@
-"""What all backends share: whole prompts as loops over steps, and refusals."""
+"""Shared parts of all backends: whole prompts as loops over steps, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every backend does with the tokens of a call before it computes: check them, cut them."""
+"""Check the tokens of a call and cut them into blocks, for every backend."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checked_tokens(tokens: npt.NDArray[Any], cache: KVCache, vocab_size: int) ->
 def blocks(
     ids: Tokens, size: int, should_stop: Callable[[], bool] | None
 ) -> Iterator[tuple[int, Tokens, bool]]:
-    """Where each block of at most `size` tokens begins, its tokens, whether it is the last.
+    """Yield the start and the tokens of each block of at most `size`, and whether it is the last.
 
     Raises:
         Interrupted: `should_stop` said yes between two blocks.

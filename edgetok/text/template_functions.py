@@ -38,7 +38,7 @@ from edgetok.text.template_budget import (
 MAX_COMPARISONS = 1 << 27
 """Characters that one call may compare, where it compares each with each: 0.1 s."""
 MAX_RARE_BYTES = 64 << 10
-"""What filters that no chat template needs are given at most: some are quadratic."""
+"""The most bytes for filters that no chat template needs: some are quadratic."""
 MAX_URLIZED_BYTES = 4 << 10
 
 _STR_METHODS = frozenset(
@@ -81,7 +81,7 @@ def _expanded(text: str, tabsize: int = 8) -> None:
 
 
 def _searched(text: str, other: Any = None, *more: Any, **named: Any) -> None:
-    """From the right Python compares each with each, and so does strip."""
+    """Refuse long texts for methods that compare each with each from the right, as strip does."""
     other = named.get("sep", other)
     if isinstance(other, str) and len(text) * len(other) > MAX_COMPARISONS:
         raise TemplateError(

@@ -123,7 +123,7 @@ class Tokenizer:
         return text
 
     def _adds_space(self) -> bool:
-        """Whether a space that is not in the text stands before what follows an added token."""
+        """Return whether a space that is not in the text precedes the text after an added token."""
         added = next(iter(self._added.values()), None)
         if added is None or not getattr(self._decoder, "strip_start", False):
             return False

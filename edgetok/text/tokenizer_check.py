@@ -176,7 +176,7 @@ def pattern_fault(pattern: str) -> str | None:
 
 
 def _class_end(pattern: str, at: int) -> int:
-    """Where a class of characters, which may hold others, is over."""
+    """Return the end of a class of characters, which may hold others."""
     depth = 0
     while at < len(pattern):
         char = pattern[at]

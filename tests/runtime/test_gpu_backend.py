@@ -201,7 +201,7 @@ def test_refusals(tiny, open_backend):
         backend.forward(cache, np.array([VOCAB_SIZE]))
     with pytest.raises(ShapeError, match="expected integers"):
         backend.forward(cache, TOKENS[None])
-    with pytest.raises(ShapeError, match="no cache of this backend"):
+    with pytest.raises(ShapeError, match="not a cache of this backend"):
         backend.forward(object(), TOKENS)
     with pytest.raises(OptionError, match="whole number"):
         backend.new_cache(0)

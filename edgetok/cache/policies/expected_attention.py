@@ -1,4 +1,4 @@
-"""What queries still to come are expected to attend to (Expected Attention, arXiv 2510.00636).
+"""Keep the tokens that future queries are expected to attend to (arXiv 2510.00636).
 
 Queries are taken as Gaussian before their rotation; over the next positions they are turned by
 the mean rotation R. With mean m' = R m and covariance S' = R S R^T the expected weight of a key is

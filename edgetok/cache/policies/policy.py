@@ -1,6 +1,6 @@
 """Policies of a bounded cache: which tokens a KV head keeps.
 
-A policy gives each token a score in float32; the cache forgets those with the lowest, and never
+A policy gives each token a score in float32; the cache evicts those with the lowest, and never
 the first tokens, the pinned ones and the latest. One small file each; `POLICIES` names them all.
 """
 
@@ -24,7 +24,7 @@ Score = Callable[[HeadView], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a cache chooses.
+    """The rule by which a cache chooses.
 
     Attributes:
         name: as on the command line.

@@ -1,4 +1,4 @@
-"""What this runtime keeps by default.
+"""Keep keys far from the mean key: the default policy.
 
     score = |k - mean key|^2 |v|,   0 where |k - mean key|^2 is above 6 times its median
 

@@ -1,4 +1,4 @@
-"""What a policy sees of one KV head when a bounded cache has to forget."""
+"""The view of one KV head that a policy scores when a bounded cache has to evict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSEEN = np.float32(-1e30)
 
 @dataclass(frozen=True)
 class QueryStats:
-    """What is known of the queries of one KV head's G query heads, before their rotation.
+    """Statistics of the queries of one KV head's G query heads, before their rotation.
 
     Attributes:
         recent: [W, G, D], the latest ones, oldest first; none for policies that do not ask.

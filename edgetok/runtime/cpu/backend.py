@@ -159,12 +159,12 @@ class CpuBackend(BaseBackend):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; see `Backend`."""
+        """Return the capabilities; see `Backend`."""
         return self._capabilities
 
     @property
     def threads(self) -> int:
-        """How many threads compute."""
+        """Return the number of threads."""
         return self._team.threads
 
     @property
@@ -270,7 +270,7 @@ class CpuBackend(BaseBackend):
         cache = part.cache
         if not isinstance(cache, SlotCache) or not cache.serves(self._spec, self._kv_bits, KIND):
             raise ShapeError(
-                f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
+                f"a {type(cache).__name__} is not a cache of this backend; use its new_cache"
             )
         return cache
 
@@ -350,7 +350,7 @@ class CpuBackend(BaseBackend):
 
 
 def default_cache_dir() -> Path:
-    """Where compiled kernels are kept when nobody says: the user's own cache folder."""
+    """Return the default folder of compiled kernels: in the user's cache folder."""
     from edgetok.environment import read_settings
 
     return read_settings().cache_dir
@@ -402,7 +402,7 @@ def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when the weights are written to or cut while they are mapped."""
+    """Return a value that changes when the mapped weights are written to or cut."""
     try:
         status = path.stat()
     except OSError:

@@ -26,7 +26,7 @@ Instructions = list[Instruction | Table]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """What instructions point to, beside weights.
+    """The buffers that instructions point to, beside weights.
 
     Attributes:
         values: of each value, by name.
@@ -45,7 +45,7 @@ class Buffers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What operations are lowered for.
+    """The target of lowering.
 
     Attributes:
         kernels: to be called.
@@ -72,7 +72,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Near:
-    """What stands around the operations that are lowered.
+    """The operations around those that are lowered.
 
     Attributes:
         before: the operation before them.
@@ -118,7 +118,7 @@ _BY_HEAD = (ops.Queries, ops.Rope, ops.Store)
 
 
 def _shared_alike(op: ops.Op, following: ops.Op) -> bool:
-    """Whether a thread computes of `following` no other rows or heads than of `op`."""
+    """Return whether a thread computes the same rows or heads of `following` as of `op`."""
 
     def by_head(op: ops.Op) -> bool:
         return isinstance(op, _BY_HEAD) or (isinstance(op, ops.Norm) and op.heads is not None)

@@ -1,4 +1,4 @@
-"""From a spec and an artefact to the program that computes a block of tokens or one.
+"""Build the program that computes a block of tokens or one, from a spec and an artefact.
 
 One table of instructions serves both: kernels read the number of tokens from the run's state.
 Weights are addresses inside the mapped file. All buffers are allocated here, once; which
@@ -46,7 +46,7 @@ Compute = Literal["int8", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What a plan is made for.
+    """The options of a plan.
 
     Attributes:
         threads: of the team.
@@ -140,7 +140,7 @@ class Plan:
         return [*go_on(self._kernels, rows=CTX_TAIL, moves=moves)]
 
     def _head(self) -> Instructions:
-        """From rows of x, copied together, to logits."""
+        """Return the instructions from rows of x, copied together, to logits."""
         tokens, hidden = self._options.head_tokens, self._spec.hidden_size
         values = {"x": self._floats(tokens, hidden), "h": self._floats(tokens, hidden)}
         made, _ = self._lowered(

@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes, kind by kind.
+"""Measure the time of a decode step, kind by kind.
 
 A step runs with the interpreter's profile on: ticks of the first share of every instruction. What
 is left of a step's wall time is waiting: for other threads at barriers, and outside of the compiled
@@ -93,7 +93,7 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
 
 
 def _ticks_per_second(backend: CpuBackend, program: Program) -> float:
-    """How fast the kernels' counter runs: the program's longest instruction alone, one thread."""
+    """Return the rate of the kernels' counter: the longest instruction alone, one thread."""
     one = Program([program.table[int(np.argmax(program.ticks))]], profile=True)
     rates = []
     for _ in range(_CALIBRATIONS):

@@ -1,4 +1,4 @@
-"""What kernels read of a step: which rows belong to which cache, and which rows go on.
+"""The tables of a step for kernels: the cache of each row, and the rows that continue.
 
 Tables and lists: `kernels_cpu/program/abi.py`.
 """

@@ -44,7 +44,7 @@ _HEAD_TOKENS = 32
 
 
 def plan_options(compute: GpuCompute, block_tokens: int = BLOCK_TOKENS) -> GpuPlanOptions:
-    """Of a plan for all layers."""
+    """Return the options of a plan for all layers."""
     return GpuPlanOptions(
         compute=compute, block_tokens=block_tokens, head_tokens=min(_HEAD_TOKENS, block_tokens)
     )
@@ -82,7 +82,7 @@ class GpuBackend(BaseBackend):
             compute: of prefill's products: "float16", or "float32" to compare with. One token's
                 products are float32 either way.
             block_tokens: tokens computed at once in a prefill.
-            cache_dir: where tile sizes that were measured on this card are; None for defaults.
+            cache_dir: where tile sizes that were measured on this GPU are; None for defaults.
 
         Raises:
             ArtefactError: the folder is damaged or has no spec.
@@ -140,7 +140,7 @@ class GpuBackend(BaseBackend):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; caches that evict need all layers on the device."""
+        """Return the capabilities; caches that evict need all layers on the device."""
         return Capabilities(
             together=False,
             step_rows=self._block_tokens,
@@ -151,7 +151,7 @@ class GpuBackend(BaseBackend):
 
     @property
     def device_name(self) -> str:
-        """The card's name."""
+        """Return the GPU's name."""
         return self._device.name
 
     @property
@@ -194,7 +194,7 @@ class GpuBackend(BaseBackend):
         """
         if self._before is not None:
             raise UnsupportedError(
-                "a cache that forgets needs all layers on one device: leave out --gpu-layers, or "
+                "a bounded cache needs all layers on one device; remove --gpu-layers, or "
                 "give --kv-policy none"
             )
         bounds = bounds_for(
@@ -300,7 +300,7 @@ class GpuBackend(BaseBackend):
             if sampled:
                 sample(plan.logits[0], self._sampling)
 
-        inputs = self._send(cache, ids)  # may forget, and with it what was captured
+        inputs = self._send(cache, ids)  # may evict, which drops the captured graph
         if ids.size > 1:
             launches(inputs)
             return
@@ -341,7 +341,7 @@ class GpuBackend(BaseBackend):
                 self._spec, self._kv_bits, KIND
             ):
                 raise ShapeError(
-                    f"a {type(cache).__name__} is no cache of this backend; use its new_cache"
+                    f"a {type(cache).__name__} is not a cache of this backend; use its new_cache"
                 )
             found.append((part, cache))
         return found

@@ -1,4 +1,4 @@
-"""What a run on a GPU reads besides weights and cache: tokens, positions, slots, rotations."""
+"""Inputs of a run on a GPU beside weights and cache: tokens, positions, slots, rotations."""
 
 from __future__ import annotations
 

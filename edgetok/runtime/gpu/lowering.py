@@ -269,7 +269,7 @@ def _add_scaled(to: Target, groups: Groups) -> tuple[Launch, int]:
 
 
 def _read_later(value: str, groups: Groups) -> bool:
-    """Whether a value is read before it is written again."""
+    """Return whether a value is read before it is written again."""
     for group in groups:
         for op in group:
             if value in op.reads:

@@ -71,7 +71,7 @@ def place(
     cache_tokens: int,
     cache_budget: int | None = None,
 ) -> Placement:
-    """What so many of the last layers take, in Python integers.
+    """Return the placement of a number of the last layers, with its bytes.
 
     Args:
         artefact: with a layout.
@@ -80,7 +80,7 @@ def place(
         options: of the plan.
         kv_bits: of the cache.
         cache_tokens: that it is to hold; 0 for no cache.
-        cache_budget: bytes of one that forgets, in place of that.
+        cache_budget: bytes of a bounded one, in place of that.
     """
     first = spec.num_layers - layers
     there = some_layers(spec, first, spec.num_layers)
@@ -114,7 +114,7 @@ def place(
 
 
 def require(wanted: Placement, largest: int, device: Device) -> None:
-    """Refuse a plan that the card has no room for; `largest` layers would fit.
+    """Refuse a plan that does not fit on the GPU; `largest` layers would fit.
 
     Raises:
         OptionError: names the bytes, and what would do.
@@ -139,7 +139,7 @@ def first_layers(artefact: Artefact, spec: DecoderSpec, count: int) -> Artefact:
 
 
 def _on_device(name: str, first: int) -> bool:
-    """Whether a tensor is of a layer from `first` on, or of the head."""
+    """Return whether a tensor belongs to a layer from `first` on, or to the head."""
     if name.startswith("layers."):
         return int(name.split(".")[1]) >= first
     return first == 0 or not name.startswith("embed_tokens")

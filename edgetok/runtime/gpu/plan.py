@@ -1,4 +1,4 @@
-"""From a spec and an artefact to the launches that compute a block of tokens or one.
+"""Build the launches that compute a block of tokens or one, from a spec and an artefact.
 
     embed
     each layer:  [norm +] q, k, v | norm, rope, append | attention [| merge] | o_proj (+ x)
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPlanOptions:
-    """What a plan is made for.
+    """The options of a plan.
 
     Attributes:
         compute: of products of many tokens: "float16", or "float32" to compare with.
@@ -102,7 +102,7 @@ class GpuPlan:
         self.nbytes = self.weight_bytes + sum(buffer.nbytes for buffer in buffers)
 
     def body(self, inputs: Inputs, cache: GpuCacheMemory, wanted: int) -> None:
-        """From tokens, or what is left of earlier layers, to their residual stream.
+        """Compute the residual stream from tokens, or from the outputs of earlier layers.
 
         Keys and values of all are stored. Of how many of the last ones the stream is `wanted`, the
         last layer need not do more for others.
@@ -146,7 +146,7 @@ class GpuPlan:
             launch(rows)
 
     def _counts_mass(self, cache: GpuCacheMemory) -> bool:
-        """Whether the last layer's attention counts for tokens whose result nobody wants."""
+        """Return whether the last layer's attention counts for tokens without wanted results."""
         layer = self._last_layer
         return layer is not None and cache.layers[layer].mass is not None
 

@@ -1,4 +1,4 @@
-"""What launches are made for and what they look at: weights and buffers, and the rows of a run."""
+"""The target of launches: weights and buffers, and the rows of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What launches look at: rows begin..end - 1 of every buffer.
+    """The rows begin..end - 1 of every buffer, for launches.
 
     Attributes:
         inputs: of the run.
@@ -41,7 +41,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows."""
+        """Return the number of rows."""
         return self.end - self.begin
 
     def of(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Rows:
 
 
 class Target:
-    """What operations are lowered for: weights and buffers on a device, allocated when first used.
+    """The target of lowering: weights and buffers on a device, allocated when first used.
 
     Attributes:
         weights: of the artefact.
@@ -114,7 +114,7 @@ class Target:
         return buffer
 
     def columns(self, value: str) -> tuple[torch.Tensor, int, int] | None:
-        """Where a value lies side by side with others: the buffer, its first column and its width.
+        """Return the buffer of a value, its first column and its width.
 
         None where it lies in plane order.
         """

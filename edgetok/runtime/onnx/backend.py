@@ -65,7 +65,7 @@ class _Cache(KVCache):
 
     @property
     def capacity_tokens(self) -> int:
-        """How many tokens can be seen."""
+        """Return the most tokens that can be seen."""
         return self._capacity_tokens
 
     def truncate(self, length_tokens: int) -> bool:
@@ -188,7 +188,7 @@ class OnnxRuntimeBackend(BaseBackend):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; see `Backend`."""
+        """Return the capabilities; see `Backend`."""
         return self._capabilities
 
     @property
@@ -356,7 +356,7 @@ class _ForeignGraph:
 
 
 def _foreign_cache(cache: KVCache) -> ShapeError:
-    return ShapeError(f"a {type(cache).__name__} is no cache of this backend; use its new_cache")
+    return ShapeError(f"a {type(cache).__name__} is not a cache of this backend; use its new_cache")
 
 
 def _config(artefact: Artefact) -> dict[str, Any]:

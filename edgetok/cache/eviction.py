@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.bounds import Bounds
-from edgetok.cache.groups import Chosen
+from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.view import Floats, HeadView
 from edgetok.cache.query_log import QueryLog
 from edgetok.cache.rotation import Rotations
@@ -122,6 +122,22 @@ class Eviction:
                 keys = memory.keys(layer, head)
                 keys.write(at[moved], self.turn(layer, keys.read(at[moved]), delta[moved]))
             table.positions[row, at] = place
+
+    def lower(self, group: InOrder, memory: GroupMemory, by: int) -> None:
+        """Lower the positions of a window's slots by `by`; keys are rotated along.
+
+        What would be before position 0 is forgotten; no window reaches that far.
+        """
+        group.shift(by)
+        at = group.table.slots(0)
+        memory.own(at)
+        for layer in group.layers:
+            if self._spec.layers[layer].rope < 0:
+                continue
+            for head in range(self._spec.num_kv_heads):
+                keys = memory.keys(layer, head)
+                keys.write(at, self.turn(layer, keys.read(at), np.full(len(at), -by)))
+        memory.tell()
 
     def turn(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
         """Keys [n, D] of a layer, rotated `by` [n] positions further."""

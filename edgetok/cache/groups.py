@@ -101,6 +101,13 @@ class InOrder:
         if length_tokens == 0:
             self.oldest = 0
 
+    def shift(self, by: int) -> None:
+        """Lower all positions by `by`; tokens whose position would be negative are gone."""
+        self.table.shift(by)
+        at = self.table.slots(0)
+        if len(at):
+            self.oldest = max(self.oldest, int(self.table.tokens[0, at].min()))
+
     @property
     def mark(self) -> int:
         """The oldest token."""

@@ -150,6 +150,35 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
     )
 
 
+def restore_state(cache: SlotCache[Any], state: CacheState) -> Found:
+    """Fill a cache's tables, memory and queries from a block; its counters are left to the cache.
+
+    Raises:
+        SessionError: as `parse_state`; nothing was changed.
+        ContextError: there is not memory for it; likewise.
+    """
+    found = parse_state(cache, state)
+    memories = cache.memory.groups
+    every = [[table.slots(row) for row in range(table.rows)] for table in found.tables]
+    for lists, memory in zip(every, memories, strict=True):
+        at = np.unique(np.concatenate(lists))
+        memory.reserve(int(at.max(initial=-1)) + 1)
+        memory.own(at)
+    for i, (group, memory) in enumerate(zip(cache.groups, memories, strict=True)):
+        size = group.table.size
+        group.table = found.tables[i]
+        group.table.grow(size)
+        memory.put(every[i], found.rows[i])
+        if memory.mass is not None and found.mass is not None:
+            memory.mass[:] = 0.0
+            for row, at in enumerate(every[i]):
+                memory.mass[row, at] = found.mass[row]
+        group.restore(found.marks[i])
+        memory.tell()
+    cache.memory.queries.restore(found.queries, found.query_counts)
+    return found
+
+
 def _check_order(group: InOrder, table: SlotTable, length: int) -> None:
     """The latest tokens, each in its slot, as many as the next one sees."""
     at = table.slots(0)

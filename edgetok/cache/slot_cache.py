@@ -13,11 +13,11 @@ import numpy as np
 
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.eviction import Eviction
-from edgetok.cache.groups import Chosen, Group, check_cut, make_groups
+from edgetok.cache.groups import Chosen, Group, InOrder, check_cut, make_groups
 from edgetok.cache.policies.view import Floats
 from edgetok.cache.protocol import CacheCapabilities, KVCache
 from edgetok.cache.rotation import Rotations
-from edgetok.cache.saved import parse_state, write_state
+from edgetok.cache.saved import restore_state, write_state
 from edgetok.cache.slot_memory import CacheMemory
 from edgetok.cache.state import CacheState
 from edgetok.cache.table import EMPTY
@@ -320,18 +320,8 @@ class SlotCache(KVCache, Generic[M]):
         if by == 0 or eviction is None:
             return
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
-            if isinstance(group, Chosen):
-                continue
-            group.table.shift(by)
-            at = group.table.slots(0)
-            memory.own(at)
-            for layer in group.layers:
-                if self.spec.layers[layer].rope < 0:
-                    continue
-                for head in range(self.spec.num_kv_heads):
-                    keys = memory.keys(layer, head)
-                    keys.write(at, eviction.turn(layer, keys.read(at), np.full(len(at), -by)))
-            memory.tell()
+            if isinstance(group, InOrder):
+                eviction.lower(group, memory, by)
         self._shift += by
 
     # Copies
@@ -368,26 +358,8 @@ class SlotCache(KVCache, Generic[M]):
     def load(self, state: CacheState) -> None:
         """Become what was saved. See `KVCache`."""
         self._check_saves()
-        found = parse_state(self, state)  # raises before anything changes
-        every = [[table.slots(row) for row in range(table.rows)] for table in found.tables]
-        for lists, memory in zip(every, self.memory.groups, strict=True):
-            at = np.unique(np.concatenate(lists))
-            memory.reserve(int(at.max(initial=-1)) + 1)
-            memory.own(at)
-        for i, (group, memory) in enumerate(zip(self.groups, self.memory.groups, strict=True)):
-            lists = every[i]
-            size = group.table.size
-            group.table = found.tables[i]
-            group.table.grow(size)
-            memory.put(lists, found.rows[i])
-            if memory.mass is not None and found.mass is not None:
-                memory.mass[:] = 0.0
-                for row, at in enumerate(lists):
-                    memory.mass[row, at] = found.mass[row]
-            group.restore(found.marks[i])
-            memory.tell()
+        found = restore_state(self, state)
         self._length, self._shift = found.length, found.shift
-        self.memory.queries.restore(found.queries, found.query_counts)
         if self._eviction is not None:
             self._eviction.dropped, self._eviction.pinned = found.dropped, found.pinned
 

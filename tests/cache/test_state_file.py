@@ -75,7 +75,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     assert not is_container(path)
-    with pytest.raises(SessionError, match="not a regular file|cannot be read"):
+    with pytest.raises(SessionError, match=r"not a regular file|cannot be read"):
         read_session(path, MODEL)
     with pytest.raises(SessionError, match="not a regular file"):
         read_container(path, MODEL)
@@ -93,7 +93,7 @@ def test_three_sparse_gigabytes_are_refused_unread(tmp_path, honest):
     os.truncate(path, huge)
     tracemalloc.start()
     begin = time.perf_counter()
-    with pytest.raises(SessionError, match="do not add up|expected at most"):
+    with pytest.raises(SessionError, match=r"do not add up|expected at most"):
         read_session(path, MODEL, max_cache_bytes=make().nbytes)
     assert time.perf_counter() - begin < 1
     assert tracemalloc.get_traced_memory()[1] < 50 << 20

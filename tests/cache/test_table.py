@@ -147,6 +147,9 @@ def test_in_order_names_each_token_its_slot():
     assert group.reachable(54) == 54
     assert group.reachable(53) == 0
     assert group.reachable(0) == 0
+    group.shift(40)  # positions 0..58 are left, of tokens 40..98
+    assert group.oldest == 40
+    assert group.reachable(58) == 0
 
 
 def test_chosen_fills_the_lowest_free_slots_first():

@@ -8,12 +8,13 @@ after the other: keys, values, key scales, value scales, each in the layout of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.pages import PageList
-from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, PAGE_SLOTS, VALUE_TILE
 from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values, row_bytes
 
 
@@ -75,6 +76,52 @@ class PageLayout:
             Values(values, value_scales.view("f4") if scaled else None, self.head_dim, self._bits),
         )
 
+    def take(self, page: int, memory: Bytes, slots: int) -> tuple[Bytes, ...]:
+        """The first `slots` slots of all heads, each row by itself: copies.
+
+        Returns:
+            uint8 [heads, slots, n]: keys, values, key scales and value scales; of the latter two n
+            is 0 where there are none.
+        """
+        made = []
+        for part, tile in self._parts(page, memory):
+            count = -(-slots // tile)
+            rows = part[:, :count].transpose(0, 1, 3, 2)  # [heads, tiles, tile, row / unit]
+            made.append(np.ascontiguousarray(rows).view(np.uint8))
+            made[-1] = made[-1].reshape(self.heads, count * tile, -1)[:, :slots]
+        return tuple(made)
+
+    def put(self, page: int, memory: Bytes, rows: tuple[Bytes, ...]) -> None:
+        """Write what `take` gave, changed, into the same page."""
+        for (part, tile), given in zip(self._parts(page, memory), rows, strict=True):
+            slots = given.shape[1]
+            count = -(-slots // tile)
+            whole = part[:, :count]
+            wide = np.ascontiguousarray(whole.transpose(0, 1, 3, 2))
+            flat = wide.view(np.uint8).reshape(self.heads, count * tile, -1)
+            flat[:, :slots] = given
+            whole[...] = wide.transpose(0, 1, 3, 2)
+
+    def _parts(self, page: int, memory: Bytes) -> Iterator[tuple[npt.NDArray[Any], int]]:
+        """Views [heads, tiles, row / unit, tile] of all heads' arrays, and their tiles.
+
+        A unit is what lies together of a slot, as one number.
+        """
+        slots, bits = self.slots_of(page), self._bits
+        heads = memory.reshape(self.heads, slots * self.slot_bytes)
+        key_unit = 4 if bits <= 8 else bits // 8
+        value_tile, value_unit = (VALUE_TILE, 1) if bits <= 8 else (1, bits // 8)
+        at = 0
+        for size, tile, unit in (
+            (self.row_bytes, KEY_TILE, key_unit),
+            (self.row_bytes, value_tile, value_unit),
+            (self.scale_bytes, 1, 4),
+            (self.scale_bytes, 1, 4),
+        ):
+            part = heads[:, at : at + slots * size].view(f"u{unit}")
+            yield part.reshape(self.heads, slots // tile, size // unit, tile), tile
+            at += slots * size
+
 
 class PagedRows:
     """The keys, or the values, of one head across a group's pages."""
@@ -94,19 +141,6 @@ class PagedRows:
         """Store x [n, D] as `kv_append` does."""
         for rows, slots, places in self._split(at):
             rows.write(slots, x[places])
-
-    def take(self, at: Places) -> tuple[Bytes, Bytes]:
-        """As they are stored: uint8 [n, row], and scales [n, 4] or [n, 0]."""
-        row, scale = self._layout.row_bytes, self._layout.scale_bytes
-        made = np.empty((len(at), row), np.uint8), np.empty((len(at), scale), np.uint8)
-        for rows, slots, places in self._split(at):
-            made[0][places], made[1][places] = rows.take(slots)
-        return made
-
-    def put(self, at: Places, stored: Bytes, scales: Bytes) -> None:
-        """Write what `take` gave."""
-        for rows, slots, places in self._split(at):
-            rows.put(slots, stored[places], scales[places])
 
     def _split(self, at: Places) -> Iterator[tuple[Keys | Values, Places, Places]]:
         """Of each page that `at` touches: its rows, the slots in it, and where they are in `at`."""

@@ -89,18 +89,6 @@ class _Rows:
             self._scales.view(np.uint32)[at] = words[:, 0]
         self._store(at, rows)
 
-    def take(self, at: Places) -> tuple[Bytes, Bytes]:
-        """As they are stored: uint8 [n, row], and scales [n, 4] or [n, 0]."""
-        if self._scales is None:
-            return self._rows(at).view(np.uint8), np.zeros((len(at), 0), np.uint8)
-        return self._rows(at).view(np.uint8), self._scales[at, None].view(np.uint8)
-
-    def put(self, at: Places, rows: Bytes, scales: Bytes) -> None:
-        """Write what `take` gave."""
-        self._store(at, np.ascontiguousarray(rows).view(self._tiles.dtype))
-        if self._scales is not None:
-            self._scales[at] = np.ascontiguousarray(scales).view(np.float32)[:, 0]
-
     def _rows(self, at: Places) -> npt.NDArray[Any]:
         """Bytes [n, row] of slots, taken out from among the others of their tile."""
         rows = np.ascontiguousarray(self._tiles[at // self._tile, :, at % self._tile])

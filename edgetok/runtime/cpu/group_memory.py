@@ -1,0 +1,245 @@
+"""One group's memory on the CPU: pages of slots, and the records that kernels read.
+
+Keys, values and scales lie in pages (`page_layout.py`), which forks share until they write.
+Positions and attention mass are a cache's own, so that evicting and truncating write to no page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.groups import Chosen, Group
+from edgetok.cache.pages import PageList, PagePool
+from edgetok.kernels_cpu.attention.launch import (
+    PAGE_FIELDS,
+    PAGE_SLOTS,
+    REC_APPEND,
+    REC_MASS,
+    REC_PAGES,
+    REC_POSITIONS,
+    REC_USED,
+)
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.cpu.page_layout import PagedRows, PageLayout
+from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Places
+
+
+class CpuGroupMemory:
+    """See `GroupMemory`."""
+
+    def __init__(
+        self, group: Group, spec: DecoderSpec, kv_bits: int, pool: PagePool, records: Places,
+        block_tokens: int,
+    ) -> None:  # fmt: skip
+        """Begin without pages.
+
+        Args:
+            group: tables.
+            spec: the decoder.
+            kv_bits: of keys and values.
+            pool: where pages come from.
+            records: int64 [layers, KH, RECORD_SLOTS] of the whole cache.
+            block_tokens: most tokens of one run.
+        """
+        self._group, self._kv_heads = group, spec.num_kv_heads
+        table = group.table
+        self._layers = np.array(group.layers, np.intp)
+        self._heads = len(group.layers) * spec.num_kv_heads
+        self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits)
+        self.row_bytes = self.layout.slot_bytes
+        self._pages = PageList(pool, self.layout.bytes_of)
+        self._records = records
+        self._append = np.zeros((table.rows, block_tokens), np.int32)
+        self._entries = self._new_entries(0)
+        self.mass: Floats | None = None
+        if isinstance(group, Chosen):
+            self.mass = np.zeros((table.rows, 0), np.float32)
+        self._set(REC_APPEND, self._address_of_rows(self._append))
+
+    @property
+    def list_bytes(self) -> int:
+        """Bytes of the slots of a run's tokens."""
+        return self._append.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes allocated now."""
+        mass = 0 if self.mass is None else self.mass.nbytes
+        return self._pages.nbytes + self._group.table.nbytes + mass + self._entries.nbytes
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes when all slots exist."""
+        table, pages = self._group.table, self.layout.pages
+        lists = 8 if self.mass is None else 12
+        slots = table.rows * table.limit * lists + self._heads * (pages + 1) * 8 * PAGE_FIELDS
+        return slots + sum(self.layout.bytes_of(i) for i in range(pages))
+
+    def reserve(self, slots: int) -> None:
+        """Have memory for so many slots of each head. See `GroupMemory`."""
+        count = -(-slots // PAGE_SLOTS)
+        if count > len(self._pages.pages):
+            made = self._pages.grow(count)
+            self._extend(count, made)
+
+    def own(self, slots: Places | None) -> None:
+        """Prepare slots to be written to. See `GroupMemory`."""
+        pages = self._pages.pages
+        shared = [i for i, page in enumerate(pages) if page.references > 1]
+        if not shared:
+            return
+        if slots is not None:
+            shared = np.intersect1d(shared, slots // PAGE_SLOTS).tolist()
+        for i in shared:
+            if self._pages.own(i):
+                self._entries[:, i] = self.layout.addresses(i, pages[i].address)
+
+    def append(self, slots: Places) -> None:
+        """Say where the next tokens go."""
+        self._append[:, : slots.shape[1]] = slots
+        self._set_used()
+
+    def tell(self) -> None:
+        """Take over a table that changed."""
+        self._place()
+
+    def trim(self) -> None:
+        """Give pages back that hold nothing."""
+        count = -(-int(self._group.table.used.max()) // PAGE_SLOTS)
+        if count < len(self._pages.pages):
+            self._pages.cut(count)
+            self._shrink()
+
+    def pull(self) -> None:
+        """Nothing: kernels write to host memory."""
+
+    def keys(self, layer: int, head: int) -> PagedRows:
+        """A head's keys."""
+        return PagedRows(self.layout, self._pages, self._index(layer, head), 0)
+
+    def values(self, layer: int, head: int) -> PagedRows:
+        """A head's values."""
+        return PagedRows(self.layout, self._pages, self._index(layer, head), 1)
+
+    def take(self, lists: Sequence[Places]) -> Bytes:
+        """Stored rows of slots, head by head. See `GroupMemory`."""
+        made = np.zeros(self._heads * self.row_bytes * sum(map(len, lists)) // len(lists), np.uint8)
+        for page, memory, slots in self._touched(lists):
+            every = self.layout.take(page, memory, slots)
+            for heads, rows, at, places in self._split(page, lists, made):
+                for to, part in zip(rows, every, strict=True):
+                    to[:, places] = part[heads][:, at]
+        return made
+
+    def put(self, lists: Sequence[Places], stored: Bytes) -> None:
+        """Write what `take` gave."""
+        for page, memory, slots in self._touched(lists):
+            every = self.layout.take(page, memory, slots)
+            for heads, rows, at, places in self._split(page, lists, stored):
+                for part, source in zip(every, rows, strict=True):
+                    part[heads, at] = source[:, places]
+            self.layout.put(page, memory, every)
+
+    def _touched(self, lists: Sequence[Places]) -> Iterator[tuple[int, Bytes, int]]:
+        """Pages that hold listed slots, their memory, and how many slots from the first on."""
+        last = max((int(at.max(initial=-1)) for at in lists), default=-1)
+        for page in range(-(-(last + 1) // PAGE_SLOTS)):
+            yield (
+                page,
+                self._pages.pages[page].memory,
+                min(PAGE_SLOTS, last + 1 - page * PAGE_SLOTS),
+            )
+
+    def _split(
+        self, page: int, lists: Sequence[Places], stored: Bytes
+    ) -> Iterator[tuple[slice, list[Bytes], Places, Places]]:
+        """For heads with the same slots: which, their rows in `stored`, slots of the page, places.
+
+        Rows are views uint8 [heads, n, bytes] of keys, values and scales of both.
+        """
+        row, scale, first = self.layout.row_bytes, self.layout.scale_bytes, 0
+        for i, at in enumerate(lists):
+            heads = slice(0, self._heads) if len(lists) == 1 else slice(i, i + 1)
+            count = heads.stop - heads.start
+            end = first + count * len(at) * self.row_bytes
+            whole = stored[first:end].reshape(count, len(at) * self.row_bytes)
+            ends = np.cumsum([0, row, row, scale, scale]) * len(at)
+            rows = [
+                whole[:, a:b].reshape(count, len(at), size)
+                for a, b, size in zip(ends[:-1], ends[1:], (row, row, scale, scale), strict=True)
+            ]
+            places = np.flatnonzero(at // PAGE_SLOTS == page)
+            yield heads, rows, at[places] % PAGE_SLOTS, places
+            first = end
+
+    def share(self, other: CpuGroupMemory) -> None:
+        """Refer to another cache's pages; the tables are equal, but for empty slots at the end."""
+        self._pages.share(other._pages)
+        table = self._group.table
+        count = -(-table.size // PAGE_SLOTS)
+        self._pages.cut(count)
+        self._entries = self._new_entries(count)
+        for i, page in enumerate(self._pages.pages):
+            self._entries[:, i] = self.layout.addresses(i, page.address)
+        if self.mass is not None and other.mass is not None:
+            self.mass = other.mass[:, : table.size].copy()
+        self._place()
+
+    def _index(self, layer: int, head: int) -> int:
+        return self._group.layers.index(layer) * self._kv_heads + head
+
+    def _extend(self, count: int, made: list[int]) -> None:
+        """Grow all arrays for so many pages, and enter the new ones."""
+        table = self._group.table
+        size = min(count * PAGE_SLOTS, table.limit)
+        table.grow(size)
+        entries = self._new_entries(count)
+        entries[:, : self._entries.shape[1]] = self._entries
+        for i in made:
+            entries[:, i] = self.layout.addresses(i, self._pages.pages[i].address)
+        self._entries = entries
+        if self.mass is not None:
+            mass = np.zeros((table.rows, table.size), np.float32)
+            mass[:, : self.mass.shape[1]] = self.mass
+            self.mass = mass
+        self._place()
+
+    def _shrink(self) -> None:
+        table, size = self._group.table, len(self._pages.pages) * PAGE_SLOTS
+        self._group.table = table.copy(min(size, table.limit))
+        self._group.table.limit = table.limit
+        entries = self._new_entries(len(self._pages.pages))
+        entries[:, :-1] = self._entries[:, : entries.shape[1] - 1]
+        self._entries = entries
+        if self.mass is not None:
+            self.mass = np.ascontiguousarray(self.mass[:, : self._group.table.size])
+        self._place()
+
+    def _place(self) -> None:
+        """Tell kernels where everything is."""
+        self._set(REC_PAGES, self._address_of_rows(self._entries))
+        self._set(REC_POSITIONS, self._address_of_rows(self._group.table.positions))
+        if self.mass is not None:
+            self._set(REC_MASS, self._address_of_rows(self.mass))
+        self._set_used()
+
+    def _new_entries(self, pages: int) -> Places:
+        """Where each page's arrays are, and a row of zeros that kernels read ahead."""
+        return np.zeros((self._heads, pages + 1, PAGE_FIELDS), np.int64)
+
+    def _set_used(self) -> None:
+        self._set(REC_USED, self._group.table.used)
+
+    def _set(self, field: int, value: npt.ArrayLike) -> None:
+        """Write a field of all heads' records: one value, or one for each row or head."""
+        values = np.asarray(value)
+        if values.size == self._heads:
+            values = values.reshape(-1, self._kv_heads)
+        self._records[self._layers, :, field] = values
+
+    @staticmethod
+    def _address_of_rows(array: npt.NDArray[np.generic]) -> Places:
+        return array.ctypes.data + np.arange(len(array), dtype=np.int64) * array.strides[0]

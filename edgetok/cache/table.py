@@ -43,7 +43,7 @@ class SlotTable:
     @property
     def size(self) -> int:
         """Slots of each row so far."""
-        return self.positions.shape[1]
+        return int(self.positions.shape[1])
 
     @property
     def nbytes(self) -> int:

@@ -39,7 +39,7 @@ class CachedTokens:
             capacity_tokens: of the cache; with limits not a bound on the conversation, but the
                 default for the longest answer.
             limits: of a cache that evicts; None for one that refuses what does not fit.
-            prefixes: what was read before, for caches that evict.
+            prefixes: what was read before; for caches that can be saved.
 
         Raises:
             OptionError: the limits are too tight.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetok.errors import (
     ArtefactError,
+    BusyError,
     CheckpointError,
     ContextError,
     EdgetokError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactError",
+    "BusyError",
     "Chat",
     "CheckpointError",
     "ContextError",
@@ -65,9 +67,9 @@ _LAZY = {
     "Chat": "edgetok.chat",
     "Generation": "edgetok.engine.generation",
     "Model": "edgetok.model",
-    "Result": "edgetok.engine.generation",
-    "SamplingOptions": "edgetok.sampling.sampler",
-    "Stats": "edgetok.engine.generation",
+    "Result": "edgetok.engine.result",
+    "SamplingOptions": "edgetok.sampling.options",
+    "Stats": "edgetok.engine.result",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import edgetok
 
-PUBLIC = """ArtefactError Chat CheckpointError ContextError EdgetokError Generation
+PUBLIC = """ArtefactError BusyError Chat CheckpointError ContextError EdgetokError Generation
 MissingExtraError Model OptionError OutputError Result SamplingOptions SessionError ShapeError Stats
 TemplateError UnsupportedError UserError __version__ load"""
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -163,13 +164,19 @@ def _waits(
     with engine.text(prompt, options.with_changes({"max_tokens": 1})) as reader:
         reader.run()
         end = reader.times[0]
+    while not all(one.over or one.times[-1] > end for one in chats):
+        time.sleep(_POLL_S)
     for one in chats:
         one.close()
-    waits: list[float] = []
-    for one in chats:
-        during = [moment for moment in one.times if begin <= moment <= end]
-        before = [moment for moment in one.times if moment < begin][-1:]
-        waits += np.diff([*before, *during]).tolist()
+    waits = [
+        after - before
+        for one in chats
+        for before, after in pairwise(one.times)
+        if after > begin and before < end
+    ]
     if not waits:
-        raise OptionError("no token was written while the prompt was read; give a longer one")
+        raise OptionError(
+            "the chats were over before the prompt was read; give a smaller --prompt-tokens or a "
+            "larger --context"
+        )
     return waits, end - begin

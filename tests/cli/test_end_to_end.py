@@ -166,6 +166,28 @@ def test_bench_keys(exact: Path, call: Any) -> None:
     )
 
 
+def test_bench_of_chats(exact: Path, call: Any, capsys: Any) -> None:
+    sizes = ["--chats", "3", "--prompt-tokens", "20", "--decode-tokens", "4", "--depth", "8"]
+    options = [*sizes, "--repeats", "1", *ORT]
+    result = call("bench", exact, *options)
+    runs = result.pop("runs")
+    assert runs == [result]
+    assert result.keys() >= {
+        "chats",
+        "depth",
+        "total_tokens_per_s",
+        "single_tokens_per_s",
+        "speedup",
+        "wait_p95_ms",
+        "python_ms_per_step",
+    }
+    assert (result["chats"], result["depth"], result["prompt_tokens"]) == (3, 8, 20)
+    assert run(["bench", str(exact), *options]) == 0
+    assert "speedup" in capsys.readouterr().out
+    assert run(["bench", str(exact), *options, "--profile"]) == 2
+    assert "--chats conflicts with --profile" in capsys.readouterr().err
+
+
 def test_bench_refuses_what_does_not_fit(exact: Path, capsys: Any) -> None:
     assert run(["bench", str(exact), "--prompt-tokens", "100", *ORT]) == 2
     assert "the model's context is 64" in capsys.readouterr().err

@@ -22,10 +22,9 @@ _FIRST_PROMPT_TOKENS = 16
 @click.command(
     "bench",
     epilog=common.examples(
-        "edgetok bench artefacts/default-4bit",
         "edgetok bench artefacts/default-4bit --threads 1 --depth 512 --json",
         "edgetok bench artefacts/default-4bit --profile",
-        "edgetok bench artefacts/default-4bit --chats 8 --threads 2 --json",
+        "edgetok bench artefacts/default-4bit --chats 8 --threads 2",
     ),
 )
 @common.MODEL

@@ -1,7 +1,5 @@
 """Standard streams that are closed, full, not read, or of another encoding."""
 
-
-
 from __future__ import annotations
 
 import json

@@ -5,6 +5,12 @@
 Shapes are those of Llama-3.2-1B. Contenders alternate, and medians are reported with their spread
 (max - min of the middle half, relative). For one token enough copies of the weights are made that
 they come from memory; GB/s counts weights, scales and zeros.
+
+    python benchmarks/matmul.py --rows --threads 1
+
+prints what products of a few rows (tokens) cost, all from memory, as multiples of one row, and
+beside each what the rate of 256 rows would make of it. Numbers of rows alternate; each time is the
+least of all repeats.
 """
 
 from __future__ import annotations
@@ -215,6 +221,38 @@ def measure(
         )
 
 
+ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 32)
+MANY_ROWS = 256
+
+
+def measure_rows(args: argparse.Namespace, kernels: Kernels, bits: int, threads: int) -> None:
+    """One table: a line a shape, a column a number of rows."""
+    rng = np.random.default_rng(0)
+    for N, K in args.shapes:
+        if N > 100_000:
+            continue
+        copies = max(1, -(-(args.megabytes << 20) // (N * K * bits // 8)))
+        made = [random_weight(rng, bits, args.group_size, N, K) for _ in range(copies)]
+        weights = [m[1] for m in made]
+        runs = {}
+        for rows in (*ROWS, MANY_ROWS):
+            x = rng.standard_normal((rows, K), dtype=np.float32)
+            used = weights[:1] if rows == MANY_ROWS else weights
+            runs[rows] = edgetok_runs(kernels, used, x, threads)
+        least = dict.fromkeys(runs, float("inf"))
+        for _ in range(args.repeats):
+            for rows, (run, _alive) in runs.items():
+                least[rows] = min(least[rows], run())
+        one, each = least[1], least[MANY_ROWS] / MANY_ROWS
+        cells = [f"{rows}: {least[rows] / one:.2f} ({rows * each / one:.2f})" for rows in ROWS[1:]]
+        print(
+            f"{bits} bits g{args.group_size} threads={threads} [{N}, {K}]: one row "
+            f"{one * 1e6:.0f} us, {weights[0].read_bytes / one / 1e9:.1f} GB/s; {MANY_ROWS} rows "
+            f"{N * K / each / 1e9:.0f} GMAC/s; x one row (at that rate) " + "  ".join(cells),
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
@@ -224,6 +262,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--megabytes", type=int, default=128, help="weights read by one pass")
     parser.add_argument("--isa", default="auto")
+    parser.add_argument("--rows", action="store_true", help="what few rows cost beside one")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument(
         "--shapes", type=lambda s: tuple(map(int, s.split("x"))), nargs="+", default=SHAPES,
@@ -237,6 +276,9 @@ def main() -> None:
     kernels = load(choose(args.isa), Path(place), modules=modules)
     for bits in args.bits:
         for threads in args.threads:
+            if args.rows:
+                measure_rows(args, kernels, bits, threads)
+                continue
             for tokens in args.tokens:
                 measure(args, kernels, bits, threads, tokens)
 

@@ -1,9 +1,14 @@
 """Products with float32 activations, tile by tile, accumulated in float32.
 
-A tile of RUN rows by up to SLAB inputs is brought into scratch as float32, one input of all its
-rows after the other (a lane is a row): (code - zero) * scale, exact, or the float weights. Then it
-meets all tokens. Quantised weights take this path for exact verification, whatever the number of
-tokens; float16 and float32 weights for prefill.
+A tile of RUN rows by a slab of inputs is brought into scratch as float32, one input of all its rows
+after the other (a lane is a row): (code - zero) * scale, exact, or the float weights. Then it meets
+all tokens.
+
+Quantised weights take this path for exact verification, whatever the number of tokens: a row's sum
+goes through QUANTISED_SLAB inputs one by one. Float weights take it for many tokens, and add as
+`linear/float_rows.py` does for few, so that a token has the same bits alone and beside others:
+inputs k, k + CHAINS, k + 2 * CHAINS, ... of a slab are one sum, and the CHAINS sums are added in
+their order. Slabs are added to y.
 
 The truth: `reference.matmul_nbits`.
 """
@@ -15,32 +20,43 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.linear.scales import make_read_scales
 from edgetok.kernels_cpu.linear.tile_steps import (
     FLOAT_T,
     ROW_BYTES,
     RUN,
     R,
-    float_fma,
-    float_store,
-    float_zero,
-    token_fma,
-    token_store,
-    token_zero,
-    transpose_f16,
-    transpose_f16_first,
-    transpose_f32,
-    transpose_f32_first,
+    tile_add_to,
+    tile_fma,
+    tile_store,
+    tile_zero,
+    transpose_floats,
     transpose_words,
     unpack_floats,
 )
-from edgetok.kernels_cpu.linear.tiles import finish_tile, read_scales
+from edgetok.kernels_cpu.linear.tiles import finish_tile
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
-from edgetok.kernels_cpu.simd.memory import f32_from_bits, read_i64, read_u8, store_f32, write_f32
+from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
+    prefetch,
+    read_i64,
+    read_u8,
+    store_f32,
+    write_f32,
+)
 from edgetok.kernels_cpu.simd.ops import splat_f32
 
-SLAB = 256  # inputs: 32 KB of float32 weights with vectors of 64 bytes
-_GROUPS = max(SLAB // 32, LANES)
+# Inputs: 32 KB of float32 weights with vectors of 64 bytes.
+QUANTISED_SLAB = 256
+# Float weights: sums of a slab, and its inputs; 64 KB, so that adding sums does not count.
+CHAINS = 16
+FLOAT_SLAB = 512
+_STEPS = 4  # inputs in one operation
+_LINE = 64  # bytes that a prefetch brings
+_GROUPS = max(QUANTISED_SLAB // 32, LANES)
+# From one chain's weights to the next one's, an odd number of rows: other sets of the cache.
+_CHAIN_BYTES = (FLOAT_SLAB // CHAINS + 1) * ROW_BYTES
 
 # Regions of a thread's scratch.
 _WORDS = 0
@@ -49,33 +65,40 @@ _SCALES = 2 * LANES * VB
 _ZEROS = _SCALES + _GROUPS * ROW_BYTES
 _OUT = _ZEROS + _GROUPS * ROW_BYTES
 _WEIGHTS = _OUT + FLOAT_T * ROW_BYTES
-if _WEIGHTS + SLAB * ROW_BYTES > layout.SCRATCH_BYTES:
+if _WEIGHTS + max(QUANTISED_SLAB * ROW_BYTES, CHAINS * _CHAIN_BYTES) > layout.SCRATCH_BYTES:
     raise ValueError("a tile does not fit the scratch")
+
+
+_read_scales = make_read_scales(R)
 
 
 def _make_fill(bits: int) -> Any:
     """A function that brings inputs k..k + width of RUN rows, starting with row n, to scratch."""
     if bits in (16, 32):
-        full, part = (
-            (transpose_f16, transpose_f16_first)
-            if bits == 16
-            else (transpose_f32, transpose_f32_first)
-        )
+        full, part = (transpose_floats(bits, part, _CHAIN_BYTES) for part in (False, True))
         each = bits // 8
 
         @inline
         def fill_floats(instr, n, rows, k, width, scratch):  # type: ignore[no-untyped-def]
             weight = read_i64(instr + 8 * layout.MATMUL_QWEIGHT)
-            wb = each * read_i64(instr + 8 * layout.MATMUL_K)
+            K = read_i64(instr + 8 * layout.MATMUL_K)
+            wb = each * K
+            # Each row's next slab, or the next tile's first ones, come from memory meanwhile.
+            row, ahead = (n, k + FLOAT_SLAB) if k + FLOAT_SLAB < K else (n + RUN, 0)
             for r in range(R):
                 skip = r * LANES if rows > r * LANES else 0
                 last = rows - 1 - skip
                 w, out = weight + (n + skip) * wb + each * k, scratch + _WEIGHTS + r * VB
-                whole = width // LANES * LANES
-                for i in range(0, whole, LANES):
-                    full(w + each * i, wb, last, out + i * ROW_BYTES)
-                if whole < width:
-                    part(w + each * whole, wb, last, out + whole * ROW_BYTES, width - whole)
+                ask = weight + (row + r * LANES) * wb + each * ahead
+                for i in range(0, width, LANES):
+                    if each * i % _LINE == 0:
+                        for q in range(LANES):
+                            prefetch(ask + q * wb + each * i)
+                    to = out + i % CHAINS * _CHAIN_BYTES + i // CHAINS * ROW_BYTES
+                    if i + LANES <= width:
+                        full(w + each * i, wb, last, to)
+                    else:
+                        part(w + each * i, wb, last, to, width - i)
 
         return fill_floats
 
@@ -103,7 +126,7 @@ def _make_fill(bits: int) -> Any:
         )
         first = k // group_size
         groups = (width + group_size - 1) // group_size
-        read_scales(scales + n * 2 * G, 2 * G, rows, first, groups, scratch + _SCALES)
+        _read_scales(scales + n * 2 * G, 2 * G, rows, first, groups, scratch + _SCALES)
         zero_bytes = 0
         if zeros == 0:
             for r in range(R):
@@ -148,6 +171,34 @@ def _make_fill(bits: int) -> Any:
 def make_float_tiles(bits: int) -> Any:
     """The kernel body for weights of `bits` and float32 activations."""
     fill = _make_fill(bits)
+    chains, slab = (CHAINS, FLOAT_SLAB) if bits in (16, 32) else (1, QUANTISED_SLAB)
+
+    def make_meet(tokens: int) -> Any:
+        """A function for `tokens` tokens and one slab of a tile's weights."""
+        zero = tile_zero(tokens)
+        several, fma = (tile_fma(tokens, steps, 4 * chains) for steps in (_STEPS, 1))
+        store, add_to = tile_store(tokens), tile_add_to(tokens)
+
+        @inline
+        def meet(x, xb, width, weights, out):  # type: ignore[no-untyped-def]
+            for chain in range(chains if width > chains else width):
+                f = zero()
+                a, w = x + 4 * chain, weights + chain * _CHAIN_BYTES
+                count = (width - chain + chains - 1) // chains
+                for _ in range(count // _STEPS):
+                    f = several(f, w, a, xb)
+                    w, a = w + _STEPS * ROW_BYTES, a + _STEPS * 4 * chains
+                for _ in range(count % _STEPS):
+                    f = fma(f, w, a, xb)
+                    w, a = w + ROW_BYTES, a + 4 * chains
+                if chain == 0:
+                    store(f, out)
+                else:
+                    add_to(f, out)
+
+        return meet
+
+    meet, meet_one = make_meet(FLOAT_T), make_meet(1)
 
     @inline
     def tiles(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
@@ -166,32 +217,22 @@ def make_float_tiles(bits: int) -> Any:
         if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
             x += (tokens - 1) * xb
             tokens = 1
-        out = scratch + _OUT
+        out, weights = scratch + _OUT, scratch + _WEIGHTS
         blocks = tokens // FLOAT_T * FLOAT_T
         count = (N + RUN - 1) // RUN
         for tile in range(tid * count // threads, (tid + 1) * count // threads):
             n = tile * RUN
-            for k in range(0, K, SLAB):
+            for k in range(0, K, slab):
                 width = K - k
-                if width > SLAB:
-                    width = SLAB
+                if width > slab:
+                    width = slab
                 fill(instr, n, N - n, k, width, scratch)
                 later, final = onto != 0 or k != 0, k + width == K
                 for t in range(0, blocks, FLOAT_T):
-                    f = float_zero()
-                    a, w = x + t * xb + 4 * k, scratch + _WEIGHTS
-                    for _ in range(width):
-                        f = float_fma(f, w, a, xb)
-                        w, a = w + ROW_BYTES, a + 4
-                    float_store(f, out)
+                    meet(x + t * xb + 4 * k, xb, width, weights, out)
                     finish_tile(out, FLOAT_T, y + t * yb, yb, bias, n, N, factor, later, final)
                 for t in range(blocks, tokens):  # x has no rows beyond the last token's
-                    v = token_zero()
-                    a, w = x + t * xb + 4 * k, scratch + _WEIGHTS
-                    for _ in range(width):
-                        v = token_fma(v, w, a, xb)
-                        w, a = w + ROW_BYTES, a + 4
-                    token_store(v, out)
+                    meet_one(x + t * xb + 4 * k, xb, width, weights, out)
                     finish_tile(out, 1, y + t * yb, yb, bias, n, N, factor, later, final)
 
     return tiles

@@ -5,28 +5,21 @@ a whole number of activation blocks that share a scale. `planes` is how many cod
 weights holds (3 bits: of its two-bit plane). A chunk is what one vector of packed weights covers:
 planes * vector_bytes codes; plane p of a chunk is the codes p, p + planes, p + 2 planes, ...
 
-Quantised activations of one token, decode layout (up to DECODE_TOKENS tokens), for row products:
+Quantised activations of one token, however many there are:
 
-    chunks  [chunk] of planes * VB int8 codes by plane, VB bytes of float32 scales by lane,
-            VB bytes of int32 by lane: -2^(bits - 1) * the sum of the lane's codes
+    codes   [K padded to chunks] int8: chunk by chunk, VB bytes of each plane
     scales  [blocks] float32
-    groups  [G] float32: sum over the group's blocks of scale * sum of codes
-    codes   [K padded to chunks] int8 in natural order: a temporary of `quantise`
-
-Tile layout (more tokens), for tile products:
-
-    codes   [K padded to chunks] int8: per 4 * planes codes those of plane 0, then of plane 1, ...
-    scales  [blocks] float32
-    starts  [blocks] int32: -offset(bits) * the sum of the block's codes
-    groups  [G] float32 as above
+    middles [blocks] int32: -2^(bits - 1) * the sum of the block's codes
+    starts  [blocks] int32: -offset(bits) * the same sum
 """
 
 from __future__ import annotations
 
 PLANES = {2: 4, 3: 4, 4: 2, 8: 1}
 
-# Up to this many tokens the product runs row by row, bit for bit as it does for one token.
-DECODE_TOKENS = 8
+# Products end a sum of float32 and begin another one after so many inputs, on every instruction set
+# and for any number of tokens: bits depend on it.
+SLAB = 4096
 # Most tokens that a tile product computes together: buffers have room for so many more, as the last
 # ones may be fewer.
 TILE_TOKENS = 8
@@ -85,32 +78,20 @@ def blocks_bytes(codes: int, block: int) -> int:
     return round_up(4 * ((codes + block - 1) // block), 64)
 
 
-def decode_scales_offset(codes: int, planes: int) -> int:
-    """Where a token's block scales begin in the decode layout; codes as from `padded_codes`."""
-    return codes // planes * (planes + 2)
+def offset_of(bits: int) -> int:
+    """What tile products add to codes whose zero points are not the middle."""
+    return 128 if bits == 8 else 1 << bits
 
 
-def decode_token_bytes(codes: int, block: int, group_size: int, planes: int) -> int:
-    """Bytes of one token in the decode layout."""
-    fixed = codes // planes * (planes + 2) + codes
-    return round_up(fixed + blocks_bytes(codes, block) + blocks_bytes(codes, group_size), 64)
-
-
-def tile_token_bytes(codes: int, block: int, group_size: int) -> int:
-    """Bytes of one token in the tile layout."""
-    total = codes + 2 * blocks_bytes(codes, block) + blocks_bytes(codes, group_size)
+def token_bytes(codes: int, block: int) -> int:
+    """Bytes of one token; codes as from `padded_codes`."""
     # An odd number of cache lines, so that tokens read side by side lie in different cache sets.
-    return round_up(total, 128) + 64
+    return round_up(codes + 3 * blocks_bytes(codes, block), 128) + 64
 
 
 def activation_bytes(
     tokens: int, K: int, group_size: int, block: int, bits: int, vector_bytes: int
 ) -> int:
-    """Bytes of a buffer that holds up to `tokens` quantised tokens in either layout."""
-    planes = PLANES[bits]
-    codes = padded_codes(K, group_size, planes, vector_bytes)
-    decode = min(tokens, DECODE_TOKENS) * decode_token_bytes(codes, block, group_size, planes)
-    if tokens <= DECODE_TOKENS:
-        return decode
-    tile = (tokens + TILE_TOKENS) * tile_token_bytes(codes, block, group_size)
-    return max(decode, tile)
+    """Bytes of a buffer that holds up to `tokens` quantised tokens."""
+    codes = padded_codes(K, group_size, PLANES[bits], vector_bytes)
+    return (tokens + TILE_TOKENS) * token_bytes(codes, block)

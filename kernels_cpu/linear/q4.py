@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.linear.layout import DECODE_TOKENS, MATMUL_LAST
-from edgetok.kernels_cpu.linear.rows import make_rows
+from edgetok.kernels_cpu.linear.layout import MATMUL_LAST
+from edgetok.kernels_cpu.linear.rows import ROW_TOKENS, make_rows
 from edgetok.kernels_cpu.linear.tiles import make_tiles
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd.memory import read_i64
@@ -14,7 +14,7 @@ _rows, _tiles = make_rows(4), make_tiles(4)
 @kernel
 def matmul_q4(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Int8 activations."""
-    if read_i64(ctx + 8 * CTX_TOKENS) <= DECODE_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
         _rows(instr, ctx, tid, threads)
     else:
         _tiles(instr, ctx, tid, threads)

@@ -1,12 +1,13 @@
-"""The inner steps of products, each emitted as one operation.
+"""The inner steps of row products, each emitted as one operation.
 
 Numba takes milliseconds to type and lower every small operation, LLVM microseconds to compile it.
-So what the innermost loops do is composed here, of the emitters of `simd/ops.py`, for a rectangle
-of rows and tokens, and the loops around it stay ordinary Python.
+So what the innermost loops do is composed here, of the emitters of `simd/ops.py`, for a strip of
+rows and a few tokens, and the loops around it stay ordinary Python.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -15,8 +16,6 @@ from numba import types
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.code_orders import (
     HIGH_BIT,
-    REPEAT_F16,
-    REPEAT_F16_FIRST,
     load_f16_first,
     load_high,
     load_high_first,
@@ -24,12 +23,18 @@ from edgetok.kernels_cpu.linear.code_orders import (
 )
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
+    _I32,
     _I64,
     F32,
+    I32,
     LANES,
+    NAME,
     VB,
     _constant,
+    _load,
     _shuffle,
+    _splat,
+    _store,
     i64,
     op,
     void,
@@ -49,14 +54,15 @@ from edgetok.kernels_cpu.simd.ops import (
     dot_u8s8,
     fma,
     mul,
+    multiply_pairs,
     or_u8,
     to_f32,
+    widen_pairs,
     zero_i32,
 )
 
-# How far ahead weights are asked for. Tuned in November 2026 on a Zen 5 core that reads 30 to 36
-# GB/s (4 bits, groups of 32, rows of 2048 and 8192): 4096 loses up to 15 %, 16384 up to 8 %.
-AHEAD_BYTES = 8192
+STRIP = 4  # rows side by side
+_LINE = 64  # bytes that a prefetch brings
 
 
 def number(value: int) -> ir.Constant:
@@ -103,89 +109,221 @@ def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
     return [or_u8.emit(b, q, bit.emit(b, high)) for q, bit in zip(low, HIGH_BIT, strict=True)]
 
 
-def row_step(bits: int, count: int, rows: int, tokens: int, part: bool) -> Any:
-    """Add a chunk's products of rows x tokens to their sums by lane.
+# Sums of integers that may still be in 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Integers to be added up: LANES of int32, or pairs of int16 (AVX2) of at most `bound`."""
+
+    value: Any
+    bound: int = 0
+
+
+def products(b: Any, codes: Any, values: Any, most: int) -> Sum:
+    """Products of 4 bytes each, codes of at most `most` by int8; in 16 bits where it saves work.
+
+    AVX2 multiplies bytes to pairs of int16 and adds pairs in a second, as slow, instruction. Small
+    codes leave room to add several pairs before.
+    """
+    if NAME == "avx2" and most < 128:
+        return Sum(multiply_pairs(b, codes, values), 2 * most * 128)
+    dot = dot_u7s8 if most < 128 else dot_u8s8
+    return Sum(dot.emit(b, zero_i32.emit(b), codes, values))
+
+
+def added(b: Any, x: Sum, y: Sum) -> Sum:
+    """x + y, widened where 16 bits could overflow."""
+    if x.bound and y.bound and x.bound + y.bound < 1 << 15:
+        return Sum(b.add(x.value, y.value), x.bound + y.bound)
+    return Sum(b.add(widened(b, x), widened(b, y)))
+
+
+def widened(b: Any, x: Sum) -> Any:
+    """The sum in int32."""
+    return widen_pairs(b, x.value) if x.bound else x.value
+
+
+def plus_products(b: Any, total: Sum | None, codes: Any, values: Any, most: int) -> Sum:
+    """total + products."""
+    if total is None:
+        return products(b, codes, values, most)
+    if NAME == "avx2" and most < 128:
+        return added(b, total, products(b, codes, values, most))
+    dot = dot_u7s8 if most < 128 else dot_u8s8
+    return Sum(dot.emit(b, total.value, codes, values))
+
+
+def _pick(b: Any, index: list[int], x: Sum, y: Sum | None = None) -> Sum:
+    """Elements of 32 bits of x and y, by 128 bits: 0..3 are x's four, 4..7 y's."""
+    lanes = [
+        block + k if k < 4 else LANES + block + k - 4 for block in range(0, LANES, 4) for k in index
+    ]
+    first = b.bitcast(x.value, I32.ll)
+    second = None if y is None else b.bitcast(y.value, I32.ll)
+    value = b.bitcast(_shuffle(b, first, lanes, second), x.value.type)
+    return Sum(value, max(x.bound, 0 if y is None else y.bound))
+
+
+def _across(b: Any, x: Sum, step: int) -> Sum:
+    """Each 128 bits plus those whose number differs in the bit `step`."""
+    lanes = [4 * ((i // 4) ^ step) + i % 4 for i in range(LANES)]
+    value = b.bitcast(_shuffle(b, b.bitcast(x.value, I32.ll), lanes), x.value.type)
+    return added(b, x, Sum(value, x.bound))
+
+
+def strip_sums(b: Any, rows: list[Sum], width: int) -> list[Any]:
+    """Sums of each `width` lanes of STRIP rows: for each block in turn, 128 bits of STRIP int32.
+
+    Only moves inside 128 bits until blocks are longer: cheap everywhere. LLVM makes `addp` of sums
+    of even and odd lanes on Arm, and three sums of six `unpck` elsewhere.
+    """
+    x, y, z, w = rows
+    even, odd = [0, 2, 4, 6], [1, 3, 5, 7]
+    low, high, low_half, high_half = [0, 4, 1, 5], [2, 6, 3, 7], [0, 1, 4, 5], [2, 3, 6, 7]
+
+    def folded(x: Sum, y: Sum, first: list[int], second: list[int]) -> Sum:
+        return added(b, _pick(b, first, x, y), _pick(b, second, x, y))
+
+    if width == 2:
+        if NAME == "neon":
+            xy, zw = folded(x, y, even, odd), folded(z, w, even, odd)
+            sums = [_pick(b, even, xy, zw), _pick(b, odd, xy, zw)]
+        else:
+            sums = [
+                folded(_pick(b, index, x, y), _pick(b, index, z, w), low_half, high_half)
+                for index in (low, high)
+            ]
+    elif NAME == "neon":
+        sums = [folded(folded(x, y, even, odd), folded(z, w, even, odd), even, odd)]
+    else:
+        xy, zw = folded(x, y, low, high), folded(z, w, low, high)
+        sums = [folded(xy, zw, low_half, high_half)]
+    step = 1
+    while 4 * step < width:
+        sums = [_across(b, sums[0], step)]
+        step *= 2
+    found = []
+    for block in range(0, LANES // 4, max(width // 4, 1)):
+        for total in sums:
+            value = widened(b, total)
+            index = list(range(4 * block, 4 * block + 4))
+            found.append(value if LANES == 4 else _shuffle(b, value, index))
+    return found
+
+
+def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
+    """Integer sums of a strip of rows by a few tokens over the blocks of one unit, to memory.
+
+    A unit is a chunk or, where that is longer, a block. int32 of its i-th block, row r and token t
+    are stored at out + t * outb + i * VB + 4 * r.
 
     Args of the operation:
-        f: UniTuple of rows * tokens sums, row by row.
-        w, h, s: addresses of the first row's codes, high bits and scales of this chunk.
-        x: address of the first token's chunk.
-        wb, hb, sb: bytes from one row to the next.
-        xb, last: bytes from one token to the next; tokens after number `last` repeat it. With one
-            token: where to prefetch, `rows` vectors of codes and a line of scales.
-        nbytes, valid: only with `part`: bytes of codes and scales that are left of the row.
+        w, h: addresses of the first row's codes and high bits of this unit.
+        wb, hb: bytes from one row to the next; rows after number `last` repeat it.
+        last: see there.
+        x, xb: address of the first token's unit, bytes to the next token's.
+        out, outb: where results go.
+        ask, ask_high, ask_scales: where to prefetch as many codes as the step reads, and a line of
+            scales. With `part` `ask` is how many bytes of codes are left of the row.
 
     Args:
         bits: of the weights.
-        count: scales that a chunk needs.
-        rows: of the rectangle.
-        tokens: of the rectangle.
-        part: for the last chunk of a row, where it is not a whole one.
+        block: inputs that share an activation scale.
+        tokens: how many.
+        part: for the last unit of a row, where it is not a whole one.
     """
     planes = layout.PLANES[bits]
-    dot = dot_u8s8 if bits == 8 else dot_u7s8
+    most = (1 << bits) - 1
+    chunk = planes * VB
+    chunks = max(block // chunk, 1)
+    width = min(block * LANES // chunk, LANES)  # lanes of a block
+    length = chunks * VB  # bytes of a row's unit
 
-    def emit(b: Any, f: Any, w: Any, h: Any, s: Any, x: Any, *rest: Any) -> Any:
-        wb, hb, sb, xb, last, *ends = rest
-        sums = unpack_tuple(b, f, rows * tokens)
-        for r in range(rows):
-            wr, hr, sr = at(b, w, r, wb), at(b, h, r, hb), at(b, s, r, sb)
-            if part:
-                nbytes, valid = ends
-                packed, high = load_words.emit(b, wr, nbytes), None
-                if bits == 3:
-                    high = load_high_first.emit(b, hr, b.lshr(nbytes, number(1)))
-                scales = REPEAT_F16_FIRST[count].emit(b, sr, valid)
-            else:
-                packed, high = load_u8.emit(b, wr), None
-                if bits == 3:
-                    high = load_high.emit(b, hr)
-                scales = REPEAT_F16[count].emit(b, sr)
-                if tokens == 1:
-                    prefetch.emit(b, b.add(xb, number(r * VB)))
-                    if r == 0:
-                        prefetch.emit(b, last)
+    def emit(b: Any, w: Any, h: Any, *rest: Any) -> None:
+        wb, hb, last, x, xb, out, outb, ask, ask_high, ask_scales = rest
+        sums: list[list[Sum | None]] = [[None] * STRIP for _ in range(tokens)]
+        for r in range(STRIP):
+            wr, hr = clamped(b, w, r, last, wb), clamped(b, h, r, last, hb)
+            for c in range(chunks):
+                wc, hc, high = b.add(wr, number(c * VB)), b.add(hr, number(c * VB // 2)), None
+                if part:
+                    packed = load_words.emit(b, wc, ask)
                     if bits == 3:
-                        prefetch.emit(b, b.add(hr, number(AHEAD_BYTES // 2)))
-            codes = fields(b, bits, packed, high)
-            for t in range(tokens):
-                xt = clamped(b, x, t, last, xb)  # t = 0 does not look at `last`
-                acc = load_i32.emit(b, b.add(xt, number((planes + 1) * VB)))
-                # Two chains of dot products where one would be long: they wait for each other.
-                chains = [acc, zero_i32.emit(b)] if planes == 4 else [acc]
-                for plane, code in enumerate(codes):
-                    values = load_u8.emit(b, b.add(xt, number(plane * VB)))
-                    chain = plane % len(chains)
-                    chains[chain] = dot.emit(b, chains[chain], code, values)
-                acc = chains[0] if len(chains) == 1 else b.add(*chains)
-                a = load_f32.emit(b, b.add(xt, number(planes * VB)))
-                i = r * tokens + t
-                sums[i] = fma.emit(b, mul.emit(b, to_f32.emit(b, acc), a), scales, sums[i])
-        return pack_tuple(b, sums)
+                        high = load_high_first.emit(b, hc, b.lshr(ask, number(1)))
+                else:
+                    packed = load_u8.emit(b, wc)
+                    if bits == 3:
+                        high = load_high.emit(b, hc)
+                for plane, code in enumerate(fields(b, bits, packed, high)):
+                    for t in range(tokens):
+                        place = b.add(at(b, x, t, xb), number((c * planes + plane) * VB))
+                        values = load_u8.emit(b, place)
+                        sums[t][r] = plus_products(b, sums[t][r], code, values, most)
+        if not part:
+            for i in range(0, STRIP * length, _LINE):
+                prefetch.emit(b, b.add(ask, number(i)))
+            for i in range(0, STRIP * length // 2 if bits == 3 else 0, _LINE):
+                prefetch.emit(b, b.add(ask_high, number(i)))
+            prefetch.emit(b, ask_scales)
+        for t in range(tokens):
+            found = strip_sums(b, [s for s in sums[t] if s is not None], width)
+            for i, value in enumerate(found):
+                _store(b, b.add(at(b, out, t, outb), number(i * VB)), value)
 
-    tile = types.UniTuple(F32, rows * tokens)
-    return op(tile, tile, *[i64] * (11 if part else 9))(emit)
+    return op(void, *[i64] * 12)(emit)
 
 
-def zero_tokens(rows: int, tokens: int) -> Any:
-    """rows * tokens sums of nothing."""
+def fold_step(vectors: int, tokens: int, zeros: bool) -> Any:
+    """Add one block's products to the sums of vectors of rows by tokens.
 
-    @op(types.UniTuple(F32, rows * tokens))
+    f + float(sum of codes * activations - zero point * sum of activations) * scale * a_scale
+
+    Args of the operation: UniTuple of vectors * tokens sums; address of the first token's integers,
+    bytes to the next token's, bytes from one vector of rows to the next; address of its middle
+    sum, distance to the scale, bytes to the next token; addresses of the group's scales and (zero -
+    middle) / middle of all rows.
+    """
+    tile = types.UniTuple(F32, vectors * tokens)
+
+    @op(tile, tile, *[i64] * 8)
+    def fold(b: Any, f: Any, sums: Any, sumb: Any, rowb: Any, middles: Any, *rest: Any) -> Any:
+        away, xb, scales, points = rest
+        totals = unpack_tuple(b, f, vectors * tokens)
+        for t in range(tokens):
+            middle = _splat(b, _load(b, at(b, middles, t, xb), _I32), LANES)
+            a = _splat(b, _load(b, b.add(at(b, middles, t, xb), away), _F32), LANES)
+            for v in range(vectors):
+                i = t * vectors + v
+                found = load_i32.emit(b, at(b, at(b, sums, t, sumb), v, rowb))
+                value = to_f32.emit(b, b.add(found, middle))
+                if zeros:  # exact: all three are integers below 2^24
+                    point = load_f32.emit(b, b.add(points, number(v * VB)))
+                    value = fma.emit(b, point, to_f32.emit(b, middle), value)
+                scale = load_f32.emit(b, b.add(scales, number(v * VB)))
+                totals[i] = fma.emit(b, mul.emit(b, value, scale), a, totals[i])
+        return pack_tuple(b, totals)
+
+    return fold
+
+
+def zero_sums(count: int) -> Any:
+    """`count` sums of nothing."""
+
+    @op(types.UniTuple(F32, count))
     def zero(b: Any) -> Any:
-        return pack_tuple(b, [_constant(_F32, LANES, 0.0)] * (rows * tokens))
+        return pack_tuple(b, [_constant(_F32, LANES, 0.0)] * count)
 
     return zero
 
 
-def store_tokens(rows: int, tokens: int) -> Any:
-    """Store rows * tokens sums: tokens LANES vectors apart, the rows of one side by side."""
+def store_sums(count: int) -> Any:
+    """`count` sums to memory, one vector after the other."""
 
-    @op(void, types.UniTuple(F32, rows * tokens), i64)
+    @op(void, types.UniTuple(F32, count), i64)
     def store(b: Any, f: Any, out: Any) -> None:
-        for r in range(rows):
-            for t in range(tokens):
-                value = b.extract_value(f, r * tokens + t)
-                store_f32.emit(b, b.add(out, number((t * LANES + r) * VB)), value)
+        for i, value in enumerate(unpack_tuple(b, f, count)):
+            store_f32.emit(b, b.add(out, number(i * VB)), value)
 
     return store
 
@@ -208,39 +346,67 @@ def transposed(b: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-@op(F32, i64)
-def sum_vectors(b: Any, address: Any) -> Any:
-    """Lane i: the sum of the lanes of the i-th of LANES vectors in memory, as a tree."""
-    rows = [load_f32.emit(b, b.add(address, number(i * VB))) for i in range(LANES)]
-    columns = transposed(b, rows)
-    while len(columns) > 1:
-        half = len(columns) // 2
-        columns = [b.fadd(columns[i], columns[i + half]) for i in range(half)]
-    return columns[0]
+def float_row_step(bits: int, rows: int, tokens: int, lanes: int, part: bool) -> Any:
+    """Add `lanes` inputs' products of rows x tokens to their sums; 16 or 32-bit weights.
 
-
-def float_row_step(bits: int, rows: int, tokens: int, part: bool) -> Any:
-    """Add LANES inputs' products of rows x tokens to their sums by lane; 16 or 32-bit weights.
-
-    Args of the operation: f as in `row_step`; w, x addresses of the first row and token; wb, xb
-    bytes to the next ones; last as there; count, only with `part`: how many inputs are left.
+    Args of the operation: UniTuple of sums, by row, token and then lane; w, x addresses of the
+    first row and token; wb, xb bytes to the next ones; rows and tokens after number `last_row` and
+    `last` repeat those; with `part` how many inputs are left; otherwise how far ahead of w to
+    prefetch.
     """
+    vectors = lanes // LANES
+    full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
 
-    def emit(b: Any, f: Any, w: Any, x: Any, wb: Any, xb: Any, last: Any, *ends: Any) -> Any:
-        sums = unpack_tuple(b, f, rows * tokens)
-        full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
-        inputs = []
-        for t in range(tokens):
-            xt = clamped(b, x, t, last, xb)
-            inputs.append(load_f32_first.emit(b, xt, *ends) if part else load_f32.emit(b, xt))
-        for r in range(rows):
-            wr = at(b, w, r, wb)
-            weights = first.emit(b, wr, *ends) if part else full.emit(b, wr)
-            if tokens == 1 and not part:
-                prefetch.emit(b, b.add(wr, number(AHEAD_BYTES)))
+    def emit(b: Any, f: Any, w: Any, x: Any, *rest: Any) -> Any:
+        wb, xb, last_row, last, end = rest
+        sums = unpack_tuple(b, f, rows * tokens * vectors)
+        for v in range(vectors):
+            left = b.sub(end, number(v * LANES))
+            inputs = []
             for t in range(tokens):
-                sums[r * tokens + t] = fma.emit(b, weights, inputs[t], sums[r * tokens + t])
+                place = b.add(clamped(b, x, t, last, xb), number(4 * v * LANES))
+                value = load_f32_first.emit(b, place, left) if part else load_f32.emit(b, place)
+                inputs.append(value)
+            for r in range(rows):
+                place = b.add(clamped(b, w, r, last_row, wb), number(bits // 8 * v * LANES))
+                weights = first.emit(b, place, left) if part else full.emit(b, place)
+                if not part and v * LANES * bits // 8 % _LINE == 0:
+                    prefetch.emit(b, b.add(place, end))
+                for t in range(tokens):
+                    i = (r * tokens + t) * vectors + v
+                    sums[i] = fma.emit(b, weights, inputs[t], sums[i])
         return pack_tuple(b, sums)
 
-    tile = types.UniTuple(F32, rows * tokens)
-    return op(tile, tile, *[i64] * (6 if part else 5))(emit)
+    tile = types.UniTuple(F32, rows * tokens * vectors)
+    return op(tile, tile, *[i64] * 7)(emit)
+
+
+def store_chains(rows: int, tokens: int, lanes: int, rowb: int, tokenb: int) -> Any:
+    """Sums of `float_row_step` to memory: rows `rowb` bytes apart, tokens `tokenb`."""
+    vectors = lanes // LANES
+
+    @op(void, types.UniTuple(F32, rows * tokens * vectors), i64)
+    def store(b: Any, f: Any, out: Any) -> None:
+        for i, value in enumerate(unpack_tuple(b, f, rows * tokens * vectors)):
+            r, t, v = i // (tokens * vectors), i // vectors % tokens, i % vectors
+            store_f32.emit(b, b.add(out, number(r * rowb + t * tokenb + v * VB)), value)
+
+    return store
+
+
+def sum_chains(chains: int, distance: int) -> Any:
+    """Lane i: the sum of the i-th row's `chains` sums, one after the other.
+
+    Args of the operation: address of the first row's; the others follow `distance` apart.
+    """
+
+    @op(F32, i64)
+    def sum_chains(b: Any, address: Any) -> Any:
+        total = None
+        for v in range(chains // LANES):
+            places = [b.add(address, number(i * distance + v * VB)) for i in range(LANES)]
+            for column in transposed(b, [load_f32.emit(b, place) for place in places]):
+                total = column if total is None else b.fadd(total, column)
+        return total
+
+    return sum_chains

@@ -1,16 +1,15 @@
-"""Products of quantised weights with a few int8 tokens, row by row: decoding.
+"""Products of quantised weights with one or a few int8 tokens, row by row: decoding.
 
-    y[t, n] = sum_chunks, lanes a_scale * w_scale[n] * (dot4(q[n], a) - middle * sum(a))
+    f[row] += float(sum_block (q - zero) * a) * w_scale[row, group] * a_scale[block]
 
-Each row is read once, as it lies in the artefact, two rows at a time (8 bits: one), while a
-prefetch runs ahead of both in one stream, as memory likes it. The integers of a chunk (one vector
-of packed weights) are exact; each lane then adds its product in float32, chunk by chunk. Sums of
-LANES rows wait in scratch until their lanes are added together. Every token goes through these same
-operations in this order, alone or beside others, so several tokens give the bits that one gives.
+The integers of a block are exact in whatever order they are added; the blocks' products are added
+in float32 one after the other, as `linear/tiles.py` does it, so that a token has the same bits in
+either kernel, alone or beside others, and on every instruction set with fused multiply-add.
 
-Zero points other than the middle of the range cost one small product a row, before the chunks:
-
-    sum_groups w_scale * (middle - zero) * (sum over the group's blocks of a_scale * sum(a))
+First STRIP rows at a time are read as they lie in the artefact, in one stream, as memory likes it,
+while the next strip is asked for; lanes hold parts of blocks and are added across, which gives the
+integers of STRIP rows for each block. They wait in scratch. Then vectors of rows (a lane is a row)
+meet the scales, block by block, four sums side by side as each waits for its last addition.
 
 The truth: `reference.matmul_nbits_int8`.
 """
@@ -19,163 +18,79 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from edgetok.kernels_cpu.linear import layout
-from edgetok.kernels_cpu.linear.code_orders import LOAD_CODES, LOAD_CODES_FIRST, load_f16_first
-from edgetok.kernels_cpu.linear.row_steps import AHEAD_BYTES, row_step, store_tokens, sum_vectors
+from edgetok.kernels_cpu.linear.layout import SLAB
+from edgetok.kernels_cpu.linear.row_steps import STRIP, fold_step, row_step, store_sums, zero_sums
+from edgetok.kernels_cpu.linear.scales import finish, make_read_scales, make_read_zeros
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
-from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
-from edgetok.kernels_cpu.simd.memory import (
-    f32_from_bits,
-    load_f16,
-    load_f32,
-    load_f32_first,
-    read_i64,
-    store_f32,
-    store_f32_first,
-)
-from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sub, zero_f32
+from edgetok.kernels_cpu.simd.emit import LANES, NAME, VB, inline
+from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
 
-PAIR = 2  # rows side by side, which then load their activations half as often
-TOKENS = 4  # side by side
+# Most tokens that are multiplied row by row.
+ROW_TOKENS = {"avx512": 4, "avxvnni": 4, "avx2": 4, "neon": 4, "portable": 2}[NAME]
+# How far ahead weights are asked for. Tuned in November 2026 on a Zen 5 core that reads 30 to 36
+# GB/s (4 bits, groups of 32, rows of 2048 and 8192): 4096 loses up to 15 %, 16384 up to 8 %.
+AHEAD_BYTES = 8192
+_LINE = 64  # bytes that a prefetch brings
+_CHAINS = 4  # sums side by side
 
+_BLOCKS = SLAB // 32
+# Inputs that a strip reads at once: a few slabs, so that most rows are read from end to end.
+PART = 4 * SLAB
+_SUM_BYTES = (PART // 32 + 1) * VB  # of a vector of rows; odd, so that sets of the cache differ
 
-@inline
-def finish_rows(sums, y, bias, n, rows, factor, onto):  # type: ignore[no-untyped-def]
-    """The epilogue of rows n..n + rows (at most LANES): y = [y +] factor * (sum of lanes + bias).
-
-    sums: address of LANES vectors; those from `rows` on are not used, but read.
-    """
-    value = sum_vectors(sums)
-    scale = splat_f32(factor)
-    if rows >= LANES:
-        if bias != 0:
-            value = add(value, load_f32(bias + 4 * n))
-        value = mul(value, scale)
-        if onto != 0:
-            value = add(value, load_f32(y + 4 * n))
-        store_f32(y + 4 * n, value)
-    else:
-        if bias != 0:
-            value = add(value, load_f32_first(bias + 4 * n, rows))
-        value = mul(value, scale)
-        if onto != 0:
-            value = add(value, load_f32_first(y + 4 * n, rows))
-        store_f32_first(y + 4 * n, value, rows)
+# Regions of a thread's scratch.
+_WORDS = 0
+_SCALES = max(LANES, _CHAINS) * VB
+_POINTS = _SCALES + max(_BLOCKS, LANES) * _CHAINS * VB
+_SUMS = _POINTS + max(_BLOCKS, LANES) * _CHAINS * VB
+if _SUMS + _CHAINS * _SUM_BYTES > layout.SCRATCH_BYTES:
+    raise ValueError("a run does not fit the scratch")
 
 
-def make_zero_points(bits: int) -> Any:
-    """A function that computes, by lane, what zero points other than the middle add to a row."""
-    zero_bits = 8 if bits == 3 else bits
-    load_codes, load_first = LOAD_CODES[zero_bits], LOAD_CODES_FIRST[zero_bits]
-    middle = np.float32(1 << (bits - 1))
+def _make_strip(bits: int, block: int, tokens: int) -> Any:
+    """A function for a strip of STRIP rows by up to SLAB inputs and `tokens` tokens."""
+    planes = layout.PLANES[bits]
+    chunk = planes * VB
+    length = max(block // planes, VB)  # bytes of a unit of a row
+    blocks = max(chunk // block, 1)
+    step, last_step = (row_step(bits, block, tokens, part) for part in (False, True))
 
     @inline
-    def zero_points(scales, zeros, groups, G):  # type: ignore[no-untyped-def]
-        total = zero_f32()
-        if zeros == 0:
-            return total
-        whole = G // LANES
-        for i in range(whole):
-            z = load_codes(zeros + i * (LANES * zero_bits) // 8)
-            part = mul(load_f16(scales + 2 * LANES * i), sub(splat_f32(middle), z))
-            total = fma(part, load_f32(groups + 4 * LANES * i), total)
-        rest = G - whole * LANES
-        if rest > 0:
-            at = whole * LANES
-            z = load_first(zeros + at * zero_bits // 8, rest)
-            part = mul(load_f16_first(scales + 2 * at, rest), sub(splat_f32(middle), z))
-            total = fma(part, load_f32_first(groups + 4 * at, rest), total)
-        return total
+    def strip(
+        w, h, wb, hb, last, x, xb, out, outb, ask, ask_h, ask_s, sb, group_size, nbytes
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        steps = nbytes // length
+        for r in range(STRIP):  # the memory likes to be asked row after row
+            begin, place = r * steps // STRIP, ask + r * wb
+            for i in range((r + 1) * steps // STRIP - begin):
+                high = ask_h + r * hb + i * (STRIP * length // 2)
+                scales = ask_s + r * sb + i * (STRIP * planes * length) // group_size * 2
+                step(w, h, wb, hb, last, x, xb, out, outb, place, high, scales)
+                w, h, x, out = w + length, h + length // 2, x + planes * length, out + blocks * VB
+                place += STRIP * length
+        if nbytes % length != 0:
+            last_step(w, h, wb, hb, last, x, xb, out, outb, nbytes % length, 0, 0)
 
-    return zero_points
+    return strip
 
 
-def make_rows(bits: int) -> Any:
-    """The kernel body for weights of `bits` and up to DECODE_TOKENS tokens."""
+def _make_tokens(bits: int, tokens: int) -> Any:
+    """The kernel body for up to `tokens` tokens, which it computes side by side."""
     planes = layout.PLANES[bits]
-    chunk_codes = planes * VB
-    chunk_bytes = (planes + 2) * VB  # of activations
     stored_bits = 2 if bits == 3 else bits
     zero_bits = 8 if bits == 3 else bits
-    zero_points = make_zero_points(bits)
-
-    def sums_of(count: int, rows: int, tokens: int) -> Any:
-        """Sums of rows x tokens over a row's chunks, each of which needs `count` scales."""
-        step, last_step = (row_step(bits, count, rows, tokens, part) for part in (False, True))
-
-        @inline
-        def sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
-            chunks, tail = length // VB, length % VB
-            for _ in range(chunks):
-                f = step(f, w, h, s, x, wb, hb, sb, xb, last)
-                w, h, s, x = w + VB, h + VB // 2, s + 2 * count, x + chunk_bytes
-                if tokens == 1:  # the prefetches run on
-                    xb, last = xb + rows * VB, last + rows * 2 * count
-            if tail != 0:
-                f = last_step(f, w, h, s, x, wb, hb, sb, xb, last, tail, G - count * chunks)
-            return f
-
-        return sums
-
-    def sums_of_long_groups(rows: int, tokens: int) -> Any:
-        """The same for groups of one or several whole chunks."""
-        step = row_step(bits, 1, rows, tokens, False)
-
-        @inline
-        def sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
-            each = group_size // chunk_codes
-            for _ in range(G):
-                for _ in range(each):
-                    f = step(f, w, h, s, x, wb, hb, sb, xb, last)
-                    w, h, x = w + VB, h + VB // 2, x + chunk_bytes
-                    if tokens == 1:
-                        xb += rows * VB
-                s += 2
-                if tokens == 1:
-                    last += rows * 2
-            return f
-
-        return sums
-
-    def choose(count: int, sums: Any, otherwise: Any) -> Any:
-        @inline
-        def chosen(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size):  # type: ignore[no-untyped-def]
-            if group_size * count == chunk_codes:
-                return sums(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size)
-            return otherwise(f, w, h, s, x, wb, hb, sb, xb, last, length, G, group_size)
-
-        return chosen
-
-    def make_sums(rows: int, tokens: int) -> Any:
-        """Sums of rows x tokens for every group size."""
-        sums = sums_of_long_groups(rows, tokens)
-        for count in (2, 4, 8):
-            if count * 32 <= chunk_codes:
-                sums = choose(count, sums_of(count, rows, tokens), sums)
-        return sums
-
-    # Two long rows of 8 bits and their activations do not fit the L1 cache.
-    side = 1 if bits == 8 else PAIR
-    row_sums = make_sums(side, 1)
-    store_rows = store_tokens(side, 1)
+    vectors = max(_CHAINS // tokens, 1) if NAME != "avx512" or tokens > 1 else 2
+    run = vectors * LANES
+    row_bytes = vectors * VB
+    strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
+    read_scales, read_zeros = make_read_scales(vectors), make_read_zeros(bits, vectors, True)
+    zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
+    fold, fold_zeros = (fold_step(vectors, tokens, zeros) for zeros in (False, True))
 
     @inline
-    def begin_one(s, z, sr, zr, groups, G):  # type: ignore[no-untyped-def]
-        return (zero_points(s, z, groups, G),)
-
-    @inline
-    def begin_pair(s, z, sr, zr, groups, G):  # type: ignore[no-untyped-def]
-        return (zero_points(s, z, groups, G), zero_points(s + sr, z + zr, groups, G))
-
-    begin = begin_one if side == 1 else begin_pair
-    pair_sums = make_sums(PAIR, TOKENS)
-    store_sums = store_tokens(PAIR, TOKENS)
-
-    @inline
-    def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
-        """The rows of one thread, all tokens."""
+    def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]
+        """The rows of one thread, `count` tokens."""
         y = read_i64(instr + 8 * layout.MATMUL_Y)
         x = read_i64(instr + 8 * layout.MATMUL_X)
         weight = read_i64(instr + 8 * layout.MATMUL_QWEIGHT)
@@ -191,57 +106,108 @@ def make_rows(bits: int) -> Any:
         scratch = read_i64(instr + 8 * layout.MATMUL_SCRATCH) + tid * layout.SCRATCH_BYTES
         epilogue = read_i64(instr + 8 * layout.MATMUL_EPILOGUE)
         factor, onto = f32_from_bits(epilogue), epilogue >> 32
-        tokens = read_i64(ctx + 8 * CTX_TOKENS)
-        if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
-            tokens = 1
         codes = layout.padded_codes(K, group_size, planes, VB)
-        xb = layout.decode_token_bytes(codes, block, group_size, planes)
-        groups = x + layout.decode_scales_offset(codes, planes)
-        groups += layout.blocks_bytes(codes, block)
+        xb = layout.token_bytes(codes, block)
+        x_middles = x + codes + layout.blocks_bytes(codes, block)
+        to_scale = -layout.blocks_bytes(codes, block)
         G = (K + group_size - 1) // group_size
-        wb, hb, sb = G * group_size * stored_bits // 8, G * group_size // 8, 2 * G
-        zb = (G * zero_bits + 7) // 8 if zeros != 0 else 0
+        inputs = G * group_size
+        wb, hb, sb = inputs * stored_bits // 8, inputs // 8, 2 * G
+        zb = (G * zero_bits + 7) // 8
 
-        runs = (N + LANES - 1) // LANES
-        for run in range(tid * runs // threads, (tid + 1) * runs // threads):
-            n = run * LANES
-            end = n + LANES if n + LANES < N else N
-            for r in range(n, end, side if tokens == 1 else PAIR):
-                # An odd last row is its own neighbour.
-                odd = r + 1 == end
-                wr, hr, sr = (0, 0, 0) if odd else (wb, hb, sb)
-                s, z = scales + r * sb, zeros + r * zb
-                zr = 0 if odd else zb
-                w, h = weight + r * wb, high + r * hb
-                if tokens == 1:
-                    f = begin(s, z, sr, zr, groups, G)
-                    far = side * wb if side * wb > AHEAD_BYTES else AHEAD_BYTES
-                    near = side * sb if side * sb > AHEAD_BYTES // 8 else AHEAD_BYTES // 8
-                    f = row_sums(f, w, h, s, x, wr, hr, sr, w + far, s + near, wb, G, group_size)
-                    store_rows(f, scratch + (r - n) * VB)
-                else:
-                    for t in range(0, tokens, TOKENS):
-                        last = tokens - 1 - t
-                        g0 = groups + t * xb
-                        g1 = g0 + (1 if last > 1 else last) * xb
-                        g2 = g0 + (2 if last > 2 else last) * xb
-                        g3 = g0 + (3 if last > 3 else last) * xb
-                        v = (
-                            zero_points(s, z, g0, G),
-                            zero_points(s, z, g1, G),
-                            zero_points(s, z, g2, G),
-                            zero_points(s, z, g3, G),
-                            zero_points(s + sr, z + zr, g0, G),
-                            zero_points(s + sr, z + zr, g1, G),
-                            zero_points(s + sr, z + zr, g2, G),
-                            zero_points(s + sr, z + zr, g3, G),
-                        )
-                        v = pair_sums(
-                            v, w, h, s, x + t * xb, wr, hr, sr, xb, last, wb, G, group_size
-                        )
-                        store_sums(v, scratch + (t * LANES + r - n) * VB)
-            for t in range(tokens):
-                sums = scratch + t * LANES * VB
-                finish_rows(sums, y + t * yb, bias, n, end - n, factor, onto)
+        units = (N + run - 1) // run
+        for unit in range(tid * units // threads, (tid + 1) * units // threads):
+            n = unit * run
+            rows = N - n
+            here = run if rows > run else rows
+            for begin in range(0, inputs, PART):
+                width = inputs - begin if inputs - begin < PART else PART
+                nbytes = width * stored_bits // 8
+                n_next, next = (n + run, 0) if begin + width == inputs else (n, begin + PART)
+                # Rows that lie between asking and use: whole strips.
+                far = (AHEAD_BYTES // nbytes + STRIP - 1) // STRIP * STRIP
+                far = far if far > STRIP else STRIP
+                for r in range(0, here, STRIP):
+                    i, start = n + r + far, begin
+                    if r + far >= here:
+                        i, start = n_next + r + far - here, next
+                    w = weight + (n + r) * wb + begin * stored_bits // 8
+                    h = high + (n + r) * hb + begin // 8
+                    last = rows - 1 - r
+                    out = scratch + _SUMS + r // LANES * _SUM_BYTES + 4 * (r % LANES)
+                    outb = vectors * _SUM_BYTES
+                    ask = weight + i * wb + start * stored_bits // 8
+                    ask_h = high + i * hb + start // 8
+                    i, first = n_next + r, next // group_size
+                    ask_s = scales + i * sb + 2 * first
+                    if zeros != 0:
+                        for q in range(STRIP):
+                            prefetch(zeros + (i + q) * zb + first * zero_bits // 8)
+                    if block == 32:
+                        strip_32(
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
+                            group_size, nbytes,
+                        )  # fmt: skip
+                    elif block == 64:
+                        strip_64(
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
+                            group_size, nbytes,
+                        )  # fmt: skip
+                    else:
+                        strip_128(
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
+                            group_size, nbytes,
+                        )  # fmt: skip
+                # Meanwhile the memory goes on with what the next run's first strip will ask for.
+                sums, ask = scratch + _SUMS, weight + (n_next + far) * wb + next * stored_bits // 8
+                for k in range(begin, begin + width, SLAB):
+                    slab = inputs - k if inputs - k < SLAB else SLAB
+                    first, groups = k // group_size, slab // group_size
+                    s, p = scratch + _SCALES, scratch + _POINTS
+                    read_scales(scales + n * sb, sb, rows, first, groups, s)
+                    if zeros != 0:
+                        read_zeros(zeros + n * zb, zb, rows, first, groups, scratch + _WORDS, p)
+                    f, middles = zero(), x_middles + 4 * (k // block)
+                    for _ in range(groups):
+                        for _ in range(group_size // block):
+                            prefetch(ask)
+                            ask += _LINE
+                            if zeros != 0:
+                                f = fold_zeros(
+                                    f, sums, vectors * _SUM_BYTES, _SUM_BYTES, middles, to_scale,
+                                    xb, s, p,
+                                )  # fmt: skip
+                            else:
+                                f = fold(
+                                    f, sums, vectors * _SUM_BYTES, _SUM_BYTES, middles, to_scale,
+                                    xb, s, p,
+                                )  # fmt: skip
+                            sums, middles = sums + VB, middles + 4
+                        s, p = s + row_bytes, p + row_bytes
+                    out, more, final = scratch + _WORDS, onto != 0 or k != 0, k + slab == inputs
+                    store(f, out)
+                    for t in range(count):
+                        for v in range(vectors):
+                            at = n + v * LANES
+                            value = load_f32(out + (t * vectors + v) * VB)
+                            finish(value, y + t * yb, bias, at, N - at, factor, more, final)
+
+    return body
+
+
+def make_rows(bits: int) -> Any:
+    """The kernel body for weights of `bits` and up to ROW_TOKENS tokens."""
+    one, two = _make_tokens(bits, 1), _make_tokens(bits, 2)
+    most = _make_tokens(bits, ROW_TOKENS) if ROW_TOKENS > 2 else two
+
+    @inline
+    def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
+        count = read_i64(ctx + 8 * CTX_TOKENS)
+        if count == 1 or read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
+            one(instr, tid, threads, 1)
+        elif count == 2:
+            two(instr, tid, threads, count)
+        elif count > 0:
+            most(instr, tid, threads, count)
 
     return rows

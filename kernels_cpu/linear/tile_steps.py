@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from numba import types
 
 from edgetok.kernels_cpu.linear.code_orders import load_f16_first, load_words
+from edgetok.kernels_cpu.linear.layout import PLANES
 from edgetok.kernels_cpu.linear.row_steps import (
     at,
     clamped,
@@ -28,6 +30,7 @@ from edgetok.kernels_cpu.simd.emit import (
     _constant,
     _load,
     _splat,
+    _store,
     i64,
     op,
     void,
@@ -42,20 +45,34 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32,
     store_u8,
 )
-from edgetok.kernels_cpu.simd.ops import dot_u7s8, dot_u8s8, fma, mul, sub, to_f32
+from edgetok.kernels_cpu.simd.ops import (
+    dot_u7s8,
+    dot_u8s8,
+    fma,
+    mul,
+    multiply_pairs,
+    sub,
+    to_f32,
+    widen_pairs,
+)
 
 # Vectors of rows and tokens of a register tile: R * T accumulators twice (int32 of a block, float32
 # of all), R weights and one activation fill the registers, and R loads + T broadcasts serve R * T
 # products. With 16 registers the float sums wait in memory (measured on Zen 5, November 2026).
+# The last tokens take a narrower tile that has room for them.
 R = 2
-T = {"avx512": 6, "avxvnni": 4, "avx2": 2, "neon": 6, "portable": 2}[NAME]
+WIDTHS = {
+    "avx512": (2, 4, 6),
+    "avxvnni": (2, 4),
+    "avx2": (2,),
+    "neon": (2, 4, 6),
+    "portable": (2,),
+}[NAME]
+T = WIDTHS[-1]
 FLOAT_T = {"avx512": 6, "avxvnni": 4, "avx2": 4, "neon": 6, "portable": 2}[NAME]
 RUN = R * LANES  # rows
 ROW_BYTES = R * VB  # of scratch for one item of all rows
 STEPS = 8  # of four inputs each, in one operation
-
-_I_TILE = types.UniTuple(I32, R * T)
-_F_TILE = types.UniTuple(F32, R * T)
 
 
 @op(void, i64, i64, i64, i64, i64)
@@ -72,7 +89,12 @@ def transpose_words(b: Any, w: Any, wb: Any, last: Any, nbytes: Any, out: Any) -
         store_u8.emit(b, at(b, out, i, number(VB)), b.bitcast(v, U8.ll))
 
 
-def _transpose_floats(bits: int, part: bool) -> Any:
+def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
+    """LANES rows of LANES float16 or float32 to vectors of one column each, `row_bytes` apart.
+
+    Args of the operation: address, bytes to the next row, number of the last row, result; with
+    `part`, how many columns there are: the others become zero.
+    """
     full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
 
     def emit(b: Any, w: Any, wb: Any, last: Any, out: Any, *count: Any) -> None:
@@ -81,31 +103,22 @@ def _transpose_floats(bits: int, part: bool) -> Any:
             row = clamped(b, w, r, last, wb)
             rows.append(first.emit(b, row, *count) if part else full.emit(b, row))
         for i, v in enumerate(transposed(b, rows)):
-            store_f32.emit(b, at(b, out, i, number(ROW_BYTES)), v)
+            store_f32.emit(b, at(b, out, i, number(row_bytes)), v)
 
     return op(void, *[i64] * (5 if part else 4))(emit)
 
 
-# LANES rows of LANES float16 or float32 to vectors of one column each, ROW_BYTES apart.
-transpose_f16, transpose_f32 = _transpose_floats(16, False), _transpose_floats(32, False)
-# The same with only `count` columns; the others become zero.
-transpose_f16_first, transpose_f32_first = _transpose_floats(16, True), _transpose_floats(32, True)
-
-
-def unpack_words(bits: int) -> Any:
-    """Words of LANES rows to unsigned codes plus `shift`, four inputs of a row to a lane.
+def unpack_words(bits: int, shifted: bool) -> Any:
+    """Words of LANES rows to unsigned codes, four inputs of a row to a lane.
 
     Args of the operation: addresses of the vector of words and (3 bits) of the vector of high
-    words, how far to shift the latter right, address of the bytes to add (not for 8 bits), address
-    of the first plane's result; the others follow ROW_BYTES apart.
+    words, how far to shift the latter right, address of the bytes to add (only where `shifted`),
+    address of the first plane's result; the others follow ROW_BYTES apart.
     """
 
     @op(void, i64, i64, i64, i64, i64)
     def unpack(b: Any, words: Any, high: Any, by: Any, shift: Any, out: Any) -> None:
         w = load_u8.emit(b, words)
-        if bits == 8:
-            store_u8.emit(b, out, w)
-            return
         spread = None
         if bits == 3:  # four bits of each of four bytes, out of sixteen
             h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
@@ -114,39 +127,48 @@ def unpack_words(bits: int) -> Any:
             h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
             h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
             spread = b.bitcast(h, U8.ll)
-        shifts = load_u8.emit(b, shift)
         for plane, q in enumerate(fields(b, bits, w, spread)):
-            store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), b.add(q, shifts))
+            u = b.add(q, load_u8.emit(b, shift)) if shifted else q
+            store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
 
     return unpack
 
 
-def zeros_of_words(bits: int, offset: int, eight: bool) -> Any:
-    """Zero points of `bits` bits, one word of every row, to what a group's codes need of them.
-
-    Args of the operation: addresses of the vector of words, of its first group's scales (8-bit
-    weights) and result; the others follow ROW_BYTES apart. The result is offset - zero in every
-    byte, or scale * (128 - zero) in float32 for 8-bit weights.
-    """
-
-    @op(void, i64, i64, i64)
-    def spread(b: Any, words: Any, scales: Any, out: Any) -> None:
+def _zeros_of_words(zero_bits: int, row_bytes: int, use: Any) -> Any:
+    @op(void, i64, i64)
+    def spread(b: Any, words: Any, out: Any) -> None:
         w = load_i32.emit(b, words)
-        for i in range(32 // bits):
-            z = b.lshr(w, _constant(_I32, LANES, i * bits))
-            z = b.and_(z, _constant(_I32, LANES, (1 << bits) - 1))
-            place = b.add(out, number(i * ROW_BYTES))
-            if eight:
-                scale = load_f32.emit(b, b.add(scales, number(i * ROW_BYTES)))
-                v = to_f32.emit(b, b.sub(_constant(_I32, LANES, 128), z))
-                store_f32.emit(b, place, mul.emit(b, scale, v))
-                continue
-            v = b.sub(_constant(_I32, LANES, offset), z)
-            v = b.or_(v, b.shl(v, _constant(_I32, LANES, 8)))
-            v = b.or_(v, b.shl(v, _constant(_I32, LANES, 16)))
-            store_u8.emit(b, place, b.bitcast(v, U8.ll))
+        for i in range(32 // zero_bits):
+            z = b.lshr(w, _constant(_I32, LANES, i * zero_bits))
+            z = b.and_(z, _constant(_I32, LANES, (1 << zero_bits) - 1))
+            _store(b, b.add(out, number(i * row_bytes)), use(b, z))
 
     return spread
+
+
+def shifts_of_words(zero_bits: int, offset: int, row_bytes: int) -> Any:
+    """Zero points, one word of every row, to offset - zero in every byte.
+
+    Args of the operation: addresses of the vector of words and of the first group's result; the
+    others follow `row_bytes` apart.
+    """
+
+    def use(b: Any, z: Any) -> Any:
+        v = b.sub(_constant(_I32, LANES, offset), z)
+        v = b.or_(v, b.shl(v, _constant(_I32, LANES, 8)))
+        return b.or_(v, b.shl(v, _constant(_I32, LANES, 16)))
+
+    return _zeros_of_words(zero_bits, row_bytes, use)
+
+
+def points_of_words(zero_bits: int, middle: int, row_bytes: int) -> Any:
+    """Zero points, one word of every row, to float32 (zero - middle) / middle; otherwise so."""
+
+    def use(b: Any, z: Any) -> Any:
+        v = to_f32.emit(b, b.sub(z, _constant(_I32, LANES, middle)))
+        return mul.emit(b, v, _constant(_F32, LANES, 1 / middle))
+
+    return _zeros_of_words(zero_bits, row_bytes, use)
 
 
 def unpack_floats(bits: int) -> Any:
@@ -176,70 +198,107 @@ def unpack_floats(bits: int) -> Any:
     return unpack
 
 
-@op(_I_TILE, i64, i64)
-def tile_start(b: Any, starts: Any, xb: Any) -> Any:
-    """int32 of each token's block, in all lanes."""
-    values = []
-    for t in range(T):
-        values.append(_splat(b, _load(b, at(b, starts, t, xb), _I32), LANES))
-    return pack_tuple(b, values * R)
+def _tile_start(tokens: int) -> Any:
+    @op(types.UniTuple(I32, R * tokens), i64, i64)
+    def tile_start(b: Any, starts: Any, xb: Any) -> Any:
+        values = []
+        for t in range(tokens):
+            values.append(_splat(b, _load(b, at(b, starts, t, xb), _I32), LANES))
+        return pack_tuple(b, values * R)
+
+    return tile_start
 
 
-def _tile_dot(small: bool) -> Any:
-    dot = dot_u7s8 if small else dot_u8s8
+def _tile_dot(bits: int, tokens: int) -> Any:
+    planes = PLANES[bits]
+    # Unpacked codes are at most this. Where bytes are multiplied to pairs of int16 (AVX2), so many
+    # steps are added there before they are widened.
+    most = 255 if bits == 8 else 2 << bits
+    room = (1 << 15) // (2 * most * 128)
+    narrow = NAME == "avx2" and room > 0
+    dot = dot_u8s8 if bits == 8 else dot_u7s8
+    tile_type = types.UniTuple(I32, R * tokens)
 
-    @op(_I_TILE, _I_TILE, i64, i64, i64)
+    @op(tile_type, tile_type, i64, i64, i64)
     def tile_dot(b: Any, tile: Any, u: Any, x: Any, xb: Any) -> Any:
-        acc = unpack_tuple(b, tile, R * T)
-        tokens = [at(b, x, t, xb) for t in range(T)]
+        acc = unpack_tuple(b, tile, R * tokens)
+        pairs: list[Any] = [None] * (R * tokens)
+        rows = [at(b, x, t, xb) for t in range(tokens)]
         for k in range(STEPS):
+            word, plane = divmod(k, planes)
             weights = [load_u8.emit(b, b.add(u, number(k * ROW_BYTES + r * VB))) for r in range(R)]
-            for t in range(T):
-                a = broadcast_i32.emit(b, b.add(tokens[t], number(4 * k)))
+            for t in range(tokens):
+                a = broadcast_i32.emit(b, b.add(rows[t], number(plane * VB + 4 * word)))
                 for r in range(R):
-                    acc[r * T + t] = dot.emit(b, acc[r * T + t], weights[r], a)
+                    i = r * tokens + t
+                    if not narrow:
+                        acc[i] = dot.emit(b, acc[i], weights[r], a)
+                        continue
+                    more = multiply_pairs(b, weights[r], a)
+                    pairs[i] = more if pairs[i] is None else b.add(pairs[i], more)
+                    if k % room == room - 1 or k == STEPS - 1:
+                        acc[i], pairs[i] = b.add(acc[i], widen_pairs(b, pairs[i])), None
         return pack_tuple(b, acc)
 
     return tile_dot
 
 
-# Adds STEPS steps of products of unpacked codes (below 128 for the first) and activations.
-tile_dot_u7, tile_dot_u8 = _tile_dot(True), _tile_dot(False)
+def _tile_fold(tokens: int, zeros: bool) -> Any:
+    f_type, i_type = types.UniTuple(F32, R * tokens), types.UniTuple(I32, R * tokens)
+
+    @op(f_type, f_type, i_type, *[i64] * (5 if zeros else 3))
+    def tile_fold(b: Any, f: Any, tile: Any, scales: Any, x_scales: Any, *rest: Any) -> Any:
+        xb, *more = rest
+        sums, acc = unpack_tuple(b, f, R * tokens), unpack_tuple(b, tile, R * tokens)
+        rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
+        for t in range(tokens):
+            a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
+            if zeros:
+                middles, points = more
+                middle = _splat(b, _load(b, at(b, middles, t, xb), _I32), LANES)
+                middle = to_f32.emit(b, middle)
+            for r in range(R):
+                i = r * tokens + t
+                value = to_f32.emit(b, acc[i])
+                if zeros:  # exact: all three are integers below 2^24
+                    point = load_f32.emit(b, b.add(points, number(r * VB)))
+                    value = fma.emit(b, point, middle, value)
+                # A product of the scales alone would be ready early and be computed before dot
+                # products that others wait for: a quarter slower on Zen 5.
+                sums[i] = fma.emit(b, mul.emit(b, value, rows[r]), a, sums[i])
+        return pack_tuple(b, sums)
+
+    return tile_fold
 
 
-@op(_F_TILE, _F_TILE, _I_TILE, i64, i64, i64)
-def tile_fold(b: Any, f: Any, tile: Any, scales: Any, x_scales: Any, xb: Any) -> Any:
-    """f + float(tile) * (scale of each row * scale of each token)."""
-    sums, acc = unpack_tuple(b, f, R * T), unpack_tuple(b, tile, R * T)
-    rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
-    for t in range(T):
-        a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
-        for r in range(R):
-            i = r * T + t
-            # A product of the scales alone would be ready early and be computed before dot products
-            # that others wait for: a quarter slower on Zen 5.
-            sums[i] = fma.emit(b, mul.emit(b, to_f32.emit(b, acc[i]), rows[r]), a, sums[i])
-    return pack_tuple(b, sums)
+def tile_fma(tokens: int, steps: int, distance: int) -> Any:
+    """Add `steps` inputs' products of R vectors of rows and `tokens` tokens to their sums.
 
-
-def _tile_fma(tokens: int) -> Any:
+    Args of the operation: sums; addresses of the first input's weights, the others ROW_BYTES apart,
+    and of the first token's first input, the others `distance` apart; bytes to the next token.
+    """
     tile_type = types.UniTuple(F32, R * tokens)
 
     @op(tile_type, tile_type, i64, i64, i64)
     def tile_fma(b: Any, f: Any, w: Any, x: Any, xb: Any) -> Any:
         sums = unpack_tuple(b, f, R * tokens)
-        weights = [load_f32.emit(b, b.add(w, number(r * VB))) for r in range(R)]
-        for t in range(tokens):
-            a = _splat(b, _load(b, at(b, x, t, xb), _F32), LANES)
-            for r in range(R):
-                i = r * tokens + t
-                sums[i] = fma.emit(b, weights[r], a, sums[i])
+        rows = [at(b, x, t, xb) for t in range(tokens)]
+        for k in range(steps):
+            places = [b.add(w, number(k * ROW_BYTES + r * VB)) for r in range(R)]
+            weights = [load_f32.emit(b, place) for place in places]
+            for t in range(tokens):
+                a = _splat(b, _load(b, b.add(rows[t], number(k * distance)), _F32), LANES)
+                for r in range(R):
+                    i = r * tokens + t
+                    sums[i] = fma.emit(b, weights[r], a, sums[i])
         return pack_tuple(b, sums)
 
     return tile_fma
 
 
-def _tile_zero(tokens: int) -> Any:
+def tile_zero(tokens: int) -> Any:
+    """Sums of nothing."""
+
     @op(types.UniTuple(F32, R * tokens))
     def tile_zero(b: Any) -> Any:
         return pack_tuple(b, [_constant(_F32, LANES, 0.0)] * (R * tokens))
@@ -247,19 +306,73 @@ def _tile_zero(tokens: int) -> Any:
     return tile_zero
 
 
-def _tile_store(tokens: int) -> Any:
+def _tile_places(b: Any, tokens: int, out: Any) -> list[Any]:
+    return [b.add(out, number(t * ROW_BYTES + r * VB)) for r in range(R) for t in range(tokens)]
+
+
+def tile_store(tokens: int) -> Any:
+    """Sums to memory: for each token the rows in order."""
+
     @op(void, types.UniTuple(F32, R * tokens), i64)
     def tile_store(b: Any, f: Any, out: Any) -> None:
-        for r in range(R):
-            for t in range(tokens):
-                value = b.extract_value(f, r * tokens + t)
-                store_f32.emit(b, b.add(out, number(t * ROW_BYTES + r * VB)), value)
+        for i, place in enumerate(_tile_places(b, tokens, out)):
+            store_f32.emit(b, place, b.extract_value(f, i))
 
     return tile_store
 
 
-# One input's products of R vectors of rows and T tokens (FLOAT_T, or one).
-tile_fma, float_fma, token_fma = _tile_fma(T), _tile_fma(FLOAT_T), _tile_fma(1)
-tile_zero, float_zero, token_zero = _tile_zero(T), _tile_zero(FLOAT_T), _tile_zero(1)
-# A tile to memory: for each token the rows in order.
-tile_store, float_store, token_store = _tile_store(T), _tile_store(FLOAT_T), _tile_store(1)
+def tile_add_to(tokens: int) -> Any:
+    """Add sums to those in memory."""
+
+    @op(void, types.UniTuple(F32, R * tokens), i64)
+    def tile_add_to(b: Any, f: Any, out: Any) -> None:
+        for i, place in enumerate(_tile_places(b, tokens, out)):
+            total = b.fadd(load_f32.emit(b, place), b.extract_value(f, i))
+            store_f32.emit(b, place, total)
+
+    return tile_add_to
+
+
+def tile_load(tokens: int) -> Any:
+    """Sums from memory."""
+
+    @op(types.UniTuple(F32, R * tokens), i64)
+    def tile_load(b: Any, out: Any) -> Any:
+        return pack_tuple(b, [load_f32.emit(b, p) for p in _tile_places(b, tokens, out)])
+
+    return tile_load
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerTile:
+    """Operations on R vectors of rows by `tokens` tokens of int8, for weights of one width.
+
+    Attributes:
+        start: int32 of each token's block, in all lanes, from their address and the distance
+            between tokens.
+        dot: adds STEPS steps of products of unpacked codes and activations.
+        fold: f + float(tile) * row's scale * token's scale.
+        fold_zeros: the same after adding (zero - middle) / middle * the token's middle sum.
+        zero, store, load: float sums; in memory for each token the rows in order.
+    """
+
+    start: Any
+    dot: Any
+    fold: Any
+    fold_zeros: Any
+    zero: Any
+    store: Any
+    load: Any
+
+
+def integer_tile(bits: int, tokens: int) -> IntegerTile:
+    """Operations for a register tile that is `tokens` wide."""
+    return IntegerTile(
+        start=_tile_start(tokens),
+        dot=_tile_dot(bits, tokens),
+        fold=_tile_fold(tokens, False),
+        fold_zeros=_tile_fold(tokens, True),
+        zero=tile_zero(tokens),
+        store=tile_store(tokens),
+        load=tile_load(tokens),
+    )

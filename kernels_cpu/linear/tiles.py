@@ -1,15 +1,19 @@
-"""Products with many tokens, tile by tile: prefill.
+"""Products with several tokens, tile by tile: prefill, and many sequences at once.
 
-A tile is RUN rows (R vectors, a lane is a row) by up to SLAB inputs. Its weights are unpacked once
-into scratch, four inputs of a row to a lane, and then meet all tokens, T at a time in registers,
-while the next tile's are asked for:
+A tile is RUN rows (R vectors, a lane is a row) by a piece of their inputs. Its weights are unpacked
+once into scratch, four inputs of a row to a lane, and then meet all tokens, up to T at a time in
+registers, while the next tile's are asked for:
 
     acc[row, t] = start[t, block] + sum_k dot4(u[row, k], a[t, k])         int32, exact
-    f[row, t]  += float(acc) * (w_scale[row, group] * a_scale[t, block])   float32
+    f[row, t]  += float(acc) * w_scale[row, group] * a_scale[t, block]     float32
 
-u = code + offset - zero is unsigned, offset = 2^bits and start = -offset * sum(a), so that zero
-points cost nothing here. With 8 bits u = code and offset = 128, and other zero points than 128 add
-w_scale * (128 - zero) * (a_scale * sum(a)) for each group. Between slabs y holds the sum so far.
+Without zero points u = code and start = -middle * sum(a). With them u = code + offset - zero is
+unsigned, offset = 2^bits and start = -offset * sum(a), so that they cost nothing here. 8 bits have
+no room for that: float(acc) - (zero - middle) * sum(a), whose terms are integers below 2^24, is as
+exact. The sums of SLAB inputs are added to y.
+
+A few tokens meet pieces that the L1 cache holds, and their sums wait in scratch between pieces;
+many tokens meet a slab at a time, and only the L2 cache holds it.
 
 The truth: `reference.matmul_nbits_int8`.
 """
@@ -18,50 +22,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.linear.layout import SLAB
+from edgetok.kernels_cpu.linear.scales import finish, make_read_scales, make_read_zeros
 from edgetok.kernels_cpu.linear.tile_steps import (
     ROW_BYTES,
     RUN,
     STEPS,
+    WIDTHS,
+    IntegerTile,
     R,
     T,
-    tile_dot_u7,
-    tile_dot_u8,
-    tile_fma,
-    tile_fold,
-    tile_start,
-    tile_store,
-    tile_zero,
-    transpose_f16,
+    integer_tile,
     transpose_words,
     unpack_words,
-    zeros_of_words,
 )
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
-from edgetok.kernels_cpu.simd.memory import (
-    f32_from_bits,
-    load_f32,
-    load_f32_first,
-    prefetch,
-    read_f16,
-    read_f32,
-    read_i64,
-    read_u8,
-    store_f32,
-    store_f32_first,
-    store_u8,
-    write_f32,
-    write_i32,
-)
-from edgetok.kernels_cpu.simd.ops import add, mul, splat_f32, splat_u8
+from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
 
-# Inputs: 128 KB of unpacked weights with vectors of 64 bytes. They come from the L2 cache fast
+# A slab is 128 KB of unpacked weights with vectors of 64 bytes. They come from the L2 cache fast
 # enough, and most rows are one slab, so that y is written once (Zen 5, November 2026).
-SLAB = 4096
-_GROUPS = max(SLAB // 32, LANES)  # room for scales of so many groups
+_BLOCKS = max(SLAB // 32, LANES)  # room for scales of so many groups
+# Up to so many tokens meet pieces of so many inputs.
+_FEW_TOKENS = 64
+_PIECE = 512
 
 _LINE = 64  # bytes that a prefetch brings
 
@@ -69,67 +54,22 @@ _LINE = 64  # bytes that a prefetch brings
 _WORDS = 0  # a chunk's words, transposed
 _HIGHS = LANES * VB
 _SCALES = 2 * LANES * VB
-_SHIFTS = _SCALES + _GROUPS * ROW_BYTES
-_EXTRAS = _SHIFTS + _GROUPS * ROW_BYTES
-_OUT = _EXTRAS + _GROUPS * ROW_BYTES
-_UNPACKED = _OUT + T * ROW_BYTES
+_ZEROS = _SCALES + _BLOCKS * ROW_BYTES
+_OUT = _ZEROS + _BLOCKS * ROW_BYTES
+_SUMS = _OUT + T * ROW_BYTES
+_UNPACKED = _SUMS + (_FEW_TOKENS + T) * ROW_BYTES
 if _UNPACKED + SLAB * RUN > layout.SCRATCH_BYTES:
     raise ValueError("a tile does not fit the scratch")
 
 
 @inline
-def clamp(rows, r):  # type: ignore[no-untyped-def]
-    """Of the r-th vector of rows: number of its last one, and how many rows come before it.
-
-    Where there are no such rows any will do, as their results are dropped.
-    """
-    if rows > r * LANES:
-        return rows - 1 - r * LANES, r * LANES
-    return 0, 0
-
-
-@inline
-def read_scales(scales, sb, rows, first, count, out):  # type: ignore[no-untyped-def]
-    """float16 scales of groups first..first + count of RUN rows to vectors of rows, by group."""
-    whole = count // LANES * LANES
-    for r in range(R):
-        last, skip = clamp(rows, r)
-        block = scales + skip * sb + 2 * first
-        for g in range(0, whole, LANES):
-            transpose_f16(block + 2 * g, sb, last, out + g * ROW_BYTES + r * VB)
-    for i in range(RUN):
-        row = scales + (i if i < rows else rows - 1) * sb + 2 * first
-        for g in range(whole, count):
-            write_f32(out + g * ROW_BYTES + 4 * i, read_f16(row + 2 * g))
-
-
-@inline
 def finish_tile(out, tokens, y, yb, bias, n, N, factor, onto, final):  # type: ignore[no-untyped-def]
-    """Epilogue of `tokens` tokens of a tile in `out`: y = [y +] factor * (out + bias)."""
-    scale = splat_f32(factor)
+    """Epilogue of `tokens` tokens of a tile in `out`."""
     for r in range(R):
         first = n + r * LANES
-        rows = N - first
-        if rows >= LANES:
-            for t in range(tokens):
-                value = load_f32(out + t * ROW_BYTES + r * VB)
-                if bias != 0 and final:
-                    value = add(value, load_f32(bias + 4 * first))
-                value = mul(value, scale)
-                place = y + t * yb + 4 * first
-                if onto:
-                    value = add(value, load_f32(place))
-                store_f32(place, value)
-        elif rows > 0:
-            for t in range(tokens):
-                value = load_f32(out + t * ROW_BYTES + r * VB)
-                if bias != 0 and final:
-                    value = add(value, load_f32_first(bias + 4 * first, rows))
-                value = mul(value, scale)
-                place = y + t * yb + 4 * first
-                if onto:
-                    value = add(value, load_f32_first(place, rows))
-                store_f32_first(place, value, rows)
+        for t in range(tokens):
+            value = load_f32(out + t * ROW_BYTES + r * VB)
+            finish(value, y + t * yb, bias, first, N - first, factor, onto, final)
 
 
 def make_tiles(bits: int) -> Any:
@@ -138,47 +78,16 @@ def make_tiles(bits: int) -> Any:
     three, eight = bits == 3, bits == 8
     stored_bits = 2 if three else bits
     zero_bits = 8 if three else bits
-    zero_mask = (1 << zero_bits) - 1
-    offset, middle = 1 << bits, 1 << (bits - 1)
-    unpack = unpack_words(bits)
-    spread = zeros_of_words(zero_bits, offset, eight)
-    tile_dot = tile_dot_u8 if eight else tile_dot_u7
+    unpack, unpack_shifted = unpack_words(bits, False), unpack_words(bits, True)
+    read_scales, read_zeros = make_read_scales(R), make_read_zeros(bits, R, eight)
+    # So many times 32 inputs share a chunk of a token (or 32 inputs are several chunks, of 8 bits),
+    # and begin so many bytes apart.
+    together = max(planes * VB // 32, 1)
+    apart, chunk = VB // together, max(planes * VB, 32)
 
     @inline
-    def read_zeros(zeros, zb, rows, first, count, scratch):  # type: ignore[no-untyped-def]
-        """What is added to codes to become u, by group; 8 bits: scale * (128 - zero) instead."""
-        if zeros == 0:
-            if not eight:
-                for r in range(R):
-                    store_u8(scratch + _SHIFTS + r * VB, splat_u8(offset - middle))
-            return
-        begin, words = first * zero_bits // 8, scratch + _WORDS
-        nbytes = count * zero_bits // 32 * 4
-        out = scratch + (_EXTRAS if eight else _SHIFTS)
-        for r in range(R):
-            last, skip = clamp(rows, r)
-            at = r * VB
-            for start in range(0, nbytes, VB):
-                left = nbytes - start if nbytes - start < VB else VB
-                transpose_words(zeros + skip * zb + begin + start, zb, last, left, words)
-                for j in range(left // 4):
-                    spread(words + j * VB, scratch + _SCALES + at, out + at)
-                    at += 32 // zero_bits * ROW_BYTES
-        for i in range(RUN):
-            row = zeros + (i if i < rows else rows - 1) * zb
-            for g in range(nbytes * 8 // zero_bits, count):
-                bit = (first + g) * zero_bits
-                zero = (read_u8(row + (bit >> 3)) >> (bit & 7)) & zero_mask
-                at = g * ROW_BYTES + 4 * i
-                if eight:
-                    scale = read_f32(scratch + _SCALES + at)
-                    write_f32(out + at, scale * np.float32(128 - zero))
-                else:
-                    write_i32(out + at, np.int32((offset - zero) * 0x01010101))
-
-    @inline
-    def unpack_slab(w, wb, h, hb, rows, nbytes, group_size, shift_bytes, scratch):  # type: ignore[no-untyped-def]
-        """`nbytes` of packed codes of RUN rows to u."""
+    def unpack_piece(w, wb, h, hb, rows, nbytes, group_size, shifts, scratch):  # type: ignore[no-untyped-def]
+        """`nbytes` of packed codes of RUN rows to u; shifts: where to find them, by group, or 0."""
         words, highs = scratch + _WORDS, scratch + _HIGHS
         for r in range(R):
             last = rows - 1 - r * LANES
@@ -194,22 +103,113 @@ def make_tiles(bits: int) -> Any:
                 if three:
                     transpose_words(h + skip * hb + start // 2, hb, last, left // 2, highs)
                 for j in range(left // 4):
-                    g = (start + 4 * j) * (8 // stored_bits) // group_size
-                    shift = scratch + _SHIFTS + g * shift_bytes + r * VB
-                    unpack(words + j * VB, highs + (j >> 1) * VB, (j & 1) << 4, shift, out)
+                    word, high, by = words + j * VB, highs + (j >> 1) * VB, (j & 1) << 4
+                    if shifts != 0:
+                        g = (start + 4 * j) * (8 // stored_bits) // group_size
+                        unpack_shifted(word, high, by, shifts + g * ROW_BYTES + r * VB, out)
+                    else:
+                        unpack(word, high, by, 0, out)
                     out += planes * ROW_BYTES
 
     @inline
-    def ask_for(w, h, s, z, codes, group_size):  # type: ignore[no-untyped-def]
-        """Prefetch one row's part of a slab."""
+    def ask_for(w, h, s, z, codes, groups):  # type: ignore[no-untyped-def]
+        """Prefetch one row's next piece, and where a slab begins its scales and zero points."""
         for i in range(0, codes * stored_bits // 8, _LINE):
             prefetch(w + i)
         if three:
             for i in range(0, codes // 8, _LINE):
                 prefetch(h + i)
-        for i in range(0, 2 * (codes // group_size), _LINE):
+        for i in range(0, 2 * groups, _LINE):
             prefetch(s + i)
-        prefetch(z)
+        if groups != 0:
+            prefetch(z)
+
+    def make_meet(width: int) -> Any:
+        """A function for up to `width` tokens and a piece of a tile's weights."""
+        tile = integer_tile(bits, width)
+        plain = make_sums(tile, tile.fold, False)
+        if not eight:
+            return plain
+        # Apart, or the sums would change registers from block to block.
+        pointed = make_sums(tile, tile.fold_zeros, True)
+
+        @inline
+        def meet(points, *args):  # type: ignore[no-untyped-def]
+            if points != 0:
+                return pointed(points, *args)
+            return plain(points, *args)
+
+        return meet
+
+    def make_sums(tile: IntegerTile, fold: Any, zeros: bool) -> Any:
+        """The same where zero points are, or are not, subtracted from sums (8 bits)."""
+        start, dot, zero, load, store = tile.start, tile.dot, tile.zero, tile.load, tile.store
+
+        @inline
+        def plain(f, acc, scales, b, xb, middles, points):  # type: ignore[no-untyped-def]
+            return fold(f, acc, scales, b, xb)
+
+        @inline
+        def pointed(f, acc, scales, b, xb, middles, points):  # type: ignore[no-untyped-def]
+            return fold(f, acc, scales, b, xb, middles, points)
+
+        folded = pointed if zeros else plain
+
+        @inline
+        def meet(
+            points, sums, begin, out, x, k, xb, codes, starts, s, u, groups, group_size,
+            block, asked, credit, price, left, w, wb, h, hb, scales, sb, slab, zeros, zb,
+        ):  # type: ignore[no-untyped-def]  # fmt: skip
+            """Sums of a piece, from zero or from `sums`, to `out`; asks for rows meanwhile."""
+            f = zero() if begin else load(sums)
+            unit = k // 32
+            b = x + codes + 4 * (k // block)
+            middles, starts = b + layout.blocks_bytes(codes, block), b + starts
+            for _ in range(groups):
+                credit += RUN
+                while credit >= price:
+                    credit -= price
+                    ask_for(
+                        w + asked * wb, h + asked * hb, scales + asked * sb, zeros + asked * zb,
+                        left, slab,
+                    )  # fmt: skip
+                    asked += 1
+                for _ in range(group_size // block):
+                    acc = start(starts, xb)
+                    for _ in range(block // (4 * STEPS)):
+                        a = x + unit // together * chunk + unit % together * apart
+                        acc = dot(acc, u, a, xb)
+                        u, unit = u + STEPS * ROW_BYTES, unit + 1
+                    f = folded(f, acc, s, b, xb, middles, points)
+                    b, starts, middles = b + 4, starts + 4, middles + 4
+                s += ROW_BYTES
+                points += ROW_BYTES
+            store(f, out)
+            return asked, credit
+
+        return meet
+
+    def choose(widths: tuple[int, ...]) -> Any:
+        """A function for a register tile of as many tokens as are left, at most the widest's."""
+        widest = make_meet(widths[-1])
+        if len(widths) == 1:
+
+            @inline
+            def only(rest, *args):  # type: ignore[no-untyped-def]
+                return widest(*args)
+
+            return only
+        narrower, room = choose(widths[:-1]), widths[-2]
+
+        @inline
+        def meet(rest, *args):  # type: ignore[no-untyped-def]
+            if rest > room:
+                return widest(*args)
+            return narrower(rest, *args)
+
+        return meet
+
+    meet = choose(WIDTHS)
 
     @inline
     def tiles(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
@@ -231,77 +231,71 @@ def make_tiles(bits: int) -> Any:
         factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         codes = layout.padded_codes(K, group_size, planes, VB)
-        xb = layout.tile_token_bytes(codes, block, group_size)
-        x_scales = x + codes
-        x_starts = x_scales + layout.blocks_bytes(codes, block)
-        x_groups = x_starts + layout.blocks_bytes(codes, block)
+        xb = layout.token_bytes(codes, block)
         G = (K + group_size - 1) // group_size
-        wb, hb, sb = G * group_size * stored_bits // 8, G * group_size // 8, 2 * G
+        inputs = G * group_size
+        wb, hb, sb = inputs * stored_bits // 8, inputs // 8, 2 * G
         zb = (G * zero_bits + 7) // 8
-        shift_bytes = 0 if zeros == 0 else ROW_BYTES
-        out, unpacked = scratch + _OUT, scratch + _UNPACKED
-        steps, blocks = block // (4 * STEPS), group_size // block
+        out = scratch + _OUT
+        shifted = zeros != 0 and not eight
+        starts = layout.blocks_bytes(codes, block) * (2 if shifted else 1)
+        few = tokens <= _FEW_TOKENS
+        longest = _PIECE if few else SLAB
 
         units = (N + RUN - 1) // RUN
         for tile in range(tid * units // threads, (tid + 1) * units // threads):
             n = tile * RUN
             rows = N - n
-            w, h, s = weight + n * wb, high + n * hb, scales + n * sb
-            for k in range(0, G * group_size, SLAB):
-                width = G * group_size - k
-                if width > SLAB:
-                    width = SLAB
-                final = k + width == G * group_size
+            for k in range(0, inputs, longest):
+                width = inputs - k if inputs - k < longest else longest
+                begin, final = k % SLAB == 0, k + width == inputs
+                end = final or (k + width) % SLAB == 0
                 first, groups = k // group_size, width // group_size
-                read_scales(s, sb, rows, first, groups, scratch + _SCALES)
-                read_zeros(zeros + n * zb if zeros != 0 else 0, zb, rows, first, groups, scratch)
-                byte = k * stored_bits // 8
-                unpack_slab(
-                    w + byte, wb, h + k // 8, hb, rows, width * stored_bits // 8,
-                    group_size, shift_bytes, scratch,
-                )  # fmt: skip
-                # While tokens meet this slab, the next one comes from memory, row by row.
-                ahead = 0 if final else k + SLAB
-                left = G * group_size - ahead
-                if left > SLAB:
-                    left = SLAB
-                row = n + RUN if final else n
-                asked = 0
-                for t in range(0, tokens, T):
-                    while asked * tokens < RUN * t:
-                        i = row + asked
-                        ask_for(
-                            weight + i * wb + ahead * stored_bits // 8, high + i * hb + ahead // 8,
-                            scales + i * sb + 2 * (ahead // group_size), zeros + i * zb,
-                            left, group_size,
+                if begin:
+                    many = inputs - k if inputs - k < SLAB else SLAB
+                    many //= group_size
+                    read_scales(scales + n * sb, sb, rows, first, many, scratch + _SCALES)
+                    if zeros != 0:
+                        read_zeros(
+                            zeros + n * zb, zb, rows, first, many, scratch + _WORDS,
+                            scratch + _ZEROS,
                         )  # fmt: skip
-                        asked += 1
+                group = (k % SLAB) // group_size * ROW_BYTES  # of scratch
+                unpack_piece(
+                    weight + n * wb + k * stored_bits // 8, wb, high + n * hb + k // 8, hb, rows,
+                    width * stored_bits // 8, group_size,
+                    scratch + _ZEROS + group if shifted else 0, scratch,
+                )  # fmt: skip
+                # While tokens meet this piece, the next one comes from memory, row by row.
+                ahead, row = (0, n + RUN) if final else (k + width, n)
+                left = inputs - ahead if inputs - ahead < longest else longest
+                slab = 0
+                if end:
+                    slab = inputs - ahead if inputs - ahead < SLAB else SLAB
+                    slab //= group_size
+                points = scratch + _ZEROS + group if eight and zeros != 0 else 0
+                asked, credit = 0, 0
+                price = (tokens + T - 1) // T * groups
+                for t in range(0, tokens, T):
                     count = tokens - t
                     if count > T:
                         count = T
-                    for i in range(count):  # where y's rows begin in one set of the L1 cache
-                        for j in range(0, ROW_BYTES, _LINE):
-                            prefetch(y + (t + i) * yb + 4 * n + j)
-                    f = tile_zero()
-                    token = t * xb
-                    a, u, b = x + token + k, unpacked, token + 4 * (k // block)
-                    for g in range(groups):
-                        for _ in range(blocks):
-                            acc = tile_start(x_starts + b, xb)
-                            for _ in range(steps):
-                                acc = tile_dot(acc, u, a, xb)
-                                u, a = u + STEPS * ROW_BYTES, a + 4 * STEPS
-                            f = tile_fold(
-                                f, acc, scratch + _SCALES + g * ROW_BYTES, x_scales + b, xb
-                            )
-                            b += 4
-                    if eight and zeros != 0:
-                        for g in range(groups):
-                            sums = x_groups + token + 4 * (first + g)
-                            f = tile_fma(f, scratch + _EXTRAS + g * ROW_BYTES, sums, xb)
-                    tile_store(f, out)
-                    finish_tile(
-                        out, count, y + t * yb, yb, bias, n, N, factor, onto != 0 or k != 0, final
-                    )
+                    if end:
+                        for i in range(count):  # where y's rows begin in one set of the L1 cache
+                            for j in range(0, ROW_BYTES, _LINE):
+                                prefetch(y + (t + i) * yb + 4 * n + j)
+                    sums = scratch + _SUMS + t * ROW_BYTES if few else out
+                    asked, credit = meet(
+                        count, points, sums, begin, out if end else sums, x + t * xb, k, xb, codes,
+                        starts, scratch + _SCALES + group, scratch + _UNPACKED, groups, group_size,
+                        block, asked, credit, price, left,
+                        weight + row * wb + ahead * stored_bits // 8, wb,
+                        high + row * hb + ahead // 8, hb,
+                        scales + row * sb + 2 * (ahead // group_size), sb, slab,
+                        zeros + row * zb, zb,
+                    )  # fmt: skip
+                    if end:
+                        more = onto != 0 or k >= SLAB
+                        finish_tile(out, count, y + t * yb, yb, bias, n, N, factor, more, final)
 
     return tiles

@@ -27,7 +27,6 @@ from edgetok.kernels_cpu.simd.emit import (
     _load,
     _masked_load,
     _pointer,
-    _shuffle,
     _splat,
     _store,
     _truncate_f16,
@@ -228,23 +227,6 @@ def scatter_i32_u8(b: Any, address: Any, value: Any, stride: Any) -> None:
 def broadcast_i32(b: Any, address: Any) -> Any:
     """4 bytes, repeated over the whole vector."""
     return b.bitcast(_splat(b, _load(b, address, _I32), LANES), U8.ll)
-
-
-def _repeat(count: int, element: ir.Type) -> Any:
-    each = LANES // count
-
-    @op(F32, i64)
-    def repeat(b: Any, address: Any) -> Any:
-        v = _load(b, address, ir.VectorType(element, count))
-        v = v if element is _F32 else _extend_f16(b, v)
-        return _shuffle(b, v, [i // each for i in range(LANES)])
-
-    return repeat
-
-
-# `count` consecutive values, each repeated over LANES / count lanes: scales over their groups.
-repeat_f16 = {n: _repeat(n, _F16) for n in (1, 2, 4, 8) if n <= LANES}
-repeat_f32 = {n: _repeat(n, _F32) for n in (1, 2, 4, 8) if n <= LANES}
 
 
 @op(void, i64)

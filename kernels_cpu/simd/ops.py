@@ -264,6 +264,16 @@ def _dot_pairs(b: Any, u: Any, s: Any) -> Any:
     return total
 
 
+def multiply_pairs(b: Any, u: Any, s: Any) -> Any:
+    """AVX2, an emitter: int16 of products of 2 bytes each, u < 128 unsigned, s signed."""
+    return _call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), u, s)
+
+
+def widen_pairs(b: Any, v: Any) -> Any:
+    """AVX2, an emitter: [LANES] int32 of sums of 2 int16 each."""
+    return _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, v, _constant(_I16, 16, 1))
+
+
 def _dot(small: bool) -> Any:
     """u8 x s8 dot products of 4 added to int32; `small` promises u < 128."""
 
@@ -278,8 +288,7 @@ def _dot(small: bool) -> Any:
             ones = _constant(_I16, 16, 1)
 
             def pairs(x: Any) -> Any:
-                p = _call(b, "llvm.x86.avx2.pmadd.ub.sw", half, x, s)
-                return _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, p, ones)
+                return widen_pairs(b, multiply_pairs(b, x, s))
 
             if small:  # 2 * 127 * 128 < 2^15: the saturating pair sum cannot saturate
                 return b.add(acc, pairs(u))

@@ -51,6 +51,11 @@ from tests.kernels_cpu.test_norm import (
 from tests.kernels_cpu.test_program import COUNT, Sums
 from tests.kernels_cpu.test_quantise import test_codes_and_scales
 from tests.kernels_cpu.test_rope import test_rope
+from tests.kernels_cpu.test_same_bits import (
+    test_exact_company,
+    test_float_company,
+    test_int8_company,
+)
 
 __all__ = [
     "test_a_token_does_not_depend_on_its_company",
@@ -60,11 +65,14 @@ __all__ = [
     "test_attention",
     "test_codes_and_scales",
     "test_exact",
+    "test_exact_company",
     "test_float16_clamps_instead_of_overflowing",
+    "test_float_company",
     "test_float_weights",
     "test_floats",
     "test_hadamard",
     "test_int8",
+    "test_int8_company",
     "test_mass",
     "test_quantised",
     "test_rms_norm",

@@ -97,7 +97,7 @@ class Artefact:
         Raises:
             ArtefactError: there is no such tensor, or the artefact was closed.
         """
-        slot = self._slot(name)
+        slot = self.slot(name)
         raw = self._mapped()[slot.offset : slot.offset + slot.nbytes]
         return raw.view(slot.dtype).reshape(slot.shape)
 
@@ -109,8 +109,28 @@ class Artefact:
         Raises:
             ArtefactError: as for `tensor`.
         """
-        slot = self._slot(name)
-        return int(self._mapped().ctypes.data) + slot.offset
+        return self.base_address + self.slot(name).offset
+
+    @property
+    def base_address(self) -> int:
+        """Address of the mapped file's first byte, valid until `close`.
+
+        Raises:
+            ArtefactError: the artefact was closed.
+        """
+        return int(self._mapped().ctypes.data)
+
+    def slot(self, name: str) -> TensorSlot:
+        """A tensor's place in the file.
+
+        Raises:
+            ArtefactError: there is no such tensor.
+        """
+        if self.layout is not None:
+            slot = self.layout.tensors.get(name) or self.layout.aliases.get(name)
+            if slot is not None:
+                return slot
+        raise ArtefactError(f"{self.folder}: has no tensor {name!r}")
 
     @property
     def weight_bytes(self) -> int:
@@ -155,13 +175,6 @@ class Artefact:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _slot(self, name: str) -> TensorSlot:
-        if self.layout is not None:
-            slot = self.layout.tensors.get(name) or self.layout.aliases.get(name)
-            if slot is not None:
-                return slot
-        raise ArtefactError(f"{self.folder}: has no tensor {name!r}")
 
     def _mapped(self) -> npt.NDArray[np.uint8]:
         if self._bytes is None:

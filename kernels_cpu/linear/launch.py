@@ -17,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
-from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.tables import float_bits
-from edgetok.kernels_cpu.simd.isa import Isa
+from edgetok.kernels_cpu.simd.isa import ISAS, Isa
 
 Instruction = npt.NDArray[np.int64]
 
 QUANTISED_BITS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
+SCRATCH_BYTES = layout.SCRATCH_BYTES  # of each thread, see `allocate_scratch`
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,11 @@ class Activations:
 
     Products whose weights have the same K, `bits` and `group_size` share it.
     Its layout is private to the linear kernels.
+
+    Attributes:
+        tokens_max, K, bits, group_size: what `allocate` was told.
+        block: inputs that share a scale.
+        array: `activation_bytes` of memory at a multiple of 64, or where it will be.
     """
 
     tokens_max: int
@@ -171,7 +177,12 @@ class Activations:
     bits: int
     group_size: int
     block: int
-    array: npt.NDArray[np.uint8]
+    array: npt.NDArray[np.uint8] | Span
+
+    @property
+    def address(self) -> int:
+        """Address of the buffer."""
+        return self.array.address if isinstance(self.array, Span) else self.array.ctypes.data
 
     @classmethod
     def allocate(
@@ -189,20 +200,33 @@ class Activations:
         Raises:
             ShapeError: a size is out of range.
         """
-        if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in GROUP_SIZES:
-            raise ShapeError(
-                f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "
-                f"{group_size}"
-            )
-        block = min(group_size, ACTIVATION_BLOCK)
-        nbytes = layout.activation_bytes(tokens_max, K, group_size, block, bits, isa.vector_bytes)
+        nbytes = activation_bytes(tokens_max, K, bits, group_size, vector_bytes=isa.vector_bytes)
+        array = aligned_bytes(nbytes)
+        return cls.at(array, tokens_max=tokens_max, K=K, bits=bits, group_size=group_size)
+
+    @classmethod
+    def at(
+        cls,
+        array: npt.NDArray[np.uint8] | Span,
+        *,
+        tokens_max: int,
+        K: int,
+        bits: int,
+        group_size: int,
+    ) -> Activations:
+        """A buffer in zeroed memory of `activation_bytes`, at a multiple of 64.
+
+        Raises:
+            ShapeError: a size is out of range.
+        """
+        _check_activations(tokens_max, K, bits, group_size)
         return cls(
             tokens_max=tokens_max,
             K=K,
             bits=bits,
             group_size=group_size,
-            block=block,
-            array=aligned_bytes(nbytes),
+            block=min(group_size, ACTIVATION_BLOCK),
+            array=array,
         )
 
     def serves(self, weight: LinearWeight) -> bool:
@@ -214,6 +238,20 @@ class Activations:
 
 # Inputs that share an activation scale, where the weights' groups are not smaller.
 ACTIVATION_BLOCK = 128
+_WIDEST = max(isa.vector_bytes for isa in ISAS.values())
+
+
+def activation_bytes(
+    tokens_max: int, K: int, bits: int, group_size: int, *, vector_bytes: int = _WIDEST
+) -> int:
+    """Bytes that `Activations` take; unless told otherwise enough for every instruction set.
+
+    Raises:
+        ShapeError: a size is out of range.
+    """
+    _check_activations(tokens_max, K, bits, group_size)
+    block = min(group_size, ACTIVATION_BLOCK)
+    return layout.activation_bytes(tokens_max, K, group_size, block, bits, vector_bytes)
 
 
 def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
@@ -225,11 +263,11 @@ def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
 
 def allocate_scratch(threads: int) -> npt.NDArray[np.uint8]:
     """The buffer that all matmul instructions of a team of up to `threads` threads can share."""
-    return aligned_bytes(threads * layout.SCRATCH_BYTES)
+    return aligned_bytes(threads * SCRATCH_BYTES)
 
 
 def quantise_instruction(
-    kernels: Kernels, *, x: Floats, qx: Activations, last: bool = False, barrier: bool = True
+    kernels: Addresses, *, x: Floats, qx: Activations, last: bool = False, barrier: bool = True
 ) -> Instruction:
     """qx = x [T, K] in int8.
 
@@ -250,7 +288,7 @@ def quantise_instruction(
         )
     instruction = _instruction(kernels, "quantise", barrier)
     instruction[layout.QUANTISE_X] = x.address
-    instruction[layout.QUANTISE_QX] = qx.array.ctypes.data
+    instruction[layout.QUANTISE_QX] = qx.address
     instruction[layout.QUANTISE_K] = qx.K
     instruction[layout.QUANTISE_GROUP] = qx.group_size | qx.block << 32
     instruction[layout.QUANTISE_BITS] = qx.bits
@@ -260,12 +298,12 @@ def quantise_instruction(
 
 
 def matmul_instruction(
-    kernels: Kernels,
+    kernels: Addresses,
     *,
     weight: LinearWeight,
     x: Activations | Floats,
     y: Floats,
-    scratch: npt.NDArray[np.uint8],
+    scratch: npt.NDArray[np.uint8] | Span,
     add: bool = False,
     scale: float = 1.0,
     last: bool = False,
@@ -294,7 +332,9 @@ def matmul_instruction(
             f"{weight.name}: y is [{y.tokens_max}, {y.width}], expected "
             f"[{1 if last else x.tokens_max}, {weight.N}]"
         )
-    if scratch.nbytes < layout.SCRATCH_BYTES or scratch.ctypes.data % 64:
+    if not isinstance(scratch, Span):
+        scratch = Span.of(scratch)
+    if scratch.nbytes < layout.SCRATCH_BYTES or scratch.address % 64:
         raise ShapeError(f"{weight.name}: scratch must come from allocate_scratch")
     block = 0
     if isinstance(x, Activations):
@@ -303,7 +343,7 @@ def matmul_instruction(
                 f"{weight.name}: {weight.bits} bits, groups of {weight.group_size}, K {weight.K}; "
                 f"activations are for {x.bits} bits, groups of {x.group_size}, K {x.K}"
             )
-        name, address, block = f"matmul_q{weight.bits}", x.array.ctypes.data, x.block
+        name, address, block = f"matmul_q{weight.bits}", x.address, x.block
     else:
         if x.width != weight.K or x.stride != weight.K:
             raise ShapeError(
@@ -327,14 +367,14 @@ def matmul_instruction(
     instruction[layout.MATMUL_K] = weight.K
     instruction[layout.MATMUL_GROUP] = weight.group_size | block << 32
     instruction[layout.MATMUL_Y_STRIDE] = y.stride
-    instruction[layout.MATMUL_SCRATCH] = scratch.ctypes.data
+    instruction[layout.MATMUL_SCRATCH] = scratch.address
     instruction[layout.MATMUL_EPILOGUE] = float_bits(scale) | (1 << 32 if add else 0)
     instruction[layout.MATMUL_LAST] = last
     return instruction
 
 
 def embed_instruction(
-    kernels: Kernels,
+    kernels: Addresses,
     *,
     table: LinearWeight,
     tokens: Span,
@@ -377,7 +417,15 @@ def embed_instruction(
     return instruction
 
 
-def _instruction(kernels: Kernels, name: str, barrier: bool) -> Instruction:
+def _check_activations(tokens_max: int, K: int, bits: int, group_size: int) -> None:
+    if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in GROUP_SIZES:
+        raise ShapeError(
+            f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "
+            f"{group_size}"
+        )
+
+
+def _instruction(kernels: Addresses, name: str, barrier: bool) -> Instruction:
     instruction = np.zeros(INSTR_SLOTS, np.int64)
     instruction[0] = kernels.address(name)
     instruction[1] = barrier

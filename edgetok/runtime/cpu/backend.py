@@ -33,8 +33,9 @@ from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import BaseBackend, checked_parts
+from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
-from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions
+from edgetok.runtime.cpu.plan import Compute, PlanOptions, make_plan
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
 from edgetok.sampling.options import SamplingOptions
@@ -114,26 +115,22 @@ class CpuBackend(BaseBackend):
         if threads is None:
             small = artefact.weight_bytes < SMALL_MODEL_BYTES
             threads = 1 if small else physical_cores()
-        self._plan = Plan(
-            self._spec,
-            artefact,
-            kernels,
-            PlanOptions(
-                threads=threads,
-                kv_bits=kv_bits,
-                compute=compute,
-                block_tokens=block_tokens,
-                head_tokens=min(_HEAD_TOKENS, block_tokens),
-            ),
+        options = PlanOptions(
+            kv_bits=kv_bits,
+            compute=compute,
+            block_tokens=block_tokens,
+            head_tokens=min(_HEAD_TOKENS, block_tokens),
         )
         self._capabilities = Capabilities(
             together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
+        plan = make_plan(self._spec, artefact, options)
+        self._plan = BoundPlan(plan, artefact, kernels, threads)
         self._kernels = kernels
-        plan = self._plan
+        bound = self._plan
         self._angles = [
-            Angles(kernels, plan.positions, cos, sin, rope.attention_factor)
-            for rope, cos, sin in zip(self._spec.ropes, plan.cos, plan.sin, strict=True)
+            Angles(kernels, bound.positions, cos, sin, rope.attention_factor)
+            for rope, cos, sin in zip(self._spec.ropes, bound.cos, bound.sin, strict=True)
         ]
         self._team = Team(kernels, threads)
         self.store = CacheStore(threads)

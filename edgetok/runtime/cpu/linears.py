@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edgetok.formats.artefact import Artefact
+from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear.launch import (
+    SCRATCH_BYTES,
     Activations,
     Floats,
     LinearWeight,
     Span,
-    allocate_scratch,
+    activation_bytes,
     matmul_instruction,
     quantise_instruction,
 )
-from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.tables import Instruction, Table
+from edgetok.runtime.cpu.arenas import Arena, Segment, address_in
 
 
 class Linears:
-    """Makes the instructions of linear layers; keeps the buffers that only they use."""
+    """Makes the instructions of linear layers, and places the buffers that only they use."""
 
-    def __init__(self, artefact: Artefact, kernels: Kernels, *, threads: int, exact: bool) -> None:
-        """Allocate scratch.
+    def __init__(
+        self, artefact: Artefact, kernels: Addresses, workspace: Arena, *, exact: bool
+    ) -> None:
+        """Begin without buffers.
 
         Args:
-            artefact: the weights.
-            kernels: to be called.
-            threads: that will run the instructions.
+            artefact: says where weights are in the file.
+            kernels: gives the addresses of kernels.
+            workspace: where quantised activations get their place.
             exact: float32 activations also where weights are quantised.
         """
         self._artefact = artefact
         self._kernels = kernels
+        self._workspace = workspace
         self._exact = exact
-        self._scratch = allocate_scratch(threads)
+        self._scratch = Span(address_in(Segment.LINEAR, 0), SCRATCH_BYTES)
         self._activations: list[Activations] = []
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return self._scratch.nbytes + sum(a.array.nbytes for a in self._activations)
 
     def products(
         self,
@@ -83,42 +83,55 @@ class Linears:
         return made
 
     def weight(self, name: str) -> LinearWeight:
-        """A linear layer's or an embedding's weights, in place."""
-        form, shape = self._artefact.formats[name], self._artefact.shapes[name]
-
-        def span(suffix: str) -> Span:
-            tensor = self._artefact.tensor(name + suffix)
-            return Span(self._artefact.address(name + suffix), tensor.nbytes)
-
-        bias = span(".bias") if shape.bias else None
-        if not form.quantised:
-            return LinearWeight(
-                name=name, bits=form.bits, N=shape.N, K=shape.K, weight=span(".weight"), bias=bias
-            )
-        return LinearWeight(
-            name=name,
-            bits=form.bits,
-            N=shape.N,
-            K=shape.K,
-            group_size=form.group_size,
-            weight=span(".qweight"),
-            high=span(".qweight_high") if form.bits == 3 else None,
-            scales=span(".scales"),
-            zeros=span(".zeros") if form.zeros else None,
-            bias=bias,
-        )
+        """A linear layer's or an embedding's weights, by their place in the file."""
+        return stored_weight(self._artefact, name, lambda at: address_in(Segment.WEIGHTS, at))
 
     def _activations_for(self, weight: LinearWeight, tokens: int) -> Activations:
         """A buffer of quantised activations; stages that never overlap share it."""
         for activations in self._activations:
             if activations.serves(weight) and activations.tokens_max == tokens:
                 return activations
-        made = Activations.allocate(
-            self._kernels.isa,
+        bits, group_size = weight.bits, weight.group_size
+        nbytes = activation_bytes(tokens, weight.K, bits, group_size)
+        made = Activations.at(
+            Span(self._workspace.take(nbytes), nbytes),
             tokens_max=tokens,
             K=weight.K,
-            bits=weight.bits,
-            group_size=weight.group_size,
+            bits=bits,
+            group_size=group_size,
         )
         self._activations.append(made)
         return made
+
+
+def stored_weight(artefact: Artefact, name: str, address: Callable[[int], int]) -> LinearWeight:
+    """A linear layer's or an embedding's weights.
+
+    Args:
+        artefact: says where they are in the file.
+        name: canonical, without suffix.
+        address: of an offset in the file.
+    """
+    form, shape = artefact.formats[name], artefact.shapes[name]
+
+    def span(suffix: str) -> Span:
+        slot = artefact.slot(name + suffix)
+        return Span(address(slot.offset), slot.nbytes)
+
+    bias = span(".bias") if shape.bias else None
+    if not form.quantised:
+        return LinearWeight(
+            name=name, bits=form.bits, N=shape.N, K=shape.K, weight=span(".weight"), bias=bias
+        )
+    return LinearWeight(
+        name=name,
+        bits=form.bits,
+        N=shape.N,
+        K=shape.K,
+        group_size=form.group_size,
+        weight=span(".qweight"),
+        high=span(".qweight_high") if form.bits == 3 else None,
+        scales=span(".scales"),
+        zeros=span(".zeros") if form.zeros else None,
+        bias=bias,
+    )

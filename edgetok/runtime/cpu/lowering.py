@@ -14,8 +14,8 @@ from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
+from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
-from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.tables import Instruction, Table
 from edgetok.models import ops
 from edgetok.models.operations import grouped
@@ -48,7 +48,7 @@ class Target:
     """The target of lowering.
 
     Attributes:
-        kernels: to be called.
+        kernels: gives the addresses of kernels.
         linears: makes the products.
         weight: the address of a tensor, by name with suffix.
         buffers: of the values.
@@ -57,7 +57,7 @@ class Target:
         tied: whether the embedding is the head's matrix.
     """
 
-    kernels: Kernels
+    kernels: Addresses
     linears: Linears
     weight: Callable[[str], int]
     buffers: Buffers

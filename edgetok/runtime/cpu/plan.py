@@ -1,8 +1,10 @@
-"""Build the program that computes a block of tokens or one, from a spec and an artefact.
+"""From a spec and an artefact's layout to the instructions that compute a block of tokens or one.
 
-One table of instructions serves both: kernels read the number of tokens from the run's state.
-Weights are addresses inside the mapped file. All buffers are allocated here, once; which
-instructions an operation becomes is in `lowering.py`. For attention and a dense network:
+One table of instructions serves both: kernels read the number of tokens from the run's state. A
+plan is data: its addresses are a segment and an offset (`arenas.py`), its buffers are large enough
+for the widest vectors, and nothing in it depends on the machine, the instruction set or the number
+of threads. `plan_file.py` writes it to a file, `bound_plan.py` binds it to memory. Which
+instructions an operation becomes is in `lowering.py`; for attention and a dense network:
 
     embed
     each layer:  input_norm | quantise | q, k, v | q_norm, k_norm, rope, append | attention | merge
@@ -16,19 +18,19 @@ keep a projection from being added to x directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as launch_attention
-from edgetok.kernels_cpu.linear.launch import Floats, Span, aligned_bytes
+from edgetok.kernels_cpu.linear.launch import SCRATCH_BYTES, Floats, Span
 from edgetok.kernels_cpu.program.abi import CTX_HEAD, CTX_TAIL
 from edgetok.kernels_cpu.program.launch_rows import go_on
-from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.tables import Table, table
 from edgetok.models.operations import (
     body_operations,
     head_operations,
@@ -37,10 +39,10 @@ from edgetok.models.operations import (
 )
 from edgetok.models.ops import Op
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.cpu.arenas import Arena, Place, Segment, address_in, check
 from edgetok.runtime.cpu.linears import Linears
 from edgetok.runtime.cpu.lowering import Buffers, Instructions, Target, lower
 
-Array = npt.NDArray[np.float32]
 Compute = Literal["int8", "float32"]
 
 
@@ -49,136 +51,194 @@ class PlanOptions:
     """The options of a plan.
 
     Attributes:
-        threads: of the team.
         kv_bits: of the caches.
         compute: "int8" activations in products of quantised weights, or "float32".
         block_tokens: most tokens of one run.
         head_tokens: most tokens whose logits are computed at once.
     """
 
-    threads: int
     kv_bits: int
     compute: Compute
     block_tokens: int
     head_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """Buffers and instructions of one artefact.
+    """A decoder's instructions and the memory that they need.
 
     Attributes:
-        tokens: int32 [block_tokens], to be filled before a run.
-        positions: int32 [block_tokens], likewise.
-        cos: of each rope, float32 [block_tokens, rotary_dim / 2], likewise.
-        sin: likewise.
-        x: float32 [block_tokens, hidden]: the residual stream, the body's result.
-        logits: float32 [head_tokens, vocab_size] of the rows that went on to the head.
-        body: instructions from tokens to x, where only rows that go on (CTX_TAIL) are left.
-        head: instructions from rows of x that go on (CTX_HEAD) to `logits`.
-        trunk: the beginning of the body, until all that a run leaves in the cache is there.
+        spec: the decoder.
+        options: what it was made for.
+        weights: sha256 of the weight file that offsets point into, as the manifest has it.
+        kernels: names of the kernels, which addresses of KERNELS count.
+        sizes: bytes of each segment; of those in BY_THREAD, for each thread.
+        places: arrays that are read or written from outside, by name: `tokens`, `positions`,
+            `cos.I` and `sin.I` of each rope, each value of the decoder; `x` is [block_tokens,
+            hidden], `logits` is [head_tokens, vocab_size].
+        table: all instructions, [count, INSTR_SLOTS]: the body, then the head.
+        body: how many compute `x` from `tokens`; rows that do not go on (CTX_TAIL) are left out
+            as soon as the cache has all that they leave there.
+        trunk: how many of those come before that.
     """
 
-    def __init__(
-        self, spec: DecoderSpec, artefact: Artefact, kernels: Kernels, options: PlanOptions
-    ) -> None:
-        """Allocate buffers and build both instruction lists."""
-        self._spec = spec
-        self._artefact = artefact
-        self._kernels = kernels
-        self._options = options
-        self._held: list[npt.NDArray[np.generic]] = []
-        block = options.block_tokens
-        self.tokens = np.zeros(block, np.int32)
-        self.positions = np.zeros(block, np.int32)
-        self.cos = [np.ones((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
-        self.sin = [np.zeros((block, rope.rotary_dim // 2), np.float32) for rope in spec.ropes]
-        columns = value_columns(operations(spec))
-        self.logits = self._floats(options.head_tokens, columns.pop("logits"))
-        self._values = {name: self._floats(block, count) for name, count in columns.items()}
-        self.x = self._values["x"]
-        self._linears = Linears(
-            artefact, kernels, threads=options.threads, exact=options.compute == "float32"
+    spec: DecoderSpec
+    options: PlanOptions
+    weights: str
+    kernels: tuple[str, ...]
+    sizes: Mapping[Segment, int]
+    places: Mapping[str, Place]
+    table: Table
+    body: int
+    trunk: int
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same in every number."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return all(
+            bool(np.array_equal(mine, theirs)) if isinstance(mine, np.ndarray) else mine == theirs
+            for mine, theirs in (
+                (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
+            )
         )
-        attention_bytes = options.threads * launch_attention.scratch_bytes(spec.head_dim)
-        self._attention_scratch = self._hold(aligned_bytes(attention_bytes))
-        body, stored = self._lowered(body_operations(spec), self._values)
-        self.trunk = body[:stored]
-        self.body = [*self.trunk, *self._going_on(), *body[stored:]]
-        self.head = self._head()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        own = [*self._held, *self.cos, *self.sin, self.tokens, self.positions]
-        return sum(a.nbytes for a in own) + self._linears.nbytes
+    __hash__ = None  # type: ignore[assignment]
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that a decode step reads; of the embedding, its row."""
-        total = sum(self.weight_bytes(name) for name in self._artefact.shapes)
-        if not self._spec.tied:
-            table = self._linears.weight("embed_tokens")
-            total -= table.read_bytes - table.read_bytes // table.N
-        return total
 
-    def weight_bytes(self, name: str) -> int:
-        """Bytes of weights that one product of a linear layer reads."""
-        return self._linears.weight(name).read_bytes
+def make_plan(spec: DecoderSpec, artefact: Artefact, options: PlanOptions) -> Plan:
+    """Place buffers and build the instructions.
 
-    def _going_on(self) -> Instructions:
-        """Behind the last thing that is stored only rows go on that something is wanted of."""
+    Args:
+        spec: the decoder, or the first layers of the artefact's.
+        artefact: says how and where its weights are stored; they are not read.
+        options: what for.
+
+    Raises:
+        ShapeError: sizes do not go together.
+        UnsupportedError: an operation has no CPU instructions.
+    """
+    planner = _Planner(spec, artefact, options)
+    body, trunk = planner.body()
+    made = [*body, *planner.head()]
+    instructions = table([tuple(int(slot) for slot in one) for one in made])
+    sizes = planner.sizes()
+    check(instructions, sizes)
+    manifest = artefact.manifest.files
+    return Plan(
+        spec=spec,
+        options=options,
+        weights=manifest[DATA_FILE].sha256,
+        kernels=tuple(planner.kernels.names),
+        sizes=sizes,
+        places=planner.places(),
+        table=instructions,
+        body=len(body),
+        trunk=trunk,
+    )
+
+
+class _Names:
+    """Stands for compiled kernels: a kernel's address is the number of its name."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def address(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return address_in(Segment.KERNELS, self.names.index(name))
+
+
+class _Planner:
+    """Places buffers, and lowers operations to instructions on them."""
+
+    def __init__(self, spec: DecoderSpec, artefact: Artefact, options: PlanOptions) -> None:
+        self.kernels = _Names()
+        self._spec, self._artefact, self._options = spec, artefact, options
+        block = options.block_tokens
+        self._tables, self._workspace = Arena(Segment.TABLES), Arena(Segment.WORKSPACE)
+        self._tokens = self._tables.array(1, block, "int32")
+        self._positions = self._tables.array(1, block, "int32")
+        halves = [rope.rotary_dim // 2 for rope in spec.ropes]
+        self._ropes = [
+            (self._tables.array(block, half), self._tables.array(block, half)) for half in halves
+        ]
+        columns = value_columns(operations(spec))
+        rows = {name: block for name in columns} | {"logits": options.head_tokens}
+        self._values = {
+            name: self._workspace.array(rows[name], count) for name, count in columns.items()
+        }
+        exact = options.compute == "float32"
+        self._linears = Linears(artefact, self.kernels, self._workspace, exact=exact)
+
+    def body(self) -> tuple[Instructions, int]:
+        """From tokens to rows of x that go on, and how many instructions come before that."""
         every = list(body_operations(self._spec))
-        last = max(i for i, op in enumerate(every) if op.STORES)
-        live: dict[str, None] = {}  # what is read there was written before
+        made, stored = self._lowered(every, self._values)
+        trunk = stored or len(made)
+        return [*made[:trunk], *self._going_on(every), *made[trunk:]], trunk
+
+    def _going_on(self, every: Sequence[Op]) -> Instructions:
+        """Behind the last thing that is stored only rows go on that something is wanted of."""
+        last = max((i for i, op in enumerate(every) if op.STORES), default=len(every) - 1)
+        live = {"x": None}  # what is read there was written before
         written: set[str] = set()
         for op in every[last + 1 :]:
             live.update(dict.fromkeys(name for name in op.reads if name not in written))
             written.update(op.writes)
-        buffers = [self._values[name] for name in live]
-        moves = [(_at(rows), _at(rows), rows.shape[1]) for rows in buffers]
-        moves.append((_at(self.positions), _at(self.positions), 1))
-        return [*go_on(self._kernels, rows=CTX_TAIL, moves=moves)]
+        places = [self._values[name] for name in live]
+        moves = [(place.address, place.address, place.columns) for place in places]
+        moves.append((self._positions.address, self._positions.address, 1))
+        return [*go_on(self.kernels, rows=CTX_TAIL, moves=moves)]
 
-    def _head(self) -> Instructions:
-        """Return the instructions from rows of x, copied together, to logits."""
+    def head(self) -> Instructions:
+        """From rows of x, copied together, to logits."""
         tokens, hidden = self._options.head_tokens, self._spec.hidden_size
-        values = {"x": self._floats(tokens, hidden), "h": self._floats(tokens, hidden)}
-        made, _ = self._lowered(
-            head_operations(self._spec), self._values | values | {"logits": self.logits}
-        )
-        moves = [(_at(self.x), _at(values["x"]), hidden)]
-        return [*go_on(self._kernels, rows=CTX_HEAD, moves=moves), *made]
+        wanted = {name: self._workspace.array(tokens, hidden) for name in ("x", "h")}
+        made, _ = self._lowered(list(head_operations(self._spec)), self._values | wanted)
+        moves = [(self._values["x"].address, wanted["x"].address, hidden)]
+        return [*go_on(self.kernels, rows=CTX_HEAD, moves=moves), *made]
 
     def _lowered(
-        self, operations: Iterable[Op], values: dict[str, Array]
+        self, operations: Sequence[Op], values: Mapping[str, Place]
     ) -> tuple[Instructions, int]:
         buffers = Buffers(
-            values={name: Floats.of(array) for name, array in values.items()},
-            tokens=Span.of(self.tokens),
-            positions=_at(self.positions),
-            ropes=[(_at(cos), _at(sin)) for cos, sin in zip(self.cos, self.sin, strict=True)],
-            scratch=_at(self._attention_scratch),
+            values={name: _floats(place) for name, place in values.items()},
+            tokens=Span(self._tokens.address, self._tokens.nbytes),
+            positions=self._positions.address,
+            ropes=[(cos.address, sin.address) for cos, sin in self._ropes],
+            scratch=address_in(Segment.ATTENTION, 0),
         )
         target = Target(
-            kernels=self._kernels,
+            kernels=self.kernels,
             linears=self._linears,
-            weight=self._artefact.address,
+            weight=lambda name: address_in(Segment.WEIGHTS, self._artefact.slot(name).offset),
             buffers=buffers,
             rotary_dims=[rope.rotary_dim for rope in self._spec.ropes],
             kv_bits=self._options.kv_bits,
             tied=self._spec.tied,
         )
-        return lower(list(operations), target)
+        return lower(operations, target)
 
-    def _floats(self, rows: int, columns: int) -> Array:
-        """Zeroed, so that no row that is read before it is written holds a NaN."""
-        flat = aligned_bytes(4 * rows * columns)
-        return self._hold(flat).view(np.float32).reshape(rows, columns)
+    def sizes(self) -> dict[Segment, int]:
+        """Bytes of each segment, once all is placed."""
+        return {
+            Segment.KERNELS: len(self.kernels.names),
+            Segment.WEIGHTS: self._artefact.mapped_bytes,
+            Segment.ATTENTION: launch_attention.scratch_bytes(self._spec.head_dim),
+            Segment.LINEAR: SCRATCH_BYTES,
+            Segment.TABLES: self._tables.nbytes,
+            Segment.WORKSPACE: self._workspace.nbytes,
+        }
 
-    def _hold(self, array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        self._held.append(array)
-        return array
+    def places(self) -> dict[str, Place]:
+        """See `Plan.places`."""
+        made = {"tokens": self._tokens, "positions": self._positions}
+        for i, (cos, sin) in enumerate(self._ropes):
+            made |= {f"cos.{i}": cos, f"sin.{i}": sin}
+        return made | self._values
 
 
-def _at(array: npt.NDArray[np.generic]) -> int:
-    return int(array.ctypes.data)
+def _floats(place: Place) -> Floats:
+    return Floats(place.address, place.rows, place.columns, place.columns)

@@ -72,7 +72,7 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
         backend._artefact.address(f"{name}.{'qweight' if form.quantised else 'weight'}"): name
         for name, form in backend._artefact.formats.items()
     }
-    names = plan._kernels.names
+    names = plan.kernels.names
     phases: dict[str, Phase] = {}
     for row, spent in zip(program.table, seconds, strict=True):
         name, read = names[int(row[0])], 0

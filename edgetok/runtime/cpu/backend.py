@@ -35,7 +35,7 @@ from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import BaseBackend, checked_parts
 from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
-from edgetok.runtime.cpu.plan import Compute, PlanOptions, make_plan
+from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
 from edgetok.sampling.options import SamplingOptions
@@ -68,6 +68,7 @@ class CpuBackend(BaseBackend):
         compute: Compute = "int8",
         cache_dir: Path | None = None,
         block_tokens: int = BLOCK_TOKENS,
+        plan: Plan | None = None,
         progress: loader.Progress | None = None,
     ) -> None:
         """Load kernels (compiling them the first time on a machine) and plan the decoder.
@@ -81,6 +82,7 @@ class CpuBackend(BaseBackend):
             compute: "int8" activations in quantised products, or "float32" to compare with.
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
             block_tokens: tokens computed at once in a prefill.
+            plan: made before; it says `kv_bits`, `compute` and `block_tokens`. None makes one.
             progress: called as (modules done, modules to compile) while kernels are compiled.
 
         Raises:
@@ -96,6 +98,9 @@ class CpuBackend(BaseBackend):
                 f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
                 "backend"
             )
+        if plan is not None:
+            made = plan.options
+            kv_bits, compute, block_tokens = made.kv_bits, made.compute, made.block_tokens
         _check_options(threads, kv_bits, compute, block_tokens)
         _check_groups(artefact)
         self._spec = artefact.spec
@@ -115,16 +120,19 @@ class CpuBackend(BaseBackend):
         if threads is None:
             small = artefact.weight_bytes < SMALL_MODEL_BYTES
             threads = 1 if small else physical_cores()
-        options = PlanOptions(
-            kv_bits=kv_bits,
-            compute=compute,
-            block_tokens=block_tokens,
-            head_tokens=min(_HEAD_TOKENS, block_tokens),
-        )
         self._capabilities = Capabilities(
             together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
-        plan = make_plan(self._spec, artefact, options)
+        if plan is None:
+            options = PlanOptions(
+                kv_bits=kv_bits,
+                compute=compute,
+                block_tokens=block_tokens,
+                head_tokens=min(_HEAD_TOKENS, block_tokens),
+            )
+            plan = make_plan(self._spec, artefact, options)
+        if plan.spec != self._spec:
+            raise ArtefactError(f"{artefact.folder}: a plan for another decoder; make it again")
         self._plan = BoundPlan(plan, artefact, kernels, threads)
         self._kernels = kernels
         bound = self._plan
@@ -143,6 +151,11 @@ class CpuBackend(BaseBackend):
     def spec(self) -> DecoderSpec:
         """The decoder's description."""
         return self._spec
+
+    @property
+    def plan(self) -> Plan:
+        """The instructions as data, for a file (`plan_file.write_plan`) or another backend."""
+        return self._plan.plan
 
     @property
     def vocab_size(self) -> int:

@@ -133,6 +133,11 @@ class Artefact:
         raise ArtefactError(f"{self.folder}: has no tensor {name!r}")
 
     @property
+    def mapped_bytes(self) -> int:
+        """Size of the mapping; 0 without a spec."""
+        return 0 if self._bytes is None else self._bytes.size
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights, scales, zeros, norms and biases; with no spec the data's file size."""
         return self._data_bytes if self.layout is None else self.layout.weight_bytes

@@ -144,7 +144,7 @@ class CpuBackend(BaseBackend):
         self.store = CacheStore(threads)
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
-        self._step = Program([*self._plan.body, *self._plan.head])
+        self._step = Program(self._plan.step)
         self._head = Program(self._plan.head)
 
     @property

@@ -121,7 +121,7 @@ def make_plan(spec: DecoderSpec, artefact: Artefact, options: PlanOptions) -> Pl
     planner = _Planner(spec, artefact, options)
     body, trunk = planner.body()
     made = [*body, *planner.head()]
-    instructions = table([tuple(int(slot) for slot in one) for one in made])
+    instructions = table(made)
     sizes = planner.sizes()
     check(instructions, sizes)
     manifest = artefact.manifest.files

@@ -45,10 +45,9 @@ HEADER = (
     "compute",  # 0 int8, 1 float32
     "block_tokens",
     "head_tokens",
-    "body",  # instructions, as in `Plan`
-    "stored",
-    "head",
     "instructions",
+    "body",  # how many of them, as in `Plan`
+    "trunk",
     "relocations",
     "places",
     "kernel_bytes",
@@ -96,10 +95,9 @@ def plan_bytes(plan: Plan) -> bytes:
         "compute": _COMPUTES.index(plan.options.compute),
         "block_tokens": plan.options.block_tokens,
         "head_tokens": plan.options.head_tokens,
-        "body": plan.body,
-        "stored": plan.stored,
-        "head": plan.head,
         "instructions": len(plan.table),
+        "body": plan.body,
+        "trunk": plan.trunk,
         "relocations": len(at),
         "places": len(plan.places),
         "kernel_bytes": len(kernels),
@@ -163,7 +161,7 @@ def _read(reader: _Reader, header: dict[str, int]) -> Plan:
     sizes = {segment: header[f"{segment.name.lower()}_bytes"] for segment in Segment}
     if sizes[Segment.KERNELS] != len(names):
         raise ValueError(f"{len(names)} kernels, expected {sizes[Segment.KERNELS]}")
-    if not 0 <= header["stored"] <= header["body"] <= header["body"] + header["head"] <= count:
+    if not 0 < header["trunk"] <= header["body"] < count:
         raise ValueError("parts of the table overlap")
     for name, place in places.items():
         if place.offset < 0 or place.offset + place.nbytes > sizes[place.segment]:
@@ -185,8 +183,7 @@ def _read(reader: _Reader, header: dict[str, int]) -> Plan:
         places=places,
         table=full,
         body=header["body"],
-        stored=header["stored"],
-        head=header["head"],
+        trunk=header["trunk"],
     )
 
 

@@ -53,7 +53,7 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
         step's wall time.
     """
     plan = backend._plan
-    program = Program([*plan.body, *plan.head], profile=True)
+    program = Program(plan.step, profile=True)
     ticks = program.ticks
     kept, backend._step = backend._step, program
     try:

@@ -49,7 +49,7 @@ class Program:
     """
 
     def __init__(self, instructions: Sequence[Instruction | Table], profile: bool = False) -> None:
-        self.table = table([tuple(int(slot) for slot in one) for one in instructions])
+        self.table = table(instructions)
         self.ticks = np.zeros(len(self.table), np.int64)
         self.header = np.zeros(INSTR_SLOTS, np.int64)
         self._starts = phase_starts(self.table)

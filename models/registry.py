@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from edgetok.errors import UnknownFamilyError, UnsupportedError
@@ -15,12 +14,13 @@ from edgetok.models.config.reader import ConfigReader, shown
 from edgetok.models.family import Family
 
 _GENERATION: Final = "generation_config.json"
+_FAMILIES: Final = "edgetok.models.families"
 _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def families() -> tuple[str, ...]:
     """Return the `model_type`s that have a family file, sorted."""
-    result = pkgutil.iter_modules([str(Path(__file__).parent / "families")])
+    result = pkgutil.iter_modules(importlib.import_module(_FAMILIES).__path__)
     return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 
@@ -57,7 +57,7 @@ def read_family(
                 f"config.json: architectures is {shown(str(architectures))}, edgetok computes "
                 f"causal language models (...ForCausalLM)"
             )
-    module = importlib.import_module(f"edgetok.models.families.{model_type}")
+    module = importlib.import_module(f"{_FAMILIES}.{model_type}")
     family: Family = module.read(reader)
     reader.finish()
     return _with_tokens(family, reader, ConfigReader(generation_config or {}, _GENERATION))

@@ -55,6 +55,17 @@ POLICIES = {
 }
 
 
+def register(added: Policy) -> None:
+    """Let caches use a policy by its name.
+
+    Raises:
+        OptionError: there is one of that name.
+    """
+    if added.name in POLICIES:
+        raise OptionError(f"there is a cache policy {added.name!r:.40} already")
+    POLICIES[added.name] = added
+
+
 def policy(name: str) -> Policy:
     """The policy of that name.
 

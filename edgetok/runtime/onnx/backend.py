@@ -24,6 +24,8 @@ from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.foreign import foreign
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
+from edgetok.models.operations import operations
+from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part
 from edgetok.runtime.base import BaseBackend, checked_parts
@@ -94,11 +96,12 @@ class SharedCache(_Cache):
         super().__init__(capacity_tokens, block_tokens)
         shape = (1, spec.num_kv_heads, capacity_tokens, cache_head_dim(spec))
         self.values = {}
-        for i in range(spec.num_layers):
+        layers = [op.layer for op in operations(spec) if isinstance(op, Store)]
+        for i in layers:
             for kind in ("key", "value"):
                 array = np.zeros(shape, np.float32)
                 self.values[f"{i}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
-        self._nbytes = 2 * spec.num_layers * int(np.prod(shape)) * 4
+        self._nbytes = 2 * len(layers) * int(np.prod(shape)) * 4
 
     @property
     def nbytes(self) -> int:

@@ -65,7 +65,7 @@ def double_bits(value: float) -> int:
     return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
-def table(instructions: Sequence[Instruction | Table]) -> Table:
+def table(instructions: Sequence[Instruction | Table] | Table) -> Table:
     """Instructions as the array that `PROGRAM_FIRST` points to."""
     return np.array(instructions, np.int64).reshape(-1, INSTR_SLOTS)
 

@@ -48,7 +48,9 @@ class Program:
             up over the runs.
     """
 
-    def __init__(self, instructions: Sequence[Instruction | Table], profile: bool = False) -> None:
+    def __init__(
+        self, instructions: Sequence[Instruction | Table] | Table, profile: bool = False
+    ) -> None:
         self.table = table(instructions)
         self.ticks = np.zeros(len(self.table), np.int64)
         self.header = np.zeros(INSTR_SLOTS, np.int64)

@@ -262,6 +262,11 @@ class DecoderSpec:
         """Return the number of decoder layers."""
         return len(self.layers)
 
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with attention: a KV cache has slots for them and no others."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.attention is not None)
+
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

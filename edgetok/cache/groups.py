@@ -219,7 +219,7 @@ def ring_slots(
 ) -> dict[int, int]:
     """Slots by window, in the order of the first layer that has it, rounded up to `multiple`."""
     sizes = {}
-    for window in dict.fromkeys(layer.window for layer in spec.layers):
+    for window in dict.fromkeys(spec.layers[i].window for i in spec.attention_layers):
         wanted = min(capacity_tokens, window + block_tokens - 1) if window else capacity_tokens
         sizes[window] = -(-wanted // multiple) * multiple
     return sizes
@@ -232,7 +232,7 @@ def make_groups(
     bounds: Bounds | None,
     page_slots: int = SLOT_TILE,
 ) -> list[Group]:
-    """Groups of all layers: the evicting one first, then by the first layer of each window.
+    """Groups of layers with attention: the evicting one first, then by each window's first layer.
 
     Args:
         spec: the decoder.
@@ -244,7 +244,7 @@ def make_groups(
     """
     made: list[Group] = []
     for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():
-        layers = [i for i, layer in enumerate(spec.layers) if layer.window == window]
+        layers = [i for i in spec.attention_layers if spec.layers[i].window == window]
         if window == 0 and bounds is not None:
             made.insert(0, Chosen(layers, spec.num_kv_heads, bounds))
         else:

@@ -1,4 +1,4 @@
-"""How fast many chats are together, and how long they wait while a prompt is read."""
+"""Measure the speed of many chats together, and their waits while a prompt is read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ChatSpeed:
     """Many chats at one depth.
 
     Attributes:
-        chats: how many.
+        chats: number of chats.
         depth: tokens in each chat's cache.
-        threads: that compute; None where the backend does not say.
+        threads: number of threads; None if unknown.
         total_tokens_per_s: of all chats together, median of the repeats.
         single_tokens_per_s: of one chat alone, median of the repeats.
         speedup: total by single.

@@ -18,6 +18,8 @@ from edgetok.cache.table import SLOT_TILE, Places, SlotTable
 from edgetok.errors import OptionError
 from edgetok.models.spec import DecoderSpec
 
+MOST_TOKENS = 1 << 40  # of any sequence
+
 
 class Group(Protocol):
     """The operations of a cache on layers of one kind; recurrent layers would be another kind.
@@ -40,6 +42,9 @@ class Group(Protocol):
 
     def most_slots(self, length_tokens: int, tokens: int) -> int:
         """Return the slots that each row needs before `tokens` more are appended."""
+
+    def ready(self, length_tokens: int) -> int:
+        """Up to which length tokens fit into slots that exist, whatever is evicted before."""
 
     def reachable(self, length_tokens: int) -> int:
         """The longest beginning, of at most `length_tokens`, that this group can go back to.
@@ -83,12 +88,19 @@ class InOrder:
     def peek(self, length_tokens: int, tokens: int) -> Places:
         """The same, with nothing changed."""
         end, limit = length_tokens + tokens, self.table.limit
+        if tokens == 1:
+            return np.array([[length_tokens % limit]])
         order = np.arange(max(length_tokens, end - limit), end, dtype=np.int64)[None]
         return order if end <= limit else order % limit
 
     def most_slots(self, length_tokens: int, tokens: int) -> int:
         """Slots that there must be."""
         return min(self.table.limit, length_tokens + tokens)
+
+    def ready(self, length_tokens: int) -> int:
+        """Up to which length slots exist."""
+        table = self.table
+        return table.size if table.size < table.limit or not self.window else MOST_TOKENS
 
     def reachable(self, length_tokens: int) -> int:
         """The length itself where all that its next token sees is still there."""
@@ -179,6 +191,10 @@ class Chosen:
     def most_slots(self, length_tokens: int, tokens: int) -> int:
         """Slots that there must be: freed ones are filled first, so often fewer are needed."""
         return min(self.table.limit, int(self.table.held.max(initial=0)) + tokens)
+
+    def ready(self, length_tokens: int) -> int:
+        """Up to which length slots exist."""
+        return length_tokens + self.table.size - int(self.table.held.max(initial=0))
 
     def reachable(self, length_tokens: int) -> int:
         """0 where so much was evicted for later tokens that less than half would be held."""

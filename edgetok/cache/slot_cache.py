@@ -13,7 +13,7 @@ import numpy as np
 
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.eviction import Eviction
-from edgetok.cache.groups import Chosen, Group, InOrder, check_cut, make_groups
+from edgetok.cache.groups import MOST_TOKENS, Chosen, Group, InOrder, check_cut, make_groups
 from edgetok.cache.policies.view import Floats
 from edgetok.cache.protocol import CacheCapabilities, KVCache
 from edgetok.cache.rotation import Rotations
@@ -25,7 +25,7 @@ from edgetok.errors import ContextError, OptionError, SessionError
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec
 
-ENDLESS = 1 << 40  # capacity of a cache that evicts, and more than any counter
+ENDLESS = MOST_TOKENS  # capacity of a cache that evicts
 
 M = TypeVar("M", bound=CacheMemory)
 
@@ -78,6 +78,7 @@ class SlotCache(KVCache, Generic[M]):
         self._limit = capacity_tokens
         self._length = 0
         self._shift = 0  # tokens seen less the position of the next one
+        self._ready = 0  # up to this length slots exist and are this cache's own
         self.logits: Floats = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, capacity_tokens) for rope in spec.ropes]
         self._eviction: Eviction | None = None
@@ -204,11 +205,19 @@ class SlotCache(KVCache, Generic[M]):
 
     def reserve(self, tokens: int) -> None:
         """Allocate what the next tokens need. See `KVCache`."""
+        if self._length + tokens <= self._ready:
+            return
+        ready = self._length + tokens
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
             memory.reserve(group.most_slots(self._length, tokens))
             slots = group.peek(self._length, tokens)
-            if slots is not None:
+            if slots is None:
+                ready = 0  # where tokens will go is known when others were evicted
+            else:
                 memory.own(slots)
+        self._ready = ready
+        if not any(memory.is_shared for memory in self.memory.groups):
+            self._ready = min(group.ready(self._length) for group in self.groups)
 
     def begin(self, tokens: int) -> int:
         """Name the slots of the next tokens, evicting others where there is no room.
@@ -231,7 +240,8 @@ class SlotCache(KVCache, Generic[M]):
         length, first = self._length, self.position
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
             slots = group.next_slots(length, tokens)
-            memory.own(slots)
+            if length + tokens > self._ready:
+                memory.own(slots)
             group.table.put(slots, length, first)
             memory.append(slots)
         self.memory.begin(tokens, length, first)
@@ -267,7 +277,7 @@ class SlotCache(KVCache, Generic[M]):
             if memory.mass is not None:
                 memory.mass[group.table.positions == EMPTY] = 0.0
         self.memory.queries.forget(self._length - length_tokens)
-        self._length = length_tokens
+        self._length, self._ready = length_tokens, 0
         chosen = self.chosen
         if length_tokens == 0:
             self.memory.queries.clear()
@@ -358,6 +368,7 @@ class SlotCache(KVCache, Generic[M]):
     def load(self, state: CacheState) -> None:
         """Become what was saved. See `KVCache`."""
         self._check_saves()
+        self._ready = 0
         found = restore_state(self, state)
         self._length, self._shift = found.length, found.shift
         if self._eviction is not None:
@@ -403,6 +414,7 @@ class SlotCache(KVCache, Generic[M]):
             memory.share(theirs)
         self.memory.queries.copy_from(other.memory.queries)
         self._length, self._shift = other._length, other._shift
+        self._ready = other._ready = 0  # what was its own is shared now
         if self._eviction is not None and other._eviction is not None:
             self._eviction.dropped = other._eviction.dropped
             self._eviction.pinned = other._eviction.pinned

@@ -46,6 +46,10 @@ class GroupMemory(Protocol):
     def held_bytes(self) -> int:
         """Bytes allocated now."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another cache refers to any of this memory."""
+
     def reserve(self, slots: int) -> None:
         """Have memory for slots 0..slots-1 of each head; grows the table.
 

@@ -66,18 +66,30 @@ class SlotTable:
             token: the first token's number.
             position: the first token's position.
         """
-        count = slots.shape[1]
-        if slots.size == 1:  # a decode step of a table with one row
+        if slots.size == 1:  # a decode step of a table with one row: many times a second
             slot = slots.item()
-            self.held += self.positions[0, slot] == EMPTY
+            if self.positions[0, slot] == EMPTY:
+                self.held[0] += 1
             self.positions[0, slot] = position
             self.tokens[0, slot] = token
+            if slot >= self.used[0]:
+                self.used[0] = slot + 1
+            return
+        count = slots.shape[1]
+        at = slots + self._row * self.size
+        overwritten = self.positions.reshape(-1).take(at) != EMPTY
+        self.held += count
+        if overwritten.any():
+            self.held -= overwritten.sum(axis=1)
+        if count == 1:
+            self.positions.reshape(-1)[at] = position
+            self.tokens.reshape(-1)[at] = token
+            np.maximum(self.used, slots[:, 0] + 1, out=self.used)
         else:
-            at = self._row, slots
-            self.held += (self.positions[at] == EMPTY).sum(axis=1)
-            self.positions[at] = np.arange(position, position + count, dtype=np.int32)
-            self.tokens[at] = np.arange(token, token + count, dtype=np.int32)
-        np.maximum(self.used, slots.max(axis=1) + 1, out=self.used)
+            order = np.arange(count, dtype=np.int32)
+            self.positions.reshape(-1)[at] = position + order
+            self.tokens.reshape(-1)[at] = token + order
+            np.maximum(self.used, slots.max(axis=1) + 1, out=self.used)
 
     def slots(self, row: int) -> Places:
         """Slots of a row that hold a token, ascending."""

@@ -46,7 +46,13 @@ class CpuGroupMemory:
         """
         self._group, self._kv_heads = group, spec.num_kv_heads
         table = group.table
-        self._layers = np.array(group.layers, np.intp)
+        self._used = -1  # of a table with one row, as records say
+        layers = np.array(group.layers, np.intp)
+        steps = np.diff(layers)
+        self._layers: slice | npt.NDArray[np.intp] = layers
+        if (steps == steps[:1]).all():  # a view is faster to write to, and this is each step's
+            step = int(steps[0]) if len(steps) else 1
+            self._layers = slice(int(layers[0]), int(layers[-1]) + 1, step)
         self._heads = len(group.layers) * spec.num_kv_heads
         self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits)
         self.row_bytes = self.layout.slot_bytes
@@ -77,6 +83,11 @@ class CpuGroupMemory:
         lists = 8 if self.mass is None else 12
         slots = table.rows * table.limit * lists + self._heads * (pages + 1) * 8 * PAGE_FIELDS
         return slots + sum(self.layout.bytes_of(i) for i in range(pages))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another cache refers to a page."""
+        return any(page.references > 1 for page in self._pages.pages)
 
     def reserve(self, slots: int) -> None:
         """Have memory for so many slots of each head. See `GroupMemory`."""
@@ -231,7 +242,12 @@ class CpuGroupMemory:
         return np.zeros((self._heads, pages + 1, PAGE_FIELDS), np.int64)
 
     def _set_used(self) -> None:
-        self._set(REC_USED, self._group.table.used)
+        used = self._group.table.used
+        if len(used) > 1:
+            self._records[self._layers, :, REC_USED] = used.reshape(-1, self._kv_heads)
+        elif used[0] != self._used:
+            self._used = int(used[0])
+            self._records[self._layers, :, REC_USED] = self._used
 
     def _set(self, field: int, value: npt.ArrayLike) -> None:
         """Write a field of all heads' records: one value, or one for each row or head."""

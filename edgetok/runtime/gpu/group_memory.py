@@ -120,6 +120,11 @@ class GpuGroupMemory:
         tensors += [self._positions] + ([] if self._mass is None else [self._mass])
         return sum(int(tensor.nbytes) for tensor in tensors)
 
+    @property
+    def is_shared(self) -> bool:
+        """False: a fork is a copy."""
+        return False
+
     def reserve(self, slots: int) -> None:
         """Nothing: every slot is there."""
 

@@ -37,7 +37,8 @@ class Heads:
 
     Attributes:
         pages: int64 [heads, pages, 4], C-contiguous: addresses of each page's keys, values, key
-            scales and value scales; the scales' are 0 where there are none.
+            scales and value scales; the scales' are not read where there are none. There may be
+            more pages than slots need.
         page_slots: slots of each page but the last; a multiple of SLOT_TILE.
         positions: int32 [heads, slots], C-contiguous, EMPTY where a slot holds nothing.
         tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
@@ -58,10 +59,11 @@ class Heads:
             ShapeError: an array is of another type, shape or layout, or a page is missing.
         """
         heads, slots = self.positions.shape
+        least = -(-slots // self.page_slots)
         for name, array, dtype, shape in (
             ("positions", self.positions, np.int32, (heads, slots)),
             ("tokens", self.tokens, np.int32, (heads, slots)),
-            ("pages", self.pages, np.int64, (heads, -(-slots // self.page_slots), 4)),
+            ("pages", self.pages, np.int64, (heads, max(self.pages.shape[1], least), 4)),
         ):
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ShapeError(

@@ -62,6 +62,23 @@ def test_the_host_chooses_what_a_device_cannot(tmp_path: Path) -> None:
     assert not backend.draws
 
 
+def test_sequences_of_both_kinds_share_steps(tmp_path: Path) -> None:
+    """Some tokens are chosen by the backend, others by the host: all as alone."""
+    backend = ChoosingBackend(lambda tokens: 40 + sum(tokens) % 5)
+    options: list[Any] = [
+        {"temperature": 3.0, "top_k": 20, "seed": i, "max_tokens": 12}
+        | ({"repetition_penalty": 1.3} if i % 2 else {})
+        for i in range(4)
+    ]
+    with fake_model(tmp_path, engine=backend) as model:
+        alone = [model.generate([60 + i], **options[i]).tokens for i in range(4)]
+        streams = [model.stream([60 + i], **options[i]) for i in range(4)]
+        for stream in streams:
+            stream.start()
+        assert [stream.run().tokens for stream in streams] == alone
+        assert max(len(step) for step in backend.computed) == 2  # of each kind
+
+
 @pytest.mark.parametrize(
     ("changes", "device"),
     [

@@ -17,7 +17,6 @@ from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.evaluation.cache import FULL, CacheEvaluation, Score
 from edgetok.evaluation.cache_contexts import TASKS
 from edgetok.model import Model
-from edgetok.runtime.cpu.backend import CpuBackend
 
 SHARES = (1.0, 0.6, 0.5, 0.25, 0.125)
 _NONE = "-"
@@ -33,7 +32,7 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
         OptionError: an option is out of range.
         UnsupportedError: the backend has no bounded caches.
     """
-    if not isinstance(model.backend, CpuBackend):
+    if not model.backend.capabilities.evicts:
         raise UnsupportedError("--cache needs --device cpu")
     shares, tokens, cases = given["share"] or SHARES, given["tokens"], given["cases"]
     for share in shares:

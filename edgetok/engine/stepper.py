@@ -27,7 +27,8 @@ from edgetok.engine.mailbox import End, Mailbox, Piece
 from edgetok.engine.scheduler import Planned, Scheduler
 from edgetok.engine.sequence import Sequence
 from edgetok.errors import ContextError, EdgetokError, OptionError, ShapeError
-from edgetok.runtime.backend import Backend, Logits
+from edgetok.runtime.backend import Backend, Logits, Part
+from edgetok.sampling.device import Draw
 
 _JOIN_S = 10.0
 _GAPS = 1024
@@ -235,12 +236,12 @@ class Stepper:
             if mailbox.waiting or len(sequence.tokens) - mailbox.read_tokens < mailbox.ahead_tokens
         ]
 
-    def _step(self, wanted: Many[Sequence]) -> None:
-        """Make the next step and leave its letters."""
+    def _step(self, wanted: Many[Sequence]) -> bool:
+        """Make the next step and leave its letters; False if there is none to make."""
         began = self._clock()
         step = self._scheduler.next(wanted)
         if step is None:
-            return
+            return False
         sequences = [sequence for sequence, _ in step.shares]
         try:
             for (sequence, rows), found in zip(step.shares, self._computed(step), strict=True):
@@ -249,8 +250,9 @@ class Stepper:
             self._lose(sequences, error)
             if not isinstance(error, Exception):
                 raise
-            return
+            return True
         self._scheduler.done(step, self._clock() - began)
+        return True
 
     def _deliver(self, sequence: Sequence, rows: int, found: Found, began: float) -> None:
         """Hand a sequence its part of a step's result, and its reader what that makes."""
@@ -276,44 +278,48 @@ class Stepper:
     def _computed(self, step: Planned[Sequence]) -> list[Found]:
         """Run a step on the backend; return one result for each share.
 
-        Where it refuses the step as a whole, nothing was changed: then each share is asked for
-        alone, so that only the guilty one fails.
+        Tokens of sequences whose draws it can make itself are chosen there, others' logits come
+        back.
         """
-        try:
-            return self._asked(step.shares)
-        except _REFUSED as error:
-            if len(step.shares) == 1:
-                return [error]
-        found: list[Found] = []
-        for share in step.shares:
-            try:
-                found += self._asked((share,))
-            except _REFUSED as error:
-                found.append(error)
-        return found
-
-    def _asked(self, shares: Many[tuple[Sequence, int]]) -> list[Found]:
-        """Let the backend compute: logits, or tokens of those that it can choose itself."""
-        parts = [sequence.part(rows) for sequence, rows in shares]
-        results: list[Found] = [None] * len(parts)
-        host, device = list(range(len(parts))), []
+        parts = [sequence.part(rows) for sequence, rows in step.shares]
+        draws: list[Draw | None] = [None] * len(parts)
         if self._backend.capabilities.samples:
-            device = [i for i in host if parts[i].logits and shares[i][0].on_device]
-            host = [i for i in host if i not in device]
+            draws = [
+                sequence.draw() if part.logits and sequence.on_device else None
+                for part, (sequence, _) in zip(parts, step.shares, strict=True)
+            ]
         begun = self._clock()
         if self._left is not None:
             self.gaps_s.append(begun - self._left)
-        if device:
-            draws = [shares[i][0].draw() for i in device]
-            tokens = self._backend.step_sampled([parts[i] for i in device], draws)
-            for i, token in zip(device, tokens, strict=True):
-                results[i] = token
-        if host:
-            rows = self._backend.step([parts[i] for i in host])
-            for i, logits in zip(host, rows, strict=True):
-                results[i] = logits if parts[i].logits else None
+        results: list[Found] = [None] * len(parts)
+        for device in (True, False):
+            places = [i for i, draw in enumerate(draws) if (draw is not None) == device]
+            if places:
+                found = self._asked([(parts[i], draws[i]) for i in places])
+                for i, result in zip(places, found, strict=True):
+                    results[i] = result
         self._left = self._clock()
         return results
+
+    def _asked(self, asked: Many[tuple[Part, Draw | None]]) -> list[Found]:
+        """Let the backend compute parts: all with a draw, or all without.
+
+        Where it refuses them as a whole, nothing was changed: then each is asked for alone, so that
+        only the guilty one fails.
+        """
+        parts = [part for part, _ in asked]
+        draws = [draw for _, draw in asked if draw is not None]
+        try:
+            if draws:
+                return list[Found](self._backend.step_sampled(parts, draws))
+            return [
+                logits if part.logits else None
+                for logits, part in zip(self._backend.step(parts), parts, strict=True)
+            ]
+        except _REFUSED as error:
+            if len(asked) == 1:
+                return [error]
+        return [self._asked([one])[0] for one in asked]
 
     # The engine's own thread
 
@@ -338,8 +344,7 @@ class Stepper:
             if len(wanted) < 2 and not any(box.waiting or box.eager for box in boxes):
                 self._left = None
                 return False
-            self._step(wanted)
-            return True
+            return self._step(wanted)
         finally:
             self._give()
 

@@ -18,7 +18,7 @@ from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
-from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.backend import Backend
 from edgetok.runtime.cpu.cache_memory import CpuCache
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class CacheEvaluation:
 
     def __init__(
         self,
-        backend: CpuBackend,
+        backend: Backend,
         tokenizer: Tokenizer,
         template: ChatTemplate,
         eos_tokens: frozenset[int],

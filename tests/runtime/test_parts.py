@@ -1,10 +1,10 @@
 """Random lives of sequences that share steps, against each sequence alone.
 
 A schedule appends chunks of several sequences in steps of one to four parts, asks for logits of
-some rows, cuts sequences back, answers again, and copies caches. Whatever happened, the logits of a
-token are those of the tokens before it, bit for bit: where nothing is evicted, those of a fresh
-cache that was given one token after the other; where a policy evicts, those of the same chunks and
-cuts with nobody else in a step.
+some rows, cuts sequences back, answers again, and copies caches, as bytes or by shared pages.
+Whatever happened, the logits of a token are those of the tokens before it, bit for bit: where
+nothing is evicted, those of a fresh cache that was given one token after the other; where a policy
+evicts, those of the same chunks and cuts with nobody else in a step.
 """
 
 from __future__ import annotations
@@ -77,8 +77,11 @@ class Sequence:
         del self.tokens[length:]
         self.done.append(length)
 
-    def copy_to(self, other):
-        other.cache.load(self.cache.save())
+    def copy_to(self, other, by_pages):
+        if by_pages:
+            other.cache.adopt(self.cache)
+        else:
+            other.cache.load(self.cache.save())
         other.tokens, other.done = list(self.tokens), list(self.done)
 
 
@@ -100,8 +103,8 @@ def run_schedule(backend, make_cache, seed, rows=FEW_ROWS):
                     assert one.done[-1][2] == found
         elif what < 0.22:
             other = sequences[rng.integers(SEQUENCES)]
-            if other is not one and can_copy(one.cache, other.cache):
-                one.copy_to(other)
+            if other is not one and one.cache.shape == other.cache.shape:
+                one.copy_to(other, by_pages=rng.random() < 0.5)
         else:
             chosen, left = [], rows
             for i in rng.permutation(SEQUENCES)[: rng.integers(1, SEQUENCES + 1)]:
@@ -115,11 +118,6 @@ def run_schedule(backend, make_cache, seed, rows=FEW_ROWS):
                 chosen.append((sequence, ids, int(rng.integers(0, count + 1))))
             append(backend, chosen)
     return sequences
-
-
-def can_copy(one, other):
-    """Whether both are of a kind, and of a kind that can be saved."""
-    return hasattr(one, "save") and hasattr(other, "load") and one.shape == other.shape
 
 
 def append(backend, chosen):

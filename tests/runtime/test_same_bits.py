@@ -78,7 +78,8 @@ def test_a_prompt_may_be_cut_anywhere(family, kv_bits, compute, tiny, open_backe
 
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_retry_repeats(kv_bits, threads, default_artefact):
+def test_retry_repeats(kv_bits, threads, default_artefact, kernel_cache, monkeypatch):
+    monkeypatch.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
     with Model.load(
         default_artefact, threads=threads, context=512, kv_bits=kv_bits, kv_policy="none"
     ) as model:

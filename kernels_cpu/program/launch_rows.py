@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import Addresses
+from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.tables import Instruction, instruction
 
 GATHER_SOURCE, GATHER_TO, GATHER_ROW_WORDS, GATHER_LIST = range(2, 6)
@@ -13,7 +13,7 @@ USE_LIST = 2
 
 
 def go_on(
-    kernels: Addresses, *, rows: int, moves: Sequence[tuple[int, int, int]]
+    kernels: Kernels, *, rows: int, moves: Sequence[tuple[int, int, int]]
 ) -> list[Instruction]:
     """Go on with some rows alone, copied together.
 

@@ -2,8 +2,8 @@
 
 onnxruntime computes constants while it loads a graph, divides integers without a check (0, and the
 smallest one by -1, kill the process) and runs loops as long as they say. So operators are those of
-decoders, none has a graph in it, integers are divided by constants other than 0 and -1 alone, and
-sizes are not made of huge constants.
+decoders, none has a graph in it, no function calls itself, integers are divided by constants other
+than 0 and -1 alone, and sizes are not made of huge constants.
 
 Source: ONNX's operators; onnxruntime, docs/ContribOperators.md.
 """
@@ -27,9 +27,9 @@ MAX_ELEMENTS = 1 << 28
 _OPERATORS = frozenset(
     re.findall(
         r"\w+",
-        """Abs Add And ArgMax Attention Cast CastLike Ceil Clip Concat Constant ConstantOfShape Cos
-        CumSum Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu
-        Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization
+        """Abs Add And ArgMax Attention BitShift BitwiseAnd BitwiseOr Cast CastLike Ceil Clip Concat
+        Constant ConstantOfShape Cos CumSum DequantizeLinear Div Einsum Elu Equal Erf Exp Expand
+        Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization
         LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Min Mish Mod Mul Neg Not OneHot Or Pad
         Pow RMSNormalization Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum
         ReduceSumSquare Relu Reshape RotaryEmbedding Round ScatterElements ScatterND Shape Sigmoid
@@ -70,14 +70,41 @@ def check_foreign_graph(path: Path, model: onnx.ModelProto) -> None:
     Raises:
         ArtefactError: an operator, or what it is given, has no place in a decoder's graph.
     """
-    if model.functions or model.training_info:
-        raise ArtefactError(f"{path}: has functions of its own, expected a graph of operators")
-    graph = model.graph
-    reader = _Reader(graph)
-    for node in graph.node:
+    if model.training_info:
+        raise ArtefactError(f"{path}: has training_info, which a decoder does not need")
+    accepted: set[tuple[str, str]] = set()
+    left = list(model.functions)
+    while left:
+        # One that calls only those before it does not call itself by any way around.
+        ready = [f for f in left if _calls(f, model.functions) <= accepted]
+        if not ready:
+            raise ArtefactError(f"{path}: function {left[0].name!r:.80} calls itself")
+        for function in ready:
+            _check_nodes(path, function.node, _Reader(function), accepted)
+        accepted |= {(function.domain, function.name) for function in ready}
+        left = [function for function in left if function not in ready]
+    _check_nodes(path, model.graph.node, _Reader(model.graph), accepted)
+
+
+def _calls(
+    function: onnx.FunctionProto, functions: Iterable[onnx.FunctionProto]
+) -> set[tuple[str, str]]:
+    known = {(other.domain, other.name) for other in functions}
+    return {(node.domain, node.op_type) for node in function.node} & known
+
+
+def _check_nodes(
+    path: Path,
+    nodes: Iterable[onnx.NodeProto],
+    reader: _Reader,
+    functions: set[tuple[str, str]],
+) -> None:
+    known = {"": _OPERATORS, "ai.onnx": _OPERATORS, "com.microsoft": _MICROSOFT}
+    for node in nodes:
         where = f"{path}: node {node.name or node.output[:1]!r:.80} ({node.op_type:.40})"
-        known = {"": _OPERATORS, "ai.onnx": _OPERATORS, "com.microsoft": _MICROSOFT}
-        if node.op_type not in known.get(node.domain, ()):
+        if node.op_type not in known.get(node.domain, ()) and (
+            (node.domain, node.op_type) not in functions
+        ):
             raise ArtefactError(f"{where}: not an operator of a decoder's graph; export it anew")
         if any(a.HasField("g") or a.graphs for a in node.attribute):
             raise ArtefactError(f"{where}: holds a graph of its own")
@@ -110,15 +137,18 @@ def _check_sizes(where: str, kind: str, reader: _Reader, names: Iterable[str]) -
 
 
 class _Reader:
-    """Types and constants of a graph's values."""
+    """Types and constants of a graph's or function's values."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto | onnx.FunctionProto) -> None:
         self._makers = {output: node for node in graph.node for output in node.output}
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._types = {
-            value.name: value.type.tensor_type.elem_type
-            for value in (*graph.input, *graph.output, *graph.value_info)
-        }
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._types: dict[str, int] = {}
+        if isinstance(graph, onnx.GraphProto):
+            self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+            self._types = {
+                value.name: value.type.tensor_type.elem_type
+                for value in (*graph.input, *graph.output, *graph.value_info)
+            }
 
     def _constant(self, name: str) -> onnx.TensorProto | None:
         tensor = self._tensors.get(name)

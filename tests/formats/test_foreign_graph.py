@@ -63,11 +63,20 @@ def test_refused(what: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_functions_of_its_own() -> None:
-    model = graph(node("Add", "x", "x"))
-    model.functions.append(helper.make_function("f", "g", ["a"], ["b"], [], []))
-    with pytest.raises(ArtefactError, match="functions of its own"):
-        check_foreign_graph(PATH, model)
+def test_functions_are_looked_into() -> None:
+    model = graph(node("g", "x", domain="f"))
+    good = helper.make_function("f", "g", ["a"], ["b"], [node("Add", "a", "a", out="b")], [])
+    model.functions.append(good)
+    check_foreign_graph(PATH, model)
+    for bad, message in (
+        (node("g", "a", out="b", domain="f"), "calls itself"),
+        (node("Loop", "a", out="b", body=BODY), "not an operator"),
+        (node("Div", "a", "a", out="b"), "not a constant"),
+    ):
+        del model.functions[:]
+        model.functions.append(helper.make_function("f", "g", ["a"], ["b"], [bad], []))
+        with pytest.raises(ArtefactError, match=message):
+            check_foreign_graph(PATH, model)
 
 
 def test_arithmetic_of_decoders_passes() -> None:

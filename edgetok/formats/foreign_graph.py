@@ -27,13 +27,14 @@ MAX_ELEMENTS = 1 << 28
 _OPERATORS = frozenset(
     re.findall(
         r"\w+",
-        """Abs Add And ArgMax Attention BitShift BitwiseAnd BitwiseOr Cast CastLike Ceil Clip Concat
-        Constant ConstantOfShape Cos CumSum DequantizeLinear Div Einsum Elu Equal Erf Exp Expand
-        Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization
-        LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Min Mish Mod Mul Neg Not OneHot Or Pad
-        Pow RMSNormalization Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum
-        ReduceSumSquare Relu Reshape RotaryEmbedding Round ScatterElements ScatterND Shape Sigmoid
-        Sign SimplifiedLayerNormalization Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub
+        """Abs Add And ArgMax Attention BitShift BitwiseAnd BitwiseOr Cast CastLike Ceil Clip
+        Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div Einsum Elu Equal Erf Exp
+        Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual
+        HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual
+        Log LogSoftmax MatMul Max Min Mish Mod Mul Neg Not OneHot Or Pad Pow RMSNormalization
+        Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape
+        RotaryEmbedding Round ScatterElements ScatterND Shape Sigmoid Sign
+        SimplifiedLayerNormalization Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub
         Swish Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor""",
     )
 )

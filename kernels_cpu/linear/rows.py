@@ -57,9 +57,9 @@ def _make_strip(bits: int, block: int, tokens: int) -> Any:
     step, last_step = (row_step(bits, block, tokens, part) for part in (False, True))
 
     @inline
-    def strip(
+    def strip(  # type: ignore[no-untyped-def]
         w, h, wb, hb, last, x, xb, out, outb, ask, ask_h, ask_s, sb, group_size, nbytes
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         steps = nbytes // length
         for r in range(STRIP):  # the memory likes to be asked row after row
             begin, place = r * steps // STRIP, ask + r * wb

@@ -156,10 +156,10 @@ def make_tiles(bits: int) -> Any:
         folded = pointed if zeros else plain
 
         @inline
-        def meet(
+        def meet(  # type: ignore[no-untyped-def]
             points, sums, begin, out, x, k, xb, codes, starts, s, u, groups, group_size,
             block, asked, credit, price, left, w, wb, h, hb, scales, sb, slab, zeros, zb,
-        ):  # type: ignore[no-untyped-def]  # fmt: skip
+        ):  # fmt: skip
             """Sums of a piece, from zero or from `sums`, to `out`; asks for rows meanwhile."""
             f = zero() if begin else load(sums)
             unit = k // 32

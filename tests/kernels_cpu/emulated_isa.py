@@ -9,7 +9,6 @@ fused multiply-add (AVX2).
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,12 +46,12 @@ def emulate() -> None:
 def main() -> None:
     """Compile the modules that the input names."""
 
-    os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = isa.ISAS[NAME].cpu, ""
-    target.select(NAME)
+    here = target.Target.here(isa.ISAS[NAME])
+    target.select(here)
     emulate()
     for line in sys.stdin:
         module, _, path = line.rstrip("\n").partition(" ")
-        build.write(build.build(NAME, module), Path(path))
+        build.write(build.build(here, module), Path(path))
         print(module, flush=True)
 
 

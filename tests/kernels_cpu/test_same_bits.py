@@ -17,6 +17,7 @@ import pytest
 from edgetok.kernels_cpu.linear.launch import LinearWeight, Span
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
+from edgetok.kernels_cpu.simd.target import Target
 from tests.kernels_cpu.test_matmul import Linear, _float, _int8
 
 MODULES = (
@@ -108,7 +109,8 @@ def _emulated(name: str, cache: Path) -> loader.Kernels:
     """Kernels of an instruction set that is not here, as code for this machine."""
     folder = cache / "emulated"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths = {module: loader.object_path(name, module, folder) for module in MODULES}
+    target = Target.here(ISAS[name])
+    paths = {module: loader.object_path(target, module, folder) for module in MODULES}
     missing = [f"{module} {path}\n" for module, path in paths.items() if not path.exists()]
     if missing:
         script = Path(__file__).with_name("emulated_isa.py")

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.protocol import KVCache
 from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
 from edgetok.runtime.backend import Backend
-from edgetok.runtime.cpu.cache_memory import CpuCache
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
 
@@ -137,7 +137,7 @@ class CacheEvaluation:
             result.perplexity = self.perplexity(cache, running)
         return result
 
-    def answers(self, cache: CpuCache, case: Context) -> Iterator[tuple[Question, str]]:
+    def answers(self, cache: KVCache, case: Context) -> Iterator[tuple[Question, str]]:
         """Read a context once, then answer each question from the same state."""
         asked = [self._render(case, question) for question in case.questions]
         shared = _common([*asked, self._render(case, None)])
@@ -148,7 +148,7 @@ class CacheEvaluation:
             cache.adopt(state)
             yield question, self._answer(cache, tokens[shared:])
 
-    def _answer(self, cache: CpuCache, tokens: list[int]) -> str:
+    def _answer(self, cache: KVCache, tokens: list[int]) -> str:
         logits = self._backend.forward(cache, np.array(tokens, np.int32))
         answer: list[int] = []
         while len(answer) < _ANSWER_TOKENS:
@@ -159,7 +159,7 @@ class CacheEvaluation:
             logits = self._backend.forward(cache, np.array([token], np.int32))
         return self._tokenizer.decode(answer)
 
-    def perplexity(self, cache: CpuCache, tokens: npt.NDArray[np.int32]) -> float:
+    def perplexity(self, cache: KVCache, tokens: npt.NDArray[np.int32]) -> float:
         """exp of the mean of `running_losses`."""
         losses = running_losses(self._backend, cache, tokens)
         return math.exp(math.fsum(float(part.sum()) for part in losses) / (len(tokens) - 1))

@@ -95,7 +95,12 @@ class StoredRows:
         launch(kernel, grid, *tensors, count, *self._sizes, **self._constants)
 
     def _places(self, at: Places) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(at)).to(self.rows.device)
+        return places_on(self.rows, at)
+
+
+def places_on(tensor: torch.Tensor, at: Places) -> torch.Tensor:
+    """Return places (int64) on the device of a tensor, to index it with."""
+    return torch.from_numpy(np.ascontiguousarray(at)).to(tensor.device)
 
 
 def fill(tensor: torch.Tensor, source: npt.NDArray[Any]) -> None:

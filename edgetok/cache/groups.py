@@ -31,7 +31,7 @@ class Group(Protocol):
     """
 
     window: int
-    layers: Sequence[int]
+    layers: tuple[int, ...]
     table: SlotTable
 
     def next_slots(self, length_tokens: int, tokens: int) -> Places:
@@ -155,7 +155,7 @@ class Chosen:
 
     def has_room(self, tokens: int) -> bool:
         """Return whether the lists of free slots hold as many."""
-        return self._taken + tokens <= self._free.shape[1]
+        return bool(self._taken + tokens <= self._free.shape[1])
 
     @property
     def fewest_free(self) -> int:

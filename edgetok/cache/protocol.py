@@ -86,6 +86,7 @@ class KVCache(Protocol):
         Raises:
             ContextError: there is not memory for them; nothing was changed.
         """
+        return
 
     @property
     def capabilities(self) -> CacheCapabilities:
@@ -143,6 +144,7 @@ class KVCache(Protocol):
         Raises:
             ContextError: they would take more than half of the cache.
         """
+        return
 
     @property
     def pinned_tokens(self) -> int:

@@ -7,7 +7,7 @@ contiguous and stored keys are rotated by the difference.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -382,7 +382,7 @@ class SlotCache(KVCache, Generic[M]):
         made: SlotCache[M] = SlotCache(
             self.spec,
             groups,
-            self.memory.fork(groups),
+            cast(M, self.memory.fork(groups)),
             capacity_tokens=self._limit,
             block_tokens=self.block_tokens,
             kv_bits=self.kv_bits,

@@ -100,7 +100,6 @@ class CacheMemory(Protocol):
     """All that a cache has on a device.
 
     Attributes:
-        groups: one for each of the cache's groups.
         queries: of the latest tokens.
         shares: whether forks share memory with their origin.
         page_slots: slots that are allocated together; see `make_groups`.
@@ -109,8 +108,11 @@ class CacheMemory(Protocol):
     shares: bool
     page_slots: int
 
-    groups: Sequence[GroupMemory]
     queries: QueryLog
+
+    @property
+    def groups(self) -> Sequence[GroupMemory]:
+        """The memory of each of the cache's groups."""
 
     @property
     def nbytes(self) -> int:

@@ -58,7 +58,7 @@ def make(kv_bits: int) -> Any:
     begin_rows, chunk = chunks.make(kv_bits)
 
     @outline
-    def single_blocks(instr: int, part: int) -> int:
+    def single_blocks(instr: int, part: int) -> Any:
         """Blocks of slots that all tasks of a part of one row read together; else 0."""
         if read_i64(part + 8 * PART_ROWS) != 1:
             return np.int64(0)

@@ -49,8 +49,7 @@ token sets its slot's mass to 0.
 from __future__ import annotations
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import Addresses
-from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bits, instruction
 
 KV_BITS = (4, 8, 16, 32)
 

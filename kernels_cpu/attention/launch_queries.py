@@ -7,8 +7,7 @@ position later.
 from __future__ import annotations
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import Addresses
-from edgetok.kernels_cpu.program.tables import Instruction, instruction
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
 
 KEEP_Q, KEEP_LAYER, KEEP_HEADS, KEEP_HEAD_DIM = range(2, 6)
 

@@ -5,10 +5,14 @@ Addresses point to C-contiguous float32 unless said otherwise; T is the run's nu
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.program.tables import Instruction, double_bits, float_bits, instruction
+from edgetok.kernels_cpu.program.tables import (
+    Addresses,
+    Instruction,
+    double_bits,
+    float_bits,
+    instruction,
+)
 
 NORM_X, NORM_OUT, NORM_WEIGHT, NORM_SIZE, NORM_UNITS, NORM_EPS = range(2, 8)
 ADD_X, ADD_Y, ADD_SIZE, ADD_SCALE = range(2, 6)
@@ -25,13 +29,6 @@ CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT, CAP_LAST = range(2, 7)
 ROPE_X, ROPE_COS, ROPE_SIN, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_PAIRS = range(2, 8)
 
 ACTIVATIONS = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
-
-
-class Addresses(Protocol):
-    """Where compiled kernels are: `loader.Kernels`."""
-
-    def address(self, name: str) -> int:
-        """Address of the kernel called `name`."""
 
 
 def rms_norm(

@@ -23,8 +23,7 @@ from edgetok.kernels_cpu.attention.launch import (
     hadamard_block,
     padded_head_dim,
 )
-from edgetok.kernels_cpu.elementwise.launch import Addresses
-from edgetok.kernels_cpu.program.tables import Instruction, float_bits, instruction
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bits, instruction
 
 EV_PAGES, EV_POSITIONS, EV_TOKENS, EV_FREQUENCIES, EV_PAIRS = range(5)
 EV_RECORD_SLOTS = 8

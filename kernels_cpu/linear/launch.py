@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
-from edgetok.kernels_cpu.program.tables import float_bits
+from edgetok.kernels_cpu.program.tables import Addresses, float_bits
 from edgetok.kernels_cpu.simd.isa import ISAS, Isa
 
 Instruction = npt.NDArray[np.int64]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.program.loader import Kernels
-from edgetok.kernels_cpu.program.tables import Instruction, instruction
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
 
 GATHER_SOURCE, GATHER_TO, GATHER_ROW_WORDS, GATHER_LIST = range(2, 6)
 USE_LIST = 2
 
 
 def go_on(
-    kernels: Kernels, *, rows: int, moves: Sequence[tuple[int, int, int]]
+    kernels: Addresses, *, rows: int, moves: Sequence[tuple[int, int, int]]
 ) -> list[Instruction]:
     """Go on with some rows alone, copied together.
 

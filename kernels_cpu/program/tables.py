@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,13 @@ TEAM_CLOSED = 8  # not 0: leave
 # A counter is an int64, and the one after it how many threads sleep until it changes. Counters are
 # so many int64 apart: two cache lines, as they are fetched.
 LINE = 16
+
+
+class Addresses(Protocol):
+    """Where compiled kernels are: `loader.Kernels`."""
+
+    def address(self, name: str) -> int:
+        """Address of the kernel called `name`."""
 
 
 def instruction(address: int, *arguments: int, wait: bool = False) -> Instruction:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgetok.formats.artefact import Artefact
-from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear.launch import (
     SCRATCH_BYTES,
     Activations,
@@ -16,7 +15,7 @@ from edgetok.kernels_cpu.linear.launch import (
     matmul_instruction,
     quantise_instruction,
 )
-from edgetok.kernels_cpu.program.tables import Instruction, Table
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.runtime.cpu.arenas import Arena, Segment, address_in
 
 

@@ -14,9 +14,8 @@ from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
-from edgetok.kernels_cpu.elementwise.launch import Addresses
 from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
-from edgetok.kernels_cpu.program.tables import Instruction, Table
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.models import ops
 from edgetok.models.operations import grouped
 from edgetok.runtime.cpu.linears import Linears

@@ -17,7 +17,7 @@ from edgetok.cache.table import EMPTY, Places
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import KINDS, Slots, padded_head_dim, row_entries
-from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill
+from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill, places_on
 from edgetok.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class GpuGroupMemory:
         """Stored rows of slots, head by head. See `GroupMemory`."""
         made = []
         for rows, at, _ in self._each(lists):
-            made += [bytes_of(tensor[_index(tensor, at)]) for tensor in _tensors(rows)]
+            made += [bytes_of(tensor[places_on(tensor, at)]) for tensor in _tensors(rows)]
         return np.concatenate([np.zeros(0, np.uint8), *made])
 
     def put(self, lists: Sequence[Places], stored: Bytes) -> None:
@@ -169,9 +169,9 @@ class GpuGroupMemory:
         first = 0
         for rows, at, _ in self._each(lists):
             for tensor in _tensors(rows):
-                part = tensor[_index(tensor, at)]
+                part = tensor[places_on(tensor, at)]
                 fill(part, stored[first : first + part.nbytes])
-                tensor[_index(tensor, at)] = part
+                tensor[places_on(tensor, at)] = part
                 first += part.nbytes
 
     def share(self, other: GpuGroupMemory) -> None:
@@ -225,9 +225,3 @@ def _tensors(rows: dict[str, Any]) -> list[torch.Tensor]:
     """Keys, values and, but for 16 bits, their scales."""
     every = (rows[name] for name in ("keys", "values", "key_scales", "value_scales"))
     return [tensor for tensor in every if len(tensor)]
-
-
-def _index(tensor: torch.Tensor, at: Places) -> Any:
-    import torch
-
-    return torch.from_numpy(at).to(tensor.device)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from edgetok.environment import read_settings
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
-from edgetok.kernels_cpu.simd.isa import why_portable
 from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, GpuCompute
@@ -80,9 +79,9 @@ def load_backend(
         from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(artefact, threads=options.threads or physical_cores()), note
-    portable = why_portable() if options.isa is None else None
-    told = "\n".join(line for line in (note, portable) if line)
-    return _cpu(artefact, options, progress), told or None
+    backend = _cpu(artefact, options, progress)
+    told = "\n".join(line for line in (note, backend.note) if line)
+    return backend, told or None
 
 
 def _cpu(

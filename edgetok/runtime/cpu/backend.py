@@ -54,6 +54,7 @@ class CpuBackend(BaseBackend):
 
     Attributes:
         store: the memory of all its caches; its pool may be given a limit.
+        note: a line for the user where this machine runs no kernels but the portable ones.
     """
 
     name = "cpu"
@@ -117,6 +118,7 @@ class CpuBackend(BaseBackend):
             modules=_needed_modules(artefact, kv_bits, compute),
         )
         self._isa = kernels.isa.name
+        self.note = isas.why_portable() if isa is None else None
         if threads is None:
             small = artefact.weight_bytes < SMALL_MODEL_BYTES
             threads = 1 if small else physical_cores()

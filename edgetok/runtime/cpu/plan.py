@@ -182,11 +182,12 @@ class _Planner:
     def _going_on(self, every: Sequence[Op]) -> Instructions:
         """Behind the last thing that is stored only rows go on that something is wanted of."""
         last = max((i for i, op in enumerate(every) if op.STORES), default=len(every) - 1)
-        live = {"x": None}  # what is read there was written before
+        live: dict[str, None] = {}  # what is read there was written before
         written: set[str] = set()
         for op in every[last + 1 :]:
             live.update(dict.fromkeys(name for name in op.reads if name not in written))
             written.update(op.writes)
+        live.setdefault("x")
         places = [self._values[name] for name in live]
         moves = [(place.address, place.address, place.columns) for place in places]
         moves.append((self._positions.address, self._positions.address, 1))

@@ -32,7 +32,7 @@ from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
 from tests.kernels_cpu import test_attention as attention
 from tests.kernels_cpu.test_attention import (
-    test_a_token_does_not_depend_on_its_company,
+    test_a_row_does_not_depend_on_its_company,
     test_append_rounds_as_said,
     test_attention,
     test_float16_clamps_instead_of_overflowing,
@@ -58,7 +58,7 @@ from tests.kernels_cpu.test_same_bits import (
 )
 
 __all__ = [
-    "test_a_token_does_not_depend_on_its_company",
+    "test_a_row_does_not_depend_on_its_company",
     "test_activation_mul",
     "test_add_scaled",
     "test_append_rounds_as_said",

@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 
+from edgetok.cache.pages import PagePool
 from edgetok.kernels_cpu.attention import launch
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program import abi
@@ -47,7 +48,8 @@ class Run:
         pages = -(-slots // launch.PAGE_SLOTS)
         self.pages = np.zeros((P, L, KH, pages + 1, launch.PAGE_FIELDS), np.int64)
         each = launch.PAGE_SLOTS * np.array([0, row, row, scale, scale])
-        self.memory = [aligned_bytes(L * KH * int(each.sum())) for _ in range(P * pages)]
+        pool, nbytes = PagePool(), L * KH * int(each.sum())
+        self.memory = [pool.allocate(nbytes).memory for _ in range(P * pages)]
         heads = np.arange(L * KH).reshape(L, KH, 1) * int(each.sum())
         for i, page in enumerate(self.memory):
             self.pages[i // pages, :, :, i % pages] = page.ctypes.data + heads + np.cumsum(each)[:4]

@@ -112,7 +112,7 @@ def test_generate(edgetok: Run) -> None:
         (["wrong"], "No such command 'wrong'"),
         (["chat", "m", "--wrong"], "No such option"),
         (["eval", "m"], "nothing to measure"),
-        (["eval", "m", "--text", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["eval", "m", "--text", "nowhere.txt"], "nowhere.txt: cannot be read: No such file"),
         (["inspect", "nowhere"], "nowhere: not a folder"),
         (["verify", "nowhere"], "nowhere"),
         (["bench", "nowhere"], "nowhere"),

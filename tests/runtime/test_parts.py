@@ -20,8 +20,6 @@ from edgetok.runtime.backend import Part
 from edgetok.runtime.cpu.backend import CpuBackend
 from tests.tiny import VOCAB_SIZE
 
-# Products of more int8 rows than this round differently, so steps stay on one side of it.
-FEW_ROWS = 8
 STEPS = 45
 SEQUENCES = 4
 LONGEST = 110  # tokens: bounded caches of 64 slots evict, windows of 8 tokens go around their ring
@@ -32,7 +30,7 @@ def open_backend(kernel_cache):
     opened = []
 
     def make(folder, **options):
-        options = {"threads": 2, "block_tokens": 16, "cache_dir": kernel_cache} | options
+        options = {"threads": 2, "block_tokens": 48, "cache_dir": kernel_cache} | options
         opened.append(CpuBackend(folder, **options))
         return opened[-1]
 
@@ -85,7 +83,7 @@ class Sequence:
         other.tokens, other.done = list(self.tokens), list(self.done)
 
 
-def run_schedule(backend, make_cache, seed, rows=FEW_ROWS):
+def run_schedule(backend, make_cache, seed):
     """One schedule; its sequences."""
     rng = np.random.default_rng(seed)
     sequences = [Sequence(make_cache(i)) for i in range(SEQUENCES)]
@@ -106,7 +104,7 @@ def run_schedule(backend, make_cache, seed, rows=FEW_ROWS):
             if other is not one and one.cache.shape == other.cache.shape:
                 one.copy_to(other, by_pages=rng.random() < 0.5)
         else:
-            chosen, left = [], rows
+            chosen, left = [], backend.capabilities.step_rows
             for i in rng.permutation(SEQUENCES)[: rng.integers(1, SEQUENCES + 1)]:
                 sequence = sequences[i]
                 most = min(left, sequence.cache.block_tokens, LONGEST - len(sequence.tokens))
@@ -166,14 +164,11 @@ def test_nobody_knows_what_company_it_had(family, kv_bits, tiny, open_backend):
 
 
 @pytest.mark.parametrize("kv_bits", [8, 32])
-def test_longer_chunks_with_float_products(kv_bits, tiny, open_backend):
-    """These have one arithmetic for every number of rows."""
-    backend = open_backend(
-        tiny("gemma3_text", 4).artefact, kv_bits=kv_bits, compute="float32", block_tokens=48
-    )
+def test_float_products(kv_bits, tiny, open_backend):
+    backend = open_backend(tiny("gemma3_text", 4).artefact, kv_bits=kv_bits, compute="float32")
     alone = Alone(backend)
     for seed in range(4):
-        sequences = run_schedule(backend, lambda _: backend.new_cache(128), seed, rows=48)
+        sequences = run_schedule(backend, lambda _: backend.new_cache(128), seed)
         for sequence in sequences:
             check_against_each_token_alone(sequence, alone)
 
@@ -182,9 +177,7 @@ def test_longer_chunks_with_float_products(kv_bits, tiny, open_backend):
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 def test_evicting_caches_with_the_same_chunks(policy, kv_bits, tiny, open_backend):
     family = "gemma3_text" if kv_bits in (4, 32) else "llama"
-    backend = open_backend(
-        tiny(family, 4).artefact, kv_bits=kv_bits, compute="float32", block_tokens=32
-    )
+    backend = open_backend(tiny(family, 4).artefact, kv_bits=kv_bits, block_tokens=32)
     evicted = 0
     for seed in range(4):
 
@@ -193,7 +186,7 @@ def test_evicting_caches_with_the_same_chunks(policy, kv_bits, tiny, open_backen
                 return backend.new_cache(LONGEST)
             return backend.new_bounded_cache(64, CacheLimits(policy=policy))
 
-        for i, sequence in enumerate(run_schedule(backend, make, seed, rows=32)):
+        for i, sequence in enumerate(run_schedule(backend, make, seed)):
             check_against_the_same_chunks_alone(sequence, backend, make(i))
             evicted += i < 3 and sequence.cache.retained < sequence.cache.length_tokens
     assert evicted

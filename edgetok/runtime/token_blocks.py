@@ -19,7 +19,7 @@ def checked_tokens(tokens: npt.NDArray[Any], cache: KVCache, vocab_size: int) ->
     Raises:
         ContextError: they do not fit into the cache.
         OptionError: a token id is not below the vocabulary's size.
-        ShapeError: no tokens, or not one row of integers.
+        ShapeError: no tokens, not one row of integers, or not a cache.
     """
     ids = np.asarray(tokens)
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
@@ -27,6 +27,8 @@ def checked_tokens(tokens: npt.NDArray[Any], cache: KVCache, vocab_size: int) ->
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= vocab_size:
         raise OptionError(f"token ids from {lowest} to {highest}, expected 0..{vocab_size - 1}")
+    if not hasattr(type(cache), "length_tokens"):
+        raise foreign_cache(cache)
     needed = cache.length_tokens + ids.size
     if needed > cache.capacity_tokens:
         raise ContextError(
@@ -34,6 +36,11 @@ def checked_tokens(tokens: npt.NDArray[Any], cache: KVCache, vocab_size: int) ->
             "shorten the conversation or give --context"
         )
     return ids.astype(np.int32, copy=False)
+
+
+def foreign_cache(cache: object) -> ShapeError:
+    """Return the error for a cache that another backend made, or that is none."""
+    return ShapeError(f"a {type(cache).__name__} is not a cache of this backend; use its new_cache")
 
 
 def blocks(

@@ -17,7 +17,6 @@ from edgetok.errors import (
     ContextError,
     EdgetokError,
     OptionError,
-    ShapeError,
     UnsupportedError,
 )
 from edgetok.formats.artefact import Artefact, open_artefact
@@ -38,6 +37,7 @@ from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_b
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
+from edgetok.runtime.token_blocks import foreign_cache
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
@@ -281,9 +281,7 @@ class CpuBackend(BaseBackend):
     def _own(self, part: Part) -> CpuCache:
         cache = part.cache
         if not isinstance(cache, SlotCache) or not cache.serves(self._spec, self._kv_bits, KIND):
-            raise ShapeError(
-                f"a {type(cache).__name__} is not a cache of this backend; use its new_cache"
-            )
+            raise foreign_cache(cache)
         return cache
 
     def hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:

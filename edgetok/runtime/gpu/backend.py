@@ -19,7 +19,6 @@ from edgetok.errors import (
     ArtefactError,
     EdgetokError,
     OptionError,
-    ShapeError,
     UnsupportedError,
 )
 from edgetok.formats.artefact import Artefact, open_artefact
@@ -35,6 +34,7 @@ from edgetok.runtime.gpu.cache_memory import KIND, GpuCache, compact_bytes, new_
 from edgetok.runtime.gpu.inputs import Inputs
 from edgetok.runtime.gpu.placement import place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
+from edgetok.runtime.token_blocks import foreign_cache
 from edgetok.sampling.device import Draw
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
@@ -340,8 +340,6 @@ class GpuBackend(BaseBackend):
             if not isinstance(cache, SlotCache) or not cache.serves(
                 self._spec, self._kv_bits, KIND
             ):
-                raise ShapeError(
-                    f"a {type(cache).__name__} is not a cache of this backend; use its new_cache"
-                )
+                raise foreign_cache(cache)
             found.append((part, cache))
         return found

@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgetok.cache.groups import check_cut
 from edgetok.cache.protocol import KVCache
-from edgetok.errors import ArtefactError, OptionError, ShapeError
+from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.foreign import foreign
@@ -29,6 +29,7 @@ from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part
 from edgetok.runtime.base import BaseBackend, checked_parts
+from edgetok.runtime.token_blocks import foreign_cache
 
 _ORT_ERRORS: Final = (
     ort_errors.Fail,
@@ -263,7 +264,7 @@ class _OwnGraph:
     ) -> Logits:
         """Logits of one block: [T, V], or of the last token alone, [1, V]."""
         if not isinstance(cache, SharedCache):
-            raise _foreign_cache(cache)
+            raise foreign_cache(cache)
         binding = session.io_binding()
         mask = np.ones((1, cache.length_tokens + ids.size), np.int64)
         binding.bind_cpu_input("input_ids", ids[None])
@@ -326,7 +327,7 @@ class _ForeignGraph:
     ) -> Logits:
         """Logits [T, V] of one block; these graphs know no other."""
         if not isinstance(cache, GrowingCache):
-            raise _foreign_cache(cache)
+            raise foreign_cache(cache)
         total = cache.length_tokens + ids.size
         if not self._past:  # without a cache everything is computed again
             ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
@@ -356,10 +357,6 @@ class _ForeignGraph:
         if len(axes) > 1:
             raise ArtefactError(f"{self._path}: caches have tokens along different axes")
         return axes.pop() if axes else 2
-
-
-def _foreign_cache(cache: KVCache) -> ShapeError:
-    return ShapeError(f"a {type(cache).__name__} is not a cache of this backend; use its new_cache")
 
 
 def _config(artefact: Artefact) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Eviction: scores say which tokens each head gives up, and positions are made contiguous again.
 
-Written once for all devices, against a table, its memory and a policy.
+Written once for all devices, against a table, its memory and a policy. Where a memory has kernels
+for that (`GroupMemory.eviction`) they do the work; what is here with NumPy defines their results.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -55,18 +56,8 @@ class Eviction:
             position: of the next token.
         """
         log.absorb(length)
-        table, score_of, mass = group.table, self._bounds.policy.score, memory.mass
-        room = self._bounds.slots - self._bounds.block_tokens
-        for row in range(table.rows):
-            at = table.slots(row)
-            at = at[np.argsort(table.tokens[row, at])]
-            view = self.view(group, memory, log, row, at, length, position)
-            score = np.asarray(score_of(view), np.float32).copy()
-            seen = table.tokens[row, at]
-            score[seen < max(self._bounds.sinks, self.pinned)] = np.inf
-            score[seen >= length - self._bounds.recent] = np.inf
-            # Of equal scores the oldest go.
-            gone = np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+        table, mass = group.table, memory.mass
+        for row, gone in enumerate(self._lowest(group, memory, log, length, position)):
             if len(gone):
                 latest = int(table.tokens[row, gone].max())
                 group.forgotten_to = max(group.forgotten_to, latest + 1)
@@ -74,6 +65,31 @@ class Eviction:
                     self.dropped += float(mass[row, gone].sum(dtype=np.float64))
                     mass[row, gone] = 0.0
                 table.evict(row, gone)
+
+    def _lowest(
+        self, group: Chosen, memory: GroupMemory, log: QueryLog, length: int, position: int
+    ) -> Iterable[Places]:
+        """Of each head the slots that it gives up, ascending; arguments as for `evict`."""
+        policy, table, device = self._bounds.policy, group.table, memory.eviction
+        room = self._bounds.slots - self._bounds.block_tokens
+        front, recent = self._front, length - self._bounds.recent
+        if device is not None and policy.name in device.policies:
+            yield from device.lowest(policy.name, room=room, front=front, recent=recent)
+            return
+        for row in range(table.rows):
+            at = table.slots(row)
+            at = at[np.argsort(table.tokens[row, at])]
+            view = self.view(group, memory, log, row, at, length, position)
+            score = np.asarray(policy.score(view), np.float32).copy()
+            seen = table.tokens[row, at]
+            score[(seen < front) | (seen >= recent)] = np.inf
+            # Of equal scores the oldest go.
+            yield np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+
+    @property
+    def _front(self) -> int:
+        """Tokens before this one are never evicted."""
+        return max(self._bounds.sinks, self.pinned)
 
     def view(
         self,
@@ -108,8 +124,13 @@ class Eviction:
 
         Sinks and pinned tokens stay where they are.
         """
-        front, table = max(self._bounds.sinks, self.pinned), group.table
+        front, table = self._front, group.table
         memory.own(None)
+        if (device := memory.eviction) is not None:
+            ropes = [self._spec.layers[layer].rope for layer, _ in group.heads]
+            turns = [self._rotations.frequencies(rope) for rope in ropes]
+            device.renumber(turns, new=new, front=front)
+            return
         for row, (layer, head) in enumerate(group.heads):
             at = table.slots(row)
             at = at[np.argsort(table.positions[row, at])]

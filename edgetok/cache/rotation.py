@@ -21,6 +21,10 @@ class Rotations:
         self._ropes, self._head_dim = spec.ropes, spec.head_dim
         self._frequencies = frequencies
 
+    def frequencies(self, rope: int) -> npt.NDArray[np.float64] | None:
+        """Radians a position of a rope, [rotary_dim / 2]; None for no rope."""
+        return None if rope < 0 else self._frequencies[rope]
+
     def turn(self, rope: int, x: Floats, positions: Positions, *, scaled: bool) -> Floats:
         """Vectors [..., D] at positions [...], with the rope's attention factor where `scaled`."""
         if rope < 0:

@@ -6,7 +6,7 @@ forking are written once, against these interfaces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,42 @@ class Rows(Protocol):
         """Store x [n, D] as `kv_append` does."""
 
 
+class DeviceEviction(Protocol):
+    """Evicting and renumbering by kernels, where a group's slots are. `Eviction` defines results.
+
+    Attributes:
+        policies: names of the policies whose scores there are kernels for.
+    """
+
+    @property
+    def policies(self) -> Collection[str]:
+        """See above."""
+
+    def lowest(self, policy: str, *, room: int, front: int, recent: int) -> Sequence[Places]:
+        """Choose the slots that each head gives up until it holds `room` tokens; change nothing.
+
+        Args:
+            policy: one of `policies`.
+            room: tokens that each head keeps.
+            front: tokens before it go last.
+            recent: tokens from it on go last.
+
+        Returns:
+            Of each row of the table its slots, ascending.
+        """
+
+    def renumber(
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, new: int, front: int
+    ) -> None:
+        """Make the table's positions contiguous up to `new` and rotate keys by the difference.
+
+        Args:
+            frequencies: of each row, radians a position; None where keys are not rotated.
+            new: position of the next token.
+            front: tokens before it get 0, 1, ...
+        """
+
+
 class GroupMemory(Protocol):
     """The slots of one group of layers.
 
@@ -41,6 +77,13 @@ class GroupMemory(Protocol):
 
     mass: Floats | None
     row_bytes: int
+
+    @property
+    def eviction(self) -> DeviceEviction | None:
+        """Kernels that evict and renumber, as slots are now: ask anew after any change.
+
+        None where there are none; NumPy then reads keys and values through `keys` and `values`.
+        """
 
     @property
     def held_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import BaseBackend, checked_parts
 from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
+from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES, load_evictor
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
@@ -111,9 +113,10 @@ class CpuBackend(BaseBackend):
         self._data = artefact.folder / DATA_FILE
         self._stamp = _stamp(self._data)
         self._closed = False
+        self._cache_dir, self._progress = cache_dir or default_cache_dir(), progress
         kernels = loader.load(
             isas.choose(isa),
-            cache_dir or default_cache_dir(),
+            self._cache_dir,
             progress,
             modules=_needed_modules(artefact, kv_bits, compute),
         )
@@ -144,6 +147,7 @@ class CpuBackend(BaseBackend):
         ]
         self._team = Team(kernels, threads)
         self.store = CacheStore(threads)
+        self._first_bounded = threading.Lock()
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
         self._step = Program(self._plan.step)
@@ -209,7 +213,10 @@ class CpuBackend(BaseBackend):
         )
 
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> CpuCache:
-        """Allocate an empty cache for a conversation of any length. See `Backend`."""
+        """Allocate an empty cache for a conversation of any length. See `Backend`.
+
+        The first one loads the kernels that evict, compiling them the first time on a machine.
+        """
         bounds = bounds_for(
             self._spec,
             limits,
@@ -217,6 +224,16 @@ class CpuBackend(BaseBackend):
             block_tokens=self._block_tokens,
             bytes_of=lambda sizes: cache_bytes(self._spec, sizes, self._kv_bits, self.threads),
         )
+        with self._first_bounded:
+            if self.store.evictor is None:
+                self.store.evictor = load_evictor(
+                    self._team,
+                    self._kernels.isa,
+                    self._cache_dir,
+                    self._progress,
+                    kv_bits=self._kv_bits,
+                    head_dim=self._spec.head_dim,
+                )
         return new_cache(
             self._spec,
             self.store,
@@ -378,12 +395,7 @@ def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[
         "attention.int8": kv_bits == 8,
         "attention.float16": kv_bits == 16,
         "attention.float32": kv_bits == 32,
-        "eviction.int4": False,  # caches choose with NumPy so far
-        "eviction.int8": False,
-        "eviction.float16": False,
-        "eviction.float32": False,
-        "eviction.choose": False,
-        "eviction.renumber": False,
+        **dict.fromkeys(EVICTION_MODULES, False),  # loaded with the first bounded cache
         "bandwidth.kernels": False,
     }
     return [module for module in loader.MODULES if wanted.get(module, True)]

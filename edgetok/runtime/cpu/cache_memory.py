@@ -20,6 +20,7 @@ from edgetok.kernels_cpu.attention.launch import (
     mass_slots,
     mass_workspace_bytes,
 )
+from edgetok.kernels_cpu.eviction.evictor import Evictor
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.abi import (
     PART_MASS_KEEP,
@@ -45,11 +46,13 @@ class CacheStore:
     Attributes:
         pool: their pages.
         threads: that attend at once.
+        evictor: kernels by which caches made from now on evict; None where NumPy does.
     """
 
     def __init__(self, threads: int, limit_bytes: int | None = None) -> None:
         """Begin without pages; `limit_bytes` of all caches together, None for no limit."""
         self.pool, self.threads = PagePool(limit_bytes), threads
+        self.evictor: Evictor | None = None
 
 
 class CpuCacheMemory:
@@ -80,7 +83,9 @@ class CpuCacheMemory:
         self.part = np.zeros(PART_SLOTS, np.int64)
         self.part[PART_RECORDS] = self.records.ctypes.data
         self.groups = [
-            CpuGroupMemory(group, spec, kv_bits, store.pool, self.records, block_tokens)
+            CpuGroupMemory(
+                group, spec, kv_bits, store.pool, self.records, block_tokens, store.evictor
+            )
             for group in groups
         ]
         self.queries = QueryLog(aligned_bytes(0), spec, covariance=False, queries=False)

@@ -22,7 +22,9 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_POSITIONS,
     REC_USED,
 )
+from edgetok.kernels_cpu.eviction.evictor import Evictor
 from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.cpu.head_eviction import HeadEviction
 from edgetok.runtime.cpu.page_layout import PagedRows, PageLayout
 from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Places
 
@@ -32,7 +34,7 @@ class CpuGroupMemory:
 
     def __init__(
         self, group: Group, spec: DecoderSpec, kv_bits: int, pool: PagePool, records: Places,
-        block_tokens: int,
+        block_tokens: int, evictor: Evictor | None = None,
     ) -> None:  # fmt: skip
         """Begin without pages.
 
@@ -43,7 +45,9 @@ class CpuGroupMemory:
             pool: where pages come from.
             records: int64 [layers, KH, RECORD_SLOTS] of the whole cache.
             block_tokens: most tokens of one run.
+            evictor: kernels that evict and renumber; None where NumPy does.
         """
+        self._evictor = evictor if isinstance(group, Chosen) else None
         self._group, self._kv_heads = group, spec.num_kv_heads
         table = group.table
         self._used = -1  # of a table with one row, as records say
@@ -83,6 +87,13 @@ class CpuGroupMemory:
         lists = 8 if self.mass is None else 12
         slots = table.rows * table.limit * lists + self._heads * (pages + 1) * 8 * PAGE_FIELDS
         return slots + sum(self.layout.bytes_of(i) for i in range(pages))
+
+    @property
+    def eviction(self) -> HeadEviction | None:
+        """Kernels for its heads as they are now. See `GroupMemory`."""
+        if self._evictor is None:
+            return None
+        return HeadEviction(self._evictor, self._group.table, self._entries)
 
     @property
     def is_shared(self) -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edgetok.cache.groups import Chosen, Group
 from edgetok.cache.policies.view import Floats
+from edgetok.cache.slot_memory import DeviceEviction
 from edgetok.cache.table import EMPTY, Places
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
@@ -97,6 +98,7 @@ class GpuGroupMemory:
         ]
         self.row_bytes = slot_bytes(spec, kv_bits)
         self.appended = np.zeros((table.rows, 0), np.int32)
+        self.eviction: DeviceEviction | None = None  # NumPy's choice, of keys read from the device
         self.layers = []
         for i in range(len(group.layers)):
             heads = slice(i * self._heads, (i + 1) * self._heads) if together else slice(None)

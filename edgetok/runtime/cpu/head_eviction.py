@@ -1,0 +1,87 @@
+"""Eviction by kernel: loads them, and runs them over the heads of one group of a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.cache.table import Places, SlotTable
+from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
+from edgetok.kernels_cpu.eviction.evictor import POLICIES, Evictor, Heads
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.program.tables import Instruction
+from edgetok.kernels_cpu.simd.isa import Isa
+from edgetok.runtime.cpu.team import Program, Team
+
+_OF_BITS = {
+    4: "eviction.int4",
+    8: "eviction.int8",
+    16: "eviction.float16",
+    32: "eviction.float32",
+}
+_OF_ALL = ("eviction.choose", "eviction.renumber")
+EVICTION_MODULES = (*_OF_ALL, *_OF_BITS.values())
+
+
+class HeadEviction:
+    """The kernels and one group's heads. See `DeviceEviction`.
+
+    Whoever calls them has the team's turn.
+    """
+
+    policies = POLICIES
+
+    def __init__(self, evictor: Evictor, table: SlotTable, pages: Places) -> None:
+        """Look at heads as they are; `pages` int64 [table.rows, pages, 4] as for `Heads`."""
+        self._evictor, self._table = evictor, table
+        self._heads = Heads(pages, PAGE_SLOTS, table.positions, table.tokens)
+
+    def lowest(self, policy: str, *, room: int, front: int, recent: int) -> list[Places]:
+        """Choose what each head gives up. See `DeviceEviction`."""
+        scores = self._evictor.scores(policy, self._heads)
+        return self._evictor.lowest(self._heads, scores, room=room, front=front, recent=recent)
+
+    def renumber(
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, new: int, front: int
+    ) -> None:
+        """Make positions contiguous and rotate keys along. See `DeviceEviction`."""
+        positions, by = self._evictor.renumbered(self._heads, new=new, front=front)
+        self._evictor.rotate(replace(self._heads, frequencies=frequencies), by)
+        self._table.positions[:] = positions  # in place: records say where they are
+
+
+def load_evictor(
+    team: Team,
+    isa: Isa,
+    cache_dir: Path,
+    progress: loader.Progress | None,
+    *,
+    kv_bits: int,
+    head_dim: int,
+) -> Evictor:
+    """Load the kernels, and let a team run them.
+
+    Args:
+        team: whose turn is held whenever a cache evicts.
+        isa: what the team's kernels are compiled for.
+        cache_dir: as for `loader.load`.
+        progress: likewise.
+        kv_bits: of keys and values.
+        head_dim: D.
+
+    Raises:
+        OutputError: as `loader.load`.
+        EdgetokError: likewise.
+    """
+    kernels = loader.load(isa, cache_dir, progress, modules=(*_OF_ALL, _OF_BITS[kv_bits]))
+    ctx = np.zeros(CTX_SLOTS, np.int64)
+
+    def run(instructions: Sequence[Instruction]) -> None:
+        team.run(Program(instructions), ctx.ctypes.data)
+
+    return Evictor(kernels, kv_bits=kv_bits, head_dim=head_dim, threads=team.threads, run=run)

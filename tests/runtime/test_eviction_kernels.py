@@ -1,0 +1,140 @@
+"""Caches that evict by kernel against caches that evict with NumPy, on tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgetok.cache.limits import CacheLimits
+from edgetok.cache.table import EMPTY
+from edgetok.formats.layout import TensorFormat
+from edgetok.kernels_cpu.program import loader
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
+from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
+from tests.tiny import VOCAB_SIZE
+
+BITS = [4, 8, 16, 32]
+# Layers that see every token, alone and in a group beside one of windows.
+FAMILIES = ["llama", "gemma3_text"]
+SLOTS = 320  # a page and a shorter one
+TRAINED = 512  # so that much is evicted before the first renumbering
+CHUNK = 16
+TOKENS = np.random.default_rng(8).integers(3, VOCAB_SIZE, 700).astype(np.int32)
+
+
+@pytest.fixture
+def load(tiny, tmp_path, kernel_cache):
+    """A backend of a tiny model that was trained for TRAINED tokens."""
+    opened = []
+
+    def load(family, kv_bits):
+        spec = replace(tiny(family, 16).spec, context_tokens=TRAINED)
+        formats = uniform_formats(spec, TensorFormat(16, 32))
+        folder = tmp_path / family
+        write_artefact(folder, spec, random_tensors(spec), formats)
+        backend = CpuBackend(
+            folder, threads=2, kv_bits=kv_bits, cache_dir=kernel_cache, block_tokens=CHUNK
+        )
+        opened.append(backend)
+        return backend
+
+    yield load
+    for backend in opened:
+        backend.close()
+
+
+def pair(backend, policy):
+    """One cache that evicts by kernel, and one with NumPy."""
+    kernel = backend.new_bounded_cache(SLOTS, CacheLimits(policy=policy))
+    plain = new_cache(
+        backend.spec,
+        CacheStore(2),
+        capacity_tokens=TRAINED,
+        kv_bits=kernel.kv_bits,
+        block_tokens=CHUNK,
+        bounds=kernel.bounds,
+    )
+    assert kernel.memory.groups[0].eviction is not None
+    assert plain.memory.groups[0].eviction is None
+
+    def refuse(*_):
+        raise AssertionError("scored with NumPy")
+
+    kernel._eviction.view = refuse
+    return kernel, plain
+
+
+def keys_of(cache):
+    """Keys of the heads that evict, [heads, tokens, D] in the order of slots."""
+    table, memory = cache.chosen.table, cache.memory.groups[0]
+    return [
+        memory.keys(*head).read(table.slots(row)) for row, head in enumerate(cache.chosen.heads)
+    ]
+
+
+def check_same_tables(one, other):
+    for mine, theirs in zip(one.groups, other.groups, strict=True):
+        np.testing.assert_array_equal(mine.table.positions, theirs.table.positions)
+        held = mine.table.positions != EMPTY
+        np.testing.assert_array_equal(mine.table.tokens[held], theirs.table.tokens[held])
+        np.testing.assert_array_equal(mine.table.held, theirs.table.held)
+        np.testing.assert_array_equal(mine.table.used, theirs.table.used)
+    assert one.chosen.forgotten_to == other.chosen.forgotten_to
+    assert one.position == other.position
+
+
+@pytest.mark.parametrize("kv_bits", BITS)
+@pytest.mark.parametrize("policy", ["retain", "window"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_slots_are_evicted(load, family, policy, kv_bits):
+    backend = load(family, kv_bits)
+    kernel, plain = pair(backend, policy)
+    for cache in (kernel, plain):
+        cache.pin(9)
+    evicted, end = 0, 0
+    while end + CHUNK <= TRAINED:
+        tokens = TOKENS[end : end + (CHUNK if end % 3 else 1)]
+        got, expected = (backend.forward(cache, tokens).copy() for cache in (kernel, plain))
+        end += len(tokens)
+        evicted += kernel.retained < end
+        check_same_tables(kernel, plain)
+        np.testing.assert_array_equal(got, expected)
+        assert kernel.loss == plain.loss
+    assert evicted > 5
+    assert kernel.loss > 0.0
+    different = {tuple(np.sort(row[row != EMPTY])) for row in kernel.chosen.table.positions}
+    assert len(different) == (1 if policy == "window" else kernel.chosen.table.rows)
+
+    # Renumbering, of a fork whose pages are the original's until then.
+    before = keys_of(kernel)
+    caches = [kernel.fork(), plain.fork()]
+    for cache in caches:
+        cache.reserve(CHUNK)
+        cache.begin(CHUNK)
+    check_same_tables(*caches)
+    assert caches[0].position < kernel.position
+    for mine, theirs in zip(*map(keys_of, caches), strict=True):
+        held = np.abs(theirs).max(axis=1, keepdims=True)
+        # The same but for codes that lay between two.
+        assert (np.abs(mine - theirs) > 1e-5 * held).mean() < 0.01
+    for mine, old in zip(keys_of(kernel), before, strict=True):
+        np.testing.assert_array_equal(mine, old)
+
+
+def test_kernels_come_with_the_first_bounded_cache(load, monkeypatch):
+    loaded, real = [], loader.load
+
+    def noting(*args, modules, **options):
+        loaded.append([name for name in modules if name.startswith("eviction.")])
+        return real(*args, modules=modules, **options)
+
+    monkeypatch.setattr(loader, "load", noting)
+    backend = load("llama", 8)
+    backend.forward(backend.new_cache(64), TOKENS[:20])
+    assert loaded == [[]]
+    for _ in range(2):
+        backend.new_bounded_cache(SLOTS, CacheLimits(policy="h2o"))
+        assert loaded == [[], ["eviction.choose", "eviction.renumber", "eviction.int8"]]

@@ -113,7 +113,7 @@ def attention(
 
 
 def attention_mass(weights: Array, kv_heads: int, first: int = 0) -> Array:
-    """What each slot was given: weights [H, T, S] summed over tokens >= first and each group.
+    """Attention mass of each slot: weights [H, T, S] summed over tokens >= first and each group.
 
     Returns:
         [KH, S].
@@ -330,7 +330,7 @@ def matmul_nbits_int8(
     high: Bytes | None = None,
     block: int = 32,
 ) -> npt.NDArray[np.float64]:
-    """As `matmul_nbits` with `quantise_activations(x, block)`; products are exact integers.
+    """Compute `matmul_nbits` with `quantise_activations(x, block)`; products are exact integers.
 
         y[t, n] = sum_blocks a_scale[t, b] * scale[n, b // (g / block)]
                   * sum_i a[t, b, i] * (q[n, b, i] - zero[n, b // (g / block)])

@@ -25,7 +25,7 @@ Turn = Callable[[int, Floats, Places], Floats]
 
 
 class Eviction:
-    """What a cache gives up, and how it renumbers what is left.
+    """Eviction and renumbering of a cache.
 
     Attributes:
         dropped: attention mass of what was evicted so far.
@@ -69,7 +69,7 @@ class Eviction:
     def _lowest(
         self, group: Chosen, memory: GroupMemory, log: QueryLog, length: int, position: int
     ) -> Iterable[Places]:
-        """Of each head the slots that it gives up, ascending; arguments as for `evict`."""
+        """Yield the slots that each head gives up, ascending; arguments as for `evict`."""
         policy, table, device = self._bounds.policy, group.table, memory.eviction
         room = self._bounds.slots - self._bounds.block_tokens
         front, recent = self._front, length - self._bounds.recent

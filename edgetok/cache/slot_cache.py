@@ -124,7 +124,7 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def capabilities(self) -> CacheCapabilities:
-        """What it can do."""
+        """Capabilities of this cache."""
         saves = self.before is None
         return CacheCapabilities(
             evicts=self.bounds is not None, saves=saves, shares=saves and self.memory.shares
@@ -192,7 +192,7 @@ class SlotCache(KVCache, Generic[M]):
         return self._eviction.loss(memory.mass)
 
     def kept(self) -> Floats:
-        """Of every token seen, the share of heads that hold it: [length_tokens]."""
+        """Return the share of heads that hold each token seen: [length_tokens]."""
         chosen = self.chosen
         if chosen is None:
             share = np.float32(self.bounds is None)  # windows alone keep none for good
@@ -338,7 +338,7 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What another cache must have in common to take this one's state."""
+        """Properties that another cache must share to take this one's state."""
         rings = [
             [group.window, group.table.limit]
             for group in self.groups

@@ -56,7 +56,7 @@ class CachedTokens:
         self.tokens: list[int] = []
 
     def chooser(self, options: SamplingOptions) -> TokenChooser | None:
-        """What chooses tokens from the backend's logits. See `Backend.chooser`."""
+        """Return the backend's chooser of tokens. See `Backend.chooser`."""
         return self._backend.chooser(options)
 
     @property

@@ -1,4 +1,4 @@
-"""What a graph of another exporter may hold, so that onnxruntime can run it without harm.
+"""Checks of another exporter's graph, so that onnxruntime can run it without harm.
 
 onnxruntime computes constants while it loads a graph, divides integers without a check (0, and the
 smallest one by -1, kill the process) and runs loops as long as they say. So operators are those of

@@ -123,7 +123,7 @@ class Backend(Protocol):
         """
 
     def chooser(self, options: SamplingOptions) -> TokenChooser | None:
-        """What chooses tokens from this backend's logits quickly; None leaves it to NumPy."""
+        """Return a fast chooser of tokens from this backend's logits; None leaves it to NumPy."""
 
     def forward(
         self,

@@ -57,7 +57,7 @@ class Choices:
 
     @property
     def probabilities(self) -> Floats:
-        """Of `ids`; they add up to 1."""
+        """Return the probabilities of `ids`; they add up to 1."""
         return np.asarray(self.weights / self.weights.sum())
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> None:

@@ -108,7 +108,7 @@ def padded_head_dim(head_dim: int, kv_bits: int = 8) -> int:
 
 
 def dim_tile(kv_bits: int) -> int:
-    """What the dims of a slot are a multiple of."""
+    """Return the number that the dims of a slot are a multiple of."""
     return 2 * DIM_TILE if kv_bits == 4 else DIM_TILE
 
 
@@ -161,7 +161,7 @@ def mass_workspace_bytes(slots: int, heads: int, kv_heads: int, threads: int) ->
 
 
 def mass_row_bytes(slots: int, heads: int) -> int:
-    """As `mass_workspace_bytes`, where the part has one row."""
+    """Return `mass_workspace_bytes` of a part with one row."""
     return 4 * heads * mass_row_floats(mass_slots(slots))
 
 

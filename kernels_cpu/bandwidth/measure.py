@@ -1,4 +1,4 @@
-"""What the memory gives to a plain read loop: the measure of everything that decodes."""
+"""Memory bandwidth of a plain read loop: the measure of everything that decodes."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ _OFFSETS = (1 << _SEGMENT_BITS) - 1
 
 
 class Segment(IntEnum):
-    """What a plan points into. The numbers are part of a plan file."""
+    """Memory that a plan points into. The numbers are part of a plan file."""
 
     KERNELS = 1
     """Compiled code; an offset is an index of the plan's kernel names."""
     WEIGHTS = 2
     """`model.onnx.data`, mapped."""
     TABLES = 3
-    """What a run is told: tokens, positions, rotations."""
+    """Inputs of a run: tokens, positions, rotations."""
     WORKSPACE = 4
     """Values and what the kernels make of them."""
     ATTENTION = 5

@@ -41,7 +41,7 @@ KIND = "cpu"
 
 
 class CacheStore:
-    """What all caches of a backend have in common.
+    """Memory and kernels that all caches of a backend share.
 
     Attributes:
         pool: their pages.

@@ -131,7 +131,7 @@ class PagedRows:
         self._layout, self._pages, self._head, self._which = layout, pages, head, which
 
     def read(self, at: Places) -> Floats:
-        """As float32 [n, D]."""
+        """Return float32 [n, D]."""
         made = np.empty((len(at), self._layout.head_dim), np.float32)
         for rows, slots, places in self._split(at):
             made[places] = rows.read(slots)
@@ -143,7 +143,7 @@ class PagedRows:
             rows.write(slots, x[places])
 
     def _split(self, at: Places) -> Iterator[tuple[Keys | Values, Places, Places]]:
-        """Of each page that `at` touches: its rows, the slots in it, and where they are in `at`."""
+        """Yield, for each page of `at`: its rows, the slots in it, and their places in `at`."""
         number = at // PAGE_SLOTS
         for page in np.unique(number).tolist():
             places = np.flatnonzero(number == page)

@@ -45,7 +45,7 @@ class _Rows:
         self._tiles = memory.reshape(-1, self._row // unit, tile, unit)
 
     def _read(self, at: Places, zero: int) -> Floats:
-        """As float32 [n, D]; at 8 bits codes count from `zero`."""
+        """Return float32 [n, D]; at 8 bits codes count from `zero`."""
         rows = self._rows(at)
         if self._scales is None:
             wide = rows.view(np.float16 if self._bits == 16 else np.float32)

@@ -35,7 +35,7 @@ class HeadRows:
         self._stored, self._first = stored, first
 
     def read(self, at: Places) -> Floats:
-        """As float32 [n, D], on the device."""
+        """Return float32 [n, D], on the device."""
         return cast(Floats, self._stored.read(at + self._first))
 
     def write(self, at: Places, x: Floats) -> None:
@@ -195,7 +195,7 @@ class GpuGroupMemory:
         return HeadRows(self._stored[index][which], head * self._span)
 
     def _each(self, lists: Sequence[Places]) -> Iterator[tuple[dict[str, Any], Places, int]]:
-        """Of each head: the arrays it lies in, and which rows of them its slots are."""
+        """Yield, for each head, the arrays it lies in and the rows of its slots."""
         for i in range(len(self._group.layers)):
             for head in range(self._heads):
                 row = i * self._heads + head

@@ -177,10 +177,10 @@ def main() -> None:
     parser.add_argument("--isa")
     parser.add_argument("--no-prefill", action="store_true")
     args = parser.parse_args()
-    from edgetok.runtime.cpu.backend import default_cache_dir
+    from edgetok.environment import read_settings
 
     modules = (*MODULES, *(f"attention.{ATTENTION[b]}" for b in args.kv_bits))
-    kernels = load(choose(args.isa), default_cache_dir(), modules=modules)
+    kernels = load(choose(args.isa), read_settings().cache_dir, modules=modules)
     teams = {threads: Team(kernels, threads) for threads in args.threads}
     print(
         "bits depth threads | decode us/layer, of which mass | GB/s, read loop | "

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from edgetok.environment import read_settings
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import LOGITS_START, cache_head_dim
 from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.simd import isa
-from edgetok.runtime.cpu.backend import CpuBackend, default_cache_dir
+from edgetok.runtime.cpu.backend import CpuBackend
 
 PAUSE_S = 0.05  # onnxruntime's threads spin for a while after their work, on cores that others need
 
@@ -107,7 +108,7 @@ def main() -> None:
     capacity = max(args.depth + args.decode, args.prefill) + 1
     start = rng.integers(0, vocab, args.depth).astype(np.int32)
     steps = rng.integers(0, vocab, (args.decode, 1)).astype(np.int32)
-    kernels = loader.load(isa.choose(args.isa), default_cache_dir())
+    kernels = loader.load(isa.choose(args.isa), read_settings().cache_dir)
     header = f"{'threads':7} {'what':8} {'edgetok':>16} {'onnxruntime':>16} {'ratio':>6}"
     print(header + "   read GB/s   share of it", flush=True)
     for threads in args.threads:

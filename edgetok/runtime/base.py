@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
-from edgetok.errors import ShapeError, UnsupportedError
+from edgetok.cache.slot_cache import SlotCache
+from edgetok.errors import ArtefactError, ShapeError, UnsupportedError
+from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, Logits, Part, Tokens
-from edgetok.runtime.token_blocks import blocks, checked_tokens
+from edgetok.runtime.token_blocks import blocks, checked_tokens, foreign_cache
 from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
@@ -67,6 +72,57 @@ class BaseBackend:
             UnsupportedError: always.
         """
         raise UnsupportedError(f"the {self.name} backend does not choose tokens itself")
+
+
+class SpecBackend(BaseBackend):
+    """Those that run a decoder by its spec, with edgetok's own caches."""
+
+    _cache_kind: str
+    _spec: DecoderSpec  # of the layers that are computed here
+    _kv_bits: int
+    _block_tokens: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._spec.vocab_size
+
+    @property
+    def context_tokens(self) -> int:
+        """The trained context length."""
+        return self._spec.context_tokens
+
+    def _checked(self, parts: Sequence[Part]) -> list[tuple[Part, SlotCache[Any]]]:
+        """The parts of a step with their caches.
+
+        Raises:
+            ContextError, OptionError, ShapeError: as `checked_parts`.
+            ShapeError: a cache of another backend.
+        """
+        found = []
+        for part in checked_parts(parts, self.vocab_size, self._block_tokens):
+            cache = part.cache
+            if not isinstance(cache, SlotCache) or not cache.serves(
+                self._spec, self._kv_bits, self._cache_kind
+            ):
+                raise foreign_cache(cache)
+            found.append((part, cache))
+        return found
+
+
+def with_spec(artefact: Artefact | str | os.PathLike[str]) -> tuple[Artefact, DecoderSpec]:
+    """An artefact, opened if it was not, and its decoder.
+
+    Raises:
+        ArtefactError: the folder is damaged or has no spec.
+    """
+    if not isinstance(artefact, Artefact):
+        artefact = open_artefact(artefact)
+    if artefact.spec is None:
+        raise ArtefactError(
+            f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime backend"
+        )
+    return artefact, artefact.spec
 
 
 def forward_sampled(

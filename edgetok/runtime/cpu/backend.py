@@ -12,34 +12,30 @@ import numpy.typing as npt
 
 from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
-from edgetok.cache.slot_cache import SlotCache
-from edgetok.errors import (
-    ArtefactError,
-    ContextError,
-    EdgetokError,
-    OptionError,
-    UnsupportedError,
-)
-from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.environment import read_settings
+from edgetok.errors import ArtefactError, ContextError, EdgetokError
+from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import DATA_FILE
-from edgetok.kernels_cpu.attention.launch import KV_BITS
 from edgetok.kernels_cpu.elementwise.launch_angles import Angles
-from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.kernels_cpu.simd import isa as isas
-from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
-from edgetok.runtime.base import BaseBackend, checked_parts
+from edgetok.runtime.base import SpecBackend, with_spec
 from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
-from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES, load_evictor
+from edgetok.runtime.cpu.head_eviction import load_evictor
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
+from edgetok.runtime.cpu.requirements import (
+    check_groups,
+    check_options,
+    needed_modules,
+    useful_threads,
+)
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
-from edgetok.runtime.token_blocks import foreign_cache
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
@@ -47,11 +43,9 @@ from edgetok.sampling.sampler import TokenChooser
 # enough that buffers stay small and a cancelled prefill stops soon.
 BLOCK_TOKENS = 256
 _HEAD_TOKENS = 32
-# Below this many weight bytes per token a second thread costs more in waiting than it computes.
-SMALL_MODEL_BYTES = 4 << 20
 
 
-class CpuBackend(BaseBackend):
+class CpuBackend(SpecBackend):
     """Computes logits with compiled kernels on a team of threads. See `Backend`.
 
     Attributes:
@@ -60,6 +54,7 @@ class CpuBackend(BaseBackend):
     """
 
     name = "cpu"
+    _cache_kind = KIND
 
     def __init__(
         self,
@@ -94,37 +89,29 @@ class CpuBackend(BaseBackend):
             OutputError: the cache folder cannot be used.
             UnsupportedError: weights in groups that no kernel takes.
         """
-        if not isinstance(artefact, Artefact):
-            artefact = open_artefact(artefact)
-        if artefact.spec is None:
-            raise ArtefactError(
-                f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
-                "backend"
-            )
+        artefact, spec = with_spec(artefact)
         if plan is not None:
             made = plan.options
             kv_bits, compute, block_tokens = made.kv_bits, made.compute, made.block_tokens
-        _check_options(threads, kv_bits, compute, block_tokens)
-        _check_groups(artefact)
-        self._spec = artefact.spec
+        check_options(threads, kv_bits, compute, block_tokens)
+        check_groups(artefact)
+        self._spec = spec
         self._artefact = artefact
         self._kv_bits = kv_bits
         self._block_tokens = block_tokens
         self._data = artefact.folder / DATA_FILE
         self._stamp = _stamp(self._data)
         self._closed = False
-        self._cache_dir, self._progress = cache_dir or default_cache_dir(), progress
+        self._cache_dir, self._progress = cache_dir or read_settings().cache_dir, progress
         kernels = loader.load(
             isas.choose(isa),
             self._cache_dir,
             progress,
-            modules=_needed_modules(artefact, kv_bits, compute),
+            modules=needed_modules(artefact, kv_bits, compute),
         )
         self._isa = kernels.isa.name
         self.note = isas.why_portable() if isa is None else None
-        if threads is None:
-            small = artefact.weight_bytes < SMALL_MODEL_BYTES
-            threads = 1 if small else physical_cores()
+        threads = threads or useful_threads(artefact)
         self._capabilities = Capabilities(
             together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
         )
@@ -162,16 +149,6 @@ class CpuBackend(BaseBackend):
     def plan(self) -> Plan:
         """The instructions as data, for a file (`plan_file.write_plan`) or another backend."""
         return self._plan.plan
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits."""
-        return self._spec.vocab_size
-
-    @property
-    def context_tokens(self) -> int:
-        """The trained context length."""
-        return self._spec.context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
@@ -268,14 +245,13 @@ class CpuBackend(BaseBackend):
             OptionError: a token id is not below the vocabulary's size; likewise.
             ShapeError: parts of a wrong size, or a cache of another backend; likewise.
         """
-        checked = checked_parts(parts, self.vocab_size, self._capabilities.step_rows)
-        caches = [self._own(part) for part in checked]
-        if any(part.tokens.size > 1 for part in checked) and _stamp(self._data) != self._stamp:
+        checked = self._checked(parts)
+        if any(part.tokens.size > 1 for part, _ in checked) and _stamp(self._data) != self._stamp:
             raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
         if not checked:
             return []
-        rows = [(cache, part.tokens) for cache, part in zip(caches, checked, strict=True)]
-        wanted = [part.logits for part in checked]
+        rows = [(cache, part.tokens) for part, cache in checked]
+        wanted = [part.logits for part, _ in checked]
         with self._team.turn:
             # What attention gives to a slot is counted for every row, wanted or not.
             tails = [
@@ -294,12 +270,6 @@ class CpuBackend(BaseBackend):
             for cache, ids in rows:
                 cache.advance(ids.size)
         return found
-
-    def _own(self, part: Part) -> CpuCache:
-        cache = part.cache
-        if not isinstance(cache, SlotCache) or not cache.serves(self._spec, self._kv_bits, KIND):
-            raise foreign_cache(cache)
-        return cache
 
     def hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Append a block of checked tokens; what the last layer leaves of them, without logits.
@@ -374,53 +344,6 @@ class CpuBackend(BaseBackend):
             else:
                 found.append(logits[end - count : end].copy())
         return found
-
-
-def default_cache_dir() -> Path:
-    """Return the default folder of compiled kernels: in the user's cache folder."""
-    from edgetok.environment import read_settings
-
-    return read_settings().cache_dir
-
-
-def _needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[str]:
-    """The kernels' modules without those that this artefact never calls: less to compile."""
-    bits = {form.bits for form in artefact.formats.values()}
-    wanted = {
-        **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
-        "linear.exact": compute == "float32" and not bits <= {16, 32},
-        "linear.float_rows": bool(bits & {16, 32}),
-        "attention.hadamard": kv_bits == 4,
-        "attention.int4": kv_bits == 4,
-        "attention.int8": kv_bits == 8,
-        "attention.float16": kv_bits == 16,
-        "attention.float32": kv_bits == 32,
-        **dict.fromkeys(EVICTION_MODULES, False),  # loaded with the first bounded cache
-        "bandwidth.kernels": False,
-    }
-    return [module for module in loader.MODULES if wanted.get(module, True)]
-
-
-def _check_groups(artefact: Artefact) -> None:
-    """The artefact's layout allows smaller groups than a block of activations."""
-    for name, form in artefact.formats.items():
-        if form.quantised and form.group_size not in GROUP_SIZES:
-            raise UnsupportedError(
-                f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "
-                f"backend takes {', '.join(map(str, GROUP_SIZES))}; run it with --device "
-                "onnxruntime, or convert again with --group-size 32"
-            )
-
-
-def _check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 1024")
-    if kv_bits not in KV_BITS:
-        raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
-    if compute not in ("int8", "float32"):
-        raise OptionError(f"compute is {compute!r}, expected 'int8' or 'float32'")
-    if type(block_tokens) is not int or not 1 <= block_tokens <= 4096:
-        raise OptionError(f"block_tokens is {block_tokens!r}, expected a whole number in 1..4096")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

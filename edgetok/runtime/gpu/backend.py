@@ -14,27 +14,25 @@ import numpy.typing as npt
 
 from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
-from edgetok.cache.slot_cache import SlotCache
 from edgetok.errors import (
     ArtefactError,
     EdgetokError,
     OptionError,
     UnsupportedError,
 )
-from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.formats.artefact import Artefact
 from edgetok.kernels_gpu import tuning
 from edgetok.kernels_gpu.device import Device, find
 from edgetok.kernels_gpu.kv_append import KV_BITS
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, GpuCompute, Logits, Part
-from edgetok.runtime.base import BaseBackend, checked_parts
+from edgetok.runtime.base import SpecBackend, with_spec
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.gpu.cache_memory import KIND, GpuCache, compact_bytes, new_cache
 from edgetok.runtime.gpu.inputs import Inputs
 from edgetok.runtime.gpu.placement import place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
-from edgetok.runtime.token_blocks import foreign_cache
 from edgetok.sampling.device import Draw
 
 # Tokens computed at once in a prefill: enough for tensor cores, few enough that buffers of an 8B
@@ -50,7 +48,7 @@ def plan_options(compute: GpuCompute, block_tokens: int = BLOCK_TOKENS) -> GpuPl
     )
 
 
-class GpuBackend(BaseBackend):
+class GpuBackend(SpecBackend):
     """Computes logits on a GPU; see `Backend`.
 
     A decode step is captured once for each cache, as a graph, and then launched as one: nothing in
@@ -59,6 +57,7 @@ class GpuBackend(BaseBackend):
     """
 
     name = "cuda"
+    _cache_kind = KIND
 
     def __init__(
         self,
@@ -97,14 +96,8 @@ class GpuBackend(BaseBackend):
         # Blocks of one token would fill the same host memory again before it was copied.
         if type(block_tokens) is not int or not 2 <= block_tokens <= 4096:
             raise OptionError(f"block_tokens is {block_tokens!r}, expected 2..4096")
-        if not isinstance(artefact, Artefact):
-            artefact = open_artefact(artefact)
-        if artefact.spec is None:
-            raise ArtefactError(
-                f"{artefact.folder}: the graph has no edgetok spec; run it with the onnxruntime "
-                "backend"
-            )
-        self._whole, self._artefact, self._before = artefact.spec, artefact, before
+        artefact, self._whole = with_spec(artefact)
+        self._artefact, self._before = artefact, before
         first = 0 if before is None or before.spec is None else before.spec.num_layers
         self._spec = some_layers(self._whole, first, self._whole.num_layers)
         self._device = device or find()
@@ -127,16 +120,6 @@ class GpuBackend(BaseBackend):
     def spec(self) -> DecoderSpec:
         """The decoder's description."""
         return self._whole
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits."""
-        return self._spec.vocab_size
-
-    @property
-    def context_tokens(self) -> int:
-        """The trained context length."""
-        return self._spec.context_tokens
 
     @property
     def capabilities(self) -> Capabilities:
@@ -332,14 +315,3 @@ class GpuBackend(BaseBackend):
         for begin in range(0, len(out), _HEAD_TOKENS):
             end = min(begin + _HEAD_TOKENS, len(out))
             self._device.fetch(plan.many_logits(first + begin, first + end), out[begin:end])
-
-    def _checked(self, parts: Sequence[Part]) -> list[tuple[Part, GpuCache]]:
-        found: list[tuple[Part, GpuCache]] = []
-        for part in checked_parts(parts, self.vocab_size, self._block_tokens):
-            cache = part.cache
-            if not isinstance(cache, SlotCache) or not cache.serves(
-                self._spec, self._kv_bits, KIND
-            ):
-                raise foreign_cache(cache)
-            found.append((part, cache))
-        return found

@@ -1,0 +1,69 @@
+"""Needs of an artefact and its options: modules of kernels, threads; and what is refused."""
+
+from __future__ import annotations
+
+from edgetok.errors import OptionError, UnsupportedError
+from edgetok.formats.artefact import Artefact
+from edgetok.kernels_cpu.attention.launch import KV_BITS
+from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
+from edgetok.kernels_cpu.program import loader
+from edgetok.machine import physical_cores
+from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
+from edgetok.runtime.cpu.plan import Compute
+
+# Below this many weight bytes per token a second thread costs more in waiting than it computes.
+SMALL_MODEL_BYTES = 4 << 20
+
+
+def useful_threads(artefact: Artefact) -> int:
+    """How many threads are worth starting for this model: one, or one for each core."""
+    return 1 if artefact.weight_bytes < SMALL_MODEL_BYTES else physical_cores()
+
+
+def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[str]:
+    """The kernels' modules without those that this artefact never calls: less to compile."""
+    bits = {form.bits for form in artefact.formats.values()}
+    wanted = {
+        **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
+        "linear.exact": compute == "float32" and not bits <= {16, 32},
+        "linear.float_rows": bool(bits & {16, 32}),
+        "attention.hadamard": kv_bits == 4,
+        "attention.int4": kv_bits == 4,
+        "attention.int8": kv_bits == 8,
+        "attention.float16": kv_bits == 16,
+        "attention.float32": kv_bits == 32,
+        **dict.fromkeys(EVICTION_MODULES, False),  # loaded with the first bounded cache
+        "bandwidth.kernels": False,
+    }
+    return [module for module in loader.MODULES if wanted.get(module, True)]
+
+
+def check_groups(artefact: Artefact) -> None:
+    """Refuse weights in smaller groups than a block of activations, which the layout allows.
+
+    Raises:
+        UnsupportedError: naming the tensor.
+    """
+    for name, form in artefact.formats.items():
+        if form.quantised and form.group_size not in GROUP_SIZES:
+            raise UnsupportedError(
+                f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "
+                f"backend takes {', '.join(map(str, GROUP_SIZES))}; run it with --device "
+                "onnxruntime, or convert again with --group-size 32"
+            )
+
+
+def check_options(threads: int | None, kv_bits: int, compute: str, block_tokens: int) -> None:
+    """Refuse options out of range.
+
+    Raises:
+        OptionError: naming the option, what it is and what it may be.
+    """
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 1024")
+    if kv_bits not in KV_BITS:
+        raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
+    if compute not in ("int8", "float32"):
+        raise OptionError(f"compute is {compute!r}, expected 'int8' or 'float32'")
+    if type(block_tokens) is not int or not 1 <= block_tokens <= 4096:
+        raise OptionError(f"block_tokens is {block_tokens!r}, expected a whole number in 1..4096")

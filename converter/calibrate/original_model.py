@@ -9,8 +9,7 @@ here and other releases of `transformers` bring their own.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
+from edgetok.converter.calibrate.transformers_model import (
+    build_on_meta,
+    joined,
+    multiplies_bfloat16,
+    to_torch,
+)
 from edgetok.converter.read.canonical_weights import CanonicalWeights
-from edgetok.errors import MissingExtraError, UnsupportedError
-from edgetok.kernels_cpu.simd.host_cpu import host_features
+from edgetok.errors import UnsupportedError
 from edgetok.models.operations import layer_operations, stages
 
 _BATCH_TOKENS = 2048
@@ -100,7 +103,7 @@ class Original:
         with contextlib.ExitStack() as stack:
             for name, _ in list(layer.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
-                values = _to_torch(self.weights.checkpoint.tensor(prefix + name))
+                values = to_torch(self.weights.checkpoint.tensor(prefix + name))
                 stack.enter_context(_parameter(layer.get_submodule(owner), leaf, values))
             yield Block(self, index, layer, *self._calls[index])
 
@@ -289,7 +292,7 @@ def gather_rows(pieces: Iterator[npt.NDArray[np.float32]], tokens: npt.NDArray[n
     found, first = [], 0
     for piece in pieces:
         here = tokens[(tokens >= first) & (tokens < first + len(piece))]
-        found.append(_to_torch(piece[here - first]))
+        found.append(to_torch(piece[here - first]))
         first += len(piece)
     return torch.cat(found)
 
@@ -315,74 +318,6 @@ class _Recorder(nn.Module):
         return self._first[0].hidden
 
 
-class _WeightsOnMeta(TorchFunctionMode):
-    """Linear layers and embeddings get no memory; norms and buffers, which are small, do.
-
-    Buffers such as rotary frequencies are computed when a module is built, so they must be real.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 faster than float32."""
-    return bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
-
-
-def build_on_meta(config: dict[str, Any], attention: str) -> Any:
-    """The model of `transformers` without its large weights.
-
-    Raises:
-        UnsupportedError: `transformers` does not know the family.
-        MissingExtraError: `transformers` is too old.
-    """
-    try:
-        from transformers import AutoModelForCausalLM
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    except ImportError as error:
-        raise MissingExtraError(
-            "running the original needs transformers 4.57 or later: pip install 'edgetok[convert]'"
-        ) from error
-    model_type = config["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        raise UnsupportedError(
-            f"config.json: model_type {model_type!r} is unknown to this release of transformers; "
-            "install a newer one, or use --method rtn"
-        )
-    # Built from the class of that name: `auto_map` is never followed.
-    known = {key: value for key, value in config.items() if key != "auto_map"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        hf_config = CONFIG_MAPPING[model_type].from_dict(known)
-        with _WeightsOnMeta():
-            model = AutoModelForCausalLM.from_config(
-                hf_config, dtype=torch.float32, attn_implementation=attention
-            )
-    return model.eval().requires_grad_(False)
-
-
-def joined(parts: Iterable[tuple[str, int, Tensor]]) -> dict[str, Tensor]:
-    """Parameters by name, from a name, a first row and the values of each of their parts."""
-    found: dict[str, list[Tensor]] = {}
-    for name, _, values in sorted(parts, key=lambda part: part[:2]):
-        found.setdefault(name, []).append(values)
-    return {name: torch.cat(values) for name, values in found.items()}
-
-
-def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:
-    """The whole checkpoint's parameters in float32; a tied head has none of its own."""
-    named = set(weights.checkpoint.names)
-    return {
-        name: _to_torch(weights.checkpoint.tensor(name))
-        for name, _ in module.named_parameters()
-        if name in named
-    }
-
-
 @contextlib.contextmanager
 def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
     """Give a module a parameter for as long as the context lasts."""
@@ -392,11 +327,6 @@ def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
         yield
     finally:
         module._parameters[name] = former
-
-
-def _to_torch(values: npt.NDArray[np.float32]) -> Tensor:
-    """A copy in memory of torch's own alignment, on which the order of its sums may depend."""
-    return torch.from_numpy(values).clone()
 
 
 def _batches(hidden: Tensor) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.func import functional_call
 
-from edgetok.converter.calibrate.original_model import build_on_meta, original_parameters
+from edgetok.converter.calibrate.transformers_model import build_on_meta, original_parameters
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from edgetok.converter.calibrate.original_model import (
+from edgetok.converter.calibrate.transformers_model import (
     build_on_meta,
     joined,
     multiplies_bfloat16,

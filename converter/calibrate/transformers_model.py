@@ -1,0 +1,90 @@
+"""Modules of `transformers` built without their large weights, and parameters for them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.errors import MissingExtraError, UnsupportedError
+from edgetok.kernels_cpu.simd.host_cpu import host_features
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Linear layers and embeddings get no memory; norms and buffers, which are small, do.
+
+    Buffers such as rotary frequencies are computed when a module is built, so they must be real.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 faster than float32."""
+    return bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
+
+
+def build_on_meta(config: dict[str, Any], attention: str) -> Any:
+    """The model of `transformers` without its large weights.
+
+    Raises:
+        UnsupportedError: `transformers` does not know the family.
+        MissingExtraError: `transformers` is too old.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as error:
+        raise MissingExtraError(
+            "running the original needs transformers 4.57 or later: pip install 'edgetok[convert]'"
+        ) from error
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"config.json: model_type {model_type!r} is unknown to this release of transformers; "
+            "install a newer one, or use --method rtn"
+        )
+    # Built from the class of that name: `auto_map` is never followed.
+    known = {key: value for key, value in config.items() if key != "auto_map"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf_config = CONFIG_MAPPING[model_type].from_dict(known)
+        with _WeightsOnMeta():
+            model = AutoModelForCausalLM.from_config(
+                hf_config, dtype=torch.float32, attn_implementation=attention
+            )
+    return model.eval().requires_grad_(False)
+
+
+def joined(parts: Iterable[tuple[str, int, Tensor]]) -> dict[str, Tensor]:
+    """Parameters by name, from a name, a first row and the values of each of their parts."""
+    found: dict[str, list[Tensor]] = {}
+    for name, _, values in sorted(parts, key=lambda part: part[:2]):
+        found.setdefault(name, []).append(values)
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:
+    """The whole checkpoint's parameters in float32; a tied head has none of its own."""
+    named = set(weights.checkpoint.names)
+    return {
+        name: to_torch(weights.checkpoint.tensor(name))
+        for name, _ in module.named_parameters()
+        if name in named
+    }
+
+
+def to_torch(values: npt.NDArray[np.float32]) -> Tensor:
+    """A copy in memory of torch's own alignment, on which the order of its sums may depend."""
+    return torch.from_numpy(values).clone()

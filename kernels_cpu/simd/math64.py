@@ -2,7 +2,7 @@
 
 Plain multiplications and additions, each rounded once, in a fixed order: every instruction set and
 every compiler that does not fuse them gives the same bits. Errors are the largest seen over sweeps
-against NumPy and mpmath (`tests/kernels_cpu/test_angles.py`).
+against NumPy and mpmath (`tests/kernels_cpu/elementwise/test_angles.py`).
 """
 
 from __future__ import annotations

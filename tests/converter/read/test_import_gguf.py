@@ -14,9 +14,9 @@ from edgetok.cli.main import run
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.errors import CheckpointError, MissingExtraError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
-from tests.converter.gguf_writer import add, tokenizer_fields, write_gguf
+from tests.converter.read.gguf_writer import add, tokenizer_fields, write_gguf
+from tests.converter.read.test_import_packed import kept
 from tests.converter.test_convert import onnx_logits
-from tests.converter.test_import_packed import kept
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
 gguf = pytest.importorskip("gguf")

@@ -8,7 +8,7 @@ import pytest
 from llvmlite import binding
 
 from edgetok.kernels_cpu.program.waiting import waiting_code
-from tests.kernels_cpu.object_symbols import symbols
+from tests.kernels_cpu.program.object_symbols import symbols
 
 SYSTEMS = {
     "linux": ("x86_64-unknown-linux-gnu", {"syscall", "sched_yield"}),

@@ -18,7 +18,7 @@ from edgetok.kernels_cpu.linear.launch import LinearWeight, Span
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 from edgetok.kernels_cpu.simd.target import Target
-from tests.kernels_cpu.test_matmul import Linear, _float, _int8
+from tests.kernels_cpu.linear.test_matmul import Linear, _float, _int8
 
 MODULES = (
     "linear.quantise_activations",

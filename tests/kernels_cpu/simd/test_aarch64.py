@@ -30,8 +30,8 @@ from edgetok.kernels_cpu.program.tables import (
 )
 from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
-from tests.kernels_cpu import test_attention as attention
-from tests.kernels_cpu.test_attention import (
+from tests.kernels_cpu.attention import test_attention as attention
+from tests.kernels_cpu.attention.test_attention import (
     test_a_row_does_not_depend_on_its_company,
     test_append_rounds_as_said,
     test_attention,
@@ -40,18 +40,18 @@ from tests.kernels_cpu.test_attention import (
     test_mass,
     test_windows_and_caps,
 )
-from tests.kernels_cpu.test_embed import test_floats, test_quantised
-from tests.kernels_cpu.test_matmul import test_exact, test_float_weights, test_int8
-from tests.kernels_cpu.test_norm import (
+from tests.kernels_cpu.elementwise.test_norm import (
     test_activation_mul,
     test_add_scaled,
     test_rms_norm,
     test_softcap,
 )
-from tests.kernels_cpu.test_program import COUNT, Sums
-from tests.kernels_cpu.test_quantise import test_codes_and_scales
-from tests.kernels_cpu.test_rope import test_rope
-from tests.kernels_cpu.test_same_bits import (
+from tests.kernels_cpu.elementwise.test_rope import test_rope
+from tests.kernels_cpu.linear.test_embed import test_floats, test_quantised
+from tests.kernels_cpu.linear.test_matmul import test_exact, test_float_weights, test_int8
+from tests.kernels_cpu.linear.test_quantise import test_codes_and_scales
+from tests.kernels_cpu.program.test_program import COUNT, Sums
+from tests.kernels_cpu.simd.test_same_bits import (
     test_exact_company,
     test_float_company,
     test_int8_company,

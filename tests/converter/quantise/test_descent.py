@@ -6,7 +6,7 @@ from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.coordinate_descent import descend
 from edgetok.converter.quantised import Quantised
-from tests.converter.test_gptq import layer
+from tests.converter.quantise.test_gptq import layer
 
 
 def problem(bits, symmetric, inputs=84, outputs=12):

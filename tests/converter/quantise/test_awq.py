@@ -9,7 +9,7 @@ from edgetok.converter.quantise.awq import candidate_scales, quantise_clipped, s
 from edgetok.converter.quantise.awq_fold import apply_scales, fold_block
 from edgetok.converter.write.data_file import TensorFormat
 from edgetok.formats.layout import linear_shapes
-from tests.converter.test_blocks import STAGES, open_weights
+from tests.converter.calibrate.test_blocks import STAGES, open_weights
 from tests.tiny import VOCAB_SIZE, tiny_checkpoint
 
 

@@ -20,7 +20,7 @@ from edgetok.kernels_cpu.linear.launch import (
     matmul_instruction,
     quantise_instruction,
 )
-from tests.kernels_cpu.test_matmul import Linear, _float, _int8
+from tests.kernels_cpu.linear.test_matmul import Linear, _float, _int8
 
 MODULES = (
     "linear.quantise_activations",

@@ -20,7 +20,7 @@ from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes, plan
 from edgetok.models.registry import read_family
-from tests.converter.test_blocks import STAGES
+from tests.converter.calibrate.test_blocks import STAGES
 from tests.converter.test_convert import SMALL, Spy, digest, onnx_logits, reference_with
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 

@@ -18,7 +18,7 @@ from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS, REGISTRY, ker
 from edgetok.kernels_cpu.program.loader import load
 from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 from edgetok.kernels_cpu.simd.target import Target
-from tests.kernels_cpu.object_symbols import symbols
+from tests.kernels_cpu.program.object_symbols import symbols
 
 MODULES = (
     "program.interpreter",

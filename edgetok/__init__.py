@@ -18,6 +18,7 @@ from edgetok.errors import (
     CheckpointError,
     ContextError,
     EdgetokError,
+    GrammarError,
     MissingExtraError,
     OptionError,
     OutputError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.engine.generation import Generation
     from edgetok.engine.result import Result, Stats
+    from edgetok.grammar.definition import Grammar
     from edgetok.model import Model
     from edgetok.sampling.options import SamplingOptions
 
@@ -46,6 +48,8 @@ __all__ = [
     "ContextError",
     "EdgetokError",
     "Generation",
+    "Grammar",
+    "GrammarError",
     "MissingExtraError",
     "Model",
     "OptionError",
@@ -66,6 +70,7 @@ __all__ = [
 _LAZY = {
     "Chat": "edgetok.chat",
     "Generation": "edgetok.engine.generation",
+    "Grammar": "edgetok.grammar.definition",
     "Model": "edgetok.model",
     "Result": "edgetok.engine.result",
     "SamplingOptions": "edgetok.sampling.options",

@@ -19,6 +19,7 @@ from edgetok.session import Session, read_session, write_session
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
+    from edgetok.sampling.constraint import Constraint
     from edgetok.sampling.options import SamplingChanges
     from edgetok.text.template import ChatTemplate
 
@@ -103,13 +104,22 @@ class Chat:
             return None
         return Memory.of(self._context.cache, self._context.tokens)
 
-    def send(self, text: str, **sampling: Unpack[SamplingChanges]) -> Generation:
+    def send(
+        self,
+        text: str,
+        *,
+        schema: object = None,
+        grammar: object = None,
+        **sampling: Unpack[SamplingChanges],
+    ) -> Generation:
         """Say something; the answer comes piece by piece.
 
         A message that got no answer, because it was cancelled before the first word, is replaced.
 
         Args:
             text: what the user says.
+            schema: a JSON schema or pydantic model that the answer must match.
+            grammar: what else it must match; see `Grammar.of`.
             sampling: options that differ from `self.sampling`, for this answer.
 
         Returns:
@@ -118,15 +128,17 @@ class Chat:
 
         Raises:
             ContextError: the conversation no longer fits; it is as it was before.
+            GrammarError: schema or grammar are invalid or unsupported; likewise.
             TemplateError: the template refuses the conversation; likewise.
         """
         self._settle()
+        constraint = self._engine.constraint_of(schema, grammar)
         before = list(self._turns)
         if self._turns and self._turns[-1]["role"] == "user":
             self._turns.pop()
         self._turns.append({"role": "user", "content": text})
         try:
-            return self._answer(sampling)
+            return self._answer(sampling, constraint)
         except UserError:
             self._turns = before
             raise
@@ -222,13 +234,17 @@ class Chat:
         self.sampling = sampling
         self._last = None
 
-    def _answer(self, sampling: SamplingChanges) -> Generation:
+    def _answer(
+        self, sampling: SamplingChanges, constraint: Constraint | None = None
+    ) -> Generation:
         options = self.sampling.with_changes(dict(sampling))
         tokens = self._transcript.tokens(self.messages)
         context = self._made_context()
         if context.cache.capabilities.evicts:
             context.cache.pin(self._system_tokens())
-        self._active = self._engine.answer(context, tokens, options, self._finished)
+        self._active = self._engine.answer(
+            context, tokens, options, self._finished, constraint=constraint
+        )
         return self._active
 
     def _made_context(self) -> CachedTokens:

@@ -10,6 +10,7 @@
     │   ├── SessionError     a saved conversation is damaged or belongs to another model
     │   ├── ContextError     more tokens than the context holds
     │   ├── OptionError      an option's value is out of range
+    │   ├── GrammarError     a schema or grammar is invalid, unsupported, too complex, or failed
     │   ├── BusyError        the engine has as many answers to write as it takes
     │   └── MissingExtraError a feature needs an optional dependency
     ├── OutputError          the disk is full, the folder is locked, a file cannot be written
@@ -57,6 +58,13 @@ class ContextError(UserError):
 
 class OptionError(UserError):
     """An option's value is out of range."""
+
+
+class GrammarError(UserError):
+    """A schema or grammar is invalid, unsupported, too complex, or failed while an answer was held.
+
+    Nothing unchecked follows: an answer whose grammar fails ends with this error.
+    """
 
 
 class BusyError(UserError):

@@ -156,26 +156,43 @@ class Model:
         """Token ids that end an answer."""
         return self.engine.eos_tokens
 
-    def generate(self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]) -> Result:
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        schema: object = None,
+        grammar: object = None,
+        **sampling: Unpack[SamplingChanges],
+    ) -> Result:
         """Continue a text to the end.
 
         Args:
             prompt: text, or token ids.
+            schema: a JSON schema or pydantic model that the answer must match.
+            grammar: what else it must match; see `Grammar.of`.
             sampling: options that differ from `self.sampling`.
 
         Raises:
             ContextError: the prompt does not fit.
+            GrammarError: schema or grammar are invalid or unsupported.
             OptionError: an option is out of range.
         """
-        return self.stream(prompt, **sampling).run()
+        return self.stream(prompt, schema=schema, grammar=grammar, **sampling).run()
 
     def stream(
-        self, prompt: str | Sequence[int], **sampling: Unpack[SamplingChanges]
+        self,
+        prompt: str | Sequence[int],
+        *,
+        schema: object = None,
+        grammar: object = None,
+        **sampling: Unpack[SamplingChanges],
     ) -> Generation:
         """Continue a text, piece by piece.
 
         Args:
             prompt: text, or token ids.
+            schema: a JSON schema or pydantic model that the answer must match.
+            grammar: what else it must match; see `Grammar.of`.
             sampling: options that differ from `self.sampling`.
 
         Returns:
@@ -184,13 +201,20 @@ class Model:
 
         Raises:
             ContextError: the prompt does not fit.
+            GrammarError: schema or grammar are invalid or unsupported.
             OptionError: an option is out of range.
         """
         options = self.sampling.with_changes(dict(sampling))
-        return self.engine.text(self._ids(prompt), options)
+        constraint = self.engine.constraint_of(schema, grammar)
+        return self.engine.text(self._ids(prompt), options, constraint=constraint)
 
     def generate_batch(
-        self, prompts: Iterable[str | Sequence[int]], **sampling: Unpack[SamplingChanges]
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        *,
+        schema: object = None,
+        grammar: object = None,
+        **sampling: Unpack[SamplingChanges],
     ) -> list[Result]:
         """Continue several texts to the end, together: each as `generate` would alone.
 
@@ -198,6 +222,8 @@ class Model:
 
         Args:
             prompts: texts, or token ids.
+            schema: a JSON schema or pydantic model that each answer must match.
+            grammar: what else each must match; see `Grammar.of`.
             sampling: options that differ from `self.sampling`, for all of them.
 
         Returns:
@@ -205,10 +231,12 @@ class Model:
 
         Raises:
             ContextError: a prompt does not fit; the others are cancelled.
+            GrammarError: schema or grammar are invalid or unsupported.
             OptionError: an option is out of range.
         """
         options = self.sampling.with_changes(dict(sampling))
-        return self.engine.batch([self._ids(prompt) for prompt in prompts], options)
+        constraint = self.engine.constraint_of(schema, grammar)
+        return self.engine.batch([self._ids(prompt) for prompt in prompts], options, constraint)
 
     def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
         """Begin a conversation.

@@ -86,13 +86,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "text": {"errors", "formats"},
     "sampling": {"errors"},
+    "grammar": {"errors", "sampling", "text"},
     "cache": {"errors", "formats", "models", "private_folder"},
     "cache.policies": {"errors"},
     "runtime": RUNTIME_BASE | {"kernels_gpu", "quantities"},
     "runtime.cpu": RUNTIME_BASE | {"kernels_cpu", "=runtime"},
     "runtime.gpu": RUNTIME_BASE | {"kernels_cpu.program", "kernels_gpu", "=runtime", "runtime.cpu"},
     "runtime.onnx": RUNTIME_BASE | {"=runtime"},
-    "engine": {"errors", "cache", "sampling", "text", "runtime"},
+    "engine": {"errors", "cache", "grammar", "sampling", "text", "runtime"},
     "session": {"errors", "cache", "formats", "sampling", "text"},
     "chat": {"errors", "cache", "engine", "text", "sampling", "session", "model"},
     "model": {
@@ -121,7 +122,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime",
     },
     "cli": {"*"},
-    "": {"errors", "model", "chat", "engine", "sampling"},
+    "": {"errors", "model", "chat", "engine", "grammar", "sampling"},
 }
 FOLDERS = {
     "edgetok": "edgetok",

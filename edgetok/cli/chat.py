@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Load the conversation from this file, if it exists, and save it there at the end.",
 )
+@common.SCHEMA
 @common.sampling_options
 @common.run_options
 @common.JSON
@@ -50,6 +51,7 @@ def command(
     system: str | None,
     load: Path | None,
     session: Path | None,
+    schema_file: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -65,6 +67,9 @@ def command(
     text = common.prompt_text(prompt if option_prompt is None else option_prompt)
     if as_json and text is None:
         raise OptionError("--json needs a prompt; give one as an argument or on stdin")
+    if schema_file is not None and text is None:
+        raise OptionError("--schema needs a prompt; give one as an argument or on stdin")
+    schema = common.read_schema(schema_file)
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")
     with common.load_model(model, given) as loaded:
@@ -88,18 +93,18 @@ def command(
 
             Repl(chat, loaded).run()
         else:
-            _answer_once(chat, text, as_json)
+            _answer_once(chat, text, schema, as_json)
         if session is not None:
             chat.save(session)
 
 
-def _answer_once(chat: Chat, text: str, as_json: bool) -> None:
+def _answer_once(chat: Chat, text: str, schema: object, as_json: bool) -> None:
     from edgetok.cli.generate import result_values
     from edgetok.cli.interrupt import cancel_on_interrupt
 
     if not text.strip():
         raise OptionError("the prompt is empty")
-    answer = chat.send(text)
+    answer = chat.send(text, schema=schema)
     show = common.answer_writer()
     with cancel_on_interrupt(answer):
         for piece in answer:
@@ -109,3 +114,4 @@ def _answer_once(chat: Chat, text: str, as_json: bool) -> None:
         common.print_json(result_values(answer.result))
     else:
         click.echo()
+        common.warn_if_cut(answer.result)

@@ -16,16 +16,25 @@ from edgetok.errors import OptionError
     "generate",
     epilog=common.examples(
         'edgetok generate artefacts/default-4bit "Once upon a time" --max-tokens 50',
+        'edgetok generate artefacts/default-4bit "A cat as JSON: " --schema cat.json',
         'echo "Once upon a time" | edgetok generate artefacts/default-4bit --seed 1 --echo',
     ),
 )
 @common.MODEL
 @click.argument("prompt", required=False)
+@common.SCHEMA
 @common.sampling_options
 @common.run_options
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @common.JSON
-def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given: Any) -> None:
+def command(
+    model: Path,
+    prompt: str | None,
+    schema_file: Path | None,
+    echo: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Continue a text: PROMPT, or all of stdin.
 
     The model gets the text without a chat template; for answers, use `edgetok chat`. Sampling
@@ -34,8 +43,9 @@ def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given:
     text = common.prompt_text(prompt)
     if text is None:
         raise OptionError("no prompt given; give one as an argument or on stdin")
+    schema = common.read_schema(schema_file)
     with common.load_model(model, given) as loaded:
-        stream = loaded.stream(text, **common.sampling_changes(given))
+        stream = loaded.stream(text, schema=schema, **common.sampling_changes(given))
         with cancel_on_interrupt(stream):
             if as_json:
                 stream.run()
@@ -46,6 +56,7 @@ def command(model: Path, prompt: str | None, echo: bool, as_json: bool, **given:
                 for piece in stream:
                     show(piece)
                 click.echo()
+                common.warn_if_cut(stream.result)
         if as_json:
             common.print_json(result_values(stream.result))
 
@@ -57,6 +68,7 @@ def result_values(result: Any) -> dict[str, Any]:
         "text": result.text,
         "tokens": list(result.tokens),
         "finish": result.finish,
+        "complete": result.complete,
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
         "prefill_tokens_per_s": round(stats.prefill_tokens_per_s, 3),

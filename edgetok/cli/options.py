@@ -28,11 +28,19 @@ import click
 from edgetok.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from edgetok.engine.result import Result
     from edgetok.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+SCHEMA = click.option(
+    "--schema",
+    "schema_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File with a JSON schema that the answer must match.",
+)
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
@@ -174,6 +182,28 @@ def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:
     if "stop" in changes:
         changes["stop"] = tuple(unescape(stop) for stop in changes["stop"])
     return changes
+
+
+def read_schema(path: Path | None) -> dict[str, Any] | None:
+    """Return the content of the file that --schema names.
+
+    Raises:
+        GrammarError: it cannot be read, or is not a JSON object.
+    """
+    from edgetok.errors import GrammarError
+    from edgetok.formats import strict_json
+
+    return None if path is None else strict_json.read_object(path, error=GrammarError)
+
+
+def warn_if_cut(result: Result) -> None:
+    """Say on stderr that an answer does not match its schema because it was cut."""
+    if not result.complete:
+        click.echo(
+            f"the answer was cut after {len(result.tokens)} tokens ({result.finish}) and does not "
+            "match the schema; raise --max-tokens",
+            err=True,
+        )
 
 
 def given_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
@@ -13,7 +14,11 @@ from edgetok.engine.result import Result
 from edgetok.engine.scheduler import Scheduler
 from edgetok.engine.sequence import Sequence as Answer
 from edgetok.engine.stepper import Stepper
+from edgetok.errors import GrammarError
+from edgetok.grammar.definition import Grammar
+from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.runtime.backend import Backend
+from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.options import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer
 
@@ -52,6 +57,8 @@ class Engine:
         self.chats_evict = chats_evict
         self.prefixes: PrefixCache | None = None
         self.stepper = Stepper(backend, Scheduler(backend.capabilities.step_rows))
+        self._vocabulary: Vocabulary | None = None
+        self._reading = threading.Lock()
 
     @property
     def chat_limits(self) -> CacheLimits | None:
@@ -83,6 +90,7 @@ class Engine:
         on_finish: Callable[[Result], None] | None = None,
         *,
         priority: int = 0,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """An answer in a cache of its own; nothing is computed before it is read.
 
@@ -92,18 +100,30 @@ class Engine:
             options: sampling and limits.
             on_finish: called once with the result, however the answer ends.
             priority: 0 for an answer that somebody waits for, more for one in the background.
+            constraint: restricts this answer, and no other.
 
         Raises:
             ContextError: the prompt does not fit.
             OptionError: the prompt is empty.
         """
         sequence = Answer(
-            context, self.tokenizer, prompt, options, self.eos_tokens, priority=priority
+            context,
+            self.tokenizer,
+            prompt,
+            options,
+            self.eos_tokens,
+            priority=priority,
+            constraint=constraint,
         )
         return Generation(self.stepper, sequence, on_finish)
 
     def text(
-        self, prompt: Sequence[int], options: SamplingOptions, *, priority: int = 0
+        self,
+        prompt: Sequence[int],
+        options: SamplingOptions,
+        *,
+        priority: int = 0,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """The continuation of a text, in a new cache that is as large as it has to be.
 
@@ -115,10 +135,17 @@ class Engine:
         if self.limits is None and options.max_tokens is not None and len(prompt) < capacity:
             capacity = min(capacity, len(prompt) + options.max_tokens)
         context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
-        return self.answer(context, prompt, options, priority=priority)
+        return self.answer(context, prompt, options, priority=priority, constraint=constraint)
 
-    def batch(self, prompts: Iterable[Sequence[int]], options: SamplingOptions) -> list[Result]:
+    def batch(
+        self,
+        prompts: Iterable[Sequence[int]],
+        options: SamplingOptions,
+        constraint: Constraint | None = None,
+    ) -> list[Result]:
         """The continuations of texts, which share steps; results in the order of the prompts.
+
+        A constraint that has not begun restricts each of them.
 
         Raises:
             ContextError: a prompt does not fit; the others are cancelled.
@@ -135,7 +162,9 @@ class Engine:
                     prompt = next(left, None)
                     if prompt is None:
                         return
-                    made.append(closing.enter_context(self.text(prompt, options, priority=1)))
+                    own = None if constraint is None else constraint.fork()
+                    answer = self.text(prompt, options, priority=1, constraint=own)
+                    made.append(closing.enter_context(answer))
                     made[-1].start()
 
             refill()
@@ -146,6 +175,34 @@ class Engine:
                 results.append(made[len(results)].result)
                 refill()
             return results
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """Return a constraint that makes one answer match a grammar.
+
+        The first call reads the vocabulary, which takes up to a second.
+
+        Raises:
+            GrammarError: the grammar is invalid, unsupported or too complex.
+            MissingExtraError: llguidance is not installed.
+        """
+        with self._reading:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self.tokenizer, self.eos_tokens)
+        return self._vocabulary.constraint(grammar)
+
+    def constraint_of(self, schema: object = None, grammar: object = None) -> Constraint | None:
+        """Return the constraint that the options `schema` and `grammar` ask for; None for neither.
+
+        Raises:
+            GrammarError: both are given, or as `constraint`.
+            MissingExtraError: as `constraint`.
+        """
+        if schema is not None and grammar is not None:
+            raise GrammarError("schema and grammar are both given; leave one out")
+        if schema is None and grammar is None:
+            return None
+        chosen = Grammar.of(grammar) if schema is None else Grammar.json_schema(schema)
+        return self.constraint(chosen)
 
     def close(self) -> None:
         """End all answers and the loop; a second call does nothing."""

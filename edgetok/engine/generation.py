@@ -183,6 +183,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
             text="".join(self._pieces),
             tokens=tuple(sequence.tokens[:read]),
             finish=self._finish,
+            complete=sequence.complete(read),
             stats=Stats(
                 prompt_tokens=len(sequence.prompt),
                 cached_tokens=sequence.cached,

@@ -50,9 +50,11 @@ class Result:
         finish: "stop" for an end token or stop text, "length" for `max_tokens`, "context" where the
             context was full, "cancelled" where the caller ended it.
         stats: what it took.
+        complete: whether it is all that its schema or grammar asks for; True without one.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish: FinishReason
     stats: Stats
+    complete: bool = True

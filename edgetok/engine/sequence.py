@@ -11,9 +11,11 @@ from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.result import FinishReason
 from edgetok.errors import ContextError, OptionError
 from edgetok.runtime.backend import Logits, Part
+from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
+from edgetok.sampling.steps import Logits as RowLogits
 from edgetok.text.stop import StopFinder
 from edgetok.text.tokenizer import Tokenizer
 
@@ -45,6 +47,7 @@ class Sequence:
         eos_tokens: frozenset[int],
         *,
         priority: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -55,6 +58,7 @@ class Sequence:
             options: sampling and limits.
             eos_tokens: ids that end the answer.
             priority: see the attributes.
+            constraint: restricts the answer; for this sequence alone.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -78,7 +82,9 @@ class Sequence:
         self.finish: FinishReason | None = None
         self.cached = 0
         self.prefill_s = 0.0
+        self._complete = False
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
+        self._constraint = constraint
 
     def begin(self) -> None:
         """Take over the cache: keep what it holds of the prompt.
@@ -89,7 +95,7 @@ class Sequence:
         options = self._options
         size, chooser = self._tokenizer.vocab_size, self.context.chooser(options)
         self._sampler = Sampler(options, size, self.prompt, chooser)
-        self._stream = self._tokenizer.stream(self.prompt)
+        self._stream = self._tokenizer.stream(self.prompt, exact=self._constraint is not None)
         self._finder = StopFinder(options.stop)
         self._limit = (
             self.context.answer_tokens if options.max_tokens is None else options.max_tokens
@@ -110,11 +116,19 @@ class Sequence:
     @property
     def on_device(self) -> bool:
         """Return whether a backend that draws tokens itself can draw its next one."""
-        return self._sampler.on_device
+        return self._constraint is None and self._sampler.on_device
 
     def draw(self) -> Draw:
         """Return the options and the random number of its next draw."""
         return self._sampler.draw()
+
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that its constraint leaves no choice about: drafts that must hold."""
+        return [] if self._constraint is None else self._constraint.forced_tokens()
+
+    def complete(self, tokens: int) -> bool:
+        """Return whether its first `tokens` tokens are all that its constraint asks for."""
+        return self._constraint is None or (self._complete and tokens == len(self.tokens))
 
     def part(self, rows: int) -> Part:
         """Its share of a step: the first `rows` pending tokens."""
@@ -143,6 +157,7 @@ class Sequence:
 
         Raises:
             ArtefactError: the logits are not numbers.
+            GrammarError: the constraint failed; the token is not part of the answer.
             OutputError: a beginning of a prompt cannot be kept on disk.
         """
         self.computed(rows)
@@ -153,7 +168,7 @@ class Sequence:
             self.prefill_s += clock() - began
         if self.pending or found is None:
             return []
-        token = found if isinstance(found, int) else self._sampler.sample(found[-1])
+        token = found if isinstance(found, int) else self._chosen(found[-1])
         self.times.append(clock())
         self.tokens.append(token)
         return self._written(token)
@@ -169,6 +184,16 @@ class Sequence:
         self.finish = "cancelled"
         return self._rest() if self.tokens else []
 
+    def _chosen(self, logits: RowLogits) -> int:
+        """Choose a token, and let the constraint go on after it."""
+        constraint = self._constraint
+        if constraint is None:
+            return self._sampler.sample(logits)
+        token = self._sampler.sample(logits, constraint.mask())
+        constraint.accept(token)
+        self._complete = constraint.complete
+        return token
+
     def _written(self, token: int) -> list[str]:
         """Pieces that a token makes, and whether it ends the answer."""
         ends = token in self._eos
@@ -177,7 +202,7 @@ class Sequence:
         pieces = [text] if text else []
         if self._finder.found is not None:
             self.finish = "stop"
-        elif ends:
+        elif ends or (self._constraint is not None and self._constraint.ended):
             self.finish = "stop"
             pieces += self._rest()
         elif self._limit is not None and len(self.tokens) >= self._limit:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.sampling.constraint import Mask, allowed_tokens
 from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.random_shares import RandomShares
@@ -37,7 +38,7 @@ class TokenChooser(Protocol):
         seed: int,
         index: int,
         seen: npt.NDArray[np.int32] | None = None,
-        mask: npt.NDArray[np.uint32] | None = None,
+        mask: Mask | None = None,
     ) -> int:
         """Choose a token.
 
@@ -46,7 +47,7 @@ class TokenChooser(Protocol):
             seed: of the random number (`random_shares.py`).
             index: the token's place in the answer.
             seen: as `Penalties.seen`.
-            mask: [ceil(vocab_size / 32)]: bit i of word w allows token 32 w + i.
+            mask: tokens that are allowed; None for all.
 
         Returns:
             The token; -1 - token where the logits are not numbers, that token's for one.
@@ -86,11 +87,12 @@ class Sampler:
         self.steps = (*before, *self._narrowing)
         self.on_device = self._pick.on_device and all(step.on_device for step in self.steps)
 
-    def sample(self, logits: Logits) -> int:
+    def sample(self, logits: Logits, mask: Mask | None = None) -> int:
         """Choose the next token and remember it.
 
         Args:
             logits: [vocab_size]; not changed.
+            mask: tokens that are allowed, at least one; None for all.
 
         Raises:
             ArtefactError: the logits are not numbers.
@@ -98,20 +100,22 @@ class Sampler:
         seen = None if self._penalties is None else self._penalties.seen
         index, share = self._shares.index, self._shares.next()
         if self._chooser is None:
-            token = self._choose(logits, share)
+            token = self._choose(logits, share, mask)
         else:
-            token = self._chooser.choose(logits, self._shares.seed, index, seen)
+            token = self._chooser.choose(logits, self._shares.seed, index, seen, mask)
             if token < 0:
                 raise not_finite(float(logits[-1 - token]), -1 - token)
         if self._penalties is not None:
             self._penalties.chosen(token)
         return token
 
-    def _choose(self, logits: Logits, share: float) -> int:
+    def _choose(self, logits: Logits, share: float, mask: Mask | None) -> int:
         """Choose with NumPy."""
         choices = Choices(logits)
         if self._penalties is not None:
             self._penalties(choices)
+        if mask is not None:
+            choices.allow(allowed_tokens(mask, logits.size))
         token = likeliest(choices.logits)
         if self._options.temperature == 0.0:
             return token

@@ -3,7 +3,7 @@
 The order is that of transformers: repetition penalty, presence and frequency penalties,
 temperature, top-k, top-p, min-p, then a draw. top-k and min-p do not depend on the temperature's
 place; top-p does, and sees the distribution at the chosen temperature among the top k. A mask of
-forbidden tokens (a grammar) belongs between penalties and temperature.
+allowed tokens (a grammar) comes between penalties and temperature.
 
 Large vocabularies are cheap: only the remaining candidates are sorted.
 """
@@ -59,6 +59,10 @@ class Choices:
     def probabilities(self) -> Floats:
         """Return the probabilities of `ids`; they add up to 1."""
         return np.asarray(self.weights / self.weights.sum())
+
+    def allow(self, allowed: npt.NDArray[np.bool_]) -> None:
+        """Drop tokens before any other step has looked at them: [vocab_size]."""
+        self.logits = np.where(allowed, self.logits, np.float32(-np.inf))
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> None:
         """Drop those of `ids` that the mask does not name."""

@@ -47,6 +47,8 @@ class TextStream:
         special: Mapping[int, str],
         prompt: Sequence[int] = (),
         starts: Collection[int] = (),
+        *,
+        exact: bool = False,
     ) -> None:
         """Start after a prompt.
 
@@ -56,6 +58,7 @@ class TextStream:
             prompt: what the text continues: with visible text before it, a space at the start of
                 the answer is the answer's own.
             starts: tokens after which the tokenizer puts a space of its own before a text.
+            exact: whether every space belongs to the text.
         """
         self._special = special
         self.hidden = ""
@@ -66,7 +69,7 @@ class TextStream:
         if isinstance(decoder, tokenizers.Tokenizer):
             self._text = _Window(decoder, visible)
         else:
-            self._text = _Pieces(decoder, started=bool(visible))
+            self._text = _Pieces(decoder, started=exact or bool(visible))
 
     def push(self, token: int, *, hide: bool = False) -> str:
         """Add a token; return the characters that are now complete.

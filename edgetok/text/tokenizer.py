@@ -7,7 +7,7 @@ off, because they silently shorten a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +113,40 @@ class Tokenizer:
         text: str = self._core.decode(list(ids), skip_special_tokens=not special)
         return text
 
-    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """A decoder for tokens that arrive one by one after `prompt`."""
-        return TextStream(self._decoder, self._special, prompt, self._starts)
+    def stream(self, prompt: Sequence[int] = (), *, exact: bool = False) -> TextStream:
+        """A decoder for tokens that arrive one by one after `prompt`.
+
+        With `exact` it gives what the tokens spell, with a space at the start that belongs to it.
+        """
+        return TextStream(self._decoder, self._special, prompt, self._starts, exact=exact)
 
     def token_text(self, token: int) -> str | None:
         """Return the vocabulary's spelling of a token; None for an unknown id."""
         text: str | None = self._core.id_to_token(token)
         return text
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """The tokens that give no text, and how they are spelled."""
+        return self._special
+
+    def pieces(self) -> list[bytes] | None:
+        """Return the bytes that each token stands for; None where they depend on its neighbours."""
+        if isinstance(self._decoder, tokenizers.Tokenizer):
+            return None
+        pieces = map(self._decoder.piece, range(self.vocab_size))
+        return [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
+
+    def plain_encoder(self) -> Callable[[str], list[int]]:
+        """Return a function from text to ids in which special tokens are plain text."""
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        core.encode_special_tokens = True
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = core.encode(text, add_special_tokens=False).ids
+            return [i for i in ids if i < self.vocab_size]
+
+        return encode
 
     def _adds_space(self) -> bool:
         """Return whether a space that is not in the text precedes the text after an added token."""

@@ -70,6 +70,7 @@ def test_chat_json_and_system(edgetok: Run) -> None:
         "text",
         "tokens",
         "finish",
+        "complete",
         "prompt_tokens",
         "generated_tokens",
         "prefill_tokens_per_s",
@@ -95,6 +96,21 @@ def test_generate(edgetok: Run) -> None:
     assert result["text"] == "xx"
 
 
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_schema(edgetok: Run, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}')
+    code, out, err = edgetok(command, "m", "hi", "--schema", str(path), "--max-tokens", "600")
+    assert (code, json.loads(out), err) == (0, {"a": 1}, "")
+    code, out, err = edgetok(command, "m", "hi", "--schema", str(path), "--max-tokens", "2")
+    assert code == 0
+    assert "cut after 2 tokens (length)" in err
+    path.write_text('{"not": {}}')
+    code, out, err = edgetok(command, "m", "hi", "--schema", str(path))
+    assert (code, out) == (2, "")
+    assert "unsupported keyword 'not'" in one_line(err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,6 +123,7 @@ def test_generate(edgetok: Run) -> None:
         (["chat", "m", " "], "prompt is empty"),
         (["chat", "m", "hi", "--load", "nowhere.json"], "nowhere.json: cannot be read"),
         (["chat", "m", "hi", "--device", "npu"], "'npu' is not one of"),
+        (["chat", "m", "hi", "--schema", "nowhere.json"], "nowhere.json: cannot be read"),
         (["chat"], "Missing argument 'MODEL'"),
         (["generate", "m", ""], "prompt is empty"),
         (["wrong"], "No such command 'wrong'"),

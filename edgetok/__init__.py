@@ -32,7 +32,8 @@ from edgetok.errors import (
 if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.engine.generation import Generation
-    from edgetok.engine.result import Result, Stats
+    from edgetok.engine.result import Result, Stats, Token
+    from edgetok.engine.score import Score
     from edgetok.grammar.definition import Grammar
     from edgetok.model import Model
     from edgetok.sampling.options import SamplingOptions
@@ -56,10 +57,12 @@ __all__ = [
     "OutputError",
     "Result",
     "SamplingOptions",
+    "Score",
     "SessionError",
     "ShapeError",
     "Stats",
     "TemplateError",
+    "Token",
     "UnsupportedError",
     "UserError",
     "__version__",
@@ -74,7 +77,9 @@ _LAZY = {
     "Model": "edgetok.model",
     "Result": "edgetok.engine.result",
     "SamplingOptions": "edgetok.sampling.options",
+    "Score": "edgetok.engine.score",
     "Stats": "edgetok.engine.result",
+    "Token": "edgetok.engine.result",
 }
 
 

@@ -16,6 +16,7 @@ from edgetok.engine.result import Result
 from edgetok.errors import OptionError, SessionError, UserError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.session import Session, read_session, write_session
+from edgetok.text.inputs import checked_text
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """One conversation with a model. Made by `Model.chat`; used by one thread at a time.
+    """One conversation with a model. Made by `Model.new_chat`; used by one thread at a time.
 
     Attributes:
         sampling: options of the next answers; may be replaced at any time.
@@ -40,7 +41,7 @@ class Chat:
         system: str | None = None,
         sampling: SamplingOptions,
     ) -> None:
-        """Begin; `Model.chat` is the usual way.
+        """Begin; `Model.new_chat` is the usual way.
 
         Args:
             engine: writes the answers.
@@ -52,7 +53,7 @@ class Chat:
         self.sampling = sampling
         self._engine, self._template, self._identity = engine, template, identity
         self._transcript = Transcript(template, engine.tokenizer)
-        self._system = system or None
+        self._system = checked_text("the system message", system or "") or None
         self._turns: list[dict[str, str]] = []
         self._context: CachedTokens | None = None
         self._active: Generation | None = None
@@ -65,8 +66,9 @@ class Chat:
 
     @system.setter
     def system(self, text: str | None) -> None:
+        given = checked_text("the system message", text or "") or None
         self._settle()
-        self._system = text or None
+        self._system = given
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -131,6 +133,7 @@ class Chat:
             GrammarError: schema or grammar are invalid or unsupported; likewise.
             TemplateError: the template refuses the conversation; likewise.
         """
+        checked_text("the message", text)
         self._settle()
         constraint = self._engine.constraint_of(schema, grammar)
         before = list(self._turns)
@@ -233,6 +236,10 @@ class Chat:
         self._turns = [dict(turn) for turn in session.turns]
         self.sampling = sampling
         self._last = None
+
+    def __repr__(self) -> str:
+        said, used = len(self.messages), self.used_tokens
+        return f"<edgetok.Chat of {said} messages, {used} of {self.context_tokens} tokens>"
 
     def _answer(
         self, sampling: SamplingChanges, constraint: Constraint | None = None

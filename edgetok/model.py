@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
-from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
-from edgetok.cache.policies.policy import policy as check_policy
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
+from edgetok.engine.score import Score, score, split_at_prompt
+from edgetok.engine.sequence import Progress
 from edgetok.environment import read_settings
-from edgetok.errors import ArtefactError, OptionError, TemplateError
-from edgetok.formats import strict_json
+from edgetok.errors import OptionError, TemplateError
 from edgetok.formats.artefact import Artefact, open_artefact
-from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
+from edgetok.text.generation_config import end_tokens, read_generation_config
+from edgetok.text.inputs import checked_prompt, checked_prompts
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
-    from edgetok.text.template import ChatTemplate
+    from edgetok.text.template import ChatTemplate, Message
 
 
 class Model:
@@ -82,17 +82,19 @@ class Model:
         self.backend = backend
         self.notes = tuple(notes)
         self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
-        generation = _generation_config(self.path)
+        generation = read_generation_config(self.path)
         self.sampling = SamplingOptions.from_generation_config(generation)
+        listed = () if backend.spec is None else backend.spec.eos_tokens
         self.engine = Engine(
             backend,
             self.tokenizer,
-            _eos_tokens(backend.spec, generation, self.tokenizer),
+            end_tokens(listed, generation, self.tokenizer),
             context_tokens=context_tokens,
             limits=limits,
             chats_evict=chats_evict,
         )
         self._template: ChatTemplate | None = None
+        self._closed = False
 
     @classmethod
     def load(
@@ -116,8 +118,10 @@ class Model:
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
-        run = RunOptions(**options)
-        limits = cache_limits(run)
+        if not isinstance(path, (str, os.PathLike)):
+            raise OptionError(f"the path is {path!r:.80}, expected a text or a Path")
+        run = RunOptions.of(options)
+        limits = run.cache_limits
         if run.threads is None:
             run = dataclasses.replace(run, threads=read_settings().threads)
         artefact = open_artefact(path)
@@ -162,6 +166,7 @@ class Model:
         *,
         schema: object = None,
         grammar: object = None,
+        progress: Progress | None = None,
         **sampling: Unpack[SamplingChanges],
     ) -> Result:
         """Continue a text to the end.
@@ -170,14 +175,18 @@ class Model:
             prompt: text, or token ids.
             schema: a JSON schema or pydantic model that the answer must match.
             grammar: what else it must match; see `Grammar.of`.
+            progress: called with (tokens of the prompt that are read, all of them) as it is read,
+                in the thread that computes; an error that it raises ends the answer.
             sampling: options that differ from `self.sampling`.
 
         Raises:
             ContextError: the prompt does not fit.
             GrammarError: schema or grammar are invalid or unsupported.
-            OptionError: an option is out of range.
+            OptionError: an argument is of another kind, or an option is out of range.
         """
-        return self.stream(prompt, schema=schema, grammar=grammar, **sampling).run()
+        return self.stream(
+            prompt, schema=schema, grammar=grammar, progress=progress, **sampling
+        ).run()
 
     def stream(
         self,
@@ -185,6 +194,7 @@ class Model:
         *,
         schema: object = None,
         grammar: object = None,
+        progress: Progress | None = None,
         **sampling: Unpack[SamplingChanges],
     ) -> Generation:
         """Continue a text, piece by piece.
@@ -193,20 +203,23 @@ class Model:
             prompt: text, or token ids.
             schema: a JSON schema or pydantic model that the answer must match.
             grammar: what else it must match; see `Grammar.of`.
+            progress: as for `generate`.
             sampling: options that differ from `self.sampling`.
 
         Returns:
             An iterator over pieces of text, for `for` and `async for`, whose `result` holds tokens
-            and timing.
+            and timing. `tokens()` iterates over tokens instead.
 
         Raises:
             ContextError: the prompt does not fit.
             GrammarError: schema or grammar are invalid or unsupported.
-            OptionError: an option is out of range.
+            OptionError: an argument is of another kind, or an option is out of range.
         """
         options = self.sampling.with_changes(dict(sampling))
         constraint = self.engine.constraint_of(schema, grammar)
-        return self.engine.text(self._ids(prompt), options, constraint=constraint)
+        return self.engine.text(
+            self._ids(prompt), options, constraint=constraint, progress=progress
+        )
 
     def generate_batch(
         self,
@@ -235,17 +248,92 @@ class Model:
             OptionError: an option is out of range.
         """
         options = self.sampling.with_changes(dict(sampling))
+        ids = [self._ids(prompt) for prompt in checked_prompts(prompts)]
         constraint = self.engine.constraint_of(schema, grammar)
-        return self.engine.batch([self._ids(prompt) for prompt in prompts], options, constraint)
+        return self.engine.batch(ids, options, constraint)
 
-    def chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
-        """Begin a conversation.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        schema: object = None,
+        grammar: object = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingChanges],
+    ) -> Result:
+        """Answer a conversation to the end; nothing of it is kept.
+
+        Args:
+            messages: each with "role" and "content", the last one usually the user's.
+            tools: tools that the model may call, as JSON objects; the chat template writes them.
+            schema: as for `generate`.
+            grammar: as for `generate`.
+            chat_template_kwargs: what else the template looks at, e.g. {"enable_thinking": False}.
+            progress: as for `generate`.
+            sampling: options that differ from `self.sampling`.
+
+        Raises:
+            ContextError: the conversation does not fit.
+            GrammarError: schema or grammar are invalid or unsupported.
+            OptionError: an argument is of another kind, or an option is out of range.
+            TemplateError: the model has no usable chat template, the template does not use tools,
+                or it refuses the messages.
+        """
+        return self.stream_chat(
+            messages,
+            tools=tools,
+            schema=schema,
+            grammar=grammar,
+            chat_template_kwargs=chat_template_kwargs,
+            progress=progress,
+            **sampling,
+        ).run()
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        schema: object = None,
+        grammar: object = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingChanges],
+    ) -> Generation:
+        """Answer a conversation piece by piece: `chat` as an iterator, like `stream`.
+
+        Args:
+            messages: as for `chat`.
+            tools: as for `chat`.
+            schema: as for `generate`.
+            grammar: as for `generate`.
+            chat_template_kwargs: as for `chat`.
+            progress: as for `generate`.
+            sampling: options that differ from `self.sampling`.
+
+        Raises:
+            ContextError: the conversation does not fit.
+            GrammarError: schema or grammar are invalid or unsupported.
+            OptionError: an argument is of another kind, or an option is out of range.
+            TemplateError: as for `chat`.
+        """
+        options = self.sampling.with_changes(dict(sampling))
+        text = self.template.conversation(messages, tools, chat_template_kwargs)
+        tokens = self.tokenize(text, special=False)
+        constraint = self.engine.constraint_of(schema, grammar)
+        return self.engine.text(tokens, options, constraint=constraint, progress=progress)
+
+    def new_chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
+        """Begin a conversation that keeps its messages, and its cache from turn to turn.
 
         Args:
             system: what the model should be, for every turn.
             sampling: options that differ from `self.sampling`.
 
         Raises:
+            OptionError: an argument is of another kind, or an option is out of range.
             TemplateError: the model has no usable chat template.
         """
         from edgetok.chat import Chat
@@ -256,6 +344,40 @@ class Model:
             self.artefact.identity,
             system=system,
             sampling=self.sampling.with_changes(dict(sampling)),
+        )
+
+    def score(
+        self,
+        text: str | Sequence[int],
+        *,
+        prompt: str | Sequence[int] = "",
+        logprobs: int = 0,
+    ) -> Score:
+        """Compute how probable the model finds a given text, token by token.
+
+        Args:
+            text: text, or token ids.
+            prompt: what stands before it and is not scored. Where it is empty, that is what the
+                tokenizer begins a text with, such as <s>; where it begins with nothing, the first
+                token has no log-probability.
+            logprobs: also give this many most likely tokens at each position.
+
+        Raises:
+            ContextError: the text does not fit.
+            OptionError: an argument is of another kind, or there is nothing to score.
+        """
+        SamplingOptions(logprobs=logprobs)  # refuses what is out of range
+        size = self.tokenizer.vocab_size
+        before, tokens = split_at_prompt(
+            self.tokenizer, checked_prompt(prompt, size), checked_prompt(text, size)
+        )
+        return score(
+            self.backend,
+            self.tokenizer,
+            before,
+            tokens,
+            top=logprobs,
+            context_tokens=self.context_tokens,
         )
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
@@ -283,6 +405,7 @@ class Model:
 
     def close(self) -> None:
         """End answers, stop threads and let go of the weights. A second call does nothing."""
+        self._closed = True
         self.engine.close()
         self.backend.close()
         self.artefact.close()
@@ -293,51 +416,13 @@ class Model:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.context_tokens} tokens"
+        return f"<edgetok.Model {self.path.name!r} on {self.backend.name}, {state}>"
+
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        given = checked_prompt(prompt, self.tokenizer.vocab_size)
+        tokens = self.tokenize(given) if isinstance(given, str) else given
         if not tokens and self.tokenizer.bos_token is not None:
             tokens = [self.tokenizer.bos_token]
         return tokens
-
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
-        for token in tokens:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise OptionError(
-                    f"token {token} in the prompt, expected 0 to {self.tokenizer.vocab_size - 1}"
-                )
-        return [int(token) for token in tokens]
-
-
-def cache_limits(options: RunOptions) -> CacheLimits | None:
-    """Return the limits that `kv_budget` and `kv_policy` ask for; None: nothing is evicted.
-
-    Raises:
-        OptionError: the policy is unknown.
-    """
-    budget, policy = options.kv_budget_bytes, options.kv_policy
-    if policy == "none" or (policy is None and budget is None):
-        return None
-    name = DEFAULT_POLICY if policy is None else policy
-    check_policy(name)
-    return CacheLimits(policy=name, budget_bytes=budget)
-
-
-def _generation_config(folder: Path) -> dict[str, object]:
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    return strict_json.read_object(path, error=ArtefactError)
-
-
-def _eos_tokens(
-    spec: DecoderSpec | None, generation: dict[str, object], tokenizer: Tokenizer
-) -> frozenset[int]:
-    """Everything that the checkpoint says ends an answer."""
-    found = set(spec.eos_tokens if spec is not None else ())
-    listed = generation.get("eos_token_id")
-    for token in listed if isinstance(listed, list) else [listed]:
-        if type(token) is int:
-            found.add(token)
-    if tokenizer.eos_token is not None:
-        found.add(tokenizer.eos_token)
-    return frozenset(found)

@@ -10,8 +10,8 @@ import pytest
 import edgetok
 
 PUBLIC = """ArtefactError BusyError Chat CheckpointError ContextError EdgetokError Generation
-Grammar GrammarError MissingExtraError Model OptionError OutputError Result SamplingOptions
-SessionError ShapeError Stats TemplateError UnsupportedError UserError __version__ load"""
+Grammar GrammarError MissingExtraError Model OptionError OutputError Result SamplingOptions Score
+SessionError ShapeError Stats TemplateError Token UnsupportedError UserError __version__ load"""
 
 
 def test_public_names() -> None:

@@ -30,7 +30,7 @@ def talk(chat, turns):
 
 @pytest.fixture(scope="module")
 def long_chat(model):
-    chat = model.chat(system=SYSTEM)
+    chat = model.new_chat(system=SYSTEM)
     talk(chat, 12)
     return chat
 
@@ -54,7 +54,7 @@ def test_goes_on_beyond_the_cache_and_says_what_it_lost(model, long_chat):
 
 def test_a_saved_session_goes_on_where_it_was(model, long_chat, tmp_path):
     long_chat.save(tmp_path / "talk")
-    other = model.chat()
+    other = model.new_chat()
     other.load(tmp_path / "talk")
     assert other.messages == long_chat.messages
     assert other.memory.loss == long_chat.memory.loss
@@ -85,7 +85,7 @@ def test_damaged_and_foreign_sessions_are_refused_and_the_chat_goes_on(model, lo
     path.write_bytes(whole)
     assert long_chat.messages == before
     np.testing.assert_array_equal(long_chat.memory.kept, memory)
-    foreign = fake_model(tmp_path / "fake").chat()
+    foreign = fake_model(tmp_path / "fake").new_chat()
     with pytest.raises(SessionError, match="belongs to another model"):
         foreign.load(path)
     long_chat.load(path)
@@ -98,21 +98,21 @@ def test_a_session_needs_a_cache_of_its_shape(default_artefact, model, long_chat
         Model.load(default_artefact, threads=1, context=128, kv_policy="none") as plain,
         pytest.raises(SessionError, match="with its --kv-policy retain"),
     ):
-        plain.chat().load(path)
+        plain.new_chat().load(path)
     with (
         Model.load(default_artefact, threads=1, context=192) as longer,
         pytest.raises(SessionError, match="has block_tokens 16, this one 24"),
     ):
-        longer.chat().load(path)
+        longer.new_chat().load(path)
     with Model.load(default_artefact, threads=1, context=128) as same:  # chats evict unasked
-        chat = same.chat()
+        chat = same.new_chat()
         chat.load(path)
         assert chat.messages == long_chat.messages
         assert chat.memory.seen == long_chat.memory.seen
 
 
 def test_a_system_message_must_leave_room(model):
-    chat = model.chat(system=LONG)
+    chat = model.new_chat(system=LONG)
     with pytest.raises(ContextError, match="half of the cache"):
         chat.send("Hello!")
     assert chat.messages[1:] == []
@@ -156,12 +156,12 @@ def test_a_backend_that_cannot_forget_refuses(default_artefact):
         Model.load(default_artefact, device="onnxruntime", kv_budget="64MB") as loaded,
         pytest.raises(UnsupportedError, match="onnxruntime backend has no cache that evicts"),
     ):
-        loaded.chat().send("Hello!")
+        loaded.new_chat().send("Hello!")
 
 
 def test_budget_is_kept(default_artefact):
     with Model.load(default_artefact, threads=1, kv_budget="800kB") as loaded:
-        chat = loaded.chat(temperature=0.0, max_tokens=8)
+        chat = loaded.new_chat(temperature=0.0, max_tokens=8)
         talk(chat, 2)
         assert 600_000 < chat.cache_bytes <= 800_000
         chat.send("word " * 3000).run()
@@ -183,41 +183,41 @@ def wide(model):
 
 
 def test_a_beginning_is_read_once(wide, tmp_path):
-    plain = [wide.chat(system=LONG).send(t).run() for t in ("Hello!", "How are you?")]
+    plain = [wide.new_chat(system=LONG).send(t).run() for t in ("Hello!", "How are you?")]
     folder = tmp_path / "prefixes"
     prefixes(wide, folder)
-    first = wide.chat(system=LONG).send("Hello!").run()
-    second = wide.chat(system=LONG).send("How are you?").run()
+    first = wide.new_chat(system=LONG).send("Hello!").run()
+    second = wide.new_chat(system=LONG).send("How are you?").run()
     assert (first.tokens, second.tokens) == (plain[0].tokens, plain[1].tokens)
     assert first.stats.cached_tokens == 0
     assert second.stats.cached_tokens > 100
     assert folder.stat().st_mode & 0o777 == 0o700
     prefixes(wide, folder)  # as another process would
-    again = wide.chat(system=LONG).send("How are you?").run()
+    again = wide.new_chat(system=LONG).send("How are you?").run()
     assert again.tokens == second.tokens
     assert again.stats.cached_tokens > 100
 
 
 def test_a_damaged_prefix_is_a_miss(wide, tmp_path):
     prefixes(wide, tmp_path / "p")
-    first = wide.chat(system=LONG).send("Hello!").run()
+    first = wide.new_chat(system=LONG).send("Hello!").run()
     (path,) = (tmp_path / "p").glob("*.prefix")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     prefixes(wide, tmp_path / "p")
-    second = wide.chat(system=LONG).send("Hello!").run()
+    second = wide.new_chat(system=LONG).send("Hello!").run()
     assert second.tokens == first.tokens
     assert second.stats.cached_tokens == 0
 
 
 def test_prefixes_stay_within_their_bytes(wide, tmp_path):
     store = prefixes(wide, tmp_path / "p")
-    wide.chat(system=LONG).send("Hello!").run()
+    wide.new_chat(system=LONG).send("Hello!").run()
     one = store.nbytes
     store = prefixes(wide, tmp_path / "p", limit=int(2.5 * one))
     for i in range(4):
-        wide.chat(system=f"{i} {LONG}").send("Hello!").run()
+        wide.new_chat(system=f"{i} {LONG}").send("Hello!").run()
     assert 2 * one - 1000 < store.nbytes <= 2.5 * one
     files = list((tmp_path / "p").glob("*.prefix"))
     assert len(files) == 2

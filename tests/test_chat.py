@@ -35,7 +35,7 @@ def prompt_rows(model: Model) -> int:
 
 
 def test_turns_see_the_history_and_reuse_the_cache(model: Model) -> None:
-    chat = model.chat()
+    chat = model.new_chat()
     assert "".join(chat.send("one")) == "1:ONE!"
     first = prompt_rows(model)
     assert "".join(chat.send("two 🙂")) == "2:TWO 🙂!"
@@ -54,13 +54,13 @@ def test_turns_see_the_history_and_reuse_the_cache(model: Model) -> None:
 
 
 def test_emoji_comes_whole(model: Model) -> None:
-    pieces = list(model.chat().send("a🙂b"))
+    pieces = list(model.new_chat().send("a🙂b"))
     assert "🙂" in pieces
     assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_undo_retry_clear_and_system(model: Model) -> None:
-    chat = model.chat(system="sys")
+    chat = model.new_chat(system="sys")
     assert chat.send("one").run().text == "sys:1:ONE!"
     assert chat.send("two").run().text == "sys:2:TWO!"
     assert chat.retry().run().text == "sys:2:TWO!"
@@ -81,7 +81,7 @@ def test_undo_retry_clear_and_system(model: Model) -> None:
 
 def test_cache_that_cannot_be_cut_is_computed_again(tmp_path: Path) -> None:
     model = fake_model(tmp_path, window=2)
-    chat = model.chat()
+    chat = model.new_chat()
     chat.send("one").run()
     chat.undo()
     assert chat.send("two").run().text == "1:TWO!"
@@ -90,7 +90,7 @@ def test_cache_that_cannot_be_cut_is_computed_again(tmp_path: Path) -> None:
 
 
 def test_cancel_keeps_the_partial_answer(model: Model) -> None:
-    chat = model.chat()
+    chat = model.new_chat()
     answer = chat.send("hello")
     assert [next(answer), next(answer)] == ["1", ":"]
     answer.cancel()
@@ -101,7 +101,7 @@ def test_cancel_keeps_the_partial_answer(model: Model) -> None:
 
 
 def test_closed_and_abandoned_answers(model: Model) -> None:
-    chat = model.chat()
+    chat = model.new_chat()
     answer = chat.send("hello")
     next(answer)
     answer.close()
@@ -117,7 +117,7 @@ def test_closed_and_abandoned_answers(model: Model) -> None:
 def test_cancelled_before_the_first_word(tmp_path: Path) -> None:
     model = fake_model(tmp_path, step_s=0.02)
     backend: Any = model.backend
-    chat = model.chat()
+    chat = model.new_chat()
     answer = chat.send("x" * 400)
     timer = threading.Timer(0.1, answer.cancel)
     timer.start()
@@ -137,7 +137,7 @@ def test_cancelled_before_the_first_word(tmp_path: Path) -> None:
 
 
 def test_error_in_the_backend_leaves_a_usable_chat(model: Model) -> None:
-    chat = model.chat()
+    chat = model.new_chat()
     chat.send("one").run()
     backend: Any = model.backend
     step = backend.step
@@ -160,7 +160,7 @@ def test_error_in_the_backend_leaves_a_usable_chat(model: Model) -> None:
 
 def test_context_full(tmp_path: Path) -> None:
     model = fake_model(tmp_path, context=80)
-    chat = model.chat()
+    chat = model.new_chat()
     with pytest.raises(ContextError, match=r"the prompt has 1\d\d tokens, the context holds 80"):
         chat.send("x" * 100)
     assert chat.messages == []
@@ -178,7 +178,7 @@ def test_context_full(tmp_path: Path) -> None:
 def test_template_that_refuses_changes_nothing(tmp_path: Path) -> None:
     refusing = "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}"
     model = fake_model(tmp_path, template=refusing + "<|im_start|>user\nx<|im_end|>\n")
-    chat = model.chat()
+    chat = model.new_chat()
     chat.send("a").run()
     before = chat.messages
     with pytest.raises(TemplateError, match="too many"):
@@ -189,7 +189,7 @@ def test_template_that_refuses_changes_nothing(tmp_path: Path) -> None:
 def test_no_template(tmp_path: Path) -> None:
     model = fake_model(tmp_path, template=None)
     with pytest.raises(TemplateError, match=r"no chat template.*edgetok generate"):
-        model.chat()
+        model.new_chat()
     assert model.generate("x", max_tokens=3).text == "xxx"
 
 
@@ -242,7 +242,7 @@ def test_many_threads(tmp_path: Path) -> None:
     answers: dict[int, str] = {}
 
     def talk(i: int) -> None:
-        answers[i] = model.chat().send(f"thread {i}").run().text
+        answers[i] = model.new_chat().send(f"thread {i}").run().text
 
     threads = [threading.Thread(target=talk, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -253,12 +253,12 @@ def test_many_threads(tmp_path: Path) -> None:
 
 
 def test_save_and_load(model: Model, tmp_path: Path) -> None:
-    chat = model.chat(system="Ünïcode", temperature=0.0, stop=("zz",))
+    chat = model.new_chat(system="Ünïcode", temperature=0.0, stop=("zz",))
     chat.send("one").run()
     path = tmp_path / "talk.json"
     chat.save(path)
     assert path.stat().st_mode & 0o077 == 0
-    other = model.chat()
+    other = model.new_chat()
     other.load(path)
     assert other.messages == chat.messages
     assert other.sampling == chat.sampling
@@ -267,7 +267,7 @@ def test_save_and_load(model: Model, tmp_path: Path) -> None:
 
 
 def test_damaged_session_files(model: Model, tmp_path: Path) -> None:
-    chat = model.chat()
+    chat = model.new_chat()
     chat.send("one").run()
     path = tmp_path / "talk.json"
     chat.save(path)
@@ -314,7 +314,7 @@ def test_damaged_session_files(model: Model, tmp_path: Path) -> None:
 def test_foreign_session_files(model: Model, tmp_path: Path, change: dict[str, Any]) -> None:
     from edgetok.session import _digest
 
-    chat = model.chat()
+    chat = model.new_chat()
     path = tmp_path / "talk.json"
     chat.save(path)
     body = json.loads(path.read_text())
@@ -327,9 +327,9 @@ def test_foreign_session_files(model: Model, tmp_path: Path, change: dict[str, A
 
 def test_save_where_nothing_can_be_written(model: Model, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
-        model.chat().save(tmp_path / "missing" / "talk.json")
+        model.new_chat().save(tmp_path / "missing" / "talk.json")
     with pytest.raises(SessionError, match="cannot be read"):
-        model.chat().load(tmp_path / "missing.json")
+        model.new_chat().load(tmp_path / "missing.json")
 
 
 def test_options_of_the_context(tmp_path: Path) -> None:

@@ -43,12 +43,12 @@ def test_greedy_is_the_same_every_time(model: edgetok.Model) -> None:
 
 
 def test_a_chat_says_the_same_with_and_without_its_cache(model: edgetok.Model) -> None:
-    chat = model.chat(temperature=0.0, max_tokens=24)
+    chat = model.new_chat(temperature=0.0, max_tokens=24)
     chat.send("Hello!").run()
     chat.send("Tell me about a cat.").run()
     assert chat.last is not None
     assert chat.last.stats.cached_tokens > 10
-    fresh = model.chat(temperature=0.0, max_tokens=24)
+    fresh = model.new_chat(temperature=0.0, max_tokens=24)
     fresh._turns = chat.messages[:-1]
     again = fresh.retry().run()
     assert again.stats.cached_tokens == 0
@@ -73,7 +73,7 @@ def test_many_threads_say_what_one_says(model: edgetok.Model) -> None:
 
 
 def test_cancel_in_decode_and_prefill(model: edgetok.Model) -> None:
-    chat = model.chat(temperature=0.0)
+    chat = model.new_chat(temperature=0.0)
     answer = chat.send("Tell me a very long story.")
     first = next(answer)
     answer.cancel()
@@ -101,11 +101,11 @@ def test_errors(model: edgetok.Model, default_artefact: Path, tmp_path: Path) ->
 def test_a_session_is_bound_to_its_model(
     model: edgetok.Model, default_artefact: Path, tmp_path: Path
 ) -> None:
-    chat = model.chat(max_tokens=5)
+    chat = model.new_chat(max_tokens=5)
     chat.send("Hello!").run()
     chat.save(tmp_path / "talk.json")
     with edgetok.load(default_artefact, device="onnxruntime") as same:
-        later = same.chat()
+        later = same.new_chat()
         later.load(tmp_path / "talk.json")
         assert later.messages == chat.messages
 

@@ -150,7 +150,7 @@ def samples(model: Model, temperature: float) -> list[list[dict[str, str]]]:
     """Return one answer for each prompt, and one conversation, with a fixed seed."""
     out = []
     for lines in (*((p,) for p in PROMPTS), DIALOGUE):
-        chat = model.chat()
+        chat = model.new_chat()
         for line in lines:
             chat.send(line, temperature=temperature, seed=1, max_tokens=300).run()
         out.append(chat.messages)

@@ -73,7 +73,7 @@ def command(
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")
     with common.load_model(model, given) as loaded:
-        chat = loaded.chat(system=system)
+        chat = loaded.new_chat(system=system)
         if load is not None:
             chat.load(load)
         elif session is not None and session.exists():

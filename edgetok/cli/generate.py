@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def command(
 def result_values(result: Any) -> dict[str, Any]:
     """Return a `Result` as JSON values with stable keys."""
     stats = result.stats
-    return {
+    values = {
         "text": result.text,
         "tokens": list(result.tokens),
         "finish": result.finish,
@@ -75,3 +76,6 @@ def result_values(result: Any) -> dict[str, Any]:
         "tokens_per_s": round(stats.tokens_per_s, 3),
         "first_token_s": round(stats.first_token_s, 6),
     }
+    if result.logprobs is not None:
+        values["logprobs"] = [dataclasses.asdict(token) for token in result.logprobs]
+    return values

@@ -12,6 +12,7 @@ from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
 from edgetok.engine.scheduler import Scheduler
+from edgetok.engine.sequence import Progress
 from edgetok.engine.sequence import Sequence as Answer
 from edgetok.engine.stepper import Stepper
 from edgetok.errors import GrammarError
@@ -91,6 +92,7 @@ class Engine:
         *,
         priority: int = 0,
         constraint: Constraint | None = None,
+        progress: Progress | None = None,
     ) -> Generation:
         """An answer in a cache of its own; nothing is computed before it is read.
 
@@ -101,6 +103,7 @@ class Engine:
             on_finish: called once with the result, however the answer ends.
             priority: 0 for an answer that somebody waits for, more for one in the background.
             constraint: restricts this answer, and no other.
+            progress: see `Sequence`.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -114,6 +117,8 @@ class Engine:
             self.eos_tokens,
             priority=priority,
             constraint=constraint,
+            context_tokens=None if context.cache.capabilities.evicts else self.context_tokens,
+            progress=progress,
         )
         return Generation(self.stepper, sequence, on_finish)
 
@@ -124,6 +129,7 @@ class Engine:
         *,
         priority: int = 0,
         constraint: Constraint | None = None,
+        progress: Progress | None = None,
     ) -> Generation:
         """The continuation of a text, in a new cache that is as large as it has to be.
 
@@ -135,7 +141,14 @@ class Engine:
         if self.limits is None and options.max_tokens is not None and len(prompt) < capacity:
             capacity = min(capacity, len(prompt) + options.max_tokens)
         context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
-        return self.answer(context, prompt, options, priority=priority, constraint=constraint)
+        return self.answer(
+            context,
+            prompt,
+            options,
+            priority=priority,
+            constraint=constraint,
+            progress=progress,
+        )
 
     def batch(
         self,

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 
 from edgetok.engine.mailbox import NO_LIMIT, End, Letter, Mailbox, Piece
-from edgetok.engine.result import FinishReason, Result, Stats
+from edgetok.engine.result import FinishReason, Result, Stats, Token
 from edgetok.engine.sequence import Sequence
 from edgetok.engine.stepper import Stepper
+from edgetok.engine.token_stream import TokenStream
 
 
 class Generation(Iterator[str], AsyncIterator[str]):
@@ -38,7 +39,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
         self._stepper, self._sequence = stepper, sequence
         self._mailbox = Mailbox()
         self._on_finish = [] if on_finish is None else [on_finish]  # popped by whoever is first
-        self._pieces: list[str] = []
+        self._pieces: list[Piece] = []
         self._finish: FinishReason = "cancelled"
         self._begin_s = 0.0
         self._submitted = False
@@ -74,6 +75,14 @@ class Generation(Iterator[str], AsyncIterator[str]):
             raise
         self._over(letter)
         raise StopAsyncIteration
+
+    def tokens(self) -> TokenStream:
+        """Return an iterator over tokens, plain or asynchronous, in place of pieces of text.
+
+        It reads the same answer: a token comes once its text is known. The texts together are
+        `result.text`, except for what was held back when the caller cancels.
+        """
+        return TokenStream(self)
 
     def run(self) -> Result:
         """Generate to the end and return the result."""
@@ -154,6 +163,10 @@ class Generation(Iterator[str], AsyncIterator[str]):
             with contextlib.suppress(Exception):  # at the interpreter's exit anything may be gone
                 self.close()
 
+    def __repr__(self) -> str:
+        state = self._finish if self._ended else "not ended"
+        return f"<edgetok.Generation of {self._mailbox.read_tokens} tokens, {state}>"
+
     @property
     def ended(self) -> bool:
         """Return whether the answer is finished."""
@@ -179,8 +192,9 @@ class Generation(Iterator[str], AsyncIterator[str]):
         """The answer so far."""
         sequence, read = self._sequence, self._mailbox.read_tokens
         times = sequence.times[:read]
+        room = sequence.context_tokens
         return Result(
-            text="".join(self._pieces),
+            text="".join(piece.text for piece in self._pieces),
             tokens=tuple(sequence.tokens[:read]),
             finish=self._finish,
             complete=sequence.complete(read),
@@ -192,7 +206,29 @@ class Generation(Iterator[str], AsyncIterator[str]):
                 first_token_s=times[0] - self._begin_s if times else 0.0,
                 decode_s=times[-1] - times[0] if times else 0.0,
             ),
+            logprobs=tuple(self.tokens_since(0)) if sequence.wants_logprobs else None,
+            tokens_left=None if room is None else max(0, room - len(sequence.prompt) - read),
         )
+
+    def tokens_since(self, first: int) -> list[Token]:
+        """Return the tokens that were read, without the first ones."""
+        sequence, read = self._sequence, self._mailbox.read_tokens
+        texts = [""] * (read - first)
+        for piece in reversed(self._pieces):
+            if piece.tokens <= first:
+                break
+            texts[piece.tokens - 1 - first] = piece.text + texts[piece.tokens - 1 - first]
+        made = []
+        for place, text in enumerate(texts, start=first):
+            token = sequence.tokens[place]
+            if sequence.wants_logprobs:
+                rated = sequence.logprobs[place]
+                made.append(
+                    Token(id=token, text=text, logprob=rated.logprob, top_logprobs=rated.top)
+                )
+            else:
+                made.append(Token(id=token, text=text))
+        return made
 
     # Inside
 
@@ -200,6 +236,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
         """Give the sequence to the engine, the first time; whether the engine has it."""
         if not self._submitted and not self._mailbox.cancelled:
             self._begin_s = self._stepper.now()
+            self._sequence.deadline_s = self._begin_s + self._sequence.max_seconds
             self._stepper.submit(self._sequence, self._mailbox)
             self._submitted = True
         return self._submitted
@@ -242,7 +279,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
             return letter
 
     def _taken(self, piece: Piece) -> str:
-        self._pieces.append(piece.text)
+        self._pieces.append(piece)
         self._mailbox.read_tokens = piece.tokens
         return piece.text
 

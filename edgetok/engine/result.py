@@ -5,7 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "time", "loop", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One token of an answer or of a scored text.
+
+    Attributes:
+        id: its id in the vocabulary.
+        text: what it adds to the text. It is "" for a special token, and for one that ends inside
+            a character or what may become a stop text: the text comes with the next token.
+        logprob: natural logarithm of the model's probability for it, before penalties and
+            temperature; None where it was not asked for.
+        top_logprobs: the most likely tokens at its place with theirs, most likely first.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +59,7 @@ class Stats:
         return (self.generated_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Result:
     """A finished answer.
 
@@ -48,13 +67,23 @@ class Result:
         text: what was written, without special tokens and stop text.
         tokens: its token ids, the end token included where there was one.
         finish: "stop" for an end token or stop text, "length" for `max_tokens`, "context" where the
-            context was full, "cancelled" where the caller ended it.
+            context was full, "time" for `max_seconds`, "loop" where `stop_loops` found that the
+            answer repeats itself, "cancelled" where the caller ended it.
         stats: what it took.
         complete: whether it is all that its schema or grammar asks for; True without one.
+        logprobs: the tokens with their log-probabilities; None where `logprobs` was not given.
+        tokens_left: how many more tokens the context holds; None where the cache evicts.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish: FinishReason
     stats: Stats
+    logprobs: tuple[Token, ...] | None = None
+    tokens_left: int | None = None
     complete: bool = True
+
+    def __repr__(self) -> str:
+        """Show the text's beginning and why it ended; the ids would fill the screen."""
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return f"Result(text={text!r}, tokens={len(self.tokens)}, finish={self.finish!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
@@ -13,11 +14,14 @@ from edgetok.errors import ContextError, OptionError
 from edgetok.runtime.backend import Logits, Part
 from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.device import Draw
+from edgetok.sampling.logprobs import Logprobs, logprobs
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from edgetok.sampling.steps import Logits as RowLogits
 from edgetok.text.stop import StopFinder
 from edgetok.text.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
 
 
 class Sequence:
@@ -33,9 +37,12 @@ class Sequence:
         pending: tokens to be computed next: the rest of the prompt, or the token written last.
         tokens: of the answer so far.
         times: when each was known, in seconds of the engine's clock.
+        logprobs: of each; empty where they were not asked for.
         finish: why the answer is over; None while it is not.
         cached: tokens of the prompt that the cache held.
         prefill_s: seconds of the steps that read the prompt.
+        deadline_s: when it ends at the latest, in seconds of the engine's clock.
+        context_tokens: the most tokens of prompt and answer together; None where the cache evicts.
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Sequence:
         *,
         priority: int = 0,
         constraint: Constraint | None = None,
+        context_tokens: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -59,6 +68,9 @@ class Sequence:
             eos_tokens: ids that end the answer.
             priority: see the attributes.
             constraint: restricts the answer; for this sequence alone.
+            context_tokens: see the attributes.
+            progress: called with (tokens of the prompt that are read, all of them) after each
+                step that reads some; an error that it raises ends the answer.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -83,6 +95,10 @@ class Sequence:
         self.cached = 0
         self.prefill_s = 0.0
         self._complete = False
+        self.deadline_s = math.inf
+        self.context_tokens = context_tokens
+        self.logprobs: list[Logprobs] = []
+        self._progress = progress
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
         self._constraint = constraint
 
@@ -116,7 +132,19 @@ class Sequence:
     @property
     def on_device(self) -> bool:
         """Return whether a backend that draws tokens itself can draw its next one."""
-        return self._constraint is None and self._sampler.on_device
+        free = self._constraint is None and not self.wants_logprobs
+        return free and self._sampler.on_device
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Return whether log-probabilities were asked for."""
+        return self._options.logprobs is not None
+
+    @property
+    def max_seconds(self) -> float:
+        """Return the time that it may take; infinite without a limit."""
+        limit = self._options.max_seconds
+        return math.inf if limit is None else limit
 
     def draw(self) -> Draw:
         """Return the options and the random number of its next draw."""
@@ -166,9 +194,15 @@ class Sequence:
             if not self.reading:
                 self.context.remember(len(self.prompt) - self.cached)
             self.prefill_s += clock() - began
+            if self._progress is not None:
+                self._progress(len(self.prompt) - len(self.pending), len(self.prompt))
         if self.pending or found is None:
+            if clock() >= self.deadline_s:
+                self.finish = "time"
             return []
         token = found if isinstance(found, int) else self._chosen(found[-1])
+        if self._options.logprobs is not None and not isinstance(found, int):
+            self.logprobs.append(logprobs(found[-1], token, self._options.logprobs))
         self.times.append(clock())
         self.tokens.append(token)
         return self._written(token)
@@ -208,12 +242,15 @@ class Sequence:
         elif self._limit is not None and len(self.tokens) >= self._limit:
             self.finish = "length"
             pieces += self._rest()
+        elif self.times[-1] >= self.deadline_s:
+            self.finish = "time"
+            pieces += self._rest()
         elif self.context.room_tokens < 1:
             self.finish = "context"
             pieces += self._rest()
         else:
             self.pending = [token]
-        return pieces
+        return ["".join(pieces)] if pieces else []
 
     def _rest(self) -> list[str]:
         """Return the text that detokenizer and stop finder have held back."""

@@ -6,9 +6,12 @@ from the fields (`edgetok.cli.options`), and `Model.load` takes the same names a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
+from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_bytes
 
@@ -109,6 +112,37 @@ class RunOptions:
     def prefix_cache_bytes(self) -> int | None:
         """Return the size of the prefix cache in bytes."""
         return _bytes("prefix_cache", self.prefix_cache)
+
+    @property
+    def cache_limits(self) -> CacheLimits | None:
+        """Return the limits that `kv_budget` and `kv_policy` ask for; None: nothing is evicted.
+
+        Raises:
+            OptionError: the policy is unknown.
+        """
+        from edgetok.cache.policies.policy import policy as check_policy  # needs NumPy
+
+        budget, policy = self.kv_budget_bytes, self.kv_policy
+        if policy == "none" or (policy is None and budget is None):
+            return None
+        name = DEFAULT_POLICY if policy is None else policy
+        check_policy(name)
+        return CacheLimits(policy=name, budget_bytes=budget)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> RunOptions:
+        """Return options from keywords.
+
+        Raises:
+            OptionError: a name is unknown, or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+                raise OptionError(f"unknown option {name!r}; {hint}")
+        return cls(**given)
 
 
 class RunChanges(TypedDict, total=False):

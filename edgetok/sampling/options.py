@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict
 
 from edgetok.errors import OptionError
+
+MOST_LOGPROBS = 1000  # most likely tokens whose log-probabilities are given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,14 @@ class SamplingOptions:
     stop: Annotated[
         tuple[str, ...], "End the answer before this text, e.g. '\\n'. May be given several times."
     ] = ()
+    max_seconds: Annotated[
+        float | None,
+        "Maximum time for prompt and answer together, e.g. 30.  [default: no limit]",
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        "Give each token's log-probability, and those of this many most likely tokens, e.g. 5.",
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning.
@@ -66,6 +77,10 @@ class SamplingOptions:
             _whole("seed", self.seed, 0, (1 << 64) - 1)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, 1 << 28)
+        if self.max_seconds is not None:
+            _number("max_seconds", self.max_seconds, 0.0, 1e9)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         given: object = self.stop
         if isinstance(given, str):
             stop: tuple[object, ...] = (given,)
@@ -88,7 +103,9 @@ class SamplingOptions:
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
-                raise OptionError(f"unknown option {name!r}; use one of {', '.join(known)}")
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+                raise OptionError(f"unknown option {name!r}; {hint}")
         return replace(self, **changes)
 
     @classmethod
@@ -139,3 +156,5 @@ class SamplingChanges(TypedDict, total=False):
     seed: int | None
     max_tokens: int | None
     stop: tuple[str, ...]
+    max_seconds: float | None
+    logprobs: int | None

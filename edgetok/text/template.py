@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 
 from edgetok.errors import ArtefactError, TemplateError
 from edgetok.formats import strict_json
+from edgetok.text.inputs import checked_messages, checked_tools, checked_variables
 from edgetok.text.template_growth import MARK, mark
 from edgetok.text.template_sandbox import MAX_SOURCE_BYTES, compile_template, render
 
@@ -110,6 +112,41 @@ class ChatTemplate:
             TemplateError: the template refuses the messages, fails, or exceeds its bounds.
         """
         return self._render(self._template, messages, add_generation_prompt, variables)
+
+    def conversation(
+        self,
+        messages: object,
+        tools: object = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """Write what an app handed in as the model's text, up to where the assistant begins.
+
+        Args:
+            messages: each with "role" and "content".
+            tools: descriptions of tools; None for none.
+            variables: what else the template may look at.
+
+        Raises:
+            OptionError: messages, tools or variables are of another kind.
+            TemplateError: the template does not use tools, or as `render`.
+        """
+        given, described = checked_messages(messages), checked_tools(tools)
+        if described is not None and not self.uses_tools:
+            raise TemplateError(
+                "this model's chat template does not use tools, so the model would not see them; "
+                "use a model that was trained with tools, or describe them in the system message"
+            )
+        return self.render(given, tools=described, **checked_variables(variables))
+
+    @cached_property
+    def uses_tools(self) -> bool:
+        """Return whether the template writes the tools that it is given."""
+        named: list[bool] = []
+        compile_template(
+            self.source,
+            lambda tree: named.append(any(n.name == "tools" for n in tree.find_all(nodes.Name))),
+        )
+        return named[0]
 
     def _render(
         self,

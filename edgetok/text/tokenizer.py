@@ -17,6 +17,7 @@ from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
 from edgetok.formats.foreign import foreign
 from edgetok.text.detokenizer import TextStream, token_decoder
+from edgetok.text.inputs import checked_text
 from edgetok.text.tokenizer_check import open_core
 
 MAX_TOKENIZER_BYTES = 128 << 20
@@ -89,9 +90,10 @@ class Tokenizer:
             OptionError: the text is not valid Unicode, or names a token that the model has no
                 embedding for.
         """
+        checked_text("the text", text)
         try:
             text.encode()
-        except (UnicodeEncodeError, AttributeError) as error:  # a lone surrogate, or no text
+        except UnicodeEncodeError as error:  # a lone surrogate
             raise OptionError(f"the text is not valid Unicode: {error}") from error
         with foreign("the text cannot be tokenised", OptionError):
             ids: list[int] = self._core.encode(text, add_special_tokens=special).ids

@@ -89,11 +89,11 @@ def test_conversations_that_evict_go_on_beside_each_other(default_artefact: Path
 
     with edgetok.load(default_artefact, threads=2, context=128) as model:
         model.sampling = model.sampling.with_changes({"temperature": 0.0})
-        expected = [talk(model.chat(), i) for i in range(4)]
+        expected = [talk(model.new_chat(), i) for i in range(4)]
         found: dict[int, list[str]] = {}
 
         def work(i: int) -> None:
-            chat = model.chat()
+            chat = model.new_chat()
             found[i] = talk(chat, i)
             memory = chat.memory
             assert memory is not None
@@ -111,7 +111,7 @@ def test_conversations_that_evict_go_on_beside_each_other(default_artefact: Path
 
 
 def test_closed_in_the_middle_of_a_prompt(model: edgetok.Model) -> None:
-    chat = model.chat(temperature=0.0, max_tokens=12)
+    chat = model.new_chat(temperature=0.0, max_tokens=12)
     answer = chat.send("dog " * 1200)
     reader = threading.Thread(target=answer.run)
     reader.start()
@@ -123,7 +123,7 @@ def test_closed_in_the_middle_of_a_prompt(model: edgetok.Model) -> None:
     text = chat.send("Hello!").run().text
     reader.join(60)
     assert not reader.is_alive()
-    assert text == model.chat(temperature=0.0, max_tokens=12).send("Hello!").run().text
+    assert text == model.new_chat(temperature=0.0, max_tokens=12).send("Hello!").run().text
 
 
 def test_the_benchmark_of_chats(model: edgetok.Model) -> None:

@@ -82,7 +82,7 @@ def test_retry_repeats(kv_bits, threads, default_artefact, kernel_cache, monkeyp
         default_artefact, threads=threads, context=512, kv_bits=kv_bits, kv_policy="none"
     ) as model:
         model.sampling = model.sampling.with_changes({"temperature": 0.0, "max_tokens": 40})
-        chat = model.chat()
+        chat = model.new_chat()
         chat.send("My number is 4711.").run()
         first = chat.send("Tell me a story about the number.").run().tokens
         for _ in range(3):

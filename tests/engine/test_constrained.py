@@ -142,7 +142,7 @@ def test_stop_texts_still_end_an_answer(model: Model) -> None:
 
 def test_chats_hold_one_answer(tmp_path: Path) -> None:
     with fake_model(tmp_path) as model:
-        chat = model.chat()
+        chat = model.new_chat()
         assert chat.send("hi", grammar=["yes", "no"]).run().text in ("yes", "no")
         assert chat.send("hi").run().text == "2:HI!"
         with pytest.raises(GrammarError):

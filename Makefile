@@ -1,4 +1,4 @@
-# make chat    talk to the bundled model; PROMPT="..." answers once
+# make chat    talk to the bundled model; PROMPT="..." answers once, MODEL=, BITS= or METHOD= converts
 # make test    run the tests
 # make docs    write docs/cli.md from the commands
 # All targets set up .venv first and do nothing twice.
@@ -7,12 +7,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CHAT_STAMP := $(VENV)/.installed-convert
+RUN_STAMP := $(VENV)/.installed-run
+CONVERT_STAMP := $(VENV)/.installed-convert
+# The bundled model at 4 bits is in the repository as an artefact; anything else is converted.
+CONVERTED := $(strip $(MODEL)$(BITS)$(METHOD))
 BITS ?= 4
 MODEL ?= models/default
 # For the bundled model at 4 bits, gptq and auto are indistinguishable and gptq is three times faster.
 METHOD ?= gptq
+ifeq ($(CONVERTED),)
+ARTEFACT := models/default-4bit
+else
 ARTEFACT := artefacts/$(notdir $(MODEL))-$(BITS)bit
+endif
 DATA := $(abspath ../shared/data)
 
 ifndef EDGETOK_DATA
@@ -23,7 +30,7 @@ endif
 
 .PHONY: chat setup test lint docs types bench bench-gpu test-gpu clean
 
-chat: $(ARTEFACT)/manifest.json
+chat: $(ARTEFACT)/manifest.json $(RUN_STAMP)
 ifdef PROMPT
 	@$(BIN)/edgetok chat $(ARTEFACT) --prompt "$$PROMPT_TEXT"
 else
@@ -37,9 +44,11 @@ export PROMPT_TEXT
 endif
 
 # The manifest is written last, so an interrupted conversion is not taken for a finished one.
-$(ARTEFACT)/manifest.json: $(wildcard $(MODEL)/*) | $(CHAT_STAMP)
+ifneq ($(CONVERTED),)
+$(ARTEFACT)/manifest.json: $(wildcard $(MODEL)/*) | $(CONVERT_STAMP)
 	@$(BIN)/edgetok convert $(MODEL) --bits $(BITS) --method $(METHOD) --out $(ARTEFACT)
 	@touch $@
+endif
 
 setup: $(STAMP)
 
@@ -62,7 +71,7 @@ types: $(STAMP)
 	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p edgetok
 
-bench: $(ARTEFACT)/manifest.json
+bench: $(ARTEFACT)/manifest.json $(RUN_STAMP)
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
 
 # On a machine with a GPU: all measurements in about ten minutes, and the tests on the GPU. If PYTHON
@@ -89,13 +98,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[dev]' 'setuptools>=77'
-	@touch $(CHAT_STAMP) $@
+	@touch $(RUN_STAMP) $(CONVERT_STAMP) $@
 
-$(CHAT_STAMP): pyproject.toml constraints.txt
+$(CONVERT_STAMP): pyproject.toml constraints.txt
 	$(venv)
-	@echo "installing into $(VENV); this takes some minutes the first time"
+	@echo "installing the converter into $(VENV); this takes some minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[convert]'
+	@touch $(RUN_STAMP) $@
+
+$(RUN_STAMP): pyproject.toml constraints.txt
+	$(venv)
+	@echo "installing into $(VENV), once ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 clean:

@@ -121,7 +121,7 @@ def test_help_examples_run(
     """Those on the bundled model; a chat without a prompt gets one on stdin."""
     for example in help_examples(name):
         words, data = words_of(example)
-        if "default" not in example:
+        if "default" not in example and name not in ("chat", "generate", "bench"):
             continue
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data or b"Hello!")))
         code = run(words)

@@ -1,4 +1,4 @@
-"""The installed package holds every module, nothing heavy, and no weights."""
+"""The installed package holds every module, the bundled artefact, and nothing heavy."""
 
 from __future__ import annotations
 
@@ -83,9 +83,11 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
     assert "edgetok/py.typed" in names
     assert "edgetok/converter/calibrate/calibration.txt" in names
     assert any(name.endswith("LICENSE") for name in names)
+    for path in (repository / "models/default-4bit").iterdir():
+        assert f"edgetok/models/default-4bit/{path.name}" in names
     for name in names:
         assert name.startswith("edgetok"), name
-        assert not name.endswith((".safetensors", ".onnx", ".data")), name
+        assert not name.endswith((".safetensors", ".png")), name
         assert "/default/" not in name, name
         assert "/training/" not in name, name
     assert wheel.stat().st_size < 5 << 20

@@ -22,12 +22,12 @@ _FIRST_PROMPT_TOKENS = 16
 @click.command(
     "bench",
     epilog=common.examples(
-        "edgetok bench artefacts/default-4bit --threads 1 --depth 512 --json",
-        "edgetok bench artefacts/default-4bit --profile",
+        "edgetok bench --threads 1 --depth 512 --json",
+        "edgetok bench --profile",
         "edgetok bench artefacts/default-4bit --chats 8 --threads 2",
     ),
 )
-@common.MODEL
+@common.MODEL_OR_BUNDLED
 @click.option(
     "--prompt-tokens",
     type=int,
@@ -82,7 +82,7 @@ _FIRST_PROMPT_TOKENS = 16
 )
 @common.JSON
 def command(model: Path, as_json: bool, **given: Any) -> None:
-    """Measure speed and memory of MODEL.
+    """Measure speed and memory of MODEL; without one, of the bundled model.
 
     Times until loaded and until the first token count from the start of loading, with a prompt of
     16 tokens. With several --threads or --depth, "runs" in the JSON has every combination; its

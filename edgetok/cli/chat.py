@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 @click.command(
     "chat",
     epilog=common.examples(
-        "edgetok chat artefacts/default-4bit",
-        'edgetok chat artefacts/default-4bit "Tell me a story." --temperature 0',
+        "edgetok chat",
+        'edgetok chat --prompt "Tell me a story." --temperature 0',
         "edgetok chat artefacts/default-4bit --kv-budget 2MB --session talk.json",
     ),
 )
-@common.MODEL
+@common.MODEL_OR_BUNDLED
 @click.argument("prompt", required=False)
-@click.option(
-    "-p", "--prompt", "option_prompt", metavar="TEXT", help="Prompt to answer once; same as PROMPT."
-)
+@common.PROMPT
 @click.option(
     "--system", metavar="TEXT", help="System message for the model, e.g. 'You are brief.'"
 )
@@ -55,20 +53,16 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Talk to MODEL.
+    """Talk to MODEL; without one, to the bundled model.
 
     With PROMPT, or with a prompt on stdin, it answers once and exits. In the chat, /help lists the
     commands. Sampling options default to what the model recommends.
     """
-    if prompt is not None and option_prompt is not None:
-        raise OptionError(
-            "the prompt was given twice, as an argument and with --prompt; remove one"
-        )
-    text = common.prompt_text(prompt if option_prompt is None else option_prompt)
+    text = common.prompt_text(common.one_prompt(prompt, option_prompt))
     if as_json and text is None:
-        raise OptionError("--json needs a prompt; give one as an argument or on stdin")
+        raise OptionError("--json needs a prompt; give one with --prompt or on stdin")
     if schema_file is not None and text is None:
-        raise OptionError("--schema needs a prompt; give one as an argument or on stdin")
+        raise OptionError("--schema needs a prompt; give one with --prompt or on stdin")
     schema = common.read_schema(schema_file)
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")

@@ -16,13 +16,14 @@ from edgetok.errors import OptionError
 @click.command(
     "generate",
     epilog=common.examples(
-        'edgetok generate artefacts/default-4bit "Once upon a time" --max-tokens 50',
+        'edgetok generate --prompt "Once upon a time" --max-tokens 50',
         'edgetok generate artefacts/default-4bit "A cat as JSON: " --schema cat.json',
-        'echo "Once upon a time" | edgetok generate artefacts/default-4bit --seed 1 --echo',
+        'echo "Once upon a time" | edgetok generate --seed 1 --echo',
     ),
 )
-@common.MODEL
+@common.MODEL_OR_BUNDLED
 @click.argument("prompt", required=False)
+@common.PROMPT
 @common.SCHEMA
 @common.sampling_options
 @common.run_options
@@ -31,19 +32,20 @@ from edgetok.errors import OptionError
 def command(
     model: Path,
     prompt: str | None,
+    option_prompt: str | None,
     schema_file: Path | None,
     echo: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Continue a text: PROMPT, or all of stdin.
+    """Continue a text, PROMPT or all of stdin, with MODEL; without one, with the bundled model.
 
     The model gets the text without a chat template; for answers, use `edgetok chat`. Sampling
     options default to what the model recommends.
     """
-    text = common.prompt_text(prompt)
+    text = common.prompt_text(common.one_prompt(prompt, option_prompt))
     if text is None:
-        raise OptionError("no prompt given; give one as an argument or on stdin")
+        raise OptionError("no prompt given; give one with --prompt or on stdin")
     schema = common.read_schema(schema_file)
     with common.load_model(model, given) as loaded:
         stream = loaded.stream(text, schema=schema, **common.sampling_changes(given))

@@ -64,8 +64,8 @@ Run `edgetok COMMAND --help` for the options of a command.
 """
 _EXAMPLES = """\b
 Examples:
+  edgetok chat
   edgetok convert models/default --out artefacts/default-4bit
-  edgetok chat artefacts/default-4bit
   edgetok bench artefacts/default-4bit
 """
 

@@ -25,13 +25,21 @@ from typing import (
 
 import click
 
-from edgetok.errors import MissingExtraError
+from edgetok.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from edgetok.engine.result import Result
     from edgetok.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def bundled() -> Path:
+    """Return the folder of the bundled model, which commands use where MODEL is left out."""
+    from edgetok.models.bundled import bundled_model
+
+    return bundled_model()
+
 
 MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 SCHEMA = click.option(
@@ -40,6 +48,16 @@ SCHEMA = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="File with a JSON schema that the answer must match.",
+)
+MODEL_OR_BUNDLED = click.argument(
+    "model", metavar="[MODEL]", type=click.Path(path_type=Path), default=bundled
+)
+PROMPT = click.option(
+    "-p",
+    "--prompt",
+    "option_prompt",
+    metavar="TEXT",
+    help="Same as PROMPT; needs no MODEL before it.",
 )
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
@@ -215,6 +233,19 @@ def given_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
 def unescape(text: str) -> str:
     r"""Replace a typed \n by a line end and a typed \t by a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def one_prompt(argument: str | None, option: str | None) -> str | None:
+    """Return the prompt that was given as an argument or with --prompt; None: neither.
+
+    Raises:
+        OptionError: both were given.
+    """
+    if argument is not None and option is not None:
+        raise OptionError(
+            "the prompt was given twice, as an argument and with --prompt; remove one"
+        )
+    return argument if option is None else option
 
 
 def prompt_text(given: str | None) -> str | None:

@@ -124,7 +124,7 @@ def test_schema(edgetok: Run, tmp_path: Path, command: str) -> None:
         (["chat", "m", "hi", "--load", "nowhere.json"], "nowhere.json: cannot be read"),
         (["chat", "m", "hi", "--device", "npu"], "'npu' is not one of"),
         (["chat", "m", "hi", "--schema", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["chat"], "Missing argument 'MODEL'"),
+        (["inspect"], "Missing argument 'MODEL'"),
         (["generate", "m", ""], "prompt is empty"),
         (["wrong"], "No such command 'wrong'"),
         (["chat", "m", "--wrong"], "No such option"),

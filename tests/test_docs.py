@@ -100,6 +100,10 @@ def test_help_ends_with_examples(name: str) -> None:
         command.make_context(words[0], list(words[1:]))
 
 
+CAT = """{"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}},
+"required": ["name"], "additionalProperties": false}"""
+
+
 @pytest.fixture
 def bundled(
     repository: Path, tmp_path: Path, default_artefact: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +114,7 @@ def bundled(
         target = default_artefact if source is None else source / folder
         (tmp_path / folder).symlink_to(target, target_is_directory=True)
     (tmp_path / "story.txt").write_text("Once upon a time there was a dog. " * 20)
+    (tmp_path / "cat.json").write_text(CAT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -5,6 +5,7 @@
 | `EDGETOK_THREADS` | number of threads; default: one per physical core |
 | `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
 | `EDGETOK_PYTHON` | Python that compiles kernels; default: the running one |
+| `EDGETOK_API_KEY` | key that clients of `edgetok serve` must send; default: none is asked for |
 | `EDGETOK_HISTORY` | file for the chat's typed lines; empty: no history is kept |
 """
 
@@ -28,12 +29,14 @@ class Settings:
         cache_dir: folder for compiled kernels.
         python: Python that compiles kernels.
         history: file for typed lines; `Path()` keeps none.
+        api_key: that clients of the server must send.
     """
 
     threads: int | None = None
     cache_dir: Path
     python: Path | None = None
     history: Path | None = None
+    api_key: str | None = None
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -60,6 +63,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         cache_dir=_cache_dir(result),
         python=Path(python).expanduser() if python else None,
         history=None if history is None else Path(history),
+        api_key=result.get("EDGETOK_API_KEY") or None,
     )
 
 

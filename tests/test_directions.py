@@ -121,6 +121,17 @@ ALLOWED: dict[str, set[str]] = {
         "text",
         "runtime",
     },
+    "serve": {
+        "errors",
+        "cache",
+        "engine",
+        "formats",
+        "model",
+        "quantities",
+        "runtime",
+        "sampling",
+        "text",
+    },
     "cli": {"*"},
     "": {"errors", "model", "chat", "engine", "grammar", "sampling"},
 }

@@ -52,7 +52,11 @@ class Prefix:
 
 
 class PrefixCache:
-    """States of one model, up to `limit_bytes`. Safe to use from many threads."""
+    """States of one model, up to `limit_bytes`. Safe to use from many threads.
+
+    Attributes:
+        limit_bytes: of all states together, in memory and likewise on disk.
+    """
 
     def __init__(self, model: str, limit_bytes: int, folder: Path | None = None) -> None:
         """Begin, with what an earlier process left in `folder`.
@@ -66,7 +70,7 @@ class PrefixCache:
         Raises:
             OutputError: the folder belongs to somebody else or cannot be made.
         """
-        self._model, self._limit, self._folder = model, limit_bytes, folder
+        self._model, self.limit_bytes, self._folder = model, limit_bytes, folder
         self._entries: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         if folder is not None:
@@ -141,7 +145,7 @@ class PrefixCache:
             repr((self._model, sorted(shape.items()), list(tokens))).encode()
         ).hexdigest()
         entry = Prefix(name, list(tokens), shape, held, size + 4 * len(tokens))
-        if entry.nbytes > self._limit:
+        if entry.nbytes > self.limit_bytes:
             return
         with self._lock:
             self._entries[name] = entry
@@ -152,7 +156,7 @@ class PrefixCache:
                 write_container(self._folder / (name + _SUFFIX), self._model, header, parts)
 
     def _shrink(self) -> None:
-        while self.nbytes > self._limit:
+        while self.nbytes > self.limit_bytes:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, name: str) -> None:
@@ -164,7 +168,9 @@ class PrefixCache:
     def _read(self, path: Path) -> None:
         """Take in a file; one of another model stays where it is, a damaged one is removed."""
         try:
-            header, parts = read_container(path, self._model, max_bytes=self._limit + (1 << 20))
+            header, parts = read_container(
+                path, self._model, max_bytes=self.limit_bytes + (1 << 20)
+            )
             saved = saved_cache(path, header, parts)
         except SessionError as error:
             if "another model" not in str(error):

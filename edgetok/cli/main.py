@@ -21,6 +21,7 @@ _COMMANDS = {
     "convert": "Convert a Hugging Face or GGUF model to an artefact, a small folder.",
     "chat": "Talk to a model.",
     "generate": "Continue a text.",
+    "serve": "Answer programs over HTTP, as OpenAI's API.",
     "inspect": "Show what an artefact contains.",
     "verify": "Check an artefact's files and arithmetic.",
     "export": "Write an artefact as a checkpoint for transformers and servers.",

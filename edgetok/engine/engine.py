@@ -122,6 +122,13 @@ class Engine:
         )
         return Generation(self.stepper, sequence, on_finish)
 
+    def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """Return the size of the cache that a text of so many tokens gets, in tokens."""
+        capacity = self.context_tokens
+        if self.limits is None and max_tokens is not None and prompt_tokens < capacity:
+            capacity = min(capacity, prompt_tokens + max_tokens)
+        return capacity
+
     def text(
         self,
         prompt: Sequence[int],
@@ -137,9 +144,7 @@ class Engine:
             ContextError: the prompt does not fit.
             OptionError: the prompt is empty, or the cache's limits are too tight.
         """
-        capacity = self.context_tokens
-        if self.limits is None and options.max_tokens is not None and len(prompt) < capacity:
-            capacity = min(capacity, len(prompt) + options.max_tokens)
+        capacity = self.capacity_tokens(len(prompt), options.max_tokens)
         context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
         return self.answer(
             context,

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 
+from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.mailbox import NO_LIMIT, End, Letter, Mailbox, Piece
 from edgetok.engine.result import FinishReason, Result, Stats, Token
 from edgetok.engine.sequence import Sequence
@@ -181,6 +182,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
     def failed(self) -> bool:
         """Return whether it ended with an error, which the next read raises."""
         return self._mailbox.failed
+
+    @property
+    def context(self) -> CachedTokens:
+        """Return the cache and its tokens; to be touched only once `settle` has returned."""
+        return self._sequence.context
 
     @property
     def times(self) -> list[float]:

@@ -1,0 +1,51 @@
+"""`edgetok serve`: answer programs over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.environment import read_settings
+
+
+def _options(function: Any) -> Any:
+    from edgetok.serve.options import ServeOptions
+
+    return common.options_of(ServeOptions)(function)
+
+
+@click.command(
+    "serve",
+    epilog=common.examples(
+        "edgetok serve artefacts/default-4bit",
+        "edgetok serve small=artefacts/default-4bit --port 9000 --memory 1GB",
+        "EDGETOK_API_KEY=... edgetok serve artefacts/default-4bit --host 0.0.0.0",
+    ),
+)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@_options
+@common.run_options
+def command(models: tuple[str, ...], **given: Any) -> None:
+    """Answer programs over HTTP, in the protocols of OpenAI.
+
+    Each MODEL is an artefact, as PATH or as NAME=PATH. The first is loaded at once, others when
+    they are asked for. Without a key in EDGETOK_API_KEY only this machine is answered.
+    """
+    from edgetok.runtime.options import RunOptions
+    from edgetok.serve.options import ServeOptions
+
+    with common.needs_extra("serving", "serve"):
+        from edgetok.serve.server import serve
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    options = ServeOptions(**common.given_of(ServeOptions, given), key=read_settings().api_key)
+    run = common.given_of(RunOptions, given)
+    serve(
+        models,
+        options,
+        tell=lambda line: click.echo(line, err=True),
+        progress=common.compiling,
+        **run,
+    )

@@ -1,0 +1,1 @@
+"""The server: one file a protocol over one internal request, on the engine."""

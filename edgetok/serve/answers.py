@@ -1,0 +1,300 @@
+"""From a request to the events that answer it: the only part of the server that knows the engine.
+
+async with await writer.begin(request) as answer:
+    async for event in answer.events():
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from edgetok.cache.protocol import KVCache
+from edgetok.engine.generation import Generation
+from edgetok.errors import ArtefactError, ContextError, OptionError
+from edgetok.model import Model
+from edgetok.sampling.options import SamplingOptions
+from edgetok.serve.budget import MemoryBudget
+from edgetok.serve.failure import Refusal, log
+from edgetok.serve.metrics import Metrics
+from edgetok.serve.models import ModelPool, Served
+from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Prompt, Request, Text, Usage, Whole
+
+_SIZES = 256  # tokens that the sizes of caches are rounded up to
+
+
+class Writer:
+    """Begins answers. Used by one event loop.
+
+    Attributes:
+        models: by name.
+        budget: of memory.
+        metrics: what has happened so far.
+    """
+
+    def __init__(self, models: ModelPool, budget: MemoryBudget, metrics: Metrics) -> None:
+        """Put the parts together."""
+        self.models, self.budget, self.metrics = models, budget, metrics
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def begin(self, request: Request) -> Answer:
+        """Check a request; nothing is computed before its events are asked for.
+
+        Raises:
+            Refusal: it cannot be answered, or the queue is full.
+            UserError: an option is out of range, the prompt does not fit, the template refuses it.
+        """
+        most = max(1, len(request.prompts)) * request.answers
+        if request.answers < 1 or most > MOST_ANSWERS:
+            raise Refusal(
+                400,
+                f"{most:,} answers were asked for at once, expected 1 to {MOST_ANSWERS}",
+                param="n",
+            )
+        self.models.find(request.model)
+        self.budget.check_room()
+        async with contextlib.AsyncExitStack() as stack:
+            served, model = await stack.enter_async_context(self.models.using(request.model))
+            options = model.sampling.with_changes(dict(request.sampling))
+            prompts = await asyncio.to_thread(_tokens, model, request)
+            sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
+            total = sum(sizes) * request.answers
+            held = stack.pop_all()
+        return Answer(self, held, served, model, request, options, prompts, total)
+
+    def close_later(self, answer: Answer) -> asyncio.Task[None]:
+        """Give back what an answer holds, whatever becomes of the task that asks for it."""
+        task = asyncio.get_running_loop().create_task(answer.give_back())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
+
+
+class Answer:
+    """The answers to one request. An asynchronous context manager that gives back their memory.
+
+    Attributes:
+        served: the model.
+        usage: the cost so far; whole once the events have ended.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        stack: contextlib.AsyncExitStack,
+        served: Served,
+        model: Model,
+        request: Request,
+        options: SamplingOptions,
+        prompts: Sequence[list[int]],
+        nbytes: int,
+    ) -> None:
+        """Prepare; made by `Writer.begin`.
+
+        Args:
+            writer: whose budget it uses.
+            stack: holds the model.
+            served: the model's entry.
+            model: loaded.
+            request: what to do.
+            options: of sampling.
+            prompts: token ids, one answer or more of each.
+            nbytes: that all its caches need at most.
+        """
+        self.served = served
+        self.usage = Usage(prompt_tokens=sum(map(len, prompts)))
+        self._writer, self._stack, self._model = writer, stack, model
+        self._request, self._options, self._prompts = request, options, prompts
+        self._nbytes = nbytes
+        self._borrowed = False
+        self._generations: list[Generation] = []
+        self._begun_s = time.monotonic()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Write the answers.
+
+        Raises:
+            Refusal: the queue is full, or the memory never suffices.
+            EdgetokError: the engine fails.
+        """
+        await self._writer.budget.borrow(self._nbytes, self._request.priority)
+        self._borrowed = True
+        try:
+            async with contextlib.aclosing(self._written()) as events:
+                async for event in events:
+                    yield event
+        except ArtefactError as error:
+            self.served.broken = True
+            raise Refusal(503, str(error), code="model_unavailable") from error
+
+    async def whole(self) -> list[Whole]:
+        """All answers, each from beginning to end."""
+        found = [Whole() for _ in range(len(self._prompts) * self._request.answers)]
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, Text):
+                    found[event.place].text += event.text
+                else:
+                    found[event.place].reason = event.reason
+        return found
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for generation in self._generations:
+            generation.close()
+        await asyncio.shield(self._writer.close_later(self))
+
+    async def give_back(self) -> None:
+        """Wait until no step touches the caches, and give back memory and model."""
+        try:
+            unfinished = [one for one in self._generations if not one.over]
+            if unfinished:
+                await asyncio.to_thread(lambda: [one.settle() for one in unfinished])
+                self._writer.metrics.abandoned += 1
+            else:
+                await asyncio.to_thread(self._keep)
+        finally:
+            self._generations.clear()
+            if self._borrowed:
+                self._writer.budget.give_back(self._nbytes)
+            await self._stack.aclose()
+
+    def _keep(self) -> None:
+        """Keep the caches of finished answers for the next turns of their conversations."""
+        prefixes = self._model.engine.prefixes
+        for generation in self._generations:
+            generation.settle()
+            context = generation.context
+            if prefixes is not None and context.cache.capabilities.saves and not generation.failed:
+                try:
+                    prefixes.add(context.tokens, context.cache)
+                except ContextError as error:
+                    log.warning("a conversation's beginning was not kept: %s", error)
+
+    async def _written(self) -> AsyncIterator[Event]:
+        """Events of all answers as they come."""
+        if len(self._prompts) * self._request.answers == 1:
+            async for event in self._one(0):
+                yield event
+            return
+        arrived: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+
+        async def forward(place: int) -> None:
+            try:
+                async for event in self._one(place):
+                    arrived.put_nowait(event)
+            except Exception as error:
+                arrived.put_nowait(error)
+
+        count = self._request.answers
+        tasks = []
+        left = len(self._prompts) * count
+        try:
+            # Where a prompt has several answers the first one reads it for all.
+            for place in range(0, left, count):
+                tasks.append(asyncio.create_task(forward(place)))
+            waiting = {
+                place: list(range(place + 1, place + count)) for place in range(0, left, count)
+            }
+            while left:
+                event = await arrived.get()
+                if isinstance(event, BaseException):
+                    raise event
+                for place in waiting.pop(event.place, []):
+                    tasks.append(asyncio.create_task(forward(place)))
+                left -= isinstance(event, Ended)
+                yield event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, place: int) -> AsyncIterator[Event]:
+        prompt = self._prompts[place // self._request.answers]
+        engine, options = self._model.engine, self._options
+        if options.seed is not None and place % self._request.answers:
+            options = options.with_changes({"seed": (options.seed + place) % (1 << 64)})
+        generation = engine.text(prompt, options, priority=self._request.priority)
+        self._generations.append(generation)
+        if self._request.echo:
+            yield Text(place, self._model.tokenizer.decode(prompt))
+        if self._request.begun:
+            yield Text(place, self._request.begun)
+        first = True
+        async for piece in generation:
+            if first:
+                self._writer.metrics.first_token(time.monotonic() - self._begun_s)
+                first = False
+            yield Text(place, piece)
+        self._count(place, generation)
+        yield Ended(place, generation.result.finish)
+
+    def _count(self, place: int, generation: Generation) -> None:
+        stats, usage, metrics = generation.result.stats, self.usage, self._writer.metrics
+        usage.generated_tokens += stats.generated_tokens
+        metrics.generated_tokens += stats.generated_tokens
+        if place % self._request.answers == 0:
+            usage.cached_tokens += stats.cached_tokens
+        metrics.prompt_tokens += stats.prompt_tokens
+        metrics.cached_tokens += stats.cached_tokens
+        cache: KVCache = generation.context.cache
+        if cache.capabilities.evicts:
+            usage.evicted_tokens += math.ceil(cache.length_tokens - cache.retained)
+            usage.attention_loss = max(usage.attention_loss, cache.loss)
+            metrics.evicted_tokens += usage.evicted_tokens
+
+
+def _tokens(model: Model, request: Request) -> list[list[int]]:
+    """The prompts as token ids.
+
+    Raises:
+        OptionError: a prompt is empty or has an unknown token.
+        ContextError: it does not fit.
+        TemplateError: the template refuses the messages.
+    """
+    found = [_continued(model, prompt) for prompt in request.prompts]
+    if request.messages:
+        text = model.template.render(request.messages, **request.variables)
+        found.append(model.tokenizer.encode(text + request.begun, special=False))
+    for tokens in found:
+        if not tokens:
+            raise OptionError("the prompt is empty, expected at least one token")
+        if model.engine.limits is None and len(tokens) > model.context_tokens:
+            raise ContextError(
+                f"the prompt has {len(tokens):,} tokens, the context holds "
+                f"{model.context_tokens:,}; shorten it, or start the server with a larger "
+                "--context or with --kv-budget"
+            )
+    return found
+
+
+def _continued(model: Model, prompt: Prompt) -> list[int]:
+    """The tokens of a text that is continued; those that were given are checked."""
+    if not isinstance(prompt, str):
+        for token in prompt:
+            if not 0 <= token < model.tokenizer.vocab_size:
+                raise OptionError(
+                    f"token {token} in the prompt, expected 0 to {model.tokenizer.vocab_size - 1}"
+                )
+        return list(prompt)
+    tokens = model.tokenize(prompt)
+    if not tokens and model.tokenizer.bos_token is not None:
+        return [model.tokenizer.bos_token]
+    return tokens
+
+
+def _cache_bytes(model: Model, prompt_tokens: int, options: SamplingOptions) -> int:
+    """Most bytes of the cache that an answer gets."""
+    engine = model.engine
+    capacity = engine.capacity_tokens(prompt_tokens, options.max_tokens)
+    if engine.limits is not None:
+        return engine.backend.new_bounded_cache(capacity, engine.limits).nbytes
+    rounded = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
+    return engine.backend.new_cache(rounded).nbytes

@@ -1,0 +1,151 @@
+"""The application: routes, and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgetok.serve.answers import Writer
+from edgetok.serve.chat_completions import ChatCompletions
+from edgetok.serve.completions import Completions
+from edgetok.serve.exchange import Exchange
+from edgetok.serve.failure import Refusal, refusal_of
+from edgetok.serve.guard import Guard
+from edgetok.serve.models import Served
+from edgetok.serve.openai_shared import error_body
+from edgetok.serve.options import ServeOptions
+
+_TIDY_S = 5.0  # between two looks for models that nobody uses
+
+
+def application(writer: Writer, options: ServeOptions) -> ASGIApp:
+    """Return the server as an ASGI application."""
+    pages = _Pages(writer)
+    routes = [
+        Route("/health", pages.health),
+        Route("/metrics", pages.metrics),
+    ]
+    # Some clients leave the version out, or have it in their address already.
+    for prefix in ("/v1", ""):
+        routes += [
+            Route(f"{prefix}/models", pages.models),
+            Route(f"{prefix}/models/{{name:path}}", pages.model),
+            Route(
+                f"{prefix}/chat/completions",
+                Exchange(ChatCompletions(), writer, "chat"),
+                methods=["POST"],
+            ),
+            Route(
+                f"{prefix}/completions",
+                Exchange(Completions(), writer, "completions"),
+                methods=["POST"],
+            ),
+            Route(f"{prefix}/embeddings", pages.no_embeddings, methods=["POST"]),
+            Route(f"{prefix}/rerank", pages.no_embeddings, methods=["POST"]),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(_tidy(writer, options.unload_after))
+        try:
+            yield
+        finally:
+            tidying.cancel()
+            await writer.models.close()
+
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error, Exception: _any_error},
+    )
+    return Guard(
+        app,
+        key=options.key,
+        hosts=options.allow_host,
+        origins=options.allow_origin,
+        refuse=_refused,
+    )
+
+
+class _Pages:
+    """What is not a protocol."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"object": "health", "status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        budget = self._writer.budget
+        models = self._writer.models.models.values()
+        gauges: dict[str, tuple[str, float]] = {
+            "running": ("Requests that are answered now.", budget.running),
+            "waiting": ("Requests that wait for a place.", budget.waiting),
+            "models_loaded": ("Models in memory.", sum(one.model is not None for one in models)),
+            "memory_budget_bytes": ("Memory for models and caches.", budget.total_bytes),
+            "memory_models_bytes": ("Memory of loaded models.", budget.model_bytes),
+            "memory_caches_bytes": ("Memory promised to answers.", budget.cache_bytes),
+        }
+        text = self._writer.metrics.text(gauges)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        models = self._writer.models.models.values()
+        return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(_model(self._writer.models.find(request.path_params["name"])))
+
+    async def no_embeddings(self, request: Request) -> Response:
+        raise Refusal(
+            400,
+            "no model of this server makes embeddings or ranks texts; use another server",
+            param="model",
+            code="unsupported_model",
+        )
+
+
+def _model(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "edgetok",
+        "loaded": served.model is not None,
+    }
+    if served.model is not None:
+        found["context_length"] = served.model.context_tokens
+    return found
+
+
+async def _tidy(writer: Writer, idle_s: int) -> None:
+    while idle_s:
+        await asyncio.sleep(min(_TIDY_S, idle_s))
+        await writer.models.unload_idle(idle_s)
+
+
+async def _refused(scope: Scope, receive: Receive, send: Send) -> None:
+    refusal: Refusal = scope["refusal"]
+    response = JSONResponse(error_body(refusal), refusal.status, refusal.headers)
+    await response(scope, receive, send)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    """Starlette's own: no such path, or not with this method."""
+    refusal = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(error_body(refusal), refusal.status, error.headers)
+
+
+async def _any_error(request: Request, error: Exception) -> Response:
+    refusal = refusal_of(error)
+    return JSONResponse(error_body(refusal), refusal.status, refusal.headers)

@@ -1,0 +1,68 @@
+"""Read a request's JSON body within limits of size, depth and time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.types import Receive, Scope
+
+from edgetok.errors import OptionError
+from edgetok.formats import strict_json
+from edgetok.serve.failure import Refusal
+
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 64
+BODY_S = 20.0  # until all of a body has to be here
+
+
+class Gone(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
+    """Return the object that a request's body holds.
+
+    Raises:
+        Refusal: it is no JSON object, or too large, too deep or too slow.
+        Gone: the client went away.
+    """
+    headers = dict(scope["headers"])
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise Refusal(
+            415,
+            f"the content type is {kind.decode('latin-1')!r:.100}, expected 'application/json'",
+            code="unsupported_media_type",
+        )
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Refusal(415, "the body is compressed, expected plain JSON")
+    declared = headers.get(b"content-length", b"0")
+    if len(declared) > 12 or int(declared) > MAX_BYTES:
+        raise _too_large()
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                data += message.get("body", b"")
+                if len(data) > MAX_BYTES:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError as error:
+        raise Refusal(408, f"the body took longer than {BODY_S:.0f} s") from error
+    try:
+        return strict_json.loads_object(
+            bytes(data), "body", max_bytes=MAX_BYTES, max_depth=MAX_DEPTH, error=OptionError
+        )
+    except OptionError as error:
+        raise Refusal(400, str(error), code="invalid_json") from error
+
+
+def _too_large() -> Refusal:
+    return Refusal(
+        413, f"the body is larger than {MAX_BYTES:,} bytes; shorten it", code="body_too_large"
+    )

@@ -1,0 +1,235 @@
+"""`/v1/chat/completions`: answer a conversation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgetok.serve.failure import Refusal
+from edgetok.serve.models import Served
+from edgetok.serve.openai_shared import FINISH, Sampled, error_body, new_id, usage_body
+from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.request import Event, Request, Text, Usage, Whole
+
+_MOST_MESSAGES = 4096
+_VARIABLE = bool | int | float | str | None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    text: str | None = None
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class _ToolCall(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: str | None = None
+    type: str = "function"
+    function: _Function
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Body(Sampled):
+    messages: list[_Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, _VARIABLE] | None = None
+    audio: dict[str, Any] | None = None
+
+
+class ChatCompletions(Protocol):
+    """Answers conversations in the words of the model's chat template."""
+
+    def parse(self, body: dict[str, Any]) -> Call:
+        """Read a body. See `Protocol`."""
+        found = validated(_Body, body)
+        _refuse_unsupported(found)
+        limit = found.max_completion_tokens
+        request = Request(
+            model=found.model,
+            messages=tuple(_message(one, f"messages.{i}") for i, one in enumerate(found.messages)),
+            sampling=found.sampling(found.max_tokens if limit is None else limit),
+            answers=1 if found.n is None else found.n,
+            priority=found.importance,
+            variables=_variables(found.chat_template_kwargs or {}),
+        )
+        rendering = _Completion(found.model, found.usage_chunk)
+        return Call(request, bool(found.stream), rendering, found.ignored)
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return the body of a refusal."""
+        return error_body(refusal)
+
+
+def _refuse_unsupported(found: _Body) -> None:
+    if found.chat_template is not None:
+        raise refuse("chat_template", "templates are the model's own; leave it out")
+    if found.tools and found.tool_choice != "none":
+        raise refuse("tools", "tools are not supported yet; leave them out")
+    if found.functions:
+        raise refuse("functions", "replaced by tools; leave it out")
+    kind = (found.response_format or {}).get("type", "text")
+    if kind != "text":
+        raise refuse("response_format", f"{kind!r:.100} is not supported yet; leave it out")
+    if found.logprobs or found.top_logprobs:
+        raise refuse("logprobs", "not supported yet; leave it out")
+    if found.audio is not None:
+        raise refuse("audio", "this server writes text alone; leave it out")
+
+
+def _variables(given: dict[str, _VARIABLE]) -> dict[str, object]:
+    for name in given:
+        if name in ("messages", "tools", "documents", "add_generation_prompt", "chat_template"):
+            raise refuse("chat_template_kwargs", f"{name!r} cannot be set; leave it out")
+    return dict(given)
+
+
+def _message(given: _Message, place: str) -> dict[str, Any]:
+    """One message as templates see it."""
+    found: dict[str, Any] = {
+        "role": "system" if given.role == "developer" else given.role,
+        "content": text_of(given.content, f"{place}.content"),
+    }
+    if given.content is None and given.role != "assistant":
+        raise Refusal(
+            400,
+            f"{place}.content: null, expected a text",
+            param=f"{place}.content",
+            code="invalid_value",
+        )
+    if given.name is not None:
+        found["name"] = given.name
+    if given.tool_call_id is not None:
+        found["tool_call_id"] = given.tool_call_id
+    thought = given.reasoning_content or given.reasoning
+    if thought:
+        found["reasoning_content"] = thought
+    if given.tool_calls:
+        found["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": _called(call.function, place)}
+            for call in given.tool_calls
+        ]
+    return found
+
+
+def _called(function: _Function, place: str) -> dict[str, Any]:
+    """A call's name and arguments, which templates write as JSON themselves."""
+    arguments = function.arguments
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError as error:
+            raise Refusal(
+                400,
+                f"{place}.tool_calls: the arguments of {function.name!r:.80} are not JSON: {error}",
+                param=f"{place}.tool_calls",
+                code="invalid_value",
+            ) from error
+    return {"name": function.name, "arguments": arguments}
+
+
+def text_of(content: str | Sequence[_Part] | None, place: str) -> str:
+    """The text of a message: parts are joined, and what is not text is refused.
+
+    Raises:
+        Refusal: a part is an image, a sound or a file.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type not in ("text", "input_text", "output_text") or part.text is None:
+            raise Refusal(
+                400,
+                f"{place}.{i}: a part of type {part.type!r:.100}, expected 'text'; this model "
+                "reads text alone",
+                param=f"{place}.{i}",
+                code="unsupported_content",
+            )
+    return "".join(part.text or "" for part in content)
+
+
+class _Completion(Rendering):
+    def __init__(self, model: str, usage_chunk: bool) -> None:
+        self._usage_chunk = usage_chunk
+        self._begun: set[int] = set()
+        self._head: dict[str, Any] = {
+            "id": new_id("chatcmpl-"),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
+        self._head["system_fingerprint"] = f"fp_{served.identity[:12]}"
+        return ()
+
+    def event(self, event: Event) -> Iterable[Payload]:
+        if event.place not in self._begun:
+            self._begun.add(event.place)
+            yield self._chunk(event.place, {"role": "assistant", "content": ""}, None)
+        if isinstance(event, Text):
+            yield self._chunk(event.place, {"content": event.text}, None)
+        else:
+            yield self._chunk(event.place, {}, FINISH.get(event.reason))
+
+    def end(self, usage: Usage) -> Iterable[Payload]:
+        if self._usage_chunk:
+            yield None, self._head | {"choices": [], "usage": usage_body(usage)}
+        yield None, "[DONE]"
+
+    def failed(self, refusal: Refusal) -> Iterable[Payload]:
+        return [(None, error_body(refusal))]
+
+    def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
+        self.begin(served, usage)
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": FINISH.get(one.reason),
+            }
+            for i, one in enumerate(answers)
+        ]
+        return self._head | {
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage_body(usage),
+        }
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None) -> Payload:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        extra = {"usage": None} if self._usage_chunk else {}
+        return None, self._head | {"choices": [choice]} | extra

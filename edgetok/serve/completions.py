@@ -1,0 +1,104 @@
+"""`/v1/completions`: continue texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from edgetok.serve.failure import Refusal
+from edgetok.serve.models import Served
+from edgetok.serve.openai_shared import FINISH, Sampled, error_body, new_id, usage_body
+from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.request import Event, Prompt, Request, Text, Usage, Whole
+
+_DEFAULT_TOKENS = 16  # as OpenAI's
+
+
+class _Body(Sampled):
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+
+class Completions(Protocol):
+    """Continues texts without a template."""
+
+    def parse(self, body: dict[str, Any]) -> Call:
+        """Read a body. See `Protocol`."""
+        found = validated(_Body, body)
+        if found.suffix:
+            raise refuse("suffix", "filling in before a suffix is not supported; leave it out")
+        if found.logprobs is not None:
+            raise refuse("logprobs", "not supported on this endpoint; leave it out")
+        if found.best_of not in (None, 1, found.n):
+            raise refuse("best_of", "not supported; use n")
+        limit = _DEFAULT_TOKENS if found.max_tokens is None else found.max_tokens
+        request = Request(
+            model=found.model,
+            prompts=_prompts(found.prompt),
+            sampling=found.sampling(limit),
+            answers=1 if found.n is None else found.n,
+            priority=found.importance,
+            echo=bool(found.echo),
+        )
+        rendering = _Completion(found.model, found.usage_chunk)
+        return Call(request, bool(found.stream), rendering, found.ignored)
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return the body of a refusal."""
+        return error_body(refusal)
+
+
+def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> tuple[Prompt, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if not given:
+        raise Refusal(400, "prompt: empty, expected a text or tokens", param="prompt")
+    if all(isinstance(one, int) for one in given):
+        return (tuple(one for one in given if isinstance(one, int)),)
+    listed = [one for one in given if not isinstance(one, int)]
+    return tuple(one if isinstance(one, str) else tuple(one) for one in listed)
+
+
+class _Completion(Rendering):
+    def __init__(self, model: str, usage_chunk: bool) -> None:
+        self._usage_chunk = usage_chunk
+        self._head = {
+            "id": new_id("cmpl-"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
+        self._head["system_fingerprint"] = f"fp_{served.identity[:12]}"
+        return ()
+
+    def event(self, event: Event) -> Iterable[Payload]:
+        if isinstance(event, Text):
+            return [self._chunk(_choice(event.place, event.text, None))]
+        return [self._chunk(_choice(event.place, "", FINISH.get(event.reason)))]
+
+    def end(self, usage: Usage) -> Iterable[Payload]:
+        if self._usage_chunk:
+            yield None, self._head | {"choices": [], "usage": usage_body(usage)}
+        yield None, "[DONE]"
+
+    def failed(self, refusal: Refusal) -> Iterable[Payload]:
+        return [(None, error_body(refusal))]
+
+    def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
+        self.begin(served, usage)
+        choices = [_choice(i, one.text, FINISH.get(one.reason)) for i, one in enumerate(answers)]
+        return self._head | {"choices": choices, "usage": usage_body(usage)}
+
+    def _chunk(self, choice: dict[str, Any]) -> Payload:
+        extra = {"usage": None} if self._usage_chunk else {}
+        return None, self._head | {"choices": [choice]} | extra
+
+
+def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}

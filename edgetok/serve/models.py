@@ -1,0 +1,213 @@
+"""The models that a server has by name: loaded when they are asked for, unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.errors import OptionError
+from edgetok.formats.artefact import open_artefact
+from edgetok.formats.manifest import MANIFEST_FILE
+from edgetok.model import Model
+from edgetok.runtime.options import RunChanges
+from edgetok.serve.budget import MemoryBudget
+from edgetok.serve.failure import Refusal, log
+
+_PREFIX_SHARE = 8  # of the budget: one in so many bytes is for beginnings of prompts
+_PREFIX_BYTES = 256 << 20  # and no more than so many
+
+
+@dataclass(slots=True, kw_only=True)
+class Served:
+    """One model by its name.
+
+    Attributes:
+        name: that clients use.
+        path: of the artefact.
+        created: time of the artefact, in seconds since 1970.
+        identity: hash of the artefact's contents.
+        weight_bytes: of the file that is mapped.
+        model: while it is loaded.
+        loaded_bytes: that it takes while it is loaded.
+        users: requests that use it now.
+        used_s: when the last of them ended, on the monotonic clock.
+        broken: whether its files were changed under it: it is loaded again for the next request.
+    """
+
+    name: str
+    path: Path
+    created: int
+    identity: str
+    weight_bytes: int
+    model: Model | None = None
+    loaded_bytes: int = 0
+    users: int = 0
+    used_s: float = 0.0
+    broken: bool = False
+
+    @classmethod
+    def look(cls, name: str, path: Path) -> Served:
+        """Look at an artefact without loading it.
+
+        Raises:
+            ArtefactError: the folder is damaged or no artefact.
+        """
+        with open_artefact(path) as artefact:
+            return cls(
+                name=name,
+                path=path,
+                created=int((path / MANIFEST_FILE).stat().st_mtime),
+                identity=artefact.identity,
+                weight_bytes=artefact.weight_bytes,
+            )
+
+
+class ModelPool:
+    """All models of a server. Used by one event loop; loading happens in a thread."""
+
+    def __init__(
+        self,
+        places: Iterable[str],
+        budget: MemoryBudget,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[RunChanges],
+    ) -> None:
+        """Look at the artefacts; none is loaded yet.
+
+        Args:
+            places: folders, each of them as PATH, whose last part is its name, or as NAME=PATH.
+            budget: of memory.
+            progress: see `Model.load`.
+            options: of `Model.load`, for all models.
+
+        Raises:
+            ArtefactError: a folder is damaged or no artefact.
+            OptionError: two models have one name.
+        """
+        self.budget, self._options, self._progress = budget, options, progress
+        self._lock = asyncio.Lock()
+        self.models: dict[str, Served] = {}
+        for place in places:
+            name, path = named(place)
+            if name in self.models:
+                raise OptionError(
+                    f"two models are called {name}; give one of them another name, as in "
+                    f"other={path}"
+                )
+            self.models[name] = Served.look(name, path)
+
+    def find(self, name: str) -> Served:
+        """Return the model of a name.
+
+        Raises:
+            Refusal: there is none.
+        """
+        if name not in self.models:
+            raise Refusal(
+                404,
+                f"the model {name!r:.100} does not exist; this server has {', '.join(self.models)}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    @contextlib.asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[tuple[Served, Model]]:
+        """Load a model, if it is not, and keep it loaded inside the block.
+
+        Raises:
+            Refusal: there is no model of this name, or no memory for it.
+            ArtefactError: its files are damaged.
+        """
+        served = self.find(name)
+        served.users += 1  # before anything is awaited, so that nobody unloads it
+        try:
+            yield served, await self._loaded(served)
+        finally:
+            served.users -= 1
+            served.used_s = time.monotonic()
+
+    async def unload_idle(self, idle_s: float) -> None:
+        """Unload what was not used for `idle_s` seconds."""
+        async with self._lock:
+            for served in self.models.values():
+                if not served.users and time.monotonic() - served.used_s >= idle_s:
+                    await self._unload(served)
+
+    async def close(self) -> None:
+        """Unload all; answers end."""
+        for served in self.models.values():
+            await self._unload(served)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Return the limit of each model's beginnings of prompts where the user gave none."""
+        return min(_PREFIX_BYTES, self.budget.total_bytes // _PREFIX_SHARE)
+
+    async def _loaded(self, served: Served) -> Model:
+        if served.model is not None and not served.broken:
+            return served.model
+        async with self._lock:
+            if served.broken and served.users == 1:
+                await self._unload(served)
+            if served.model is None:
+                await self._make_room(served)
+                served.model = await self._load(served)
+            return served.model
+
+    async def _make_room(self, served: Served) -> None:
+        """Unload idle models, those used longest ago first, until this one fits."""
+        wanted = served.weight_bytes + self.prefix_bytes
+        for other in sorted(self.models.values(), key=lambda other: other.used_s):
+            if self.budget.free_bytes >= wanted:
+                return
+            if not other.users:
+                await self._unload(other)
+        if self.budget.free_bytes < wanted:
+            raise Refusal(
+                503,
+                f"{served.name} needs {wanted:,} bytes and {max(0, self.budget.free_bytes):,} of "
+                f"{self.budget.total_bytes:,} are free; try again when others are done, or start "
+                "the server with a larger --memory",
+                code="memory_exceeded",
+            )
+
+    async def _load(self, served: Served) -> Model:
+        begun = time.monotonic()
+        model = await asyncio.to_thread(
+            Model.load, served.path, progress=self._progress, **self._options
+        )
+        for note in model.notes:
+            log.warning("%s", note)
+        prefixes = model.engine.prefixes
+        if prefixes is None:
+            prefixes = PrefixCache(model.artefact.identity, self.prefix_bytes)
+            model.engine.prefixes = prefixes
+        buffers = getattr(model.backend, "buffer_bytes", 0)
+        served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
+        served.broken = False
+        self.budget.add_model(served.loaded_bytes)
+        log.info("loaded %s in %.1f s", served.name, time.monotonic() - begun)
+        return model
+
+    async def _unload(self, served: Served) -> None:
+        model, served.model = served.model, None
+        if model is not None:
+            await asyncio.to_thread(model.close)
+            self.budget.add_model(-served.loaded_bytes)
+            log.info("unloaded %s", served.name)
+
+
+def named(place: str) -> tuple[str, Path]:
+    """Return the name and the folder of a model that was given as PATH or NAME=PATH."""
+    name, equals, path = place.partition("=")
+    if equals and name and "/" not in name:
+        return name, Path(path)
+    return Path(place).resolve().name, Path(place)

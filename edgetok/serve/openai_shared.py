@@ -1,0 +1,131 @@
+"""What OpenAI's protocols have in common: fields, errors, usage."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from edgetok.engine.result import FinishReason
+from edgetok.serve.failure import Refusal
+from edgetok.serve.protocol import refuse
+from edgetok.serve.request import BACKGROUND, Usage
+
+# Fields that change nothing here, and whose absence from the answer nobody would notice.
+HARMLESS = {
+    "metadata",
+    "modalities",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "store",
+    "user",
+    "verbosity",
+}
+FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "context": "length"}
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: bool | None = None
+
+
+class Sampled(BaseModel):
+    """Fields of sampling, and those that every endpoint has."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    service_tier: str | None = None
+    priority: int | None = None
+
+    def sampling(self, max_tokens: int | None) -> dict[str, Any]:
+        """Return the options that were given, under edgetok's names.
+
+        Raises:
+            Refusal: one of them is not supported.
+        """
+        if self.logit_bias:
+            raise refuse("logit_bias", "biases are not supported; leave it out")
+        names = (
+            "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty"
+        )
+        found = {name: getattr(self, name) for name in names.split()}
+        # -1 is how some clients say that there is no limit.
+        found["max_tokens"] = None if max_tokens == -1 else max_tokens
+        found["seed"] = None if self.seed is None else self.seed % (1 << 64)
+        if self.stop:
+            found["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def importance(self) -> int:
+        """Return the priority of the internal request: 0 for one that somebody waits for."""
+        waits = self.service_tier != "flex" and (self.priority or 0) <= 0
+        return 0 if waits else BACKGROUND
+
+    @property
+    def ignored(self) -> list[str]:
+        """Return the fields that nobody here knows."""
+        return sorted(set(self.model_extra or ()) - HARMLESS)
+
+    @property
+    def usage_chunk(self) -> bool:
+        """Return whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def error_body(refusal: Refusal) -> dict[str, Any]:
+    """Return a refusal in OpenAI's shape."""
+    if refusal.status == 401:
+        kind = "authentication_error"
+    elif refusal.status == 404:
+        kind = "not_found_error"
+    else:
+        kind = "invalid_request_error" if refusal.status < 500 else "server_error"
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": kind,
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Return the cost in OpenAI's shape, and what a bounded cache has lost if it has."""
+    found: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.generated_tokens,
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+    if usage.evicted_tokens:
+        found["evicted_tokens"] = usage.evicted_tokens
+        found["attention_loss"] = round(usage.attention_loss, 6)
+    return found
+
+
+def new_id(kind: str) -> str:
+    """Return a name that nothing else has, e.g. of the kind "chatcmpl-" or "msg_"."""
+    return kind + secrets.token_hex(12)

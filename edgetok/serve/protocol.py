@@ -1,0 +1,105 @@
+"""The interface of a protocol: a file each that turns its bodies into requests and events back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pydantic
+
+from edgetok.serve.failure import Refusal
+from edgetok.serve.models import Served
+from edgetok.serve.request import Event, Request, Usage, Whole
+
+B = TypeVar("B", bound=pydantic.BaseModel)
+Payload = tuple[str | None, dict[str, Any] | str]  # name of a server-sent event, and its data
+
+
+class Rendering(ABC):
+    """One response in a protocol's words: as events, or as one body."""
+
+    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
+        """Return what a stream begins with."""
+        return ()
+
+    @abstractmethod
+    def event(self, event: Event) -> Iterable[Payload]:
+        """Return what a stream says about an event."""
+
+    @abstractmethod
+    def end(self, usage: Usage) -> Iterable[Payload]:
+        """Return what a stream ends with."""
+
+    @abstractmethod
+    def failed(self, refusal: Refusal) -> Iterable[Payload]:
+        """Return what a stream ends with in place of `end`."""
+
+    @abstractmethod
+    def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
+        """Return the body of a response that is not a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed body.
+
+    Attributes:
+        request: what is wanted.
+        stream: whether the response is a stream of events.
+        rendering: how to word it.
+        ignored: fields of the body that this server does not know.
+    """
+
+    request: Request
+    stream: bool
+    rendering: Rendering
+    ignored: Sequence[str] = ()
+
+
+class Protocol(ABC):
+    """Reads bodies and words errors."""
+
+    @abstractmethod
+    def parse(self, body: dict[str, Any]) -> Call:
+        """Read a body.
+
+        Raises:
+            Refusal: something in it is wrong or not supported.
+        """
+
+    @abstractmethod
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return the body of a refusal."""
+
+
+def validated(kind: type[B], body: dict[str, Any]) -> B:
+    """Return a body as an object.
+
+    Raises:
+        Refusal: names the first field that is wrong.
+    """
+    try:
+        return kind.model_validate(body)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        # Branches of a union are named by their types: clients know fields and numbers alone.
+        place = ".".join(str(part) for part in first["loc"] if _is_field(part))
+        raise Refusal(
+            400, f"{place or 'body'}: {first['msg']}", param=place or None, code="invalid_value"
+        ) from error
+
+
+def _is_field(part: int | str) -> bool:
+    if isinstance(part, int):
+        return True
+    return part.isidentifier() and part not in _TYPES and not part.startswith("_")
+
+
+_TYPES = {"str", "int", "float", "bool", "dict", "list"}
+
+
+def refuse(param: str, message: str) -> Refusal:
+    """Return the refusal of a field that has no meaning here."""
+    return Refusal(400, f"{param}: {message}", param=param, code="unsupported_parameter")

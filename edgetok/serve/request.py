@@ -1,0 +1,92 @@
+"""One request and the events that answer it, in no protocol's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgetok.engine.result import FinishReason
+
+MOST_ANSWERS = 16  # of one request
+BACKGROUND = 1  # priority of a request that nobody waits for
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client wants.
+
+    Attributes:
+        model: a name that the server knows.
+        messages: of a conversation, as the chat template sees them; empty where texts are
+            continued.
+        prompts: texts, or tokens, to be continued; empty for a conversation.
+        begun: text that the answer begins with.
+        sampling: options that differ from the model's own; see `SamplingOptions`.
+        answers: of each prompt.
+        priority: 0 where somebody waits, more in the background.
+        variables: what else the template may look at, e.g. `enable_thinking`.
+        echo: whether answers begin with their prompt.
+    """
+
+    model: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+    begun: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    answers: int = 1
+    priority: int = 0
+    variables: Mapping[str, object] = field(default_factory=dict)
+    echo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of an answer."""
+
+    place: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of an answer, and why."""
+
+    place: int
+    reason: FinishReason
+
+
+Event = Text | Ended
+
+
+@dataclass(slots=True)
+class Usage:
+    """The cost of a request.
+
+    Attributes:
+        prompt_tokens: of all prompts; several answers to one count it once.
+        generated_tokens: of all answers.
+        cached_tokens: of the prompts, that were not computed again.
+        evicted_tokens: seen and no longer held when an answer ended, by a bounded cache.
+        attention_loss: share of all attention that went to evicted tokens, the largest of the
+            answers.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    evicted_tokens: int = 0
+    attention_loss: float = 0.0
+
+
+@dataclass(slots=True)
+class Whole:
+    """An answer from beginning to end."""
+
+    text: str = ""
+    reason: FinishReason = "cancelled"
+
+
+Role = Literal["system", "user", "assistant", "tool"]

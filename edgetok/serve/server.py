@@ -1,0 +1,127 @@
+"""Run the server: sockets, memory, models, uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import Unpack
+
+import psutil
+import uvicorn
+
+from edgetok.errors import OptionError
+from edgetok.runtime.options import RunChanges
+from edgetok.serve.answers import Writer
+from edgetok.serve.app import application
+from edgetok.serve.budget import MemoryBudget
+from edgetok.serve.connections import Connection
+from edgetok.serve.metrics import Metrics
+from edgetok.serve.models import ModelPool
+from edgetok.serve.options import ServeOptions
+
+_GRACE_S = 3  # that answers may take to end when the server stops
+_CONNECTIONS = 1024
+_LEAST_BYTES = 64 << 20
+
+
+def serve(
+    places: Sequence[str],
+    options: ServeOptions,
+    *,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+    **run: Unpack[RunChanges],
+) -> None:
+    """Serve models until the process is told to stop.
+
+    Args:
+        places: artefacts; see `ModelPool`. The first is loaded at once.
+        options: of the server.
+        tell: shows a line to the user.
+        progress: see `Model.load`.
+        run: options of all models.
+
+    Raises:
+        UserError: a model cannot be loaded, or an option is out of range.
+        OSError: the address cannot be listened on.
+    """
+    listening = _listen(options.host, options.port)
+    try:
+        asyncio.run(_serve(places, options, listening, tell, progress, run))
+    finally:
+        listening.close()
+
+
+async def _serve(
+    places: Sequence[str],
+    options: ServeOptions,
+    listening: socket.socket,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+    run: RunChanges,
+) -> None:
+    budget = MemoryBudget(
+        _budget_bytes(options), most_running=options.parallel, most_waiting=options.queue
+    )
+    models = ModelPool(places, budget, progress=progress, **run)
+    first = next(iter(models.models))
+    async with models.using(first):
+        pass
+    for line in _told(models, options, listening):
+        tell(line)
+    await make_server(Writer(models, budget, Metrics()), options).serve(sockets=[listening])
+
+
+def make_server(writer: Writer, options: ServeOptions) -> uvicorn.Server:
+    """Return a server that waits to be run on sockets."""
+    config = uvicorn.Config(
+        application(writer, options),
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    return uvicorn.Server(config)
+
+
+def _told(models: ModelPool, options: ServeOptions, listening: socket.socket) -> list[str]:
+    """Lines for the user: addresses, models, and where the memory goes."""
+    budget = models.budget
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    mb = 1e-6
+    return [
+        f"serving {', '.join(models.models)} at http://{host}:{listening.getsockname()[1]}/v1",
+        f"memory budget {budget.total_bytes * mb:,.0f} MB: models {budget.model_bytes * mb:,.0f} "
+        f"MB (with {models.prefix_bytes * mb:,.0f} MB for beginnings of prompts), KV caches "
+        f"{budget.free_bytes * mb:,.0f} MB",
+    ]
+
+
+def _budget_bytes(options: ServeOptions) -> int:
+    found = options.memory_bytes
+    if found is None:
+        found = int(psutil.virtual_memory().available) // 2
+    if found < _LEAST_BYTES:
+        raise OptionError(
+            f"a memory budget of {found:,} bytes, expected at least {_LEAST_BYTES:,}; give --memory"
+        )
+    return found
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
+    made.set_inheritable(True)
+    return made

@@ -20,19 +20,20 @@ def _options(function: Any) -> Any:
 @click.command(
     "serve",
     epilog=common.examples(
-        "edgetok serve artefacts/default-4bit",
+        "edgetok serve",
         "edgetok serve small=artefacts/default-4bit --port 9000 --memory 1GB",
         "EDGETOK_API_KEY=... edgetok serve artefacts/default-4bit --host 0.0.0.0",
     ),
 )
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
 @_options
 @common.run_options
 def command(models: tuple[str, ...], **given: Any) -> None:
     """Answer programs over HTTP, in the protocols of OpenAI.
 
-    Each MODEL is an artefact, as PATH or as NAME=PATH. The first is loaded at once, others when
-    they are asked for. Without a key in EDGETOK_API_KEY only this machine is answered.
+    Each MODEL is an artefact, as PATH or as NAME=PATH; without any it is the bundled model. The
+    first is loaded at once, others when they are asked for. Without a key in EDGETOK_API_KEY only
+    this machine is answered.
     """
     from edgetok.runtime.options import RunOptions
     from edgetok.serve.options import ServeOptions
@@ -43,7 +44,7 @@ def command(models: tuple[str, ...], **given: Any) -> None:
     options = ServeOptions(**common.given_of(ServeOptions, given), key=read_settings().api_key)
     run = common.given_of(RunOptions, given)
     serve(
-        models,
+        models or (str(common.bundled()),),
         options,
         tell=lambda line: click.echo(line, err=True),
         progress=common.compiling,

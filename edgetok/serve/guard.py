@@ -68,12 +68,7 @@ class Guard:
             return
         sending = send if origin is None else _allowing(send, origin)
         if scope["path"] not in _OPEN and not self._has_key(headers):
-            refusal = Refusal(
-                401,
-                "no valid key; send the server's key as 'Authorization: Bearer KEY'",
-                code="invalid_api_key",
-            )
-            await self._refused(scope, receive, sending, refusal)
+            await self._refused(scope, receive, sending, _no_key())
             return
         await self._app(scope, receive, sending)
 
@@ -123,6 +118,14 @@ class Guard:
         if headers.get("access-control-request-private-network") == "true":
             answer["access-control-allow-private-network"] = "true"
         return Response(status_code=204, headers=answer)
+
+
+def _no_key() -> Refusal:
+    return Refusal(
+        401,
+        "no valid key; send the server's key as 'Authorization: Bearer KEY'",
+        code="invalid_api_key",
+    )
 
 
 def _is_address(name: str) -> bool:

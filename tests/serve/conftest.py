@@ -23,6 +23,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
 from edgetok.cache.prefix_cache import PrefixCache  # noqa: E402
+from edgetok.models.bundled import bundled_model  # noqa: E402
 from edgetok.serve.answers import Writer  # noqa: E402
 from edgetok.serve.budget import MemoryBudget  # noqa: E402
 from edgetok.serve.metrics import Metrics  # noqa: E402
@@ -140,9 +141,9 @@ class Rule(Api):
 
 
 @pytest.fixture(scope="session")
-def server(default_artefact: Path) -> Iterator[Process]:
+def server() -> Iterator[Process]:
     """The bundled model, served by a process."""
-    made = Process(f"tiny={default_artefact}", "--memory", "1GiB")
+    made = Process(f"tiny={bundled_model()}", "--memory", "1GiB")
     yield made
     made.stop()
     assert "Traceback" not in "".join(made.lines), "".join(made.lines)

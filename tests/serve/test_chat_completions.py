@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+import edgetok
+from edgetok.models.bundled import bundled_model
 from tests.serve.conftest import Process, Rule
 
 openai = pytest.importorskip("openai")
@@ -66,11 +68,11 @@ def test_the_openai_package(client: Any) -> None:
     assert all(part.usage is None for part in parts[:-1])
 
 
-def test_the_same_answer_as_python(server: Process, default_artefact: Any) -> None:
-    import edgetok
-
-    with edgetok.load(default_artefact) as model:
-        text = model.chat(temperature=0.0, max_tokens=30).send("Who are you?").run().text
+def test_the_same_answer_as_python(server: Process) -> None:
+    with edgetok.load(bundled_model()) as model:
+        text = model.chat(
+            [{"role": "user", "content": "Who are you?"}], temperature=0.0, max_tokens=30
+        ).text
     found = server.chat("Who are you?", temperature=0, max_tokens=30).json()
     assert found["choices"][0]["message"]["content"] == text
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 import edgetok
+from edgetok.models.bundled import bundled_model
 from tests.serve.conftest import Process
 
 openai = pytest.importorskip("openai")
 
 
-def test_texts_and_tokens(server: Process, default_artefact: Path) -> None:
-    with edgetok.load(default_artefact) as model:
+def test_texts_and_tokens(server: Process) -> None:
+    with edgetok.load(bundled_model()) as model:
         result = model.generate("Once upon a time", temperature=0.0, max_tokens=16)
         tokens = model.tokenize("Once upon a time")
     for prompt in ("Once upon a time", tokens, ["Once upon a time"], [tokens]):

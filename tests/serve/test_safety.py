@@ -153,8 +153,8 @@ def test_other_machines_need_a_key(host: str, tmp_path: Path) -> None:
     assert "EDGETOK_API_KEY" in done.stderr
 
 
-def test_a_key_from_the_environment(default_artefact: Path) -> None:
-    made = Process(str(default_artefact), "--host", "0.0.0.0", EDGETOK_API_KEY=KEY)
+def test_a_key_from_the_environment() -> None:
+    made = Process("--host", "0.0.0.0", EDGETOK_API_KEY=KEY)
     try:
         port = made.address[1]
         url = f"http://127.0.0.1:{port}/v1/models"

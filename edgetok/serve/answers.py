@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from edgetok.cache.protocol import KVCache
@@ -75,6 +76,11 @@ class Writer:
         return task
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: Exception
+
+
 class Answer:
     """The answers to one request. An asynchronous context manager that gives back their memory.
 
@@ -115,7 +121,7 @@ class Answer:
         self._generations: list[Generation] = []
         self._begun_s = time.monotonic()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Write the answers.
 
         Raises:
@@ -156,7 +162,7 @@ class Answer:
         try:
             unfinished = [one for one in self._generations if not one.over]
             if unfinished:
-                await asyncio.to_thread(lambda: [one.settle() for one in unfinished])
+                await asyncio.to_thread(_settle, unfinished)
                 self._writer.metrics.abandoned += 1
             else:
                 await asyncio.to_thread(self._keep)
@@ -178,20 +184,20 @@ class Answer:
                 except ContextError as error:
                     log.warning("a conversation's beginning was not kept: %s", error)
 
-    async def _written(self) -> AsyncIterator[Event]:
+    async def _written(self) -> AsyncGenerator[Event, None]:
         """Events of all answers as they come."""
         if len(self._prompts) * self._request.answers == 1:
             async for event in self._one(0):
                 yield event
             return
-        arrived: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        arrived: asyncio.Queue[Event | _Failed] = asyncio.Queue()
 
         async def forward(place: int) -> None:
             try:
                 async for event in self._one(place):
                     arrived.put_nowait(event)
             except Exception as error:
-                arrived.put_nowait(error)
+                arrived.put_nowait(_Failed(error))
 
         count = self._request.answers
         tasks = []
@@ -204,19 +210,19 @@ class Answer:
                 place: list(range(place + 1, place + count)) for place in range(0, left, count)
             }
             while left:
-                event = await arrived.get()
-                if isinstance(event, BaseException):
-                    raise event
-                for place in waiting.pop(event.place, []):
+                found = await arrived.get()
+                if isinstance(found, _Failed):
+                    raise found.error
+                for place in waiting.pop(found.place, []):
                     tasks.append(asyncio.create_task(forward(place)))
-                left -= isinstance(event, Ended)
-                yield event
+                left -= isinstance(found, Ended)
+                yield found
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, place: int) -> AsyncIterator[Event]:
+    async def _one(self, place: int) -> AsyncGenerator[Event, None]:
         prompt = self._prompts[place // self._request.answers]
         engine, options = self._model.engine, self._options
         if options.seed is not None and place % self._request.answers:
@@ -225,8 +231,6 @@ class Answer:
         self._generations.append(generation)
         if self._request.echo:
             yield Text(place, self._model.tokenizer.decode(prompt))
-        if self._request.begun:
-            yield Text(place, self._request.begun)
         first = True
         async for piece in generation:
             if first:
@@ -251,6 +255,11 @@ class Answer:
             metrics.evicted_tokens += usage.evicted_tokens
 
 
+def _settle(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        generation.settle()
+
+
 def _tokens(model: Model, request: Request) -> list[list[int]]:
     """The prompts as token ids.
 
@@ -261,7 +270,7 @@ def _tokens(model: Model, request: Request) -> list[list[int]]:
     """
     found = [_continued(model, prompt) for prompt in request.prompts]
     if request.messages:
-        text = model.template.render(request.messages, **request.variables)
+        text = model.template.conversation(request.messages, None, request.variables)
         found.append(model.tokenizer.encode(text + request.begun, special=False))
     for tokens in found:
         if not tokens:

@@ -65,7 +65,7 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error, Exception: _any_error},
+        exception_handlers={HTTPException: _http_error, Refusal: _own_error, Exception: _own_error},
     )
     return Guard(
         app,
@@ -146,6 +146,6 @@ async def _http_error(request: Request, error: Any) -> Response:
     return JSONResponse(error_body(refusal), refusal.status, error.headers)
 
 
-async def _any_error(request: Request, error: Exception) -> Response:
+async def _own_error(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
     return JSONResponse(error_body(refusal), refusal.status, refusal.headers)

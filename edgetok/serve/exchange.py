@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -109,12 +109,12 @@ async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _pulsed(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+async def _pulsed(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event | None, None]:
     """Events as they come, and None each time that nothing has come for a while."""
     waiting: asyncio.Task[Event] | None = None
     try:
         while True:
-            waiting = asyncio.ensure_future(anext(events))  # type: ignore[arg-type]
+            waiting = asyncio.ensure_future(anext(events))
             while not (await asyncio.wait((waiting,), timeout=PULSE_S))[0]:
                 yield None
             try:
@@ -126,7 +126,7 @@ async def _pulsed(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
         if waiting is not None and not waiting.done():
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
 
 def _part(payloads: Iterable[Payload], *, more: bool = True) -> Message:

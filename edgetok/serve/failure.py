@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from edgetok.errors import (
-    ArtefactError,
-    BusyError,
-    ContextError,
-    MissingExtraError,
-    OptionError,
-    TemplateError,
-    UnsupportedError,
-)
+from edgetok.errors import ArtefactError, BusyError, ContextError, UserError
 
 log = logging.getLogger("edgetok.serve")
 RETRY_S = 2  # that a client is asked to wait where the server is full
@@ -50,10 +42,10 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(400, message, code="context_length_exceeded")
     if isinstance(error, BusyError):
         return Refusal(503, message, code="server_busy")
-    if isinstance(error, (OptionError, TemplateError, UnsupportedError, MissingExtraError)):
-        return Refusal(400, message)
     if isinstance(error, ArtefactError):
         log.error("%s", message)
         return Refusal(503, message, code="model_unavailable")
+    if isinstance(error, UserError):
+        return Refusal(400, message)
     log.error("an error that nobody expected", exc_info=error)
     return Refusal(500, "internal error; the server's log has the details", code="internal_error")

@@ -23,7 +23,7 @@ class Request:
         messages: of a conversation, as the chat template sees them; empty where texts are
             continued.
         prompts: texts, or tokens, to be continued; empty for a conversation.
-        begun: text that the answer begins with.
+        begun: text that the answer goes on from, as if the model had written it.
         sampling: options that differ from the model's own; see `SamplingOptions`.
         answers: of each prompt.
         priority: 0 where somebody waits, more in the background.

@@ -238,7 +238,7 @@ def test_bad_json(api: Rule, body: bytes) -> None:
 def test_a_large_body(api: Rule) -> None:
     text = "x" * (4 << 20)
     assert ask(api, {}, messages=[{"role": "user", "content": text}]).status_code == 413
-    short = ask(api, {}, messages=[{"role": "user", "content": text[: 1 << 20]}])
+    short = ask(api, {}, messages=[{"role": "user", "content": text[: 1 << 18]}])
     assert short.json()["error"]["code"] == "context_length_exceeded"
 
 
@@ -284,7 +284,9 @@ def test_slow_clients_are_closed_and_others_served(rule: Callable[..., Rule]) ->
     body.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
     again = socket.create_connection(api.address, timeout=40)  # slow in its second request
     again.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert again.recv(65536).startswith(b"HTTP/1.1 200")
+    found = b""
+    while b'"ok"' not in found:
+        found += again.recv(65536)
     again.sendall(b"GET /health HTTP/1.1\r\nHo")
     reader = socket.create_connection(api.address, timeout=40)
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

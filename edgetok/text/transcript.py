@@ -70,7 +70,7 @@ class Transcript:
         if shift != self._shift or parts[:same] != self._texts[:same]:
             return None
         added = self._encode("".join(parts[head + 1 + shift :]))
-        if not added or added[0] not in self._tokenizer.cuts:
+        if not added or not self._tokenizer.is_cut(added[0]):
             return None
         ids = self._ids + added
         self._remember(messages, added, parts[-1])
@@ -80,7 +80,7 @@ class Transcript:
         """Keep the tokens before the last message, if it begins where a token does."""
         tail = self._encode(last)
         cut = len(added) - len(tail)
-        if not tail or tail[0] not in self._tokenizer.cuts or added[cut:] != tail:
+        if not tail or not self._tokenizer.is_cut(tail[0]) or added[cut:] != tail:
             self._messages = []
             return
         self._ids += added[:cut]

@@ -81,7 +81,7 @@ class Counting:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self.characters = tokenizer, 0
-        self.cuts = tokenizer.cuts
+        self.is_cut = tokenizer.is_cut
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         self.characters += len(text)

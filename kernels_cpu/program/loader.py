@@ -17,7 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,13 @@ def _sources(module: str) -> set[str]:
     return seen
 
 
-def _imported(source: bytes) -> Iterator[str]:
+@functools.cache  # the same files for every module, and parsing takes longer than loading code
+def _imported(source: bytes) -> tuple[str, ...]:
     """Names below this package that a source imports, and the packages that hold them.
 
     Names that turn out not to be modules are for `_source` to tell.
     """
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -184,7 +186,8 @@ def _imported(source: bytes) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name.startswith(_PACKAGE):
-                yield from _with_packages(name.removeprefix(_PACKAGE))
+                found += _with_packages(name.removeprefix(_PACKAGE))
+    return tuple(found)
 
 
 def _with_packages(name: str) -> list[str]:

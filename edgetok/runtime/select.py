@@ -78,7 +78,8 @@ def load_backend(
     if device == "onnxruntime":
         from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(artefact, threads=options.threads or physical_cores()), note
+        threads, exact = options.threads or physical_cores(), options.compute == "float32"
+        return OnnxRuntimeBackend(artefact, threads=threads, exact=exact), note
     backend = _cpu(artefact, options, progress)
     told = "\n".join(line for line in (note, backend.note) if line)
     return backend, told or None

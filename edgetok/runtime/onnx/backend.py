@@ -44,6 +44,7 @@ _ORT_ERRORS: Final = (
 _DTYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "seq_length", "n_ctx")
 _FATAL: Final = 4
+_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
 class _Cache(KVCache):
@@ -147,6 +148,7 @@ class OnnxRuntimeBackend(BaseBackend):
         *,
         threads: int = 0,
         block_tokens: int = 256,
+        exact: bool = False,
     ) -> None:
         """Load the graph.
 
@@ -154,6 +156,8 @@ class OnnxRuntimeBackend(BaseBackend):
             artefact: an opened artefact, or its folder.
             threads: of onnxruntime's own team; 0 lets it choose.
             block_tokens: tokens computed at once in a prefill.
+            exact: multiply in float32 where the graph allows activations of 8 bits; of our own
+                graphs only.
 
         Raises:
             ArtefactError: the folder is damaged or onnxruntime refuses the graph.
@@ -176,9 +180,13 @@ class OnnxRuntimeBackend(BaseBackend):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL  # what goes wrong is raised, not printed
+        graph: str | bytes = os.fspath(artefact.graph_path)
+        if exact and artefact.spec is not None:
+            graph = _exact(os.fspath(artefact.graph_path))
+            options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(artefact.folder))
         try:
             self._session: ort.InferenceSession | None = ort.InferenceSession(
-                os.fspath(artefact.graph_path), options, providers=["CPUExecutionProvider"]
+                graph, options, providers=["CPUExecutionProvider"]
             )
         except _ORT_ERRORS as error:
             raise ArtefactError(
@@ -242,6 +250,19 @@ class OnnxRuntimeBackend(BaseBackend):
         with self._lock:
             self._session = None
             self._artefact.close()
+
+
+def _exact(path: str) -> bytes:
+    """Return a graph of ours whose products may not round activations."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False)
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    content: bytes = graph.SerializeToString()
+    return content
 
 
 class _OwnGraph:

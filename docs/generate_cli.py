@@ -1,10 +1,11 @@
 """Write docs/cli.md: `make docs` runs this, and `make lint` fails when the page is out of date.
 
-The text stands in docs/cli.template.md. Three kinds of lines in it are replaced:
+The text stands in docs/cli.template.md. Four kinds of lines in it are replaced:
 
     {help COMMAND}   the output of `edgetok COMMAND --help`
     {chat}           the commands and keys of the chat, as /help prints them
     {variables}      the environment variables, from `edgetok.environment`
+    {names}          the short names of models
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import click
 from edgetok import environment
 from edgetok.cli.main import cli
 from edgetok.cli.repl import HELP, KEYS
+from edgetok.library.names import SHORT_NAMES
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH = 100
@@ -50,10 +52,17 @@ def variables_table() -> str:
     return match[0]
 
 
+def names_table() -> str:
+    """Return the table of short names."""
+    rows = [f"| `{name}` | `{repository}` |" for name, repository in SHORT_NAMES.items()]
+    return "\n".join(["| short name | hub id |", "|---|---|", *rows])
+
+
 def page() -> str:
     """Return the text of docs/cli.md."""
     text = (FOLDER / "cli.template.md").read_text()
     text = text.replace("{chat}", chat_table()).replace("{variables}", variables_table())
+    text = text.replace("{names}", names_table())
     text = re.sub(r"^\{help (\w+)\}$", lambda m: help_text(m[1]), text, flags=re.MULTILINE)
     return "<!-- Written by docs/generate_cli.py; edit docs/cli.template.md instead. -->\n\n" + text
 

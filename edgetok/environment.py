@@ -4,6 +4,7 @@
 |---|---|
 | `EDGETOK_THREADS` | number of threads; default: one per physical core |
 | `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
+| `EDGETOK_MODELS` | folder for converted models; default: `models` in the user's data folder |
 | `EDGETOK_PYTHON` | Python that compiles kernels; default: the running one |
 | `EDGETOK_API_KEY` | key that clients of `edgetok serve` must send; default: none is asked for |
 | `EDGETOK_HISTORY` | file for the chat's typed lines; empty: no history is kept |
@@ -27,6 +28,7 @@ class Settings:
     Attributes:
         threads: number of threads.
         cache_dir: folder for compiled kernels.
+        models_dir: folder for converted models.
         python: Python that compiles kernels.
         history: file for typed lines; `Path()` keeps none.
         api_key: that clients of the server must send.
@@ -34,6 +36,7 @@ class Settings:
 
     threads: int | None = None
     cache_dir: Path
+    models_dir: Path | None = None
     python: Path | None = None
     history: Path | None = None
     api_key: str | None = None
@@ -58,9 +61,11 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         threads = int(text)
     python = result.get("EDGETOK_PYTHON")
     history = result.get("EDGETOK_HISTORY")
+    models = result.get("EDGETOK_MODELS")
     return Settings(
         threads=threads,
         cache_dir=_cache_dir(result),
+        models_dir=Path(models).expanduser() if models else None,
         python=Path(python).expanduser() if python else None,
         history=None if history is None else Path(history),
         api_key=result.get("EDGETOK_API_KEY") or None,

@@ -15,8 +15,9 @@ from edgetok.engine.result import Result
 from edgetok.engine.score import Score, score, split_at_prompt
 from edgetok.engine.sequence import Progress
 from edgetok.environment import read_settings
-from edgetok.errors import OptionError, TemplateError
+from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact, open_artefact
+from edgetok.library.resolve import model_folder
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
@@ -104,17 +105,19 @@ class Model:
         progress: Callable[[int, int], None] | None = None,
         **options: Unpack[RunChanges],
     ) -> Model:
-        """Load an artefact folder that `edgetok convert` wrote.
+        """Load a model; one that is not an artefact yet is downloaded and converted, once.
 
         Args:
-            path: the folder.
+            path: an artefact that `edgetok convert` wrote, a short name such as "smollm2", a hub
+                id, a Hugging Face folder or a GGUF file.
             progress: called with (modules done, modules to compile) where kernels have to be
                 compiled first, once for a machine.
             options: fields of `RunOptions` that differ from their defaults, e.g.
                 `kv_budget="64MB"`.
 
         Raises:
-            ArtefactError: the folder is damaged or no artefact.
+            ArtefactError: the folder is damaged.
+            CheckpointError: there is no such model, or it cannot be read or downloaded.
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
@@ -124,7 +127,7 @@ class Model:
         limits = run.cache_limits
         if run.threads is None:
             run = dataclasses.replace(run, threads=read_settings().threads)
-        artefact = open_artefact(path)
+        artefact = open_artefact(model_folder(path))
         try:
             backend, note = load_backend(artefact, run, progress)
         except BaseException:
@@ -391,16 +394,12 @@ class Model:
         Raises:
             TemplateError: there is none, or it is not usable.
         """
-        from edgetok.text.template import ChatTemplate
+        from edgetok.text.template import ChatTemplate, no_template
 
         if self._template is None:
             self._template = ChatTemplate.from_folder(self.path, read_config(self.path))
         if self._template is None:
-            raise TemplateError(
-                f"{self.path}: has no chat template, so this model continues text but does not "
-                "chat; use `edgetok generate`, or put a chat_template.jinja beside the checkpoint "
-                "and convert again"
-            )
+            raise no_template(self.path)
         return self._template
 
     def close(self) -> None:

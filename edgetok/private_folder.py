@@ -9,12 +9,13 @@ from pathlib import Path
 from edgetok.errors import OutputError
 
 
-def private_folder(folder: Path, holds: str) -> Path:
+def private_folder(folder: Path, holds: str, variable: str = "EDGETOK_CACHE_DIR") -> Path:
     """Return the folder, created if it is missing. Its contents (code, text) are trusted.
 
     Args:
         folder: where.
         holds: what it is for, in the plural, as the errors call it.
+        variable: environment variable that names another one.
 
     Raises:
         OutputError: it is not a directory or cannot be made, or somebody else may write it.
@@ -29,6 +30,6 @@ def private_folder(folder: Path, holds: str) -> Path:
     if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
         raise OutputError(
             f"{folder}: others own or may write this directory of {holds}; "
-            "remove it or name another with EDGETOK_CACHE_DIR"
+            f"remove it or name another with {variable}"
         )
     return folder

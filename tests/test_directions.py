@@ -20,6 +20,7 @@ CONVERTER_BASE = {
     "converter.durable",
     "converter.quantised",
 }
+HUB = {"library.download", "library.kinds", "library.names"}
 # The parts of edgetok that each part may import besides itself and those below it. A part is a file
 # or folder by its dotted name; a module belongs to the longest name that it begins with. "*" means
 # everything, "x" includes the parts below x, "=x" does not.
@@ -50,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "converter.quantised": {"errors", "formats"},
     "converter.identity": {*CONVERTER_BASE, "machine", "converter.calibrate"},
     "converter.card": CONVERTER_BASE,
-    "converter.read": CONVERTER_BASE,
+    "converter.read": {*CONVERTER_BASE, *HUB},
     "converter.write": {*CONVERTER_BASE, "text", "converter.card"},
     "converter.calibrate": {
         *CONVERTER_BASE,
@@ -84,6 +85,10 @@ ALLOWED: dict[str, set[str]] = {
         "converter.quantise",
         "converter.write",
     },
+    "library": {"errors", "environment", "formats", "private_folder", "converter"},
+    "library.names": set(),
+    "library.kinds": {"errors", "formats"},
+    "library.download": {"errors", "formats", "library.kinds", "library.names"},
     "text": {"errors", "formats"},
     "sampling": {"errors"},
     "grammar": {"errors", "sampling", "text"},
@@ -101,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
         "cache",
         "environment",
         "formats",
+        "library",
         "models",
         "text",
         "sampling",

@@ -88,6 +88,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
     16 tokens. With several --threads or --depth, "runs" in the JSON has every combination; its
     top level has the last --threads with the first --depth.
     """
+    model = common.model_folder(model, quiet=as_json)
     if given["chats"] is not None:
         from edgetok.cli import bench_chats
 

@@ -66,7 +66,9 @@ def command(
     schema = common.read_schema(schema_file)
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")
-    with common.load_model(model, given) as loaded:
+    folder = common.model_folder(model, quiet=as_json)
+    _require_template(folder)
+    with common.load_model(folder, given) as loaded:
         chat = loaded.new_chat(system=system)
         if load is not None:
             chat.load(load)
@@ -90,6 +92,15 @@ def command(
             _answer_once(chat, text, schema, as_json)
         if session is not None:
             chat.save(session)
+
+
+def _require_template(folder: Path) -> None:
+    """Refuse a model without chat template before its weights are loaded."""
+    from edgetok.text.template import find_source, no_template
+    from edgetok.text.tokenizer import read_config
+
+    if find_source(folder, read_config(folder)) is None:
+        raise no_template(folder)
 
 
 def _answer_once(chat: Chat, text: str, schema: object, as_json: bool) -> None:

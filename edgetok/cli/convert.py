@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_bytes, parse_tokens
-
-_LINE_S = 30  # between two lines of progress where stderr is not a terminal
 
 
 @click.command(
@@ -66,8 +62,8 @@ _LINE_S = 30  # between two lines of progress where stderr is not a terminal
 def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     """Convert SRC to an artefact, a small folder that edgetok runs.
 
-    SRC is a Hugging Face model folder, a GGUF file, or a hub id such as owner/name. An interrupted
-    conversion continues where it stopped when the same command is run again.
+    SRC is a Hugging Face model folder, a GGUF file, a hub id such as owner/name, or a short
+    name. An interrupted conversion continues where it stopped when the same command is run again.
     """
     with common.needs_extra("converting", "convert"):
         from edgetok.converter.convert import convert, is_quantised
@@ -84,7 +80,7 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
         if not (path.exists() and is_quantised(path)):  # such a checkpoint keeps its bits
             name += f"-{_suffix(given)}"
         out = Path("artefacts") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    with _Bars(quiet=as_json) as progress:
+    with Bars(quiet=as_json) as progress:
         report = convert(source, out, options, progress, target)
     if as_json:
         common.print_json({"out": str(out), **report.to_json()})
@@ -127,67 +123,3 @@ def _suffix(given: dict[str, Any]) -> str:
     if given["fit"]:
         return re.sub(r"[^A-Za-z0-9.]+", "", given["fit"])
     return f"{given['bits']}bit" if given["max_kl"] is None else f"kl{given['max_kl']:g}"
-
-
-class _Bars:
-    """Progress bars on stderr; lines where stderr is not a terminal."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._console = Console(stderr=True, quiet=quiet)
-        self._plain = not quiet and not sys.stderr.isatty()
-        self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or self._plain,
-        )
-        self._task: Any = None
-        self._said = 0.0
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def begin(self, what: str, total: int, done: int = 0) -> None:
-        """Begin a stage."""
-        if self._plain:
-            self._console.print(what)
-            self._said = time.monotonic()
-        self._task = self._progress.add_task(what, total=total, completed=done)
-
-    def advance(self, units: int = 1) -> None:
-        """Count finished units of the stage."""
-        if self._task is None:
-            return
-        self._progress.advance(self._task, units)
-        if self._plain and time.monotonic() - self._said > _LINE_S:
-            self._said = time.monotonic()
-            task = self._progress.tasks[self._task]
-            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
-            self._console.print(f"  {task.completed:.0f} of {task.total:.0f}{left}")
-
-    def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self._console.print(line, markup=False, highlight=False)

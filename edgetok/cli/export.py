@@ -34,6 +34,7 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
 
     Quantised layers keep their integers; the embedding and the output head become float16.
     """
+    model = common.model_folder(model, quiet=as_json)
     with common.needs_extra("exporting", "convert"):
         from edgetok.converter.card.report import reason_rows
         from edgetok.converter.export.checkpoint import FORMATS, export

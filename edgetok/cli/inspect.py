@@ -24,6 +24,7 @@ def command(model: Path, as_json: bool) -> None:
     """Show bits, sizes, structure and quality card of MODEL, without running it."""
     from edgetok.formats.artefact import open_artefact
 
+    model = common.model_folder(model, quiet=as_json)
     with open_artefact(model) as artefact:
         values = describe(artefact)
     if as_json:

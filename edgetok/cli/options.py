@@ -29,6 +29,7 @@ from edgetok.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from edgetok.engine.result import Result
+    from edgetok.library.folder import Entry
     from edgetok.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -174,16 +175,47 @@ def needs_extra(doing: str, extra: str) -> Iterator[None]:
         ) from error
 
 
+def model_folder(model: Path, *, quiet: bool = False) -> Path:
+    """Return the artefact's folder of what a user calls a model, made if it has to be.
+
+    Args:
+        model: an artefact, a model folder, a GGUF file, a short name or a hub id.
+        quiet: whether nothing is printed on stderr.
+    """
+    if (model.expanduser() / "manifest.json").exists():
+        return model.expanduser()
+    from edgetok.cli.bars import Bars
+    from edgetok.library import resolve
+
+    with Bars(quiet=quiet) as bars:
+        return resolve.model_folder(model, bars, bars.say)
+
+
 def load_model(path: Path, options: Mapping[str, Any]) -> Model:
     """Load a model with the flags of `run_options`; its notes go to stderr."""
     from edgetok.model import Model
     from edgetok.runtime.options import RunOptions
 
     chosen = given_of(RunOptions, options)
-    model = Model.load(path, progress=compiling, **chosen)
+    model = Model.load(model_folder(path), progress=compiling, **chosen)
     for note in model.notes:
         click.echo(note, err=True)
     return model
+
+
+def entry_values(entry: Entry) -> dict[str, Any]:
+    """Return an entry of the model folder as JSON values with stable keys."""
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "settings": entry.settings,
+        "bytes": entry.nbytes,
+        "bits_per_weight": entry.bits or None,
+        "verdict": entry.verdict or None,
+        "ready": entry.ready,
+        "last_used": entry.used or None,
+        "path": str(entry.artefact),
+    }
 
 
 def compiling(done: int, total: int) -> None:

@@ -194,3 +194,11 @@ def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:
             'or a list with an entry named "default"'
         )
     return result
+
+
+def no_template(folder: Path) -> TemplateError:
+    """Return the error for a model without a chat template."""
+    return TemplateError(
+        f"{folder}: has no chat template, so this model continues text but does not chat; use "
+        "`edgetok generate`, or put a chat_template.jinja beside the checkpoint and convert again"
+    )

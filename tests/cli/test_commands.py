@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from edgetok.cli import chat, convert
+from edgetok.cli import bars, chat, convert
+from edgetok.cli import options as common
 from edgetok.cli.main import run
 from edgetok.cli.options import for_terminal
 from edgetok.model import Model
-from tests.fake import fake_model
+from tests.fake import fake_model, write_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -33,6 +34,14 @@ def edgetok(
         return fake_model(tmp_path / "fake", context=options.get("context"))
 
     monkeypatch.setattr(Model, "load", load)
+    write_tokenizer(tmp_path / "fake")
+    resolve = common.model_folder
+
+    def model_folder(model: Path, *, quiet: bool = False) -> Path:
+        known = str(model) == "m" or model == tmp_path / "fake"
+        return tmp_path / "fake" if known else resolve(model, quiet=quiet)
+
+    monkeypatch.setattr(common, "model_folder", model_folder)
 
     def call(*arguments: str, stdin: str | bytes | None = None) -> tuple[int, str, str]:
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
@@ -130,7 +139,7 @@ def test_schema(edgetok: Run, tmp_path: Path, command: str) -> None:
         (["chat", "m", "--wrong"], "No such option"),
         (["eval", "m"], "nothing to measure"),
         (["eval", "m", "--text", "nowhere.txt"], "nowhere.txt: cannot be read: No such file"),
-        (["inspect", "nowhere"], "nowhere: not a folder"),
+        (["inspect", "nowhere"], "nowhere: no such model or folder"),
         (["verify", "nowhere"], "nowhere"),
         (["bench", "nowhere"], "nowhere"),
         (["convert", "no/such/folder", "--out", "o"], "no/such/folder: no such folder"),
@@ -223,12 +232,12 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 def test_progress_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(convert, "_LINE_S", 30)
-    with convert._Bars(quiet=False) as bars:
-        bars.begin("Quantising", 4)
-        bars.advance()
-        monkeypatch.setattr(convert, "_LINE_S", -1)
-        bars.advance(2)
+    monkeypatch.setattr(bars, "_LINE_S", 30)
+    with bars.Bars(quiet=False) as drawn:
+        drawn.begin("Quantising", 4)
+        drawn.advance()
+        monkeypatch.setattr(bars, "_LINE_S", -1)
+        drawn.advance(2)
     stage, line = capsys.readouterr().err.splitlines()
     assert stage == "Quantising"
     assert line.startswith("  3 of 4")

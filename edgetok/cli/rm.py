@@ -1,0 +1,30 @@
+"""`edgetok rm`: remove models from the model folder."""
+
+from __future__ import annotations
+
+import click
+
+from edgetok.cli import options as common
+
+
+@click.command("rm", epilog=common.examples("edgetok rm smollm2", "edgetok rm smollm2 qwen3"))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@common.JSON
+def command(names: tuple[str, ...], as_json: bool) -> None:
+    """Remove the models of these names from the model folder.
+
+    Only the converted models; what was downloaded stays in the cache of huggingface_hub, and files
+    and folders of your own are not touched.
+    """
+    from edgetok.library import folder
+    from edgetok.library.resolve import named
+
+    found = {entry.folder: entry for name in names for entry in named(name)}
+    removed = []
+    for entry in found.values():
+        removed.append(common.entry_values(entry))
+        folder.remove(entry)
+        if not as_json:
+            click.echo(f"removed {entry.name}, {common.megabytes(removed[-1]['bytes'])}")
+    if as_json:
+        common.print_json({"removed": removed})

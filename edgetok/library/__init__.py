@@ -1,0 +1,1 @@
+"""The user's models: found by name, downloaded, converted once and kept."""

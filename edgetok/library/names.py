@@ -1,0 +1,56 @@
+"""Short names of models, and the names that are near a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from types import MappingProxyType
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+SHORT_NAMES = MappingProxyType(
+    {
+        "gemma2": "google/gemma-2-2b-it",
+        "gemma3": "google/gemma-3-270m-it",
+        "gemma3-1b": "google/gemma-3-1b-it",
+        "granite3": "ibm-granite/granite-3.3-2b-instruct",
+        "llama3.2": "meta-llama/Llama-3.2-1B-Instruct",
+        "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+        "mistral": "mistralai/Mistral-7B-Instruct-v0.3",
+        "olmo2": "allenai/OLMo-2-0425-1B-Instruct",
+        "phi3": "microsoft/Phi-3-mini-4k-instruct",
+        "qwen2.5": "Qwen/Qwen2.5-0.5B-Instruct",
+        "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+        "qwen3": "Qwen/Qwen3-0.6B",
+        "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+        "qwen3-4b": "Qwen/Qwen3-4B",
+        "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+        "smollm3": "HuggingFaceTB/SmolLM3-3B",
+        "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    }
+)
+"""The smallest model of a family under the family's name, others with their size."""
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub id that a short name stands for; None if it is not one."""
+    return SHORT_NAMES.get(name.lower())
+
+
+def near_names(name: str, others: Iterable[str] = ()) -> list[str]:
+    """Return up to three known names that look like a misspelt one, the nearest first.
+
+    Args:
+        name: as it was typed.
+        others: names that are known besides the short ones, such as those in the model folder.
+    """
+    known = {_plain(item): item for item in (*others, *SHORT_NAMES.values(), *SHORT_NAMES)}
+    found = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.6)
+    return [known[item] for item in found]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9/]", "", name.lower())

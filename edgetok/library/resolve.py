@@ -1,0 +1,290 @@
+"""Turn what a user calls a model into the folder of an artefact.
+
+| what | example | becomes |
+|---|---|---|
+| an artefact | `artefacts/tiny` | itself |
+| a model folder or GGUF file | `~/models/tiny`, `tiny.Q4_0.gguf` | converted, once |
+| a short name | `smollm2` | the hub id that it stands for |
+| a hub id | `owner/name`, `owner/name/file.gguf` | downloaded and converted, once |
+
+Conversions go to the model folder (`edgetok.library.folder`) and are used again as long as the
+source is what it was. A hub id that was converted once is not looked up again; `pull` does that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetok.errors import (
+    ArtefactError,
+    CheckpointError,
+    EdgetokError,
+    MissingExtraError,
+    OptionError,
+)
+from edgetok.library.folder import Entry, entries, entry_for, locked
+from edgetok.library.names import HUB_ID, SHORT_NAMES, hub_id, near_names
+
+if TYPE_CHECKING:
+    from edgetok.converter.options import ConvertOptions
+    from edgetok.converter.progress import Progress
+    from edgetok.library.download import Remote
+
+Say = Callable[[str], None]
+_MANIFEST = "manifest.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
+
+
+def model_folder(
+    name: str | os.PathLike[str], progress: Progress | None = None, say: Say | None = None
+) -> Path:
+    """Return the artefact's folder of a model, made if it has to be.
+
+    Args:
+        name: an artefact, a model folder, a GGUF file, a short name or a hub id.
+        progress: receives the stages of a conversion.
+        say: receives lines for the user, such as the settings of a conversion.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged.
+        UnsupportedError: it is something that edgetok does not run.
+        MissingExtraError: it has to be downloaded or converted, and an extra is not installed.
+        OutputError: the model folder cannot be written.
+    """
+    path = Path(name).expanduser()
+    if (path / _MANIFEST).exists():
+        return path
+    source = _source(os.fspath(name))
+    entry = _newest(source)
+    if entry is None:
+        entry = _make(os.fspath(name), source, None, progress, say)
+    entry.touch()
+    return entry.artefact
+
+
+def pull(
+    name: str,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Entry:
+    """Download and convert a model, or what has changed of it.
+
+    Args:
+        name: as for `model_folder`, but no artefact.
+        options: settings of the conversion; None: chosen for the source.
+        progress: receives the stages.
+        say: receives lines for the user.
+
+    Returns:
+        The finished entry, which `model_folder` now uses for this name.
+
+    Raises:
+        EdgetokError: as for `model_folder`.
+    """
+    if (Path(name).expanduser() / _MANIFEST).exists():
+        raise OptionError(f"{name}: is an artefact already; use it as it is: edgetok chat {name}")
+    entry = _make(name, _source(name), options, progress, say)
+    entry.touch()
+    return entry
+
+
+def named(name: str) -> list[Entry]:
+    """Return the entries that a name means: by name, source, or the entry's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(name).expanduser()
+    wanted = {name, hub_id(name), str(path.resolve())}
+    every = entries()
+    found = [e for e in every if wanted & {e.name, e.source, e.folder.name}]
+    if not found:
+        known = ", ".join(sorted({e.name for e in every})) or "none"
+        raise CheckpointError(f"{name}: not in the model folder; it holds {known}")
+    return found
+
+
+def _source(name: str) -> str:
+    """Return a resolved path, or a hub id.
+
+    Raises:
+        CheckpointError: it is neither; near names are given.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    if (known := hub_id(name)) is not None:
+        return known
+    for entry in entries():
+        if name in (entry.name, entry.folder.name):
+            return entry.source
+    parts = name.split("/")
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or path.parent.is_dir()
+    repository = "/".join(parts[:2])
+    if len(parts) > 1 and parts[0] not in ("artefacts", "models") and HUB_ID.fullmatch(repository):
+        inside = len(parts) == 2 or (len(parts) == 3 and name.lower().endswith(".gguf"))
+        if inside and not (is_path and path.parent != Path()):
+            return name
+    near = near_names(name, [entry.name for entry in entries()])
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else (
+            f"short names are {', '.join(SHORT_NAMES)}; else give an artefact, a model folder, a "
+            "GGUF file or a hub id"
+        )
+    )
+    if is_path and len(parts) > 1:
+        hint = "give an artefact, a model folder, a GGUF file, a short name or a hub id"
+    raise CheckpointError(f"{name}: no such model or folder; {hint}")
+
+
+def _is_path(source: str) -> bool:
+    return Path(source).is_absolute()
+
+
+def _newest(source: str) -> Entry | None:
+    """Return the entry of a source that was made last, if the source is what it was then."""
+    ready = [entry for entry in entries() if entry.source == source and entry.ready]
+    newest = max(ready, key=lambda entry: entry.made, default=None)
+    if newest is not None and _is_path(source) and newest.state != _local_state(Path(source)):
+        return None
+    return newest
+
+
+def _local_state(path: Path) -> str:
+    """Return a digest of the sizes and times of a folder's files, or of a file's."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    text = "".join(f"{p.name}\0{p.stat().st_size}\0{p.stat().st_mtime_ns}\n" for p in files)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _make(
+    name: str,
+    source: str,
+    options: ConvertOptions | None,
+    progress: Progress | None,
+    say: Say | None,
+) -> Entry:
+    """Download and convert; what another process made meanwhile, or an earlier one, is used."""
+    tell = say or (lambda line: None)
+    from edgetok.library import download
+    from edgetok.library.kinds import local_source
+
+    remote: Remote | Path
+    if _is_path(source):
+        remote = local_source(Path(source))
+        state = _local_state(Path(source))
+    else:
+        repository, file = _split(source)
+        remote = download.look(repository, file)
+        state = remote.commit if isinstance(remote, download.Remote) else _local_state(remote)
+    short = name if hub_id(name) else source
+    if _is_path(source):
+        short = Path(source).name
+    entry = entry_for(short, source, options)
+    with locked(entry, lambda: tell(f"{name}: another process is making it; waiting ...")):
+        former = next((e for e in entries() if e.folder == entry.folder and e.ready), None)
+        if former is not None and former.state == state:
+            tell(f"{name}: up to date")
+            return former
+        entry = dataclasses.replace(entry, state=state)
+        if former is None:  # a former one stays in use until this one is finished
+            entry.write()
+        if isinstance(remote, download.Remote):
+            megabytes = sum(remote.files.values()) / 1e6
+            tell(f"downloading {remote.name}: {len(remote.files)} files, {megabytes:,.1f} MB")
+            if remote.kind == "artefact":
+                entry = _install(entry, remote)
+                entry.write()
+                return entry
+            remote = _fetched(remote)
+        entry = _convert(entry, local_source(remote), options, progress, tell)
+        entry.write()
+        return entry
+
+
+def _fetched(remote: Remote) -> Path:
+    from edgetok.library import download
+
+    folder = download.fetch(remote)
+    if remote.kind == "gguf":
+        return folder / next(iter(remote.files))
+    return folder
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """Return a hub id and the file in it."""
+    parts = source.split("/")
+    return "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
+
+
+def _install(entry: Entry, remote: Remote) -> Entry:
+    """Download a ready artefact and check every byte of it."""
+    from edgetok.formats.manifest import verify_manifest
+    from edgetok.library import download
+
+    partial = entry.folder / "artefact.partial"
+    download.fetch_artefact(remote, partial)
+    try:
+        verify_manifest(partial)
+    except ArtefactError:
+        shutil.rmtree(partial)
+        raise
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # huggingface_hub's notes
+    if entry.artefact.exists():
+        shutil.rmtree(entry.artefact)
+    partial.rename(entry.artefact)
+    return _finished(entry, "as it was made")
+
+
+def _convert(
+    entry: Entry,
+    source: Path,
+    options: ConvertOptions | None,
+    progress: Progress | None,
+    tell: Say,
+) -> Entry:
+    try:
+        from edgetok.converter.convert import convert
+        from edgetok.library.settings import automatic, shown
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{entry.name}: has to be converted, which needs {error.name}: "
+            "pip install 'edgetok[convert]'"
+        ) from error
+    why = ""
+    if options is None:
+        options, why = automatic(source)
+    settings = shown(source, options)
+    tell(f"converting {entry.name}, once: {settings}" + (f" ({why})" if why else ""))
+    convert(str(source), entry.artefact, options, progress)
+    return _finished(entry, settings)
+
+
+def _finished(entry: Entry, settings: str) -> Entry:
+    """Return the entry with what the quality card says, and the time."""
+    from edgetok.formats import strict_json
+
+    try:
+        report = strict_json.read_object(entry.artefact / "report.json")
+    except EdgetokError:
+        report = {}
+    bits, verdict = report.get("bits_per_weight"), report.get("verdict")
+    if isinstance(verdict, dict):
+        verdict = verdict.get("grade")
+    return dataclasses.replace(
+        entry,
+        settings=settings,
+        bits=float(bits) if isinstance(bits, (int, float)) else 0.0,
+        verdict=verdict if isinstance(verdict, str) else "",
+        made=time.time(),
+    )

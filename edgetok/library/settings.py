@@ -1,0 +1,45 @@
+"""Settings of a conversion that nobody chose any for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgetok.converter.convert import is_quantised
+from edgetok.converter.identity import has_torch
+from edgetok.converter.options import ConvertOptions
+
+
+def automatic(source: Path) -> tuple[ConvertOptions, str]:
+    """Return the options for a source, and the reason where it is not obvious.
+
+    Integers are kept where an artefact holds them. Other GGUF types get 8 bits, because rounding
+    4 bits to 4 other bits loses more than the file already has. Weights that were never quantised
+    get 4 bits by gptq, which takes minutes where auto takes an hour; without torch, 8 bits.
+    """
+    if is_quantised(source):
+        return ConvertOptions(method="rtn"), ""
+    if source.is_file() and not _is_plain(source):
+        return ConvertOptions(bits=8, method="rtn"), "its own integers do not fit; 8 bits keep it"
+    if not has_torch():
+        return (
+            ConvertOptions(bits=8, method="rtn"),
+            "4 bits need calibration, which needs torch: pip install 'edgetok[convert]'",
+        )
+    return ConvertOptions(bits=4, method="gptq"), "edgetok pull --method auto loses less, slowly"
+
+
+def shown(source: Path, options: ConvertOptions) -> str:
+    """Return the settings in words."""
+    if is_quantised(source):
+        return "its integers are kept"
+    groups = f", groups of {options.group_size}" if options.quantises else ""
+    return f"{options.bits} bits, {options.method}{groups}"
+
+
+def _is_plain(path: Path) -> bool:
+    """Return whether most weights of a GGUF file are floating-point numbers."""
+    from edgetok.formats.gguf import open_gguf
+
+    infos = open_gguf(path).infos.values()
+    plain = sum(i.nbytes for i in infos if i.dtype in ("F32", "F16", "BF16", "F64"))
+    return 2 * plain > sum(info.nbytes for info in infos)

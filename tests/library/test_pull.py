@@ -1,0 +1,148 @@
+"""Download, convert once, list, use, remove: with huggingface_hub and a stand-in of the hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetok.converter.convert import ConvertOptions, convert
+from tests.library.conftest import Run
+from tests.library.hub_server import NEXT_COMMIT, Hub, Repository
+
+RTN = ("--method", "rtn", "--bits", "8")
+
+
+def error(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stdout + result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return line
+
+
+def models(edgetok: Run) -> list[dict[str, object]]:
+    listed = edgetok("list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    return json.loads(listed.stdout)["models"]
+
+
+def test_a_hub_id_is_downloaded_and_converted_once(
+    edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(checkpoint, folder)
+    for name in ("pytorch_model.bin", "model.py", "consolidated.safetensors", "original/a.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not wanted")
+    hub.repositories["owner/tiny"] = Repository(folder)
+    pulled = edgetok("pull", "owner/tiny", *RTN)
+    assert pulled.returncode == 0, pulled.stderr
+    assert "8 bits, rtn" in pulled.stderr
+    assert "model.safetensors" in hub.downloaded
+    unwanted = {"pytorch_model.bin", "model.py", "consolidated.safetensors", "a.json"}
+    assert not unwanted & set(hub.downloaded)
+
+    (model,) = models(edgetok)
+    assert (model["name"], model["settings"]) == ("owner/tiny", "8 bits, rtn, groups of 32")
+    assert Path(str(model["path"])).parent.parent.stat().st_mode & 0o777 == 0o700
+
+    before = len(hub.requests)
+    answer = edgetok("generate", "owner/tiny", "a b", "--max-tokens", "2", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["generated_tokens"] >= 1
+    assert len(hub.requests) == before, "a converted model needs no network"
+
+    again = edgetok("pull", "owner/tiny", *RTN)
+    assert "up to date" in again.stderr
+    hub.repositories["owner/tiny"].commit = NEXT_COMMIT
+    changed = edgetok("pull", "owner/tiny", *RTN)
+    assert "converting" in changed.stderr
+    assert len(models(edgetok)) == 1
+
+    assert edgetok("rm", "owner/tiny").returncode == 0
+    assert models(edgetok) == []
+    assert "not in the model folder" in error(edgetok("rm", "owner/tiny"))
+
+
+def test_a_cut_download_resumes(edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    large = Path(shutil.copytree(checkpoint, tmp_path / "large"))
+    (large / "large.json").write_text(f'["{"x" * (30 << 20)}"]')
+    hub.repositories["owner/tiny"] = Repository(large)
+    size = (large / "large.json").stat().st_size
+    hub.cut_after = size // 2  # huggingface_hub writes pieces of 10 MiB
+    first = edgetok("pull", "owner/tiny", *RTN)
+    if first.returncode:  # some releases go on by themselves
+        assert "what has arrived is kept" in error(first)
+        assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
+    (resumed,) = [r for _, path, r in hub.requests if path.endswith("large.json") and r]
+    start = int(resumed.removeprefix("bytes=").removesuffix("-"))
+    assert 0 < start <= size // 2
+    assert hub.sent["large.json"] < 2 * size - start
+    assert models(edgetok)[0]["ready"]
+
+
+def test_gated_missing_and_offline(edgetok: Run, hub: Hub, checkpoint: Path) -> None:
+    hub.repositories["owner/gated"] = Repository(checkpoint, gated=True)
+    assert "gated: accept its terms" in error(edgetok("chat", "owner/gated", "hi"))
+    line = error(edgetok("chat", "Qwen/Qwen3-0.6", "hi"))
+    assert "no such repository" in line
+    assert "did you mean Qwen/Qwen3-0.6B" in line
+    assert "HF_HUB_OFFLINE" in error(edgetok("pull", "owner/tiny", HF_HUB_OFFLINE="1"))
+    unreachable = edgetok("pull", "owner/tiny", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "no connection" in error(unreachable)
+    assert models(edgetok) == []
+
+
+def test_offline_converts_what_was_downloaded(edgetok: Run, hub: Hub) -> None:
+    assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
+    before = len(hub.requests)
+    offline = edgetok("pull", "owner/tiny", "--method", "rtn", "--bits", "4", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert len(hub.requests) == before
+    assert len(models(edgetok)) == 2
+
+
+def test_a_ready_artefact_is_installed_as_it_is(
+    edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    convert(str(checkpoint), ready, ConvertOptions(method="rtn", bits=4, reference_tokens=0))
+    hub.repositories["owner/ready"] = Repository(ready)
+    pulled = edgetok("pull", "owner/ready")
+    assert pulled.returncode == 0, pulled.stderr
+    (model,) = models(edgetok)
+    for path in ready.iterdir():
+        assert (Path(str(model["path"])) / path.name).read_bytes() == path.read_bytes()
+    (ready / "model.onnx.data").write_bytes(b"changed")
+    hub.repositories["owner/ready"].commit = NEXT_COMMIT
+    error(edgetok("pull", "owner/ready"))
+    assert edgetok("verify", "--files-only", "owner/ready").returncode == 0, "the former one stays"
+
+
+def test_two_processes_convert_once(edgetok: Run, hub: Hub) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: edgetok("pull", "owner/tiny", *RTN), range(2)))
+    assert [r.returncode for r in results] == [0, 0], [r.stderr for r in results]
+    assert sum("converting" in r.stderr for r in results) == 1
+
+
+def test_without_huggingface_hub(edgetok: Run, tmp_path: Path) -> None:
+    with (tmp_path / "without/sitecustomize.py").open("a") as file:
+        file.write("\nsys.modules['huggingface_hub'] = None")
+    line = error(edgetok("chat", "owner/tiny", "hi"))
+    assert "pip install 'edgetok[hub]'" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such modes on Windows")
+def test_a_folder_that_others_may_write_is_refused(edgetok: Run, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models").chmod(0o777)
+    line = error(edgetok("list"))
+    assert "EDGETOK_MODELS" in line

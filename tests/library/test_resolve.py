@@ -1,0 +1,136 @@
+"""Paths, names and hub ids are told apart; a conversion is used until its source changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+import edgetok
+from edgetok.converter.convert import ConvertOptions
+from edgetok.errors import CheckpointError, OptionError
+from edgetok.library import resolve
+from edgetok.library.folder import entries, locked, remove
+from tests.converter.read.gguf_writer import write_gguf
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model folder of the test's own, a working folder without models, and no network."""
+    monkeypatch.setenv("EDGETOK_MODELS", str(tmp_path / "models-of-user"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def mine(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "mine"))
+
+
+def test_an_artefact_is_itself(default_artefact: Path) -> None:
+    assert resolve.model_folder(default_artefact) == default_artefact
+    assert entries() == []
+    with pytest.raises(OptionError, match="an artefact already"):
+        resolve.pull(str(default_artefact))
+
+
+def test_a_folder_is_converted_once_and_again_when_it_changes(mine: Path) -> None:
+    said: list[str] = []
+    first = resolve.pull(str(mine), ConvertOptions(method="rtn", bits=8), None, said.append)
+    assert said == ["converting mine, once: 8 bits, rtn, groups of 32"]
+    assert resolve.model_folder(mine, None, said.append) == first.artefact
+    assert len(said) == 1
+    os.utime(mine / "model.safetensors", ns=(1, 1))
+    resolve.pull(str(mine), ConvertOptions(method="rtn", bits=8), None, said.append)
+    assert len(said) == 2
+    with edgetok.load(mine) as model:
+        assert model.path == first.artefact
+    with edgetok.load("mine") as model:  # the path again, relative
+        assert model.path == first.artefact
+
+
+def test_the_one_made_last_is_used(mine: Path) -> None:
+    resolve.pull(str(mine), ConvertOptions(method="rtn", bits=8))
+    four = resolve.pull(str(mine), ConvertOptions(method="rtn", bits=4))
+    assert resolve.model_folder(mine) == four.artefact
+    assert {entry.settings for entry in resolve.named("mine")} == {
+        "8 bits, rtn, groups of 32",
+        "4 bits, rtn, groups of 32",
+    }
+    remove(four)
+    (left,) = resolve.named("mine")
+    assert resolve.model_folder(mine) == left.artefact
+    assert mine.is_dir()
+
+
+def test_an_interrupted_conversion_is_not_used(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt:
+        def begin(self, what: str, total: int, done: int = 0) -> None:
+            pass
+
+        def advance(self, units: int = 1) -> None:
+            raise KeyboardInterrupt
+
+        def say(self, line: str) -> None:
+            pass
+
+    options = ConvertOptions(method="rtn", bits=8)
+    with pytest.raises(KeyboardInterrupt):
+        resolve.pull(str(mine), options, Interrupt())
+    (entry,) = entries()
+    assert not entry.ready
+    made = resolve.pull(str(mine), options)
+    assert made.folder == entry.folder
+    assert made.ready
+
+
+def test_an_entry_that_is_being_made_is_not_removed(mine: Path) -> None:
+    entry = resolve.pull(str(mine), ConvertOptions(method="rtn", bits=8))
+    with locked(entry), pytest.raises(edgetok.OutputError, match="another process"):
+        remove(entry)
+    assert entry.artefact.is_dir()
+
+
+def test_a_damaged_entry_is_left_out(mine: Path) -> None:
+    entry = resolve.pull(str(mine), ConvertOptions(method="rtn", bits=8))
+    for content in (b"{", b"[]", b'{"name": 1}', b"[" * 100_000, b"\xff"):
+        (entry.folder / "entry.json").write_bytes(content)
+        assert entries() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("smolm2", "did you mean smollm2"),
+        ("zzzzzz", "short names are .*smollm2"),
+        ("./owner/name", "no such model or folder"),
+        ("artefacts/tiny", "no such model or folder"),
+        ("mine/other", "no such model or folder"),
+        ("a/b/c", "no such model or folder"),
+        ("a/b/../c.gguf", "no such model or folder"),
+    ],
+)
+def test_what_is_nothing(name: str, expected: str, mine: Path) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        resolve.model_folder(name)
+
+
+def test_integers_of_a_gguf_are_kept(tmp_path: Path) -> None:
+    from edgetok.library.settings import automatic, shown
+
+    path = tmp_path / "a.gguf"
+    source = tiny_checkpoint("llama", tmp_path / "wide", hidden_size=96, intermediate_size=160)
+    write_gguf(source, path, "Q8_0")
+    options, why = automatic(path)
+    assert shown(path, options) == "its integers are kept"
+    assert why == ""
+    assert resolve.pull(str(path)).settings == "its integers are kept"
+    assert [entry.name for entry in entries()] == ["a.gguf"]

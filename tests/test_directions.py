@@ -132,6 +132,7 @@ ALLOWED: dict[str, set[str]] = {
         "cache",
         "engine",
         "formats",
+        "grammar",
         "model",
         "quantities",
         "runtime",

@@ -189,6 +189,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
         return self._sequence.context
 
     @property
+    def stop(self) -> str | None:
+        """Return the stop text that ended it, if one did."""
+        return self._sequence.stop
+
+    @property
     def times(self) -> list[float]:
         """When each token so far was known, read or not, in seconds of the engine's clock."""
         return list(self._sequence.times)

@@ -120,6 +120,11 @@ class Sequence:
         self.pending = self.prompt[self.cached :]
 
     @property
+    def stop(self) -> str | None:
+        """Return the stop text that was found; None while there is none."""
+        return self._finder.found
+
+    @property
     def rows(self) -> int:
         """Return the rows to compute before its next token."""
         return len(self.pending)

@@ -19,6 +19,7 @@ from edgetok.cache.protocol import KVCache
 from edgetok.engine.generation import Generation
 from edgetok.errors import ArtefactError, ContextError, OptionError
 from edgetok.model import Model
+from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.options import SamplingOptions
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.failure import Refusal, log
@@ -65,8 +66,11 @@ class Writer:
             prompts = await asyncio.to_thread(_tokens, model, request)
             sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
             total = sum(sizes) * request.answers
+            constraint = None
+            if request.grammar is not None:
+                constraint = await asyncio.to_thread(model.engine.constraint, request.grammar)
             held = stack.pop_all()
-        return Answer(self, held, served, model, request, options, prompts, total)
+        return Answer(self, held, served, model, request, options, prompts, constraint, total)
 
     def close_later(self, answer: Answer) -> asyncio.Task[None]:
         """Give back what an answer holds, whatever becomes of the task that asks for it."""
@@ -98,6 +102,7 @@ class Answer:
         request: Request,
         options: SamplingOptions,
         prompts: Sequence[list[int]],
+        constraint: Constraint | None,
         nbytes: int,
     ) -> None:
         """Prepare; made by `Writer.begin`.
@@ -110,13 +115,14 @@ class Answer:
             request: what to do.
             options: of sampling.
             prompts: token ids, one answer or more of each.
+            constraint: of each answer.
             nbytes: that all its caches need at most.
         """
         self.served = served
         self.usage = Usage(prompt_tokens=sum(map(len, prompts)))
         self._writer, self._stack, self._model = writer, stack, model
         self._request, self._options, self._prompts = request, options, prompts
-        self._nbytes = nbytes
+        self._constraint, self._nbytes = constraint, nbytes
         self._borrowed = False
         self._generations: list[Generation] = []
         self._begun_s = time.monotonic()
@@ -147,6 +153,7 @@ class Answer:
                     found[event.place].text += event.text
                 else:
                     found[event.place].reason = event.reason
+                    found[event.place].stop = event.stop
         return found
 
     async def __aenter__(self) -> Self:
@@ -227,7 +234,10 @@ class Answer:
         engine, options = self._model.engine, self._options
         if options.seed is not None and place % self._request.answers:
             options = options.with_changes({"seed": (options.seed + place) % (1 << 64)})
-        generation = engine.text(prompt, options, priority=self._request.priority)
+        constraint = None if self._constraint is None else self._constraint.fork()
+        generation = engine.text(
+            prompt, options, priority=self._request.priority, constraint=constraint
+        )
         self._generations.append(generation)
         if self._request.echo:
             yield Text(place, self._model.tokenizer.decode(prompt))
@@ -238,7 +248,7 @@ class Answer:
                 first = False
             yield Text(place, piece)
         self._count(place, generation)
-        yield Ended(place, generation.result.finish)
+        yield Ended(place, generation.result.finish, generation.stop)
 
     def _count(self, place: int, generation: Generation) -> None:
         stats, usage, metrics = generation.result.stats, self.usage, self._writer.metrics

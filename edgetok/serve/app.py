@@ -20,9 +20,11 @@ from edgetok.serve.completions import Completions
 from edgetok.serve.exchange import Exchange
 from edgetok.serve.failure import Refusal, refusal_of
 from edgetok.serve.guard import Guard
+from edgetok.serve.messages import Messages
 from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import error_body
 from edgetok.serve.options import ServeOptions
+from edgetok.serve.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
 
@@ -49,6 +51,10 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
                 Exchange(Completions(), writer, "completions"),
                 methods=["POST"],
             ),
+            Route(
+                f"{prefix}/responses", Exchange(Responses(), writer, "responses"), methods=["POST"]
+            ),
+            Route(f"{prefix}/messages", Exchange(Messages(), writer, "messages"), methods=["POST"]),
             Route(f"{prefix}/embeddings", pages.no_embeddings, methods=["POST"]),
             Route(f"{prefix}/rerank", pages.no_embeddings, methods=["POST"]),
         ]

@@ -9,9 +9,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgetok.errors import GrammarError
+from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import FINISH, Sampled, error_body, new_id, usage_body
+from edgetok.serve.openai_shared import (
+    FINISH,
+    Sampled,
+    error_body,
+    grammar_of,
+    new_id,
+    usage_body,
+)
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
 from edgetok.serve.request import Event, Request, Text, Usage, Whole
 
@@ -60,6 +69,7 @@ class _Body(Sampled):
     tool_choice: str | dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template: str | None = None
@@ -82,6 +92,7 @@ class ChatCompletions(Protocol):
             answers=1 if found.n is None else found.n,
             priority=found.importance,
             variables=_variables(found.chat_template_kwargs or {}),
+            grammar=_grammar(found),
         )
         rendering = _Completion(found.model, found.usage_chunk)
         return Call(request, bool(found.stream), rendering, found.ignored)
@@ -98,13 +109,27 @@ def _refuse_unsupported(found: _Body) -> None:
         raise refuse("tools", "tools are not supported yet; leave them out")
     if found.functions:
         raise refuse("functions", "replaced by tools; leave it out")
-    kind = (found.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise refuse("response_format", f"{kind!r:.100} is not supported yet; leave it out")
     if found.logprobs or found.top_logprobs:
         raise refuse("logprobs", "not supported yet; leave it out")
     if found.audio is not None:
         raise refuse("audio", "this server writes text alone; leave it out")
+
+
+def _grammar(found: _Body) -> Grammar | None:
+    """What the answer must match: OpenAI's response format, or one of the others that vLLM has."""
+    given = found.structured_outputs
+    if given is None:
+        return grammar_of(found.response_format, "response_format")
+    names = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "lark"}
+    try:
+        return Grammar.of({names.get(name, name): value for name, value in given.items()})
+    except GrammarError as error:
+        raise Refusal(
+            400,
+            f"structured_outputs: {error}",
+            param="structured_outputs",
+            code="invalid_schema",
+        ) from error
 
 
 def _variables(given: dict[str, _VARIABLE]) -> dict[str, object]:

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from edgetok.engine.result import FinishReason
+from edgetok.errors import GrammarError
+from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.protocol import refuse
 from edgetok.serve.request import BACKGROUND, Usage
@@ -24,7 +26,13 @@ HARMLESS = {
     "user",
     "verbosity",
 }
-FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "context": "length"}
+FINISH: dict[FinishReason, str] = {
+    "stop": "stop",
+    "loop": "stop",
+    "length": "length",
+    "context": "length",
+    "time": "length",
+}
 
 
 class StreamOptions(BaseModel):
@@ -124,6 +132,36 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         found["evicted_tokens"] = usage.evicted_tokens
         found["attention_loss"] = round(usage.attention_loss, 6)
     return found
+
+
+def grammar_of(given: dict[str, Any] | None, param: str) -> Grammar | None:
+    """Return the grammar that a response format asks for.
+
+    Args:
+        given: {"type": "text" | "json_object" | "json_schema", ...}; a schema stands under
+            "json_schema", or beside the type in the newer protocol.
+        param: the field's name.
+
+    Raises:
+        Refusal: the format is unknown, or the schema cannot be held.
+    """
+    kind = "text" if given is None else given.get("type", "text")
+    if given is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar.json_object()
+    if kind != "json_schema":
+        raise refuse(
+            param, f"{kind!r:.100} is unknown, expected 'text', 'json_object' or 'json_schema'"
+        )
+    holder = given.get("json_schema", given)
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if schema is None:
+        raise refuse(param, "has no schema; give it as json_schema.schema")
+    try:
+        return Grammar.json_schema(schema)
+    except GrammarError as error:
+        raise Refusal(400, f"{param}: {error}", param=param, code="invalid_schema") from error
 
 
 def new_id(kind: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgetok.engine.result import FinishReason
+from edgetok.grammar.definition import Grammar
 
 MOST_ANSWERS = 16  # of one request
 BACKGROUND = 1  # priority of a request that nobody waits for
@@ -29,6 +30,7 @@ class Request:
         priority: 0 where somebody waits, more in the background.
         variables: what else the template may look at, e.g. `enable_thinking`.
         echo: whether answers begin with their prompt.
+        grammar: that each answer matches; None for any text.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Request:
     priority: int = 0
     variables: Mapping[str, object] = field(default_factory=dict)
     echo: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of an answer, and why."""
+    """The end of an answer, why, and the stop text if it was one."""
 
     place: int
     reason: FinishReason
+    stop: str | None = None
 
 
 Event = Text | Ended
@@ -87,6 +91,7 @@ class Whole:
 
     text: str = ""
     reason: FinishReason = "cancelled"
+    stop: str | None = None
 
 
 Role = Literal["system", "user", "assistant", "tool"]

@@ -96,10 +96,10 @@ def _told(models: ModelPool, options: ServeOptions, listening: socket.socket) ->
     host = f"[{options.host}]" if ":" in options.host else options.host
     mb = 1e-6
     return [
-        f"serving {', '.join(models.models)} at http://{host}:{listening.getsockname()[1]}/v1",
         f"memory budget {budget.total_bytes * mb:,.0f} MB: models {budget.model_bytes * mb:,.0f} "
         f"MB (with {models.prefix_bytes * mb:,.0f} MB for beginnings of prompts), KV caches "
         f"{budget.free_bytes * mb:,.0f} MB",
+        f"serving {', '.join(models.models)} at http://{host}:{listening.getsockname()[1]}/v1",
     ]
 
 

@@ -90,6 +90,7 @@ class Process(Api):
                 break
         else:
             self.process.wait(START_S)
+            self.process.stderr.close()
             raise AssertionError("".join(self.lines))
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -1,0 +1,239 @@
+"""`/v1/messages`: Anthropic's protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgetok.engine.result import FinishReason
+from edgetok.serve.failure import Refusal
+from edgetok.serve.models import Served
+from edgetok.serve.openai_shared import new_id
+from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.request import BACKGROUND, Event, Request, Text, Usage, Whole
+
+_STOPPED: dict[FinishReason, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "context": "max_tokens",
+    "loop": "end_turn",
+    "time": "max_tokens",
+}
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+_HARMLESS = {"metadata", "context_management", "container", "inference_geo"}
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[_Block] | None = None
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[_Block]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    max_tokens: int
+    messages: list[_Message] = Field(min_length=1, max_length=4096)
+    system: str | list[_Block] | None = None
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    service_tier: str | None = None
+
+
+class Messages(Protocol):
+    """Answers conversations of content blocks."""
+
+    def parse(self, body: dict[str, Any]) -> Call:
+        """Read a body. See `Protocol`."""
+        found = validated(_Body, body)
+        if found.tools and (found.tool_choice or {}).get("type") != "none":
+            raise refuse("tools", "tools are not supported yet; leave them out")
+        if (found.thinking or {}).get("type", "disabled") not in ("disabled", "adaptive"):
+            raise refuse("thinking", "not supported yet; leave it out")
+        sampling = {
+            "temperature": found.temperature,
+            "top_p": found.top_p,
+            "top_k": found.top_k,
+            "max_tokens": found.max_tokens,
+            "stop": tuple(found.stop_sequences or ()) or None,
+        }
+        messages = [one for i, given in enumerate(found.messages) for one in _messages(given, i)]
+        if found.system:
+            told = _joined(found.system, "system")
+            messages.insert(0, {"role": "system", "content": told})
+        begun = ""
+        if messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
+            # The answer goes on where the last message ends.
+            begun = messages.pop()["content"].rstrip()
+            if not messages:
+                raise Refusal(400, "messages: only the assistant's, expected one of the user's")
+        request = Request(
+            model=found.model,
+            messages=tuple(messages),
+            begun=begun,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            priority=BACKGROUND if found.service_tier == "flex" else 0,
+        )
+        ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
+        return Call(request, bool(found.stream), _Response(found.model), ignored)
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return the body of a refusal."""
+        return _error(refusal)
+
+
+def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
+    """One message as templates see it; results of tools are messages of their own."""
+    place = f"messages.{number}.content"
+    if isinstance(given.content, str):
+        yield {"role": given.role, "content": given.content}
+        return
+    results = [block for block in given.content if block.type == "tool_result"]
+    for i, block in enumerate(results):
+        text = _joined(block.content or "", f"{place}.{i}.content")
+        yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
+    calls = [
+        {
+            "id": block.id,
+            "type": "function",
+            "function": {"name": block.name, "arguments": block.input or {}},
+        }
+        for block in given.content
+        if block.type == "tool_use"
+    ]
+    thoughts = "".join(block.thinking or "" for block in given.content if block.type == "thinking")
+    known = ("tool_result", "tool_use", "thinking", "redacted_thinking")
+    text = _joined([block for block in given.content if block.type not in known], place)
+    if text or calls or not results:
+        found: dict[str, Any] = {"role": given.role, "content": text}
+        if thoughts:
+            found["reasoning_content"] = thoughts
+        if calls:
+            found["tool_calls"] = calls
+        yield found
+
+
+def _joined(content: str | Sequence[_Block], place: str) -> str:
+    if isinstance(content, str):
+        return content
+    for i, block in enumerate(content):
+        if block.type != "text" or block.text is None:
+            raise Refusal(
+                400,
+                f"{place}.{i}: a block of type {block.type!r:.100}, expected 'text'; this model "
+                "reads text alone",
+                param=f"{place}.{i}",
+            )
+    return "".join(block.text or "" for block in content)
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    other = "invalid_request_error" if refusal.status < 500 else "api_error"
+    kind = _KINDS.get(refusal.status, other)
+    return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+
+
+class _Response(Rendering):
+    def __init__(self, model: str) -> None:
+        self._reason: FinishReason = "stop"
+        self._stop: str | None = None
+        self._begun = False
+        self._head: dict[str, Any] = {
+            "id": new_id("msg_"),
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+        }
+
+    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
+        first = self._head | {
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(usage),
+        }
+        yield "message_start", {"type": "message_start", "message": first}
+
+    def event(self, event: Event) -> Iterable[Payload]:
+        if not self._begun:
+            self._begun = True
+            block = {"type": "text", "text": ""}
+            start = {"type": "content_block_start", "index": 0, "content_block": block}
+            yield "content_block_start", start
+        if isinstance(event, Text):
+            delta = {"type": "text_delta", "text": event.text}
+            yield (
+                "content_block_delta",
+                {"type": "content_block_delta", "index": 0, "delta": delta},
+            )
+        else:
+            self._reason, self._stop = event.reason, event.stop
+            yield "content_block_stop", {"type": "content_block_stop", "index": 0}
+
+    def end(self, usage: Usage) -> Iterable[Payload]:
+        delta = _stopped(self._reason, self._stop)
+        yield "message_delta", {"type": "message_delta", "delta": delta, "usage": _usage(usage)}
+        yield "message_stop", {"type": "message_stop"}
+
+    def failed(self, refusal: Refusal) -> Iterable[Payload]:
+        return [("error", _error(refusal))]
+
+    def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
+        (one,) = answers
+        return (
+            self._head
+            | {
+                "content": [{"type": "text", "text": one.text}],
+                "usage": _usage(usage),
+            }
+            | _stopped(one.reason, one.stop)
+        )
+
+
+def _stopped(reason: FinishReason, stop: str | None) -> dict[str, Any]:
+    word = "stop_sequence" if stop is not None else _STOPPED.get(reason)
+    return {"stop_reason": word, "stop_sequence": stop}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """The cost in Anthropic's shape: tokens that were cached are not among the input's."""
+    found: dict[str, Any] = {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.generated_tokens,
+    }
+    if usage.evicted_tokens:
+        found["evicted_tokens"] = usage.evicted_tokens
+        found["attention_loss"] = round(usage.attention_loss, 6)
+    return found

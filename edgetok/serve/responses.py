@@ -1,0 +1,269 @@
+"""`/v1/responses`: OpenAI's newer protocol, without state: clients send whole conversations."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgetok.serve.failure import Refusal
+from edgetok.serve.models import Served
+from edgetok.serve.openai_shared import HARMLESS, error_body, grammar_of, new_id
+from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.request import BACKGROUND, Event, Request, Text, Usage, Whole
+
+_HARMLESS = HARMLESS | {"include", "max_tool_calls", "reasoning", "truncation"}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    text: str | None = None
+
+
+class _Item(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[_Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[_Part] | None = None
+
+
+class _TextOptions(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: dict[str, Any] | None = None
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    input: str | list[_Item]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    text: _TextOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = None
+    prompt: dict[str, Any] | None = None
+    service_tier: str | None = None
+    top_logprobs: int | None = None
+
+
+class Responses(Protocol):
+    """Answers conversations that are lists of items."""
+
+    def parse(self, body: dict[str, Any]) -> Call:
+        """Read a body. See `Protocol`."""
+        found = validated(_Body, body)
+        _refuse_unsupported(found)
+        messages = [{"role": "system", "content": found.instructions}] if found.instructions else []
+        if isinstance(found.input, str):
+            messages.append({"role": "user", "content": found.input})
+        else:
+            for i, item in enumerate(found.input):
+                message = _message(item, f"input.{i}")
+                if message is not None:
+                    messages.append(message)
+        if not any(message["role"] != "system" for message in messages):
+            raise Refusal(400, "input: empty, expected a text or a message", param="input")
+        sampling = {
+            "temperature": found.temperature,
+            "top_p": found.top_p,
+            "max_tokens": found.max_output_tokens,
+        }
+        request = Request(
+            model=found.model,
+            messages=tuple(messages),
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            priority=BACKGROUND if found.service_tier == "flex" else 0,
+            grammar=grammar_of(found.text.format if found.text else None, "text.format"),
+        )
+        ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
+        return Call(request, bool(found.stream), _Response(found), ignored)
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return the body of a refusal."""
+        return error_body(refusal)
+
+
+def _refuse_unsupported(found: _Body) -> None:
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if getattr(found, name) is not None:
+            raise refuse(name, "this server keeps no conversations; send all of it as input")
+    if found.background:
+        raise refuse("background", "not supported; leave it out")
+    if found.top_logprobs:
+        raise refuse("top_logprobs", "not supported; leave it out")
+    functions = [tool for tool in found.tools or () if tool.get("type") == "function"]
+    if functions and found.tool_choice != "none":
+        raise refuse("tools", "tools are not supported yet; leave them out")
+
+
+def _message(item: _Item, place: str) -> dict[str, Any] | None:
+    """One item as templates see a message; None for those that say nothing to the model."""
+    if item.type == "message":
+        if item.role is None or item.content is None:
+            raise Refusal(400, f"{place}: expected role and content", param=place)
+        role = "system" if item.role == "developer" else item.role
+        return {"role": role, "content": _joined(item.content, f"{place}.content")}
+    if item.type == "function_call":
+        try:
+            arguments = json.loads(item.arguments or "{}")
+        except ValueError as error:
+            raise Refusal(400, f"{place}.arguments: not JSON: {error}", param=place) from error
+        function = {"name": item.name, "arguments": arguments}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    if item.type == "function_call_output":
+        text = _joined(item.output or "", f"{place}.output")
+        return {"role": "tool", "tool_call_id": item.call_id, "content": text}
+    if item.type == "reasoning":
+        return None
+    raise Refusal(
+        400,
+        f"{place}: an item of type {item.type!r:.100}, expected 'message', 'function_call' or "
+        "'function_call_output'",
+        param=place,
+    )
+
+
+def _joined(content: str | Sequence[_Part], place: str) -> str:
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type not in ("input_text", "output_text", "text") or part.text is None:
+            raise Refusal(
+                400,
+                f"{place}.{i}: a part of type {part.type!r:.100}, expected 'input_text'; this "
+                "model reads text alone",
+                param=f"{place}.{i}",
+            )
+    return "".join(part.text or "" for part in content)
+
+
+class _Response(Rendering):
+    def __init__(self, found: _Body) -> None:
+        self._number = 0
+        self._whole = Whole()
+        self._item = new_id("msg_")
+        self._head: dict[str, Any] = {
+            "id": new_id("resp_"),
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": found.model,
+            "instructions": found.instructions,
+            "max_output_tokens": found.max_output_tokens,
+            "metadata": (found.model_extra or {}).get("metadata") or {},
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": found.temperature,
+            "top_p": found.top_p,
+            "text": {"format": (found.text.format if found.text else None) or {"type": "text"}},
+            "tool_choice": found.tool_choice or "auto",
+            "tools": [],
+            "truncation": "disabled",
+            "error": None,
+            "incomplete_details": None,
+        }
+
+    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
+        first = self._head | {"status": "in_progress", "output": [], "usage": None}
+        yield self._event("response.created", response=first)
+        yield self._event("response.in_progress", response=first)
+        yield self._event(
+            "response.output_item.added",
+            output_index=0,
+            item=self._message("in_progress", []),
+        )
+        yield self._event("response.content_part.added", **self._place(), part=_text(""))
+
+    def event(self, event: Event) -> Iterable[Payload]:
+        if isinstance(event, Text):
+            self._whole.text += event.text
+            yield self._event(
+                "response.output_text.delta", **self._place(), delta=event.text, logprobs=[]
+            )
+            return
+        self._whole.reason = event.reason
+        text = self._whole.text
+        yield self._event("response.output_text.done", **self._place(), text=text, logprobs=[])
+        yield self._event("response.content_part.done", **self._place(), part=_text(text))
+        item = self._message(self._status, [_text(text)])
+        yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def end(self, usage: Usage) -> Iterable[Payload]:
+        yield self._event(f"response.{self._status}", response=self._finished(usage))
+
+    def failed(self, refusal: Refusal) -> Iterable[Payload]:
+        yield self._event("error", code=refusal.code, message=refusal.message, param=refusal.param)
+        error = {"code": "server_error", "message": refusal.message}
+        failed = self._head | {"status": "failed", "output": [], "usage": None, "error": error}
+        yield self._event("response.failed", response=failed)
+
+    def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
+        (self._whole,) = answers
+        return self._finished(usage)
+
+    @property
+    def _status(self) -> str:
+        return "completed" if self._whole.reason == "stop" else "incomplete"
+
+    def _finished(self, usage: Usage) -> dict[str, Any]:
+        found = self._head | {
+            "status": self._status,
+            "output": [self._message(self._status, [_text(self._whole.text)])],
+            "usage": _usage(usage),
+        }
+        if self._status == "incomplete":
+            found["incomplete_details"] = {"reason": "max_output_tokens"}
+        return found
+
+    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._item,
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item, "output_index": 0, "content_index": 0}
+
+    def _event(self, kind: str, **fields: Any) -> Payload:
+        number, self._number = self._number, self._number + 1
+        return kind, {"type": kind, "sequence_number": number} | fields
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.generated_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+    }
+    if usage.evicted_tokens:
+        found["evicted_tokens"] = usage.evicted_tokens
+        found["attention_loss"] = round(usage.attention_loss, 6)
+    return found

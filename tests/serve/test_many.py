@@ -1,0 +1,159 @@
+"""Many at once on the bundled model, and what is shared between conversations."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from edgetok.models.bundled import bundled_model
+from tests.serve.conftest import Process
+
+CLIENTS = 32
+LONG = "The dog went to the big tree and sat under it with his friend the cat. " * 20
+
+
+async def asked(client: httpx.AsyncClient, i: int, stream: bool) -> Any:
+    """The answer to question i: its text, and why it ended."""
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": f"Tell me {i % 8} of a dog. " * (1 + i % 5)}],
+        "max_tokens": 24,
+        "seed": i,
+        "stream": stream,
+    }
+    body |= {"temperature": 0} if i % 2 else {}
+    path = "/v1/chat/completions"
+    if not stream:
+        found = (await client.post(path, json=body)).json()["choices"][0]
+        return found["message"]["content"], found["finish_reason"]
+    text, reason = "", None
+    async with client.stream("POST", path, json=body) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                choice = httpx.Response(200, text=line[6:]).json()["choices"][0]
+                text += choice["delta"].get("content", "")
+                reason = choice["finish_reason"] or reason
+    return text, reason
+
+
+def test_32_clients_get_the_answers_of_one(server: Process) -> None:
+    async def run() -> None:
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+            alone = [await asked(client, i, False) for i in range(CLIENTS)]
+            for stream in (True, False):
+                together = await asyncio.gather(*(asked(client, i, stream) for i in range(CLIENTS)))
+                assert list(together) == alone
+
+    asyncio.run(run())
+    assert server.gauge("memory_caches_bytes") == 0
+
+
+def test_beginnings_are_read_once(server: Process) -> None:
+    """A second conversation with the same system message, and a second turn."""
+    system = {"role": "system", "content": LONG}
+    said = [system, {"role": "user", "content": "Hi"}]
+    first = server.chat("", messages=said, temperature=0, max_tokens=20).json()
+    details = first["usage"]["prompt_tokens_details"]
+    prompt = first["usage"]["prompt_tokens"]
+    assert details["cached_tokens"] < 20
+    other = [system, {"role": "user", "content": "Who are you?"}]
+    second = server.chat("", messages=other, temperature=0, max_tokens=20).json()
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > prompt - 20
+    said += [first["choices"][0]["message"], {"role": "user", "content": "Tell me more."}]
+    third = server.chat("", messages=said, temperature=0, max_tokens=20).json()
+    cached = third["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached >= prompt + first["usage"]["completion_tokens"] - 2
+    # The same as without any cache.
+    import edgetok
+
+    with edgetok.load(bundled_model()) as model:
+        text = model.chat(said, temperature=0.0, max_tokens=20).text
+    assert third["choices"][0]["message"]["content"] == text
+
+
+def test_several_answers_read_their_prompt_once(server: Process) -> None:
+    prompt = "Once there was a bird. " + LONG
+    body = {"prompt": prompt, "n": 4, "max_tokens": 4, "temperature": 0}
+    before = server.gauge("cached_tokens_total")
+    found = server.post("/v1/completions", **body).json()
+    assert len({one["text"] for one in found["choices"]}) == 1
+    reused = server.gauge("cached_tokens_total") - before
+    assert reused >= 3 * (found["usage"]["prompt_tokens"] - 2)
+
+
+def test_a_bounded_cache_says_what_it_evicted() -> None:
+    made = Process(str(bundled_model()), "--context", "128", "--kv-policy", "retain")
+    try:
+        short = made.chat("Hi", max_tokens=5, temperature=0).json()["usage"]
+        assert "evicted_tokens" not in short
+        for path, fields in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
+            ("/v1/responses", {"input": LONG}),
+            ("/v1/messages", {"messages": [{"role": "user", "content": LONG}], "max_tokens": 5}),
+        ):
+            usage = made.post(path, **fields).json()["usage"]
+            prompt = usage.get("prompt_tokens") or (
+                usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
+            )
+            assert prompt > 300
+            assert prompt - 128 <= usage["evicted_tokens"] <= prompt
+            assert 0 < usage["attention_loss"] < 1
+    finally:
+        made.stop()
+
+
+@pytest.mark.slow
+def test_a_soak(server: Process) -> None:
+    """A thousand varied requests, a tenth of them given up: no errors, no growth."""
+    process = psutil.Process(server.process.pid)
+    chance = random.Random(1)
+    errors: list[Any] = []
+
+    async def one(client: httpx.AsyncClient, i: int) -> None:
+        text = f"{i} " + " ".join(chance.choices(["dog", "cat", "tree", "Tom", "run"], k=i % 60))
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 1 + i % 16,
+            "stream": bool(i % 3),
+            "stop": ["."] if i % 5 == 0 else None,
+            "n": 1 + (i % 7 == 0),
+        }
+        if i % 10 == 0:
+            work = client.post("/v1/chat/completions", json=body)
+            try:
+                await asyncio.wait_for(work, 0.002 * (i % 9))
+            except (TimeoutError, httpx.HTTPError):
+                return
+        response = await client.post("/v1/chat/completions", json=body)
+        if response.status_code != 200 or '"error"' in response.text:
+            errors.append((i, response.text[:200]))
+
+    async def some(first: int, last: int) -> None:
+        places = asyncio.Semaphore(16)
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+
+            async def turn(i: int) -> None:
+                async with places:
+                    await one(client, i)
+
+            await asyncio.gather(*(turn(i) for i in range(first, last)))
+
+    asyncio.run(some(0, 500))
+    time.sleep(0.5)
+    before = process.memory_info().rss
+    asyncio.run(some(500, 1500))
+    server.wait_until("running", 0, 10)
+    assert not errors
+    assert server.gauge("memory_caches_bytes") == 0
+    grown = process.memory_info().rss - before
+    assert grown < 16 << 20
+    assert process.memory_info().rss < 1 << 30

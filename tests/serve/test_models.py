@@ -1,0 +1,92 @@
+"""Several models by name, within one budget."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edgetok.errors import OptionError
+from edgetok.models.bundled import bundled_model
+from edgetok.serve.budget import MemoryBudget
+from edgetok.serve.models import ModelPool, named
+from tests.serve.conftest import Process
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Process]:
+    """Two names, and memory for one model at a time; idle ones go after a second."""
+    shutil.copytree(bundled_model(), tmp_path / "copy")
+    made = Process(
+        f"one={bundled_model()}",
+        str(tmp_path / "copy"),
+        "--memory",
+        "64MiB",
+        "--unload-after",
+        "1",
+        name="one",
+    )
+    yield made
+    made.stop()
+
+
+def loaded(server: Process) -> dict[str, bool]:
+    found = httpx.get(server.url + "/v1/models").json()["data"]
+    return {one["id"]: one["loaded"] for one in found}
+
+
+def test_on_demand_and_away_when_idle(two: Process) -> None:
+    assert any("memory budget 67 MB" in line for line in two.lines)
+    assert loaded(two) == {"one": True, "copy": False}
+    texts = set()
+    for name in ("one", "copy", "one"):
+        response = two.chat("Hi", model=name, temperature=0, max_tokens=5)
+        assert response.status_code == 200
+        assert response.json()["model"] == name
+        assert loaded(two)[name]
+        texts.add(response.json()["choices"][0]["message"]["content"])
+    assert len(texts) == 1
+    begun = time.monotonic()
+    while any(loaded(two).values()):
+        assert time.monotonic() - begun < 15
+        time.sleep(0.1)
+    assert two.gauge("memory_models_bytes") == 0
+    assert two.chat("Hi", temperature=0, max_tokens=5).status_code == 200
+
+
+def test_weights_that_were_changed_under_it(two: Process, tmp_path: Path) -> None:
+    """A clear error, and it recovers when the files are whole again."""
+    data = tmp_path / "copy" / "model.onnx.data"
+    whole = data.read_bytes()
+    assert two.chat("Hi", model="copy", max_tokens=2).status_code == 200
+    data.write_bytes(whole[: len(whole) // 2])
+    response = two.chat("Hi there", model="copy", max_tokens=2)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_unavailable"
+    assert two.chat("Hi", model="one", max_tokens=2).status_code == 200
+    data.write_bytes(whole)
+    assert two.chat("Hi", model="copy", max_tokens=2).status_code == 200
+
+
+def test_too_little_memory(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="at least"):
+        Process(str(bundled_model()), "--memory", "1MB")
+
+
+def test_names() -> None:
+    assert named("a=b/c") == ("a", Path("b/c"))
+    assert named("b/c") == ("c", Path("b/c"))
+    assert named("./x=y/z")[0] == "z"
+    place = str(bundled_model())
+    with pytest.raises(OptionError, match="two models are called"):
+        ModelPool([place, place], MemoryBudget(1, most_running=1, most_waiting=1))
+
+
+def test_a_folder_that_is_no_artefact(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="error: ") as raised:
+        Process(str(tmp_path))
+    assert str(raised.value).count("\n") == 1

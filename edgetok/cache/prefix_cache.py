@@ -15,11 +15,12 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
@@ -42,6 +43,7 @@ class Prefix:
         shape: of the caches that can take it.
         held: a fork, or a state block.
         nbytes: of what is held and the tokens.
+        ids: the tokens as an array, for comparisons.
     """
 
     name: str
@@ -49,6 +51,10 @@ class Prefix:
     shape: Mapping[str, Any]
     held: KVCache | CacheState
     nbytes: int
+    ids: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = np.asarray(self.tokens, np.int64)
 
 
 class PrefixCache:
@@ -96,7 +102,7 @@ class PrefixCache:
             for name, entry in self._entries.items():
                 if entry.shape == shape and len(entry.tokens) <= cache.capacity_tokens:
                     count = min(len(ids), len(entry.tokens))
-                    differ = np.flatnonzero(ids[:count] != np.asarray(entry.tokens[:count]))
+                    differ = np.flatnonzero(ids[:count] != entry.ids[:count])
                     same = int(differ[0]) if len(differ) else count
                     if same >= LEAST_TOKENS and (best is None or same > best[0]):
                         best = same, name

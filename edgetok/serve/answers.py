@@ -15,6 +15,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from edgetok.cache.protocol import KVCache
 from edgetok.engine.generation import Generation
 from edgetok.errors import ArtefactError, ContextError, OptionError
@@ -27,6 +30,7 @@ from edgetok.serve.metrics import Metrics
 from edgetok.serve.models import ModelPool, Served
 from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Prompt, Request, Text, Usage, Whole
 
+_STRETCHES = 64  # of a conversation, whose share in the cache is told
 _SIZES = 256  # tokens that the sizes of caches are rounded up to
 
 
@@ -259,10 +263,17 @@ class Answer:
         metrics.prompt_tokens += stats.prompt_tokens
         metrics.cached_tokens += stats.cached_tokens
         cache: KVCache = generation.context.cache
+        usage.kept = _stretches(cache.kept())
         if cache.capabilities.evicts:
             usage.evicted_tokens += math.ceil(cache.length_tokens - cache.retained)
             usage.attention_loss = max(usage.attention_loss, cache.loss)
             metrics.evicted_tokens += usage.evicted_tokens
+
+
+def _stretches(kept: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """The means of at most _STRETCHES stretches of about equal length."""
+    parts = np.array_split(kept, min(_STRETCHES, len(kept)) or 1)
+    return tuple(round(float(part.mean()), 3) for part in parts if len(part))
 
 
 def _settle(generations: Sequence[Generation]) -> None:

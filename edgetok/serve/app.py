@@ -24,6 +24,7 @@ from edgetok.serve.messages import Messages
 from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import error_body
 from edgetok.serve.options import ServeOptions
+from edgetok.serve.page import chat_page
 from edgetok.serve.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
@@ -33,6 +34,7 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
     """Return the server as an ASGI application."""
     pages = _Pages(writer)
     routes = [
+        Route("/", pages.chat),
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
     ]
@@ -87,6 +89,9 @@ class _Pages:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
+
+    async def chat(self, request: Request) -> Response:
+        return chat_page()
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"object": "health", "status": "ok"})

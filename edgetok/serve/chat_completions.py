@@ -94,7 +94,7 @@ class ChatCompletions(Protocol):
             variables=_variables(found.chat_template_kwargs or {}),
             grammar=_grammar(found),
         )
-        rendering = _Completion(found.model, found.usage_chunk)
+        rendering = _Completion(found)
         return Call(request, bool(found.stream), rendering, found.ignored)
 
     def error(self, refusal: Refusal) -> dict[str, Any]:
@@ -206,14 +206,14 @@ def text_of(content: str | Sequence[_Part] | None, place: str) -> str:
 
 
 class _Completion(Rendering):
-    def __init__(self, model: str, usage_chunk: bool) -> None:
-        self._usage_chunk = usage_chunk
+    def __init__(self, found: _Body) -> None:
+        self._usage_chunk, self._memory = found.usage_chunk, found.memory
         self._begun: set[int] = set()
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": model,
+            "model": found.model,
         }
 
     def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
@@ -231,7 +231,10 @@ class _Completion(Rendering):
 
     def end(self, usage: Usage) -> Iterable[Payload]:
         if self._usage_chunk:
-            yield None, self._head | {"choices": [], "usage": usage_body(usage)}
+            told = usage_body(usage)
+            if self._memory:
+                told["memory"] = {"kept": usage.kept}
+            yield None, self._head | {"choices": [], "usage": told}
         yield None, "[DONE]"
 
     def failed(self, refusal: Refusal) -> Iterable[Payload]:

@@ -41,6 +41,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: bool | None = None
+    include_memory: bool | None = None  # edgetok's own: which parts of the conversation are held
 
 
 class Sampled(BaseModel):
@@ -100,6 +101,11 @@ class Sampled(BaseModel):
     def usage_chunk(self) -> bool:
         """Return whether a stream ends with a chunk that has the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def memory(self) -> bool:
+        """Return whether the usage says what the cache holds."""
+        return self.stream_options is not None and bool(self.stream_options.include_memory)
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class Usage:
         evicted_tokens: seen and no longer held when an answer ended, by a bounded cache.
         attention_loss: share of all attention that went to evicted tokens, the largest of the
             answers.
+        kept: how much of the latest answer's cache is still held, from its first token to its
+            last: shares from 0 to 1 of equal stretches.
     """
 
     prompt_tokens: int = 0
@@ -83,6 +85,7 @@ class Usage:
     cached_tokens: int = 0
     evicted_tokens: int = 0
     attention_loss: float = 0.0
+    kept: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)

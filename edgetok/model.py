@@ -110,7 +110,7 @@ class Model:
         Args:
             path: an artefact that `edgetok convert` wrote, a short name such as "smollm2", a hub
                 id, a Hugging Face folder or a GGUF file.
-            progress: called with (modules done, modules to compile) where kernels have to be
+            progress: called with (work done, work in all) where kernels have to be
                 compiled first, once for a machine.
             options: fields of `RunOptions` that differ from their defaults, e.g.
                 `kv_budget="64MB"`.

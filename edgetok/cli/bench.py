@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli.compiling import Compiling
 from edgetok.errors import OptionError
 from edgetok.machine import peak_memory_mb, physical_cores
 from edgetok.runtime.options import RunOptions
@@ -165,7 +166,7 @@ def _measure_threads(
     result: list[Samples] = []
     artefacts = [open_artefact(path)]
     options["device"] = choose(artefacts[0], given["device"])[0]  # never a GPU
-    engines = [load_backend(artefacts[0], RunOptions(**options), common.compiling)[0]]
+    engines = [load_backend(artefacts[0], RunOptions(**options), Compiling())[0]]
     try:
         # the backend's own choice where nobody made one; the other engine gets as many
         threads = threads or engines[0].capabilities.threads or physical_cores()
@@ -183,7 +184,7 @@ def _measure_threads(
             for engine in engines
         ]
         for repeat in range(given["repeats"] + 1):
-            bandwidth.append(speed.read_bandwidth(threads, common.compiling))
+            bandwidth.append(speed.read_bandwidth(threads, Compiling()))
             for i, samples in enumerate(result):
                 which = i % len(engines)
                 speed.measure(
@@ -219,10 +220,10 @@ def _profiles(
     for count in threads:
         backend = CpuBackend(
             path, threads=count, isa=given["isa"], kv_bits=given["kv_bits"],
-            compute=given["compute"], progress=common.compiling,
+            compute=given["compute"], progress=Compiling(),
         )  # fmt: skip
         for depth in depths:
-            read = speed.read_bandwidth(backend.threads, common.compiling)
+            read = speed.read_bandwidth(backend.threads, Compiling())
             cache = backend.new_cache(depth + given["decode_tokens"] + 1)
             rng = np.random.default_rng(0)
             tokens = rng.integers(0, backend.vocab_size, cache.capacity_tokens, np.int32)

@@ -25,6 +25,7 @@ from typing import (
 
 import click
 
+from edgetok.cli.compiling import Compiling
 from edgetok.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def load_model(path: Path, options: Mapping[str, Any]) -> Model:
     from edgetok.runtime.options import RunOptions
 
     chosen = given_of(RunOptions, options)
-    model = Model.load(model_folder(path), progress=compiling, **chosen)
+    model = Model.load(model_folder(path), progress=Compiling(), **chosen)
     for note in model.notes:
         click.echo(note, err=True)
     return model
@@ -216,12 +217,6 @@ def entry_values(entry: Entry) -> dict[str, Any]:
         "last_used": entry.used or None,
         "path": str(entry.artefact),
     }
-
-
-def compiling(done: int, total: int) -> None:
-    """Print, once, why the first start on a machine takes longer."""
-    if done == 0:
-        click.echo(f"compiling {total} kernels for this machine, once ...", err=True)
 
 
 def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load_backend(
     Args:
         artefact: closed with the backend.
         options: how to run it.
-        progress: told (modules done, modules to compile) where kernels have to be compiled first.
+        progress: told (work done, work in all) where kernels have to be compiled first.
 
     Returns:
         The backend, and a line for the user where it is not the expected one.

@@ -1,8 +1,8 @@
 """Loads compiled kernels from a private cache directory, compiling what is missing.
 
 The cache holds one file a module, named by a key over everything that the machine code depends on.
-Compiling happens in processes of its own, so that this one never imports numba: a warm start loads
-a few small objects with llvmlite, and the compiler's memory is never ours.
+Compiling happens in processes of its own (`compiling.py`), so that this one never imports numba: a
+warm start loads a few small objects with llvmlite, and the compiler's memory is never ours.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ import ast
 import ctypes
 import functools
 import hashlib
-import os
 import platform
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetok.environment import read_settings
 from edgetok.errors import EdgetokError
 from edgetok.kernels_cpu.program.abi import symbol
+from edgetok.kernels_cpu.program.compiling import Progress, compile_missing, read_object
 from edgetok.kernels_cpu.program.waiting import waiting_code
 from edgetok.kernels_cpu.simd.isa import Isa
 from edgetok.kernels_cpu.simd.target import Target
@@ -66,8 +61,6 @@ MODULES = (
 _PACKAGE = "edgetok.kernels_cpu."
 _BUILDER = "program.build"
 _ROOT = Path(__file__).parent.parent
-
-Progress = Callable[[int, int], None]
 
 
 class Kernels:
@@ -113,7 +106,7 @@ def load(
     Args:
         isa: from `isa.choose`.
         cache_dir: created if absent; only this user may own it and write to it.
-        progress: called as (modules done, modules to compile) while compiling, first with 0 done.
+        progress: called as (work done, work in all) while kernels are compiled, first with 0 done.
         modules: load only these.
 
     Raises:
@@ -125,11 +118,11 @@ def load(
     target = Target.here(isa)
     folder = private_folder(cache_dir, "compiled kernels")  # machine code is run from here
     paths = {module: object_path(target, module, folder) for module in modules}
-    objects = {module: _read(path) for module, path in paths.items()}
+    objects = {module: read_object(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
     if missing:
-        _compile(target, missing, progress)
-        objects |= {module: _read(path) for module, path in missing.items()}
+        compile_missing(target, missing, folder, progress)
+        objects |= {module: read_object(path) for module, path in missing.items()}
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     # Optimising the few functions that wait would take longer than all else here.
@@ -204,98 +197,3 @@ def _source(name: str) -> bytes:
         if path.is_file():
             return path.read_bytes()
     return b""
-
-
-def _read(path: Path) -> bytes | None:
-    """The object in a cache file; None where the file is absent or damaged."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    code = content[32:]
-    return code if hashlib.sha256(code).digest() == content[:32] else None
-
-
-def _compile(target: Target, missing: dict[str, Path], progress: Progress | None) -> None:
-    """Compile modules in as many processes as there are cores; each takes the next when it can."""
-    waiting = list(missing.items())
-    answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
-    processes = [_start() for _ in range(min(os.cpu_count() or 1, len(waiting)))]
-    threads = [
-        threading.Thread(target=_feed, args=(process, waiting, answers, target.name))
-        for process in processes
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for done in range(len(missing)):
-            if progress:
-                progress(done, len(missing))
-            answer = answers.get()
-            if isinstance(answer, EdgetokError):
-                raise answer
-        if progress:
-            progress(len(missing), len(missing))
-    finally:
-        waiting.clear()
-        for process in processes:
-            process.kill()
-        for thread in threads:
-            thread.join()
-
-
-def _feed(
-    process: subprocess.Popen[str],
-    waiting: list[tuple[str, Path]],
-    answers: queue.SimpleQueue[EdgetokError | str],
-    target_name: str,
-) -> None:
-    """Give one compiler module after module until none is left."""
-    with process:
-        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-        while stdin and stdout and stderr:
-            try:
-                module, path = waiting.pop(0)
-            except IndexError:
-                return
-            try:
-                stdin.write(f"{module} {target_name} {path}\n")
-                stdin.flush()
-                answer = stdout.readline()
-            except OSError:
-                answer = ""
-            if not answer:
-                process.kill()
-                last = stderr.read().strip().splitlines()[-1:] or [f"exit code {process.wait()}"]
-                answers.put(
-                    EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {last[0]}")
-                )
-                return
-            answers.put(module)
-
-
-def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [_python(), "-m", _PACKAGE + _BUILDER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _python() -> str:
-    """The Python that compiles.
-
-    Raises:
-        EdgetokError: this process is an application with Python inside, which would start itself.
-    """
-    if named := read_settings().python:
-        return str(named)
-    if getattr(sys, "frozen", False) or not sys.executable:
-        raise EdgetokError(
-            "kernels have to be compiled and this application has no Python to do it; set "
-            "EDGETOK_PYTHON to a Python that has edgetok, or ship a folder of compiled kernels "
-            "and name it in EDGETOK_CACHE_DIR"
-        )
-    return sys.executable

@@ -81,7 +81,7 @@ class CpuBackend(SpecBackend):
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
             block_tokens: tokens computed at once in a prefill.
             plan: made before; it says `kv_bits`, `compute` and `block_tokens`. None makes one.
-            progress: called as (modules done, modules to compile) while kernels are compiled.
+            progress: called as (work done, work in all) while kernels are compiled.
 
         Raises:
             ArtefactError: the folder is damaged or has no spec.

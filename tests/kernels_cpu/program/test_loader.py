@@ -6,17 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from edgetok.errors import EdgetokError, OptionError, OutputError
 from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
-from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program import compiling, loader
 from edgetok.kernels_cpu.simd import isa
 from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
 
 MODULES = ("bandwidth.kernels",)  # small, so that it compiles quickly
+WORK = 2  # units that they cost
 ISA = isa.choose()
 TARGET = Target.here(ISA)
 OTHER = Target(ISAS["portable"], "wasm")
@@ -99,17 +101,17 @@ def test_compiles_once_and_mends_damage(tmp_path):
     seen = []
     folder = tmp_path / "cache"
     loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
-    assert seen == [(0, 1), (1, 1)]
-    (path,) = folder.iterdir()
+    assert (seen[0], seen[-1]) == ((0, WORK), (WORK, WORK))
+    (path,) = folder.glob("*.o")
     assert path == loader.object_path(TARGET, MODULES[0], folder)
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], whole[:-1], whole[:200] + b"\1" + whole[201:]):
         path.write_bytes(damaged)
-        assert loader._read(path) is None
+        assert compiling.read_object(path) is None
     seen.clear()
     kernels = loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
-    assert seen == [(0, 1), (1, 1)]
-    assert [p.name for p in folder.iterdir()] == [path.name]
+    assert (seen[0], seen[-1]) == ((0, WORK), (WORK, WORK))
+    assert [p.name for p in folder.glob("*.o")] == [path.name]
     seen.clear()
     loader.load(ISA, folder, lambda *p: seen.append(p), modules=MODULES)
     assert not seen
@@ -132,7 +134,48 @@ def test_several_at_once(tmp_path):
         thread.join()
     assert len(results) == 3
     assert min(results) > 0
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.o"))) == 1
+
+
+LOAD = (
+    "import sys; from pathlib import Path; from edgetok.kernels_cpu.program import loader;"
+    "from edgetok.kernels_cpu.simd import isa;"
+    "loader.load(isa.choose(), Path(sys.argv[1]), lambda *p: print(*p, flush=True),"
+    f" modules={MODULES!r})"
+)
+
+
+def start_loading(cache, python):
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD, str(cache)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "EDGETOK_PYTHON": str(python)},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script counts compilers")
+def test_processes_that_wait_share_one_compiler(tmp_path):
+    """Also when the process that compiles is killed: a waiting one goes on, and compiles once."""
+    started, python = tmp_path / "started", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho >> "{started}"; sleep 1; exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    cache = tmp_path / "cache"
+    first = start_loading(cache, python)
+    assert first.stdout.readline() == f"0 {WORK}\n"
+    others = [start_loading(cache, python) for _ in range(2)]
+    for other in others:
+        assert other.stdout.readline() == f"0 {WORK}\n"
+    while not started.exists():
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    for other in others:
+        assert other.communicate()[0].splitlines()[-1] == f"{WORK} {WORK}"
+        assert other.returncode == 0
+    assert len(started.read_text()) == 2  # the killed one's, and one for both that waited
+
+
+def test_costs_name_modules():
+    assert compiling._COSTS.keys() <= set(loader.MODULES)
 
 
 def test_failure_names_the_module(tmp_path):
@@ -164,4 +207,4 @@ def test_an_application_does_not_start_itself(tmp_path, monkeypatch):
         loader.load(ISA, tmp_path / "cache", modules=MODULES)
     monkeypatch.setenv("EDGETOK_PYTHON", sys.executable)
     loader.load(ISA, tmp_path / "cache", modules=MODULES)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.o"))) == 1

@@ -83,7 +83,7 @@ types: $(STAMP)
 	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p edgetok
 
-bench: $(ARTEFACT)/manifest.json $(RUN_STAMP)
+bench: $(ARTEFACT)/manifest.json $(STAMP)
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)
 
 # On a machine with a GPU: all measurements in about ten minutes, and the tests on the GPU. If PYTHON

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+MODELS = Path(__file__).parent.parent / "models"
 SOURCES = ("edgetok", "converter", "kernels_cpu", "kernels_gpu", "models")
 
 
@@ -32,12 +34,15 @@ def test_every_package_is_listed(repository: Path, project: dict[str, Any]) -> N
 
 def test_the_runtime_installs_neither_torch_nor_transformers(project: dict[str, Any]) -> None:
     names = {re.split(r"[\[<>=!~; ]", d)[0] for d in project["project"]["dependencies"]}
-    assert not names & {"torch", "transformers", "safetensors", "optimum", "optimum-onnx", "triton"}
+    assert not names & {
+        *("torch", "transformers", "safetensors", "optimum", "optimum-onnx", "triton"),
+        *("onnx", "onnxruntime", "protobuf"),
+    }
     extra = {
         re.split(r"[\[<>=!~; ]", d)[0]
         for d in project["project"]["optional-dependencies"]["convert"]
     }
-    assert {"torch", "transformers", "safetensors"} <= extra
+    assert {"onnx", "torch", "transformers", "safetensors"} <= extra
 
 
 def test_constraints_name_their_reasons(repository: Path) -> None:
@@ -47,8 +52,10 @@ def test_constraints_name_their_reasons(repository: Path) -> None:
             assert above.startswith("#"), f"{line} has no reason above it"
 
 
-def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing is left behind in the checkout."""
+    place = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=repository,
@@ -56,7 +63,7 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
         text=True,
         check=True,
     ).stdout.splitlines()
-    copy = tmp_path / "copy"
+    copy = place / "copy"
     for name in listed:
         source = repository / name
         if source.is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
@@ -67,7 +74,7 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
         [
             sys.executable,
             *("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w"),
-            str(tmp_path / "out"),
+            str(place / "out"),
             str(copy),
         ],
         capture_output=True,
@@ -75,7 +82,11 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    (wheel,) = (tmp_path / "out").glob("*.whl")
+    (result,) = (place / "out").glob("*.whl")
+    return result
+
+
+def test_wheel(repository: Path, wheel: Path, project: dict[str, Any]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for package in project["tool"]["setuptools"]["packages"]:
@@ -91,3 +102,90 @@ def test_wheel(repository: Path, tmp_path: Path, project: dict[str, Any]) -> Non
         assert "/default/" not in name, name
         assert "/training/" not in name, name
     assert wheel.stat().st_size < 5 << 20
+
+
+BLOCKED = (
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "safetensors",
+    "google",
+    "huggingface_hub",
+)
+RUN_BLOCKED = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, sys.argv.pop(1))
+import edgetok
+from edgetok.cli.main import run
+
+assert edgetok.__file__.startswith(sys.path[0]), edgetok.__file__
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def blocked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run a command of the unpacked wheel without the packages of the extras."""
+    place = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_BLOCKED, str(place), *arguments],
+            cwd=place.parent,
+            input="",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chat", "--prompt", "Hello!", "--max-tokens", "8"),
+        ("generate", "--prompt", "Once upon a time", "--max-tokens", "8", "--kv-budget", "1MB"),
+        ("bench", "--prompt-tokens", "16", "--decode-tokens", "2", "--repeats", "1"),
+        ("inspect", "edgetok/models/default-4bit"),
+        ("verify", "edgetok/models/default-4bit", "--files-only"),
+        ("eval", "edgetok/models/default-4bit", "--recall", "--cases", "1", "--distance", "128"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_base_install_runs(blocked: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    arguments = tuple(word.replace("edgetok/models", str(MODELS)) for word in arguments)
+    code, out, err = blocked(*arguments)
+    assert code == 0, err
+    assert out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("chat", "--prompt", "Hello!", "--device", "onnxruntime"), "onnx"),
+        (("verify", "edgetok/models/default-4bit"), "onnx"),
+        (("convert", "nowhere", "--out", "made"), "convert"),
+        (("export", "edgetok/models/default-4bit", "--out", "made"), "convert"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_an_error_names_the_extra(
+    blocked: Callable[..., Any], arguments: tuple[str, ...], extra: str
+) -> None:
+    arguments = tuple(word.replace("edgetok/models", str(MODELS)) for word in arguments)
+    code, _, err = blocked(*arguments)
+    assert code == 2
+    assert f"edgetok[{extra}]" in err
+    assert "Traceback" not in err

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli.compiling import Compiling
 from edgetok.environment import read_settings
 
 
@@ -47,6 +48,6 @@ def command(models: tuple[str, ...], **given: Any) -> None:
         models or (str(common.bundled()),),
         options,
         tell=lambda line: click.echo(line, err=True),
-        progress=common.compiling,
+        progress=Compiling(),
         **run,
     )

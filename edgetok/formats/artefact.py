@@ -14,15 +14,13 @@ import mmap
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from edgetok.errors import ArtefactError
-from edgetok.formats import graph_check, strict_json
-from edgetok.formats.foreign_graph import check_foreign_graph
+from edgetok.errors import ArtefactError, MissingExtraError
+from edgetok.formats import graph_check, onnx_model, strict_json
 from edgetok.formats.layout import (
     DATA_FILE,
     FORMAT_KEY,
@@ -211,15 +209,18 @@ def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
         if required not in manifest.files:
             raise ArtefactError(f"{folder / MANIFEST_FILE}: {required} is not listed")
     graph = _read_graph(folder, manifest)
-    scanned = scan(folder, GRAPH_FILE, graph)
+    foreign = manifest.exporter != "edgetok"
+    path = folder / GRAPH_FILE
+    model = _read_foreign(path, graph) if foreign else onnx_model.read_model(path, graph)
+    scanned = scan(folder, GRAPH_FILE, model)
     unlisted = sorted(set(scanned.files) - set(manifest.files))
     if unlisted:
         raise ArtefactError(f"{folder / MANIFEST_FILE}: {unlisted[0]!r:.80} is not listed")
     for name in manifest.files:
         if name != GRAPH_FILE and name != DATA_FILE and name not in scanned.files:
             check_hash(folder, name, manifest)
-    if manifest.exporter != "edgetok":
-        check_foreign_graph(folder / GRAPH_FILE, scanned.model)
+    if foreign:
+        _check_foreign(path, scanned.model)
         return Artefact(folder, manifest, None, {}, None, sum(scanned.files.values()))
     spec = _read_spec(folder / GRAPH_FILE, scanned.model)
     formats = graph_check.read_formats(folder / GRAPH_FILE, scanned, spec)
@@ -239,7 +240,25 @@ def _read_graph(folder: Path, manifest: Manifest) -> bytes:
     return graph
 
 
-def _read_spec(path: Path, model: onnx.ModelProto) -> DecoderSpec:
+def _read_foreign(path: Path, graph: bytes) -> onnx_model.Model:
+    """Read another exporter's graph, which only onnxruntime can run, with the onnx package."""
+    try:
+        from edgetok.formats import foreign_graph
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{path}: a graph that another exporter wrote needs {error.name}; "
+            "pip install 'edgetok[onnx]'"
+        ) from error
+    return cast(onnx_model.Model, foreign_graph.parse(path, graph))
+
+
+def _check_foreign(path: Path, model: Any) -> None:
+    from edgetok.formats.foreign_graph import check_foreign_graph
+
+    check_foreign_graph(path, model)
+
+
+def _read_spec(path: Path, model: onnx_model.Model) -> DecoderSpec:
     entries: dict[str, str] = {}
     for entry in model.metadata_props:
         if entry.key in entries:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from edgetok.errors import ArtefactError
@@ -59,6 +60,20 @@ _SAME_TYPE = frozenset(
 )
 _SIZED = frozenset(("Range", "ConstantOfShape", "Expand", "Tile", "Mul", "Add", "Sub", "Pow"))
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def parse(path: Path, data: bytes) -> onnx.ModelProto:
+    """Read a graph with the onnx package.
+
+    Raises:
+        ArtefactError: it is not an ONNX model.
+    """
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise ArtefactError(f"{path}: not an ONNX model: {error}") from error
+    return model
 
 
 def check_foreign_graph(path: Path, model: onnx.ModelProto) -> None:

@@ -7,14 +7,13 @@ check covers initializers, operators and their attributes, inputs and outputs, n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto
 
 from edgetok.errors import ArtefactError
+from edgetok.formats import onnx_model
 from edgetok.formats.layout import (
     DATA_FILE,
     LOGITS_START,
@@ -29,7 +28,7 @@ from edgetok.models.operations import operations
 from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
 
-_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_TYPES = {"float32": onnx_model.FLOAT, "float16": onnx_model.FLOAT16, "uint8": onnx_model.UINT8}
 _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
@@ -67,7 +66,7 @@ def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[s
                 f"{path}: {name} has {'two kinds of' if weight else 'no'} weights; convert again"
             )
         if qweight is None:
-            is_half = weight is not None and weight.data_type == TensorProto.FLOAT16
+            is_half = weight is not None and weight.data_type == onnx_model.FLOAT16
             formats[name] = TensorFormat(16 if is_half else 32)
         else:
             formats[name] = _quantised_format(path, name, shape, qweight, scanned, nodes)
@@ -93,7 +92,7 @@ def check_graph(
     _check_attention(path, scanned.model.graph, spec)
 
 
-def _nodes_by_weight(path: Path, model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+def _nodes_by_weight(path: Path, model: onnx_model.Model) -> dict[str, onnx_model.Node]:
     """Nodes that multiply by or look up packed codes, by the name of the codes."""
     result = {}
     for node in model.graph.node:
@@ -112,7 +111,7 @@ def _quantised_format(
     shape: LinearShape,
     qweight: ExternalTensor,
     scanned: ScannedModel,
-    nodes: Mapping[str, onnx.NodeProto],
+    nodes: Mapping[str, onnx_model.Node],
 ) -> TensorFormat:
     zeros = f"{name}.zeros" in scanned.initializers
     if f"{name}.qweight_high" in scanned.initializers:
@@ -131,16 +130,16 @@ def _quantised_format(
     return TensorFormat(bits, group_size, zeros)
 
 
-def _attributes(path: Path, node: onnx.NodeProto) -> _Attributes:
+def _attributes(path: Path, node: onnx_model.Node) -> _Attributes:
     values: _Attributes = {}
     for attribute in node.attribute:
         if attribute.name in values or attribute.ref_attr_name:
             raise ArtefactError(
                 f"{path}: node {node.name!r:.80} has an odd attribute {attribute.name!r:.80}"
             )
-        if attribute.type == onnx.AttributeProto.INT:
+        if attribute.type == onnx_model.ATTRIBUTE_INT:
             values[attribute.name] = attribute.i
-        elif attribute.type == onnx.AttributeProto.FLOAT:
+        elif attribute.type == onnx_model.ATTRIBUTE_FLOAT:
             values[attribute.name] = attribute.f
     return values
 
@@ -169,7 +168,7 @@ def _check_initializers(path: Path, scanned: ScannedModel, layout: Layout) -> No
         raise ArtefactError(f"{path}: has sparse initializers, which edgetok never writes")
 
 
-def _check_operators(path: Path, model: onnx.ModelProto) -> None:
+def _check_operators(path: Path, model: onnx_model.Model) -> None:
     for function in model.functions:
         if (function.domain, function.name) not in _FUNCTIONS:
             raise ArtefactError(f"{path}: has a foreign function {function.name!r:.80}")
@@ -178,7 +177,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _check_allowed(
-    path: Path, nodes: list[onnx.NodeProto], allowed: Mapping[str, set[str]]
+    path: Path, nodes: Iterable[onnx_model.Node], allowed: Mapping[str, set[str]]
 ) -> None:
     for node in nodes:
         if node.op_type not in allowed.get(node.domain, ()):
@@ -188,7 +187,7 @@ def _check_allowed(
             )
 
 
-def _check_values(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
+def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     """Inputs and outputs: names and the sizes that the spec fixes."""
     cache = (spec.num_kv_heads, cache_head_dim(spec))
     inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
@@ -217,7 +216,7 @@ def _check_values(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None
 
 
 def _check_linears(
-    path: Path, graph: onnx.GraphProto, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
+    path: Path, graph: onnx_model.Graph, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
 ) -> None:
     shapes = linear_shapes(spec)
     want: _Attributes
@@ -244,7 +243,7 @@ def _check_linears(
             raise ArtefactError(f"{path}: no node uses {weight}; convert the model again")
 
 
-def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> None:
+def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     attends = [op for op in operations(spec) if isinstance(op, Attend)]
     if len(nodes) != len(attends):
@@ -267,7 +266,7 @@ def _check_attention(path: Path, graph: onnx.GraphProto, spec: DecoderSpec) -> N
             raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
 
 
-def _compare(path: Path, node: onnx.NodeProto, result: _Attributes, want: _Attributes) -> None:
+def _compare(path: Path, node: onnx_model.Node, result: _Attributes, want: _Attributes) -> None:
     for key, value in want.items():
         if result.get(key) != value:
             raise ArtefactError(

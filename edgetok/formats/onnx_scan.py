@@ -1,6 +1,6 @@
-"""Read an ONNX file from strangers: check every place where a tensor can be stored.
+"""Check every place of an ONNX model from strangers where a tensor can be stored.
 
-Nothing outside the protobuf is touched here; external data is only described. A location is a plain
+Nothing outside the file is touched here; external data is only described. A location is a plain
 name of a regular file in the model's own folder (CVE-2022-25882, CVE-2024-27318), keys come from an
 allow-list (CVE-2026-34445), and all arithmetic is on Python integers.
 """
@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto
-
 from edgetok.errors import ArtefactError
+from edgetok.formats import onnx_model
 from edgetok.formats.manifest import open_regular
 
 MAX_GRAPH_BYTES = 32 << 20
@@ -29,21 +26,21 @@ _KEYS = {"location", "offset", "length", "checksum"}
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 _CHECKSUM = re.compile(r"[0-9a-fA-F]{40}")
 _BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32,
-    TensorProto.UINT8: 8,
-    TensorProto.INT8: 8,
-    TensorProto.UINT16: 16,
-    TensorProto.INT16: 16,
-    TensorProto.INT32: 32,
-    TensorProto.INT64: 64,
-    TensorProto.BOOL: 8,
-    TensorProto.FLOAT16: 16,
-    TensorProto.DOUBLE: 64,
-    TensorProto.UINT32: 32,
-    TensorProto.UINT64: 64,
-    TensorProto.BFLOAT16: 16,
-    TensorProto.UINT4: 4,
-    TensorProto.INT4: 4,
+    onnx_model.FLOAT: 32,
+    onnx_model.UINT8: 8,
+    onnx_model.INT8: 8,
+    onnx_model.UINT16: 16,
+    onnx_model.INT16: 16,
+    onnx_model.INT32: 32,
+    onnx_model.INT64: 64,
+    onnx_model.BOOL: 8,
+    onnx_model.FLOAT16: 16,
+    onnx_model.DOUBLE: 64,
+    onnx_model.UINT32: 32,
+    onnx_model.UINT64: 64,
+    onnx_model.BFLOAT16: 16,
+    onnx_model.UINT4: 4,
+    onnx_model.INT4: 4,
 }
 
 
@@ -64,38 +61,30 @@ class ScannedModel:
     """A parsed model whose every tensor was looked at.
 
     Attributes:
-        model: the protobuf.
+        model: the whole file.
         initializers: external initializers of the main graph by name.
         constants: names of the main graph's initializers that lie inside the protobuf.
         files: size in bytes of each file that holds a tensor.
     """
 
-    model: onnx.ModelProto
+    model: onnx_model.Model
     initializers: dict[str, ExternalTensor]
     constants: set[str]
     files: dict[str, int]
 
 
-def scan(folder: Path, name: str, data: bytes) -> ScannedModel:
-    """Parse a model and check every tensor in it against the files of its folder.
+def scan(folder: Path, name: str, model: onnx_model.Model) -> ScannedModel:
+    """Check every tensor of a model against the files of its folder.
 
     Args:
         folder: folder of the model and its data.
         name: the model's file name, for messages.
-        data: its bytes.
+        model: read by `onnx_model`, or a foreign graph by the onnx package.
 
     Raises:
-        ArtefactError: it is not an ONNX model, too large, or a tensor is not as it should be.
+        ArtefactError: a tensor is not as it should be, or there are too many.
     """
-    path = folder / name
-    if len(data) > MAX_GRAPH_BYTES:
-        raise ArtefactError(f"{path}: {len(data):,} bytes, expected at most {MAX_GRAPH_BYTES:,}")
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise ArtefactError(f"{path}: not an ONNX model: {error}") from error
-    return _Scanner(folder, path).scan(model)
+    return _Scanner(folder, folder / name).scan(model)
 
 
 class _Scanner:
@@ -107,7 +96,7 @@ class _Scanner:
         self.tensors = 0
         self.nodes = 0
 
-    def scan(self, model: onnx.ModelProto) -> ScannedModel:
+    def scan(self, model: onnx_model.Model) -> ScannedModel:
         if len(model.training_info):
             raise ArtefactError(f"{self.path}: has training_info; export for inference only")
         initializers: dict[str, ExternalTensor] = {}
@@ -132,19 +121,19 @@ class _Scanner:
         return ScannedModel(model, initializers, constants, self.files)
 
     def _texts(self, *values: object) -> None:
-        """Refuse strings that are not UTF-8, which protobuf hands over as bytes."""
+        """Refuse strings that are not UTF-8, which the onnx package hands over as bytes."""
         for value in values:
             if type(value) is not str:
                 raise ArtefactError(f"{self.path}: {value!r:.80} is not UTF-8 text; convert again")
 
-    def _cap(self, graph: onnx.GraphProto) -> None:
+    def _cap(self, graph: onnx_model.Graph) -> None:
         self.tensors += len(graph.initializer) + len(graph.sparse_initializer)
         if self.tensors > MAX_INITIALIZERS:
             raise ArtefactError(
                 f"{self.path}: {self.tensors:,} initializers, expected at most {MAX_INITIALIZERS:,}"
             )
 
-    def _graph(self, graph: onnx.GraphProto, where: str, *, skip_initializers: bool) -> None:
+    def _graph(self, graph: onnx_model.Graph, where: str, *, skip_initializers: bool) -> None:
         if not skip_initializers:
             self._cap(graph)
             for tensor in graph.initializer:
@@ -153,7 +142,7 @@ class _Scanner:
             self._sparse(sparse, f"sparse initializer in {where}")
         self._nodes(graph.node, where)
 
-    def _nodes(self, nodes: Iterable[onnx.NodeProto], where: str) -> None:
+    def _nodes(self, nodes: Iterable[onnx_model.Node], where: str) -> None:
         for node in nodes:
             self.nodes += 1
             if self.nodes > MAX_NODES:
@@ -162,7 +151,7 @@ class _Scanner:
             if node.attribute:
                 self._attributes(node.attribute, f"{where}, node {node.name or node.op_type!r:.80}")
 
-    def _attributes(self, attributes: Iterable[onnx.AttributeProto], where: str) -> None:
+    def _attributes(self, attributes: Iterable[onnx_model.Attribute], where: str) -> None:
         for attribute in attributes:
             self._texts(attribute.name, attribute.ref_attr_name)
             at = f"{where}, attribute {attribute.name!r:.80}"
@@ -177,11 +166,11 @@ class _Scanner:
             for graph in _graphs(attribute):
                 self._graph(graph, at, skip_initializers=False)
 
-    def _sparse(self, sparse: onnx.SparseTensorProto, where: str) -> None:
+    def _sparse(self, sparse: onnx_model.SparseTensor, where: str) -> None:
         self._tensor(sparse.values, where)
         self._tensor(sparse.indices, where)
 
-    def _tensor(self, tensor: onnx.TensorProto, where: str) -> ExternalTensor | None:
+    def _tensor(self, tensor: onnx_model.Tensor, where: str) -> ExternalTensor | None:
         """Check one tensor; describe it where its bytes lie outside."""
         self._texts(tensor.name)
         if tensor.HasField("segment"):
@@ -189,7 +178,7 @@ class _Scanner:
         shape = tuple(tensor.dims)
         if len(shape) > MAX_DIMS or any(size < 0 for size in shape):
             raise self._refusal(tensor, where, f"has shape {list(shape)!r:.80}")
-        if not tensor.external_data and tensor.data_location != TensorProto.EXTERNAL:
+        if not tensor.external_data and tensor.data_location != onnx_model.EXTERNAL:
             self._inline(tensor, shape, where)
             return None
         location, offset, length = self._entries(tensor, where)
@@ -211,7 +200,7 @@ class _Scanner:
         self.external.append(result)
         return result
 
-    def _inline(self, tensor: onnx.TensorProto, shape: tuple[int, ...], where: str) -> None:
+    def _inline(self, tensor: onnx_model.Tensor, shape: tuple[int, ...], where: str) -> None:
         if not tensor.HasField("raw_data"):
             return
         expected = self._nbytes(tensor, shape, where)
@@ -223,7 +212,7 @@ class _Scanner:
                 "shape does not match bytes",
             )
 
-    def _nbytes(self, tensor: onnx.TensorProto, shape: tuple[int, ...], where: str) -> int:
+    def _nbytes(self, tensor: onnx_model.Tensor, shape: tuple[int, ...], where: str) -> int:
         bits = _BITS.get(tensor.data_type)
         if bits is None:
             raise self._refusal(tensor, where, f"has data type {tensor.data_type}")
@@ -232,7 +221,7 @@ class _Scanner:
             count *= size
         return (count * bits + 7) // 8
 
-    def _entries(self, tensor: onnx.TensorProto, where: str) -> tuple[str, int, int | None]:
+    def _entries(self, tensor: onnx_model.Tensor, where: str) -> tuple[str, int, int | None]:
         values: dict[str, str] = {}
         for entry in tensor.external_data:
             self._texts(entry.key, entry.value)
@@ -252,7 +241,7 @@ class _Scanner:
         length = int(values["length"]) if "length" in values else None
         return values.get("location", ""), int(values.get("offset", "0")), length
 
-    def _file_bytes(self, tensor: onnx.TensorProto, where: str, location: str) -> int:
+    def _file_bytes(self, tensor: onnx_model.Tensor, where: str, location: str) -> int:
         if location not in self.files:
             if (
                 not location
@@ -282,13 +271,13 @@ class _Scanner:
                     )
             end, previous = tensor.offset + tensor.nbytes, tensor
 
-    def _refusal(self, tensor: onnx.TensorProto, where: str, what: str) -> ArtefactError:
+    def _refusal(self, tensor: onnx_model.Tensor, where: str, what: str) -> ArtefactError:
         return ArtefactError(
             f"{self.path}: tensor {tensor.name!r:.80} ({where:.200}) {what}; convert again"
         )
 
 
-def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+def _graphs(attribute: onnx_model.Attribute) -> Iterator[onnx_model.Graph]:
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs

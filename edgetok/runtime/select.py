@@ -59,7 +59,7 @@ def load_backend(
         The backend, and a line for the user where it is not the expected one.
 
     Raises:
-        MissingExtraError: a GPU was asked for, and what it needs is not installed.
+        MissingExtraError: what a GPU or onnxruntime needs is not installed.
         OptionError: the GPU has too little memory, or not this kind of cache.
         UnsupportedError: the wanted backend cannot run the artefact, or there is no GPU.
     """
@@ -76,8 +76,12 @@ def load_backend(
     if device == "cuda" and artefact.spec is not None and options.gpu_layers != 0:
         return _gpu(artefact, artefact.spec, options, progress)
     if device == "onnxruntime":
-        from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
-
+        try:
+            from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"device onnxruntime needs {error.name}: pip install 'edgetok[onnx]'"
+            ) from error
         threads, exact = options.threads or physical_cores(), options.compute == "float32"
         return OnnxRuntimeBackend(artefact, threads=threads, exact=exact), note
     backend = _cpu(artefact, options, progress)

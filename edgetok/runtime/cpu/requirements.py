@@ -33,7 +33,6 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "attention.float16": kv_bits == 16,
         "attention.float32": kv_bits == 32,
         **dict.fromkeys(EVICTION_MODULES, False),  # loaded with the first bounded cache
-        "sampling.sample": False,  # for programs without Python
         "bandwidth.kernels": False,
     }
     return [module for module in loader.MODULES if wanted.get(module, True)]

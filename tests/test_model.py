@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgetok
+from edgetok.models.bundled import bundled_model
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +96,9 @@ def test_errors(model: edgetok.Model, default_artefact: Path, tmp_path: Path) ->
         model.generate("dog " * 3000)
     with pytest.raises(edgetok.OptionError, match="context is 4096 tokens, expected 1 to 2048"):
         edgetok.load(default_artefact, context=4096)
-    with pytest.raises(edgetok.ArtefactError, match="not a folder"):
+    with pytest.raises(edgetok.CheckpointError, match="no such model or folder"):
         edgetok.load(tmp_path / "nowhere")
-    with pytest.raises(edgetok.ArtefactError, match=r"manifest\.json"):
+    with pytest.raises(edgetok.CheckpointError, match="holds no model"):
         edgetok.load(tmp_path)
 
 
@@ -116,3 +120,44 @@ def test_closed(default_artefact: Path) -> None:
     model.close()
     with pytest.raises(edgetok.EdgetokError):
         model.generate("Hello", max_tokens=2)
+
+
+CUT = """
+import os, sys
+import edgetok
+from edgetok.models.bundled import bundled_model
+from edgetok.errors import ArtefactError
+
+folder = sys.argv[1]
+with edgetok.load(folder) as model:
+    chat = model.new_chat()
+    answer = chat.send("My name is Nora.")
+    answer.run()
+    stream = model.stream("Once upon a time", max_tokens=50)
+    next(stream)
+    os.truncate(os.path.join(folder, "model.onnx.data"), 4096)
+    try:
+        for piece in stream:
+            pass
+    except ArtefactError as error:
+        print(error)
+    try:
+        chat.send("And yours?").run()
+    except ArtefactError:
+        chat.save(os.path.join(folder, "talk.json"))
+with open(os.path.join(folder, "talk.json"), "rb") as file:
+    print(b"Nora" in file.read())
+"""
+
+
+def test_weights_cut_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """An error and no SIGBUS; the conversation can still be saved."""
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_model(), folder)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    error, kept = done.stdout.splitlines()
+    assert error.endswith("model.onnx.data: changed since it was opened; load the model again")
+    assert kept == "True"

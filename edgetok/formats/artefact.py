@@ -8,6 +8,7 @@ those of edgetok with the spec's numbers. So a kernel may trust every address th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -83,8 +84,10 @@ class Artefact:
         self.layout = layout
         self._data_bytes = data_bytes
         self._bytes: npt.NDArray[np.uint8] | None = None
+        self._mapping: mmap.mmap | None = None
         if layout is not None:
-            self._bytes = _map(folder / DATA_FILE, layout.file_bytes)
+            self._mapping, self._stamp = _map(folder / DATA_FILE, layout.file_bytes)
+            self._bytes = np.frombuffer(self._mapping, np.uint8)
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """Return a read-only view of one initializer in the mapped file; nothing is copied.
@@ -169,9 +172,28 @@ class Artefact:
         records = sorted((name, r.sha256) for name, r in self.manifest.files.items())
         return hashlib.sha256(repr(records).encode()).hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Refuse weights that were cut or written to since they were mapped; takes microseconds.
+
+        Reading a page beyond the end of a cut file ends the process (SIGBUS), and other weights
+        give another text. A file that was removed or replaced stays as it was in the mapping.
+
+        Raises:
+            ArtefactError: the file's size or time of modification is another one.
+        """
+        if self._mapping is None or self._bytes is None:
+            return
+        path = self.folder / DATA_FILE
+        changed = self._mapping.size() != self._bytes.size
+        with contextlib.suppress(OSError):
+            inode, written = _stamp(path.stat())
+            changed |= inode == self._stamp[0] and written != self._stamp[1]
+        if changed:
+            raise ArtefactError(f"{path}: changed since it was opened; load the model again")
+
     def close(self) -> None:
         """Let go of the mapping; it ends when the last view of it does. May be called twice."""
-        self._bytes = None
+        self._bytes = self._mapping = None
 
     def __enter__(self) -> Artefact:
         return self
@@ -280,13 +302,17 @@ def _read_spec(path: Path, model: onnx_model.Model) -> DecoderSpec:
     return DecoderSpec.from_json(text)
 
 
-def _map(path: Path, expected_bytes: int) -> npt.NDArray[np.uint8]:
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns
+
+
+def _map(path: Path, expected_bytes: int) -> tuple[mmap.mmap, tuple[int, int]]:
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != expected_bytes:
+        status = os.fstat(file.fileno())
+        if status.st_size != expected_bytes:
             raise ArtefactError(
-                f"{path}: {size:,} bytes, spec and formats need {expected_bytes:,}; convert the "
-                "model again"
+                f"{path}: {status.st_size:,} bytes, spec and formats need {expected_bytes:,}; "
+                "convert the model again"
             )
-        mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapping, np.uint8)
+        mapping = mmap.mmap(file.fileno(), expected_bytes, access=mmap.ACCESS_READ)
+    return mapping, _stamp(status)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 Kind = Literal["int64", "int32", "enum", "uint64", "float", "double", "text", "bytes"]
 
 MAX_DEPTH = 24
-MAX_FIELDS = 1 << 19  # of one file: two seconds, 200 MB
+MAX_FIELDS = 1 << 18  # of one file: a second, 100 MB; 126 layers need 100,000
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIRE: dict[str, int] = {"float": _FIXED32, "double": _FIXED64, "text": _LENGTH, "bytes": _LENGTH}

@@ -153,7 +153,7 @@ def test_too_many_tensors(folder: Path) -> None:
     data = graph.SerializeToString() + bytes([(7 << 3) | 2]) + bytes(length) + body
     (folder / GRAPH_FILE).write_bytes(data)
     write_manifest(folder, names=OURS)
-    refused(folder, "more than 524,288 fields")
+    refused(folder, "more than 262,144 fields")
 
 
 def test_huge_graph(folder: Path) -> None:

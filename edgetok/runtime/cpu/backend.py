@@ -15,7 +15,6 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.environment import read_settings
 from edgetok.errors import ArtefactError, ContextError, EdgetokError
 from edgetok.formats.artefact import Artefact
-from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.elementwise.launch_angles import Angles
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
@@ -99,8 +98,6 @@ class CpuBackend(SpecBackend):
         self._artefact = artefact
         self._kv_bits = kv_bits
         self._block_tokens = block_tokens
-        self._data = artefact.folder / DATA_FILE
-        self._stamp = _stamp(self._data)
         self._closed = False
         self._cache_dir, self._progress = cache_dir or read_settings().cache_dir, progress
         kernels = loader.load(
@@ -246,10 +243,9 @@ class CpuBackend(SpecBackend):
             ShapeError: parts of a wrong size, or a cache of another backend; likewise.
         """
         checked = self._checked(parts)
-        if any(part.tokens.size > 1 for part, _ in checked) and _stamp(self._data) != self._stamp:
-            raise ArtefactError(f"{self._data}: changed since it was opened; load the model again")
         if not checked:
             return []
+        self._artefact.check_unchanged()
         rows = [(cache, part.tokens) for part, cache in checked]
         wanted = [part.logits for part, _ in checked]
         with self._team.turn:
@@ -344,12 +340,3 @@ class CpuBackend(SpecBackend):
             else:
                 found.append(logits[end - count : end].copy())
         return found
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return a value that changes when the mapped weights are written to or cut."""
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)

@@ -18,6 +18,7 @@ from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.elementwise.launch_angles import Angles
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
+from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.models.spec import DecoderSpec
@@ -66,7 +67,7 @@ class CpuBackend(SpecBackend):
         cache_dir: Path | None = None,
         block_tokens: int = BLOCK_TOKENS,
         plan: Plan | None = None,
-        progress: loader.Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Load kernels (compiling them the first time on a machine) and plan the decoder.
 

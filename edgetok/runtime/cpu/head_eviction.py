@@ -14,6 +14,7 @@ from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
 from edgetok.kernels_cpu.eviction.evictor import POLICIES, Evictor, Heads
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS
+from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Instruction
 from edgetok.kernels_cpu.simd.isa import Isa
 from edgetok.runtime.cpu.team import Program, Team
@@ -59,7 +60,7 @@ def load_evictor(
     team: Team,
     isa: Isa,
     cache_dir: Path,
-    progress: loader.Progress | None,
+    progress: Progress | None,
     *,
     kv_bits: int,
     head_dim: int,

@@ -20,9 +20,8 @@ from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
-from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
-from edgetok.converter.read.source import resolve_source
+from edgetok.converter.read.source import open_source, resolve_source
 from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.write.finish import finish_artefact
@@ -36,7 +35,7 @@ from edgetok.converter.write.workspace import (
 )
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import UnknownFamilyError, UnsupportedError
-from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
+from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.registry import read_family
@@ -87,7 +86,7 @@ def convert(
     check_output(out, None)
     folder = resolve_source(source, options.revision).resolve()
     check_output(out, folder)
-    checkpoint = _open(folder)
+    checkpoint = open_source(folder)
     if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
         if target is not None:
             raise UnsupportedError("--fit and --max-kl need a checkpoint that is not quantised yet")
@@ -180,16 +179,8 @@ def is_quantised(source: Path) -> bool:
         CheckpointError: it is damaged or hostile.
         UnsupportedError: it is quantised in a way that edgetok does not know.
     """
-    checkpoint = _open(resolve_source(str(source)))
+    checkpoint = open_source(resolve_source(str(source)))
     return isinstance(checkpoint, CodedCheckpoint) and bool(checkpoint.coded)
-
-
-def _open(path: Path) -> Checkpoint:
-    """Open a model folder or a GGUF file."""
-    if path.is_file():
-        return GgufCheckpoint(path)
-    checkpoint = open_checkpoint(path)
-    return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else checkpoint
 
 
 def _formats(

@@ -57,6 +57,8 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
         )
     # Built from the class of that name: `auto_map` is never followed.
     known = {key: value for key, value in config.items() if key != "auto_map"}
+    # A class's own default may be beyond the vocabulary; padding only matters in training.
+    known.setdefault("pad_token_id", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hf_config = CONFIG_MAPPING[model_type].from_dict(known)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.errors import CheckpointError, OptionError
+from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.library.download import Remote, fetch, look
 from edgetok.library.kinds import local_source
 from edgetok.library.names import HUB_ID, hub_id
@@ -44,3 +47,17 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         )
     folder = fetch(remote)
     return folder / next(iter(remote.files)) if remote.kind == "gguf" else folder
+
+
+def open_source(path: Path) -> Checkpoint:
+    """Open a model folder or a GGUF file, quantised or not.
+
+    Raises:
+        CheckpointError: it is missing something, damaged or hostile.
+        UnsupportedError: it is quantised in a way that edgetok does not know.
+        MissingExtraError: a GGUF file, and the `gguf` package is not installed.
+    """
+    if path.is_file():
+        return GgufCheckpoint(path)
+    checkpoint = open_checkpoint(path)
+    return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else checkpoint

@@ -35,7 +35,8 @@ MAX_TEXT_BYTES = 256 << 20
 @click.option(
     "--reference",
     metavar="SRC",
-    help="Original checkpoint to compare with, for KL divergence and agreement.",
+    help="Original to compare with, for KL divergence and agreement: whatever `edgetok convert` "
+    "takes, a GGUF file, too.",
 )
 @click.option(
     "--max-tokens",

@@ -316,3 +316,22 @@ def test_a_file_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(4 << 30)
     with pytest.raises(ArtefactError, match=r"4,294,967,296 bytes, expected at most"):
         Tokenizer.from_folder(tmp_path, 10)
+
+
+def test_thousands_of_added_tokens_load_at_once() -> None:
+    """Gemma 3 has 6,400; comparing each with each other took seconds."""
+    core = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    core.add_special_tokens([f"<unused{i}>" for i in range(8000)])
+    start = time.process_time()
+    tokenizer = Tokenizer(core, {}, 8001, "t")
+    assert tokenizer.is_cut(tokenizer.encode("<unused7>")[0])
+    assert not tokenizer.is_cut(0)
+    assert time.process_time() - start < 1
+
+
+def test_a_token_inside_of_another_is_no_cut() -> None:
+    core = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    core.add_special_tokens(["<s>", "x<s>", "<t>", "<t>y"])
+    tokenizer = Tokenizer(core, {}, 5, "t")
+    cuts = [core.id_to_token(i) for i in range(5) if tokenizer.is_cut(i)]
+    assert cuts == ["x<s>", "<t>", "<t>y"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -43,6 +44,23 @@ def test_key_covers_every_source_that_python_loads(module):
     loaded = {name.removeprefix("edgetok.kernels_cpu.") for name in done.stdout.split()}
     assert module in loaded
     assert loaded <= loader._sources(module)
+
+
+def test_imports_are_those_of_the_parser():
+    def parsed(source):
+        names = []
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        ours = [n.removeprefix(loader._PACKAGE) for n in names if n.startswith(loader._PACKAGE)]
+        return {name for full in ours for name in loader._with_packages(full)}
+
+    sources = [path.read_bytes() for path in loader._ROOT.rglob("*.py")]
+    assert len(sources) > 40
+    for source in sources:
+        assert set(loader._imported(source)) == parsed(source)
 
 
 def test_key_covers_what_a_module_imports(monkeypatch):

@@ -246,7 +246,6 @@ def make_groups(
     capacity_tokens: int,
     block_tokens: int,
     bounds: Bounds | None,
-    page_slots: int = SLOT_TILE,
 ) -> list[Group]:
     """Groups of layers with attention: the evicting one first, then by each window's first layer.
 
@@ -255,8 +254,6 @@ def make_groups(
         capacity_tokens: most tokens; with bounds, what the rings are made for.
         block_tokens: most tokens of one run.
         bounds: of heads that see every token and evict; None where nothing is evicted.
-        page_slots: where nothing is evicted, what slots of layers that see every token are a
-            multiple of: caches of any capacity then have the same pages.
     """
     made: list[Group] = []
     for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():
@@ -264,8 +261,7 @@ def make_groups(
         if window == 0 and bounds is not None:
             made.insert(0, Chosen(layers, spec.num_kv_heads, bounds))
         else:
-            unit = SLOT_TILE if window else page_slots
-            made.append(InOrder(window, layers, -(-slots // unit) * unit))
+            made.append(InOrder(window, layers, slots))
     return made
 
 

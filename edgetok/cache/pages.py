@@ -130,14 +130,21 @@ class PagePool:
 class PageList:
     """The pages of one group of one cache, by number. Releases them when it is no longer used."""
 
-    def __init__(self, pool: PagePool, bytes_of: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        bytes_of: Callable[[int], int],
+        copy: Callable[[Bytes, Bytes], None],
+    ) -> None:
         """Begin without pages.
 
         Args:
             pool: where they come from.
             bytes_of: gives the bytes of page i.
+            copy: copies the contents of a page, its first argument, into one that may have another
+                number of slots.
         """
-        self._pool, self._bytes_of = pool, bytes_of
+        self._pool, self._bytes_of, self._copy = pool, bytes_of, copy
         self.pages: list[Page] = []
         weakref.finalize(self, _release_all, pool, self.pages)
 
@@ -169,24 +176,24 @@ class PageList:
         while len(self.pages) > count:
             self._pool.release(self.pages.pop())
 
-    def is_shared(self, i: int) -> bool:
-        """Return whether another list holds page i as well."""
-        return self.pages[i].references > 1
+    def is_own(self, i: int) -> bool:
+        """Return whether page i may be written to: no other list holds it, and its size is right.
 
-    def own(self, i: int) -> bool:
-        """Make page i this list's alone before it is written to; says whether it was copied.
+        A page that was taken over from a list of another length may have another size.
+        """
+        page = self.pages[i]
+        return page.references == 1 and page.memory.nbytes == self._bytes_of(i)
+
+    def own(self, i: int) -> None:
+        """Put a copy in place of page i, which `is_own` says may not be written to.
 
         Raises:
             ContextError: there is no memory for the copy; nothing was changed.
         """
-        page = self.pages[i]
-        if page.references == 1:
-            return False
-        made = self._pool.allocate(page.memory.nbytes)
-        made.memory[:] = page.memory
+        page, made = self.pages[i], self._pool.allocate(self._bytes_of(i))
+        self._copy(page.memory, made.memory)
         self.pages[i] = made
         self._pool.release(page)
-        return True
 
     def share(self, other: PageList) -> None:
         """Hold another list's pages in place of one's own."""

@@ -376,9 +376,7 @@ class SlotCache(KVCache, Generic[M]):
 
     def fork(self) -> SlotCache[M]:
         """A cache of its own that goes on from here. See `KVCache`."""
-        groups = make_groups(
-            self.spec, self._limit, self.block_tokens, self.bounds, self.memory.page_slots
-        )
+        groups = make_groups(self.spec, self._limit, self.block_tokens, self.bounds)
         made: SlotCache[M] = SlotCache(
             self.spec,
             groups,

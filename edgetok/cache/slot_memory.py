@@ -145,11 +145,9 @@ class CacheMemory(Protocol):
     Attributes:
         queries: of the latest tokens.
         shares: whether forks share memory with their origin.
-        page_slots: slots that are allocated together; see `make_groups`.
     """
 
     shares: bool
-    page_slots: int
 
     queries: QueryLog
 

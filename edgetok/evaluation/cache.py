@@ -19,7 +19,6 @@ from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
 from edgetok.evaluation.perplexity import running_losses
 from edgetok.evaluation.recall import score
-from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
 from edgetok.runtime.backend import Backend
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
@@ -114,7 +113,7 @@ class CacheEvaluation:
             running: text whose perplexity is measured in the same cache.
             progress: called after each context.
         """
-        full_bytes = self._full_bytes(tokens)
+        full_bytes = self._backend.new_cache(tokens).nbytes
         if policy == FULL:
             cache = self._backend.new_cache(self._backend.context_tokens)
             result = Score(policy, share, tokens, full_bytes)
@@ -137,18 +136,6 @@ class CacheEvaluation:
             cache.clear()
             result.perplexity = self.perplexity(cache, running)
         return result
-
-    def _full_bytes(self, tokens: int) -> int:
-        """Bytes of a cache that holds this many tokens, without the unused end of its last page.
-
-        Policies are compared at shares of it, so rounding up to pages would favour those that
-        evict. Only bytes of whole pages can be asked for; between two they are in proportion.
-        """
-        most = self._backend.context_tokens
-        whole = tokens // PAGE_SLOTS * PAGE_SLOTS
-        above = self._backend.new_cache(min(whole + PAGE_SLOTS, most)).nbytes
-        below = self._backend.new_cache(whole).nbytes if whole else 0
-        return below + (above - below) * (tokens - whole) // PAGE_SLOTS
 
     def answers(self, cache: KVCache, case: Context) -> Iterator[tuple[Question, str]]:
         """Read a context once, then answer each question from the same state."""

@@ -91,16 +91,17 @@ class Caches(RuleBasedStateMachine):
     def set(self, cache, numbers):
         self.told[self.index(cache)] = cache, numbers
 
-    @rule(target=caches)
-    def begin(self):
-        made = make(self.store, bounds=self.bounds)
+    @rule(target=caches, capacity=st.sampled_from([100, 700, 1300, 1500]))
+    def begin(self, capacity):
+        """Where nothing is evicted, last pages of several sizes."""
+        made = make(self.store, bounds=self.bounds, capacity=capacity if not self.bounds else 1500)
         self.told.append((made, []))
         return made
 
     @rule(cache=caches, count=st.integers(1, 300))
     def append(self, cache, count):
         known = self.told[self.index(cache)][1]
-        if len(known) + count > 1500:
+        if len(known) + count > min(1500, cache.capacity_tokens):
             return
         numbers, before = self.numbers(count), cache.length_tokens
         try:
@@ -134,11 +135,14 @@ class Caches(RuleBasedStateMachine):
 
     @rule(cache=caches, other=caches)
     def adopt(self, cache, other):
-        cache.adopt(other)
-        self.set(cache, list(self.told[self.index(other)][1]))
+        if other.length_tokens <= cache.capacity_tokens:
+            cache.adopt(other)
+            self.set(cache, list(self.told[self.index(other)][1]))
 
     @rule(cache=caches, other=caches)
     def restore(self, cache, other):
+        if cache.length_tokens > other.capacity_tokens:
+            return
         state = cache.save()
         before = held(other, 0), held(other, 1)
         try:
@@ -156,7 +160,7 @@ class Caches(RuleBasedStateMachine):
         pages = {}
         for cache, numbers in self.told:
             assert cache.length_tokens == len(numbers)
-            assert cache.held_bytes <= cache.nbytes
+            assert cache.held_bytes <= cache.nbytes + PAGE_BYTES  # a larger last page is shared
             self.check(held(cache, 0), numbers)
             recent = held(cache, 1)
             assert {t: numbers[t] for t in recent} == recent
@@ -253,3 +257,41 @@ def test_caches_of_another_shape_are_not_taken_over():
     append(large, range(60))
     small.adopt(large)
     assert held(small, 0) == dict(enumerate(range(60)))
+
+
+@pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
+@pytest.mark.parametrize(("small", "large"), [(300, 1000), (700, 1500), (512, 700)])
+def test_caches_of_two_capacities_share_all_but_a_last_page_of_another_size(kv_bits, small, large):
+    """Which is copied when it is written to; what is in it is the same, whichever way."""
+    store = CacheStore(1)
+    for first, second in ((small, large), (large, small)):
+        one, two = (
+            new_cache(SPEC, store, capacity_tokens=size, kv_bits=kv_bits, block_tokens=16)
+            for size in (first, second)
+        )
+        count = min(first, second) - 3
+        append(one, range(count))
+        used = store.pool.used_bytes
+        two.adopt(one)
+        assert store.pool.used_bytes == used
+        alone = one.save()
+        append(two, [7, 8])
+        np.testing.assert_array_equal(one.save().block, alone.block)
+        assert two.held_bytes <= two.nbytes
+        append(one, [7, 8])
+        np.testing.assert_array_equal(one.save().block, two.save().block)
+        for cache in (one, two):
+            cache.clear()
+    assert store.pool.used_bytes == 0
+
+
+def test_a_cache_has_no_slots_beyond_its_capacity():
+    """But for whole tiles of 64: not a whole page."""
+    sizes = [
+        new_cache(SPEC, CacheStore(1), capacity_tokens=n, kv_bits=8, block_tokens=16).nbytes
+        for n in (256, 257, 320, 321, 512)
+    ]
+    each = (sizes[4] - sizes[0]) / 256
+    assert sizes[1] == sizes[2]
+    assert abs(sizes[2] - sizes[0] - 64 * each) < 300
+    assert abs(sizes[3] - sizes[2] - 64 * each) < 300

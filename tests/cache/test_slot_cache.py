@@ -94,7 +94,7 @@ def test_no_two_slots_overlap():
     cache = make(0, 7, capacity=70)
     append(cache, 70)
     places = []
-    for layer, slots in ((0, 256), (1, 64)):
+    for layer, slots in ((0, 128), (1, 64)):
         for head in range(2):
             record = cache.memory.records[layer, head]
             keys, values, key_scales, value_scales = longs(record[REC_PAGES], 4)

@@ -15,7 +15,6 @@ from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu.attention.launch import (
     KV_BITS,
-    PAGE_SLOTS,
     RECORD_SLOTS,
     mass_slots,
     mass_workspace_bytes,
@@ -64,7 +63,6 @@ class CpuCacheMemory:
     """
 
     shares = True
-    page_slots = PAGE_SLOTS
 
     def __init__(
         self,
@@ -169,7 +167,7 @@ def new_cache(
             )
     block_tokens = min(block_tokens, capacity_tokens)
     _check_size(spec, capacity_tokens, kv_bits)
-    groups = make_groups(spec, capacity_tokens, block_tokens, bounds, PAGE_SLOTS)
+    groups = make_groups(spec, capacity_tokens, block_tokens, bounds)
     memory = CpuCacheMemory(
         spec, groups, store, kv_bits=kv_bits, block_tokens=block_tokens, bounds=bounds
     )

@@ -60,7 +60,7 @@ class CpuGroupMemory:
         self._heads = len(group.layers) * spec.num_kv_heads
         self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits)
         self.row_bytes = self.layout.slot_bytes
-        self._pages = PageList(pool, self.layout.bytes_of)
+        self._pages = PageList(pool, self.layout.bytes_of, self.layout.copy)
         self._records = records
         self._append = np.zeros((table.rows, block_tokens), np.int32)
         self._entries = self._new_entries(0)
@@ -97,27 +97,27 @@ class CpuGroupMemory:
 
     @property
     def is_shared(self) -> bool:
-        """Whether another cache refers to a page."""
-        return any(page.references > 1 for page in self._pages.pages)
+        """Whether a page must be copied before it is written to."""
+        return not all(map(self._pages.is_own, range(len(self._pages.pages))))
 
     def reserve(self, slots: int) -> None:
         """Have memory for so many slots of each head. See `GroupMemory`."""
         count = -(-slots // PAGE_SLOTS)
-        if count > len(self._pages.pages):
+        if count > len(self._pages.pages) or slots > self._group.table.size:
             made = self._pages.grow(count)
             self._extend(count, made)
 
     def own(self, slots: Places | None) -> None:
         """Prepare slots to be written to. See `GroupMemory`."""
-        pages = self._pages.pages
-        shared = [i for i, page in enumerate(pages) if page.references > 1]
+        pages = self._pages
+        shared = [i for i in range(len(pages.pages)) if not pages.is_own(i)]
         if not shared:
             return
         if slots is not None:
             shared = np.intersect1d(shared, slots // PAGE_SLOTS).tolist()
         for i in shared:
-            if self._pages.own(i):
-                self._entries[:, i] = self.layout.addresses(i, pages[i].address)
+            pages.own(i)
+            self._entries[:, i] = self.layout.addresses(pages.pages[i].memory)
 
     def append(self, slots: Places) -> None:
         """Say where the next tokens go."""
@@ -150,7 +150,7 @@ class CpuGroupMemory:
         """Stored rows of slots, head by head. See `GroupMemory`."""
         made = np.zeros(self._heads * self.row_bytes * sum(map(len, lists)) // len(lists), np.uint8)
         for page, memory, slots in self._touched(lists):
-            every = self.layout.take(page, memory, slots)
+            every = self.layout.take(memory, slots)
             for heads, rows, at, places in self._split(page, lists, made):
                 for to, part in zip(rows, every, strict=True):
                     to[:, places] = part[heads][:, at]
@@ -159,11 +159,11 @@ class CpuGroupMemory:
     def put(self, lists: Sequence[Places], stored: Bytes) -> None:
         """Write what `take` gave."""
         for page, memory, slots in self._touched(lists):
-            every = self.layout.take(page, memory, slots)
+            every = self.layout.take(memory, slots)
             for heads, rows, at, places in self._split(page, lists, stored):
                 for part, source in zip(every, rows, strict=True):
                     part[heads, at] = source[:, places]
-            self.layout.put(page, memory, every)
+            self.layout.put(memory, every)
 
     def _touched(self, lists: Sequence[Places]) -> Iterator[tuple[int, Bytes, int]]:
         """Pages that hold listed slots, their memory, and how many slots from the first on."""
@@ -205,7 +205,7 @@ class CpuGroupMemory:
         self._pages.cut(count)
         self._entries = self._new_entries(count)
         for i, page in enumerate(self._pages.pages):
-            self._entries[:, i] = self.layout.addresses(i, page.address)
+            self._entries[:, i] = self.layout.addresses(page.memory)
         if self.mass is not None and other.mass is not None:
             self.mass = other.mass[:, : table.size].copy()
         self._place()
@@ -221,7 +221,7 @@ class CpuGroupMemory:
         entries = self._new_entries(count)
         entries[:, : self._entries.shape[1]] = self._entries
         for i in made:
-            entries[:, i] = self.layout.addresses(i, self._pages.pages[i].address)
+            entries[:, i] = self.layout.addresses(self._pages.pages[i].memory)
         self._entries = entries
         if self.mass is not None:
             mass = np.zeros((table.rows, table.size), np.float32)

@@ -2,7 +2,8 @@
 
 A page has up to PAGE_SLOTS slots of every head (layer and KV head) of a group. Of each head, one
 after the other: keys, values, key scales, value scales, each in the layout of
-`attention/launch.py`. The last page of a group of fixed size has only the slots that are left.
+`attention/launch.py`. The last page of a group has only the slots that are left, so how many slots
+a page has follows from its bytes.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ class PageLayout:
         """Pages when all slots exist."""
         return -(-self._limit // PAGE_SLOTS)
 
-    def slots_of(self, page: int) -> int:
-        """Slots of each head in page number `page`."""
-        return min(PAGE_SLOTS, self._limit - page * PAGE_SLOTS)
-
     def bytes_of(self, page: int) -> int:
         """Bytes of page number `page`."""
-        return self.heads * self.slots_of(page) * self.slot_bytes
+        return self.heads * min(PAGE_SLOTS, self._limit - page * PAGE_SLOTS) * self.slot_bytes
 
-    def addresses(self, page: int, base: int) -> npt.NDArray[np.int64]:
+    def slots_of(self, memory: Bytes) -> int:
+        """Slots of each head in a page."""
+        return memory.nbytes // (self.heads * self.slot_bytes)
+
+    def addresses(self, memory: Bytes) -> npt.NDArray[np.int64]:
         """Where each head's keys, values, key scales and value scales are: int64 [heads, 4]."""
-        slots = self.slots_of(page)
+        slots = self.slots_of(memory)
         values = slots * self.row_bytes
         scales = 2 * values
         offsets = np.array([0, values, scales, scales + slots * self.scale_bytes], np.int64)
         heads = np.arange(self.heads, dtype=np.int64) * (slots * self.slot_bytes)
-        return base + heads[:, None] + offsets
+        return int(memory.ctypes.data) + heads[:, None] + offsets
 
-    def rows(self, page: int, memory: Bytes, head: int) -> tuple[Keys, Values]:
-        """A head's keys and values in a page's memory."""
-        slots = self.slots_of(page)
+    def rows(self, memory: Bytes, head: int) -> tuple[Keys, Values]:
+        """A head's keys and values in a page."""
+        slots = self.slots_of(memory)
         at = head * slots * self.slot_bytes
         ends = np.cumsum(
             [
@@ -76,24 +77,31 @@ class PageLayout:
             Values(values, value_scales.view("f4") if scaled else None, self.head_dim, self._bits),
         )
 
-    def take(self, page: int, memory: Bytes, slots: int) -> tuple[Bytes, ...]:
-        """The first `slots` slots of all heads, each row by itself: copies.
+    def copy(self, page: Bytes, to: Bytes) -> None:
+        """Copy a page's slots to another page, as many as both have."""
+        if page.nbytes == to.nbytes:
+            to[:] = page
+        else:
+            self.put(to, self.take(page, min(self.slots_of(page), self.slots_of(to))))
+
+    def take(self, memory: Bytes, slots: int) -> tuple[Bytes, ...]:
+        """The first `slots` slots of all heads in a page, each row by itself: copies.
 
         Returns:
             uint8 [heads, slots, n]: keys, values, key scales and value scales; of the latter two n
             is 0 where there are none.
         """
         made = []
-        for part, tile in self._parts(page, memory):
+        for part, tile in self._parts(memory):
             count = -(-slots // tile)
             rows = part[:, :count].transpose(0, 1, 3, 2)  # [heads, tiles, tile, row / unit]
             made.append(np.ascontiguousarray(rows).view(np.uint8))
             made[-1] = made[-1].reshape(self.heads, count * tile, -1)[:, :slots]
         return tuple(made)
 
-    def put(self, page: int, memory: Bytes, rows: tuple[Bytes, ...]) -> None:
-        """Write what `take` gave, changed, into the same page."""
-        for (part, tile), given in zip(self._parts(page, memory), rows, strict=True):
+    def put(self, memory: Bytes, rows: tuple[Bytes, ...]) -> None:
+        """Write what `take` gave into a page's first slots."""
+        for (part, tile), given in zip(self._parts(memory), rows, strict=True):
             slots = given.shape[1]
             count = -(-slots // tile)
             whole = part[:, :count]
@@ -102,12 +110,12 @@ class PageLayout:
             flat[:, :slots] = given
             whole[...] = wide.transpose(0, 1, 3, 2)
 
-    def _parts(self, page: int, memory: Bytes) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    def _parts(self, memory: Bytes) -> Iterator[tuple[npt.NDArray[Any], int]]:
         """Views [heads, tiles, row / unit, tile] of all heads' arrays, and their tiles.
 
         A unit is what lies together of a slot, as one number.
         """
-        slots, bits = self.slots_of(page), self._bits
+        slots, bits = self.slots_of(memory), self._bits
         heads = memory.reshape(self.heads, slots * self.slot_bytes)
         key_unit = 4 if bits <= 8 else bits // 8
         value_tile, value_unit = (VALUE_TILE, 1) if bits <= 8 else (1, bits // 8)
@@ -148,5 +156,5 @@ class PagedRows:
         for page in np.unique(number).tolist():
             places = np.flatnonzero(number == page)
             memory = self._pages.pages[page].memory
-            rows = self._layout.rows(page, memory, self._head)[self._which]
+            rows = self._layout.rows(memory, self._head)[self._which]
             yield rows, at[places] - page * PAGE_SLOTS, places

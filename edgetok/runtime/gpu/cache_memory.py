@@ -19,7 +19,7 @@ from edgetok.cache.bounds import Bounds
 from edgetok.cache.groups import Chosen, Group, make_groups, ring_slots
 from edgetok.cache.query_log import ROWS, QueryLog
 from edgetok.cache.slot_cache import SlotCache
-from edgetok.cache.table import EMPTY, SLOT_TILE
+from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
@@ -68,7 +68,6 @@ class GpuCacheMemory:
     """
 
     shares = False
-    page_slots = SLOT_TILE
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class Model:
         context_tokens: int | None = None,
         limits: CacheLimits | None = None,
         chats_evict: bool = True,
+        speculate: bool = True,
         notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; `Model.load` is the usual way.
@@ -64,6 +65,7 @@ class Model:
             limits: of all caches: they evict what they can spare. None: a text that does not fit
                 is refused.
             chats_evict: whether conversations evict without limits, too.
+            speculate: whether answers are drafted where that is faster.
             notes: lines for the user.
 
         Raises:
@@ -93,6 +95,7 @@ class Model:
             context_tokens=context_tokens,
             limits=limits,
             chats_evict=chats_evict,
+            speculate=speculate,
         )
         self._template: ChatTemplate | None = None
         self._closed = False
@@ -140,6 +143,7 @@ class Model:
                 context_tokens=run.context,
                 limits=limits,
                 chats_evict=run.kv_policy != "none",
+                speculate=run.speculate,
                 notes=() if note is None else (note,),
             )
             if run.prefix_cache_bytes is not None:

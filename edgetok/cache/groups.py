@@ -56,6 +56,9 @@ class Group(Protocol):
     def truncate(self, length_tokens: int) -> None:
         """Go back to a reachable length."""
 
+    def retract(self, length_tokens: int, tokens: int) -> Places:
+        """Take back the last `tokens` of the latest `next_slots`; returns their slots."""
+
     @property
     def mark(self) -> int:
         """Return the state beside the table, for a saved cache."""
@@ -112,6 +115,12 @@ class InOrder:
         self.table.truncate(length_tokens)
         if length_tokens == 0:
             self.oldest = 0
+
+    def retract(self, length_tokens: int, tokens: int) -> Places:
+        """Take back the latest tokens."""
+        slots = self.peek(length_tokens - tokens, tokens)
+        self.table.retract(slots)
+        return slots
 
     def shift(self, by: int) -> None:
         """Lower all positions by `by`; tokens whose position would be negative are gone."""
@@ -213,6 +222,13 @@ class Chosen:
         self.table.truncate(length_tokens)
         self.forgotten_to = min(self.forgotten_to, length_tokens)
         self.list_free()
+
+    def retract(self, length_tokens: int, tokens: int) -> Places:
+        """Take back the latest tokens: their slots are the next ones again."""
+        last, self._taken = self._taken, self._taken - tokens
+        slots = self._free[:, self._taken : last]
+        self.table.retract(slots)
+        return slots
 
     @property
     def mark(self) -> int:

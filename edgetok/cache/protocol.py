@@ -80,6 +80,23 @@ class KVCache(Protocol):
         """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
         return length_tokens
 
+    @property
+    def draft_tokens(self) -> int:
+        """The most tokens of the next step whose last ones `retract` can take back.
+
+        Without a trace: the cache goes on as if they had never been appended, and appending them
+        needs no memory. 0 where that cannot be, as where a policy counts what they attend to.
+        """
+        return 0
+
+    def retract(self, tokens: int) -> None:
+        """Take back the last `tokens` tokens of the latest step, which `draft_tokens` allowed.
+
+        Raises:
+            UnsupportedError: this cache allows none.
+        """
+        raise UnsupportedError("this cache takes no tokens back: it has no draft_tokens")
+
     def reserve(self, tokens: int) -> None:
         """Allocate what the next `tokens` tokens need, so that appending them cannot fail.
 

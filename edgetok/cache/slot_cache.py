@@ -252,6 +252,27 @@ class SlotCache(KVCache, Generic[M]):
         self._length += tokens
         self.memory.queries.advance(tokens)
 
+    @property
+    def draft_tokens(self) -> int:
+        """The most tokens of the next step that can be taken back. See `KVCache`.
+
+        Attention mass that a token gave cannot: only `loss` counts it then, as if it had stayed.
+        """
+        if self.before is not None or not self.memory.retracts:
+            return 0
+        most = min(self._ready - self._length, self._block_tokens, self._limit - self.position)
+        if self.bounds is not None and self.bounds.policy.remembers:
+            return 0
+        return max(0, most)
+
+    def retract(self, tokens: int) -> None:
+        """Take back the last tokens of the latest step. See `KVCache`."""
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            slots = group.retract(self._length, tokens)
+            if memory.mass is not None:
+                memory.mass[group.table.row_numbers, slots] = 0.0
+        self._length -= tokens
+
     def reachable(self, length_tokens: int) -> int:
         """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
         while True:

@@ -145,9 +145,11 @@ class CacheMemory(Protocol):
     Attributes:
         queries: of the latest tokens.
         shares: whether forks share memory with their origin.
+        retracts: whether slots may be emptied in the tables without `tell`.
     """
 
     shares: bool
+    retracts: bool
 
     queries: QueryLog
 

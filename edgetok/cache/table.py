@@ -29,6 +29,7 @@ class SlotTable:
             slot any number.
         held: int64 [rows], slots that hold a token.
         used: int64 [rows], slots from this one on hold nothing.
+        row_numbers: int64 [rows, 1], to index with.
     """
 
     def __init__(self, rows: int, limit: int) -> None:
@@ -38,7 +39,7 @@ class SlotTable:
         self.tokens: Ints = np.zeros((rows, 0), np.int32)
         self.held = np.zeros(rows, np.int64)
         self.used = np.zeros(rows, np.int64)
-        self._row = np.arange(rows)[:, None]
+        self.row_numbers = np.arange(rows)[:, None]
 
     @property
     def size(self) -> int:
@@ -76,7 +77,7 @@ class SlotTable:
                 self.used[0] = slot + 1
             return
         count = slots.shape[1]
-        at = slots + self._row * self.size
+        at = slots + self.row_numbers * self.size
         overwritten = self.positions.reshape(-1).take(at) != EMPTY
         self.held += count
         if overwritten.any():
@@ -105,6 +106,15 @@ class SlotTable:
         self.held[row] -= len(slots)
         left = self.slots(row)
         self.used[row] = left[-1] + 1 if len(left) else 0
+
+    def retract(self, slots: Places) -> None:
+        """Empty the slots that the latest tokens took, int64 [rows, n]."""
+        positions = self.positions
+        positions[self.row_numbers, slots] = EMPTY
+        self.held -= slots.shape[1]
+        used, row = self.used, self.row_numbers[:, 0]
+        while (empty := (used > 0) & (positions[row, used - 1] == EMPTY)).any():
+            used -= empty
 
     def truncate(self, length_tokens: int) -> None:
         """Empty every slot whose token is `length_tokens` or later."""

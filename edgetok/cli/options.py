@@ -114,11 +114,13 @@ def options_of(kind: type, *names: str, defaults: bool = True, **changes: Any) -
 def _option(name: str, hint: Any, default: Any, changes: dict[str, Any]) -> Callable[[F], F]:
     spelling = dict(_SPELLINGS.get(name, {}))
     flags = [flag for flag in (spelling.pop("short", None),) if flag]
-    flags.append("--" + name.replace("_", "-"))
+    flag = "--" + name.replace("_", "-")
+    # What is on by default can be turned off.
+    flags.append(f"{flag}/--no-{flag[2:]}" if default is True else flag)
     given: dict[str, Any] = {"help": hint.__metadata__[0], **spelling, **_kind(hint.__origin__)}
     if default is not None and "multiple" not in given:
         given["default"] = default
-        given["show_default"] = not given.get("is_flag")
+        given["show_default"] = default is True or not given.get("is_flag")
     given |= changes
     return click.option(*flags, **given)
 

@@ -119,6 +119,19 @@ class CachedTokens:
         ):
             self._prefixes.add(self.tokens, self.cache)
 
+    @property
+    def draft_tokens(self) -> int:
+        """Return the most tokens that the next step may append on trial. See `KVCache`.
+
+        0 where a step's other rows change a row's bits: then drafts would change answers.
+        """
+        return self.cache.draft_tokens if self._backend.capabilities.same_bits else 0
+
+    def retract(self, tokens: int) -> None:
+        """Take back the last tokens of the latest step, which `draft_tokens` allowed."""
+        self.cache.retract(tokens)
+        del self.tokens[-tokens:]
+
     def appended(self, tokens: Sequence[int]) -> None:
         """Note what a step has appended to the cache."""
         self.tokens.extend(tokens)

@@ -38,6 +38,7 @@ class Engine:
             holds.
         limits: of all caches where the user asked for some; None otherwise.
         chats_evict: whether a conversation's cache evicts though nobody asked for limits.
+        speculate: whether answers are drafted where that is faster.
         prefixes: beginnings of prompts that were read before; None where none are kept.
         stepper: the loop.
     """
@@ -51,11 +52,12 @@ class Engine:
         context_tokens: int,
         limits: CacheLimits | None = None,
         chats_evict: bool = True,
+        speculate: bool = True,
     ) -> None:
         """Put the parts together; see the attributes. No thread starts before it is needed."""
         self.backend, self.tokenizer, self.eos_tokens = backend, tokenizer, eos_tokens
         self.context_tokens, self.limits = context_tokens, limits
-        self.chats_evict = chats_evict
+        self.chats_evict, self.speculate = chats_evict, speculate
         self.prefixes: PrefixCache | None = None
         self.stepper = Stepper(backend, Scheduler(backend.capabilities.step_rows))
         self._vocabulary: Vocabulary | None = None
@@ -119,6 +121,7 @@ class Engine:
             constraint=constraint,
             context_tokens=None if context.cache.capabilities.evicts else self.context_tokens,
             progress=progress,
+            speculate=self.speculate,
         )
         return Generation(self.stepper, sequence, on_finish)
 

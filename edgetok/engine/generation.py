@@ -216,6 +216,8 @@ class Generation(Iterator[str], AsyncIterator[str]):
                 prefill_s=sequence.prefill_s,
                 first_token_s=times[0] - self._begin_s if times else 0.0,
                 decode_s=times[-1] - times[0] if times else 0.0,
+                drafted_tokens=sequence.drafted,
+                accepted_tokens=sequence.accepted,
             ),
             logprobs=tuple(self.tokens_since(0)) if sequence.wants_logprobs else None,
             tokens_left=None if room is None else max(0, room - len(sequence.prompt) - read),

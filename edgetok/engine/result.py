@@ -38,6 +38,8 @@ class Stats:
         prefill_s: time to compute the prompt's tokens that were not cached.
         first_token_s: from the call until the first token was known.
         decode_s: time for the tokens after the first.
+        drafted_tokens: tokens that were guessed and computed ahead (`speculate`).
+        accepted_tokens: how many of them were right.
     """
 
     prompt_tokens: int
@@ -46,6 +48,8 @@ class Stats:
     prefill_s: float
     first_token_s: float
     decode_s: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tokens_per_s(self) -> float:

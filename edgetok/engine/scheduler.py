@@ -10,11 +10,13 @@ less it costs a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from edgetok.engine.costs import Costs
+from edgetok.engine.drafts import best_length
 from edgetok.errors import BusyError
 
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
@@ -37,6 +39,13 @@ class Work(Protocol):
     @property
     def most_rows(self) -> int:
         """Return how many of them a step may compute."""
+
+    def propose(self, most: int) -> Sequence[float]:
+        """Propose a draft of at most `most` tokens after the row that it writes next.
+
+        Returns:
+            The chance of each token to be right if those before it are.
+        """
 
     @property
     def priority(self) -> int:
@@ -157,7 +166,29 @@ class Scheduler(Generic[W]):
             if rows <= room:
                 shares.append((work, rows))
                 room -= rows
-        return Planned(False, tuple(shares))
+        return Planned(False, tuple(self._with_drafts(shares, room)))
+
+    def _with_drafts(self, shares: list[tuple[W, int]], room: int) -> list[tuple[W, int]]:
+        """Add rows of drafts where they pay: where tokens a second, of all together, grow.
+
+        Every so often a step goes without, so that the cost of one without stays known.
+        """
+        rows = sum(own for _, own in shares)
+        if not self.costs.is_fresh(rows):
+            return shares
+        tokens, made = float(len(shares)), []
+        for work, own in shares:
+            chances = work.propose(min(room, work.most_rows - own))
+            more = 0
+            if chances:
+                cost = functools.partial(self._step_s, rows)
+                more, right = best_length(chances, tokens, cost)
+                rows, room, tokens = rows + more, room - more, tokens + right
+            made.append((work, own + more))
+        return made
+
+    def _step_s(self, rows: int, more: int) -> float:
+        return self.costs.decode_s(rows + more)
 
     def _chunk(self, reading: list[W], writing: int) -> Planned[W]:
         """A chunk of the prompt whose turn it is: priority first, then who was served longest ago.

@@ -9,8 +9,10 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 
 from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.drafts import Drafter
+from edgetok.engine.mailbox import Piece
 from edgetok.engine.result import FinishReason
-from edgetok.errors import ContextError, OptionError
+from edgetok.errors import ContextError, GrammarError, OptionError
 from edgetok.runtime.backend import Logits, Part
 from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.device import Draw
@@ -43,6 +45,8 @@ class Sequence:
         prefill_s: seconds of the steps that read the prompt.
         deadline_s: when it ends at the latest, in seconds of the engine's clock.
         context_tokens: the most tokens of prompt and answer together; None where the cache evicts.
+        drafted: tokens of drafts that steps computed.
+        accepted: how many of them became tokens of the answer.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Sequence:
         constraint: Constraint | None = None,
         context_tokens: int | None = None,
         progress: Progress | None = None,
+        speculate: bool = False,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -71,6 +76,7 @@ class Sequence:
             context_tokens: see the attributes.
             progress: called with (tokens of the prompt that are read, all of them) after each
                 step that reads some; an error that it raises ends the answer.
+            speculate: draft tokens where that is faster (`drafts.py`).
 
         Raises:
             ContextError: the prompt does not fit.
@@ -99,6 +105,10 @@ class Sequence:
         self.context_tokens = context_tokens
         self.logprobs: list[Logprobs] = []
         self._progress = progress
+        self.drafted = self.accepted = 0
+        self._speculate = speculate
+        self._drafter: Drafter | None = None
+        self._draft: list[int] = []
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
         self._constraint = constraint
 
@@ -163,24 +173,55 @@ class Sequence:
         """Return whether its first `tokens` tokens are all that its constraint asks for."""
         return self._constraint is None or (self._complete and tokens == len(self.tokens))
 
+    def propose(self, most: int) -> list[float]:
+        """Draft at most `most` tokens after the pending one; see `Work.propose`."""
+        self._draft = []
+        if not self._speculate:
+            return []
+        most = min(most, self.context.draft_tokens - 1)
+        if self._limit is not None:
+            most = min(most, self._limit - len(self.tokens) - 1)
+        if most < 1:
+            return []
+        if self._drafter is None:
+            self._drafter = Drafter(self.prompt + self.tokens)
+        try:
+            forced = self.forced_tokens()
+        except GrammarError:  # it fails again where the answer needs it, and ends the answer
+            return []
+        self._draft, chances = self._drafter.guess(most, forced)
+        return chances
+
     def part(self, rows: int) -> Part:
-        """Its share of a step: the first `rows` pending tokens."""
-        tokens = np.array(self.pending[:rows], np.int32)
-        return Part(self.context.cache, tokens, int(rows == len(self.pending)))
+        """Its share of a step: the first `rows` pending tokens, or the pending one and a draft."""
+        if self.reading:
+            tokens, wanted = self.pending[:rows], int(rows == len(self.pending))
+        else:
+            tokens, wanted = self._rows(rows), rows
+        return Part(self.context.cache, np.array(tokens, np.int32), wanted)
 
     def computed(self, rows: int) -> None:
-        """Note that the first `rows` pending tokens are in the cache."""
-        self.context.appended(self.pending[:rows])
-        self.pending = self.pending[rows:]
+        """Note that the rows of `part` are in the cache; of a draft nothing is kept."""
+        if self.reading:
+            self.context.appended(self.pending[:rows])
+            self.pending = self.pending[rows:]
+        else:
+            self.context.appended(self._rows(rows))
+            self.pending = []
+            if rows > 1:
+                self.context.retract(rows - 1)
+
+    def _rows(self, rows: int) -> list[int]:
+        return [*self.pending, *self._draft[: rows - 1]]
 
     def advance(
         self, rows: int, found: Logits | int | None, began: float, clock: Callable[[], float]
-    ) -> list[str]:
-        """Take in what a step computed of the first `rows` pending tokens.
+    ) -> list[Piece]:
+        """Take in what a step computed of the rows of `part`.
 
         Args:
             rows: as given to `part`.
-            found: logits [1, vocab_size] of the last pending token, or the token that the backend
+            found: the logits that `part` asked for, [n, vocab_size], or the token that the backend
                 chose; None while the prompt goes on.
             began: when the step began.
             clock: the engine's clock, in seconds.
@@ -193,24 +234,42 @@ class Sequence:
             GrammarError: the constraint failed; the token is not part of the answer.
             OutputError: a beginning of a prompt cannot be kept on disk.
         """
+        if not self.reading and found is not None:
+            return self._verified(rows, found, clock)
         self.computed(rows)
-        if self.reading:
-            self.reading = bool(self.pending)
-            if not self.reading:
-                self.context.remember(len(self.prompt) - self.cached)
-            self.prefill_s += clock() - began
-            if self._progress is not None:
-                self._progress(len(self.prompt) - len(self.pending), len(self.prompt))
+        self.reading = bool(self.pending)
+        if not self.reading:
+            self.context.remember(len(self.prompt) - self.cached)
+        self.prefill_s += clock() - began
+        if self._progress is not None:
+            self._progress(len(self.prompt) - len(self.pending), len(self.prompt))
         if self.pending or found is None:
             if clock() >= self.deadline_s:
                 self.finish = "time"
             return []
-        token = found if isinstance(found, int) else self._chosen(found[-1])
-        if self._options.logprobs is not None and not isinstance(found, int):
-            self.logprobs.append(logprobs(found[-1], token, self._options.logprobs))
-        self.times.append(clock())
-        self.tokens.append(token)
-        return self._written(token)
+        return self._next(found if isinstance(found, int) else found[-1], 0, clock)
+
+    def _verified(self, rows: int, found: Logits | int, clock: Callable[[], float]) -> list[Piece]:
+        """Choose a token from each row's logits, until one differs from the draft's next token.
+
+        The sampler chooses in order and only from rows whose tokens all belong to the answer, so
+        tokens, and what the cache holds after them, are those of an answer without drafts.
+        """
+        draft, pieces, kept = self._draft[: rows - 1], list[Piece](), 1
+        self.context.appended(self._rows(rows))
+        self.pending = []
+        try:
+            for kept in range(1, rows + 1):
+                row = found[kept - 1] if isinstance(found, np.ndarray) else found
+                pieces += self._next(row, rows - kept, clock)
+                if self.finish is not None or kept == rows or draft[kept - 1] != self.tokens[-1]:
+                    break
+        finally:
+            self.drafted += rows - 1
+            self.accepted += kept - 1
+            if kept < rows:
+                self.context.retract(rows - kept)
+        return pieces
 
     def cancel(self) -> list[str]:
         """End the answer with what there is.
@@ -233,8 +292,29 @@ class Sequence:
         self._complete = constraint.complete
         return token
 
-    def _written(self, token: int) -> list[str]:
-        """Pieces that a token makes, and whether it ends the answer."""
+    def _next(self, found: RowLogits | int, ahead: int, clock: Callable[[], float]) -> list[Piece]:
+        """Choose the next token: pieces that it makes, and whether it ends the answer.
+
+        Args:
+            found: logits [vocab_size], or the token that the backend chose.
+            ahead: tokens in the cache beyond those that it was computed from.
+            clock: the engine's clock, in seconds.
+        """
+        token = found if isinstance(found, int) else self._chosen(found)
+        if self._options.logprobs is not None and not isinstance(found, int):
+            self.logprobs.append(logprobs(found, token, self._options.logprobs))
+        self.times.append(clock())
+        self.tokens.append(token)
+        if self._drafter is not None:
+            self._drafter.add(token)
+        text = "".join(self._written(token, self.context.room_tokens + ahead))
+        return [Piece(text, len(self.tokens))] if text else []
+
+    def _written(self, token: int, room: int) -> list[str]:
+        """Pieces that a token makes, and whether it ends the answer.
+
+        `room` tokens fit into the cache after those that it was computed from.
+        """
         ends = token in self._eos
         # A stop text may be a special token, which has no text of its own.
         text = self._finder.push(self._stream.push(token, hide=ends), self._stream.hidden)
@@ -250,12 +330,12 @@ class Sequence:
         elif self.times[-1] >= self.deadline_s:
             self.finish = "time"
             pieces += self._rest()
-        elif self.context.room_tokens < 1:
+        elif room < 1:
             self.finish = "context"
             pieces += self._rest()
         else:
             self.pending = [token]
-        return ["".join(pieces)] if pieces else []
+        return pieces
 
     def _rest(self) -> list[str]:
         """Return the text that detokenizer and stop finder have held back."""

@@ -269,9 +269,9 @@ class Stepper:
         except Exception as error:
             self._end(sequence, error)
             return
-        for text in pieces:
+        for piece in pieces:
             mailbox.waiting = False
-            mailbox.put(Piece(text, len(sequence.tokens)))
+            mailbox.put(piece)
         if sequence.finish is not None:
             self._end(sequence)
 

@@ -46,6 +46,8 @@ class Capabilities:
             costs less than a step for each; else one after the other.
         step_rows: most rows of a step, all parts together.
         evicts: whether it has bounded caches: `new_bounded_cache`.
+        same_bits: whether a row's logits do not depend on the other rows of its step, nor on how
+            many there are.
         samples: whether it chooses tokens where the logits are: `step_sampled`.
         threads: how many threads compute; None where the backend does not say.
     """
@@ -54,6 +56,7 @@ class Capabilities:
     step_rows: int
     evicts: bool
     samples: bool
+    same_bits: bool = False
     threads: int | None = None
 
 

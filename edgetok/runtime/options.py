@@ -64,6 +64,11 @@ class RunOptions:
         Size | None,
         "Cache prompt prefixes, up to this size, e.g. 256MB, so that they are not computed again.",
     ] = None
+    speculate: Annotated[
+        bool,
+        "Guess the next tokens where the text repeats prompt or answer, and compute several at "
+        "once. The answer is the same.",
+    ] = True
     compute: Annotated[
         Compute,
         "Type of the activations in matrix products. int8 (float16 on a GPU) is fast; float32 is "
@@ -156,6 +161,7 @@ class RunChanges(TypedDict, total=False):
     kv_budget: Size | None
     kv_policy: str | None
     prefix_cache: Size | None
+    speculate: bool
     compute: Compute
     isa: str | None
     verbose: bool

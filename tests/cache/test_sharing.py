@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.table import EMPTY
 from edgetok.errors import ContextError, SessionError
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
@@ -109,6 +110,27 @@ class Caches(RuleBasedStateMachine):
         except ContextError:
             assert self.store.pool.used_bytes + PAGE_BYTES > self.limit
         self.set(cache, known + numbers[: cache.length_tokens - before])
+
+    @rule(cache=caches, count=st.integers(2, 16), back=st.integers(1, 15))
+    def draft(self, cache, count, back):
+        """The last of what a step appended are taken back, into the same slots."""
+        known, used = self.told[self.index(cache)][1], self.store.pool.used_bytes
+        count = min(count, cache.draft_tokens)
+        if count > 1:
+            back, numbers = min(back, count - 1), self.numbers(count)
+            append(cache, numbers)
+            cache.retract(back)
+            self.set(cache, known + numbers[: count - back])
+            for group, memory in zip(cache.groups, cache.memory.groups, strict=True):
+                table, found = (
+                    group.table,
+                    [len(group.table.slots(row)) for row in range(group.table.rows)],
+                )
+                assert table.held.tolist() == found
+                ends = [max(table.slots(row), default=-1) + 1 for row in range(table.rows)]
+                assert table.used.tolist() == ends
+                assert memory.mass is None or not memory.mass[table.positions == EMPTY].any()
+        assert self.store.pool.used_bytes == used
 
     @rule(cache=caches, back=st.integers(0, 400))
     def truncate(self, cache, back):

@@ -21,6 +21,7 @@ class Fake:
     prompt: int = 0
     priority: int = 0
     most_rows: int = BLOCK
+    chance: float = 0.0  # that a token of a draft is right; 0 where it has no draft
     times: list[float] = field(default_factory=list)
 
     @property
@@ -30,6 +31,9 @@ class Fake:
     @property
     def rows(self) -> int:
         return self.prompt or 1
+
+    def propose(self, most: int) -> list[float]:
+        return [self.chance] * min(most, 15) if self.chance else []
 
 
 class Machine:
@@ -161,6 +165,57 @@ def test_only_so_many_run_and_so_many_wait():
     for _ in range(3):
         made.step(works[1:])
     assert [work.reading for work in works] == [False, False, False, True, True]
+
+
+def test_drafts_where_they_pay():
+    """A step of one row takes 14 ms, each further one 4: a chance of 0.95 pays, one of 0.2 not."""
+    for chance, drafts in ((0.95, True), (0.2, False)):
+        made = machine(Fake(chance=chance))
+        for _ in range(40):
+            made.step(list(made.scheduler._served))
+        rows = [plan.rows for plan in made.plans]
+        assert rows[0] == 1  # nothing is drafted before the cost of a step without is known
+        assert (max(rows[1:]) > 4) == drafts
+        assert (1 < rows[-1] <= 16) == drafts
+
+
+def test_the_cost_of_a_step_without_drafts_stays_known():
+    made = machine(Fake(chance=0.95))
+    for _ in range(200):
+        made.step(list(made.scheduler._served))
+    plain = [i for i, plan in enumerate(made.plans) if plan.rows == 1]
+    assert 3 <= len(plain) <= 6
+    assert max(plain[1:]) > 150
+
+
+def test_drafts_of_several_share_the_rows_of_a_step():
+    """And of many none is drafted where rows cost what they give."""
+    works = [Fake(chance=0.99) for _ in range(40)]
+    made = machine(*works, most_running=40)
+    made.row_s = 0.0001
+    for _ in range(5):
+        made.step(works)
+    assert 100 < made.plans[-1].rows <= BLOCK
+    assert all(1 <= rows <= 16 for _, rows in made.plans[-1].shares)
+    made = machine(*works, most_running=40)
+    made.row_s, made.fixed_s = 0.01, 0.0
+    for _ in range(30):
+        made.step(works)
+    assert made.plans[-1].rows == 40
+
+
+def test_an_estimate_is_not_spoilt_by_one_slow_step_and_is_forgotten_in_time():
+    costs = Costs()
+    for rows in (1, 4):
+        costs.decoded(rows, 0.01 * rows)
+    costs.decoded(4, 1.0)
+    assert costs.decode_s(4) < 0.06
+    assert costs.decode_s(2) == pytest.approx((2 * 0.01 + costs.decode_s(4)) / 3)
+    for _ in range(400):
+        costs.decoded(1, 0.01)
+    assert costs.decode_s(4) == pytest.approx(0.01 * 1.6)
+    assert costs.is_fresh(1)
+    assert not costs.is_fresh(4)
 
 
 def test_costs_follow_what_is_measured():

@@ -31,6 +31,7 @@ class Policy:
         score: [n] float32 from a head's view, higher is kept.
         queries: whether it asks for the latest queries.
         covariance: whether it asks for the mean and covariance of all of them.
+        mass: whether it looks at attention mass; it is counted in any case.
         recent: one in so many slots belongs to the latest tokens, whatever they are worth.
     """
 
@@ -38,19 +39,25 @@ class Policy:
     score: Score
     queries: bool = False
     covariance: bool = False
+    mass: bool = True
     recent: int = 8
+
+    @property
+    def remembers(self) -> bool:
+        """Return whether a score depends on what tokens attended to, those taken back included."""
+        return self.queries or self.covariance or self.mass
 
 
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy("window", window),
+        Policy("window", window, mass=False),
         Policy("h2o", h2o),
         Policy("tova", tova, queries=True),
         Policy("snapkv", snapkv, queries=True),
         Policy("expected-attention", expected_attention, queries=True, covariance=True),
-        Policy("keydiff", keydiff),
-        Policy("retain", retain, recent=4),
+        Policy("keydiff", keydiff, mass=False),
+        Policy("retain", retain, mass=False, recent=4),
     )
 }
 

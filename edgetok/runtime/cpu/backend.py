@@ -111,7 +111,12 @@ class CpuBackend(SpecBackend):
         self.note = isas.why_portable() if isa is None else None
         threads = threads or useful_threads(artefact)
         self._capabilities = Capabilities(
-            together=True, step_rows=block_tokens, evicts=True, samples=False, threads=threads
+            together=True,
+            step_rows=block_tokens,
+            evicts=True,
+            samples=False,
+            same_bits=True,
+            threads=threads,
         )
         if plan is None:
             options = PlanOptions(

@@ -63,6 +63,7 @@ class CpuCacheMemory:
     """
 
     shares = True
+    retracts = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class GpuCacheMemory:
     """
 
     shares = False
+    retracts = False
 
     def __init__(
         self,

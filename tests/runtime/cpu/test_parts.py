@@ -1,7 +1,8 @@
 """Random lives of sequences that share steps, against each sequence alone.
 
 A schedule appends chunks of several sequences in steps of one to four parts, asks for logits of
-some rows, cuts sequences back, answers again, and copies caches, as bytes or by shared pages.
+some rows, drafts and takes some of the draft back, cuts sequences back, answers again, and copies
+caches, as bytes or by shared pages.
 Whatever happened, the logits of a token are those of the tokens before it, bit for bit: where
 nothing is evicted, those of a fresh cache that was given one token after the other; where a policy
 evicts, those of the same chunks and cuts with nobody else in a step.
@@ -67,6 +68,7 @@ class Sequence:
         self.cache = cache
         self.tokens = []
         self.done = []  # (tokens, logits wanted, what came) or the length after a cut
+        self.drafted = 0
 
     def cut(self, length):
         if not self.cache.truncate(length):  # what the next token sees was overwritten or evicted
@@ -111,6 +113,12 @@ def run_schedule(backend, make_cache, seed):
                 if most < 1:
                     continue
                 count = int(rng.integers(1, most + 1)) if rng.random() < 0.5 else 1
+                if rng.random() < 0.3 and (most := min(most, sequence.cache.draft_tokens)) > 1:
+                    count = int(rng.integers(2, most + 1))
+                    left -= count
+                    ids = rng.integers(3, VOCAB_SIZE, count).astype(np.int32)
+                    chosen.append((sequence, ids, -int(rng.integers(1, count + 1))))
+                    continue
                 left -= count
                 ids = rng.integers(3, VOCAB_SIZE, count).astype(np.int32)
                 chosen.append((sequence, ids, int(rng.integers(0, count + 1))))
@@ -119,8 +127,19 @@ def run_schedule(backend, make_cache, seed):
 
 
 def append(backend, chosen):
-    found = backend.step([Part(one.cache, ids, wanted) for one, ids, wanted in chosen])
+    """A step; less than no logits wanted: a draft, of which so many rows are kept."""
+    found = backend.step(
+        [Part(one.cache, ids, wanted if wanted >= 0 else len(ids)) for one, ids, wanted in chosen]
+    )
     for (one, ids, wanted), logits in zip(chosen, found, strict=True):
+        if wanted < 0:
+            if len(ids) > -wanted:
+                one.cache.retract(len(ids) + wanted)
+            one.tokens += ids[:-wanted].tolist()
+            one.done += [(ids[i : i + 1], 1, logits[i].tobytes()) for i in range(-wanted)]
+            one.drafted += len(ids)
+            assert one.cache.length_tokens == len(one.tokens)
+            continue
         assert logits.shape == (wanted, VOCAB_SIZE)
         assert logits.dtype == np.float32
         one.tokens += ids.tolist()
@@ -156,11 +175,13 @@ def check_against_the_same_chunks_alone(sequence, backend, cache):
 def test_nobody_knows_what_company_it_had(family, kv_bits, tiny, open_backend):
     backend = open_backend(tiny(family, 4).artefact, kv_bits=kv_bits)
     alone = Alone(backend)
-    capacities = (LONGEST, 128, 300, 5000)
+    capacities, drafted = (LONGEST, 128, 300, 5000), 0
     for seed in range(10):
         sequences = run_schedule(backend, lambda i: backend.new_cache(capacities[i]), seed)
         for sequence in sequences:
             check_against_each_token_alone(sequence, alone)
+            drafted += sequence.drafted
+    assert drafted > 500
 
 
 @pytest.mark.parametrize("kv_bits", [8, 32])
@@ -178,7 +199,7 @@ def test_float_products(kv_bits, tiny, open_backend):
 def test_evicting_caches_with_the_same_chunks(policy, kv_bits, tiny, open_backend):
     family = "gemma3_text" if kv_bits in (4, 32) else "llama"
     backend = open_backend(tiny(family, 4).artefact, kv_bits=kv_bits, block_tokens=32)
-    evicted = 0
+    evicted = drafted = 0
     for seed in range(4):
 
         def make(i):
@@ -189,7 +210,9 @@ def test_evicting_caches_with_the_same_chunks(policy, kv_bits, tiny, open_backen
         for i, sequence in enumerate(run_schedule(backend, make, seed)):
             check_against_the_same_chunks_alone(sequence, backend, make(i))
             evicted += i < 3 and sequence.cache.retained < sequence.cache.length_tokens
+            drafted += i < 3 and sequence.drafted
     assert evicted
+    assert (drafted > 0) == (not POLICIES[policy].remembers)
 
 
 def test_which_logits_are_wanted(tiny, open_backend):

@@ -40,6 +40,7 @@ class Engine:
         chats_evict: whether a conversation's cache evicts though nobody asked for limits.
         speculate: whether answers are drafted where that is faster.
         prefixes: beginnings of prompts that were read before; None where none are kept.
+        scheduler: chooses steps.
         stepper: the loop.
     """
 
@@ -59,7 +60,8 @@ class Engine:
         self.context_tokens, self.limits = context_tokens, limits
         self.chats_evict, self.speculate = chats_evict, speculate
         self.prefixes: PrefixCache | None = None
-        self.stepper = Stepper(backend, Scheduler(backend.capabilities.step_rows))
+        self.scheduler: Scheduler[Answer] = Scheduler(backend.capabilities.step_rows)
+        self.stepper = Stepper(backend, self.scheduler)
         self._vocabulary: Vocabulary | None = None
         self._reading = threading.Lock()
 

@@ -22,6 +22,7 @@ from edgetok.errors import BusyError
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
 _AIM = 0.75  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
 _LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
+_FIRST_CHUNK_ROWS = 64  # of the first chunk where its time is bounded, likewise
 _FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost is known
 
 
@@ -74,7 +75,13 @@ class Planned(Generic[W]):
 
 
 class Scheduler(Generic[W]):
-    """Chooses steps. One thread at a time asks for them; any may add and remove."""
+    """Chooses steps. One thread at a time asks for them; any may add and remove.
+
+    Attributes:
+        costs: of steps, as measured.
+        chunk_s: seconds that a chunk of a prompt may take though nobody waits for tokens, so that
+            it can be given up soon; None for any time.
+    """
 
     def __init__(
         self,
@@ -93,6 +100,7 @@ class Scheduler(Generic[W]):
             wait_s: seconds that a token may take while a prompt is read.
         """
         self.costs = Costs()
+        self.chunk_s: float | None = None
         self._step_rows, self._wait_s = step_rows, wait_s
         self._most_running, self._most_waiting = most_running, most_waiting
         self._served: dict[W, int] = {}  # the step in which each was in last; -1 before its first
@@ -197,6 +205,9 @@ class Scheduler(Generic[W]):
         """
         work = min(reading, key=lambda work: (work.priority, self._served[work]))
         rows = min(work.rows, work.most_rows, self._step_rows)
+        if self.chunk_s is not None:
+            fitting = self.costs.rows_within(self.chunk_s)
+            rows = min(rows, _FIRST_CHUNK_ROWS if fitting is None else max(_LEAST_ROWS, fitting))
         if writing:
             decode_s = self.costs.decode_s(writing)
             fitting = self.costs.rows_within(_AIM * self._wait_s - decode_s)

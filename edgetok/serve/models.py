@@ -19,6 +19,7 @@ from edgetok.runtime.options import RunChanges
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.failure import Refusal, log
 
+_CHUNK_S = 0.4  # of a prompt between two looks whether its client is still there
 _PREFIX_SHARE = 8  # of the budget: one in so many bytes is for beginnings of prompts
 _PREFIX_BYTES = 256 << 20  # and no more than so many
 
@@ -186,6 +187,7 @@ class ModelPool:
         )
         for note in model.notes:
             log.warning("%s", note)
+        model.engine.scheduler.chunk_s = _CHUNK_S
         prefixes = model.engine.prefixes
         if prefixes is None:
             prefixes = PrefixCache(model.artefact.identity, self.prefix_bytes)

@@ -115,6 +115,27 @@ def test_others_wait_for_a_token_at_most_150_ms_while_a_prompt_is_read(row_s):
     assert np.median(chunks) * row_s > 0.5 * (0.150 - 7 * row_s - 2 * made.fixed_s)
 
 
+def test_a_chunk_takes_no_longer_than_it_may_so_that_it_can_be_given_up():
+    machine = Machine(Scheduler(BLOCK), row_s=0.02)
+    machine.scheduler.chunk_s = 0.4
+    work = Fake(prompt=1000)
+    machine.scheduler.add(work)
+    times = [machine.now]
+    while work.reading:
+        machine.step([work], noise=0.2)
+        times.append(machine.now)
+    assert machine.plans[0].rows == 64
+    assert max(np.diff(times)[2:]) < 0.6
+    assert sum(plan.rows for plan in machine.plans) == 1000
+    quick = Machine(Scheduler(BLOCK), row_s=0.0001, fixed_s=0.0)
+    quick.scheduler.chunk_s = 0.4
+    work = Fake(prompt=1000)
+    quick.scheduler.add(work)
+    while work.reading:
+        quick.step([work])
+    assert [plan.rows for plan in quick.plans] == [64, 256, 256, 256, 168]
+
+
 def test_prompts_are_read_in_turn():
     long, short = Fake(4096), Fake(600)
     made = machine(long, short)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,16 @@ def _options(function: Any) -> Any:
     from edgetok.serve.options import ServeOptions
 
     return common.options_of(ServeOptions)(function)
+
+
+def _place(given: str) -> tuple[str, Path]:
+    """Return the name and the artefact of a model that was given as MODEL or NAME=MODEL."""
+    name, equals, model = given.partition("=")
+    if not (equals and name) or "/" in name:
+        name, model = "", given
+    folder = common.model_folder(Path(model))
+    artefact = folder == Path(model).expanduser()
+    return name or (folder.resolve().name if artefact else given), folder
 
 
 @click.command(
@@ -32,9 +43,9 @@ def _options(function: Any) -> Any:
 def command(models: tuple[str, ...], **given: Any) -> None:
     """Answer programs over HTTP, in the protocols of OpenAI.
 
-    Each MODEL is an artefact, as PATH or as NAME=PATH; without any it is the bundled model. The
-    first is loaded at once, others when they are asked for. Without a key in EDGETOK_API_KEY only
-    this machine is answered.
+    Each MODEL is an artefact, a model folder, a GGUF file, a short name or a hub id, or any of
+    them as NAME=MODEL; without any it is the bundled model. The first is loaded at once, others
+    when they are asked for. Without a key in EDGETOK_API_KEY only this machine is answered.
     """
     from edgetok.runtime.options import RunOptions
     from edgetok.serve.options import ServeOptions
@@ -45,7 +56,7 @@ def command(models: tuple[str, ...], **given: Any) -> None:
     options = ServeOptions(**common.given_of(ServeOptions, given), key=read_settings().api_key)
     run = common.given_of(RunOptions, given)
     serve(
-        models or (str(common.bundled()),),
+        [_place(model) for model in models] or [_place(str(common.bundled()))],
         options,
         tell=lambda line: click.echo(line, err=True),
         progress=Compiling(),

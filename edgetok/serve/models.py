@@ -74,7 +74,7 @@ class ModelPool:
 
     def __init__(
         self,
-        places: Iterable[str],
+        places: Iterable[tuple[str, Path]],
         budget: MemoryBudget,
         *,
         progress: Callable[[int, int], None] | None = None,
@@ -83,7 +83,7 @@ class ModelPool:
         """Look at the artefacts; none is loaded yet.
 
         Args:
-            places: folders, each of them as PATH, whose last part is its name, or as NAME=PATH.
+            places: names and folders.
             budget: of memory.
             progress: see `Model.load`.
             options: of `Model.load`, for all models.
@@ -95,8 +95,7 @@ class ModelPool:
         self.budget, self._options, self._progress = budget, options, progress
         self._lock = asyncio.Lock()
         self.models: dict[str, Served] = {}
-        for place in places:
-            name, path = named(place)
+        for name, path in places:
             if name in self.models:
                 raise OptionError(
                     f"two models are called {name}; give one of them another name, as in "
@@ -205,11 +204,3 @@ class ModelPool:
             await asyncio.to_thread(model.close)
             self.budget.add_model(-served.loaded_bytes)
             log.info("unloaded %s", served.name)
-
-
-def named(place: str) -> tuple[str, Path]:
-    """Return the name and the folder of a model that was given as PATH or NAME=PATH."""
-    name, equals, path = place.partition("=")
-    if equals and name and "/" not in name:
-        return name, Path(path)
-    return Path(place).resolve().name, Path(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Unpack
 
 import psutil
@@ -26,7 +27,7 @@ _LEAST_BYTES = 64 << 20
 
 
 def serve(
-    places: Sequence[str],
+    places: Sequence[tuple[str, Path]],
     options: ServeOptions,
     *,
     tell: Callable[[str], None],
@@ -36,7 +37,7 @@ def serve(
     """Serve models until the process is told to stop.
 
     Args:
-        places: artefacts; see `ModelPool`. The first is loaded at once.
+        places: names and artefacts. The first is loaded at once.
         options: of the server.
         tell: shows a line to the user.
         progress: see `Model.load`.
@@ -54,7 +55,7 @@ def serve(
 
 
 async def _serve(
-    places: Sequence[str],
+    places: Sequence[tuple[str, Path]],
     options: ServeOptions,
     listening: socket.socket,
     tell: Callable[[str], None],

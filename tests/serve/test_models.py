@@ -13,7 +13,7 @@ import pytest
 from edgetok.errors import OptionError
 from edgetok.models.bundled import bundled_model
 from edgetok.serve.budget import MemoryBudget
-from edgetok.serve.models import ModelPool, named
+from edgetok.serve.models import ModelPool
 from tests.serve.conftest import Process
 
 
@@ -77,13 +77,16 @@ def test_too_little_memory(tmp_path: Path) -> None:
         Process(str(bundled_model()), "--memory", "1MB")
 
 
-def test_names() -> None:
-    assert named("a=b/c") == ("a", Path("b/c"))
-    assert named("b/c") == ("c", Path("b/c"))
-    assert named("./x=y/z")[0] == "z"
-    place = str(bundled_model())
+def test_names(tmp_path: Path) -> None:
+    from edgetok.cli.serve import _place
+
+    place = bundled_model()
+    assert _place(f"a={place}") == ("a", place)
+    assert _place(str(place)) == ("default-4bit", place)
+    shutil.copytree(place, tmp_path / "x=y")
+    assert _place(f"{tmp_path}/x=y")[0] == "x=y"
     with pytest.raises(OptionError, match="two models are called"):
-        ModelPool([place, place], MemoryBudget(1, most_running=1, most_waiting=1))
+        ModelPool([("a", place), ("a", place)], MemoryBudget(1, most_running=1, most_waiting=1))
 
 
 def test_a_folder_that_is_no_artefact(tmp_path: Path) -> None:

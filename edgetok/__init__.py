@@ -30,7 +30,9 @@ from edgetok.errors import (
 )
 
 if TYPE_CHECKING:
+    from edgetok.answer import ChatAnswer, ChatResult
     from edgetok.chat import Chat
+    from edgetok.dialect.tool import Tool, ToolCall
     from edgetok.engine.generation import Generation
     from edgetok.engine.result import Result, Stats, Token
     from edgetok.engine.score import Score
@@ -45,6 +47,8 @@ __all__ = [
     "ArtefactError",
     "BusyError",
     "Chat",
+    "ChatAnswer",
+    "ChatResult",
     "CheckpointError",
     "ContextError",
     "EdgetokError",
@@ -63,6 +67,8 @@ __all__ = [
     "Stats",
     "TemplateError",
     "Token",
+    "Tool",
+    "ToolCall",
     "UnsupportedError",
     "UserError",
     "__version__",
@@ -72,6 +78,8 @@ __all__ = [
 # Imported on first use: `import edgetok` alone loads neither NumPy nor a runtime.
 _LAZY = {
     "Chat": "edgetok.chat",
+    "ChatAnswer": "edgetok.answer",
+    "ChatResult": "edgetok.answer",
     "Generation": "edgetok.engine.generation",
     "Grammar": "edgetok.grammar.definition",
     "Model": "edgetok.model",
@@ -80,6 +88,8 @@ _LAZY = {
     "Score": "edgetok.engine.score",
     "Stats": "edgetok.engine.result",
     "Token": "edgetok.engine.result",
+    "Tool": "edgetok.dialect.tool",
+    "ToolCall": "edgetok.dialect.tool",
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
@@ -27,7 +27,10 @@ from edgetok.text.inputs import checked_prompt, checked_prompts
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
+    from edgetok.answer import ChatAnswer, ChatResult
     from edgetok.chat import Chat
+    from edgetok.dialect.options import ChatChanges
+    from edgetok.dialect.request import Speaker
     from edgetok.text.template import ChatTemplate, Message
 
 
@@ -99,6 +102,7 @@ class Model:
         )
         self._template: ChatTemplate | None = None
         self._closed = False
+        self._speaker: Speaker | None = None
 
     @classmethod
     def load(
@@ -263,74 +267,55 @@ class Model:
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        schema: object = None,
-        grammar: object = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingChanges],
-    ) -> Result:
+        **options: Unpack[ChatChanges],
+    ) -> ChatResult:
         """Answer a conversation to the end; nothing of it is kept.
 
         Args:
-            messages: each with "role" and "content", the last one usually the user's.
-            tools: tools that the model may call, as JSON objects; the chat template writes them.
-            schema: as for `generate`.
-            grammar: as for `generate`.
-            chat_template_kwargs: what else the template looks at, e.g. {"enable_thinking": False}.
+            messages: each with "role" and "content", the last one usually the user's. Results of
+                tools have the role "tool".
             progress: as for `generate`.
-            sampling: options that differ from `self.sampling`.
+            options: see `ChatChanges`.
 
         Raises:
             ContextError: the conversation does not fit.
-            GrammarError: schema or grammar are invalid or unsupported.
+            GrammarError: a schema, grammar or tool's parameters are invalid or unsupported.
             OptionError: an argument is of another kind, or an option is out of range.
-            TemplateError: the model has no usable chat template, the template does not use tools,
-                or it refuses the messages.
+            TemplateError: the model has no usable chat template, or it refuses the messages.
         """
-        return self.stream_chat(
-            messages,
-            tools=tools,
-            schema=schema,
-            grammar=grammar,
-            chat_template_kwargs=chat_template_kwargs,
-            progress=progress,
-            **sampling,
-        ).run()
+        return self.stream_chat(messages, progress=progress, **options).run()
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        schema: object = None,
-        grammar: object = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingChanges],
-    ) -> Generation:
+        **options: Unpack[ChatChanges],
+    ) -> ChatAnswer:
         """Answer a conversation piece by piece: `chat` as an iterator, like `stream`.
 
         Args:
             messages: as for `chat`.
-            tools: as for `chat`.
-            schema: as for `generate`.
-            grammar: as for `generate`.
-            chat_template_kwargs: as for `chat`.
             progress: as for `generate`.
-            sampling: options that differ from `self.sampling`.
+            options: see `ChatChanges`.
+
+        Returns:
+            An iterator over the text of the answer; its `pieces()` iterates over reasoning and
+            calls of tools, too.
 
         Raises:
             ContextError: the conversation does not fit.
-            GrammarError: schema or grammar are invalid or unsupported.
+            GrammarError: a schema, grammar or tool's parameters are invalid or unsupported.
             OptionError: an argument is of another kind, or an option is out of range.
             TemplateError: as for `chat`.
         """
-        options = self.sampling.with_changes(dict(sampling))
-        text = self.template.conversation(messages, tools, chat_template_kwargs)
-        tokens = self.tokenize(text, special=False)
-        constraint = self.engine.constraint_of(schema, grammar)
-        return self.engine.text(tokens, options, constraint=constraint, progress=progress)
+        from edgetok.answer import begin_answer
+        from edgetok.dialect.options import request_of
+
+        request, sampling = request_of(messages, dict(options))
+        chosen = self.sampling.with_changes(sampling)
+        return begin_answer(self.engine, self.speaker, request, chosen, progress=progress)
 
     def new_chat(self, system: str | None = None, **sampling: Unpack[SamplingChanges]) -> Chat:
         """Begin a conversation that keeps its messages, and its cache from turn to turn.
@@ -352,6 +337,19 @@ class Model:
             system=system,
             sampling=self.sampling.with_changes(dict(sampling)),
         )
+
+    @property
+    def speaker(self) -> Speaker:
+        """How this model writes reasoning and calls; found out on first use.
+
+        Raises:
+            TemplateError: the model has no usable chat template.
+        """
+        from edgetok.dialect.request import Speaker
+
+        if self._speaker is None:
+            self._speaker = Speaker(self.template, self.tokenizer)
+        return self._speaker
 
     def score(
         self,

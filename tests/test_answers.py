@@ -72,11 +72,6 @@ def test_tools_and_variables_reach_the_template(tmp_path: Path) -> None:
     assert "clock" not in seen[-1]
 
 
-def test_tools_that_the_template_does_not_write_are_refused(model: Model) -> None:
-    with pytest.raises(edgetok.TemplateError, match="does not use tools"):
-        model.chat(HELLO, tools=[TOOL])
-
-
 def nested(depth: int) -> Any:
     return [nested(depth - 1)] if depth else "x"
 

@@ -98,11 +98,15 @@ ALLOWED: dict[str, set[str]] = {
     "runtime.cpu": RUNTIME_BASE | {"kernels_cpu", "=runtime"},
     "runtime.gpu": RUNTIME_BASE | {"kernels_cpu.program", "kernels_gpu", "=runtime", "runtime.cpu"},
     "runtime.onnx": RUNTIME_BASE | {"=runtime"},
+    "dialect": {"errors", "grammar", "sampling", "text"},
     "engine": {"errors", "cache", "grammar", "sampling", "text", "runtime"},
     "session": {"errors", "cache", "formats", "sampling", "text"},
+    "answer": {"errors", "dialect", "engine", "sampling"},
     "chat": {"errors", "cache", "engine", "text", "sampling", "session", "model"},
     "model": {
         "errors",
+        "answer",
+        "dialect",
         "cache",
         "environment",
         "formats",
@@ -140,7 +144,7 @@ ALLOWED: dict[str, set[str]] = {
         "text",
     },
     "cli": {"*"},
-    "": {"errors", "model", "chat", "engine", "grammar", "sampling"},
+    "": {"errors", "answer", "model", "chat", "dialect", "engine", "grammar", "sampling"},
 }
 FOLDERS = {
     "edgetok": "edgetok",

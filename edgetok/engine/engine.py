@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 
 from edgetok.cache.limits import CacheLimits
@@ -113,7 +113,38 @@ class Engine:
             ContextError: the prompt does not fit.
             OptionError: the prompt is empty.
         """
-        sequence = Answer(
+        sequence = self.sequence(
+            context, prompt, options, priority=priority, constraint=constraint, progress=progress
+        )
+        return Generation(self.stepper, sequence, on_finish)
+
+    def sequence(
+        self,
+        context: CachedTokens,
+        prompt: Sequence[int],
+        options: SamplingOptions,
+        *,
+        priority: int = 0,
+        constraint: Constraint | None = None,
+        progress: Progress | None = None,
+        shown: Collection[int] = (),
+    ) -> Answer:
+        """A sequence that has not begun, for a `Generation`.
+
+        Args:
+            context: as for `answer`, and so are the others.
+            prompt: token ids.
+            options: sampling and limits.
+            priority: see `answer`.
+            constraint: restricts this answer, and no other.
+            progress: see `Sequence`.
+            shown: special tokens that are spelled out in the text.
+
+        Raises:
+            ContextError: the prompt does not fit.
+            OptionError: the prompt is empty.
+        """
+        return Answer(
             context,
             self.tokenizer,
             prompt,
@@ -124,8 +155,8 @@ class Engine:
             context_tokens=None if context.cache.capabilities.evicts else self.context_tokens,
             progress=progress,
             speculate=self.speculate,
+            shown=shown,
         )
-        return Generation(self.stepper, sequence, on_finish)
 
     def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
         """Return the size of the cache that a text of so many tokens gets, in tokens."""
@@ -149,16 +180,23 @@ class Engine:
             ContextError: the prompt does not fit.
             OptionError: the prompt is empty, or the cache's limits are too tight.
         """
-        capacity = self.capacity_tokens(len(prompt), options.max_tokens)
-        context = CachedTokens(self.backend, capacity, self.limits, self.prefixes)
         return self.answer(
-            context,
+            self.room(prompt, options),
             prompt,
             options,
             priority=priority,
             constraint=constraint,
             progress=progress,
         )
+
+    def room(self, prompt: Sequence[int], options: SamplingOptions) -> CachedTokens:
+        """A new cache that is as large as one answer to a prompt needs it to be.
+
+        Raises:
+            OptionError: the cache's limits are too tight.
+        """
+        capacity = self.capacity_tokens(len(prompt), options.max_tokens)
+        return CachedTokens(self.backend, capacity, self.limits, self.prefixes)
 
     def batch(
         self,
@@ -199,19 +237,26 @@ class Engine:
                 refill()
             return results
 
-    def constraint(self, grammar: Grammar) -> Constraint:
-        """Return a constraint that makes one answer match a grammar.
-
-        The first call reads the vocabulary, which takes up to a second.
+    def vocabulary(self) -> Vocabulary:
+        """Return the model's tokens for grammars; the first call takes up to a second.
 
         Raises:
-            GrammarError: the grammar is invalid, unsupported or too complex.
+            GrammarError: the tokens have no text of their own.
             MissingExtraError: llguidance is not installed.
         """
         with self._reading:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self.tokenizer, self.eos_tokens)
-        return self._vocabulary.constraint(grammar)
+        return self._vocabulary
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """Return a constraint that makes one answer match a grammar.
+
+        Raises:
+            GrammarError: the grammar is invalid, unsupported or too complex.
+            MissingExtraError: llguidance is not installed.
+        """
+        return self.vocabulary().constraint(grammar)
 
     def constraint_of(self, schema: object = None, grammar: object = None) -> Constraint | None:
         """Return the constraint that the options `schema` and `grammar` ask for; None for neither.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -62,6 +62,7 @@ class Sequence:
         context_tokens: int | None = None,
         progress: Progress | None = None,
         speculate: bool = False,
+        shown: Collection[int] = (),
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -77,6 +78,7 @@ class Sequence:
             progress: called with (tokens of the prompt that are read, all of them) after each
                 step that reads some; an error that it raises ends the answer.
             speculate: draft tokens where that is faster (`drafts.py`).
+            shown: special tokens that are spelled out in the text.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -110,7 +112,7 @@ class Sequence:
         self._drafter: Drafter | None = None
         self._draft: list[int] = []
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
-        self._constraint = constraint
+        self._constraint, self._shown = constraint, shown
 
     def begin(self) -> None:
         """Take over the cache: keep what it holds of the prompt.
@@ -121,7 +123,9 @@ class Sequence:
         options = self._options
         size, chooser = self._tokenizer.vocab_size, self.context.chooser(options)
         self._sampler = Sampler(options, size, self.prompt, chooser)
-        self._stream = self._tokenizer.stream(self.prompt, exact=self._constraint is not None)
+        self._stream = self._tokenizer.stream(
+            self.prompt, exact=self._constraint is not None, shown=self._shown
+        )
         self._finder = StopFinder(options.stop)
         self._limit = (
             self.context.answer_tokens if options.max_tokens is None else options.max_tokens

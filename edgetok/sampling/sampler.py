@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgetok.sampling.constraint import Mask, allowed_tokens
 from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
-from edgetok.sampling.random_shares import RandomShares
+from edgetok.sampling.random_shares import RandomShares, random_share
 from edgetok.sampling.steps import (
     Choices,
     Logits,
@@ -27,6 +27,8 @@ from edgetok.sampling.steps import (
     not_finite,
     penalises,
 )
+
+_AGAIN = 0xA5A5A5A55A5A5A5A  # changes the seed for the draw after a refused one
 
 
 class TokenChooser(Protocol):
@@ -90,6 +92,11 @@ class Sampler:
     def sample(self, logits: Logits, mask: Mask | None = None) -> int:
         """Choose the next token and remember it.
 
+        With a mask it is the token that would be chosen without one, if that is allowed; if not,
+        another random number draws among those that are. So an answer that its grammar allows is
+        the same as without it, and without top-k, top-p and min-p the probabilities are those of
+        the mask alone.
+
         Args:
             logits: [vocab_size]; not changed.
             mask: tokens that are allowed, at least one; None for all.
@@ -97,16 +104,23 @@ class Sampler:
         Raises:
             ArtefactError: the logits are not numbers.
         """
-        seen = None if self._penalties is None else self._penalties.seen
-        index, share = self._shares.index, self._shares.next()
-        if self._chooser is None:
-            token = self._choose(logits, share, mask)
-        else:
-            token = self._chooser.choose(logits, self._shares.seed, index, seen, mask)
-            if token < 0:
-                raise not_finite(float(logits[-1 - token]), -1 - token)
+        index = self._shares.index
+        self._shares.index += 1
+        token = self._drawn(logits, self._shares.seed, index, None)
+        if mask is not None and not mask[token // 32] >> np.uint32(token % 32) & np.uint32(1):
+            token = self._drawn(logits, self._shares.seed ^ _AGAIN, index, mask)
         if self._penalties is not None:
             self._penalties.chosen(token)
+        return token
+
+    def _drawn(self, logits: Logits, seed: int, index: int, mask: Mask | None) -> int:
+        """Choose with a random number, by kernel where there is one."""
+        if self._chooser is None:
+            return self._choose(logits, random_share(seed, index), mask)
+        seen = None if self._penalties is None else self._penalties.seen
+        token = self._chooser.choose(logits, seed, index, seen, mask)
+        if token < 0:
+            raise not_finite(float(logits[-1 - token]), -1 - token)
         return token
 
     def _choose(self, logits: Logits, share: float, mask: Mask | None) -> int:

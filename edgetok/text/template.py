@@ -69,6 +69,17 @@ class ChatTemplate:
                 tokens[name] = value
         return cls(source, tokens)
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names of all variables in the template."""
+        found: list[frozenset[str]] = []
+
+        def look(tree: nodes.Template) -> None:
+            found.append(frozenset(name.name for name in tree.find_all(nodes.Name)))
+
+        compile_template(self.source, look)
+        return found[0]
+
     @property
     def depends_on(self) -> int | None:
         """Return the number of first messages that a later one's text depends on; None: all.
@@ -131,22 +142,12 @@ class ChatTemplate:
             TemplateError: the template does not use tools, or as `render`.
         """
         given, described = checked_messages(messages), checked_tools(tools)
-        if described is not None and not self.uses_tools:
+        if described is not None and "tools" not in self.variables:
             raise TemplateError(
                 "this model's chat template does not use tools, so the model would not see them; "
                 "use a model that was trained with tools, or describe them in the system message"
             )
         return self.render(given, tools=described, **checked_variables(variables))
-
-    @cached_property
-    def uses_tools(self) -> bool:
-        """Return whether the template writes the tools that it is given."""
-        named: list[bool] = []
-        compile_template(
-            self.source,
-            lambda tree: named.append(any(n.name == "tools" for n in tree.find_all(nodes.Name))),
-        )
-        return named[0]
 
     def _render(
         self,

@@ -7,7 +7,7 @@ off, because they silently shorten a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,24 @@ class Tokenizer:
         text: str = self._core.decode(list(ids), skip_special_tokens=not special)
         return text
 
-    def stream(self, prompt: Sequence[int] = (), *, exact: bool = False) -> TextStream:
+    def stream(
+        self,
+        prompt: Sequence[int] = (),
+        *,
+        exact: bool = False,
+        shown: Collection[int] = (),
+    ) -> TextStream:
         """A decoder for tokens that arrive one by one after `prompt`.
 
-        With `exact` it gives what the tokens spell, with a space at the start that belongs to it.
+        Args:
+            prompt: what the text continues.
+            exact: whether a space at the start always belongs to the text.
+            shown: special tokens that are spelled out.
         """
-        return TextStream(self._decoder, self._special, prompt, self._starts, exact=exact)
+        special: Mapping[int, str] = self._special
+        if shown:
+            special = {i: text for i, text in special.items() if i not in shown}
+        return TextStream(self._decoder, special, prompt, self._starts, exact=exact)
 
     def token_text(self, token: int) -> str | None:
         """Return the vocabulary's spelling of a token; None for an unknown id."""
@@ -131,12 +143,22 @@ class Tokenizer:
         """The tokens that give no text, and how they are spelled."""
         return self._special
 
+    def knows(self, text: str) -> bool:
+        """Return whether a text is one token."""
+        return self._id_of(text) is not None
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; a special one is spelled out."""
+        if isinstance(self._decoder, tokenizers.Tokenizer):
+            return (self._core.decode([token], skip_special_tokens=False) or "").encode()
+        piece = self._decoder.piece(token)
+        return piece if isinstance(piece, bytes) else piece.encode()
+
     def pieces(self) -> list[bytes] | None:
         """Return the bytes that each token stands for; None where they depend on its neighbours."""
         if isinstance(self._decoder, tokenizers.Tokenizer):
             return None
-        pieces = map(self._decoder.piece, range(self.vocab_size))
-        return [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
+        return [self.piece(token) for token in range(self.vocab_size)]
 
     def plain_encoder(self) -> Callable[[str], list[int]]:
         """Return a function from text to ids in which special tokens are plain text."""

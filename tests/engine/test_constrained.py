@@ -13,6 +13,8 @@ import pytest
 
 from edgetok.errors import GrammarError
 from edgetok.model import Model
+from edgetok.sampling.options import SamplingOptions
+from edgetok.sampling.sampler import Sampler
 from tests.fake import END, fake_model
 
 SCHEMA = {
@@ -155,10 +157,7 @@ def test_both_options_conflict(model: Model) -> None:
         model.generate("a", schema={}, grammar=["a"])
 
 
-def test_masks_of_steps_and_of_a_plain_definition() -> None:
-    from edgetok.sampling.options import SamplingOptions
-    from edgetok.sampling.sampler import Sampler
-
+def test_a_mask_changes_only_what_it_does_not_allow() -> None:
     rng = np.random.default_rng(2)
     for case in range(60):
         size = int(rng.integers(2, 3000))
@@ -173,8 +172,22 @@ def test_masks_of_steps_and_of_a_plain_definition() -> None:
             {"temperature": 0.8, "top_k": 0, "top_p": 0.7, "min_p": 0.1, "presence_penalty": 1.0},
         ][case % 4]
         options = SamplingOptions(seed=case, **changes)
-        one, other = Sampler(options, size), Sampler(options, size)
+        held, free = Sampler(options, size), Sampler(options, size)
         for _ in range(5):
-            token = one.sample(logits, mask)
+            token, plain = held.sample(logits, mask), free.sample(logits)
             assert allowed[token]
-            assert token == other.sample(np.where(allowed, logits, np.float32(-np.inf)))
+            if allowed[plain] and not options.presence_penalty:
+                assert token == plain
+
+
+def test_drawing_again_keeps_the_probabilities() -> None:
+    logits = np.log(np.array([0.4, 0.1, 0.3, 0.2], np.float32))
+    mask = np.array([0b1010], np.uint32)
+    drawn = [
+        Sampler(SamplingOptions(seed=seed, temperature=1.0, top_k=0, top_p=1.0), 4).sample(
+            logits, mask
+        )
+        for seed in range(6000)
+    ]
+    assert set(drawn) == {1, 3}
+    assert drawn.count(1) / 6000 == pytest.approx(1 / 3, abs=0.025)  # four standard deviations

@@ -1,0 +1,336 @@
+"""Random schemas on a real model: every answer that ends is valid, and reasoning is untouched.
+
+    python benchmarks/structured_output.py ARTEFACT --schemas 1000
+    python benchmarks/structured_output.py ARTEFACT --cost
+
+Each schema is asked for with reasoning on and off and with tools on and off. The jsonschema package
+validates answers and arguments of calls, formats included. Reasoning has to be, token by token,
+that of the same prompt without a schema. Answers that a limit cut are counted apart: they say so.
+`--cost` measures the time of the grammar and of the masked choice as a share of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import numpy as np
+from rich.progress import track
+
+import edgetok
+from edgetok.answer import ChatAnswer, begin_answer
+from edgetok.dialect.request import ChatRequest, Speaker
+from edgetok.dialect.tool import Tool
+from edgetok.errors import GrammarError
+from edgetok.grammar.definition import Grammar
+from edgetok.model import Model
+from edgetok.sampling.constraint import Constraint, Mask
+from edgetok.sampling.options import SamplingOptions
+from edgetok.text.template import ChatTemplate
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{# </think> #}"
+)
+REASONING_TOKENS = 24
+TOGETHER = 16
+WORDS = [
+    "name",
+    "age",
+    "city",
+    "price",
+    "tags",
+    "kind",
+    "date",
+    "items",
+    "note",
+    "size",
+    "colour",
+    "count",
+    "parent",
+    "email",
+    "id",
+]
+
+
+def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
+    """A schema of an object, with nested ones up to a depth."""
+    names = rng.sample(WORDS, rng.randint(1, 4))
+    properties = {name: random_value(rng, depth - 1) for name in names}
+    required = [name for name in names if rng.random() < 0.7]
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+    extra = rng.random()
+    if extra < 0.3:
+        schema["additionalProperties"] = False
+    elif extra < 0.4:
+        schema["additionalProperties"] = {"type": "integer", "maximum": 9, "minimum": 0}
+    if rng.random() < 0.1:
+        schema["$defs"] = {"part": random_value(rng, 1)}
+        properties[rng.choice(names)] = {"$ref": "#/$defs/part"}
+    return schema
+
+
+def random_value(rng: random.Random, depth: int) -> dict[str, Any]:
+    """A schema of any value."""
+    low = rng.randint(-50, 50)
+    kinds: list[Any] = [
+        lambda: {"type": "string", "maxLength": rng.randint(0, 16)},
+        lambda: {"type": "string", "minLength": 2, "maxLength": rng.randint(2, 12)},
+        lambda: {"type": "string", "pattern": rng.choice(["^[a-z]{2,6}$", "^\\d{3}-\\d{2}$", "x"])},
+        lambda: {"type": "string", "format": rng.choice(["date", "uuid", "ipv4", "time", "email"])},
+        lambda: {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 200)},
+        lambda: {"type": "integer", "multipleOf": rng.choice([2, 5, 10]), "minimum": 0},
+        lambda: {"type": "number", "exclusiveMinimum": low, "maximum": low + 7.5},
+        lambda: {"type": "boolean"},
+        lambda: {"type": rng.choice([["string", "null"], ["integer", "boolean"]]), "maxLength": 9},
+        lambda: {"enum": rng.sample(["a", "b c", 'd"e', "é\n", 1, 2.5, None, True, [1], {}], 3)},
+        lambda: {"const": rng.choice(["x", 7, None, {"k": [1, "<|im_end|>"]}])},
+    ]
+    if depth > 0:
+        kinds += [
+            lambda: random_schema(rng, depth),
+            lambda: {
+                "type": "array",
+                "items": random_value(rng, depth - 1),
+                "minItems": rng.randint(0, 1),
+                "maxItems": rng.randint(1, 3),
+            },
+            lambda: {
+                "type": "array",
+                "prefixItems": [random_value(rng, 0) for _ in range(2)],
+                "items": False,
+                "minItems": 1,
+            },
+            lambda: {"anyOf": [random_value(rng, depth - 1), random_value(rng, 0)]},
+            lambda: {
+                "type": "object",
+                "additionalProperties": random_value(rng, 0),
+                "maxProperties": 2,
+            },
+        ]
+    made: dict[str, Any] = rng.choice(kinds)()
+    return made
+
+
+def campaign(model: Model, count: int, seed: int, most_tokens: int, seconds: float) -> Counter[str]:
+    """Ask for each schema in each way, several at a time, until the time is over."""
+    speaker = Speaker(ChatTemplate(TEMPLATE), model.tokenizer)
+    told: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    jobs = [(number, way) for number in range(count) for way in range(4)]
+    for begin in track(range(0, len(jobs), TOGETHER), "asking"):
+        if time.monotonic() > end:
+            break
+        running = []
+        for number, way in jobs[begin : begin + TOGETHER]:
+            made = ask(model, speaker, random.Random(f"{seed} {number}"), way, most_tokens, told)
+            running += [made] if made is not None else []
+        for _, *answers in running:
+            for answer in answers:
+                answer.start()
+        for schemas, held, *free in running:
+            judge(schemas, held, told)
+            if free:
+                compare(held, free[0], told)
+        told["schemas"] = min(count, (begin + TOGETHER) // 4)
+    return told
+
+
+def ask(
+    model: Model,
+    speaker: Speaker,
+    rng: random.Random,
+    way: int,
+    most_tokens: int,
+    told: Counter[str],
+) -> Any:
+    """Begin an answer, and with reasoning one without schema and tools to compare it with."""
+    thinking, tools = bool(way & 1), bool(way & 2)
+    schema, other = random_schema(rng), random_schema(rng, 2)
+    request = ChatRequest(
+        messages=[{"role": "user", "content": f"Write an example of: {json.dumps(schema)[:300]}"}],
+        grammar=Grammar.json_schema(schema),
+        reasoning_tokens=REASONING_TOKENS,
+        variables={"enable_thinking": thinking},
+    )
+    if tools:
+        listed = (Tool(name="keep", parameters=other), Tool(name="now"))
+        choice = rng.choice(["auto", "required", "keep"])
+        request = replace(request, tools=listed, tool_choice=choice)
+    changes: dict[str, Any] = {"temperature": rng.choice([0.0, 0.8, 1.5]), "top_k": 0}
+    options = SamplingOptions(seed=rng.randint(0, 1 << 30), max_tokens=most_tokens, **changes)
+    told["asked"] += 1
+    try:
+        held = begin_answer(model.engine, speaker, request, options, priority=1)
+    except GrammarError as error:
+        told["refused"] += 1
+        told[f"refused: {str(error)[:80]}"] += 1
+        return None
+    made = [{"": schema, "keep": other, "now": Tool(name="now").parameters}, held]
+    if thinking:
+        # Tools change the prompt, so the free answer sees them and need not call them.
+        free = replace(request, grammar=None, tool_choice="auto")
+        if tools:
+            prompt = speaker.prompt(request)
+            plain = replace(free, tools=(), messages=[{"role": "user", "content": ""}])
+            made.append(_free(model, speaker, prompt, plain, options))
+        else:
+            made.append(begin_answer(model.engine, speaker, free, options, priority=1))
+    return made
+
+
+def _free(
+    model: Model, speaker: Speaker, prompt: str, request: ChatRequest, options: SamplingOptions
+) -> ChatAnswer:
+    """An answer to a given prompt that only the budget of its reasoning restricts."""
+    from edgetok.answer import answer_in
+
+    tokens = model.tokenizer.encode(prompt, special=False)
+    context = model.engine.room(tokens, options)
+    short = options.with_changes({"max_tokens": REASONING_TOKENS + 12})
+    return answer_in(model.engine, speaker, context, (prompt, tokens), request, short, priority=1)
+
+
+def judge(schemas: dict[str, Any], answer: ChatAnswer, told: Counter[str]) -> None:
+    """Validate an answer that has ended."""
+    try:
+        result = answer.run()
+    except GrammarError as error:
+        told["failed"] += 1
+        told[f"failed: {str(error)[:120]}"] += 1
+        return
+    told["tokens"] += len(result.tokens)
+    if not result.complete:
+        told[f"cut ({result.finish})"] += 1
+        return
+    told["finished"] += 1
+    found = [(call.name, call.arguments) for call in result.tool_calls] or [("", result.text)]
+    told["calls"] += len(result.tool_calls)
+    for name, text in found:
+        schema = schemas[name]
+        checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+        try:
+            jsonschema.Draft202012Validator(schema, format_checker=checker).validate(
+                json.loads(text)
+            )
+        except (ValueError, jsonschema.ValidationError) as error:
+            told["INVALID"] += 1
+            print(f"INVALID {name!r}: {json.dumps(schema)}\n{text}\n{str(error)[:300]}", flush=True)
+
+
+def compare(held: ChatAnswer, free: ChatAnswer, told: Counter[str]) -> None:
+    """Reasoning is that of the same prompt without a schema."""
+    alone = free.run().reasoning
+    with_schema = held.result.reasoning
+    told["reasoning compared"] += 1
+    if alone != with_schema:
+        told["REASONING CHANGED"] += 1
+        print(f"REASONING CHANGED\n{alone!r}\n{with_schema!r}", flush=True)
+
+
+class Timed:
+    """A constraint that adds up what it takes."""
+
+    def __init__(self, inner: Constraint) -> None:
+        """Begin at 0."""
+        self._inner, self.seconds = inner, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def mask(self) -> Mask | None:
+        """Time it."""
+        began = time.perf_counter()
+        mask = self._inner.mask()
+        self.seconds += time.perf_counter() - began
+        return mask
+
+    def accept(self, token: int) -> None:
+        """Time it."""
+        began = time.perf_counter()
+        self._inner.accept(token)
+        self.seconds += time.perf_counter() - began
+
+    @property
+    def complete(self) -> bool:
+        """Time it."""
+        began = time.perf_counter()
+        complete = self._inner.complete
+        self.seconds += time.perf_counter() - began
+        return complete
+
+    @property
+    def ended(self) -> bool:
+        """Time it."""
+        began = time.perf_counter()
+        ended = self._inner.ended
+        self.seconds += time.perf_counter() - began
+        return ended
+
+
+def cost(model: Model, runs: int) -> None:
+    """Print the grammar's share of a step and the choice's time with and without a mask."""
+    options = SamplingOptions(temperature=0.8, top_k=40, seed=1, max_tokens=120)
+    prompt = model.tokenize("A list of people as JSON:\n")
+    person = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["name", "age", "tags"],
+    }
+    schema = Grammar.json_schema({"type": "array", "items": person, "minItems": 9})
+    model.engine.constraint(schema)
+    shares = []
+    for _ in range(runs):
+        timed = Timed(model.engine.constraint(schema))
+        result = model.engine.text(prompt, options, constraint=timed).run()
+        shares.append(timed.seconds / len(result.tokens) / (result.stats.decode_s / 119))
+    print(
+        f"grammar: {np.median(shares):.2%} of a step (from {min(shares):.2%} to {max(shares):.2%})"
+    )
+    chooser = model.backend.chooser(options)
+    logits = model.backend.forward(model.backend.new_cache(64), np.array(prompt, np.int32))
+    mask = model.engine.constraint(Grammar.json_schema({"type": "string"})).mask()
+    step = result.stats.decode_s / 119
+    if chooser is not None:
+        for name, given in (("without", None), ("with", mask)):
+            began = time.perf_counter()
+            for i in range(300):
+                chooser.choose(logits, 1, i, None, given)
+            taken = (time.perf_counter() - began) / 300
+            print(f"choice {name} a mask: {taken * 1e6:.0f} us, {taken / step:.2%} of a step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefact")
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=250)
+    parser.add_argument("--seconds", type=float, default=1e9, help="end after this time")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cost", action="store_true")
+    arguments = parser.parse_args()
+    with edgetok.load(arguments.artefact, threads=arguments.threads) as model:
+        if arguments.cost:
+            cost(model, 5)
+            return
+        told = campaign(
+            model, arguments.schemas, arguments.seed, arguments.max_tokens, arguments.seconds
+        )
+    for name, number in sorted(told.items()):
+        print(f"{name}: {number:,}")
+    raise SystemExit(bool(told["INVALID"] or told["REASONING CHANGED"] or told["failed"]))
+
+
+if __name__ == "__main__":
+    main()

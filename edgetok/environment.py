@@ -8,6 +8,7 @@
 | `EDGETOK_PYTHON` | Python that compiles kernels; default: the running one |
 | `EDGETOK_API_KEY` | key that clients of `edgetok serve` must send; default: none is asked for |
 | `EDGETOK_HISTORY` | file for the chat's typed lines; empty: no history is kept |
+| `NO_COLOR` | any value: no colours, and answers as plain text |
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Settings:
         python: Python that compiles kernels.
         history: file for typed lines; `Path()` keeps none.
         api_key: that clients of the server must send.
+        no_color: whether output shall have no colours.
+        dumb_terminal: whether the terminal moves no cursor.
     """
 
     threads: int | None = None
@@ -40,6 +43,8 @@ class Settings:
     python: Path | None = None
     history: Path | None = None
     api_key: str | None = None
+    no_color: bool = False
+    dumb_terminal: bool = False
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -69,6 +74,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         python=Path(python).expanduser() if python else None,
         history=None if history is None else Path(history),
         api_key=result.get("EDGETOK_API_KEY") or None,
+        no_color=bool(result.get("NO_COLOR")),
+        dumb_terminal=result.get("TERM") == "dumb",
     )
 
 

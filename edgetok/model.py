@@ -23,7 +23,7 @@ from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.generation_config import end_tokens, read_generation_config
-from edgetok.text.inputs import checked_prompt, checked_prompts
+from edgetok.text.inputs import checked_path, checked_prompt, checked_prompts
 from edgetok.text.tokenizer import Tokenizer, read_config
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgetok.chat import Chat
     from edgetok.dialect.options import ChatChanges
     from edgetok.dialect.request import Speaker
+    from edgetok.runtime.estimate import Estimate
     from edgetok.text.template import ChatTemplate, Message
 
 
@@ -128,9 +129,7 @@ class Model:
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
-        if not isinstance(path, (str, os.PathLike)):
-            raise OptionError(f"the path is {path!r:.80}, expected a text or a Path")
-        run = RunOptions.of(options)
+        path, run = checked_path(path), RunOptions.of(options)
         limits = run.cache_limits
         if run.threads is None:
             run = dataclasses.replace(run, threads=read_settings().threads)
@@ -144,7 +143,7 @@ class Model:
             model = cls(
                 artefact,
                 backend,
-                context_tokens=run.context,
+                context_tokens=run.context_tokens,
                 limits=limits,
                 chats_evict=run.kv_policy != "none",
                 speculate=run.speculate,
@@ -337,6 +336,25 @@ class Model:
             system=system,
             sampling=self.sampling.with_changes(dict(sampling)),
         )
+
+    @classmethod
+    def estimate(cls, path: str | os.PathLike[str], **options: Unpack[RunChanges]) -> Estimate:
+        """Return the bytes that a model will take, without loading it.
+
+        Args:
+            path: the artefact's folder.
+            options: as for `load`, e.g. `context="8k"` or `kv_budget="64MB"`.
+
+        Raises:
+            ArtefactError: the folder is damaged or no artefact.
+            OptionError: an option is out of range.
+            UnsupportedError: onnxruntime would run it, whose memory is not known.
+        """
+        from edgetok.runtime.estimate import estimate
+
+        run = RunOptions.of(options)
+        with open_artefact(checked_path(path)) as artefact:
+            return estimate(artefact, run)
 
     @property
     def speaker(self) -> Speaker:

@@ -10,9 +10,9 @@ import pytest
 import edgetok
 
 PUBLIC = """ArtefactError BusyError Chat ChatAnswer ChatResult CheckpointError ContextError
-EdgetokError Generation Grammar GrammarError MissingExtraError Model OptionError OutputError Result
-SamplingOptions Score SessionError ShapeError Stats TemplateError Token Tool ToolCall
-UnsupportedError UserError __version__ load"""
+EdgetokError Estimate Generation Grammar GrammarError MissingExtraError Model
+OptionError OutputError Result SamplingOptions Score SessionError ShapeError Stats
+TemplateError Token Tool ToolCall UnsupportedError UserError __version__ load"""
 
 
 def test_public_names() -> None:

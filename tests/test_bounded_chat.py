@@ -46,7 +46,7 @@ def test_goes_on_beyond_the_cache_and_says_what_it_lost(model, long_chat):
     assert (first == 1).all()
     assert (memory.kept[-memory.recent :] == 1).all()
     assert np.isclose(memory.kept.sum(), memory.retained)
-    text = memory.text(model.tokenizer.decode)
+    text = memory.text(model.tokenizer.stream().push)
     assert SYSTEM in text
     assert " … " in text
     assert memory.chosen > 0

@@ -144,7 +144,17 @@ ALLOWED: dict[str, set[str]] = {
         "text",
     },
     "cli": {"*"},
-    "": {"errors", "answer", "model", "chat", "dialect", "engine", "grammar", "sampling"},
+    "": {
+        "errors",
+        "answer",
+        "model",
+        "chat",
+        "dialect",
+        "engine",
+        "grammar",
+        "runtime",
+        "sampling",
+    },
 }
 FOLDERS = {
     "edgetok": "edgetok",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -52,10 +53,8 @@ def test_constraints_name_their_reasons(repository: Path) -> None:
             assert above.startswith("#"), f"{line} has no reason above it"
 
 
-@pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left behind in the checkout."""
-    place = tmp_path_factory.mktemp("wheel")
+def copied(repository: Path, copy: Path) -> Path:
+    """Copy what git knows of the sources, so that nothing is left behind in the checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=repository,
@@ -63,13 +62,19 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=True,
     ).stdout.splitlines()
-    copy = place / "copy"
     for name in listed:
         source = repository / name
         if source.is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("wheel")
+    copy = copied(repository, place / "copy")
     built = subprocess.run(
         [
             sys.executable,
@@ -189,3 +194,49 @@ def test_an_error_names_the_extra(
     assert code == 2
     assert f"edgetok[{extra}]" in err
     assert "Traceback" not in err
+
+
+USE = """
+import edgetok
+from edgetok.models.spec import DecoderSpec
+
+model = edgetok.load("x")
+tokens: str = model.generate("x").tokens
+model.chat([{"role": "user", "content": "x"}], temperature="hot")
+spec: int = DecoderSpec.from_json("")
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_an_editable_install(repository: Path, tmp_path: Path) -> None:
+    """As docs/examples.md has it: in another environment, with links in place of a mapping."""
+    pytest.importorskip("mypy")
+    copy, python = copied(repository, tmp_path / "copy"), tmp_path / "venv/bin/python"
+    if sys.platform == "win32":
+        pytest.skip("the environment's paths differ")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    # pip and setuptools of this environment, which installs nothing of its own into the other.
+    site = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    subprocess.run(
+        [
+            *(python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"),
+            *("--config-settings", "editable_mode=strict", "-e", copy),
+        ],
+        env=site,
+        check=True,
+    )
+    (tmp_path / "use.py").write_text(USE)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", python, "use.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = run.stdout.splitlines()
+    assert [line.partition(" error: ")[0] for line in found[:-1]] == [
+        *("use.py:6:", "use.py:7:", "use.py:8:")
+    ]
+    assert 'expression has type "tuple[int, ...]"' in found[0]
+    assert '"temperature"' in found[1]
+    assert 'expression has type "DecoderSpec"' in found[2]

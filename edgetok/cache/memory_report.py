@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,10 +68,35 @@ class Memory:
         middle = self.kept[max(self.sinks, self.pinned) : self.seen - self.recent]
         return int(np.count_nonzero(middle >= _KNOWN))
 
-    def text(self, decode: Callable[[list[int]], str], gap: str = " … ") -> str:
-        """Return the text that at least half of the heads hold, with `gap` for evicted tokens."""
-        known = self.kept >= _KNOWN
-        starts = np.flatnonzero(np.diff(known.astype(np.int8), prepend=0) == 1).tolist()
-        ends = (np.flatnonzero(np.diff(known.astype(np.int8), append=0) == -1) + 1).tolist()
-        pieces = [decode(list(self.tokens[a:b])).strip() for a, b in zip(starts, ends, strict=True)]
-        return gap.join(piece for piece in pieces if piece)
+    def text(self, push: Callable[[int], str], gap: str = " … ") -> str:
+        """Return the words that at least half of the heads hold, with `gap` for evicted ones.
+
+        A word of several tokens is held where half of them are.
+
+        Args:
+            push: gives the text that each token adds, in order; see `Tokenizer.stream`.
+            gap: stands for any number of evicted words.
+        """
+        words: list[tuple[str, list[bool]]] = []
+        for token, share in zip(self.tokens, self.kept.tolist(), strict=True):
+            text = push(token)
+            if words and _goes_on(words[-1][0], text):
+                words[-1] = words[-1][0] + text, [*words[-1][1], share >= _KNOWN]
+            else:
+                words.append((text, [share >= _KNOWN]))
+        runs = [""]
+        for text, held in words:
+            if 2 * sum(held) >= len(held):
+                runs[-1] += text
+            elif runs[-1]:
+                runs.append("")
+        return gap.join(run.strip() for run in runs if run.strip())
+
+
+def _goes_on(word: str, text: str) -> bool:
+    """Return whether a text belongs to the word before it."""
+    if not word or not text:
+        return bool(word)
+    last, first = word[-1], text[0]
+    spaced = unicodedata.east_asian_width(first) not in ("W", "F")  # others have no words
+    return last.isalnum() and first.isalnum() and spaced

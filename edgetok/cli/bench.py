@@ -31,15 +31,19 @@ _FIRST_PROMPT_TOKENS = 16
 @common.MODEL_OR_BUNDLED
 @click.option(
     "--prompt-tokens",
-    type=int,
+    type=common.TOKENS,
     help="Length of the prompt whose prefill is timed.  [default: 512]",
 )
 @click.option(
-    "--decode-tokens", type=int, default=32, show_default=True, help="Decode steps to time."
+    "--decode-tokens",
+    type=common.TOKENS,
+    default=32,
+    show_default=True,
+    help="Decode steps to time.",
 )
 @click.option(
     "--depth",
-    type=int,
+    type=common.TOKENS,
     multiple=True,
     help="Tokens in the cache before the timed steps. May be given several times.  [default: 128; "
     "512 with --chats]",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Load the conversation from this file, if it exists, and save it there at the end.",
 )
+@click.option("--plain", is_flag=True, help="Show answers as they are, not as markdown.")
 @common.SCHEMA
 @common.sampling_options
 @common.run_options
@@ -49,6 +50,7 @@ def command(
     system: str | None,
     load: Path | None,
     session: Path | None,
+    plain: bool,
     schema_file: Path | None,
     as_json: bool,
     **given: Any,
@@ -69,7 +71,7 @@ def command(
     folder = common.model_folder(model, quiet=as_json)
     _require_template(folder)
     with common.load_model(folder, given) as loaded:
-        chat = loaded.new_chat(system=system)
+        chat = loaded.new_chat(system=system, stop_loops=True)
         if load is not None:
             chat.load(load)
         elif session is not None and session.exists():
@@ -87,9 +89,9 @@ def command(
         if text is None:
             from edgetok.cli.repl import Repl
 
-            Repl(chat, loaded).run()
+            Repl(chat, loaded, plain=plain).run()
         else:
-            _answer_once(chat, text, schema, as_json)
+            _answer_once(chat, text, schema, as_json=as_json, plain=plain)
         if session is not None:
             chat.save(session)
 
@@ -103,20 +105,22 @@ def _require_template(folder: Path) -> None:
         raise no_template(folder)
 
 
-def _answer_once(chat: Chat, text: str, schema: object, as_json: bool) -> None:
+def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain: bool) -> None:
+    from edgetok.cli.answer_view import answer_view
     from edgetok.cli.generate import result_values
     from edgetok.cli.interrupt import cancel_on_interrupt
 
     if not text.strip():
         raise OptionError("the prompt is empty")
     answer = chat.send(text, schema=schema)
-    show = common.answer_writer()
+    if as_json:
+        with cancel_on_interrupt(answer):
+            answer.run()
+        common.print_json(result_values(answer.result))
+        return
+    view = answer_view(plain or schema is not None)
     with cancel_on_interrupt(answer):
         for piece in answer:
-            if not as_json:
-                show(piece)
-    if as_json:
-        common.print_json(result_values(answer.result))
-    else:
-        click.echo()
-        common.warn_if_cut(answer.result)
+            view.push(piece)
+    view.finish()
+    common.warn_if_cut(answer.result)

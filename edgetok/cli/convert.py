@@ -12,7 +12,7 @@ from edgetok.cli import options as common
 from edgetok.cli.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
-from edgetok.quantities import parse_bytes, parse_tokens
+from edgetok.quantities import parse_bytes
 
 
 @click.command(
@@ -42,7 +42,7 @@ from edgetok.quantities import parse_bytes, parse_tokens
 )
 @click.option(
     "--context",
-    metavar="TOKENS",
+    type=common.TOKENS,
     help="With --fit: also leave room for a KV cache of this many tokens, e.g. 8k.",
 )
 @click.option(
@@ -103,7 +103,7 @@ def _target(given: dict[str, Any]) -> Any:
     return Target(
         nbytes=parse_bytes(given["fit"]) if given["fit"] else None,
         most_kl=given["max_kl"],
-        context_tokens=parse_tokens(given["context"]) if given["context"] else 0,
+        context_tokens=given["context"] or 0,
         cache_bytes=_cache_bytes,
     )
 

@@ -40,17 +40,21 @@ MAX_TEXT_BYTES = 256 << 20
 )
 @click.option(
     "--max-tokens",
-    type=int,
+    type=common.TOKENS,
     default=20_000,
     show_default=True,
     help="Maximum tokens of the text to predict.",
 )
 @click.option(
-    "--window", type=int, default=512, show_default=True, help="Tokens evaluated together."
+    "--window",
+    type=common.TOKENS,
+    default=512,
+    show_default=True,
+    help="Tokens evaluated together.",
 )
 @click.option(
     "--stride",
-    type=int,
+    type=common.TOKENS,
     help="Tokens from the start of a window to the next.  [default: half a window]",
 )
 @click.option(
@@ -80,7 +84,7 @@ MAX_TEXT_BYTES = 256 << 20
 )
 @click.option(
     "--tokens",
-    type=int,
+    type=common.TOKENS,
     default=1024,
     show_default=True,
     help="With --cache: length of each context in tokens.",

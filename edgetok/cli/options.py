@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -26,7 +25,9 @@ from typing import (
 import click
 
 from edgetok.cli.compiling import Compiling
+from edgetok.cli.wrap import WordWrap, wrapped
 from edgetok.errors import MissingExtraError, OptionError
+from edgetok.quantities import parse_tokens
 
 if TYPE_CHECKING:
     from edgetok.engine.result import Result
@@ -65,7 +66,31 @@ JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
 
-_SPELLINGS: dict[str, dict[str, Any]] = {"verbose": {"short": "-v"}, "isa": {"hidden": True}}
+
+class Tokens(click.ParamType):
+    """A number of tokens, such as 4096 or 4k."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number.
+
+        Raises:
+            OptionError: it is not one.
+        """
+        if isinstance(value, int) or value == "0":  # whether none will do is the option's matter
+            return int(value)
+        return parse_tokens(value)
+
+
+TOKENS = Tokens()
+_LEAST_VALUE = 24  # columns of a value beside its label
+_SPELLINGS: dict[str, dict[str, Any]] = {
+    "verbose": {"short": "-v"},
+    "isa": {"hidden": True},
+    "context": {"type": TOKENS, "metavar": "TOKENS"},
+    "max_tokens": {"type": TOKENS, "metavar": "TOKENS"},
+}
 
 
 def run_options(function: F) -> F:
@@ -114,10 +139,13 @@ def options_of(kind: type, *names: str, defaults: bool = True, **changes: Any) -
 def _option(name: str, hint: Any, default: Any, changes: dict[str, Any]) -> Callable[[F], F]:
     spelling = dict(_SPELLINGS.get(name, {}))
     flags = [flag for flag in (spelling.pop("short", None),) if flag]
+    given: dict[str, Any] = {"help": hint.__metadata__[0], **_kind(hint.__origin__), **spelling}
     flag = "--" + name.replace("_", "-")
-    # What is on by default can be turned off.
-    flags.append(f"{flag}/--no-{flag[2:]}" if default is True else flag)
-    given: dict[str, Any] = {"help": hint.__metadata__[0], **spelling, **_kind(hint.__origin__)}
+    # What is on by default can be turned off; without a default, not given is neither.
+    both = given.get("is_flag") and (default is True or default is None)
+    flags.append(f"{flag}/--no-{flag[2:]}" if both else flag)
+    if both and default is None:
+        given["default"] = None
     if default is not None and "multiple" not in given:
         given["default"] = default
         given["show_default"] = default is True or not given.get("is_flag")
@@ -312,8 +340,6 @@ def answer_writer() -> Callable[[str], None]:
     """Return a function that prints an answer: wrapped and safe in a terminal, else unchanged."""
     if not sys.stdout.isatty():
         return lambda text: click.echo(text, nl=False)
-    from edgetok.cli.wrap import WordWrap
-
     wrap = WordWrap(lambda text: click.echo(text, nl=False))
     return lambda text: wrap.push(for_terminal(text))
 
@@ -326,16 +352,19 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print a line for each label and value; wrap long values at the terminal's width."""
+    """Print a line for each label and value, wrapped; in a narrow terminal values go below."""
     if title:
         click.secho(title, bold=True)
     left = max((len(label) for label, _ in rows), default=0)
-    width = max(40, shutil.get_terminal_size().columns - left - 4)
+    columns = shutil.get_terminal_size().columns
+    beside = columns - left - 5 >= _LEAST_VALUE
+    indent = left + 4 if beside else 6
     for label, value in rows:
-        lines = textwrap.wrap(for_terminal(value), width) or [""]
-        click.echo(f"  {click.style(f'{label:<{left}}', fg='cyan')}  {lines[0]}")
-        for line in lines[1:]:
-            click.echo(" " * (left + 4) + line)
+        lines = wrapped(for_terminal(value), max(columns - indent - 1, 8))
+        first = click.style(f"{label:<{left}}" if beside else label, fg="cyan")
+        click.echo(f"  {first}  {lines.pop(0)}" if beside else f"  {first}")
+        for line in lines:
+            click.echo(" " * indent + line)
 
 
 def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING
 
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import settings
+from edgetok.cli.answer_view import ReadingLine, answer_view, styled
 from edgetok.cli.interrupt import cancel_on_interrupt
+from edgetok.cli.keys import quiet_keys
 from edgetok.cli.lines import LineReader
+from edgetok.cli.wrap import wrapped
 from edgetok.errors import EdgetokError, OptionError
-from edgetok.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from edgetok.chat import Chat
@@ -29,26 +30,41 @@ HELP = (
     ("/undo", "remove the last message and its answer"),
     ("/retry", "answer the last message again"),
     ("/clear", "start a new conversation"),
-    ("/set [NAME VALUE]", "show or change sampling options, e.g. /set temperature 0.5"),
+    ("/set [NAME VALUE]", "show or change sampling options, e.g. /set temp 0.5"),
     ("/memory", "show which tokens the cache still holds"),
     ("/save FILE", "save the conversation to a file"),
     ("/load FILE", "load a saved conversation and continue it"),
     ("/exit", "end the chat; Ctrl-D does the same"),
 )
 KEYS = (
+    ("/re, /m, ...", "the beginning of a command is enough, if only one begins so"),
     ("Ctrl-C", "stops an answer, or clears the line"),
+    ("Alt-Enter", "begins a new line of the message"),
     ("\\ at the end", "continues the message in the next line"),
     ('"""', "begins and ends a message of several lines"),
 )
+_ENDS = {
+    "cancelled": "stopped",
+    "length": "cut at max_tokens",
+    "time": "cut at max_seconds",
+    "context": "context full: /undo, /clear, or a larger --context",
+    "loop": "stopped, because it repeats itself: /set stop_loops off lets it go on",
+}
 
 
 class Repl:
     """A loop that reads, answers and prints until the user leaves."""
 
-    def __init__(self, chat: Chat, model: Model) -> None:
-        """Prepare the terminal."""
-        self._chat, self._model = chat, model
-        self._colour = sys.stdout.isatty()
+    def __init__(self, chat: Chat, model: Model, *, plain: bool = False) -> None:
+        """Prepare the terminal.
+
+        Args:
+            chat: the conversation.
+            model: it is held with.
+            plain: show answers as they are, not as markdown.
+        """
+        self._chat, self._model, self._plain = chat, model, plain
+        self._colour = styled()
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/help": self._help,
             "/system": self._system,
@@ -68,49 +84,46 @@ class Repl:
     def run(self) -> None:
         """Talk until the user leaves."""
         self._banner()
-        with self._lines:
-            while True:
-                try:
-                    text = self._lines.read()
-                except KeyboardInterrupt:
-                    self._note("(Ctrl-D or /exit ends the chat)")
-                    continue
-                if text is None:
-                    click.echo()
+        while True:
+            try:
+                text = self._lines.read()
+            except KeyboardInterrupt:
+                self._note("(Ctrl-D or /exit ends the chat)")
+                continue
+            if text is None:
+                click.echo()
+                return
+            if not text.strip():
+                continue
+            try:
+                if self._turn(text):
                     return
-                if not text.strip():
-                    continue
-                try:
-                    if self._turn(text):
-                        return
-                except EdgetokError as error:
-                    self._error(str(error))
-                except KeyboardInterrupt:
-                    click.echo()
+            except EdgetokError as error:
+                self._error(str(error))
+            except KeyboardInterrupt:
+                click.echo()
 
     def _turn(self, text: str) -> bool:
         """Handle one input; return True to leave."""
         if not text.startswith("/") or "\n" in text:
-            self._answer(self._chat.send(text))
+            reading = ReadingLine()
+            self._answer(self._chat.send(text, progress=reading), reading)
             return False
         name, _, rest = text.strip().partition(" ")
-        action = self._commands.get(name)
-        if action is None:
-            near = difflib.get_close_matches(name, self._commands, n=1)
-            raise OptionError(
-                f"unknown command {name}; " + (f"did you mean {near[0]}?" if near else "try /help")
-            )
+        action = self._commands[settings.find(name.lower(), self._commands, "command")]
         return bool(action(rest.strip()))
 
-    def _answer(self, answer: Generation) -> None:
-        show = common.answer_writer()
-        ended = "\n"
-        with cancel_on_interrupt(answer):
-            for piece in answer:
-                ended = piece
-                show(piece)
-        if not ended.endswith("\n") or not answer.result.text:
-            click.echo()
+    def _answer(self, answer: Generation, reading: ReadingLine) -> None:
+        view = answer_view(self._plain)
+        with quiet_keys():
+            try:
+                with cancel_on_interrupt(answer):
+                    for piece in answer:
+                        reading.clear()
+                        view.push(piece)
+            finally:
+                reading.clear()
+                view.finish()
         self._status(answer)
 
     def _status(self, answer: Generation) -> None:
@@ -127,12 +140,8 @@ class Repl:
             parts.append(f"{memory.retained:,.0f} of {memory.seen:,} tokens retained")
             parts.append(f"{100 * memory.loss:.1f} % of attention lost")
         parts.append(f"{_resident_mb():,.0f} MB")
-        if result.finish == "cancelled":
-            parts.append("stopped")
-        elif result.finish == "length":
-            parts.append("cut at max_tokens")
-        elif result.finish == "context":
-            parts.append("context full: /undo, /clear, or a larger --context")
+        if result.finish in _ENDS:
+            parts.append(_ENDS[result.finish])
         self._note("  " + " · ".join(parts))
         click.echo()
 
@@ -143,20 +152,14 @@ class Repl:
         size = common.megabytes(artefact.weight_bytes)
         if bits is not None:
             size += f", {bits:.1f} bits per weight"
-        click.echo(
-            self._styled("edgetok", bold=True)
-            + f"  {model.path.resolve().name}  "
-            + self._styled(
-                f"{size} · {model.backend.name} · {model.context_tokens:,} tokens", dim=True
-            )
-        )
+        click.echo(self._styled("edgetok", bold=True) + f"  {model.path.resolve().name}")
+        self._note(f"{size} · {model.backend.name} · {model.context_tokens:,} tokens")
         self._note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
         click.echo()
 
     def _help(self, rest: str) -> None:
         del rest
-        for left, right in (*HELP, *KEYS):
-            click.echo(f"  {self._styled(f'{left:<18}', bold=True)} {right}")
+        common.print_table("", (*HELP, *KEYS))
 
     def _system(self, rest: str) -> None:
         if rest:
@@ -166,11 +169,12 @@ class Repl:
     def _undo(self, rest: str) -> None:
         del rest
         message = self._chat.undo()
-        self._note("(nothing to remove)" if message is None else f"removed: {message:.60}")
+        self._note("(nothing to remove)" if message is None else f"removed: {_short(message)}")
 
     def _retry(self, rest: str) -> None:
         del rest
-        self._answer(self._chat.retry())
+        reading = ReadingLine()
+        self._answer(self._chat.retry(progress=reading), reading)
 
     def _clear(self, rest: str) -> None:
         del rest
@@ -178,16 +182,15 @@ class Repl:
         self._note("(a new conversation)")
 
     def _set(self, rest: str) -> None:
-        name, _, value = rest.partition(" ")
-        if name and value:
-            changed = {name.replace("-", "_"): parse_setting(name.replace("-", "_"), value.strip())}
-            self._chat.sampling = self._chat.sampling.with_changes(changed)
-        now = dataclasses.asdict(self._chat.sampling)
-        if name and name.replace("-", "_") not in now:
-            raise OptionError(f"unknown option {name!r}; use one of {', '.join(now)}")
-        for key, setting in now.items():
-            if not name or key == name.replace("-", "_"):
-                click.echo(f"  {key:<20} {setting}")
+        names = settings.NAMES
+        if rest:
+            name, value = settings.parse_assignment(rest)
+            if value:
+                changed = {name: settings.parse_setting(name, value)}
+                self._chat.sampling = self._chat.sampling.with_changes(changed)
+            names = (name,)
+        now = self._chat.sampling
+        common.print_table("", [(name, settings.shown(name, getattr(now, name))) for name in names])
 
     def _memory(self, rest: str) -> None:
         del rest
@@ -207,7 +210,7 @@ class Repl:
                 ("Bytes", f"{memory.nbytes:,}, fixed"),
             ],
         )
-        self._note(memory.text(self._model.tokenizer.decode))
+        self._note(memory.text(self._model.tokenizer.stream().push))
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save FILE")
@@ -217,18 +220,35 @@ class Repl:
     def _load(self, rest: str) -> None:
         self._chat.load(_path(rest, "/load FILE"))
         for message in self._chat.messages:
-            mark = {"user": "› ", "system": "⚙ "}.get(message["role"], "")
-            click.echo(self._styled(mark, bold=True) + common.for_terminal(message["content"]))
+            mark = {"user": "› ", "system": "⚙ "}.get(message["role"])
+            if mark is not None:
+                first, *more = self._wrapped(mark + common.for_terminal(message["content"]))
+                click.echo(self._styled(mark, bold=True) + first.removeprefix(mark))
+                for line in more:
+                    click.echo(line)
+            else:
+                view = answer_view(self._plain)
+                view.push(message["content"])
+                view.finish()
+                click.echo()
 
     def _exit(self, rest: str) -> bool:
         del rest
         return True
 
     def _note(self, text: str) -> None:
-        click.echo(self._styled(common.for_terminal(text), dim=True))
+        for line in self._wrapped(common.for_terminal(text)):
+            click.echo(self._styled(line, dim=True))
 
     def _error(self, text: str) -> None:
-        click.echo(self._styled(" ".join(text.split()), fg="red"))
+        for line in self._wrapped(common.for_terminal(" ".join(text.split()))):
+            click.echo(self._styled(line, fg="red"))
+
+    def _wrapped(self, text: str) -> list[str]:
+        """Return lines for this terminal; elsewhere they stay as they are."""
+        if not sys.stdout.isatty():
+            return text.split("\n")
+        return wrapped(text, shutil.get_terminal_size().columns - 1)
 
     def _styled(self, text: str, *, bold: bool = False, dim: bool = False, fg: str = "") -> str:
         if not self._colour:
@@ -236,22 +256,10 @@ class Repl:
         return click.style(text, bold=bold or None, dim=dim or None, fg=fg or None)
 
 
-def parse_setting(name: str, text: str) -> object:
-    """Return the value that was typed for a sampling option.
-
-    Raises:
-        OptionError: the option is unknown, or the text is not a value of it.
-    """
-    kinds = get_type_hints(SamplingOptions)
-    if name not in kinds:
-        raise OptionError(f"unknown option {name!r}; use one of {', '.join(kinds)}")
-    if name == "stop":
-        return () if text in ("-", "none") else (common.unescape(text),)
-    if type(None) in get_args(kinds[name]) and text in ("-", "none"):
-        return None
-    with contextlib.suppress(ValueError):
-        return float(text) if kinds[name] is float else int(text)
-    raise OptionError(f"{name} is {text!r}, expected a number")
+def _short(text: str) -> str:
+    """Return the beginning of a text, cut between words."""
+    first = wrapped(" ".join(text.split()), 60)
+    return first[0] + (" ..." if len(first) > 1 else "")
 
 
 def _path(text: str, usage: str) -> Path:

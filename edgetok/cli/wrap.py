@@ -6,6 +6,7 @@ on the next line.
 
 from __future__ import annotations
 
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -69,6 +70,33 @@ class WordWrap:
             self._write("\n")
             self._column = 0
             self._word, self._word_width = "", 0
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """Return the lines of a text, broken between words; a longer word is broken where it must.
+
+    Args:
+        text: without control characters but line ends.
+        columns: most columns of a line.
+    """
+    lines: list[str] = []
+    for line in text.replace("\t", " ").split("\n"):
+        made, used = "", 0
+        for part in re.findall(r" +|[^ ]+", line):
+            width = sum(map(_width, part))
+            if used + width > columns and made.strip():
+                lines.append(made.rstrip())
+                made, used = "", 0
+                if part.isspace():
+                    continue
+            for char in part:
+                if used + _width(char) > columns and made:
+                    lines.append(made)
+                    made, used = "", 0
+                made += char
+                used += _width(char)
+        lines.append(made.rstrip())
+    return lines
 
 
 def _width(char: str) -> int:

@@ -19,12 +19,12 @@ from edgetok.errors import GrammarError
 from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.runtime.backend import Backend
+from edgetok.runtime.select import LEAST_EVICTING_TOKENS
 from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.options import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer
 
 BATCH = 16  # answers of a batch in the making at once, where a backend computes them together
-LEAST_EVICTING_TOKENS = 64  # of a context: less leaves a policy nothing to choose from
 
 
 class Engine:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.drafts import Drafter
+from edgetok.engine.loops import repeats
 from edgetok.engine.mailbox import Piece
 from edgetok.engine.result import FinishReason
 from edgetok.errors import ContextError, GrammarError, OptionError
@@ -75,8 +76,8 @@ class Sequence:
             priority: see the attributes.
             constraint: restricts the answer; for this sequence alone.
             context_tokens: see the attributes.
-            progress: called with (tokens of the prompt that are read, all of them) after each
-                step that reads some; an error that it raises ends the answer.
+            progress: called with (tokens of the prompt that are read, all of them) at the
+                beginning and after each step; an error that it raises ends the answer.
             speculate: draft tokens where that is faster (`drafts.py`).
             shown: special tokens that are spelled out in the text.
 
@@ -132,6 +133,8 @@ class Sequence:
         )
         self.cached = self.context.reuse(self.prompt)
         self.pending = self.prompt[self.cached :]
+        if self._progress is not None:
+            self._progress(self.cached, len(self.prompt))
 
     @property
     def stop(self) -> str | None:
@@ -336,6 +339,9 @@ class Sequence:
             pieces += self._rest()
         elif room < 1:
             self.finish = "context"
+            pieces += self._rest()
+        elif self._options.stop_loops and repeats(self.tokens, self._tokenizer.decode):
+            self.finish = "loop"
             pieces += self._rest()
         else:
             self.pending = [token]

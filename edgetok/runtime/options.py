@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.errors import OptionError
-from edgetok.quantities import parse_bytes
+from edgetok.quantities import parse_bytes, parse_tokens
 
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
 KvBits = Literal[4, 8, 16, 32]
 Size = int | str  # bytes, or a text such as "64MB"
+TokenCount = int | str  # or a text such as "4k"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,9 @@ class RunOptions:
         "small model]",
     ] = None
     context: Annotated[
-        int | None,
-        "Maximum tokens of prompt and answer together.  [default: 4096, or the trained length if "
-        "that is less]",
+        TokenCount | None,
+        "Maximum tokens of prompt and answer together, e.g. 8k.  [default: 4096, or the trained "
+        "length if that is less]",
     ] = None
     kv_bits: Annotated[
         KvBits,
@@ -105,8 +106,15 @@ class RunOptions:
                 raise OptionError(f"gpu_layers was given with device {device!r}, expected 'cuda'")
         if self.kv_budget is not None and self.kv_policy == "none":
             raise OptionError("--kv-budget conflicts with --kv-policy none; remove one")
+        if self.context_tokens is not None and type(self.context_tokens) is not int:
+            raise OptionError(f"context is {self.context!r}, expected a number of tokens")
         _bytes("kv_budget", self.kv_budget)
         _bytes("prefix_cache", self.prefix_cache)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Return the limit of prompt and answer together; None: the default."""
+        return parse_tokens(self.context) if isinstance(self.context, str) else self.context
 
     @property
     def kv_budget_bytes(self) -> int | None:
@@ -156,7 +164,7 @@ class RunChanges(TypedDict, total=False):
     device: Device
     gpu_layers: int | None
     threads: int | None
-    context: int | None
+    context: TokenCount | None
     kv_bits: KvBits
     kv_budget: Size | None
     kv_policy: str | None

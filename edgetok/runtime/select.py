@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgetok.runtime.cpu.backend import CpuBackend
 
 DEFAULT_CONTEXT_TOKENS = 4096
+LEAST_EVICTING_TOKENS = 64  # of a context: less leaves a policy nothing to choose from
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
@@ -139,7 +140,7 @@ def _gpu(
     if layers > total:
         raise OptionError(f"gpu_layers is {layers}, the model has {total}")
     compute: GpuCompute = "float32" if options.compute == "float32" else "float16"
-    tokens = options.context or min(spec.context_tokens, DEFAULT_CONTEXT_TOKENS)
+    tokens = options.context_tokens or min(spec.context_tokens, DEFAULT_CONTEXT_TOKENS)
     plans = [
         place(
             artefact,

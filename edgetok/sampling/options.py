@@ -55,6 +55,10 @@ class SamplingOptions:
         float | None,
         "Maximum time for prompt and answer together, e.g. 30.  [default: no limit]",
     ] = None
+    stop_loops: Annotated[
+        bool,
+        "End an answer that repeats itself without end.  [default: in edgetok chat]",
+    ] = False
     logprobs: Annotated[
         int | None,
         "Give each token's log-probability, and those of this many most likely tokens, e.g. 5.",
@@ -79,6 +83,8 @@ class SamplingOptions:
             _whole("max_tokens", self.max_tokens, 1, 1 << 28)
         if self.max_seconds is not None:
             _number("max_seconds", self.max_seconds, 0.0, 1e9)
+        if not isinstance(self.stop_loops, bool):
+            raise OptionError(f"stop_loops is {self.stop_loops!r}, expected True or False")
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         given: object = self.stop
@@ -157,4 +163,5 @@ class SamplingChanges(TypedDict, total=False):
     max_tokens: int | None
     stop: tuple[str, ...]
     max_seconds: float | None
+    stop_loops: bool
     logprobs: int | None

@@ -8,6 +8,7 @@ bytes, for one, would pass as a list of token ids.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,6 +53,17 @@ def checked_prompts(prompts: object) -> Iterable[Any]:
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
         raise OptionError(f"prompts is {_kind(prompts)}, expected a list of prompts")
     return prompts
+
+
+def checked_path(path: object) -> str | os.PathLike[str]:
+    """Return a path.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionError(f"the path is {_kind(path)}, expected a text or a Path")
+    return path
 
 
 def checked_text(name: str, text: object) -> str:

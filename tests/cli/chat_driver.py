@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.fake import fake_model
 def load(path: Path, **options: Any) -> Model:
     model = fake_model(Path(path), context=options.get("context"))
     backend: Any = model.backend
-    backend.step_s = 0.01
+    backend.step_s = float(os.environ.get("EDGETOK_TEST_STEP_S", "0.01"))
     model.artefact.bits_per_weight = 4.5  # type: ignore[misc]
     model.artefact.weight_bytes = 1_000_000  # type: ignore[misc]
     return model

@@ -11,7 +11,7 @@ import pytest
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cli import bench, chat, convert, eval, generate, verify
 from edgetok.cli.options import given_of, sampling_changes
-from edgetok.cli.repl import parse_setting
+from edgetok.cli.settings import parse_setting
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import OptionError
 from edgetok.runtime.options import RunChanges, RunOptions

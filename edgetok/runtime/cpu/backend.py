@@ -45,6 +45,16 @@ BLOCK_TOKENS = 256
 _HEAD_TOKENS = 32
 
 
+def plan_options(kv_bits: int, compute: Compute, block_tokens: int) -> PlanOptions:
+    """Return the options of a plan with blocks of so many tokens."""
+    return PlanOptions(
+        kv_bits=kv_bits,
+        compute=compute,
+        block_tokens=block_tokens,
+        head_tokens=min(_HEAD_TOKENS, block_tokens),
+    )
+
+
 class CpuBackend(SpecBackend):
     """Computes logits with compiled kernels on a team of threads. See `Backend`.
 
@@ -119,12 +129,7 @@ class CpuBackend(SpecBackend):
             threads=threads,
         )
         if plan is None:
-            options = PlanOptions(
-                kv_bits=kv_bits,
-                compute=compute,
-                block_tokens=block_tokens,
-                head_tokens=min(_HEAD_TOKENS, block_tokens),
-            )
+            options = plan_options(kv_bits, compute, block_tokens)
             plan = make_plan(self._spec, artefact, options)
         if plan.spec != self._spec:
             raise ArtefactError(f"{artefact.folder}: a plan for another decoder; make it again")

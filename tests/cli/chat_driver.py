@@ -1,4 +1,4 @@
-"""Run `edgetok` with a fake model in its own process, for tests/cli/test_terminal.py."""
+"""Run `edgetok chat FOLDER` with a fake model in its own process, for test_terminal.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetok.cli.main import run
 from edgetok.model import Model
-from tests.fake import fake_model
+from tests.fake import fake_model, write_tokenizer
 
 
 def load(path: Path, **options: Any) -> Model:
@@ -22,5 +22,8 @@ def load(path: Path, **options: Any) -> Model:
 
 
 if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    write_tokenizer(folder)
+    (folder / "manifest.json").write_text("{}")  # an artefact, as far as its name is looked up
     Model.load = load  # type: ignore[method-assign, assignment]
     sys.exit(run(sys.argv[1:]))

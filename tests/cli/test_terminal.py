@@ -267,3 +267,44 @@ def test_exit_and_a_bad_message(terminal: Terminal) -> None:
     terminal.prompt()
     terminal.type("/exit\n")
     assert terminal.close() == 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 10)])
+def test_a_real_model(
+    start: Open,
+    real_gguf: Callable[[str], Path],
+    tmp_path: Path,
+    columns: int,
+    lines: int,
+) -> None:
+    """SmolLM2: markdown, a loop that is stopped, Ctrl-C while a long prompt is read."""
+    from edgetok.converter.convert import ConvertOptions, convert
+
+    folder = tmp_path / "smollm2"
+    convert(str(real_gguf("smollm2")), folder, ConvertOptions(reference_tokens=0))
+    words = (str(folder), "--temperature", "0", "--context", "2k")
+    terminal = start(*words, columns=columns, lines=lines, program=("-m", "edgetok.cli", "chat"))
+    terminal.prompt()
+    terminal.type("Write Python code that prints hello, with a heading.\n")
+    answer = terminal.until("tokens/s", 200)
+    assert "print(" in answer
+    assert "```" not in answer
+    assert "**" not in answer
+    terminal.prompt()
+    terminal.type("/clear\n")
+    terminal.until("a new conversation")
+    terminal.type("Write a dialogue between two friends about the weather.\n")
+    said = terminal.until("tokens/s", 300)
+    terminal.prompt()
+    assert len(said) < 4000
+    terminal.paste("The dog and the cat sat on the mat.\n" * 100)
+    terminal.until("[pasted #1: 100 lines]")
+    terminal.type("\n")
+    terminal.until("reading: ", keep=True)
+    terminal.type("\x03")
+    terminal.until("stopped", 100)
+    terminal.prompt()
+    assert max(map(len, terminal.lines)) <= columns
+    terminal.type("\x04")
+    assert terminal.close() == 0

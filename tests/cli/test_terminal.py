@@ -282,7 +282,8 @@ def test_a_real_model(
     from edgetok.converter.convert import ConvertOptions, convert
 
     folder = tmp_path / "smollm2"
-    convert(str(real_gguf("smollm2")), folder, ConvertOptions(reference_tokens=0))
+    options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
+    convert(str(real_gguf("smollm2")), folder, options)
     words = (str(folder), "--temperature", "0", "--context", "2k")
     terminal = start(*words, columns=columns, lines=lines, program=("-m", "edgetok.cli", "chat"))
     terminal.prompt()

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("pty", reason="needs pseudo-terminals")
 pytest.importorskip("pyte", reason="needs the test extra's terminal")
 
+from edgetok.environment import read_settings
 from tests.cli.terminal import Terminal
 
 LONG = "abcdefghij " * 12
@@ -285,7 +286,13 @@ def test_a_real_model(
     options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
     convert(str(real_gguf("smollm2")), folder, options)
     words = (str(folder), "--temperature", "0", "--context", "2k")
-    terminal = start(*words, columns=columns, lines=lines, program=("-m", "edgetok.cli", "chat"))
+    terminal = start(
+        *words,
+        columns=columns,
+        lines=lines,
+        program=("-m", "edgetok.cli", "chat"),
+        EDGETOK_CACHE_DIR=str(read_settings().cache_dir),  # kernels are compiled already
+    )
     terminal.prompt()
     terminal.type("Write Python code that prints hello, with a heading.\n")
     answer = terminal.until("tokens/s", 200)

@@ -133,7 +133,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "serve": {
         "errors",
+        "answer",
         "cache",
+        "dialect",
         "engine",
         "formats",
         "grammar",

@@ -18,20 +18,21 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.answer import ChatAnswer
 from edgetok.cache.protocol import KVCache
+from edgetok.dialect.reader import AnswerReader
+from edgetok.dialect.tool import TextPiece
 from edgetok.engine.generation import Generation
-from edgetok.errors import ArtefactError, ContextError, OptionError
+from edgetok.errors import ArtefactError, ContextError
 from edgetok.model import Model
-from edgetok.sampling.constraint import Constraint
-from edgetok.sampling.options import SamplingOptions
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.failure import Refusal, log
 from edgetok.serve.metrics import Metrics
 from edgetok.serve.models import ModelPool, Served
-from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Prompt, Request, Text, Usage, Whole
+from edgetok.serve.prompts import Prepared, prepare
+from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Request, Said, Usage, Whole
 
 _STRETCHES = 64  # of a conversation, whose share in the cache is told
-_SIZES = 256  # tokens that the sizes of caches are rounded up to
 
 
 class Writer:
@@ -66,15 +67,9 @@ class Writer:
         self.budget.check_room()
         async with contextlib.AsyncExitStack() as stack:
             served, model = await stack.enter_async_context(self.models.using(request.model))
-            options = model.sampling.with_changes(dict(request.sampling))
-            prompts = await asyncio.to_thread(_tokens, model, request)
-            sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
-            total = sum(sizes) * request.answers
-            constraint = None
-            if request.grammar is not None:
-                constraint = await asyncio.to_thread(model.engine.constraint, request.grammar)
+            prepared = await asyncio.to_thread(prepare, model, request)
             held = stack.pop_all()
-        return Answer(self, held, served, model, request, options, prompts, constraint, total)
+        return Answer(self, held, served, model, request, prepared)
 
     def close_later(self, answer: Answer) -> asyncio.Task[None]:
         """Give back what an answer holds, whatever becomes of the task that asks for it."""
@@ -104,10 +99,7 @@ class Answer:
         served: Served,
         model: Model,
         request: Request,
-        options: SamplingOptions,
-        prompts: Sequence[list[int]],
-        constraint: Constraint | None,
-        nbytes: int,
+        prepared: Prepared,
     ) -> None:
         """Prepare; made by `Writer.begin`.
 
@@ -117,16 +109,12 @@ class Answer:
             served: the model's entry.
             model: loaded.
             request: what to do.
-            options: of sampling.
-            prompts: token ids, one answer or more of each.
-            constraint: of each answer.
-            nbytes: that all its caches need at most.
+            prepared: how.
         """
         self.served = served
-        self.usage = Usage(prompt_tokens=sum(map(len, prompts)))
+        self.usage = Usage(prompt_tokens=sum(map(len, prepared.prompts)))
         self._writer, self._stack, self._model = writer, stack, model
-        self._request, self._options, self._prompts = request, options, prompts
-        self._constraint, self._nbytes = constraint, nbytes
+        self._request, self._prepared = request, prepared
         self._borrowed = False
         self._generations: list[Generation] = []
         self._begun_s = time.monotonic()
@@ -138,7 +126,7 @@ class Answer:
             Refusal: the queue is full, or the memory never suffices.
             EdgetokError: the engine fails.
         """
-        await self._writer.budget.borrow(self._nbytes, self._request.priority)
+        await self._writer.budget.borrow(self._prepared.nbytes, self._request.priority)
         self._borrowed = True
         try:
             async with contextlib.aclosing(self._written()) as events:
@@ -150,14 +138,10 @@ class Answer:
 
     async def whole(self) -> list[Whole]:
         """All answers, each from beginning to end."""
-        found = [Whole() for _ in range(len(self._prompts) * self._request.answers)]
+        found = [Whole() for _ in self._prepared.plans]
         async with contextlib.aclosing(self.events()) as events:
             async for event in events:
-                if isinstance(event, Text):
-                    found[event.place].text += event.text
-                else:
-                    found[event.place].reason = event.reason
-                    found[event.place].stop = event.stop
+                found[event.place].take(event)
         return found
 
     async def __aenter__(self) -> Self:
@@ -180,7 +164,7 @@ class Answer:
         finally:
             self._generations.clear()
             if self._borrowed:
-                self._writer.budget.give_back(self._nbytes)
+                self._writer.budget.give_back(self._prepared.nbytes)
             await self._stack.aclose()
 
     def _keep(self) -> None:
@@ -197,7 +181,7 @@ class Answer:
 
     async def _written(self) -> AsyncGenerator[Event, None]:
         """Events of all answers as they come."""
-        if len(self._prompts) * self._request.answers == 1:
+        if len(self._prepared.plans) == 1:
             async for event in self._one(0):
                 yield event
             return
@@ -212,7 +196,7 @@ class Answer:
 
         count = self._request.answers
         tasks = []
-        left = len(self._prompts) * count
+        left = len(self._prepared.plans)
         try:
             # Where a prompt has several answers the first one reads it for all.
             for place in range(0, left, count):
@@ -234,25 +218,32 @@ class Answer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, place: int) -> AsyncGenerator[Event, None]:
-        prompt = self._prompts[place // self._request.answers]
-        engine, options = self._model.engine, self._options
+        prompt = self._prepared.prompts[place // self._request.answers]
+        plan, options = self._prepared.plans[place], self._prepared.options
         if options.seed is not None and place % self._request.answers:
             options = options.with_changes({"seed": (options.seed + place) % (1 << 64)})
-        constraint = None if self._constraint is None else self._constraint.fork()
-        generation = engine.text(
-            prompt, options, priority=self._request.priority, constraint=constraint
+        engine = self._model.engine
+        sequence = engine.sequence(
+            engine.room(prompt, options),
+            prompt,
+            options,
+            priority=self._request.priority,
+            constraint=None if plan is None else plan.constraint,
+            shown=() if plan is None else plan.shown,
         )
-        self._generations.append(generation)
+        reader = AnswerReader() if plan is None else plan.reader
+        answer = ChatAnswer(engine.stepper, sequence, reader)
+        self._generations.append(answer)
         if self._request.echo:
-            yield Text(place, self._model.tokenizer.decode(prompt))
+            yield Said(place, TextPiece(self._model.tokenizer.decode(prompt)))
         first = True
-        async for piece in generation:
+        async for piece in answer.pieces_async():
             if first:
                 self._writer.metrics.first_token(time.monotonic() - self._begun_s)
                 first = False
-            yield Text(place, piece)
-        self._count(place, generation)
-        yield Ended(place, generation.result.finish, generation.stop)
+            yield Said(place, piece)
+        self._count(place, answer)
+        yield Ended(place, answer.result.finish, answer.stop)
 
     def _count(self, place: int, generation: Generation) -> None:
         stats, usage, metrics = generation.result.stats, self.usage, self._writer.metrics
@@ -265,9 +256,10 @@ class Answer:
         cache: KVCache = generation.context.cache
         usage.kept = _stretches(cache.kept())
         if cache.capabilities.evicts:
-            usage.evicted_tokens += math.ceil(cache.length_tokens - cache.retained)
+            evicted = math.ceil(cache.length_tokens - cache.retained)
+            usage.evicted_tokens += evicted
+            metrics.evicted_tokens += evicted
             usage.attention_loss = max(usage.attention_loss, cache.loss)
-            metrics.evicted_tokens += usage.evicted_tokens
 
 
 def _stretches(kept: npt.NDArray[np.float32]) -> tuple[float, ...]:
@@ -279,52 +271,3 @@ def _stretches(kept: npt.NDArray[np.float32]) -> tuple[float, ...]:
 def _settle(generations: Sequence[Generation]) -> None:
     for generation in generations:
         generation.settle()
-
-
-def _tokens(model: Model, request: Request) -> list[list[int]]:
-    """The prompts as token ids.
-
-    Raises:
-        OptionError: a prompt is empty or has an unknown token.
-        ContextError: it does not fit.
-        TemplateError: the template refuses the messages.
-    """
-    found = [_continued(model, prompt) for prompt in request.prompts]
-    if request.messages:
-        text = model.template.conversation(request.messages, None, request.variables)
-        found.append(model.tokenizer.encode(text + request.begun, special=False))
-    for tokens in found:
-        if not tokens:
-            raise OptionError("the prompt is empty, expected at least one token")
-        if model.engine.limits is None and len(tokens) > model.context_tokens:
-            raise ContextError(
-                f"the prompt has {len(tokens):,} tokens, the context holds "
-                f"{model.context_tokens:,}; shorten it, or start the server with a larger "
-                "--context or with --kv-budget"
-            )
-    return found
-
-
-def _continued(model: Model, prompt: Prompt) -> list[int]:
-    """The tokens of a text that is continued; those that were given are checked."""
-    if not isinstance(prompt, str):
-        for token in prompt:
-            if not 0 <= token < model.tokenizer.vocab_size:
-                raise OptionError(
-                    f"token {token} in the prompt, expected 0 to {model.tokenizer.vocab_size - 1}"
-                )
-        return list(prompt)
-    tokens = model.tokenize(prompt)
-    if not tokens and model.tokenizer.bos_token is not None:
-        return [model.tokenizer.bos_token]
-    return tokens
-
-
-def _cache_bytes(model: Model, prompt_tokens: int, options: SamplingOptions) -> int:
-    """Most bytes of the cache that an answer gets."""
-    engine = model.engine
-    capacity = engine.capacity_tokens(prompt_tokens, options.max_tokens)
-    if engine.limits is not None:
-        return engine.backend.new_bounded_cache(capacity, engine.limits).nbytes
-    rounded = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
-    return engine.backend.new_cache(rounded).nbytes

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgetok.serve.answers import Writer
+from edgetok.serve.body import read_json
 from edgetok.serve.chat_completions import ChatCompletions
 from edgetok.serve.completions import Completions
 from edgetok.serve.exchange import Exchange
@@ -25,6 +26,7 @@ from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import error_body
 from edgetok.serve.options import ServeOptions
 from edgetok.serve.page import chat_page
+from edgetok.serve.prompts import prepare
 from edgetok.serve.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
@@ -56,6 +58,7 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
             Route(
                 f"{prefix}/responses", Exchange(Responses(), writer, "responses"), methods=["POST"]
             ),
+            Route(f"{prefix}/messages/count_tokens", pages.count_tokens, methods=["POST"]),
             Route(f"{prefix}/messages", Exchange(Messages(), writer, "messages"), methods=["POST"]),
             Route(f"{prefix}/embeddings", pages.no_embeddings, methods=["POST"]),
             Route(f"{prefix}/rerank", pages.no_embeddings, methods=["POST"]),
@@ -116,6 +119,19 @@ class _Pages:
 
     async def model(self, request: Request) -> Response:
         return JSONResponse(_model(self._writer.models.find(request.path_params["name"])))
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Anthropic's: the tokens that a conversation would be."""
+        protocol = Messages()
+        try:
+            body = await read_json(request.scope, request.receive)
+            call = protocol.parse({"max_tokens": 1} | body)
+            async with self._writer.models.using(call.request.model) as (_, model):
+                prepared = await asyncio.to_thread(prepare, model, call.request)
+        except Exception as error:
+            refusal = refusal_of(error)
+            return JSONResponse(protocol.error(refusal), refusal.status, refusal.headers)
+        return JSONResponse({"input_tokens": sum(map(len, prepared.prompts))})
 
     async def no_embeddings(self, request: Request) -> Response:
         raise Refusal(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgetok.dialect.tool import AnswerPiece, CallBegin, ReasoningPiece, TextPiece
 from edgetok.errors import GrammarError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
@@ -16,13 +17,16 @@ from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import (
     FINISH,
     Sampled,
+    choice_of,
+    effort_of,
     error_body,
     grammar_of,
     new_id,
+    tools_of,
     usage_body,
 )
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import Event, Request, Text, Usage, Whole
+from edgetok.serve.request import Event, Request, Said, Usage, Whole
 
 _MOST_MESSAGES = 4096
 _VARIABLE = bool | int | float | str | None
@@ -67,6 +71,8 @@ class _Body(Sampled):
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     functions: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -93,6 +99,10 @@ class ChatCompletions(Protocol):
             priority=found.importance,
             variables=_variables(found.chat_template_kwargs or {}),
             grammar=_grammar(found),
+            tools=tools_of(found.tools),
+            tool_choice=choice_of(found.tool_choice),
+            parallel_calls=found.parallel_tool_calls is not False,
+            effort=effort_of(found.reasoning_effort, "reasoning_effort"),
         )
         rendering = _Completion(found)
         return Call(request, bool(found.stream), rendering, found.ignored)
@@ -105,8 +115,6 @@ class ChatCompletions(Protocol):
 def _refuse_unsupported(found: _Body) -> None:
     if found.chat_template is not None:
         raise refuse("chat_template", "templates are the model's own; leave it out")
-    if found.tools and found.tool_choice != "none":
-        raise refuse("tools", "tools are not supported yet; leave them out")
     if found.functions:
         raise refuse("functions", "replaced by tools; leave it out")
     if found.logprobs or found.top_logprobs:
@@ -209,6 +217,7 @@ class _Completion(Rendering):
     def __init__(self, found: _Body) -> None:
         self._usage_chunk, self._memory = found.usage_chunk, found.memory
         self._begun: set[int] = set()
+        self._called: set[int] = set()
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
@@ -224,10 +233,13 @@ class _Completion(Rendering):
         if event.place not in self._begun:
             self._begun.add(event.place)
             yield self._chunk(event.place, {"role": "assistant", "content": ""}, None)
-        if isinstance(event, Text):
-            yield self._chunk(event.place, {"content": event.text}, None)
+        if isinstance(event, Said):
+            self._called |= {event.place} if isinstance(event.piece, CallBegin) else set()
+            yield self._chunk(event.place, _delta(event.piece), None)
         else:
-            yield self._chunk(event.place, {}, FINISH.get(event.reason))
+            called = event.place in self._called and event.reason == "stop"
+            reason = "tool_calls" if called else FINISH.get(event.reason)
+            yield self._chunk(event.place, {}, reason)
 
     def end(self, usage: Usage) -> Iterable[Payload]:
         if self._usage_chunk:
@@ -245,9 +257,9 @@ class _Completion(Rendering):
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "message": _answer(one),
                 "logprobs": None,
-                "finish_reason": FINISH.get(one.reason),
+                "finish_reason": "tool_calls" if one.called else FINISH.get(one.reason),
             }
             for i, one in enumerate(answers)
         ]
@@ -261,3 +273,30 @@ class _Completion(Rendering):
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         extra = {"usage": None} if self._usage_chunk else {}
         return None, self._head | {"choices": [choice]} | extra
+
+
+def _delta(piece: AnswerPiece) -> dict[str, Any]:
+    """One piece of an answer; a call's id and name come once, then pieces of its arguments."""
+    if isinstance(piece, TextPiece):
+        return {"content": piece.text}
+    if isinstance(piece, ReasoningPiece):
+        return {"reasoning_content": piece.text}
+    if isinstance(piece, CallBegin):
+        function = {"name": piece.name, "arguments": ""}
+        call = {"index": piece.index, "id": piece.id, "type": "function", "function": function}
+        return {"tool_calls": [call]}
+    return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+
+
+def _answer(one: Whole) -> dict[str, Any]:
+    """A whole answer as a message."""
+    text = None if one.calls and not one.text else one.text
+    found: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if one.reasoning:
+        found["reasoning_content"] = one.reasoning
+    if one.calls:
+        found["tool_calls"] = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for call_id, name, arguments in one.calls
+        ]
+    return found

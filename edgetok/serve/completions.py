@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from edgetok.dialect.tool import TextPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import FINISH, Sampled, error_body, new_id, usage_body
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import Event, Prompt, Request, Text, Usage, Whole
+from edgetok.serve.request import Ended, Event, Prompt, Request, Usage, Whole
 
 _DEFAULT_TOKENS = 16  # as OpenAI's
 
@@ -78,9 +79,10 @@ class _Completion(Rendering):
         return ()
 
     def event(self, event: Event) -> Iterable[Payload]:
-        if isinstance(event, Text):
-            return [self._chunk(_choice(event.place, event.text, None))]
-        return [self._chunk(_choice(event.place, "", FINISH.get(event.reason)))]
+        if isinstance(event, Ended):
+            return [self._chunk(_choice(event.place, "", FINISH.get(event.reason)))]
+        text = event.piece.text if isinstance(event.piece, TextPiece) else ""
+        return [self._chunk(_choice(event.place, text, None))]
 
     def end(self, usage: Usage) -> Iterable[Payload]:
         if self._usage_chunk:

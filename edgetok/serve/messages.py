@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.engine.result import FinishReason
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import new_id
+from edgetok.serve.openai_shared import grammar_of, new_id, tools_of
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import BACKGROUND, Event, Request, Text, Usage, Whole
+from edgetok.serve.request import BACKGROUND, Event, Request, Said, Usage, Whole
 
 _STOPPED: dict[FinishReason, str] = {
     "stop": "end_turn",
@@ -67,6 +69,7 @@ class _Body(BaseModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
     service_tier: str | None = None
 
 
@@ -76,10 +79,6 @@ class Messages(Protocol):
     def parse(self, body: dict[str, Any]) -> Call:
         """Read a body. See `Protocol`."""
         found = validated(_Body, body)
-        if found.tools and (found.tool_choice or {}).get("type") != "none":
-            raise refuse("tools", "tools are not supported yet; leave them out")
-        if (found.thinking or {}).get("type", "disabled") not in ("disabled", "adaptive"):
-            raise refuse("thinking", "not supported yet; leave it out")
         sampling = {
             "temperature": found.temperature,
             "top_p": found.top_p,
@@ -103,6 +102,11 @@ class Messages(Protocol):
             begun=begun,
             sampling={name: value for name, value in sampling.items() if value is not None},
             priority=BACKGROUND if found.service_tier == "flex" else 0,
+            tools=tools_of([_tool(tool, i) for i, tool in enumerate(found.tools or ())]),
+            tool_choice=_choice(found.tool_choice or {}),
+            parallel_calls=not (found.tool_choice or {}).get("disable_parallel_tool_use"),
+            grammar=grammar_of(_format(found), "output_config.format"),
+            **_thinking(found.thinking),
         )
         ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
         return Call(request, bool(found.stream), _Response(found.model), ignored)
@@ -110,6 +114,48 @@ class Messages(Protocol):
     def error(self, refusal: Refusal) -> dict[str, Any]:
         """Return the body of a refusal."""
         return _error(refusal)
+
+
+def _tool(given: dict[str, Any], number: int) -> dict[str, Any]:
+    if given.get("type", "custom") != "custom":
+        raise refuse(
+            f"tools.{number}", f"a tool of type {given['type']!r:.80}, expected one of the client's"
+        )
+    function = {
+        "name": given.get("name"),
+        "description": given.get("description"),
+        "parameters": given.get("input_schema"),
+    }
+    return {"type": "function", "function": function}
+
+
+def _choice(given: dict[str, Any]) -> str:
+    kind = given.get("type", "auto")
+    words = {"auto": "auto", "any": "required", "none": "none", "tool": given.get("name")}
+    word = words.get(kind)
+    if not isinstance(word, str):
+        raise refuse(
+            "tool_choice", "expected the type 'auto', 'any' or 'none', or 'tool' with a name"
+        )
+    return word
+
+
+def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether the model may think, and how long."""
+    kind = None if given is None else given.get("type")
+    if kind in (None, "adaptive"):
+        return {}
+    if kind == "disabled":
+        return {"effort": "none"}
+    tokens = given.get("budget_tokens") if given else None
+    if kind != "enabled" or (tokens is not None and type(tokens) is not int):
+        raise refuse("thinking", "expected 'enabled' with budget_tokens, 'disabled' or 'adaptive'")
+    return {"effort": "high", "reasoning_tokens": tokens}
+
+
+def _format(found: _Body) -> dict[str, Any] | None:
+    given = (found.output_config or {}).get("format")
+    return given if isinstance(given, dict) else None
 
 
 def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
@@ -165,9 +211,9 @@ def _error(refusal: Refusal) -> dict[str, Any]:
 
 class _Response(Rendering):
     def __init__(self, model: str) -> None:
-        self._reason: FinishReason = "stop"
-        self._stop: str | None = None
-        self._begun = False
+        self._whole = Whole()
+        self._kind = ""  # of the block that is open
+        self._index = -1
         self._head: dict[str, Any] = {
             "id": new_id("msg_"),
             "type": "message",
@@ -185,44 +231,80 @@ class _Response(Rendering):
         yield "message_start", {"type": "message_start", "message": first}
 
     def event(self, event: Event) -> Iterable[Payload]:
-        if not self._begun:
-            self._begun = True
-            block = {"type": "text", "text": ""}
-            start = {"type": "content_block_start", "index": 0, "content_block": block}
-            yield "content_block_start", start
-        if isinstance(event, Text):
-            delta = {"type": "text_delta", "text": event.text}
-            yield (
-                "content_block_delta",
-                {"type": "content_block_delta", "index": 0, "delta": delta},
-            )
+        self._whole.take(event)
+        if not isinstance(event, Said):
+            if self._index < 0:
+                yield from self._open("text", {"type": "text", "text": ""})
+            yield from self._close()
+            return
+        piece = event.piece
+        if isinstance(piece, CallBegin):
+            block = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}}
+            yield from self._open("tool_use", block)
+        elif isinstance(piece, CallArguments):
+            yield self._delta({"type": "input_json_delta", "partial_json": piece.text})
+        elif isinstance(piece, ReasoningPiece):
+            if self._kind != "thinking":
+                yield from self._open("thinking", _thought(""))
+            yield self._delta({"type": "thinking_delta", "thinking": piece.text})
         else:
-            self._reason, self._stop = event.reason, event.stop
-            yield "content_block_stop", {"type": "content_block_stop", "index": 0}
+            if self._kind != "text":
+                yield from self._open("text", {"type": "text", "text": ""})
+            yield self._delta({"type": "text_delta", "text": piece.text})
 
     def end(self, usage: Usage) -> Iterable[Payload]:
-        delta = _stopped(self._reason, self._stop)
+        delta = _stopped(self._whole)
         yield "message_delta", {"type": "message_delta", "delta": delta, "usage": _usage(usage)}
         yield "message_stop", {"type": "message_stop"}
+
+    def _open(self, kind: str, block: dict[str, Any]) -> Iterable[Payload]:
+        yield from self._close()
+        self._kind, self._index = kind, self._index + 1
+        start = {"type": "content_block_start", "index": self._index, "content_block": block}
+        yield "content_block_start", start
+
+    def _close(self) -> Iterable[Payload]:
+        if self._kind:
+            yield "content_block_stop", {"type": "content_block_stop", "index": self._index}
+        self._kind = ""
+
+    def _delta(self, delta: dict[str, Any]) -> Payload:
+        return (
+            "content_block_delta",
+            {"type": "content_block_delta", "index": self._index, "delta": delta},
+        )
 
     def failed(self, refusal: Refusal) -> Iterable[Payload]:
         return [("error", _error(refusal))]
 
     def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
         (one,) = answers
-        return (
-            self._head
-            | {
-                "content": [{"type": "text", "text": one.text}],
-                "usage": _usage(usage),
-            }
-            | _stopped(one.reason, one.stop)
-        )
+        content: list[dict[str, Any]] = [_thought(one.reasoning)] if one.reasoning else []
+        if one.text or not one.calls:
+            content.append({"type": "text", "text": one.text})
+        for call_id, name, arguments in one.calls:
+            block = {"type": "tool_use", "id": call_id, "name": name, "input": _values(arguments)}
+            content.append(block)
+        return self._head | {"content": content, "usage": _usage(usage)} | _stopped(one)
 
 
-def _stopped(reason: FinishReason, stop: str | None) -> dict[str, Any]:
-    word = "stop_sequence" if stop is not None else _STOPPED.get(reason)
-    return {"stop_reason": word, "stop_sequence": stop}
+def _thought(text: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def _values(arguments: str) -> Any:
+    """A call's arguments; what was cut in the middle has none."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return {}
+
+
+def _stopped(one: Whole) -> dict[str, Any]:
+    if one.called:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    word = "stop_sequence" if one.stop is not None else _STOPPED.get(one.reason)
+    return {"stop_reason": word, "stop_sequence": one.stop}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

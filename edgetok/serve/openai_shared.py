@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from edgetok.dialect.request import Effort
+from edgetok.dialect.tool import Tool
+from edgetok.dialect.tool import tools_of as read_tools
 from edgetok.engine.result import FinishReason
-from edgetok.errors import GrammarError
+from edgetok.errors import GrammarError, OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.protocol import refuse
@@ -18,7 +21,6 @@ from edgetok.serve.request import BACKGROUND, Usage
 HARMLESS = {
     "metadata",
     "modalities",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
@@ -168,6 +170,49 @@ def grammar_of(given: dict[str, Any] | None, param: str) -> Grammar | None:
         return Grammar.json_schema(schema)
     except GrammarError as error:
         raise Refusal(400, f"{param}: {error}", param=param, code="invalid_schema") from error
+
+
+def tools_of(given: list[dict[str, Any]] | None) -> tuple[Tool, ...]:
+    """Return the tools of a request.
+
+    Raises:
+        Refusal: one of them is not a function, or its name or parameters are invalid.
+    """
+    try:
+        return read_tools(given)
+    except OptionError as error:
+        raise Refusal(400, f"tools: {error}", param="tools", code="invalid_value") from error
+
+
+def choice_of(given: str | dict[str, Any] | None) -> str:
+    """Return the tool choice as the engine's library knows it.
+
+    Raises:
+        Refusal: it is no choice that is known.
+    """
+    if given is None:
+        return "auto"
+    if isinstance(given, str):
+        return given
+    name = given.get("name") or (given.get("function") or {}).get("name")
+    if given.get("type") != "function" or not isinstance(name, str):
+        raise refuse("tool_choice", "expected 'auto', 'none', 'required' or a function's name")
+    return name
+
+
+def effort_of(given: str | None, param: str) -> Effort | None:
+    """Return the effort of reasoning.
+
+    Raises:
+        Refusal: the word is unknown.
+    """
+    if given is None:
+        return None
+    word = {"xhigh": "high", "max": "high"}.get(given, given)
+    for known in get_args(Effort):
+        if word == known:
+            return cast(Effort, known)
+    raise refuse(param, f"{given!r:.40} is unknown, expected one of {', '.join(get_args(Effort))}")
 
 
 def new_id(kind: str) -> str:

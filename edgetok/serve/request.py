@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from edgetok.dialect.request import Effort
+from edgetok.dialect.tool import AnswerPiece, CallBegin, ReasoningPiece, TextPiece, Tool
 from edgetok.engine.result import FinishReason
 from edgetok.grammar.definition import Grammar
 
@@ -31,6 +33,7 @@ class Request:
         variables: what else the template may look at, e.g. `enable_thinking`.
         echo: whether answers begin with their prompt.
         grammar: that each answer matches; None for any text.
+        tools, tool_choice, parallel_calls, effort, reasoning_tokens: see `ChatRequest`.
     """
 
     model: str
@@ -43,14 +46,19 @@ class Request:
     variables: Mapping[str, object] = field(default_factory=dict)
     echo: bool = False
     grammar: Grammar | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_calls: bool = True
+    effort: Effort | None = None
+    reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of an answer."""
+class Said:
+    """A piece of an answer: text, reasoning, or a part of a call."""
 
     place: int
-    text: str
+    piece: AnswerPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class Ended:
     stop: str | None = None
 
 
-Event = Text | Ended
+Event = Said | Ended
 
 
 @dataclass(slots=True)
@@ -90,11 +98,37 @@ class Usage:
 
 @dataclass(slots=True)
 class Whole:
-    """An answer from beginning to end."""
+    """An answer from beginning to end.
+
+    Attributes:
+        text: without reasoning and calls.
+        reasoning: what the model thought before it.
+        calls: of tools, as (id, name, arguments as JSON text).
+        reason: why it ended.
+        stop: the stop text that ended it.
+    """
 
     text: str = ""
+    reasoning: str = ""
+    calls: list[tuple[str, str, str]] = field(default_factory=list)
     reason: FinishReason = "cancelled"
     stop: str | None = None
 
+    def take(self, event: Event) -> None:
+        """Add what an event says."""
+        if isinstance(event, Ended):
+            self.reason, self.stop = event.reason, event.stop
+        elif isinstance(event.piece, TextPiece):
+            self.text += event.piece.text
+        elif isinstance(event.piece, ReasoningPiece):
+            self.reasoning += event.piece.text
+        elif isinstance(event.piece, CallBegin):
+            self.calls.append((event.piece.id, event.piece.name, ""))
+        else:
+            call_id, name, arguments = self.calls[event.piece.index]
+            self.calls[event.piece.index] = call_id, name, arguments + event.piece.text
 
-Role = Literal["system", "user", "assistant", "tool"]
+    @property
+    def called(self) -> bool:
+        """Return whether it ended in order to have tools called."""
+        return bool(self.calls) and self.reason == "stop"

@@ -9,13 +9,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import HARMLESS, error_body, grammar_of, new_id
+from edgetok.serve.openai_shared import (
+    HARMLESS,
+    choice_of,
+    effort_of,
+    error_body,
+    grammar_of,
+    new_id,
+    tools_of,
+)
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import BACKGROUND, Event, Request, Text, Usage, Whole
+from edgetok.serve.request import BACKGROUND, Ended, Event, Request, Usage, Whole
 
-_HARMLESS = HARMLESS | {"include", "max_tool_calls", "reasoning", "truncation"}
+_HARMLESS = HARMLESS | {"include", "max_tool_calls", "truncation"}
 
 
 class _Part(BaseModel):
@@ -56,6 +65,8 @@ class _Body(BaseModel):
     text: _TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, Any] | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     background: bool | None = None
@@ -92,6 +103,10 @@ class Responses(Protocol):
             sampling={name: value for name, value in sampling.items() if value is not None},
             priority=BACKGROUND if found.service_tier == "flex" else 0,
             grammar=grammar_of(found.text.format if found.text else None, "text.format"),
+            tools=tools_of([_tool(tool) for tool in _functions(found)]),
+            tool_choice=choice_of(found.tool_choice),
+            parallel_calls=found.parallel_tool_calls is not False,
+            effort=effort_of((found.reasoning or {}).get("effort"), "reasoning.effort"),
         )
         ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
         return Call(request, bool(found.stream), _Response(found), ignored)
@@ -109,9 +124,16 @@ def _refuse_unsupported(found: _Body) -> None:
         raise refuse("background", "not supported; leave it out")
     if found.top_logprobs:
         raise refuse("top_logprobs", "not supported; leave it out")
-    functions = [tool for tool in found.tools or () if tool.get("type") == "function"]
-    if functions and found.tool_choice != "none":
-        raise refuse("tools", "tools are not supported yet; leave them out")
+
+
+def _functions(found: _Body) -> list[dict[str, Any]]:
+    """The client's own tools; searches and the like, which only OpenAI has, are skipped."""
+    return [tool for tool in found.tools or () if tool.get("type") == "function"]
+
+
+def _tool(given: dict[str, Any]) -> dict[str, Any]:
+    names = ("name", "description", "parameters")
+    return {"type": "function", "function": {name: given.get(name) for name in names}}
 
 
 def _message(item: _Item, place: str) -> dict[str, Any] | None:
@@ -160,7 +182,7 @@ class _Response(Rendering):
     def __init__(self, found: _Body) -> None:
         self._number = 0
         self._whole = Whole()
-        self._item = new_id("msg_")
+        self._items: list[dict[str, Any]] = []
         self._head: dict[str, Any] = {
             "id": new_id("resp_"),
             "object": "response",
@@ -169,14 +191,14 @@ class _Response(Rendering):
             "instructions": found.instructions,
             "max_output_tokens": found.max_output_tokens,
             "metadata": (found.model_extra or {}).get("metadata") or {},
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": found.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": found.temperature,
             "top_p": found.top_p,
             "text": {"format": (found.text.format if found.text else None) or {"type": "text"}},
             "tool_choice": found.tool_choice or "auto",
-            "tools": [],
+            "tools": _functions(found),
             "truncation": "disabled",
             "error": None,
             "incomplete_details": None,
@@ -186,26 +208,32 @@ class _Response(Rendering):
         first = self._head | {"status": "in_progress", "output": [], "usage": None}
         yield self._event("response.created", response=first)
         yield self._event("response.in_progress", response=first)
-        yield self._event(
-            "response.output_item.added",
-            output_index=0,
-            item=self._message("in_progress", []),
-        )
-        yield self._event("response.content_part.added", **self._place(), part=_text(""))
 
     def event(self, event: Event) -> Iterable[Payload]:
-        if isinstance(event, Text):
-            self._whole.text += event.text
-            yield self._event(
-                "response.output_text.delta", **self._place(), delta=event.text, logprobs=[]
-            )
+        self._whole.take(event)
+        if isinstance(event, Ended):
+            if not self._items:
+                yield from self._open(_MESSAGE)
+            yield from self._close(self._status)
             return
-        self._whole.reason = event.reason
-        text = self._whole.text
-        yield self._event("response.output_text.done", **self._place(), text=text, logprobs=[])
-        yield self._event("response.content_part.done", **self._place(), part=_text(text))
-        item = self._message(self._status, [_text(text)])
-        yield self._event("response.output_item.done", output_index=0, item=item)
+        piece = event.piece
+        if isinstance(piece, CallBegin):
+            yield from self._open(_call(piece.id, piece.name, ""))
+        elif isinstance(piece, CallArguments):
+            self._items[-1]["arguments"] += piece.text
+            yield self._placed("response.function_call_arguments.delta", delta=piece.text)
+        elif isinstance(piece, ReasoningPiece):
+            if not self._is_open("reasoning"):
+                yield from self._open(_REASONING)
+            self._items[-1]["content"][0]["text"] += piece.text
+            yield self._placed("response.reasoning_text.delta", content_index=0, delta=piece.text)
+        else:
+            if not self._is_open("message"):
+                yield from self._open(_MESSAGE)
+            self._items[-1]["content"][0]["text"] += piece.text
+            yield self._placed(
+                "response.output_text.delta", content_index=0, delta=piece.text, logprobs=[]
+            )
 
     def end(self, usage: Usage) -> Iterable[Payload]:
         yield self._event(f"response.{self._status}", response=self._finished(usage))
@@ -217,7 +245,16 @@ class _Response(Rendering):
         yield self._event("response.failed", response=failed)
 
     def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
-        (self._whole,) = answers
+        (one,) = answers
+        self._whole = one
+        if one.reasoning:
+            self._items.append(_item(_REASONING, one.reasoning))
+        if one.text or not one.calls:
+            self._items.append(_item(_MESSAGE, one.text))
+        self._items += [_item(_call(*call), None) for call in one.calls]
+        for item in self._items:
+            item["status"] = "completed"
+        self._items[-1]["status"] = self._status
         return self._finished(usage)
 
     @property
@@ -227,32 +264,82 @@ class _Response(Rendering):
     def _finished(self, usage: Usage) -> dict[str, Any]:
         found = self._head | {
             "status": self._status,
-            "output": [self._message(self._status, [_text(self._whole.text)])],
+            "output": self._items,
             "usage": _usage(usage),
         }
         if self._status == "incomplete":
             found["incomplete_details"] = {"reason": "max_output_tokens"}
         return found
 
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._item,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+    def _is_open(self, kind: str) -> bool:
+        return bool(self._items) and self._items[-1]["type"] == kind
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item, "output_index": 0, "content_index": 0}
+    def _open(self, item: dict[str, Any]) -> Iterable[Payload]:
+        yield from self._close("completed")
+        made = _item(item, "")
+        self._items.append(made)
+        bare = made | ({"content": []} if "content" in made else {})
+        yield self._event(
+            "response.output_item.added", output_index=len(self._items) - 1, item=bare
+        )
+        if "content" in made:
+            part = dict(made["content"][0])
+            yield self._placed("response.content_part.added", content_index=0, part=part)
+
+    def _close(self, status: str) -> Iterable[Payload]:
+        """End the item that is open, if there is one."""
+        if not self._items or self._items[-1]["status"] != "in_progress":
+            return
+        item = self._items[-1]
+        item["status"] = status
+        if item["type"] == "function_call":
+            yield self._placed(
+                "response.function_call_arguments.done",
+                arguments=item["arguments"],
+                name=item["name"],
+            )
+        else:
+            part = dict(item["content"][0])
+            kind = "reasoning_text" if item["type"] == "reasoning" else "output_text"
+            extra: dict[str, Any] = {} if kind == "reasoning_text" else {"logprobs": []}
+            yield self._placed(f"response.{kind}.done", content_index=0, text=part["text"], **extra)
+            yield self._placed("response.content_part.done", content_index=0, part=part)
+        yield self._event(
+            "response.output_item.done", output_index=len(self._items) - 1, item=dict(item)
+        )
+
+    def _placed(self, kind: str, **fields: Any) -> Payload:
+        place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+        return self._event(kind, **place, **fields)
 
     def _event(self, kind: str, **fields: Any) -> Payload:
         number, self._number = self._number, self._number + 1
         return kind, {"type": kind, "sequence_number": number} | fields
 
 
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+_MESSAGE: dict[str, Any] = {
+    "type": "message",
+    "role": "assistant",
+    "content": [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}],
+}
+_REASONING: dict[str, Any] = {
+    "type": "reasoning",
+    "summary": [],
+    "content": [{"type": "reasoning_text", "text": ""}],
+}
+_IDS = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def _item(like: dict[str, Any], text: str | None) -> dict[str, Any]:
+    """A new item of the output; `text` is that of its only part, if it has one."""
+    made = {"id": new_id(_IDS[like["type"]]), "status": "in_progress"} | like
+    if "content" in like:
+        made["content"] = [like["content"][0] | {"text": text}]
+    return made
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from edgetok.serve.models import ModelPool
 from edgetok.serve.options import ServeOptions
 
 _GRACE_S = 3  # that answers may take to end when the server stops
-_CONNECTIONS = 1024
+_CONNECTIONS = 512
 _LEAST_BYTES = 64 << 20
 
 

@@ -170,7 +170,7 @@ def test_roles_and_null_content(loud: Rule) -> None:
         {"role": "user", "content": "two"},
     ]
     found = loud.chat("", messages=messages).json()
-    assert found["choices"][0]["message"]["content"] == "brief:2:TWO!"
+    assert found["choices"][0]["message"]["content"] == "brief:3:TWO!"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_blocks(loud: Any) -> None:
     ]
     system: Any = [{"type": "text", "text": "br", "cache_control": {"type": "ephemeral"}}]
     found = loud.messages.create(model="fake", max_tokens=50, messages=messages, system=system)
-    assert found.content[0].text == "br:2:TWO!"
+    assert found.content[0].text == "br:3:TWO!"  # the result is a turn of the user's here
 
 
 def test_an_answer_that_was_begun(loud: Any) -> None:
@@ -137,3 +137,11 @@ def test_the_bundled_model(server: Process) -> None:
         )
     same = server.chat("Who are you?", temperature=0, max_tokens=30).json()
     assert found.content[0].text == same["choices"][0]["message"]["content"]
+
+
+def test_tokens_are_counted(loud: Any) -> None:
+    found = loud.messages.create(model="fake", max_tokens=50, messages=SAID, system="brief")
+    count = loud.messages.count_tokens(model="fake", messages=SAID, system="brief")
+    assert count.input_tokens == found.usage.input_tokens + found.usage.cache_read_input_tokens
+    with pytest.raises(anthropic.NotFoundError):
+        loud.messages.count_tokens(model="claude", messages=SAID)

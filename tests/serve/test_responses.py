@@ -44,7 +44,7 @@ def test_items(loud: Any) -> None:
         },
         {"role": "user", "content": "two"},
     ]
-    assert loud.responses.create(model="fake", input=items).output_text == "br:2:TWO!"
+    assert loud.responses.create(model="fake", input=items).output_text == "br:3:TWO!"
 
 
 def test_events(loud: Any) -> None:

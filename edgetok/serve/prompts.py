@@ -1,0 +1,96 @@
+"""From a request to what the engine needs: tokens, grammars, readers, and the size of caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetok.dialect.request import ChatRequest, Plan
+from edgetok.errors import ContextError, OptionError
+from edgetok.model import Model
+from edgetok.sampling.options import SamplingOptions
+from edgetok.serve.request import Prompt, Request
+
+_SIZES = 256  # tokens that the sizes of caches are rounded up to
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request's answers before any of them has begun.
+
+    Attributes:
+        prompts: token ids, of which each has the same number of answers.
+        plans: what holds and reads each answer; None for one that is plain text.
+        options: of sampling.
+        nbytes: that all caches need at most.
+    """
+
+    prompts: list[list[int]]
+    plans: list[Plan | None]
+    options: SamplingOptions
+    nbytes: int
+
+
+def prepare(model: Model, request: Request) -> Prepared:
+    """Prepare a request's answers. May take seconds: for a thread of its own.
+
+    Raises:
+        ContextError: a prompt does not fit.
+        GrammarError: a schema or a tool's parameters cannot be held.
+        OptionError: an option is out of range, a prompt is empty or has an unknown token.
+        TemplateError: the template refuses the messages.
+    """
+    options = model.sampling.with_changes(dict(request.sampling))
+    prompts = [_continued(model, prompt) for prompt in request.prompts]
+    plans: list[Plan | None] = [None] * (len(prompts) * request.answers)
+    if request.messages:
+        chat = ChatRequest(
+            messages=request.messages,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            parallel_calls=request.parallel_calls,
+            effort=request.effort,
+            reasoning_tokens=request.reasoning_tokens,
+            grammar=request.grammar,
+            variables=request.variables,
+        )
+        text = model.speaker.prompt(chat) + request.begun
+        prompts.append(model.tokenizer.encode(text, special=False))
+        plans += [
+            model.speaker.plan(text, chat, model.engine.vocabulary) for _ in range(request.answers)
+        ]
+    for tokens in prompts:
+        if not tokens:
+            raise OptionError("the prompt is empty, expected at least one token")
+        if model.engine.limits is None and len(tokens) > model.context_tokens:
+            raise ContextError(
+                f"the prompt has {len(tokens):,} tokens, the context holds "
+                f"{model.context_tokens:,}; shorten it, or start the server with a larger "
+                "--context or with --kv-budget"
+            )
+    sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
+    return Prepared(prompts, plans, options, sum(sizes) * request.answers)
+
+
+def _continued(model: Model, prompt: Prompt) -> list[int]:
+    """The tokens of a text that is continued; those that were given are checked."""
+    if not isinstance(prompt, str):
+        for token in prompt:
+            if not 0 <= token < model.tokenizer.vocab_size:
+                raise OptionError(
+                    f"token {token} in the prompt, expected 0 to {model.tokenizer.vocab_size - 1}"
+                )
+        return list(prompt)
+    tokens = model.tokenize(prompt)
+    if not tokens and model.tokenizer.bos_token is not None:
+        return [model.tokenizer.bos_token]
+    return tokens
+
+
+def _cache_bytes(model: Model, prompt_tokens: int, options: SamplingOptions) -> int:
+    """Most bytes of the cache that an answer gets."""
+    engine = model.engine
+    capacity = engine.capacity_tokens(prompt_tokens, options.max_tokens)
+    if engine.limits is not None:
+        return engine.backend.new_bounded_cache(capacity, engine.limits).nbytes
+    rounded = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
+    return engine.backend.new_cache(rounded).nbytes

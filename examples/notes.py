@@ -1,51 +1,58 @@
-"""A helper that keeps notes: the model chooses what to do, this program does it.
+"""A helper that keeps notes with tools: the model says which to call, this program calls it.
 
-The schema leaves the model no other choice than these actions with their arguments, so that even a
-small model's words can be acted on.
+The arguments always match the tool's parameters, so that even a small model's calls can be made.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
 
-from openai import OpenAI
+from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel, Field
 
 SERVER = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8080/v1")
 FILE = Path(os.environ.get("NOTES", "notes.json"))
-TOLD = 'Choose an action: {"do": "add", "text": NOTE}, {"do": "list"} or {"do": "clear"}.'
 
 
-class Action(BaseModel):
-    """What the model may do."""
+class AddNote(BaseModel):
+    """Write a note down."""
 
-    do: Literal["add", "list", "clear"]
-    text: str = Field(default="", max_length=80)
+    text: str = Field(max_length=80)
 
 
-def act(action: Action) -> str:
-    """Do it; return what to tell the user."""
+class ListNotes(BaseModel):
+    """Show all notes."""
+
+
+TOOLS = [pydantic_function_tool(AddNote), pydantic_function_tool(ListNotes)]
+
+
+def call(name: str, arguments: str) -> str:
+    """Do what the model asks for; return the result."""
     notes = json.loads(FILE.read_text()) if FILE.exists() else []
-    if action.do == "list":
-        return "\n".join(notes) or "There are no notes."
-    notes = [] if action.do == "clear" else [*notes, action.text]
-    FILE.write_text(json.dumps(notes))
-    return f"{action.do}: {len(notes)} notes now"
+    if name == "AddNote":
+        notes.append(AddNote.model_validate_json(arguments).text)
+        FILE.write_text(json.dumps(notes))
+    return "\n".join(notes) or "There are no notes."
 
 
-def ask(client: OpenAI, text: str) -> Action:
-    """Return the action that the model chooses."""
-    found = client.chat.completions.parse(
-        model=client.models.list().data[0].id,
-        messages=[{"role": "system", "content": TOLD}, {"role": "user", "content": text}],
-        response_format=Action,
-        max_tokens=200,
+def ask(client: OpenAI, text: str) -> str:
+    """Answer once: a call, its result, and what the model says about it."""
+    model = client.models.list().data[0].id
+    messages = [{"role": "user", "content": text}]
+    first = client.chat.completions.create(
+        model=model, messages=messages, tools=TOOLS, tool_choice="required", max_tokens=300
     )
-    return found.choices[0].message.parsed or Action(do="list")
+    answer = first.choices[0].message
+    messages.append(answer.to_dict())
+    for made in answer.tool_calls or []:
+        result = call(made.function.name, made.function.arguments)
+        messages.append({"role": "tool", "tool_call_id": made.id, "content": result})
+    last = client.chat.completions.create(model=model, messages=messages, max_tokens=100)
+    return last.choices[0].message.content or ""
 
 
 if __name__ == "__main__":
     with OpenAI(base_url=SERVER, api_key=os.environ.get("OPENAI_API_KEY", "none")) as api:
-        print(act(ask(api, " ".join(sys.argv[1:]))))
+        print(ask(api, " ".join(sys.argv[1:])))

@@ -62,10 +62,9 @@ def test_notes(repository: Path, server: Process, tmp_path: Path) -> None:
     notes: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(notes)
     notes.FILE = tmp_path / "other.json"
-    assert notes.act(notes.Action(do="add", text="milk")) == "add: 1 notes now"
-    assert notes.act(notes.Action(do="list")) == "milk"
-    assert notes.act(notes.Action(do="clear")) == "clear: 0 notes now"
-    assert notes.act(notes.Action(do="list")) == "There are no notes."
+    assert notes.call("ListNotes", "{}") == "There are no notes."
+    assert notes.call("AddNote", '{"text": "milk"}') == "milk"
+    assert notes.call("ListNotes", "{}") == "milk"
 
 
 def test_complete(repository: Path, server: Process, tmp_path: Path) -> None:

@@ -31,12 +31,13 @@ def place(tmp_path: Path, default_artefact: Path, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
-def test_python_examples(repository: Path, place: Path) -> None:
-    result = blocks(repository / "docs/examples.md", "python")
-    assert len(result) >= 10
+@pytest.mark.parametrize(("page", "least"), [("examples", 10), ("structured-output", 4)])
+def test_python_examples(repository: Path, place: Path, page: str, least: int) -> None:
+    result = blocks(repository / f"docs/{page}.md", "python")
+    assert len(result) >= least
     names: dict[str, Any] = {}
     for code in result:
-        exec(compile(code, "docs/examples.md", "exec"), names)
+        exec(compile(code, f"docs/{page}.md", "exec"), names)
 
 
 def test_command_examples(
@@ -190,7 +191,7 @@ def test_options_exist(repository: Path, page: str) -> None:
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
-        known |= {option for p in command.params for option in p.opts}
+        known |= {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (repository / page).read_text()):
         assert option in known, option
 

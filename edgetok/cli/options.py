@@ -67,7 +67,7 @@ JSON = click.option(
 )
 
 
-class Tokens(click.ParamType):
+class Tokens(click.ParamType):  # type: ignore[type-arg]
     """A number of tokens, such as 4096 or 4k."""
 
     name = "tokens"

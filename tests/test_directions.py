@@ -103,7 +103,9 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "cache", "formats", "sampling", "text"},
     "answer": {"errors", "dialect", "engine", "sampling"},
     "chat": {"errors", "cache", "engine", "text", "sampling", "session", "model"},
+    "texts": {"errors", "engine", "runtime", "sampling", "text"},
     "model": {
+        "texts",
         "errors",
         "answer",
         "dialect",

@@ -123,9 +123,9 @@ async def _pulsed(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event |
                 return
             yield event
     finally:
-        if waiting is not None and not waiting.done():
+        if waiting is not None:
             waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            await asyncio.gather(waiting, return_exceptions=True)  # its error is taken note of
         await events.aclose()
 
 

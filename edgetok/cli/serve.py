@@ -34,7 +34,7 @@ def _place(given: str) -> tuple[str, Path]:
     epilog=common.examples(
         "edgetok serve",
         "edgetok serve small=artefacts/default-4bit --port 9000 --memory 1GB",
-        "EDGETOK_API_KEY=... edgetok serve artefacts/default-4bit --host 0.0.0.0",
+        "edgetok serve artefacts/default-4bit --host 0.0.0.0",
     ),
 )
 @click.argument("models", metavar="[MODEL]...", nargs=-1)

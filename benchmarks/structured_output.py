@@ -70,7 +70,7 @@ def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
         schema["additionalProperties"] = False
     elif extra < 0.4:
         schema["additionalProperties"] = {"type": "integer", "maximum": 9, "minimum": 0}
-    if rng.random() < 0.1:
+    if depth == 3 and rng.random() < 0.1:  # a pointer begins at the whole schema
         schema["$defs"] = {"part": random_value(rng, 1)}
         properties[rng.choice(names)] = {"$ref": "#/$defs/part"}
     return schema
@@ -322,7 +322,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with edgetok.load(arguments.artefact, threads=arguments.threads) as model:
         if arguments.cost:
-            cost(model, 5)
+            cost(model, 3)
             return
         told = campaign(
             model, arguments.schemas, arguments.seed, arguments.max_tokens, arguments.seconds

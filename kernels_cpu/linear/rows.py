@@ -21,17 +21,18 @@ from typing import Any
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.layout import SLAB
 from edgetok.kernels_cpu.linear.row_steps import STRIP, fold_step, row_step, store_sums, zero_sums
-from edgetok.kernels_cpu.linear.scales import finish, make_read_scales, make_read_zeros
+from edgetok.kernels_cpu.linear.scales import LINE, finish, make_read_scales, make_read_zeros
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, NAME, VB, inline
 from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
 
 # Most tokens that are multiplied row by row.
 ROW_TOKENS = {"avx512": 4, "avxvnni": 4, "avx2": 4, "neon": 4, "portable": 2}[NAME]
-# How far ahead weights are asked for. Tuned in November 2026 on a Zen 5 core that reads 30 to 36
-# GB/s (4 bits, groups of 32, rows of 2048 and 8192): 4096 loses up to 15 %, 16384 up to 8 %.
-AHEAD_BYTES = 8192
-_LINE = 64  # bytes that a prefetch brings
+# How far before a strip's end weights are asked for. Tuned in November 2026 (4 bits, groups of 32,
+# rows of 2048 and 8192): 8192 on a Zen 5 core that reads 30 to 36 GB/s; on Zen 3 at 15 GB/s 8192
+# loses up to 18 % and 4096 up to 21 %.
+AHEAD_BYTES = 16384 if NAME == "avx2" else 8192
+
 _CHAINS = 4  # sums side by side
 
 _BLOCKS = SLAB // 32
@@ -58,17 +59,18 @@ def _make_strip(bits: int, block: int, tokens: int) -> Any:
 
     @inline
     def strip(  # type: ignore[no-untyped-def]
-        w, h, wb, hb, last, x, xb, out, outb, ask, ask_h, ask_s, sb, group_size, nbytes
+        w, h, wb, hb, last, x, xb, out, outb, ask, ask_h, ask_s, hop, hop_h, sb, group_size,
+        nbytes,
     ):  # fmt: skip
         steps = nbytes // length
-        for r in range(STRIP):  # the memory likes to be asked row after row
-            begin, place = r * steps // STRIP, ask + r * wb
-            for i in range((r + 1) * steps // STRIP - begin):
-                high = ask_h + r * hb + i * (STRIP * length // 2)
-                scales = ask_s + r * sb + i * (STRIP * planes * length) // group_size * 2
+        pace, pace_s = STRIP * length * hop // wb, STRIP * planes * length * 2 // group_size
+        for r in range(STRIP):
+            begin, place = r * steps // STRIP, ask + r * hop
+            high, scales = ask_h + r * hop_h, ask_s + r * sb
+            for _ in range((r + 1) * steps // STRIP - begin):
                 step(w, h, wb, hb, last, x, xb, out, outb, place, high, scales)
                 w, h, x, out = w + length, h + length // 2, x + planes * length, out + blocks * VB
-                place += STRIP * length
+                place, high, scales = place + pace, high + pace // 2, scales + pace_s
         if nbytes % length != 0:
             last_step(w, h, wb, hb, last, x, xb, out, outb, nbytes % length, 0, 0)
 
@@ -83,8 +85,9 @@ def _make_tokens(bits: int, tokens: int) -> Any:
     vectors = max(_CHAINS // tokens, 1) if NAME != "avx512" or tokens > 1 else 2
     run = vectors * LANES
     row_bytes = vectors * VB
+    pace = 2 * run  # bytes asked for while a block's sums meet its scales
     strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
-    read_scales, read_zeros = make_read_scales(vectors), make_read_zeros(bits, vectors, True)
+    read_scales, read_zeros = make_read_scales(vectors, True), make_read_zeros(bits, vectors, True)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
     fold, fold_zeros = (fold_step(vectors, tokens, zeros) for zeros in (False, True))
 
@@ -124,20 +127,29 @@ def _make_tokens(bits: int, tokens: int) -> Any:
                 width = inputs - begin if inputs - begin < PART else PART
                 nbytes = width * stored_bits // 8
                 n_next, next = (n + run, 0) if begin + width == inputs else (n, begin + PART)
-                # Rows that lie between asking and use: whole strips.
-                far = (AHEAD_BYTES // nbytes + STRIP - 1) // STRIP * STRIP
-                far = far if far > STRIP else STRIP
+                # Whole rows are asked for in one steady stream: the memory must not wait while sums
+                # meet the scales, nor be asked twice. Parts of rows: strip by strip.
+                whole = nbytes == wb
+                groups = width // group_size
+                folding = width // block * pace + groups * vectors // LANES * LINE
+                hop = wb - folding // run if whole and folding < nbytes * run else wb
+                far = AHEAD_BYTES + STRIP * nbytes
+                strips = (far // nbytes + STRIP - 1) // STRIP * STRIP
                 for r in range(0, here, STRIP):
-                    i, start = n + r + far, begin
-                    if r + far >= here:
-                        i, start = n_next + r + far - here, next
+                    if whole:
+                        ask = weight + n * wb + far + r * hop
+                        ask_h = high + n * hb + far // 2 + r * (hop // 2)
+                    else:
+                        i, start = n + r + strips, begin
+                        if r + strips >= here:
+                            i, start = n_next + r + strips - here, next
+                        ask = weight + i * wb + start * stored_bits // 8
+                        ask_h = high + i * hb + start // 8
                     w = weight + (n + r) * wb + begin * stored_bits // 8
                     h = high + (n + r) * hb + begin // 8
                     last = rows - 1 - r
                     out = scratch + _SUMS + r // LANES * _SUM_BYTES + 4 * (r % LANES)
                     outb = vectors * _SUM_BYTES
-                    ask = weight + i * wb + start * stored_bits // 8
-                    ask_h = high + i * hb + start // 8
                     i, first = n_next + r, next // group_size
                     ask_s = scales + i * sb + 2 * first
                     if zeros != 0:
@@ -145,33 +157,37 @@ def _make_tokens(bits: int, tokens: int) -> Any:
                             prefetch(zeros + (i + q) * zb + first * zero_bits // 8)
                     if block == 32:
                         strip_32(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
-                            group_size, nbytes,
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
+                            hop // 2, sb, group_size, nbytes,
                         )  # fmt: skip
                     elif block == 64:
                         strip_64(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
-                            group_size, nbytes,
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
+                            hop // 2, sb, group_size, nbytes,
                         )  # fmt: skip
                     else:
                         strip_128(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, sb,
-                            group_size, nbytes,
+                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
+                            hop // 2, sb, group_size, nbytes,
                         )  # fmt: skip
-                # Meanwhile the memory goes on with what the next run's first strip will ask for.
-                sums, ask = scratch + _SUMS, weight + (n_next + far) * wb + next * stored_bits // 8
+                sums = scratch + _SUMS
+                if whole:
+                    ask = weight + n * wb + far + here * hop
+                else:
+                    ask = weight + (n_next + strips) * wb + next * stored_bits // 8
                 for k in range(begin, begin + width, SLAB):
                     slab = inputs - k if inputs - k < SLAB else SLAB
                     first, groups = k // group_size, slab // group_size
                     s, p = scratch + _SCALES, scratch + _POINTS
-                    read_scales(scales + n * sb, sb, rows, first, groups, s)
+                    read_scales(scales + n * sb, sb, rows, first, groups, s, ask)
+                    ask += groups * vectors // LANES * LINE
                     if zeros != 0:
                         read_zeros(zeros + n * zb, zb, rows, first, groups, scratch + _WORDS, p)
                     f, middles = zero(), x_middles + 4 * (k // block)
                     for _ in range(groups):
                         for _ in range(group_size // block):
                             prefetch(ask)
-                            ask += _LINE
+                            ask += pace
                             if zeros != 0:
                                 f = fold_zeros(
                                     f, sums, vectors * _SUM_BYTES, _SUM_BYTES, middles, to_scale,

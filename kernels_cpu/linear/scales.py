@@ -20,6 +20,7 @@ from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
 from edgetok.kernels_cpu.simd.memory import (
     load_f32,
     load_f32_first,
+    prefetch,
     read_f16,
     read_u8,
     store_f32,
@@ -28,6 +29,8 @@ from edgetok.kernels_cpu.simd.memory import (
     write_i32,
 )
 from edgetok.kernels_cpu.simd.ops import add, mul, splat_f32
+
+LINE = 64  # bytes that a prefetch brings
 
 
 @inline
@@ -41,18 +44,24 @@ def clamp(rows, r):  # type: ignore[no-untyped-def]
     return 0, 0
 
 
-def make_read_scales(vectors: int) -> Any:
-    """A function that brings float16 scales of groups first..first + count to vectors of rows."""
+def make_read_scales(vectors: int, asks: bool = False) -> Any:
+    """A function that brings float16 scales of groups first..first + count to vectors of rows.
+
+    With `asks` it prefetches a line from `ask` on for every LANES groups of a vector.
+    """
     row_bytes = vectors * VB
     transpose = transpose_floats(16, False, row_bytes)
 
     @inline
-    def read_scales(scales, sb, rows, first, count, out):  # type: ignore[no-untyped-def]
+    def read_scales(scales, sb, rows, first, count, out, ask=0):  # type: ignore[no-untyped-def]
         if count >= LANES:
             for r in range(vectors):
                 last, skip = clamp(rows, r)
                 block = scales + skip * sb + 2 * first
                 for i in range(0, count, LANES):
+                    if asks:
+                        prefetch(ask)
+                        ask += LINE
                     g = i if i + LANES <= count else count - LANES
                     transpose(block + 2 * g, sb, last, out + g * row_bytes + r * VB)
             return

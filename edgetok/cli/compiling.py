@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import click
 
+from edgetok.machine import cores
+
+_UNIT_S = 0.3  # a guess until the first unit of work is done
 _LINE_S = 10  # between two lines where stderr is not a terminal
 _TITLE = "compiling kernels for this machine, once"
 
@@ -15,7 +18,8 @@ _TITLE = "compiling kernels for this machine, once"
 class Compiling:
     """Progress of compiling: one line that is overwritten, or a line now and then.
 
-    The time left is extrapolated from the work that is done, and counts down between two modules.
+    The time left is extrapolated from the work that is done, and counts down between two modules;
+    before any is done, it is a guess.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +46,8 @@ class Compiling:
 
     def _line(self, total: int, now: float) -> str:
         if not self._done:
-            return f"{_TITLE} ... {now - self._began:.0f} s"
+            left = max(1.0, _UNIT_S * total / cores() - (now - self._began))
+            return f"{_TITLE}: about {left:.0f} s left"
         pace = (self._changed - self._began) / self._done
         left = max(1.0, pace * (total - self._done) - (now - self._changed))
         return f"{_TITLE}: {100 * self._done // total} %, about {left:.0f} s left"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict
@@ -138,8 +137,7 @@ def _number(name: str, value: object, low: float, high: float) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or not low <= value <= high
+        or not low <= value <= high  # NaN is in no range, and an int may be beyond all floats
     ):
         raise OptionError(f"{name} is {value!r}, expected a number from {low:g} to {high:g}")
 

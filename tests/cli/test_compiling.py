@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from edgetok.cli import compiling
 from edgetok.cli.compiling import Compiling
 
 
@@ -21,6 +22,7 @@ STEPS = ((0, 0), (2, 0), (4, 50), (5, 50), (16, 75), (20, 100))
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:
     now = [0.0]
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(compiling, "cores", lambda: 2)
     progress = Compiling(lambda: now[0])
     for seconds, done in STEPS:
         now[0] = seconds
@@ -33,7 +35,7 @@ def test_a_terminal_shows_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, Terminal()).split("\r\x1b[K") == [
         "",
         f"{title} ...",
-        f"{title} ... 2 s",
+        f"{title}: about 13 s left",
         f"{title}: 50 %, about 4 s left",
         f"{title}: 50 %, about 3 s left",
         f"{title}: 75 %, about 5 s left",

@@ -6,6 +6,7 @@ changed as a tree and written anew, so that most inputs get past the parser; so 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -97,7 +98,7 @@ def of_tree(tree: Any, rng: random.Random) -> None:
             if holder is not inside or name != key:
                 inside[key] = json.loads(json.dumps(holder[name])) if _small(holder[name]) else 1
         else:
-            inside[key] = rng.choice(ODD)
+            inside[key] = copy.deepcopy(rng.choice(ODD))  # later changes must not reach ODD
 
 
 def _small(value: Any) -> bool:

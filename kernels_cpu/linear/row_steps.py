@@ -14,6 +14,12 @@ from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.linear.byte_products import (
+    absolute_bytes,
+    in_order,
+    signed_codes,
+    with_signs,
+)
 from edgetok.kernels_cpu.linear.code_orders import (
     HIGH_BIT,
     load_f16_first,
@@ -23,6 +29,7 @@ from edgetok.kernels_cpu.linear.code_orders import (
 )
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
+    _I8,
     _I32,
     _I64,
     F32,
@@ -98,9 +105,12 @@ def clamped(b: Any, address: Any, index: int, last: Any, stride: Any) -> Any:
 
 
 def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
-    """The codes of a vector of packed bytes, plane by plane; `high` (3 bits) from `load_high`."""
+    """The codes of a vector of packed bytes, plane by plane; `high` (3 bits) from `load_high`.
+
+    Those of 8 bits are less 128 where `signed_codes`.
+    """
     if bits == 8:
-        return [w]
+        return [b.xor(w, _constant(_I8, VB, 0x80))] if signed_codes(bits) else [w]
     if bits == 4:
         return [field.emit(b, w) for field in FIELD[4]]
     low = [field.emit(b, w) for field in FIELD[2]]
@@ -126,8 +136,11 @@ def products(b: Any, codes: Any, values: Any, most: int) -> Sum:
     AVX2 multiplies bytes to pairs of int16 and adds pairs in a second, as slow, instruction. Small
     codes leave room to add several pairs before.
     """
-    if NAME == "avx2" and most < 128:
-        return Sum(multiply_pairs(b, codes, values), 2 * most * 128)
+    if NAME == "avx2":
+        if most < 128:
+            return Sum(multiply_pairs(b, codes, values), 2 * most * 128)
+        sizes = absolute_bytes(b, codes)
+        return Sum(multiply_pairs(b, sizes, with_signs(b, values, codes)), 2 * 128 * 127)
     dot = dot_u7s8 if most < 128 else dot_u8s8
     return Sum(dot.emit(b, zero_i32.emit(b), codes, values))
 
@@ -148,7 +161,7 @@ def plus_products(b: Any, total: Sum | None, codes: Any, values: Any, most: int)
     """total + products."""
     if total is None:
         return products(b, codes, values, most)
-    if NAME == "avx2" and most < 128:
+    if NAME == "avx2":
         return added(b, total, products(b, codes, values, most))
     dot = dot_u7s8 if most < 128 else dot_u8s8
     return Sum(dot.emit(b, total.value, codes, values))
@@ -240,11 +253,24 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
     width = min(block * LANES // chunk, LANES)  # lanes of a block
     length = chunks * VB  # bytes of a row's unit
 
+    # With 16 registers all codes of the rows stay there, and tokens come one after the other.
+    token_by_token = NAME == "avx2" and tokens > 1 and STRIP * chunks * planes <= 8
+
+    def total(b: Any, codes: list[Any], x: Any) -> Sum | None:
+        """Products of a row's codes and a token's."""
+        found = None
+        for i, code in enumerate(codes):
+            values = load_u8.emit(b, b.add(x, number(i * VB)))
+            found = plus_products(b, found, code, values, most)
+        return found
+
     def emit(b: Any, w: Any, h: Any, *rest: Any) -> None:
         wb, hb, last, x, xb, out, outb, ask, ask_high, ask_scales = rest
-        sums: list[list[Sum | None]] = [[None] * STRIP for _ in range(tokens)]
+        sums: list[list[Any]] = [[None] * STRIP for _ in range(tokens)]
+        unpacked: list[list[Any]] = []
         for r in range(STRIP):
             wr, hr = clamped(b, w, r, last, wb), clamped(b, h, r, last, hb)
+            codes: list[Any] = []
             for c in range(chunks):
                 wc, hc, high = b.add(wr, number(c * VB)), b.add(hr, number(c * VB // 2)), None
                 if part:
@@ -255,11 +281,11 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
                     packed = load_u8.emit(b, wc)
                     if bits == 3:
                         high = load_high.emit(b, hc)
-                for plane, code in enumerate(fields(b, bits, packed, high)):
-                    for t in range(tokens):
-                        place = b.add(at(b, x, t, xb), number((c * planes + plane) * VB))
-                        values = load_u8.emit(b, place)
-                        sums[t][r] = plus_products(b, sums[t][r], code, values, most)
+                codes += fields(b, bits, packed, high)
+            unpacked.append(codes)
+            if not token_by_token:
+                for t in range(tokens):
+                    sums[t][r] = total(b, codes, at(b, x, t, xb))
         if not part:
             for i in range(0, STRIP * length, _LINE):
                 prefetch.emit(b, b.add(ask, number(i)))
@@ -267,14 +293,22 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
                 prefetch.emit(b, b.add(ask_high, number(i)))
             prefetch.emit(b, ask_scales)
         for t in range(tokens):
-            found = strip_sums(b, [s for s in sums[t] if s is not None], width)
-            for i, value in enumerate(found):
+            rows = sums[t]
+            if token_by_token:
+                rows = [total(b, codes, at(b, x, t, xb)) for codes in unpacked]
+            values = strip_sums(b, rows, width)
+            if token_by_token:
+                kept = in_order(b, values + [code for codes in unpacked for code in codes])
+                values, kept = kept[: len(values)], kept[len(values) :]
+                each = len(kept) // STRIP
+                unpacked = [kept[r * each : (r + 1) * each] for r in range(STRIP)]
+            for i, value in enumerate(values):
                 _store(b, b.add(at(b, out, t, outb), number(i * VB)), value)
 
     return op(void, *[i64] * 12)(emit)
 
 
-def fold_step(vectors: int, tokens: int, zeros: bool) -> Any:
+def fold_step(bits: int, vectors: int, tokens: int, zeros: bool) -> Any:
     """Add one block's products to the sums of vectors of rows by tokens.
 
     f + float(sum of codes * activations - zero point * sum of activations) * scale * a_scale
@@ -296,7 +330,7 @@ def fold_step(vectors: int, tokens: int, zeros: bool) -> Any:
             for v in range(vectors):
                 i = t * vectors + v
                 found = load_i32.emit(b, at(b, at(b, sums, t, sumb), v, rowb))
-                value = to_f32.emit(b, b.add(found, middle))
+                value = to_f32.emit(b, found if signed_codes(bits) else b.add(found, middle))
                 if zeros:  # exact: all three are integers below 2^24
                     point = load_f32.emit(b, b.add(points, number(v * VB)))
                     value = fma.emit(b, point, to_f32.emit(b, middle), value)

@@ -89,7 +89,7 @@ def _make_tokens(bits: int, tokens: int) -> Any:
     strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
     read_scales, read_zeros = make_read_scales(vectors, True), make_read_zeros(bits, vectors, True)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
-    fold, fold_zeros = (fold_step(vectors, tokens, zeros) for zeros in (False, True))
+    fold, fold_zeros = (fold_step(bits, vectors, tokens, zeros) for zeros in (False, True))
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]

@@ -7,6 +7,12 @@ from typing import Any
 
 from numba import types
 
+from edgetok.kernels_cpu.linear.byte_products import (
+    absolute_bytes,
+    in_order,
+    signed_codes,
+    with_signs,
+)
 from edgetok.kernels_cpu.linear.code_orders import load_f16_first, load_words
 from edgetok.kernels_cpu.linear.layout import PLANES
 from edgetok.kernels_cpu.linear.row_steps import (
@@ -198,77 +204,115 @@ def unpack_floats(bits: int) -> Any:
     return unpack
 
 
-def _tile_start(tokens: int) -> Any:
+def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool) -> list[Any]:
+    """R * tokens vectors of int32: in all lanes what the token's block starts with."""
+    if signed:
+        return [_constant(_I32, LANES, 0)] * (R * tokens)
+    return [_splat(b, _load(b, at(b, starts, t, xb), _I32), LANES) for t in range(tokens)] * R
+
+
+def _multiplied(
+    b: Any, bits: int, most: int, acc: list[Any], u: Any, x: Any, xb: Any, tokens: int
+) -> list[Any]:
+    """`acc` plus STEPS steps of products of unpacked codes, at most `most`, and activations."""
+    planes = PLANES[bits]
+    # Where bytes are multiplied to pairs of int16 (AVX2), so many steps are added before they are
+    # widened.
+    room = (1 << 15) // (2 * most * 128)
+    narrow, signed = NAME == "avx2" and room > 0, signed_codes(bits)
+    dot = dot_u8s8 if bits == 8 else dot_u7s8
+    acc, pairs = list(acc), [None] * (R * tokens)
+    rows = [at(b, x, t, xb) for t in range(tokens)]
+    for k in range(STEPS):
+        word, plane = divmod(k, planes)
+        weights = [load_u8.emit(b, b.add(u, number(k * ROW_BYTES + r * VB))) for r in range(R)]
+        sizes = [absolute_bytes(b, w) for w in weights] if signed else weights
+        for t in range(tokens):
+            a = broadcast_i32.emit(b, b.add(rows[t], number(plane * VB + 4 * word)))
+            for r in range(R):
+                i = r * tokens + t
+                if signed:
+                    products = multiply_pairs(b, sizes[r], with_signs(b, a, weights[r]))
+                    acc[i] = b.add(acc[i], widen_pairs(b, products))
+                elif not narrow:
+                    acc[i] = dot.emit(b, acc[i], weights[r], a)
+                else:
+                    more = multiply_pairs(b, weights[r], a)
+                    pairs[i] = more if pairs[i] is None else b.add(pairs[i], more)
+                    if k % room == room - 1 or k == STEPS - 1:
+                        acc[i], pairs[i] = b.add(acc[i], widen_pairs(b, pairs[i])), None
+        if narrow:
+            kept = acc if pairs[0] is None else pairs
+            kept[:] = in_order(b, kept)
+    return acc
+
+
+def _folded(
+    b: Any, sums: list[Any], acc: list[Any], tokens: int, scales: Any, x_scales: Any, xb: Any,
+    middles: Any = None, points: Any = None,
+) -> list[Any]:  # fmt: skip
+    """`sums` plus float(acc) * row's scale * token's scale."""
+    sums = list(sums)
+    rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
+    for t in range(tokens):
+        a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
+        if points is not None:
+            middle = to_f32.emit(b, _splat(b, _load(b, at(b, middles, t, xb), _I32), LANES))
+        for r in range(R):
+            i = r * tokens + t
+            value = to_f32.emit(b, acc[i])
+            if points is not None:  # exact: all three are integers below 2^24
+                point = load_f32.emit(b, b.add(points, number(r * VB)))
+                value = fma.emit(b, point, middle, value)
+            # A product of the scales alone would be ready early and be computed before dot
+            # products that others wait for: a quarter slower on Zen 5.
+            sums[i] = fma.emit(b, mul.emit(b, value, rows[r]), a, sums[i])
+    return sums
+
+
+def _tile_start(bits: int, tokens: int) -> Any:
     @op(types.UniTuple(I32, R * tokens), i64, i64)
     def tile_start(b: Any, starts: Any, xb: Any) -> Any:
-        values = []
-        for t in range(tokens):
-            values.append(_splat(b, _load(b, at(b, starts, t, xb), _I32), LANES))
-        return pack_tuple(b, values * R)
+        return pack_tuple(b, _started(b, tokens, starts, xb, signed_codes(bits)))
 
     return tile_start
 
 
-def _tile_dot(bits: int, tokens: int) -> Any:
-    planes = PLANES[bits]
-    # Unpacked codes are at most this. Where bytes are multiplied to pairs of int16 (AVX2), so many
-    # steps are added there before they are widened.
-    most = 255 if bits == 8 else 2 << bits
-    room = (1 << 15) // (2 * most * 128)
-    narrow = NAME == "avx2" and room > 0
-    dot = dot_u8s8 if bits == 8 else dot_u7s8
+def _tile_dot(bits: int, tokens: int, most: int) -> Any:
     tile_type = types.UniTuple(I32, R * tokens)
 
     @op(tile_type, tile_type, i64, i64, i64)
     def tile_dot(b: Any, tile: Any, u: Any, x: Any, xb: Any) -> Any:
         acc = unpack_tuple(b, tile, R * tokens)
-        pairs: list[Any] = [None] * (R * tokens)
-        rows = [at(b, x, t, xb) for t in range(tokens)]
-        for k in range(STEPS):
-            word, plane = divmod(k, planes)
-            weights = [load_u8.emit(b, b.add(u, number(k * ROW_BYTES + r * VB))) for r in range(R)]
-            for t in range(tokens):
-                a = broadcast_i32.emit(b, b.add(rows[t], number(plane * VB + 4 * word)))
-                for r in range(R):
-                    i = r * tokens + t
-                    if not narrow:
-                        acc[i] = dot.emit(b, acc[i], weights[r], a)
-                        continue
-                    more = multiply_pairs(b, weights[r], a)
-                    pairs[i] = more if pairs[i] is None else b.add(pairs[i], more)
-                    if k % room == room - 1 or k == STEPS - 1:
-                        acc[i], pairs[i] = b.add(acc[i], widen_pairs(b, pairs[i])), None
-        return pack_tuple(b, acc)
+        return pack_tuple(b, _multiplied(b, bits, most, acc, u, x, xb, tokens))
 
     return tile_dot
 
 
-def _tile_fold(tokens: int, zeros: bool) -> Any:
+def _tile_fold(tokens: int, points: bool) -> Any:
     f_type, i_type = types.UniTuple(F32, R * tokens), types.UniTuple(I32, R * tokens)
 
-    @op(f_type, f_type, i_type, *[i64] * (5 if zeros else 3))
-    def tile_fold(b: Any, f: Any, tile: Any, scales: Any, x_scales: Any, *rest: Any) -> Any:
-        xb, *more = rest
+    @op(f_type, f_type, i_type, *[i64] * (5 if points else 3))
+    def tile_fold(b: Any, f: Any, tile: Any, *places: Any) -> Any:
         sums, acc = unpack_tuple(b, f, R * tokens), unpack_tuple(b, tile, R * tokens)
-        rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
-        for t in range(tokens):
-            a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
-            if zeros:
-                middles, points = more
-                middle = _splat(b, _load(b, at(b, middles, t, xb), _I32), LANES)
-                middle = to_f32.emit(b, middle)
-            for r in range(R):
-                i = r * tokens + t
-                value = to_f32.emit(b, acc[i])
-                if zeros:  # exact: all three are integers below 2^24
-                    point = load_f32.emit(b, b.add(points, number(r * VB)))
-                    value = fma.emit(b, point, middle, value)
-                # A product of the scales alone would be ready early and be computed before dot
-                # products that others wait for: a quarter slower on Zen 5.
-                sums[i] = fma.emit(b, mul.emit(b, value, rows[r]), a, sums[i])
-        return pack_tuple(b, sums)
+        return pack_tuple(b, _folded(b, sums, acc, tokens, *places))
 
     return tile_fold
+
+
+def _tile_block(bits: int, tokens: int, most: int, points: bool) -> Any:
+    """`start`, `dot` and `fold` of a block of 4 * STEPS inputs: no sums wait in memory between."""
+    f_type = types.UniTuple(F32, R * tokens)
+
+    @op(f_type, f_type, *[i64] * (8 if points else 6))
+    def tile_block(b: Any, f: Any, starts: Any, u: Any, x: Any, *places: Any) -> Any:
+        xb = places[2]
+        sums = unpack_tuple(b, f, R * tokens)
+        acc = _started(b, tokens, starts, xb, signed_codes(bits))
+        acc = _multiplied(b, bits, most, acc, u, x, xb, tokens)
+        return pack_tuple(b, _folded(b, sums, acc, tokens, *places))
+
+    return tile_block
 
 
 def tile_fma(tokens: int, steps: int, distance: int) -> Any:
@@ -351,27 +395,36 @@ class IntegerTile:
         start: int32 of each token's block, in all lanes, from their address and the distance
             between tokens.
         dot: adds STEPS steps of products of unpacked codes and activations.
-        fold: f + float(tile) * row's scale * token's scale.
-        fold_zeros: the same after adding (zero - middle) / middle * the token's middle sum.
+        fold: f + float(tile) * row's scale * token's scale; with `points` after adding (zero -
+            middle) / middle * the token's middle sum.
+        block: all three for a block of 4 * STEPS inputs.
         zero, store, load: float sums; in memory for each token the rows in order.
     """
 
     start: Any
     dot: Any
     fold: Any
-    fold_zeros: Any
+    block: Any
     zero: Any
     store: Any
     load: Any
 
 
-def integer_tile(bits: int, tokens: int) -> IntegerTile:
-    """Operations for a register tile that is `tokens` wide."""
+def integer_tile(bits: int, tokens: int, shifted: bool, points: bool) -> IntegerTile:
+    """Operations for a register tile that is `tokens` wide.
+
+    Args:
+        bits: of the weights.
+        tokens: side by side.
+        shifted: codes have had offset - zero point added.
+        points: zero points are subtracted from sums.
+    """
+    most = 255 if bits == 8 else (2 << bits) - 1 if shifted else (1 << bits) - 1
     return IntegerTile(
-        start=_tile_start(tokens),
-        dot=_tile_dot(bits, tokens),
-        fold=_tile_fold(tokens, False),
-        fold_zeros=_tile_fold(tokens, True),
+        start=_tile_start(bits, tokens),
+        dot=_tile_dot(bits, tokens, most),
+        fold=_tile_fold(tokens, points),
+        block=_tile_block(bits, tokens, most, points),
         zero=tile_zero(tokens),
         store=tile_store(tokens),
         load=tile_load(tokens),

@@ -166,8 +166,8 @@ def _packed_by_mlx(config: Mapping[str, Any]) -> bool:
 def _check_config(name: str, config: Mapping[str, Any], files: Collection[str]) -> None:
     listed = config.get("architectures")
     architectures = [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
-    if any(architecture.endswith("ForCausalLM") for architecture in architectures):
-        return
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return  # the second as GPT-2's
     if "vision_config" in config or "vit_hidden_size" in config:
         raise UnsupportedError(
             f"{name}: a vision model, which reads images; edgetok runs decoders of text, give a "

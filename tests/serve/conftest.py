@@ -78,6 +78,8 @@ class Process(Api):
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | environment,
+            # A shell that runs the tests in the background leaves it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.lines: list[str] = []
         assert self.process.stderr is not None

@@ -127,6 +127,11 @@ def test_help_examples_run(
     """Those on the bundled model; a chat without a prompt gets one on stdin."""
     for example in help_examples(name):
         words, data = words_of(example)
+        if name == "serve":  # runs until it is stopped, as in tests/serve; so its options are read
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None
+            assert command.make_context(name, words[1:]).params
+            continue
         if "default" not in example and name not in ("chat", "generate", "bench"):
             continue
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data or b"Hello!")))

@@ -7,7 +7,7 @@ allows no others, so that the reader needs no tolerance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +113,7 @@ FORMATS: tuple[CallFormat, ...] = (
 )
 """In the order in which they are tried; the first whose signs are all there."""
 
-GENERIC = CallFormat(
-    name="generic",
-    signs=(),
-    trigger=HERMES.trigger,
-    begin=HERMES.begin,
-    between=HERMES.between,
-    end=HERMES.end,
-    own_prompt=True,
-)
+GENERIC = replace(HERMES, name="generic", signs=(), own_prompt=True)
 """For every other model: Hermes' format, which the system message explains."""
 
 UNSUPPORTED = {
@@ -152,11 +144,8 @@ THINKING: tuple[Thinking, ...] = (
 )
 """The first whose end a template names, or whose markers the vocabulary has."""
 
-SWITCHES: dict[str, tuple[object, object]] = {
-    "enable_thinking": (True, False),
-    "thinking": (True, False),
-}
-"""Variables of templates that turn reasoning on or off: their values for on and off."""
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables of templates that turn reasoning on (True) or off (False)."""
 
 EFFORTS: dict[str, int | None] = {
     "none": 0,

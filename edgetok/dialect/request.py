@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgetok.dialect.budget import ReasoningBudget
 from edgetok.dialect.compose import Opening, compose
 from edgetok.dialect.detect import Dialect, detect
-from edgetok.dialect.families import EFFORTS, SWITCHES, Thinking
+from edgetok.dialect.families import EFFORTS, Thinking
 from edgetok.dialect.messages import messages_for
 from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.tool import Tool, new_call_id
@@ -139,7 +139,7 @@ class Speaker:
             variables["tools"] = [tool.json for tool in tools]
         if request.effort is not None:
             off = request.effort == "none"
-            variables |= {name: SWITCHES[name][off] for name in dialect.switches}
+            variables |= dict.fromkeys(dialect.switches, not off)
             if dialect.takes_effort and not off:
                 variables["reasoning_effort"] = request.effort
         return self._template.render(messages, **{**variables, **request.variables})

@@ -40,28 +40,21 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
     ]
+    posts: dict[str, Any] = {
+        "chat/completions": Exchange(ChatCompletions(), writer, "chat"),
+        "completions": Exchange(Completions(), writer, "completions"),
+        "responses": Exchange(Responses(), writer, "responses"),
+        "messages/count_tokens": pages.count_tokens,
+        "messages": Exchange(Messages(), writer, "messages"),
+        "embeddings": pages.no_embeddings,
+        "rerank": pages.no_embeddings,
+    }
     # Some clients leave the version out, or have it in their address already.
     for prefix in ("/v1", ""):
         routes += [
             Route(f"{prefix}/models", pages.models),
             Route(f"{prefix}/models/{{name:path}}", pages.model),
-            Route(
-                f"{prefix}/chat/completions",
-                Exchange(ChatCompletions(), writer, "chat"),
-                methods=["POST"],
-            ),
-            Route(
-                f"{prefix}/completions",
-                Exchange(Completions(), writer, "completions"),
-                methods=["POST"],
-            ),
-            Route(
-                f"{prefix}/responses", Exchange(Responses(), writer, "responses"), methods=["POST"]
-            ),
-            Route(f"{prefix}/messages/count_tokens", pages.count_tokens, methods=["POST"]),
-            Route(f"{prefix}/messages", Exchange(Messages(), writer, "messages"), methods=["POST"]),
-            Route(f"{prefix}/embeddings", pages.no_embeddings, methods=["POST"]),
-            Route(f"{prefix}/rerank", pages.no_embeddings, methods=["POST"]),
+            *(Route(f"{prefix}/{path}", does, methods=["POST"]) for path, does in posts.items()),
         ]
 
     @contextlib.asynccontextmanager

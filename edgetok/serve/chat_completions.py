@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgetok.dialect.tool import AnswerPiece, CallBegin, ReasoningPiece, TextPiece
 from edgetok.errors import GrammarError
@@ -25,40 +25,38 @@ from edgetok.serve.openai_shared import (
     tools_of,
     usage_body,
 )
-from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.protocol import (
+    Call,
+    Fields,
+    Part,
+    Payload,
+    Protocol,
+    Rendering,
+    refuse,
+    text_of,
+    validated,
+)
 from edgetok.serve.request import Event, Request, Said, Usage, Whole
 
 _MOST_MESSAGES = 4096
+_TEXTS = ("text", "input_text", "output_text")
 _VARIABLE = bool | int | float | str | None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: str
-    text: str | None = None
-
-
-class _Function(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Function(Fields):
     name: str
     arguments: str | dict[str, Any] = ""
 
 
-class _ToolCall(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _ToolCall(Fields):
     id: str | None = None
     type: str = "function"
     function: _Function
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
@@ -151,7 +149,9 @@ def _message(given: _Message, place: str) -> dict[str, Any]:
     """One message as templates see it."""
     found: dict[str, Any] = {
         "role": "system" if given.role == "developer" else given.role,
-        "content": text_of(given.content, f"{place}.content"),
+        "content": text_of(
+            given.content or "", f"{place}.content", _TEXTS, code="unsupported_content"
+        ),
     }
     if given.content is None and given.role != "assistant":
         raise Refusal(
@@ -189,28 +189,6 @@ def _called(function: _Function, place: str) -> dict[str, Any]:
                 code="invalid_value",
             ) from error
     return {"name": function.name, "arguments": arguments}
-
-
-def text_of(content: str | Sequence[_Part] | None, place: str) -> str:
-    """The text of a message: parts are joined, and what is not text is refused.
-
-    Raises:
-        Refusal: a part is an image, a sound or a file.
-    """
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    for i, part in enumerate(content):
-        if part.type not in ("text", "input_text", "output_text") or part.text is None:
-            raise Refusal(
-                400,
-                f"{place}.{i}: a part of type {part.type!r:.100}, expected 'text'; this model "
-                "reads text alone",
-                param=f"{place}.{i}",
-                code="unsupported_content",
-            )
-    return "".join(part.text or "" for part in content)
 
 
 class _Completion(Rendering):

@@ -6,14 +6,24 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.engine.result import FinishReason
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import grammar_of, new_id, tools_of
-from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.protocol import (
+    Call,
+    Fields,
+    Part,
+    Payload,
+    Protocol,
+    Rendering,
+    refuse,
+    text_of,
+    validated,
+)
 from edgetok.serve.request import BACKGROUND, Event, Request, Said, Usage, Whole
 
 _STOPPED: dict[FinishReason, str] = {
@@ -34,11 +44,7 @@ _KINDS = {
 _HARMLESS = {"metadata", "context_management", "container", "inference_geo"}
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: str
-    text: str | None = None
+class _Block(Part):
     thinking: str | None = None
     id: str | None = None
     name: str | None = None
@@ -47,16 +53,12 @@ class _Block(BaseModel):
     content: str | list[_Block] | None = None
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Message(Fields):
     role: Literal["user", "assistant", "system"]
     content: str | list[_Block]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Body(Fields):
     model: str
     max_tokens: int
     messages: list[_Message] = Field(min_length=1, max_length=4096)
@@ -190,17 +192,7 @@ def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
 
 
 def _joined(content: str | Sequence[_Block], place: str) -> str:
-    if isinstance(content, str):
-        return content
-    for i, block in enumerate(content):
-        if block.type != "text" or block.text is None:
-            raise Refusal(
-                400,
-                f"{place}.{i}: a block of type {block.type!r:.100}, expected 'text'; this model "
-                "reads text alone",
-                param=f"{place}.{i}",
-            )
-    return "".join(block.text or "" for block in content)
+    return text_of(content, place, ("text",), noun="block")
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:
@@ -309,13 +301,10 @@ def _stopped(one: Whole) -> dict[str, Any]:
 
 def _usage(usage: Usage) -> dict[str, Any]:
     """The cost in Anthropic's shape: tokens that were cached are not among the input's."""
-    found: dict[str, Any] = {
+    return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.generated_tokens,
+        **usage.losses,
     }
-    if usage.evicted_tokens:
-        found["evicted_tokens"] = usage.evicted_tokens
-        found["attention_loss"] = round(usage.attention_loss, 6)
-    return found

@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
-
 from edgetok.dialect.request import Effort
 from edgetok.dialect.tool import Tool
 from edgetok.dialect.tool import tools_of as read_tools
@@ -14,7 +12,7 @@ from edgetok.engine.result import FinishReason
 from edgetok.errors import GrammarError, OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
-from edgetok.serve.protocol import refuse
+from edgetok.serve.protocol import Fields, refuse
 from edgetok.serve.request import BACKGROUND, Usage
 
 # Fields that change nothing here, and whose absence from the answer nobody would notice.
@@ -37,19 +35,15 @@ FINISH: dict[FinishReason, str] = {
 }
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """Options of a stream."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: bool | None = None
     include_memory: bool | None = None  # edgetok's own: which parts of the conversation are held
 
 
-class Sampled(BaseModel):
+class Sampled(Fields):
     """Fields of sampling, and those that every endpoint has."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str
     stream: bool | None = None
@@ -130,16 +124,13 @@ def error_body(refusal: Refusal) -> dict[str, Any]:
 
 def usage_body(usage: Usage) -> dict[str, Any]:
     """Return the cost in OpenAI's shape, and what a bounded cache has lost if it has."""
-    found: dict[str, Any] = {
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.generated_tokens,
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        **usage.losses,
     }
-    if usage.evicted_tokens:
-        found["evicted_tokens"] = usage.evicted_tokens
-        found["attention_loss"] = round(usage.attention_loss, 6)
-    return found
 
 
 def grammar_of(given: dict[str, Any] | None, param: str) -> Grammar | None:

@@ -13,8 +13,21 @@ from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.request import Event, Request, Usage, Whole
 
-B = TypeVar("B", bound=pydantic.BaseModel)
+B = TypeVar("B", bound="Fields")
 Payload = tuple[str | None, dict[str, Any] | str]  # name of a server-sent event, and its data
+
+
+class Fields(pydantic.BaseModel):
+    """An object in a body: known fields are of their types, unknown ones are kept by name."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+
+
+class Part(Fields):
+    """A part of a message's content."""
+
+    type: str
+    text: str | None = None
 
 
 class Rendering(ABC):
@@ -89,6 +102,36 @@ def validated(kind: type[B], body: dict[str, Any]) -> B:
         raise Refusal(
             400, f"{place or 'body'}: {first['msg']}", param=place or None, code="invalid_value"
         ) from error
+
+
+def text_of(
+    content: str | Sequence[Part], place: str, kinds: Sequence[str], *, noun: str = "part",
+    code: str | None = None,
+) -> str:  # fmt: skip
+    """The text of a message: parts are joined, and what is not text is refused.
+
+    Args:
+        content: a text, or its parts.
+        place: where it stands in the body.
+        kinds: types of parts that are text; the first one is named in a refusal.
+        noun: what the protocol calls a part.
+        code: of a refusal.
+
+    Raises:
+        Refusal: a part is an image, a sound or a file.
+    """
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type not in kinds or part.text is None:
+            raise Refusal(
+                400,
+                f"{place}.{i}: a {noun} of type {part.type!r:.100}, expected {kinds[0]!r}; this "
+                "model reads text alone",
+                param=f"{place}.{i}",
+                code=code,
+            )
+    return "".join(part.text or "" for part in content)
 
 
 def _is_field(part: int | str) -> bool:

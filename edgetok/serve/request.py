@@ -95,6 +95,16 @@ class Usage:
     attention_loss: float = 0.0
     kept: tuple[float, ...] = ()
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """Return the fields of a usage that say what a bounded cache has lost; {} for nothing."""
+        if not self.evicted_tokens:
+            return {}
+        return {
+            "evicted_tokens": self.evicted_tokens,
+            "attention_loss": round(self.attention_loss, 6),
+        }
+
 
 @dataclass(slots=True)
 class Whole:

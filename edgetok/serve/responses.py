@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
@@ -21,40 +19,38 @@ from edgetok.serve.openai_shared import (
     new_id,
     tools_of,
 )
-from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.protocol import (
+    Call,
+    Fields,
+    Part,
+    Payload,
+    Protocol,
+    Rendering,
+    refuse,
+    text_of,
+    validated,
+)
 from edgetok.serve.request import BACKGROUND, Ended, Event, Request, Usage, Whole
 
+_TEXTS = ("input_text", "output_text", "text")
 _HARMLESS = HARMLESS | {"include", "max_tool_calls", "truncation"}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: str
-    text: str | None = None
-
-
-class _Item(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Item(Fields):
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[_Part] | None = None
+    content: str | list[Part] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[_Part] | None = None
+    output: str | list[Part] | None = None
 
 
-class _TextOptions(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _TextOptions(Fields):
     format: dict[str, Any] | None = None
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Body(Fields):
     model: str
     input: str | list[_Item]
     instructions: str | None = None
@@ -142,7 +138,7 @@ def _message(item: _Item, place: str) -> dict[str, Any] | None:
         if item.role is None or item.content is None:
             raise Refusal(400, f"{place}: expected role and content", param=place)
         role = "system" if item.role == "developer" else item.role
-        return {"role": role, "content": _joined(item.content, f"{place}.content")}
+        return {"role": role, "content": text_of(item.content, f"{place}.content", _TEXTS)}
     if item.type == "function_call":
         try:
             arguments = json.loads(item.arguments or "{}")
@@ -152,7 +148,7 @@ def _message(item: _Item, place: str) -> dict[str, Any] | None:
         call = {"id": item.call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if item.type == "function_call_output":
-        text = _joined(item.output or "", f"{place}.output")
+        text = text_of(item.output or "", f"{place}.output", _TEXTS)
         return {"role": "tool", "tool_call_id": item.call_id, "content": text}
     if item.type == "reasoning":
         return None
@@ -162,20 +158,6 @@ def _message(item: _Item, place: str) -> dict[str, Any] | None:
         "'function_call_output'",
         param=place,
     )
-
-
-def _joined(content: str | Sequence[_Part], place: str) -> str:
-    if isinstance(content, str):
-        return content
-    for i, part in enumerate(content):
-        if part.type not in ("input_text", "output_text", "text") or part.text is None:
-            raise Refusal(
-                400,
-                f"{place}.{i}: a part of type {part.type!r:.100}, expected 'input_text'; this "
-                "model reads text alone",
-                param=f"{place}.{i}",
-            )
-    return "".join(part.text or "" for part in content)
 
 
 class _Response(Rendering):
@@ -343,14 +325,11 @@ def _item(like: dict[str, Any], text: str | None) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.generated_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        **usage.losses,
     }
-    if usage.evicted_tokens:
-        found["evicted_tokens"] = usage.evicted_tokens
-        found["attention_loss"] = round(usage.attention_loss, 6)
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import tracemalloc
 
 import numpy as np
@@ -92,10 +91,8 @@ def test_three_sparse_gigabytes_are_refused_unread(tmp_path, honest):
         huge += 16 + len(text) + 32
     os.truncate(path, huge)
     tracemalloc.start()
-    begin = time.perf_counter()
     with pytest.raises(SessionError, match=r"do not add up|expected at most"):
         read_session(path, MODEL, max_cache_bytes=make().nbytes)
-    assert time.perf_counter() - begin < 1
     assert tracemalloc.get_traced_memory()[1] < 50 << 20
     tracemalloc.stop()
 

@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from edgetok.errors import CheckpointError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.safetensors_file import MAX_HEADER_BYTES
+from tests.at_once import at_once
 
 
 def safetensors_bytes(header, data=b""):
@@ -159,18 +159,14 @@ def test_damaged_tables_are_refused(tmp_path, content, says):
 
 def test_huge_headers_and_a_million_tensors_are_refused_at_once(tmp_path):
     folder = folder_with(tmp_path, safetensors_bytes(b" " * 100_000_000))
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match="header of 100,000,000 bytes"):
+    with at_once(), pytest.raises(CheckpointError, match="header of 100,000,000 bytes"):
         open_checkpoint(folder)
-    assert time.process_time() - start < 2
     million = b",".join(
         b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000)
     )
     folder_with(tmp_path, safetensors_bytes(b"{" + million + b"}"))
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match="header of"):
+    with at_once(), pytest.raises(CheckpointError, match="header of"):
         open_checkpoint(folder)
-    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -183,10 +179,8 @@ def test_huge_headers_and_a_million_tensors_are_refused_at_once(tmp_path):
 def test_as_many_tensors_as_the_header_holds(tmp_path, one, says):
     many = b",".join(one % i for i in range(MAX_HEADER_BYTES // (len(one) + 6)))
     folder = folder_with(tmp_path, safetensors_bytes(b"{" + many + b"}"))
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match=says):
+    with at_once(), pytest.raises(CheckpointError, match=says):
         open_checkpoint(folder)
-    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

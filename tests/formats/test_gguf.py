@@ -1,13 +1,13 @@
 """The table of a GGUF file, against bytes written by hand."""
 
 import struct
-import time
 
 import numpy as np
 import pytest
 
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.gguf import BLOCKS, is_gguf, open_gguf
+from tests.at_once import at_once
 
 
 def string(text):
@@ -118,10 +118,8 @@ HUGE = struct.pack("<Q", 1 << 63)
     ids=(str(i) for i in range(99)),
 )  # fmt: skip
 def test_what_is_refused(tmp_path, data, error, says):
-    started = time.monotonic()
-    with pytest.raises(error, match=says):
+    with at_once(), pytest.raises(error, match=says):
         open_gguf(write(tmp_path, data))
-    assert time.monotonic() - started < 2
 
 
 def message(path):
@@ -163,7 +161,8 @@ def test_strings_without_end_are_refused(tmp_path, lists):
     count = (1 << 21) // lists
     strings = struct.pack("<IQ", 8, count) + bytes(8 * count)
     table = header(0, lists) + b"".join(field(f"f{i}", 9, strings) for i in range(lists))
-    begin = time.thread_time()
-    with pytest.raises(CheckpointError, match="expected at most 1,048,576 in all fields"):
+    with (
+        at_once(),
+        pytest.raises(CheckpointError, match="expected at most 1,048,576 in all fields"),
+    ):
         open_gguf(write(tmp_path, table))
-    assert time.thread_time() - begin < 2

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.fuzz.readers import all_readers
 
-SLOW_S = 2.0
+SLOW_S = 10.0
 MEMORY_BYTES = 6 << 30
 
 

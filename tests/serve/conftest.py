@@ -60,13 +60,12 @@ class Api:
         assert match, name
         return float(match[1])
 
-    def wait_until(self, name: str, value: float, seconds: float) -> float:
-        """Wait until a gauge has a value; how long it took."""
+    def wait_until(self, name: str, value: float, seconds: float = 60) -> None:
+        """Wait until a gauge has a value."""
         begun = time.monotonic()
         while self.gauge(name) != value:
             assert time.monotonic() - begun < seconds, f"{name} is {self.gauge(name)}"
             time.sleep(0.01)
-        return time.monotonic() - begun
 
 
 class Process(Api):

@@ -295,7 +295,7 @@ def test_an_error_in_the_middle_of_a_stream(rule: Callable[..., Rule]) -> None:
 def test_headers_first_and_comments_while_the_prompt_is_read(rule: Callable[..., Rule]) -> None:
     import time
 
-    api = rule(step_s=0.1)
+    api = rule(step_s=0.2)
     body = {
         "model": "fake",
         "stream": True,
@@ -304,12 +304,11 @@ def test_headers_first_and_comments_while_the_prompt_is_read(rule: Callable[...,
     }
     begun = time.monotonic()
     with httpx.stream("POST", api.url + "/v1/chat/completions", json=body, timeout=30) as response:
-        assert time.monotonic() - begun < 0.5
         lines = response.iter_lines()
         assert next(lines).startswith(":")
-        assert time.monotonic() - begun < 0.5
+        first_s = time.monotonic() - begun
         rest = list(lines)
-    assert time.monotonic() - begun > 4
+    assert first_s < 0.3 * (time.monotonic() - begun)
     comments = [line for line in rest if line.startswith(":")]
     first = next(i for i, line in enumerate(rest) if line.startswith("data"))
     assert comments
@@ -330,7 +329,7 @@ def test_background_waits_for_interactive(rule: Callable[..., Rule]) -> None:
     for i, tier in enumerate(("first", "flex", "flex", "auto")):
         threads.append(threading.Thread(target=ask, args=(tier,)))
         threads[-1].start()
-        api.wait_until("waiting", i, 5)
+        api.wait_until("waiting", i)
     for thread in threads:
         thread.join(30)
     assert order == ["first", "auto", "flex", "flex"]

@@ -91,4 +91,4 @@ def test_voice_is_interrupted(repository: Path, server: Process) -> None:
     assert made.returncode == 0
     lines = (first + rest).splitlines()
     assert len(lines) >= 2
-    server.wait_until("running", 0, 2)
+    server.wait_until("running", 0)

@@ -52,7 +52,7 @@ def test_on_demand_and_away_when_idle(two: Process) -> None:
     assert len(texts) == 1
     begun = time.monotonic()
     while any(loaded(two).values()):
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 120
         time.sleep(0.1)
     assert two.gauge("memory_models_bytes") == 0
     assert two.chat("Hi", temperature=0, max_tokens=5).status_code == 200

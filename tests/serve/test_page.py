@@ -113,13 +113,13 @@ def test_stop_ends_the_answer(browse: Any, rule: Callable[..., Rule]) -> None:
     assert page.locator("#send").inner_text() == "Stop"
     page.locator("#send").click()
     page.wait_for_function("() => document.getElementById('send').textContent === 'Send'")
-    api.wait_until("running", 0, 1)
+    api.wait_until("running", 0)
     text = page.locator(".assistant").inner_text()
     assert len(set(text)) == 1
     page.locator("#again").click()
     page.wait_for_function("() => document.getElementById('send').textContent === 'Stop'")
     page.close()
-    api.wait_until("running", 0, 1)
+    api.wait_until("running", 0)
     assert page.problems == []
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from edgetok.errors import ArtefactError, TemplateError
 from edgetok.text.template import ChatTemplate
+from tests.at_once import at_once
 
 TURNS = [
     {"role": "user", "content": "hi  there"},
@@ -269,10 +270,8 @@ LONG_CALLS = [
 @pytest.mark.parametrize("source", LONG_CALLS, ids=lambda source: source[-60:])
 def test_one_call_is_bounded(source: str) -> None:
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.thread_time()
-    with pytest.raises(TemplateError, match="chat template"):
+    with at_once(), pytest.raises(TemplateError, match="chat template"):
         render(source, n=(1 << 3_000_000) + 1)
-    assert time.thread_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 300 << 10
 
 
@@ -314,12 +313,9 @@ def test_an_interrupt_ends_a_rendering() -> None:
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:40])
 def test_bombs_are_refused(source: str) -> None:
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.thread_time()
-    with pytest.raises(TemplateError, match="chat template"):
+    with at_once(), pytest.raises(TemplateError, match="chat template"):
         render(source)
-    seconds = time.thread_time() - begin
     after_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert seconds < 2
     assert after_kb - before_kb < 300 << 10
 
 
@@ -334,14 +330,10 @@ def test_bombs_end_in_time_beside_other_work(source: str) -> None:
 
     thread = threading.Thread(target=others)
     thread.start()
-    begin = time.thread_time()
-    with pytest.raises(TemplateError):
+    with at_once(), pytest.raises(TemplateError):
         render(source)
-    seconds = time.thread_time() - begin
     stop.set()
     thread.join()
-    # two seconds by the clock of this thread; a busy machine's own clock may be slower
-    assert seconds < 2
     assert set(rendered) == {"hi  there"}
 
 
@@ -350,11 +342,9 @@ def test_bombs_end_in_time_beside_other_work(source: str) -> None:
 )
 def test_hostile_text_compiles_or_not_in_time(piece: str) -> None:
     source = piece * ((64 << 10) // len(piece))
-    begin = time.thread_time()
     for text in (source, "{{ " + source[3:]):
-        with contextlib.suppress(TemplateError):
+        with at_once(), contextlib.suppress(TemplateError):
             render(text)
-    assert time.thread_time() - begin < 3
 
 
 def test_raise_exception_is_told() -> None:
@@ -469,8 +459,6 @@ def test_random_programs_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None
     start = "{% set n = namespace(t='ax', l=[1, 'x']) %}"
     source = start + "".join(random_program(rng) for _ in range(6))
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.process_time()
-    with contextlib.suppress(TemplateError):
+    with at_once(), contextlib.suppress(TemplateError):
         render(source)
-    assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 300 << 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from edgetok.converter.write.tokenizer_files import read_tokenizer
 from edgetok.errors import ArtefactError, CheckpointError, OptionError
 from edgetok.text.tokenizer import Tokenizer
 from edgetok.text.tokenizer_check import pattern_fault
+from tests.at_once import at_once
 
 NAMES = ["tokenizers/phi-3-mini", "tokenizers/smollm2", "tokenizers/tinyllama-chat"]
 NAMES += ["models/stories260k", "models/babyllama-105"]
@@ -261,10 +261,8 @@ def test_a_hostile_file_is_one_line(
     what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer.json").write_bytes(HOSTILE[what])
-    begin = time.thread_time()
-    with pytest.raises(ArtefactError, match=r"tokenizer\.json") as caught:
+    with at_once(), pytest.raises(ArtefactError, match=r"tokenizer\.json") as caught:
         Tokenizer.from_folder(tmp_path, 300)
-    assert time.thread_time() - begin < 2
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
     assert capfd.readouterr().err == ""
@@ -321,12 +319,11 @@ def test_a_file_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
 def test_thousands_of_added_tokens_load_at_once() -> None:
     """Gemma 3 has 6,400; comparing each with each other took seconds."""
     core = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
-    core.add_special_tokens([f"<unused{i}>" for i in range(8000)])
-    start = time.process_time()
-    tokenizer = Tokenizer(core, {}, 8001, "t")
-    assert tokenizer.is_cut(tokenizer.encode("<unused7>")[0])
-    assert not tokenizer.is_cut(0)
-    assert time.process_time() - start < 1
+    core.add_special_tokens([f"<unused{i}>" for i in range(30_000)])
+    with at_once():
+        tokenizer = Tokenizer(core, {}, 30_001, "t")
+        assert tokenizer.is_cut(tokenizer.encode("<unused7>")[0])
+        assert not tokenizer.is_cut(0)
 
 
 def test_a_token_inside_of_another_is_no_cut() -> None:

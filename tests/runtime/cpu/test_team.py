@@ -76,8 +76,8 @@ def test_idle_threads_sleep_and_wake(kernels):
                 time.sleep(0.01)
             assert sleepers[0] == 2
         before = time.process_time()
-        time.sleep(0.2)
-        assert time.process_time() - before < 0.15
+        time.sleep(1)
+        assert time.process_time() - before < 0.5  # two that spin would take two seconds
     finally:
         team.close()
 

@@ -1,0 +1,16 @@
+"""A bound that catches a hang and never a busy machine: refusals take milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def at_once(seconds: float = 20) -> Iterator[None]:
+    """What is inside uses less processor time than this: no size in a file is counted up to."""
+    begun = time.thread_time()
+    yield
+    took = time.thread_time() - begun
+    assert took < seconds, f"took {took:.1f} s of processor time"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear.byte_products import (
@@ -26,6 +28,7 @@ from edgetok.kernels_cpu.linear.row_steps import (
 )
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
+    _I8,
     _I32,
     F32,
     I32,
@@ -35,6 +38,7 @@ from edgetok.kernels_cpu.simd.emit import (
     VB,
     _constant,
     _load,
+    _shuffle,
     _splat,
     _store,
     i64,
@@ -70,7 +74,7 @@ R = 2
 WIDTHS = {
     "avx512": (2, 4, 6),
     "avxvnni": (2, 4),
-    "avx2": (2,),
+    "avx2": (2, 4),
     "neon": (2, 4, 6),
     "portable": (2,),
 }[NAME]
@@ -124,18 +128,66 @@ def unpack_words(bits: int, shifted: bool) -> Any:
 
     @op(void, i64, i64, i64, i64, i64)
     def unpack(b: Any, words: Any, high: Any, by: Any, shift: Any, out: Any) -> None:
-        w = load_u8.emit(b, words)
-        spread = None
-        if bits == 3:  # four bits of each of four bytes, out of sixteen
+        w, h = load_u8.emit(b, words), None
+        if bits == 3:
             h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
-            h = b.and_(h, _constant(_I32, LANES, 0xFFFF))
-            h = b.or_(h, b.shl(h, _constant(_I32, LANES, 8)))
-            h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
-            h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
-            spread = b.bitcast(h, U8.ll)
-        for plane, q in enumerate(fields(b, bits, w, spread)):
-            u = b.add(q, load_u8.emit(b, shift)) if shifted else q
-            store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
+        _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out)
+
+    return unpack
+
+
+def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any) -> None:
+    """The codes of a vector of words; `high` (3 bits): words whose low half belongs to them."""
+    spread = None
+    if high is not None:  # four bits of each of four bytes, out of sixteen
+        h = b.and_(high, _constant(_I32, LANES, 0xFFFF))
+        h = b.or_(h, b.shl(h, _constant(_I32, LANES, 8)))
+        h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
+        h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
+        spread = b.bitcast(h, U8.ll)
+    for plane, q in enumerate(fields(b, bits, w, spread)):
+        u = q if shift is None else b.add(q, shift)
+        store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
+
+
+def unpack_rows(bits: int, shifted: bool) -> Any:
+    """VB packed bytes of each of LANES rows to unsigned codes, four inputs of a row to a lane.
+
+    As `transpose_words` and then `unpack_words` of every word, but nothing waits in memory.
+
+    Args of the operation: address of the first row's bytes, bytes to the next row's; the same of
+    the high plane (3 bits); address of the bytes to add of the first group, log2 of how many times
+    32 inputs a group has, and how many times 32 inputs lie between its first one and these (only
+    where `shifted`); address of the first result, the others follow ROW_BYTES apart.
+    """
+    planes = PLANES[bits]
+    words_of_32 = 8 // planes
+
+    @op(void, *[i64] * 8)
+    def unpack(
+        b: Any, w: Any, wb: Any, h: Any, hb: Any, shifts: Any, by: Any, unit: Any, out: Any
+    ) -> None:
+        rows = [b.bitcast(load_u8.emit(b, at(b, w, r, wb)), I32.ll) for r in range(LANES)]
+        words, highs = transposed(b, rows), []
+        if bits == 3:
+            half = ir.VectorType(_I8, VB // 2)
+            wide = list(range(VB // 2)) + [VB // 2] * (VB // 2)
+            rows = []
+            for r in range(LANES):
+                v = _load(b, at(b, h, r, hb), half)
+                v = _shuffle(b, v, wide, ir.Constant(half, [0] * (VB // 2)))
+                rows.append(b.bitcast(v, I32.ll))
+            highs = transposed(b, rows)
+        shift = None
+        for j, word in enumerate(words):
+            if shifted and j % words_of_32 == 0:
+                group = b.lshr(b.add(unit, number(j // words_of_32)), by)
+                shift = load_u8.emit(b, b.add(shifts, b.mul(group, number(ROW_BYTES))))
+            high = None
+            if bits == 3:
+                high = b.lshr(highs[j // 2], _constant(_I32, LANES, 16)) if j % 2 else highs[j // 2]
+            place = b.add(out, number(j * planes * ROW_BYTES))
+            _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place)
 
     return unpack
 
@@ -247,12 +299,24 @@ def _multiplied(
     return acc
 
 
+def _folded_in(b: Any, f: Any, acc: list[Any], tokens: int, *places: Any) -> Any:
+    """`_folded` for sums in a tuple, or in memory."""
+    if not _in_memory(tokens):
+        sums = unpack_tuple(b, f, R * tokens)
+        found = dict(_folded(b, sums.__getitem__, acc, tokens, *places))
+        return pack_tuple(b, [found[i] for i in range(R * tokens)])
+    kept = _tile_places(b, tokens, f)
+    sums = _folded(b, lambda i: load_f32.emit(b, kept[i]), acc, tokens, *places)
+    for i, value in sums:
+        store_f32.emit(b, kept[i], value)
+    return f
+
+
 def _folded(
-    b: Any, sums: list[Any], acc: list[Any], tokens: int, scales: Any, x_scales: Any, xb: Any,
+    b: Any, sum_of: Any, acc: list[Any], tokens: int, scales: Any, x_scales: Any, xb: Any,
     middles: Any = None, points: Any = None,
-) -> list[Any]:  # fmt: skip
-    """`sums` plus float(acc) * row's scale * token's scale."""
-    sums = list(sums)
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
+    """Sums plus float(acc) * row's scale * token's scale, one after the other with its number."""
     rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
     for t in range(tokens):
         a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
@@ -266,8 +330,7 @@ def _folded(
                 value = fma.emit(b, point, middle, value)
             # A product of the scales alone would be ready early and be computed before dot
             # products that others wait for: a quarter slower on Zen 5.
-            sums[i] = fma.emit(b, mul.emit(b, value, rows[r]), a, sums[i])
-    return sums
+            yield i, fma.emit(b, mul.emit(b, value, rows[r]), a, sum_of(i))
 
 
 def _tile_start(bits: int, tokens: int) -> Any:
@@ -289,28 +352,37 @@ def _tile_dot(bits: int, tokens: int, most: int) -> Any:
     return tile_dot
 
 
+def _in_memory(tokens: int) -> bool:
+    """Whether the registers have no room for the float sums beside those of a block."""
+    return NAME == "avx2" and R * tokens > 6
+
+
+def _float_sums(tokens: int) -> Any:
+    """Type of a tile's float sums: a tuple of vectors, or the address of those in memory."""
+    return i64 if _in_memory(tokens) else types.UniTuple(F32, R * tokens)
+
+
 def _tile_fold(tokens: int, points: bool) -> Any:
-    f_type, i_type = types.UniTuple(F32, R * tokens), types.UniTuple(I32, R * tokens)
+    f_type, i_type = _float_sums(tokens), types.UniTuple(I32, R * tokens)
 
     @op(f_type, f_type, i_type, *[i64] * (5 if points else 3))
     def tile_fold(b: Any, f: Any, tile: Any, *places: Any) -> Any:
-        sums, acc = unpack_tuple(b, f, R * tokens), unpack_tuple(b, tile, R * tokens)
-        return pack_tuple(b, _folded(b, sums, acc, tokens, *places))
+        acc = unpack_tuple(b, tile, R * tokens)
+        return _folded_in(b, f, acc, tokens, *places)
 
     return tile_fold
 
 
 def _tile_block(bits: int, tokens: int, most: int, points: bool) -> Any:
     """`start`, `dot` and `fold` of a block of 4 * STEPS inputs: no sums wait in memory between."""
-    f_type = types.UniTuple(F32, R * tokens)
+    f_type = _float_sums(tokens)
 
     @op(f_type, f_type, *[i64] * (8 if points else 6))
     def tile_block(b: Any, f: Any, starts: Any, u: Any, x: Any, *places: Any) -> Any:
         xb = places[2]
-        sums = unpack_tuple(b, f, R * tokens)
         acc = _started(b, tokens, starts, xb, signed_codes(bits))
         acc = _multiplied(b, bits, most, acc, u, x, xb, tokens)
-        return pack_tuple(b, _folded(b, sums, acc, tokens, *places))
+        return _folded_in(b, f, acc, tokens, *places)
 
     return tile_block
 
@@ -387,6 +459,53 @@ def tile_load(tokens: int) -> Any:
     return tile_load
 
 
+def kept_zero(tokens: int) -> Any:
+    """Sums of nothing; where they are kept in memory, at the address that is the argument."""
+    f_type = _float_sums(tokens)
+
+    @op(f_type, i64)
+    def zero(b: Any, keep: Any) -> Any:
+        nothing = [_constant(_F32, LANES, 0.0)] * (R * tokens)
+        if not _in_memory(tokens):
+            return pack_tuple(b, nothing)
+        for place, value in zip(_tile_places(b, tokens, keep), nothing, strict=True):
+            store_f32.emit(b, place, value)
+        return keep
+
+    return zero
+
+
+def kept_load(tokens: int) -> Any:
+    """Sums from memory; where they are kept in memory, at the address that is the 2nd argument."""
+    f_type = _float_sums(tokens)
+
+    @op(f_type, i64, i64)
+    def load(b: Any, sums: Any, keep: Any) -> Any:
+        values = [load_f32.emit(b, place) for place in _tile_places(b, tokens, sums)]
+        if not _in_memory(tokens):
+            return pack_tuple(b, values)
+        for place, value in zip(_tile_places(b, tokens, keep), values, strict=True):
+            store_f32.emit(b, place, value)
+        return keep
+
+    return load
+
+
+def kept_store(tokens: int) -> Any:
+    """Sums to memory: for each token the rows in order."""
+
+    @op(void, _float_sums(tokens), i64)
+    def store(b: Any, f: Any, out: Any) -> None:
+        if _in_memory(tokens):
+            values = [load_f32.emit(b, place) for place in _tile_places(b, tokens, f)]
+        else:
+            values = unpack_tuple(b, f, R * tokens)
+        for place, value in zip(_tile_places(b, tokens, out), values, strict=True):
+            store_f32.emit(b, place, value)
+
+    return store
+
+
 @dataclass(frozen=True, slots=True)
 class IntegerTile:
     """Operations on R vectors of rows by `tokens` tokens of int8, for weights of one width.
@@ -425,7 +544,7 @@ def integer_tile(bits: int, tokens: int, shifted: bool, points: bool) -> Integer
         dot=_tile_dot(bits, tokens, most),
         fold=_tile_fold(tokens, points),
         block=_tile_block(bits, tokens, most, points),
-        zero=tile_zero(tokens),
-        store=tile_store(tokens),
-        load=tile_load(tokens),
+        zero=kept_zero(tokens),
+        store=kept_store(tokens),
+        load=kept_load(tokens),
     )

@@ -111,13 +111,14 @@ def convert(
         options = target.options(options)
         title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
     with open_workspace(out, title, source=folder) as workspace:
-        assets, notes = folder, []
+        assets, notes = folder, [*checkpoint.notes]
         if isinstance(checkpoint, GgufCheckpoint):
             assets = checkpoint.write_assets(workspace.folder / "source")
-            notes = checkpoint.notes
         if isinstance(checkpoint, CodedCheckpoint) and (checkpoint.coded or notes):
             notes = [*notes, _SECOND_HAND]
-        notes = notes + copy_assets(assets, workspace.artefact, family.spec.vocab_size)
+        notes = notes + copy_assets(
+            assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
+        )
         formats, reasons = _formats(weights, options, workspace, progress)
         tokens, reason = _reference_tokens(weights, options, workspace)
         calibrates = options.calibrates or target is not None

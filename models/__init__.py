@@ -1,7 +1,7 @@
 """Model families as data, without arithmetic on weights."""
 
 from edgetok.models.family import Family, TensorSource
-from edgetok.models.registry import families, read_family
+from edgetok.models.registry import read_family
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.models.tensors import tensor_shapes
@@ -12,7 +12,6 @@ __all__ = [
     "LayerSpec",
     "RopeSpec",
     "TensorSource",
-    "families",
     "inv_freq",
     "read_family",
     "tensor_shapes",

@@ -14,13 +14,13 @@ from edgetok.models.config.reader import ConfigReader, shown
 from edgetok.models.family import Family
 
 _GENERATION: Final = "generation_config.json"
-_FAMILIES: Final = "edgetok.models.families"
+FAMILIES: Final = "edgetok.models.families"
 _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def families() -> tuple[str, ...]:
     """Return the `model_type`s that have a family file, sorted."""
-    result = pkgutil.iter_modules(importlib.import_module(_FAMILIES).__path__)
+    result = pkgutil.iter_modules(importlib.import_module(FAMILIES).__path__)
     return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 
@@ -44,7 +44,7 @@ def read_family(
     if model_type not in families():
         hint = ""
         if reader.has("text_config"):
-            hint = "; it wraps a text model (text_config): convert a text-only checkpoint of it"
+            hint = "; its text_config describes the text model: edgetok.models.config.wrapped"
         raise UnknownFamilyError(
             f"config.json: model_type {shown(model_type)} is not a family that edgetok "
             f"describes: {', '.join(families())}{hint}"
@@ -57,7 +57,7 @@ def read_family(
                 f"config.json: architectures is {shown(str(architectures))}, edgetok computes "
                 f"causal language models (...ForCausalLM)"
             )
-    module = importlib.import_module(f"{_FAMILIES}.{model_type}")
+    module = importlib.import_module(f"{FAMILIES}.{model_type}")
     family: Family = module.read(reader)
     reader.finish()
     return _with_tokens(family, reader, ConfigReader(generation_config or {}, _GENERATION))

@@ -122,7 +122,7 @@ def tiny_checkpoint(
         config: overrides of the config.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    values = {**_SIZES, **_FAMILIES[family], **config}
+    values = {**sizes(family), **config}
     hf_config = AutoConfig.for_model(family, **values)
     hf_config.dtype = dtype
     with torch.device("meta"):
@@ -145,11 +145,16 @@ def tiny_checkpoint(
         array = noise.astype(np.float16) if bits16 else noise
         weights[name] = torch.from_numpy(array.astype(np.float32)).to(dtype)
     _save(weights, folder, shards)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / "generation_config.json").write_text(
         json.dumps({"bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": False})
     )
     return folder
+
+
+def sizes(family: str) -> dict[str, Any]:
+    """Settings of a tiny model."""
+    return {**_SIZES, **_FAMILIES[family]}
 
 
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -175,7 +180,7 @@ def _save(weights: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     specials = ["<pad>", "<s>", "</s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -82,7 +82,7 @@ def convert_unknown_family(
     with open_workspace(out, title, source=checkpoint.folder) as workspace:
         require_space(workspace.folder, 3 * checkpoint.nbytes, workspace.folder)
         progress.begin("Exporting with optimum", 3)
-        notes = copy_assets(checkpoint.folder, workspace.artefact, vocab_size)
+        notes = copy_assets(checkpoint.folder, workspace.artefact, vocab_size, checkpoint.config)
         plain = {key: v for key, v in checkpoint.config.items() if key != "auto_map"}
         write_durably(workspace.artefact / "config.json", json.dumps(plain, indent=1).encode())
         clean = _clean_copy(checkpoint, workspace.artefact, workspace.folder / "source")

@@ -87,6 +87,7 @@ class PackedCheckpoint(CodedCheckpoint):
         config = {key: value for key, value in inner.config.items() if key != KEY}
         super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
         self.method = str(method)
+        self.notes = inner.notes
         self._inner = inner
         self._settings = settings
         self.coded = self._shapes.keys()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
+from edgetok.converter.read.text_tower import text_tower
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.library.download import Remote, fetch, look
@@ -50,14 +51,14 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
 
 
 def open_source(path: Path) -> Checkpoint:
-    """Open a model folder or a GGUF file, quantised or not.
+    """Open a model folder or a GGUF file, quantised or not; of a multimodal one, the text model.
 
     Raises:
         CheckpointError: it is missing something, damaged or hostile.
-        UnsupportedError: it is quantised in a way that edgetok does not know.
+        UnsupportedError: it is quantised or wrapped in a way that edgetok does not know.
         MissingExtraError: a GGUF file, and the `gguf` package is not installed.
     """
     if path.is_file():
         return GgufCheckpoint(path)
-    checkpoint = open_checkpoint(path)
+    checkpoint = text_tower(open_checkpoint(path))
     return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,27 @@ from edgetok.text.template import ChatTemplate
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 _MAX_TEXT_BYTES = 4 << 20
 _COPIED = (
     CONFIG_FILE,  # what names and sizes an export is to have
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     GENERATION_FILE,
 )
 _LICENCE = re.compile(r"(licen[cs]e|notice|use_policy)[\w.-]*", re.IGNORECASE | re.ASCII)
 
 
-def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
+def copy_assets(
+    source: Path, artefact: Path, vocab_size: int, own_config: Mapping[str, Any]
+) -> list[str]:
     """Check the tokenizer and copy what belongs to a model, links followed, into `artefact`.
 
     Args:
         source: the checkpoint's folder.
         artefact: the folder that is being made.
         vocab_size: the model's number of logits.
+        own_config: the model's, where the folder's config.json says more.
 
     Returns:
         Notes for the report.
@@ -58,7 +63,11 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
             if name.endswith(".json"):
                 contents[name] = strict_json.loads_object(data, name)
+            if name == CONFIG_FILE and contents[name] != own_config:
+                contents[name] = dict(own_config)
+                data = (json.dumps(own_config, indent=2, ensure_ascii=False) + "\n").encode()
             write_durably(artefact / name, data)
+    _template_of_a_processor(source, artefact, tokenizer.settings)
     template = _template(artefact, tokenizer.settings)
     end = None if template is None else _end_of_turn(template, tokenizer)
     if end is not None:
@@ -81,6 +90,16 @@ def copy_assets(source: Path, artefact: Path, vocab_size: int) -> list[str]:
             data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
             write_durably(artefact / path.name, data)
     return notes
+
+
+def _template_of_a_processor(source: Path, artefact: Path, settings: dict[str, Any]) -> None:
+    """Write the template of `chat_template.json`, where older processors put the only one."""
+    path = source / "chat_template.json"
+    if settings.get("chat_template") or (artefact / TEMPLATE_FILE).exists() or not path.exists():
+        return
+    template = strict_json.read_object(path, max_bytes=_MAX_TEXT_BYTES).get("chat_template")
+    if isinstance(template, str):
+        write_durably(artefact / TEMPLATE_FILE, template.encode())
 
 
 def _template(artefact: Path, settings: dict[str, Any]) -> ChatTemplate | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,7 +46,10 @@ class Checkpoint:
         infos: every tensor's dtype, shape and place.
         fingerprint: sha256 over the JSON files, the tensors' tables, the shards' sizes and times;
             another checkpoint, or the same one changed, has another.
+        notes: what a report says about how it was read.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self,

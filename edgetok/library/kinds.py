@@ -16,6 +16,7 @@ from edgetok.formats import strict_json
 from edgetok.formats.gguf import is_gguf
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
 from edgetok.formats.manifest import MANIFEST_FILE
+from edgetok.models.config.wrapped import text_config
 
 Kind = Literal["artefact", "checkpoint", "gguf"]
 
@@ -168,6 +169,8 @@ def _check_config(name: str, config: Mapping[str, Any], files: Collection[str]) 
     architectures = [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return  # the second as GPT-2's
+    if text_config(config) is not None:
+        return  # a multimodal one, of which the text model is run
     if "vision_config" in config or "vit_hidden_size" in config:
         raise UnsupportedError(
             f"{name}: a vision model, which reads images; edgetok runs decoders of text, give a "

@@ -6,6 +6,7 @@ sandbox, and within limits: see `edgetok.text.template_sandbox`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgetok.text.template_sandbox import MAX_SOURCE_BYTES, compile_template, re
 
 Message = Mapping[str, Any]
 
+_PROBE = "probe"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -156,10 +158,43 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, object],
     ) -> str:
+        given = [dict(message) for message in messages]
+        return self._filled(
+            template,
+            _as_parts(given) if self._takes_parts else given,
+            add_generation_prompt,
+            variables,
+        )
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether a message's content is a list of parts, as multimodal models have them.
+
+        Such a template passes over a content that is a text, or fails, so both are tried.
+        """
+        if not re.search(r"""['"]text['"]""", self.source):
+            return False
+        probe = [{"role": "user", "content": _PROBE}]
+
+        def shown(messages: list[dict[str, Any]]) -> bool:
+            try:
+                return _PROBE in self._filled(self._template, messages, True, {})
+            except TemplateError:
+                return False
+
+        return not shown(probe) and shown(_as_parts(probe))
+
+    def _filled(
+        self,
+        template: jinja2.Template,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, object],
+    ) -> str:
         return render(
             template,
             {
-                "messages": [dict(message) for message in messages],
+                "messages": messages,
                 "tools": None,
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt,
@@ -167,6 +202,16 @@ class ChatTemplate:
                 **variables,
             },
         )
+
+
+def _as_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with texts as lists of one part."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def find_source(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,20 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-06,
+    "sliding_window": 4096,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

@@ -17,6 +17,19 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

@@ -17,6 +17,18 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 50304,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-05,
+    "eos_token_id": 50279,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

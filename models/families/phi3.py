@@ -24,6 +24,19 @@ _FUSED = {
 # Names under which the long and short factors were published before transformers settled on one.
 _ALIASES = {"su": "longrope", "yarn": "longrope"}
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "bos_token_id": 1,
+    "eos_token_id": 32000,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

@@ -16,6 +16,17 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

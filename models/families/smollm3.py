@@ -18,6 +18,19 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""

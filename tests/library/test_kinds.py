@@ -86,6 +86,16 @@ def test_what_can_run() -> None:
         kind_of(Contents("n", files, CAUSAL, ["mlx"]))
 
 
+def test_the_text_model_of_a_multimodal_one_can_run() -> None:
+    files = ["config.json", "model.safetensors"]
+    config = {"model_type": "gemma3", "vision_config": {}}
+    config["architectures"] = ["Gemma3ForConditionalGeneration"]
+    known = {**config, "text_config": {"model_type": "gemma3_text"}}
+    assert kind_of(Contents("n", files, known)) == "checkpoint"
+    with pytest.raises(UserError, match="'llama4_text' is not a family"):
+        kind_of(Contents("n", files, {**config, "text_config": {"model_type": "llama4_text"}}))
+
+
 def test_gguf_repositories() -> None:
     assert one_gguf(Contents("o/n", ["a.Q4_0.gguf", "mmproj-a.gguf"], {})) == "a.Q4_0.gguf"
     files = ["a.Q2_K.gguf", "a.Q4_K_M.gguf", "a.Q8_0.gguf"]

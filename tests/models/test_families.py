@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgetok.formats.checkpoint import open_checkpoint
-from edgetok.models import families, inv_freq, read_family, tensor_shapes
+from edgetok.models import inv_freq, read_family, tensor_shapes
+from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4, as_transformers_5
 from tests.reference_decoder import canonical_weights, forward
 from tests.tiny import FAMILIES, load_reference, tiny_checkpoint

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetok.errors import CheckpointError, UnknownFamilyError, UnsupportedError, UserError
-from edgetok.models import families, read_family
+from edgetok.models import read_family
+from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4
 from tests.models.test_spec import JSON
 from tests.tiny import FAMILIES, tiny_checkpoint

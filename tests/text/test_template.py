@@ -361,6 +361,35 @@ def test_strftime_now() -> None:
     assert render("{{ strftime_now('%Y') }}") == time.strftime("%Y")
 
 
+PARTS = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_contents_are_parts_where_the_template_wants_parts(chat: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    as_parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHATS[chat]]
+    (theirs,), _ = render_jinja_template(
+        [as_parts], chat_template=PARTS, add_generation_prompt=True, **TOKENS
+    )
+    assert render(PARTS, CHATS[chat]) == theirs
+
+
+def test_a_template_that_takes_both_gets_texts() -> None:
+    both = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'text' %}[{{ c.text }}]{% endif %}{% endfor %}"
+        "{% endif %}{% endfor %}"
+    )
+    assert render(both, TURNS[:1]) == "hi  there"
+
+
 def test_messages_are_not_changed() -> None:
     messages = [{"role": "user", "content": "x"}]
     with pytest.raises(TemplateError):

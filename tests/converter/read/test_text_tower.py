@@ -1,0 +1,132 @@
+"""Multimodal checkpoints are read as their text model alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from edgetok.converter.calibrate.original_model import Original
+from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.read.source import open_source, resolve_source
+from edgetok.errors import CheckpointError, UnsupportedError
+from edgetok.models import read_family
+from edgetok.models.config.wrapped import text_config
+from edgetok.models.registry import FAMILIES, families
+from edgetok.runtime.cpu.backend import CpuBackend
+from tests.reference_decoder import canonical_weights, forward
+from tests.wrapped import WRAPPED, as_saved_before, wrapped_checkpoint, wrapped_logits
+
+TOKENS = np.random.default_rng(7).integers(12, 105, 40)
+
+
+def assert_equals_the_wrapper(name: str, folder: Path) -> None:
+    checkpoint = open_source(resolve_source(str(folder)))
+    family = read_family(checkpoint.config, checkpoint.generation_config)
+    weights = CanonicalWeights(checkpoint, family)
+    assert family.spec.family == WRAPPED[name].family
+    found = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
+    expected = wrapped_logits(name, folder, TOKENS)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+    (note,) = checkpoint.notes
+    assert note.startswith("the text model alone: ")
+    assert note.endswith(" MB) left out")
+    Original(weights)  # transformers builds the text model of this config
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_equals_the_wrapper(name: str, tmp_path: Path) -> None:
+    assert_equals_the_wrapper(name, wrapped_checkpoint(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_settings_beside_those_of_the_other_parts(name: str, tmp_path: Path) -> None:
+    folder = wrapped_checkpoint(name, tmp_path)
+    as_saved_before(folder)
+    assert_equals_the_wrapper(name, folder)
+
+
+@pytest.mark.parametrize("family", families())
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    """And with them alone, a text_config describes a decoder."""
+    own = importlib.import_module(f"{FAMILIES}.{family}").DEFAULTS
+    theirs = CONFIG_MAPPING[family]().to_dict()
+    assert own == {key: theirs[key] for key in own}
+    read = text_config({"model_type": "x", "text_config": {"model_type": family}})
+    assert read is not None
+    assert read_family(read).spec == read_family(theirs | {"pad_token_id": None}).spec
+
+
+def test_what_the_wrapper_says_for_its_text() -> None:
+    inner = {"model_type": "gemma3_text", "num_hidden_layers": 2}
+    outer = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 8},
+    }
+    read = text_config({**outer, "text_config": inner})
+    assert read is not None
+    spec = read_family(read).spec
+    assert (spec.eos_tokens, spec.num_layers) == ((1, 106), 2)
+    assert spec.embed_scale == 48.0  # sqrt(2304), a bfloat16 number
+    read = text_config({**outer, "text_config": {**inner, "eos_token_id": 5}})
+    assert read is not None
+    assert read_family(read).spec.eos_tokens == (5,)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"text_config": {"model_type": "llama4_text"}}, "'llama4_text' is not a family"),
+        ({"text_config": {}}, "text_config: model_type is missing"),
+        ({"text_config": {"model_type": 3}}, "text_config: model_type is 3"),
+        ({"text_config": [1]}, "text_config is a list"),
+        ({"text_config": {"model_type": "llama"}, "cross_attention_layers": [1]},
+         "cross_attention_layers"),
+        ({"text_config": {"model_type": "llama"}, "is_encoder_decoder": True},
+         "is_encoder_decoder"),
+        ({"text_config": {"model_type": "qwen2_vl_text", "rope_scaling": 3}}, "rope_scaling is 3"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood(config: dict[str, object], message: str) -> None:
+    with pytest.raises((CheckpointError, UnsupportedError), match=message):
+        text_config({"model_type": "wrapper", **config})
+
+
+def test_plain_checkpoints_stay_as_they_are() -> None:
+    assert text_config({"model_type": "llama", "text_config": {"model_type": "qwen2"}}) is None
+    assert text_config({"model_type": "gpt_neox"}) is None
+    assert text_config({}) is None
+
+
+def test_which_tensors_are_the_text_models(tmp_path: Path) -> None:
+    folder = wrapped_checkpoint("llava", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    family = read_family(text_config(config) or {})
+    checkpoint = open_source(folder)
+    assert set(checkpoint.names) == {source.name for source in family.tensors.values()}
+    assert "vision_tower (" in checkpoint.notes[0]
+    assert "multi_modal_projector (" in checkpoint.notes[0]
+
+
+def test_an_artefact_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
+    folder = wrapped_checkpoint("qwen2_5_vl", tmp_path / "model")
+    artefact = tmp_path / "artefact"
+    report = convert(str(folder), artefact, ConvertOptions(bits=16, reference_tokens=0))
+    assert any("visual (" in note for note in report.notes)
+    config = json.loads((artefact / "config.json").read_text())
+    assert (config["model_type"], "vision_config" in config) == ("qwen2", False)
+    backend = CpuBackend(artefact, compute="float32", kv_bits=32)
+    found = backend.forward(backend.new_cache(40), TOKENS.astype(np.int32), all_logits=True)
+    np.testing.assert_allclose(
+        found, wrapped_logits("qwen2_5_vl", folder, TOKENS), rtol=1e-4, atol=2e-4
+    )
+    backend.close()

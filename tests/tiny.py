@@ -96,6 +96,29 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
     },
     "olmo2": {},
+    "olmo3": {
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "exaone4": {"num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 3},
+    "ministral": {
+        "sliding_window": 8,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "seed_oss": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "gemma": {"attention_bias": True, "tie_word_embeddings": True},
+    "vaultgemma": {
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
 }
 FAMILIES = tuple(_FAMILIES)
 
@@ -134,7 +157,7 @@ def tiny_checkpoint(
     if hf_config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     # Gemma stores norms less one; the random values are then around zero.
-    centre = 0.0 if family.startswith("gemma") else 1.0
+    centre = 0.0 if "gemma" in family else 1.0
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -308,14 +309,23 @@ class _Recorder(nn.Module):
         super().__init__()
         # A model may take the first item of what a layer returns: later layers begin anew.
         self._first = [self if first is None else first]
-        for name, value in vars(layer).items():
-            # Some models choose the mask by an attribute of the layer, such as `attention_type`.
-            if not name.startswith("_") and isinstance(value, str | int | bool):
-                setattr(self, name, value)
+        # Some models choose the mask by an attribute of the layer, such as `attention_type`, or of
+        # its attention.
+        vars(self).update(_plain_attributes(layer))
+        for name, child in layer.named_children():
+            vars(self)[name] = SimpleNamespace(**_plain_attributes(child))
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.hidden, self.args, self.kwargs = hidden, args, kwargs
         return self._first[0].hidden
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, str | int | bool]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and isinstance(value, str | int | bool)
+    }
 
 
 @contextlib.contextmanager

@@ -68,12 +68,16 @@ CLASSES = {
 # Where neither tokenizer_config.json nor config.json names a class.
 CLASS_OF = {
     "llama": "LlamaTokenizer",
+    "ministral": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
     "phi3": "LlamaTokenizer",
+    "exaone4": "GPT2Tokenizer",
+    "gemma": "GemmaTokenizer",
     "gemma2": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "granite": "GPT2Tokenizer",
     "olmo2": "GPTNeoXTokenizer",
+    "olmo3": "GPT2Tokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "smollm3": "PreTrainedTokenizer",

@@ -108,6 +108,13 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
         ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "mlp_bias": True}),
         ("granite", {"mlp_bias": True, "attention_bias": False}),
         ("olmo2", {"attention_bias": True}),
+        ("olmo3", {"attention_bias": True, "rope_scaling": None}),
+        ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+        ("exaone4", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("ministral", {"layer_types": None}),
+        ("seed_oss", {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False}),
+        ("gemma", {"hidden_act": "gelu", "attention_bias": False}),
+        ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
     ],
 )  # fmt: skip
 def test_options_equal_transformers(family: str, config: dict[str, Any], tmp_path: Path) -> None:

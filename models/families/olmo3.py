@@ -1,0 +1,52 @@
+"""OLMo 3: OLMo 2 with a window in three of four layers, which rotate without scaling.
+
+Source: transformers `Olmo3Config`.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import (
+    SANDWICH_NORMS,
+    Family,
+    decoder_sizes,
+    mixed_layers,
+    read_activation,
+    standard_tensors,
+)
+from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
+
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 50304,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-05,
+    "sliding_window": 4096,
+    "eos_token_id": 50279,
+}
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config)
+    attention_bias = config.flag("attention_bias")
+    window = config.integer("sliding_window", high=1 << 28)
+    layers = mixed_layers(config, window, lambda i: (i + 1) % 4 != 0)
+    rope = read_rope(config, sizes["head_dim"])
+    spec = DecoderSpec(
+        **sizes,
+        layers=tuple(LayerSpec(window=x.window, rope=1 if x.window else 0) for x in layers),
+        ropes=(rope, RopeSpec(theta=rope.theta, rotary_dim=rope.rotary_dim)),
+        activation=read_activation(config),
+        pre_norm=False,
+        post_norm=True,
+        qk_norm="full",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+    )
+    return Family(spec, standard_tensors(spec, SANDWICH_NORMS))

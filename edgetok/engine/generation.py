@@ -199,6 +199,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
         return list(self._sequence.times)
 
     @property
+    def read_tokens(self) -> int:
+        """Return how many tokens were read so far."""
+        return self._mailbox.read_tokens
+
+    @property
     def result(self) -> Result:
         """The answer so far."""
         sequence, read = self._sequence, self._mailbox.read_tokens

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,16 +21,17 @@ import numpy.typing as npt
 from edgetok.answer import ChatAnswer
 from edgetok.cache.protocol import KVCache
 from edgetok.dialect.reader import AnswerReader
-from edgetok.dialect.tool import TextPiece
+from edgetok.dialect.tool import ReasoningPiece, TextPiece
 from edgetok.engine.generation import Generation
+from edgetok.engine.result import Token
 from edgetok.errors import ArtefactError, ContextError
 from edgetok.model import Model
-from edgetok.serve.budget import MemoryBudget
+from edgetok.serve.budget import MemoryBudget, Place
 from edgetok.serve.failure import Refusal, log
 from edgetok.serve.metrics import Metrics
 from edgetok.serve.models import ModelPool, Served
 from edgetok.serve.prompts import Prepared, prepare
-from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Request, Said, Usage, Whole
+from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Rated, Request, Said, Usage, Whole
 
 _STRETCHES = 64  # of a conversation, whose share in the cache is told
 
@@ -64,12 +65,12 @@ class Writer:
                 param="n",
             )
         self.models.find(request.model)
-        self.budget.check_room()
         async with contextlib.AsyncExitStack() as stack:
+            place = stack.enter_context(self.budget.place())
             served, model = await stack.enter_async_context(self.models.using(request.model))
             prepared = await asyncio.to_thread(prepare, model, request)
             held = stack.pop_all()
-        return Answer(self, held, served, model, request, prepared)
+        return Answer(self, held, place, served, model, request, prepared)
 
     def close_later(self, answer: Answer) -> asyncio.Task[None]:
         """Give back what an answer holds, whatever becomes of the task that asks for it."""
@@ -96,6 +97,7 @@ class Answer:
         self,
         writer: Writer,
         stack: contextlib.AsyncExitStack,
+        place: Place,
         served: Served,
         model: Model,
         request: Request,
@@ -105,7 +107,8 @@ class Answer:
 
         Args:
             writer: whose budget it uses.
-            stack: holds the model.
+            stack: holds the model and the place.
+            place: in the queue.
             served: the model's entry.
             model: loaded.
             request: what to do.
@@ -113,9 +116,8 @@ class Answer:
         """
         self.served = served
         self.usage = Usage(prompt_tokens=sum(map(len, prepared.prompts)))
-        self._writer, self._stack, self._model = writer, stack, model
+        self._writer, self._stack, self._place, self._model = writer, stack, place, model
         self._request, self._prepared = request, prepared
-        self._borrowed = False
         self._generations: list[Generation] = []
         self._begun_s = time.monotonic()
 
@@ -123,11 +125,10 @@ class Answer:
         """Write the answers.
 
         Raises:
-            Refusal: the queue is full, or the memory never suffices.
+            Refusal: the memory never suffices.
             EdgetokError: the engine fails.
         """
-        await self._writer.budget.borrow(self._prepared.nbytes, self._request.priority)
-        self._borrowed = True
+        await self._place.borrow(self._prepared.nbytes, self._request.priority)
         try:
             async with contextlib.aclosing(self._written()) as events:
                 async for event in events:
@@ -163,8 +164,6 @@ class Answer:
                 await asyncio.to_thread(self._keep)
         finally:
             self._generations.clear()
-            if self._borrowed:
-                self._writer.budget.give_back(self._prepared.nbytes)
             await self._stack.aclose()
 
     def _keep(self) -> None:
@@ -237,11 +236,18 @@ class Answer:
         if self._request.echo:
             yield Said(place, TextPiece(self._model.tokenizer.decode(prompt)))
         first = True
+        read = 0
         async for piece in answer.pieces_async():
             if first:
                 self._writer.metrics.first_token(time.monotonic() - self._begun_s)
                 first = False
-            yield Said(place, piece)
+            rated: tuple[Rated, ...] = ()
+            if isinstance(piece, ReasoningPiece):
+                self.usage.reasoning_tokens += answer.read_tokens - read
+            elif isinstance(piece, TextPiece) and options.logprobs is not None:
+                rated = _rated(answer.tokens_since(read), piece.text, self._model.tokenizer.piece)
+            read = answer.read_tokens
+            yield Said(place, piece, rated)
         self._count(place, answer)
         yield Ended(place, answer.result.finish, answer.stop)
 
@@ -266,6 +272,30 @@ def _stretches(kept: npt.NDArray[np.float32]) -> tuple[float, ...]:
     """The means of at most _STRETCHES stretches of about equal length."""
     parts = np.array_split(kept, min(_STRETCHES, len(kept)) or 1)
     return tuple(round(float(part.mean()), 3) for part in parts if len(part))
+
+
+def _rated(
+    tokens: Sequence[Token], text: str, data_of: Callable[[int], bytes]
+) -> tuple[Rated, ...]:
+    """Those of the tokens, read since the piece before, that a piece of text is made of.
+
+    Markers of reasoning and calls, and what ends an answer, are not in it.
+    """
+    begin = "".join(token.text for token in tokens).rfind(text)
+    end, at, found = begin + len(text), 0, []
+    for token in tokens:
+        if begin <= at < end:
+            found.append(token)
+        at += len(token.text)
+    return tuple(
+        Rated(
+            data_of(token.id),
+            token.logprob,
+            tuple((data_of(other), logprob) for other, logprob in token.top_logprobs),
+        )
+        for token in found
+        if token.logprob is not None
+    )
 
 
 def _settle(generations: Sequence[Generation]) -> None:

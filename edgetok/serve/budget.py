@@ -7,8 +7,10 @@ ever ends because another one took the memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgetok.serve.failure import Refusal
@@ -20,6 +22,27 @@ class _Waiting:
     number: int
     nbytes: int = field(compare=False)
     admitted: asyncio.Future[None] = field(compare=False)
+
+
+class Place:
+    """An answer's place among those that wait or are written; made by `MemoryBudget.place`.
+
+    Attributes:
+        nbytes: that it has borrowed; None before.
+    """
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        """Belong to a budget."""
+        self._budget = budget
+        self.nbytes: int | None = None
+
+    async def borrow(self, nbytes: int, priority: int = 0) -> None:
+        """Wait for a turn and for memory; lower priorities first, then who came first.
+
+        Raises:
+            Refusal: so much memory can never be free.
+        """
+        await self._budget.lend(self, nbytes, priority)
 
 
 class MemoryBudget:
@@ -36,7 +59,7 @@ class MemoryBudget:
     def __init__(self, total_bytes: int, *, most_running: int, most_waiting: int) -> None:
         """Begin without models and answers."""
         self.total_bytes, self.model_bytes, self.cache_bytes = total_bytes, 0, 0
-        self.running = 0
+        self.running, self._coming = 0, 0
         self.most_running, self.most_waiting = most_running, most_waiting
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
@@ -56,27 +79,35 @@ class MemoryBudget:
         self.model_bytes += nbytes
         self._admit()
 
-    def check_room(self) -> None:
-        """Refuse what would have to wait behind a full queue.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Place]:
+        """Keep a place for an answer until the context ends, from before its size is known.
 
         Raises:
             Refusal: as many answers wait as may.
         """
-        full = self.running >= self.most_running or self._waiting
-        if full and self.waiting >= self.most_waiting:
+        # Those on their way count as well, so that none of a burst is refused after it was let in.
+        held = self.running + self.waiting + self._coming
+        full = held >= self.most_running + self.most_waiting
+        if full or (self._waiting and self.waiting + self._coming >= self.most_waiting):
             raise Refusal(
                 503,
                 f"{self.running} answers are being written and {self.waiting} wait; try again "
                 "later",
                 code="server_busy",
             )
+        made = Place(self)
+        self._coming += 1
+        try:
+            yield made
+        finally:
+            if made.nbytes is None:
+                self._coming -= 1
+            else:
+                self._give_back(made.nbytes)
 
-    async def borrow(self, nbytes: int, priority: int = 0) -> None:
-        """Wait for a place and for memory; lower priorities first, then who came first.
-
-        Raises:
-            Refusal: the queue is full, or so much memory can never be free.
-        """
+    async def lend(self, place: Place, nbytes: int, priority: int) -> None:
+        """Wait until a place has its turn and memory. See `Place.borrow`."""
         if nbytes > self.total_bytes - self.model_bytes:
             raise Refusal(
                 503,
@@ -85,22 +116,23 @@ class MemoryBudget:
                 "for fewer tokens, or start the server with a larger --memory",
                 code="memory_exceeded",
             )
-        self.check_room()
         one = _Waiting(
             priority, next(self._numbers), nbytes, asyncio.get_running_loop().create_future()
         )
         heapq.heappush(self._waiting, one)
+        self._coming -= 1
         self._admit()
         try:
             await one.admitted
+            place.nbytes = nbytes
         except asyncio.CancelledError:
+            self._coming += 1  # which the place's context gives back
             if not one.admitted.cancelled():
-                self.give_back(nbytes)
+                self._give_back(nbytes)
             self._admit()
             raise
 
-    def give_back(self, nbytes: int) -> None:
-        """End what `borrow` began."""
+    def _give_back(self, nbytes: int) -> None:
         self.cache_bytes -= nbytes
         self.running -= 1
         self._admit()

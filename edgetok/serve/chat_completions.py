@@ -22,6 +22,7 @@ from edgetok.serve.openai_shared import (
     error_body,
     grammar_of,
     new_id,
+    rated_body,
     tools_of,
     usage_body,
 )
@@ -36,7 +37,7 @@ from edgetok.serve.protocol import (
     text_of,
     validated,
 )
-from edgetok.serve.request import Event, Request, Said, Usage, Whole
+from edgetok.serve.request import Event, Rated, Request, Said, Usage, Whole
 
 _MOST_MESSAGES = 4096
 _TEXTS = ("text", "input_text", "output_text")
@@ -92,7 +93,7 @@ class ChatCompletions(Protocol):
         request = Request(
             model=found.model,
             messages=tuple(_message(one, f"messages.{i}") for i, one in enumerate(found.messages)),
-            sampling=found.sampling(found.max_tokens if limit is None else limit),
+            sampling=found.sampling(found.max_tokens if limit is None else limit, _rates(found)),
             answers=1 if found.n is None else found.n,
             priority=found.importance,
             variables=_variables(found.chat_template_kwargs or {}),
@@ -115,10 +116,20 @@ def _refuse_unsupported(found: _Body) -> None:
         raise refuse("chat_template", "templates are the model's own; leave it out")
     if found.functions:
         raise refuse("functions", "replaced by tools; leave it out")
-    if found.logprobs or found.top_logprobs:
-        raise refuse("logprobs", "not supported yet; leave it out")
     if found.audio is not None:
         raise refuse("audio", "this server writes text alone; leave it out")
+
+
+def _rates(found: _Body) -> int | None:
+    """How many log-probabilities are told at each place; None for none at all."""
+    if found.top_logprobs and not found.logprobs:
+        raise Refusal(
+            400,
+            "top_logprobs: given without logprobs, expected logprobs to be true",
+            param="top_logprobs",
+            code="invalid_value",
+        )
+    return (found.top_logprobs or 0) if found.logprobs else None
 
 
 def _grammar(found: _Body) -> Grammar | None:
@@ -194,6 +205,7 @@ def _called(function: _Function, place: str) -> dict[str, Any]:
 class _Completion(Rendering):
     def __init__(self, found: _Body) -> None:
         self._usage_chunk, self._memory = found.usage_chunk, found.memory
+        self._rates = bool(found.logprobs)
         self._begun: set[int] = set()
         self._called: set[int] = set()
         self._head: dict[str, Any] = {
@@ -213,7 +225,7 @@ class _Completion(Rendering):
             yield self._chunk(event.place, {"role": "assistant", "content": ""}, None)
         if isinstance(event, Said):
             self._called |= {event.place} if isinstance(event.piece, CallBegin) else set()
-            yield self._chunk(event.place, _delta(event.piece), None)
+            yield self._chunk(event.place, _delta(event.piece), None, event.rated)
         else:
             called = event.place in self._called and event.reason == "stop"
             reason = "tool_calls" if called else FINISH.get(event.reason)
@@ -236,7 +248,7 @@ class _Completion(Rendering):
             {
                 "index": i,
                 "message": _answer(one),
-                "logprobs": None,
+                "logprobs": self._logprobs(one.rated),
                 "finish_reason": "tool_calls" if one.called else FINISH.get(one.reason),
             }
             for i, one in enumerate(answers)
@@ -247,10 +259,20 @@ class _Completion(Rendering):
             "usage": usage_body(usage),
         }
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None) -> Payload:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish: str | None, rated: Sequence[Rated] = ()
+    ) -> Payload:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(rated) if rated else None,
+            "finish_reason": finish,
+        }
         extra = {"usage": None} if self._usage_chunk else {}
         return None, self._head | {"choices": [choice]} | extra
+
+    def _logprobs(self, rated: Sequence[Rated]) -> dict[str, Any] | None:
+        return {"content": rated_body(rated), "refusal": None} if self._rates else None
 
 
 def _delta(piece: AnswerPiece) -> dict[str, Any]:

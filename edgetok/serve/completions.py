@@ -9,9 +9,16 @@ from typing import Any
 from edgetok.dialect.tool import TextPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import FINISH, Sampled, error_body, new_id, usage_body
+from edgetok.serve.openai_shared import (
+    FINISH,
+    Sampled,
+    error_body,
+    new_id,
+    shown,
+    usage_body,
+)
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import Ended, Event, Prompt, Request, Usage, Whole
+from edgetok.serve.request import Ended, Event, Prompt, Rated, Request, Usage, Whole
 
 _DEFAULT_TOKENS = 16  # as OpenAI's
 
@@ -32,20 +39,20 @@ class Completions(Protocol):
         found = validated(_Body, body)
         if found.suffix:
             raise refuse("suffix", "filling in before a suffix is not supported; leave it out")
-        if found.logprobs is not None:
-            raise refuse("logprobs", "not supported on this endpoint; leave it out")
+        if found.logprobs is not None and found.echo:
+            raise refuse("echo", "the prompt's log-probabilities are not told; leave it out")
         if found.best_of not in (None, 1, found.n):
             raise refuse("best_of", "not supported; use n")
         limit = _DEFAULT_TOKENS if found.max_tokens is None else found.max_tokens
         request = Request(
             model=found.model,
             prompts=_prompts(found.prompt),
-            sampling=found.sampling(limit),
+            sampling=found.sampling(limit, found.logprobs),
             answers=1 if found.n is None else found.n,
             priority=found.importance,
             echo=bool(found.echo),
         )
-        rendering = _Completion(found.model, found.usage_chunk)
+        rendering = _Completion(found)
         return Call(request, bool(found.stream), rendering, found.ignored)
 
     def error(self, refusal: Refusal) -> dict[str, Any]:
@@ -65,13 +72,15 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> tuple[Prom
 
 
 class _Completion(Rendering):
-    def __init__(self, model: str, usage_chunk: bool) -> None:
-        self._usage_chunk = usage_chunk
+    def __init__(self, found: _Body) -> None:
+        self._usage_chunk = found.usage_chunk
+        self._rates = found.logprobs is not None
+        self._offsets: dict[int, int] = {}
         self._head = {
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": found.model,
         }
 
     def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
@@ -80,9 +89,10 @@ class _Completion(Rendering):
 
     def event(self, event: Event) -> Iterable[Payload]:
         if isinstance(event, Ended):
-            return [self._chunk(_choice(event.place, "", FINISH.get(event.reason)))]
+            return [self._chunk(_choice(event.place, "", FINISH.get(event.reason), None))]
         text = event.piece.text if isinstance(event.piece, TextPiece) else ""
-        return [self._chunk(_choice(event.place, text, None))]
+        choice = _choice(event.place, text, None, self._logprobs(event.place, event.rated))
+        return [self._chunk(choice)]
 
     def end(self, usage: Usage) -> Iterable[Payload]:
         if self._usage_chunk:
@@ -94,13 +104,33 @@ class _Completion(Rendering):
 
     def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
         self.begin(served, usage)
-        choices = [_choice(i, one.text, FINISH.get(one.reason)) for i, one in enumerate(answers)]
+        choices = [
+            _choice(i, one.text, FINISH.get(one.reason), self._logprobs(i, one.rated))
+            for i, one in enumerate(answers)
+        ]
         return self._head | {"choices": choices, "usage": usage_body(usage)}
+
+    def _logprobs(self, place: int, rated: Sequence[Rated]) -> dict[str, Any] | None:
+        if not self._rates:
+            return None
+        texts = [shown(one.data) for one in rated]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offsets.get(place, 0))
+            self._offsets[place] = offsets[-1] + len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in rated],
+            "top_logprobs": [{shown(data): logprob for data, logprob in one.top} for one in rated],
+            "text_offset": offsets,
+        }
 
     def _chunk(self, choice: dict[str, Any]) -> Payload:
         extra = {"usage": None} if self._usage_chunk else {}
         return None, self._head | {"choices": [choice]} | extra
 
 
-def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+def _choice(
+    index: int, text: str, finish: str | None, logprobs: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 from edgetok.dialect.request import Effort
@@ -13,7 +14,7 @@ from edgetok.errors import GrammarError, OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.protocol import Fields, refuse
-from edgetok.serve.request import BACKGROUND, Usage
+from edgetok.serve.request import BACKGROUND, Rated, Usage
 
 # Fields that change nothing here, and whose absence from the answer nobody would notice.
 HARMLESS = {
@@ -26,6 +27,7 @@ HARMLESS = {
     "user",
     "verbosity",
 }
+MOST_LOGPROBS = 20  # most likely tokens at each place, as OpenAI's
 FINISH: dict[FinishReason, str] = {
     "stop": "stop",
     "loop": "stop",
@@ -63,8 +65,12 @@ class Sampled(Fields):
     service_tier: str | None = None
     priority: int | None = None
 
-    def sampling(self, max_tokens: int | None) -> dict[str, Any]:
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
         """Return the options that were given, under edgetok's names.
+
+        Args:
+            max_tokens: of the answer; -1 or None for what the context holds.
+            logprobs: how many most likely tokens are told with each; None for no log-probabilities.
 
         Raises:
             Refusal: one of them is not supported.
@@ -76,6 +82,14 @@ class Sampled(Fields):
         )
         found = {name: getattr(self, name) for name in names.split()}
         # -1 is how some clients say that there is no limit.
+        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+            raise Refusal(
+                400,
+                f"logprobs: {logprobs:,} most likely tokens, expected 0 to {MOST_LOGPROBS}",
+                param="logprobs",
+                code="invalid_value",
+            )
+        found["logprobs"] = logprobs
         found["max_tokens"] = None if max_tokens == -1 else max_tokens
         found["seed"] = None if self.seed is None else self.seed % (1 << 64)
         if self.stop:
@@ -122,6 +136,26 @@ def error_body(refusal: Refusal) -> dict[str, Any]:
     }
 
 
+def rated_body(rated: Sequence[Rated]) -> list[dict[str, Any]]:
+    """Return tokens with their log-probabilities in the newer endpoints' shape."""
+    return [
+        _rated(one.data, one.logprob) | {"top_logprobs": [_rated(*other) for other in one.top]}
+        for one in rated
+    ]
+
+
+def _rated(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": shown(data), "logprob": logprob, "bytes": list(data)}
+
+
+def shown(data: bytes) -> str:
+    """Return a token's text; parts of characters are spelled as bytes, as OpenAI does it."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def usage_body(usage: Usage) -> dict[str, Any]:
     """Return the cost in OpenAI's shape, and what a bounded cache has lost if it has."""
     return {
@@ -129,6 +163,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.generated_tokens,
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         **usage.losses,
     }
 

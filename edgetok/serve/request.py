@@ -54,11 +54,27 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Rated:
+    """A token of an answer's text with its log-probability.
+
+    Attributes:
+        data: its bytes, perhaps a part of a character.
+        logprob: natural logarithm of its probability before penalties and temperature.
+        top: the most likely tokens at its place with theirs, most likely first.
+    """
+
+    data: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
-    """A piece of an answer: text, reasoning, or a part of a call."""
+    """A piece of an answer: text, reasoning, or a part of a call; of text the tokens if asked."""
 
     place: int
     piece: AnswerPiece
+    rated: tuple[Rated, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,7 @@ class Usage:
     Attributes:
         prompt_tokens: of all prompts; several answers to one count it once.
         generated_tokens: of all answers.
+        reasoning_tokens: of those, before the answers' texts.
         cached_tokens: of the prompts, that were not computed again.
         evicted_tokens: seen and no longer held when an answer ended, by a bounded cache.
         attention_loss: share of all attention that went to evicted tokens, the largest of the
@@ -90,6 +107,7 @@ class Usage:
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    reasoning_tokens: int = 0
     cached_tokens: int = 0
     evicted_tokens: int = 0
     attention_loss: float = 0.0
@@ -116,6 +134,7 @@ class Whole:
         calls: of tools, as (id, name, arguments as JSON text).
         reason: why it ended.
         stop: the stop text that ended it.
+        rated: the text's tokens where log-probabilities were asked for.
     """
 
     text: str = ""
@@ -123,6 +142,7 @@ class Whole:
     calls: list[tuple[str, str, str]] = field(default_factory=list)
     reason: FinishReason = "cancelled"
     stop: str | None = None
+    rated: list[Rated] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
         """Add what an event says."""
@@ -130,6 +150,7 @@ class Whole:
             self.reason, self.stop = event.reason, event.stop
         elif isinstance(event.piece, TextPiece):
             self.text += event.piece.text
+            self.rated += event.rated
         elif isinstance(event.piece, ReasoningPiece):
             self.reasoning += event.piece.text
         elif isinstance(event.piece, CallBegin):

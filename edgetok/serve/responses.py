@@ -33,7 +33,7 @@ from edgetok.serve.protocol import (
 from edgetok.serve.request import BACKGROUND, Ended, Event, Request, Usage, Whole
 
 _TEXTS = ("input_text", "output_text", "text")
-_HARMLESS = HARMLESS | {"include", "max_tool_calls", "truncation"}
+_HARMLESS = HARMLESS | {"max_tool_calls", "truncation"}
 
 
 class _Item(Fields):
@@ -69,6 +69,7 @@ class _Body(Fields):
     prompt: dict[str, Any] | None = None
     service_tier: str | None = None
     top_logprobs: int | None = None
+    include: list[str] | None = None
 
 
 class Responses(Protocol):
@@ -118,7 +119,7 @@ def _refuse_unsupported(found: _Body) -> None:
             raise refuse(name, "this server keeps no conversations; send all of it as input")
     if found.background:
         raise refuse("background", "not supported; leave it out")
-    if found.top_logprobs:
+    if found.top_logprobs or "message.output_text.logprobs" in (found.include or ()):
         raise refuse("top_logprobs", "not supported; leave it out")
 
 
@@ -329,7 +330,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
         **usage.losses,
     }

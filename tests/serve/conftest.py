@@ -104,8 +104,8 @@ class Process(Api):
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(20)
-        self._reader.join(5)
+        code = self.process.wait(120)
+        self._reader.join(60)
         assert self.process.stderr is not None
         self.process.stderr.close()
         return code
@@ -137,7 +137,7 @@ class Rule(Api):
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         self._socket.close()
 

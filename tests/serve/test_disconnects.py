@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -83,6 +84,22 @@ def test_a_full_queue_is_503_with_a_time(rule: Callable[..., Rule]) -> None:
         reset(made)
     api.wait_until("running", 0)
     assert api.chat("x", max_tokens=1).status_code == 200
+
+
+def test_a_burst_is_refused_before_its_streams_begin(rule: Callable[..., Rule]) -> None:
+    """All come while none has begun: one is written, two wait, the others get a status."""
+    api = rule(step_s=0.1, server={"parallel": 1, "queue": 2})
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(lambda i: api.chat("x", stream=True, max_tokens=9), range(20)))
+    codes = [response.status_code for response in found]
+    assert set(codes) <= {200, 503}
+    assert codes.count(200) >= 3
+    assert codes.count(503) > 0
+    for response in found:
+        if response.status_code == 200:
+            assert "server_busy" not in response.text
+            assert response.text.rstrip().endswith("[DONE]")
+    api.wait_until("memory_caches_bytes", 0)
 
 
 def test_the_openai_package_waits_and_tries_again(rule: Callable[..., Rule]) -> None:

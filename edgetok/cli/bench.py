@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.compiling import Compiling
+from edgetok.cli.terminal.compiling import Compiling
 from edgetok.errors import OptionError
 from edgetok.machine import peak_memory_mb, physical_cores
 from edgetok.runtime.options import RunOptions

@@ -106,9 +106,9 @@ def _require_template(folder: Path) -> None:
 
 
 def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain: bool) -> None:
-    from edgetok.cli.answer_view import answer_view
     from edgetok.cli.generate import result_values
-    from edgetok.cli.interrupt import cancel_on_interrupt
+    from edgetok.cli.terminal.answer_view import answer_view
+    from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 
     if not text.strip():
         raise OptionError("the prompt is empty")

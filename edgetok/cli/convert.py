@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.bars import Bars
+from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_bytes

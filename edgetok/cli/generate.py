@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.interrupt import cancel_on_interrupt
+from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.errors import OptionError
 
 

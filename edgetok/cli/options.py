@@ -24,8 +24,8 @@ from typing import (
 
 import click
 
-from edgetok.cli.compiling import Compiling
-from edgetok.cli.wrap import WordWrap, wrapped
+from edgetok.cli.terminal.compiling import Compiling
+from edgetok.cli.terminal.wrap import WordWrap, wrapped
 from edgetok.errors import MissingExtraError, OptionError
 from edgetok.quantities import parse_tokens
 
@@ -215,7 +215,7 @@ def model_folder(model: Path, *, quiet: bool = False) -> Path:
     """
     if (model.expanduser() / "manifest.json").exists():
         return model.expanduser()
-    from edgetok.cli.bars import Bars
+    from edgetok.cli.terminal.bars import Bars
     from edgetok.library import resolve
 
     with Bars(quiet=quiet) as bars:

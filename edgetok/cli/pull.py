@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.bars import Bars
+from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
 
 

@@ -12,11 +12,11 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.cli import settings
-from edgetok.cli.answer_view import ReadingLine, answer_view, styled
-from edgetok.cli.interrupt import cancel_on_interrupt
-from edgetok.cli.keys import quiet_keys
-from edgetok.cli.lines import LineReader
-from edgetok.cli.wrap import wrapped
+from edgetok.cli.terminal.answer_view import ReadingLine, answer_view, styled
+from edgetok.cli.terminal.interrupt import cancel_on_interrupt
+from edgetok.cli.terminal.keys import quiet_keys
+from edgetok.cli.terminal.lines import LineReader
+from edgetok.cli.terminal.wrap import wrapped
 from edgetok.errors import EdgetokError, OptionError
 
 if TYPE_CHECKING:

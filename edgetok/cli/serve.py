@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.compiling import Compiling
+from edgetok.cli.terminal.compiling import Compiling
 from edgetok.environment import read_settings
 
 

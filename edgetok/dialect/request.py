@@ -26,7 +26,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """What an answer is asked for with.
+    """A request for an answer.
 
     Attributes:
         messages: the conversation; see `messages_for`.
@@ -92,7 +92,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What restricts an answer, and what reads it.
+    """The restriction of an answer, and its reader.
 
     Attributes:
         constraint: of the answer; None where it is free.

@@ -1,4 +1,4 @@
-"""What an answer must match: a JSON schema, a regular expression, texts to choose from, a grammar.
+"""Rules for an answer: a JSON schema, a regular expression, texts to choose from, a grammar.
 
 A definition belongs to no model. `edgetok.grammar.vocabulary` makes a constraint of it, for one
 model's tokens.
@@ -20,7 +20,7 @@ MAX_DEPTH = 100  # of parentheses; llguidance has a bound of its own, this one n
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must match. Make one with the functions below.
+    """A rule that an answer must match. Make one with the functions below.
 
     Attributes:
         kind: "JSON schema", "regular expression", "choice" or "Lark grammar", for messages.

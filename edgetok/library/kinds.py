@@ -1,4 +1,4 @@
-"""What a folder or repository holds, told by its names of files and its config.json.
+"""The kind of a folder or repository, told by its names of files and its config.json.
 
 Only a Hugging Face checkpoint with safetensors, a GGUF file or an artefact can be run. Everything
 else is named for what it is, before anything large is downloaded.
@@ -27,7 +27,7 @@ _SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is known of a folder or repository before its weights are read.
+    """Facts about a folder or repository before its weights are read.
 
     Attributes:
         name: as messages call it.

@@ -81,7 +81,7 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
 
 
 class _Pages:
-    """What is not a protocol."""
+    """Routes that are not a protocol."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer

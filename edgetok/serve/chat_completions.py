@@ -133,7 +133,7 @@ def _rates(found: _Body) -> int | None:
 
 
 def _grammar(found: _Body) -> Grammar | None:
-    """What the answer must match: OpenAI's response format, or one of the others that vLLM has."""
+    """The rule for the answer: OpenAI's response format, or one of the others that vLLM has."""
     given = found.structured_outputs
     if given is None:
         return grammar_of(found.response_format, "response_format")

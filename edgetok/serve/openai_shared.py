@@ -1,4 +1,4 @@
-"""What OpenAI's protocols have in common: fields, errors, usage."""
+"""Parts that OpenAI's protocols share: fields, errors, usage."""
 
 from __future__ import annotations
 

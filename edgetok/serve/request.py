@@ -19,7 +19,7 @@ Prompt = str | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client wants.
+    """A request of a client, in no protocol's words.
 
     Attributes:
         model: a name that the server knows.

@@ -13,7 +13,7 @@ pytest.importorskip("pty", reason="needs pseudo-terminals")
 pytest.importorskip("pyte", reason="needs the test extra's terminal")
 
 from edgetok.environment import read_settings
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.emulator import Terminal
 
 LONG = "abcdefghij " * 12
 Open = Callable[..., Terminal]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from edgetok.cli import compiling
-from edgetok.cli.compiling import Compiling
+from edgetok.cli.terminal import compiling
+from edgetok.cli.terminal.compiling import Compiling
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from edgetok.cli.wrap import WordWrap
+from edgetok.cli.terminal.wrap import WordWrap
 
 
 class Screen:

@@ -14,7 +14,7 @@ from edgetok.cli.options import clean_input
 from edgetok.environment import read_settings
 
 if TYPE_CHECKING:
-    from edgetok.cli.line_editor import LineEditor
+    from edgetok.cli.terminal.line_editor import LineEditor
 
 PROMPT = "› "
 MORE = "… "
@@ -33,7 +33,7 @@ class LineReader:
         self._editor: LineEditor | None = None
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if terminal and not read_settings().dumb_terminal:
-            from edgetok.cli.line_editor import LineEditor
+            from edgetok.cli.terminal.line_editor import LineEditor
 
             self._editor = LineEditor(commands, _history_file())
 

@@ -15,7 +15,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from edgetok.cli.history import LineHistory
+from edgetok.cli.terminal.history import LineHistory
 
 _SHOWN_LINES = 5  # of a pasted block that is shown as it is
 _SHOWN_CHARACTERS = 500

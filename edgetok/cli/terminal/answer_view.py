@@ -46,7 +46,7 @@ class _Marked:
     """Markdown in a terminal."""
 
     def __init__(self) -> None:
-        from edgetok.cli.markdown import MarkdownView
+        from edgetok.cli.terminal.markdown import MarkdownView
 
         self._view = MarkdownView(_write)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pyte
 import pytest
 
-from edgetok.cli.markdown import MarkdownView
+from edgetok.cli.terminal.markdown import MarkdownView
 
 ANSWER = """# A *title*
 

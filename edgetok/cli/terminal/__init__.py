@@ -1,0 +1,1 @@
+"""Showing on a terminal, and reading from it."""

@@ -15,6 +15,7 @@ from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement, LayerReport, Report
 from edgetok.converter.durable import write_durably
 from edgetok.converter.identity import has_torch, require_torch, shown, title_of
+from edgetok.converter.measure_cache import measure_cache
 from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
 from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
@@ -133,7 +134,7 @@ def convert(
         while True:
             if fitting is not None:
                 formats = fitting.allocation.formats
-            layout = plan(family.spec, formats)
+            layout = plan(family.spec, formats, constants=True)
             require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
             more_notes = _write_weights(
                 weights, formats, layout, options, texts, workspace, progress
@@ -149,6 +150,7 @@ def convert(
         write_durably(workspace.artefact / GRAPH_FILE, graph)
         settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
         write_durably(workspace.artefact / GENAI_FILE, settings.encode())
+        cache = measure_cache(workspace, family.spec, layout, options, progress)
         report = Report(
             source=shown(source),
             family=family.spec.family,
@@ -168,6 +170,8 @@ def convert(
             peak_memory_mb=peak_memory_mb(),
             resumed=workspace.resumed,
             fit=None if fitting is None else fitting.report(),
+            cache=cache.losses,
+            cache_reason=cache.reason,
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report

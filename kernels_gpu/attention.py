@@ -3,8 +3,8 @@
 The query rows (token and head) of one KV head are computed together, so that keys and values are
 read once for all heads that share them; the softmax is computed online over tiles of slots (arXiv
 1805.02867, 2205.14135). Queries and probabilities are float16 on tensor cores, sums are float32.
-Slots of 4 bits hold rotated keys and values (`kv_append.py`), and queries come rotated: the result
-is rotated back.
+Slots of 4 and 8 bits hold rotated keys and values (`kv_append.py`), and queries come rotated: the
+result is rotated back.
 
 Of one token the slots are shared out too (split-K, "flash decoding"): each program leaves its sums,
 its maximum and its sum of exponentials, and `attention_merge` adds them up. How many slots are used

@@ -1,4 +1,4 @@
-"""The Walsh-Hadamard transform of each head's dims, for caches of 4 bits, as in kernels_cpu.
+"""The Walsh-Hadamard transform of each head's dims, for caches of 4 and 8 bits, as on the CPU.
 
     x = H x / sqrt(n), H[i, j] = (-1)^(number of bits that i and j share)
 

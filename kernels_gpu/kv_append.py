@@ -11,11 +11,12 @@ with zeros.
 | 8       | int8 [rows, width]      | float32 [rows]                                       |
 | 16      | float16 [rows, width]   | none                                                 |
 
-At 4 bits what is stored is rotated by `hadamard`, byte j holds dims 2 j (low) and 2 j + 1, codes
-divide what is between the smallest and the largest of x and 0 evenly, and scale and base are those
-with which code * scale + base is nearest to x by least squares. At 8 bits scale = absmax / 127,
-code = round(x / scale), to nearest even; at 16 values beyond float16 are clamped to its largest
-number. All as in kernels_cpu.
+At 4 and 8 bits what is stored is rotated by `hadamard`, keys as (k - centre) * factor where the
+artefact has such constants, to meet queries q / factor. At 4 bits byte j holds dims 2 j (low) and 2
+j + 1, codes divide what is between the smallest and the largest of x and 0 evenly, and scale and
+base are those with which code * scale + base is nearest to x by least squares. At 8 bits scale =
+absmax / 127, code = round(x / scale), to nearest even; at 16 values beyond float16 are clamped to
+its largest number. All as in kernels_cpu.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ _DIM_TILE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """One layer's constants of slots of 4 and 8 bits, float32 [KH, D] each."""
+
+    centre: torch.Tensor
+    factor: torch.Tensor
+    query_factor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
     """One layer's part of a cache.
 
@@ -50,6 +60,7 @@ class Slots:
         span: slots of the largest head.
         mass: float32 [rows], attention that each slot got, or None.
         queries: float32 [W, H, D] for the latest queries before their rotation, or None.
+        constants: see above; None for none, as at 16 bits.
     """
 
     bits: int
@@ -64,6 +75,7 @@ class Slots:
     span: int
     mass: torch.Tensor | None = None
     queries: torch.Tensor | None = None
+    constants: Constants | None = None
 
     def __post_init__(self) -> None:
         """Check once, so that launchers need not.
@@ -97,6 +109,14 @@ class Slots:
                 raise ShapeError(f"{name} has strides {tensor.stride()}")
         if rows >= EMPTY:
             raise ShapeError(f"{rows} slots, expected fewer than {EMPTY}")
+        if self.constants is not None:
+            if self.bits == 16:
+                raise ShapeError("slots of 16 bits have no constants")
+            for name in ("centre", "factor", "query_factor"):
+                part = getattr(self.constants, name)
+                check(name, part, torch.float32, heads, self.head_dim)
+                if not part.is_contiguous():
+                    raise ShapeError(f"{name} has strides {part.stride()}")
         if self.queries is not None:
             check("queries", self.queries, torch.float32, -1, -1, self.head_dim)
 
@@ -138,7 +158,7 @@ def row_entries(head_dim: int, kv_bits: int) -> int:
 
 def rotation_log(head_dim: int, kv_bits: int) -> int:
     """LOG of `hadamard` for a kind of slot; 0 for none."""
-    return hadamard_log(head_dim) if kv_bits == 4 else 0
+    return hadamard_log(head_dim) if kv_bits <= 8 else 0
 
 
 @jit
@@ -159,7 +179,7 @@ def store_slots(  # type: ignore[no-untyped-def]
     to, scales, at, live, v, D, width,
     KV_BITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store v [ROWS, BLOCK], zero from D on, in rows `at` [ROWS]; at 4 bits it comes rotated."""
+    """Store v [ROWS, BLOCK], zero from D on, in rows `at` [ROWS]; it comes rotated if slots are."""
     dims = tl.arange(0, BLOCK)
     inside = live[:, None] & (dims < width)[None, :]
     if KV_BITS == 4:

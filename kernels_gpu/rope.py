@@ -5,7 +5,8 @@
 
 for i < R / 2 of each head (arXiv 2104.09864, in the order of Hugging Face checkpoints); dims from R
 on stay. One launch does all heads: queries go to their array, keys and values into the slots of the
-cache (`kv_append.py`); for slots of 4 bits all three are rotated by `hadamard` last.
+cache (`kv_append.py`); for slots of 4 and 8 bits all three are rotated by `hadamard` last, keys and
+queries changed by the cache's constants before.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def _head(  # type: ignore[no-untyped-def]
 def _rope_append(  # type: ignore[no-untyped-def]
     qkv, q, q_norm, k_norm, cos, sin, token_positions, token_slots,
     keys, values, key_scales, value_scales, positions, starts, mass, queries, query_row,
+    centre, factor, query_factor,
     T, H, KH, D, R, eps, row_stride, slot_stride, width, W,
     ROPE: tl.constexpr, KV_BITS: tl.constexpr, ROTATION: tl.constexpr, OWN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -60,6 +62,8 @@ def _rope_append(  # type: ignore[no-untyped-def]
     cos_t, sin_t = cos + t * (R // 2), sin + t * (R // 2)
     if head < H:
         plain, v = _head(x, q_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
+        if query_factor is not None:
+            v *= tl.load(query_factor + head // (H // KH) * D + dims, mask=dims < D, other=0)
         v = hadamard(v, ROTATION, ROWS, BLOCK)
         tl.store(q + (t * H + head) * D + dims, v, mask=live_rows & (dims < D))
         if queries is not None:
@@ -79,6 +83,9 @@ def _rope_append(  # type: ignore[no-untyped-def]
             if mass is not None:
                 tl.store(mass + at, 0.0, mask=live)
             plain, v = _head(x, k_norm, cos_t, sin_t, live_rows, dims, D, R, eps, ROPE)
+            if factor is not None:
+                v -= tl.load(centre + mine * D + dims, mask=dims < D, other=0)
+                v *= tl.load(factor + mine * D + dims, mask=dims < D, other=0)
             v = hadamard(v, ROTATION, ROWS, BLOCK)
             store_slots(keys, key_scales, at, live, v, D, width, KV_BITS, ROWS, BLOCK)
         else:
@@ -147,11 +154,15 @@ def rope_append(
         if weight is not None:
             check(name, weight, torch.float32, D)
     ROWS = 1 if T == 1 else 16
+    known = cache.constants
+    constants = (None, None, None)
+    if known is not None:
+        constants = known.centre, known.factor, known.query_factor
     launch(
         _rope_append, (-(-T // ROWS), H + 2 * KH), qkv, q, q_norm, k_norm, cos, sin,
         token_positions, token_slots, cache.keys, cache.values, cache.key_scales,
         cache.value_scales, cache.positions, cache.starts, cache.mass, cache.queries, query_row,
-        T, H, KH, D, 2 * half, float(eps), qkv.stride(0),
+        *constants, T, H, KH, D, 2 * half, float(eps), qkv.stride(0),
         token_slots.stride(0) if len(token_slots) > 1 else 0, cache.width,
         1 if cache.queries is None else len(cache.queries),
         ROPE=rope is not None, KV_BITS=cache.bits, ROTATION=cache.rotation_log,

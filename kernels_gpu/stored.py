@@ -1,7 +1,7 @@
 """Keys and values as slots store them, read and written outside the kernels that attend.
 
-For choosing slots and rotating keys; layout: `kv_append.py`. Values of 4 bits are given as they
-are stored, rotated, which changes no length; keys are rotated back.
+For choosing slots and rotating keys; layout: `kv_append.py`. Values of 4 and 8 bits are given as
+they are stored, rotated, which changes no length; keys are rotated back.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgetok.kernels_gpu.kv_append import (
 )
 
 Places = npt.NDArray[np.int64]
+HeadConstants = tuple[torch.Tensor, torch.Tensor]  # centre and factor of a head, [D] each
 _ROWS = 16
 
 
@@ -78,16 +79,19 @@ class StoredRows:
             "BLOCK": next_power(width),
         }
 
-    def read(self, at: Places) -> DeviceArray:
-        """Return rows as float32 [n, D]."""
+    def read(self, at: Places, constants: HeadConstants | None = None) -> DeviceArray:
+        """Return rows as float32 [n, D]; keys of one head as they were before its constants."""
         where = self._places(at)
         out = torch.empty((len(where), self._dims), device=self.rows.device)
         self._launch(_read_slots, self.rows, self.scales, where, out)
-        return DeviceArray(out)
+        return DeviceArray(out if constants is None else out / constants[1] + constants[0])
 
-    def write(self, at: Places, x: DeviceArray) -> None:
+    def write(self, at: Places, x: DeviceArray, constants: HeadConstants | None = None) -> None:
         """Store x [n, D] as `kv_append` does."""
-        self._launch(_write_slots, x.tensor.contiguous(), self._places(at), self.rows, self.scales)
+        tensor = x.tensor
+        if constants is not None:
+            tensor = (tensor - constants[0]) * constants[1]
+        self._launch(_write_slots, tensor.contiguous(), self._places(at), self.rows, self.scales)
 
     def _launch(self, kernel: Any, *tensors: torch.Tensor) -> None:
         count = len(tensors[2 if kernel is _read_slots else 1])

@@ -160,12 +160,17 @@ class Rope(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Op):
-    """Append keys and values of every token to the layer's cache."""
+    """Append keys and values of every token to the layer's cache.
+
+    Attributes:
+        constants: what the artefact's cache constants are named after; "" for a store without any.
+    """
 
     keys: str
     values: str
     heads: int
     head_dim: int
+    constants: str = ""
     STORES: ClassVar[bool] = True
     READS: ClassVar[tuple[str, ...]] = ("keys", "values")
 
@@ -179,6 +184,7 @@ class Attend(Op):
         kv_heads: `heads / kv_heads` query heads share one of keys and values.
         window: a token attends to itself and the `window - 1` before it; 0 is all.
         softcap: c * tanh(x / c); 0 is none.
+        constants: those of the `Store` that it looks at.
     """
 
     queries: str
@@ -190,6 +196,7 @@ class Attend(Op):
     window: int
     scale: float
     softcap: float
+    constants: str = ""
     READS: ClassVar[tuple[str, ...]] = ("queries",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")

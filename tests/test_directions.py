@@ -51,6 +51,14 @@ ALLOWED: dict[str, set[str]] = {
     "converter.quantised": {"errors", "formats"},
     "converter.identity": {*CONVERTER_BASE, "machine", "converter.calibrate"},
     "converter.card": CONVERTER_BASE,
+    "converter.measure_cache": {
+        *CONVERTER_BASE,
+        "converter.calibrate",
+        "converter.card",
+        "converter.write",
+        "evaluation",
+        "runtime",
+    },
     "converter.read": {*CONVERTER_BASE, *HUB},
     "converter.write": {*CONVERTER_BASE, "text", "converter.card"},
     "converter.calibrate": {

@@ -12,6 +12,7 @@ from typing import Any
 from edgetok.converter.card.verdict import Verdict, judge
 
 REPORT_FILE = "report.json"
+MOST_CACHE_KL = 0.05  # beyond, as much as 4-bit weights cost
 _BAR_CELLS = 12
 
 
@@ -66,6 +67,23 @@ class Agreement:
     perplexity: float
     reference_perplexity: float
     top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLoss:
+    """What a KV cache of few bits costs, beside one of 32 bits.
+
+    Attributes:
+        kv_bits: of each key and value.
+        kl: mean Kullback-Leibler divergence, in nats.
+        top1_agreement: share of positions where both have the same most likely token.
+        tokens: number of predictions compared.
+    """
+
+    kv_bits: int
+    kl: float
+    top1_agreement: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +154,8 @@ class Report:
         peak_memory_mb: most memory that the process ever had resident, in 10^6 bytes.
         resumed: whether an earlier, interrupted run's work was used.
         fit: how bits were shared out; None where they are the same everywhere.
+        cache: what caches of few bits cost; empty where that was not measured.
+        cache_reason: why it was not.
     """
 
     source: str
@@ -156,6 +176,8 @@ class Report:
     peak_memory_mb: float
     resumed: bool = False
     fit: Fit | None = None
+    cache: tuple[CacheLoss, ...] = ()
+    cache_reason: str | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -201,6 +223,10 @@ class Report:
                 ),
                 ("Same most likely token", f"{100 * result.top1_agreement:.1f} %"),
             ]
+        if self.cache:
+            rows.append(("KV cache", "; ".join(_cache_words(loss) for loss in self.cache)))
+        elif self.cache_reason is not None:
+            rows.append(("KV cache", f"not measured: {self.cache_reason}"))
         worst = self.worst_layers(3)
         for layer in worst:
             drawn = ""
@@ -254,6 +280,11 @@ def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]
 def kind_of(layer: LayerReport) -> str:
     """Return which error `LayerReport.error` is."""
     return "weight" if layer.output_error is None else "output"
+
+
+def _cache_words(loss: CacheLoss) -> str:
+    harm = ", which changes its answers" if loss.kl > MOST_CACHE_KL else ""
+    return f"{loss.kv_bits} bits lose {loss.kl:.4f} nats{harm}"
 
 
 def _mb(count: int) -> str:

@@ -77,7 +77,7 @@ class DataFile:
             ShapeError: `values` are not of the dtype and shape that the layout gives `name`.
             OutputError: the disk is full or fails.
         """
-        slot = self._layout.tensors[name]
+        slot = self._layout.tensors.get(name) or self._layout.constants[name]
         # The embedding's codes come from the packer as groups and are stored as a matrix.
         shape = (len(values), -1) if values.ndim == 3 and len(slot.shape) == 2 else values.shape
         values = values.reshape(shape)

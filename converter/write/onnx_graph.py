@@ -27,6 +27,8 @@ from edgetok.converter.write.onnx_nodes import (
 )
 from edgetok.errors import UnsupportedError
 from edgetok.formats.layout import (
+    CONSTANTS_KEY,
+    CONSTANTS_VERSION,
     FORMAT_KEY,
     FORMAT_VERSION,
     LOGITS_START,
@@ -87,7 +89,10 @@ def build(
         ir_version=IR_VERSION,
         producer_name="edgetok",
     )
-    helper.set_model_props(model, {FORMAT_KEY: FORMAT_VERSION, SPEC_KEY: spec.to_json()})
+    entries = {FORMAT_KEY: FORMAT_VERSION, SPEC_KEY: spec.to_json()}
+    if layout.constants:
+        entries[CONSTANTS_KEY] = CONSTANTS_VERSION
+    helper.set_model_props(model, entries)
     return model
 
 

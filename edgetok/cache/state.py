@@ -31,7 +31,7 @@ from edgetok.errors import SessionError
 from edgetok.formats import strict_json
 
 MAGIC = b"edgetokS"
-VERSION = 2  # 1 was the whole memory of a cache, in parts of a container
+VERSION = 3  # 1: a cache's whole memory, in parts of a container; 2: 8 bits not rotated
 SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT = 1, 2, 3, 4, 5, 6, 16
 KINDS = frozenset((SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT))
 

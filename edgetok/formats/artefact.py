@@ -13,6 +13,7 @@ import hashlib
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,8 @@ import numpy.typing as npt
 from edgetok.errors import ArtefactError, MissingExtraError
 from edgetok.formats import graph_check, onnx_model, strict_json
 from edgetok.formats.layout import (
+    CONSTANTS_KEY,
+    CONSTANTS_VERSION,
     DATA_FILE,
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -128,7 +131,9 @@ class Artefact:
             ArtefactError: there is no such tensor.
         """
         if self.layout is not None:
-            slot = self.layout.tensors.get(name) or self.layout.aliases.get(name)
+            layout = self.layout
+            slot = layout.tensors.get(name) or layout.aliases.get(name)
+            slot = slot or layout.constants.get(name)
             if slot is not None:
                 return slot
         raise ArtefactError(f"{self.folder}: has no tensor {name!r}")
@@ -191,6 +196,11 @@ class Artefact:
         if changed:
             raise ArtefactError(f"{path}: changed since it was opened; load the model again")
 
+    @property
+    def constants(self) -> dict[str, TensorSlot]:
+        """The cache's constants, by name; empty in an artefact of an earlier version."""
+        return {} if self.layout is None else self.layout.constants
+
     def close(self) -> None:
         """Let go of the mapping; it ends when the last view of it does. May be called twice."""
         self._bytes = self._mapping = None
@@ -244,9 +254,12 @@ def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
     if foreign:
         _check_foreign(path, scanned.model)
         return Artefact(folder, manifest, None, {}, None, sum(scanned.files.values()))
-    spec = _read_spec(folder / GRAPH_FILE, scanned.model)
+    entries = _metadata(folder / GRAPH_FILE, scanned.model)
+    spec = _read_spec(folder / GRAPH_FILE, entries)
     formats = graph_check.read_formats(folder / GRAPH_FILE, scanned, spec)
-    layout = plan(spec, formats)
+    # Constants of another version are left alone: the file's size then says what to do.
+    constants = entries.get(CONSTANTS_KEY) == CONSTANTS_VERSION
+    layout = plan(spec, formats, constants=constants)
     graph_check.check_graph(folder / GRAPH_FILE, scanned, spec, formats, layout)
     return Artefact(folder, manifest, spec, formats, layout, layout.file_bytes)
 
@@ -280,12 +293,16 @@ def _check_foreign(path: Path, model: Any) -> None:
     check_foreign_graph(path, model)
 
 
-def _read_spec(path: Path, model: onnx_model.Model) -> DecoderSpec:
+def _metadata(path: Path, model: onnx_model.Model) -> dict[str, str]:
     entries: dict[str, str] = {}
     for entry in model.metadata_props:
         if entry.key in entries:
             raise ArtefactError(f"{path}: metadata key {entry.key!r:.80} occurs twice")
         entries[entry.key] = entry.value
+    return entries
+
+
+def _read_spec(path: Path, entries: Mapping[str, str]) -> DecoderSpec:
     version = entries.get(FORMAT_KEY)
     if version != FORMAT_VERSION:
         raise ArtefactError(

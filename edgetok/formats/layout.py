@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 
 from edgetok.errors import ArtefactError
+from edgetok.models.operations import operations
+from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
@@ -23,11 +25,14 @@ GRAPH_FILE = "model.onnx"
 FORMAT_VERSION = "1"
 FORMAT_KEY = "edgetok.format"
 SPEC_KEY = "edgetok.spec"
+CONSTANTS_KEY = "edgetok.cache_constants"
+CONSTANTS_VERSION = "1"
 LOGITS_START = "logits_start"
 
 DType = Literal["float32", "float16", "uint8"]
 
 _QUANTISED_BITS = (2, 3, 4, 8)
+_CONSTANT_BYTES = 64  # small arrays begin at multiples of it
 _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
 
 
@@ -94,11 +99,14 @@ class Layout:
         tensors: by name, in the order in which a decode step reads them.
         aliases: further names for bytes that are stored once: a tied, quantised embedding needs
             its codes as a matrix, the output head as groups.
+        constants: the cache's (`constant_shapes`), after the tensors; not part of the graph. Empty
+            where an artefact has none.
         file_bytes: size of the file; at least 4096 bytes of zeros follow the last tensor.
     """
 
     tensors: dict[str, TensorSlot]
     aliases: dict[str, TensorSlot]
+    constants: dict[str, TensorSlot]
     file_bytes: int
 
     @property
@@ -127,6 +135,19 @@ def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
 def cache_head_dim(spec: DecoderSpec) -> int:
     """Head size of the graph's past and present: GroupQueryAttention wants a multiple of 8."""
     return -(-spec.head_dim // 8) * 8
+
+
+def constant_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Return the cache's constants: float32 [KH, D] of each layer that stores keys.
+
+    Slots of 4 and 8 bits hold (k - centre) * factor and meet q * query_factor, which is 1 / factor.
+    """
+    return {
+        f"{op.constants}.{name}": (op.heads, op.head_dim)
+        for op in operations(spec)
+        if isinstance(op, Store) and op.constants
+        for name in ("centre", "factor", "query_factor")
+    }
 
 
 def groups_of(K: int, group_size: int) -> int:
@@ -167,12 +188,15 @@ def linear_tensors(
     return tensors
 
 
-def plan(spec: DecoderSpec, formats: Mapping[str, TensorFormat]) -> Layout:
+def plan(
+    spec: DecoderSpec, formats: Mapping[str, TensorFormat], *, constants: bool = False
+) -> Layout:
     """Give every tensor its place.
 
     Args:
         spec: the decoder.
         formats: one for each name of `linear_shapes(spec)`.
+        constants: leave room for the cache's constants.
 
     Returns:
         The layout; tensors start at multiples of 4096.
@@ -213,7 +237,12 @@ def plan(spec: DecoderSpec, formats: Mapping[str, TensorFormat]) -> Layout:
         aliases["embed_tokens.qweight"] = TensorSlot(
             "embed_tokens.qweight", "uint8", (N, G * group_bytes), stored.offset, stored.nbytes
         )
-    return Layout(tensors, aliases, end + ALIGNMENT_BYTES)
+    more = {}
+    for name, dims in constant_shapes(spec).items() if constants else ():
+        nbytes = tensor_bytes("float32", dims)
+        more[name] = TensorSlot(name, "float32", dims, end, nbytes)
+        end += -(-nbytes // _CONSTANT_BYTES) * _CONSTANT_BYTES
+    return Layout(tensors, aliases, more, _aligned(end) + ALIGNMENT_BYTES)
 
 
 def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:

@@ -49,7 +49,7 @@ class RunOptions:
     kv_bits: Annotated[
         KvBits,
         "Bits per value of the KV cache: 4 or 8 for integers, 16 or 32 for floats. A GPU has "
-        "no 32.",
+        "no 32. The quality card of a model says what 8 and 4 cost on it.",
     ] = 8
     kv_budget: Annotated[
         Size | None,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT_TOKENS = 4096
 LEAST_EVICTING_TOKENS = 64  # of a context: less leaves a policy nothing to choose from
+MOST_CACHE_KL = 0.05  # as `converter.card.report` has it: as much as 4-bit weights cost
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
@@ -86,8 +87,26 @@ def load_backend(
         threads, exact = options.threads or physical_cores(), options.compute == "float32"
         return OnnxRuntimeBackend(artefact, threads=threads, exact=exact), note
     backend = _cpu(artefact, options, progress)
-    told = "\n".join(line for line in (note, backend.note) if line)
-    return backend, told or None
+    lines = (note, backend.note, _cache_note(artefact, options))
+    return backend, "\n".join(line for line in lines if line) or None
+
+
+def _cache_note(artefact: Artefact, options: RunOptions) -> str | None:
+    """A warning where the quality card says that such a cache changes the model's answers."""
+    losses = (artefact.report or {}).get("cache")
+    measured: dict[int, float] = {}
+    for loss in losses if isinstance(losses, list) else ():
+        bits, kl = (loss.get("kv_bits"), loss.get("kl")) if isinstance(loss, dict) else (0, 0.0)
+        if isinstance(bits, int) and isinstance(kl, float):
+            measured[bits] = kl
+    kl = measured.get(options.kv_bits, 0.0)
+    if kl <= MOST_CACHE_KL:
+        return None
+    better = min((bits for bits in measured if measured[bits] <= MOST_CACHE_KL), default=16)
+    return (
+        f"--kv-bits {options.kv_bits} changes this model's answers (KL {kl:.2f} nats, measured "
+        f"when it was converted); use --kv-bits {better}"
+    )
 
 
 def _cpu(
@@ -167,4 +186,5 @@ def _gpu(
         cache_dir=read_settings().cache_dir,
     )
     told = options.gpu_layers is not None or options.verbose
-    return backend, plans[layers - 1].describe(gpu) if told else None
+    lines = (plans[layers - 1].describe(gpu) if told else None, _cache_note(artefact, options))
+    return backend, "\n".join(line for line in lines if line) or None

@@ -1,10 +1,11 @@
 """The Walsh-Hadamard transform of each head's dims, in place.
 
-    x = H x / sqrt(n), H[i, j] = (-1)^(number of bits that i and j share)
+    x = H y / sqrt(n), H[i, j] = (-1)^(number of bits that i and j share), y = (x - centre) * factor
 
 over blocks of n dims, n the largest power of two that divides head_dim. It is its own inverse and
-leaves products of two turned vectors as they are; a dim that is far larger than the others is
-spread over its block, which codes of 4 bits need (arXiv 2404.00456). Heads are shared out as by
+leaves products of two rotated vectors as they are; a dim that is far larger than the others is
+spread over its block, which codes of 4 and 8 bits need (arXiv 2404.00456). Centre and factor, of
+each KV head, are those of `launch.hadamard`; without them y = x. Heads are shared out as by
 `rope`, so that nothing waits between the two. Slots: `attention/launch.py`.
 """
 
@@ -16,6 +17,9 @@ from llvmlite import ir
 
 from edgetok.kernels_cpu.attention.launch import (
     HADAMARD_BLOCK,
+    HADAMARD_CENTRE,
+    HADAMARD_FACTOR,
+    HADAMARD_GROUP,
     HADAMARD_HEAD_DIM,
     HADAMARD_HEADS,
     HADAMARD_SCALE,
@@ -31,6 +35,7 @@ from edgetok.kernels_cpu.simd.emit import (
     _constant,
     _shuffle,
     i64,
+    inline,
     op,
     outline,
 )
@@ -88,6 +93,17 @@ def turn_head(head: int, size: int, block: int, scale: float) -> None:
             store_f32_first(head + 4 * i, _turn_lanes(v, block), count)
 
 
+@inline
+def prepare(head: int, centre: int, factor: int, size: int) -> None:
+    """x = (x - centre) * factor, float32 [size] each; `centre` 0 stands for zeros."""
+    for i in range(0, size, LANES):
+        count = min(LANES, size - i)
+        v = load_f32_first(head + 4 * i, count)
+        if centre != 0:
+            v = sub(v, load_f32_first(centre + 4 * i, count))
+        store_f32_first(head + 4 * i, mul(v, load_f32_first(factor + 4 * i, count)), count)
+
+
 @kernel
 def hadamard(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Turn this thread's share of heads."""
@@ -96,6 +112,13 @@ def hadamard(instr: int, ctx: int, tid: int, threads: int) -> None:
     size = read_i64(instr + 8 * HADAMARD_HEAD_DIM)
     block = read_i64(instr + 8 * HADAMARD_BLOCK)
     scale = f32_from_bits(read_i64(instr + 8 * HADAMARD_SCALE))
+    centre = read_i64(instr + 8 * HADAMARD_CENTRE)
+    factor = read_i64(instr + 8 * HADAMARD_FACTOR)
+    group = read_i64(instr + 8 * HADAMARD_GROUP)
     units = read_i64(ctx + 8 * CTX_TOKENS) * heads
     for unit in range(share(units, tid, threads), share(units, tid + 1, threads)):
+        if factor != 0:
+            row = 4 * size * (unit % heads // group)
+            to_subtract = centre + row if centre != 0 else centre
+            prepare(x + 4 * size * unit, to_subtract, factor + row, size)
         turn_head(x + 4 * size * unit, size, block, scale)

@@ -1,12 +1,13 @@
 """Storing keys and values into the slots of the KV cache.
 
-At 8 bits: scale = absmax / 127, code = round(x / scale), to nearest even, of each head's key and
-value. At 4 bits: code = round(15 (x - low) / (high - low)) between the smallest dim or 0 and the
-largest or 0; scale and base are the bfloat16 numbers with which code * scale + base is nearest to x
-by least squares. What is left is then at right angles to the key itself, so that a query that looks
-for this very key finds its product as it was. At 16 bits values beyond float16 are clamped to its
-largest number. Layout and instruction slots: `attention/launch.py`. Heads are shared out as by
-`rope`, so no barrier is needed after it.
+Keys and values of 4 and 8 bits come rotated (`hadamard.py`). At 8 bits: scale = absmax / 127, code
+= round(x / scale), to nearest even, of each head's key and value. At 4 bits: code = round(15 (x -
+low) / (high - low)) between the smallest dim or 0 and the largest or 0; scale and base are the
+bfloat16 numbers with which code * scale + base is nearest to x by least squares. What is left is
+then at right angles to the key itself, so that a query that looks for this very key finds its
+product as it was. At 16 bits values beyond float16 are clamped to its largest number. Layout and
+instruction slots: `attention/launch.py`. Heads are shared out as by `rope`, so no barrier is needed
+after it.
 """
 
 from __future__ import annotations

@@ -26,9 +26,12 @@ it has two bfloat16 numbers in their place, the scale in the low and the base in
 x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in its low half and dim
 j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
 
-At 4 bits queries, keys and values are turned by `hadamard` before, which leaves products of queries
-and keys as they are and spreads what single dims have too much of (arXiv 2404.00456, section 4).
-The result of attention is turned values, and turned back by the same transform.
+At 4 and 8 bits queries, keys and values are rotated by `hadamard` before, which leaves products of
+queries and keys as they are and spreads what single dims have too much of (arXiv 2404.00456,
+section 4). The result of attention is rotated values, and rotated back by the same transform.
+Before it, keys become (k - centre) * factor and queries q / factor, with constants of the artefact
+for each KV head: subtracting one vector from all keys adds one number to all scores of a query,
+which no softmax sees, and the factors cancel.
 
 A run computes rows of several sequences; a table of parts says which rows belong to which cache
 (`program/abi.py`). A row's result depends on the slots that it sees, by their numbers, and on
@@ -74,7 +77,16 @@ PAGE_KEY_SCALES = 2  # of 4 bytes for each slot; not read without scales
 PAGE_VALUE_SCALES = 3
 PAGE_FIELDS = 4
 
-HADAMARD_X, HADAMARD_HEADS, HADAMARD_HEAD_DIM, HADAMARD_BLOCK, HADAMARD_SCALE = range(2, 7)
+(
+    HADAMARD_X,
+    HADAMARD_HEADS,
+    HADAMARD_HEAD_DIM,
+    HADAMARD_BLOCK,
+    HADAMARD_SCALE,
+    HADAMARD_CENTRE,
+    HADAMARD_FACTOR,
+    HADAMARD_GROUP,
+) = range(2, 10)
 APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
 (
     ATT_Q,
@@ -179,8 +191,23 @@ def hadamard_block(head_dim: int) -> int:
     return head_dim & -head_dim
 
 
-def hadamard(kernels: Addresses, *, x: int, heads: int, head_dim: int, wait: bool) -> Instruction:
-    """Turn each head's dims, in place; a second time turns them back.
+def is_rotated(kv_bits: int) -> bool:
+    """Whether slots hold keys and values that `hadamard` rotated."""
+    return kv_bits <= 8
+
+
+def hadamard(
+    kernels: Addresses,
+    *,
+    x: int,
+    heads: int,
+    head_dim: int,
+    wait: bool,
+    centre: int = 0,
+    factor: int = 0,
+    group: int = 1,
+) -> Instruction:
+    """Rotate each head's dims, in place; a second time, without centre and factor, rotates back.
 
     Args:
         kernels: the loaded kernels.
@@ -188,9 +215,12 @@ def hadamard(kernels: Addresses, *, x: int, heads: int, head_dim: int, wait: boo
         heads: heads a token.
         head_dim: dims of a head.
         wait: see `instruction`.
+        centre: address of float32 [heads / group, head_dim], subtracted before; 0: nothing is.
+        factor: address of the same shape, multiplied by before; 0: none, and no centre.
+        group: heads that share a row of the two.
     """
     block = hadamard_block(head_dim)
-    args = (x, heads, head_dim, block, float_bits(block**-0.5))
+    args = (x, heads, head_dim, block, float_bits(block**-0.5), centre, factor, group)
     return instruction(kernels.address("hadamard"), *args, wait=wait)
 
 

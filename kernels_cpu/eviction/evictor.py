@@ -12,6 +12,8 @@ import numpy.typing as npt
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.eviction import launch
 from edgetok.kernels_cpu.eviction.launch import (
+    EV_CENTRE,
+    EV_FACTOR,
     EV_FREQUENCIES,
     EV_PAGES,
     EV_PAIRS,
@@ -44,6 +46,8 @@ class Heads:
         tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
         frequencies: of each head float64 [pairs], radians a position; None where keys are not
             rotated. Needed by `Evictor.rotate` alone.
+        centre, factor: float32 [heads, D], C-contiguous: slots of 4 and 8 bits hold
+            (k - centre) * factor. None for both: k.
     """
 
     pages: Longs
@@ -51,6 +55,8 @@ class Heads:
     positions: Ints
     tokens: Ints
     frequencies: Sequence[npt.NDArray[np.float64] | None] = ()
+    centre: Floats | None = None
+    factor: Floats | None = None
 
     def __post_init__(self) -> None:
         """Check shapes.
@@ -70,6 +76,13 @@ class Heads:
                     f"{name} is {array.dtype} {array.shape}, expected contiguous "
                     f"{np.dtype(dtype)} {shape}"
                 )
+        for part in (self.centre, self.factor):
+            if part is None:
+                continue
+            if part.dtype != np.float32 or len(part) != heads or not part.flags.c_contiguous:
+                raise ShapeError(f"constants are {part.dtype} {part.shape}, expected [heads, D]")
+        if (self.centre is None) != (self.factor is None):
+            raise ShapeError("a centre without a factor, or a factor without a centre")
         if len(self.frequencies) not in (0, heads):
             raise ShapeError(f"{len(self.frequencies)} frequencies for {heads} heads")
         for one in self.frequencies:
@@ -95,6 +108,9 @@ class Heads:
             (EV_TOKENS, self.tokens),
         ):
             made[:, slot] = array.ctypes.data + np.arange(self.count) * array.strides[0]
+        if self.centre is not None and self.factor is not None:
+            for slot, part in ((EV_CENTRE, self.centre), (EV_FACTOR, self.factor)):
+                made[:, slot] = part.ctypes.data + np.arange(self.count) * part.strides[0]
         for head, one in enumerate(self.frequencies):
             if one is not None:
                 made[head, EV_FREQUENCIES], made[head, EV_PAIRS] = one.ctypes.data, one.size

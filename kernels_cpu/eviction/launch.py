@@ -9,6 +9,9 @@ where they are:
     EV_TOKENS       address of int32 [slots]: which token of the sequence a slot holds
     EV_FREQUENCIES  address of float64 [pairs]: radians a position of the layer's rope
     EV_PAIRS        how many; 0 where keys are not rotated
+    EV_CENTRE       address of float32 [D], and
+    EV_FACTOR       of another: slots of 4 and 8 bits hold the Hadamard transform of
+                    (k - centre) * factor; 0 for both: of k
 
 Slots are a multiple of SLOT_TILE, those of a page too. Heads are shared out among threads. Scores
 are float32 [heads, slots]; higher is kept.
@@ -25,11 +28,11 @@ from edgetok.kernels_cpu.attention.launch import (
 )
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bits, instruction
 
-EV_PAGES, EV_POSITIONS, EV_TOKENS, EV_FREQUENCIES, EV_PAIRS = range(5)
+EV_PAGES, EV_POSITIONS, EV_TOKENS, EV_FREQUENCIES, EV_PAIRS, EV_CENTRE, EV_FACTOR = range(7)
 EV_RECORD_SLOTS = 8
 
 EV_HEADS, EV_RECORDS, EV_SLOTS, EV_SCRATCH, EV_SCRATCH_BYTES = range(2, 7)
-SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED = range(7, 11)
+SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(7, 12)
 CHOOSE_SCORES, CHOOSE_ROOM, CHOOSE_FRONT, CHOOSE_RECENT, CHOOSE_OUT, CHOOSE_COUNTS = range(7, 13)
 RENUMBER_NEW, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
 (
@@ -85,6 +88,7 @@ def retain_scores(
         page_slots,
         head_dim,
         padded_head_dim(head_dim, kv_bits),
+        hadamard_block(head_dim),
     )
     return instruction(kernels.address(f"retain_scores_{kv_bits}"), *args, wait=wait)
 

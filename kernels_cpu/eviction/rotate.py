@@ -2,8 +2,9 @@
 
     (a, b) = (k[i], k[i + R / 2]);  k[i] = a cos - b sin;  k[i + R / 2] = b cos + a sin
 
-with the cosine and sine of difference times frequency (`simd/math64.py`). Keys of 4 bits are
-transformed back before and again after (`attention/hadamard.py`). Slots: `launch.py`.
+with the cosine and sine of difference times frequency (`simd/math64.py`). Keys of 4 and 8 bits are
+transformed back before and again after (`attention/hadamard.py`), by the head's constants, too.
+Slots: `launch.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.attention import kv_append
-from edgetok.kernels_cpu.attention.hadamard import turn_head
-from edgetok.kernels_cpu.attention.launch import KEY_TILE
+from edgetok.kernels_cpu.attention.hadamard import prepare, turn_head
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, is_rotated
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.eviction.launch import (
+    EV_CENTRE,
+    EV_FACTOR,
     EV_FREQUENCIES,
     EV_HEADS,
     EV_PAGES,
@@ -76,9 +79,18 @@ def _turn(x: int, pairs: int, cos: int, sin: int) -> None:
         write_f32(x + 4 * (i + pairs), b * c + a * s)
 
 
+@outline
+def _restore(x: int, centre: int, factor: int, dims: int) -> None:
+    """The inverse of `prepare`."""
+    for d in range(dims):
+        at = x + 4 * d
+        write_f32(at, read_f32(at) / read_f32(factor + 4 * d) + read_f32(centre + 4 * d))
+
+
 def make(kv_bits: int) -> Any:
     """The kernel for one kind of slot."""
     store = _STORE[kv_bits]
+    rotated = is_rotated(kv_bits)
 
     @inline
     def dim(keys: int, scales: int, padded: int, slot: int, d: int) -> Any:
@@ -123,6 +135,8 @@ def make(kv_bits: int) -> Any:
             if pairs == 0:
                 continue
             frequencies = read_i64(record + 8 * EV_FREQUENCIES)
+            centre = read_i64(record + 8 * EV_CENTRE)
+            factor = read_i64(record + 8 * EV_FACTOR)
             pages = read_i64(record + 8 * EV_PAGES)
             all_by = read_i64(instr + 8 * ROTATE_BY) + 4 * slots * head
             known = np.int64(0)  # neighbours often move alike
@@ -136,10 +150,14 @@ def make(kv_bits: int) -> Any:
                 page, slot = page_at(pages, page_slots, s), s % page_slots
                 keys, scales = read_i64(page), read_i64(page + 16)
                 read_key(keys, scales, padded, slot, dims, x)
-                if kv_bits == 4:
+                if rotated:
                     turn_head(x, dims, block, scale)
+                    if factor != 0:
+                        _restore(x, centre, factor, dims)
                 _turn(x, pairs, cos, sin)
-                if kv_bits == 4:
+                if rotated:
+                    if factor != 0:
+                        prepare(x, centre, factor, dims)
                     turn_head(x, dims, block, scale)
                 store_key(x, dims, padded, keys, scales, slot)
 

@@ -1,7 +1,8 @@
 """Scores of the policy `retain`: |k - mean key|^2 |v|, 0 where the first factor is an outlier.
 
 Definition and reasons: `edgetok/cache/policies/retain.py`. Sums are float32, of LANES partial sums.
-Keys are read twice (their mean, then distances from it), values once. Slots: `launch.py`.
+Keys are read twice (their mean, then distances from it), values once. Rotated keys have the same
+distances, unless factors were multiplied by before: then they are rotated back. Slots: `launch.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.attention.launch import EMPTY
+from edgetok.kernels_cpu.attention.launch import EMPTY, is_rotated
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.elementwise.selection import nth_smallest
 from edgetok.kernels_cpu.eviction.launch import (
+    EV_FACTOR,
     EV_HEADS,
     EV_PAGES,
     EV_POSITIONS,
@@ -23,6 +25,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_SCRATCH,
     EV_SCRATCH_BYTES,
     EV_SLOTS,
+    SCORE_BLOCK,
     SCORE_DIMS,
     SCORE_OUT,
     SCORE_PADDED,
@@ -54,6 +57,7 @@ from edgetok.kernels_cpu.simd.ops import (
     add,
     any_between,
     fma,
+    mul,
     select_between,
     splat_f32,
     splat_i32,
@@ -69,6 +73,7 @@ _NONE = np.int32(0)
 
 def make(kv_bits: int) -> Any:
     """The kernel for one kind of slot."""
+    rotated = is_rotated(kv_bits)
 
     @outline
     def means(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
@@ -110,6 +115,42 @@ def make(kv_bits: int) -> Any:
                     key = key_dim(kv_bits, page, padded, slot, d, scale, base)
                     away = sub(key, splat_f32(read_f32(mean + 4 * d)))
                     total = fma(away, away, total)
+            store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
+
+    @outline
+    def rotate_back(x: int, dims: int, block: int) -> None:
+        """The transform of LANES vectors [dims], not yet divided by the root of `block`."""
+        h = 1
+        while h < block:
+            for first in range(0, dims, 2 * h):
+                for d in range(first, first + h):
+                    at, partner = x + 4 * LANES * d, x + 4 * LANES * (d + h)
+                    a, b = load_f32(at), load_f32(partner)
+                    store_f32(at, add(a, b))
+                    store_f32(partner, sub(a, b))
+            h *= 2
+
+    @outline
+    def plain_distances(pages: int, page_slots: int, positions: int, slots: int, dims: int,
+                        padded: int, mean: int, factor: int, block: int, x: int,
+                        out: int) -> None:  # fmt: skip
+        """The same as `distances`, of keys rotated back and divided by their factors."""
+        inverse = splat_f32(np.float32(1.0) / np.float32(block))
+        for s in range(0, slots, LANES):
+            at = load_i32(positions + 4 * s)
+            total = zero_f32()
+            if any_between(at, _NONE, _LAST) != 0:
+                page, slot = page_at(pages, page_slots, s), s % page_slots
+                scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+                for d in range(dims):
+                    key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                    store_f32(x + 4 * LANES * d, sub(key, splat_f32(read_f32(mean + 4 * d))))
+                rotate_back(x, dims, block)
+                for d in range(dims):
+                    undo = splat_f32(np.float32(1.0) / read_f32(factor + 4 * d))
+                    away = mul(load_f32(x + 4 * LANES * d), undo)
+                    total = fma(away, away, total)
+            total = mul(total, inverse)
             store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
 
     @inline
@@ -177,6 +218,7 @@ def make(kv_bits: int) -> Any:
         page_slots = read_i64(instr + 8 * SCORE_PAGE_SLOTS)
         dims = read_i64(instr + 8 * SCORE_DIMS)
         padded = read_i64(instr + 8 * SCORE_PADDED)
+        block = read_i64(instr + 8 * SCORE_BLOCK)
         sums = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
         mean = sums + 4 * LANES * dims
         copy = mean + 4 * dims
@@ -186,7 +228,23 @@ def make(kv_bits: int) -> Any:
             positions = read_i64(record + 8 * EV_POSITIONS)
             out = read_i64(instr + 8 * SCORE_OUT) + 4 * slots * head
             n = means(pages, page_slots, positions, slots, dims, padded, sums, mean)
-            distances(pages, page_slots, positions, slots, dims, padded, mean, out)
+            factor = read_i64(record + 8 * EV_FACTOR)
+            if rotated and factor != 0:
+                plain_distances(
+                    pages,
+                    page_slots,
+                    positions,
+                    slots,
+                    dims,
+                    padded,
+                    mean,
+                    factor,
+                    block,
+                    sums,
+                    out,
+                )
+            else:
+                distances(pages, page_slots, positions, slots, dims, padded, mean, out)
             if n > np.float32(0.0):
                 limit = _MOST * median(positions, slots, out, copy)
                 weigh(pages, page_slots, positions, slots, dims, padded, limit, out)

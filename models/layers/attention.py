@@ -68,7 +68,15 @@ class Attention(Mixer):
                 yield Rope(
                     layer=layer, value=which, heads=heads[which], head_dim=dim, rope=self.rope
                 )
-        yield Store(layer=layer, keys="k", values="v", heads=spec.num_kv_heads, head_dim=dim)
+        constants = f"{place.prefix}keys"
+        yield Store(
+            layer=layer,
+            keys="k",
+            values="v",
+            heads=spec.num_kv_heads,
+            head_dim=dim,
+            constants=constants,
+        )
         yield Attend(
             layer=layer,
             queries="q",
@@ -80,5 +88,6 @@ class Attention(Mixer):
             window=self.window,
             scale=spec.attn_scale,
             softcap=spec.attn_softcap,
+            constants=constants,
         )
         yield from place.residual("o_proj", "mixed", spec.num_heads * dim, spec.o_bias)

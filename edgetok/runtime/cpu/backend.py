@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.bounds import bounds_for
+from edgetok.cache.key_constants import key_constants
 from edgetok.cache.limits import CacheLimits
 from edgetok.environment import read_settings
 from edgetok.errors import ArtefactError, ContextError, EdgetokError
@@ -141,7 +142,7 @@ class CpuBackend(SpecBackend):
             for rope, cos, sin in zip(self._spec.ropes, bound.cos, bound.sin, strict=True)
         ]
         self._team = Team(kernels, threads)
-        self.store = CacheStore(threads)
+        self.store = CacheStore(threads, constants=key_constants(artefact, spec))
         self._first_bounded = threading.Lock()
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
@@ -152,6 +153,11 @@ class CpuBackend(SpecBackend):
     def spec(self) -> DecoderSpec:
         """The decoder's description."""
         return self._spec
+
+    @property
+    def kv_bits(self) -> int:
+        """Bits of each key and value of its caches."""
+        return self._kv_bits
 
     @property
     def plan(self) -> Plan:

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.groups import Group, make_groups
+from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PagePool
 from edgetok.cache.query_log import ROWS, QueryLog
 from edgetok.cache.slot_cache import SlotCache
@@ -46,11 +47,18 @@ class CacheStore:
         pool: their pages.
         threads: that attend at once.
         evictor: kernels by which caches made from now on evict; None where NumPy does.
+        constants: of the keys of all layers, where the artefact has any.
     """
 
-    def __init__(self, threads: int, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        limit_bytes: int | None = None,
+        constants: KeyConstants | None = None,
+    ) -> None:
         """Begin without pages; `limit_bytes` of all caches together, None for no limit."""
         self.pool, self.threads = PagePool(limit_bytes), threads
+        self.constants = constants
         self.evictor: Evictor | None = None
 
 
@@ -83,7 +91,14 @@ class CpuCacheMemory:
         self.part[PART_RECORDS] = self.records.ctypes.data
         self.groups = [
             CpuGroupMemory(
-                group, spec, kv_bits, store.pool, self.records, block_tokens, store.evictor
+                group,
+                spec,
+                kv_bits,
+                store.pool,
+                self.records,
+                block_tokens,
+                store.evictor,
+                store.constants,
             )
             for group in groups
         ]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.groups import Chosen, Group
+from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PageList, PagePool
 from edgetok.kernels_cpu.attention.launch import (
     PAGE_FIELDS,
@@ -21,6 +22,7 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_PAGES,
     REC_POSITIONS,
     REC_USED,
+    is_rotated,
 )
 from edgetok.kernels_cpu.eviction.evictor import Evictor
 from edgetok.models.spec import DecoderSpec
@@ -34,7 +36,7 @@ class CpuGroupMemory:
 
     def __init__(
         self, group: Group, spec: DecoderSpec, kv_bits: int, pool: PagePool, records: Places,
-        block_tokens: int, evictor: Evictor | None = None,
+        block_tokens: int, evictor: Evictor | None = None, constants: KeyConstants | None = None,
     ) -> None:  # fmt: skip
         """Begin without pages.
 
@@ -46,6 +48,7 @@ class CpuGroupMemory:
             records: int64 [layers, KH, RECORD_SLOTS] of the whole cache.
             block_tokens: most tokens of one run.
             evictor: kernels that evict and renumber; None where NumPy does.
+            constants: of the keys of all layers.
         """
         self._evictor = evictor if isinstance(group, Chosen) else None
         self._group, self._kv_heads = group, spec.num_kv_heads
@@ -58,7 +61,12 @@ class CpuGroupMemory:
             step = int(steps[0]) if len(steps) else 1
             self._layers = slice(int(layers[0]), int(layers[-1]) + 1, step)
         self._heads = len(group.layers) * spec.num_kv_heads
-        self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits)
+        self._constants: KeyConstants | None = None  # [heads, D]
+        if constants is not None and is_rotated(kv_bits):
+            mine = constants[layers]
+            flat = (self._heads, spec.head_dim)
+            self._constants = KeyConstants(mine.centre.reshape(flat), mine.factor.reshape(flat))
+        self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits, self._constants)
         self.row_bytes = self.layout.slot_bytes
         self._pages = PageList(pool, self.layout.bytes_of, self.layout.copy)
         self._records = records
@@ -93,7 +101,7 @@ class CpuGroupMemory:
         """Kernels for its heads as they are now. See `GroupMemory`."""
         if self._evictor is None:
             return None
-        return HeadEviction(self._evictor, self._group.table, self._entries)
+        return HeadEviction(self._evictor, self._group.table, self._entries, self._constants)
 
     @property
     def is_shared(self) -> bool:

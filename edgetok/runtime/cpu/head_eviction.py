@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.table import Places, SlotTable
 from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
 from edgetok.kernels_cpu.eviction.evictor import POLICIES, Evictor, Heads
@@ -37,10 +38,19 @@ class HeadEviction:
 
     policies = POLICIES
 
-    def __init__(self, evictor: Evictor, table: SlotTable, pages: Places) -> None:
+    def __init__(
+        self,
+        evictor: Evictor,
+        table: SlotTable,
+        pages: Places,
+        constants: KeyConstants | None = None,
+    ) -> None:
         """Look at heads as they are; `pages` int64 [table.rows, pages, 4] as for `Heads`."""
         self._evictor, self._table = evictor, table
-        self._heads = Heads(pages, PAGE_SLOTS, table.positions, table.tokens)
+        centre, factor = (None, None) if constants is None else (constants.centre, constants.factor)
+        self._heads = Heads(
+            pages, PAGE_SLOTS, table.positions, table.tokens, centre=centre, factor=factor
+        )
 
     def lowest(self, policy: str, *, room: int, front: int, recent: int) -> list[Places]:
         """Choose what each head gives up. See `DeviceEviction`."""

@@ -6,7 +6,7 @@ next operation shares its work out alike, so that each thread reads only what it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Target:
         rotary_dims: of each rope.
         kv_bits: of the caches.
         tied: whether the embedding is the head's matrix.
+        constants: names of the cache's constants.
     """
 
     kernels: Addresses
@@ -63,6 +64,12 @@ class Target:
     rotary_dims: Sequence[int]
     kv_bits: int
     tied: bool
+    constants: Collection[str] = ()
+
+    def constant(self, name: str, which: str) -> int:
+        """The address of a constant of the cache; 0 for none."""
+        full = f"{name}.{which}"
+        return self.weight(full) if full in self.constants else 0
 
     def at(self, value: str) -> int:
         """The address of a value's first row."""
@@ -204,12 +211,20 @@ def _rope(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 def _store(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.Store = group[0]
     made: Instructions = []
-    if to.kv_bits == 4:
-        # Queries that meet these keys are turned along with them, without a barrier of their own.
-        turned = [(op.keys, op.heads), (op.values, op.heads)]
+    if launch_attention.is_rotated(to.kv_bits):
+        # Queries that meet these keys are rotated along with them, without a barrier of their own.
         if isinstance(near.after, ops.Attend):
-            turned.insert(0, (near.after.queries, near.after.heads))
-        made += [_hadamard(to, value, heads, op.head_dim, wait=False) for value, heads in turned]
+            made.append(_rotate_queries(to, near.after, wait=False))
+        keys = launch_attention.hadamard(
+            to.kernels,
+            x=to.at(op.keys),
+            heads=op.heads,
+            head_dim=op.head_dim,
+            centre=to.constant(op.constants, "centre"),
+            factor=to.constant(op.constants, "factor"),
+            wait=False,
+        )
+        made += [keys, _hadamard(to, op.values, op.heads, op.head_dim, wait=False)]
     made.append(
         launch_attention.kv_append(
             to.kernels,
@@ -228,8 +243,9 @@ def _store(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.Attend = group[0]
     made: Instructions = []
-    if to.kv_bits == 4 and not isinstance(near.before, ops.Store):
-        made.append(_hadamard(to, op.queries, op.heads, op.head_dim, wait=True))
+    rotated = launch_attention.is_rotated(to.kv_bits)
+    if rotated and not isinstance(near.before, ops.Store):
+        made.append(_rotate_queries(to, op, wait=True))
     made += launch_attention.attention(
         to.kernels,
         kv_bits=to.kv_bits,
@@ -245,13 +261,26 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         positions=to.buffers.positions,
         scratch=to.buffers.scratch,
     )
-    if to.kv_bits == 4:
+    if rotated:
         made.append(_hadamard(to, op.result, op.heads, op.head_dim, wait=near.wait))
     return made
 
 
+def _rotate_queries(to: Target, op: ops.Attend, *, wait: bool) -> Instruction:
+    """Queries as they meet keys of 4 and 8 bits."""
+    return launch_attention.hadamard(
+        to.kernels,
+        x=to.at(op.queries),
+        heads=op.heads,
+        head_dim=op.head_dim,
+        factor=to.constant(op.constants, "query_factor"),
+        group=op.heads // op.kv_heads,
+        wait=wait,
+    )
+
+
 def _hadamard(to: Target, value: str, heads: int, head_dim: int, *, wait: bool) -> Instruction:
-    """Heads turned as 4-bit slots hold them, or back: mixed values are turned as values are."""
+    """Heads rotated as slots hold them, or back: mixed values are rotated as values are."""
     return launch_attention.hadamard(
         to.kernels, x=to.at(value), heads=heads, head_dim=head_dim, wait=wait
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PageList
 from edgetok.kernels_cpu.attention.launch import KEY_TILE, PAGE_SLOTS, VALUE_TILE
 from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values, row_bytes
@@ -29,9 +30,16 @@ class PageLayout:
         slot_bytes: of one slot of one head.
     """
 
-    def __init__(self, heads: int, limit: int, head_dim: int, kv_bits: int) -> None:
-        """Lay out `limit` slots of each head."""
-        self.heads, self._limit = heads, limit
+    def __init__(
+        self,
+        heads: int,
+        limit: int,
+        head_dim: int,
+        kv_bits: int,
+        constants: KeyConstants | None = None,
+    ) -> None:
+        """Lay out `limit` slots of each head; `constants` are [heads, D]."""
+        self.heads, self._limit, self._constants = heads, limit, constants
         self.head_dim, self._bits = head_dim, kv_bits
         self.row_bytes = row_bytes(head_dim, kv_bits)
         self.scale_bytes = 4 if kv_bits <= 8 else 0
@@ -72,9 +80,12 @@ class PageLayout:
         part = memory[at : at + int(ends[-1])]
         keys, values, key_scales, value_scales = np.split(part, ends[:-1])
         scaled = self.scale_bytes > 0
+        constants = None if self._constants is None else self._constants[head]
+        key_words = key_scales.view("f4") if scaled else None
+        value_words = value_scales.view("f4") if scaled else None
         return (
-            Keys(keys, key_scales.view("f4") if scaled else None, self.head_dim, self._bits),
-            Values(values, value_scales.view("f4") if scaled else None, self.head_dim, self._bits),
+            Keys(keys, key_words, self.head_dim, self._bits, constants),
+            Values(values, value_words, self.head_dim, self._bits),
         )
 
     def copy(self, page: Bytes, to: Bytes) -> None:

@@ -219,6 +219,7 @@ class _Planner:
             rotary_dims=[rope.rotary_dim for rope in self._spec.ropes],
             kv_bits=self._options.kv_bits,
             tied=self._spec.tied,
+            constants=self._artefact.constants,
         )
         return lower(operations, target)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
-from edgetok.kernels_cpu.attention.launch import KV_BITS
+from edgetok.kernels_cpu.attention.launch import KV_BITS, is_rotated
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
@@ -27,7 +27,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
         "linear.exact": compute == "float32" and not bits <= {16, 32},
         "linear.float_rows": bool(bits & {16, 32}),
-        "attention.hadamard": kv_bits == 4,
+        "attention.hadamard": is_rotated(kv_bits),
         "attention.int4": kv_bits == 4,
         "attention.int8": kv_bits == 8,
         "attention.float16": kv_bits == 16,

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.kernels_cpu.attention.launch import KEY_TILE, VALUE_TILE, padded_head_dim, row_bytes
+from edgetok.cache.key_constants import KeyConstants
+from edgetok.kernels_cpu.attention.launch import (
+    KEY_TILE,
+    VALUE_TILE,
+    is_rotated,
+    padded_head_dim,
+    row_bytes,
+)
 from edgetok.kernels_cpu.reference import SMALLEST_ABSMAX, hadamard, quantise_slots
 
 __all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values", "row_bytes"]
@@ -101,25 +108,46 @@ class _Rows:
 
 
 class Keys(_Rows):
-    """Keys of many slots, as they are rotated to their positions."""
+    """Keys of many slots, as rope rotates them to their positions."""
 
-    def __init__(self, memory: Bytes, scales: Floats | None, head_dim: int, kv_bits: int) -> None:
-        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits."""
+    def __init__(
+        self,
+        memory: Bytes,
+        scales: Floats | None,
+        head_dim: int,
+        kv_bits: int,
+        constants: KeyConstants | None = None,
+    ) -> None:
+        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits.
+
+        Args:
+            memory: see above.
+            scales: likewise.
+            head_dim: D.
+            kv_bits: of keys.
+            constants: of this head.
+        """
         unit = 4 if kv_bits <= 8 else kv_bits // 8
         super().__init__(memory, scales, head_dim, kv_bits, KEY_TILE, unit, 4)
+        self._constants = constants
 
     def read(self, at: Places) -> Floats:
         """Keys as float32 [n, D]."""
         keys = self._read(at, 128)
-        return hadamard(keys) if self._bits == 4 else keys
+        if not is_rotated(self._bits):
+            return keys
+        keys = hadamard(keys)
+        return keys if self._constants is None else self._constants.undo(keys)
 
     def write(self, at: Places, keys: Floats) -> None:
         """Store keys [n, D] as `kv_append` does."""
-        self._write(at, hadamard(keys) if self._bits == 4 else keys, 128)
+        if is_rotated(self._bits):
+            keys = hadamard(keys if self._constants is None else self._constants.apply(keys))
+        self._write(at, keys, 128)
 
 
 class Values(_Rows):
-    """Values of many slots."""
+    """Values of many slots; at 4 and 8 bits as `hadamard` rotates them, which keeps lengths."""
 
     def __init__(self, memory: Bytes, scales: Floats | None, head_dim: int, kv_bits: int) -> None:
         """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits."""

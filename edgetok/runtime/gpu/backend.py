@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache.bounds import bounds_for
+from edgetok.cache.key_constants import key_constants
 from edgetok.cache.limits import CacheLimits
 from edgetok.errors import (
     ArtefactError,
@@ -23,7 +24,7 @@ from edgetok.errors import (
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_gpu import tuning
 from edgetok.kernels_gpu.device import Device, find
-from edgetok.kernels_gpu.kv_append import KV_BITS
+from edgetok.kernels_gpu.kv_append import KV_BITS, Constants
 from edgetok.kernels_gpu.sampling import SamplingBuffers, sample
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, GpuCompute, Logits, Part
@@ -114,6 +115,7 @@ class GpuBackend(SpecBackend):
         self._device.require(placed.device_bytes, "the model", "give a smaller --gpu-layers")
         with self._device.active():
             self._plan: GpuPlan | None = GpuPlan(self._spec, artefact, self._device, options)
+            self._constants = self._key_constants(first)
             self._sampling = SamplingBuffers(self._spec.vocab_size, self._device.torch_device)
 
     @property
@@ -165,6 +167,7 @@ class GpuBackend(SpecBackend):
                 capacity_tokens=capacity_tokens,
                 kv_bits=self._kv_bits,
                 block_tokens=self._block_tokens,
+                constants=self._constants,
                 before=None if self._before is None else self._before.new_cache(capacity_tokens),
             )
 
@@ -195,6 +198,7 @@ class GpuBackend(SpecBackend):
                 kv_bits=self._kv_bits,
                 block_tokens=bounds.block_tokens,
                 bounds=bounds,
+                constants=self._constants,
             )
 
     def step(self, parts: Sequence[Part]) -> list[Logits]:
@@ -266,6 +270,20 @@ class GpuBackend(SpecBackend):
                 self._before.close()
             self._artefact.close()
             self._device.release()
+
+    def _key_constants(self, first: int) -> list[Constants | None]:
+        """Constants of each layer on the device."""
+        known = key_constants(self._artefact, self._spec, first)
+        if known is None or self._kv_bits == 16:
+            return [None] * self._spec.num_layers
+        return [
+            Constants(
+                centre=self._device.copy(layer.centre),
+                factor=self._device.copy(layer.factor),
+                query_factor=self._device.copy(np.float32(1.0) / layer.factor),
+            )
+            for layer in (known[i] for i in range(self._spec.num_layers))
+        ]
 
     def _open(self) -> GpuPlan:
         if self._plan is None:

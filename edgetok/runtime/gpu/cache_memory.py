@@ -23,7 +23,7 @@ from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
-from edgetok.kernels_gpu.kv_append import Slots
+from edgetok.kernels_gpu.kv_append import Constants, Slots
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.gpu.group_memory import Bytes, GpuGroupMemory, slot_bytes
 
@@ -78,8 +78,10 @@ class GpuCacheMemory:
         *,
         kv_bits: int,
         bounds: Bounds | None,
+        constants: Sequence[Constants | None],
     ) -> None:
         """Allocate every slot; arguments as for `new_cache`."""
+        self._constants = constants
         self._spec, self._device, self._kv_bits, self._bounds = spec, device, kv_bits, bounds
         kept = (False, False)
         if bounds is not None:
@@ -100,6 +102,7 @@ class GpuCacheMemory:
                 kv_bits,
                 self.used[first : first + group.table.rows],
                 [queries[layer] for layer in group.layers],
+                [constants[layer] for layer in group.layers],
             )
             for group, first in zip(groups, firsts, strict=False)
         ]
@@ -144,7 +147,12 @@ class GpuCacheMemory:
         """Empty memory of the same kind for other tables."""
         with self._device.active(), memory_for(f"a copy of a cache of {self.nbytes:,} bytes"):
             return GpuCacheMemory(
-                self._spec, groups, self._device, kv_bits=self._kv_bits, bounds=self._bounds
+                self._spec,
+                groups,
+                self._device,
+                kv_bits=self._kv_bits,
+                bounds=self._bounds,
+                constants=self._constants,
             )
 
 
@@ -160,6 +168,7 @@ def new_cache(
     block_tokens: int,
     bounds: Bounds | None = None,
     before: SlotCache[Any] | None = None,
+    constants: Sequence[Constants | None] | None = None,
 ) -> GpuCache:
     """An empty cache, all its bytes at once.
 
@@ -171,6 +180,7 @@ def new_cache(
         block_tokens: most tokens of one run.
         bounds: of a cache that evicts; None for one that holds every token.
         before: the cache of earlier layers, which goes wherever this one does.
+        constants: of each layer, those of its keys; None where there are none.
 
     Raises:
         OptionError: a number is out of range, or there is not memory enough.
@@ -196,7 +206,14 @@ def new_cache(
     device.require(here, what, f"give a smaller {option}")
     groups = make_groups(spec, capacity_tokens, block_tokens, bounds)
     with memory_for(f"{what} ({here:,} bytes)"):
-        memory = GpuCacheMemory(spec, groups, device, kv_bits=kv_bits, bounds=bounds)
+        memory = GpuCacheMemory(
+            spec,
+            groups,
+            device,
+            kv_bits=kv_bits,
+            bounds=bounds,
+            constants=constants or [None] * spec.num_layers,
+        )
     return SlotCache(
         spec,
         groups,

@@ -17,8 +17,8 @@ from edgetok.cache.slot_memory import DeviceEviction
 from edgetok.cache.table import EMPTY, Places
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
-from edgetok.kernels_gpu.kv_append import KINDS, Slots, padded_head_dim, row_entries
-from edgetok.kernels_gpu.stored import StoredRows, bytes_of, fill, places_on
+from edgetok.kernels_gpu.kv_append import KINDS, Constants, Slots, padded_head_dim, row_entries
+from edgetok.kernels_gpu.stored import HeadConstants, StoredRows, bytes_of, fill, places_on
 from edgetok.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -30,17 +30,19 @@ Bytes = npt.NDArray[np.uint8]
 class HeadRows:
     """One head's keys or values: see `Rows`."""
 
-    def __init__(self, stored: StoredRows, first: int) -> None:
-        """View the rows from `first` on."""
-        self._stored, self._first = stored, first
+    def __init__(
+        self, stored: StoredRows, first: int, constants: HeadConstants | None = None
+    ) -> None:
+        """View the rows from `first` on; `constants` are those of keys."""
+        self._stored, self._first, self._constants = stored, first, constants
 
     def read(self, at: Places) -> Floats:
         """Return float32 [n, D], on the device."""
-        return cast(Floats, self._stored.read(at + self._first))
+        return cast(Floats, self._stored.read(at + self._first, self._constants))
 
     def write(self, at: Places, x: Floats) -> None:
         """Store x [n, D] as `kv_append` does."""
-        self._stored.write(at + self._first, cast(DeviceArray, x))
+        self._stored.write(at + self._first, cast(DeviceArray, x), self._constants)
 
 
 class GpuGroupMemory:
@@ -59,6 +61,7 @@ class GpuGroupMemory:
         kv_bits: int,
         used: torch.Tensor,
         queries: Sequence[torch.Tensor | None],
+        constants: Sequence[Constants | None],
     ) -> None:
         """Allocate every slot.
 
@@ -69,6 +72,7 @@ class GpuGroupMemory:
             kv_bits: of keys and values.
             used: int32 [table.rows] on the device; runs copy `Run.used` to it.
             queries: of each of the group's layers, where its latest queries are kept.
+            constants: of each of the group's layers, those of its keys.
         """
         self._group, self._heads = group, spec.num_kv_heads
         table, dims = group.table, spec.head_dim
@@ -111,6 +115,7 @@ class GpuGroupMemory:
                     span=span,
                     mass=self._mass,
                     queries=queries[i],
+                    constants=constants[i],
                     **memory[0 if together else i],
                 )
             )
@@ -156,7 +161,7 @@ class GpuGroupMemory:
         return self._head(self._group.layers.index(layer), head, 0)
 
     def values(self, layer: int, head: int) -> HeadRows:
-        """A head's values; at 4 bits as they are stored, turned."""
+        """A head's values; at 4 and 8 bits as they are stored, rotated."""
         return self._head(self._group.layers.index(layer), head, 1)
 
     def take(self, lists: Sequence[Places]) -> Bytes:
@@ -189,10 +194,12 @@ class GpuGroupMemory:
         self.tell()
 
     def _head(self, index: int, head: int, which: int) -> HeadRows:
+        known = self.layers[index].constants if which == 0 else None
+        constants = None if known is None else (known.centre[head], known.factor[head])
         if self._together:
             row = index * self._heads + head
-            return HeadRows(self._stored[0][which], row * self._span)
-        return HeadRows(self._stored[index][which], head * self._span)
+            return HeadRows(self._stored[0][which], row * self._span, constants)
+        return HeadRows(self._stored[index][which], head * self._span, constants)
 
     def _each(self, lists: Sequence[Places]) -> Iterator[tuple[dict[str, Any], Places, int]]:
         """Yield, for each head, the arrays it lies in and the rows of its slots."""

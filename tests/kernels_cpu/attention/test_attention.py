@@ -641,18 +641,19 @@ def test_numpy_reads_and_writes_the_same_slots(kernels, guard, bits, D):
     stored_keys = Keys(cache.keys.view(np.uint8).reshape(-1), scales[0], D, bits)
     stored_values = Values(cache.values.view(np.uint8).reshape(-1), scales[1], D, bits)
     keys, values = cache.read()
-    plain = reference.hadamard(keys[:, 0]) if bits == 4 else keys[:, 0]
+    plain = reference.hadamard(keys[:, 0]) if bits <= 8 else keys[:, 0]
     np.testing.assert_allclose(stored_keys.read(order), plain[order], atol=2e-6)
     np.testing.assert_allclose(stored_values.read(order), values[order, 0], atol=2e-6)
     before = [a.copy() for a in (cache.keys, cache.values, cache.scales)]
-    given = reference.hadamard(k[:, 0]) if bits == 4 else k[:, 0]  # turned back inside
+    given = reference.hadamard(k[:, 0]) if bits <= 8 else k[:, 0]  # rotated back inside
     for array in (cache.keys, cache.values, cache.scales):
         array[...] = 0
     stored_keys.write(order, given)
     stored_values.write(order, v[:, 0])
     again, also = cache.read()
     cache.keys[...], cache.values[...], cache.scales[...] = before
-    step = np.abs(keys).max() / 7 if bits == 4 else 1e-6  # a code may round the other way
+    # Rotated twice, a code may round the other way.
+    step = {4: np.abs(keys).max() / 7, 8: np.abs(keys).max() / 126}.get(bits, 1e-6)
     np.testing.assert_allclose(again[order], keys[order], atol=step)
     np.testing.assert_allclose(also[order], values[order], atol=1e-6)
 
@@ -668,6 +669,24 @@ def test_hadamard(each_kernels, guard, run, D):
         np.testing.assert_allclose(turned, expected, atol=2e-6)
     run(each_kernels, table([made])[0], 5)
     np.testing.assert_allclose(turned, x, atol=4e-6)  # its own inverse
+
+
+@pytest.mark.parametrize("D", [24, 64, 80])
+@pytest.mark.parametrize("group", [1, 3])
+def test_hadamard_after_centre_and_factor(each_kernels, guard, run, D, group):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((5, 6, D)).astype(np.float32)
+    centre, factor = (rng.standard_normal((6 // group, D)).astype(np.float32) for _ in range(2))
+    for with_centre in (False, True):
+        moved = x - np.repeat(centre, group, axis=0) if with_centre else x
+        expected = reference.hadamard(moved.astype(np.float64) * np.repeat(factor, group, axis=0))
+        given, held = guard(x), (guard(centre), guard(factor))
+        made = launch.hadamard(
+            each_kernels, x=given.ctypes.data, heads=6, head_dim=D, group=group, wait=False,
+            centre=held[0].ctypes.data if with_centre else 0, factor=held[1].ctypes.data,
+        )  # fmt: skip
+        run(each_kernels, table([made])[0], 5, 2)
+        np.testing.assert_allclose(given, expected, atol=8e-6)
 
 
 @pytest.mark.parametrize("bits", launch.KV_BITS)

@@ -155,7 +155,7 @@ def rope_append(
             check(name, weight, torch.float32, D)
     ROWS = 1 if T == 1 else 16
     known = cache.constants
-    constants = (None, None, None)
+    constants: tuple[torch.Tensor | None, ...] = (None, None, None)
     if known is not None:
         constants = known.centre, known.factor, known.query_factor
     launch(

@@ -9,7 +9,6 @@ converter measures both (docs/cache.md); an artefact of an earlier version has n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +41,7 @@ class KeyConstants:
     centre: Floats
     factor: Floats
 
-    def __getitem__(self, at: int | tuple[int, ...] | Sequence[int]) -> KeyConstants:
+    def __getitem__(self, at: int | tuple[int, ...] | npt.NDArray[np.intp]) -> KeyConstants:
         """Those of a layer or head."""
         return KeyConstants(self.centre[at], self.factor[at])
 

@@ -63,11 +63,14 @@ def measure_constants(
             squares[layer] += np.square(ring.astype(np.float64)).sum(axis=(0, 2))
             keys[layer] = np.concatenate([keys[layer], found], axis=1)
         count += len(window)
-    stores = {op.layer: op for op in operations(spec) if isinstance(op, Store) and op.constants}
+    stores = {
+        op.layer: op
+        for op in operations(spec)
+        if isinstance(op, Store) and op.constants and op.layer is not None
+    }
     capped = any(isinstance(op, Attend) and op.softcap for op in operations(spec))
     made: dict[str, Floats] = {}
     for layer, store in stores.items():
-        assert layer is not None
         positions = np.concatenate([np.arange(len(window)) for window in windows])
         rope = spec.layers[layer].rope
         plain = rotations.turn(rope, keys[layer], -positions, scaled=False)
@@ -119,7 +122,8 @@ def _squares(keys: Floats, positions: npt.NDArray[np.int64]) -> Sums:
     Heads that have nothing to look for look there, so an error of that key is one of all answers.
     """
     squares = np.square(keys, dtype=np.float64)
-    return (squares[:, positions == 0].mean(axis=1) + squares.mean(axis=1)) / 2
+    first, every = squares[:, positions == 0].mean(axis=1), squares.mean(axis=1)
+    return np.asarray((first + every) / 2, np.float64)
 
 
 def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Floats) -> Floats:

@@ -72,12 +72,14 @@ def test_the_gpu_refuses_by_name():
 @pytest.mark.parametrize(
     ("family", "alone"),
     [
-        # Heads are normed, kept, rotated and stored by the thread that has them; rows are added
-        # by the thread that normed them. Everything else waits.
+        # Heads are normed, kept, turned, rotated for the cache and stored by the thread that has
+        # them; rows are added by the thread that normed them. Everything else waits.
         ("qwen3", {("rms_norm", "rms_norm"), ("rms_norm", "keep_queries"),
-                   ("keep_queries", "rope"), ("rope", "rope"), ("rope", "kv_append_8")}),
+                   ("keep_queries", "rope"), ("rope", "rope"), ("rope", "hadamard"),
+                   ("hadamard", "hadamard"), ("hadamard", "kv_append_8")}),
         ("olmo2", {("rms_norm", "rms_norm"), ("keep_queries", "rope"), ("rope", "rope"),
-                   ("rope", "kv_append_8"), ("rms_norm", "add_scaled")}),
+                   ("rope", "hadamard"), ("hadamard", "hadamard"),
+                   ("hadamard", "kv_append_8"), ("rms_norm", "add_scaled")}),
     ],
 )  # fmt: skip
 def test_where_threads_do_not_wait(family, alone, tiny):

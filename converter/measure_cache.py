@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetok.converter.calibrate.calibration_text import calibration_text
 from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
@@ -14,13 +16,17 @@ from edgetok.converter.progress import Progress
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout
 from edgetok.converter.write.tokenizer_files import TOKENIZER_FILE
 from edgetok.converter.write.workspace import Workspace
-from edgetok.errors import EdgetokError
+from edgetok.errors import EdgetokError, OutputError
 from edgetok.formats.layout import constant_shapes
 from edgetok.formats.manifest import write_manifest
 from edgetok.models.spec import DecoderSpec
 
+_STEP = "cache"
 _LEARNED = 4  # windows that constants are measured on
+_WINDOW_TOKENS = 512  # of each, whatever weights are calibrated on
 _COMPARED_TOKENS = 256
+
+Constants = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ def measure_cache(
     """Run the finished model to measure its cache's constants, write them, and compare caches.
 
     Weights and graph are complete. A model that the CPU backend cannot run gets constants that
-    change nothing.
+    change nothing. What was measured is journalled: a resumed conversion does not measure again.
 
     Args:
         workspace: holds the artefact.
@@ -53,33 +59,52 @@ def measure_cache(
     Raises:
         OutputError: a write failed.
     """
-    with DataFile(workspace.artefact / DATA_FILE, layout) as data:
-        for name, shape in constant_shapes(spec).items():
-            data.write(name, np.full(shape, float(not name.endswith(".centre")), np.float32))
-    if not (workspace.artefact / TOKENIZER_FILE).exists():
+    if not workspace.done(_STEP):
+        done = _measure(workspace, spec, layout, options, progress)
+        losses = [asdict(loss) for loss in done.losses]
+        workspace.finish(_STEP, {"losses": losses, "reason": done.reason})
+    result = workspace.result(_STEP)
+    return CacheMeasurement(
+        tuple(CacheLoss(**fields) for fields in result["losses"]), result["reason"]
+    )
+
+
+def _measure(
+    workspace: Workspace,
+    spec: DecoderSpec,
+    layout: Layout,
+    options: ConvertOptions,
+    progress: Progress,
+) -> CacheMeasurement:
+    folder = workspace.artefact
+    neutral = {
+        name: np.full(shape, float(not name.endswith(".centre")), np.float32)
+        for name, shape in constant_shapes(spec).items()
+    }
+    _write(folder, layout, neutral)
+    if not (folder / TOKENIZER_FILE).exists():
         return CacheMeasurement(reason="there is no tokenizer to make text of")
     from edgetok.evaluation.cache_bits import cache_costs
-    from edgetok.runtime.cpu.backend import CpuBackend
-    from edgetok.runtime.cpu.measure_constants import measure_constants
+    from edgetok.runtime.cpu.measure_constants import constants_of
 
     progress.begin("Measuring the KV cache", 2)
     try:
-        learned, held_out = _windows(workspace, spec, options)
-        write_manifest(workspace.artefact, exporter="edgetok")
-        backend = CpuBackend(workspace.artefact, kv_bits=32)
-        try:
-            constants = measure_constants(backend, [row.astype(np.int32) for row in learned])
-        finally:
-            backend.close()
-        with DataFile(workspace.artefact / DATA_FILE, layout) as data:
-            for name, values in constants.items():
-                data.write(name, values)
-            data.sync()
-        progress.advance()
-        costs = cache_costs(workspace.artefact, [row.astype(np.int32) for row in held_out])
-        progress.advance()
+        learned, held_out = _windows(folder, spec, options)
+        _list_files(folder)
+        constants = constants_of(folder, [row.astype(np.int32) for row in learned])
+    except OutputError:
+        raise
     except EdgetokError as error:
         return CacheMeasurement(reason=str(error))
+    _write(folder, layout, constants)
+    progress.advance()
+    try:
+        costs = cache_costs(folder, [row.astype(np.int32) for row in held_out])
+    except OutputError:
+        raise
+    except EdgetokError as error:
+        return CacheMeasurement(reason=str(error))
+    progress.advance()
     return CacheMeasurement(
         tuple(
             CacheLoss(
@@ -93,13 +118,26 @@ def measure_cache(
     )
 
 
-def _windows(
-    workspace: Workspace, spec: DecoderSpec, options: ConvertOptions
-) -> tuple[Tokens, Tokens]:
+def _write(folder: Path, layout: Layout, constants: Constants) -> None:
+    with DataFile(folder / DATA_FILE, layout) as data:
+        for name, values in constants.items():
+            data.write(name, values)
+        data.sync()
+
+
+def _list_files(folder: Path) -> None:
+    """Write a manifest, without which no artefact is opened; `finish_artefact` replaces it."""
+    try:
+        write_manifest(folder, exporter="edgetok")
+    except OSError as error:
+        raise OutputError(f"{folder}: not written: {error.strerror}") from error
+
+
+def _windows(folder: Path, spec: DecoderSpec, options: ConvertOptions) -> tuple[Tokens, Tokens]:
     """Windows to measure constants on, and one to compare caches on."""
-    length = min(options.window_tokens, spec.context_tokens)
+    length = min(_WINDOW_TOKENS, spec.context_tokens)
     every = token_windows(
-        calibration_text(options), workspace.artefact, length, spec.vocab_size, spec.bos_token
+        calibration_text(options), folder, length, spec.vocab_size, spec.bos_token
     )
     learned, held_out = split_windows(every)
     learned = learned[spread(len(learned), min(_LEARNED, len(learned)))]

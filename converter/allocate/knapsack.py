@@ -288,7 +288,7 @@ class Allocator:
 
     def _allocation(self, at: Sequence[int]) -> Allocation:
         formats = self._formats([unit[i] for unit, i in zip(self._units, at, strict=True)])
-        layout = plan(self._spec, formats)
+        layout = plan(self._spec, formats, constants=True)
         return Allocation(formats, layout.weight_bytes, layout.file_bytes, self._loss(at))
 
     def _formats(self, choices: Sequence[Choice]) -> dict[str, TensorFormat]:

@@ -38,7 +38,7 @@ def check_room(spec: DecoderSpec, target: Target, *, symmetric: bool) -> None:
     if target.nbytes is None:
         return
     least = TensorFormat(min(BITS), max(GROUP_SIZES), zeros=not symmetric)
-    layout = plan(spec, dict.fromkeys(linear_shapes(spec), least))
+    layout = plan(spec, dict.fromkeys(linear_shapes(spec), least), constants=True)
     needed = layout.file_bytes if target.padded else layout.weight_bytes
     require_room(target.nbytes - _cache_bytes(spec, target), needed)
 

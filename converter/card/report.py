@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.card.verdict import Verdict, judge
+from edgetok.formats.cache_losses import MOST_CACHE_KL
 
 REPORT_FILE = "report.json"
-MOST_CACHE_KL = 0.05  # beyond, as much as 4-bit weights cost
 _BAR_CELLS = 12
 
 

@@ -89,7 +89,14 @@ def cache_costs(
 
 @contextmanager
 def _backend(folder: Path, kv_bits: int, threads: int | None) -> Iterator[CpuBackend]:
-    backend = CpuBackend(folder, kv_bits=kv_bits, compute="float32", threads=threads)
+    backend = CpuBackend(
+        folder,
+        kv_bits=kv_bits,
+        compute="float32",
+        threads=threads,
+        block_tokens=_ROWS,
+        releases=True,
+    )
     try:
         yield backend
     finally:

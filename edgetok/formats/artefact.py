@@ -201,6 +201,11 @@ class Artefact:
         """The cache's constants, by name; empty in an artefact of an earlier version."""
         return {} if self.layout is None else self.layout.constants
 
+    def release(self) -> None:
+        """Let the system take back the pages that were read; they are read again when needed."""
+        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the mapping; it ends when the last view of it does. May be called twice."""
         self._bytes = self._mapping = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgetok.environment import read_settings
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.cache_losses import MOST_CACHE_KL, cache_losses
 from edgetok.machine import physical_cores
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Backend, GpuCompute
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT_TOKENS = 4096
 LEAST_EVICTING_TOKENS = 64  # of a context: less leaves a policy nothing to choose from
-MOST_CACHE_KL = 0.05  # as `converter.card.report` has it: as much as 4-bit weights cost
 
 
 def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
@@ -93,12 +93,7 @@ def load_backend(
 
 def _cache_note(artefact: Artefact, options: RunOptions) -> str | None:
     """A warning where the quality card says that such a cache changes the model's answers."""
-    losses = (artefact.report or {}).get("cache")
-    measured: dict[int, float] = {}
-    for loss in losses if isinstance(losses, list) else ():
-        bits, kl = (loss.get("kv_bits"), loss.get("kl")) if isinstance(loss, dict) else (0, 0.0)
-        if isinstance(bits, int) and isinstance(kl, float):
-            measured[bits] = kl
+    measured = cache_losses(artefact.report)
     kl = measured.get(options.kv_bits, 0.0)
     if kl <= MOST_CACHE_KL:
         return None

@@ -6,6 +6,7 @@ reads in place.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import Protocol
@@ -81,7 +82,16 @@ def table(instructions: Sequence[Instruction | Table] | Table) -> Table:
 def phase_starts(instructions: Table) -> Table:
     """Where each phase of a program begins, and where the last one ends."""
     bytes_each = 8 * INSTR_SLOTS
+    return np.array(instructions.ctypes.data + bytes_each * _bounds(instructions), np.int64)
+
+
+def phases(instructions: Table) -> list[Table]:
+    """Split a program where its threads wait for each other; nothing is copied."""
+    return [instructions[a:b] for a, b in itertools.pairwise(_bounds(instructions))]
+
+
+def _bounds(instructions: Table) -> Table:
     ends = np.flatnonzero(instructions[:, 1]) + 1
     if not len(ends) or ends[-1] != len(instructions):
         ends = np.append(ends, len(instructions))
-    return np.array(instructions.ctypes.data + bytes_each * np.concatenate([[0], ends]), np.int64)
+    return np.concatenate([[0], ends])

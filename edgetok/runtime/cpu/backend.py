@@ -20,6 +20,7 @@ from edgetok.kernels_cpu.elementwise.launch_angles import Angles
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.program.compiling import Progress
+from edgetok.kernels_cpu.program.tables import Table, phases
 from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.models.spec import DecoderSpec
@@ -79,6 +80,7 @@ class CpuBackend(SpecBackend):
         block_tokens: int = BLOCK_TOKENS,
         plan: Plan | None = None,
         progress: Progress | None = None,
+        releases: bool = False,
     ) -> None:
         """Load kernels (compiling them the first time on a machine) and plan the decoder.
 
@@ -93,6 +95,8 @@ class CpuBackend(SpecBackend):
             block_tokens: tokens computed at once in a prefill.
             plan: made before; it says `kv_bits`, `compute` and `block_tokens`. None makes one.
             progress: called as (work done, work in all) while kernels are compiled.
+            releases: let go of weights as soon as they were used, so that no more than a few
+                matrices are in memory. Slower, for runs over many tokens at once.
 
         Raises:
             ArtefactError: the folder is damaged or has no spec.
@@ -145,9 +149,9 @@ class CpuBackend(SpecBackend):
         self.store = CacheStore(threads, constants=key_constants(artefact, spec))
         self._first_bounded = threading.Lock()
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
-        self._trunk, self._body = Program(self._plan.trunk), Program(self._plan.body)
-        self._step = Program(self._plan.step)
-        self._head = Program(self._plan.head)
+        self._releases = releases
+        self._trunk, self._body = self._programs(bound.trunk), self._programs(bound.body)
+        self._step, self._head = self._programs(bound.step), self._programs(bound.head)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -292,7 +296,7 @@ class CpuBackend(SpecBackend):
         """
         with self._team.turn:
             self._begin([(cache, ids)], [ids.size], [0])
-            self._team.run(self._body, self._tables.ctx.ctypes.data)
+            self._compute(self._body)
             cache.advance(ids.size)
             return self._plan.x[: ids.size]
 
@@ -334,21 +338,21 @@ class CpuBackend(SpecBackend):
     def _run(self, caches: Sequence[CpuCache], wanted: Sequence[int]) -> list[Logits]:
         """Compute the step that the tables describe; the logits of each part."""
         tables, logits = self._tables, self._plan.logits
-        ctx, rows = tables.ctx.ctypes.data, tables.head_rows
+        rows = tables.head_rows
         ends = np.cumsum(wanted)
         if rows > len(logits):
-            self._team.run(self._body, ctx)
+            self._compute(self._body)
             every = np.empty((rows, self.vocab_size), np.float32)
             for start in range(0, rows, len(logits)):
                 count = min(len(logits), rows - start)
                 tables.choose_head(start, count)
-                self._team.run(self._head, ctx)
+                self._compute(self._head)
                 every[start : start + count] = logits[:count]
             return np.split(every, ends[:-1])
         if rows:
-            self._team.run(self._step, ctx)
+            self._compute(self._step)
         else:
-            self._team.run(self._body if tables.tail_rows else self._trunk, ctx)
+            self._compute(self._body if tables.tail_rows else self._trunk)
         found: list[Logits] = []
         for cache, count, end in zip(caches, wanted, ends, strict=True):
             if count == 1:
@@ -357,3 +361,15 @@ class CpuBackend(SpecBackend):
             else:
                 found.append(logits[end - count : end].copy())
         return found
+
+    def _programs(self, instructions: Table) -> list[Program]:
+        """All instructions at once, or phase by phase where weights are let go of in between."""
+        return [
+            Program(part) for part in (phases(instructions) if self._releases else [instructions])
+        ]
+
+    def _compute(self, programs: Sequence[Program]) -> None:
+        for program in programs:
+            self._team.run(program, self._tables.ctx.ctypes.data)
+            if self._releases:
+                self._artefact.release()

@@ -16,6 +16,8 @@ of one half). Rope turns the two dims of a pair into each other, so they share a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -30,72 +32,116 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.backend import CpuBackend
 
 POSITIONS = 8192  # or the trained length: measured on SmolLM2 and gemma-3, November 2026
-_ROWS = 32  # tokens of a run, whose queries are all kept
+_ROWS = 64  # tokens of a run, whose queries are all kept
 _MOST = 64.0  # of a factor: a dim that is hardly ever used must not decide over the others
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 
-def measure_constants(
-    backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]
+class _Sums:
+    """Of one layer's keys and queries, over all tokens and over the first one of each text."""
+
+    def __init__(self, kv_heads: int, head_dim: int) -> None:
+        def zeros() -> Sums:
+            return np.zeros((kv_heads, head_dim))
+
+        self.plain = zeros()  # keys before rope
+        self.keys, self.squares, self.tokens = zeros(), zeros(), 0
+        self.first_keys, self.first_squares, self.texts = zeros(), zeros(), 0
+        self.queries = zeros()  # squares, of all query heads of a KV head
+
+    def add(self, seen: _Seen, plain: Floats) -> None:
+        """Count some tokens; `plain` are the keys before rope."""
+        keys = seen.keys.astype(np.float64)
+        self.plain += plain.sum(axis=1, dtype=np.float64)
+        self.keys += keys.sum(axis=1)
+        self.squares += np.square(keys).sum(axis=1)
+        self.tokens += len(seen.positions)
+        first = keys[:, seen.positions == 0]
+        self.first_keys += first.sum(axis=1)
+        self.first_squares += np.square(first).sum(axis=1)
+        self.texts += first.shape[1]
+        self.queries += np.square(seen.queries, dtype=np.float64).sum(axis=(0, 2))
+
+    def mean_squares(self, centre: Sums) -> Sums:
+        """Mean squares [KH, D] of keys less a centre, half of it the first token's of each text.
+
+        Heads that have nothing to look for look there, so an error of that key is one of all
+        answers.
+        """
+        every = (self.squares - 2 * centre * self.keys) / self.tokens
+        first = (self.first_squares - 2 * centre * self.first_keys) / self.texts
+        return np.asarray(np.maximum((every + first) / 2 + np.square(centre), 0.0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Keys [KH, T, D] after rope and queries [T, KH, G, D] before it, of tokens of one layer."""
+
+    layer: int
+    positions: Places
+    keys: Floats
+    queries: Floats
+
+
+def constants_of(
+    folder: Path, windows: Sequence[npt.NDArray[np.int32]], *, threads: int | None = None
 ) -> dict[str, Floats]:
     """Run windows and return the constants by name, as `layout.constant_shapes` has them.
 
     Args:
-        backend: with a cache of 32 bits.
+        folder: the artefact.
         windows: tokens, each a text by itself.
+        threads: how many compute; the result does not depend on it.
 
     Raises:
-        OptionError: another cache, or nothing to run.
+        OptionError: nothing to run.
+        UnsupportedError: the CPU backend does not run this model.
     """
+    if not windows:
+        raise OptionError("no tokens to measure cache constants on")
+    backend = CpuBackend(folder, kv_bits=32, threads=threads, block_tokens=_ROWS, releases=True)
+    try:
+        return _measure(backend, windows)
+    finally:
+        backend.close()
+
+
+def _measure(backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]) -> dict[str, Floats]:
     spec = backend.spec
-    if backend.kv_bits != 32 or not windows:
-        raise OptionError("cache constants are measured with a cache of 32 bits and some tokens")
     longest = max(len(window) for window in windows)
     rotations = Rotations(spec, [inv_freq(rope, longest) for rope in spec.ropes])
-    shape = (spec.num_layers, spec.num_kv_heads, spec.head_dim)
-    mean, total = np.zeros(shape), np.zeros(shape)
-    keys = [np.zeros((spec.num_kv_heads, 0, spec.head_dim), np.float32)] * spec.num_layers
-    squares, count = np.zeros(shape), 0
+    sums = [_Sums(spec.num_kv_heads, spec.head_dim) for _ in spec.layers]
     for window in windows:
-        for layer, found, ring in _run(backend, window):
-            squares[layer] += np.square(ring.astype(np.float64)).sum(axis=(0, 2))
-            keys[layer] = np.concatenate([keys[layer], found], axis=1)
-        count += len(window)
-    stores = {
-        op.layer: op
-        for op in operations(spec)
-        if isinstance(op, Store) and op.constants and op.layer is not None
-    }
+        for seen in _run(backend, window):
+            rope = spec.layers[seen.layer].rope
+            plain = rotations.turn(rope, seen.keys, -seen.positions, scaled=False)
+            sums[seen.layer].add(seen, plain)
+    # A cap is no longer the same when all scores of a query are moved.
     capped = any(isinstance(op, Attend) and op.softcap for op in operations(spec))
+    group = spec.num_heads // spec.num_kv_heads
     made: dict[str, Floats] = {}
-    for layer, store in stores.items():
-        positions = np.concatenate([np.arange(len(window)) for window in windows])
-        rope = spec.layers[layer].rope
-        plain = rotations.turn(rope, keys[layer], -positions, scaled=False)
-        mean[layer] = plain.mean(axis=1, dtype=np.float64)
-        # A cap is no longer the same when all scores of a query are moved.
-        centre = np.zeros(shape[1:], np.float32)
+    for op in operations(spec):
+        if not isinstance(op, Store) or not op.constants or op.layer is None:
+            continue
+        of, rope = sums[op.layer], spec.layers[op.layer].rope
+        centre = np.zeros((op.heads, op.head_dim))
+        without = of.mean_squares(centre)
         if not capped:
-            centre = _everywhere(spec, rotations, rope, mean[layer].astype(np.float32))
-        plain_squares = _squares(keys[layer], positions)
-        centred = _squares(keys[layer] - centre[:, None], positions)
-        worse = centred.sum(axis=1) >= plain_squares.sum(axis=1)
-        centre[worse] = 0.0
-        total[layer] = np.where(worse[:, None], plain_squares, centred)
-        group = spec.num_heads // spec.num_kv_heads
-        factor = _factor(spec, rope, squares[layer] / (count * group), total[layer])
-        made[f"{store.constants}.centre"] = centre
-        made[f"{store.constants}.factor"] = factor
-        made[f"{store.constants}.query_factor"] = np.float32(1.0) / factor
+            centre = _everywhere(spec, rotations, rope, of.plain / of.tokens)
+            worse = of.mean_squares(centre).sum(axis=1) >= without.sum(axis=1)
+            centre[worse] = 0.0
+        factor = _factor(spec, rope, of.queries / (of.tokens * group), of.mean_squares(centre))
+        made[f"{op.constants}.centre"] = centre.astype(np.float32)
+        made[f"{op.constants}.factor"] = factor
+        made[f"{op.constants}.query_factor"] = np.float32(1.0) / factor
     return made
 
 
-def _run(
-    backend: CpuBackend, window: npt.NDArray[np.int32]
-) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yield each layer, its keys [KH, T, D] after rope, its queries [T, KH, G, D] before."""
+def _run(backend: CpuBackend, window: npt.NDArray[np.int32]) -> Iterator[_Seen]:
+    """Yield what each layer computes of each run of tokens."""
     spec = backend.spec
     cache = backend.new_cache(len(window))
     group = spec.num_heads // spec.num_kv_heads
@@ -112,27 +158,17 @@ def _run(
             slots = slots[np.argsort(places)][-len(at) :]
             for layer in group_of.layers:
                 heads = [memory.keys(layer, head).read(slots) for head in range(spec.num_kv_heads)]
-                queries = ring[layer, at % _ROWS]
-                yield layer, np.stack(heads), queries
+                yield _Seen(layer, at, np.stack(heads), ring[layer, at % _ROWS])
 
 
-def _squares(keys: Floats, positions: npt.NDArray[np.int64]) -> Sums:
-    """Mean squares [KH, D] of keys [KH, T, D], half of it the first token's of each text.
-
-    Heads that have nothing to look for look there, so an error of that key is one of all answers.
-    """
-    squares = np.square(keys, dtype=np.float64)
-    first, every = squares[:, positions == 0].mean(axis=1), squares.mean(axis=1)
-    return np.asarray((first + every) / 2, np.float64)
-
-
-def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Floats) -> Floats:
+def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Sums) -> Sums:
     """Mean of a vector [KH, D] rotated to all positions."""
     if rope < 0:
         return mean
     last = min(POSITIONS, spec.context_tokens)
     turn = rotations.mean(rope, np.arange(0, last, max(1, last // 1024)))
-    return (mean @ turn / np.float32(spec.ropes[rope].attention_factor)).astype(np.float32)
+    # Not by BLAS, whose last bit depends on the number of threads.
+    return np.einsum("hd,de->he", mean, turn / spec.ropes[rope].attention_factor)
 
 
 def _factor(spec: DecoderSpec, rope: int, queries: Sums, keys: Sums) -> Floats:

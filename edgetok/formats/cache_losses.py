@@ -1,0 +1,26 @@
+"""What a quality card (`report.json`) says that KV caches of few bits cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MOST_CACHE_KL = 0.05  # nats; beyond, as much as 4-bit weights cost
+
+
+def cache_losses(report: Mapping[str, Any] | None) -> dict[int, float]:
+    """Return the KL of each measured `kv_bits`, in nats; empty where none was measured.
+
+    Args:
+        report: `Artefact.report`. Entries that are not as the converter writes them are left out.
+    """
+    entries = (report or {}).get("cache")
+    losses: dict[int, float] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        bits, kl = (
+            (entry.get("kv_bits"), entry.get("kl")) if isinstance(entry, dict) else (None,) * 2
+        )
+        if type(bits) is int and isinstance(kl, int | float) and math.isfinite(kl):
+            losses[bits] = float(kl)
+    return losses

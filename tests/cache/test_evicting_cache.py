@@ -265,7 +265,7 @@ def test_blocks_that_are_cut_or_bent_are_refused():
             driver.cache.load(CacheState(bad))
     old = whole.copy()
     old[8] = 1
-    with pytest.raises(SessionError, match="version 1, this edgetok reads 2"):
+    with pytest.raises(SessionError, match="version 1, this edgetok reads 3"):
         CacheState(old)
     driver.check()
 

@@ -55,7 +55,7 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
     plan = backend._plan
     program = Program(plan.step, profile=True)
     ticks = program.ticks
-    kept, backend._step = backend._step, program
+    kept, backend._step = backend._step, [program]
     try:
         backend.forward(cache, tokens[:1])  # wakes the team
         ticks[:] = 0

@@ -168,7 +168,8 @@ def test_truncate_and_compute_again(tiny, open_backend):
     assert cache.truncate(5)
     assert cache.length_tokens == 5
     backend.forward(cache, TOKENS[5:])
-    np.testing.assert_array_equal(backend.forward(cache, TOKENS[:1]), first)
+    # Products of 9 rows end in another last bit than those of 14, and so do scales of 8-bit slots.
+    np.testing.assert_allclose(backend.forward(cache, TOKENS[:1]), first, rtol=0, atol=1e-5)
     cache.clear()
     assert cache.length_tokens == 0
 

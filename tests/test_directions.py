@@ -106,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime.cpu": RUNTIME_BASE | {"kernels_cpu", "=runtime"},
     "runtime.gpu": RUNTIME_BASE | {"kernels_cpu.program", "kernels_gpu", "=runtime", "runtime.cpu"},
     "runtime.onnx": RUNTIME_BASE | {"=runtime"},
+    "native": {"errors", "cache", "formats", "kernels_cpu", "models", "runtime", "text"},
     "dialect": {"errors", "grammar", "sampling", "text"},
     "engine": {"errors", "cache", "grammar", "sampling", "text", "runtime"},
     "session": {"errors", "cache", "formats", "sampling", "text"},

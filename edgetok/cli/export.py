@@ -1,12 +1,16 @@
-"""`edgetok export`: write an artefact as a checkpoint for transformers and servers."""
+"""`edgetok export`: write an artefact as a checkpoint for transformers, or for C programs."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli.compiling import Compiling
+
+_NATIVE = "native"
 
 
 @click.command(
@@ -14,27 +18,68 @@ from edgetok.cli import options as common
     epilog=common.examples(
         "edgetok export artefacts/default-4bit --out exported",
         "edgetok export artefacts/default-4bit --format gptq --out exported-gptq",
+        "edgetok export artefacts/default-4bit --format native --target x86_64-linux --out app",
     ),
 )
 @common.MODEL
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["compressed-tensors", "gptq"]),
+    type=click.Choice(["compressed-tensors", "gptq", _NATIVE]),
     default="compressed-tensors",
     show_default=True,
-    help="Format of the checkpoint.",
+    help="Format: a checkpoint, or native: a library for C programs, without Python.",
 )
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="native: machine to build for, e.g. aarch64-linux; several may be given.  "
+    "[default: x86_64-linux]",
+)
+@click.option(
+    "--isa",
+    "isas",
+    multiple=True,
+    help="native: instruction set to pack, e.g. avx2; several may be given.  "
+    "[default: all of the target's]",
+)
+@click.option(
+    "--kv-bits",
+    type=click.Choice(["4", "8", "16", "32"]),
+    default="8",
+    show_default=True,
+    help="native: bits of keys and values in the KV cache.",
+)
+@click.option(
+    "--all-kernels", is_flag=True, help="native: build a library that runs every exported model."
+)
 @common.JSON
-def command(model: Path, form: str, out: Path, as_json: bool) -> None:
-    """Write MODEL as a checkpoint that transformers, vLLM and others load.
+def command(
+    model: Path,
+    form: str,
+    out: Path,
+    targets: tuple[str, ...],
+    isas: tuple[str, ...],
+    kv_bits: str,
+    all_kernels: bool,
+    as_json: bool,
+) -> None:
+    """Write MODEL as a checkpoint that transformers, vLLM and others load, or for C programs.
 
-    Quantised layers keep their integers; the embedding and the output head become float16.
+    Quantised layers keep their integers; in a checkpoint the embedding and the output head become
+    float16.
     """
     model = common.model_folder(model, quiet=as_json)
+    if form == _NATIVE:
+        targets = targets or ("x86_64-linux",)
+        _native(model, out, targets, isas, int(kv_bits), all_kernels, as_json)
+        return
+    if targets or isas or all_kernels:
+        raise click.UsageError("--target, --isa and --all-kernels belong to --format native")
     with common.needs_extra("exporting", "convert"):
         from edgetok.converter.card.report import reason_rows
         from edgetok.converter.export.checkpoint import FORMATS, export
@@ -58,4 +103,40 @@ def command(model: Path, form: str, out: Path, as_json: bool) -> None:
         ("Kept as integers", f"{result.quantised} layers"),
     ]
     rows += reason_rows("As float16", result.plain)
+    common.print_table("", [*rows, ("Written to", str(out))])
+
+
+def _native(
+    model: Path,
+    out: Path,
+    targets: tuple[str, ...],
+    isas: tuple[str, ...],
+    kv_bits: int,
+    all_kernels: bool,
+    as_json: bool,
+) -> None:
+    from edgetok.environment import read_settings
+    from edgetok.native.export import export_native
+
+    result = export_native(
+        model,
+        out,
+        targets,
+        cache_dir=read_settings().cache_dir,
+        kv_bits=kv_bits,
+        all_kernels=all_kernels,
+        isas=isas,
+        progress=Compiling(title="compiling kernels for the library, once"),
+    )
+    if as_json:
+        common.print_json({"out": str(out), "format": _NATIVE, **dataclasses.asdict(result)})
+        return
+    rows = [("Format", _NATIVE), ("Plan", common.megabytes(result.plan_bytes))]
+    rows.append(("Weights", common.megabytes(result.weight_bytes)))
+    for target, files in result.targets.items():
+        sizes = ", ".join(f"{name} {common.megabytes(size)}" for name, size in files.items())
+        rows.append((target, sizes))
+    compared = ", ".join(f"{count:,} {what}" for what, count in result.compared.items())
+    rows.append(("Equal to Python", compared or "not compared: no library for this machine"))
+    rows += [(f"No {what}", why) for what, why in result.refused.items()]
     common.print_table("", [*rows, ("Written to", str(out))])

@@ -218,7 +218,7 @@ def token_decoder(core: tokenizers.Tokenizer) -> TokenDecoder | tokenizers.Token
     return _Sentencepiece(core, byte_fallback="ByteFallback" in kinds, strip_start=strip)
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable character of each byte, inverted.
 
     Source: the byte-level BPE of GPT-2: printable Latin-1 bytes stand for themselves, the rest are
@@ -231,4 +231,4 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-_BYTES_OF = _byte_alphabet()
+_BYTES_OF = byte_alphabet()

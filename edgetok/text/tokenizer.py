@@ -149,10 +149,23 @@ class Tokenizer:
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that a token stands for; a special one is spelled out."""
+        piece = self.raw_piece(token)
+        return piece if isinstance(piece, bytes) else piece.encode()
+
+    def raw_piece(self, token: int) -> bytes | str:
+        """The same, as text where the token is whole characters. See `TokenDecoder.piece`."""
         if isinstance(self._decoder, tokenizers.Tokenizer):
             return (self._core.decode([token], skip_special_tokens=False) or "").encode()
-        piece = self._decoder.piece(token)
-        return piece if isinstance(piece, bytes) else piece.encode()
+        return self._decoder.piece(token)
+
+    @property
+    def strips_start(self) -> bool:
+        """Return whether one space at the start of a text is left out."""
+        return bool(getattr(self._decoder, "strip_start", False))
+
+    def starts_text(self, token: int) -> bool:
+        """Return whether the tokenizer puts a space of its own before the text after a token."""
+        return token in self._starts
 
     def pieces(self) -> list[bytes] | None:
         """Return the bytes that each token stands for; None where they depend on its neighbours."""

@@ -129,6 +129,11 @@ def row_bytes(head_dim: int, kv_bits: int) -> int:
     return padded_head_dim(head_dim, kv_bits) * kv_bits // 8
 
 
+def scale_bytes(kv_bits: int) -> int:
+    """Bytes of a key's or a value's scale."""
+    return 4 if kv_bits <= 8 else 0
+
+
 def chunk_count(slots: int) -> int:
     """Chunks that the first `slots` slots are cut into.
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +25,7 @@ from edgetok.errors import EdgetokError
 from edgetok.kernels_cpu.simd.target import Target
 
 _BUILDER = "edgetok.kernels_cpu.program.build"
+_LISTER = "edgetok.kernels_cpu.program.names"
 LOCK_FILE = ".compiling"
 _POLL_S = 0.2
 
@@ -159,6 +160,20 @@ def _feed(
                 )
                 return
             answers.put(module)
+
+
+def kernel_names(target: Target, modules: Sequence[str]) -> list[str]:
+    """Names of the kernels in modules.
+
+    Raises:
+        EdgetokError: they cannot be listed.
+    """
+    command = [_python(), "-m", _LISTER, target.name, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise EdgetokError(f"listing kernels ({target.name}) failed: {last[0]}")
+    return done.stdout.split()
 
 
 def _start() -> subprocess.Popen[str]:

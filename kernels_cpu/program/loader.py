@@ -120,7 +120,36 @@ def load(
     """
     from llvmlite import binding
 
-    target = Target.here(isa)
+    objects = compiled_objects(Target.here(isa), cache_dir, progress, modules)
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    # Optimising the few functions that wait would take longer than all else here.
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True, opt=0)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(waiting_code()), machine)
+    for code in objects.values():
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Kernels(isa, engine)
+
+
+def compiled_objects(
+    target: Target,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    modules: Sequence[str] = MODULES,
+) -> dict[str, bytes]:
+    """Object files of modules by name, compiling those that the cache lacks.
+
+    Args:
+        target: any machine's.
+        cache_dir: as for `load`.
+        progress: likewise.
+        modules: which.
+
+    Raises:
+        OutputError: as `load`.
+        EdgetokError: likewise.
+    """
     folder = private_folder(cache_dir, "compiled kernels")  # machine code is run from here
     paths = {module: object_path(target, module, folder) for module in modules}
     objects = {module: read_object(path) for module, path in paths.items()}
@@ -128,17 +157,10 @@ def load(
     if missing:
         compile_missing(target, missing, folder, progress)
         objects |= {module: read_object(path) for module, path in missing.items()}
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    # Optimising the few functions that wait would take longer than all else here.
-    machine = binding.Target.from_default_triple().create_target_machine(jit=True, opt=0)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(waiting_code()), machine)
     for module, code in objects.items():
         if code is None:
             raise EdgetokError(f"{paths[module]}: the compiler wrote a damaged file; remove it")
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return Kernels(isa, engine)
+    return {module: code for module, code in objects.items() if code is not None}
 
 
 def object_path(target: Target, module: str, folder: Path) -> Path:

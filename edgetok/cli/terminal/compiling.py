@@ -22,8 +22,8 @@ class Compiling:
     before any is done, it is a guess.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, title: str = _TITLE) -> None:
+        self._clock, self._title = clock, title
         self._began = self._changed = self._told = 0.0
         self._done = -1
 
@@ -34,11 +34,11 @@ class Compiling:
         if self._done < 0:
             self._began = self._changed = self._told = now
             self._done = 0
-            self._show(f"{_TITLE} ...", end=not terminal)
+            self._show(f"{self._title} ...", end=not terminal)
         if done != self._done:
             self._done, self._changed = done, now
         if done >= total:
-            self._show(f"{_TITLE}: took {now - self._began:.0f} s", end=True)
+            self._show(f"{self._title}: took {now - self._began:.0f} s", end=True)
             self._done = -1
         elif now - self._told >= (1 if terminal else _LINE_S):
             self._told = now
@@ -47,10 +47,10 @@ class Compiling:
     def _line(self, total: int, now: float) -> str:
         if not self._done:
             left = max(1.0, _UNIT_S * total / cores() - (now - self._began))
-            return f"{_TITLE}: about {left:.0f} s left"
+            return f"{self._title}: about {left:.0f} s left"
         pace = (self._changed - self._began) / self._done
         left = max(1.0, pace * (total - self._done) - (now - self._changed))
-        return f"{_TITLE}: {100 * self._done // total} %, about {left:.0f} s left"
+        return f"{self._title}: {100 * self._done // total} %, about {left:.0f} s left"
 
     def _show(self, text: str, *, end: bool) -> None:
         if sys.stderr.isatty():

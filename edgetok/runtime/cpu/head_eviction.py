@@ -30,6 +30,11 @@ _OF_ALL = ("eviction.choose", "eviction.renumber")
 EVICTION_MODULES = (*_OF_ALL, *_OF_BITS.values())
 
 
+def modules_of(kv_bits: int) -> tuple[str, ...]:
+    """The modules of kernels that evict from caches of so many bits."""
+    return (*_OF_ALL, _OF_BITS[kv_bits])
+
+
 class HeadEviction:
     """The kernels and one group's heads. See `DeviceEviction`.
 
@@ -89,7 +94,7 @@ def load_evictor(
         OutputError: as `loader.load`.
         EdgetokError: likewise.
     """
-    kernels = loader.load(isa, cache_dir, progress, modules=(*_OF_ALL, _OF_BITS[kv_bits]))
+    kernels = loader.load(isa, cache_dir, progress, modules=modules_of(kv_bits))
     ctx = np.zeros(CTX_SLOTS, np.int64)
 
     def run(instructions: Sequence[Instruction]) -> None:

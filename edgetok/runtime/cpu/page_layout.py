@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PageList
-from edgetok.kernels_cpu.attention.launch import KEY_TILE, PAGE_SLOTS, VALUE_TILE
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, PAGE_SLOTS, VALUE_TILE, scale_bytes
 from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values, row_bytes
 
 
@@ -42,7 +42,7 @@ class PageLayout:
         self.heads, self._limit, self._constants = heads, limit, constants
         self.head_dim, self._bits = head_dim, kv_bits
         self.row_bytes = row_bytes(head_dim, kv_bits)
-        self.scale_bytes = 4 if kv_bits <= 8 else 0
+        self.scale_bytes = scale_bytes(kv_bits)
         self.slot_bytes = 2 * (self.row_bytes + self.scale_bytes)
 
     @property

@@ -1,0 +1,77 @@
+"""`abi.h`: Python's constants for the C sources, so that slots, layouts and limits stand once."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from edgetok.cache import bounds, state, table
+from edgetok.cache.policies.policy import POLICIES
+from edgetok.formats.layout import DATA_FILE
+from edgetok.kernels_cpu.attention import launch as attention
+from edgetok.kernels_cpu.elementwise import launch as elementwise
+from edgetok.kernels_cpu.eviction import launch as eviction
+from edgetok.kernels_cpu.program import abi, tables
+from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.native import plan, tokenizer
+from edgetok.runtime.cpu import plan_file
+from edgetok.runtime.cpu.arenas import Segment
+from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS
+
+# Of each module, how the names that C uses begin.
+_TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
+    (abi, ("INSTR_SLOTS", "CTX_", "PART_", "LIST_")),
+    (tables, ("PROGRAM_", "TEAM_", "LINE")),
+    (attention, ("REC_", "RECORD_", "PAGE_", "KEY_TILE", "VALUE_TILE", "DIM_TILE", "EMPTY")),
+    (attention, ("SLOT_TILE", "FIRST_CHUNKS", "BLOCK", "ROWS", "MASS_LANES")),
+    (eviction, ("EV_", "SCORE_", "CHOOSE_", "RENUMBER_", "ROTATE_")),
+    (sampling, ("SAMPLE_", "OPTION")),
+    (elementwise, ("ANGLES_",)),
+    (bounds, ("SINKS",)),
+    (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_")),
+)
+MOST_ROPES = 8
+# Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.
+MOST_CHAT_TOKENS = 1 << 20
+
+
+def abi_header() -> str:
+    """The text of the file."""
+    numbers: dict[str, int] = {}
+    for module, beginnings in _TAKEN:
+        for name, value in vars(module).items():
+            if type(value) is int and name.isupper() and name.startswith(beginnings):
+                numbers[name] = value
+    assert_same = table.EMPTY == attention.EMPTY and table.SLOT_TILE == attention.SLOT_TILE
+    if not assert_same:
+        raise ValueError("the cache and the kernels disagree about empty slots")
+    numbers |= {f"SEGMENT_{one.name}": one.value for one in Segment}
+    numbers |= {f"SECTION_{one.name}": one.value for one in plan.Section}
+    numbers["SECTION_COUNT"] = len(plan.Section)
+    for prefix, names in (
+        ("HEADER", plan_file.HEADER),
+        ("RUN", plan.RUN),
+        ("TOK", tokenizer.NUMBERS),
+    ):
+        numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}
+        numbers[f"{prefix}_COUNT"] = len(names)
+    numbers |= {
+        "PLAN_VERSION": plan.VERSION,
+        "CORE_VERSION": plan_file.VERSION,
+        "STATE_VERSION": state.VERSION,
+        "MOST_ROPES": MOST_ROPES,
+        "MOST_CHAT_TOKENS": MOST_CHAT_TOKENS,
+        "DEFAULT_CONTEXT_TOKENS": DEFAULT_CONTEXT_TOKENS,
+        "RETAIN_RECENT": POLICIES["retain"].recent,
+        "WINDOW_RECENT": POLICIES["window"].recent,
+    }
+    texts = {
+        "PLAN_MAGIC": plan.MAGIC.decode(),
+        "STATE_MAGIC": state.MAGIC.decode(),
+        "PLAN_FILE": plan.PLAN_FILE,
+        "WEIGHTS_FILE": DATA_FILE,
+    }
+    lines = ["/* Made by edgetok/native/abi_header.py from the constants of the Python runtime. */"]
+    lines += ["#ifndef EDGETOK_ABI_H", "#define EDGETOK_ABI_H", "enum {"]
+    lines += [f"    {name} = {value}," for name, value in numbers.items()]
+    lines += ["};", *(f'#define {name} "{value}"' for name, value in texts.items()), "#endif"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,246 @@
+"""Build libedgetok for a machine: compiled kernels, the C sources, and an archive of both.
+
+The C compiler is that of the `ziglang` package, which compiles for every machine from every other;
+for this machine the system's own does as well.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetok.errors import EdgetokError, MissingExtraError, OptionError
+from edgetok.kernels_cpu.program.abi import symbol
+from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
+from edgetok.kernels_cpu.program.loader import compiled_objects
+from edgetok.kernels_cpu.simd.isa import ISAS, choose
+from edgetok.kernels_cpu.simd.target import Target
+from edgetok.native.abi_header import abi_header
+
+_FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted((_FOLDER / "src").glob("*.c")))
+INCLUDE = _FOLDER / "include"
+HEADER = INCLUDE / "edgetok.h"
+FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-pedantic",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine that libraries are built for.
+
+    Attributes:
+        name: as on the command line.
+        os: as `Target.os`.
+        arch: as `Target.arch`.
+        isas: instruction sets that are packed, the fastest first.
+        triple: the C compiler's name of it; "" where it has no headers of that system: then the
+            library is compiled kernels and C sources.
+        shared: name of the shared library; "" for none.
+    """
+
+    name: str
+    os: str
+    arch: str
+    isas: tuple[str, ...]
+    triple: str
+    shared: str = ""
+
+    def target(self, isa: str) -> Target:
+        """What kernels are compiled for.
+
+        Raises:
+            OptionError: the machine has no such instruction set.
+        """
+        if isa not in ISAS:
+            raise OptionError(f"instruction set {isa!r:.40}, expected one of {', '.join(ISAS)}")
+        return Target(ISAS[isa], self.os, self.arch)
+
+
+_X86 = ("avx512", "avxvnni", "avx2")
+_ARM = ("neon", "portable")
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine(
+            name="x86_64-linux", os="linux", arch="x86_64", isas=_X86,
+            triple="x86_64-linux-gnu.2.28", shared="libedgetok.so",
+        ),
+        Machine(
+            name="aarch64-linux", os="linux", arch="aarch64", isas=_ARM,
+            triple="aarch64-linux-gnu.2.28", shared="libedgetok.so",
+        ),
+        Machine(name="aarch64-android", os="linux", arch="aarch64", isas=_ARM, triple=""),
+        Machine(
+            name="arm64-macos", os="macos", arch="aarch64", isas=("neon",),
+            triple="aarch64-macos", shared="libedgetok.dylib",
+        ),
+        Machine(name="arm64-ios", os="ios", arch="aarch64", isas=_ARM, triple=""),
+        Machine(
+            name="x86_64-windows", os="windows", arch="x86_64", isas=_X86,
+            triple="x86_64-windows-gnu", shared="edgetok.dll",
+        ),
+        Machine(name="wasm32", os="wasm", arch="wasm32", isas=("portable",), triple="wasm32-wasi"),
+    )
+}  # fmt: skip
+
+
+def machine_of(name: str) -> Machine:
+    """The machine called so.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in MACHINES:
+        raise OptionError(f"target {name!r:.40}, expected one of {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def this_machine() -> Machine | None:
+    """The machine that this process runs on, with its best instruction set alone."""
+    here = Target.here(choose())
+    for machine in MACHINES.values():
+        if (machine.os, machine.arch) == (here.os, here.arch) and machine.triple:
+            return Machine(
+                name=machine.name, os=machine.os, arch=machine.arch, isas=(here.isa.name,),
+                triple=machine.triple, shared=machine.shared,
+            )  # fmt: skip
+    return None
+
+
+class Compiler:
+    """A C compiler for one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        """Find one.
+
+        Raises:
+            MissingExtraError: there is none.
+        """
+        here = this_machine()
+        own = here is not None and here.name == machine.name
+        if importlib.util.find_spec("ziglang") is not None:
+            zig = [sys.executable, "-m", "ziglang"]
+            self._cc, self._ar = [*zig, "cc", "-target", machine.triple], [*zig, "ar"]
+        elif own and shutil.which("cc") and shutil.which("ar"):
+            self._cc, self._ar = ["cc"], ["ar"]
+        else:
+            raise MissingExtraError(
+                f"building for {machine.name} needs a C compiler: pip install 'edgetok[native]'"
+            )
+
+    def compile(self, source: Path, out: Path, *flags: str) -> None:
+        """Compile one file."""
+        self.run(*FLAGS, *flags, "-c", str(source), "-o", str(out))
+
+    def run(self, *arguments: str) -> None:
+        """Run the compiler.
+
+        Raises:
+            EdgetokError: it fails; says what it said.
+        """
+        _run([*self._cc, *arguments])
+
+    def archive(self, objects: Sequence[Path], out: Path) -> None:
+        """Write a static library."""
+        out.unlink(missing_ok=True)
+        _run([*self._ar, "rcs", str(out), *map(str, objects)])
+
+
+def build_library(
+    machine: Machine,
+    modules: Sequence[str],
+    out: Path,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    *,
+    isas: Sequence[str] = (),
+) -> list[Path]:
+    """Build libedgetok.
+
+    Args:
+        machine: for which.
+        modules: of kernels that it holds.
+        out: a folder that exists.
+        cache_dir: where compiled kernels are kept.
+        progress: called while kernels are compiled.
+        isas: instruction sets; none takes the machine's.
+
+    Returns:
+        The static library and, where the machine has one, the shared one; where there is no C
+        compiler for it, an archive of the kernels alone, beside the sources in `src`.
+
+    Raises:
+        MissingExtraError: there is no C compiler.
+        EdgetokError: compiling fails.
+    """
+    sets = tuple(isas) or machine.isas
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        (folder / "abi.h").write_text(abi_header())
+        objects = []
+        for isa in sets:
+            target = machine.target(isa)
+            for module, code in compiled_objects(target, cache_dir, progress, modules).items():
+                objects.append(folder / f"{isa}-{module}.o")
+                objects[-1].write_bytes(code)
+        (folder / "kernels.c").write_text(_table(machine, sets, modules))
+        made = [out / "libedgetok.a"]
+        if not machine.triple:
+            kernels_only = MACHINES["arm64-macos" if machine.os == "ios" else "aarch64-linux"]
+            made = [out / "libedgetok_kernels.a"]
+            Compiler(kernels_only).archive(objects, made[0])
+            sources = out / "src"
+            sources.mkdir()
+            for path in (*SOURCES, folder / "kernels.c", folder / "abi.h"):
+                shutil.copy(path, sources)
+            shutil.copy(_FOLDER / "src/internal.h", sources)
+            return made
+        compiler = Compiler(machine)
+        for source in (*SOURCES, folder / "kernels.c"):
+            objects.append(folder / f"{source.stem}.o")
+            include = [f"-I{folder}", f"-I{INCLUDE}", f"-I{_FOLDER / 'src'}"]
+            compiler.compile(source, objects[-1], *include)
+        compiler.archive(objects, made[0])
+        if machine.shared:
+            made.append(out / machine.shared)
+            more = {"windows": ["-lsynchronization"], "linux": ["-lpthread"]}.get(machine.os, [])
+            compiler.run("-shared", "-o", str(made[1]), *map(str, objects), *more)
+    return made
+
+
+def _table(machine: Machine, isas: Sequence[str], modules: Sequence[str]) -> str:
+    """`kernels.c`: the kernels by name."""
+    lines = ['#include "internal.h"', ""]
+    sets = []
+    for isa in isas:
+        names = kernel_names(machine.target(isa), modules)
+        lines += [f"kernel {symbol(isa, name)};" for name in names]
+        lines.append(f"static const named_kernel of_{isa}[] = {{")
+        lines += [f'    {{"{name}", {symbol(isa, name)}}},' for name in names]
+        lines.append("};")
+        sets.append(f'    {{"{isa}", of_{isa}, {len(names)}}},')
+    lines += ["const kernel_set et_kernel_sets[] = {", *sets, "};"]
+    lines.append(f"const size_t et_kernel_set_count = {len(sets)};")
+    return "\n".join(lines) + "\n"
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        found = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
+        raise EdgetokError(f"the C compiler failed: {found[0]:.300}")

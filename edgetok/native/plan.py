@@ -1,0 +1,233 @@
+"""`model.plan`: all that a program without Python needs to run a model, beside its weights.
+
+Made of the same plan that the CPU backend runs. All numbers are little-endian:
+
+    magic      8 bytes, "edgetokP"
+    head       int64: version, number of sections, bytes of the core
+    sections   int64 [n, 3]: kind, offset, bytes; each begins at a multiple of 64
+    the core: every section but TOKENIZER and TEMPLATE
+    sha256     of all before it
+    TOKENIZER, TEMPLATE
+
+| section   | what |
+|-----------|------|
+| PLAN      | instructions, relocations, places: `runtime/cpu/plan_file.py` |
+| RUN       | int64, named by `RUN` |
+| LAYERS    | int64 [layers, 2]: window, rope (-1: none) |
+| ROPES     | of each: int64 pairs and original context (0: not longrope), float64 frequencies of short and of long contexts |
+| HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
+| EOS       | int32: tokens that end an answer |
+| FAMILY    | the checkpoint's model type, ended by a 0 |
+| TOKENIZER | `native/tokenizer.py`; absent where the tokenizer is refused |
+| TEMPLATE  | `native/template.py`; likewise |
+
+The hash finds damage; whoever can write a plan is to be trusted like whoever writes a program.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Collection, Mapping
+from enum import IntEnum
+
+import numpy as np
+
+from edgetok.errors import UnsupportedError
+from edgetok.formats.artefact import Artefact
+from edgetok.kernels_cpu.attention import launch as attention
+from edgetok.kernels_cpu.elementwise import launch as elementwise
+from edgetok.kernels_cpu.eviction import launch as eviction
+from edgetok.kernels_cpu.program.tables import Instruction, instruction
+from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.models.rope import inv_freq
+from edgetok.models.spec import RopeSpec
+from edgetok.runtime.cpu.plan import Plan
+from edgetok.runtime.cpu.plan_file import plan_bytes
+from edgetok.runtime.cpu.requirements import useful_threads
+
+MAGIC = b"edgetokP"
+VERSION = 1
+PLAN_FILE = "model.plan"
+_ALIGNMENT_BYTES = 64
+_NAME_BYTES = 64
+
+
+class Section(IntEnum):
+    """The kinds of sections; their numbers are part of the file."""
+
+    PLAN = 0
+    RUN = 1
+    LAYERS = 2
+    ROPES = 3
+    HOST = 4
+    EOS = 5
+    FAMILY = 6
+    TOKENIZER = 7
+    TEMPLATE = 8
+
+
+RUN = (
+    "vocab",
+    "layers",
+    "ropes",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "context",
+    "block",
+    "kv_bits",
+    "row_bytes",
+    "scale_bytes",
+    "partial_bytes",  # of a chunk of slots, all heads
+    "sample_scratch",
+    "evict_scratch",  # and 8 for each slot
+    "eos",
+    "small",  # 1: one thread is enough
+)
+
+
+class _Recorder:
+    """Stands for compiled kernels: remembers the name that was asked for last."""
+
+    name = ""
+
+    def address(self, name: str) -> int:
+        self.name = name
+        return 0
+
+
+def model_plan(
+    plan: Plan,
+    artefact: Artefact,
+    eos: Collection[int],
+    extra: Mapping[Section, bytes],
+) -> bytes:
+    """The file.
+
+    Args:
+        plan: made for this artefact.
+        artefact: whose weights it names.
+        eos: tokens that end an answer.
+        extra: the sections TOKENIZER and TEMPLATE, where there are any.
+
+    Raises:
+        UnsupportedError: the decoder has layers that the library has no memory for.
+    """
+    spec = plan.spec
+    if len(spec.attention_layers) != spec.num_layers:
+        raise UnsupportedError("native export takes decoders whose layers all have attention")
+    core = {
+        Section.PLAN: plan_bytes(plan),
+        Section.RUN: _run(plan, artefact, len(eos)),
+        Section.LAYERS: np.array(
+            [(layer.window, layer.rope) for layer in spec.layers], "<i8"
+        ).tobytes(),
+        Section.ROPES: b"".join(_rope(rope) for rope in spec.ropes),
+        Section.HOST: b"".join(_host(plan)),
+        Section.EOS: np.array(sorted(eos), "<i4").tobytes(),
+        Section.FAMILY: spec.family.encode() + b"\0",
+    }
+    return _joined(core, extra)
+
+
+def _joined(core: Mapping[Section, bytes], extra: Mapping[Section, bytes]) -> bytes:
+    count = len(core) + len(extra)
+    at = 32 + 24 * count
+    entries, core_bytes = [], 0
+    for part in (core, extra):
+        for kind, content in part.items():
+            at = _aligned(at)
+            entries.append((kind, at, len(content)))
+            at += len(content)
+        if part is core:
+            core_bytes = at
+            at += hashlib.sha256().digest_size
+    made = bytearray(at)
+    struct.pack_into("<8s3q", made, 0, MAGIC, VERSION, count, core_bytes)
+    for i, entry in enumerate(entries):
+        struct.pack_into("<3q", made, 32 + 24 * i, *entry)
+    every = {**core, **extra}
+    for kind, offset, nbytes in entries:
+        made[offset : offset + nbytes] = every[kind]
+    digest = hashlib.sha256(made[:core_bytes]).digest()
+    made[core_bytes : core_bytes + len(digest)] = digest
+    return bytes(made)
+
+
+def _run(plan: Plan, artefact: Artefact, eos: int) -> bytes:
+    spec, bits = plan.spec, plan.options.kv_bits
+    numbers = {
+        "vocab": spec.vocab_size,
+        "layers": spec.num_layers,
+        "ropes": len(spec.ropes),
+        "heads": spec.num_heads,
+        "kv_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "context": spec.context_tokens,
+        "block": plan.options.block_tokens,
+        "kv_bits": bits,
+        "row_bytes": attention.row_bytes(spec.head_dim, bits),
+        "scale_bytes": attention.scale_bytes(bits),
+        "partial_bytes": attention.partials_bytes(spec.num_heads, spec.head_dim, 1),
+        "sample_scratch": sampling.scratch_bytes(spec.vocab_size),
+        "evict_scratch": eviction.scratch_bytes(0, spec.head_dim),
+        "eos": eos,
+        "small": int(useful_threads(artefact) == 1),
+    }
+    return np.array([numbers[name] for name in RUN], "<i8").tobytes()
+
+
+def _rope(rope: RopeSpec) -> bytes:
+    original = rope.original_context_tokens if rope.scaling == "longrope" else 0
+    near = inv_freq(rope, original)
+    head = struct.pack("<2q", len(near), original)
+    return (
+        head + near.astype("<f8").tobytes() + inv_freq(rope, original + 1).astype("<f8").tobytes()
+    )
+
+
+def _host(plan: Plan) -> list[bytes]:
+    """Kernels that the library calls outside of a plan's instructions, with what is known now."""
+    spec, bits, kernels = plan.spec, plan.options.kv_bits, _Recorder()
+    size = attention.PAGE_SLOTS  # stands for any
+    none = {"heads": 0, "records": 0, "slots": size, "scratch": 0, "wait": True}
+    where = {"page_slots": size, "head_dim": spec.head_dim, "kv_bits": bits}
+
+    def packed(made: Instruction) -> bytes:
+        return kernels.name.encode().ljust(_NAME_BYTES, b"\0") + np.array(made, "<i8").tobytes()
+
+    made = [
+        packed(instruction(kernels.address("sample"))),
+        packed(eviction.retain_scores(kernels, scores=0, **none, **where)),
+        packed(
+            eviction.window_scores(kernels, heads=0, records=0, slots=size, scores=0, wait=True)
+        ),
+        packed(
+            eviction.choose_evicted(
+                kernels, scores=0, room=0, front=0, recent=0, evicted=0, counts=0, **none
+            )
+        ),
+        packed(eviction.renumber(kernels, new=0, front=0, positions=0, by=0, **none)),
+        packed(eviction.rotate_keys(kernels, by=0, **none, **where)),
+    ]
+    for rope in spec.ropes:
+        made.append(
+            packed(
+                elementwise.angles(
+                    kernels,
+                    positions=0,
+                    frequencies=0,
+                    factor=rope.attention_factor,
+                    pairs=rope.rotary_dim // 2,
+                    cos=0,
+                    sin=0,
+                    wait=False,
+                )
+            )
+        )
+    return made
+
+
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

@@ -1,0 +1,349 @@
+/* A chat: prompts in, tokens and text out (engine/sequence.py, runtime/cpu/step_tables.py). */
+#include "internal.h"
+
+#include <stdlib.h>
+
+static int64_t address(const void *p) { return (int64_t)(intptr_t)p; }
+
+enum { MORE_TEXT = 64 };
+
+/* Most bytes of text that one token gives: held bytes become U+FFFD, and so may each of its own. */
+static size_t piece_room(const edgetok_model *m) {
+    return m->tokens.there ? 3 * (size_t)m->tokens.numbers[TOK_LONGEST] + MORE_TEXT : MORE_TEXT;
+}
+
+edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, char *error) {
+    edgetok_chat *chat = calloc(1, sizeof *chat);
+    if (!chat) return et_fail(error, "no memory"), NULL;
+    chat->m = m;
+    int64_t vocab = m->run[RUN_VOCAB];
+    if (et_cache_new(&chat->cache, m, options, error)) {
+        edgetok_chat_free(chat);
+        return NULL;
+    }
+    chat->capacity = chat->cache.policy ? MOST_CHAT_TOKENS : chat->cache.capacity;
+    size_t logits = 4 * (size_t)vocab, tokens = 4 * (size_t)chat->capacity;
+    size_t scratch = ((size_t)m->run[RUN_SAMPLE_SCRATCH] + 63) / 64 * 64;
+    uint8_t *at = et_grab(&chat->memory, 4 * (logits + 64) + tokens + scratch + 64);
+    if (!at) {
+        edgetok_chat_free(chat);
+        et_fail(error, "no memory for a chat");
+        return NULL;
+    }
+    chat->choose = m->sample;
+    chat->choose.slots[SAMPLE_SCRATCH] = address(at), at += scratch;
+    chat->logits = (float *)(void *)at, at += (logits + 63) / 64 * 64;
+    chat->seen = (int32_t *)(void *)at, at += 2 * logits;
+    chat->seen_row = (int32_t *)(void *)at, at += logits;
+    chat->tokens = (int32_t *)(void *)at;
+    chat->choose.slots[SAMPLE_LOGITS] = address(chat->logits);
+    chat->choose.slots[SAMPLE_SIZE] = vocab;
+    chat->choose.slots[SAMPLE_OPTIONS] = address(chat->options);
+    chat->choose.slots[SAMPLE_SEEN] = address(chat->seen);
+    chat->choose.slots[SAMPLE_OUT] = address(&chat->chosen);
+    atomic_fetch_add(&m->chats, 1);
+    if (edgetok_sample(chat, &(edgetok_sampling){0}, error)) {
+        edgetok_chat_free(chat);
+        return NULL;
+    }
+    return chat;
+}
+
+void edgetok_chat_free(edgetok_chat *chat) {
+    if (!chat) return;
+    if (chat->memory.data) atomic_fetch_sub(&chat->m->chats, 1);
+    et_drop(&chat->cache.memory);
+    free(chat->cache.groups);
+    et_drop(&chat->memory);
+    et_drop(&chat->text_memory);
+    et_drop(&chat->next_memory);
+    et_drop(&chat->answer);
+    free(chat->said);
+    free(chat);
+}
+
+static bool number_in(double value, double low, double high) { return low <= value && value <= high; }
+
+int edgetok_sample(edgetok_chat *chat, const edgetok_sampling *given, char *error) {
+    edgetok_sampling s = *given;
+    if (s.top_p == 0) s.top_p = 1;
+    if (s.repetition_penalty == 0) s.repetition_penalty = 1;
+    if (!number_in(s.temperature, 0, 100) || !number_in(s.top_p, 0, 1) || !number_in(s.min_p, 0, 1) ||
+        !number_in(s.repetition_penalty, 0.01, 100) || !number_in(s.presence_penalty, -100, 100) ||
+        !number_in(s.frequency_penalty, -100, 100) || s.top_k < 0 || s.top_k > 1 << 24 ||
+        s.max_tokens < 0 || s.stops > 64)
+        return et_fail(error, "a sampling option is out of range");
+    if (s.stops && !chat->m->tokens.there)
+        return et_fail(error, "this folder has no tokenizer, so there is no text to stop at");
+    size_t texts = 0, longest = 0, room = piece_room(chat->m);
+    for (size_t i = 0; i < s.stops; i++) {
+        size_t size = strlen(s.stop[i]);
+        if (!size || size > 4096) return et_fail(error, "a stop text has %zu bytes, expected 1 to 4096", size);
+        texts += size + 1;
+        longest = size > longest ? size : longest;
+    }
+    /* The texts, then what may be held back, then a token's output. */
+    size_t held = longest + 2 * room, pointers = s.stops * sizeof(char *);
+    et_drop(&chat->next_memory);
+    char *at = et_grab(&chat->next_memory, pointers + texts + 2 * held + 2 * held + 8);
+    if (!at) return et_fail(error, "no memory for stop texts");
+    const char **list = (const char **)(void *)at;
+    at += pointers;
+    for (size_t i = 0; i < s.stops; i++) {
+        list[i] = strcpy(at, s.stop[i]);
+        at += strlen(at) + 1;
+    }
+    s.stop = list;
+    chat->next_sampling = s;
+    return 0;
+}
+
+static void float_option(int64_t *slot, double value) {
+    float narrow = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &narrow, 4);
+    *slot = bits;
+}
+
+static void count_seen(edgetok_chat *chat, int32_t token, int32_t more) {
+    if (!chat->seen_row[token]) {
+        chat->seen[2 * chat->seen_count] = token;
+        chat->seen[2 * chat->seen_count + 1] = 0;
+        chat->seen_row[token] = (int32_t)++chat->seen_count;
+    }
+    chat->seen[2 * (chat->seen_row[token] - 1) + 1] += more;
+}
+
+/* Takes over the sampling that was set, and forgets the answer before. */
+static int begin_answer(edgetok_chat *chat, char *error) {
+    block before = chat->text_memory;
+    chat->text_memory = chat->next_memory;
+    chat->next_memory = before;
+    chat->sampling = chat->next_sampling;
+    /* The next answer has the same options until others are set. */
+    if (edgetok_sample(chat, &chat->sampling, error)) return -1;
+    const edgetok_sampling *s = &chat->sampling;
+    size_t room = piece_room(chat->m), longest = 0, used = s->stops * sizeof(char *);
+    for (size_t i = 0; i < s->stops; i++) {
+        used += strlen(s->stop[i]) + 1;
+        longest = strlen(s->stop[i]) > longest ? strlen(s->stop[i]) : longest;
+    }
+    chat->stop = (stop_finder){.capacity = longest + 2 * room};
+    chat->stop.held = (uint8_t *)chat->text_memory.data + used;
+    chat->stop.hidden = chat->stop.held + chat->stop.capacity;
+    chat->output = chat->stop.hidden + chat->stop.capacity;
+    memcpy(chat->options + OPTION_TEMPERATURE, &s->temperature, 8);
+    memcpy(chat->options + OPTION_TOP_P, &s->top_p, 8);
+    memcpy(chat->options + OPTION_MIN_P, &s->min_p, 8);
+    chat->options[OPTION_TOP_K] = s->top_k;
+    float_option(chat->options + OPTION_REPETITION, s->repetition_penalty);
+    float_option(chat->options + OPTION_PRESENCE, s->presence_penalty);
+    float_option(chat->options + OPTION_FREQUENCY, s->frequency_penalty);
+    for (int64_t i = 0; i < chat->seen_count; i++) chat->seen_row[chat->seen[2 * i]] = 0;
+    chat->seen_count = 0;
+    chat->finish = EDGETOK_GOING;
+    chat->pending = false;
+    chat->opened = true;
+    chat->answer_bytes = 0;
+    chat->stats = (edgetok_stats_t){0};
+    return 0;
+}
+
+static bool penalises(const edgetok_sampling *s) {
+    return s->repetition_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
+}
+
+/* Computes `count` tokens; logits of the last where they are wanted. */
+static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wanted) {
+    edgetok_model *m = chat->m;
+    cache *c = &chat->cache;
+    et_lock(m->turn);
+    int64_t first = et_cache_begin(c, count), used = et_cache_used(c), *ctx = m->ctx;
+    for (int64_t i = 0; i < count; i++) {
+        m->step_tokens[i] = ids[i];
+        m->step_positions[i] = (int32_t)(first + i);
+    }
+    int64_t *body = m->parts[0], *tail = m->parts[1];
+    memcpy(body, c->part, sizeof m->parts[0]);
+    body[PART_ROWS] = count;
+    if (count == 1 || wanted) {
+        body[PART_CHUNKS] = et_chunk_count(used);
+        body[PART_PARTIALS] = address(c->partials);
+    }
+    memcpy(tail, body, sizeof m->parts[1]);
+    tail[PART_ROWS] = wanted;
+    ctx[CTX_TOKENS] = count;
+    ctx[CTX_PARTS] = 1;
+    ctx[CTX_PART_TABLE] = address(body);
+    ctx[CTX_TAIL + LIST_ROWS] = address(m->rows + count - 1);
+    ctx[CTX_TAIL + LIST_COUNT] = wanted;
+    ctx[CTX_TAIL + LIST_PARTS] = address(tail);
+    ctx[CTX_HEAD + LIST_ROWS] = address(m->rows);
+    ctx[CTX_HEAD + LIST_COUNT] = wanted;
+    for (int64_t i = 0; i < m->run[RUN_ROPES]; i++) {
+        m->angles[i].slots[ANGLES_FREQUENCIES] = address(c->frequencies[i]);
+        ((kernel *)(intptr_t)m->angles[i].slots[0])(address(&m->angles[i]), address(ctx), 0, 1);
+    }
+    et_run(m, wanted ? &m->step : &m->trunk);
+    if (wanted) memcpy(chat->logits, m->step_logits, 4 * (size_t)m->run[RUN_VOCAB]);
+    et_unlock(m->turn);
+    memcpy(chat->tokens + c->length, ids, 4 * (size_t)count);
+    c->length += count;
+    chat->has_logits = wanted;
+}
+
+static int read_tokens(edgetok_chat *chat, const int32_t *ids, int64_t count, char *error) {
+    double began = et_seconds();
+    for (int64_t at = 0; at < count;) {
+        int64_t most = chat->cache.block_tokens, n = count - at < most ? count - at : most;
+        if (atomic_load(&chat->cancelled)) {
+            chat->finish = EDGETOK_CANCELLED;
+            return et_fail(error, "cancelled");
+        }
+        step(chat, ids + at, n, at + n == count);
+        at += n;
+    }
+    chat->stats.prefill_s += et_seconds() - began;
+    return 0;
+}
+
+int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
+    cache *c = &chat->cache;
+    if (!count) return et_fail(error, "the prompt is empty");
+    if (count > (size_t)chat->capacity)
+        return et_fail(error, "the prompt has %zu tokens, the context holds %lld", count,
+                       (long long)chat->capacity);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
+            return et_fail(error, "token %d, expected 0 to %lld", (int)ids[i],
+                           (long long)chat->m->run[RUN_VOCAB] - 1);
+    atomic_store(&chat->cancelled, false);
+    if (begin_answer(chat, error)) return -1;
+    int64_t same = 0, most = (int64_t)count - 1 < c->length ? (int64_t)count - 1 : c->length;
+    while (same < most && chat->tokens[same] == ids[same]) same++;
+    if (same < c->length) same = et_cache_truncate(c, same);
+    chat->stats.prompt_tokens = (int64_t)count;
+    chat->stats.cached_tokens = same;
+    if (chat->sampling.repetition_penalty != 1)
+        for (size_t i = 0; i < count; i++) count_seen(chat, ids[i], 0);
+    const tokenizer *t = &chat->m->tokens;
+    bool visible = false; /* edgetok/text/detokenizer.py: whether a first space is the answer's */
+    for (size_t i = count > 16 ? count - 16 : 0; t->there && i < count; i++)
+        visible = visible || !(t->flags[ids[i]] & TOKEN_SPECIAL);
+    if (t->there && t->flags[ids[count - 1]] & TOKEN_STARTS) visible = false;
+    chat->utf8 = (utf8_stream){.strip = t->there && t->numbers[TOK_STRIP] && !visible};
+    return read_tokens(chat, ids + same, (int64_t)count - same, error);
+}
+
+static size_t written(edgetok_chat *chat, int32_t token, bool ends, uint8_t *out) {
+    const tokenizer *t = &chat->m->tokens;
+    const uint8_t *piece = t->text + t->offsets[token];
+    size_t bytes = (size_t)(t->offsets[token + 1] - t->offsets[token]), made = 0;
+    uint8_t *raw = out + chat->stop.capacity; /* before stop texts are looked for */
+    bool special = t->flags[token] & TOKEN_SPECIAL;
+    if (!ends && !special) {
+        /* Whole characters end one that bytes before them left incomplete. */
+        if (t->flags[token] & TOKEN_TEXT) made = et_utf8_end(&chat->utf8, raw);
+        made += et_utf8_push(&chat->utf8, piece, bytes, raw + made);
+    }
+    size_t shown = et_stop_push(&chat->stop, &chat->sampling, raw, made, false, out);
+    if (special)
+        shown += et_stop_push(&chat->stop, &chat->sampling, piece, bytes, true, out + shown);
+    return shown;
+}
+
+static size_t rest(edgetok_chat *chat, uint8_t *out) {
+    uint8_t last[3];
+    size_t bytes = et_utf8_end(&chat->utf8, last);
+    size_t made = et_stop_push(&chat->stop, &chat->sampling, last, bytes, false, out);
+    if (!chat->stop.found) made += et_stop_take(&chat->stop, chat->stop.bytes, out + made);
+    return made;
+}
+
+int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
+    edgetok_model *m = chat->m;
+    cache *c = &chat->cache;
+    memset(output, 0, sizeof *output);
+    output->text = "";
+    output->finish = chat->finish;
+    if (chat->finish != EDGETOK_GOING) return 0;
+    if (!chat->opened || (!chat->pending && !chat->has_logits))
+        return et_fail(error, "nothing to continue: call edgetok_prefill or edgetok_say first");
+    double began = et_seconds();
+    if (atomic_load(&chat->cancelled)) {
+        chat->finish = output->finish = EDGETOK_CANCELLED;
+        return 0;
+    }
+    if (chat->pending) step(chat, &chat->last, 1, true);
+    chat->pending = false;
+    chat->choose.slots[SAMPLE_SEEN_COUNT] = penalises(&chat->sampling) ? chat->seen_count : 0;
+    memcpy(chat->choose.slots + SAMPLE_SEED, &chat->sampling.seed, 8);
+    chat->choose.slots[SAMPLE_INDEX] = chat->stats.answer_tokens;
+    ((kernel *)(intptr_t)chat->choose.slots[0])(address(&chat->choose), address(m->ctx), 0, 1);
+    if (chat->chosen < 0 || chat->chosen >= m->run[RUN_VOCAB])
+        return et_fail(error, "the logits are not numbers; the weights are damaged");
+    int32_t token = (int32_t)chat->chosen;
+    output->token = chat->last = token;
+    chat->stats.answer_tokens++;
+    if (penalises(&chat->sampling)) count_seen(chat, token, 1);
+    bool ends = false;
+    for (int64_t i = 0; i < m->run[RUN_EOS]; i++) ends = ends || m->eos[i] == token;
+    int64_t limit = chat->sampling.max_tokens;
+    if (!limit) limit = c->policy ? c->answer : INT64_MAX;
+    uint8_t *out = chat->output;
+    if (m->tokens.there) out += written(chat, token, ends, out);
+    if (chat->stop.found || ends) chat->finish = EDGETOK_STOP;
+    else if (chat->stats.answer_tokens >= limit) chat->finish = EDGETOK_LENGTH;
+    else if (c->length >= chat->capacity) chat->finish = EDGETOK_CONTEXT;
+    else chat->pending = true;
+    if (chat->finish != EDGETOK_GOING && !chat->stop.found && m->tokens.there) out += rest(chat, out);
+    *out = 0;
+    output->finish = chat->finish;
+    output->text = (const char *)chat->output;
+    output->bytes = (size_t)(out - chat->output);
+    chat->stats.decode_s += et_seconds() - began;
+    return et_note_answer(chat, output, error);
+}
+
+void edgetok_cancel(edgetok_chat *chat) { atomic_store(&chat->cancelled, true); }
+
+int64_t edgetok_truncate(edgetok_chat *chat, int64_t tokens, char *error) {
+    if (tokens < 0 || tokens > chat->cache.length)
+        return et_fail(error, "cannot keep %lld of %lld tokens", (long long)tokens,
+                       (long long)chat->cache.length);
+    et_lock(chat->m->turn);
+    int64_t left = et_cache_truncate(&chat->cache, tokens);
+    et_unlock(chat->m->turn);
+    chat->has_logits = chat->pending = chat->opened = false;
+    chat->finish = EDGETOK_GOING;
+    return left;
+}
+
+const float *edgetok_logits(const edgetok_chat *chat) { return chat->has_logits ? chat->logits : NULL; }
+
+void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
+    *stats = chat->stats;
+    stats->tokens = chat->cache.length;
+    stats->position = chat->cache.length - chat->cache.shift;
+    stats->slots = chat->cache.slots;
+    stats->cache_bytes = chat->cache.nbytes;
+}
+
+int64_t edgetok_save(edgetok_chat *chat, void *data, size_t capacity, char *error) {
+    if (capacity > INT64_MAX) return et_fail(error, "too large");
+    if (chat->cache.groups[0].chosen) et_list_free(&chat->cache, &chat->cache.groups[0]);
+    return et_cache_save(&chat->cache, data, (int64_t)capacity);
+}
+
+int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const int32_t *ids,
+                    size_t count, char *error) {
+    if (bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
+            return et_fail(error, "token %d is not one of this model's", (int)ids[i]);
+    if (et_cache_restore(&chat->cache, data, (int64_t)bytes, (int64_t)count, error)) return -1;
+    memcpy(chat->tokens, ids, 4 * count);
+    chat->has_logits = chat->pending = chat->opened = false;
+    chat->finish = EDGETOK_GOING;
+    return 0;
+}

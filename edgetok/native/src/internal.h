@@ -1,0 +1,182 @@
+/* What the parts of libedgetok know of each other. abi.h is made from Python's constants
+   (abi_header.py), so that slots, limits and layouts stand once. */
+#ifndef EDGETOK_INTERNAL_H
+#define EDGETOK_INTERNAL_H
+
+#include "abi.h"
+#include "edgetok.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+typedef void kernel(int64_t instr, int64_t ctx, int64_t tid, int64_t threads);
+
+/* platform.c: what systems do differently. */
+typedef struct { const uint8_t *data; size_t bytes; void *handle; } mapping;
+typedef struct { void *data; size_t bytes; } block;
+
+void *et_grab(block *memory, size_t bytes); /* zeroed, 64-byte aligned; NULL: none left */
+void et_drop(block *memory);
+int et_map(mapping *file, const char *folder, const char *name, char *error);
+void et_unmap(mapping *file);
+double et_seconds(void);
+int et_cores(void);
+bool et_isa_runs(const char *isa);
+void *et_lock_new(void);
+void et_lock(void *lock);
+void et_unlock(void *lock);
+void et_lock_free(void *lock);
+void *et_thread(void (*work)(void *), void *argument); /* NULL: cannot start */
+void et_join(void *thread);
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 2, 3)))
+#endif
+int et_fail(char *error, const char *format, ...); /* always -1 */
+
+/* kernels.c, generated: compiled kernels by instruction set, the fastest first. */
+typedef struct { const char *name; kernel *call; } named_kernel;
+typedef struct { const char *isa; const named_kernel *kernels; size_t count; } kernel_set;
+extern const kernel_set et_kernel_sets[];
+extern const size_t et_kernel_set_count;
+
+/* sha256.c */
+void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
+
+/* plan.c */
+typedef struct { int64_t window, rope; } layer;
+typedef struct { int64_t half, original; const double *near_, *far_; } rope;
+typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
+typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;
+
+/* tokenizer.c: tables of the file, checked when it is opened. */
+typedef struct {
+    bool there;
+    int64_t numbers[TOK_COUNT];
+    const uint8_t *flags, *text;
+    const int32_t *offsets, *bytes, *merges, *added, *ranges[4], *before, *after, *by_text;
+} tokenizer;
+
+struct edgetok_model {
+    mapping plan, weights;
+    const int64_t *run;      /* RUN_* */
+    const char *family;
+    const layer *layers;
+    rope ropes[MOST_ROPES];
+    const int32_t *eos;
+    tokenizer tokens;
+    const uint8_t *template_;
+    size_t template_bytes;
+    const kernel_set *kernels;
+    int threads;
+    uint8_t digest[32];
+    block memory, team_memory; /* all segments; counters of the team */
+    uint8_t *segments[SEGMENT_LINEAR + 1];
+    instruction *table;
+    instruction angles[MOST_ROPES], sample, retain, window, choose, renumber, rotate;
+    program step, body, trunk;
+    int32_t *step_tokens, *step_positions;
+    float *step_logits;
+    int64_t ctx[CTX_SLOTS];
+    int64_t parts[2][PART_SLOTS];
+    int32_t *rows; /* 0, 1, ... */
+    int64_t *team;
+    kernel *alone, *lead, *close;
+    void **workers;
+    void *turn;
+    atomic_int chats;
+};
+
+kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
+int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t vocab, char *error);
+int et_template_check(const uint8_t *data, size_t bytes, char *error);
+void et_run(edgetok_model *m, program *p);
+void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */
+
+/* cache.c: see edgetok/cache/groups.py, of which it is the same in C. */
+typedef struct {
+    int64_t window, layers, rows, heads, limit, pages, mark, free_count, taken;
+    bool chosen;
+    int64_t *layer; /* [layers] */
+    int32_t *positions, *tokens, *append, *free_slots;
+    int64_t *held, *used, *entries;
+    uint8_t *memory;
+    int64_t *records; /* of eviction kernels */
+} group;
+
+typedef struct {
+    edgetok_model *m;
+    int64_t capacity, block_tokens, slots, recent, answer, pinned, length, shift, n_groups;
+    int policy; /* 0 none, 1 retain, 2 window */
+    group *groups;
+    int64_t *records;
+    const double *frequencies[MOST_ROPES];
+    float *scores;
+    int32_t *evicted, *by, *moved;
+    int64_t *counts;
+    uint8_t *scratch;
+    int64_t part[PART_SLOTS];
+    uint8_t *partials;
+    int64_t nbytes;
+    block memory;
+} cache;
+
+int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
+int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */
+int64_t et_cache_used(const cache *c);
+int64_t et_cache_truncate(cache *c, int64_t length);
+int64_t et_cache_save(const cache *c, uint8_t *block, int64_t capacity);
+int et_cache_restore(cache *c, const uint8_t *block, int64_t bytes, int64_t tokens, char *error);
+void et_list_free(cache *c, group *g);
+int64_t et_chunk_count(int64_t slots);
+
+/* text.c */
+typedef struct {
+    uint8_t state[4];
+    int held;
+    bool strip;
+} utf8_stream;
+
+size_t et_utf8_push(utf8_stream *s, const uint8_t *bytes, size_t count, uint8_t *out);
+size_t et_utf8_end(utf8_stream *s, uint8_t *out);
+
+typedef struct { uint8_t *held; uint8_t *hidden; size_t bytes, capacity; bool found; } stop_finder;
+
+size_t et_stop_push(stop_finder *f, const edgetok_sampling *s, const uint8_t *text, size_t bytes,
+                    bool hidden, uint8_t *out);
+size_t et_stop_take(stop_finder *f, size_t count, uint8_t *out);
+
+struct edgetok_chat {
+    edgetok_model *m;
+    cache cache;
+    int32_t *tokens; /* in the cache */
+    int64_t capacity;
+    float *logits;
+    bool has_logits, pending;
+    int32_t last;
+    atomic_bool cancelled;
+    edgetok_sampling sampling, next_sampling;
+    block text_memory, next_memory, memory;
+    instruction choose;
+    int64_t options[OPTIONS], chosen;
+    int32_t *seen, *seen_row; /* tokens and counts; row of each token + 1 */
+    int64_t seen_count;
+    utf8_stream utf8;
+    stop_finder stop;
+    uint8_t *output;
+    int finish;
+    bool opened;       /* an answer has begun */
+    edgetok_stats_t stats;
+    char *said;        /* the conversation as text */
+    size_t said_bytes, said_capacity;
+    int64_t turns;
+    size_t asked; /* where the last message begins */
+    int with_system;
+    block answer;      /* text of the answer, for the next turn */
+    size_t answer_bytes;
+};
+
+/* template.c */
+int et_note_answer(edgetok_chat *chat, const edgetok_output *output, char *error);
+
+#endif

@@ -1,0 +1,335 @@
+/* What systems do differently: memory, files, threads, waiting, instruction sets. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+#include "internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#endif
+#if !defined(_WIN32) && !defined(__wasm__)
+#define HAS_POSIX 1
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+int __ulock_wait(uint32_t operation, void *address, uint64_t value, uint32_t timeout_us);
+int __ulock_wake(uint32_t operation, void *address, uint64_t value);
+#endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+/* What compiled kernels want of a host: see simd/threads.py and program/waiting.py. */
+void edgetok_wait(int64_t address, int64_t value);
+void edgetok_wake(int64_t address);
+void edgetok_yield(void);
+
+#if defined(__linux__)
+enum { WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
+void edgetok_wait(int64_t address, int64_t value) {
+    syscall(SYS_futex, address, WAIT_PRIVATE, (uint32_t)value, 0, 0, 0);
+}
+void edgetok_wake(int64_t address) {
+    syscall(SYS_futex, address, WAKE_PRIVATE, INT32_MAX, 0, 0, 0);
+}
+void edgetok_yield(void) { sched_yield(); }
+#elif defined(__APPLE__)
+/* XNU, bsd/sys/ulock.h: UL_COMPARE_AND_WAIT, ULF_WAKE_ALL, ULF_NO_ERRNO. */
+void edgetok_wait(int64_t address, int64_t value) {
+    __ulock_wait(0x01000001, (void *)(intptr_t)address, (uint32_t)value, 0);
+}
+void edgetok_wake(int64_t address) { __ulock_wake(0x01000101, (void *)(intptr_t)address, 0); }
+void edgetok_yield(void) { sched_yield(); }
+#elif defined(_WIN32)
+void edgetok_wait(int64_t address, int64_t value) {
+    int32_t word = (int32_t)value;
+    WaitOnAddress((void *)(intptr_t)address, &word, 4, INFINITE);
+}
+void edgetok_wake(int64_t address) { WakeByAddressAll((void *)(intptr_t)address); }
+void edgetok_yield(void) { SwitchToThread(); }
+#else
+void edgetok_wait(int64_t address, int64_t value) { (void)address, (void)value; }
+void edgetok_wake(int64_t address) { (void)address; }
+void edgetok_yield(void) {}
+#endif
+
+int et_fail(char *error, const char *format, ...) {
+    if (error) {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(error, EDGETOK_ERROR_BYTES, format, arguments);
+        va_end(arguments);
+    }
+    return -1;
+}
+
+/* Large memory comes from the system, which zeroes a page when it is first touched. */
+void *et_grab(block *memory, size_t bytes) {
+    memory->bytes = (bytes + 4095) / 4096 * 4096 + 4096;
+#if defined(_WIN32)
+    memory->data = VirtualAlloc(NULL, memory->bytes, MEM_COMMIT | MEM_RESERVE, PAGE_READWRITE);
+#elif defined(HAS_POSIX)
+    memory->data = mmap(NULL, memory->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (memory->data == MAP_FAILED) memory->data = NULL;
+#else
+    memory->data = aligned_alloc(4096, memory->bytes);
+    if (memory->data) memset(memory->data, 0, memory->bytes);
+#endif
+    return memory->data;
+}
+
+void et_drop(block *memory) {
+    if (!memory->data) return;
+#if defined(_WIN32)
+    VirtualFree(memory->data, 0, MEM_RELEASE);
+#elif defined(HAS_POSIX)
+    munmap(memory->data, memory->bytes);
+#else
+    free(memory->data);
+#endif
+    memory->data = NULL;
+}
+
+int et_map(mapping *file, const char *folder, const char *name, char *error) {
+    char path[4096];
+    int length = snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (length < 0 || (size_t)length >= sizeof path) return et_fail(error, "the path is too long");
+    memset(file, 0, sizeof *file);
+#if defined(_WIN32)
+    HANDLE handle = CreateFileA(path, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
+    LARGE_INTEGER size;
+    if (handle == INVALID_HANDLE_VALUE) return et_fail(error, "%s: cannot be opened", path);
+    if (GetFileSizeEx(handle, &size) && size.QuadPart > 0) {
+        HANDLE map = CreateFileMappingA(handle, NULL, PAGE_READONLY, 0, 0, NULL);
+        file->data = map ? MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0) : NULL;
+        file->bytes = (size_t)size.QuadPart;
+        file->handle = map;
+    }
+    CloseHandle(handle);
+#else
+    struct stat status;
+    int handle = open(path, O_RDONLY);
+    if (handle < 0) return et_fail(error, "%s: cannot be opened", path);
+    if (fstat(handle, &status) == 0 && status.st_size > 0) {
+        file->bytes = (size_t)status.st_size;
+#if defined(HAS_POSIX)
+        void *data = mmap(NULL, file->bytes, PROT_READ, MAP_SHARED, handle, 0);
+        file->data = data == MAP_FAILED ? NULL : data;
+#else
+        block memory = {0};
+        uint8_t *data = et_grab(&memory, file->bytes);
+        size_t at = 0;
+        while (data && at < file->bytes) {
+            size_t left = file->bytes - at;
+            ssize_t got = read(handle, data + at, left < 1 << 24 ? left : 1 << 24);
+            if (got <= 0) break;
+            at += (size_t)got;
+        }
+        if (at < file->bytes) et_drop(&memory);
+        file->data = memory.data;
+        file->handle = memory.data;
+#endif
+    }
+    close(handle);
+#endif
+    return file->data ? 0 : et_fail(error, "%s: cannot be read", path);
+}
+
+void et_unmap(mapping *file) {
+    if (!file->data) return;
+#if defined(_WIN32)
+    UnmapViewOfFile(file->data);
+    CloseHandle(file->handle);
+#elif defined(HAS_POSIX)
+    munmap((void *)(intptr_t)file->data, file->bytes);
+#else
+    free(file->handle);
+#endif
+    file->data = NULL;
+}
+
+double et_seconds(void) {
+#if defined(_WIN32)
+    LARGE_INTEGER now, each;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&each);
+    return (double)now.QuadPart / (double)each.QuadPart;
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+}
+
+int et_cores(void) {
+#if defined(_WIN32)
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return (int)info.dwNumberOfProcessors;
+#elif defined(__linux__)
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) return CPU_COUNT(&mine);
+    return 1;
+#elif defined(__APPLE__)
+    int count = 0; /* performance cores, where there are two kinds */
+    size_t size = sizeof count;
+    if (sysctlbyname("hw.perflevel0.physicalcpu", &count, &size, NULL, 0) == 0 && count > 0)
+        return count;
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+#else
+    return 1;
+#endif
+}
+
+#if defined(__x86_64__)
+static bool has_x86(const char *isa) {
+    uint32_t a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    const uint32_t plain = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29; /* fma, osxsave, avx, f16c */
+    if ((c & plain) != plain) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const uint32_t avx2 = 1u << 5 | 1u << 8; /* and bmi2 */
+    if ((low & 6) != 6 || (b & avx2) != avx2) return false;
+    if (!strcmp(isa, "avx2")) return true;
+    if (!strcmp(isa, "avx512")) {
+        const uint32_t wide = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* f, dq, bw, vl */
+        return (low & 0xE6) == 0xE6 && (b & wide) == wide && c & 1u << 11; /* vnni */
+    }
+    if (!strcmp(isa, "avxvnni")) return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
+    return false;
+}
+#endif
+
+#if defined(__APPLE__) && defined(__aarch64__)
+static bool has_feature(const char *name) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found;
+}
+#endif
+
+bool et_isa_runs(const char *isa) {
+    if (!strcmp(isa, "portable")) return true;
+#if defined(__x86_64__)
+    return has_x86(isa);
+#elif defined(__aarch64__)
+    if (strcmp(isa, "neon")) return false;
+#if defined(__linux__)
+    const unsigned long wanted = 1ul << 10 | 1ul << 20; /* asimdhp, asimddp */
+    return (getauxval(AT_HWCAP) & wanted) == wanted;
+#elif defined(__APPLE__)
+    return has_feature("hw.optional.arm.FEAT_DotProd") && has_feature("hw.optional.arm.FEAT_FP16");
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#else
+    return false;
+#endif
+#else
+    return false;
+#endif
+}
+
+#if defined(HAS_POSIX)
+typedef struct { pthread_t thread; void (*work)(void *); void *argument; } started;
+static void *begin_thread(void *argument) {
+    started *s = argument;
+    s->work(s->argument);
+    return NULL;
+}
+#elif defined(_WIN32)
+typedef struct { HANDLE thread; void (*work)(void *); void *argument; } started;
+static DWORD WINAPI begin_thread(void *argument) {
+    started *s = argument;
+    s->work(s->argument);
+    return 0;
+}
+#endif
+
+void *et_thread(void (*work)(void *), void *argument) {
+#if defined(HAS_POSIX) || defined(_WIN32)
+    started *s = calloc(1, sizeof *s);
+    if (!s) return NULL;
+    s->work = work;
+    s->argument = argument;
+#if defined(_WIN32)
+    s->thread = CreateThread(NULL, 0, begin_thread, s, 0, NULL);
+    if (s->thread) return s;
+#else
+    if (!pthread_create(&s->thread, NULL, begin_thread, s)) return s;
+#endif
+    free(s);
+#else
+    (void)work, (void)argument;
+#endif
+    return NULL;
+}
+
+void et_join(void *thread) {
+#if defined(HAS_POSIX) || defined(_WIN32)
+    started *s = thread;
+#if defined(_WIN32)
+    WaitForSingleObject(s->thread, INFINITE);
+    CloseHandle(s->thread);
+#else
+    pthread_join(s->thread, NULL);
+#endif
+#endif
+    free(thread);
+}
+
+void *et_lock_new(void) {
+#if defined(_WIN32)
+    SRWLOCK *lock = calloc(1, sizeof *lock);
+    if (lock) InitializeSRWLock(lock);
+#elif defined(HAS_POSIX)
+    pthread_mutex_t *lock = calloc(1, sizeof *lock);
+    if (lock) pthread_mutex_init(lock, NULL);
+#else
+    void *lock = calloc(1, 1);
+#endif
+    return lock;
+}
+
+void et_lock(void *lock) {
+#if defined(_WIN32)
+    AcquireSRWLockExclusive(lock);
+#elif defined(HAS_POSIX)
+    pthread_mutex_lock(lock);
+#else
+    (void)lock;
+#endif
+}
+
+void et_unlock(void *lock) {
+#if defined(_WIN32)
+    ReleaseSRWLockExclusive(lock);
+#elif defined(HAS_POSIX)
+    pthread_mutex_unlock(lock);
+#else
+    (void)lock;
+#endif
+}
+
+void et_lock_free(void *lock) {
+#if defined(HAS_POSIX)
+    if (lock) pthread_mutex_destroy(lock);
+#endif
+    free(lock);
+}

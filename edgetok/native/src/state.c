@@ -1,0 +1,220 @@
+/* A cache as a block of bytes, as edgetok/cache/state.py and saved.py write and read it. */
+#include "internal.h"
+
+#include <stdio.h>
+
+enum { SHAPE = 1, COUNTERS = 2, TABLE = 3, ROWS_ = 4, MASS = 5, FIXED_COUNTERS = 7 };
+
+static int64_t up(int64_t value) { return (value + 63) / 64 * 64; }
+
+static int shape_of(const cache *c, char *out, size_t size) {
+    int at = snprintf(out, size, "{\"block_tokens\":%d,", (int)c->block_tokens);
+    bool longrope = false;
+    for (int64_t i = 0; i < c->m->run[RUN_ROPES]; i++) longrope = longrope || c->m->ropes[i].original;
+    if (longrope && !c->policy)
+        at += snprintf(out + at, size - (size_t)at, "\"context\":%lld,", (long long)c->capacity);
+    at += snprintf(out + at, size - (size_t)at, "\"kind\":\"cpu\",\"kv_bits\":%d,",
+                   (int)c->m->run[RUN_KV_BITS]);
+    if (c->policy)
+        at += snprintf(out + at, size - (size_t)at, "\"policy\":\"%s\",",
+                       c->policy == 1 ? "retain" : "window");
+    at += snprintf(out + at, size - (size_t)at, "\"rings\":[");
+    bool any = false;
+    for (int64_t i = 0; i < c->n_groups; i++) {
+        const group *g = &c->groups[i];
+        if (!g->window || g->chosen || (size_t)at > size - 64) continue;
+        at += snprintf(out + at, size - (size_t)at, "%s[%lld,%lld]", any ? "," : "",
+                       (long long)g->window, (long long)g->limit);
+        any = true;
+    }
+    at += snprintf(out + at, size - (size_t)at, "]");
+    if (c->policy) at += snprintf(out + at, size - (size_t)at, ",\"slots\":%lld", (long long)c->slots);
+    return at + snprintf(out + at, size - (size_t)at, "}");
+}
+
+static int64_t held_of(const group *g) {
+    int64_t held = 0;
+    for (int64_t r = 0; r < g->rows; r++) held += g->held[r];
+    return held;
+}
+
+/* Copies one slot's key, value and scales between a page and rows; see page_layout.py. */
+static void copy_slot(const cache *c, const group *g, int64_t head, int64_t slot, uint8_t *rows[4],
+                      bool to_page) {
+    const int64_t *entry = g->entries + (head * (g->pages + 1) + slot / PAGE_SLOTS) * PAGE_FIELDS;
+    int64_t bits = c->m->run[RUN_KV_BITS], row = c->m->run[RUN_ROW_BYTES], s = slot % PAGE_SLOTS;
+    int64_t key_unit = bits <= 8 ? 4 : bits / 8, value_unit = bits <= 8 ? 1 : bits / 8;
+    int64_t value_tile = bits <= 8 ? VALUE_TILE : 1;
+    const int64_t units[4] = {key_unit, value_unit, 4, 4}, tiles[4] = {KEY_TILE, value_tile, 1, 1};
+    const int64_t sizes[4] = {row, row, c->m->run[RUN_SCALE_BYTES], c->m->run[RUN_SCALE_BYTES]};
+    for (int i = 0; i < 4; i++) {
+        uint8_t *page = (uint8_t *)(intptr_t)entry[i] + s / tiles[i] * tiles[i] * sizes[i];
+        for (int64_t u = 0; u < sizes[i] / units[i]; u++) {
+            uint8_t *there = page + (u * tiles[i] + s % tiles[i]) * units[i], *here = rows[i] + u * units[i];
+            if (to_page) memcpy(there, here, (size_t)units[i]);
+            else memcpy(here, there, (size_t)units[i]);
+        }
+        rows[i] += sizes[i];
+    }
+}
+
+/* All slots of a group, head by head: of each its keys, values, key scales and value scales. */
+static void copy_rows(const cache *c, const group *g, uint8_t *at, bool to_page) {
+    int64_t row = c->m->run[RUN_ROW_BYTES], scale = c->m->run[RUN_SCALE_BYTES];
+    for (int64_t h = 0; h < g->heads; h++) {
+        int64_t list = g->rows == 1 ? 0 : h, n = g->held[list];
+        uint8_t *rows[4] = {at, at + n * row, at + 2 * n * row, at + n * (2 * row + scale)};
+        for (int64_t s = 0; s < g->used[list]; s++)
+            if (g->positions[list * g->limit + s] != EMPTY) copy_slot(c, g, h, s, rows, to_page);
+        at += 2 * n * (row + scale);
+    }
+}
+
+typedef struct { uint32_t kind, group; uint64_t offset, bytes, zero; } entry;
+
+int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
+    char shape[4096];
+    entry entries[2 + 3 * 64];
+    int64_t counters[FIXED_COUNTERS + 64] = {c->length, c->shift, c->pinned};
+    int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]), n = 0;
+    if (c->n_groups > 32) return -1;
+    entries[n++] = (entry){SHAPE, 0, 0, (uint64_t)shape_of(c, shape, sizeof shape), 0};
+    entries[n++] = (entry){COUNTERS, 0, 0, 8 * (uint64_t)(FIXED_COUNTERS + c->n_groups), 0};
+    for (int64_t i = 0; i < c->n_groups; i++) {
+        const group *g = &c->groups[i];
+        int64_t held = held_of(g), slots = g->rows == 1 ? held * g->heads : held;
+        counters[FIXED_COUNTERS + i] = g->mark;
+        entries[n++] = (entry){TABLE, (uint32_t)i, 0, 4 * (uint64_t)(g->rows + 3 * held), 0};
+        entries[n++] = (entry){ROWS_, (uint32_t)i, 0, (uint64_t)(slots * each), 0};
+        if (g->chosen) entries[n++] = (entry){MASS, (uint32_t)i, 0, 4 * (uint64_t)held, 0};
+    }
+    int64_t at = 24 + n * (int64_t)sizeof(entry);
+    for (int64_t i = 0; i < n; i++) {
+        entries[i].offset = (uint64_t)up(at);
+        at = up(at) + (int64_t)entries[i].bytes;
+    }
+    if (!data || at > capacity) return at;
+    memset(data, 0, (size_t)at); /* attention mass is not counted here: 0 */
+    uint32_t head[2] = {STATE_VERSION, (uint32_t)n};
+    memcpy(data, STATE_MAGIC, 8);
+    memcpy(data + 8, head, 8);
+    memcpy(data + 16, &at, 8);
+    memcpy(data + 24, entries, (size_t)n * sizeof(entry));
+    for (int64_t i = 0; i < n; i++) {
+        uint8_t *to = data + entries[i].offset;
+        const group *g = &c->groups[entries[i].group];
+        if (entries[i].kind == SHAPE) memcpy(to, shape, entries[i].bytes);
+        if (entries[i].kind == COUNTERS) memcpy(to, counters, entries[i].bytes);
+        if (entries[i].kind == ROWS_) copy_rows(c, g, to, false);
+        if (entries[i].kind != TABLE) continue;
+        int64_t held = held_of(g), k = g->rows;
+        int32_t *numbers = (int32_t *)(void *)to;
+        for (int64_t r = 0; r < g->rows; r++) {
+            numbers[r] = (int32_t)g->held[r];
+            for (int64_t s = 0; s < g->used[r]; s++) {
+                if (g->positions[r * g->limit + s] == EMPTY) continue;
+                numbers[k] = (int32_t)s;
+                numbers[k + held] = g->tokens[r * g->limit + s];
+                numbers[k + 2 * held] = g->positions[r * g->limit + s];
+                k++;
+            }
+        }
+    }
+    return at;
+}
+
+typedef struct { const uint8_t *data; int64_t bytes; } found;
+
+static found section_of(const uint8_t *data, int64_t bytes, uint32_t kind, uint32_t group) {
+    uint32_t count;
+    memcpy(&count, data + 12, 4);
+    for (uint32_t i = 0; i < count; i++) {
+        entry e;
+        memcpy(&e, data + 24 + i * sizeof e, sizeof e);
+        if (e.kind == kind && e.group == group && e.offset % 64 == 0 && e.offset <= (uint64_t)bytes &&
+            e.bytes <= (uint64_t)bytes - e.offset)
+            return (found){data + e.offset, (int64_t)e.bytes};
+    }
+    return (found){NULL, -1};
+}
+
+/* Whether a table's numbers can be: slots and tokens of each list ascend, in place. */
+static bool table_holds(const cache *c, const group *g, found t, int64_t length, int64_t next) {
+    const int32_t *n = (const void *)t.data;
+    int64_t held = 0;
+    if (t.bytes < 4 * g->rows) return false;
+    for (int64_t r = 0; r < g->rows; r++) {
+        if (n[r] < 0 || n[r] > g->limit) return false;
+        held += n[r];
+    }
+    if (t.bytes != 4 * (g->rows + 3 * held)) return false;
+    const int32_t *slots = n + g->rows, *tokens = slots + held, *positions = tokens + held;
+    for (int64_t r = 0; r < g->rows; slots += n[r], tokens += n[r], positions += n[r], r++)
+        for (int32_t i = 0; i < n[r]; i++)
+            if (slots[i] < 0 || slots[i] >= g->limit || (i && slots[i] <= slots[i - 1]) || tokens[i] < 0 ||
+                tokens[i] >= length || positions[i] < 0 || positions[i] >= next ||
+                (!g->chosen && slots[i] != tokens[i] % g->limit))
+                return false;
+    int64_t least = g->window && g->window - 1 < length ? g->window - 1 : length;
+    return g->chosen || (held >= least && held <= c->capacity);
+}
+
+int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t tokens, char *error) {
+    char shape[4096];
+    int64_t total, counters[FIXED_COUNTERS + 64];
+    uint32_t head[2];
+    if (bytes < 24 || memcmp(data, STATE_MAGIC, 8)) return et_fail(error, "this is not a saved cache");
+    memcpy(head, data + 8, 8);
+    memcpy(&total, data + 16, 8);
+    if (head[0] != STATE_VERSION || total != bytes || head[1] > 1024 ||
+        bytes < 24 + (int64_t)head[1] * (int64_t)sizeof(entry))
+        return et_fail(error, "the saved cache is damaged, or of another version");
+    int length = shape_of(c, shape, sizeof shape);
+    found wanted = section_of(data, bytes, SHAPE, 0), numbers = section_of(data, bytes, COUNTERS, 0);
+    if (wanted.bytes != length || memcmp(wanted.data, shape, (size_t)length))
+        return et_fail(error, "the saved cache is of another shape; use the options it was saved with");
+    if (c->n_groups > 32 || numbers.bytes != 8 * (FIXED_COUNTERS + c->n_groups))
+        return et_fail(error, "the saved cache's counters cannot be; it is damaged");
+    memcpy(counters, numbers.data, (size_t)numbers.bytes);
+    int64_t most = c->policy ? MOST_CHAT_TOKENS : c->capacity;
+    if (counters[0] != tokens || tokens > most || counters[1] < 0 || counters[1] > tokens ||
+        tokens - counters[1] > c->capacity || counters[2] < 0 ||
+        counters[2] > (c->policy ? c->slots / 2 : 0))
+        return et_fail(error, "the saved cache is of %lld tokens, not of these %lld, or damaged",
+                       (long long)counters[0], (long long)tokens);
+    int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]);
+    for (int64_t i = 0; i < c->n_groups; i++) {
+        const group *g = &c->groups[i];
+        found table = section_of(data, bytes, TABLE, (uint32_t)i);
+        found rows = section_of(data, bytes, ROWS_, (uint32_t)i);
+        if (!table_holds(c, g, table, tokens, tokens - counters[1]) ||
+            counters[FIXED_COUNTERS + i] < 0 || counters[FIXED_COUNTERS + i] > tokens)
+            return et_fail(error, "the saved cache holds tokens that cannot be; it is damaged");
+        int64_t held = (table.bytes / 4 - g->rows) / 3;
+        if (rows.bytes != (g->rows == 1 ? held * g->heads : held) * each)
+            return et_fail(error, "the saved cache's sections do not add up; it is damaged");
+    }
+    c->length = tokens;
+    c->shift = counters[1];
+    c->pinned = counters[2];
+    for (int64_t i = 0; i < c->n_groups; i++) {
+        group *g = &c->groups[i];
+        found table = section_of(data, bytes, TABLE, (uint32_t)i);
+        const int32_t *n = (const void *)table.data;
+        int64_t held = (table.bytes / 4 - g->rows) / 3, k = g->rows;
+        for (int64_t s = 0; s < g->rows * g->limit; s++) g->positions[s] = EMPTY;
+        for (int64_t r = 0; r < g->rows; r++) {
+            g->held[r] = n[r];
+            g->used[r] = 0;
+            for (int32_t j = 0; j < n[r]; j++, k++) {
+                g->positions[r * g->limit + n[k]] = n[k + 2 * held];
+                g->tokens[r * g->limit + n[k]] = n[k + held];
+                g->used[r] = n[k] + 1;
+            }
+        }
+        copy_rows(c, g, (uint8_t *)(intptr_t)section_of(data, bytes, ROWS_, (uint32_t)i).data, true);
+        g->mark = counters[FIXED_COUNTERS + i];
+        if (g->chosen) et_list_free(c, g);
+    }
+    return 0;
+}

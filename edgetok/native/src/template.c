@@ -1,0 +1,170 @@
+/* Conversations as text: the pieces that the chat template writes around messages, found and
+   checked by native/template.py. Every turn is rendered and tokenised as a whole, as in Python. */
+#include "internal.h"
+
+#include <stdlib.h>
+
+enum { FIRST, SYSTEM_TO_USER, USER_TO_ASSISTANT, ASSISTANT_TO_USER, GENERATE, PIECES };
+
+typedef struct { const char *text; size_t bytes; } piece;
+
+/* numbers: whether messages are stripped; then without and with a system message: whether there is
+   such a conversation, and the bytes of each piece; then the pieces. */
+static bool read_pieces(const uint8_t *data, size_t bytes, int with_system, piece found[PIECES]) {
+    int64_t numbers[1 + 2 * (1 + PIECES)], at = sizeof numbers;
+    if (bytes < sizeof numbers) return false;
+    memcpy(numbers, data, sizeof numbers);
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < PIECES; i++) {
+            int64_t size = numbers[2 + s * (1 + PIECES) + i];
+            if (size < 0 || size > (int64_t)bytes - at) return false;
+            if (s == with_system) found[i] = (piece){(const char *)data + at, (size_t)size};
+            at += size;
+        }
+    return numbers[1 + with_system * (1 + PIECES)] != 0;
+}
+
+int et_template_check(const uint8_t *data, size_t bytes, char *error) {
+    piece found[PIECES];
+    if (read_pieces(data, bytes, 0, found)) return 0;
+    return et_fail(error, "model.plan: the chat template's pieces contradict each other");
+}
+
+static size_t space_bytes(const uint8_t *s, size_t n) { /* what Python's str.strip removes */
+    if (!n) return 0;
+    if ((s[0] >= 9 && s[0] <= 13) || (s[0] >= 28 && s[0] <= 32)) return 1;
+    if (n > 1 && s[0] == 0xC2 && (s[1] == 0x85 || s[1] == 0xA0)) return 2;
+    if (n < 3) return 0;
+    int32_t c = s[0] >> 4 == 14 ? (s[0] & 15) << 12 | (s[1] & 63) << 6 | (s[2] & 63) : 0;
+    bool space = c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
+                 c == 0x202F || c == 0x205F || c == 0x3000;
+    return space ? 3 : 0;
+}
+
+static piece stripped(const char *text, size_t bytes) {
+    const uint8_t *s = (const uint8_t *)text;
+    for (size_t k; (k = space_bytes(s, bytes)); s += k) bytes -= k;
+    for (size_t k = 1; k <= 3 && bytes >= k;) {
+        if (space_bytes(s + bytes - k, k) == k) bytes -= k, k = 1;
+        else k++;
+    }
+    return (piece){(const char *)s, bytes};
+}
+
+static bool add(edgetok_chat *chat, piece p) {
+    if (chat->said_capacity - chat->said_bytes < p.bytes) {
+        size_t wanted = 2 * (chat->said_bytes + p.bytes) + 1024;
+        char *more = realloc(chat->said, wanted);
+        if (!more) return false;
+        chat->said = more;
+        chat->said_capacity = wanted;
+    }
+    memcpy(chat->said + chat->said_bytes, p.text, p.bytes);
+    chat->said_bytes += p.bytes;
+    return true;
+}
+
+/* Ids of the conversation so far; the caller frees them. */
+static int32_t *ids_of(const edgetok_chat *chat, int64_t *count, char *error) {
+    int64_t most = edgetok_encode(chat->m, chat->said, chat->said_bytes, 0, NULL, 0, error);
+    int32_t *ids = most < 0 ? NULL : malloc(4 * (size_t)most + 4);
+    if (ids) *count = edgetok_encode(chat->m, chat->said, chat->said_bytes, 0, ids, (size_t)most, error);
+    else if (most >= 0) et_fail(error, "no memory for %lld tokens", (long long)most);
+    return ids;
+}
+
+/* How many first tokens all conversations with this system message share. */
+static int pin(edgetok_chat *chat, const piece pieces[PIECES], char *error) {
+    int32_t *ids[2] = {NULL, NULL};
+    int64_t counts[2] = {0, 0}, same = 0;
+    size_t before = chat->said_bytes;
+    bool good = true;
+    for (int i = 0; i < 2 && good; i++) {
+        good = add(chat, (piece){i ? "1" : "a", 1}) && add(chat, pieces[GENERATE]) &&
+               (ids[i] = ids_of(chat, &counts[i], error));
+        chat->said_bytes = before;
+    }
+    while (good && same < counts[0] && same < counts[1] && ids[0][same] == ids[1][same]) same++;
+    free(ids[0]);
+    free(ids[1]);
+    if (!good) return -1;
+    if (same > chat->cache.slots / 2)
+        return et_fail(error, "a system message of %lld tokens, expected at most %lld, half of the cache",
+                       (long long)same, (long long)chat->cache.slots / 2);
+    chat->cache.pinned = same;
+    return 0;
+}
+
+static int say(edgetok_chat *chat, const char *system, const char *text, char *error) {
+    const uint8_t *data = chat->m->template_;
+    piece pieces[PIECES];
+    int64_t strips, count = 0;
+    bool first = chat->turns == 0, silent = chat->answer_bytes == 0;
+    if (first) chat->with_system = system && *system;
+    else if (system) return et_fail(error, "the system message belongs to the first turn");
+    if (!chat->m->tokens.there || !chat->m->template_bytes)
+        return et_fail(error, "this folder has no chat template; use edgetok_prefill");
+    if (!read_pieces(data, chat->m->template_bytes, chat->with_system, pieces))
+        return et_fail(error, "this model's template takes no system message");
+    memcpy(&strips, data, 8);
+    piece said = strips ? stripped(text, strlen(text)) : (piece){text, strlen(text)};
+    piece answer = {chat->answer.data, chat->answer_bytes};
+    if (strips && answer.bytes) answer = stripped(answer.text, answer.bytes);
+    bool good = true;
+    if (first) {
+        chat->said_bytes = 0;
+        good = add(chat, pieces[FIRST]);
+        if (good && chat->with_system) {
+            piece told = strips ? stripped(system, strlen(system)) : (piece){system, strlen(system)};
+            good = add(chat, told) && add(chat, pieces[SYSTEM_TO_USER]) &&
+                   (!chat->cache.policy || !pin(chat, pieces, error));
+        }
+    } else if (silent) { /* a message without any answer is replaced */
+        chat->said_bytes = chat->asked;
+    } else {
+        good = add(chat, pieces[USER_TO_ASSISTANT]) && add(chat, answer) &&
+               add(chat, pieces[ASSISTANT_TO_USER]);
+    }
+    size_t asked = chat->said_bytes;
+    if (!good || !add(chat, said)) return et_fail(error, "no memory for the conversation");
+    size_t after = chat->said_bytes;
+    if (!add(chat, pieces[GENERATE])) return et_fail(error, "no memory for the conversation");
+    int32_t *ids = ids_of(chat, &count, error);
+    chat->said_bytes = after;
+    if (!ids) return -1;
+    /* Room for the answer, so that no step allocates. */
+    int64_t tokens = chat->cache.policy ? chat->cache.answer : chat->capacity - chat->cache.length;
+    if (chat->next_sampling.max_tokens > tokens) tokens = chat->next_sampling.max_tokens;
+    if (tokens > MOST_CHAT_TOKENS) tokens = MOST_CHAT_TOKENS;
+    et_drop(&chat->answer);
+    int failed = -1;
+    if (et_grab(&chat->answer, (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.numbers[TOK_LONGEST] + 8)))
+        failed = edgetok_prefill(chat, ids, (size_t)count, error);
+    else
+        et_fail(error, "no memory for an answer");
+    free(ids);
+    chat->asked = asked;
+    chat->turns++;
+    return failed;
+}
+
+int edgetok_say(edgetok_chat *chat, const char *system, const char *text, char *error) {
+    size_t before = chat->said_bytes, asked = chat->asked;
+    int64_t turns = chat->turns;
+    int failed = say(chat, system, text, error);
+    if (failed && chat->finish != EDGETOK_CANCELLED) {
+        chat->said_bytes = before;
+        chat->asked = asked;
+        chat->turns = turns;
+    }
+    return failed;
+}
+
+int et_note_answer(edgetok_chat *chat, const edgetok_output *output, char *error) {
+    (void)error;
+    if (chat->answer.data && output->bytes < chat->answer.bytes - chat->answer_bytes) {
+        memcpy((char *)chat->answer.data + chat->answer_bytes, output->text, output->bytes);
+        chat->answer_bytes += output->bytes;
+    }
+    return 1;
+}

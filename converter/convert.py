@@ -148,8 +148,11 @@ def convert(
         notes += more_notes
         graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
         write_durably(workspace.artefact / GRAPH_FILE, graph)
-        settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
-        write_durably(workspace.artefact / GENAI_FILE, settings.encode())
+        if family.spec.keeps_states:
+            notes.append(f"{GENAI_FILE} left out: it names caches of attention layers alone")
+        else:
+            settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
+            write_durably(workspace.artefact / GENAI_FILE, settings.encode())
         cache = measure_cache(workspace, family.spec, layout, options, progress)
         report = Report(
             source=shown(source),

@@ -168,6 +168,28 @@ def quantise_slots(x: npt.NDArray[np.float32]) -> tuple[Bytes, Array, Array]:
     return codes.astype(np.uint8), scale, base
 
 
+def short_conv(gate_in: Array, gate_out: Array, value: Array, weight: Array) -> Array:
+    """gate_out[t] * sum over j of weight[:, j] * u[t - taps + 1 + j], where u = gate_in * value.
+
+    Before the first token u is 0.
+
+    Args:
+        gate_in: [T, size].
+        gate_out: [T, size].
+        value: [T, size].
+        weight: [size, taps].
+
+    Returns:
+        [T, size].
+
+    Source: transformers `Lfm2ShortConv`.
+    """
+    u, taps = gate_in * value, weight.shape[1]
+    before = np.concatenate([np.zeros((taps - 1, u.shape[1]), u.dtype), u])
+    convolved = sum(weight[:, j] * before[j : j + len(u)] for j in range(taps))
+    return np.asarray(gate_out * convolved)
+
+
 def activation(x: Array, kind: str) -> Array:
     """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
     y: Array

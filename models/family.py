@@ -89,16 +89,17 @@ class Family:
 
 
 def standard_tensors(
-    spec: DecoderSpec, norms: Mapping[str, str] = PRE_NORMS, norm_add: float = 0.0
+    spec: DecoderSpec, names: Mapping[str, str] = PRE_NORMS, norm_add: float = 0.0
 ) -> dict[str, TensorSource]:
     """Sources under the names that most families use.
 
     Args:
         spec: says which tensors exist.
-        norms: names of the norms around attention and MLP, by canonical name.
+        names: of modules that are named otherwise, such as the norms around attention and MLP, by
+            canonical name.
         norm_add: added to every norm's weight.
     """
-    modules = {**_MODULES, **norms}
+    modules = {**_MODULES, **names}
     sources = {}
     for canonical in tensor_shapes(spec):
         *layer, module, suffix = canonical.split(".")
@@ -109,7 +110,12 @@ def standard_tensors(
 
 
 def decoder_sizes(
-    config: ConfigReader, *, tied: bool = False, kv_heads: int | None = None, head_dim: int = 0
+    config: ConfigReader,
+    *,
+    tied: bool = False,
+    kv_heads: int | None = None,
+    head_dim: int = 0,
+    norm_eps: str = "rms_norm_eps",
 ) -> dict[str, Any]:
     """Return the fields of `DecoderSpec` that every family reads under the same keys.
 
@@ -118,6 +124,7 @@ def decoder_sizes(
         tied: default for an absent `tie_word_embeddings`.
         kv_heads: default for an absent `num_key_value_heads`; None: as many as heads.
         head_dim: default for an absent `head_dim`; 0: hidden_size / num_attention_heads.
+        norm_eps: key of what norms add to the mean.
     """
     hidden_size = config.integer("hidden_size", high=1 << 20)
     num_heads = config.integer("num_attention_heads", high=1 << 12)
@@ -144,27 +151,33 @@ def decoder_sizes(
         "num_kv_heads": num_kv_heads or num_heads,
         "head_dim": dim,
         "context_tokens": config.integer("max_position_embeddings", high=1 << 28),
-        "norm_eps": config.number("rms_norm_eps", low=0.0, high=1.0),
+        "norm_eps": config.number(norm_eps, low=0.0, high=1.0),
         "tied": config.flag("tie_word_embeddings", tied),
         "attn_scale": dim**-0.5,
     }
 
 
 def fused_tensors(
-    spec: DecoderSpec, fused: Mapping[str, tuple[str, ...]]
+    spec: DecoderSpec,
+    fused: Mapping[str, tuple[str, ...]],
+    names: Mapping[str, str] = PRE_NORMS,
 ) -> dict[str, TensorSource]:
     """Return `standard_tensors` with some projections as rows of one tensor.
 
     Args:
         spec: says which tensors exist.
         fused: for each module of a layer that holds several projections, which, in order.
+        names: of modules that are named otherwise, by canonical name.
     """
     shapes = tensor_shapes(spec)
-    sources = standard_tensors(spec)
+    apart = {part: part for parts in fused.values() for part in parts}
+    sources = standard_tensors(spec, {**apart, **names})
     for i in range(spec.num_layers):
         for module, parts in fused.items():
             first = 0
             for part in parts:
+                if f"layers.{i}.{part}.weight" not in shapes:
+                    continue  # a layer of another kind
                 last = first + shapes[f"layers.{i}.{part}.weight"][0]
                 for suffix in ("weight", "bias"):
                     if f"layers.{i}.{part}.{suffix}" in sources:

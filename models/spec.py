@@ -267,6 +267,11 @@ class DecoderSpec:
         """Indices of the layers with attention: a KV cache has slots for them and no others."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.attention is not None)
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a layer keeps a state instead of every token's keys and values."""
+        return any(layer.mixer.STATEFUL for layer in self.layers)
+
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference
 from edgetok.models import DecoderSpec, Family, inv_freq, ops
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 
 Array = npt.NDArray[Any]
@@ -145,6 +146,12 @@ def _softcap(op: ops.SoftCap, run: Run) -> None:
     run.values[op.value] = reference.softcap(run.values[op.value], op.limit)
 
 
+def _short_conv(op: ShortConv, run: Run) -> None:
+    b, c, x = (run.values[name] for name in (op.gate_in, op.gate_out, op.value))
+    weight = run.weights[f"{op.weight}.weight"][:, 0, :]
+    run.values[op.value] = reference.short_conv(b, c, x, weight)
+
+
 HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Embed: _embed,
     ops.Norm: _norm,
@@ -156,4 +163,5 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
+    ShortConv: _short_conv,
 }

@@ -96,6 +96,14 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
     },
     "olmo2": {},
+    "lfm2": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "conv"],
+        "rms_norm_eps": None,
+        "norm_eps": 1e-5,
+        "block_multiple_of": 4,
+        "tie_word_embeddings": True,
+    },
     "olmo3": {
         "num_hidden_layers": 4,
         "sliding_window": 8,
@@ -177,7 +185,8 @@ def tiny_checkpoint(
 
 def sizes(family: str) -> dict[str, Any]:
     """Settings of a tiny model."""
-    return {**_SIZES, **_FAMILIES[family]}
+    values = {**_SIZES, **_FAMILIES[family]}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

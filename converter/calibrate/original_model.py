@@ -54,7 +54,7 @@ class Original:
         spec = weights.family.spec
         model = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
         norm = weights.family.tensors["final_norm.weight"].name
-        self._prefix = norm.rpartition("norm.")[0]
+        self._prefix = norm.removesuffix(norm.rsplit(".", 2)[-2] + ".weight")
         self._inner = model.get_submodule(self._prefix.removesuffix("."))
         self._layers: nn.ModuleList = self._inner.layers
         if len(self._layers) != spec.num_layers:

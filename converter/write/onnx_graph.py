@@ -32,11 +32,14 @@ from edgetok.formats.layout import (
     FORMAT_KEY,
     FORMAT_VERSION,
     LOGITS_START,
+    PAST_CONV,
+    PRESENT_CONV,
     SPEC_KEY,
     Layout,
     TensorFormat,
     cache_head_dim,
 )
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import body_operations, head_operations, operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -108,9 +111,13 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
     inputs.append(value(LOGITS_START, TensorProto.INT64, 1))
     outputs = [value("logits", TensorProto.FLOAT, "batch", "logit_tokens", spec.vocab_size)]
     for op in operations(spec):
+        i = op.layer
+        if isinstance(op, ShortConv):
+            for values, name in ((inputs, PAST_CONV), (outputs, PRESENT_CONV)):
+                shape = ("batch", op.size, op.taps - 1)
+                values.append(value(name.format(i), TensorProto.FLOAT, *shape))
         if not isinstance(op, Store):
             continue
-        i = op.layer
         for kind in ("key", "value"):
             past, present = f"past_key_values.{i}.{kind}", f"present.{i}.{kind}"
             inputs.append(value(past, TensorProto.FLOAT, "batch", heads, "past_tokens", dim))

@@ -17,8 +17,16 @@ from onnx import TensorProto
 
 from edgetok.converter.write.onnx_nodes import EDGETOK, MICROSOFT, GraphWriter
 from edgetok.errors import UnsupportedError
-from edgetok.formats.layout import LOGITS_START, TensorFormat, cache_head_dim, linear_shapes
+from edgetok.formats.layout import (
+    LOGITS_START,
+    PAST_CONV,
+    PRESENT_CONV,
+    TensorFormat,
+    cache_head_dim,
+    linear_shapes,
+)
 from edgetok.models import ops
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
 
@@ -306,6 +314,21 @@ def _add_scaled(writer: DecoderWriter, op: ops.AddScaled) -> None:
     writer.values[op.value] = writer.g.op("Add", [writer.values[op.value], y], _scope(op))
 
 
+def _short_conv(writer: DecoderWriter, op: ShortConv) -> None:
+    """Convolve what is left of the tokens before and the new ones; a batch is not padded here."""
+    g, i, scope = writer.g, _layer(op), _scope(op)
+    u = g.op("Mul", [writer.values[op.gate_in], writer.values[op.value]], f"{scope}.gate_in")
+    u = g.op("Transpose", [u], f"{scope}.conv", perm=[0, 2, 1])
+    every = g.op("Concat", [PAST_CONV.format(i), u], f"{scope}.conv", axis=2)
+    start, end = g.ints(1 - op.taps), g.ints(np.iinfo(np.int64).max)
+    present = PRESENT_CONV.format(i)
+    g.op("Slice", [every, start, end, g.ints(2)], f"{scope}.conv", outputs=[present])
+    weight = f"{op.weight}.weight"
+    y = g.op("Conv", [every, weight], f"{scope}.conv", group=op.size, kernel_shape=[op.taps])
+    y = g.op("Transpose", [y], f"{scope}.conv", perm=[0, 2, 1])
+    writer.values[op.value] = g.op("Mul", [writer.values[op.gate_out], y], f"{scope}.gate_out")
+
+
 def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
     g, limit = writer.g, writer.g.float(op.limit)
     y = g.op("Tanh", [g.op("Div", [writer.values[op.value], limit], "softcap")], "softcap")
@@ -337,5 +360,6 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
+    ShortConv: _short_conv,
 }
 """Appends the nodes of one operation of a kind."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgetok.cache import state as block
 from edgetok.cache.groups import InOrder
 from edgetok.cache.policies.view import Floats
+from edgetok.cache.recurrent import Snapshot
 from edgetok.cache.state import CacheState
 from edgetok.cache.table import SlotTable
 from edgetok.errors import SessionError
@@ -41,6 +42,7 @@ class Found:
     rows: list[Bytes]
     mass: list[Floats] | None
     queries: Floats
+    snapshots: list[Snapshot]
 
 
 def write_state(cache: SlotCache[Any]) -> CacheState:
@@ -69,6 +71,8 @@ def write_state(cache: SlotCache[Any]) -> CacheState:
             made.append((block.MASS, i, np.concatenate(mass)))
     if log.nbytes_used:
         made.append((block.QUERIES, 0, log.state()))
+    snapshots = cache.memory.history.state(cache.length_tokens)
+    made += [(block.SNAPSHOT, i, snapshot) for i, snapshot in enumerate(snapshots)]
     return CacheState.of(cache.shape, made)
 
 
@@ -85,6 +89,9 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
     keeps_mass = cache.memory.groups[0].mass is not None
     wanted |= {(block.MASS, 0)} if keeps_mass else set()
     wanted |= {(block.QUERIES, 0)} if log.nbytes_used else set()
+    history = cache.memory.history
+    count = sum(kind == block.SNAPSHOT for kind, _ in state.sections) if history.rings else 0
+    wanted |= {(block.SNAPSHOT, i) for i in range(count)}
     if state.sections != wanted:
         odd = sorted(state.sections ^ wanted)
         raise SessionError(f"the saved cache has other sections than this one: {odd!r:.80}")
@@ -136,7 +143,9 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
         kept = state.section(block.QUERIES, np.float32)
         if kept.nbytes != log.nbytes_used or not np.isfinite(kept).all():
             raise SessionError("the saved cache's queries cannot be; it is damaged")
+    snapshots = [state.section(block.SNAPSHOT, np.uint8, i) for i in range(count)]
     return Found(
+        snapshots=history.parsed(snapshots, length),
         length=length,
         shift=shift,
         pinned=pinned,
@@ -176,6 +185,7 @@ def restore_state(cache: SlotCache[Any], state: CacheState) -> Found:
         group.restore(found.marks[i])
         memory.tell()
     cache.memory.queries.restore(found.queries, found.query_counts)
+    cache.memory.history.restore(found.snapshots)
     return found
 
 

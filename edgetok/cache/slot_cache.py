@@ -232,6 +232,7 @@ class SlotCache(KVCache, Generic[M]):
             ContextError: there is not memory for them; the cache is still usable.
         """
         self.reserve(tokens)
+        self.memory.history.begin(tokens, self._length)
         chosen = self.chosen
         if chosen is not None and not chosen.has_room(tokens):
             self._make_room(chosen, tokens)
@@ -251,6 +252,7 @@ class SlotCache(KVCache, Generic[M]):
         """Count tokens that were computed."""
         self._length += tokens
         self.memory.queries.advance(tokens)
+        self.memory.history.advance(self._length)
 
     @property
     def draft_tokens(self) -> int:
@@ -263,7 +265,7 @@ class SlotCache(KVCache, Generic[M]):
         most = min(self._ready - self._length, self._block_tokens, self._limit - self.position)
         if self.bounds is not None and self.bounds.policy.remembers:
             return 0
-        return max(0, most)
+        return max(0, min(most, self.memory.history.spare_tokens))
 
     def retract(self, tokens: int) -> None:
         """Take back the last tokens of the latest step. See `KVCache`."""
@@ -272,11 +274,13 @@ class SlotCache(KVCache, Generic[M]):
             if memory.mass is not None:
                 memory.mass[group.table.row_numbers, slots] = 0.0
         self._length -= tokens
+        self.memory.history.retract(self._length)
 
     def reachable(self, length_tokens: int) -> int:
         """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
         while True:
             found = min(group.reachable(length_tokens) for group in self.groups)
+            found = self.memory.history.reachable(found)
             if found == length_tokens:
                 return found if self.before is None else self.before.reachable(found)
             length_tokens = found
@@ -298,6 +302,7 @@ class SlotCache(KVCache, Generic[M]):
             if memory.mass is not None:
                 memory.mass[group.table.positions == EMPTY] = 0.0
         self.memory.queries.forget(self._length - length_tokens)
+        self.memory.history.truncate(length_tokens)
         self._length, self._ready = length_tokens, 0
         chosen = self.chosen
         if length_tokens == 0:
@@ -432,6 +437,7 @@ class SlotCache(KVCache, Generic[M]):
             self.groups[i].table.limit = limit
             memory.share(theirs)
         self.memory.queries.copy_from(other.memory.queries)
+        self.memory.history.take(other.memory.history)
         self._length, self._shift = other._length, other._shift
         self._ready = other._ready = 0  # what was its own is shared now
         if self._eviction is not None and other._eviction is not None:

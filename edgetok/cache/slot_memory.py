@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgetok.cache.groups import Group
 from edgetok.cache.query_log import QueryLog
+from edgetok.cache.recurrent import History
 from edgetok.cache.table import Places
 
 Bytes = npt.NDArray[np.uint8]
@@ -144,6 +145,7 @@ class CacheMemory(Protocol):
 
     Attributes:
         queries: of the latest tokens.
+        history: states of layers that keep no keys and values.
         shares: whether forks share memory with their origin.
         retracts: whether slots may be emptied in the tables without `tell`.
     """
@@ -152,6 +154,7 @@ class CacheMemory(Protocol):
     retracts: bool
 
     queries: QueryLog
+    history: History
 
     @property
     def groups(self) -> Sequence[GroupMemory]:

@@ -14,7 +14,7 @@ all little-endian. Sections of a kind belong to a group of layers (0 where there
 | ROWS | uint8: keys, values and scales of the slots that the table lists, head by head |
 | MASS | float32: attention that each of these slots got, row by row; where tokens are evicted |
 | QUERIES | float32: the latest queries and their moments; where a policy looks at queries |
-| SNAPSHOT | reserved: recurrent state after some token; a cache without such layers refuses it |
+| SNAPSHOT | see `recurrent.History.state`; one each, numbered as groups are; the last is now |
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from edgetok.formats import onnx_model
 from edgetok.formats.layout import (
     DATA_FILE,
     LOGITS_START,
+    PAST_CONV,
+    PRESENT_CONV,
     Layout,
     LinearShape,
     TensorFormat,
@@ -24,6 +26,7 @@ from edgetok.formats.layout import (
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
@@ -32,9 +35,10 @@ _TYPES = {"float32": onnx_model.FLOAT, "float16": onnx_model.FLOAT16, "uint8": o
 _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
-        "Add", "Cast", "Concat", "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater", "Identity",
-        "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
-        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Where",
+        "Add", "Cast", "Concat", "Conv", "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater",
+        "Identity", "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum",
+        "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose",
+        "Where",
     },
     "com.microsoft": {
         "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "RotaryEmbedding",
@@ -90,6 +94,7 @@ def check_graph(
     _check_values(path, scanned.model.graph, spec)
     _check_linears(path, scanned.model.graph, spec, formats)
     _check_attention(path, scanned.model.graph, spec)
+    _check_convolutions(path, scanned.model.graph, spec)
 
 
 def _nodes_by_weight(path: Path, model: onnx_model.Model) -> dict[str, onnx_model.Node]:
@@ -192,6 +197,10 @@ def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> Non
     cache = (spec.num_kv_heads, cache_head_dim(spec))
     inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
+    for convolution in (op for op in operations(spec) if isinstance(op, ShortConv)):
+        left = (convolution.size, convolution.taps - 1)
+        inputs[PAST_CONV.format(convolution.layer)] = left
+        outputs[PRESENT_CONV.format(convolution.layer)] = left
     for i in (op.layer for op in operations(spec) if isinstance(op, Store)):
         for kind in ("key", "value"):
             inputs[f"past_key_values.{i}.{kind}"] = cache
@@ -264,6 +273,19 @@ def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> 
         _compare(path, node, result, want)
         if list(node.output[1:]) != [f"present.{op.layer}.{kind}" for kind in ("key", "value")]:
             raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
+
+
+def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
+    nodes = [node for node in graph.node if node.op_type == "Conv"]
+    convolutions = [op for op in operations(spec) if isinstance(op, ShortConv)]
+    if len(nodes) != len(convolutions):
+        raise ArtefactError(
+            f"{path}: {len(nodes)} Conv nodes, the spec has {len(convolutions)} such layers"
+        )
+    for node, op in zip(nodes, convolutions, strict=True):
+        _compare(path, node, _attributes(path, node), {"group": op.size})
+        if list(node.input[1:]) != [f"{op.weight}.weight"]:
+            raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected weights")
 
 
 def _compare(path: Path, node: onnx_model.Node, result: _Attributes, want: _Attributes) -> None:

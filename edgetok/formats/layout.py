@@ -28,6 +28,8 @@ SPEC_KEY = "edgetok.spec"
 CONSTANTS_KEY = "edgetok.cache_constants"
 CONSTANTS_VERSION = "1"
 LOGITS_START = "logits_start"
+# Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1].
+PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"
 
 DType = Literal["float32", "float16", "uint8"]
 

@@ -41,6 +41,7 @@ MODULES = (
     "attention.float16",
     "attention.float32",
     "attention.merge",
+    "recurrent.short_conv",
     "linear.q2",
     "linear.q3",
     "linear.q4",

@@ -152,6 +152,16 @@ def load_f32_first(b: Any, address: Any, count: Any) -> Any:
     return _masked_load(b, address, count, _F32, LANES)
 
 
+@op(F32, i64, i64)
+def gather_f32(b: Any, address: Any, stride: Any) -> Any:
+    """LANES float32, each `stride` bytes after the one before."""
+    value = ir.Constant(F32.ll, ir.Undefined)
+    for i in range(LANES):
+        value = b.insert_element(value, _load(b, address, _F32), ir.Constant(_I32, i))
+        address = b.add(address, stride)
+    return value
+
+
 @op(void, i64, F32)
 def store_f32(b: Any, address: Any, value: Any) -> None:
     """LANES float32."""

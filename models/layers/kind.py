@@ -118,9 +118,14 @@ class LayerPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixer(LayerPart):
-    """The part of a layer in which tokens see each other."""
+    """The part of a layer in which tokens see each other.
+
+    Attributes:
+        STATEFUL: whether it keeps a state instead of every token's keys and values.
+    """
 
     role: ClassVar[str] = "mixer"
+    STATEFUL: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

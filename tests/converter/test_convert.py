@@ -84,6 +84,8 @@ def onnx_logits(artefact, tokens, exact=False):
         if value.name.startswith("past_key_values"):
             heads, dim = value.shape[1], value.shape[3]
             feed[value.name] = np.zeros((len(tokens), heads, 0, dim), np.float32)
+        elif value.name.startswith("past_conv"):
+            feed[value.name] = np.zeros((len(tokens), *value.shape[1:]), np.float32)
     return session.run(["logits"], feed)[0]
 
 

@@ -120,6 +120,8 @@ def test_two_styles_that_disagree(configs: dict[str, dict[str, Any]]) -> None:
     ],
 )
 def test_hostile_numbers(family: str, key: str, configs: dict[str, dict[str, Any]]) -> None:
+    if key == "rms_norm_eps" and key not in configs[family]:
+        key = "norm_eps"
     for value in (-1, 1 << 62, 10**5000, float("nan"), float("inf"), "64", [64], {"a": 1}, True):
         with pytest.raises(CheckpointError, match=key) as caught:
             read_family(configs[family] | {key: value})

@@ -11,6 +11,7 @@ from edgetok.cache.groups import Group, make_groups
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PagePool
 from edgetok.cache.query_log import ROWS, QueryLog
+from edgetok.cache.recurrent import History
 from edgetok.cache.slot_cache import SlotCache
 from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
@@ -29,9 +30,12 @@ from edgetok.kernels_cpu.program.abi import (
     PART_QUERY_ROW,
     PART_QUERY_ROWS,
     PART_RECORDS,
+    PART_SEEN,
     PART_SLOTS,
+    PART_STATES,
 )
 from edgetok.kernels_cpu.program.tables import float_bits
+from edgetok.kernels_cpu.recurrent.launch import MOST_TAPS, history_rows
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.group_memory import CpuGroupMemory
 from edgetok.runtime.cpu.page_layout import PageLayout
@@ -103,6 +107,11 @@ class CpuCacheMemory:
             for group in groups
         ]
         self.queries = QueryLog(aligned_bytes(0), spec, covariance=False, queries=False)
+        self.history = History(spec, {n: history_rows(n) for n in range(2, MOST_TAPS + 1)})
+        self._states = np.zeros(spec.num_layers, np.int64)
+        for layer, ring in self.history.rings.items():
+            self._states[layer] = ring.ctypes.data
+        self.part[PART_STATES] = self._states.ctypes.data
         self._workspace_bytes = 0
         if bounds is not None:
             kept = bounds.policy.covariance, bounds.policy.queries
@@ -117,19 +126,22 @@ class CpuCacheMemory:
 
     @property
     def fixed_bytes(self) -> int:
-        """Records, lists of slots and queries."""
+        """Records, lists of slots, queries and states."""
         lists = sum(group.list_bytes for group in self.groups)
-        return self.records.nbytes + self.queries.nbytes_used + lists
+        own = self.records.nbytes + self.queries.nbytes_used + self.history.held_bytes
+        return own + lists
 
     @property
     def nbytes(self) -> int:
         """Bytes when all groups are full, with the workspace that steps share."""
         groups = sum(group.most_bytes for group in self.groups)
-        return groups + self.fixed_bytes + self._workspace_bytes
+        snapshots = self.history.nbytes - self.history.held_bytes
+        return groups + self.fixed_bytes + snapshots + self._workspace_bytes
 
     def begin(self, tokens: int, length_tokens: int, position: int) -> None:
-        """Name the row of queries."""
+        """Name the row of queries, and how many tokens the states have seen."""
         self.part[PART_QUERY_ROW] = length_tokens % ROWS
+        self.part[PART_SEEN] = length_tokens
 
     def fork(self, groups: Sequence[Group]) -> CpuCacheMemory:
         """Empty memory of the same kind for other tables."""

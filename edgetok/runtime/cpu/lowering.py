@@ -16,7 +16,9 @@ from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
 from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
+from edgetok.kernels_cpu.recurrent import launch as launch_recurrent
 from edgetok.models import ops
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
 from edgetok.runtime.cpu.linears import Linears
 
@@ -315,6 +317,23 @@ def _add_scaled(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     ]
 
 
+def _short_conv(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ShortConv = group[0]
+    return [
+        launch_recurrent.short_conv(
+            to.kernels,
+            gate_in=to.at(op.gate_in),
+            gate_out=to.at(op.gate_out),
+            value=to.at(op.value),
+            weight=to.weight(f"{op.weight}.weight"),
+            size=op.size,
+            taps=op.taps,
+            layer=_layer(op),
+            wait=near.wait,
+        )
+    ]
+
+
 def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.SoftCap = group[0]
     return [
@@ -347,5 +366,6 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
+    ShortConv: _short_conv,
 }
 """From the target, operations of a kind (`grouped`) and what stands around them to instructions."""

@@ -8,6 +8,8 @@ from edgetok.kernels_cpu.attention.launch import KV_BITS, is_rotated
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
+from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.operations import operations
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.plan import Compute
 
@@ -27,6 +29,8 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
         "linear.exact": compute == "float32" and not bits <= {16, 32},
         "linear.float_rows": bool(bits & {16, 32}),
+        "recurrent.short_conv": artefact.spec is not None
+        and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),
         "attention.hadamard": is_rotated(kv_bits),
         "attention.int4": kv_bits == 4,
         "attention.int8": kv_bits == 8,

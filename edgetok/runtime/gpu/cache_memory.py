@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.groups import Chosen, Group, make_groups, ring_slots
 from edgetok.cache.query_log import ROWS, QueryLog
+from edgetok.cache.recurrent import History
 from edgetok.cache.slot_cache import SlotCache
 from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
@@ -88,6 +89,7 @@ class GpuCacheMemory:
             kept = bounds.policy.covariance, bounds.policy.queries
         log = device.zeros((QueryLog.nbytes(spec, *kept),), "uint8")
         self.queries = QueryLog(cast(Bytes, DeviceArray(log)), spec, *kept)
+        self.history = History(spec, {})  # this device computes no layers with states
         queries: list[torch.Tensor | None] = [None] * spec.num_layers
         if kept[1]:
             ring = cast(DeviceArray, self.queries.ring).tensor

@@ -23,7 +23,8 @@ from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.foreign import foreign
-from edgetok.formats.layout import LOGITS_START, cache_head_dim
+from edgetok.formats.layout import LOGITS_START, PAST_CONV, PRESENT_CONV, cache_head_dim
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -104,6 +105,34 @@ class SharedCache(_Cache):
                 array = np.zeros(shape, np.float32)
                 self.values[f"{i}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
         self._nbytes = 2 * len(layers) * int(np.prod(shape)) * 4
+        self._states = {
+            op.layer: (1, op.size, op.taps - 1)
+            for op in operations(spec)
+            if isinstance(op, ShortConv)
+        }
+        self._nbytes += 2 * sum(4 * int(np.prod(shape)) for shape in self._states.values())
+        self.states: dict[int | None, ort.OrtValue] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set the states to those before the first token."""
+        for layer, shape in self._states.items():
+            zeros = np.zeros(shape, np.float32)
+            self.states[layer] = ort.OrtValue.ortvalue_from_numpy(zeros)
+
+    def reachable(self, length_tokens: int) -> int:
+        """Return the length itself; with states, which are of the last token alone, that or 0."""
+        whole = not self._states or length_tokens == self._length_tokens
+        return length_tokens if whole else 0
+
+    def truncate(self, length_tokens: int) -> bool:
+        """Forget every token from a position on, if it is reachable."""
+        check_cut(length_tokens, self._length_tokens)
+        if self.reachable(length_tokens) != length_tokens:
+            return False
+        if length_tokens == 0:
+            self._begin()
+        return super().truncate(length_tokens)
 
     @property
     def nbytes(self) -> int:
@@ -296,9 +325,15 @@ class _OwnGraph:
         for name, value in cache.values.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
+        for layer, state in cache.states.items():
+            binding.bind_ortvalue_input(PAST_CONV.format(layer), state)
+            binding.bind_output(PRESENT_CONV.format(layer), "cpu")
         binding.bind_output("logits", "cpu")
         session.run_with_iobinding(binding)
-        logits: Logits = binding.get_outputs()[-1].numpy()[0]
+        *found, last = binding.get_outputs()
+        states = found[len(found) - len(cache.states) :]
+        cache.states = dict(zip(cache.states, states, strict=True))
+        logits: Logits = last.numpy()[0]
         cache.advance(ids.size)
         return logits
 

@@ -10,7 +10,14 @@ import pytest
 pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 
 from edgetok.cache.protocol import KVCache
-from edgetok.errors import ArtefactError, ContextError, EdgetokError, OptionError, ShapeError
+from edgetok.errors import (
+    ArtefactError,
+    ContextError,
+    EdgetokError,
+    OptionError,
+    ShapeError,
+    UnsupportedError,
+)
 from edgetok.kernels_gpu.device import Device
 from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.base import forward_sampled
@@ -60,10 +67,15 @@ def greedy(backend, prompt, count, capacity):
 # keys, windows, caps, partial and absent rotations, multipliers.
 VARIED = ("llama", "gemma2", "phi3", "smollm3", "olmo2", "granite")
 
+ON_GPU = tuple(family for family in FAMILIES if family != "lfm2")
 
-@pytest.mark.parametrize(
-    "family", VARIED if os.environ.get("TRITON_INTERPRET") == "1" else FAMILIES
-)
+
+def test_layers_with_states_are_refused(tiny, open_backend):
+    with pytest.raises(UnsupportedError, match="the GPU backend does not compute ShortConv"):
+        open_backend(tiny("lfm2", 4).artefact)
+
+
+@pytest.mark.parametrize("family", VARIED if os.environ.get("TRITON_INTERPRET") == "1" else ON_GPU)
 def test_prefill_and_decode(family, tiny, open_backend):
     """Blocks, then single tokens."""
     model = tiny(family, 4)

@@ -1,0 +1,109 @@
+"""The gated short convolution against NumPy, in parts and cut anywhere."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from edgetok.errors import ShapeError
+from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu.program import tables
+from edgetok.kernels_cpu.program.abi import (
+    CTX_PART_TABLE,
+    CTX_PARTS,
+    CTX_SLOTS,
+    CTX_TOKENS,
+    PART_FIRST,
+    PART_ROWS,
+    PART_SEEN,
+    PART_SLOTS,
+    PART_STATES,
+)
+from edgetok.kernels_cpu.recurrent.launch import history_rows, short_conv
+
+MODULES = ("recurrent.short_conv",)
+SIZES = [1, 7, 16, 72, 129]
+
+
+class State:
+    """A cache's history of one layer: NaN where nothing was written."""
+
+    def __init__(self, guard, size, taps):
+        self.ring = guard(np.full((history_rows(taps), size), np.nan, np.float32))
+        self.table = np.array([0, self.ring.ctypes.data], np.int64)
+        self.seen = 0
+
+
+def step(kernels, guard, weight, parts, threads):
+    """The values of each part (its state, b, c and x) after one run."""
+    size, taps = weight.shape
+    slack = np.zeros(weight.size + 64, np.float32)
+    slack[: weight.size] = weight.reshape(-1)
+    b, c, x = (guard(np.concatenate([part[i] for part in parts])) for i in (1, 2, 3))
+    made = short_conv(
+        kernels,
+        gate_in=b.ctypes.data,
+        gate_out=c.ctypes.data,
+        value=x.ctypes.data,
+        weight=slack.ctypes.data,
+        size=size,
+        taps=taps,
+        layer=1,
+        wait=False,
+    )
+    table = np.zeros((len(parts), PART_SLOTS), np.int64)
+    first = 0
+    for row, (state, rows, *_) in zip(table, parts, strict=True):
+        row[PART_STATES], row[PART_SEEN] = state.table.ctypes.data, state.seen
+        row[PART_FIRST], row[PART_ROWS] = first, len(rows)
+        first += len(rows)
+        state.seen += len(rows)
+    ctx = np.zeros(CTX_SLOTS, np.int64)
+    ctx[CTX_TOKENS], ctx[CTX_PARTS], ctx[CTX_PART_TABLE] = first, len(parts), table.ctypes.data
+    instruction = tables.table([made])[0]
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
+    for tid in range(threads):
+        call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+    return np.split(x, np.cumsum([len(part[1]) for part in parts])[:-1])
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps):
+    rng = np.random.default_rng(size)
+    weight = rng.standard_normal((size, taps)).astype(np.float32)
+    texts = [rng.standard_normal((3, length, size)).astype(np.float32) for length in (97, 60, 2)]
+    truths = [reference.short_conv(*text.astype(np.float64), weight) for text in texts]
+    results = []
+    for threads, most in ((1, 97), (2, 5), (3, 1)):
+        states = [State(guard, size, taps) for _ in texts]
+        found = [[] for _ in texts]
+        while any(state.seen < len(text[0]) for state, text in zip(states, texts, strict=True)):
+            parts, who = [], []
+            for i, (state, text) in enumerate(zip(states, texts, strict=True)):
+                left = len(text[0]) - state.seen
+                count = min(left, int(rng.integers(1, most + 1)))
+                if count:
+                    parts.append((state, *text[:, state.seen : state.seen + count]))
+                    who.append(i)
+            for i, values in zip(
+                who, step(each_kernels, guard, weight, parts, threads), strict=True
+            ):
+                found[i].append(values)
+        results.append([np.concatenate(values) for values in found])
+        for values, truth in zip(results[-1], truths, strict=True):
+            np.testing.assert_allclose(values, truth, rtol=1e-5, atol=1e-5)
+    for one in results[1:]:
+        for values, others in zip(one, results[0], strict=True):
+            np.testing.assert_array_equal(values, others)
+
+
+def test_sizes_are_checked(kernels):
+    good = {"size": 8, "taps": 3, "layer": 0}
+    for change in ({"size": 0}, {"taps": 1}, {"taps": 5}, {"layer": -1}):
+        with pytest.raises(ShapeError, match="out of range"):
+            short_conv(
+                kernels, gate_in=0, gate_out=0, value=0, weight=0, wait=False, **{**good, **change}
+            )

@@ -254,18 +254,29 @@ def unpack_codes(qweight: Bytes, bits: int, high: Bytes | None = None) -> Bytes:
     """A linear layer's codes, padding included.
 
     Args:
-        qweight: [N, G, g * bits / 8]; 3 bits: [N, G, g / 4], the low two bits of each code.
-        bits: 2, 3, 4 or 8.
-        high: 3 bits only: [N, G, g / 8], the high bit of each code.
+        qweight: [N, G, g * low / 8]: the low bits of each code, 2 of 3, 4 of 5 and 6, or all.
+        bits: 2, 3, 4, 5, 6 or 8.
+        high: 3, 5 and 6 bits only: [N, G, g * (bits - low) / 8], the other bits of each code.
 
     Returns:
         [N, G, g] uint8.
     """
-    if (bits == 3) != (high is not None):
+    if (bits in (3, 5, 6)) != (high is not None):
         raise ShapeError(f"{bits} bits and a high plane: {high is not None}")
     if high is None:
         return unpack_nbits(qweight, bits)
-    return unpack_nbits(qweight, 2) | (unpack_nbits(high, 1) << np.uint8(2))
+    low_bits = 2 if bits == 3 else 4
+    above = unpack_nbits(high, bits - low_bits)
+    return unpack_nbits(qweight, low_bits) | (above << np.uint8(low_bits))
+
+
+def join_supers(values: Array, factors: Array) -> npt.NDArray[np.float32]:
+    """Scales or offsets: int8 [N, G] times float16 super-scales [N, S]; exact in float32."""
+    N, G = values.shape
+    if factors.shape[0] != N or G % factors.shape[1]:
+        raise ShapeError(f"{values.shape} integers and {factors.shape} super-scales")
+    wide = np.repeat(factors.astype(np.float32), G // factors.shape[1], axis=1)
+    return np.asarray(values.astype(np.float32) * wide)
 
 
 def unpack_zeros(zeros: Bytes | None, bits: int, shape: tuple[int, int]) -> Bytes:
@@ -286,18 +297,20 @@ def dequantise(
     inputs: int,
     zeros: Bytes | None = None,
     high: Bytes | None = None,
+    offsets: Array | None = None,
     dtype: npt.DTypeLike = np.float32,
 ) -> Array:
-    """The weights (q - zero) * scale of the artefact's layouts.
+    """The weights (q - zero) * scale, or q * scale + offset, of the artefact's layouts.
 
     Args:
         qweight: as in `unpack_codes`.
-        scales: [N, G] float16.
-        bits: 2, 3, 4 or 8.
+        scales: [N, G] float16, or what `join_supers` gives.
+        bits: as in `unpack_codes`.
         inputs: K; the padding behind it is dropped.
         zeros: as in `unpack_zeros`.
         high: as in `unpack_codes`.
-        dtype: of the result; exact in float32 and float64.
+        offsets: like scales, in place of zero points.
+        dtype: of the result; exact in float64, and in float32 but for the sum with an offset.
 
     Returns:
         [N, K].
@@ -309,8 +322,12 @@ def dequantise(
             f"qweight {qweight.shape} of {bits} bits, scales {scales.shape} and {inputs} inputs "
             f"do not match"
         )
-    centred = codes.astype(np.int16) - unpack_zeros(zeros, bits, (N, G))[:, :, None]
+    centred = codes.astype(np.int16)
+    if offsets is None:
+        centred -= unpack_zeros(zeros, bits, (N, G))[:, :, None]
     weights: Array = centred.astype(dtype) * scales.astype(dtype)[:, :, None]
+    if offsets is not None:
+        weights += offsets.astype(dtype)[:, :, None]
     return weights.reshape(N, -1)[:, :inputs]
 
 
@@ -322,6 +339,7 @@ def matmul_nbits(
     bits: int,
     zeros: Bytes | None = None,
     high: Bytes | None = None,
+    offsets: Array | None = None,
 ) -> npt.NDArray[np.float64]:
     """x W^T with W as in `dequantise` and activations as they are, in float64.
 
@@ -331,14 +349,16 @@ def matmul_nbits(
         scales: [N, G] float16.
         bits: 2, 3, 4 or 8.
         zeros: packed zero points, or None.
-        high: the high plane of 3 bits.
+        high: the high plane, or None.
+        offsets: as in `dequantise`.
 
     Returns:
         [T, N] float64.
     """
     weights = dequantise(
-        qweight, scales, bits=bits, inputs=x.shape[1], zeros=zeros, high=high, dtype=np.float64
-    )
+        qweight, scales, bits=bits, inputs=x.shape[1], zeros=zeros, high=high, offsets=offsets,
+        dtype=np.float64,
+    )  # fmt: skip
     return np.asarray(x.astype(np.float64) @ weights.T)
 
 
@@ -350,6 +370,7 @@ def matmul_nbits_int8(
     bits: int,
     zeros: Bytes | None = None,
     high: Bytes | None = None,
+    offsets: Array | None = None,
     block: int = 32,
 ) -> npt.NDArray[np.float64]:
     """Compute `matmul_nbits` with `quantise_activations(x, block)`; products are exact integers.
@@ -363,7 +384,8 @@ def matmul_nbits_int8(
         scales: [N, G] float16.
         bits: 2, 3, 4 or 8.
         zeros: packed zero points, or None.
-        high: the high plane of 3 bits.
+        high: the high plane, or None.
+        offsets: as in `dequantise`; their term is offset * a_scale * sum_i a[t, b, i].
         block: inputs that share an activation scale; divides g.
 
     Returns:
@@ -373,11 +395,16 @@ def matmul_nbits_int8(
     N, G, group_size = codes.shape
     if group_size % block:
         raise ShapeError(f"group_size {group_size} is no multiple of the block of {block}")
-    centred = codes.astype(np.int64) - unpack_zeros(zeros, bits, (N, G))[:, :, None]
+    centred = codes.astype(np.int64)
+    if offsets is None:
+        centred -= unpack_zeros(zeros, bits, (N, G))[:, :, None]
     centred = centred.reshape(N, -1, block)
     a, a_scales = quantise_activations(x, block)
     used = a.shape[1]  # the last group may hold whole blocks of padding
     products = np.einsum("tbi,nbi->tnb", a.astype(np.int64), centred[:, :used])
     w_scales = np.repeat(scales.astype(np.float64), group_size // block, axis=1)[:, :used]
     sums = np.einsum("tnb,tb,nb->tn", products, a_scales.astype(np.float64), w_scales)
+    if offsets is not None:
+        wide = np.repeat(offsets.astype(np.float64), group_size // block, axis=1)[:, :used]
+        sums += np.einsum("tb,tb,nb->tn", a.astype(np.int64).sum(2), a_scales, wide)
     return np.asarray(sums, np.float64)

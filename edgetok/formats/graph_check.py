@@ -31,13 +31,20 @@ from edgetok.models.operations import operations
 from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
 
-_TYPES = {"float32": onnx_model.FLOAT, "float16": onnx_model.FLOAT16, "uint8": onnx_model.UINT8}
+_TYPES = {
+    "float32": onnx_model.FLOAT,
+    "float16": onnx_model.FLOAT16,
+    "uint8": onnx_model.UINT8,
+    "int8": onnx_model.INT8,
+}
+_JOINED = ".codes"  # suffix of planes that nodes have joined to codes of 8 bits
 _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
-        "Add", "Cast", "Concat", "Conv", "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater",
-        "Identity", "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum",
-        "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose",
+        "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv",
+        "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater", "Identity",
+        "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
+        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Unsqueeze",
         "Where",
     },
     "com.microsoft": {
@@ -46,7 +53,7 @@ _OPERATORS = {
     "edgetok": {"Dequantize3Bits", "MatMul3Bits"},
 }  # fmt: skip
 _FUNCTION_OPERATORS = {
-    "": _OPERATORS[""] | {"BitShift", "BitwiseAnd", "BitwiseOr", "Constant", "Unsqueeze"},
+    "": _OPERATORS[""] | {"Constant"},
     "edgetok": _OPERATORS["edgetok"],
 }
 _MAX_CONSTANT_BYTES = 1 << 16
@@ -119,7 +126,12 @@ def _quantised_format(
     nodes: Mapping[str, onnx_model.Node],
 ) -> TensorFormat:
     zeros = f"{name}.zeros" in scanned.initializers
-    if f"{name}.qweight_high" in scanned.initializers:
+    offsets = f"{name}.offsets" in scanned.initializers
+    supers = f"{name}.super_scales" in scanned.initializers
+    high = scanned.initializers.get(f"{name}.qweight_high")
+    if offsets or supers or (high is not None and _is_quarter(high, qweight)):
+        return _planes_format(path, name, shape, qweight, high, offsets, supers)
+    if high is not None:
         group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
         return TensorFormat(3, 4 * group_bytes, zeros)
     node = nodes.get(f"{name}.qweight")
@@ -133,6 +145,30 @@ def _quantised_format(
             f"{path}: node {node.name!r:.80} has {bits} bits in blocks of {group_size}"
         )
     return TensorFormat(bits, group_size, zeros)
+
+
+def _is_quarter(high: ExternalTensor, low: ExternalTensor) -> bool:
+    return bool(high.shape) and bool(low.shape) and 4 * high.shape[-1] == low.shape[-1]
+
+
+def _planes_format(
+    path: Path,
+    name: str,
+    shape: LinearShape,
+    low: ExternalTensor,
+    high: ExternalTensor | None,
+    offsets: bool,
+    supers: bool,
+) -> TensorFormat:
+    """The format of a layer that has no padding, from the bytes of its planes."""
+    if len(low.shape) != 3 or not 0 < low.shape[1] <= shape.K or shape.K % low.shape[1]:
+        raise ArtefactError(f"{path}: {name}.qweight is {list(low.shape)} for {shape.K} inputs")
+    group_size = shape.K // low.shape[1]
+    nbytes = low.shape[2] + (high.shape[-1] if high is not None and high.shape else 0)
+    bits, rest = divmod(8 * nbytes, group_size)
+    if rest or not 0 < bits <= 8:
+        raise ArtefactError(f"{path}: {name} has {nbytes} bytes a group of {group_size} inputs")
+    return TensorFormat(bits, group_size, offsets=offsets, supers=supers)
 
 
 def _attributes(path: Path, node: onnx_model.Node) -> _Attributes:
@@ -237,14 +273,15 @@ def _check_linears(
             _compare(path, node, _attributes(path, node), want)
         if node.op_type not in ("MatMulNBits", "MatMul3Bits"):
             continue
-        name = node.input[1].removesuffix(".qweight")
+        joined = node.input[1].endswith(_JOINED)
+        name = node.input[1].removesuffix(_JOINED if joined else ".qweight")
         if name not in shapes or not formats[name].quantised:
             raise ArtefactError(f"{path}: node {node.name!r:.80} multiplies by {name!r:.80}")
         form, shape = formats[name], shapes[name]
         want = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         result = _attributes(path, node)
         if form.bits != 3:
-            want["bits"] = form.bits
+            want["bits"] = 8 if joined else form.bits
         _compare(path, node, result, want)
     for name, form in formats.items():
         weight = f"{name}.qweight" if form.quantised else f"{name}.weight"

@@ -31,35 +31,66 @@ LOGITS_START = "logits_start"
 # Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1].
 PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"
 
-DType = Literal["float32", "float16", "uint8"]
+DType = Literal["float32", "float16", "uint8", "int8"]
 
-_QUANTISED_BITS = (2, 3, 4, 8)
+_QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
 _CONSTANT_BYTES = 64  # small arrays begin at multiples of it
 _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
+# Bits of a code in `.qweight`, and in `.qweight_high` where that is not all of them.
+LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
+HIGH_BITS = {3: 1, 5: 1, 6: 2}
+SUPER_GROUP = 256  # inputs that share a super-scale
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFormat:
     """The format of a linear layer's or an embedding's weights.
 
+        w = (q - zero) * scale      zero a whole number
+        w = q * scale + offset      with `offsets`
+
     Attributes:
-        bits: 2, 3, 4 or 8 quantised; 16 float16; 32 float32, where float16 would overflow.
+        bits: 2, 3, 4, 5, 6 or 8 quantised; 16 float16; 32 float32, where float16 would overflow.
         group_size: inputs that share a scale; without meaning for 16 and 32 bits.
         zeros: whether each group has its zero point; otherwise it is 2^(bits - 1).
+        offsets: whether each group has an offset, a floating-point number, in its place.
+        supers: whether scales and offsets are int8, times a super-scale every SUPER_GROUP inputs.
     """
 
     bits: int
     group_size: int = 32
     zeros: bool = False
+    offsets: bool = False
+    supers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no operator takes."""
         if self.bits not in (*_QUANTISED_BITS, 16, 32):
-            raise ArtefactError(f"format: {self.bits!r} bits, expected 2, 3, 4, 8, 16 or 32")
+            raise ArtefactError(f"format: {self.bits!r} bits, expected 2 to 6, 8, 16 or 32")
         if self.quantised and self.group_size not in _GROUP_SIZES:
             raise ArtefactError(
                 f"format: group_size is {self.group_size!r}, expected one of {_GROUP_SIZES}"
             )
+        if self.zeros and (self.offsets or self.supers or self.bits in (5, 6)):
+            raise ArtefactError(
+                f"format: {self.bits} bits have no zero points beside offsets or super-scales"
+            )
+        if (self.offsets or self.supers) and self.bits not in (4, 5, 6):
+            raise ArtefactError(
+                f"format: {self.bits} bits with offsets or super-scales, expected 4, 5 or 6"
+            )
+        if self.bits == 6 and not self.supers:
+            raise ArtefactError("format: 6 bits without super-scales")
+
+    @property
+    def direct(self) -> bool:
+        """Return whether MatMulNBits and GatherBlockQuantized take the tensors as they are."""
+        return self.bits in (2, 4, 8) and not (self.offsets or self.supers)
+
+    @property
+    def grouped(self) -> bool:
+        """Return whether groups may have offsets or super-scales; inputs are whole groups then."""
+        return self.quantised and not self.direct and self.bits != 3
 
     @property
     def quantised(self) -> bool:
@@ -162,27 +193,39 @@ def linear_tensors(
 ) -> dict[str, tuple[DType, tuple[int, ...]]]:
     """Tensors that hold one linear layer: dtype and shape by name with suffix.
 
-    Quantised at g inputs a group, G = ceil(K / g): `.qweight` uint8 [N, G, g * bits / 8]; 3 bits:
-    `.qweight` [N, G, g / 4] (low two bits) and `.qweight_high` [N, G, g / 8]; `.scales` float16
-    [N, G]; `.zeros` uint8 [N, ceil(G * bits / 8)], for 3 bits [N, G]. An embedding's `.qweight` is
-    the same bytes seen as a matrix, as GatherBlockQuantized wants it. Not quantised: `.weight`
-    [N, K]. `.bias` float32 [N].
+    Quantised at g inputs a group, G = ceil(K / g): `.qweight` uint8 [N, G, g * low / 8], and where
+    a code has more bits than that `.qweight_high` [N, G, g * high / 8] (LOW_BITS, HIGH_BITS);
+    `.scales` float16 [N, G]; `.zeros` uint8 [N, ceil(G * bits / 8)], for 3 bits [N, G]; `.offsets`
+    like `.scales`. With super-scales both are int8, and `.super_scales` is float16
+    [N, K / 256, 1], or [N, K / 256, 2] with offsets: of scales and of offsets. An embedding's
+    `.qweight` is the same bytes seen as a matrix, if GatherBlockQuantized takes it. Not quantised:
+    `.weight` [N, K]. `.bias` float32 [N].
+
+    Raises:
+        ArtefactError: inputs are not whole groups, where the format has no padding.
     """
     N, K = shape.N, shape.K
     tensors: dict[str, tuple[DType, tuple[int, ...]]] = {}
     if form.quantised:
         bits, g = form.bits, form.group_size
         G = groups_of(K, g)
-        if bits == 3:
-            tensors[name + ".qweight"] = ("uint8", (N, G, g // 4))
-            tensors[name + ".qweight_high"] = ("uint8", (N, G, g // 8))
-        elif name == "embed_tokens":
-            tensors[name + ".qweight"] = ("uint8", (N, G * g * bits // 8))
-        else:
-            tensors[name + ".qweight"] = ("uint8", (N, G, g * bits // 8))
-        tensors[name + ".scales"] = ("float16", (N, G))
+        whole = SUPER_GROUP if form.supers else g
+        if form.grouped and K % whole:
+            raise ArtefactError(f"{name}: {K} inputs, expected a multiple of {whole}")
+        low = g * LOW_BITS[bits] // 8
+        as_matrix = name == "embed_tokens" and form.direct
+        tensors[name + ".qweight"] = ("uint8", (N, G * low) if as_matrix else (N, G, low))
+        if bits in HIGH_BITS:
+            tensors[name + ".qweight_high"] = ("uint8", (N, G, g * HIGH_BITS[bits] // 8))
+        kind: DType = "int8" if form.supers else "float16"
+        tensors[name + ".scales"] = (kind, (N, G))
         if form.zeros:
             tensors[name + ".zeros"] = ("uint8", (N, G if bits == 3 else -(-G * bits // 8)))
+        if form.offsets:
+            tensors[name + ".offsets"] = (kind, (N, G))
+        if form.supers:
+            each = 2 if form.offsets else 1
+            tensors[name + ".super_scales"] = ("float16", (N, K // SUPER_GROUP, each))
     else:
         tensors[name + ".weight"] = ("float16" if form.bits == 16 else "float32", (N, K))
     if shape.bias:
@@ -233,7 +276,7 @@ def plan(
             end = _aligned(end + nbytes)
     aliases = {}
     head = formats["lm_head"]
-    if spec.tied and head.quantised and head.bits != 3:
+    if spec.tied and head.quantised and head.direct:
         stored = tensors["lm_head.qweight"]
         N, G, group_bytes = stored.shape
         aliases["embed_tokens.qweight"] = TensorSlot(

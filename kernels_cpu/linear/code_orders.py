@@ -71,7 +71,7 @@ def _spread(b: Any, high: Any) -> Any:
 
 @op(U8, i64)
 def load_high(b: Any, address: Any) -> Any:
-    """VB / 2 bytes of the high plane of 3 bits: byte j holds the bits of codes 4j..4j + 3."""
+    """VB / 2 bytes of the high plane of 3 or 6 bits: byte j holds four bits of byte j's codes."""
     return _spread(b, _load(b, address, ir.VectorType(_I8, VB // 2)))
 
 
@@ -79,6 +79,51 @@ def load_high(b: Any, address: Any) -> Any:
 def load_high_first(b: Any, address: Any, count: Any) -> Any:
     """As `load_high`, but only the first `count` bytes are read, zeros after them."""
     return _spread(b, _masked_load(b, address, count, _I8, VB // 2))
+
+
+def _replicated(b: Any, high: Any) -> Any:
+    """Byte j: the byte j / 4 of VB / 4 bytes."""
+    return _shuffle(b, high, [j // 4 for j in range(VB)])
+
+
+@op(U8, i64)
+def load_bits(b: Any, address: Any) -> Any:
+    """VB / 4 bytes of the high plane of 5 bits: byte j holds the bits of codes 2j and 2j + 1."""
+    return _replicated(b, _load(b, address, ir.VectorType(_I8, VB // 4)))
+
+
+@op(U8, i64, i64)
+def load_bits_first(b: Any, address: Any, count: Any) -> Any:
+    """As `load_bits`, but only the first `count` bytes are read, zeros after them."""
+    return _replicated(b, _masked_load(b, address, count, _I8, VB // 4))
+
+
+def _bit_of_pair(plane: int) -> Any:
+    @op(U8, U8)
+    def bit_of_pair(b: Any, v: Any) -> Any:
+        mask = ir.Constant(U8.ll, [1 << (2 * (j % 4) + plane) for j in range(VB)])
+        there = b.icmp_signed("==", b.and_(v, mask), mask)
+        return b.and_(b.sext(there, U8.ll), _constant(_I8, VB, 16))
+
+    return bit_of_pair
+
+
+# PAIR_BIT[i] takes the bit of code 2j + i out of byte j of `load_bits`, as 16 or 0.
+PAIR_BIT = tuple(_bit_of_pair(i) for i in range(2))
+
+
+def _pair_field(plane: int) -> Any:
+    @op(U8, U8)
+    def pair_field(b: Any, v: Any) -> Any:
+        wide = b.bitcast(v, ir.VectorType(_I16, VB // 2))
+        wide = b.shl(wide, _constant(_I16, VB // 2, 4 - 2 * plane))
+        return b.and_(b.bitcast(wide, U8.ll), _constant(_I8, VB, 0x30))
+
+    return pair_field
+
+
+# PAIR_FIELD[i] takes the i-th two bits of every byte, times 16.
+PAIR_FIELD = tuple(_pair_field(i) for i in range(2))
 
 
 def _high_bit(position: int) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.linear import layout
-from edgetok.kernels_cpu.linear.scales import make_read_scales
+from edgetok.kernels_cpu.linear.scales import make_read_numbers
 from edgetok.kernels_cpu.linear.tile_steps import (
     FLOAT_T,
     ROW_BYTES,
@@ -54,7 +54,7 @@ CHAINS = 16
 FLOAT_SLAB = 512
 _STEPS = 4  # inputs in one operation
 _LINE = 64  # bytes that a prefetch brings
-_GROUPS = max(QUANTISED_SLAB // 32, LANES)
+_GROUPS = max(QUANTISED_SLAB // 16, LANES)
 # From one chain's weights to the next one's, an odd number of rows: other sets of the cache.
 _CHAIN_BYTES = (FLOAT_SLAB // CHAINS + 1) * ROW_BYTES
 
@@ -69,10 +69,10 @@ if _WEIGHTS + max(QUANTISED_SLAB * ROW_BYTES, CHAINS * _CHAIN_BYTES) > layout.SC
     raise ValueError("a tile does not fit the scratch")
 
 
-_read_scales = make_read_scales(R)
+_read_numbers = make_read_numbers(R)
 
 
-def _make_fill(bits: int) -> Any:
+def _make_fill(bits: int, grouped: bool) -> Any:
     """A function that brings inputs k..k + width of RUN rows, starting with row n, to scratch."""
     if bits in (16, 32):
         full, part = (transpose_floats(bits, part, _CHAIN_BYTES) for part in (False, True))
@@ -102,12 +102,13 @@ def _make_fill(bits: int) -> Any:
 
         return fill_floats
 
-    three = bits == 3
-    stored_bits = 2 if three else bits
-    zero_bits = 8 if three else bits
+    planar = bits in layout.HIGH_BITS
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
+    part_of = stored_bits // high_bits
+    zero_bits = 8 if bits == 3 else bits
     zero_mask = (1 << zero_bits) - 1
     middle = np.float32(1 << (bits - 1))
-    unpack = unpack_floats(bits)
+    unpack, unpack_offset = unpack_floats(bits), unpack_floats(bits, True)
     word_codes = 32 // stored_bits
 
     @inline
@@ -121,14 +122,32 @@ def _make_fill(bits: int) -> Any:
         G = (K + group_size - 1) // group_size
         wb, hb, zb = (
             G * group_size * stored_bits // 8,
-            G * group_size // 8,
+            G * group_size * high_bits // 8,
             (G * zero_bits + 7) // 8,
         )
+        sb, supers, each = 2 * G, 0, 0
+        if grouped:
+            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            if supers != 0:
+                sb, each = G, 4 if zeros != 0 else 2
+        ub = G * group_size // layout.SUPER_GROUP * each
+        place = supers + n * ub if supers != 0 else 0
         first = k // group_size
         groups = (width + group_size - 1) // group_size
-        _read_scales(scales + n * 2 * G, 2 * G, rows, first, groups, scratch + _SCALES)
+        words = scratch + _WORDS
+        _read_numbers(
+            scales + n * sb, sb, place, ub, each, group_size, rows, first, groups, words,
+            scratch + _SCALES,
+        )  # fmt: skip
         zero_bytes = 0
-        if zeros == 0:
+        if grouped and zeros != 0:
+            zero_bytes = ROW_BYTES
+            place = supers + n * ub + 2 if supers != 0 else 0
+            _read_numbers(
+                zeros + n * sb, sb, place, ub, each, group_size, rows, first, groups, words,
+                scratch + _ZEROS,
+            )  # fmt: skip
+        elif zeros == 0:
             for r in range(R):
                 store_f32(scratch + _ZEROS + r * VB, splat_f32(middle))
         else:
@@ -144,33 +163,39 @@ def _make_fill(bits: int) -> Any:
             skip = r * LANES if rows > r * LANES else 0
             last = rows - 1 - skip
             w = weight + (n + skip) * wb + k * stored_bits // 8
-            h = high + (n + skip) * hb + k // 8
+            h = high + (n + skip) * hb + k * high_bits // 8
             out = scratch + _WEIGHTS + r * VB
             for start in range(0, nbytes, VB):
                 left = nbytes - start
                 if left > VB:
                     left = VB
                 transpose_words(w + start, wb, last, left, scratch + _WORDS)
-                if three:
-                    transpose_words(h + start // 2, hb, last, left // 2, scratch + _HIGHS)
+                if planar:
+                    highs = scratch + _HIGHS
+                    transpose_words(h + start // part_of, hb, last, left // part_of, highs)
                 for j in range(left // 4):
                     g = (start + 4 * j) * (8 // stored_bits) // group_size
-                    unpack(
-                        scratch + _WORDS + j * VB,
-                        scratch + _HIGHS + (j >> 1) * VB,
-                        (j & 1) << 4,
-                        scratch + _SCALES + g * ROW_BYTES + r * VB,
-                        scratch + _ZEROS + g * zero_bytes + r * VB,
-                        out,
-                    )
+                    word, above = words + j * VB, scratch + _HIGHS + j // part_of * VB
+                    by = j % part_of * (32 // part_of)
+                    scale = scratch + _SCALES + g * ROW_BYTES + r * VB
+                    zero_at = scratch + _ZEROS + g * zero_bytes + r * VB
+                    if grouped and zeros != 0:
+                        unpack_offset(word, above, by, scale, zero_at, out)
+                    else:
+                        unpack(word, above, by, scale, zero_at, out)
                     out += word_codes * ROW_BYTES
 
     return fill
 
 
-def make_float_tiles(bits: int) -> Any:
-    """The kernel body for weights of `bits` and float32 activations."""
-    fill = _make_fill(bits)
+def make_float_tiles(bits: int, grouped: bool = False) -> Any:
+    """The kernel body for weights of `bits` and float32 activations.
+
+    Args:
+        bits: of the weights.
+        grouped: as for `rows.make_rows`.
+    """
+    fill = _make_fill(bits, grouped)
     chains, slab = (CHAINS, FLOAT_SLAB) if bits in (16, 32) else (1, QUANTISED_SLAB)
 
     def make_meet(tokens: int) -> Any:
@@ -214,7 +239,7 @@ def make_float_tiles(bits: int) -> Any:
         factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         xb = 4 * K
-        if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
+        if read_i64(instr + 8 * layout.MATMUL_LAST) & 1 != 0:
             x += (tokens - 1) * xb
             tokens = 1
         out, weights = scratch + _OUT, scratch + _WEIGHTS

@@ -24,7 +24,7 @@ from edgetok.kernels_cpu.simd.isa import ISAS, Isa
 
 Instruction = npt.NDArray[np.int64]
 
-QUANTISED_BITS = (2, 3, 4, 8)
+QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 SCRATCH_BYTES = layout.SCRATCH_BYTES  # of each thread, see `allocate_scratch`
 
@@ -84,14 +84,16 @@ class LinearWeight:
 
     Attributes:
         name: for messages.
-        bits: 2, 3, 4, 8 quantised; 16 float16; 32 float32.
+        bits: 2, 3, 4, 5, 6, 8 quantised; 16 float16; 32 float32.
         N: outputs.
         K: inputs.
         group_size: inputs that share a scale; 0 for 16 and 32 bits.
         weight: codes, or float16 / float32 [N, K].
-        high: 3 bits only: the plane of high bits.
-        scales: float16 [N, G]; None for 16 and 32 bits.
+        high: 3, 5 and 6 bits only: the plane of high bits.
+        scales: float16 [N, G], int8 where there are super-scales; None for 16 and 32 bits.
         zeros: packed zero points, or None.
+        offsets: like scales, or None.
+        super_scales: float16 [N, K / 256, 1], with offsets [N, K / 256, 2], or None.
         bias: float32 [N], or None.
     """
 
@@ -104,7 +106,22 @@ class LinearWeight:
     high: Span | None = None
     scales: Span | None = None
     zeros: Span | None = None
+    offsets: Span | None = None
+    super_scales: Span | None = None
     bias: Span | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether kernels of grouped weights compute it, which take offsets and super-scales."""
+        more = self.offsets is not None or self.super_scales is not None
+        return more or self.bits in (5, 6)
+
+    @property
+    def kernel(self) -> str:
+        """What kernels of its kind are called."""
+        if self.bits in (16, 32):
+            return f"f{self.bits}"
+        return "q4_offsets" if self.grouped and self.bits == 4 else f"q{self.bits}"
 
     def __post_init__(self) -> None:
         """Check every size against the bytes that are there.
@@ -116,9 +133,11 @@ class LinearWeight:
             raise ShapeError(f"{self.name}: [{self.N}, {self.K}], expected at least [1, 1]")
         if self.bits in (16, 32):
             self._holds("weight", self.weight, self.N * self.K * self.bits // 8)
-            for part in ("high", "scales", "zeros"):
+            for part in ("high", "scales", "zeros", "offsets", "super_scales"):
                 if getattr(self, part) is not None:
                     raise ShapeError(f"{self.name}: {self.bits} bits do not have {part}")
+        elif self.grouped:
+            self._check_grouped()
         elif self.bits in QUANTISED_BITS and self.group_size in GROUP_SIZES:
             groups = -(-self.K // self.group_size)
             codes = self.N * groups * self.group_size
@@ -139,6 +158,27 @@ class LinearWeight:
         if self.bias is not None:
             self._holds("bias", self.bias, 4 * self.N)
 
+    def _check_grouped(self) -> None:
+        whole = layout.SUPER_GROUP if self.super_scales is not None else self.group_size
+        if layout.GROUPED.get(self.bits) != self.group_size or self.K % whole:
+            raise ShapeError(
+                f"{self.name}: {self.bits} bits in groups of {self.group_size} of {self.K} inputs, "
+                f"expected whole groups of {layout.GROUPED}"
+            )
+        if self.zeros is not None:
+            raise ShapeError(f"{self.name}: {self.bits} bits in groups do not have zeros")
+        weights, groups = self.N * self.K, self.N * self.K // self.group_size
+        self._holds("weight", self.weight, weights * layout.LOW_BITS[self.bits] // 8)
+        if self.bits in layout.HIGH_BITS:
+            self._holds("high", self.high, weights * layout.HIGH_BITS[self.bits] // 8)
+        each = 2 if self.super_scales is None else 1
+        self._holds("scales", self.scales, each * groups)
+        if self.offsets is not None:
+            self._holds("offsets", self.offsets, each * groups)
+        if self.super_scales is not None:
+            numbers = weights // layout.SUPER_GROUP * (1 if self.offsets is None else 2)
+            self._holds("super_scales", self.super_scales, 2 * numbers)
+
     def _holds(self, part: str, span: Span | None, nbytes: int) -> None:
         if span is None or span.nbytes < nbytes:
             found = "nothing" if span is None else f"{span.nbytes} bytes"
@@ -149,6 +189,9 @@ class LinearWeight:
         """Bytes that one product reads of it."""
         if self.bits in (16, 32):
             total = self.N * self.K * self.bits // 8
+        elif self.grouped:
+            spans = (self.weight, self.high, self.scales, self.offsets, self.super_scales)
+            total = sum(span.nbytes for span in spans if span is not None)
         else:
             groups = -(-self.K // self.group_size)
             zero_bits = 0 if self.zeros is None else 8 if self.bits == 3 else self.bits
@@ -193,7 +236,7 @@ class Activations:
             isa: of the kernels that will use it.
             tokens_max: most tokens of one run.
             K: inputs.
-            bits: of the weights: 2, 3, 4 or 8.
+            bits: of the weights: 2, 3, 4, 5, 6 or 8.
             group_size: of the weights.
 
         Raises:
@@ -312,7 +355,7 @@ def matmul_instruction(
 
     Args:
         kernels: loaded kernels.
-        weight: any bits with `Floats`; 2, 3, 4, 8 with `Activations`.
+        weight: any bits with `Floats`; 2, 3, 4, 5, 6, 8 with `Activations`.
         x: int8 activations that `quantise` has filled, or float32 [T, K] without gaps for exact
             float32 arithmetic.
         y: float32 [T, N].
@@ -342,14 +385,13 @@ def matmul_instruction(
                 f"{weight.name}: {weight.bits} bits, groups of {weight.group_size}, K {weight.K}; "
                 f"activations are for {x.bits} bits, groups of {x.group_size}, K {x.K}"
             )
-        name, address, block = f"matmul_q{weight.bits}", x.address, x.block
+        name, address, block = f"matmul_{weight.kernel}", x.address, x.block
     else:
         if x.width != weight.K or x.stride != weight.K:
             raise ShapeError(
                 f"{weight.name}: x is [T, {x.width}] with stride {x.stride}, expected {weight.K}"
             )
-        kind = "f" if weight.bits in (16, 32) else "q"
-        name = f"matmul_{kind}{weight.bits}" + ("_float" if kind == "q" else "")
+        name = f"matmul_{weight.kernel}" + ("" if weight.bits in (16, 32) else "_float")
         address = x.address
     instruction = _instruction(kernels, name, barrier)
     instruction[layout.MATMUL_Y] = y.address
@@ -358,7 +400,7 @@ def matmul_instruction(
     for slot, span in (
         (layout.MATMUL_HIGH, weight.high),
         (layout.MATMUL_SCALES, weight.scales),
-        (layout.MATMUL_ZEROS, weight.zeros),
+        (layout.MATMUL_ZEROS, weight.offsets if weight.grouped else weight.zeros),
         (layout.MATMUL_BIAS, weight.bias),
     ):
         instruction[slot] = 0 if span is None else span.address
@@ -368,7 +410,8 @@ def matmul_instruction(
     instruction[layout.MATMUL_Y_STRIDE] = y.stride
     instruction[layout.MATMUL_SCRATCH] = scratch.address
     instruction[layout.MATMUL_EPILOGUE] = float_bits(scale) | (1 << 32 if add else 0)
-    instruction[layout.MATMUL_LAST] = last
+    supers = 0 if weight.super_scales is None else weight.super_scales.address
+    instruction[layout.MATMUL_LAST] = supers | int(last)
     return instruction
 
 
@@ -399,15 +442,15 @@ def embed_instruction(
             f"{table.name}: {tokens.nbytes // 4} tokens into [{x.tokens_max}, {x.width}] with "
             f"stride {x.stride}, table rows are {table.K} wide"
         )
-    kind = "f" if table.bits in (16, 32) else "q"
-    instruction = _instruction(kernels, f"embed_{kind}{table.bits}", barrier)
+    instruction = _instruction(kernels, f"embed_{table.kernel}", barrier)
     instruction[layout.EMBED_X] = x.address
     instruction[layout.EMBED_TOKENS] = tokens.address
     instruction[layout.EMBED_QWEIGHT] = table.weight.address
     for slot, span in (
         (layout.EMBED_HIGH, table.high),
         (layout.EMBED_SCALES, table.scales),
-        (layout.EMBED_ZEROS, table.zeros),
+        (layout.EMBED_ZEROS, table.offsets if table.grouped else table.zeros),
+        (layout.EMBED_SUPERS, table.super_scales),
     ):
         instruction[slot] = 0 if span is None else span.address
     instruction[layout.EMBED_K] = table.K
@@ -417,7 +460,8 @@ def embed_instruction(
 
 
 def _check_activations(tokens_max: int, K: int, bits: int, group_size: int) -> None:
-    if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in GROUP_SIZES:
+    sizes = (16,) if bits == 6 else GROUP_SIZES
+    if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in sizes:
         raise ShapeError(
             f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "
             f"{group_size}"

@@ -2,7 +2,7 @@
 
 The kernels compile these very functions. Words: K inputs in G = ceil(K / g) groups of weights, each
 a whole number of activation blocks that share a scale. `planes` is how many codes a byte of packed
-weights holds (3 bits: of its two-bit plane). A chunk is what one vector of packed weights covers:
+weights holds (3, 5, 6 bits: of its low plane). A chunk is what one vector of packed weights covers:
 planes * vector_bytes codes; plane p of a chunk is the codes p, p + planes, p + 2 planes, ...
 
 Quantised activations of one token, however many there are:
@@ -15,7 +15,13 @@ Quantised activations of one token, however many there are:
 
 from __future__ import annotations
 
-PLANES = {2: 4, 3: 4, 4: 2, 8: 1}
+PLANES = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
+# Bits of a code in the plane that a product reads first, and in the other one, if there is one.
+LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
+HIGH_BITS = {3: 1, 5: 1, 6: 2}
+# Grouped weights may have offsets and super-scales: their bits, and inputs of a group.
+GROUPED = {4: 32, 5: 32, 6: 16}
+SUPER_GROUP = 256  # inputs that share a super-scale
 
 # Products end a sum of float32 and begin another one after so many inputs, on every instruction set
 # and for any number of tokens: bits depend on it.
@@ -29,10 +35,10 @@ SCRATCH_BYTES = 1 << 18
 # Slots of a matmul instruction.
 MATMUL_Y = 2  # address of float32 [T, y_stride]
 MATMUL_X = 3  # address of the activations: quantised, or float32 [T, K]
-MATMUL_QWEIGHT = 4  # codes (3 bits: low two), or float16 / float32 [N, K]
-MATMUL_HIGH = 5  # 3 bits: the plane of high bits
+MATMUL_QWEIGHT = 4  # codes (3, 5, 6 bits: low ones), or float16 / float32 [N, K]
+MATMUL_HIGH = 5  # 3, 5, 6 bits: the plane of high bits
 MATMUL_SCALES = 6
-MATMUL_ZEROS = 7  # 0: absent
+MATMUL_ZEROS = 7  # of zero points, or of offsets; 0: absent
 MATMUL_BIAS = 8  # address of float32 [N]; 0: absent
 MATMUL_N = 9
 MATMUL_K = 10
@@ -40,7 +46,7 @@ MATMUL_GROUP = 11  # group_size + (block << 32)
 MATMUL_Y_STRIDE = 12  # float32 from one token's result to the next one's
 MATMUL_SCRATCH = 13  # address of SCRATCH_BYTES for each thread
 MATMUL_EPILOGUE = 14  # bits of float32 scale + (1 << 32 to add to y)
-MATMUL_LAST = 15  # 1: only the last token
+MATMUL_LAST = 15  # 1: only the last token; grouped weights: + address of super-scales, or 0
 
 # Slots of a quantise instruction.
 QUANTISE_X = 2  # address of float32 [T, x_stride]
@@ -61,6 +67,7 @@ EMBED_ZEROS = 7
 EMBED_K = 8
 EMBED_GROUP_SIZE = 9
 EMBED_SCALE = 10  # bits of float32
+EMBED_SUPERS = 11  # grouped weights: address of super-scales, or 0; EMBED_ZEROS are offsets
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -98,6 +98,21 @@ def _unit_of(block: int, part: bool) -> Any:
                 for start in (0, half)
             )
             largest = [larger(*(_shuffle(b, largest[0], i, largest[1]) for i in (low, high)))]
+        elif blocks == 4:  # a quarter of each
+            quarters = []
+            for v in largest:
+                width = LANES
+                while width > LANES // blocks:
+                    width //= 2
+                    low, high = list(range(width)), list(range(width, 2 * width))
+                    v = larger(*(_shuffle(b, v, half) for half in (low, high)))
+                quarters.append(v)
+            while len(quarters) > 1:
+                quarters = [
+                    _shuffle(b, v, list(range(2 * v.type.count)), w)
+                    for v, w in zip(quarters[::2], quarters[1::2], strict=True)
+                ]
+            largest = quarters
         absmax = b.bitcast(fold(b, largest[0], larger), F32.ll)
         top, zero = _constant(_F32, LANES, 127.0), _constant(_F32, LANES, 0.0)
         small = b.fcmp_ordered("<", absmax, _constant(_F32, LANES, float(SMALLEST_ABSMAX)))
@@ -145,7 +160,7 @@ def _units_of(block: int) -> Any:
     return units
 
 
-_units_32, _units_64, _units_128 = (_units_of(block) for block in (32, 64, 128))
+_units_16, _units_32, _units_64, _units_128 = (_units_of(block) for block in (16, 32, 64, 128))
 
 
 @inline
@@ -181,7 +196,7 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
     if read_i64(instr + 8 * layout.QUANTISE_LAST) != 0:
         x += (tokens - 1) * x_bytes
         tokens = 1
-    planes = 1 if bits == 8 else 2 if bits == 4 else 4
+    planes = 1 if bits == 8 else 2 if bits >= 4 else 4
     codes = layout.padded_codes(K, group_size, planes, VB)
     blocks_bytes = layout.blocks_bytes(codes, block)
     middle, offset = 1 << (bits - 1), layout.offset_of(bits)
@@ -196,7 +211,9 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
         scales = token + codes
         middles = scales + blocks_bytes
         starts = middles + blocks_bytes
-        if block == 32:
+        if block == 16:
+            _units_16(row, K, first, piece, token, scales, middles, starts, middle, offset)
+        elif block == 32:
             _units_32(row, K, first, piece, token, scales, middles, starts, middle, offset)
         elif block == 64:
             _units_64(row, K, first, piece, token, scales, middles, starts, middle, offset)

@@ -22,6 +22,10 @@ from edgetok.kernels_cpu.linear.byte_products import (
 )
 from edgetok.kernels_cpu.linear.code_orders import (
     HIGH_BIT,
+    PAIR_BIT,
+    PAIR_FIELD,
+    load_bits,
+    load_bits_first,
     load_f16_first,
     load_high,
     load_high_first,
@@ -105,7 +109,7 @@ def clamped(b: Any, address: Any, index: int, last: Any, stride: Any) -> Any:
 
 
 def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
-    """The codes of a vector of packed bytes, plane by plane; `high` (3 bits) from `load_high`.
+    """The codes of a vector of packed bytes, plane by plane; `high` from `load_plane`.
 
     Those of 8 bits are less 128 where `signed_codes`.
     """
@@ -113,10 +117,22 @@ def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
         return [b.xor(w, _constant(_I8, VB, 0x80))] if signed_codes(bits) else [w]
     if bits == 4:
         return [field.emit(b, w) for field in FIELD[4]]
+    if bits in (5, 6):
+        above = PAIR_BIT if bits == 5 else PAIR_FIELD
+        planes = zip(FIELD[4], above, strict=True)
+        return [or_u8.emit(b, field.emit(b, w), of.emit(b, high)) for field, of in planes]
     low = [field.emit(b, w) for field in FIELD[2]]
     if bits == 2:
         return low
     return [or_u8.emit(b, q, bit.emit(b, high)) for q, bit in zip(low, HIGH_BIT, strict=True)]
+
+
+def load_plane(bits: int, part: bool) -> tuple[Any, int]:
+    """How to load high bits, and how many bytes of codes come with one of theirs."""
+    part_of = layout.LOW_BITS[bits] // layout.HIGH_BITS[bits]
+    if part_of == 4:
+        return load_bits_first if part else load_bits, part_of
+    return load_high_first if part else load_high, part_of
 
 
 # Sums of integers that may still be in 16 bits
@@ -252,6 +268,8 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
     chunks = max(block // chunk, 1)
     width = min(block * LANES // chunk, LANES)  # lanes of a block
     length = chunks * VB  # bytes of a row's unit
+    planar = bits in layout.HIGH_BITS
+    load_above, part_of = load_plane(bits, part) if planar else (None, 1)
 
     # With 16 registers all codes of the rows stay there, and tokens come one after the other.
     token_by_token = NAME == "avx2" and tokens > 1 and STRIP * chunks * planes <= 8
@@ -272,15 +290,12 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
             wr, hr = clamped(b, w, r, last, wb), clamped(b, h, r, last, hb)
             codes: list[Any] = []
             for c in range(chunks):
-                wc, hc, high = b.add(wr, number(c * VB)), b.add(hr, number(c * VB // 2)), None
-                if part:
-                    packed = load_words.emit(b, wc, ask)
-                    if bits == 3:
-                        high = load_high_first.emit(b, hc, b.lshr(ask, number(1)))
-                else:
-                    packed = load_u8.emit(b, wc)
-                    if bits == 3:
-                        high = load_high.emit(b, hc)
+                wc, high = b.add(wr, number(c * VB)), None
+                packed = load_words.emit(b, wc, ask) if part else load_u8.emit(b, wc)
+                if load_above is not None:
+                    hc = b.add(hr, number(c * VB // part_of))
+                    left = [b.udiv(ask, number(part_of))] if part else []
+                    high = load_above.emit(b, hc, *left)
                 codes += fields(b, bits, packed, high)
             unpacked.append(codes)
             if not token_by_token:
@@ -289,7 +304,7 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
         if not part:
             for i in range(0, STRIP * length, _LINE):
                 prefetch.emit(b, b.add(ask, number(i)))
-            for i in range(0, STRIP * length // 2 if bits == 3 else 0, _LINE):
+            for i in range(0, STRIP * length // part_of if planar else 0, _LINE):
                 prefetch.emit(b, b.add(ask_high, number(i)))
             prefetch.emit(b, ask_scales)
         for t in range(tokens):
@@ -308,16 +323,18 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
     return op(void, *[i64] * 12)(emit)
 
 
-def fold_step(bits: int, vectors: int, tokens: int, zeros: bool) -> Any:
+def fold_step(bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool = False) -> Any:
     """Add one block's products to the sums of vectors of rows by tokens.
 
     f + float(sum of codes * activations - zero point * sum of activations) * scale * a_scale
+    f + (float(sum of codes * activations) * scale + offset * sum of activations) * a_scale
 
     Args of the operation: UniTuple of vectors * tokens sums; address of the first token's integers,
     bytes to the next token's, bytes from one vector of rows to the next; address of its middle
     sum, distance to the scale, bytes to the next token; addresses of the group's scales and (zero -
-    middle) / middle of all rows.
+    middle) / middle, or with `offsets` the group's offsets, of all rows.
     """
+    unit = _constant(_F32, LANES, -1.0 / (1 << (bits - 1)))
     tile = types.UniTuple(F32, vectors * tokens)
 
     @op(tile, tile, *[i64] * 8)
@@ -330,11 +347,18 @@ def fold_step(bits: int, vectors: int, tokens: int, zeros: bool) -> Any:
             for v in range(vectors):
                 i = t * vectors + v
                 found = load_i32.emit(b, at(b, at(b, sums, t, sumb), v, rowb))
+                scale = load_f32.emit(b, b.add(scales, number(v * VB)))
+                if offsets:
+                    value = mul.emit(b, to_f32.emit(b, found), scale)
+                    offset = load_f32.emit(b, b.add(points, number(v * VB)))
+                    total = mul.emit(b, to_f32.emit(b, middle), unit)
+                    value = fma.emit(b, offset, total, value)
+                    totals[i] = fma.emit(b, value, a, totals[i])
+                    continue
                 value = to_f32.emit(b, found if signed_codes(bits) else b.add(found, middle))
                 if zeros:  # exact: all three are integers below 2^24
                     point = load_f32.emit(b, b.add(points, number(v * VB)))
                     value = fma.emit(b, point, to_f32.emit(b, middle), value)
-                scale = load_f32.emit(b, b.add(scales, number(v * VB)))
                 totals[i] = fma.emit(b, mul.emit(b, value, scale), a, totals[i])
         return pack_tuple(b, totals)
 

@@ -21,7 +21,13 @@ from typing import Any
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.layout import SLAB
 from edgetok.kernels_cpu.linear.row_steps import STRIP, fold_step, row_step, store_sums, zero_sums
-from edgetok.kernels_cpu.linear.scales import LINE, finish, make_read_scales, make_read_zeros
+from edgetok.kernels_cpu.linear.scales import (
+    LINE,
+    finish,
+    make_read_numbers,
+    make_read_scales,
+    make_read_zeros,
+)
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, NAME, VB, inline
 from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
@@ -35,24 +41,20 @@ AHEAD_BYTES = 16384 if NAME == "avx2" else 8192
 
 _CHAINS = 4  # sums side by side
 
-_BLOCKS = SLAB // 32
-# Inputs that a strip reads at once: a few slabs, so that most rows are read from end to end.
-PART = 4 * SLAB
-_SUM_BYTES = (PART // 32 + 1) * VB  # of a vector of rows; odd, so that sets of the cache differ
+# Blocks that a strip reads at once: of 32 inputs a few slabs, so that most rows are read in one go.
+_BLOCKS = 4 * SLAB // 32
+_SUM_BYTES = (_BLOCKS + 1) * VB  # of a vector of rows; odd, so that sets of the cache differ
 
 # Regions of a thread's scratch.
 _WORDS = 0
 _SCALES = max(LANES, _CHAINS) * VB
-_POINTS = _SCALES + max(_BLOCKS, LANES) * _CHAINS * VB
-_SUMS = _POINTS + max(_BLOCKS, LANES) * _CHAINS * VB
-if _SUMS + _CHAINS * _SUM_BYTES > layout.SCRATCH_BYTES:
-    raise ValueError("a run does not fit the scratch")
 
 
 def _make_strip(bits: int, block: int, tokens: int) -> Any:
     """A function for a strip of STRIP rows by up to SLAB inputs and `tokens` tokens."""
     planes = layout.PLANES[bits]
     chunk = planes * VB
+    part_of = layout.LOW_BITS[bits] // layout.HIGH_BITS.get(bits, 1)
     length = max(block // planes, VB)  # bytes of a unit of a row
     blocks = max(chunk // block, 1)
     step, last_step = (row_step(bits, block, tokens, part) for part in (False, True))
@@ -69,27 +71,83 @@ def _make_strip(bits: int, block: int, tokens: int) -> Any:
             high, scales = ask_h + r * hop_h, ask_s + r * sb
             for _ in range((r + 1) * steps // STRIP - begin):
                 step(w, h, wb, hb, last, x, xb, out, outb, place, high, scales)
-                w, h, x, out = w + length, h + length // 2, x + planes * length, out + blocks * VB
-                place, high, scales = place + pace, high + pace // 2, scales + pace_s
+                w, h, x = w + length, h + length // part_of, x + planes * length
+                out += blocks * VB
+                place, high, scales = place + pace, high + pace // part_of, scales + pace_s
         if nbytes % length != 0:
             last_step(w, h, wb, hb, last, x, xb, out, outb, nbytes % length, 0, 0)
 
     return strip
 
 
-def _make_tokens(bits: int, tokens: int) -> Any:
+def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool) -> Any:
+    """Functions for a strip of any block, for scales, and for zero points or offsets."""
+    if grouped:
+        only = _make_strip(bits, layout.GROUPED[bits], tokens)
+
+        @inline
+        def one_strip(block, *args):  # type: ignore[no-untyped-def]
+            only(*args)
+
+        numbers = make_read_numbers(vectors, True)
+
+        @inline
+        def read_numbers(  # type: ignore[no-untyped-def]
+            values, row, supers, skip, ub, each, group_size, rows, first, count, words, out, ask=0
+        ):
+            place = supers + skip if supers != 0 else 0
+            numbers(
+                values, row, place, ub, each, group_size, rows, first, count, words, out, ask
+            )  # fmt: skip
+
+        return one_strip, read_numbers, read_numbers
+    strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
+    scales, zeros = make_read_scales(vectors, True), make_read_zeros(bits, vectors, True)
+
+    @inline
+    def strip(block, *args):  # type: ignore[no-untyped-def]
+        if block == 32:
+            strip_32(*args)
+        elif block == 64:
+            strip_64(*args)
+        else:
+            strip_128(*args)
+
+    @inline
+    def read_scales(  # type: ignore[no-untyped-def]
+        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out, ask
+    ):
+        scales(values, row, rows, first, count, out, ask)
+
+    @inline
+    def read_zeros(  # type: ignore[no-untyped-def]
+        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
+    ):
+        zeros(values, row, rows, first, count, words, out)
+
+    return strip, read_scales, read_zeros
+
+
+def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
     """The kernel body for up to `tokens` tokens, which it computes side by side."""
     planes = layout.PLANES[bits]
-    stored_bits = 2 if bits == 3 else bits
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
+    part_of = stored_bits // high_bits
     zero_bits = 8 if bits == 3 else bits
     vectors = max(_CHAINS // tokens, 1) if NAME != "avx512" or tokens > 1 else 2
     run = vectors * LANES
     row_bytes = vectors * VB
     pace = 2 * run  # bytes asked for while a block's sums meet its scales
-    strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
-    read_scales, read_zeros = make_read_scales(vectors, True), make_read_zeros(bits, vectors, True)
+    smallest = layout.GROUPED[bits] if grouped else 32
+    part = _BLOCKS * smallest  # inputs that a strip reads at once
+    points = _SCALES + max(SLAB // smallest, LANES) * row_bytes
+    sums_at = points + max(SLAB // smallest, LANES) * row_bytes
+    if sums_at + vectors * tokens * _SUM_BYTES > layout.SCRATCH_BYTES:
+        raise ValueError("a run does not fit the scratch")
+    strip, read_scales, read_zeros = _make_parts(bits, tokens, vectors, grouped)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
-    fold, fold_zeros = (fold_step(bits, vectors, tokens, zeros) for zeros in (False, True))
+    fold = fold_step(bits, vectors, tokens, False)
+    fold_zeros = fold_step(bits, vectors, tokens, not grouped, offsets=grouped)
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]
@@ -115,18 +173,24 @@ def _make_tokens(bits: int, tokens: int) -> Any:
         to_scale = -layout.blocks_bytes(codes, block)
         G = (K + group_size - 1) // group_size
         inputs = G * group_size
-        wb, hb, sb = inputs * stored_bits // 8, inputs // 8, 2 * G
-        zb = (G * zero_bits + 7) // 8
+        wb, hb, sb = inputs * stored_bits // 8, inputs * high_bits // 8, 2 * G
+        zb, point_bits, supers, each = (G * zero_bits + 7) // 8, zero_bits, 0, 0
+        if grouped:
+            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            if supers != 0:
+                sb, each = G, 4 if zeros != 0 else 2
+            zb, point_bits = sb, sb // G * 8
+        ub = inputs // layout.SUPER_GROUP * each
 
         units = (N + run - 1) // run
         for unit in range(tid * units // threads, (tid + 1) * units // threads):
             n = unit * run
             rows = N - n
             here = run if rows > run else rows
-            for begin in range(0, inputs, PART):
-                width = inputs - begin if inputs - begin < PART else PART
+            for begin in range(0, inputs, part):
+                width = inputs - begin if inputs - begin < part else part
                 nbytes = width * stored_bits // 8
-                n_next, next = (n + run, 0) if begin + width == inputs else (n, begin + PART)
+                n_next, next = (n + run, 0) if begin + width == inputs else (n, begin + part)
                 # Whole rows are asked for in one steady stream: the memory must not wait while sums
                 # meet the scales, nor be asked twice. Parts of rows: strip by strip.
                 whole = nbytes == wb
@@ -138,39 +202,28 @@ def _make_tokens(bits: int, tokens: int) -> Any:
                 for r in range(0, here, STRIP):
                     if whole:
                         ask = weight + n * wb + far + r * hop
-                        ask_h = high + n * hb + far // 2 + r * (hop // 2)
+                        ask_h = high + n * hb + far // part_of + r * (hop // part_of)
                     else:
                         i, start = n + r + strips, begin
                         if r + strips >= here:
                             i, start = n_next + r + strips - here, next
                         ask = weight + i * wb + start * stored_bits // 8
-                        ask_h = high + i * hb + start // 8
+                        ask_h = high + i * hb + start * high_bits // 8
                     w = weight + (n + r) * wb + begin * stored_bits // 8
-                    h = high + (n + r) * hb + begin // 8
+                    h = high + (n + r) * hb + begin * high_bits // 8
                     last = rows - 1 - r
-                    out = scratch + _SUMS + r // LANES * _SUM_BYTES + 4 * (r % LANES)
+                    out = scratch + sums_at + r // LANES * _SUM_BYTES + 4 * (r % LANES)
                     outb = vectors * _SUM_BYTES
                     i, first = n_next + r, next // group_size
-                    ask_s = scales + i * sb + 2 * first
+                    ask_s = scales + i * sb + sb // G * first
                     if zeros != 0:
                         for q in range(STRIP):
-                            prefetch(zeros + (i + q) * zb + first * zero_bits // 8)
-                    if block == 32:
-                        strip_32(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
-                            hop // 2, sb, group_size, nbytes,
-                        )  # fmt: skip
-                    elif block == 64:
-                        strip_64(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
-                            hop // 2, sb, group_size, nbytes,
-                        )  # fmt: skip
-                    else:
-                        strip_128(
-                            w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s, hop,
-                            hop // 2, sb, group_size, nbytes,
-                        )  # fmt: skip
-                sums = scratch + _SUMS
+                            prefetch(zeros + (i + q) * zb + first * point_bits // 8)
+                    strip(
+                        block, w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s,
+                        hop, hop // part_of, sb, group_size, nbytes,
+                    )  # fmt: skip
+                sums = scratch + sums_at
                 if whole:
                     ask = weight + n * wb + far + here * hop
                 else:
@@ -178,11 +231,17 @@ def _make_tokens(bits: int, tokens: int) -> Any:
                 for k in range(begin, begin + width, SLAB):
                     slab = inputs - k if inputs - k < SLAB else SLAB
                     first, groups = k // group_size, slab // group_size
-                    s, p = scratch + _SCALES, scratch + _POINTS
-                    read_scales(scales + n * sb, sb, rows, first, groups, s, ask)
+                    s, p, words = scratch + _SCALES, scratch + points, scratch + _WORDS
+                    read_scales(
+                        scales + n * sb, sb, supers, n * ub, ub, each, group_size, rows, first,
+                        groups, words, s, ask,
+                    )  # fmt: skip
                     ask += groups * vectors // LANES * LINE
                     if zeros != 0:
-                        read_zeros(zeros + n * zb, zb, rows, first, groups, scratch + _WORDS, p)
+                        read_zeros(
+                            zeros + n * zb, zb, supers, n * ub + 2, ub, each, group_size, rows,
+                            first, groups, words, p,
+                        )  # fmt: skip
                     f, middles = zero(), x_middles + 4 * (k // block)
                     for _ in range(groups):
                         for _ in range(group_size // block):
@@ -211,15 +270,21 @@ def _make_tokens(bits: int, tokens: int) -> Any:
     return body
 
 
-def make_rows(bits: int) -> Any:
-    """The kernel body for weights of `bits` and up to ROW_TOKENS tokens."""
-    one, two = _make_tokens(bits, 1), _make_tokens(bits, 2)
-    most = _make_tokens(bits, ROW_TOKENS) if ROW_TOKENS > 2 else two
+def make_rows(bits: int, grouped: bool = False) -> Any:
+    """The kernel body for weights of `bits` and up to ROW_TOKENS tokens.
+
+    Args:
+        bits: of the weights.
+        grouped: groups are of `layout.GROUPED` inputs, the last is a whole one, and have offsets or
+            super-scales in place of zero points.
+    """
+    one, two = (_make_tokens(bits, tokens, grouped) for tokens in (1, 2))
+    most = _make_tokens(bits, ROW_TOKENS, grouped) if ROW_TOKENS > 2 else two
 
     @inline
     def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
         count = read_i64(ctx + 8 * CTX_TOKENS)
-        if count == 1 or read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
+        if count == 1 or read_i64(instr + 8 * layout.MATMUL_LAST) & 1 != 0:
             one(instr, tid, threads, 1)
         elif count == 2:
             two(instr, tid, threads, count)

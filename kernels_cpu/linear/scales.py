@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from edgetok.kernels_cpu.linear.layout import SUPER_GROUP
 from edgetok.kernels_cpu.linear.tile_steps import (
+    floats_of_words,
     points_of_words,
     shifts_of_words,
     transpose_floats,
@@ -71,6 +73,43 @@ def make_read_scales(vectors: int, asks: bool = False) -> Any:
                 write_f32(out + g * row_bytes + 4 * i, read_f16(row + 2 * g))
 
     return read_scales
+
+
+def make_read_numbers(vectors: int, asks: bool = False) -> Any:
+    """A function that brings scales or offsets, of either kind, to vectors of rows.
+
+    Without super-scales as `make_read_scales` does it. With them they are int8, times the float16
+    at `supers`, `each` bytes from one super-group to the next and `supers_row` to the next row.
+    """
+    row_bytes = vectors * VB
+    read_scales, spread = make_read_scales(vectors, asks), floats_of_words(row_bytes)
+
+    @inline
+    def read_numbers(  # type: ignore[no-untyped-def]
+        values, row, supers, supers_row, each, group_size, rows, first, count, words, out, ask=0
+    ):
+        if supers == 0:
+            read_scales(values, row, rows, first, count, out, ask)
+            return
+        per = SUPER_GROUP // group_size
+        for r in range(vectors):
+            last, skip = clamp(rows, r)
+            factor = splat_f32(np.float32(0))
+            for start in range(0, count, VB):
+                left = count - start if count - start < VB else VB
+                transpose_words(values + skip * row + first + start, row, last, left, words)
+                for j in range(left // 4):
+                    g = start + 4 * j
+                    at = out + g * row_bytes + r * VB
+                    if g % per == 0:
+                        place = supers + skip * supers_row + (first + g) // per * each
+                        for i in range(LANES):
+                            q = i if i < last else last
+                            write_f32(at + 4 * i, read_f16(place + q * supers_row))
+                        factor = load_f32(at)
+                    spread(words + j * VB, factor, at)
+
+    return read_numbers
 
 
 def make_read_zeros(bits: int, vectors: int, points: bool) -> Any:

@@ -16,7 +16,7 @@ from edgetok.kernels_cpu.linear.byte_products import (
     with_signs,
 )
 from edgetok.kernels_cpu.linear.code_orders import load_f16_first, load_words
-from edgetok.kernels_cpu.linear.layout import PLANES
+from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
 from edgetok.kernels_cpu.linear.row_steps import (
     at,
     clamped,
@@ -121,7 +121,7 @@ def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
 def unpack_words(bits: int, shifted: bool) -> Any:
     """Words of LANES rows to unsigned codes, four inputs of a row to a lane.
 
-    Args of the operation: addresses of the vector of words and (3 bits) of the vector of high
+    Args of the operation: addresses of the vector of words and (3, 5, 6 bits) of that of high
     words, how far to shift the latter right, address of the bytes to add (only where `shifted`),
     address of the first plane's result; the others follow ROW_BYTES apart.
     """
@@ -129,7 +129,7 @@ def unpack_words(bits: int, shifted: bool) -> Any:
     @op(void, i64, i64, i64, i64, i64)
     def unpack(b: Any, words: Any, high: Any, by: Any, shift: Any, out: Any) -> None:
         w, h = load_u8.emit(b, words), None
-        if bits == 3:
+        if bits in HIGH_BITS:
             h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
         _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out)
 
@@ -137,9 +137,12 @@ def unpack_words(bits: int, shifted: bool) -> Any:
 
 
 def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any) -> None:
-    """The codes of a vector of words; `high` (3 bits): words whose low half belongs to them."""
+    """The codes of a vector of words; the low half (5 bits: byte) of `high`'s belongs to them."""
     spread = None
-    if high is not None:  # four bits of each of four bytes, out of sixteen
+    if high is not None and bits == 5:  # a byte four times
+        h = b.and_(high, _constant(_I32, LANES, 0xFF))
+        spread = b.bitcast(b.mul(h, _constant(_I32, LANES, 0x01010101)), U8.ll)
+    elif high is not None:  # four bits of each of four bytes, out of sixteen
         h = b.and_(high, _constant(_I32, LANES, 0xFFFF))
         h = b.or_(h, b.shl(h, _constant(_I32, LANES, 8)))
         h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
@@ -156,9 +159,9 @@ def unpack_rows(bits: int, shifted: bool) -> Any:
     As `transpose_words` and then `unpack_words` of every word, but nothing waits in memory.
 
     Args of the operation: address of the first row's bytes, bytes to the next row's; the same of
-    the high plane (3 bits); address of the bytes to add of the first group, log2 of how many times
-    32 inputs a group has, and how many times 32 inputs lie between its first one and these (only
-    where `shifted`); address of the first result, the others follow ROW_BYTES apart.
+    the high plane (3, 5, 6 bits); address of the bytes to add of the first group, log2 of how many
+    times 32 inputs a group has, and how many times 32 inputs lie between its first one and these
+    (only where `shifted`); address of the first result, the others follow ROW_BYTES apart.
     """
     planes = PLANES[bits]
     words_of_32 = 8 // planes
@@ -169,13 +172,15 @@ def unpack_rows(bits: int, shifted: bool) -> Any:
     ) -> None:
         rows = [b.bitcast(load_u8.emit(b, at(b, w, r, wb)), I32.ll) for r in range(LANES)]
         words, highs = transposed(b, rows), []
-        if bits == 3:
-            half = ir.VectorType(_I8, VB // 2)
-            wide = list(range(VB // 2)) + [VB // 2] * (VB // 2)
+        part_of = LOW_BITS[bits] // HIGH_BITS.get(bits, 1)
+        if bits in HIGH_BITS:
+            nbytes = VB // part_of
+            part = ir.VectorType(_I8, nbytes)
+            wide = list(range(nbytes)) + [nbytes] * (VB - nbytes)
             rows = []
             for r in range(LANES):
-                v = _load(b, at(b, h, r, hb), half)
-                v = _shuffle(b, v, wide, ir.Constant(half, [0] * (VB // 2)))
+                v = _load(b, at(b, h, r, hb), part)
+                v = _shuffle(b, v, wide, ir.Constant(part, [0] * nbytes))
                 rows.append(b.bitcast(v, I32.ll))
             highs = transposed(b, rows)
         shift = None
@@ -184,8 +189,9 @@ def unpack_rows(bits: int, shifted: bool) -> Any:
                 group = b.lshr(b.add(unit, number(j // words_of_32)), by)
                 shift = load_u8.emit(b, b.add(shifts, b.mul(group, number(ROW_BYTES))))
             high = None
-            if bits == 3:
-                high = b.lshr(highs[j // 2], _constant(_I32, LANES, 16)) if j % 2 else highs[j // 2]
+            if highs:
+                by_bits = _constant(_I32, LANES, j % part_of * (32 // part_of))
+                high = b.lshr(highs[j // part_of], by_bits)
             place = b.add(out, number(j * planes * ROW_BYTES))
             _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place)
 
@@ -229,28 +235,49 @@ def points_of_words(zero_bits: int, middle: int, row_bytes: int) -> Any:
     return _zeros_of_words(zero_bits, row_bytes, use)
 
 
-def unpack_floats(bits: int) -> Any:
+def floats_of_words(row_bytes: int) -> Any:
+    """Int8, one word of every row, to float32 times the row's factor.
+
+    Args of the operation: address of the vector of words; factors; address of the first column's
+    result; the others follow `row_bytes` apart.
+    """
+
+    @op(void, i64, F32, i64)
+    def spread(b: Any, words: Any, factor: Any, out: Any) -> None:
+        w = load_i32.emit(b, words)
+        for i in range(4):
+            v = b.shl(w, _constant(_I32, LANES, 24 - 8 * i)) if i < 3 else w
+            v = to_f32.emit(b, b.ashr(v, _constant(_I32, LANES, 24)))
+            store_f32.emit(b, b.add(out, number(i * row_bytes)), mul.emit(b, v, factor))
+
+    return spread
+
+
+def unpack_floats(bits: int, offsets: bool = False) -> Any:
     """Words of LANES rows to (code - zero) * scale, one input of all rows to a vector.
 
-    Args of the operation: words, high and by as in `unpack_words`; addresses of LANES scales and
-    zeros in float32; address of the first input's result; the others follow ROW_BYTES apart.
+    With `offsets` to code * scale + offset. Args of the operation: words, high and by as in
+    `unpack_words`; addresses of LANES scales and zeros, or offsets, in float32; address of the
+    first input's result; the others follow ROW_BYTES apart.
     """
-    stored = 2 if bits == 3 else bits
+    stored, above = LOW_BITS[bits], HIGH_BITS.get(bits, 0)
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def unpack(b: Any, words: Any, high: Any, by: Any, scales: Any, zeros: Any, out: Any) -> None:
         w = load_i32.emit(b, words)
         h = None
-        if bits == 3:
+        if above:
             h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
         s, z = load_f32.emit(b, scales), load_f32.emit(b, zeros)
         for i in range(32 // stored):
             q = b.lshr(w, _constant(_I32, LANES, i * stored))
             q = b.and_(q, _constant(_I32, LANES, (1 << stored) - 1))
             if h is not None:
-                bit = b.and_(b.lshr(h, _constant(_I32, LANES, i)), _constant(_I32, LANES, 1))
-                q = b.or_(q, b.shl(bit, _constant(_I32, LANES, 2)))
-            value = mul.emit(b, sub.emit(b, to_f32.emit(b, q), z), s)
+                more = b.lshr(h, _constant(_I32, LANES, i * above))
+                more = b.and_(more, _constant(_I32, LANES, (1 << above) - 1))
+                q = b.or_(q, b.shl(more, _constant(_I32, LANES, stored)))
+            value = to_f32.emit(b, q)
+            value = fma.emit(b, value, s, z) if offsets else mul.emit(b, sub.emit(b, value, z), s)
             store_f32.emit(b, at(b, out, i, number(ROW_BYTES)), value)
 
     return unpack
@@ -264,9 +291,10 @@ def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool) -> list[An
 
 
 def _multiplied(
-    b: Any, bits: int, most: int, acc: list[Any], u: Any, x: Any, xb: Any, tokens: int
-) -> list[Any]:
-    """`acc` plus STEPS steps of products of unpacked codes, at most `most`, and activations."""
+    b: Any, bits: int, most: int, acc: list[Any], u: Any, x: Any, xb: Any, tokens: int,
+    steps: int = STEPS,
+) -> list[Any]:  # fmt: skip
+    """`acc` plus `steps` steps of products of unpacked codes, at most `most`, and activations."""
     planes = PLANES[bits]
     # Where bytes are multiplied to pairs of int16 (AVX2), so many steps are added before they are
     # widened.
@@ -275,7 +303,7 @@ def _multiplied(
     dot = dot_u8s8 if bits == 8 else dot_u7s8
     acc, pairs = list(acc), [None] * (R * tokens)
     rows = [at(b, x, t, xb) for t in range(tokens)]
-    for k in range(STEPS):
+    for k in range(steps):
         word, plane = divmod(k, planes)
         weights = [load_u8.emit(b, b.add(u, number(k * ROW_BYTES + r * VB))) for r in range(R)]
         sizes = [absolute_bytes(b, w) for w in weights] if signed else weights
@@ -291,7 +319,7 @@ def _multiplied(
                 else:
                     more = multiply_pairs(b, weights[r], a)
                     pairs[i] = more if pairs[i] is None else b.add(pairs[i], more)
-                    if k % room == room - 1 or k == STEPS - 1:
+                    if k % room == room - 1 or k == steps - 1:
                         acc[i], pairs[i] = b.add(acc[i], widen_pairs(b, pairs[i])), None
         if narrow:
             kept = acc if pairs[0] is None else pairs
@@ -299,14 +327,14 @@ def _multiplied(
     return acc
 
 
-def _folded_in(b: Any, f: Any, acc: list[Any], tokens: int, *places: Any) -> Any:
+def _folded_in(b: Any, f: Any, acc: list[Any], tokens: int, *places: Any, unit: float = 0) -> Any:
     """`_folded` for sums in a tuple, or in memory."""
     if not _in_memory(tokens):
         sums = unpack_tuple(b, f, R * tokens)
-        found = dict(_folded(b, sums.__getitem__, acc, tokens, *places))
+        found = dict(_folded(b, sums.__getitem__, acc, tokens, *places, unit=unit))
         return pack_tuple(b, [found[i] for i in range(R * tokens)])
     kept = _tile_places(b, tokens, f)
-    sums = _folded(b, lambda i: load_f32.emit(b, kept[i]), acc, tokens, *places)
+    sums = _folded(b, lambda i: load_f32.emit(b, kept[i]), acc, tokens, *places, unit=unit)
     for i, value in sums:
         store_f32.emit(b, kept[i], value)
     return f
@@ -314,9 +342,12 @@ def _folded_in(b: Any, f: Any, acc: list[Any], tokens: int, *places: Any) -> Any
 
 def _folded(
     b: Any, sum_of: Any, acc: list[Any], tokens: int, scales: Any, x_scales: Any, xb: Any,
-    middles: Any = None, points: Any = None,
+    middles: Any = None, points: Any = None, unit: float = 0,
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    """Sums plus float(acc) * row's scale * token's scale, one after the other with its number."""
+    """Sums plus float(acc) * row's scale * token's scale, one after the other with its number.
+
+    With `unit` points are offsets: (float(acc) * row's scale + offset * middle * unit) * token's.
+    """
     rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
     for t in range(tokens):
         a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)
@@ -325,6 +356,12 @@ def _folded(
         for r in range(R):
             i = r * tokens + t
             value = to_f32.emit(b, acc[i])
+            if unit:
+                offset = load_f32.emit(b, b.add(points, number(r * VB)))
+                total = mul.emit(b, middle, _constant(_F32, LANES, unit))
+                value = fma.emit(b, offset, total, mul.emit(b, value, rows[r]))
+                yield i, fma.emit(b, value, a, sum_of(i))
+                continue
             if points is not None:  # exact: all three are integers below 2^24
                 point = load_f32.emit(b, b.add(points, number(r * VB)))
                 value = fma.emit(b, point, middle, value)
@@ -333,21 +370,21 @@ def _folded(
             yield i, fma.emit(b, mul.emit(b, value, rows[r]), a, sum_of(i))
 
 
-def _tile_start(bits: int, tokens: int) -> Any:
+def _tile_start(bits: int, tokens: int, offsets: bool) -> Any:
     @op(types.UniTuple(I32, R * tokens), i64, i64)
     def tile_start(b: Any, starts: Any, xb: Any) -> Any:
-        return pack_tuple(b, _started(b, tokens, starts, xb, signed_codes(bits)))
+        return pack_tuple(b, _started(b, tokens, starts, xb, offsets or signed_codes(bits)))
 
     return tile_start
 
 
-def _tile_dot(bits: int, tokens: int, most: int) -> Any:
+def _tile_dot(bits: int, tokens: int, most: int, steps: int) -> Any:
     tile_type = types.UniTuple(I32, R * tokens)
 
     @op(tile_type, tile_type, i64, i64, i64)
     def tile_dot(b: Any, tile: Any, u: Any, x: Any, xb: Any) -> Any:
         acc = unpack_tuple(b, tile, R * tokens)
-        return pack_tuple(b, _multiplied(b, bits, most, acc, u, x, xb, tokens))
+        return pack_tuple(b, _multiplied(b, bits, most, acc, u, x, xb, tokens, steps))
 
     return tile_dot
 
@@ -362,27 +399,27 @@ def _float_sums(tokens: int) -> Any:
     return i64 if _in_memory(tokens) else types.UniTuple(F32, R * tokens)
 
 
-def _tile_fold(tokens: int, points: bool) -> Any:
+def _tile_fold(tokens: int, points: bool, unit: float) -> Any:
     f_type, i_type = _float_sums(tokens), types.UniTuple(I32, R * tokens)
 
     @op(f_type, f_type, i_type, *[i64] * (5 if points else 3))
     def tile_fold(b: Any, f: Any, tile: Any, *places: Any) -> Any:
         acc = unpack_tuple(b, tile, R * tokens)
-        return _folded_in(b, f, acc, tokens, *places)
+        return _folded_in(b, f, acc, tokens, *places, unit=unit)
 
     return tile_fold
 
 
-def _tile_block(bits: int, tokens: int, most: int, points: bool) -> Any:
-    """`start`, `dot` and `fold` of a block of 4 * STEPS inputs: no sums wait in memory between."""
+def _tile_block(bits: int, tokens: int, most: int, points: bool, steps: int, unit: float) -> Any:
+    """`start`, `dot` and `fold` of a block of 4 * steps inputs: no sums wait in memory between."""
     f_type = _float_sums(tokens)
 
     @op(f_type, f_type, *[i64] * (8 if points else 6))
     def tile_block(b: Any, f: Any, starts: Any, u: Any, x: Any, *places: Any) -> Any:
         xb = places[2]
-        acc = _started(b, tokens, starts, xb, signed_codes(bits))
-        acc = _multiplied(b, bits, most, acc, u, x, xb, tokens)
-        return _folded_in(b, f, acc, tokens, *places)
+        acc = _started(b, tokens, starts, xb, bool(unit) or signed_codes(bits))
+        acc = _multiplied(b, bits, most, acc, u, x, xb, tokens, steps)
+        return _folded_in(b, f, acc, tokens, *places, unit=unit)
 
     return tile_block
 
@@ -513,10 +550,11 @@ class IntegerTile:
     Attributes:
         start: int32 of each token's block, in all lanes, from their address and the distance
             between tokens.
-        dot: adds STEPS steps of products of unpacked codes and activations.
+        dot: adds some steps of products of unpacked codes and activations.
         fold: f + float(tile) * row's scale * token's scale; with `points` after adding (zero -
-            middle) / middle * the token's middle sum.
-        block: all three for a block of 4 * STEPS inputs.
+            middle) / middle * the token's middle sum, or with offsets their products with the
+            token's sum.
+        block: all three for a block of as many inputs as `dot` multiplies.
         zero, store, load: float sums; in memory for each token the rows in order.
     """
 
@@ -529,7 +567,14 @@ class IntegerTile:
     load: Any
 
 
-def integer_tile(bits: int, tokens: int, shifted: bool, points: bool) -> IntegerTile:
+def integer_tile(
+    bits: int,
+    tokens: int,
+    shifted: bool,
+    points: bool,
+    steps: int = STEPS,
+    offsets: bool = False,
+) -> IntegerTile:
     """Operations for a register tile that is `tokens` wide.
 
     Args:
@@ -537,13 +582,16 @@ def integer_tile(bits: int, tokens: int, shifted: bool, points: bool) -> Integer
         tokens: side by side.
         shifted: codes have had offset - zero point added.
         points: zero points are subtracted from sums.
+        steps: of four inputs each, in one operation.
+        offsets: points are offsets.
     """
+    unit = -1.0 / (1 << (bits - 1)) if offsets else 0.0
     most = 255 if bits == 8 else (2 << bits) - 1 if shifted else (1 << bits) - 1
     return IntegerTile(
-        start=_tile_start(bits, tokens),
-        dot=_tile_dot(bits, tokens, most),
-        fold=_tile_fold(tokens, points),
-        block=_tile_block(bits, tokens, most, points),
+        start=_tile_start(bits, tokens, offsets),
+        dot=_tile_dot(bits, tokens, most, steps),
+        fold=_tile_fold(tokens, points, unit),
+        block=_tile_block(bits, tokens, most, points, steps, unit),
         zero=kept_zero(tokens),
         store=kept_store(tokens),
         load=kept_load(tokens),

@@ -24,7 +24,12 @@ from typing import Any
 
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.layout import SLAB
-from edgetok.kernels_cpu.linear.scales import finish, make_read_scales, make_read_zeros
+from edgetok.kernels_cpu.linear.scales import (
+    finish,
+    make_read_numbers,
+    make_read_scales,
+    make_read_zeros,
+)
 from edgetok.kernels_cpu.linear.tile_steps import (
     ROW_BYTES,
     RUN,
@@ -44,7 +49,6 @@ from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, r
 
 # A slab is 128 KB of unpacked weights with vectors of 64 bytes. They come from the L2 cache fast
 # enough, and most rows are one slab, so that y is written once (Zen 5, November 2026).
-_BLOCKS = max(SLAB // 32, LANES)  # room for scales of so many groups
 # Up to so many tokens meet pieces of so many inputs.
 _FEW_TOKENS = 64
 _PIECE = 512
@@ -56,13 +60,6 @@ _BATCH = 8  # groups between requests to the memory
 _WORDS = 0  # a chunk's words, transposed
 _HIGHS = LANES * VB
 _SCALES = 2 * LANES * VB
-_ZEROS = _SCALES + _BLOCKS * ROW_BYTES
-_OUT = _ZEROS + _BLOCKS * ROW_BYTES
-_KEEP = _OUT + T * ROW_BYTES
-_SUMS = _KEEP + T * ROW_BYTES
-_UNPACKED = _SUMS + (_FEW_TOKENS + T) * ROW_BYTES
-if _UNPACKED + SLAB * RUN > layout.SCRATCH_BYTES:
-    raise ValueError("a tile does not fit the scratch")
 
 
 @inline
@@ -75,21 +72,67 @@ def finish_tile(out, tokens, y, yb, bias, n, N, factor, onto, final):  # type: i
             finish(value, y + t * yb, bias, first, N - first, factor, onto, final)
 
 
-def make_tiles(bits: int) -> Any:
-    """The kernel body for weights of `bits` and int8 activations of many tokens."""
+def _make_readers(bits: int, grouped: bool, points: bool) -> Any:
+    """Functions for scales, and for zero points or offsets."""
+    if grouped:
+        numbers = make_read_numbers(R)
+
+        @inline
+        def read_numbers(  # type: ignore[no-untyped-def]
+            values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
+        ):
+            place = supers + skip if supers != 0 else 0
+            numbers(values, row, place, ub, each, group_size, rows, first, count, words, out)
+
+        return read_numbers, read_numbers
+    scales, zeros = make_read_scales(R), make_read_zeros(bits, R, points)
+
+    @inline
+    def read_scales(  # type: ignore[no-untyped-def]
+        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
+    ):
+        scales(values, row, rows, first, count, out)
+
+    @inline
+    def read_zeros(  # type: ignore[no-untyped-def]
+        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
+    ):
+        zeros(values, row, rows, first, count, words, out)
+
+    return read_scales, read_zeros
+
+
+def make_tiles(bits: int, grouped: bool = False) -> Any:
+    """The kernel body for weights of `bits` and int8 activations of many tokens.
+
+    Args:
+        bits: of the weights.
+        grouped: as for `rows.make_rows`.
+    """
     planes = layout.PLANES[bits]
-    three, eight = bits == 3, bits == 8
-    # AVX2 adds more products of 4 bits in 16 bits where no zero points have been added to codes.
-    pointed = eight or (NAME == "avx2" and bits == 4)
-    stored_bits = 2 if three else bits
-    zero_bits = 8 if three else bits
+    planar, eight = bits in layout.HIGH_BITS, bits == 8
+    smallest = layout.GROUPED[bits] if grouped else 32
+    steps = STEPS if smallest == 32 else smallest // 4  # of four inputs, in one operation
+    many_groups = max(SLAB // smallest, LANES)
+    zeros_at = _SCALES + many_groups * ROW_BYTES
+    out_at = zeros_at + many_groups * ROW_BYTES
+    keep_at = out_at + T * ROW_BYTES
+    sums_at = keep_at + T * ROW_BYTES
+    unpacked_at = sums_at + (_FEW_TOKENS + T) * ROW_BYTES
+    if unpacked_at + SLAB * RUN > layout.SCRATCH_BYTES:
+        raise ValueError("a tile does not fit the scratch")
+    # Zero points meet sums, not codes. AVX2 adds more products of 4 bits in 16 bits so.
+    pointed = eight or grouped or (NAME == "avx2" and bits == 4)
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
+    part_of = stored_bits // high_bits
+    zero_bits = 8 if bits == 3 else bits
     unpack, unpack_shifted = unpack_words(bits, False), unpack_words(bits, True)
     whole, whole_shifted = unpack_rows(bits, False), unpack_rows(bits, True)
-    read_scales, read_zeros = make_read_scales(R), make_read_zeros(bits, R, pointed)
-    # So many times 32 inputs share a chunk of a token (or 32 inputs are several chunks, of 8 bits),
-    # and begin so many bytes apart.
-    together = max(planes * VB // 32, 1)
-    apart, chunk = VB // together, max(planes * VB, 32)
+    read_scales, read_zeros = _make_readers(bits, grouped, pointed)
+    # So many times 4 * steps inputs share a chunk of a token (or they are several chunks, of 8
+    # bits), and begin so many bytes apart.
+    together = max(planes * VB // (4 * steps), 1)
+    apart, chunk = VB // together, max(planes * VB, 4 * steps)
 
     @inline
     def unpack_piece(w, wb, h, hb, rows, nbytes, group_size, shifts, scratch):  # type: ignore[no-untyped-def]
@@ -103,13 +146,13 @@ def make_tiles(bits: int) -> Any:
             if last < 0:
                 last = 0
             skip = r * LANES if rows > r * LANES else 0
-            out = scratch + _UNPACKED + r * VB
+            out = scratch + unpacked_at + r * VB
             begin = 0
             if last >= LANES - 1:
                 begin = nbytes // VB * VB
                 units = 0
                 for start in range(0, begin, VB):
-                    at, at_h = w + skip * wb + start, h + skip * hb + start // 2
+                    at, at_h = w + skip * wb + start, h + skip * hb + start // part_of
                     if shifts != 0:
                         whole_shifted(at, wb, at_h, hb, shifts + r * VB, halvings, units, out)
                     else:
@@ -121,10 +164,12 @@ def make_tiles(bits: int) -> Any:
                 if left > VB:
                     left = VB
                 transpose_words(w + skip * wb + start, wb, last, left, words)
-                if three:
-                    transpose_words(h + skip * hb + start // 2, hb, last, left // 2, highs)
+                if planar:
+                    at = h + skip * hb + start // part_of
+                    transpose_words(at, hb, last, left // part_of, highs)
                 for j in range(left // 4):
-                    word, high, by = words + j * VB, highs + (j >> 1) * VB, (j & 1) << 4
+                    word, high = words + j * VB, highs + j // part_of * VB
+                    by = j % part_of * (32 // part_of)
                     if shifts != 0:
                         g = (start + 4 * j) * (8 // stored_bits) // group_size
                         unpack_shifted(word, high, by, shifts + g * ROW_BYTES + r * VB, out)
@@ -137,8 +182,8 @@ def make_tiles(bits: int) -> Any:
         """Prefetch one row's next piece, and where a slab begins its scales and zero points."""
         for i in range(0, codes * stored_bits // 8, _LINE):
             prefetch(w + i)
-        if three:
-            for i in range(0, codes // 8, _LINE):
+        if planar:
+            for i in range(0, codes * high_bits // 8, _LINE):
                 prefetch(h + i)
         for i in range(0, 2 * groups, _LINE):
             prefetch(s + i)
@@ -148,10 +193,12 @@ def make_tiles(bits: int) -> Any:
     def make_meet(width: int) -> Any:
         """A function for up to `width` tokens and a piece of a tile's weights."""
         # Variants apart, or the sums would change registers from block to block.
-        plain = make_sums(integer_tile(bits, width, shifted=not pointed, points=False), False)
+        tile = integer_tile(bits, width, shifted=not pointed, points=False, steps=steps)
+        plain = make_sums(tile, False)
         if not pointed:
             return plain
-        other = make_sums(integer_tile(bits, width, shifted=False, points=True), True)
+        tile = integer_tile(bits, width, shifted=False, points=True, steps=steps, offsets=grouped)
+        other = make_sums(tile, True)
 
         @inline
         def meet(points, *args):  # type: ignore[no-untyped-def]
@@ -192,7 +239,7 @@ def make_tiles(bits: int) -> Any:
         ):  # fmt: skip
             """Sums of a piece, from zero or from `sums`, to `out`; asks for rows meanwhile."""
             f = zero(keep) if begin else load(sums, keep)
-            unit = k // 32
+            unit = k // (4 * steps)
             b = x + codes + 4 * (k // block)
             middles, starts = b + layout.blocks_bytes(codes, block), b + starts
             for g in range(0, groups, _BATCH):
@@ -205,21 +252,21 @@ def make_tiles(bits: int) -> Any:
                         left, slab,
                     )  # fmt: skip
                     asked += 1
-                if block == 4 * STEPS:  # which is a group
+                if block == 4 * steps:  # which is a group
                     for _ in range(count):
                         a = x + unit // together * chunk + unit % together * apart
                         f = short_block(f, starts, u, a, s, b, xb, middles, points)
-                        u, unit = u + STEPS * ROW_BYTES, unit + 1
+                        u, unit = u + steps * ROW_BYTES, unit + 1
                         b, starts, middles = b + 4, starts + 4, middles + 4
                         s, points = s + ROW_BYTES, points + ROW_BYTES
                 else:
                     for _ in range(count):
                         for _ in range(group_size // block):
                             acc = start(starts, xb)
-                            for _ in range(block // (4 * STEPS)):
+                            for _ in range(block // (4 * steps)):
                                 a = x + unit // together * chunk + unit % together * apart
                                 acc = dot(acc, u, a, xb)
-                                u, unit = u + STEPS * ROW_BYTES, unit + 1
+                                u, unit = u + steps * ROW_BYTES, unit + 1
                             f = folded(f, acc, s, b, xb, middles, points)
                             b, starts, middles = b + 4, starts + 4, middles + 4
                         s, points = s + ROW_BYTES, points + ROW_BYTES
@@ -273,9 +320,15 @@ def make_tiles(bits: int) -> Any:
         xb = layout.token_bytes(codes, block)
         G = (K + group_size - 1) // group_size
         inputs = G * group_size
-        wb, hb, sb = inputs * stored_bits // 8, inputs // 8, 2 * G
-        zb = (G * zero_bits + 7) // 8
-        out = scratch + _OUT
+        wb, hb, sb = inputs * stored_bits // 8, inputs * high_bits // 8, 2 * G
+        zb, supers, each = (G * zero_bits + 7) // 8, 0, 0
+        if grouped:
+            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            if supers != 0:
+                sb, each = G, 4 if zeros != 0 else 2
+            zb = sb
+        ub = inputs // layout.SUPER_GROUP * each
+        out = scratch + out_at
         shifted = zeros != 0 and not pointed
         starts = layout.blocks_bytes(codes, block) * (2 if shifted else 1)
         few = tokens <= _FEW_TOKENS
@@ -293,17 +346,21 @@ def make_tiles(bits: int) -> Any:
                 if begin:
                     many = inputs - k if inputs - k < SLAB else SLAB
                     many //= group_size
-                    read_scales(scales + n * sb, sb, rows, first, many, scratch + _SCALES)
+                    read_scales(
+                        scales + n * sb, sb, supers, n * ub, ub, each, group_size, rows, first,
+                        many, scratch + _WORDS, scratch + _SCALES,
+                    )  # fmt: skip
                     if zeros != 0:
                         read_zeros(
-                            zeros + n * zb, zb, rows, first, many, scratch + _WORDS,
-                            scratch + _ZEROS,
+                            zeros + n * zb, zb, supers, n * ub + 2, ub, each, group_size, rows,
+                            first, many, scratch + _WORDS, scratch + zeros_at,
                         )  # fmt: skip
                 group = (k % SLAB) // group_size * ROW_BYTES  # of scratch
                 unpack_piece(
-                    weight + n * wb + k * stored_bits // 8, wb, high + n * hb + k // 8, hb, rows,
+                    weight + n * wb + k * stored_bits // 8, wb,
+                    high + n * hb + k * high_bits // 8, hb, rows,
                     width * stored_bits // 8, group_size,
-                    scratch + _ZEROS + group if shifted else 0, scratch,
+                    scratch + zeros_at + group if shifted else 0, scratch,
                 )  # fmt: skip
                 # While tokens meet this piece, the next one comes from memory, row by row.
                 ahead, row = (0, n + RUN) if final else (k + width, n)
@@ -312,7 +369,7 @@ def make_tiles(bits: int) -> Any:
                 if end:
                     slab = inputs - ahead if inputs - ahead < SLAB else SLAB
                     slab //= group_size
-                points = scratch + _ZEROS + group if zeros != 0 else 0
+                points = scratch + zeros_at + group if zeros != 0 else 0
                 asked, credit = 0, 0
                 # The last rows must have come when the piece begins: all are asked for in half the
                 # time (Zen 3: 6 % less from memory than in the whole of it).
@@ -325,14 +382,15 @@ def make_tiles(bits: int) -> Any:
                         for i in range(count):  # where y's rows begin in one set of the L1 cache
                             for j in range(0, ROW_BYTES, _LINE):
                                 prefetch(y + (t + i) * yb + 4 * n + j)
-                    sums = scratch + _SUMS + t * ROW_BYTES if few else out
+                    sums = scratch + sums_at + t * ROW_BYTES if few else out
                     asked, credit = meet(
-                        count, points, scratch + _KEEP, sums, begin, out if end else sums,
+                        count, points, scratch + keep_at, sums, begin, out if end else sums,
                         x + t * xb, k, xb, codes, starts, scratch + _SCALES + group,
-                        scratch + _UNPACKED, groups, group_size, block, asked, credit, price, left,
+                        scratch + unpacked_at, groups, group_size, block, asked, credit, price,
+                        left,
                         weight + row * wb + ahead * stored_bits // 8, wb,
-                        high + row * hb + ahead // 8, hb,
-                        scales + row * sb + 2 * (ahead // group_size), sb, slab,
+                        high + row * hb + ahead * high_bits // 8, hb,
+                        scales + row * sb + sb // G * (ahead // group_size), sb, slab,
                         zeros + row * zb, zb,
                     )  # fmt: skip
                     if end:

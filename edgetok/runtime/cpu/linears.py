@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.layout import HIGH_BITS
 from edgetok.kernels_cpu.linear.launch import (
     SCRATCH_BYTES,
     Activations,
@@ -129,8 +130,10 @@ def stored_weight(artefact: Artefact, name: str, address: Callable[[int], int]) 
         K=shape.K,
         group_size=form.group_size,
         weight=span(".qweight"),
-        high=span(".qweight_high") if form.bits == 3 else None,
+        high=span(".qweight_high") if form.bits in HIGH_BITS else None,
         scales=span(".scales"),
         zeros=span(".zeros") if form.zeros else None,
+        offsets=span(".offsets") if form.offsets else None,
+        super_scales=span(".super_scales") if form.supers else None,
         bias=bias,
     )

@@ -6,6 +6,7 @@ from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention.launch import KV_BITS, is_rotated
 from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
+from edgetok.kernels_cpu.linear.layout import GROUPED
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
 from edgetok.models.layers.short_conv import ShortConv
@@ -24,10 +25,18 @@ def useful_threads(artefact: Artefact) -> int:
 
 def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[str]:
     """The kernels' modules without those that this artefact never calls: less to compile."""
-    bits = {form.bits for form in artefact.formats.values()}
+    forms = set(artefact.formats.values())
+    bits = {form.bits for form in forms}
+    plain = {form.bits for form in forms if form.quantised and not form.grouped}
+    grouped = {form.bits for form in forms if form.grouped}
+    table = artefact.formats.get("embed_tokens") or artefact.formats["lm_head"]
     wanted = {
-        **{f"linear.q{b}": b in bits and compute == "int8" for b in (2, 3, 4, 8)},
-        "linear.exact": compute == "float32" and not bits <= {16, 32},
+        **{f"linear.q{b}": b in plain and compute == "int8" for b in (2, 3, 4, 8)},
+        "linear.q4_offsets": 4 in grouped and compute == "int8",
+        **{f"linear.q{b}": b in grouped and compute == "int8" for b in (5, 6)},
+        "linear.embed_grouped": table.grouped,
+        "linear.exact": compute == "float32" and bool(plain),
+        "linear.exact_grouped": compute == "float32" and bool(grouped),
         "linear.float_rows": bool(bits & {16, 32}),
         "recurrent.short_conv": artefact.spec is not None
         and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),
@@ -49,10 +58,11 @@ def check_groups(artefact: Artefact) -> None:
         UnsupportedError: naming the tensor.
     """
     for name, form in artefact.formats.items():
-        if form.quantised and form.group_size not in GROUP_SIZES:
+        sizes = (GROUPED[form.bits],) if form.grouped else GROUP_SIZES
+        if form.quantised and form.group_size not in sizes:
             raise UnsupportedError(
                 f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "
-                f"backend takes {', '.join(map(str, GROUP_SIZES))}; run it with --device "
+                f"backend takes {', '.join(map(str, sizes))}; run it with --device "
                 "onnxruntime, or convert again with --group-size 32"
             )
 

@@ -98,6 +98,12 @@ class GpuBackend(SpecBackend):
         if type(block_tokens) is not int or not 2 <= block_tokens <= 4096:
             raise OptionError(f"block_tokens is {block_tokens!r}, expected 2..4096")
         artefact, self._whole = with_spec(artefact)
+        for name, form in artefact.formats.items():
+            if form.grouped:
+                raise UnsupportedError(
+                    f"{artefact.folder}: {name} has {form.bits} bits as GGUF stores them, which "
+                    "the GPU backend does not take; use --device cpu, or convert with --bits 4"
+                )
         self._artefact, self._before = artefact, before
         first = 0 if before is None or before.spec is None else before.spec.num_layers
         self._spec = some_layers(self._whole, first, self._whole.num_layers)

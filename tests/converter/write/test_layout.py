@@ -10,6 +10,7 @@ import pytest
 
 from edgetok.converter.write.data_file import DataFile, TensorFormat, linear_shapes, plan
 from edgetok.errors import ArtefactError, OutputError, ShapeError
+from edgetok.formats.layout import LinearShape, linear_tensors
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 
 SPEC = DecoderSpec(
@@ -107,7 +108,9 @@ def test_formats_must_name_the_specs_layers(name: str) -> None:
         plan(SPEC, formats)
 
 
-@pytest.mark.parametrize(("bits", "group_size"), [(5, 32), (4, 48), (4, 0), (3, 8), (0, 32)])
+@pytest.mark.parametrize(
+    ("bits", "group_size"), [(6, 32), (7, 32), (4, 48), (4, 0), (3, 8), (0, 32)]
+)
 def test_formats_that_no_operator_takes(bits: int, group_size: int) -> None:
     with pytest.raises(ArtefactError):
         TensorFormat(bits, group_size)
@@ -172,3 +175,35 @@ def test_no_room(tmp_path: Path) -> None:
         DataFile(tmp_path / "a", layout)
     with pytest.raises(OutputError, match="cannot be written"):
         DataFile(tmp_path / "missing" / "a", layout)
+
+
+@pytest.mark.parametrize(
+    ("bits", "more"),
+    [
+        (5, {"zeros": True}), (4, {"zeros": True, "offsets": True}),
+        (6, {"zeros": True, "supers": True}), (2, {"offsets": True}), (3, {"supers": True}),
+        (8, {"offsets": True}),
+    ],
+)  # fmt: skip
+def test_groups_that_no_kernel_takes(bits: int, more: dict[str, bool]) -> None:
+    with pytest.raises(ArtefactError):
+        TensorFormat(bits, 16 if bits == 6 else 32, **more)
+
+
+def test_planes_and_super_scales_by_hand() -> None:
+    shape = LinearShape(3, 512)
+    five = linear_tensors("a", shape, TensorFormat(5, offsets=True, supers=True))
+    assert five == {
+        "a.qweight": ("uint8", (3, 16, 16)), "a.qweight_high": ("uint8", (3, 16, 4)),
+        "a.scales": ("int8", (3, 16)), "a.offsets": ("int8", (3, 16)),
+        "a.super_scales": ("float16", (3, 2, 2)),
+    }  # fmt: skip
+    six = linear_tensors("a", shape, TensorFormat(6, 16, supers=True))
+    assert six == {
+        "a.qweight": ("uint8", (3, 32, 8)), "a.qweight_high": ("uint8", (3, 32, 4)),
+        "a.scales": ("int8", (3, 32)), "a.super_scales": ("float16", (3, 2, 1)),
+    }  # fmt: skip
+    with pytest.raises(ArtefactError, match="a multiple of 256"):
+        linear_tensors("a", LinearShape(3, 288), TensorFormat(6, 16, supers=True))
+    with pytest.raises(ArtefactError, match="a multiple of 32"):
+        linear_tensors("a", LinearShape(3, 40), TensorFormat(5))

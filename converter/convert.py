@@ -88,10 +88,15 @@ def convert(
     folder = resolve_source(source, options.revision).resolve()
     check_output(out, folder)
     checkpoint = open_source(folder)
+    if isinstance(checkpoint, GgufCheckpoint) and not (options.keep_codes and target is None):
+        checkpoint.forget_codes()
     if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
         if target is not None:
             raise UnsupportedError("--fit and --max-kl need a checkpoint that is not quantised yet")
-        options = dataclasses.replace(options, method="rtn", without=())
+        options = dataclasses.replace(options, method="rtn", without=(), refine=None)
+        if isinstance(checkpoint, GgufCheckpoint):
+            # Rounding what is quantised already to a few other bits would lose more than it saves.
+            options = dataclasses.replace(options, bits=8, head_bits=None)
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)
     except UnknownFamilyError as error:

@@ -38,6 +38,8 @@ class ConvertOptions:
         reference_tokens: held-out tokens on which the result is compared with the original; 0:
             none. None: 4096, or on more than 10^8 weights 2048, and 0 for rtn and 16 bits.
         damping: share of the Hessian's mean diagonal that gptq adds to the diagonal.
+        keep_codes: whether a GGUF file's integers are kept, whatever bits and method say; types
+            that cannot be get 8 bits. Otherwise they are dequantised and quantised as asked.
         order: order in which gptq quantises a layer's inputs: greatest activation first within and
             among groups, or as they are stored.
     """
@@ -71,6 +73,7 @@ class ConvertOptions:
     window_tokens: int = 512
     reference_tokens: int | None = None
     damping: float = 0.01
+    keep_codes: bool = True
     order: Order = "group_aware"
     revision: Annotated[str | None, "Branch, tag or commit of a hub repository, e.g. main."] = None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgetok.formats.layout import SUPER_GROUP, TensorFormat
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,21 +24,48 @@ _CHUNK_WEIGHTS = 1 << 18  # 1 MB of float32, so that the steps of one chunk stay
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """A quantised linear layer.
+    """A quantised linear layer: (code - zero) * scale, or code * scale + offset.
 
     Attributes:
         codes: [N, K] uint8, 0..2^bits - 1.
-        scales: [N, G] float16, G = ceil(K / group_size).
-        zeros: [N, G] uint8, or None where every zero point is 2^(bits - 1).
+        scales: [N, G] float16, G = ceil(K / group_size); int8 where there are super-scales.
+        zeros: [N, G] uint8, or None where every zero point is 2^(bits - 1), or 0 with offsets.
         bits: width of a code.
         group_size: inputs that share a scale; the last group may be shorter.
+        offsets: like scales, or None.
+        super_scales: float16 [N, K / 256, 1]: the factor of scales; with offsets
+            [N, K / 256, 2], of scales and of offsets; or None.
     """
 
     codes: npt.NDArray[np.uint8]
-    scales: npt.NDArray[np.float16]
+    scales: npt.NDArray[np.float16] | npt.NDArray[np.int8]
     zeros: npt.NDArray[np.uint8] | None
     bits: int
     group_size: int
+    offsets: npt.NDArray[np.float16] | npt.NDArray[np.int8] | None = None
+    super_scales: npt.NDArray[np.float16] | None = None
+
+    @property
+    def form(self) -> TensorFormat:
+        """Return the format that holds it."""
+        return TensorFormat(
+            self.bits,
+            self.group_size,
+            zeros=self.zeros is not None,
+            offsets=self.offsets is not None,
+            supers=self.super_scales is not None,
+        )
+
+    def rows(self, rows: slice) -> Quantised:
+        """Return some outputs of the layer."""
+        return replace(
+            self,
+            codes=self.codes[rows],
+            scales=self.scales[rows],
+            zeros=None if self.zeros is None else self.zeros[rows],
+            offsets=None if self.offsets is None else self.offsets[rows],
+            super_scales=None if self.super_scales is None else self.super_scales[rows],
+        )
 
     def dequantise(self) -> Floats:
         """Return the weights that will be used: [N, K] float32."""
@@ -49,16 +79,25 @@ class Quantised:
 
     def levels(self) -> Floats:
         """Codes less their zero points: [N, K] float32."""
+        if self.offsets is not None:
+            return self.codes.astype(np.float32)
         if self.zeros is None:
             return self.codes.astype(np.float32) - np.float32(1 << (self.bits - 1))
         wide = np.repeat(self.zeros, self.group_size, axis=1)[:, : self.codes.shape[1]]
         return self.codes.astype(np.float32) - wide
 
+    def steps(self) -> Floats:
+        """Scales as float32, which holds them exactly: [N, G]."""
+        return self._floats(self.scales, 0, slice(None))
+
     def _dequantise_rows(self, rows: slice, out: Floats) -> None:
         K, g = out.shape[1], self.group_size
         whole = K // g * g
-        scales = self.scales[rows].astype(np.float32)
-        if self.zeros is None:
+        scales = self._floats(self.scales, 0, rows)
+        offsets = None if self.offsets is None else self._floats(self.offsets, 1, rows)
+        if offsets is not None:
+            zeros = np.zeros(scales.shape, np.float32)
+        elif self.zeros is None:
             zeros = np.full(scales.shape, 1 << (self.bits - 1), np.float32)
         else:
             zeros = self.zeros[rows].astype(np.float32)
@@ -70,7 +109,17 @@ class Quantised:
             part = self.codes[rows, first:end].astype(np.float32).reshape(shape)
             part -= zeros[:, groups, None]
             part *= scales[:, groups, None]
+            if offsets is not None:
+                part += offsets[:, groups, None]
             out[:, first:end] = part.reshape(len(out), end - first)
+
+    def _floats(self, values: npt.NDArray[Any], which: int, rows: slice) -> Floats:
+        """Scales (0) or offsets (1) of some rows as float32, which holds them exactly."""
+        floats = values[rows].astype(np.float32)
+        if self.super_scales is not None:
+            factors = self.super_scales[rows, :, which].astype(np.float32)
+            floats *= np.repeat(factors, SUPER_GROUP // self.group_size, axis=1)
+        return floats
 
 
 def float16_scales(scales: Floats) -> npt.NDArray[np.float16]:

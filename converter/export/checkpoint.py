@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ import numpy.typing as npt
 from edgetok.converter.quantised import FLOAT16_MAX, Quantised
 from edgetok.converter.read.dense_words import pack_words
 from edgetok.converter.write.assets import CONFIG_FILE
-from edgetok.converter.write.pack_codes import unpack_linear
+from edgetok.converter.write.pack_codes import SUFFIXES, unpack_linear
 from edgetok.converter.write.workspace import check_output, open_workspace
 from edgetok.errors import MissingExtraError, OutputError, UnsupportedError
 from edgetok.formats import strict_json
@@ -205,14 +205,17 @@ def _read(artefact: Artefact, name: str) -> Quantised | npt.NDArray[np.float32]:
     form, shape = artefact.formats[name], artefact.shapes[name]
     if not form.quantised:
         return artefact.tensor(name + ".weight").astype(np.float32)
-    suffixes = [".qweight", ".scales"]
-    suffixes += [".qweight_high"] if form.bits == 3 else []
-    suffixes += [".zeros"] if form.zeros else []
-    parts = {suffix: artefact.tensor(name + suffix) for suffix in suffixes}
-    codes, scales, zeros = unpack_linear(parts, form, shape.K)
-    if zeros is None:
-        zeros = np.full(scales.shape, 1 << (form.bits - 1), np.uint8)
-    return Quantised(codes, scales, zeros, form.bits, form.group_size)
+    stored = artefact.layout.tensors if artefact.layout is not None else {}
+    parts = {s: artefact.tensor(name + s) for s in SUFFIXES if name + s in stored}
+    q = unpack_linear(parts, form, shape.K)
+    if q.zeros is None and _storable(q):
+        q = replace(q, zeros=np.full(q.scales.shape, 1 << (q.bits - 1), np.uint8))
+    return q
+
+
+def _storable(q: Quantised) -> bool:
+    """Return whether loaders of checkpoints know such a layer."""
+    return q.form.direct or q.bits == 3
 
 
 def _why_plain(
@@ -224,6 +227,8 @@ def _why_plain(
     forms = {(q.bits, q.group_size) if isinstance(q, Quantised) else None for q in result}
     if None in forms:
         return "not quantised in the artefact"
+    if not all(isinstance(q, Quantised) and _storable(q) for q in result):
+        return "loaders know no 5 or 6 bits, offsets or super-scales"
     if len(forms) > 1:
         return "one module there, and layers of several widths here"
     parts = [q for q in result if isinstance(q, Quantised)]

@@ -14,7 +14,7 @@ from edgetok.converter.quantise.error import relative, squared_errors
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
-from edgetok.converter.write.pack_codes import pack_linear
+from edgetok.converter.write.pack_codes import pack_linear, pack_quantised
 from edgetok.converter.write.workspace import Workspace
 from edgetok.formats.layout import Layout
 from edgetok.models.spec import DecoderSpec
@@ -97,7 +97,7 @@ def _write_matrix(
     """Write one matrix a few rows at a time; its relative error."""
     kept = weights.codes(module + ".weight")
     if kept is not None:
-        for suffix, values in pack_linear(kept.codes, kept.scales, kept.zeros, form).items():
+        for suffix, values in pack_quantised(kept).items():
             data.write(module + suffix, values)
         return 0.0
     pieces: list[Parts] = []

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantised import FLOAT16_MAX, Quantised, fits_float16_scales
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes
@@ -82,7 +82,7 @@ class CanonicalWeights:
             return None
         source = self.family.tensors[self._stored(name)]
         result = self.checkpoint.codes(source.name)
-        return result if result is None or source.rows is None else rows_of(result, *source.rows)
+        return result if result is None or source.rows is None else result.rows(slice(*source.rows))
 
     def pieces(self, name: str) -> Iterator[Floats]:
         """Read a matrix a few rows at a time."""
@@ -144,7 +144,7 @@ def choose_formats(
     for name in linear_shapes(weights.family.spec):
         kept = weights.codes(name + ".weight")
         if kept is not None:
-            formats[name] = TensorFormat(kept.bits, kept.group_size, zeros=kept.zeros is not None)
+            formats[name] = kept.form
             continue
         is_head = name in ("lm_head", "embed_tokens")
         bits = options.effective_head_bits if is_head else options.bits

@@ -1,14 +1,13 @@
-"""Read GGUF files as checkpoints: tensors under transformers' names, integers kept if possible.
+"""Read GGUF files as checkpoints: tensors under transformers' names, their integers kept.
 
-    Q4_0  w = (q - 8) * d     32 inputs a group: exactly 4 bits without zero points
-    Q8_0  w = q * d           exactly 8 bits without zero points
+Types of `gguf_codes.KINDS` are kept as they are, the others (Q2_K, Q3_K, IQ4_XS) are dequantised by
+the `gguf` package. If most layers are of such a type, the whole model is read as floating-point
+weights and quantised as asked.
 
-Every other type is dequantised, by the `gguf` package: K-quants have a minimum in place of an
-integer zero point, scales finer than float16, and groups of 16 at 6 bits. If most layers have exact
-integers, those are kept. Otherwise (a K-quant file with a few of them) the whole model is read as
-floating-point weights and quantised as asked.
+Some files hold a tied matrix twice, as `token_embd` and as `output`: it is read once, the better of
+the two (`gguf_tied.py`).
 
-Source: ggml, docs/gguf.md and `ggml-common.h`; names from the `gguf` package's tensor map.
+Source: ggml, docs/gguf.md; names from the `gguf` package's tensor map.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ import numpy.typing as npt
 
 from edgetok.converter.durable import write_durably
 from edgetok.converter.quantised import Quantised
+from edgetok.converter.read.gguf_codes import KINDS, read_codes
 from edgetok.converter.read.gguf_config import FACTORS, architecture_of, config_of, token_ids
+from edgetok.converter.read.gguf_tied import tied_once
 from edgetok.converter.read.gguf_tokenizer import tokenizer_files
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.errors import CheckpointError, MissingExtraError
 from edgetok.formats.gguf import BLOCKS, open_gguf
 from edgetok.formats.safetensors_file import TensorInfo, read_exactly
 from edgetok.models.registry import read_family
 
-_EXACT = {"Q4_0": 4, "Q8_0": 8}
 _PLAIN = ("F32", "F16", "BF16", "F64")
-_GROUP = 32
 
 
 class GgufCheckpoint(CodedCheckpoint):
@@ -56,7 +55,7 @@ class GgufCheckpoint(CodedCheckpoint):
             raise MissingExtraError(
                 f"{path.name}: GGUF files need the gguf package: pip install 'edgetok[gguf]'"
             ) from error
-        file = open_gguf(path)
+        file, twice = tied_once(open_gguf(path))
         self._file = file
         architecture = architecture_of(file)
         factors = {name: self._factors(name) for name in FACTORS if name in file.infos}
@@ -82,14 +81,22 @@ class GgufCheckpoint(CodedCheckpoint):
         if architecture.interleaved:
             self._heads = {"q_proj": family.spec.num_heads, "k_proj": family.spec.num_kv_heads}
         matrices = {n: i for n, i in renamed.items() if len(i.shape) == 2}
-        exact = [name for name, info in matrices.items() if info.dtype in _EXACT]
+        exact = [name for name, info in matrices.items() if info.dtype in KINDS]
         layers = {n: int(np.prod(i.shape)) for n, i in matrices.items() if ".layers." in n}
         if 2 * sum(layers.get(name, 0) for name in exact) < sum(layers.values()):
             exact = []
         self.coded = frozenset(exact)
         kinds = Counter(matrices[name].dtype for name in exact)
         self.method = f"GGUF {kinds.most_common(1)[0][0]}" if kinds else "GGUF"
-        self.notes = _notes(matrices, self.coded)
+        self._matrices = matrices
+        self._tied_notes = [twice] if twice else []
+        self.notes = self._tied_notes + _notes(matrices, self.coded)
+
+    def forget_codes(self) -> None:
+        """Read every matrix as floating-point weights, to be quantised again."""
+        self.coded = frozenset()
+        self.method = "GGUF"
+        self.notes = self._tied_notes + _notes(self._matrices, self.coded)
 
     def write_assets(self, folder: Path) -> Path:
         """Write config, defaults and tokenizer as a model folder has them; the folder.
@@ -116,7 +123,7 @@ class GgufCheckpoint(CodedCheckpoint):
         else:
             codes = self.codes(name)
             if codes is not None:
-                values = rows_of(codes, *(rows or (0, info.shape[0]))).dequantise()
+                values = codes.rows(slice(*(rows or (0, info.shape[0])))).dequantise()
             else:
                 values = self._dequantise(name, info, rows)
             _require_finite(values, name, info)
@@ -126,20 +133,14 @@ class GgufCheckpoint(CodedCheckpoint):
 
     def _read_codes(self, name: str) -> Quantised:
         info = self.infos[name]
-        bits = _EXACT[info.dtype]
-        blocks = self._raw(name, info, None).reshape(info.shape[0], -1, BLOCKS[info.dtype][1])
-        scales = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0]
-        packed = blocks[:, :, 2:]
-        if bits == 4:
-            packed = np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
-        else:
-            packed = packed ^ np.uint8(128)  # of two's complement: plus 128
-        if not np.isfinite(scales).all():
-            raise CheckpointError(
-                f"{info.path.name}: tensor {name!r} holds a scale that is not a number"
-            )
-        codes = np.ascontiguousarray(packed.reshape(info.shape))
-        return Quantised(codes, np.ascontiguousarray(scales), None, bits, _GROUP)
+        raw = self._raw(name, info, None)
+        found = read_codes(info.dtype, raw.reshape(len(raw), -1, BLOCKS[info.dtype][1]))
+        for values in (found.scales, found.offsets, found.super_scales):
+            if values is not None and not np.isfinite(values).all():
+                raise CheckpointError(
+                    f"{info.path.name}: tensor {name!r} holds a scale that is not a number"
+                )
+        return found
 
     def _dequantise(
         self, name: str, info: TensorInfo, rows: tuple[int, int] | None

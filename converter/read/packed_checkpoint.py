@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgetok.converter.quantised import FLOAT16_MAX, Quantised
 from edgetok.converter.read.dense_words import unpack_words
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint, rows_of
+from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.safetensors_file import TensorInfo
@@ -102,7 +102,7 @@ class PackedCheckpoint(CodedCheckpoint):
         codes = self.codes(name)
         if codes is None:
             return self._inner.tensor(name, rows)
-        return rows_of(codes, *(rows or (0, len(codes.codes)))).dequantise()
+        return codes.rows(slice(*(rows or (0, len(codes.codes))))).dequantise()
 
 
 # Settings that say how a checkpoint was made, or are looked at elsewhere here. One that is not

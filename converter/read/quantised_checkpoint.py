@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import replace
 
 from edgetok.converter.quantised import Quantised
 from edgetok.formats.checkpoint import Checkpoint
@@ -39,10 +38,3 @@ class CodedCheckpoint(Checkpoint, ABC):
     @abstractmethod
     def _read_codes(self, name: str) -> Quantised:
         """Read and check a matrix of `coded`."""
-
-
-def rows_of(q: Quantised, first: int, end: int) -> Quantised:
-    """Return the rows of some outputs of a layer."""
-    rows = slice(first, end)
-    zeros = None if q.zeros is None else q.zeros[rows]
-    return replace(q, codes=q.codes[rows], scales=q.scales[rows], zeros=zeros)

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from edgetok.converter.write.onnx_nodes import EDGETOK, MICROSOFT, GraphWriter
+from edgetok.converter.write.onnx_planes import Planes
 from edgetok.errors import UnsupportedError
 from edgetok.formats.layout import (
     LOGITS_START,
@@ -53,6 +54,7 @@ class DecoderWriter:
         self.stored: dict[int, tuple[str, str]] = {}
         self._shapes = linear_shapes(spec)
         self._accuracy_level = accuracy_level
+        self._planes = Planes(self.g, accuracy_level)
         self._rotations: dict[int, _Rotation] = {}
         self._lengths()
 
@@ -148,6 +150,8 @@ class DecoderWriter:
             return rows if form.bits == 32 else g.op("Cast", [rows], scope, to=TensorProto.FLOAT)
         if form.bits == 3:
             return self._embed_3_bits(name, form)
+        if form.grouped:
+            return self._planes.rows("input_ids", name, form, hidden)
         scales = g.op("Cast", [f"{name}.scales"], scope, to=TensorProto.FLOAT)
         padded = g.op(
             "GatherBlockQuantized",
@@ -186,6 +190,8 @@ class DecoderWriter:
             planes = [f"{name}.{suffix}" for suffix in ("qweight", "qweight_high", "scales")]
             weights = planes + (zeros or [self._middle_zero()])
             y = g.op("MatMul3Bits", [x, *weights], name, domain=EDGETOK, **size)
+        elif form.grouped:
+            y = self._planes.linear(x, name, form, shape)
         elif form.quantised:
             scales = g.op("Cast", [f"{name}.scales"], name, to=TensorProto.FLOAT)
             y = g.op(

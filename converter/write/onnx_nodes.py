@@ -23,6 +23,7 @@ _ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
 }

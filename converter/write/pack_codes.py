@@ -1,7 +1,7 @@
 """Pack codes into bytes as the artefact stores them: low bits first, rows of zeros byte-aligned.
 
     2, 4, 8 bits: byte j of a group holds codes j*c .. j*c + c - 1, c = 8 / bits, the first lowest
-    3 bits: a plane of the low two bits and one of the high bit, each packed like that
+    3, 5, 6 bits: a plane of the low 2, 4, 4 bits and one of the other bits, each packed like that
 
 Inputs K..G*group_size - 1, which pad the last group, get the group's zero point, so that they add
 nothing. Rows are packed a few at a time, which needs about a megabyte beside the result.
@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.quantised import Quantised
 from edgetok.errors import ShapeError
-from edgetok.formats.layout import TensorFormat, groups_of
+from edgetok.formats.layout import HIGH_BITS, LOW_BITS, TensorFormat, groups_of
 
 Bytes = npt.NDArray[np.uint8]
 
+SUFFIXES = (".qweight", ".qweight_high", ".scales", ".zeros", ".offsets", ".super_scales")
 _CHUNK_CODES = 1 << 20
 
 
@@ -33,10 +35,10 @@ def pack_linear(
         codes: [N, K] uint8, each below 2^bits.
         scales: [N, G] floating point, G = ceil(K / group_size); stored as float16.
         zeros: [N, G] uint8, each below 2^bits, where `form.zeros`; otherwise None.
-        form: a quantised format.
+        form: a quantised format without offsets and super-scales.
 
     Returns:
-        Arrays by suffix: `.qweight`, `.qweight_high` (3 bits), `.scales`, `.zeros`.
+        Arrays by suffix: `.qweight`, `.qweight_high` (3, 5, 6 bits), `.scales`, `.zeros`.
 
     Raises:
         ShapeError: a shape or dtype is not as above, or a code does not fit.
@@ -53,15 +55,42 @@ def pack_linear(
         stored = np.ascontiguousarray(scales, dtype=np.float16)
     if not np.isfinite(stored).all():
         raise ShapeError("a scale is not finite in float16; store this layer with 32 bits")
-    parts: dict[str, npt.NDArray[np.generic]] = {}
-    if form.bits == 3:
-        parts[".qweight"], parts[".qweight_high"] = pack_planes(codes, form.group_size, zeros)
-    else:
-        parts[".qweight"] = pack_codes(codes, form.bits, form.group_size, zeros)
+    parts = _packed_codes(codes, form, zeros)
     parts[".scales"] = stored
     if zeros is not None:
         parts[".zeros"] = pack_zeros(zeros, form.bits)
     return parts
+
+
+def pack_quantised(q: Quantised) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the arrays that the artefact stores of a layer of any format, without its bias.
+
+    Raises:
+        ShapeError: as for `pack_linear`.
+    """
+    form = q.form
+    if not (form.offsets or form.supers):
+        return pack_linear(q.codes, q.scales, q.zeros, form)
+    _check(q.codes, None, form)
+    parts = _packed_codes(q.codes, form, None)
+    kind = np.int8 if form.supers else np.float16
+    for suffix, values in ((".scales", q.scales), (".offsets", q.offsets)):
+        if values is not None:
+            if values.dtype != kind or not np.isfinite(values).all():
+                raise ShapeError(f"{suffix} are {values.dtype}, expected finite {kind.__name__}")
+            parts[suffix] = np.ascontiguousarray(values)
+    if q.super_scales is not None:
+        parts[".super_scales"] = np.ascontiguousarray(q.super_scales)
+    return parts
+
+
+def _packed_codes(
+    codes: Bytes, form: TensorFormat, zeros: Bytes | None
+) -> dict[str, npt.NDArray[np.generic]]:
+    if form.bits not in HIGH_BITS:
+        return {".qweight": pack_codes(codes, form.bits, form.group_size, zeros)}
+    low, high = pack_planes(codes, form.group_size, zeros, form.bits)
+    return {".qweight": low, ".qweight_high": high}
 
 
 def pack_codes(codes: Bytes, bits: int, group_size: int, zeros: Bytes | None = None) -> Bytes:
@@ -80,35 +109,39 @@ def pack_codes(codes: Bytes, bits: int, group_size: int, zeros: Bytes | None = N
         ShapeError: a shape or dtype is not as above, or a code does not fit.
     """
     if bits not in (2, 4, 8):
-        raise ShapeError(f"{bits} bits, expected 2, 4 or 8; 3 bits are packed by pack_planes")
-    N, K = _check(codes, zeros, TensorFormat(bits, group_size))
+        raise ShapeError(f"{bits} bits, expected 2, 4 or 8; others are packed by pack_planes")
+    N, K = _check_codes(codes, zeros, bits, group_size)
     packed = np.empty((N, groups_of(K, group_size), group_size * bits // 8), np.uint8)
     for rows, padded in _padded_rows(codes, bits, group_size, zeros):
         packed[rows] = _pack(padded, bits).reshape(packed[rows].shape)
     return packed
 
 
-def pack_planes(codes: Bytes, group_size: int, zeros: Bytes | None = None) -> tuple[Bytes, Bytes]:
-    """Pack codes of 3 bits into a plane of their low two bits and one of their high bit.
+def pack_planes(
+    codes: Bytes, group_size: int, zeros: Bytes | None = None, bits: int = 3
+) -> tuple[Bytes, Bytes]:
+    """Pack codes of 3, 5 or 6 bits into a plane of their low bits and one of the others.
 
     Args:
-        codes: [N, K] uint8, each below 8.
+        codes: [N, K] uint8, each below 2^bits.
         group_size: inputs that share a scale.
-        zeros: [N, G] uint8: what the padding of the last group gets; None: 4.
+        zeros: [N, G] uint8: what the padding of the last group gets; None: 2^(bits - 1).
+        bits: 3, 5 or 6.
 
     Returns:
-        [N, G, group_size / 4] and [N, G, group_size / 8] uint8.
+        [N, G, group_size * LOW_BITS / 8] and [N, G, group_size * HIGH_BITS / 8] uint8.
 
     Raises:
         ShapeError: a shape or dtype is not as above, or a code does not fit.
     """
-    N, K = _check(codes, zeros, TensorFormat(3, group_size))
-    G = groups_of(K, group_size)
-    low = np.empty((N, G, group_size // 4), np.uint8)
-    high = np.empty((N, G, group_size // 8), np.uint8)
-    for rows, padded in _padded_rows(codes, 3, group_size, zeros):
-        low[rows] = _pack(padded & np.uint8(3), 2).reshape(low[rows].shape)
-        high[rows] = _pack(padded >> np.uint8(2), 1).reshape(high[rows].shape)
+    N, K = _check_codes(codes, zeros, bits, group_size)
+    G, low_bits, high_bits = groups_of(K, group_size), LOW_BITS[bits], HIGH_BITS[bits]
+    low = np.empty((N, G, group_size * low_bits // 8), np.uint8)
+    high = np.empty((N, G, group_size * high_bits // 8), np.uint8)
+    for rows, padded in _padded_rows(codes, bits, group_size, zeros):
+        mask = np.uint8((1 << low_bits) - 1)
+        low[rows] = _pack(padded & mask, low_bits).reshape(low[rows].shape)
+        high[rows] = _pack(padded >> np.uint8(low_bits), high_bits).reshape(high[rows].shape)
     return low, high
 
 
@@ -123,33 +156,44 @@ def pack_zeros(zeros: Bytes, bits: int) -> Bytes:
 
 def unpack_linear(
     parts: Mapping[str, npt.NDArray[np.generic]], form: TensorFormat, K: int
-) -> tuple[Bytes, npt.NDArray[np.float16], Bytes | None]:
-    """Undo `pack_linear`: return codes [N, K], scales [N, G], zeros [N, G] or None."""
-    scales = np.asarray(parts[".scales"], np.float16)
+) -> Quantised:
+    """Undo `pack_linear` and `pack_quantised`."""
+    scales = parts[".scales"]
     N, G = scales.shape
     low = np.asarray(parts[".qweight"], np.uint8).reshape(N, -1)
-    if form.bits == 3:
+    codes = _unpack(low, LOW_BITS[form.bits])
+    if form.bits in HIGH_BITS:
         high = np.asarray(parts[".qweight_high"], np.uint8).reshape(N, -1)
-        codes = _unpack(low, 2) | (_unpack(high, 1) << np.uint8(2))
-    else:
-        codes = _unpack(low, form.bits)
+        codes |= _unpack(high, HIGH_BITS[form.bits]) << np.uint8(LOW_BITS[form.bits])
     zeros = None
     if form.zeros:
         stored = np.asarray(parts[".zeros"], np.uint8)
         zeros = stored if form.bits == 3 else _unpack(stored, form.bits)[:, :G]
-    return codes[:, :K], scales, zeros
+    return Quantised(
+        codes[:, :K],
+        np.asarray(scales),  # type: ignore[arg-type]
+        zeros,
+        form.bits,
+        form.group_size,
+        parts.get(".offsets"),  # type: ignore[arg-type]
+        parts.get(".super_scales"),  # type: ignore[arg-type]
+    )
 
 
 def _check(codes: Bytes, zeros: Bytes | None, form: TensorFormat) -> tuple[int, int]:
+    return _check_codes(codes, zeros, form.bits, form.group_size)
+
+
+def _check_codes(codes: Bytes, zeros: Bytes | None, bits: int, group_size: int) -> tuple[int, int]:
     if codes.ndim != 2 or codes.dtype != np.uint8 or codes.size == 0:
         raise ShapeError(f"codes are {codes.dtype} {codes.shape}, expected uint8 [N, K]")
     N, K = codes.shape
-    expected = (N, groups_of(K, form.group_size))
+    expected = (N, groups_of(K, group_size))
     if zeros is not None and (zeros.shape != expected or zeros.dtype != np.uint8):
         raise ShapeError(f"zeros are {zeros.dtype} {zeros.shape}, expected uint8 {expected}")
     for what, values in (("code", codes), ("zero point", zeros)):
-        if values is not None and int(values.max()) >> form.bits:
-            raise ShapeError(f"a {what} is {int(values.max())}, expected below {1 << form.bits}")
+        if values is not None and int(values.max()) >> bits:
+            raise ShapeError(f"a {what} is {int(values.max())}, expected below {1 << bits}")
     return N, K
 
 

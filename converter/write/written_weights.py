@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import DATA_FILE, Layout, TensorFormat
-from edgetok.converter.write.pack_codes import unpack_linear
+from edgetok.converter.write.pack_codes import SUFFIXES, unpack_linear
 from edgetok.formats.layout import linear_shapes
 from edgetok.models.spec import DecoderSpec
 
@@ -76,11 +76,10 @@ class WrittenWeights:
         form = self.formats[module]
         parts = {
             suffix: self._read(module + suffix, first, end)
-            for suffix in (".qweight", ".qweight_high", ".scales", ".zeros")
+            for suffix in SUFFIXES
             if module + suffix in self._layout.tensors
         }
-        codes, scales, zeros = unpack_linear(parts, form, self._shapes[module].K)
-        return Quantised(codes, scales, zeros, form.bits, form.group_size)
+        return unpack_linear(parts, form, self._shapes[module].K)
 
     def _read(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
         slot = self._layout.tensors[name]

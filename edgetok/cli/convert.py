@@ -63,12 +63,15 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     """Convert SRC to an artefact, a small folder that edgetok runs.
 
     SRC is a Hugging Face model folder, a GGUF file, a hub id such as owner/name, or a short
-    name. An interrupted conversion continues where it stopped when the same command is run again.
+    name. A GGUF file keeps its values exactly, unless --bits, --fit or --max-kl is given. An
+    interrupted conversion continues where it stopped when the same command is run again.
     """
     with common.needs_extra("converting", "convert"):
         from edgetok.converter.convert import convert, is_quantised
 
-    options = ConvertOptions(**common.given_of(ConvertOptions, given))
+    asked = click.get_current_context().get_parameter_source("bits")
+    keep = asked is not click.core.ParameterSource.COMMANDLINE
+    options = ConvertOptions(**common.given_of(ConvertOptions, given), keep_codes=keep)
     target = None
     if given["fit"] or given["max_kl"] is not None:
         target = _target(given)
@@ -77,7 +80,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     if out is None:
         path = Path(source).expanduser()
         name = path.resolve().name.removesuffix(".gguf") if path.exists() else source
-        if not (path.exists() and is_quantised(path)):  # such a checkpoint keeps its bits
+        kept = target is None and (keep or path.is_dir())
+        if not (path.exists() and kept and is_quantised(path)):
             name += f"-{_suffix(given)}"
         out = Path("artefacts") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     with Bars(quiet=as_json) as progress:

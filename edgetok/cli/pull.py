@@ -35,7 +35,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
     from edgetok.library import resolve
 
     changes = common.given_of(ConvertOptions, given)
-    options = ConvertOptions(**changes) if changes else None
+    options = ConvertOptions(**changes, keep_codes="bits" not in changes) if changes else None
     with Bars(quiet=as_json) as bars:
         entry = resolve.pull(name, options, bars, bars.say)
     if as_json:

@@ -12,9 +12,10 @@ from edgetok.converter.options import ConvertOptions
 def automatic(source: Path) -> tuple[ConvertOptions, str]:
     """Return the options for a source, and the reason where it is not obvious.
 
-    Integers are kept where an artefact holds them. Other GGUF types get 8 bits, because rounding
-    4 bits to 4 other bits loses more than the file already has. Weights that were never quantised
-    get 4 bits by gptq, which takes minutes where auto takes an hour; without torch, 8 bits.
+    Integers are kept where an artefact holds them. Other GGUF types (Q2_K, Q3_K, IQ4_XS) get
+    8 bits, because rounding few bits to few other bits loses more than the file already has.
+    Weights that were never quantised get 4 bits by gptq, which takes minutes where auto takes an
+    hour; without torch, 8 bits.
     """
     if is_quantised(source):
         return ConvertOptions(method="rtn"), ""
@@ -30,7 +31,7 @@ def automatic(source: Path) -> tuple[ConvertOptions, str]:
 
 def shown(source: Path, options: ConvertOptions) -> str:
     """Return the settings in words."""
-    if is_quantised(source):
+    if is_quantised(source) and (options.keep_codes or source.is_dir()):
         return "its integers are kept"
     groups = f", groups of {options.group_size}" if options.quantises else ""
     return f"{options.bits} bits, {options.method}{groups}"

@@ -9,13 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from edgetok.cli.main import run
 from edgetok.converter.convert import ConvertOptions, Target, convert
+from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import CheckpointError, MissingExtraError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
+from edgetok.formats.gguf import open_gguf
 from tests.converter.read.gguf_writer import add, tokenizer_fields, write_gguf
-from tests.converter.read.test_import_packed import kept
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -123,29 +125,94 @@ def test_every_architecture_against_transformers(tmp_path, case):
     agree(tmp_path / "out", source, held)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q8_0", 8)])
-def test_integers_are_kept(tmp_path, kind, bits):
-    """Scales of Q4_0 may be negative; codes are those of the `gguf` package's own blocks."""
-    source, path, held = write(tmp_path, "llama", kind)
+# Where a block's float16 numbers are, for blocks that the package does not write itself.
+HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "Q2_K": (80, 82)}
+# Kept at so many bits.
+KEPT = {
+    "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "IQ4_NL": 8, "Q4_K": 4, "Q5_K": 5,
+    "Q6_K": 6,
+}  # fmt: skip
+WIDE = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+
+
+@pytest.fixture
+def random_blocks(monkeypatch):
+    """Random blocks, with modest scales, of types that the package does not write."""
+    real = gguf.quants.quantize
+    rng = np.random.default_rng(0)
+
+    def quantize(weight, number):
+        halves = HALVES.get(number.name)
+        if halves is None:
+            return real(weight, number)
+        weights, nbytes = gguf.GGML_QUANT_SIZES[number]
+        shape = (*weight.shape[:-1], weight.shape[-1] // weights, nbytes)
+        blocks = rng.integers(0, 256, shape, dtype=np.uint8)
+        for at in halves:
+            scale = rng.uniform(1e-4, 4e-4, shape[:-1]).astype(np.float16)
+            blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
+        return blocks.reshape(*shape[:-2], -1)
+
+    monkeypatch.setattr(gguf.quants, "quantize", quantize)
+
+
+@pytest.mark.parametrize(("kind", "bits"), KEPT.items())
+def test_integers_are_kept(tmp_path, random_blocks, kind, bits):
+    """Each weight is what the `gguf` package makes of the file's blocks, bit by bit."""
+    sizes = WIDE if kind.endswith("_K") else SIZES
+    source = tiny_checkpoint("llama", tmp_path / "source", **sizes)
+    path = tmp_path / "model.gguf"
+    held = write_gguf(source, path, kind)
     options = ConvertOptions(bits=2, method="gptq", reference_tokens=0)
     report = convert(str(path), tmp_path / "out", options)
     assert report.method == f"GGUF {kind} as it was"
     assert {layer.bits for layer in report.layers} == {bits}
     assert report.notes[0] == f"{kind}: integers kept (23 of 23 matrices)"
     assert "the original here is quantised itself" in report.notes[1]
-    for name, weight in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
-        levels, scales = kept(tmp_path / "out", f"layers.1.{name}")
-        assert kind == "Q8_0" or (scales < 0).any()
-        wide = np.repeat(scales.astype(np.float32), 32, axis=1)
-        np.testing.assert_array_equal(levels * wide, held[f"model.layers.1.{weight}.weight"])
+    with open_artefact(tmp_path / "out") as opened:
+        weights = WrittenWeights(tmp_path / "out", opened.spec, opened.formats, opened.layout)
+        for name, weight in NAMES.items():
+            values = weights.tensor(f"{name}.weight")
+            np.testing.assert_array_equal(values, held[f"{weight}.weight"])
+        stored = sum(i.nbytes for i in open_gguf(path).infos.values())
+        if kind != "IQ4_NL":
+            assert opened.weight_bytes <= 1.03 * stored
     agree(tmp_path / "out", source, held)
 
 
-@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_1", "Q5_0"])
-def test_what_is_dequantised(tmp_path, kind):
-    """At 16 bits but for the float16 that those weights are stored as."""
-    source, path, held = write(tmp_path, "qwen3", kind)
+NAMES = {
+    "lm_head": "lm_head",
+    "embed_tokens": "model.embed_tokens",
+    "layers.1.q_proj": "model.layers.1.self_attn.q_proj",
+    "layers.1.down_proj": "model.layers.1.mlp.down_proj",
+}
+
+
+def test_other_types_among_those_that_are_kept(tmp_path, random_blocks):
+    sizes = {**WIDE, "tie_word_embeddings": True}
+    source = tiny_checkpoint("llama", tmp_path / "source", **sizes)
+    path = tmp_path / "model.gguf"
+    kinds = {"attn_v": "Q2_K", "token_embd": "Q6_K", "attn_q": "F16"}
+    held = write_gguf(source, path, "Q4_K", kinds=kinds)
     report = convert(str(path), tmp_path / "out", EXACT)
+    assert "Q2_K: dequantised and quantised again (3 of 22 matrices)" in report.notes
+    bits = {layer.name: layer.bits for layer in report.layers}
+    assert (bits["lm_head"], bits["layers.0.v_proj"], bits["layers.0.o_proj"]) == (6, 8, 4)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
+    expected = expected_logits(source, held, tokens)
+    result = onnx_logits(tmp_path / "out", tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_1", "Q5_0", "Q4_K"])
+def test_what_is_dequantised(tmp_path, random_blocks, kind):
+    """At 16 bits but for the float16 that those weights are stored as."""
+    sizes = WIDE if kind.endswith("_K") else SIZES
+    source = tiny_checkpoint("qwen3", tmp_path / "source", **sizes)
+    path = tmp_path / "model.gguf"
+    held = write_gguf(source, path, kind)
+    options = ConvertOptions(bits=16, method="rtn", reference_tokens=0, keep_codes=False)
+    report = convert(str(path), tmp_path / "out", options)
     assert report.method == "none"
     assert any(kind in note for note in report.notes) == (kind[0] == "Q")
     assert any("quantised itself" in note for note in report.notes) == (kind[0] == "Q")
@@ -153,49 +220,50 @@ def test_what_is_dequantised(tmp_path, kind):
     agree(tmp_path / "out", source, rounded)
 
 
-def k_quant(kind, shape, seed):
-    """Random blocks of a K-quant with modest scales: the package writes none itself."""
-    rng = np.random.default_rng(seed)
-    number = gguf.GGMLQuantizationType[kind]
-    weights, nbytes = gguf.GGML_QUANT_SIZES[number]
-    blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // weights, nbytes), dtype=np.uint8)
-    halves = {"Q4_K": (0, 2), "Q6_K": (208,)}[kind]
-    for at in halves:
-        scale = rng.uniform(1e-4, 4e-4, blocks.shape[:-1]).astype(np.float16)
-        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
-    return blocks.reshape(*shape[:-1], -1), number
-
-
-@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
-def test_k_quants_are_dequantised(tmp_path, monkeypatch, kind):
-    """The others are quantised again as asked, which the report says."""
-    real = gguf.quants.quantize
-    seeds = iter(range(1000))
-
-    def quantize(weight, number):
-        if number == gguf.GGMLQuantizationType[kind]:
-            return k_quant(kind, weight.shape, next(seeds))[0]
-        return real(weight, number)
-
-    monkeypatch.setattr(gguf.quants, "quantize", quantize)
-    sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
-    source = tiny_checkpoint("llama", tmp_path / "source", **sizes)
+def test_files_of_types_that_are_not_kept(tmp_path, random_blocks):
+    source = tiny_checkpoint("llama", tmp_path / "source", **WIDE)
     path = tmp_path / "model.gguf"
-    # llama.cpp leaves some matrices at other types: a few whole ones make no exact model.
-    held = write_gguf(source, path, kind, kinds={"attn_v": "Q8_0", "token_embd": "F16"})
-    report = convert(str(path), tmp_path / "out", EXACT)
-    assert f"{kind}: dequantised and quantised again (19 of 23 matrices)" in report.notes
-    assert report.method == "none"
-    with open_artefact(tmp_path / "out") as opened:
-        for name, weight in (("q_proj", "self_attn.q_proj"), ("up_proj", "mlp.up_proj")):
-            result = opened.tensor(f"layers.1.{name}.weight")
-            expected = held[f"model.layers.1.{weight}.weight"]
-            np.testing.assert_array_equal(result, expected.astype(np.float16))
+    write_gguf(source, path, "Q2_K", kinds={"attn_v": "Q8_0"})
     options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
     report = convert(str(path), tmp_path / "out", options)
     assert report.method == "rtn"
     assert {layer.bits for layer in report.layers} == {8}
     assert max(layer.weight_error for layer in report.layers) < 0.01
+
+
+@pytest.mark.parametrize(("head", "better"), [("Q4_1", "Q8_0"), ("F16", "F16")])
+def test_a_tied_matrix_that_is_there_twice(tmp_path, head, better):
+    sizes = {**SIZES, "tie_word_embeddings": True}
+    source = tiny_checkpoint("llama", tmp_path / "source", **sizes)
+    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    number = gguf.GGMLQuantizationType[head]
+    data = gguf.quants.quantize(embedding.astype(np.float32), number)
+    if head == "F16":
+        data = data.view(np.float16)
+
+    def twice(writer):
+        raw = None if head == "F16" else number
+        writer.add_tensor("output.weight", data, raw_dtype=raw)
+
+    path = tmp_path / "model.gguf"
+    held = write_gguf(source, path, "Q8_0", edit=twice)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"]
+    report = convert(str(path), tmp_path / "out", AS_IT_IS)
+    assert f"token_embd (Q8_0) and output ({head}) are one matrix" in report.notes[0]
+    assert f"as {better};" in report.notes[0]
+    with open_artefact(tmp_path / "out") as opened:
+        assert opened.spec.tied
+    if better == "Q8_0":
+        agree(tmp_path / "out", source, held)
+
+
+def test_two_matrices_that_are_not_one(tmp_path):
+    source = tiny_checkpoint("llama", tmp_path / "source", **SIZES)
+    path = tmp_path / "model.gguf"
+    write_gguf(source, path, "Q8_0")
+    convert(str(path), tmp_path / "out", AS_IT_IS)
+    with open_artefact(tmp_path / "out") as opened:
+        assert not opened.spec.tied
 
 
 def test_calibrates_on_its_own_tokenizer(tmp_path):
@@ -206,10 +274,12 @@ def test_calibrates_on_its_own_tokenizer(tmp_path):
     assert report.agreement is not None
 
 
-def test_its_integers_cannot_be_chosen_again(tmp_path):
+def test_a_target_chooses_its_bits_again(tmp_path):
     _, path, _ = write(tmp_path, "llama", "Q4_0")
-    with pytest.raises(UnsupportedError, match="not quantised yet"):
-        convert(str(path), tmp_path / "out", AS_IT_IS, None, Target(nbytes=1 << 20))
+    options = ConvertOptions(calibration_windows=4, window_tokens=16, reference_tokens=32)
+    report = convert(str(path), tmp_path / "out", options, None, Target(nbytes=1 << 20))
+    assert report.fit is not None
+    assert report.weight_bytes <= 1 << 20
 
 
 def test_what_stands_beside_the_weights(tmp_path):

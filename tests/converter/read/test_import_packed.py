@@ -33,9 +33,8 @@ def kept(artefact, name):
         suffixes = [".qweight", ".scales"] + [".qweight_high"] * (form.bits == 3)
         suffixes += [".zeros"] * form.zeros
         parts = {suffix: opened.tensor(name + suffix).copy() for suffix in suffixes}
-    codes, scales, zeros = unpack_linear(parts, form, shape.K)
-    wide = 1 << (form.bits - 1) if zeros is None else np.repeat(zeros, form.group_size, 1)
-    return codes.astype(int) - wide, scales
+    found = unpack_linear(parts, form, shape.K)
+    return found.levels().astype(int), found.scales
 
 
 @pytest.mark.parametrize("form", ["gptq", "compressed-tensors"])

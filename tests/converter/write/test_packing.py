@@ -76,12 +76,12 @@ def test_unpacks_to_the_same(bits: int, group_size: int, K: int, zeros: bool) ->
     zero_points = codes_of(bits, 19, G, 2) if zeros else None
     packed = pack_linear(codes, scales, zero_points, form)
     result = unpack_linear(packed, form, K)
-    np.testing.assert_array_equal(result[0], codes)
-    np.testing.assert_array_equal(result[1], scales)
+    np.testing.assert_array_equal(result.codes, codes)
+    np.testing.assert_array_equal(result.scales, scales)
     if zeros:
-        np.testing.assert_array_equal(result[2], zero_points)
+        np.testing.assert_array_equal(result.zeros, zero_points)
     else:
-        assert result[2] is None
+        assert result.zeros is None
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])

@@ -1,0 +1,144 @@
+"""Blocks of GGUF's types as codes, scales and offsets, without rounding anything.
+
+    Q4_0, Q5_0, Q8_0   w = (q - 2^(bits - 1)) * d          32 weights a block
+    Q4_1, Q5_1         w = q * d + m
+    Q4_K, Q5_K         w = q * (d * sc) - dmin * mn        256 a block, eight sc and mn of 6 bits
+    Q6_K               w = (q - 32) * (d * sc)             256 a block, sixteen sc of 8 bits
+    IQ4_NL             w = table[q] * d                    32 a block; kept as the table's 8 bits
+
+d, m and dmin are float16.
+
+Source: ggml, `ggml-common.h` and `ggml-quants.c`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter.quantised import Quantised
+
+Bytes = npt.NDArray[np.uint8]
+
+_LEVELS_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def read_codes(kind: str, blocks: Bytes) -> Quantised:
+    """Take blocks apart.
+
+    Args:
+        kind: a key of `KINDS`.
+        blocks: [N, blocks of a row, bytes of a block].
+
+    Returns:
+        The layer; `dequantise` gives what the `gguf` package gives, bit by bit.
+    """
+    return KINDS[kind](blocks)
+
+
+def _halves(packed: Bytes) -> Bytes:
+    """Two codes of 4 bits a byte: all low ones of a block, then all high ones."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
+
+
+def _fields(packed: Bytes, run: int, bits: int) -> Bytes:
+    """Codes of `bits` in runs of `run` bytes: of each run the lowest ones, then the next."""
+    N, count, nbytes = packed.shape
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    runs = packed.reshape(N, count, nbytes // run, 1, run) >> shifts
+    return (runs & np.uint8((1 << bits) - 1)).reshape(N, count, -1)
+
+
+def _float16(blocks: Bytes, at: int) -> npt.NDArray[np.float16]:
+    """The float16 at a byte of each block: [N, blocks]."""
+    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(np.float16)[:, :, 0]
+
+
+def _matrix(codes: Bytes) -> Bytes:
+    return np.ascontiguousarray(codes.reshape(len(codes), -1))
+
+
+def _bits_of_words(packed: Bytes) -> Bytes:
+    """32 bits of each four bytes, lowest first."""
+    return np.unpackbits(packed, axis=2, bitorder="little")
+
+
+def _q4_0(blocks: Bytes) -> Quantised:
+    return Quantised(_matrix(_halves(blocks[:, :, 2:])), _float16(blocks, 0), None, 4, 32)
+
+
+def _q4_1(blocks: Bytes) -> Quantised:
+    codes = _matrix(_halves(blocks[:, :, 4:]))
+    return Quantised(codes, _float16(blocks, 0), None, 4, 32, _float16(blocks, 2))
+
+
+def _q5_0(blocks: Bytes) -> Quantised:
+    high = _bits_of_words(blocks[:, :, 2:6]) << np.uint8(4)
+    codes = _matrix(_halves(blocks[:, :, 6:]) | high)
+    return Quantised(codes, _float16(blocks, 0), None, 5, 32)
+
+
+def _q5_1(blocks: Bytes) -> Quantised:
+    high = _bits_of_words(blocks[:, :, 4:8]) << np.uint8(4)
+    codes = _matrix(_halves(blocks[:, :, 8:]) | high)
+    return Quantised(codes, _float16(blocks, 0), None, 5, 32, _float16(blocks, 2))
+
+
+def _q8_0(blocks: Bytes) -> Quantised:
+    codes = _matrix(blocks[:, :, 2:] ^ np.uint8(128))  # two's complement plus 128
+    return Quantised(codes, _float16(blocks, 0), None, 8, 32)
+
+
+def _iq4_nl(blocks: Bytes) -> Quantised:
+    levels = np.array(_LEVELS_IQ4_NL, np.int16) + 128
+    codes = levels.astype(np.uint8)[_halves(blocks[:, :, 2:])]
+    return Quantised(_matrix(codes), _float16(blocks, 0), None, 8, 32)
+
+
+def _scales_and_minima(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Eight scales and eight minima of 6 bits in 12 bytes: [N, blocks, 8] each."""
+    first, second, third = packed[:, :, :4], packed[:, :, 4:8], packed[:, :, 8:]
+    low, top = np.uint8(63), np.uint8(0x30)
+    scales = [first & low, (third & np.uint8(15)) | ((first >> np.uint8(2)) & top)]
+    minima = [second & low, (third >> np.uint8(4)) | ((second >> np.uint8(2)) & top)]
+    return np.concatenate(scales, axis=2), np.concatenate(minima, axis=2)
+
+
+def _k_offset(blocks: Bytes, codes: Bytes, bits: int) -> Quantised:
+    scales, minima = _scales_and_minima(blocks[:, :, 4:16])
+    factors = np.stack([_float16(blocks, 0), -_float16(blocks, 2)], axis=2)
+    parts = (_matrix(part).view(np.int8) for part in (scales, minima))
+    scales8, minima8 = parts
+    return Quantised(_matrix(codes), scales8, None, bits, 32, minima8, factors)
+
+
+def _q4_k(blocks: Bytes) -> Quantised:
+    return _k_offset(blocks, _fields(blocks[:, :, 16:], 32, 4), 4)
+
+
+def _q5_k(blocks: Bytes) -> Quantised:
+    high = _fields(blocks[:, :, 16:48], 32, 1) << np.uint8(4)
+    return _k_offset(blocks, _fields(blocks[:, :, 48:], 32, 4) | high, 5)
+
+
+def _q6_k(blocks: Bytes) -> Quantised:
+    high = _fields(blocks[:, :, 128:192], 32, 2) << np.uint8(4)
+    codes = _matrix(_fields(blocks[:, :, :128], 64, 4) | high)
+    scales = _matrix(blocks[:, :, 192:208]).view(np.int8)
+    return Quantised(codes, scales, None, 6, 16, None, _float16(blocks, 208)[:, :, None])
+
+
+KINDS: Mapping[str, Callable[[Bytes], Quantised]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "IQ4_NL": _iq4_nl,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
+"""The types whose codes are kept."""

@@ -108,12 +108,17 @@ class CanonicalWeights:
 
 
 def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[str, float]:
-    """Greatest magnitude in each matrix; reading all once also finds NaN before work begins."""
+    """Greatest magnitude in each matrix; reading all once also finds NaN before work begins.
+
+    Of a matrix whose codes are kept only those are read, which checks them, and it counts as 0.
+    """
     matrices = list(linear_shapes(weights.family.spec))
     progress.begin("Checking weights", len(matrices))
 
     def greatest(name: str) -> float:
         found = 0.0
+        if weights.codes(name + ".weight") is not None:
+            return found
         for piece in weights.pieces(name + ".weight"):
             found = max(found, float(piece.max()), -float(piece.min()))
         return found

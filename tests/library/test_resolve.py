@@ -123,12 +123,13 @@ def test_what_is_nothing(name: str, expected: str, mine: Path) -> None:
         resolve.model_folder(name)
 
 
-def test_integers_of_a_gguf_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_0"])
+def test_integers_of_a_gguf_are_kept(tmp_path: Path, kind: str) -> None:
     from edgetok.library.settings import automatic, shown
 
     path = tmp_path / "a.gguf"
     source = tiny_checkpoint("llama", tmp_path / "wide", hidden_size=96, intermediate_size=160)
-    write_gguf(source, path, "Q8_0")
+    write_gguf(source, path, kind)
     options, why = automatic(path)
     assert shown(path, options) == "its integers are kept"
     assert why == ""

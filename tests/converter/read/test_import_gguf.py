@@ -401,10 +401,15 @@ def test_tokenizers_against_the_originals(data, tmp_path, name, pre, skip):
         assert made.decode(expected) == original.decode(expected)
 
 
-def test_folder_of_kept_integers_names_no_bits(tmp_path, monkeypatch, capsys):
-    """--bits counts for nothing then, so it is not in the name either."""
+def test_bits_that_are_asked_for(tmp_path, monkeypatch, capsys):
+    """Without them the folder's name has none, as all integers are kept."""
     _, path, _ = write(tmp_path, "llama", "Q8_0")
     monkeypatch.chdir(tmp_path)
     assert run(["convert", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["out"] == "artefacts/model"
     assert (tmp_path / "artefacts" / "model" / "manifest.json").exists()
+    assert run(["convert", str(path), "--bits", "4", "--method", "rtn", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["out"] == "artefacts/model-4bit"
+    assert made["method"] == "rtn"
+    assert made["bits"] == 4

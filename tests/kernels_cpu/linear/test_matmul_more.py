@@ -183,7 +183,7 @@ def test_refusals(kernels):
         ({"bias": Span(memory.address, 31)}, "bias is 31 bytes, expected 32"),
         ({"high": memory}, "4 bits do not have a high plane"),
         ({"bits": 3}, "high is nothing, expected 64 bytes"),
-        ({"bits": 5}, "5 bits in groups of 32"),
+        ({"bits": 7}, "7 bits in groups of 32"),
         ({"group_size": 48}, "4 bits in groups of 48"),
         ({"bits": 16}, "16 bits do not have scales"),
         ({"N": 0}, r"\[0, 64\]"),

@@ -41,7 +41,7 @@ def descend(
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype
     codes = start.codes.astype(dtype)
-    scales = start.scales.copy()
+    scales = start.scales.astype(np.float16)
     zeros = (
         np.full(scales.shape, 1 << (start.bits - 1), dtype)
         if start.zeros is None

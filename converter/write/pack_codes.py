@@ -171,7 +171,7 @@ def unpack_linear(
         zeros = stored if form.bits == 3 else _unpack(stored, form.bits)[:, :G]
     return Quantised(
         codes[:, :K],
-        np.asarray(scales),  # type: ignore[arg-type]
+        np.asarray(scales),
         zeros,
         form.bits,
         form.group_size,

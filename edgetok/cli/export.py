@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgetok.cli import options as common
-from edgetok.cli.compiling import Compiling
+from edgetok.cli.terminal.compiling import Compiling
 
 _NATIVE = "native"
 

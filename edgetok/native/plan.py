@@ -30,6 +30,7 @@ import hashlib
 import struct
 from collections.abc import Collection, Mapping
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -191,8 +192,8 @@ def _host(plan: Plan) -> list[bytes]:
     """Kernels that the library calls outside of a plan's instructions, with what is known now."""
     spec, bits, kernels = plan.spec, plan.options.kv_bits, _Recorder()
     size = attention.PAGE_SLOTS  # stands for any
-    none = {"heads": 0, "records": 0, "slots": size, "scratch": 0, "wait": True}
-    where = {"page_slots": size, "head_dim": spec.head_dim, "kv_bits": bits}
+    none: dict[str, Any] = {"heads": 0, "records": 0, "slots": size, "scratch": 0, "wait": True}
+    where: dict[str, Any] = {"page_slots": size, "head_dim": spec.head_dim, "kv_bits": bits}
 
     def packed(made: Instruction) -> bytes:
         return kernels.name.encode().ljust(_NAME_BYTES, b"\0") + np.array(made, "<i8").tobytes()

@@ -224,7 +224,7 @@ def _packed(
     ]
     text = b"".join([*pieces, *(content for content, _, _ in tokens)])
     letters, digits, spaces, single = _classes()
-    lists = {
+    lists: dict[str, Any] = {
         "offsets": np.cumsum([0, *map(len, pieces)]),
         "bytes": [in_vocab.get(byte, -1) for byte in range(256)],
         "merges": merges,

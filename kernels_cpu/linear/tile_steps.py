@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -329,13 +330,13 @@ def _multiplied(
 
 def _folded_in(b: Any, f: Any, acc: list[Any], tokens: int, *places: Any, unit: float = 0) -> Any:
     """`_folded` for sums in a tuple, or in memory."""
+    fold: Any = partial(_folded, unit=unit)
     if not _in_memory(tokens):
         sums = unpack_tuple(b, f, R * tokens)
-        found = dict(_folded(b, sums.__getitem__, acc, tokens, *places, unit=unit))
+        found = dict(fold(b, sums.__getitem__, acc, tokens, *places))
         return pack_tuple(b, [found[i] for i in range(R * tokens)])
     kept = _tile_places(b, tokens, f)
-    sums = _folded(b, lambda i: load_f32.emit(b, kept[i]), acc, tokens, *places, unit=unit)
-    for i, value in sums:
+    for i, value in fold(b, lambda i: load_f32.emit(b, kept[i]), acc, tokens, *places):
         store_f32.emit(b, kept[i], value)
     return f
 

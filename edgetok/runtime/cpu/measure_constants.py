@@ -168,7 +168,8 @@ def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Sums) 
     last = min(POSITIONS, spec.context_tokens)
     turn = rotations.mean(rope, np.arange(0, last, max(1, last // 1024)))
     # Not by BLAS, whose last bit depends on the number of threads.
-    return np.einsum("hd,de->he", mean, turn / spec.ropes[rope].attention_factor)
+    turned: Sums = np.einsum("hd,de->he", mean, turn / spec.ropes[rope].attention_factor)
+    return turned
 
 
 def _factor(spec: DecoderSpec, rope: int, queries: Sums, keys: Sums) -> Floats:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
+import numpy as np
+import numpy.typing as npt
+
 from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Result
 from edgetok.engine.score import Score, score, split_at_prompt
 from edgetok.engine.sequence import Progress
+from edgetok.errors import OptionError
 from edgetok.runtime.backend import Backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.inputs import checked_prompt, checked_prompts
@@ -166,6 +170,39 @@ class Texts:
             top=logprobs,
             context_tokens=self.context_tokens,
         )
+
+    def embed(
+        self, texts: str | Iterable[str], *, pooling: str = "last", normalise: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Compute a vector for each text, near for texts that mean alike, if so trained.
+
+        Args:
+            texts: one or several; each gets what the tokenizer adds around a text.
+            pooling: "last" takes the last token's vector, "mean" the mean over all tokens.
+            normalise: divide each vector by its length, so that products are cosines.
+
+        Returns:
+            [texts, hidden_size], what the output head would get.
+
+        Raises:
+            ContextError: a text has more tokens than the model was trained for.
+            OptionError: an argument is of another kind, or a text is empty.
+            UnsupportedError: this backend computes logits alone.
+        """
+        if pooling not in ("last", "mean"):
+            raise OptionError(f"pooling is {pooling!r:.40}, expected 'last' or 'mean'")
+        vectors = []
+        for text in checked_prompts([texts] if isinstance(texts, str) else texts):
+            tokens = self._ids(text)
+            if not tokens:
+                raise OptionError("there is nothing to embed: a text is empty")
+            ids = np.asarray(tokens, np.int32)
+            vectors.append(self.backend.embed(ids, mean=pooling == "mean"))
+        found = np.stack(vectors)
+        if normalise:
+            lengths = np.linalg.norm(found, axis=1, keepdims=True)
+            found = found / np.maximum(lengths, np.float32(1e-12))
+        return np.asarray(found, np.float32)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with what the tokenizer adds around it unless `special` is False."""

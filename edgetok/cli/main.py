@@ -21,6 +21,7 @@ _COMMANDS = {
     "convert": "Convert a Hugging Face or GGUF model to an artefact, a small folder.",
     "chat": "Talk to a model.",
     "generate": "Continue a text.",
+    "embed": "Compute vectors of texts, one JSON array a line.",
     "serve": "Answer programs over HTTP, as OpenAI's API.",
     "pull": "Download and convert a model by name.",
     "list": "List the models in the model folder.",

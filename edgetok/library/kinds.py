@@ -22,6 +22,7 @@ Kind = Literal["artefact", "checkpoint", "gguf"]
 
 ARTEFACT_FILES = frozenset({MANIFEST_FILE, GRAPH_FILE, DATA_FILE})
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")  # the second as GPT-2's
 _SHOWN = 6
 
 
@@ -63,10 +64,15 @@ def kind_of(contents: Contents) -> Kind:
         raise UnsupportedError(
             f"{name}: a diffusion pipeline, which makes images; give a model that writes text"
         )
-    if files & {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}:
+    embeds = files & {
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    }
+    if embeds and not any(name.endswith(_CAUSAL) for name in _architectures(config)):
         raise UnsupportedError(
-            f"{name}: an embedding model, which turns texts into vectors and writes none; give a "
-            "model that writes text (...ForCausalLM)"
+            f"{name}: an embedding model that is an encoder; edgetok runs decoders "
+            "(...ForCausalLM), such as Qwen3-Embedding"
         )
     if "mlx" in contents.tags or _packed_by_mlx(config):
         raise UnsupportedError(
@@ -159,16 +165,20 @@ def _usual(files: list[str]) -> str:
     return files[0]
 
 
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    listed = config.get("architectures")
+    return [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
+
+
 def _packed_by_mlx(config: Mapping[str, Any]) -> bool:
     packed = config.get("quantization")
     return isinstance(packed, dict) and "group_size" in packed and "quant_method" not in packed
 
 
 def _check_config(name: str, config: Mapping[str, Any], files: Collection[str]) -> None:
-    listed = config.get("architectures")
-    architectures = [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        return  # the second as GPT-2's
+    architectures = _architectures(config)
+    if any(name.endswith(_CAUSAL) for name in architectures):
+        return
     if text_config(config) is not None:
         return  # a multimodal one, of which the text model is run
     if "vision_config" in config or "vit_hidden_size" in config:

@@ -125,6 +125,23 @@ class Backend(Protocol):
             UnsupportedError: `capabilities.samples` is False.
         """
 
+    def embed(self, tokens: Tokens, *, mean: bool = False) -> npt.NDArray[np.float32]:
+        """Compute a vector for a whole text: what the output head would get.
+
+        Args:
+            tokens: the text's ids.
+            mean: the mean over all tokens instead of the last one's.
+
+        Returns:
+            [hidden_size], a new array.
+
+        Raises:
+            ContextError: more tokens than the model was trained for.
+            OptionError: a token id is not below the vocabulary's size.
+            ShapeError: no tokens, or not one row of integers.
+            UnsupportedError: this backend computes logits alone.
+        """
+
     def chooser(self, options: SamplingOptions) -> TokenChooser | None:
         """Return a fast chooser of tokens from this backend's logits; None leaves it to NumPy."""
 

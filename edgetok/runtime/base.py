@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
@@ -49,6 +50,16 @@ class BaseBackend:
             if every is not None:
                 every[start : start + chunk.size] = found
         return found[0] if every is None else every
+
+    def embed(self: Backend, tokens: Tokens, *, mean: bool = False) -> npt.NDArray[np.float32]:
+        """Refuse: this backend computes logits alone.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"the {self.name} backend computes no embeddings of texts; use --device cpu"
+        )
 
     def chooser(self, options: SamplingOptions) -> TokenChooser | None:
         """None: NumPy chooses."""

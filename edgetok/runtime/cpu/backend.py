@@ -38,6 +38,7 @@ from edgetok.runtime.cpu.requirements import (
 )
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
+from edgetok.runtime.token_blocks import blocks, checked_tokens
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
@@ -295,10 +296,37 @@ class CpuBackend(SpecBackend):
             [T, hidden_size], overwritten by the next call.
         """
         with self._team.turn:
-            self._begin([(cache, ids)], [ids.size], [0])
-            self._compute(self._body)
-            cache.advance(ids.size)
-            return self._plan.x[: ids.size]
+            return self._hidden(cache, ids)
+
+    def embed(self, tokens: Tokens, *, mean: bool = False) -> npt.NDArray[np.float32]:
+        """Compute a vector for a whole text. See `Backend.embed`."""
+        spec = self._spec
+        if len(tokens) > spec.context_tokens:
+            raise ContextError(
+                f"a text of {len(tokens):,} tokens, the model was trained for "
+                f"{spec.context_tokens:,}; give shorter ones"
+            )
+        cache = self.new_cache(max(1, len(tokens)))
+        ids = checked_tokens(tokens, cache, self.vocab_size)
+        weight = self._artefact.tensor("final_norm.weight")
+        total = np.zeros(spec.hidden_size, np.float32)
+        for _, chunk, last in blocks(ids, min(cache.block_tokens, self._block_tokens), None):
+            with self._team.turn:
+                cache.reserve(chunk.size)
+                rows = self._hidden(cache, chunk)
+                rows = rows if mean else rows[-1:]
+                squares = np.mean(rows * rows, axis=1, keepdims=True)
+                normed = rows / np.sqrt(squares + np.float32(spec.norm_eps)) * weight
+            if mean or last:
+                total += normed.sum(axis=0)
+        return total / np.float32(ids.size if mean else 1)
+
+    def _hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
+        """Return `hidden` for who has the team's turn."""
+        self._begin([(cache, ids)], [ids.size], [0])
+        self._compute(self._body)
+        cache.advance(ids.size)
+        return self._plan.x[: ids.size]
 
     def close(self) -> None:
         """Stop threads and release the mapping. A second call does nothing."""

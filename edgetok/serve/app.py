@@ -18,6 +18,7 @@ from edgetok.serve.answers import Writer
 from edgetok.serve.body import read_json
 from edgetok.serve.chat_completions import ChatCompletions
 from edgetok.serve.completions import Completions
+from edgetok.serve.embeddings import Embeddings
 from edgetok.serve.exchange import Exchange
 from edgetok.serve.failure import Refusal, refusal_of
 from edgetok.serve.guard import Guard
@@ -46,8 +47,8 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
         "responses": Exchange(Responses(), writer, "responses"),
         "messages/count_tokens": pages.count_tokens,
         "messages": Exchange(Messages(), writer, "messages"),
-        "embeddings": pages.no_embeddings,
-        "rerank": pages.no_embeddings,
+        "embeddings": Embeddings(writer),
+        "rerank": pages.no_ranking,
     }
     # Some clients leave the version out, or have it in their address already.
     for prefix in ("/v1", ""):
@@ -126,10 +127,10 @@ class _Pages:
             return JSONResponse(protocol.error(refusal), refusal.status, refusal.headers)
         return JSONResponse({"input_tokens": sum(map(len, prepared.prompts))})
 
-    async def no_embeddings(self, request: Request) -> Response:
+    async def no_ranking(self, request: Request) -> Response:
         raise Refusal(
             400,
-            "no model of this server makes embeddings or ranks texts; use another server",
+            "no model of this server ranks texts; use another server",
             param="model",
             code="unsupported_model",
         )

@@ -18,7 +18,7 @@ from edgetok.serve.openai_shared import (
     usage_body,
 )
 from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
-from edgetok.serve.request import Ended, Event, Prompt, Rated, Request, Usage, Whole
+from edgetok.serve.request import Ended, Event, Rated, Request, Usage, Whole, prompts_of
 
 _DEFAULT_TOKENS = 16  # as OpenAI's
 
@@ -46,7 +46,7 @@ class Completions(Protocol):
         limit = _DEFAULT_TOKENS if found.max_tokens is None else found.max_tokens
         request = Request(
             model=found.model,
-            prompts=_prompts(found.prompt),
+            prompts=prompts_of(found.prompt, "prompt"),
             sampling=found.sampling(limit, found.logprobs),
             answers=1 if found.n is None else found.n,
             priority=found.importance,
@@ -58,17 +58,6 @@ class Completions(Protocol):
     def error(self, refusal: Refusal) -> dict[str, Any]:
         """Return the body of a refusal."""
         return error_body(refusal)
-
-
-def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> tuple[Prompt, ...]:
-    if isinstance(given, str):
-        return (given,)
-    if not given:
-        raise Refusal(400, "prompt: empty, expected a text or tokens", param="prompt")
-    if all(isinstance(one, int) for one in given):
-        return (tuple(one for one in given if isinstance(one, int)),)
-    listed = [one for one in given if not isinstance(one, int)]
-    return tuple(one if isinstance(one, str) else tuple(one) for one in listed)
 
 
 class _Completion(Rendering):

@@ -24,7 +24,7 @@ _STREAM = [
     (b"x-accel-buffering", b"no"),
 ]
 _COMMENT: Message = {"type": "http.response.body", "body": b": reading\n\n", "more_body": True}
-_GONE = 499  # in the metrics: the client went away before there was a status
+GONE = 499  # in the metrics: the client went away before there was a status
 
 
 class Exchange:
@@ -48,7 +48,7 @@ class Exchange:
             call = self._protocol.parse(await read_json(scope, receive))
             async with await self._writer.begin(call.request) as answer:
                 response = self._stream if call.stream else self._whole
-                await _while_there(receive, response(call, answer, sending))
+                await while_there(receive, response(call, answer, sending))
         except Gone:
             pass
         except asyncio.CancelledError:
@@ -63,7 +63,7 @@ class Exchange:
             await body(scope, receive, sending)
         elif refusal is not None and call is not None:
             await sending(_part(call.rendering.failed(refusal), more=False))
-        self._writer.metrics.answered(self._route, status or _GONE)
+        self._writer.metrics.answered(self._route, status or GONE)
 
     async def _whole(self, call: Call, answer: Answer, send: Send) -> None:
         answers = await answer.whole()
@@ -91,7 +91,7 @@ class Exchange:
         await send(_part(rendering.end(answer.usage), more=False))
 
 
-async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do some work unless the client goes away."""
 
     async def gone() -> None:

@@ -40,7 +40,7 @@ def prepare(model: Model, request: Request) -> Prepared:
         TemplateError: the template refuses the messages.
     """
     options = model.sampling.with_changes(dict(request.sampling))
-    prompts = [_continued(model, prompt) for prompt in request.prompts]
+    prompts = [prompt_tokens(model, prompt) for prompt in request.prompts]
     plans: list[Plan | None] = [None] * (len(prompts) * request.answers)
     if request.messages:
         chat = ChatRequest(
@@ -71,8 +71,12 @@ def prepare(model: Model, request: Request) -> Prepared:
     return Prepared(prompts, plans, options, sum(sizes) * request.answers)
 
 
-def _continued(model: Model, prompt: Prompt) -> list[int]:
-    """The tokens of a text that is continued; those that were given are checked."""
+def prompt_tokens(model: Model, prompt: Prompt) -> list[int]:
+    """Return the tokens of a text; those that were given are checked.
+
+    Raises:
+        OptionError: a token is not in the vocabulary.
+    """
     if not isinstance(prompt, str):
         for token in prompt:
             if not 0 <= token < model.tokenizer.vocab_size:
@@ -86,10 +90,10 @@ def _continued(model: Model, prompt: Prompt) -> list[int]:
     return tokens
 
 
-def _cache_bytes(model: Model, prompt_tokens: int, options: SamplingOptions) -> int:
+def _cache_bytes(model: Model, tokens: int, options: SamplingOptions) -> int:
     """Most bytes of the cache that an answer gets."""
     engine = model.engine
-    capacity = engine.capacity_tokens(prompt_tokens, options.max_tokens)
+    capacity = engine.capacity_tokens(tokens, options.max_tokens)
     if engine.limits is not None:
         return engine.backend.new_bounded_cache(capacity, engine.limits).nbytes
     rounded = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)

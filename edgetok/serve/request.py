@@ -10,11 +10,30 @@ from edgetok.dialect.request import Effort
 from edgetok.dialect.tool import AnswerPiece, CallBegin, ReasoningPiece, TextPiece, Tool
 from edgetok.engine.result import FinishReason
 from edgetok.grammar.definition import Grammar
+from edgetok.serve.failure import Refusal
 
 MOST_ANSWERS = 16  # of one request
 BACKGROUND = 1  # priority of a request that nobody waits for
 
 Prompt = str | tuple[int, ...]
+
+
+def prompts_of(
+    given: str | list[str] | list[int] | list[list[int]], param: str
+) -> tuple[Prompt, ...]:
+    """Return one text, several, or their tokens, as OpenAI's endpoints take them.
+
+    Raises:
+        Refusal: there is none.
+    """
+    if isinstance(given, str):
+        return (given,)
+    if not given:
+        raise Refusal(400, f"{param}: empty, expected a text or tokens", param=param)
+    if all(isinstance(one, int) for one in given):
+        return (tuple(one for one in given if isinstance(one, int)),)
+    listed = [one for one in given if not isinstance(one, int)]
+    return tuple(one if isinstance(one, str) else tuple(one) for one in listed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

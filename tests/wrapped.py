@@ -184,6 +184,20 @@ WRAPPED = {
         text={"rope_scaling": {**_MROPE, "mrope_interleaved": True}},
         outer={"vision_config": _QWEN_VISION, **_TOKENS},
     ),
+    "lfm2_vl": Wrapped(
+        "lfm2_vl",
+        "Lfm2VlForConditionalGeneration",
+        "lfm2",
+        outer={
+            "vision_config": {
+                **_SIGLIP,
+                "model_type": "siglip2_vision_model",
+                "num_patches": 16,
+            },
+            "image_token_id": 9,
+            "projector_hidden_size": 32,
+        },
+    ),
     "voxtral": Wrapped(
         "voxtral",
         "VoxtralForConditionalGeneration",

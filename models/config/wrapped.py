@@ -1,8 +1,7 @@
 """The text model inside of a multimodal checkpoint, as a config of its own.
 
 A wrapper (`...ForConditionalGeneration`) has the decoder's settings in `text_config` and those of
-its other parts, which edgetok leaves out, beside it. For tokens of text alone the wrapper computes
-what the text model computes.
+its other parts, which edgetok leaves out, beside it.
 
 Source: transformers 4.57, the wrappers' configuration files. A saved `text_config` lists only what
 differs from its class's defaults, so family files have those as `DEFAULTS`.
@@ -22,6 +21,13 @@ from edgetok.models.registry import FAMILIES, families
 
 KEY: Final = "text_config"
 
+# Wrappers that compute of a text what their text model computes; each is tested. Others may not:
+# PaliGemma's prompts attend in both directions.
+_WRAPPERS: Final = frozenset({
+    "gemma3", "granite_speech", "idefics2", "idefics3", "internvl", "lfm2-vl", "lfm2_vl", "llava",
+    "llava_next", "llava_onevision", "mistral3", "ovis2", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
+    "smolvlm", "vipllava", "voxtral",
+})  # fmt: skip
 # Settings of images, sound and of what joins them to the text.
 _OTHER_PARTS: Final = re.compile(
     r"(vision|visual|image|video|audio|speech|projector|projection|multimodal|mm|alignment|adapter"
@@ -99,6 +105,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         inner, kind = config, str(model_type)
     else:
         kind = ConfigReader(inner, f"config.json: {KEY}").text("model_type")
+        if model_type not in _WRAPPERS:
+            raise UnsupportedError(
+                f"config.json: model_type {shown(model_type)} wraps a text model in a way that "
+                f"edgetok does not know; it knows {', '.join(sorted(_WRAPPERS))}"
+            )
         _check_outer(config)
     values = {key: value for key, value in inner.items() if not _OTHER_PARTS.fullmatch(key)}
     same = _SAME.get(kind, _SameText(family=kind))

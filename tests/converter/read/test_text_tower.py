@@ -58,7 +58,7 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
     own = importlib.import_module(f"{FAMILIES}.{family}").DEFAULTS
     theirs = CONFIG_MAPPING[family]().to_dict()
     assert own == {key: theirs[key] for key in own}
-    read = text_config({"model_type": "x", "text_config": {"model_type": family}})
+    read = text_config({"model_type": "llava", "text_config": {"model_type": family}})
     assert read is not None
     assert read_family(read).spec == read_family(theirs | {"pad_token_id": None}).spec
 
@@ -86,6 +86,8 @@ def test_what_the_wrapper_says_for_its_text() -> None:
     ("config", "message"),
     [
         ({"text_config": {"model_type": "llama4_text"}}, "'llama4_text' is not a family"),
+        ({"model_type": "paligemma", "text_config": {"model_type": "gemma"}},
+         "'paligemma' wraps a text model in a way"),
         ({"text_config": {}}, "text_config: model_type is missing"),
         ({"text_config": {"model_type": 3}}, "text_config: model_type is 3"),
         ({"text_config": [1]}, "text_config is a list"),
@@ -98,7 +100,7 @@ def test_what_the_wrapper_says_for_its_text() -> None:
 )  # fmt: skip
 def test_what_is_not_understood(config: dict[str, object], message: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedError), match=message):
-        text_config({"model_type": "wrapper", **config})
+        text_config({"model_type": "llava", **config})
 
 
 def test_plain_checkpoints_stay_as_they_are() -> None:

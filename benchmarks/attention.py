@@ -26,7 +26,7 @@ from edgetok.kernels_cpu.simd.isa import choose
 from edgetok.runtime.cpu.team import Program, Team
 
 MODULES = ("program.interpreter", "attention.kv_append", "attention.merge", "bandwidth.kernels")
-ATTENTION = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
+ATTENTION = {4: "int4", 5: "int6_int4", 8: "int8", 16: "float16", 32: "float32"}
 BLOCK = 256
 
 
@@ -37,9 +37,9 @@ class Run:
         self.kernels, self.args, self.bits, self.depth = kernels, args, bits, depth
         H, KH, D, L, P = args.heads, args.kv_heads, args.head_dim, args.layers, args.parts
         slots = -(-depth // launch.SLOT_TILE) * launch.SLOT_TILE
-        row = launch.row_bytes(D, bits)
+        rows = launch.key_bytes(D, bits), launch.value_bytes(D, bits)
         scale = 4 if bits <= 8 else 0
-        self.cache_bytes = P * L * KH * depth * 2 * (row + scale)
+        self.cache_bytes = P * L * KH * depth * (sum(rows) + 2 * scale)
         self.positions = np.full(slots, launch.EMPTY, np.int32)
         self.positions[:depth] = np.arange(depth)
         self.append = np.zeros(BLOCK, np.int32)
@@ -47,7 +47,7 @@ class Run:
         self.records = np.zeros((P, L, KH, launch.RECORD_SLOTS), np.int64)
         pages = -(-slots // launch.PAGE_SLOTS)
         self.pages = np.zeros((P, L, KH, pages + 1, launch.PAGE_FIELDS), np.int64)
-        each = launch.PAGE_SLOTS * np.array([0, row, row, scale, scale])
+        each = launch.PAGE_SLOTS * np.array([0, *rows, scale, scale])
         pool, nbytes = PagePool(), L * KH * int(each.sum())
         self.memory = [pool.allocate(nbytes).memory for _ in range(P * pages)]
         heads = np.arange(L * KH).reshape(L, KH, 1) * int(each.sum())

@@ -1,4 +1,4 @@
-"""Constants of an artefact by which keys of 4 and 8 bits are changed before they are rounded.
+"""Constants of an artefact by which keys of 4 to 8 bits are changed before they are rounded.
 
     k' = (k - centre) * factor,    q' = q / factor
 

@@ -17,7 +17,7 @@ from edgetok.errors import OptionError
 from edgetok.evaluation.perplexity import log_softmax
 from edgetok.runtime.cpu.backend import CpuBackend
 
-WIDTHS = (8, 4)  # of integers; 16 bits lost nothing on any model
+WIDTHS = (8, 5, 4)  # of integers; 16 bits lost nothing on any model
 _ROWS = 32  # of logits at a time: a large vocabulary must not fill the memory
 
 Ids = npt.NDArray[np.int32]

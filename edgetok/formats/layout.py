@@ -173,7 +173,7 @@ def cache_head_dim(spec: DecoderSpec) -> int:
 def constant_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """Return the cache's constants: float32 [KH, D] of each layer that stores keys.
 
-    Slots of 4 and 8 bits hold (k - centre) * factor and meet q * query_factor, which is 1 / factor.
+    Slots of 4 to 8 bits hold (k - centre) * factor and meet q * query_factor, which is 1 / factor.
     """
     return {
         f"{op.constants}.{name}": (op.heads, op.head_dim)

@@ -168,7 +168,7 @@ def _run(plan: Plan, artefact: Artefact, eos: int) -> bytes:
         "context": spec.context_tokens,
         "block": plan.options.block_tokens,
         "kv_bits": bits,
-        "row_bytes": attention.row_bytes(spec.head_dim, bits),
+        "row_bytes": attention.value_bytes(spec.head_dim, bits),  # as many as a key's, see export
         "scale_bytes": attention.scale_bytes(bits),
         "partial_bytes": attention.partials_bytes(spec.num_heads, spec.head_dim, 1),
         "sample_scratch": sampling.scratch_bytes(spec.vocab_size),

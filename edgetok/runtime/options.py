@@ -17,7 +17,7 @@ from edgetok.quantities import parse_bytes, parse_tokens
 
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
-KvBits = Literal[4, 8, 16, 32]
+KvBits = Literal[4, 5, 8, 16, 32]
 Size = int | str  # bytes, or a text such as "64MB"
 TokenCount = int | str  # or a text such as "4k"
 
@@ -48,8 +48,9 @@ class RunOptions:
     ] = None
     kv_bits: Annotated[
         KvBits,
-        "Bits per value of the KV cache: 4 or 8 for integers, 16 or 32 for floats. A GPU has "
-        "no 32. The quality card of a model says what 8 and 4 cost on it.",
+        "Bits per value of the KV cache: 8 for integers, 5 for 6-bit keys and 4-bit values, 4 for "
+        "4-bit ones, 16 or 32 for floats. A GPU has no 5 and no 32. `edgetok inspect` shows what "
+        "8, 5 and 4 cost on a model.",
     ] = 8
     kv_budget: Annotated[
         Size | None,

@@ -32,6 +32,8 @@ from edgetok.kernels_cpu.attention.launch import (
     PAGE_VALUES,
     REC_POSITIONS,
     SLOT_TILE,
+    key_bits,
+    value_bits,
 )
 from edgetok.kernels_cpu.attention.steps import is_integer
 from edgetok.kernels_cpu.program.abi import PART_FIRST
@@ -54,7 +56,8 @@ def make(kv_bits: int) -> Any:
     of = rows_of.make(kv_bits)
     query, scores, weigh, values = of.query, of.scores, of.weigh, of.values
     norm_scales = of.norm_scales
-    integer = is_integer(kv_bits)
+    of_keys, of_values = key_bits(kv_bits), value_bits(kv_bits)
+    integer = is_integer(of_values)
 
     @outline
     def begin_rows(
@@ -177,10 +180,10 @@ def make(kv_bits: int) -> Any:
         # Memory never rests: while keys are read values are asked for, and then the next keys.
         page = state.page_at(record, begin)
         at = first - begin
-        at_keys = read_i64(page + 8 * PAGE_KEYS) + kv_bits * padded * at // 8
-        at_values = read_i64(page + 8 * PAGE_VALUES) + kv_bits * padded * at // 8
+        at_keys = read_i64(page + 8 * PAGE_KEYS) + of_keys * padded * at // 8
+        at_values = read_i64(page + 8 * PAGE_VALUES) + of_values * padded * at // 8
         scales = read_i64(page + 8 * PAGE_VALUE_SCALES) + 4 * at
-        next_keys = at_keys + kv_bits * padded * count // 8
+        next_keys = at_keys + of_keys * padded * count // 8
         if last - begin == PAGE_SLOTS:
             next_keys = read_i64(page + 8 * (PAGE_FIELDS + PAGE_KEYS))
         scores(
@@ -221,7 +224,7 @@ def make(kv_bits: int) -> Any:
             write_f32(scratch + state.MAX + 4 * r, new)
             write_f32(scratch + state.KEEP + 4 * r, keep)
             write_f32(scratch + state.WEIGHT_FACTOR + 4 * r, unit * take)
-            if kv_bits == 4:
+            if of_values == 4:
                 write_f32(base, read_f32(base) * take)
             total_at = scratch + state.SUM + 4 * r
             write_f32(total_at, read_f32(total_at) * keep + total * take)

@@ -4,7 +4,7 @@
 
 over blocks of n dims, n the largest power of two that divides head_dim. It is its own inverse and
 leaves products of two rotated vectors as they are; a dim that is far larger than the others is
-spread over its block, which codes of 4 and 8 bits need (arXiv 2404.00456). Centre and factor, of
+spread over its block, which codes of 4 to 8 bits need (arXiv 2404.00456). Centre and factor, of
 each KV head, are those of `launch.hadamard`; without them y = x. Heads are shared out as by
 `rope`, so that nothing waits between the two. Slots: `attention/launch.py`.
 """

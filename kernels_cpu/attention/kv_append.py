@@ -1,7 +1,8 @@
 """Storing keys and values into the slots of the KV cache.
 
-Keys and values of 4 and 8 bits come rotated (`hadamard.py`). At 8 bits: scale = absmax / 127, code
-= round(x / scale), to nearest even, of each head's key and value. At 4 bits: code = round(15 (x -
+Keys and values of 4 to 8 bits come rotated (`hadamard.py`). At 8 bits: scale = absmax / 127, code =
+round(x / scale), to nearest even, of each head's key and value; keys of 6 bits likewise with absmax
+/ 31. At 4 bits: code = round(15 (x -
 low) / (high - low)) between the smallest dim or 0 and the largest or 0; scale and base are the
 bfloat16 numbers with which code * scale + base is nearest to x by least squares. What is left is
 then at right angles to the key itself, so that a query that looks for this very key finds its
@@ -19,6 +20,7 @@ import numpy as np
 from edgetok.kernels_cpu.attention.kv_append_steps import (
     f32_bits,
     round_f32,
+    store_key_6,
     store_nibbles,
     store_value_codes,
 )
@@ -41,6 +43,8 @@ from edgetok.kernels_cpu.attention.launch import (
     RECORD_SLOTS,
     VALUE_TILE,
     dim_tile,
+    key_bits,
+    value_bits,
 )
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.program.abi import (
@@ -86,6 +90,8 @@ from edgetok.kernels_cpu.simd.ops import (
 
 _F16_LARGEST = np.float32(65504.0)
 _SMALLEST_ABSMAX = np.float32(1e-36)  # 127 / absmax would not be a float32 below it
+_MOST_8, _UNIT_8 = np.float32(127.0), np.float32(1.0 / 127.0)
+_MOST_6, _UNIT_6 = np.float32(31.0), np.float32(1.0 / 31.0)
 
 
 @inline
@@ -98,30 +104,33 @@ def absmax(x: int, size: int) -> Any:
 
 
 @inline
-def _key_at(keys: int, padded: int, slot: int, kv_bits: int) -> Any:
+def _key_at(keys: int, padded: int, slot: int, bits: int) -> Any:
     """Address of a slot's first dims, others KEY_TILE times as far apart as they are long."""
-    each = 4 if kv_bits <= 8 else kv_bits // 8
+    each = 4 if bits <= 8 else bits // 8
     tile = slot // KEY_TILE * KEY_TILE
-    return keys + kv_bits * padded * tile // 8 + each * (slot % KEY_TILE)
+    return keys + bits * padded * tile // 8 + each * (slot % KEY_TILE)
 
 
 @inline
-def _value_at(values: int, padded: int, slot: int, kv_bits: int) -> Any:
+def _value_at(values: int, padded: int, slot: int, bits: int) -> Any:
     """Address of a slot's first dims, others VALUE_TILE bytes on."""
     tile = slot // VALUE_TILE * VALUE_TILE
-    return values + kv_bits * padded * tile // 8 + slot % VALUE_TILE
+    return values + bits * padded * tile // 8 + slot % VALUE_TILE
 
 
-# 8 bits
+# 8 and 6 bits
 
 
 @inline
-def _scale_8(x: int, size: int, scale_at: int) -> Any:
-    """Write the scale of `size` float32; returns its inverse, 0 where it is 0."""
+def _scale(x: int, size: int, scale_at: int, most: float, unit: float) -> Any:
+    """Write the scale of `size` float32; returns its inverse, 0 where it is 0.
+
+    The largest gets code `most`; `unit` is 1 / most.
+    """
     largest = absmax(x, size)
     largest = largest if largest >= _SMALLEST_ABSMAX else np.float32(0.0)
-    write_f32(scale_at, largest * np.float32(1.0 / 127.0))
-    return np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
+    write_f32(scale_at, largest * unit)
+    return most / largest if largest > np.float32(0.0) else np.float32(0.0)
 
 
 @inline
@@ -132,7 +141,7 @@ def _codes_8(x: int, i: int, size: int, inverse: float) -> Any:
 
 @inline
 def _key_8(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
-    inverse = _scale_8(x, size, scales + 4 * slot)
+    inverse = _scale(x, size, scales + 4 * slot, _MOST_8, _UNIT_8)
     at = _key_at(keys, padded, slot, 8)
     for i in range(0, padded, LANES):
         code = add_i32(_codes_8(x, i, size, inverse), splat_i32(np.int32(128)))
@@ -141,10 +150,18 @@ def _key_8(x: int, size: int, padded: int, keys: int, scales: int, slot: int) ->
 
 @inline
 def _value_8(x: int, size: int, padded: int, values: int, scales: int, slot: int) -> None:
-    inverse = _scale_8(x, size, scales + 4 * slot)
+    inverse = _scale(x, size, scales + 4 * slot, _MOST_8, _UNIT_8)
     at = _value_at(values, padded, slot, 8)
     for i in range(0, padded, LANES):
         store_value_codes(at + VALUE_TILE * i, _codes_8(x, i, size, inverse))
+
+
+@inline
+def _key_6(x: int, size: int, padded: int, keys: int, scales: int, slot: int) -> None:
+    inverse = _scale(x, size, scales + 4 * slot, _MOST_6, _UNIT_6)
+    at = _key_at(keys, padded, slot, 6)
+    for i in range(0, size, 16):
+        store_key_6(at + 6 * KEY_TILE * i // 8, x + 4 * i, size - i, inverse)
 
 
 # 4 bits
@@ -252,7 +269,12 @@ def _value_32(x: int, size: int, padded: int, values: int, scales: int, slot: in
         store_f32(values + 4 * (padded * slot + i), load_f32_first(x + 4 * i, count))
 
 
-def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
+STORE_KEY = {4: _key_4, 6: _key_6, 8: _key_8, 16: _key_16, 32: _key_32}
+_STORE_VALUE = {4: _value_4, 8: _value_8, 16: _value_16, 32: _value_32}
+
+
+def _make(kv_bits: int) -> Any:
+    store_key, store_value = STORE_KEY[key_bits(kv_bits)], _STORE_VALUE[value_bits(kv_bits)]
     tile = dim_tile(kv_bits)
 
     @outline
@@ -292,16 +314,23 @@ def _make(kv_bits: int, store_key: Any, store_value: Any) -> Any:
     return append
 
 
-_append_4 = _make(4, _key_4, _value_4)
-_append_8 = _make(8, _key_8, _value_8)
-_append_16 = _make(16, _key_16, _value_16)
-_append_32 = _make(32, _key_32, _value_32)
+_append_4 = _make(4)
+_append_5 = _make(5)
+_append_8 = _make(8)
+_append_16 = _make(16)
+_append_32 = _make(32)
 
 
 @kernel
 def kv_append_4(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Quantise this thread's share of heads to 4 bits."""
     _append_4(instr, ctx, tid, threads)
+
+
+@kernel
+def kv_append_5(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Quantise this thread's share of heads, keys to 6 and values to 4 bits."""
+    _append_5(instr, ctx, tid, threads)
 
 
 @kernel

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgetok.kernels_cpu.attention.launch import VALUE_TILE
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, VALUE_TILE
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I8,
@@ -53,6 +53,31 @@ def _scatter(b: Any, to: Any, code: Any, lanes: int, stride: int) -> None:
 def store_value_codes(b: Any, to: Any, code: Any) -> None:
     """The low 8 bits of LANES int32, VALUE_TILE bytes apart: other slots lie in between."""
     _scatter(b, to, code, LANES, VALUE_TILE)
+
+
+@op(void, i64, i64, i64, f32)
+def store_key_6(b: Any, to: Any, x: Any, count: Any, inverse: Any) -> None:
+    """Store 6-bit codes round(x * inverse) + 32 of 16 dims; `count` are there, 0 past them.
+
+    Three words of 4 bytes, as far apart as keys of KEY_TILE slots: the high four bits of dims j and
+    j + 4, of j + 8 and j + 12, and the low two bits of all four in byte j.
+    """
+    wide = ir.VectorType(_I32, 4)
+    codes = []
+    for first in range(0, 16, 4):
+        left = b.sub(count, ir.Constant(_I64, first))
+        at = b.add(x, ir.Constant(_I64, 4 * first))
+        v = b.fmul(_masked_load(b, at, left, _F32, 4), _splat(b, inverse, 4))
+        v = b.fadd(v, _constant(_F32, 4, _ROUND))
+        codes.append(b.sub(b.bitcast(v, wide), _constant(_I32, 4, _ROUND_BITS - 32)))
+    high = [b.lshr(code, _constant(_I32, 4, 2)) for code in codes]
+    words = [b.or_(high[i], b.shl(high[i + 1], _constant(_I32, 4, 4))) for i in (0, 2)]
+    low = [b.and_(code, _constant(_I32, 4, 3)) for code in codes]
+    last = low[0]
+    for i in range(1, 4):
+        last = b.or_(last, b.shl(low[i], _constant(_I32, 4, 2 * i)))
+    for i, word in enumerate((*words, last)):
+        _scatter(b, b.add(to, ir.Constant(_I64, 4 * KEY_TILE * i)), word, 4, 1)
 
 
 def store_nibbles(lanes: int, stride: int) -> Any:

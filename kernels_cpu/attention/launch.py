@@ -9,11 +9,12 @@ Keys, values and scales lie in pages of PAGE_SLOTS slots, which may be anywhere,
 with the same beginning share; positions and attention mass are one array for all slots of a head.
 Of a page:
 
-With D' = head_dim rounded up to DIM_TILE, at 4 bits to twice that (dims past head_dim are 0):
+With D' = head_dim rounded up to DIM_TILE, at 4 and 5 bits to twice that (dims past head_dim are 0):
 
 | kv_bits | keys                                            | values                          |
 |---------|-------------------------------------------------|---------------------------------|
 | 4       | uint8 [slots/16, D'/8, 16, 4], two dims a byte  | uint8 [slots/4, D'/2, 4]        |
+| 5       | uint8 [slots/16, D'/16, 3, 16, 4], 6 bits       | uint8 [slots/4, D'/2, 4]        |
 | 8       | uint8 [slots/16, D'/4, 16, 4], code + 128       | int8 [slots/4, D', 4]           |
 | 16      | float16 [slots/16, D', 16]                      | float16 [slots, D']             |
 | 32      | float32 [slots/16, D', 16]                      | float32 [slots, D']             |
@@ -26,8 +27,14 @@ it has two bfloat16 numbers in their place, the scale in the low and the base in
 x = code * scale + base, codes 0..15. Of 8 dims of a key, byte j holds dim j in its low half and dim
 j + 4 in its high half; of 32 dims of a value, byte j holds dim j and dim j + 16.
 
-At 4 and 8 bits queries, keys and values are rotated by `hadamard` before, which leaves products of
-queries and keys as they are and spreads what single dims have too much of (arXiv 2404.00456,
+At 5 bits, the mean of both, keys have 6 and values 4: an error of a key is one of all weights of
+the softmax, so a bit there is worth more. Values are as at 4 bits. Keys have a float32 scale, x =
+(code - 32) * scale. Of 16 dims of a key, the high four bits of codes are stored as 4-bit keys are,
+in two words of 4 bytes; of the third word, byte j holds the low two bits of dims j, j + 4, j + 8
+and j + 12, low first.
+
+At 4, 5 and 8 bits queries, keys and values are rotated by `hadamard` before, which leaves products
+of queries and keys as they are and spreads what single dims have too much of (arXiv 2404.00456,
 section 4). The result of attention is rotated values, and rotated back by the same transform.
 Before it, keys become (k - centre) * factor and queries q / factor, with constants of the artefact
 for each KV head: subtracting one vector from all keys adds one number to all scores of a query,
@@ -54,11 +61,11 @@ from __future__ import annotations
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bits, instruction
 
-KV_BITS = (4, 8, 16, 32)
+KV_BITS = (4, 5, 8, 16, 32)
 
 SLOT_TILE = 64  # slots that attention looks at together
 KEY_TILE = 16  # slots whose keys are interleaved
-VALUE_TILE = 4  # slots whose values are, at 4 and 8 bits
+VALUE_TILE = 4  # slots whose values are, at 4, 5 and 8 bits
 DIM_TILE = 16  # head_dim is rounded up to a multiple of it
 EMPTY = 2**31 - 1  # position of a slot that holds nothing
 
@@ -119,14 +126,29 @@ def padded_head_dim(head_dim: int, kv_bits: int = 8) -> int:
     return -(-head_dim // tile) * tile
 
 
+def key_bits(kv_bits: int) -> int:
+    """Bits of a key's codes."""
+    return 6 if kv_bits == 5 else kv_bits
+
+
+def value_bits(kv_bits: int) -> int:
+    """Bits of a value's codes."""
+    return 4 if kv_bits == 5 else kv_bits
+
+
 def dim_tile(kv_bits: int) -> int:
     """Return the number that the dims of a slot are a multiple of."""
-    return 2 * DIM_TILE if kv_bits == 4 else DIM_TILE
+    return 2 * DIM_TILE if value_bits(kv_bits) == 4 else DIM_TILE
 
 
-def row_bytes(head_dim: int, kv_bits: int) -> int:
-    """Bytes of one key or value, without its scale."""
-    return padded_head_dim(head_dim, kv_bits) * kv_bits // 8
+def key_bytes(head_dim: int, kv_bits: int) -> int:
+    """Bytes of one key, without its scale."""
+    return padded_head_dim(head_dim, kv_bits) * key_bits(kv_bits) // 8
+
+
+def value_bytes(head_dim: int, kv_bits: int) -> int:
+    """Bytes of one value, without its scale."""
+    return padded_head_dim(head_dim, kv_bits) * value_bits(kv_bits) // 8
 
 
 def scale_bytes(kv_bits: int) -> int:

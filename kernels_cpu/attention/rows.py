@@ -16,7 +16,7 @@ import numpy as np
 
 from edgetok.kernels_cpu.attention import steps
 from edgetok.kernels_cpu.attention.kv_append import absmax
-from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE
+from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE, key_bits, value_bits
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
@@ -78,9 +78,9 @@ def highest_score(
     return max_lanes(best)
 
 
-def _make_query(kv_bits: int) -> Any:
+def _make_query(bits: int) -> Any:
     # What the integer dot product leaves out: the keys' offset, or at 4 bits their base.
-    offset_factor = np.float32(1.0 if kv_bits == 4 else -steps.KEY_OFFSET)
+    offset_factor = np.float32({4: 1, 6: -steps.KEY_OFFSET_6}.get(bits, -steps.KEY_OFFSET))
 
     @outline
     def query_int(
@@ -107,15 +107,16 @@ def _make_query(kv_bits: int) -> Any:
             count = max(np.int64(0), min(LANES, size - i))
             store_f32(out + 4 * i, mul(load_f32_first(x + 4 * i, count), splat_f32(scale)))
 
-    return query_int if steps.is_integer(kv_bits) else query_float
+    return query_int if steps.is_integer(bits) else query_float
 
 
-def _make_scores(kv_bits: int) -> Any:
-    zero = steps.zeros(kv_bits, steps.ROWS * steps.COLUMNS)
-    step, store = steps.score_step(kv_bits), steps.score_store(kv_bits)
-    dims = steps.dims_at_once(kv_bits)
-    query_bytes = 1 if steps.is_integer(kv_bits) else 4
-    slot_bytes = 4 if steps.is_integer(kv_bits) else kv_bits // 8  # of `dims` dims
+def _make_scores(bits: int) -> Any:
+    zero = steps.zeros(bits, steps.ROWS * steps.COLUMNS)
+    step, store = steps.score_step(bits), steps.score_store(bits)
+    dims = steps.dims_at_once(bits)
+    query_bytes = 1 if steps.is_integer(bits) else 4
+    unit = 4 if steps.is_integer(bits) else bits // 8  # bytes of a slot that lie together
+    step_bytes = dims * bits // 8  # of a slot, of `dims` dims
 
     @outline
     def scores(
@@ -134,20 +135,24 @@ def _make_scores(kv_bits: int) -> Any:
 
         As many bytes as the keys are asked for from `soon` on.
         """
-        tile = padded * KEY_TILE * kv_bits // 8
-        lines = steps.COLUMNS * slot_bytes * LANES
-        column = tile if LANES == KEY_TILE else slot_bytes * LANES
+        tile = padded * KEY_TILE * bits // 8
+        lines = steps.COLUMNS * step_bytes * LANES
+        column = tile if LANES == KEY_TILE else unit * LANES
         for r in range(0, rows, steps.ROWS):
             for s in range(0, count, steps.COLUMNS * LANES):
-                k = keys + tile * (s // KEY_TILE) + slot_bytes * (s % KEY_TILE)
+                k = keys + tile * (s // KEY_TILE) + unit * (s % KEY_TILE)
                 x = q + 4 * padded * r
                 f = zero()
                 for _ in range(0, padded, dims):
                     if r == 0:
-                        steps.prefetch_lines(soon)
+                        if bits == 6:
+                            for line in range(0, lines, steps.LINE_BYTES):
+                                prefetch(soon + line)
+                        else:
+                            steps.prefetch_lines(soon)
                         soon += lines
                     f = step(f, k, column, x, 4 * padded)
-                    k += slot_bytes * KEY_TILE
+                    k += step_bytes * KEY_TILE
                     x += query_bytes * dims
                 to = out + 4 * (BLOCK * r + s)
                 store(f, to, 4 * BLOCK, factor + 4 * r, offset + 4 * r, scales + 4 * s)
@@ -155,8 +160,8 @@ def _make_scores(kv_bits: int) -> Any:
     return scores
 
 
-def _make_weigh(kv_bits: int) -> Any:
-    integer = steps.is_integer(kv_bits)
+def _make_weigh(bits: int) -> Any:
+    integer = steps.is_integer(bits)
 
     @outline
     def weigh(
@@ -183,16 +188,16 @@ def _make_weigh(kv_bits: int) -> Any:
                 steps.codes_step(codes + i, normed + 4 * i, e)
             else:
                 steps.store_step(s + 4 * i, e)
-            if kv_bits == 4:
+            if bits == 4:
                 bases = steps.bases_step(bases, scales + 4 * i, e)
-        if kv_bits == 4:
+        if bits == 4:
             write_f32(base, sum_lanes(bases))
         return sum_lanes(total)
 
     return weigh
 
 
-def _make_norm_scales(kv_bits: int) -> Any:
+def _make_norm_scales(bits: int) -> Any:
     @outline
     def norm_scales(
         scales: int, out: int, count: int, where: int, low: int, high: int, masked: bool
@@ -205,12 +210,12 @@ def _make_norm_scales(kv_bits: int) -> Any:
         Returns:
             What integer sums have to be multiplied by.
         """
-        if kv_bits > 8:
+        if bits > 8:
             return np.float32(1.0)
         largest = zero_f32()
         for i in range(0, count, LANES):
             v = load_f32(scales + 4 * i)
-            if kv_bits == 4:
+            if bits == 4:
                 v = steps.low_bf16(load_i32(scales + 4 * i))
             if masked:
                 v = select_between(load_i32(where + 4 * i), low, high, v, zero_f32())
@@ -225,11 +230,11 @@ def _make_norm_scales(kv_bits: int) -> Any:
     return norm_scales
 
 
-def _make_values(kv_bits: int) -> Any:
-    zero = steps.zeros(kv_bits, steps.value_sums(kv_bits))
-    step, store = steps.value_step(kv_bits), steps.value_store(kv_bits)
-    integer = steps.is_integer(kv_bits)
-    slots = steps.slots_at_once(kv_bits)
+def _make_values(bits: int) -> Any:
+    zero = steps.zeros(bits, steps.value_sums(bits))
+    step, store = steps.value_step(bits), steps.value_store(bits)
+    integer = steps.is_integer(bits)
+    slots = steps.slots_at_once(bits)
     row = 2 * BLOCK if integer else 4 * BLOCK  # bytes of a row of weights
     weight_bytes = 1 if integer else 4
 
@@ -247,11 +252,11 @@ def _make_values(kv_bits: int) -> Any:
         padded: int,
     ) -> None:
         """acc[r] = acc[r] * keep[r] + factor[r] * sum of `count` slots' values times weights."""
-        step_bytes = slots * padded * kv_bits // 8
-        lines = 2 * LANES * slots * kv_bits // 8  # of `soon` in a step: all bytes in all steps
+        step_bytes = slots * padded * bits // 8
+        lines = 2 * LANES * slots * bits // 8  # of `soon` in a step: all bytes in all steps
         for r in range(0, rows, steps.ROWS):
             for n in range(0, (padded + 1) // 2, LANES):
-                if kv_bits == 4:  # dim i in the low and dim i + 16 in the high half of a byte
+                if bits == 4:  # dim i in the low and dim i + 16 in the high half of a byte
                     i = n // 16 * 32 + n % 16
                     j = i + 16
                     first = v + 4 * n
@@ -260,8 +265,8 @@ def _make_values(kv_bits: int) -> Any:
                     i = 2 * n
                     # Twice the same where one vector is left: it is stored twice, not added twice.
                     j = i + LANES if i + LANES < padded else i
-                    first = v + slots * kv_bits // 8 * i
-                    second = v + slots * kv_bits // 8 * j
+                    first = v + slots * bits // 8 * i
+                    second = v + slots * bits // 8 * j
                 f = zero()
                 w = weights + row * r
                 for _ in range(0, count, slots):
@@ -282,10 +287,11 @@ def _make_values(kv_bits: int) -> Any:
 
 def make(kv_bits: int) -> SimpleNamespace:
     """The functions that differ from one kind of cache to another; see each."""
+    of_keys, of_values = key_bits(kv_bits), value_bits(kv_bits)
     return SimpleNamespace(
-        query=_make_query(kv_bits),
-        scores=_make_scores(kv_bits),
-        norm_scales=_make_norm_scales(kv_bits),
-        weigh=_make_weigh(kv_bits),
-        values=_make_values(kv_bits),
+        query=_make_query(of_keys),
+        scores=_make_scores(of_keys),
+        norm_scales=_make_norm_scales(of_values),
+        weigh=_make_weigh(of_values),
+        values=_make_values(of_values),
     )

@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from edgetok.kernels_cpu.attention.launch import BLOCK
+from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE
 from edgetok.kernels_cpu.linear.row_steps import at, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
@@ -69,21 +69,22 @@ WEIGHT_BITS = 2 * HALF_BITS
 # Codes of 8-bit keys are stored + 128. Where the dot product takes them as they are, 128 * sum of
 # the query has to be taken off afterwards.
 KEY_OFFSET = 0 if NAME in ("avx2", "neon") else 128
+KEY_OFFSET_6 = 32  # codes of 6-bit keys are stored + 32
 
 
-def is_integer(kv_bits: int) -> bool:
+def is_integer(bits: int) -> bool:
     """Whether codes are multiplied, not floats."""
-    return kv_bits <= 8
+    return bits <= 8
 
 
-def dims_at_once(kv_bits: int) -> int:
+def dims_at_once(bits: int) -> int:
     """Dims that `score_step` takes."""
-    return {4: 8, 8: 4}.get(kv_bits, 1)
+    return {4: 8, 6: 16, 8: 4}.get(bits, 1)
 
 
-def slots_at_once(kv_bits: int) -> int:
+def slots_at_once(bits: int) -> int:
     """Slots that `value_step` takes."""
-    return 4 if is_integer(kv_bits) else 1
+    return 4 if is_integer(bits) else 1
 
 
 def _dot_key(b: Any, acc: Any, u: Any, s: Any) -> Any:
@@ -113,17 +114,17 @@ def high_bf16(b: Any, v: Any) -> Any:
     return b.bitcast(b.and_(v, _constant(_I32, LANES, 0xFFFF0000)), F32.ll)
 
 
-def _load_float(kv_bits: int) -> Any:
-    return load_f16 if kv_bits == 16 else load_f32
+def _load_float(bits: int) -> Any:
+    return load_f16 if bits == 16 else load_f32
 
 
-def _sum_type(kv_bits: int) -> Any:
-    return I32 if is_integer(kv_bits) else F32
+def _sum_type(bits: int) -> Any:
+    return I32 if is_integer(bits) else F32
 
 
-def zeros(kv_bits: int, count: int) -> Any:
+def zeros(bits: int, count: int) -> Any:
     """`count` sums of nothing."""
-    kind = _sum_type(kv_bits)
+    kind = _sum_type(bits)
 
     @op(types.UniTuple(kind, count))
     def zero(b: Any) -> Any:
@@ -135,25 +136,48 @@ def zeros(kv_bits: int, count: int) -> Any:
 # Scores
 
 
-def score_step(kv_bits: int) -> Any:
+def _add_products_6(b: Any, sums: list[Any], k: Any, kb: Any, q: Any, qb: Any) -> None:
+    """`score_step` of 6-bit keys: their codes are put together once for all rows."""
+    words = ir.VectorType(_I32, LANES)
+    lines = [
+        [load_u8.emit(b, b.add(at(b, k, c, kb), number(4 * KEY_TILE * i))) for i in range(3)]
+        for c in range(COLUMNS)
+    ]
+    for part in range(4):
+        codes = []
+        for line in lines:
+            high = b.bitcast(FIELD[4][part % 2].emit(b, line[part // 2]), words)
+            high = b.bitcast(b.shl(high, _constant(_I32, LANES, 2)), line[2].type)
+            codes.append(b.or_(high, FIELD[2][part].emit(b, line[2])))
+        for r in range(ROWS):
+            x = broadcast_i32.emit(b, b.add(at(b, q, r, qb), number(4 * part)))
+            for c, code in enumerate(codes):
+                i = r * COLUMNS + c
+                sums[i] = dot_u7s8.emit(b, sums[i], code, x)
+
+
+def score_step(bits: int) -> Any:
     """Add the products of `dims_at_once` dims to ROWS x COLUMNS sums, row by row.
 
     Args of the operation: the sums; k, kb: first column's keys of these dims, bytes to the next
     column's; q, qb: first row's query, likewise.
     """
-    tile = types.UniTuple(_sum_type(kv_bits), ROWS * COLUMNS)
+    tile = types.UniTuple(_sum_type(bits), ROWS * COLUMNS)
 
     def emit(b: Any, f: Any, k: Any, kb: Any, q: Any, qb: Any) -> Any:
         sums = unpack_tuple(b, f, ROWS * COLUMNS)
-        load = load_u8 if is_integer(kv_bits) else _load_float(kv_bits)
+        if bits == 6:
+            _add_products_6(b, sums, k, kb, q, qb)
+            return pack_tuple(b, sums)
+        load = load_u8 if is_integer(bits) else _load_float(bits)
         keys = [load.emit(b, at(b, k, c, kb)) for c in range(COLUMNS)]
         for r in range(ROWS):
             row = at(b, q, r, qb)
             for c, key in enumerate(keys):
                 i = r * COLUMNS + c
-                if kv_bits == 8:
+                if bits == 8:
                     sums[i] = _dot_key(b, sums[i], key, broadcast_i32.emit(b, row))
-                elif kv_bits == 4:
+                elif bits == 4:
                     for part, field in enumerate(FIELD[4]):
                         x = broadcast_i32.emit(b, b.add(row, number(4 * part)))
                         sums[i] = dot_u7s8.emit(b, sums[i], field.emit(b, key), x)
@@ -172,31 +196,31 @@ def prefetch_lines(b: Any, address: Any) -> None:
         prefetch.emit(b, b.add(address, number(LINE_BYTES * c)))
 
 
-def score_store(kv_bits: int) -> Any:
+def score_store(bits: int) -> Any:
     """Store scores of ROWS x COLUMNS sums.
 
     Args of the operation: the sums; out, ob: first row's scores, bytes to the next one's; factor,
     offset: addresses of a float32 and an int32 for each row; scales: address of the slots'.
     """
-    tile = types.UniTuple(_sum_type(kv_bits), ROWS * COLUMNS)
+    tile = types.UniTuple(_sum_type(bits), ROWS * COLUMNS)
 
     def emit(b: Any, f: Any, out: Any, ob: Any, factor: Any, offset: Any, scales: Any) -> None:
         columns = [b.add(scales, number(c * VB)) for c in range(COLUMNS)]
-        if kv_bits == 8:
+        if bits in (6, 8):
             wide = [load_f32.emit(b, column) for column in columns]
-        elif kv_bits == 4:
+        elif bits == 4:
             words = [load_i32.emit(b, column) for column in columns]
         for r in range(ROWS):
             to = at(b, out, r, ob)
-            if is_integer(kv_bits):
+            if is_integer(bits):
                 times = splat_f32.emit(b, read_f32.emit(b, b.add(factor, number(4 * r))))
                 more = splat_i32.emit(b, read_i32.emit(b, b.add(offset, number(4 * r))))
             for c in range(COLUMNS):
                 value = b.extract_value(f, r * COLUMNS + c)
-                if kv_bits == 8:
+                if bits in (6, 8):
                     value = mul.emit(b, to_f32.emit(b, b.add(value, more)), times)
                     value = mul.emit(b, value, wide[c])
-                elif kv_bits == 4:  # q (scale code + base)
+                elif bits == 4:  # q (scale code + base)
                     base = mul.emit(b, to_f32.emit(b, more), high_bf16.emit(b, words[c]))
                     value = fma.emit(b, to_f32.emit(b, value), low_bf16.emit(b, words[c]), base)
                     value = mul.emit(b, value, times)
@@ -319,32 +343,32 @@ def mask_step(b: Any, best: Any, s: Any, where: Any, low: Any, high: Any, unseen
 # Values
 
 
-def value_sums(kv_bits: int) -> int:
+def value_sums(bits: int) -> int:
     """Sums of ROWS rows and two vectors of dims."""
-    return ROWS * 2 * (2 if is_integer(kv_bits) else 1)
+    return ROWS * 2 * (2 if is_integer(bits) else 1)
 
 
-def value_step(kv_bits: int) -> Any:
+def value_step(bits: int) -> Any:
     """Add `slots_at_once` slots' values times ROWS rows of weights to `value_sums` sums.
 
     Args of the operation: the sums; v, other: these slots' values of the first vector of dims, and
     of the second; w, wb: first row's weights, bytes to the next one's.
     """
-    count = value_sums(kv_bits)
-    tile = types.UniTuple(_sum_type(kv_bits), count)
+    count = value_sums(bits)
+    tile = types.UniTuple(_sum_type(bits), count)
 
     def emit(b: Any, f: Any, v: Any, other: Any, w: Any, wb: Any) -> Any:
         sums = unpack_tuple(b, f, count)
-        if kv_bits == 4:
+        if bits == 4:
             packed = load_u8.emit(b, v)
             values = [field.emit(b, packed) for field in FIELD[4]]
         else:
-            load = load_u8 if kv_bits == 8 else _load_float(kv_bits)
+            load = load_u8 if bits == 8 else _load_float(bits)
             values = [load.emit(b, v), load.emit(b, other)]
         i = 0
         for r in range(ROWS):
             row = at(b, w, r, wb)
-            if is_integer(kv_bits):
+            if is_integer(bits):
                 for half in (0, BLOCK):
                     p = broadcast_i32.emit(b, b.add(row, number(half)))
                     for value in values:
@@ -360,15 +384,15 @@ def value_step(kv_bits: int) -> Any:
     return op(tile, tile, *[i64] * 4)(emit)
 
 
-def value_store(kv_bits: int) -> Any:
+def value_store(bits: int) -> Any:
     """acc = acc * keep + sums * factor, for ROWS rows and two vectors of dims.
 
     Args of the operation: the sums; acc, other: first row's result of the first vector of dims, and
     of the second (it may be the first again); ab: bytes to the next row's; keep, factor, base:
     addresses of a float32 for each row; 4 bits add `base`.
     """
-    count = value_sums(kv_bits)
-    tile = types.UniTuple(_sum_type(kv_bits), count)
+    count = value_sums(bits)
+    tile = types.UniTuple(_sum_type(bits), count)
 
     def emit(
         b: Any, f: Any, acc: Any, other: Any, ab: Any, keep: Any, factor: Any, base: Any
@@ -383,11 +407,11 @@ def value_store(kv_bits: int) -> Any:
             places = [at(b, acc, r, ab), at(b, other, r, ab)]
             old = [mul.emit(b, load_f32.emit(b, to), row_number(keep)) for to in places]
             for c, to in enumerate(places):
-                if is_integer(kv_bits):
+                if is_integer(bits):
                     high, low = sums[r * each + c], sums[r * each + 2 + c]
                     high = b.shl(high, _constant(_I32, LANES, HALF_BITS))
                     total = to_f32.emit(b, b.add(high, low))
-                    if kv_bits == 4:
+                    if bits == 4:
                         old[c] = add.emit(b, old[c], row_number(base))
                 else:
                     total = sums[r * each + c]

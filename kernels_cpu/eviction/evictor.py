@@ -46,7 +46,7 @@ class Heads:
         tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
         frequencies: of each head float64 [pairs], radians a position; None where keys are not
             rotated. Needed by `Evictor.rotate` alone.
-        centre, factor: float32 [heads, D], C-contiguous: slots of 4 and 8 bits hold
+        centre, factor: float32 [heads, D], C-contiguous: slots of 4 to 8 bits hold
             (k - centre) * factor. None for both: k.
     """
 

@@ -10,7 +10,7 @@ where they are:
     EV_FREQUENCIES  address of float64 [pairs]: radians a position of the layer's rope
     EV_PAIRS        how many; 0 where keys are not rotated
     EV_CENTRE       address of float32 [D], and
-    EV_FACTOR       of another: slots of 4 and 8 bits hold the Hadamard transform of
+    EV_FACTOR       of another: slots of 4 to 8 bits hold the Hadamard transform of
                     (k - centre) * factor; 0 for both: of k
 
 Slots are a multiple of SLOT_TILE, those of a page too. Heads are shared out among threads. Scores

@@ -2,7 +2,7 @@
 
     (a, b) = (k[i], k[i + R / 2]);  k[i] = a cos - b sin;  k[i + R / 2] = b cos + a sin
 
-with the cosine and sine of difference times frequency (`simd/math64.py`). Keys of 4 and 8 bits are
+with the cosine and sine of difference times frequency (`simd/math64.py`). Keys of 4 to 8 bits are
 transformed back before and again after (`attention/hadamard.py`), by the head's constants, too.
 Slots: `launch.py`.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgetok.kernels_cpu.attention import kv_append
 from edgetok.kernels_cpu.attention.hadamard import prepare, turn_head
-from edgetok.kernels_cpu.attention.launch import KEY_TILE, is_rotated
+from edgetok.kernels_cpu.attention.launch import KEY_TILE, is_rotated, key_bits
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
@@ -50,13 +50,6 @@ from edgetok.kernels_cpu.simd.memory import (
     write_f32,
 )
 
-_STORE = {
-    4: kv_append._key_4,
-    8: kv_append._key_8,
-    16: kv_append._key_16,
-    32: kv_append._key_32,
-}
-
 
 @outline
 def _angles(by: int, frequencies: int, pairs: int, cos: int, sin: int) -> None:
@@ -89,24 +82,30 @@ def _restore(x: int, centre: int, factor: int, dims: int) -> None:
 
 def make(kv_bits: int) -> Any:
     """The kernel for one kind of slot."""
-    store = _STORE[kv_bits]
+    bits = key_bits(kv_bits)
+    store = kv_append.STORE_KEY[bits]
     rotated = is_rotated(kv_bits)
 
     @inline
     def dim(keys: int, scales: int, padded: int, slot: int, d: int) -> Any:
         """Dim d of a key, as a float32."""
         tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
-        if kv_bits == 4:
+        if bits == 4:
             word = read_i64_low(scales + 4 * slot)
             code = read_u8(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane + d % 4)
             code = code >> (d % 8 // 4 * 4) & 15
             scale, base = f32_from_bits(word << 16), f32_from_bits(word & 0xFFFF0000)
             return np.float32(code) * scale + base
-        if kv_bits == 8:
+        if bits == 6:
+            at = keys + 6 * tile * padded // 8 + d // 16 * 192 + 4 * lane + d % 4
+            high = read_u8(at + d % 16 // 8 * 64) >> (d % 8 // 4 * 4) & 15
+            low = read_u8(at + 128) >> (d % 16 // 4 * 2) & 3
+            return np.float32(4 * high + low - 32) * read_f32(scales + 4 * slot)
+        if bits == 8:
             code = read_u8(keys + tile * padded + d // 4 * 64 + 4 * lane + d % 4)
             return np.float32(code - 128) * read_f32(scales + 4 * slot)
         at = tile * padded + d * KEY_TILE + lane
-        return read_f16(keys + 2 * at) if kv_bits == 16 else read_f32(keys + 4 * at)
+        return read_f16(keys + 2 * at) if bits == 16 else read_f32(keys + 4 * at)
 
     @outline
     def read_key(keys: int, scales: int, padded: int, slot: int, dims: int, x: int) -> None:

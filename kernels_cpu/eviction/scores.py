@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.attention.launch import EMPTY, is_rotated
+from edgetok.kernels_cpu.attention.launch import EMPTY, is_rotated, key_bits, value_bits
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.elementwise.selection import nth_smallest
 from edgetok.kernels_cpu.eviction.launch import (
@@ -74,6 +74,7 @@ _NONE = np.int32(0)
 def make(kv_bits: int) -> Any:
     """The kernel for one kind of slot."""
     rotated = is_rotated(kv_bits)
+    of_keys, of_values = key_bits(kv_bits), value_bits(kv_bits)
 
     @outline
     def means(pages: int, page_slots: int, positions: int, slots: int, dims: int, padded: int,
@@ -89,9 +90,9 @@ def make(kv_bits: int) -> Any:
                 continue
             held = add(held, select_between(at, _NONE, _LAST, one, zero_f32()))
             page, slot = page_at(pages, page_slots, s), s % page_slots
-            scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+            scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
             for d in range(dims):
-                key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                key = key_dim(of_keys, page, padded, slot, d, scale, base)
                 key = select_between(at, _NONE, _LAST, key, zero_f32())
                 to = sums + 4 * LANES * d
                 store_f32(to, add(load_f32(to), key))
@@ -110,9 +111,9 @@ def make(kv_bits: int) -> Any:
             total = zero_f32()
             if any_between(at, _NONE, _LAST) != 0:
                 page, slot = page_at(pages, page_slots, s), s % page_slots
-                scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+                scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
                 for d in range(dims):
-                    key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                    key = key_dim(of_keys, page, padded, slot, d, scale, base)
                     away = sub(key, splat_f32(read_f32(mean + 4 * d)))
                     total = fma(away, away, total)
             store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
@@ -141,9 +142,9 @@ def make(kv_bits: int) -> Any:
             total = zero_f32()
             if any_between(at, _NONE, _LAST) != 0:
                 page, slot = page_at(pages, page_slots, s), s % page_slots
-                scale, base = key_scale(kv_bits, page, slot), key_base(kv_bits, page, slot)
+                scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
                 for d in range(dims):
-                    key = key_dim(kv_bits, page, padded, slot, d, scale, base)
+                    key = key_dim(of_keys, page, padded, slot, d, scale, base)
                     store_f32(x + 4 * LANES * d, sub(key, splat_f32(read_f32(mean + 4 * d))))
                 rotate_back(x, dims, block)
                 for d in range(dims):
@@ -158,7 +159,7 @@ def make(kv_bits: int) -> Any:
         """Sum of squares of a value; `lane` is slot % 4."""
         total = zero_f32()
         values = read_i64(page + 8)
-        if kv_bits == 4:
+        if of_values == 4:
             words_at = values + (slot - lane) * padded // 2
             word = splat_i32(read_i32(read_i64(page + 24) + 4 * slot))
             scale, base = low_bfloat16(word), high_bfloat16(word)
@@ -171,7 +172,7 @@ def make(kv_bits: int) -> Any:
                 high = keep_first(high, first - 16)
                 total = fma(high, high, fma(low, low, total))
             return sum_lanes(total)
-        if kv_bits == 8:
+        if of_values == 8:
             words_at = values + (slot - lane) * padded
             for d in range(0, padded, LANES):
                 v = signed_byte_f32(load_i32(words_at + 4 * d), lane)
@@ -180,7 +181,7 @@ def make(kv_bits: int) -> Any:
             return sum_lanes(total) * scale * scale
         for d in range(0, padded, LANES):
             at = slot * padded + d
-            v = load_f16(values + 2 * at) if kv_bits == 16 else load_f32(values + 4 * at)
+            v = load_f16(values + 2 * at) if of_values == 16 else load_f32(values + 4 * at)
             total = fma(v, v, total)
         return sum_lanes(total)
 

@@ -78,35 +78,41 @@ def page_at(record_pages: int, page_slots: int, slot: int) -> Any:
 
 
 @inline
-def key_scale(kv_bits: int, page: int, slot: int) -> Any:
+def key_scale(bits: int, page: int, slot: int) -> Any:
     """Scales of LANES keys; ones without scales."""
-    if kv_bits == 4:
+    if bits == 4:
         return low_bfloat16(load_i32(read_i64(page + 16) + 4 * slot))
-    if kv_bits == 8:
+    if bits == 6 or bits == 8:
         return load_f32(read_i64(page + 16) + 4 * slot)
     return splat_f32(np.float32(1.0))
 
 
 @inline
-def key_base(kv_bits: int, page: int, slot: int) -> Any:
+def key_base(bits: int, page: int, slot: int) -> Any:
     """What is added to scaled codes of LANES keys."""
-    if kv_bits == 4:
+    if bits == 4:
         return high_bfloat16(load_i32(read_i64(page + 16) + 4 * slot))
     return splat_f32(np.float32(0.0))
 
 
 @inline
-def key_dim(kv_bits: int, page: int, padded: int, slot: int, d: int, scale: Any, base: Any) -> Any:
+def key_dim(bits: int, page: int, padded: int, slot: int, d: int, scale: Any, base: Any) -> Any:
     """Dim d of LANES keys."""
     keys = read_i64(page)
     tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
-    if kv_bits == 4:
+    if bits == 4:
         words = load_i32(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane)
         return fma(field_f32(words, 8 * (d % 4) + d % 8 // 4 * 4, 15), scale, base)
-    if kv_bits == 8:
+    if bits == 6:
+        words_at = keys + 6 * tile * padded // 8 + d // 16 * 192 + 4 * lane
+        high = field_f32(load_i32(words_at + d % 16 // 8 * 64), 8 * (d % 4) + d % 8 // 4 * 4, 15)
+        low = field_f32(load_i32(words_at + 128), 8 * (d % 4) + d % 16 // 4 * 2, 3)
+        code = fma(high, splat_f32(np.float32(4.0)), sub(low, splat_f32(np.float32(32.0))))
+        return mul(code, scale)
+    if bits == 8:
         words = load_i32(keys + tile * padded + d // 4 * 64 + 4 * lane)
         code = sub(field_f32(words, 8 * (d % 4), 255), splat_f32(np.float32(128.0)))
         return mul(code, scale)
-    if kv_bits == 16:
+    if bits == 16:
         return load_f16(keys + 2 * (tile * padded + d * KEY_TILE + lane))
     return load_f32(keys + 4 * (tile * padded + d * KEY_TILE + lane))

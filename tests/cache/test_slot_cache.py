@@ -184,8 +184,8 @@ def test_sizes_out_of_range():
     for capacity in (1 << 40, 1 << 62, 10**30):
         with pytest.raises(OptionError, match="more than can be addressed"):
             make(0, capacity=capacity)
-    with pytest.raises(OptionError, match="kv_bits is 5"):
-        make(0, kv_bits=5)
+    with pytest.raises(OptionError, match="kv_bits is 6"):
+        make(0, kv_bits=6)
     cache = make(0)
     for length in (-1, 1):
         with pytest.raises(OptionError, match="cannot keep"):

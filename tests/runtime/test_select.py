@@ -43,7 +43,7 @@ def test_explicit() -> None:
     [
         ({"device": "npu"}, OptionError, "device is 'npu', expected one of 'auto', 'cpu'"),
         ({"compute": "int4"}, OptionError, "compute is 'int4'"),
-        ({"kv_bits": 5}, OptionError, "kv_bits is 5"),
+        ({"kv_bits": 6}, OptionError, "kv_bits is 6"),
         ({"threads": 0}, OptionError, "threads is 0"),
         ({"threads": True}, OptionError, "threads is True"),
     ],

@@ -190,16 +190,16 @@ class CpuGroupMemory:
 
         Rows are views uint8 [heads, n, bytes] of keys, values and scales of both.
         """
-        row, scale, first = self.layout.row_bytes, self.layout.scale_bytes, 0
+        sizes, first = self.layout.sizes, 0
         for i, at in enumerate(lists):
             heads = slice(0, self._heads) if len(lists) == 1 else slice(i, i + 1)
             count = heads.stop - heads.start
             end = first + count * len(at) * self.row_bytes
             whole = stored[first:end].reshape(count, len(at) * self.row_bytes)
-            ends = np.cumsum([0, row, row, scale, scale]) * len(at)
+            ends = np.cumsum([0, *sizes]) * len(at)
             rows = [
                 whole[:, a:b].reshape(count, len(at), size)
-                for a, b, size in zip(ends[:-1], ends[1:], (row, row, scale, scale), strict=True)
+                for a, b, size in zip(ends[:-1], ends[1:], sizes, strict=True)
             ]
             places = np.flatnonzero(at // PAGE_SLOTS == page)
             yield heads, rows, at[places] % PAGE_SLOTS, places

@@ -22,6 +22,7 @@ from edgetok.runtime.cpu.team import Program, Team
 
 _OF_BITS = {
     4: "eviction.int4",
+    5: "eviction.int6_int4",
     8: "eviction.int8",
     16: "eviction.float16",
     32: "eviction.float32",

@@ -269,7 +269,7 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 
 
 def _rotate_queries(to: Target, op: ops.Attend, *, wait: bool) -> Instruction:
-    """Queries as they meet keys of 4 and 8 bits."""
+    """Queries as they meet keys of 4 to 8 bits."""
     return launch_attention.hadamard(
         to.kernels,
         x=to.at(op.queries),

@@ -16,8 +16,15 @@ import numpy.typing as npt
 
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PageList
-from edgetok.kernels_cpu.attention.launch import KEY_TILE, PAGE_SLOTS, VALUE_TILE, scale_bytes
-from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values, row_bytes
+from edgetok.kernels_cpu.attention.launch import (
+    KEY_TILE,
+    PAGE_SLOTS,
+    VALUE_TILE,
+    key_bytes,
+    scale_bytes,
+    value_bytes,
+)
+from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Keys, Places, Values
 
 
 class PageLayout:
@@ -26,7 +33,7 @@ class PageLayout:
     Attributes:
         heads: layers times KV heads.
         head_dim: D.
-        row_bytes, scale_bytes: of one key or value, and of its scale.
+        sizes: bytes of a slot's key, value, key scale and value scale, as they follow each other.
         slot_bytes: of one slot of one head.
     """
 
@@ -41,9 +48,10 @@ class PageLayout:
         """Lay out `limit` slots of each head; `constants` are [heads, D]."""
         self.heads, self._limit, self._constants = heads, limit, constants
         self.head_dim, self._bits = head_dim, kv_bits
-        self.row_bytes = row_bytes(head_dim, kv_bits)
-        self.scale_bytes = scale_bytes(kv_bits)
-        self.slot_bytes = 2 * (self.row_bytes + self.scale_bytes)
+        scale = scale_bytes(kv_bits)
+        rows = key_bytes(head_dim, kv_bits), value_bytes(head_dim, kv_bits)
+        self.sizes = (*rows, scale, scale)
+        self.slot_bytes = sum(self.sizes)
 
     @property
     def pages(self) -> int:
@@ -61,9 +69,7 @@ class PageLayout:
     def addresses(self, memory: Bytes) -> npt.NDArray[np.int64]:
         """Where each head's keys, values, key scales and value scales are: int64 [heads, 4]."""
         slots = self.slots_of(memory)
-        values = slots * self.row_bytes
-        scales = 2 * values
-        offsets = np.array([0, values, scales, scales + slots * self.scale_bytes], np.int64)
+        offsets = slots * np.cumsum([0, *self.sizes[:-1]], dtype=np.int64)
         heads = np.arange(self.heads, dtype=np.int64) * (slots * self.slot_bytes)
         return int(memory.ctypes.data) + heads[:, None] + offsets
 
@@ -71,15 +77,10 @@ class PageLayout:
         """A head's keys and values in a page."""
         slots = self.slots_of(memory)
         at = head * slots * self.slot_bytes
-        ends = np.cumsum(
-            [
-                slots * n
-                for n in (self.row_bytes, self.row_bytes, self.scale_bytes, self.scale_bytes)
-            ]
-        )
+        ends = slots * np.cumsum(self.sizes)
         part = memory[at : at + int(ends[-1])]
         keys, values, key_scales, value_scales = np.split(part, ends[:-1])
-        scaled = self.scale_bytes > 0
+        scaled = self.sizes[2] > 0
         constants = None if self._constants is None else self._constants[head]
         key_words = key_scales.view("f4") if scaled else None
         value_words = value_scales.view("f4") if scaled else None
@@ -131,12 +132,8 @@ class PageLayout:
         key_unit = 4 if bits <= 8 else bits // 8
         value_tile, value_unit = (VALUE_TILE, 1) if bits <= 8 else (1, bits // 8)
         at = 0
-        for size, tile, unit in (
-            (self.row_bytes, KEY_TILE, key_unit),
-            (self.row_bytes, value_tile, value_unit),
-            (self.scale_bytes, 1, 4),
-            (self.scale_bytes, 1, 4),
-        ):
+        tiles, units = (KEY_TILE, value_tile, 1, 1), (key_unit, value_unit, 4, 4)
+        for size, tile, unit in zip(self.sizes, tiles, units, strict=True):
             part = heads[:, at : at + slots * size].view(f"u{unit}")
             yield part.reshape(self.heads, slots // tile, size // unit, tile), tile
             at += slots * size

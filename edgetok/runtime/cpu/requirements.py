@@ -42,6 +42,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),
         "attention.hadamard": is_rotated(kv_bits),
         "attention.int4": kv_bits == 4,
+        "attention.int6_int4": kv_bits == 5,
         "attention.int8": kv_bits == 8,
         "attention.float16": kv_bits == 16,
         "attention.float32": kv_bits == 32,

@@ -16,12 +16,14 @@ from edgetok.kernels_cpu.attention.launch import (
     KEY_TILE,
     VALUE_TILE,
     is_rotated,
-    padded_head_dim,
-    row_bytes,
+    key_bits,
+    key_bytes,
+    value_bits,
+    value_bytes,
 )
 from edgetok.kernels_cpu.reference import SMALLEST_ABSMAX, hadamard, quantise_slots
 
-__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values", "row_bytes"]
+__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values"]
 
 ALIGNMENT_BYTES = 64  # of each array in a cache
 
@@ -33,7 +35,7 @@ Places = npt.NDArray[np.int64]
 class _Rows:
     """Keys or values of many slots, those of `tile` slots interleaved `unit` bytes at a time.
 
-    At 4 bits, byte j of `half` bytes holds dims j and j + half of 2 * half.
+    At 4 bits, byte j of `half` bytes holds dims j and j + half of 2 * half. 6 bits: `launch.py`.
     """
 
     def __init__(
@@ -41,24 +43,25 @@ class _Rows:
         memory: Bytes,
         scales: Floats | None,
         head_dim: int,
-        kv_bits: int,
+        bits: int,
+        row: int,
         tile: int,
         unit: int,
         half: int,
     ) -> None:
-        self._dims, self._bits, self._scales = head_dim, kv_bits, scales
-        self._tile, self._half = tile, half
-        self._row = row_bytes(head_dim, kv_bits)
+        self._dims, self._bits, self._scales = head_dim, bits, scales
+        self._tile, self._half, self._row = tile, half, row
         self._tiles = memory.reshape(-1, self._row // unit, tile, unit)
 
     def _read(self, at: Places, zero: int) -> Floats:
-        """Return float32 [n, D]; at 8 bits codes count from `zero`."""
+        """Return float32 [n, D]; at 6 and 8 bits codes count from `zero`."""
         rows = self._rows(at)
         if self._scales is None:
             wide = rows.view(np.float16 if self._bits == 16 else np.float32)
             return wide[:, : self._dims].astype(np.float32)
-        if self._bits == 8:
-            codes = rows[:, : self._dims].astype(np.float32) - np.float32(zero)
+        if self._bits in (6, 8):
+            wide = _codes_6(rows) if self._bits == 6 else rows
+            codes = wide[:, : self._dims].astype(np.float32) - np.float32(zero)
             return np.asarray(codes * self._scales[at, None])
         words = self._scales.view(np.uint32)[at, None]
         scale, base = (words << 16).view(np.float32), (words & 0xFFFF0000).view(np.float32)
@@ -69,7 +72,7 @@ class _Rows:
 
     def _write(self, at: Places, x: Floats, zero: int) -> None:
         """Store x [n, D] as `kv_append` does."""
-        padded = padded_head_dim(self._dims, self._bits)
+        padded = 8 * self._row // self._bits
         rows: npt.NDArray[np.generic]
         if self._scales is None:
             dtype = np.float16 if self._bits == 16 else np.float32
@@ -77,15 +80,17 @@ class _Rows:
             limit = float(np.finfo(dtype).max)
             wide[:, : self._dims] = np.clip(x, -limit, limit)
             rows = wide.view(np.uint8)
-        elif self._bits == 8:
+        elif self._bits in (6, 8):
+            most = np.float32(31.0 if self._bits == 6 else 127.0)
             largest = np.abs(x).max(axis=1, initial=0.0)
             largest = np.where(largest >= SMALLEST_ABSMAX, largest, np.float32(0.0))
             inverse = np.zeros_like(largest)
-            np.divide(np.float32(127.0), largest, out=inverse, where=largest > 0)
+            np.divide(most, largest, out=inverse, where=largest > 0)
             rows = np.full((len(at), padded), zero, np.uint8)
             codes = np.rint(x * inverse[:, None]).astype(np.int16) + zero
             rows[:, : self._dims] = codes.astype(np.uint8)
-            self._scales[at] = largest * np.float32(1.0 / 127.0)
+            rows = _rows_6(rows) if self._bits == 6 else rows
+            self._scales[at] = largest * np.float32(1.0 / most)
         else:
             few, scale, base = quantise_slots(x)
             codes4 = np.zeros((len(at), padded), np.uint8)
@@ -118,7 +123,7 @@ class Keys(_Rows):
         kv_bits: int,
         constants: KeyConstants | None = None,
     ) -> None:
-        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits.
+        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 to 8 bits.
 
         Args:
             memory: see above.
@@ -127,13 +132,15 @@ class Keys(_Rows):
             kv_bits: of keys.
             constants: of this head.
         """
-        unit = 4 if kv_bits <= 8 else kv_bits // 8
-        super().__init__(memory, scales, head_dim, kv_bits, KEY_TILE, unit, 4)
+        bits, row = key_bits(kv_bits), key_bytes(head_dim, kv_bits)
+        unit = 4 if bits <= 8 else bits // 8
+        super().__init__(memory, scales, head_dim, bits, row, KEY_TILE, unit, 4)
+        self._zero = 32 if bits == 6 else 128
         self._constants = constants
 
     def read(self, at: Places) -> Floats:
         """Keys as float32 [n, D]."""
-        keys = self._read(at, 128)
+        keys = self._read(at, self._zero)
         if not is_rotated(self._bits):
             return keys
         keys = hadamard(keys)
@@ -143,16 +150,17 @@ class Keys(_Rows):
         """Store keys [n, D] as `kv_append` does."""
         if is_rotated(self._bits):
             keys = hadamard(keys if self._constants is None else self._constants.apply(keys))
-        self._write(at, keys, 128)
+        self._write(at, keys, self._zero)
 
 
 class Values(_Rows):
-    """Values of many slots; at 4 and 8 bits as `hadamard` rotates them, which keeps lengths."""
+    """Values of many slots; at 4 to 8 bits as `hadamard` rotates them, which keeps lengths."""
 
     def __init__(self, memory: Bytes, scales: Floats | None, head_dim: int, kv_bits: int) -> None:
-        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 and 8 bits."""
-        tile, unit = (VALUE_TILE, 1) if kv_bits <= 8 else (1, row_bytes(head_dim, kv_bits))
-        super().__init__(memory, scales, head_dim, kv_bits, tile, unit, 16)
+        """View memory: uint8 [slots * row_bytes], and float32 [slots] at 4 to 8 bits."""
+        row = value_bytes(head_dim, kv_bits)
+        tile, unit = (VALUE_TILE, 1) if kv_bits <= 8 else (1, row)
+        super().__init__(memory, scales, head_dim, value_bits(kv_bits), row, tile, unit, 16)
         if kv_bits == 8:
             self._tiles = self._tiles.view(np.int8)
 
@@ -163,3 +171,28 @@ class Values(_Rows):
     def write(self, at: Places, values: Floats) -> None:
         """Store values [n, D] as `kv_append` does."""
         self._write(at, values, 0)
+
+
+def _codes_6(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Codes [n, dims] of 6-bit keys [n, bytes]."""
+    words = rows.reshape(len(rows), -1, 3, 4)
+    parts = [
+        (words[:, :, part // 2] >> 4 * (part % 2) & 15) << 2 | words[:, :, 2] >> 2 * part & 3
+        for part in range(4)
+    ]
+    return np.stack(parts, axis=2).reshape(len(rows), -1)
+
+
+def _rows_6(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The inverse of `_codes_6`."""
+    parts = codes.reshape(len(codes), -1, 4, 4)
+    high, low = parts >> 2, parts & 3
+    words = np.stack(
+        [
+            high[:, :, 0] | high[:, :, 1] << 4,
+            high[:, :, 2] | high[:, :, 3] << 4,
+            low[:, :, 0] | low[:, :, 1] << 2 | low[:, :, 2] << 4 | low[:, :, 3] << 6,
+        ],
+        axis=2,
+    )
+    return np.asarray(words.reshape(len(codes), -1), np.uint8)

@@ -18,6 +18,7 @@ MODULES = (
     "attention.kv_append",
     "attention.hadamard",
     "attention.int4",
+    "attention.int6_int4",
     "attention.int8",
     "attention.float16",
     "attention.float32",
@@ -28,12 +29,12 @@ RTOL = 1e-5
 WEIGHT_STEP = 1 / (2**14 - 1)
 
 
-def round_int8(x):
-    """Codes and scales of int8 over the last axis, as the cache rounds."""
+def round_int8(x, most=127):
+    """Codes up to `most` and scales over the last axis, as the cache rounds."""
     absmax = np.abs(x).max(-1, keepdims=True)
-    inverse = np.where(absmax > 0, np.float32(127) / np.where(absmax > 0, absmax, 1), 0)
+    inverse = np.where(absmax > 0, np.float32(most) / np.where(absmax > 0, absmax, 1), 0)
     codes = np.rint(x * inverse.astype(np.float32)).astype(np.int8)
-    return codes, (absmax * np.float32(1 / 127)).astype(np.float32)
+    return codes, (absmax * np.float32(1 / most)).astype(np.float32)
 
 
 def rounded_evenly(x):
@@ -67,13 +68,15 @@ class Cache:
         P = launch.padded_head_dim(D, bits)
         keys, values, *dtypes = {
             4: ((slots // 16, P // 8, 16, 4), (slots // 4, P // 2, 4), np.uint8, np.uint8),
+            5: ((slots // 16, P // 16 * 3, 16, 4), (slots // 4, P // 2, 4), np.uint8, np.uint8),
             8: ((slots // 16, P // 4, 16, 4), (slots // 4, P, 4), np.uint8, np.int8),
             16: ((slots // 16, P, 16), (slots, P), np.float16, np.float16),
             32: ((slots // 16, P, 16), (slots, P), np.float32, np.float32),
         }[bits]
         self.keys = guard(np.zeros((KH, *keys), dtypes[0]))
         self.values = guard(np.zeros((KH, *values), dtypes[1]))
-        assert self.values.nbytes == KH * slots * launch.row_bytes(D, bits) == self.keys.nbytes
+        assert self.keys.nbytes == KH * slots * launch.key_bytes(D, bits)
+        assert self.values.nbytes == KH * slots * launch.value_bytes(D, bits)
         self.scales = guard(np.zeros((2, KH, slots), np.float32))
         self.positions = guard(np.full(slots, launch.EMPTY, np.int32))
         self.append = guard(np.zeros(slots, np.int32))
@@ -132,6 +135,12 @@ class Cache:
             keys, values = self.keys.transpose(1, 3, 0, 2), self.values.transpose(1, 0, 2)
         if self.bits == 4:
             keys = np.concatenate([keys & 15, keys >> 4], -1)
+        if self.bits == 5:
+            words = keys.reshape(*keys.shape[:3], -1, 3, 4)  # dims j, j + 4; j + 8, j + 12; all
+            high = [words[..., i // 2, :] >> 4 * (i % 2) & 15 for i in range(4)]
+            keys = [4 * high[i] + (words[..., 2, :] >> 2 * i & 3) for i in range(4)]
+            keys = np.concatenate(keys, -1)
+        if self.bits in (4, 5):
             values = values.reshape(*values.shape[:3], -1, 16)
             values = np.concatenate([values & 15, values >> 4], -1)
         keys = keys.reshape(slots, KH, -1).astype(np.float64)
@@ -139,11 +148,18 @@ class Cache:
         if self.bits == 8:
             keys = (keys - 128) * self.scales[0].T[:, :, None].astype(np.float64)
             values *= self.scales[1].T[:, :, None].astype(np.float64)
-        elif self.bits == 4:
-            words = self.scales.view(np.uint32).transpose(0, 2, 1)[..., None]
-            scale = (words << 16).view(np.float32).astype(np.float64)
-            base = (words & 0xFFFF0000).view(np.float32).astype(np.float64)
-            keys, values = keys * scale[0] + base[0], values * scale[1] + base[1]
+        elif self.bits in (4, 5):
+
+            def scaled(codes, which):
+                words = self.scales[which].view(np.uint32).T[..., None]
+                scale = (words << 16).view(np.float32).astype(np.float64)
+                return codes * scale + (words & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+            values = scaled(values, 1)
+            if self.bits == 5:
+                keys = (keys - 32) * self.scales[0].T[:, :, None].astype(np.float64)
+            else:
+                keys = scaled(keys, 0)
         return keys[..., : self.D], values[..., : self.D]
 
     def attend(
@@ -206,7 +222,7 @@ def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0):
     allowed = RTOL * max(1.0, np.abs(expected).max())
     if cache.bits <= 8:
         # At 4 bits a code counts from the base, so up to the whole range is rounded.
-        reach = 2 * np.abs(v).max() if cache.bits == 4 else np.abs(v).max()
+        reach = 2 * np.abs(v).max() if cache.bits in (4, 5) else np.abs(v).max()
         largest = reference.attention_weights(q, k, scale=scale, window=window, cap=cap).max(-1)
         step = WEIGHT_STEP * reach * np.sqrt(len(order) / 12)
         allowed = allowed + 4 * step * largest.T[:, :, None]
@@ -236,16 +252,16 @@ def filled(kernels, guard, bits, H, KH, D, S, seed=0, slots=None, shuffle=True):
 SHAPES = [(1, 1, 16), (4, 2, 24), (4, 1, 64), (7, 1, 64), (14, 2, 80), (4, 4, 128), (8, 2, 256)]
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+@pytest.mark.parametrize("bits", launch.KV_BITS)
 @pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
 def test_append_rounds_as_said(each_kernels, guard, bits, H, KH, D):
     cache, k, v, order, _ = filled(each_kernels, guard, bits, H, KH, D, 70)
     keys, values = cache.read()
     for stored, given in ((keys, k), (values, v)):
-        if bits == 8:
-            codes, scales = round_int8(given)
+        if bits == 8 or (bits == 5 and given is k):
+            codes, scales = round_int8(given, 127 if bits == 8 else 31)
             expected = codes * scales.astype(np.float64)
-        elif bits == 4:
+        elif bits in (4, 5):
             codes, scales, bases = reference.quantise_slots(given)
             expected = codes * scales.astype(np.float64) + bases.astype(np.float64)
             # Sums in another order round some scales and bases to the bfloat16 beside.
@@ -261,7 +277,7 @@ def test_append_rounds_as_said(each_kernels, guard, bits, H, KH, D):
     assert np.count_nonzero(cache.positions != launch.EMPTY) == 70
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+@pytest.mark.parametrize("bits", launch.KV_BITS)
 @pytest.mark.parametrize(("H", "KH", "D"), SHAPES)
 def test_attention(each_kernels, guard, bits, H, KH, D):
     for S, T in ((1, 1), (70, 1), (70, 5), (130, 67)):
@@ -276,7 +292,7 @@ def test_attention(each_kernels, guard, bits, H, KH, D):
             np.testing.assert_array_equal(out, first)  # bit for bit, however many threads
 
 
-@pytest.mark.parametrize("bits", [4, 8, 32])
+@pytest.mark.parametrize("bits", [4, 5, 8, 32])
 @pytest.mark.parametrize(("window", "cap"), [(1, 0.0), (8, 0.0), (50, 3.0), (0, 2.0), (500, 0.0)])
 def test_windows_and_caps(each_kernels, guard, bits, window, cap):
     H, KH, D, S = 4, 2, 64, 300
@@ -579,6 +595,7 @@ def mass_truth(cache, q, order, first, **how):
         (8, 4, 2, 64, 700, 67, 0, {}),
         (16, 4, 1, 64, 300, 90, 80, {"window": 50}),
         (4, 8, 2, 64, 700, 67, 30, {}),
+        (5, 8, 2, 64, 700, 67, 30, {}),
         (32, 40, 1, 16, 600, 1, 0, {}),  # more query heads than a task takes
         (8, 40, 1, 16, 300, 21, 5, {"cap": 3.0}),
     ],
@@ -653,7 +670,9 @@ def test_numpy_reads_and_writes_the_same_slots(kernels, guard, bits, D):
     again, also = cache.read()
     cache.keys[...], cache.values[...], cache.scales[...] = before
     # Rotated twice, a code may round the other way.
-    step = {4: np.abs(keys).max() / 7, 8: np.abs(keys).max() / 126}.get(bits, 1e-6)
+    step = {4: np.abs(keys).max() / 7, 5: np.abs(keys).max() / 30, 8: np.abs(keys).max() / 126}.get(
+        bits, 1e-6
+    )
     np.testing.assert_allclose(again[order], keys[order], atol=step)
     np.testing.assert_allclose(also[order], values[order], atol=1e-6)
 

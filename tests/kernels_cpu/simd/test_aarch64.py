@@ -104,6 +104,7 @@ MODULES = (
     "attention.kv_append",
     "attention.hadamard",
     "attention.int4",
+    "attention.int6_int4",
     "attention.int8",
     "attention.float16",
     "attention.float32",

@@ -100,7 +100,7 @@ def test_quantised_equals_the_weights_that_it_stands_for(family, tiny, open_back
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kv_bits", [4, 32])
+@pytest.mark.parametrize("kv_bits", [4, 5, 32])
 def test_a_prompt_skips_what_only_its_last_token_needs(family, kv_bits, tiny, open_backend):
     """Behind the last layer's keys and values; what all tokens leave in the cache is the same."""
     backend = open_backend(tiny(family, 16).artefact, kv_bits=kv_bits, threads=2, block_tokens=7)
@@ -143,7 +143,7 @@ def test_both_branches_of_longrope(tiny, open_backend):
 
 
 @pytest.mark.parametrize("isa", host_isas())
-@pytest.mark.parametrize("kv_bits", [8, 16, 32])
+@pytest.mark.parametrize("kv_bits", [5, 8, 16, 32])
 def test_every_instruction_set(isa, kv_bits, tiny, open_backend):
     model = tiny("gemma2", 4)
     backend = open_backend(model.artefact, isa=isa, kv_bits=kv_bits, threads=2)
@@ -254,7 +254,7 @@ def test_bad_calls(tiny, open_backend, kernel_cache):
     with pytest.raises(ShapeError, match="not a cache of this backend"):
         other.forward(cache, TOKENS[:1])
     assert cache.length_tokens == 0
-    for options in ({"threads": 0}, {"kv_bits": 5}, {"compute": "int4"}, {"block_tokens": 0}):
+    for options in ({"threads": 0}, {"kv_bits": 6}, {"compute": "int4"}, {"block_tokens": 0}):
         (name,) = options
         with pytest.raises(OptionError, match=name):
             CpuBackend(model.artefact, cache_dir=kernel_cache, **options)

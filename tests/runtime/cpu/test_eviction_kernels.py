@@ -16,7 +16,7 @@ from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
 from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import VOCAB_SIZE
 
-BITS = [4, 8, 16, 32]
+BITS = [4, 5, 8, 16, 32]
 # Layers that see every token, alone and in a group beside one of windows.
 FAMILIES = ["llama", "gemma3_text"]
 SLOTS = 320  # a page and a shorter one

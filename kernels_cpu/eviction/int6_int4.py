@@ -1,0 +1,21 @@
+"""Eviction from a cache of 6-bit keys and 4-bit values. See `scores.py` and `rotate.py`."""
+
+from __future__ import annotations
+
+from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.program.abi import kernel
+
+_scores = scores.make(5)
+_rotate = rotate.make(5)
+
+
+@kernel
+def retain_scores_5(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def rotate_keys_5(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Rotate the keys of this thread's share of heads."""
+    _rotate(instr, ctx, tid, threads)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.card.verdict import Verdict, judge
-from edgetok.formats.cache_losses import MOST_CACHE_KL
+from edgetok.formats.cache_losses import loss_text
 
 REPORT_FILE = "report.json"
 _BAR_CELLS = 12
@@ -224,7 +224,8 @@ class Report:
                 ("Same most likely token", f"{100 * result.top1_agreement:.1f} %"),
             ]
         if self.cache:
-            rows.append(("KV cache", "; ".join(_cache_words(loss) for loss in self.cache)))
+            words = [loss_text(loss.kv_bits, loss.kl) for loss in self.cache]
+            rows.append(("KV cache", "; ".join(words)))
         elif self.cache_reason is not None:
             rows.append(("KV cache", f"not measured: {self.cache_reason}"))
         worst = self.worst_layers(3)
@@ -280,11 +281,6 @@ def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]
 def kind_of(layer: LayerReport) -> str:
     """Return which error `LayerReport.error` is."""
     return "weight" if layer.output_error is None else "output"
-
-
-def _cache_words(loss: CacheLoss) -> str:
-    harm = ", which changes its answers" if loss.kl > MOST_CACHE_KL else ""
-    return f"{loss.kv_bits} bits lose {loss.kl:.4f} nats{harm}"
 
 
 def _mb(count: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.formats.cache_losses import cache_losses, loss_text
 
 
 @click.command(
@@ -107,6 +108,7 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{report['perplexity']:.3f} (original {report['reference_perplexity']:.3f})",
             )
         )
+    rows += [("KV cache", loss_text(*loss)) for loss in cache_losses(report).items()]
     for name, size in values["files"].items():
         rows.append((name, f"{size:,} bytes"))
     return rows

@@ -24,3 +24,9 @@ def cache_losses(report: Mapping[str, Any] | None) -> dict[int, float]:
         if type(bits) is int and isinstance(kl, int | float) and math.isfinite(kl):
             losses[bits] = float(kl)
     return losses
+
+
+def loss_text(kv_bits: int, kl: float) -> str:
+    """Return a line for people, such as "4 bits lose 0.1700 nats, which changes its answers"."""
+    harm = ", which changes its answers" if kl > MOST_CACHE_KL else ""
+    return f"{kv_bits} bits lose {kl:.4f} nats{harm}"

@@ -172,12 +172,16 @@ class Texts:
         )
 
     def embed(
-        self, texts: str | Iterable[str], *, pooling: str = "last", normalise: bool = True
+        self,
+        texts: str | Iterable[str | Sequence[int]],
+        *,
+        pooling: str = "last",
+        normalise: bool = True,
     ) -> npt.NDArray[np.float32]:
         """Compute a vector for each text, near for texts that mean alike, if so trained.
 
         Args:
-            texts: one or several; each gets what the tokenizer adds around a text.
+            texts: one or several, also as token ids; a text gets what the tokenizer adds to it.
             pooling: "last" takes the last token's vector, "mean" the mean over all tokens.
             normalise: divide each vector by its length, so that products are cosines.
 

@@ -112,7 +112,7 @@ def _all_tokens(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 def _embed(model: Model, found: _Body, tokens: list[int]) -> npt.NDArray[np.float32]:
     size = found.dimensions
-    (vector,) = model.embed([tokens], pooling=found.pooling or "last")
+    vector = np.asarray(model.embed([tokens], pooling=found.pooling or "last")[0], np.float32)
     if size is None:
         return vector
     if not 1 <= size <= len(vector):

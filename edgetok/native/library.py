@@ -218,7 +218,9 @@ def build_library(
         compiler.archive(objects, made[0])
         if machine.shared:
             made.append(out / machine.shared)
-            more = {"windows": ["-lsynchronization"], "linux": ["-lpthread"]}.get(machine.os, [])
+            more = {"windows": ["-lapi-ms-win-core-synch-l1-2-0"], "linux": ["-lpthread"]}.get(
+                machine.os, []
+            )
             compiler.run("-shared", "-o", str(made[1]), *map(str, objects), *more)
     return made
 

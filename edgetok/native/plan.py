@@ -13,7 +13,7 @@ Made of the same plan that the CPU backend runs. All numbers are little-endian:
 |-----------|------|
 | PLAN      | instructions, relocations, places: `runtime/cpu/plan_file.py` |
 | RUN       | int64, named by `RUN` |
-| LAYERS    | int64 [layers, 2]: window, rope (-1: none) |
+| LAYERS    | int64 [layers, 4]: window, rope (-1: none), offsets of the keys' centres and factors in the weights (-1: none) |
 | ROPES     | of each: int64 pairs and original context (0: not longrope), float64 frequencies of short and of long contexts |
 | HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
 | EOS       | int32: tokens that end an answer |
@@ -37,10 +37,13 @@ import numpy as np
 from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention import launch as attention
+from edgetok.kernels_cpu.attention.launch import is_rotated
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program.tables import Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.models.operations import operations
+from edgetok.models.ops import Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import RopeSpec
 from edgetok.runtime.cpu.plan import Plan
@@ -121,9 +124,7 @@ def model_plan(
     core = {
         Section.PLAN: plan_bytes(plan),
         Section.RUN: _run(plan, artefact, len(eos)),
-        Section.LAYERS: np.array(
-            [(layer.window, layer.rope) for layer in spec.layers], "<i8"
-        ).tobytes(),
+        Section.LAYERS: _layers(plan, artefact),
         Section.ROPES: b"".join(_rope(rope) for rope in spec.ropes),
         Section.HOST: b"".join(_host(plan)),
         Section.EOS: np.array(sorted(eos), "<i4").tobytes(),
@@ -177,6 +178,18 @@ def _run(plan: Plan, artefact: Artefact, eos: int) -> bytes:
         "small": int(useful_threads(artefact) == 1),
     }
     return np.array([numbers[name] for name in RUN], "<i8").tobytes()
+
+
+def _layers(plan: Plan, artefact: Artefact) -> bytes:
+    spec, known = plan.spec, artefact.constants
+    made = np.array([(layer.window, layer.rope, -1, -1) for layer in spec.layers], "<i8")
+    if is_rotated(plan.options.kv_bits):
+        for op in operations(spec):
+            if isinstance(op, Store) and op.layer is not None and f"{op.constants}.factor" in known:
+                made[op.layer, 2:] = [
+                    known[f"{op.constants}.{name}"].offset for name in ("centre", "factor")
+                ]
+    return made.tobytes()
 
 
 def _rope(rope: RopeSpec) -> bytes:

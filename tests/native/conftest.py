@@ -14,6 +14,7 @@ from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import DATA_FILE, TensorFormat
 from edgetok.kernels_cpu.program.loader import MODULES
 from edgetok.native.binding import Library, NativeModel
+from edgetok.native.export import UNUSED
 from edgetok.native.library import build_library, this_machine
 from edgetok.native.plan import PLAN_FILE, Section, model_plan
 from edgetok.runtime.cpu.backend import CpuBackend, plan_options
@@ -33,7 +34,7 @@ def library_files(kernel_cache: Path, tmp_path_factory) -> list[Path]:  # noqa: 
     if shutil.which("cc") is None and shutil.which("gcc") is None:
         pytest.skip("needs a C compiler, cc")
     out = tmp_path_factory.mktemp("library")
-    modules = [m for m in MODULES if m not in ("linear.exact", "bandwidth.kernels")]
+    modules = [module for module in MODULES if module not in UNUSED]
     return build_library(machine, modules, out, kernel_cache)
 
 

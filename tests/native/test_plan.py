@@ -113,8 +113,8 @@ def test_layout(tiny, tmp_path):
     with open_artefact(model.artefact) as artefact:
         assert plan.weights == artefact.manifest.files["model.onnx.data"].sha256
     at, size = found[Section.LAYERS]
-    layers = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, 2)
-    assert layers.tolist() == [[layer.window, layer.rope] for layer in model.spec.layers]
+    layers = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, 4)
+    assert layers.tolist() == [[layer.window, layer.rope, -1, -1] for layer in model.spec.layers]
     at, size = found[Section.ROPES]
     pairs, original = struct.unpack_from("<2q", content, at)
     near, far = np.frombuffer(content, "<f8", 2 * pairs, at + 16).reshape(2, -1)

@@ -9,7 +9,7 @@ import pytest
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.state import CacheState
-from edgetok.errors import EdgetokError
+from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.tiny import FAMILIES, VOCAB_SIZE
@@ -38,8 +38,11 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
+ATTENTIVE = [family for family in FAMILIES if family != "lfm2"]
+
+
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_families_and_widths(both, tiny, family, kv_bits):
     model, backend = both(tiny(family, 4).artefact, kv_bits, threads=1 + kv_bits % 3)
     with model.chat(64) as chat:
@@ -47,6 +50,11 @@ def test_families_and_widths(both, tiny, family, kv_bits):
         expected = python_answer(backend, backend.new_cache(64), PROMPT, GREEDY, 20)
         assert found == expected
         assert chat.stats.prompt_tokens == len(PROMPT)
+
+
+def test_layers_without_attention_are_refused(both, tiny):
+    with pytest.raises(UnsupportedError, match="whose layers all have attention"):
+        both(tiny("lfm2", 4).artefact)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])

@@ -123,6 +123,11 @@ static void place_group(cache *c, group *g, layout *l) {
             evicts[EV_TOKENS] = address(g->tokens + list * g->limit);
             evicts[EV_FREQUENCIES] = turned < 0 ? 0 : address(c->frequencies[turned]);
             evicts[EV_PAIRS] = turned < 0 ? 0 : c->m->ropes[turned].half;
+            const layer *shape = &c->m->layers[i];
+            if (shape->centre < 0) continue;
+            int64_t constants = address(c->m->weights.data) + 4 * h * c->m->run[RUN_HEAD_DIM];
+            evicts[EV_CENTRE] = constants + shape->centre;
+            evicts[EV_FACTOR] = constants + shape->factor;
         }
         at++;
     }

@@ -330,14 +330,14 @@ void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
 }
 
 int64_t edgetok_save(edgetok_chat *chat, void *data, size_t capacity, char *error) {
-    if (capacity > INT64_MAX) return et_fail(error, "too large");
+    if ((uint64_t)capacity > INT64_MAX) return et_fail(error, "too large");
     if (chat->cache.groups[0].chosen) et_list_free(&chat->cache, &chat->cache.groups[0]);
     return et_cache_save(&chat->cache, data, (int64_t)capacity);
 }
 
 int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const int32_t *ids,
                     size_t count, char *error) {
-    if (bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
+    if ((uint64_t)bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
     for (size_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
             return et_fail(error, "token %d is not one of this model's", (int)ids[i]);

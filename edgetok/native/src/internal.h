@@ -44,7 +44,7 @@ extern const size_t et_kernel_set_count;
 void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
 
 /* plan.c */
-typedef struct { int64_t window, rope; } layer;
+typedef struct { int64_t window, rope, centre, factor; } layer; /* offsets in the weights, or -1 */
 typedef struct { int64_t half, original; const double *near_, *far_; } rope;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
 typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;

@@ -207,10 +207,14 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     m->layers = (const void *)s[SECTION_LAYERS].data;
     if (s[SECTION_LAYERS].bytes != sizeof(layer) * (size_t)run[RUN_LAYERS])
         return et_fail(error, "%s", broken);
-    for (int64_t i = 0; i < run[RUN_LAYERS]; i++)
-        if (!within(m->layers[i].window, 0, 1 << 28) ||
-            !within(m->layers[i].rope, -1, run[RUN_ROPES] - 1))
+    int64_t last = (int64_t)m->weights.bytes - 4 * run[RUN_KV_HEADS] * run[RUN_HEAD_DIM];
+    for (int64_t i = 0; i < run[RUN_LAYERS]; i++) {
+        const layer *l = &m->layers[i];
+        if (!within(l->window, 0, 1 << 28) || !within(l->rope, -1, run[RUN_ROPES] - 1) ||
+            !within(l->centre, -1, last) || !within(l->factor, -1, last) ||
+            (l->centre < 0) != (l->factor < 0) || (l->centre >= 0 && (l->centre | l->factor) % 4))
             return et_fail(error, "%s", broken);
+    }
     reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
         const int64_t *numbers = take(&r, 2, 8);

@@ -11,7 +11,8 @@ import onnx
 from edgetok.converter.write.data_file import DataFile, TensorFormat, linear_shapes, plan
 from edgetok.converter.write.onnx_graph import build
 from edgetok.converter.write.pack_codes import pack_linear
-from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
+from edgetok.formats.artefact import open_artefact
+from edgetok.formats.layout import CONSTANTS_KEY, CONSTANTS_VERSION, DATA_FILE, GRAPH_FILE
 from edgetok.formats.manifest import write_manifest
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
@@ -103,3 +104,28 @@ def write_artefact(
     onnx.save(model, folder / GRAPH_FILE)
     write_manifest(folder, exporter="edgetok")
     return stands_for
+
+
+def add_constants(folder: Path, seed: int = 0) -> None:
+    """Give an artefact random cache constants, as the converter appends measured ones."""
+    rng = np.random.default_rng(seed)
+    with open_artefact(folder) as artefact:
+        spec, formats = artefact.spec, artefact.formats
+    assert spec is not None
+    layout = plan(spec, formats, constants=True)
+    with (folder / DATA_FILE).open("r+b") as file:
+        file.truncate(layout.file_bytes)
+        for name, slot in layout.constants.items():
+            if name.endswith(".centre"):
+                values = rng.standard_normal(slot.shape)
+            elif name.endswith(".factor") and not name.endswith(".query_factor"):
+                values = factor = np.exp2(rng.uniform(-1, 1, slot.shape))
+            else:
+                values = 1.0 / factor
+            file.seek(slot.offset)
+            file.write(values.astype(np.float32).tobytes())
+    model = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = CONSTANTS_KEY, CONSTANTS_VERSION
+    (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    write_manifest(folder, exporter="edgetok")

@@ -12,6 +12,7 @@ from edgetok.cache.state import CacheState
 from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
+from tests.rtn_artefact import add_constants
 from tests.tiny import FAMILIES, VOCAB_SIZE
 
 RNG = np.random.default_rng(7)
@@ -87,6 +88,21 @@ def test_bounded_caches(both, trained, family, policy, kv_bits):
         assert found == python_answer(backend, cache, prompt, GREEDY, 60)
         assert chat.stats.position == cache.position < cache.length_tokens
         assert chat.stats.slots == cache.slots
+
+
+@pytest.mark.parametrize("kv_bits", [4, 8])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_bounded_caches_with_constants(both, trained, family, kv_bits):
+    """Keys are scored and rotated as they were before the artefact's constants."""
+    artefact = trained(family, TRAINED)
+    add_constants(artefact)
+    model, backend = both(artefact, kv_bits, threads=2)
+    prompt = np.random.default_rng(8).integers(3, VOCAB_SIZE, 490).astype(np.int32)
+    cache = backend.new_bounded_cache(320, CacheLimits(policy="retain"))
+    with model.chat(320, policy="retain") as chat:
+        found = native_answer(chat, prompt, 60)
+        assert found == python_answer(backend, cache, prompt, GREEDY, 60)
+        assert chat.stats.position == cache.position < cache.length_tokens
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

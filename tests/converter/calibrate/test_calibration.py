@@ -5,7 +5,7 @@ from edgetok.converter.calibrate.calibration_text import Texts, calibration_text
 from edgetok.converter.calibrate.windows import split_windows, spread, token_windows
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import CheckpointError
-from tests.tiny import VOCAB_SIZE, _write_tokenizer
+from tests.tiny import VOCAB_SIZE, write_tokenizer
 
 
 def test_the_text_that_ships():
@@ -20,7 +20,7 @@ def test_the_text_that_ships():
 @pytest.mark.parametrize("bos", [None, 1])
 def test_windows(tmp_path, bos):
     """This tokenizer puts nothing before a text, so neither do windows."""
-    _write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     windows = token_windows("the small dog " * 50, tmp_path, 16, VOCAB_SIZE, bos)
     assert windows.shape[1] == 16
     assert windows.dtype == np.int64
@@ -32,7 +32,7 @@ def test_windows(tmp_path, bos):
 def test_bos_stands_before_each_window(tmp_path):
     import tokenizers
 
-    _write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     path = str(tmp_path / "tokenizer.json")
     tokenizer = tokenizers.Tokenizer.from_file(path)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -45,7 +45,7 @@ def test_bos_stands_before_each_window(tmp_path):
 
 
 def test_short_and_empty_texts(tmp_path):
-    _write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     assert token_windows("the small dog", tmp_path, 512, VOCAB_SIZE, None).shape[0] == 1
     with pytest.raises(CheckpointError, match="gives 0 tokens"):
         token_windows("", tmp_path, 512, VOCAB_SIZE, None)

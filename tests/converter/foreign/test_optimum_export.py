@@ -12,7 +12,7 @@ from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.formats.manifest import read_manifest, verify_manifest
-from tests.tiny import VOCAB_SIZE, _write_tokenizer
+from tests.tiny import VOCAB_SIZE, write_tokenizer
 
 CONFIGS = {
     "gpt_neox": GPTNeoXConfig(
@@ -36,7 +36,7 @@ def checkpoint(request, tmp_path_factory):
         for parameter in model.parameters():
             parameter.copy_(parameter + 0.05 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder, model
 
 

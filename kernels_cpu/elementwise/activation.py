@@ -18,7 +18,6 @@ from edgetok.kernels_cpu.elementwise.launch import (
     ACT_OUT,
     ACT_SIZE,
     ACT_UP,
-    CAP_LAST,
     CAP_LIMIT,
     CAP_SCALE,
     CAP_SIZE,
@@ -96,9 +95,7 @@ def softcap(instr: int, ctx: int, tid: int, threads: int) -> None:
     x = read_i64(instr + 8 * CAP_X)
     scale = f32_from_bits(read_i64(instr + 8 * CAP_SCALE))
     limit = f32_from_bits(read_i64(instr + 8 * CAP_LIMIT))
-    last = read_i64(instr + 8 * CAP_LAST) != 0
-    rows = np.int64(1) if last else read_i64(ctx + 8 * CTX_TOKENS)
-    count = rows * read_i64(instr + 8 * CAP_SIZE)
+    count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * CAP_SIZE)
     end = _begin(count, tid + 1, threads)
     i = _begin(count, tid, threads)
     capped = limit != np.float32(0.0)

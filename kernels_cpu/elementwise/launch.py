@@ -17,7 +17,7 @@ from edgetok.kernels_cpu.program.tables import (
 NORM_X, NORM_OUT, NORM_WEIGHT, NORM_SIZE, NORM_UNITS, NORM_EPS = range(2, 8)
 ADD_X, ADD_Y, ADD_SIZE, ADD_SCALE = range(2, 6)
 ACT_GATE, ACT_UP, ACT_OUT, ACT_SIZE = range(2, 6)
-CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT, CAP_LAST = range(2, 7)
+CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT = range(2, 6)
 (
     ANGLES_POSITIONS,
     ANGLES_FREQUENCIES,
@@ -89,22 +89,20 @@ def softcap(
     size: int,
     scale: float,
     limit: float,
-    last: bool = False,
     wait: bool,
 ) -> Instruction:
     """x = limit * tanh(scale * x / limit), x = scale * x where limit is 0.
 
     Args:
         kernels: the loaded kernels.
-        x: address of [T, size], or of [1, size] with `last`.
+        x: address of [T, size].
         size: of a row.
         scale: see above.
         limit: see above.
-        last: there is one row, however many tokens the run has.
         wait: see `instruction`.
     """
     _positive(size=size)
-    args = (x, size, float_bits(scale), float_bits(limit), int(last))
+    args = (x, size, float_bits(scale), float_bits(limit))
     return instruction(kernels.address("softcap"), *args, wait=wait)
 
 

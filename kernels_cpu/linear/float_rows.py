@@ -11,7 +11,6 @@ from typing import Any
 
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.float_tiles import CHAINS, FLOAT_SLAB, make_float_tiles
-from edgetok.kernels_cpu.linear.layout import MATMUL_LAST
 from edgetok.kernels_cpu.linear.row_steps import float_row_step, store_chains, sum_chains, zero_sums
 from edgetok.kernels_cpu.linear.scales import finish
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
@@ -73,9 +72,6 @@ def make_float_rows(bits: int) -> Any:
         factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         xb, wb = 4 * K, each * K
-        if read_i64(instr + 8 * layout.MATMUL_LAST) != 0:
-            x += (tokens - 1) * xb
-            tokens = 1
         side = _ALONE if tokens == 1 else _SIDE
 
         runs = (N + LANES - 1) // LANES
@@ -114,7 +110,7 @@ _tiles_16, _tiles_32 = make_float_tiles(16), make_float_tiles(32)
 @kernel
 def matmul_f16(instr: int, ctx: int, tid: int, threads: int) -> None:
     """float16 weights."""
-    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS:
         _rows_16(instr, ctx, tid, threads)
     else:
         _tiles_16(instr, ctx, tid, threads)
@@ -123,7 +119,7 @@ def matmul_f16(instr: int, ctx: int, tid: int, threads: int) -> None:
 @kernel
 def matmul_f32(instr: int, ctx: int, tid: int, threads: int) -> None:
     """float32 weights."""
-    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS:
         _rows_32(instr, ctx, tid, threads)
     else:
         _tiles_32(instr, ctx, tid, threads)

@@ -21,19 +21,9 @@ import numpy as np
 
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.scales import make_read_numbers
-from edgetok.kernels_cpu.linear.tile_steps import (
-    FLOAT_T,
-    ROW_BYTES,
-    RUN,
-    R,
-    tile_add_to,
-    tile_fma,
-    tile_store,
-    tile_zero,
-    transpose_floats,
-    transpose_words,
-    unpack_floats,
-)
+from edgetok.kernels_cpu.linear.tile_shape import FLOAT_T, ROW_BYTES, RUN, R
+from edgetok.kernels_cpu.linear.tile_steps import tile_add_to, tile_fma, tile_store, tile_zero
+from edgetok.kernels_cpu.linear.tile_unpack import transpose_floats, transpose_words, unpack_floats
 from edgetok.kernels_cpu.linear.tiles import finish_tile
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
@@ -127,7 +117,7 @@ def _make_fill(bits: int, grouped: bool) -> Any:
         )
         sb, supers, each = 2 * G, 0, 0
         if grouped:
-            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            supers = read_i64(instr + 8 * layout.MATMUL_SUPERS)
             if supers != 0:
                 sb, each = G, 4 if zeros != 0 else 2
         ub = G * group_size // layout.SUPER_GROUP * each
@@ -239,9 +229,6 @@ def make_float_tiles(bits: int, grouped: bool = False) -> Any:
         factor, onto = f32_from_bits(epilogue), epilogue >> 32
         tokens = read_i64(ctx + 8 * CTX_TOKENS)
         xb = 4 * K
-        if read_i64(instr + 8 * layout.MATMUL_LAST) & 1 != 0:
-            x += (tokens - 1) * xb
-            tokens = 1
         out, weights = scratch + _OUT, scratch + _WEIGHTS
         blocks = tokens // FLOAT_T * FLOAT_T
         count = (N + RUN - 1) // RUN

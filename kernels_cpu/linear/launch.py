@@ -309,7 +309,7 @@ def allocate_scratch(threads: int) -> npt.NDArray[np.uint8]:
 
 
 def quantise_instruction(
-    kernels: Addresses, *, x: Floats, qx: Activations, last: bool = False, barrier: bool = True
+    kernels: Addresses, *, x: Floats, qx: Activations, barrier: bool = True
 ) -> Instruction:
     """qx = x [T, K] in int8.
 
@@ -317,13 +317,12 @@ def quantise_instruction(
         kernels: loaded kernels.
         x: float32 [T, K].
         qx: where it goes.
-        last: only the last token, as token 0; for the output head after a prefill.
         barrier: all threads wait afterwards.
 
     Raises:
         ShapeError: x and qx do not match.
     """
-    if x.width != qx.K or (x.tokens_max > qx.tokens_max and not last):
+    if x.width != qx.K or x.tokens_max > qx.tokens_max:
         raise ShapeError(
             f"quantise: x [{x.tokens_max}, {x.width}] into activations for "
             f"[{qx.tokens_max}, {qx.K}]"
@@ -335,7 +334,6 @@ def quantise_instruction(
     instruction[layout.QUANTISE_GROUP] = qx.group_size | qx.block << 32
     instruction[layout.QUANTISE_BITS] = qx.bits
     instruction[layout.QUANTISE_X_STRIDE] = x.stride
-    instruction[layout.QUANTISE_LAST] = last
     return instruction
 
 
@@ -348,7 +346,6 @@ def matmul_instruction(
     scratch: npt.NDArray[np.uint8] | Span,
     add: bool = False,
     scale: float = 1.0,
-    last: bool = False,
     barrier: bool = True,
 ) -> Instruction:
     """y = scale * (x W^T + bias), or y += with `add`.
@@ -362,17 +359,15 @@ def matmul_instruction(
         scratch: from `allocate_scratch`, for at least as many threads as will run it.
         add: add to y instead of overwriting it.
         scale: factor of the product.
-        last: compute only the last token (of `Activations`: token 0, quantised with `last`), into
-            y's first row.
         barrier: all threads wait afterwards.
 
     Raises:
         ShapeError: sizes do not match.
     """
-    if y.width != weight.N or (y.tokens_max < x.tokens_max and not last):
+    if y.width != weight.N or y.tokens_max < x.tokens_max:
         raise ShapeError(
             f"{weight.name}: y is [{y.tokens_max}, {y.width}], expected "
-            f"[{1 if last else x.tokens_max}, {weight.N}]"
+            f"[{x.tokens_max}, {weight.N}]"
         )
     if not isinstance(scratch, Span):
         scratch = Span.of(scratch)
@@ -402,6 +397,7 @@ def matmul_instruction(
         (layout.MATMUL_SCALES, weight.scales),
         (layout.MATMUL_ZEROS, weight.offsets if weight.grouped else weight.zeros),
         (layout.MATMUL_BIAS, weight.bias),
+        (layout.MATMUL_SUPERS, weight.super_scales),
     ):
         instruction[slot] = 0 if span is None else span.address
     instruction[layout.MATMUL_N] = weight.N
@@ -410,8 +406,6 @@ def matmul_instruction(
     instruction[layout.MATMUL_Y_STRIDE] = y.stride
     instruction[layout.MATMUL_SCRATCH] = scratch.address
     instruction[layout.MATMUL_EPILOGUE] = float_bits(scale) | (1 << 32 if add else 0)
-    supers = 0 if weight.super_scales is None else weight.super_scales.address
-    instruction[layout.MATMUL_LAST] = supers | int(last)
     return instruction
 
 

@@ -46,7 +46,7 @@ MATMUL_GROUP = 11  # group_size + (block << 32)
 MATMUL_Y_STRIDE = 12  # float32 from one token's result to the next one's
 MATMUL_SCRATCH = 13  # address of SCRATCH_BYTES for each thread
 MATMUL_EPILOGUE = 14  # bits of float32 scale + (1 << 32 to add to y)
-MATMUL_LAST = 15  # 1: only the last token; grouped weights: + address of super-scales, or 0
+MATMUL_SUPERS = 15  # address of super-scales; 0: absent
 
 # Slots of a quantise instruction.
 QUANTISE_X = 2  # address of float32 [T, x_stride]
@@ -55,7 +55,6 @@ QUANTISE_K = 4
 QUANTISE_GROUP = 5  # group_size + (block << 32)
 QUANTISE_BITS = 6
 QUANTISE_X_STRIDE = 7
-QUANTISE_LAST = 8  # 1: only the last token
 
 # Slots of an embed instruction.
 EMBED_X = 2  # address of float32 [T, K]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.linear.layout import MATMUL_LAST
 from edgetok.kernels_cpu.linear.rows import ROW_TOKENS, make_rows
 from edgetok.kernels_cpu.linear.tiles import make_tiles
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
@@ -14,7 +13,7 @@ _rows, _tiles = make_rows(3), make_tiles(3)
 @kernel
 def matmul_q3(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Int8 activations."""
-    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS or read_i64(instr + 8 * MATMUL_LAST) != 0:
+    if read_i64(ctx + 8 * CTX_TOKENS) <= ROW_TOKENS:
         _rows(instr, ctx, tid, threads)
     else:
         _tiles(instr, ctx, tid, threads)

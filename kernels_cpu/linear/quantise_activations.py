@@ -184,7 +184,7 @@ def _order(codes, first, piece, planes):  # type: ignore[no-untyped-def]
 
 @kernel
 def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
-    """Int8 activations of all tokens, or of the last one, from float32 [T, x_stride]."""
+    """Int8 activations of all tokens, from float32 [T, x_stride]."""
     x = read_i64(instr + 8 * layout.QUANTISE_X)
     qx = read_i64(instr + 8 * layout.QUANTISE_QX)
     K = read_i64(instr + 8 * layout.QUANTISE_K)
@@ -193,9 +193,6 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
     bits = read_i64(instr + 8 * layout.QUANTISE_BITS)
     x_bytes = 4 * read_i64(instr + 8 * layout.QUANTISE_X_STRIDE)
     tokens = read_i64(ctx + 8 * CTX_TOKENS)
-    if read_i64(instr + 8 * layout.QUANTISE_LAST) != 0:
-        x += (tokens - 1) * x_bytes
-        tokens = 1
     planes = 1 if bits == 8 else 2 if bits >= 4 else 4
     codes = layout.padded_codes(K, group_size, planes, VB)
     blocks_bytes = layout.blocks_bytes(codes, block)

@@ -176,7 +176,7 @@ def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
         wb, hb, sb = inputs * stored_bits // 8, inputs * high_bits // 8, 2 * G
         zb, point_bits, supers, each = (G * zero_bits + 7) // 8, zero_bits, 0, 0
         if grouped:
-            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            supers = read_i64(instr + 8 * layout.MATMUL_SUPERS)
             if supers != 0:
                 sb, each = G, 4 if zeros != 0 else 2
             zb, point_bits = sb, sb // G * 8
@@ -284,7 +284,7 @@ def make_rows(bits: int, grouped: bool = False) -> Any:
     @inline
     def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
         count = read_i64(ctx + 8 * CTX_TOKENS)
-        if count == 1 or read_i64(instr + 8 * layout.MATMUL_LAST) & 1 != 0:
+        if count == 1:
             one(instr, tid, threads, 1)
         elif count == 2:
             two(instr, tid, threads, count)

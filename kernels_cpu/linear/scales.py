@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.linear.layout import SUPER_GROUP
-from edgetok.kernels_cpu.linear.tile_steps import (
+from edgetok.kernels_cpu.linear.tile_unpack import (
     floats_of_words,
     points_of_words,
     shifts_of_words,

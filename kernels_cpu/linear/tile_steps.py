@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear.byte_products import (
@@ -16,45 +15,34 @@ from edgetok.kernels_cpu.linear.byte_products import (
     signed_codes,
     with_signs,
 )
-from edgetok.kernels_cpu.linear.code_orders import load_f16_first, load_words
-from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
+from edgetok.kernels_cpu.linear.layout import PLANES
 from edgetok.kernels_cpu.linear.row_steps import (
     at,
-    clamped,
-    fields,
     number,
     pack_tuple,
-    transposed,
     unpack_tuple,
 )
+from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, STEPS, R
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
-    _I8,
     _I32,
     F32,
     I32,
     LANES,
     NAME,
-    U8,
     VB,
     _constant,
     _load,
-    _shuffle,
     _splat,
-    _store,
     i64,
     op,
     void,
 )
 from edgetok.kernels_cpu.simd.memory import (
     broadcast_i32,
-    load_f16,
     load_f32,
-    load_f32_first,
-    load_i32,
     load_u8,
     store_f32,
-    store_u8,
 )
 from edgetok.kernels_cpu.simd.ops import (
     dot_u7s8,
@@ -62,226 +50,9 @@ from edgetok.kernels_cpu.simd.ops import (
     fma,
     mul,
     multiply_pairs,
-    sub,
     to_f32,
     widen_pairs,
 )
-
-# Vectors of rows and tokens of a register tile: R * T accumulators twice (int32 of a block, float32
-# of all), R weights and one activation fill the registers, and R loads + T broadcasts serve R * T
-# products. With 16 registers the float sums wait in memory (measured on Zen 5, November 2026).
-# The last tokens take a narrower tile that has room for them.
-R = 2
-WIDTHS = {
-    "avx512": (2, 4, 6),
-    "avxvnni": (2, 4),
-    "avx2": (2, 4),
-    "neon": (2, 4, 6),
-    "portable": (2,),
-}[NAME]
-T = WIDTHS[-1]
-FLOAT_T = {"avx512": 6, "avxvnni": 4, "avx2": 4, "neon": 6, "portable": 2}[NAME]
-RUN = R * LANES  # rows
-ROW_BYTES = R * VB  # of scratch for one item of all rows
-STEPS = 8  # of four inputs each, in one operation
-
-
-@op(void, i64, i64, i64, i64, i64)
-def transpose_words(b: Any, w: Any, wb: Any, last: Any, nbytes: Any, out: Any) -> None:
-    """LANES rows of `nbytes` (at most VB) to vectors of one word of every row, VB bytes apart.
-
-    Rows after number `last` repeat it; words that are not there are zero.
-    """
-    rows = []
-    for r in range(LANES):
-        v = load_words.emit(b, clamped(b, w, r, last, wb), nbytes)
-        rows.append(b.bitcast(v, I32.ll))
-    for i, v in enumerate(transposed(b, rows)):
-        store_u8.emit(b, at(b, out, i, number(VB)), b.bitcast(v, U8.ll))
-
-
-def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
-    """LANES rows of LANES float16 or float32 to vectors of one column each, `row_bytes` apart.
-
-    Args of the operation: address, bytes to the next row, number of the last row, result; with
-    `part`, how many columns there are: the others become zero.
-    """
-    full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
-
-    def emit(b: Any, w: Any, wb: Any, last: Any, out: Any, *count: Any) -> None:
-        rows = []
-        for r in range(LANES):
-            row = clamped(b, w, r, last, wb)
-            rows.append(first.emit(b, row, *count) if part else full.emit(b, row))
-        for i, v in enumerate(transposed(b, rows)):
-            store_f32.emit(b, at(b, out, i, number(row_bytes)), v)
-
-    return op(void, *[i64] * (5 if part else 4))(emit)
-
-
-def unpack_words(bits: int, shifted: bool) -> Any:
-    """Words of LANES rows to unsigned codes, four inputs of a row to a lane.
-
-    Args of the operation: addresses of the vector of words and (3, 5, 6 bits) of that of high
-    words, how far to shift the latter right, address of the bytes to add (only where `shifted`),
-    address of the first plane's result; the others follow ROW_BYTES apart.
-    """
-
-    @op(void, i64, i64, i64, i64, i64)
-    def unpack(b: Any, words: Any, high: Any, by: Any, shift: Any, out: Any) -> None:
-        w, h = load_u8.emit(b, words), None
-        if bits in HIGH_BITS:
-            h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
-        _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out)
-
-    return unpack
-
-
-def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any) -> None:
-    """The codes of a vector of words; the low half (5 bits: byte) of `high`'s belongs to them."""
-    spread = None
-    if high is not None and bits == 5:  # a byte four times
-        h = b.and_(high, _constant(_I32, LANES, 0xFF))
-        spread = b.bitcast(b.mul(h, _constant(_I32, LANES, 0x01010101)), U8.ll)
-    elif high is not None:  # four bits of each of four bytes, out of sixteen
-        h = b.and_(high, _constant(_I32, LANES, 0xFFFF))
-        h = b.or_(h, b.shl(h, _constant(_I32, LANES, 8)))
-        h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
-        h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
-        spread = b.bitcast(h, U8.ll)
-    for plane, q in enumerate(fields(b, bits, w, spread)):
-        u = q if shift is None else b.add(q, shift)
-        store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
-
-
-def unpack_rows(bits: int, shifted: bool) -> Any:
-    """VB packed bytes of each of LANES rows to unsigned codes, four inputs of a row to a lane.
-
-    As `transpose_words` and then `unpack_words` of every word, but nothing waits in memory.
-
-    Args of the operation: address of the first row's bytes, bytes to the next row's; the same of
-    the high plane (3, 5, 6 bits); address of the bytes to add of the first group, log2 of how many
-    times 32 inputs a group has, and how many times 32 inputs lie between its first one and these
-    (only where `shifted`); address of the first result, the others follow ROW_BYTES apart.
-    """
-    planes = PLANES[bits]
-    words_of_32 = 8 // planes
-
-    @op(void, *[i64] * 8)
-    def unpack(
-        b: Any, w: Any, wb: Any, h: Any, hb: Any, shifts: Any, by: Any, unit: Any, out: Any
-    ) -> None:
-        rows = [b.bitcast(load_u8.emit(b, at(b, w, r, wb)), I32.ll) for r in range(LANES)]
-        words, highs = transposed(b, rows), []
-        part_of = LOW_BITS[bits] // HIGH_BITS.get(bits, 1)
-        if bits in HIGH_BITS:
-            nbytes = VB // part_of
-            part = ir.VectorType(_I8, nbytes)
-            wide = list(range(nbytes)) + [nbytes] * (VB - nbytes)
-            rows = []
-            for r in range(LANES):
-                v = _load(b, at(b, h, r, hb), part)
-                v = _shuffle(b, v, wide, ir.Constant(part, [0] * nbytes))
-                rows.append(b.bitcast(v, I32.ll))
-            highs = transposed(b, rows)
-        shift = None
-        for j, word in enumerate(words):
-            if shifted and j % words_of_32 == 0:
-                group = b.lshr(b.add(unit, number(j // words_of_32)), by)
-                shift = load_u8.emit(b, b.add(shifts, b.mul(group, number(ROW_BYTES))))
-            high = None
-            if highs:
-                by_bits = _constant(_I32, LANES, j % part_of * (32 // part_of))
-                high = b.lshr(highs[j // part_of], by_bits)
-            place = b.add(out, number(j * planes * ROW_BYTES))
-            _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place)
-
-    return unpack
-
-
-def _zeros_of_words(zero_bits: int, row_bytes: int, use: Any) -> Any:
-    @op(void, i64, i64)
-    def spread(b: Any, words: Any, out: Any) -> None:
-        w = load_i32.emit(b, words)
-        for i in range(32 // zero_bits):
-            z = b.lshr(w, _constant(_I32, LANES, i * zero_bits))
-            z = b.and_(z, _constant(_I32, LANES, (1 << zero_bits) - 1))
-            _store(b, b.add(out, number(i * row_bytes)), use(b, z))
-
-    return spread
-
-
-def shifts_of_words(zero_bits: int, offset: int, row_bytes: int) -> Any:
-    """Zero points, one word of every row, to offset - zero in every byte.
-
-    Args of the operation: addresses of the vector of words and of the first group's result; the
-    others follow `row_bytes` apart.
-    """
-
-    def use(b: Any, z: Any) -> Any:
-        v = b.sub(_constant(_I32, LANES, offset), z)
-        v = b.or_(v, b.shl(v, _constant(_I32, LANES, 8)))
-        return b.or_(v, b.shl(v, _constant(_I32, LANES, 16)))
-
-    return _zeros_of_words(zero_bits, row_bytes, use)
-
-
-def points_of_words(zero_bits: int, middle: int, row_bytes: int) -> Any:
-    """Zero points, one word of every row, to float32 (zero - middle) / middle; otherwise so."""
-
-    def use(b: Any, z: Any) -> Any:
-        v = to_f32.emit(b, b.sub(z, _constant(_I32, LANES, middle)))
-        return mul.emit(b, v, _constant(_F32, LANES, 1 / middle))
-
-    return _zeros_of_words(zero_bits, row_bytes, use)
-
-
-def floats_of_words(row_bytes: int) -> Any:
-    """Int8, one word of every row, to float32 times the row's factor.
-
-    Args of the operation: address of the vector of words; factors; address of the first column's
-    result; the others follow `row_bytes` apart.
-    """
-
-    @op(void, i64, F32, i64)
-    def spread(b: Any, words: Any, factor: Any, out: Any) -> None:
-        w = load_i32.emit(b, words)
-        for i in range(4):
-            v = b.shl(w, _constant(_I32, LANES, 24 - 8 * i)) if i < 3 else w
-            v = to_f32.emit(b, b.ashr(v, _constant(_I32, LANES, 24)))
-            store_f32.emit(b, b.add(out, number(i * row_bytes)), mul.emit(b, v, factor))
-
-    return spread
-
-
-def unpack_floats(bits: int, offsets: bool = False) -> Any:
-    """Words of LANES rows to (code - zero) * scale, one input of all rows to a vector.
-
-    With `offsets` to code * scale + offset. Args of the operation: words, high and by as in
-    `unpack_words`; addresses of LANES scales and zeros, or offsets, in float32; address of the
-    first input's result; the others follow ROW_BYTES apart.
-    """
-    stored, above = LOW_BITS[bits], HIGH_BITS.get(bits, 0)
-
-    @op(void, i64, i64, i64, i64, i64, i64)
-    def unpack(b: Any, words: Any, high: Any, by: Any, scales: Any, zeros: Any, out: Any) -> None:
-        w = load_i32.emit(b, words)
-        h = None
-        if above:
-            h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
-        s, z = load_f32.emit(b, scales), load_f32.emit(b, zeros)
-        for i in range(32 // stored):
-            q = b.lshr(w, _constant(_I32, LANES, i * stored))
-            q = b.and_(q, _constant(_I32, LANES, (1 << stored) - 1))
-            if h is not None:
-                more = b.lshr(h, _constant(_I32, LANES, i * above))
-                more = b.and_(more, _constant(_I32, LANES, (1 << above) - 1))
-                q = b.or_(q, b.shl(more, _constant(_I32, LANES, stored)))
-            value = to_f32.emit(b, q)
-            value = fma.emit(b, value, s, z) if offsets else mul.emit(b, sub.emit(b, value, z), s)
-            store_f32.emit(b, at(b, out, i, number(ROW_BYTES)), value)
-
-    return unpack
 
 
 def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool) -> list[Any]:

@@ -30,19 +30,9 @@ from edgetok.kernels_cpu.linear.scales import (
     make_read_scales,
     make_read_zeros,
 )
-from edgetok.kernels_cpu.linear.tile_steps import (
-    ROW_BYTES,
-    RUN,
-    STEPS,
-    WIDTHS,
-    IntegerTile,
-    R,
-    T,
-    integer_tile,
-    transpose_words,
-    unpack_rows,
-    unpack_words,
-)
+from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, RUN, STEPS, WIDTHS, R, T
+from edgetok.kernels_cpu.linear.tile_steps import IntegerTile, integer_tile
+from edgetok.kernels_cpu.linear.tile_unpack import transpose_words, unpack_rows, unpack_words
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, NAME, VB, inline
 from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
@@ -323,7 +313,7 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
         wb, hb, sb = inputs * stored_bits // 8, inputs * high_bits // 8, 2 * G
         zb, supers, each = (G * zero_bits + 7) // 8, 0, 0
         if grouped:
-            supers = read_i64(instr + 8 * layout.MATMUL_LAST) // 2 * 2
+            supers = read_i64(instr + 8 * layout.MATMUL_SUPERS)
             if supers != 0:
                 sb, each = G, 4 if zeros != 0 else 2
             zb = sb

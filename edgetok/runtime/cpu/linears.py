@@ -48,7 +48,6 @@ class Linears:
         *,
         add: Mapping[str, bool],
         scale: Mapping[str, float],
-        last: bool = False,
     ) -> list[Instruction | Table]:
         """Linear layers that share their input: quantise it once for each format, then multiply."""
         weights = {name: self.weight(name) for name in outs}
@@ -65,7 +64,7 @@ class Linears:
                 quantised.append(qx)
         for i, qx in enumerate(quantised):
             barrier = i == len(quantised) - 1
-            made.append(quantise_instruction(self._kernels, x=x, qx=qx, last=last, barrier=barrier))
+            made.append(quantise_instruction(self._kernels, x=x, qx=qx, barrier=barrier))
         for i, (name, weight) in enumerate(weights.items()):
             made.append(
                 matmul_instruction(
@@ -76,7 +75,6 @@ class Linears:
                     scratch=self._scratch,
                     add=add[name],
                     scale=scale[name],
-                    last=last,
                     barrier=i == len(weights) - 1,
                 )
             )

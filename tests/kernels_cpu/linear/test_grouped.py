@@ -129,8 +129,8 @@ def test_a_token_has_the_same_bits_alone(each_kernels, guard, run, kind):
     for t in (0, 8):
         alone, _ = _int8(run, each_kernels, weight, x[t : t + 1], guard)
         np.testing.assert_array_equal(alone[0], many[t])
-    last, _ = _int8(run, each_kernels, weight, x[8:], guard, last=True, scale=2.0)
-    np.testing.assert_array_equal(last[0], 2 * many[8])
+    twice, _ = _int8(run, each_kernels, weight, x[8:], guard, scale=2.0)
+    np.testing.assert_array_equal(twice[0], 2 * many[8])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,6 @@ from edgetok.kernels_cpu.linear.launch import (
     Span,
     allocate_scratch,
     matmul_instruction,
-    quantise_instruction,
 )
 from tests.kernels_cpu.linear.test_matmul import Linear, _float, _int8
 
@@ -95,31 +94,6 @@ def test_epilogues(each_kernels, guard, run, bits, tokens):
             np.testing.assert_allclose(y[:, 2:-3], truth, atol=2e-6 * np.abs(truth).max())
             np.testing.assert_array_equal(y[:, :2], before[:, :2])
             np.testing.assert_array_equal(y[:, -3:], before[:, -3:])
-
-
-@pytest.mark.parametrize("bits", [4, 32])
-def test_last_token_only(kernels, guard, run, bits):
-    rng = np.random.default_rng(0)
-    N, K, tokens = 21, 64, 12
-    x = guard(rng.standard_normal((tokens, K)).astype(np.float32))
-    if bits == 4:
-        weight, _kept = Linear(rng, 4, 32, False, N, K).weight(guard)
-        alone, _ = _int8(run, kernels, weight, x[-1:], guard)
-        qx = Activations.allocate(kernels.isa, tokens_max=1, K=K, bits=4, group_size=32)
-        run(kernels, quantise_instruction(kernels, x=Floats.of(x), qx=qx, last=True), tokens)
-        inputs = [(qx, alone), (Floats.of(x), _float(run, kernels, weight, guard(x[-1:]), guard))]
-    else:
-        stored = guard(rng.standard_normal((N, K)).astype(np.float32))
-        weight = LinearWeight(name="test", bits=32, N=N, K=K, weight=Span.of(stored))
-        inputs = [(Floats.of(x), _float(run, kernels, weight, guard(x[-1:]), guard))]
-    scratch = allocate_scratch(1)  # an instruction holds only its address
-    for source, alone in inputs:
-        y = guard(np.full((1, N), np.nan, np.float32))
-        instruction = matmul_instruction(
-            kernels, weight=weight, x=source, y=Floats.of(y), scratch=scratch, last=True,
-        )  # fmt: skip
-        run(kernels, instruction, tokens)
-        np.testing.assert_array_equal(y, alone)
 
 
 def _onnxruntime(layer, x, accuracy_level):

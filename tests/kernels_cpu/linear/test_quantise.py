@@ -92,15 +92,6 @@ def test_tiny_blocks(each_kernels, run, tiny):
     np.testing.assert_array_equal(scales[:, :1], truth_scales)
 
 
-def test_last_token_becomes_the_first(kernels, run):
-    x = np.random.default_rng(0).standard_normal((12, 96)).astype(np.float32)
-    qx = Activations.allocate(kernels.isa, tokens_max=1, K=96, bits=4, group_size=32)
-    run(kernels, quantise_instruction(kernels, x=Floats.of(x), qx=qx, last=True), 12)
-    q, _ = _read(qx, 1, kernels.isa.vector_bytes)
-    truth, _ = reference.quantise_activations(x[-1:], qx.block)
-    np.testing.assert_array_equal(q[0, :96], truth.reshape(-1))
-
-
 def test_columns_of_a_wider_buffer(kernels, run):
     x = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
     qx = Activations.allocate(kernels.isa, tokens_max=3, K=70, bits=8, group_size=32)

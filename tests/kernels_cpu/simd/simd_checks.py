@@ -24,7 +24,7 @@ from numba import njit, types  # noqa: E402
 
 from edgetok.kernels_cpu.linear import code_orders as linear  # noqa: E402
 from edgetok.kernels_cpu.linear import row_steps as steps  # noqa: E402
-from edgetok.kernels_cpu.linear.tile_steps import transpose_words  # noqa: E402
+from edgetok.kernels_cpu.linear.tile_unpack import transpose_words  # noqa: E402
 from edgetok.kernels_cpu.simd import emit as simd_emit  # noqa: E402
 from edgetok.kernels_cpu.simd import memory  # noqa: E402
 from edgetok.kernels_cpu.simd import ops as simd  # noqa: E402

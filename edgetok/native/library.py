@@ -7,6 +7,7 @@ for this machine the system's own does as well.
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,18 @@ FLAGS = (
     "-Werror",
     "-pedantic",
 )
+# The functions that wasm modules and Windows libraries show; elsewhere visibility says it.
+_SHOWN = re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text())
+_LINKING = {
+    "linux": ["-shared", "-lpthread"],
+    "macos": ["-shared"],
+    "windows": ["-shared", "-lapi-ms-win-core-synch-l1-2-0"],
+    "wasm": [
+        "-mexec-model=reactor",
+        "-Wl,--strip-debug",
+        *(f"-Wl,--export={name}" for name in ("malloc", "free", *dict.fromkeys(_SHOWN))),
+    ],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +107,10 @@ MACHINES = {
             name="x86_64-windows", os="windows", arch="x86_64", isas=_X86,
             triple="x86_64-windows-gnu", shared="edgetok.dll",
         ),
-        Machine(name="wasm32", os="wasm", arch="wasm32", isas=("portable",), triple="wasm32-wasi"),
+        Machine(
+            name="wasm32", os="wasm", arch="wasm32", isas=("portable",),
+            triple="wasm32-wasi", shared="edgetok.wasm",
+        ),
     )
 }  # fmt: skip
 
@@ -125,8 +141,8 @@ def this_machine() -> Machine | None:
 class Compiler:
     """A C compiler for one machine."""
 
-    def __init__(self, machine: Machine) -> None:
-        """Find one.
+    def __init__(self, machine: Machine, triple: str = "") -> None:
+        """Find one; `triple` stands for the machine's, such as another C library's.
 
         Raises:
             MissingExtraError: there is none.
@@ -135,7 +151,7 @@ class Compiler:
         own = here is not None and here.name == machine.name
         if importlib.util.find_spec("ziglang") is not None:
             zig = [sys.executable, "-m", "ziglang"]
-            self._cc, self._ar = [*zig, "cc", "-target", machine.triple], [*zig, "ar"]
+            self._cc, self._ar = [*zig, "cc", "-target", triple or machine.triple], [*zig, "ar"]
         elif own and shutil.which("cc") and shutil.which("ar"):
             self._cc, self._ar = ["cc"], ["ar"]
         else:
@@ -214,14 +230,17 @@ def build_library(
         for source in (*SOURCES, folder / "kernels.c"):
             objects.append(folder / f"{source.stem}.o")
             include = [f"-I{folder}", f"-I{INCLUDE}", f"-I{_FOLDER / 'src'}"]
+            include += ["-msimd128"] if machine.os == "wasm" else []
             compiler.compile(source, objects[-1], *include)
         compiler.archive(objects, made[0])
         if machine.shared:
             made.append(out / machine.shared)
-            more = {"windows": ["-lapi-ms-win-core-synch-l1-2-0"], "linux": ["-lpthread"]}.get(
-                machine.os, []
-            )
-            compiler.run("-shared", "-o", str(made[1]), *map(str, objects), *more)
+            if machine.os == "windows":
+                objects.append(folder / "edgetok.def")
+                objects[-1].write_text("\n".join(["EXPORTS", *dict.fromkeys(_SHOWN)]) + "\n")
+            compiler.run("-o", str(made[1]), *map(str, objects), *_LINKING[machine.os])
+        if machine.os == "wasm":
+            made.append(Path(shutil.copy(_FOLDER / "edgetok.mjs", out)))
     return made
 
 

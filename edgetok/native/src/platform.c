@@ -11,17 +11,21 @@
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#elif defined(__wasm__)
+/* The host of a wasm module: edgetok.mjs. */
+#define IMPORT(name) __attribute__((import_module("edgetok"), import_name(#name)))
+IMPORT(file_bytes) double host_file_bytes(const char *path); /* negative: there is none */
+IMPORT(file_read) void host_file_read(const char *path, void *to);
+IMPORT(seconds) double host_seconds(void);
 #else
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-#endif
-#if !defined(_WIN32) && !defined(__wasm__)
 #define HAS_POSIX 1
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 #endif
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -122,29 +126,21 @@ int et_map(mapping *file, const char *folder, const char *name, char *error) {
         file->handle = map;
     }
     CloseHandle(handle);
+#elif defined(__wasm__)
+    double bytes = host_file_bytes(path);
+    block memory = {0};
+    if (bytes < 0) return et_fail(error, "%s: cannot be opened", path);
+    if (bytes > 0 && bytes < 4e9 && et_grab(&memory, (size_t)bytes)) host_file_read(path, memory.data);
+    file->bytes = (size_t)bytes;
+    file->data = file->handle = memory.data;
 #else
     struct stat status;
     int handle = open(path, O_RDONLY);
     if (handle < 0) return et_fail(error, "%s: cannot be opened", path);
     if (fstat(handle, &status) == 0 && status.st_size > 0) {
         file->bytes = (size_t)status.st_size;
-#if defined(HAS_POSIX)
         void *data = mmap(NULL, file->bytes, PROT_READ, MAP_SHARED, handle, 0);
         file->data = data == MAP_FAILED ? NULL : data;
-#else
-        block memory = {0};
-        uint8_t *data = et_grab(&memory, file->bytes);
-        size_t at = 0;
-        while (data && at < file->bytes) {
-            size_t left = file->bytes - at;
-            ssize_t got = read(handle, data + at, left < 1 << 24 ? left : 1 << 24);
-            if (got <= 0) break;
-            at += (size_t)got;
-        }
-        if (at < file->bytes) et_drop(&memory);
-        file->data = memory.data;
-        file->handle = memory.data;
-#endif
     }
     close(handle);
 #endif
@@ -170,6 +166,8 @@ double et_seconds(void) {
     QueryPerformanceCounter(&now);
     QueryPerformanceFrequency(&each);
     return (double)now.QuadPart / (double)each.QuadPart;
+#elif defined(__wasm__)
+    return host_seconds();
 #else
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

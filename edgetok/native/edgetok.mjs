@@ -1,0 +1,129 @@
+// Runs edgetok.wasm, in node or in a browser: the functions of edgetok.h, with JavaScript's values.
+//
+//     const library = await load(wasmBytes)
+//     const model = library.open({ 'model.plan': bytes, 'model.onnx.data': bytes })
+//     const chat = model.chat({ context: 1024 })
+//     chat.sample({ temperature: 0.7, topK: 40, seed: 1n })
+//     for (const { token, text } of chat.say('Hello')) ...
+//
+// Files are Uint8Arrays; they are copied into the module's memory once and may be dropped then.
+
+const ERROR_BYTES = 256
+export const FINISH = ['going', 'stop', 'length', 'context', 'cancelled']
+
+export async function load(source) {
+  const files = new Map()
+  let memory
+  const view = () => new DataView(memory.buffer)
+  const bytes = (at, count) => new Uint8Array(memory.buffer, at >>> 0, count)
+  const textAt = (at) => {
+    const every = new Uint8Array(memory.buffer)
+    return new TextDecoder().decode(every.slice(at >>> 0, every.indexOf(0, at >>> 0)))
+  }
+  const fileAt = (at) => files.get(textAt(at).replace(/^\.\//, ''))
+  const host = {
+    file_bytes: (path) => fileAt(path)?.length ?? -1,
+    file_read: (path, to) => { const data = fileAt(path); bytes(to, data.length).set(data) },
+    seconds: () => performance.now() / 1000,
+  }
+  // What the C library may ask of a system: nothing that is ever called.
+  const none = new Proxy({}, { get: () => () => 52 })
+  const { instance } = await WebAssembly.instantiate(source, { edgetok: host, wasi_snapshot_preview1: none })
+  const c = instance.exports
+  memory = c.memory
+  c._initialize?.()
+
+  // Memory for one call, freed after it.
+  const within = (call) => {
+    const taken = []
+    const room = (count) => { const at = c.malloc(count) >>> 0; taken.push(at); bytes(at, count).fill(0); return at }
+    const put = (data) => { const at = room(data.length + 1); bytes(at, data.length).set(data); return at }
+    try { return call({ room, put, text: (value) => put(new TextEncoder().encode(value)) }) }
+    finally { taken.forEach((at) => c.free(at)) }
+  }
+  const checked = (call) => within((m) => {
+    const error = m.room(ERROR_BYTES)
+    const result = call(m, error)
+    if (result === 0 && textAt(error) || result < 0) throw new Error(textAt(error))
+    return result
+  })
+  const ids32 = (m, ids) => m.put(new Uint8Array(Int32Array.from(ids).buffer))
+
+  class Chat {
+    constructor(model, { context = 0, budget = 0, policy = null }) {
+      this.handle = checked((m, error) => {
+        const options = m.room(24)
+        view().setBigInt64(options, BigInt(context), true)
+        view().setBigInt64(options + 8, BigInt(budget), true)
+        view().setUint32(options + 16, policy ? m.text(policy) : 0, true)
+        return c.edgetok_chat_new(model.handle, options, error)
+      })
+    }
+
+    sample({ temperature = 0, topP = 0, minP = 0, repetition = 0, presence = 0, frequency = 0, topK = 0, seed = 0n, maxTokens = 0, stop = [] }) {
+      checked((m, error) => {
+        const at = m.room(80), texts = m.room(4 * stop.length + 4)
+        const list = stop.map((text) => m.text(text))
+        list.forEach((text, i) => view().setUint32(texts + 4 * i, text, true))
+        ;[temperature, topP, minP, repetition, presence, frequency].forEach((v, i) => view().setFloat64(at + 8 * i, v, true))
+        view().setBigInt64(at + 48, BigInt(topK), true)
+        view().setBigUint64(at + 56, BigInt.asUintN(64, BigInt(seed)), true)
+        view().setBigInt64(at + 64, BigInt(maxTokens), true)
+        view().setUint32(at + 72, texts, true)
+        view().setUint32(at + 76, stop.length, true)
+        return c.edgetok_sample(this.handle, at, error)
+      })
+    }
+
+    * #answer() {
+      while (true) {
+        const found = checked((m, error) => {
+          const at = m.room(16)
+          if (c.edgetok_next(this.handle, at, error) === 0) return 1
+          if (textAt(error)) return -1
+          const text = bytes(view().getUint32(at + 8, true), view().getUint32(at + 12, true))
+          return { token: view().getInt32(at, true), finish: FINISH[view().getInt32(at + 4, true)], text: new TextDecoder().decode(text.slice()) }
+        })
+        if (found === 1) return
+        yield found
+      }
+    }
+
+    prefill(ids) {
+      checked((m, error) => c.edgetok_prefill(this.handle, ids32(m, ids), ids.length, error))
+      return this.#answer()
+    }
+
+    say(text, system = null) {
+      checked((m, error) => c.edgetok_say(this.handle, system === null ? 0 : m.text(system), m.text(text), error))
+      return this.#answer()
+    }
+
+    cancel() { c.edgetok_cancel(this.handle) }
+    free() { c.edgetok_chat_free(this.handle) }
+  }
+
+  class Model {
+    constructor(handle) { this.handle = handle }
+
+    encode(text, special = true) {
+      return checked((m, error) => {
+        const data = new TextEncoder().encode(text), most = 2 * data.length + 16, ids = m.room(4 * most)
+        const count = c.edgetok_encode(this.handle, m.put(data), data.length, Number(special), ids, most, error)
+        return count < 0n ? -1 : Array.from(new Int32Array(memory.buffer.slice(ids, ids + 4 * Number(count))))
+      })
+    }
+
+    chat(options = {}) { return new Chat(this, options) }
+    close() { c.edgetok_close(this.handle) }
+  }
+
+  return {
+    open(given) {
+      Object.entries(given).forEach(([name, data]) => files.set(name, data))
+      const handle = checked((m, error) => c.edgetok_open(m.text('.'), 1, 0, error))
+      files.clear()
+      return new Model(handle)
+    },
+  }
+}

@@ -1,0 +1,174 @@
+"""Other machines: run where an emulator is installed, else linked and looked at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetok.native.library import HEADER, MACHINES, Compiler, build_library
+from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.cpu.head_eviction import modules_of
+from edgetok.runtime.cpu.requirements import needed_modules
+from tests.kernels_cpu.program.object_symbols import symbols
+from tests.native.conftest import write_export
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ziglang") is None, reason="needs ziglang: the extra [native]"
+)
+
+PROMPT = np.random.default_rng(3).integers(3, 307, 37).astype(np.int32)
+NODE = """
+import { readFileSync } from 'node:fs'
+const [library, folder, wasm, prompt, options] = process.argv.slice(2)
+const { load } = await import(library)
+const edgetok = await load(readFileSync(wasm))
+const read = (name) => readFileSync(`${folder}/${name}`)
+const files = ['model.plan', 'model.onnx.data'].map((name) => [name, read(name)])
+const model = edgetok.open(Object.fromEntries(files))
+const chat = model.chat({ context: 64 })
+chat.sample({ maxTokens: 16, ...JSON.parse(options) })
+console.log(JSON.stringify(Array.from(chat.prefill(JSON.parse(prompt)), (one) => one.token)))
+let said = ''
+try { chat.prefill([400]) } catch (error) { said = error.message }
+console.log(JSON.stringify(said))
+"""
+PROGRAM = """
+#include <edgetok.h>
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+    char error[EDGETOK_ERROR_BYTES] = "";
+    int32_t ids[64];
+    for (int i = 3; i < argc; i++) ids[i - 3] = atoi(argv[i]);
+    edgetok_model *model = edgetok_open(argv[1], atoi(argv[2]), 1, error);
+    edgetok_chat *chat = model ? edgetok_chat_new(model, NULL, error) : NULL;
+    edgetok_sampling sampling = {.max_tokens = 16};
+    edgetok_output output;
+    edgetok_info info;
+    if (!chat || edgetok_sample(chat, &sampling, error) < 0 ||
+        edgetok_prefill(chat, ids, (size_t)(argc - 3), error) < 0)
+        return fprintf(stderr, "%s\\n", error), 1;
+    edgetok_describe(model, &info);
+    printf("%s", info.isa);
+    while (edgetok_next(chat, &output, error) > 0) printf(" %d", (int)output.token);
+    edgetok_chat_free(chat);
+    edgetok_close(model);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tiny, kernel_cache, tmp_path_factory):
+    """An exported tiny model, the modules that it needs, and what Python writes."""
+    made = tiny("qwen3", 4)
+    backend = CpuBackend(made.artefact, threads=1, kv_bits=8, cache_dir=kernel_cache)
+    modules = [*needed_modules(backend._artefact, 8, "int8"), *modules_of(8)]
+    cache, tokens = backend.new_cache(64), []
+    logits = backend.forward(cache, PROMPT)
+    for _ in range(16):
+        tokens.append(int(np.argmax(logits)))
+        logits = backend.forward(cache, np.array(tokens[-1:], np.int32))
+    backend.close()
+    out = write_export(made.artefact, tmp_path_factory.mktemp("model"), block_tokens=256)
+    return out, modules, tokens
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_wasm(model, kernel_cache, tmp_path):
+    out, modules, expected = model
+    files = build_library(MACHINES["wasm32"], modules, tmp_path, kernel_cache)
+    assert [path.name for path in files] == ["libedgetok.a", "edgetok.wasm", "edgetok.mjs"]
+    assert files[1].stat().st_size < 1_500_000
+    script = tmp_path / "run.mjs"
+    script.write_text(NODE)
+    told = [files[2], out, files[1], json.dumps(PROMPT.tolist())]
+    greedy, drawn = (
+        subprocess.run(
+            ["node", script, *told, json.dumps(options)], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for options in ({}, {"temperature": 1.0, "seed": 7, "topK": 5})
+    )
+    assert json.loads(greedy[0]) == expected
+    assert json.loads(drawn[0]) != expected
+    assert "token 400" in json.loads(greedy[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
+def test_arm_under_an_emulator(model, kernel_cache, tmp_path):
+    """The instruction set is chosen by what the processor says that it has."""
+    out, modules, expected = model
+    machine = MACHINES["aarch64-linux"]
+    static, shared = build_library(machine, modules, tmp_path, kernel_cache)
+    assert shared.name == "libedgetok.so"
+    (tmp_path / "program.c").write_text(PROGRAM)
+    program = tmp_path / "program"
+    Compiler(machine, "aarch64-linux-musl").run(
+        str(tmp_path / "program.c"),
+        f"-I{HEADER.parent}",
+        str(static),
+        "-static",
+        "-o",
+        str(program),
+    )
+    for processor, isa, threads in (("max", "neon", 2), ("cortex-a53", "portable", 1)):
+        told = [str(out), str(threads), *map(str, PROMPT.tolist())]
+        done = subprocess.run(
+            ["qemu-aarch64", "-cpu", processor, program, *told],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found, *tokens = done.stdout.split()
+        assert found == isa
+        assert list(map(int, tokens)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "magic"),
+    [
+        ("x86_64-windows", "edgetok.dll", b"MZ"),
+        ("arm64-macos", "libedgetok.dylib", b"\xcf\xfa\xed\xfe"),
+    ],
+)
+def test_what_links_elsewhere(name, file, magic, kernel_cache, tmp_path):
+    """Every symbol is there, and the functions of the header are shown."""
+    machine = MACHINES[name]
+    files = build_library(
+        machine, ["program.interpreter"], tmp_path, kernel_cache, isas=machine.isas[-1:]
+    )
+    shared = (tmp_path / file).read_bytes()
+    assert shared.startswith(magic)
+    assert b"edgetok_chat_new" in shared
+    assert files[0].read_bytes().startswith(b"!<arch>\n")
+
+
+@pytest.mark.parametrize("name", ["aarch64-android", "arm64-ios"])
+def test_machines_whose_own_compiler_builds(name, kernel_cache, tmp_path):
+    machine = MACHINES[name]
+    modules = ["program.interpreter"]
+    (archive,) = build_library(machine, modules, tmp_path, kernel_cache, isas=["portable"])
+    assert archive.name == "libedgetok_kernels.a"
+    sources = {path.name for path in (tmp_path / "src").iterdir()}
+    assert {"kernels.c", "abi.h", "internal.h", "plan.c"} <= sources
+    work = tmp_path / "objects"
+    work.mkdir()
+    subprocess.run(["ar", "x", archive], cwd=work, check=False)
+    for path in work.glob("*.o"):
+        wanted = {name for name, (there, _) in symbols(path.read_bytes()).items() if not there}
+        assert wanted == {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
+
+
+def test_targets_have_a_compiler(monkeypatch):
+    from edgetok.errors import MissingExtraError
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"edgetok\[native\]"):
+        Compiler(MACHINES["wasm32"])
+    assert Path(HEADER).exists()

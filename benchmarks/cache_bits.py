@@ -1,4 +1,4 @@
-"""What a KV cache of few bits costs on real models, in nats.
+"""The cost of a KV cache of few bits on real models, in nats.
 
     python benchmarks/cache_bits.py --text FILE [NAME ...] [--windows N] [--artefacts DIR]
 

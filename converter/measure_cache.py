@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from edgetok.converter.calibrate.calibration_text import calibration_text
 from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
-from edgetok.converter.card.report import CacheLoss
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout
 from edgetok.converter.write.tokenizer_files import TOKENIZER_FILE
 from edgetok.converter.write.workspace import Workspace
 from edgetok.errors import EdgetokError, OutputError
+from edgetok.formats.cache_losses import CacheLoss
 from edgetok.formats.layout import constant_shapes
 from edgetok.formats.manifest import write_manifest
 from edgetok.models.spec import DecoderSpec
@@ -105,17 +105,7 @@ def _measure(
     except EdgetokError as error:
         return CacheMeasurement(reason=str(error))
     progress.advance()
-    return CacheMeasurement(
-        tuple(
-            CacheLoss(
-                kv_bits=cost.kv_bits,
-                kl=cost.kl,
-                top1_agreement=cost.top1_agreement,
-                tokens=cost.tokens,
-            )
-            for cost in costs
-        )
-    )
+    return CacheMeasurement(tuple(costs))
 
 
 def _write(folder: Path, layout: Layout, constants: Constants) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.card.verdict import Verdict, judge
-from edgetok.formats.cache_losses import loss_text
+from edgetok.formats.cache_losses import CacheLoss, loss_text
 
 REPORT_FILE = "report.json"
 _BAR_CELLS = 12
@@ -67,23 +67,6 @@ class Agreement:
     perplexity: float
     reference_perplexity: float
     top1_agreement: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheLoss:
-    """What a KV cache of few bits costs, beside one of 32 bits.
-
-    Attributes:
-        kv_bits: of each key and value.
-        kl: mean Kullback-Leibler divergence, in nats.
-        top1_agreement: share of positions where both have the same most likely token.
-        tokens: number of predictions compared.
-    """
-
-    kv_bits: int
-    kl: float
-    top1_agreement: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

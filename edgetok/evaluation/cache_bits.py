@@ -1,4 +1,4 @@
-"""What rounding keys and values costs: KL of a cache of few bits from one of 32 bits.
+"""The cost of rounding keys and values: KL of a cache of few bits from one of 32 bits.
 
 Both run the same weights with exact products, so that nothing but the cache differs.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from edgetok.errors import OptionError
 from edgetok.evaluation.perplexity import log_softmax
+from edgetok.formats.cache_losses import CacheLoss
 from edgetok.runtime.cpu.backend import CpuBackend
 
 WIDTHS = (8, 5, 4)  # of integers; 16 bits lost nothing on any model
@@ -23,30 +23,13 @@ _ROWS = 32  # of logits at a time: a large vocabulary must not fill the memory
 Ids = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheCost:
-    """The cost of a cache.
-
-    Attributes:
-        kv_bits: of each key and value.
-        kl: mean Kullback-Leibler divergence from a cache of 32 bits, in nats.
-        top1_agreement: share of tokens where both have the same most likely token.
-        tokens: how many predictions were compared.
-    """
-
-    kv_bits: int
-    kl: float
-    top1_agreement: float
-    tokens: int
-
-
 def cache_costs(
     folder: Path,
     windows: Sequence[Ids],
     widths: Sequence[int] = WIDTHS,
     *,
     threads: int | None = None,
-) -> list[CacheCost]:
+) -> list[CacheLoss]:
     """Compare caches on some texts.
 
     Args:
@@ -77,7 +60,7 @@ def cache_costs(
                     kl[i] += float((weights * (p - q)).sum())
                     same[i] += int((q.argmax(axis=1) == best).sum())
     return [
-        CacheCost(
+        CacheLoss(
             kv_bits=bits,
             kl=max(0.0, float(kl[i]) / tokens),
             top1_agreement=float(same[i]) / tokens,

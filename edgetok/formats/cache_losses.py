@@ -1,12 +1,30 @@
-"""What a quality card (`report.json`) says that KV caches of few bits cost."""
+"""The cost of KV caches of few bits, as a quality card (`report.json`) has it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 MOST_CACHE_KL = 0.05  # nats; beyond, as much as 4-bit weights cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLoss:
+    """The cost of a KV cache of few bits, beside one of 32 bits.
+
+    Attributes:
+        kv_bits: of each key and value.
+        kl: mean Kullback-Leibler divergence, in nats.
+        top1_agreement: share of positions where both have the same most likely token.
+        tokens: number of predictions compared.
+    """
+
+    kv_bits: int
+    kl: float
+    top1_agreement: float
+    tokens: int
 
 
 def cache_losses(report: Mapping[str, Any] | None) -> dict[int, float]:

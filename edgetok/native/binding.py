@@ -144,7 +144,7 @@ class NativeModel:
 
     @property
     def info(self) -> Info:
-        """What `edgetok_describe` says."""
+        """The result of `edgetok_describe`."""
         found = Info()
         self.calls.edgetok_describe(self.handle, c.byref(found))
         return found
@@ -227,14 +227,14 @@ class NativeChat:
         return left
 
     def logits(self) -> Any:
-        """Of the last token, float32 [vocab_size], copied."""
+        """Logits of the last token, float32 [vocab_size], copied."""
         at = self.calls.edgetok_logits(self.handle)
         size = self.model.info.vocab_size
         return None if not at else list((c.c_float * size).from_address(at))
 
     @property
     def stats(self) -> Stats:
-        """What `edgetok_stats` says."""
+        """The result of `edgetok_stats`."""
         found = Stats()
         self.calls.edgetok_stats(self.handle, c.byref(found))
         return found

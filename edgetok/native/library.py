@@ -74,7 +74,7 @@ class Machine:
     shared: str = ""
 
     def target(self, isa: str) -> Target:
-        """What kernels are compiled for.
+        """The target that kernels are compiled for.
 
         Raises:
             OptionError: the machine has no such instruction set.

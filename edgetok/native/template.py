@@ -22,7 +22,7 @@ _SAID = ("hi", " hello \n", "a\n\nb", "x ", "\tWas ist das?", "1 < 2 & {{ x }}",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """What stands around the messages of a conversation.
+    """The pieces around the messages of a conversation.
 
     Attributes:
         first: before the first message.
@@ -120,7 +120,7 @@ def _chats(rng: random.Random, *, with_system: bool) -> list[list[tuple[str, str
 
 
 def _pieces(template: ChatTemplate, head: list[tuple[str, str]]) -> Pieces:
-    """What stands between marks: the middle is to repeat."""
+    """The pieces between marks: the middle is to repeat."""
     turns = [(("user", "assistant")[i % 2], _marked(str(i))) for i in range(5)]
     messages = [*head, *turns]
     parts = _render(template, messages).split(_MARK)

@@ -42,30 +42,22 @@ class Embeddings:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        status = GONE
+        response: JSONResponse | None = None
 
-        async def respond(found: _Body) -> None:
-            nonlocal status
-            try:
-                body, status = await self._answer(found), 200
-                response = JSONResponse(body)
-            except Exception as error:
-                refusal = refusal_of(error)
-                status = refusal.status
-                response = JSONResponse(error_body(refusal), status, refusal.headers)
-            await response(scope, receive, send)
+        async def work(found: _Body) -> None:
+            nonlocal response
+            response = JSONResponse(await self._answer(found))
 
         try:
-            await while_there(receive, respond(validated(_Body, await read_json(scope, receive))))
+            await while_there(receive, work(validated(_Body, await read_json(scope, receive))))
         except Gone:
             pass
         except Exception as error:
             refusal = refusal_of(error)
-            status = refusal.status
-            headers = refusal.headers
-            if status in (408, 413):  # the rest of the body is not read
-                headers = headers | {"connection": "close"}
-            await JSONResponse(error_body(refusal), status, headers)(scope, receive, send)
+            response = JSONResponse(error_body(refusal), refusal.status, refusal.headers)
+        if response is not None:
+            await response(scope, receive, send)
+        status = GONE if response is None else response.status_code
         self._writer.metrics.answered("embeddings", status)
 
     async def _answer(self, found: _Body) -> dict[str, Any]:

@@ -56,10 +56,7 @@ class Exchange:
         except Exception as error:
             refusal = refusal_of(error)
         if refusal is not None and status == 0:
-            headers = refusal.headers
-            if refusal.status in (408, 413):  # the rest of the body is not read
-                headers = headers | {"connection": "close"}
-            body = JSONResponse(self._protocol.error(refusal), refusal.status, headers)
+            body = JSONResponse(self._protocol.error(refusal), refusal.status, refusal.headers)
             await body(scope, receive, sending)
         elif refusal is not None and call is not None:
             await sending(_part(call.rendering.failed(refusal), more=False))

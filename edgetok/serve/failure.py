@@ -30,6 +30,8 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Return the headers of HTTP that belong to it."""
+        if self.status in (408, 413):  # the rest of the body is not read
+            return {"connection": "close"}
         return {"retry-after": str(RETRY_S)} if self.status == 503 else {}
 
 

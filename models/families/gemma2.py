@@ -5,6 +5,8 @@ Source: arXiv 2408.00118; transformers `Gemma2Config`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
 from edgetok.models.family import (
@@ -35,6 +37,11 @@ DEFAULTS = {
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
+    return with_norms(config, SANDWICH_NORMS, post_norm=True)
+
+
+def with_norms(config: ConfigReader, norms: Mapping[str, str], *, post_norm: bool) -> Family:
+    """Describe a checkpoint whose norms have these names, with or without those behind."""
     sizes = decoder_sizes(config, tied=True, kv_heads=4, head_dim=256)
     sizes["attn_scale"] = config.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e9) ** -0.5
     attention_bias = config.flag("attention_bias")
@@ -44,7 +51,7 @@ def read(config: ConfigReader) -> Family:
         layers=mixed_layers(config, window, lambda i: i % 2 == 0),
         ropes=(read_rope(config, sizes["head_dim"]),),
         activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
-        post_norm=True,
+        post_norm=post_norm,
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         attn_softcap=config.optional_number("attn_logit_softcapping", 50.0, low=1e-3) or 0.0,
@@ -52,4 +59,4 @@ def read(config: ConfigReader) -> Family:
         embed_scale=sqrt_embed_scale(config),
     )
     config.value("hidden_act")  # an alias that older releases wrote and nothing reads
-    return Family(spec, standard_tensors(spec, SANDWICH_NORMS, norm_add=1.0))
+    return Family(spec, standard_tensors(spec, norms, norm_add=1.0))

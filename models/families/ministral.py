@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
+from edgetok.models.families.mistral import DEFAULTS
 from edgetok.models.family import (
     Family,
     decoder_sizes,
@@ -17,18 +18,7 @@ from edgetok.models.family import (
 )
 from edgetok.models.spec import DecoderSpec
 
-# What a `text_config` may leave out.
-DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-06,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+__all__ = ["DEFAULTS", "read"]
 
 
 def read(config: ConfigReader) -> Family:

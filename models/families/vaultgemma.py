@@ -6,48 +6,14 @@ Source: arXiv 2510.15001; transformers `VaultGemmaConfig`.
 from __future__ import annotations
 
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
-    decoder_sizes,
-    mixed_layers,
-    read_activation,
-    sqrt_embed_scale,
-    standard_tensors,
-)
-from edgetok.models.spec import DecoderSpec
+from edgetok.models.families.gemma2 import DEFAULTS, with_norms
+from edgetok.models.family import Family
 
-# What a `text_config` may leave out.
-DEFAULTS = {
-    "vocab_size": 256000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-06,
-    "sliding_window": 4096,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
+__all__ = ["DEFAULTS", "read"]
+
 _NORMS = {"pre_mlp_norm": "pre_feedforward_layernorm"}
 
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
-    sizes = decoder_sizes(config, tied=True, kv_heads=4, head_dim=256)
-    sizes["attn_scale"] = config.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e9) ** -0.5
-    attention_bias = config.flag("attention_bias")
-    window = config.integer("sliding_window", high=1 << 28)
-    spec = DecoderSpec(
-        **sizes,
-        layers=mixed_layers(config, window, lambda i: i % 2 == 0),
-        ropes=(read_rope(config, sizes["head_dim"]),),
-        activation=read_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        attn_softcap=config.optional_number("attn_logit_softcapping", 50.0, low=1e-3) or 0.0,
-        logit_softcap=config.optional_number("final_logit_softcapping", 30.0, low=1e-3) or 0.0,
-        embed_scale=sqrt_embed_scale(config),
-    )
-    return Family(spec, standard_tensors(spec, _NORMS, norm_add=1.0))
+    return with_norms(config, _NORMS, post_norm=False)

@@ -41,7 +41,7 @@ Places = npt.NDArray[np.int64]
 
 
 class _Sums:
-    """Of one layer's keys and queries, over all tokens and over the first one of each text."""
+    """Sums of one layer's keys and queries, over all tokens and over the first one of each text."""
 
     def __init__(self, kv_heads: int, head_dim: int) -> None:
         def zeros() -> Sums:

@@ -258,16 +258,6 @@ def tile_add_to(tokens: int) -> Any:
     return tile_add_to
 
 
-def tile_load(tokens: int) -> Any:
-    """Sums from memory."""
-
-    @op(types.UniTuple(F32, R * tokens), i64)
-    def tile_load(b: Any, out: Any) -> Any:
-        return pack_tuple(b, [load_f32.emit(b, p) for p in _tile_places(b, tokens, out)])
-
-    return tile_load
-
-
 def kept_zero(tokens: int) -> Any:
     """Sums of nothing; where they are kept in memory, at the address that is the argument."""
     f_type = _float_sums(tokens)

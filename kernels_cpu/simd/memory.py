@@ -20,7 +20,6 @@ from edgetok.kernels_cpu.simd.emit import (
     I32,
     LANES,
     U8,
-    VB,
     _call,
     _extend_f16,
     _first_lanes,
@@ -69,12 +68,6 @@ def write_i32(b: Any, address: Any, value: Any) -> None:
 def read_u8(b: Any, address: Any) -> Any:
     """uint8 at the address, as int64."""
     return b.zext(_load(b, address, _I8), _I64)
-
-
-@op(void, i64, i64)
-def write_u8(b: Any, address: Any, value: Any) -> None:
-    """Store the low 8 bits."""
-    _store(b, address, b.trunc(value, _I8))
 
 
 @op(f32, i64)
@@ -126,12 +119,6 @@ def f32_from_bits(b: Any, bits: Any) -> Any:
 def load_u8(b: Any, address: Any) -> Any:
     """VB bytes."""
     return _load(b, address, U8.ll)
-
-
-@op(U8, i64, i64)
-def load_u8_first(b: Any, address: Any, count: Any) -> Any:
-    """The first `count` bytes (0..VB), zeros after them; memory past them is not touched."""
-    return _masked_load(b, address, count, _I8, VB)
 
 
 @op(void, i64, U8)
@@ -204,18 +191,6 @@ def load_f16(b: Any, address: Any) -> Any:
 def store_f16(b: Any, address: Any, value: Any) -> None:
     """LANES float16, rounded to nearest even."""
     _store(b, address, _truncate_f16(b, value))
-
-
-@op(F32, i64)
-def load_i8_f32(b: Any, address: Any) -> Any:
-    """LANES int8 as float32."""
-    return b.sitofp(_load(b, address, ir.VectorType(_I8, LANES)), F32.ll)
-
-
-@op(F32, i64)
-def load_u8_f32(b: Any, address: Any) -> Any:
-    """LANES uint8 as float32."""
-    return b.uitofp(_load(b, address, ir.VectorType(_I8, LANES)), F32.ll)
 
 
 @op(void, i64, I32)

@@ -52,12 +52,6 @@ def splat_i32(b: Any, value: Any) -> Any:
     return _splat(b, value, LANES)
 
 
-@op(U8, i64)
-def splat_u8(b: Any, value: Any) -> Any:
-    """The low 8 bits in every byte."""
-    return _splat(b, b.trunc(value, _I8), VB)
-
-
 @op(F32)
 def zero_f32(b: Any) -> Any:
     """Zeros."""
@@ -84,12 +78,6 @@ def round_i32(b: Any, v: Any) -> Any:
     magic = _constant(_F32, LANES, 12582912.0)
     bits = b.bitcast(b.fadd(v, magic), I32.ll)
     return b.sub(bits, _constant(_I32, LANES, 0x4B400000))
-
-
-@op(I32, F32)
-def f32_as_i32(b: Any, v: Any) -> Any:
-    """The same bits."""
-    return b.bitcast(v, I32.ll)
 
 
 @op(F32, I32)
@@ -213,12 +201,6 @@ def any_between(b: Any, v: Any, low: Any, high: Any) -> Any:
     """Not 0 where any lane has low <= v <= high."""
     mask = b.bitcast(_between(b, v, low, high), ir.IntType(LANES))
     return b.zext(mask, _I64)
-
-
-@op(U8, U8, U8)
-def and_u8(b: Any, x: Any, y: Any) -> Any:
-    """x & y."""
-    return b.and_(x, y)
 
 
 @op(U8, U8, U8)

@@ -18,6 +18,7 @@ object's sha256, then the object.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import importlib
 import os
@@ -25,7 +26,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from edgetok.kernels_cpu.simd import target as targets
 from edgetok.kernels_cpu.simd.isa import Isa
@@ -33,7 +33,7 @@ from edgetok.kernels_cpu.simd.target import Target
 
 _EXPORTED = "edgetok."  # how the names of exported libraries begin
 _SHOWN = "edgetok_"  # how the names of functions that objects show begin
-_skipping: list[bool] = []
+_prepared: list[bool] = []
 
 
 def build(target: Target, module_name: str) -> bytes:
@@ -61,10 +61,11 @@ def _lower(isa: Isa, module_name: str) -> str:
     from numba.core.compiler_lock import global_compiler_lock
 
     from edgetok.kernels_cpu.program.abi import REGISTRY, symbol
+    from edgetok.kernels_cpu.simd.compiler import KernelCompiler, only_lower
 
-    if not _skipping:
-        _skip_numbas_optimiser()
-        _skipping.append(True)
+    if not _prepared:
+        only_lower()
+        _prepared.append(True)
     module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
     int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     exported = None
@@ -77,6 +78,7 @@ def _lower(isa: Isa, module_name: str) -> str:
                 error_model="numpy",
                 no_cpython_wrapper=True,
                 no_cfunc_wrapper=True,
+                pipeline_class=KernelCompiler,
             )(function)
             (compiled,) = dispatcher.overloads.values()
             if exported is None:
@@ -130,24 +132,6 @@ def _emit(code: str, target: Target) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _skip_numbas_optimiser() -> None:
-    """Keep Numba from optimising and emitting any library.
-
-    Helpers are linked into the kernels that call them and optimised there, for the target; what
-    Numba makes of them for this machine would be thrown away, and takes more than half of the time.
-    """
-    from numba.core.codegen import JITCodeLibrary
-    from numba.core.cpu import CPUContext
-
-    def emit_nothing(library: Any) -> None:
-        library._finalized = True
-
-    JITCodeLibrary._optimize_final_module = lambda library: None
-    JITCodeLibrary._finalize_final_module = emit_nothing
-    # What Python would call, each different; Python calls nothing here.
-    CPUContext.get_executable = lambda *_: [].append
-
-
 def write(code: bytes, path: Path) -> None:
     """Write an object and its hash aside, then rename: readers see all of it or nothing."""
     handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".partial")
@@ -162,6 +146,7 @@ def write(code: bytes, path: Path) -> None:
 
 def main() -> None:
     """Compile the modules that the input names."""
+    gc.disable()  # nearly all of what is made here is kept to the end of the process
     for line in sys.stdin:
         module, name, path = line.rstrip("\n").split(" ", 2)
         write(build(Target.parse(name), module), Path(path))

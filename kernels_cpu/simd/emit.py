@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
+from edgetok.kernels_cpu.simd.compiler import KernelCompiler
 from edgetok.kernels_cpu.simd.target import target_of_this_build
 
 TARGET = target_of_this_build()
@@ -46,12 +47,12 @@ F32 = Vec(_F32, LANES)
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper into its callers."""
-    return njit(error_model="numpy", forceinline=True)(function)
+    return njit(error_model="numpy", forceinline=True, pipeline_class=KernelCompiler)(function)
 
 
 def outline(function: Callable[..., Any]) -> Any:
     """Compile a helper on its own, where a copy in each caller would cost too much code."""
-    return njit(error_model="numpy")(function)
+    return njit(error_model="numpy", pipeline_class=KernelCompiler)(function)
 
 
 i64 = types.int64

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.errors import UnsupportedError
 from edgetok.formats.layout import SUPER_GROUP, TensorFormat
 
 Floats = npt.NDArray[np.float32]
@@ -120,6 +122,29 @@ class Quantised:
             factors = self.super_scales[rows, :, which].astype(np.float32)
             floats *= np.repeat(factors, SUPER_GROUP // self.group_size, axis=1)
         return floats
+
+
+def below_each_other(name: str, parts: Sequence[Quantised | None]) -> Quantised | None:
+    """Return the rows of several matrices as one; None where none of them has integers.
+
+    Raises:
+        UnsupportedError: some have none, or formats differ.
+    """
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    if len(known) < len(parts) or len({part.form for part in known}) > 1:
+        raise UnsupportedError(
+            f"{name}: its {len(parts)} experts are quantised in different formats, expected one; "
+            "convert the original, unquantised checkpoint"
+        )
+
+    def joined(field: str) -> Any:
+        values = [getattr(part, field) for part in known]
+        return None if values[0] is None else np.concatenate(values)
+
+    fields = ("codes", "scales", "zeros", "offsets", "super_scales")
+    return replace(known[0], **{field: joined(field) for field in fields})
 
 
 def float16_scales(scales: Floats) -> npt.NDArray[np.float16]:

@@ -190,6 +190,42 @@ def short_conv(gate_in: Array, gate_out: Array, value: Array, weight: Array) -> 
     return np.asarray(gate_out * convolved)
 
 
+def route(
+    scores: Array,
+    top: int,
+    *,
+    sigmoid: bool = False,
+    bias: Array | None = None,
+    normed: bool = True,
+    sum_eps: float = 0.0,
+    factor: float = 1.0,
+) -> tuple[npt.NDArray[np.int64], Array]:
+    """Choose experts for each token.
+
+    Args:
+        scores: [T, experts], the router's results.
+        top: how many a token gets.
+        sigmoid: probabilities are sigmoids of the scores, not their softmax.
+        bias: [experts], added for the choice alone.
+        normed: shares are divided by their sum + sum_eps.
+        sum_eps: see above.
+        factor: shares are multiplied by it.
+
+    Returns:
+        Numbers of the chosen experts and their shares, [T, top] each, best first.
+
+    Source:
+        arXiv 2101.03961; the bias arXiv 2408.15664.
+    """
+    p = 1 / (1 + np.exp(-scores)) if sigmoid else softmax(scores)
+    keys = p if bias is None else p + bias
+    chosen = np.argsort(-keys, axis=-1, kind="stable")[:, :top]
+    shares = np.take_along_axis(p, chosen, axis=-1)
+    if normed:
+        shares = shares / (shares.sum(-1, keepdims=True) + sum_eps)
+    return chosen, factor * shares
+
+
 def activation(x: Array, kind: str) -> Array:
     """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
     y: Array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from edgetok.errors import CheckpointError
 from edgetok.models.config.reader import ConfigReader
+from edgetok.models.layers.attention import Attention
+from edgetok.models.layers.experts import ExpertLinear, Experts
+from edgetok.models.operations import operations
 from edgetok.models.ops import Activation
 from edgetok.models.spec import DecoderSpec, LayerSpec
 from edgetok.models.tensors import tensor_shapes
@@ -32,7 +35,13 @@ _MODULES = {
     "gate_proj": "mlp.gate_proj",
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
+    "router": "mlp.gate",
+    "shared_gate_proj": "mlp.shared_expert.gate_proj",
+    "shared_up_proj": "mlp.shared_expert.up_proj",
+    "shared_down_proj": "mlp.shared_expert.down_proj",
+    "shared_router": "mlp.shared_expert_gate",
 }
+EXPERTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -49,6 +58,24 @@ SANDWICH_NORMS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """The places where checkpoints may have the matrices of a layer's experts.
+
+    Attributes:
+        count: how many experts there are.
+        rows: of one of their matrices.
+        each: names of the matrices where each is a tensor, with {} for its number.
+        joined: tensors that hold those of all experts, [experts, every, inputs]: names, `every`,
+            and the first of the matrix's rows there.
+    """
+
+    count: int
+    rows: int
+    each: str
+    joined: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
     """The source of a canonical tensor: `checkpoint[name][rows[0]:rows[1]] + add`.
 
@@ -56,11 +83,37 @@ class TensorSource:
         name: the tensor's name in the checkpoint.
         rows: the half-open range of its rows; None takes them all.
         add: what is added to every value, in float32 (1.0 for norms stored as w - 1).
+        stack: where it is put together of the experts' matrices; the name has {} then.
+        flat: whether all dims but the last count as rows.
     """
 
     name: str
     rows: tuple[int, int] | None = None
     add: float = 0.0
+    stack: Stack | None = None
+    flat: bool = False
+
+    def parts(self, names: Container[str]) -> list[TensorSource]:
+        """Return the tensors that it is made of, below each other, in a checkpoint with `names`."""
+        stack = self.stack
+        if stack is None:
+            return [self]
+        for name, every, first in stack.joined:
+            if name in names:
+                starts = (e * every + first for e in range(stack.count))
+                return [
+                    TensorSource(name, (start, start + stack.rows), self.add, flat=True)
+                    for start in starts
+                ]
+        return [TensorSource(stack.each.format(e), add=self.add) for e in range(stack.count)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tensors that may belong to it."""
+        if self.stack is None:
+            return (self.name,)
+        separate = (self.stack.each.format(e) for e in range(self.stack.count))
+        return (*(name for name, _, _ in self.stack.joined), *separate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +135,19 @@ class Family:
         A tensor that no canonical one uses is arithmetic that was not understood. Known computed
         buffers and the stored copy of a tied head do not count.
         """
-        claimed = {source.name for source in self.tensors.values()}
+        claimed = {name for source in self.tensors.values() for name in source.names}
         if self.spec.tied:
             claimed.add(_MODULES["lm_head"] + ".weight")
         return tuple(n for n in names if n not in claimed and not _COMPUTED.fullmatch(n))
 
 
 def standard_tensors(
-    spec: DecoderSpec, names: Mapping[str, str] = PRE_NORMS, norm_add: float = 0.0
+    spec: DecoderSpec,
+    names: Mapping[str, str] = PRE_NORMS,
+    norm_add: float = 0.0,
+    *,
+    experts: str = "mlp.experts",
+    expert_names: Mapping[str, str] = EXPERTS,
 ) -> dict[str, TensorSource]:
     """Sources under the names that most families use.
 
@@ -98,14 +156,51 @@ def standard_tensors(
         names: of modules that are named otherwise, such as the norms around attention and MLP, by
             canonical name.
         norm_add: added to every norm's weight.
+        experts: the module that holds a layer's experts.
+        expert_names: of an expert's modules.
     """
+    stacked = _expert_tensors(spec, experts, expert_names)
     modules = {**_MODULES, **names}
     sources = {}
     for canonical in tensor_shapes(spec):
         *layer, module, suffix = canonical.split(".")
         prefix = f"model.{'.'.join(layer)}." if layer else ""
         add = norm_add if module.endswith("_norm") else 0.0
+        if canonical in stacked:
+            sources[canonical] = stacked[canonical]
+            continue
         sources[canonical] = TensorSource(f"{prefix}{modules[module]}.{suffix}", add=add)
+    return sources
+
+
+def _expert_tensors(
+    spec: DecoderSpec, place: str, names: Mapping[str, str]
+) -> dict[str, TensorSource]:
+    """Sources of the experts' matrices, as most families have them.
+
+    They are one tensor each (`experts.7.gate_proj.weight`), or those of all experts are one
+    (`experts.gate_proj`), gate and up together or not (`experts.gate_up_proj`), as transformers 5
+    holds them.
+
+    Args:
+        spec: says which layers have experts.
+        place: the module that holds them in a layer.
+        names: of an expert's modules.
+    """
+    sources = {}
+    for op in operations(spec):
+        if not isinstance(op, ExpertLinear):
+            continue
+        which = op.weight.rpartition("experts_")[2]
+        prefix = f"model.layers.{op.layer}.{place}"
+        alone = EXPERTS[which]
+        joined = [(f"{prefix}.{alone}{suffix}", op.outputs, 0) for suffix in ("", ".weight")]
+        if which != "down":
+            first = op.outputs if which == "up" else 0
+            joined.append((f"{prefix}.gate_up_proj", 2 * op.outputs, first))
+        each = f"{prefix}.{{}}.{names[which]}.weight"
+        stack = Stack(op.experts, op.outputs, each, tuple(joined))
+        sources[f"{op.weight}.weight"] = TensorSource(each, stack=stack)
     return sources
 
 
@@ -225,6 +320,27 @@ def read_window(config: ConfigReader, absent: int | None = None) -> int:
 def uniform_layers(config: ConfigReader, window: int = 0) -> tuple[LayerSpec, ...]:
     """Layers that are all alike."""
     return (LayerSpec(window=window),) * layer_count(config)
+
+
+def expert_layers(config: ConfigReader, experts: Experts, window: int) -> tuple[LayerSpec, ...]:
+    """Layers of which each `decoder_sparse_step`-th has experts, but none of `mlp_only_layers`.
+
+    Args:
+        config: read, and the keys are marked as understood.
+        experts: of those layers.
+        window: of all layers' attention; 0 is none.
+    """
+    config.value("router_aux_loss_coef")  # of the training
+    count = layer_count(config)
+    step = config.integer("decoder_sparse_step", 1, high=4096)
+    dense = config.value("mlp_only_layers") or []
+    if not isinstance(dense, list | tuple) or not all(type(i) is int for i in dense):
+        raise config.unsupported("mlp_only_layers", dense, "a list of layers")
+    mixer = Attention(window=window)
+    return tuple(
+        LayerSpec(mixer=mixer, ffn=None if i in dense or (i + 1) % step else experts)
+        for i in range(count)
+    )
 
 
 def mixed_layers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 
+from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.layers.kind import LayerPart, Place
 from edgetok.models.ops import Embed, Linear, Norm, Op, SoftCap
 from edgetok.models.spec import DecoderSpec
@@ -89,8 +90,9 @@ def grouped(ops: Iterable[Op]) -> list[tuple[Op, ...]]:
     for op in ops:
         before = groups[-1][-1] if groups else None
         if (
-            isinstance(op, Linear)
-            and isinstance(before, Linear)
+            isinstance(op, Linear | ExpertLinear)
+            and isinstance(before, Linear | ExpertLinear)
+            and type(op) is type(before)
             and op.source == before.source != before.result
         ):
             groups[-1] = (*groups[-1], op)
@@ -99,17 +101,19 @@ def grouped(ops: Iterable[Op]) -> list[tuple[Op, ...]]:
     return groups
 
 
-def stages(ops: Iterable[Op]) -> list[tuple[Linear, ...]]:
+def stages(ops: Iterable[Op]) -> list[tuple[Linear | ExpertLinear, ...]]:
     """Return the linear layers in order of execution, those that share an input together."""
     result = []
     for group in grouped(ops):
-        linears = tuple(op for op in group if isinstance(op, Linear))
+        linears = tuple(op for op in group if isinstance(op, Linear | ExpertLinear))
         if linears:
             result.append(linears)
     return result
 
 
-def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linear] | None:
+def makers(
+    ops: Sequence[Op], stage: Sequence[Linear | ExpertLinear]
+) -> tuple[Op, Norm | Linear] | None:
     """Return the operations that can absorb scales of a stage's input.
 
     Args:
@@ -134,6 +138,16 @@ def makers(ops: Sequence[Op], stage: Sequence[Linear]) -> tuple[Op, Norm | Linea
         return (maker, maker) if maker.heads is None else None
     scaled = _last_writer(before[: before.index(maker)], maker.scales_with)
     return (maker, scaled) if isinstance(scaled, Linear) and not scaled.add else None
+
+
+def expert_counts(ops: Iterable[Op]) -> dict[str, tuple[int, int]]:
+    """Return the experts of each stacked matrix, by its weight, and how many a token reads."""
+    return {op.weight: (op.experts, op.top) for op in ops if isinstance(op, ExpertLinear)}
+
+
+def kept_at_16_bits(ops: Iterable[Op]) -> frozenset[str]:
+    """Return the linear layers that are not quantised, whatever the bits of the others."""
+    return frozenset(op.weight for op in ops if isinstance(op, Linear) and op.kept)
 
 
 def value_columns(ops: Iterable[Op]) -> dict[str, int]:

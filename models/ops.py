@@ -109,6 +109,7 @@ class Linear(Op):
     Attributes:
         weight: [outputs, inputs].
         bias: whether it has one, [outputs].
+        kept: whether its weights stay at 16 bits, as those of routers do.
     """
 
     weight: str
@@ -119,6 +120,7 @@ class Linear(Op):
     bias: bool = False
     scale: float = 1.0
     add: bool = False
+    kept: bool = False
     READS: ClassVar[tuple[str, ...]] = ("source",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("outputs",)

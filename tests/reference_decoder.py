@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference
 from edgetok.models import DecoderSpec, Family, inv_freq, ops
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 
@@ -22,7 +23,12 @@ Attend = Callable[[int, Array, Array, Array], Array]
 def canonical_weights(family: Family, checkpoint: Checkpoint) -> dict[str, Array]:
     """The checkpoint's tensors under their canonical names, float32."""
     return {
-        name: checkpoint.tensor(source.name, source.rows) + np.float32(source.add)
+        name: np.concatenate(
+            [
+                checkpoint.tensor(part.name, part.rows, flat=part.flat) + np.float32(part.add)
+                for part in source.parts(checkpoint.infos)
+            ]
+        )
         for name, source in family.tensors.items()
     }
 
@@ -152,6 +158,43 @@ def _short_conv(op: ShortConv, run: Run) -> None:
     run.values[op.value] = reference.short_conv(b, c, x, weight)
 
 
+def _route(op: Route, run: Run) -> None:
+    run.values[op.chosen], run.values[op.shares] = reference.route(
+        run.values[op.source],
+        op.top,
+        sigmoid=op.score == "sigmoid",
+        bias=run.weights[op.bias] if op.bias else None,
+        normed=op.normed,
+        sum_eps=op.sum_eps,
+        factor=op.factor,
+    )
+
+
+def _expert_linear(op: ExpertLinear, run: Run) -> None:
+    """Token by token and choice by choice."""
+    weight = run.weights[f"{op.weight}.weight"].reshape(op.experts, op.outputs, op.inputs)
+    chosen = run.values[op.chosen]
+    source = run.values[op.source].reshape(len(run.tokens), -1, op.inputs)
+    y = np.empty((len(run.tokens), op.top, op.outputs), weight.dtype)
+    for t, experts in enumerate(chosen):
+        for j, e in enumerate(experts):
+            y[t, j] = weight[e] @ source[t, j if op.apart else 0]
+            if op.bias:
+                bias = run.weights[f"{op.weight}.bias"].reshape(op.experts, op.outputs)
+                y[t, j] += bias[e]
+    run.values[op.result] = run.rows(y)
+
+
+def _mix_experts(op: MixExperts, run: Run) -> None:
+    rows = run.values[op.source].reshape(len(run.tokens), op.top, op.size)
+    y = op.scale * np.einsum("tj,tjn->tn", run.values[op.shares], rows)
+    run.values[op.result] = y + (run.values[op.result] if op.add else 0)
+
+
+def _sigmoid_scale(op: SigmoidScale, run: Run) -> None:
+    run.values[op.value] = run.values[op.value] / (1 + np.exp(-run.values[op.gate]))
+
+
 HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Embed: _embed,
     ops.Norm: _norm,
@@ -164,4 +207,8 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
+    Route: _route,
+    ExpertLinear: _expert_linear,
+    MixExperts: _mix_experts,
+    SigmoidScale: _sigmoid_scale,
 }

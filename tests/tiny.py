@@ -119,6 +119,33 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     },
     "seed_oss": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "qwen3_moe": {
+        "num_hidden_layers": 4,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 44,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "qwen2_moe": {
+        # transformers takes no head_dim here.
+        "head_dim": 18,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 44,
+        "shared_expert_intermediate_size": 52,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "num_hidden_layers": 4,
+    },
+    "olmoe": {
+        "head_dim": 18,
+        "num_experts": 7,
+        "num_experts_per_tok": 4,
+        "intermediate_size": 44,
+        "norm_topk_prob": False,
+    },
+    "mixtral": {"num_local_experts": 4, "intermediate_size": 44, "sliding_window": 8},
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     "vaultgemma": {
         "sliding_window": 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,12 +11,18 @@ import numpy.typing as npt
 
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
-from edgetok.converter.quantised import FLOAT16_MAX, Quantised, fits_float16_scales
+from edgetok.converter.quantised import (
+    FLOAT16_MAX,
+    Quantised,
+    below_each_other,
+    fits_float16_scales,
+)
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes
-from edgetok.models.family import Family
+from edgetok.models.family import Family, TensorSource
+from edgetok.models.operations import kept_at_16_bits, operations
 from edgetok.models.tensors import tensor_shapes
 
 Floats = npt.NDArray[np.float32]
@@ -42,22 +49,12 @@ class CanonicalWeights:
         self.family = family
         self._shapes = tensor_shapes(family.spec)
         for name, shape in self._shapes.items():
-            source = family.tensors[name]
-            info = checkpoint.infos.get(source.name)
-            if info is None:
-                raise CheckpointError(
-                    f"{checkpoint.folder}: tensor {source.name!r} is missing; the download may be "
-                    "incomplete"
-                )
-            result = info.shape
-            if source.rows is not None and info.shape and source.rows[1] <= info.shape[0]:
-                result = (source.rows[1] - source.rows[0], *info.shape[1:])
-            if result != shape:
-                raise CheckpointError(
-                    f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
-                    f"config.json implies {list(shape)}"
-                    + ("" if source.rows is None else f" in rows {source.rows}")
-                )
+            parts = family.tensors[name].parts(checkpoint.infos)
+            rows, rest = divmod(shape[0], len(parts)) if shape else (0, 0)
+            if rest:
+                raise CheckpointError(f"{name}: {shape[0]} rows of {len(parts)} tensors")
+            for part in parts:
+                self._check(part, (rows, *shape[1:]) if len(parts) > 1 else shape)
         odd = family.unclaimed(checkpoint.names)
         if odd:
             raise UnsupportedError(
@@ -65,23 +62,70 @@ class CanonicalWeights:
                 f"part of a {family.spec.family} model as edgetok knows it"
             )
 
+    def _check(self, source: TensorSource, shape: tuple[int, ...]) -> None:
+        """Refuse a tensor that is missing or of another shape."""
+        checkpoint = self.checkpoint
+        info = checkpoint.infos.get(source.name)
+        if info is None:
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {source.name!r} is missing; the download may be "
+                "incomplete"
+            )
+        result = info.shape
+        if source.flat and result:
+            result = (math.prod(result[:-1]), result[-1])
+        if source.rows is not None and result and source.rows[1] <= result[0]:
+            result = (source.rows[1] - source.rows[0], *result[1:])
+        if result != shape:
+            raise CheckpointError(
+                f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
+                f"config.json implies {list(shape)}"
+                + ("" if source.rows is None else f" in rows {source.rows}")
+            )
+
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Floats:
         """Read a canonical tensor, or rows of it, as float32."""
-        source = self.family.tensors[self._stored(name)]
+        parts = self.family.tensors[self._stored(name)].parts(self.checkpoint.infos)
+        if len(parts) == 1:
+            return self._read(parts[0], rows)
+        each = self.shape(name)[0] // len(parts)
+        first, end = rows or (0, each * len(parts))
+        return np.concatenate(
+            [
+                self._read(
+                    parts[i], (max(first - i * each, 0), min(end - i * each, each))
+                )
+                for i in range(first // each, -(-end // each))
+            ]
+        )
+
+    def _read(self, source: TensorSource, rows: tuple[int, int] | None) -> Floats:
         first = 0 if source.rows is None else source.rows[0]
         if rows is not None:
             rows = (first + rows[0], first + rows[1])
-        values = self.checkpoint.tensor(source.name, source.rows if rows is None else rows)
+        rows = source.rows if rows is None else rows
+        flat = {"flat": True} if source.flat else {}
+        values = self.checkpoint.tensor(source.name, rows, **flat)
         if source.add:
             values += np.float32(source.add)
         return values
 
     def codes(self, name: str) -> Quantised | None:
-        """Return a matrix's integers, where the checkpoint is quantised already."""
+        """Return a matrix's integers, where the checkpoint is quantised already.
+
+        Raises:
+            UnsupportedError: some experts of a layer have integers, or of other formats.
+        """
         if not isinstance(self.checkpoint, CodedCheckpoint):
             return None
         source = self.family.tensors[self._stored(name)]
-        result = self.checkpoint.codes(source.name)
+        parts = source.parts(self.checkpoint.infos)
+        if any(part.flat for part in parts):
+            return None
+        found = [self.checkpoint.codes(part.name) for part in parts]
+        if len(found) > 1:
+            return below_each_other(name, found)
+        result = found[0]
         return result if result is None or source.rows is None else result.rows(slice(*source.rows))
 
     def pieces(self, name: str) -> Iterator[Floats]:
@@ -146,6 +190,7 @@ def choose_formats(
     """
     formats: dict[str, TensorFormat] = {}
     reasons: dict[str, str] = {}
+    routers = kept_at_16_bits(operations(weights.family.spec))
     for name in linear_shapes(weights.family.spec):
         kept = weights.codes(name + ".weight")
         if kept is not None:
@@ -154,6 +199,8 @@ def choose_formats(
         is_head = name in ("lm_head", "embed_tokens")
         bits = options.effective_head_bits if is_head else options.bits
         limit = greatest[name]
+        if name in routers:
+            bits = 16
         if bits < 16 and not fits_float16_scales(limit, bits):
             reasons[name] = f"weights up to {limit:.4g} need scales beyond float16: kept as float32"
             bits = 32
@@ -161,7 +208,7 @@ def choose_formats(
             reasons[name] = f"weights up to {limit:.4g} are beyond float16: kept as float32"
             bits = 32
         elif bits == 16:
-            reasons[name] = "16 bits were asked for"
+            reasons[name] = "a router" if name in routers else "16 bits were asked for"
         formats[name] = TensorFormat(
             bits,
             options.group_size if bits < 16 else 32,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from edgetok.converter.write import onnx_experts
 from edgetok.converter.write.onnx_nodes import EDGETOK, MICROSOFT, GraphWriter
 from edgetok.converter.write.onnx_planes import Planes
 from edgetok.errors import UnsupportedError
@@ -22,11 +23,13 @@ from edgetok.formats.layout import (
     LOGITS_START,
     PAST_CONV,
     PRESENT_CONV,
+    LinearShape,
     TensorFormat,
     cache_head_dim,
     linear_shapes,
 )
 from edgetok.models import ops
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
@@ -181,9 +184,15 @@ class DecoderWriter:
     def _middle_zero(self) -> str:
         return self.g.array("zeros_3_bits", np.array([[4]], np.uint8))
 
-    def linear(self, x: str, name: str) -> str:
-        """x weight^T + bias."""
-        g, form, shape = self.g, self.formats[name], self._shapes[name]
+    def linear(
+        self,
+        x: str,
+        name: str,
+        form: TensorFormat | None = None,
+        shape: LinearShape | None = None,
+    ) -> str:
+        """x weight^T + bias; format and shape are the spec's, where they are not given."""
+        g, form, shape = self.g, form or self.formats[name], shape or self._shapes[name]
         size: dict[str, Any] = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         zeros = [f"{name}.zeros"] * form.zeros
         if form.bits == 3:
@@ -367,5 +376,9 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
+    Route: onnx_experts.route,
+    ExpertLinear: onnx_experts.expert_linear,
+    MixExperts: onnx_experts.mix_experts,
+    SigmoidScale: onnx_experts.sigmoid_scale,
 }
 """Appends the nodes of one operation of a kind."""

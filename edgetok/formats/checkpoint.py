@@ -80,8 +80,15 @@ class Checkpoint:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self.infos.values())
 
-    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+    def tensor(
+        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Read one tensor, or rows `rows[0]` to `rows[1] - 1` of it, as float32.
+
+        Args:
+            name: of the tensor.
+            rows: see above; None reads all.
+            flat: take all but the last of its dims together as rows.
 
         Raises:
             CheckpointError: absent, not a floating-point tensor, rows outside it, a value that is
@@ -98,18 +105,19 @@ class Checkpoint:
                 f"{info.path.name}: tensor {name!r} has dtype {info.dtype}, expected one of "
                 f"{', '.join(_READABLE)}; convert the original, unquantised checkpoint"
             )
-        first, end = (0, info.shape[0] if info.shape else 1) if rows is None else rows
-        count = info.shape[0] if info.shape else 1
+        dims = (math.prod(info.shape[:-1]), info.shape[-1]) if flat and info.shape else info.shape
+        count = dims[0] if dims else 1
+        first, end = (0, count) if rows is None else rows
         if not 0 <= first <= end <= count:
             raise CheckpointError(
                 f"{info.path.name}: rows {first}..{end} of tensor {name!r} with {count} rows"
             )
-        width = math.prod(info.shape[1:])
+        width = math.prod(dims[1:])
         raw = np.empty((end - first) * width, dtype)
         read_exactly(info.path, info.begin + first * width * raw.itemsize, raw.view(np.uint8))
         values = _to_float32(raw, info.dtype)
         _require_finite(values, raw, info, name, first * width)
-        shape = (end - first, *info.shape[1:]) if info.shape else ()
+        shape = (end - first, *dims[1:]) if dims else ()
         return values.reshape(shape)
 
     def integers(self, name: str) -> npt.NDArray[np.int32]:

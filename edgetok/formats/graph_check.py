@@ -23,11 +23,12 @@ from edgetok.formats.layout import (
     LinearShape,
     TensorFormat,
     cache_head_dim,
+    expert_name,
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
 from edgetok.models.layers.short_conv import ShortConv
-from edgetok.models.operations import operations
+from edgetok.models.operations import expert_counts, operations
 from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
 
@@ -42,10 +43,10 @@ _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
         "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv",
-        "Cos", "CumSum", "Div", "Gather", "Gelu", "Greater", "Identity",
+        "Cos", "CumSum", "Div", "Equal", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
         "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
-        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Unsqueeze",
-        "Where",
+        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK",
+        "Transpose", "Unsqueeze", "Where",
     },
     "com.microsoft": {
         "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "RotaryEmbedding",
@@ -68,6 +69,7 @@ def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[s
         ArtefactError: one has no weights, no node, or numbers that no format has.
     """
     nodes = _nodes_by_weight(path, scanned.model)
+    stacked = expert_counts(operations(spec))
     formats = {}
     for name, shape in linear_shapes(spec).items():
         weight = scanned.initializers.get(f"{name}.weight")
@@ -80,7 +82,9 @@ def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[s
             is_half = weight is not None and weight.data_type == onnx_model.FLOAT16
             formats[name] = TensorFormat(16 if is_half else 32)
         else:
-            formats[name] = _quantised_format(path, name, shape, qweight, scanned, nodes)
+            user = expert_name(name, 0) if name in stacked else name
+            node = nodes.get(f"{user}.qweight")
+            formats[name] = _quantised_format(path, name, shape, qweight, scanned, node)
     return formats
 
 
@@ -123,7 +127,7 @@ def _quantised_format(
     shape: LinearShape,
     qweight: ExternalTensor,
     scanned: ScannedModel,
-    nodes: Mapping[str, onnx_model.Node],
+    node: onnx_model.Node | None,
 ) -> TensorFormat:
     zeros = f"{name}.zeros" in scanned.initializers
     offsets = f"{name}.offsets" in scanned.initializers
@@ -134,7 +138,6 @@ def _quantised_format(
     if high is not None:
         group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
         return TensorFormat(3, 4 * group_bytes, zeros)
-    node = nodes.get(f"{name}.qweight")
     expected = "GatherBlockQuantized" if name == "embed_tokens" else "MatMulNBits"
     if node is None or node.op_type != expected:
         raise ArtefactError(f"{path}: no {expected} node uses {name}.qweight; convert again")
@@ -263,7 +266,11 @@ def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> Non
 def _check_linears(
     path: Path, graph: onnx_model.Graph, spec: DecoderSpec, formats: Mapping[str, TensorFormat]
 ) -> None:
-    shapes = linear_shapes(spec)
+    shapes, owner = linear_shapes(spec), {name: name for name in formats}
+    for name, (experts, _) in expert_counts(operations(spec)).items():
+        one = LinearShape(shapes[name].N // experts, shapes[name].K)
+        for e in range(experts):
+            shapes[expert_name(name, e)], owner[expert_name(name, e)] = one, name
     want: _Attributes
     used = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
@@ -275,9 +282,9 @@ def _check_linears(
             continue
         joined = node.input[1].endswith(_JOINED)
         name = node.input[1].removesuffix(_JOINED if joined else ".qweight")
-        if name not in shapes or not formats[name].quantised:
+        if name not in shapes or not formats[owner[name]].quantised:
             raise ArtefactError(f"{path}: node {node.name!r:.80} multiplies by {name!r:.80}")
-        form, shape = formats[name], shapes[name]
+        form, shape = formats[owner[name]], shapes[name]
         want = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         result = _attributes(path, node)
         if form.bits != 3:

@@ -183,6 +183,11 @@ def constant_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
+def expert_name(name: str, expert: int) -> str:
+    """Return the name of one expert's matrix in the graph, where the artefact has them stacked."""
+    return f"{name}.{expert}"
+
+
 def groups_of(K: int, group_size: int) -> int:
     """ceil(K / group_size)."""
     return -(-K // group_size)

@@ -309,20 +309,21 @@ def allocate_scratch(threads: int) -> npt.NDArray[np.uint8]:
 
 
 def quantise_instruction(
-    kernels: Addresses, *, x: Floats, qx: Activations, barrier: bool = True
+    kernels: Addresses, *, x: Floats, qx: Activations, rows: int = 1, barrier: bool = True
 ) -> Instruction:
-    """qx = x [T, K] in int8.
+    """qx = x [T * rows, K] in int8.
 
     Args:
         kernels: loaded kernels.
-        x: float32 [T, K].
+        x: float32 [T * rows, K].
         qx: where it goes.
+        rows: of each token.
         barrier: all threads wait afterwards.
 
     Raises:
         ShapeError: x and qx do not match.
     """
-    if x.width != qx.K or x.tokens_max > qx.tokens_max:
+    if x.width != qx.K or x.tokens_max > qx.tokens_max or rows < 1:
         raise ShapeError(
             f"quantise: x [{x.tokens_max}, {x.width}] into activations for "
             f"[{qx.tokens_max}, {qx.K}]"
@@ -334,6 +335,7 @@ def quantise_instruction(
     instruction[layout.QUANTISE_GROUP] = qx.group_size | qx.block << 32
     instruction[layout.QUANTISE_BITS] = qx.bits
     instruction[layout.QUANTISE_X_STRIDE] = x.stride
+    instruction[layout.QUANTISE_ROWS] = rows
     return instruction
 
 

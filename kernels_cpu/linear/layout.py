@@ -55,6 +55,7 @@ QUANTISE_K = 4
 QUANTISE_GROUP = 5  # group_size + (block << 32)
 QUANTISE_BITS = 6
 QUANTISE_X_STRIDE = 7
+QUANTISE_ROWS = 8  # of each token
 
 # Slots of an embed instruction.
 EMBED_X = 2  # address of float32 [T, K]

@@ -192,7 +192,7 @@ def quantise(instr: int, ctx: int, tid: int, threads: int) -> None:
     block = read_i64(instr + 8 * layout.QUANTISE_GROUP) >> 32
     bits = read_i64(instr + 8 * layout.QUANTISE_BITS)
     x_bytes = 4 * read_i64(instr + 8 * layout.QUANTISE_X_STRIDE)
-    tokens = read_i64(ctx + 8 * CTX_TOKENS)
+    tokens = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * layout.QUANTISE_ROWS)
     planes = 1 if bits == 8 else 2 if bits >= 4 else 4
     codes = layout.padded_codes(K, group_size, planes, VB)
     blocks_bytes = layout.blocks_bytes(codes, block)

@@ -43,6 +43,8 @@ MODULES = (
     "attention.float32",
     "attention.merge",
     "recurrent.short_conv",
+    "experts.route",
+    "experts.products",
     "linear.q2",
     "linear.q3",
     "linear.q4",

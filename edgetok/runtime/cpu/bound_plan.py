@@ -12,6 +12,7 @@ from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.models.operations import expert_counts, operations
 from edgetok.runtime.cpu.arenas import BY_THREAD, Segment, bound
 from edgetok.runtime.cpu.linears import stored_weight
 from edgetok.runtime.cpu.plan import Plan
@@ -83,7 +84,11 @@ class BoundPlan:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads; of the embedding, its row."""
-        total = sum(self.weight_bytes(name) for name in self._artefact.shapes)
+        total = 0
+        stacked = expert_counts(operations(self.plan.spec))
+        for name in self._artefact.shapes:
+            experts, read = stacked.get(name, (1, 1))
+            total += self.weight_bytes(name) // experts * read
         if not self.plan.spec.tied:
             table = stored_weight(self._artefact, "embed_tokens", int)
             total -= table.read_bytes - table.read_bytes // table.N

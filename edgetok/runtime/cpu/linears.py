@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import HIGH_BITS
@@ -38,8 +39,9 @@ class Linears:
         self._kernels = kernels
         self._workspace = workspace
         self._exact = exact
-        self._scratch = Span(address_in(Segment.LINEAR, 0), SCRATCH_BYTES)
+        self.scratch = Span(address_in(Segment.LINEAR, 0), SCRATCH_BYTES)
         self._activations: list[Activations] = []
+        self._shared: dict[str, Span] = {}
 
     def products(
         self,
@@ -51,20 +53,7 @@ class Linears:
     ) -> list[Instruction | Table]:
         """Linear layers that share their input: quantise it once for each format, then multiply."""
         weights = {name: self.weight(name) for name in outs}
-        inputs: dict[str, Activations | Floats] = {}
-        made: list[Instruction | Table] = []
-        quantised: list[Activations] = []
-        for name, weight in weights.items():
-            if weight.bits in (16, 32) or self._exact:
-                inputs[name] = x
-                continue
-            qx = self._activations_for(weight, x.tokens_max)
-            inputs[name] = qx
-            if not any(qx is other for other in quantised):
-                quantised.append(qx)
-        for i, qx in enumerate(quantised):
-            barrier = i == len(quantised) - 1
-            made.append(quantise_instruction(self._kernels, x=x, qx=qx, barrier=barrier))
+        made, inputs = self.quantised(x, weights.values())
         for i, (name, weight) in enumerate(weights.items()):
             made.append(
                 matmul_instruction(
@@ -72,13 +61,59 @@ class Linears:
                     weight=weight,
                     x=inputs[name],
                     y=outs[name],
-                    scratch=self._scratch,
+                    scratch=self.scratch,
                     add=add[name],
                     scale=scale[name],
                     barrier=i == len(weights) - 1,
                 )
             )
         return made
+
+    def quantised(
+        self, x: Floats, weights: Iterable[LinearWeight], rows: int = 1
+    ) -> tuple[list[Instruction | Table], dict[str, Activations | Floats]]:
+        """Quantise an input once for each format, where weights are quantised.
+
+        Args:
+            x: [T * rows, K].
+            weights: what it is multiplied by.
+            rows: of a token.
+
+        Returns:
+            Instructions, and what each weight, by name, is multiplied with.
+        """
+        inputs: dict[str, Activations | Floats] = {}
+        made: list[Activations] = []
+        for weight in weights:
+            if weight.bits in (16, 32) or self._exact:
+                inputs[weight.name] = x
+                continue
+            qx = self._activations_for(weight, x.tokens_max)
+            inputs[weight.name] = qx
+            if not any(qx is other for other in made):
+                made.append(qx)
+        return [
+            quantise_instruction(
+                self._kernels, x=x, qx=qx, rows=rows, barrier=i == len(made) - 1
+            )
+            for i, qx in enumerate(made)
+        ], inputs
+
+    def sorted_rows(self, x: Activations | Floats, times: int) -> Activations | Floats:
+        """Room for `times` as many rows of activations as `x` has, other than any input's."""
+        tokens = x.tokens_max * times
+        if isinstance(x, Activations):
+            nbytes = activation_bytes(tokens, x.K, x.bits, x.group_size)
+            at = self.shared(f"rows {tokens} {x.K} {x.bits} {x.group_size}", nbytes)
+            return replace(x, tokens_max=tokens, array=at)
+        at = self.shared(f"rows {tokens} {x.width}", 4 * tokens * x.width)
+        return Floats(at.address, tokens, x.width, x.width)
+
+    def shared(self, name: str, nbytes: int) -> Span:
+        """Memory that all who name it share."""
+        if name not in self._shared:
+            self._shared[name] = Span(self._workspace.take(nbytes), nbytes)
+        return self._shared[name]
 
     def weight(self, name: str) -> LinearWeight:
         """A linear layer's or an embedding's weights, by their place in the file."""

@@ -18,8 +18,10 @@ from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.kernels_cpu.recurrent import launch as launch_recurrent
 from edgetok.models import ops
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
+from edgetok.runtime.cpu import expert_lowering
 from edgetok.runtime.cpu.linears import Linears
 
 Instructions = list[Instruction | Table]
@@ -54,6 +56,7 @@ class Target:
         weight: the address of a tensor, by name with suffix.
         buffers: of the values.
         rotary_dims: of each rope.
+        head_dim: of attention.
         kv_bits: of the caches.
         tied: whether the embedding is the head's matrix.
         constants: names of the cache's constants.
@@ -64,6 +67,7 @@ class Target:
     weight: Callable[[str], int]
     buffers: Buffers
     rotary_dims: Sequence[int]
+    head_dim: int
     kv_bits: int
     tied: bool
     constants: Collection[str] = ()
@@ -367,5 +371,9 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
+    Route: expert_lowering.route,
+    ExpertLinear: expert_lowering.products,
+    MixExperts: expert_lowering.mix,
+    SigmoidScale: expert_lowering.sigmoid_scale,
 }
 """From the target, operations of a kind (`grouped`) and what stands around them to instructions."""

@@ -217,6 +217,7 @@ class _Planner:
             weight=lambda name: address_in(Segment.WEIGHTS, self._artefact.slot(name).offset),
             buffers=buffers,
             rotary_dims=[rope.rotary_dim for rope in self._spec.ropes],
+            head_dim=self._spec.head_dim,
             kv_bits=self._options.kv_bits,
             tied=self._spec.tied,
             constants=self._artefact.constants,

@@ -9,8 +9,10 @@ from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.linear.layout import GROUPED
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
+from edgetok.models.layers.experts import Route
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
+from edgetok.runtime.cpu.expert_lowering import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.plan import Compute
 
@@ -40,6 +42,11 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "linear.float_rows": bool(bits & {16, 32}),
         "recurrent.short_conv": artefact.spec is not None
         and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),
+        **dict.fromkeys(
+            EXPERT_MODULES,
+            artefact.spec is not None
+            and any(isinstance(op, Route) for op in operations(artefact.spec)),
+        ),
         "attention.hadamard": is_rotated(kv_bits),
         "attention.int4": kv_bits == 4,
         "attention.int6_int4": kv_bits == 5,

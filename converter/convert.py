@@ -39,6 +39,7 @@ from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
+from edgetok.models.operations import expert_counts, operations
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 
@@ -46,6 +47,7 @@ __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quan
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
+_UNCALIBRATED = "experts are rounded to nearest: no method calibrates them"
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
 
@@ -106,6 +108,9 @@ def convert(
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
+    has_experts = bool(expert_counts(operations(family.spec)))
+    if has_experts:
+        options = _of_experts(options, target is not None)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -122,6 +127,8 @@ def convert(
             assets = checkpoint.write_assets(workspace.folder / "source")
         if isinstance(checkpoint, CodedCheckpoint) and (checkpoint.coded or notes):
             notes = [*notes, _SECOND_HAND]
+        if has_experts:
+            notes = [*notes, _UNCALIBRATED]
         notes = notes + copy_assets(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
@@ -233,6 +240,8 @@ def _reference_tokens(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
 ) -> tuple[int, str | None]:
     """Return the number of tokens to compare with the original, and the reason if it is 0."""
+    if expert_counts(operations(weights.family.spec)):
+        return 0, "the original of a model with experts cannot be run here yet"
     if options.reference_tokens == 0:
         return 0, "not asked for"
     if not has_torch():
@@ -243,6 +252,21 @@ def _reference_tokens(
     if not tokens:
         return 0, "takes longer than rounding a model of this size; `edgetok eval` does it"
     return tokens, None
+
+
+def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:
+    """Return the options for a decoder with experts, which are rounded to nearest.
+
+    Raises:
+        UnsupportedError: more was asked for.
+    """
+    if fits or options.method not in ("auto", "rtn"):
+        asked = "--fit and --max-kl" if fits else f"--method {options.method}"
+        raise UnsupportedError(
+            f"{asked}: models with experts are not calibrated, only rounded to nearest; give "
+            "--bits and --method rtn"
+        )
+    return dataclasses.replace(options, method="rtn", without=(), refine=None)
 
 
 def _compare(

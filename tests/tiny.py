@@ -145,7 +145,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": 44,
         "norm_topk_prob": False,
     },
-    "mixtral": {"num_local_experts": 4, "intermediate_size": 44, "sliding_window": 8},
+    "mixtral": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 44,
+        "sliding_window": 8,
+    },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     "vaultgemma": {
         "sliding_window": 8,
@@ -156,6 +161,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = tuple(_FAMILIES)
+WITH_EXPERTS = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral")
 
 
 def tiny_checkpoint(

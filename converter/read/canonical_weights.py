@@ -92,9 +92,7 @@ class CanonicalWeights:
         first, end = rows or (0, each * len(parts))
         return np.concatenate(
             [
-                self._read(
-                    parts[i], (max(first - i * each, 0), min(end - i * each, each))
-                )
+                self._read(parts[i], (max(first - i * each, 0), min(end - i * each, each)))
                 for i in range(first // each, -(-end // each))
             ]
         )
@@ -104,8 +102,7 @@ class CanonicalWeights:
         if rows is not None:
             rows = (first + rows[0], first + rows[1])
         rows = source.rows if rows is None else rows
-        flat = {"flat": True} if source.flat else {}
-        values = self.checkpoint.tensor(source.name, rows, **flat)
+        values = self.checkpoint.tensor(source.name, rows, flat=source.flat)
         if source.add:
             values += np.float32(source.add)
         return values

@@ -13,7 +13,9 @@ Source: ggml, docs/gguf.md; names from the `gguf` package's tensor map.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +117,17 @@ class GgufCheckpoint(CodedCheckpoint):
             write_durably(folder / name, json.dumps(content, ensure_ascii=False).encode())
         return folder
 
-    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+    def tensor(
+        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Read a tensor as `Checkpoint.tensor` does; quantised types are dequantised."""
         info = self.infos.get(name)
+        if info is not None and flat and info.shape:
+            info = replace(info, shape=(math.prod(info.shape[:-1]), info.shape[-1]))
         if info is None or (info.dtype in _PLAIN and self._order(name, info) is None):
-            values = super().tensor(name, rows)
+            values = super().tensor(name, rows, flat=flat)
         else:
-            codes = self.codes(name)
+            codes = None if flat else self.codes(name)
             if codes is not None:
                 values = codes.rows(slice(*(rows or (0, info.shape[0])))).dequantise()
             else:

@@ -97,11 +97,13 @@ class PackedCheckpoint(CodedCheckpoint):
         result = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
         return _checked(module, result, self._shapes[name])
 
-    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+    def tensor(
+        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
         codes = self.codes(name)
         if codes is None:
-            return self._inner.tensor(name, rows)
+            return self._inner.tensor(name, rows, flat=flat)
         return codes.rows(slice(*(rows or (0, len(codes.codes))))).dequantise()
 
 

@@ -7,7 +7,7 @@ when it loads the graph. So each expert multiplies its own rows alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto
@@ -44,7 +44,7 @@ def _sort(writer: DecoderWriter, op: Route) -> None:
     flat = g.op("Reshape", [outputs := writer.values[op.chosen], g.ints(-1)], scope)
     count = g.op("Shape", [flat], scope)
     order, back = f"{scope}/order", f"{scope}/back"
-    rising = {"axis": -1, "largest": 0, "sorted": 1}
+    rising: dict[str, Any] = {"axis": -1, "largest": 0, "sorted": 1}
     g.op("TopK", [flat, count], scope, outputs=[f"{scope}/sorted", order], **rising)
     g.op("TopK", [order, count], scope, outputs=[f"{scope}/same", back], **rising)
     numbers = g.array(f"experts.{op.experts}", np.arange(op.experts, dtype=np.int64))

@@ -45,8 +45,8 @@ _OPERATORS = {
         "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv",
         "Cos", "CumSum", "Div", "Equal", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
         "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
-        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK",
-        "Transpose", "Unsqueeze", "Where",
+        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
+        "TopK", "Transpose", "Unsqueeze", "Where",
     },
     "com.microsoft": {
         "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "RotaryEmbedding",

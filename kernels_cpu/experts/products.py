@@ -187,10 +187,7 @@ def mix_experts(instr: int, ctx: int, tid: int, threads: int) -> None:
                 share = splat_f32(read_f32(shares + 4 * j))
                 f = fma(load_f32_first(row + 4 * i, count), share, f)
             out = result + 4 * (size * t + i)
-            if onto != 0:
-                f = fma(f, scale, load_f32_first(out, count))
-            else:
-                f = mul(f, scale)
+            f = fma(f, scale, load_f32_first(out, count)) if onto != 0 else mul(f, scale)
             store_f32_first(out, f, count)
 
 

@@ -11,6 +11,8 @@ A token's choice depends on its scores alone. Slots and lists: `experts/launch.p
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgetok.kernels_cpu.experts.launch import (
@@ -50,7 +52,7 @@ _LOWEST = np.float32(-np.inf)
 
 
 @outline
-def _probabilities(scores: int, out: int, experts: int, sigmoid: int) -> float:
+def _probabilities(scores: int, out: int, experts: int, sigmoid: int) -> Any:
     """Sigmoids, or what softmax divides by the sum that is returned."""
     one = splat_f32(np.float32(1.0))
     greatest = np.float32(0.0)

@@ -12,7 +12,8 @@ A shared expert, which every token gets, is a dense network beside them:
     y += sigmoid(shared_router(h)) * shared_down(act(shared_gate(h)) * shared_up(h))
 
 The matrices of all experts lie below each other in one, those of expert e in its rows
-[e * outputs, (e + 1) * outputs). Source: arXiv 2101.03961; biases that only choose arXiv 2408.15664.
+[e * outputs, (e + 1) * outputs). Sources: arXiv 2101.03961, biases that only choose arXiv
+2408.15664.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_fo
 from edgetok.converter.write.data_file import plan
 from edgetok.converter.write.workspace import partial_folder
 from edgetok.converter.write.written_weights import WrittenWeights
-from edgetok.errors import OutputError
+from edgetok.errors import OutputError, UnsupportedError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.manifest import verify_manifest
 from edgetok.models.registry import read_family
-from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS, load_reference, tiny_checkpoint
 
 SMALL = {"calibration_windows": 4, "window_tokens": 16, "reference_tokens": 32}
 FILES = {
@@ -147,7 +147,11 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [*((family, "gptq") for family in FAMILIES), ("llama", "awq"), ("olmo2", "awq")],
+    [
+        *((family, "gptq") for family in FAMILIES if family not in WITH_EXPERTS),
+        ("llama", "awq"),
+        ("olmo2", "awq"),
+    ],
 )
 def test_calibrated_methods_for_every_family(family, method, tmp_path):
     """onnxruntime computes what transformers computes with the written weights."""
@@ -167,6 +171,27 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
     result = onnx_logits(out, tokens, exact=True)
     np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_experts_are_rounded_to_nearest(family, tmp_path):
+    """onnxruntime computes what transformers computes, at 16 bits and near it at 8."""
+    source = tiny_checkpoint(family, tmp_path / "source")
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
+    with torch.no_grad():
+        expected = load_reference(source)(torch.from_numpy(tokens)).logits.numpy()
+    for bits, most in ((16, 2e-3), (8, 0.1)):
+        out = tmp_path / f"out{bits}"
+        report = convert(str(source), out, ConvertOptions(bits=bits, head_bits=bits))
+        assert report.method == ("none" if bits == 16 else "rtn")
+        assert any("experts are rounded" in note for note in report.notes)
+        result = onnx_logits(out, tokens, exact=True)
+        wrong = np.linalg.norm(result - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+        # A rounded weight may change a choice between experts that are nearly as good.
+        assert np.median(wrong) < most
+    for method in ("gptq", "awq"):
+        with pytest.raises(UnsupportedError, match="experts"):
+            convert(str(source), tmp_path / method, ConvertOptions(bits=4, method=method))
 
 
 def test_large_models_are_compared_on_less():

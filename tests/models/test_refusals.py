@@ -34,7 +34,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     [
         ("quantization_config", {"bits": 4}),
         ("attention_sinks", 4),
-        ("num_experts", 8),
+        ("num_experts_shared_by_layers", 8),
         ("use_parallel_residual", True),
         ("partial_rotary", 0.5),
         ("alibi", True),
@@ -48,6 +48,12 @@ def test_unknown_keys(
     with pytest.raises(UnsupportedError, match=key):
         read_family(configs[family] | {key: value})
     assert read_family(configs[family] | {key: None}) == read_family(configs[family])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_experts_of_a_dense_family(family: str, configs: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(UnsupportedError, match="num_experts"):
+        read_family(configs[family] | {"num_experts": 8})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.rtn_artefact import add_constants
-from tests.tiny import FAMILIES, VOCAB_SIZE
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS
 
 RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(3, VOCAB_SIZE, 37).astype(np.int32)
@@ -39,7 +39,7 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
-ATTENTIVE = [family for family in FAMILIES if family != "lfm2"]
+ATTENTIVE = [family for family in FAMILIES if family not in ("lfm2", *WITH_EXPERTS)]
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
@@ -56,6 +56,12 @@ def test_families_and_widths(both, tiny, family, kv_bits):
 def test_layers_without_attention_are_refused(both, tiny):
     with pytest.raises(UnsupportedError, match="whose layers all have attention"):
         both(tiny("lfm2", 4).artefact)
+
+
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_experts_are_refused(both, tiny, family):
+    with pytest.raises(UnsupportedError, match="without experts"):
+        both(tiny(family, 4).artefact)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])

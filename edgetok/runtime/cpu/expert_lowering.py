@@ -60,9 +60,7 @@ def products(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     made, inputs = linears.quantised(x, weights.values(), rows=first.top if first.apart else 1)
     alone = dict.fromkeys(inputs, 0)
     if not first.apart:
-        gathered = {
-            id(given): linears.sorted_rows(given, first.top) for given in inputs.values()
-        }
+        gathered = {id(given): linears.sorted_rows(given, first.top) for given in inputs.values()}
         alone = {name: given.address for name, given in inputs.items()}
         different = {id(given): given for given in inputs.values()}
         for i, (key, given) in enumerate(different.items()):

@@ -93,9 +93,7 @@ class Linears:
             if not any(qx is other for other in made):
                 made.append(qx)
         return [
-            quantise_instruction(
-                self._kernels, x=x, qx=qx, rows=rows, barrier=i == len(made) - 1
-            )
+            quantise_instruction(self._kernels, x=x, qx=qx, rows=rows, barrier=i == len(made) - 1)
             for i, qx in enumerate(made)
         ], inputs
 

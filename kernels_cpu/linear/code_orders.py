@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.extending import register_jitable
 
-from edgetok.kernels_cpu.linear import layout as linear_layout
 from edgetok.kernels_cpu.simd.emit import (
     _F16,
     _I8,
@@ -26,17 +24,6 @@ from edgetok.kernels_cpu.simd.emit import (
     i64,
     op,
 )
-
-# Kernels call the layout's functions as they are.
-for _function in (
-    linear_layout.round_up,
-    linear_layout.padded_codes,
-    linear_layout.blocks_bytes,
-    linear_layout.offset_of,
-    linear_layout.token_bytes,
-):
-    register_jitable(error_model="numpy", forceinline=True)(_function)
-
 
 # Orders of codes
 

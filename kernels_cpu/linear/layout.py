@@ -1,9 +1,10 @@
 """Layouts that the linear kernels and their launchers agree on; plain integer functions, no numba.
 
-The kernels compile these very functions. Words: K inputs in G = ceil(K / g) groups of weights, each
-a whole number of activation blocks that share a scale. `planes` is how many codes a byte of packed
-weights holds (3, 5, 6 bits: of its low plane). A chunk is what one vector of packed weights covers:
-planes * vector_bytes codes; plane p of a chunk is the codes p, p + planes, p + 2 planes, ...
+The kernels compile these very functions (`abi.shared`). Words: K inputs in G = ceil(K / g) groups
+of weights, each a whole number of activation blocks that share a scale. `planes` is how many codes
+a byte of packed weights holds (3, 5, 6 bits: of its low plane). A chunk is what one vector of
+packed weights covers: planes * vector_bytes codes; plane p of a chunk is the codes p, p + planes, p
++ 2 planes, ...
 
 Quantised activations of one token, however many there are:
 
@@ -14,6 +15,8 @@ Quantised activations of one token, however many there are:
 """
 
 from __future__ import annotations
+
+from edgetok.kernels_cpu.program.abi import shared
 
 PLANES = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 # Bits of a code in the plane that a product reads first, and in the other one, if there is one.
@@ -70,26 +73,31 @@ EMBED_SCALE = 10  # bits of float32
 EMBED_SUPERS = 11  # grouped weights: address of super-scales, or 0; EMBED_ZEROS are offsets
 
 
+@shared
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is at least `value`."""
     return (value + multiple - 1) // multiple * multiple
 
 
+@shared
 def padded_codes(K: int, group_size: int, planes: int, vector_bytes: int) -> int:
     """K rounded up to whole groups and then to whole chunks."""
     return round_up(round_up(K, group_size), planes * vector_bytes)
 
 
+@shared
 def blocks_bytes(codes: int, block: int) -> int:
     """Bytes of four-byte values for every block of `codes`, to whole cache lines."""
     return round_up(4 * ((codes + block - 1) // block), 64)
 
 
+@shared
 def offset_of(bits: int) -> int:
     """What tile products add to codes whose zero points are not the middle."""
     return 128 if bits == 8 else 1 << bits
 
 
+@shared
 def token_bytes(codes: int, block: int) -> int:
     """Bytes of one token; codes as from `padded_codes`."""
     # An odd number of cache lines, so that tokens read side by side lie in different cache sets.

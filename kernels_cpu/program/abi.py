@@ -15,6 +15,7 @@ runtime do all checking.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 INSTR_SLOTS = 16
 CTX_SLOTS = 32
@@ -53,8 +54,10 @@ PART_SLOTS = 16
 _PREFIX = "edgetok_"  # of every symbol that objects show or want
 
 Kernel = Callable[[int, int, int, int], None]
+_Plain = TypeVar("_Plain", bound=Callable[..., int])
 
 REGISTRY: dict[str, Kernel] = {}
+SHARED: list[Callable[..., int]] = []
 
 
 def kernel(function: Kernel) -> Kernel:
@@ -62,6 +65,12 @@ def kernel(function: Kernel) -> Kernel:
     if function.__name__ in REGISTRY:
         raise ValueError(f"two kernels are called {function.__name__}")
     REGISTRY[function.__name__] = function
+    return function
+
+
+def shared(function: _Plain) -> _Plain:
+    """Mark a plain function of integers that kernels and launchers call alike, for `build`."""
+    SHARED.append(function)
     return function
 
 

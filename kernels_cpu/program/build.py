@@ -59,14 +59,17 @@ def _lower(isa: Isa, module_name: str) -> str:
     import numba
     from llvmlite import ir
     from numba.core.compiler_lock import global_compiler_lock
+    from numba.extending import register_jitable
 
-    from edgetok.kernels_cpu.program.abi import REGISTRY, symbol
+    from edgetok.kernels_cpu.program.abi import REGISTRY, SHARED, symbol
     from edgetok.kernels_cpu.simd.compiler import KernelCompiler, only_lower
 
     if not _prepared:
         only_lower()
         _prepared.append(True)
     module = importlib.import_module(f"edgetok.kernels_cpu.{module_name}")
+    while SHARED:
+        register_jitable(error_model="numpy", forceinline=True)(SHARED.pop())
     int64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     exported = None
     with global_compiler_lock:

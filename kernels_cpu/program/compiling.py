@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ _BUILDER = "edgetok.kernels_cpu.program.build"
 _LISTER = "edgetok.kernels_cpu.program.names"
 LOCK_FILE = ".compiling"
 _POLL_S = 0.2
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 # CPU time to compile a module for AVX2, in units of program.rows, 0.2 to 0.4 s. Modules not listed
 # take 2.
@@ -156,12 +158,19 @@ def _feed(
                 answer = ""
             if not answer:
                 process.kill()
-                last = stderr.read().strip().splitlines()[-1:] or [f"exit code {process.wait()}"]
+                why = _reason(stderr.read()) or f"exit code {process.wait()}"
                 answers.put(
-                    EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {last[0]}")
+                    EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {why}")
                 )
                 return
             answers.put(module)
+
+
+def _reason(said: str) -> str:
+    """The line of a traceback that names the error, else the last line; Numba's errors go on."""
+    lines = said.strip().splitlines()
+    named = [line for line in lines if _ERROR_LINE.match(line)]
+    return (named or lines or [""])[-1]
 
 
 def kernel_names(target: Target, modules: Sequence[str]) -> list[str]:
@@ -173,8 +182,8 @@ def kernel_names(target: Target, modules: Sequence[str]) -> list[str]:
     command = [_python(), "-m", _LISTER, target.name, *modules]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise EdgetokError(f"listing kernels ({target.name}) failed: {last[0]}")
+        why = _reason(done.stderr) or f"exit code {done.returncode}"
+        raise EdgetokError(f"listing kernels ({target.name}) failed: {why}")
     return done.stdout.split()
 
 

@@ -7,14 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu.elementwise import launch
+from edgetok.kernels_cpu.linear import layout  # noqa: F401 - marks what it shares
 from edgetok.kernels_cpu.program import loader
-from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS, REGISTRY, kernel, symbol
+from edgetok.kernels_cpu.program.abi import (
+    CTX_SLOTS,
+    CTX_TOKENS,
+    REGISTRY,
+    SHARED,
+    kernel,
+    symbol,
+)
 from edgetok.kernels_cpu.program.loader import load
 from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 from edgetok.kernels_cpu.simd.target import Target
@@ -170,3 +179,24 @@ def test_two_kernels_of_one_name():
             kernel(twice)
     finally:
         del REGISTRY["twice"]
+
+
+def test_modules_compile_alone(tmp_path):
+    """What a module needs does not come from another one that the process compiled before."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgetok.kernels_cpu.program.build"],
+        input=f"experts.products x86_64-linux-avx2 {tmp_path / 'a.o'}\n",
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_layout_functions_of_kernels_are_shared():
+    """Any other plain function compiles only where some module before made Numba know it."""
+    folder = Path(loader.__file__).parents[1]
+    shared = {function.__name__ for function in SHARED}
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        if "simd.emit import" in text:
+            called = set(re.findall(r"\blayout\.([a-z]\w+)\(", text))
+            assert called <= shared, path

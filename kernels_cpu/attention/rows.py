@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.attention import steps
+from edgetok.kernels_cpu.attention import softmax, steps
 from edgetok.kernels_cpu.attention.kv_append import absmax
 from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE, key_bits, value_bits
 from edgetok.kernels_cpu.simd import math as vmath
@@ -53,7 +53,7 @@ _STEP = steps.COLUMNS * LANES  # slots
 @inline
 def power(x: float) -> Any:
     """2^x of one number <= 0, the same bits as in a vector."""
-    return max_lanes(steps.exp2(splat_f32(x)))
+    return max_lanes(softmax.exp2(splat_f32(x)))
 
 
 @outline
@@ -71,10 +71,12 @@ def highest_score(
     best = splat_f32(UNSEEN)
     if masked:
         for i in range(0, count, _STEP):
-            best = steps.mask_step(best, s + 4 * i, positions + 4 * i, low, high, splat_f32(UNSEEN))
+            best = softmax.mask_step(
+                best, s + 4 * i, positions + 4 * i, low, high, splat_f32(UNSEEN)
+            )
     else:
         for i in range(0, count, _STEP):
-            best = steps.max_step(best, s + 4 * i)
+            best = softmax.max_step(best, s + 4 * i)
     return max_lanes(best)
 
 
@@ -180,16 +182,16 @@ def _make_weigh(bits: int) -> Any:
         total = zero_f32()
         bases = zero_f32()
         for i in range(0, count, _STEP):
-            e = steps.weights_step(s + 4 * i, most)
-            total = steps.add_step(total, e)
+            e = softmax.weights_step(s + 4 * i, most)
+            total = softmax.add_step(total, e)
             if kept != 0:
-                steps.store_step(kept + 4 * i, e)
+                softmax.store_step(kept + 4 * i, e)
             if integer:
-                steps.codes_step(codes + i, normed + 4 * i, e)
+                softmax.codes_step(codes + i, normed + 4 * i, e)
             else:
-                steps.store_step(s + 4 * i, e)
+                softmax.store_step(s + 4 * i, e)
             if bits == 4:
-                bases = steps.bases_step(bases, scales + 4 * i, e)
+                bases = softmax.bases_step(bases, scales + 4 * i, e)
         if bits == 4:
             write_f32(base, sum_lanes(bases))
         return sum_lanes(total)

@@ -27,7 +27,7 @@ pytestmark = [
 
 def run(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(cli, ["export", *map(str, arguments)])
-    return done.exit_code, done.output
+    return done.exit_code, done.stdout if done.exit_code == 0 else done.output
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from edgetok.answer import ChatAnswer, ChatResult, answer_in
 from edgetok.cache.memory_report import Memory
 from edgetok.cache.state_file import SavedCache
+from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.engine import Engine
-from edgetok.engine.generation import Generation
-from edgetok.engine.result import Result
 from edgetok.engine.sequence import Progress
 from edgetok.errors import OptionError, SessionError, UserError
+from edgetok.grammar.definition import Grammar
 from edgetok.sampling.options import SamplingOptions
 from edgetok.session import Session, read_session, write_session
 from edgetok.text.inputs import checked_text
 from edgetok.text.transcript import Transcript
 
 if TYPE_CHECKING:
-    from edgetok.sampling.constraint import Constraint
     from edgetok.sampling.options import SamplingChanges
-    from edgetok.text.template import ChatTemplate
 
 
 class Chat:
@@ -36,7 +35,7 @@ class Chat:
     def __init__(
         self,
         engine: Engine,
-        template: ChatTemplate,
+        speaker: Speaker,
         identity: str,
         *,
         system: str | None = None,
@@ -46,19 +45,19 @@ class Chat:
 
         Args:
             engine: writes the answers.
-            template: renders messages.
+            speaker: of the same model: renders messages, and tells reasoning from answers.
             identity: of the artefact; saved conversations are bound to it.
             system: what the model should be.
             sampling: options of the answers.
         """
         self.sampling = sampling
-        self._engine, self._template, self._identity = engine, template, identity
-        self._transcript = Transcript(template, engine.tokenizer)
+        self._engine, self._speaker, self._identity = engine, speaker, identity
+        self._transcript = Transcript(speaker.template, engine.tokenizer)
         self._system = checked_text("the system message", system or "") or None
         self._turns: list[dict[str, str]] = []
         self._context: CachedTokens | None = None
-        self._active: Generation | None = None
-        self._last: Result | None = None
+        self._active: ChatAnswer | None = None
+        self._last: ChatResult | None = None
 
     @property
     def system(self) -> str | None:
@@ -78,7 +77,7 @@ class Chat:
         return head + [dict(turn) for turn in self._turns]
 
     @property
-    def last(self) -> Result | None:
+    def last(self) -> ChatResult | None:
         """The latest answer's tokens and timing."""
         return self._last
 
@@ -115,22 +114,24 @@ class Chat:
         grammar: object = None,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingChanges],
-    ) -> Generation:
+    ) -> ChatAnswer:
         """Say something; the answer comes piece by piece.
 
         A message that got no answer, because it was cancelled before the first word, is replaced.
 
         Args:
             text: what the user says.
-            schema: a JSON schema or pydantic model that the answer must match.
+            schema: a JSON schema or pydantic model that the answer must match, after its reasoning
+                if the model reasons.
             grammar: what else it must match; see `Grammar.of`.
             progress: called with (tokens of the conversation that are read, all of them) as it is
                 read; tokens that the cache holds count as read.
             sampling: options that differ from `self.sampling`, for this answer.
 
         Returns:
-            An iterator over pieces of text. What it has given when it ends, is closed or cancelled
-            becomes part of the conversation.
+            An iterator over pieces of text; its `pieces()` iterates over reasoning, too. The text
+            that it has given when it ends, is closed or cancelled becomes part of the
+            conversation; reasoning does not.
 
         Raises:
             ContextError: the conversation no longer fits; it is as it was before.
@@ -139,20 +140,20 @@ class Chat:
         """
         checked_text("the message", text)
         self._settle()
-        constraint = self._engine.constraint_of(schema, grammar)
+        held = Grammar.asked(schema, grammar)
         before = list(self._turns)
         if self._turns and self._turns[-1]["role"] == "user":
             self._turns.pop()
         self._turns.append({"role": "user", "content": text})
         try:
-            return self._answer(sampling, constraint, progress)
+            return self._answer(sampling, held, progress)
         except UserError:
             self._turns = before
             raise
 
     def retry(
         self, *, progress: Progress | None = None, **sampling: Unpack[SamplingChanges]
-    ) -> Generation:
+    ) -> ChatAnswer:
         """Answer the last message again.
 
         Args:
@@ -251,20 +252,23 @@ class Chat:
     def _answer(
         self,
         sampling: SamplingChanges,
-        constraint: Constraint | None = None,
+        grammar: Grammar | None = None,
         progress: Progress | None = None,
-    ) -> Generation:
+    ) -> ChatAnswer:
         options = self.sampling.with_changes(dict(sampling))
-        tokens = self._transcript.tokens(self.messages)
+        messages = self.messages
+        tokens = self._transcript.tokens(messages)
         context = self._made_context()
         if context.cache.capabilities.evicts:
             context.cache.pin(self._system_tokens())
-        self._active = self._engine.answer(
+        self._active = answer_in(
+            self._engine,
+            self._speaker,
             context,
-            tokens,
+            (self._transcript.end, tokens),
+            ChatRequest(messages=messages, grammar=grammar),
             options,
             self._finished,
-            constraint=constraint,
             progress=progress,
         )
         return self._active
@@ -280,14 +284,15 @@ class Chat:
             return 0
         head = {"role": "system", "content": self._system}
         texts = [
-            self._template.render([head, {"role": "user", "content": said}]) for said in ("a", "1")
+            self._speaker.template.render([head, {"role": "user", "content": said}])
+            for said in ("a", "1")
         ]
         first, second = (self._engine.tokenizer.encode(text, special=False) for text in texts)
         return next(
             (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first)
         )
 
-    def _finished(self, result: Result) -> None:
+    def _finished(self, result: ChatResult) -> None:
         self._last = result
         # A message without any answer stays the last one, so that retry can answer it.
         if result.text or result.finish != "cancelled":

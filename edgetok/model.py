@@ -227,7 +227,7 @@ class Model(Texts):
 
         return Chat(
             self.engine,
-            self.template,
+            self.speaker,
             self.artefact.identity,
             system=system,
             sampling=self.sampling.with_changes(dict(sampling)),

@@ -107,7 +107,7 @@ def _require_template(folder: Path) -> None:
 
 def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain: bool) -> None:
     from edgetok.cli.generate import result_values
-    from edgetok.cli.terminal.answer_view import answer_view
+    from edgetok.cli.terminal.answer_view import answer_view, show_answer
     from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 
     if not text.strip():
@@ -116,11 +116,12 @@ def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain:
     if as_json:
         with cancel_on_interrupt(answer):
             answer.run()
-        common.print_json(result_values(answer.result))
+        result = answer.result
+        thought = {"reasoning": result.reasoning} if result.reasoning else {}
+        common.print_json(result_values(result) | thought)
         return
     view = answer_view(plain or schema is not None)
     with cancel_on_interrupt(answer):
-        for piece in answer:
-            view.push(piece)
+        show_answer(answer, view)
     view.finish()
     common.warn_if_cut(answer.result)

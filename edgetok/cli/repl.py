@@ -12,7 +12,7 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.cli import settings
-from edgetok.cli.terminal.answer_view import ReadingLine, answer_view, styled
+from edgetok.cli.terminal.answer_view import ReadingLine, answer_view, show_answer, styled
 from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.cli.terminal.keys import quiet_keys
 from edgetok.cli.terminal.lines import LineReader
@@ -20,8 +20,8 @@ from edgetok.cli.terminal.wrap import wrapped
 from edgetok.errors import EdgetokError, OptionError
 
 if TYPE_CHECKING:
+    from edgetok.answer import ChatAnswer
     from edgetok.chat import Chat
-    from edgetok.engine.generation import Generation
     from edgetok.model import Model
 
 HELP = (
@@ -113,20 +113,18 @@ class Repl:
         action = self._commands[settings.find(name.lower(), self._commands, "command")]
         return bool(action(rest.strip()))
 
-    def _answer(self, answer: Generation, reading: ReadingLine) -> None:
+    def _answer(self, answer: ChatAnswer, reading: ReadingLine) -> None:
         view = answer_view(self._plain)
         with quiet_keys():
             try:
                 with cancel_on_interrupt(answer):
-                    for piece in answer:
-                        reading.clear()
-                        view.push(piece)
+                    show_answer(answer, view, reading.clear)
             finally:
                 reading.clear()
                 view.finish()
         self._status(answer)
 
-    def _status(self, answer: Generation) -> None:
+    def _status(self, answer: ChatAnswer) -> None:
         result, chat = answer.result, self._chat
         parts = []
         if result.stats.tokens_per_s:

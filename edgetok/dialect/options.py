@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetok.dialect.request import ChatRequest, Effort
 from edgetok.dialect.tool import Tool, tools_of
-from edgetok.errors import GrammarError, OptionError
+from edgetok.errors import OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.sampling.options import SamplingChanges
 from edgetok.text.inputs import checked_messages, checked_tools, checked_variables
@@ -51,14 +51,7 @@ def request_of(messages: object, options: dict[str, Any]) -> tuple[ChatRequest, 
         OptionError: something is of another kind or out of range.
     """
     left = dict(options)
-    schema, grammar = left.pop("schema", None), left.pop("grammar", None)
-    if schema is not None and grammar is not None:
-        raise GrammarError("schema and grammar are both given; leave one out")
-    held: Grammar | None = None
-    if schema is not None:
-        held = Grammar.json_schema(schema)
-    elif grammar is not None:
-        held = Grammar.of(grammar)
+    held = Grammar.asked(left.pop("schema", None), left.pop("grammar", None))
     given = left.pop("tools", None)
     choice = left.pop("tool_choice", "auto")
     if not isinstance(choice, str):

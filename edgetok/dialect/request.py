@@ -106,7 +106,11 @@ class Plan:
 
 
 class Speaker:
-    """Prepares answers of one model. Safe to use from many threads."""
+    """Prepares answers of one model. Safe to use from many threads.
+
+    Attributes:
+        template: of the model.
+    """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         """Find out the model's dialect.
@@ -115,14 +119,14 @@ class Speaker:
             template: of the model.
             tokenizer: of the model.
         """
-        self._template, self._tokenizer = template, tokenizer
+        self.template, self._tokenizer = template, tokenizer
         self._special = {text: token for token, text in tokenizer.special_tokens.items()}
 
     @cached_property
     def dialect(self) -> Dialect:
         """The model's dialect."""
         knows = self._tokenizer.knows
-        return detect(self._template.source, self._template.variables, knows)
+        return detect(self.template.source, self.template.variables, knows)
 
     def prompt(self, request: ChatRequest) -> str:
         """Return the conversation as text, up to where the answer begins.
@@ -142,7 +146,7 @@ class Speaker:
             variables |= dict.fromkeys(dialect.switches, not off)
             if dialect.takes_effort and not off:
                 variables["reasoning_effort"] = request.effort
-        return self._template.render(messages, **{**variables, **request.variables})
+        return self.template.render(messages, **{**variables, **request.variables})
 
     def plan(self, prompt: str, request: ChatRequest, vocabulary: Callable[[], Vocabulary]) -> Plan:
         """Return what restricts and reads an answer.

@@ -15,7 +15,6 @@ from edgetok.engine.scheduler import Scheduler
 from edgetok.engine.sequence import Progress
 from edgetok.engine.sequence import Sequence as Answer
 from edgetok.engine.stepper import Stepper
-from edgetok.errors import GrammarError
 from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.runtime.backend import Backend
@@ -265,12 +264,8 @@ class Engine:
             GrammarError: both are given, or as `constraint`.
             MissingExtraError: as `constraint`.
         """
-        if schema is not None and grammar is not None:
-            raise GrammarError("schema and grammar are both given; leave one out")
-        if schema is None and grammar is None:
-            return None
-        chosen = Grammar.of(grammar) if schema is None else Grammar.json_schema(schema)
-        return self.constraint(chosen)
+        chosen = Grammar.asked(schema, grammar)
+        return None if chosen is None else self.constraint(chosen)
 
     def close(self) -> None:
         """End all answers and the loop; a second call does nothing."""

@@ -86,6 +86,19 @@ class Grammar:
         return cls("Lark grammar", _source("lark_grammar", text))
 
     @classmethod
+    def asked(cls, schema: object = None, grammar: object = None) -> Grammar | None:
+        """Return the grammar that the options `schema` and `grammar` ask for; None for neither.
+
+        Raises:
+            GrammarError: both are given, or as the functions above.
+        """
+        if schema is not None and grammar is not None:
+            raise GrammarError("schema and grammar are both given; leave one out")
+        if schema is not None:
+            return cls.json_schema(schema)
+        return None if grammar is None else cls.of(grammar)
+
+    @classmethod
     def of(cls, given: object) -> Grammar:
         """Return the grammar that a value of an option means.
 

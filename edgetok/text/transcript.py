@@ -16,7 +16,11 @@ from edgetok.text.tokenizer import Tokenizer
 
 
 class Transcript:
-    """Tokens of one conversation."""
+    """Tokens of one conversation.
+
+    Attributes:
+        end: the last text that `tokens` rendered: at least where the assistant begins.
+    """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         """Start without any rendered message."""
@@ -27,6 +31,7 @@ class Transcript:
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._shift = 0
+        self.end = ""
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant begins.
@@ -41,12 +46,14 @@ class Transcript:
     def _rendered_again(self, messages: Sequence[Message]) -> list[int]:
         self._messages = []
         if self._head is None:
-            return self._encode(self._template.render(messages))
+            self.end = self._template.render(messages)
+            return self._encode(self.end)
         parts = self._template.parts(messages)
         ids = self._encode("".join(parts))
         self._shift = len(parts) - len(messages)
         self._texts = parts[: self._head + 1 + self._shift]
         self._ids = []
+        self.end = parts[-1]
         self._remember(messages, ids, parts[-1])
         return ids
 
@@ -73,6 +80,7 @@ class Transcript:
         if not added or not self._tokenizer.is_cut(added[0]):
             return None
         ids = self._ids + added
+        self.end = parts[-1]
         self._remember(messages, added, parts[-1])
         return ids
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from edgetok.cli.options import answer_writer, for_terminal
 from edgetok.environment import read_settings
+
+if TYPE_CHECKING:
+    from edgetok.answer import ChatAnswer
 
 _QUIET_S = 0.7  # reading a prompt that takes no longer is not worth a line
 _QUIET_TOKENS = 300  # a step may read more than these, and nothing is said within one
@@ -60,6 +63,32 @@ class _Marked:
 def answer_view(plain: bool) -> AnswerView:
     """Return a view: of markdown in a terminal, unless it was switched off."""
     return _Text() if plain or not styled() else _Marked()
+
+
+def show_answer(
+    answer: ChatAnswer, view: AnswerView, arrived: Callable[[], None] = lambda: None
+) -> None:
+    """Show an answer as it arrives; its reasoning before it, dim, where there are styles.
+
+    Args:
+        answer: to be read to its end.
+        view: shows its text; the caller finishes it.
+        arrived: called before each piece.
+    """
+    from edgetok.dialect.tool import ReasoningPiece, TextPiece
+
+    thinks = False
+    for piece in answer.pieces():
+        arrived()
+        if isinstance(piece, ReasoningPiece):
+            if styled():
+                _write(click.style(for_terminal(piece.text), dim=True))
+                thinks = True
+        elif isinstance(piece, TextPiece):
+            if thinks:
+                _write("\n\n")
+                thinks = False
+            view.push(piece.text)
 
 
 def styled() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import (
     FINISH,
     Sampled,
+    arguments_of,
     choice_of,
     effort_of,
     error_body,
@@ -188,17 +188,7 @@ def _message(given: _Message, place: str) -> dict[str, Any]:
 
 def _called(function: _Function, place: str) -> dict[str, Any]:
     """A call's name and arguments, which templates write as JSON themselves."""
-    arguments = function.arguments
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise Refusal(
-                400,
-                f"{place}.tool_calls: the arguments of {function.name!r:.80} are not JSON: {error}",
-                param=f"{place}.tool_calls",
-                code="invalid_value",
-            ) from error
+    arguments = arguments_of(function.arguments, function.name, f"{place}.tool_calls")
     return {"name": function.name, "arguments": arguments}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any, cast, get_args
@@ -81,15 +82,8 @@ class Sampled(Fields):
             "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty"
         )
         found = {name: getattr(self, name) for name in names.split()}
+        found["logprobs"] = checked_logprobs(logprobs, "logprobs")
         # -1 is how some clients say that there is no limit.
-        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
-            raise Refusal(
-                400,
-                f"logprobs: {logprobs:,} most likely tokens, expected 0 to {MOST_LOGPROBS}",
-                param="logprobs",
-                code="invalid_value",
-            )
-        found["logprobs"] = logprobs
         found["max_tokens"] = None if max_tokens == -1 else max_tokens
         found["seed"] = None if self.seed is None else self.seed % (1 << 64)
         if self.stop:
@@ -134,6 +128,22 @@ def error_body(refusal: Refusal) -> dict[str, Any]:
             "code": refusal.code,
         }
     }
+
+
+def checked_logprobs(count: int | None, param: str) -> int | None:
+    """Return how many most likely tokens are told with each; None for no log-probabilities.
+
+    Raises:
+        Refusal: too many, or fewer than none.
+    """
+    if count is not None and not 0 <= count <= MOST_LOGPROBS:
+        raise Refusal(
+            400,
+            f"{param}: {count:,} most likely tokens, expected 0 to {MOST_LOGPROBS}",
+            param=param,
+            code="invalid_value",
+        )
+    return count
 
 
 def rated_body(rated: Sequence[Rated]) -> list[dict[str, Any]]:
@@ -208,6 +218,33 @@ def tools_of(given: list[dict[str, Any]] | None) -> tuple[Tool, ...]:
         return read_tools(given)
     except OptionError as error:
         raise Refusal(400, f"tools: {error}", param="tools", code="invalid_value") from error
+
+
+def arguments_of(given: str | dict[str, Any], name: str | None, param: str) -> dict[str, Any]:
+    """Return the arguments of an earlier call as values; nothing below parses them again.
+
+    Raises:
+        Refusal: they are not JSON, or no object.
+    """
+    found: object = given
+    if isinstance(given, str):
+        try:
+            found = json.loads(given or "{}")
+        except (ValueError, RecursionError) as error:
+            raise Refusal(
+                400,
+                f"{param}: the arguments of {name!r:.80} are not JSON: {error}",
+                param=param,
+                code="invalid_value",
+            ) from error
+    if not isinstance(found, dict):
+        raise Refusal(
+            400,
+            f"{param}: the arguments of {name!r:.80} are {given!r:.80}, expected a JSON object",
+            param=param,
+            code="invalid_value",
+        )
+    return found
 
 
 def choice_of(given: str | dict[str, Any] | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -12,11 +12,14 @@ from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.openai_shared import (
     HARMLESS,
+    arguments_of,
+    checked_logprobs,
     choice_of,
     effort_of,
     error_body,
     grammar_of,
     new_id,
+    rated_body,
     tools_of,
 )
 from edgetok.serve.protocol import (
@@ -93,6 +96,7 @@ class Responses(Protocol):
             "temperature": found.temperature,
             "top_p": found.top_p,
             "max_tokens": found.max_output_tokens,
+            "logprobs": _rates(found),
         }
         request = Request(
             model=found.model,
@@ -119,8 +123,13 @@ def _refuse_unsupported(found: _Body) -> None:
             raise refuse(name, "this server keeps no conversations; send all of it as input")
     if found.background:
         raise refuse("background", "not supported; leave it out")
+
+
+def _rates(found: _Body) -> int | None:
+    """How many most likely tokens are told at each place; None for no log-probabilities."""
     if found.top_logprobs or "message.output_text.logprobs" in (found.include or ()):
-        raise refuse("top_logprobs", "not supported; leave it out")
+        return checked_logprobs(found.top_logprobs or 0, "top_logprobs")
+    return None
 
 
 def _functions(found: _Body) -> list[dict[str, Any]]:
@@ -141,10 +150,7 @@ def _message(item: _Item, place: str) -> dict[str, Any] | None:
         role = "system" if item.role == "developer" else item.role
         return {"role": role, "content": text_of(item.content, f"{place}.content", _TEXTS)}
     if item.type == "function_call":
-        try:
-            arguments = json.loads(item.arguments or "{}")
-        except ValueError as error:
-            raise Refusal(400, f"{place}.arguments: not JSON: {error}", param=place) from error
+        arguments = arguments_of(item.arguments or "", item.name, place)
         function = {"name": item.name, "arguments": arguments}
         call = {"id": item.call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
@@ -182,6 +188,7 @@ class _Response(Rendering):
             "text": {"format": (found.text.format if found.text else None) or {"type": "text"}},
             "tool_choice": found.tool_choice or "auto",
             "tools": _functions(found),
+            "top_logprobs": found.top_logprobs or 0,
             "truncation": "disabled",
             "error": None,
             "incomplete_details": None,
@@ -213,9 +220,12 @@ class _Response(Rendering):
         else:
             if not self._is_open("message"):
                 yield from self._open(_MESSAGE)
-            self._items[-1]["content"][0]["text"] += piece.text
+            rated = rated_body(event.rated)
+            part = self._items[-1]["content"][0]
+            part["text"] += piece.text
+            part["logprobs"] += rated
             yield self._placed(
-                "response.output_text.delta", content_index=0, delta=piece.text, logprobs=[]
+                "response.output_text.delta", content_index=0, delta=piece.text, logprobs=rated
             )
 
     def end(self, usage: Usage) -> Iterable[Payload]:
@@ -234,6 +244,7 @@ class _Response(Rendering):
             self._items.append(_item(_REASONING, one.reasoning))
         if one.text or not one.calls:
             self._items.append(_item(_MESSAGE, one.text))
+            self._items[-1]["content"][0]["logprobs"] += rated_body(one.rated)
         self._items += [_item(_call(*call), None) for call in one.calls]
         for item in self._items:
             item["status"] = "completed"
@@ -266,7 +277,7 @@ class _Response(Rendering):
             "response.output_item.added", output_index=len(self._items) - 1, item=bare
         )
         if "content" in made:
-            part = dict(made["content"][0])
+            part = copy.deepcopy(made["content"][0])
             yield self._placed("response.content_part.added", content_index=0, part=part)
 
     def _close(self, status: str) -> Iterable[Payload]:
@@ -284,8 +295,8 @@ class _Response(Rendering):
         else:
             part = dict(item["content"][0])
             kind = "reasoning_text" if item["type"] == "reasoning" else "output_text"
-            extra: dict[str, Any] = {} if kind == "reasoning_text" else {"logprobs": []}
-            yield self._placed(f"response.{kind}.done", content_index=0, text=part["text"], **extra)
+            rated = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
+            yield self._placed(f"response.{kind}.done", content_index=0, text=part["text"], **rated)
             yield self._placed("response.content_part.done", content_index=0, part=part)
         yield self._event(
             "response.output_item.done", output_index=len(self._items) - 1, item=dict(item)
@@ -321,7 +332,7 @@ def _item(like: dict[str, Any], text: str | None) -> dict[str, Any]:
     """A new item of the output; `text` is that of its only part, if it has one."""
     made = {"id": new_id(_IDS[like["type"]]), "status": "in_progress"} | like
     if "content" in like:
-        made["content"] = [like["content"][0] | {"text": text}]
+        made["content"] = [copy.deepcopy(like["content"][0]) | {"text": text}]
     return made
 
 

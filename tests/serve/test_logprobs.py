@@ -89,3 +89,51 @@ def test_a_prompt_has_none(server: Process) -> None:
     response = server.post("/v1/completions", prompt="x", echo=True, logprobs=1)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "echo"
+
+
+def test_responses(client: Any) -> None:
+    options: dict[str, Any] = {
+        "model": "tiny",
+        "input": ASK,
+        "temperature": 0,
+        "max_output_tokens": 12,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 3,
+    }
+    whole = client.responses.create(**options)
+    (part,) = whole.output[0].content
+    told = [one.model_dump() for one in part.logprobs]
+    assert whole.top_logprobs == 3
+    # The same tokens with the same values as from the endpoint above.
+    chat = client.chat.completions.create(
+        model="tiny", messages=ASK, temperature=0, max_tokens=12, logprobs=True, top_logprobs=3
+    )
+    assert told == [one.model_dump() for one in chat.choices[0].logprobs.content]
+    assert "".join(one["token"] for one in told) == part.text == whole.output_text
+    events = list(client.responses.create(**options, stream=True))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    pieces = [one for event in deltas for one in event.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    for found in (pieces, done.logprobs):
+        assert [(one.token, one.logprob) for one in found] == [
+            (one["token"], one["logprob"]) for one in told
+        ]
+        assert [[(other.token, other.logprob) for other in one.top_logprobs] for one in found] == [
+            [(other["token"], other["logprob"]) for other in one["top_logprobs"]] for one in told
+        ]
+    assert events[-1].response.output[0].content[0].logprobs == part.logprobs
+    # A part begins without any: what is said of it later is not in it yet.
+    (added,) = [event for event in events if event.type == "response.content_part.added"]
+    assert (added.part.text, added.part.logprobs) == ("", [])
+
+
+def test_responses_without_most_likely_ones(client: Any) -> None:
+    options: dict[str, Any] = {"model": "tiny", "input": ASK, "max_output_tokens": 3}
+    include = ["message.output_text.logprobs"]
+    part = client.responses.create(**options, include=include).output[0].content[0]
+    assert len(part.logprobs) == 3
+    assert all(one.logprob <= 0 and one.top_logprobs == [] for one in part.logprobs)
+    assert client.responses.create(**options).output[0].content[0].logprobs == []
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.responses.create(**options, include=include, top_logprobs=21)
+    assert raised.value.param == "top_logprobs"

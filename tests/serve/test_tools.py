@@ -252,6 +252,26 @@ def test_reasoning_is_apart(rule: Callable[..., Rule]) -> None:
     assert blocks[0].thinking.strip() == "Well, well."
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("arguments", ["{", "3", json.dumps('{"city": "Rome"}')])
+def test_arguments_of_earlier_calls_are_one_object(
+    server: Process, path: str, arguments: str
+) -> None:
+    """The last ones are text that holds JSON: parsed twice they would pass."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    item = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": arguments}
+    if path.endswith("responses"):
+        response = server.post(path, input=[*SAID, item])
+        place = "input.1"
+    else:
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        response = server.post(path, messages=[*SAID, answer])
+        place = "messages.1.tool_calls"
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == place
+    assert "the arguments of 'f' are" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -20,7 +20,7 @@ from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.generation_config import end_tokens, read_generation_config
-from edgetok.text.inputs import checked_path
+from edgetok.text.inputs import checked_path, checked_prompts, checked_text
 from edgetok.text.tokenizer import Tokenizer, read_config
 from edgetok.texts import Texts
 
@@ -232,6 +232,37 @@ class Model(Texts):
             system=system,
             sampling=self.sampling.with_changes(dict(sampling)),
         )
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[float]:
+        """Score texts by how well they answer a query, if the model was so trained.
+
+        Args:
+            query: what is looked for.
+            documents: the texts.
+            instruction: what the query is for; None for a search of the web.
+
+        Returns:
+            A score from 0 to 1 for each text: the share of "yes" in the model's judgement.
+
+        Raises:
+            ContextError: query and a text do not fit.
+            OptionError: an argument is of another kind, or there are no texts.
+            UnsupportedError: the model's vocabulary is not that of Qwen3-Reranker's kind.
+        """
+        from edgetok.ranking import Ranker, rank
+
+        texts = [checked_text("a document", text) for text in checked_prompts(documents)]
+        asked = checked_text("the query", query)
+        ranker = Ranker(self.backend, self.tokenizer, self.context_tokens)
+        return rank(ranker, asked, texts, instruction and checked_text("instruction", instruction))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its folder, and of what it was converted from."""
+        source = (self.artefact.report or {}).get("source")
+        return (self.path.resolve().name, *([source] if isinstance(source, str) else []))
 
     @classmethod
     def estimate(cls, path: str | os.PathLike[str], **options: Unpack[RunChanges]) -> Estimate:

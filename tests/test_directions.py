@@ -124,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "model",
     },
+    "ranking": {"errors", "engine", "runtime", "text"},
     "texts": {"errors", "engine", "runtime", "sampling", "text"},
     "model": {
         "texts",
@@ -140,6 +141,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime",
         "engine",
         "chat",
+        "ranking",
     },
     "evaluation": {
         "errors",
@@ -164,6 +166,7 @@ ALLOWED: dict[str, set[str]] = {
         "grammar",
         "model",
         "quantities",
+        "ranking",
         "runtime",
         "sampling",
         "text",

@@ -28,13 +28,20 @@ from edgetok.serve.openai_shared import error_body
 from edgetok.serve.options import ServeOptions
 from edgetok.serve.page import chat_page
 from edgetok.serve.prompts import prepare
+from edgetok.serve.rerank import Rerank
 from edgetok.serve.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
 
 
-def application(writer: Writer, options: ServeOptions) -> ASGIApp:
-    """Return the server as an ASGI application."""
+def application(writer: Writer, options: ServeOptions, *, at_start: str | None = None) -> ASGIApp:
+    """Return the server as an ASGI application.
+
+    Args:
+        writer: of answers.
+        options: of the server.
+        at_start: a model that is loaded before the first request.
+    """
     pages = _Pages(writer)
     routes = [
         Route("/", pages.chat),
@@ -48,7 +55,7 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
         "messages/count_tokens": pages.count_tokens,
         "messages": Exchange(Messages(), writer, "messages"),
         "embeddings": Embeddings(writer),
-        "rerank": pages.no_ranking,
+        "rerank": Rerank(writer),
     }
     # Some clients leave the version out, or have it in their address already.
     for prefix in ("/v1", ""):
@@ -62,6 +69,9 @@ def application(writer: Writer, options: ServeOptions) -> ASGIApp:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         tidying = asyncio.create_task(_tidy(writer, options.unload_after))
         try:
+            if at_start is not None:
+                async with writer.models.using(at_start):
+                    pass
             yield
         finally:
             tidying.cancel()
@@ -126,14 +136,6 @@ class _Pages:
             refusal = refusal_of(error)
             return JSONResponse(protocol.error(refusal), refusal.status, refusal.headers)
         return JSONResponse({"input_tokens": sum(map(len, prepared.prompts))})
-
-    async def no_ranking(self, request: Request) -> Response:
-        raise Refusal(
-            400,
-            "no model of this server ranks texts; use another server",
-            param="model",
-            code="unsupported_model",
-        )
 
 
 def _model(served: Served) -> dict[str, Any]:

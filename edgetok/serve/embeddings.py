@@ -9,15 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
 
 from edgetok.model import Model
-from edgetok.serve.answers import Writer
-from edgetok.serve.body import Gone, read_json
-from edgetok.serve.exchange import GONE, while_there
-from edgetok.serve.failure import Refusal, refusal_of
-from edgetok.serve.openai_shared import error_body
+from edgetok.serve.computed import Computed
+from edgetok.serve.failure import Refusal
 from edgetok.serve.prompts import prompt_tokens
 from edgetok.serve.protocol import Fields, validated
 from edgetok.serve.request import Prompt, prompts_of
@@ -33,34 +28,14 @@ class _Body(Fields):
     pooling: Literal["last", "mean"] | None = None  # edgetok's own
 
 
-class Embeddings:
-    """Answers with vectors. An ASGI application."""
+class Embeddings(Computed):
+    """Answers with vectors."""
 
-    def __init__(self, writer: Writer) -> None:
-        """Share models, memory and metrics with the protocols that write."""
-        self._writer = writer
+    route = "embeddings"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        response: JSONResponse | None = None
-
-        async def work(found: _Body) -> None:
-            nonlocal response
-            response = JSONResponse(await self._answer(found))
-
-        try:
-            await while_there(receive, work(validated(_Body, await read_json(scope, receive))))
-        except Gone:
-            pass
-        except Exception as error:
-            refusal = refusal_of(error)
-            response = JSONResponse(error_body(refusal), refusal.status, refusal.headers)
-        if response is not None:
-            await response(scope, receive, send)
-        status = GONE if response is None else response.status_code
-        self._writer.metrics.answered("embeddings", status)
-
-    async def _answer(self, found: _Body) -> dict[str, Any]:
+    async def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return vectors of texts. See `Computed`."""
+        found = validated(_Body, body)
         prompts = prompts_of(found.input, "input")
         if len(prompts) > _MOST_TEXTS:
             raise Refusal(
@@ -68,28 +43,18 @@ class Embeddings:
                 f"input: {len(prompts):,} texts, expected at most {_MOST_TEXTS:,}",
                 param="input",
             )
-        self._writer.models.find(found.model)
-        with self._writer.budget.place() as place:
-            async with self._writer.models.using(found.model) as (_, model):
-                texts = await asyncio.to_thread(_all_tokens, model, prompts)
-                longest = max(map(len, texts))
-                if longest > model.context_tokens:
-                    raise Refusal(
-                        400,
-                        f"a text has {longest:,} tokens, expected at most "
-                        f"{model.context_tokens:,}; shorten it",
-                        param="input",
-                        code="context_length_exceeded",
-                    )
-                await place.borrow(model.backend.new_cache(max(1, longest)).nbytes)
-                # One after the other: between two of them a client that went away is noticed.
-                vectors = [await asyncio.to_thread(_embed, model, found, ids) for ids in texts]
+        async with self.using(found.model) as (place, _, model):
+            _check_dimensions(found.dimensions, model)
+            texts = await asyncio.to_thread(_all_tokens, model, prompts)
+            await self.make_room(place, model, texts, "input")
+            # One after the other: between two of them a client that went away is noticed.
+            vectors = [await asyncio.to_thread(_embed, model, found, ids) for ids in texts]
         data = [
             {"object": "embedding", "index": i, "embedding": _written(vector, found)}
             for i, vector in enumerate(vectors)
         ]
         count = sum(map(len, texts))
-        self._writer.metrics.prompt_tokens += count
+        self.writer.metrics.prompt_tokens += count
         return {
             "object": "list",
             "model": found.model,
@@ -98,23 +63,28 @@ class Embeddings:
         }
 
 
+def _check_dimensions(wanted: int | None, model: Model) -> None:
+    spec = model.backend.spec
+    if wanted is None or spec is None:  # what has no spec computes no vectors at all
+        return
+    if not 1 <= wanted <= spec.hidden_size:
+        raise Refusal(
+            400,
+            f"dimensions: {wanted:,}, expected 1 to {spec.hidden_size:,}",
+            param="dimensions",
+            code="invalid_value",
+        )
+
+
 def _all_tokens(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
     return [prompt_tokens(model, prompt) for prompt in prompts]
 
 
 def _embed(model: Model, found: _Body, tokens: list[int]) -> npt.NDArray[np.float32]:
-    size = found.dimensions
     vector = np.asarray(model.embed([tokens], pooling=found.pooling or "last")[0], np.float32)
-    if size is None:
+    part = vector[: found.dimensions]
+    if len(part) == len(vector):
         return vector
-    if not 1 <= size <= len(vector):
-        raise Refusal(
-            400,
-            f"dimensions: {size:,}, expected 1 to {len(vector):,}",
-            param="dimensions",
-            code="invalid_value",
-        )
-    part = vector[:size]
     return np.asarray(part / max(float(np.linalg.norm(part)), 1e-12), np.float32)
 
 

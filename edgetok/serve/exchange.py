@@ -25,6 +25,7 @@ _STREAM = [
 ]
 _COMMENT: Message = {"type": "http.response.body", "body": b": reading\n\n", "more_body": True}
 GONE = 499  # in the metrics: the client went away before there was a status
+STOPPING = Refusal(503, "the server is stopping", code="server_stopping")
 
 
 class Exchange:
@@ -52,7 +53,7 @@ class Exchange:
         except Gone:
             pass
         except asyncio.CancelledError:
-            refusal = Refusal(503, "the server is stopping", code="server_stopping")
+            refusal = STOPPING
         except Exception as error:
             refusal = refusal_of(error)
         if refusal is not None and status == 0:

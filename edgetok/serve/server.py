@@ -10,6 +10,7 @@ from typing import Unpack
 
 import psutil
 import uvicorn
+from starlette.types import ASGIApp
 
 from edgetok.errors import OptionError
 from edgetok.runtime.options import RunChanges
@@ -54,6 +55,43 @@ def serve(
         listening.close()
 
 
+def application_of(
+    places: Sequence[tuple[str, Path]],
+    options: ServeOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **run: Unpack[RunChanges],
+) -> ASGIApp:
+    """Return the server as an ASGI application, for programs that listen themselves.
+
+    Its first model is loaded when it starts (ASGI's lifespan). Limits on slow clients are those of
+    whoever listens.
+
+    Args:
+        places: names and artefacts.
+        options: of the server; address and port are not looked at.
+        progress: see `Model.load`.
+        run: options of all models.
+
+    Raises:
+        UserError: an artefact is damaged, or an option is out of range.
+    """
+    writer = _writer(places, options, progress, run)
+    return application(writer, options, at_start=next(iter(writer.models.models)))
+
+
+def _writer(
+    places: Sequence[tuple[str, Path]],
+    options: ServeOptions,
+    progress: Callable[[int, int], None] | None,
+    run: RunChanges,
+) -> Writer:
+    budget = MemoryBudget(
+        _budget_bytes(options), most_running=options.parallel, most_waiting=options.queue
+    )
+    return Writer(ModelPool(places, budget, progress=progress, **run), budget, Metrics())
+
+
 async def _serve(
     places: Sequence[tuple[str, Path]],
     options: ServeOptions,
@@ -62,16 +100,14 @@ async def _serve(
     progress: Callable[[int, int], None] | None,
     run: RunChanges,
 ) -> None:
-    budget = MemoryBudget(
-        _budget_bytes(options), most_running=options.parallel, most_waiting=options.queue
-    )
-    models = ModelPool(places, budget, progress=progress, **run)
+    writer = _writer(places, options, progress, run)
+    models = writer.models
     first = next(iter(models.models))
     async with models.using(first):
         pass
     for line in _told(models, options, listening):
         tell(line)
-    await make_server(Writer(models, budget, Metrics()), options).serve(sockets=[listening])
+    await make_server(writer, options).serve(sockets=[listening])
 
 
 def make_server(writer: Writer, options: ServeOptions) -> uvicorn.Server:

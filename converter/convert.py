@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgetok.converter.allocate.target import Target
 from edgetok.converter.calibrate.calibration_text import Texts, texts_of
-from edgetok.converter.calibrate.windows import Tokens
+from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.card.report import Agreement, LayerReport, Report
 from edgetok.converter.durable import write_durably
 from edgetok.converter.identity import has_torch, require_torch, shown, title_of
@@ -279,7 +279,8 @@ def _compare(
     from edgetok.converter.calibrate.compare import compare
 
     held_out = held_out[:, : tokens + 1]
-    held_out = held_out[: max(1, tokens // (held_out.shape[1] - 1))]
+    count = max(1, tokens // (held_out.shape[1] - 1))
+    held_out = held_out[spread(len(held_out), min(count, len(held_out)))]
     return compare(weights, written, held_out, progress)
 
 

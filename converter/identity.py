@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from edgetok.converter.calibrate.calibration_text import calibration_text
+from edgetok.converter.calibrate.calibration_text import built_in_text, calibration_text
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import MissingExtraError
 from edgetok.formats.checkpoint import Checkpoint
@@ -45,7 +45,10 @@ def title_of(
         "options": options.to_json(),
     }
     if options.calibrates or measured:
-        title["calibration"] = hashlib.sha256(calibration_text(options).encode()).hexdigest()
+        text = calibration_text(options)
+        if options.calibration is None:
+            text += built_in_text("compared")
+        title["calibration"] = hashlib.sha256(text.encode()).hexdigest()
         # Another release or number of threads may round otherwise.
         title["libraries"] = {
             name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.calibrate.calibration_text import calibration_text
-from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
+from edgetok.converter.calibrate.calibration_text import text_windows
+from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Progress
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout
@@ -126,9 +126,6 @@ def _list_files(folder: Path) -> None:
 def _windows(folder: Path, spec: DecoderSpec, options: ConvertOptions) -> tuple[Tokens, Tokens]:
     """Windows to measure constants on, and one to compare caches on."""
     length = min(_WINDOW_TOKENS, spec.context_tokens)
-    every = token_windows(
-        calibration_text(options), folder, length, spec.vocab_size, spec.bos_token
-    )
-    learned, held_out = split_windows(every)
+    learned, held_out = text_windows(options, folder, length, spec.vocab_size, spec.bos_token)
     learned = learned[spread(len(learned), min(_LEARNED, len(learned)))]
     return learned, held_out[len(held_out) // 2 :][:1, :_COMPARED_TOKENS]

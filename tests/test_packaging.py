@@ -98,7 +98,8 @@ def test_wheel(repository: Path, wheel: Path, project: dict[str, Any]) -> None:
     for package in project["tool"]["setuptools"]["packages"]:
         assert f"{package.replace('.', '/')}/__init__.py" in names
     assert "edgetok/py.typed" in names
-    assert "edgetok/converter/calibrate/calibration.txt" in names
+    for path in (repository / "converter/calibrate/text").glob("*/*.txt"):
+        assert f"edgetok/converter/calibrate/text/{path.parent.name}/{path.name}" in names
     assert any(name.endswith("LICENSE") for name in names)
     for path in (repository / "models/default-4bit").iterdir():
         assert f"edgetok/models/default-4bit/{path.name}" in names

@@ -1,10 +1,17 @@
-"""Calibration text and its token windows."""
+"""Calibration text, the text that a result is compared with the original on, and their windows.
+
+The built-in text is the documents `text/learned/*.txt` and `text/compared/*.txt`, in order of their
+names: weights are calibrated on the former and compared on the latter. Names begin with the kind of
+text, so that evenly spread windows hold each kind in proportion.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,19 +29,21 @@ _MAX_TEXT_BYTES = 64 << 20
 # model writes dialogues, and is asked for stories) lost a tenth less with half of another kind.
 _OWN_SHARE = 0.5
 _MOST_OWN = 1024  # windows that a model writes
+# More than the built-in text has in the vocabulary of a large model. One of bytes has thrice as
+# many, which a tiny model would be trained on.
+_MOST_TOKENS = 1 << 16
+_CHARACTERS_A_TOKEN = 16  # taken of a document: more than any has at windows of 512 tokens
 
 
 def calibration_text(options: ConvertOptions) -> str:
-    """Return the user's text, or the built-in one.
+    """Return the user's text, or the built-in documents that are calibrated on.
 
     Raises:
         OptionError: the user's file cannot be read as UTF-8 text, or is empty.
     """
     path = options.calibration
     if path is None:
-        return (files("edgetok.converter.calibrate") / "calibration.txt").read_text(
-            encoding="utf-8"
-        )
+        return built_in_text("learned")
     data = strict_json.read_bytes(path, max_bytes=_MAX_TEXT_BYTES, error=OptionError)
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
@@ -43,6 +52,44 @@ def calibration_text(options: ConvertOptions) -> str:
     if not text.strip():
         raise OptionError(f"--calibration {path}: the file is empty")
     return text
+
+
+def built_in_text(part: Literal["learned", "compared"], most_characters: int | None = None) -> str:
+    """Return the documents to calibrate on, or those to compare on, with blank lines between.
+
+    Args:
+        part: which documents.
+        most_characters: what is taken of each from its beginning; None: all.
+    """
+    folder = files("edgetok.converter.calibrate") / "text" / part
+    documents = sorted(folder.iterdir(), key=lambda document: document.name)
+    return "\n".join(text.read_text(encoding="utf-8")[:most_characters] for text in documents)
+
+
+def text_windows(
+    options: ConvertOptions,
+    artefact: Path,
+    window_tokens: int,
+    vocab_size: int,
+    bos_token: int | None,
+) -> tuple[Tokens, Tokens]:
+    """Return windows to calibrate on and windows to compare on; see `token_windows`.
+
+    The built-in text is split by document, a user's text by window. For short windows, which hold a
+    small part of the text, only the beginnings of documents are tokenised.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it belongs to another model.
+        OptionError: the user's file cannot be read as UTF-8 text, or is empty.
+    """
+
+    def cut(text: str) -> Tokens:
+        return token_windows(text, artefact, window_tokens, vocab_size, bos_token)
+
+    if options.calibration is not None:
+        return split_windows(cut(calibration_text(options)))
+    most = _CHARACTERS_A_TOKEN * window_tokens
+    return cut(built_in_text("learned", most)), cut(built_in_text("compared", most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +145,23 @@ def texts_of(
     """
     spec = weights.family.spec
     length = min(options.window_tokens, spec.context_tokens)
-    given = token_windows(
-        calibration_text(options), workspace.artefact, length, spec.vocab_size, spec.bos_token
+    given, others = text_windows(
+        options, workspace.artefact, length, spec.vocab_size, spec.bos_token
     )
-    if options.calibration is not None or "write" in options.without:
-        return Texts(*split_windows(given))
+    if options.calibration is not None:
+        return Texts(given, others)
+    few = given[spread(len(given), min(len(given), max(1, _MOST_TOKENS // length)))]
+    if "write" in options.without:
+        return Texts(few, others)
     from edgetok.converter.calibrate import self_generated_text as written
 
     if weights.parameters > written.MOST_WEIGHTS:
         note = (
-            "calibrated and compared on the built-in text: self-generated text is for models of up "
+            "calibrated and compared on the built-in text, on different documents of it: "
+            "self-generated text is for models of up "
             f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
         )
-        return Texts(*split_windows(given), (note,))
+        return Texts(few, others, (note,))
     held_out = -(-(options.reference_tokens or REFERENCE_TOKENS) // (length - 1))
     wanted = options.calibration_windows * (2 if options.method == "auto" else 1)
     own = math.ceil(_OWN_SHARE * wanted) if calibrates else 0

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgetok.converter.calibrate.calibration_text import calibration_text
-from edgetok.converter.calibrate.windows import split_windows, token_windows
+from edgetok.converter.calibrate.calibration_text import text_windows
+from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.card.report import Agreement, Report
 from edgetok.converter.durable import write_durably
 from edgetok.converter.foreign.quantise_graph import quantise_graph
@@ -205,9 +205,9 @@ def _compare(source: Path, artefact: Path, options: ConvertOptions, vocab_size: 
     context = getattr(original.config, "max_position_embeddings", options.window_tokens)
     wanted = options.reference_tokens or _REFERENCE_TOKENS
     length = min(options.window_tokens, context, wanted + 1)
-    text = calibration_text(options)
-    _, windows = split_windows(token_windows(text, artefact, length, vocab_size, None))
-    windows = windows[: max(1, wanted // (windows.shape[1] - 1))]
+    _, windows = text_windows(options, artefact, length, vocab_size, None)
+    most = max(1, wanted // (windows.shape[1] - 1))
+    windows = windows[spread(len(windows), min(most, len(windows)))]
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(artefact / GRAPH_FILE), session_options)

@@ -14,9 +14,8 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetok.converter.calibrate.calibration_text import calibration_text
+from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
-from edgetok.converter.calibrate.windows import token_windows
 from edgetok.converter.convert import ConvertOptions, convert, default_reference_tokens
 from edgetok.converter.progress import Silent
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
@@ -210,7 +209,7 @@ def test_agreement_is_what_the_whole_models_give(llama, tmp_path):
     weights = CanonicalWeights(
         checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
     )
-    text = token_windows(calibration_text(options), out, 16, VOCAB_SIZE, 1)
+    text, _ = text_windows(options, out, 16, VOCAB_SIZE, 1)
     openings = openings_of(spec, out, text)
     tokens = torch.from_numpy(write(weights, openings, (3, 16), Silent()))
     assert agreement.tokens == 3 * 15

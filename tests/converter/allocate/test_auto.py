@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from edgetok.converter import options as options_module
-from edgetok.converter.calibrate.calibration_text import calibration_text
+from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
-from edgetok.converter.calibrate.windows import spread, token_windows
+from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
 from edgetok.converter.quantise import train_model as tuning
@@ -136,7 +136,7 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
     weights = CanonicalWeights(
         checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
     )
-    text = token_windows(calibration_text(tuned), tmp_path / "tuned", 16, VOCAB_SIZE, None)
+    text, _ = text_windows(tuned, tmp_path / "tuned", 16, VOCAB_SIZE, None)
     openings = openings_of(spec, tmp_path / "tuned", text)
     own = write(weights, openings, (3 + 32, 16), Silent())[3:]  # three are held out
     windows = np.concatenate([own, text[spread(len(text), 32)]])

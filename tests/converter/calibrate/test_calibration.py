@@ -1,7 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from edgetok.converter.calibrate.calibration_text import Texts, calibration_text
+from edgetok.converter.calibrate.calibration_text import (
+    Texts,
+    built_in_text,
+    calibration_text,
+    text_windows,
+)
 from edgetok.converter.calibrate.windows import split_windows, spread, token_windows
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import CheckpointError
@@ -10,11 +17,41 @@ from tests.tiny import VOCAB_SIZE, write_tokenizer
 
 def test_the_text_that_ships():
     text = calibration_text(ConvertOptions())
-    assert 60_000 < len(text.encode()) < 110_000
-    for script in ("the", "def ", "Straßen", "маяк", "书店", "喫茶店"):
+    assert 150_000 < len(text.encode()) < 400_000
+    for script in ("the", "def ", "Straßen", "маяк", "书店", "喫茶店", "السوق", "पुस्तकालय"):
         assert script in text
-    paragraphs = text.split("\n\n")
-    assert len(set(paragraphs)) == len(paragraphs)
+
+
+def test_no_paragraph_is_both_calibrated_and_compared_on():
+    parts = [built_in_text(part).split("\n\n") for part in ("learned", "compared")]
+    learned, compared = ({text.strip() for text in part if len(text) > 40} for part in parts)
+    assert len(compared) > 50
+    assert not learned & compared
+    assert len(built_in_text("compared").encode()) > 30_000
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_windows_to_calibrate_on_and_to_compare_on(tmp_path, given):
+    """Of the built-in text other documents, of a user's text other windows."""
+    write_tokenizer(tmp_path)
+    path = tmp_path / "text.txt"
+    path.write_text("the small dog sat on a mat " * 90)
+    options = ConvertOptions(calibration=path if given else None)
+    learned, compared = text_windows(options, tmp_path, 16, VOCAB_SIZE, None)
+    if given:
+        expected = split_windows(token_windows(path.read_text(), tmp_path, 16, VOCAB_SIZE, None))
+    else:
+        texts = ("".join(_documents(part)) for part in ("learned", "compared"))
+        expected = tuple(token_windows(t, tmp_path, 16, VOCAB_SIZE, None) for t in texts)
+    np.testing.assert_array_equal(learned, expected[0])
+    np.testing.assert_array_equal(compared, expected[1])
+
+
+def _documents(part):
+    """Beginnings of the documents in order of their names, a line's end after each but the last."""
+    folder = Path(__file__).parents[3] / "converter/calibrate/text" / part
+    texts = [path.read_text(encoding="utf-8")[:256] for path in sorted(folder.glob("*.txt"))]
+    return [*(text + "\n" for text in texts[:-1]), texts[-1]]
 
 
 @pytest.mark.parametrize("bos", [None, 1])

@@ -89,6 +89,33 @@ def test_eval_agrees_with_transformers(
     assert one["kl"] is None
 
 
+def test_eval_against_a_gguf_file(checkpoint: Path, exact: Path, tmp_path: Path, call: Any) -> None:
+    """Its weights are rounded, so that it is another reference than the checkpoint."""
+    pytest.importorskip("gguf")
+    import torch
+
+    from edgetok.text.tokenizer import Tokenizer
+    from tests.converter.read.gguf_writer import write_gguf
+
+    held = write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    arguments = ("--text", text, "--window", 64, "--max-tokens", 39, *ORT)
+    result = call("eval", exact, "--reference", tmp_path / "model.gguf", *arguments)
+    model = load_reference(checkpoint)
+    tokens = torch.tensor([Tokenizer.from_folder(checkpoint, 307).encode(TEXT)[:40]])
+    with torch.no_grad():
+        ours = model(tokens).logits[0, :-1].double().log_softmax(-1)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(held[name]))
+        theirs = model(tokens).logits[0, :-1].double().log_softmax(-1)
+    kl = float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+    losses = -theirs.gather(-1, tokens[0, 1:, None])
+    assert kl > 1e-5
+    assert result["kl"] == pytest.approx(kl, rel=0.02)
+    assert result["reference_perplexity"] == pytest.approx(float(losses.mean().exp()), rel=1e-4)
+
+
 def test_eval_with_another_checkpoint(exact: Path, tmp_path: Path, capsys: Any) -> None:
     other = tiny_checkpoint("llama", tmp_path / "other", vocab_size=300)
     (tmp_path / "t.txt").write_text(TEXT)

@@ -89,7 +89,7 @@ def test_eval_agrees_with_transformers(
     assert one["kl"] is None
 
 
-def test_eval_against_a_gguf_file(checkpoint: Path, exact: Path, tmp_path: Path, call: Any) -> None:
+def test_eval_against_a_gguf_file(tmp_path: Path, call: Any) -> None:
     """Its weights are rounded, so that it is another reference than the checkpoint."""
     pytest.importorskip("gguf")
     import torch
@@ -97,6 +97,10 @@ def test_eval_against_a_gguf_file(checkpoint: Path, exact: Path, tmp_path: Path,
     from edgetok.text.tokenizer import Tokenizer
     from tests.converter.read.gguf_writer import write_gguf
 
+    checkpoint = tiny_checkpoint("llama", tmp_path / "source", rope_scaling=None)
+    exact = tmp_path / "exact"
+    convert = ["convert", str(checkpoint), "--bits", "16", "--method", "rtn", "--out", str(exact)]
+    assert run(convert) == 0
     held = write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
     text = tmp_path / "text.txt"
     text.write_text(TEXT)

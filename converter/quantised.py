@@ -26,7 +26,7 @@ _CHUNK_WEIGHTS = 1 << 18  # 1 MB of float32, so that the steps of one chunk stay
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """A quantised linear layer: (code - zero) * scale, or code * scale + offset.
+    """A quantised layer: (code - zero) * scale, code * scale + offset or table[code] * scale.
 
     Attributes:
         codes: [N, K] uint8, 0..2^bits - 1.
@@ -37,6 +37,7 @@ class Quantised:
         offsets: like scales, or None.
         super_scales: float16 [N, K / 256, 1]: the factor of scales; with offsets
             [N, K / 256, 2], of scales and of offsets; or None.
+        table: [16] int8, the levels of codes of 4 bits in place of zero points; or None.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -46,6 +47,7 @@ class Quantised:
     group_size: int
     offsets: npt.NDArray[np.float16] | npt.NDArray[np.int8] | None = None
     super_scales: npt.NDArray[np.float16] | None = None
+    table: npt.NDArray[np.int8] | None = None
 
     @property
     def form(self) -> TensorFormat:
@@ -56,6 +58,7 @@ class Quantised:
             zeros=self.zeros is not None,
             offsets=self.offsets is not None,
             supers=self.super_scales is not None,
+            table=self.table is not None,
         )
 
     def rows(self, rows: slice) -> Quantised:
@@ -80,7 +83,9 @@ class Quantised:
         return weights
 
     def levels(self) -> Floats:
-        """Codes less their zero points: [N, K] float32."""
+        """Codes less their zero points, or what they choose of a table: [N, K] float32."""
+        if self.table is not None:
+            return self.table.astype(np.float32)[self.codes]
         if self.offsets is not None:
             return self.codes.astype(np.float32)
         if self.zeros is None:
@@ -97,7 +102,8 @@ class Quantised:
         whole = K // g * g
         scales = self._floats(self.scales, 0, rows)
         offsets = None if self.offsets is None else self._floats(self.offsets, 1, rows)
-        if offsets is not None:
+        table = None if self.table is None else self.table.astype(np.float32)
+        if offsets is not None or table is not None:
             zeros = np.zeros(scales.shape, np.float32)
         elif self.zeros is None:
             zeros = np.full(scales.shape, 1 << (self.bits - 1), np.float32)
@@ -108,7 +114,8 @@ class Quantised:
                 continue
             groups = slice(first // g, -(-end // g))
             shape = (len(out), -1, size)
-            part = self.codes[rows, first:end].astype(np.float32).reshape(shape)
+            codes = self.codes[rows, first:end]
+            part = (codes.astype(np.float32) if table is None else table[codes]).reshape(shape)
             part -= zeros[:, groups, None]
             part *= scales[:, groups, None]
             if offsets is not None:
@@ -133,7 +140,8 @@ def below_each_other(name: str, parts: Sequence[Quantised | None]) -> Quantised 
     known = [part for part in parts if part is not None]
     if not known:
         return None
-    if len(known) < len(parts) or len({part.form for part in known}) > 1:
+    tables = {None if part.table is None else part.table.tobytes() for part in known}
+    if len(known) < len(parts) or len({part.form for part in known}) > 1 or len(tables) > 1:
         raise UnsupportedError(
             f"{name}: its {len(parts)} experts are quantised in different formats, expected one; "
             "convert the original, unquantised checkpoint"

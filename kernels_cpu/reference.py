@@ -325,6 +325,18 @@ def unpack_zeros(zeros: Bytes | None, bits: int, shape: tuple[int, int]) -> Byte
     return unpacked
 
 
+def _centred(
+    codes: Bytes, bits: int, zeros: Bytes | None, offsets: Array | None, table: Array | None
+) -> npt.NDArray[np.int64]:
+    """The integers that scales multiply: [N, G, g]."""
+    if table is not None:
+        return table.astype(np.int64)[codes]
+    centred = codes.astype(np.int64)
+    if offsets is None:
+        centred -= unpack_zeros(zeros, bits, codes.shape[:2])[:, :, None]
+    return centred
+
+
 def dequantise(
     qweight: Bytes,
     scales: Array,
@@ -334,9 +346,10 @@ def dequantise(
     zeros: Bytes | None = None,
     high: Bytes | None = None,
     offsets: Array | None = None,
+    table: npt.NDArray[np.int8] | None = None,
     dtype: npt.DTypeLike = np.float32,
 ) -> Array:
-    """The weights (q - zero) * scale, or q * scale + offset, of the artefact's layouts.
+    """The weights (q - zero) * scale, q * scale + offset or table[q] * scale of the artefact.
 
     Args:
         qweight: as in `unpack_codes`.
@@ -346,6 +359,7 @@ def dequantise(
         zeros: as in `unpack_zeros`.
         high: as in `unpack_codes`.
         offsets: like scales, in place of zero points.
+        table: [16] int8, the levels of codes of 4 bits, in place of zero points.
         dtype: of the result; exact in float64, and in float32 but for the sum with an offset.
 
     Returns:
@@ -358,9 +372,7 @@ def dequantise(
             f"qweight {qweight.shape} of {bits} bits, scales {scales.shape} and {inputs} inputs "
             f"do not match"
         )
-    centred = codes.astype(np.int16)
-    if offsets is None:
-        centred -= unpack_zeros(zeros, bits, (N, G))[:, :, None]
+    centred = _centred(codes, bits, zeros, offsets, table)
     weights: Array = centred.astype(dtype) * scales.astype(dtype)[:, :, None]
     if offsets is not None:
         weights += offsets.astype(dtype)[:, :, None]
@@ -376,6 +388,7 @@ def matmul_nbits(
     zeros: Bytes | None = None,
     high: Bytes | None = None,
     offsets: Array | None = None,
+    table: npt.NDArray[np.int8] | None = None,
 ) -> npt.NDArray[np.float64]:
     """x W^T with W as in `dequantise` and activations as they are, in float64.
 
@@ -387,13 +400,14 @@ def matmul_nbits(
         zeros: packed zero points, or None.
         high: the high plane, or None.
         offsets: as in `dequantise`.
+        table: likewise.
 
     Returns:
         [T, N] float64.
     """
     weights = dequantise(
         qweight, scales, bits=bits, inputs=x.shape[1], zeros=zeros, high=high, offsets=offsets,
-        dtype=np.float64,
+        table=table, dtype=np.float64,
     )  # fmt: skip
     return np.asarray(x.astype(np.float64) @ weights.T)
 
@@ -407,6 +421,7 @@ def matmul_nbits_int8(
     zeros: Bytes | None = None,
     high: Bytes | None = None,
     offsets: Array | None = None,
+    table: npt.NDArray[np.int8] | None = None,
     block: int = 32,
 ) -> npt.NDArray[np.float64]:
     """Compute `matmul_nbits` with `quantise_activations(x, block)`; products are exact integers.
@@ -422,19 +437,17 @@ def matmul_nbits_int8(
         zeros: packed zero points, or None.
         high: the high plane, or None.
         offsets: as in `dequantise`; their term is offset * a_scale * sum_i a[t, b, i].
+        table: as in `dequantise`.
         block: inputs that share an activation scale; divides g.
 
     Returns:
         [T, N] float64.
     """
     codes = unpack_codes(qweight, bits, high)
-    N, G, group_size = codes.shape
+    N, group_size = len(codes), codes.shape[2]
     if group_size % block:
         raise ShapeError(f"group_size {group_size} is no multiple of the block of {block}")
-    centred = codes.astype(np.int64)
-    if offsets is None:
-        centred -= unpack_zeros(zeros, bits, (N, G))[:, :, None]
-    centred = centred.reshape(N, -1, block)
+    centred = _centred(codes, bits, zeros, offsets, table).reshape(N, -1, block)
     a, a_scales = quantise_activations(x, block)
     used = a.shape[1]  # the last group may hold whole blocks of padding
     products = np.einsum("tbi,nbi->tnb", a.astype(np.int64), centred[:, :used])

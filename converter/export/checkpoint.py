@@ -228,7 +228,7 @@ def _why_plain(
     if None in forms:
         return "not quantised in the artefact"
     if not all(isinstance(q, Quantised) and _storable(q) for q in result):
-        return "loaders know no 5 or 6 bits, offsets or super-scales"
+        return "loaders know no 5 or 6 bits, offsets, super-scales or tables"
     if len(forms) > 1:
         return "one module there, and layers of several widths here"
     parts = [q for q in result if isinstance(q, Quantised)]

@@ -4,7 +4,8 @@
     Q4_1, Q5_1         w = q * d + m
     Q4_K, Q5_K         w = q * (d * sc) - dmin * mn        256 a block, eight sc and mn of 6 bits
     Q6_K               w = (q - 32) * (d * sc)             256 a block, sixteen sc of 8 bits
-    IQ4_NL             w = table[q] * d                    32 a block; kept as the table's 8 bits
+    IQ4_NL             w = table[q] * d                    32 a block
+    IQ4_XS             w = table[q] * (d * (sc - 32))      256 a block, eight sc of 6 bits
 
 d, m and dmin are float16.
 
@@ -22,7 +23,7 @@ from edgetok.converter.quantised import Quantised
 
 Bytes = npt.NDArray[np.uint8]
 
-_LEVELS_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def read_codes(kind: str, blocks: Bytes) -> Quantised:
@@ -92,9 +93,17 @@ def _q8_0(blocks: Bytes) -> Quantised:
 
 
 def _iq4_nl(blocks: Bytes) -> Quantised:
-    levels = np.array(_LEVELS_IQ4_NL, np.int16) + 128
-    codes = levels.astype(np.uint8)[_halves(blocks[:, :, 2:])]
-    return Quantised(_matrix(codes), _float16(blocks, 0), None, 8, 32)
+    codes = _matrix(_halves(blocks[:, :, 2:]))
+    return Quantised(codes, _float16(blocks, 0), None, 4, 32, table=np.array(_IQ4_LEVELS, np.int8))
+
+
+def _iq4_xs(blocks: Bytes) -> Quantised:
+    codes = _matrix(_fields(blocks[:, :, 8:], 16, 4))
+    low, high = _fields(blocks[:, :, 4:8], 1, 4), _fields(blocks[:, :, 2:4], 1, 2)
+    scales = _matrix(low | high << np.uint8(4)).view(np.int8) - np.int8(32)
+    factors = _float16(blocks, 0)[:, :, None]
+    table = np.array(_IQ4_LEVELS, np.int8)
+    return Quantised(codes, scales, None, 4, 32, super_scales=factors, table=table)
 
 
 def _scales_and_minima(packed: Bytes) -> tuple[Bytes, Bytes]:
@@ -137,6 +146,7 @@ KINDS: Mapping[str, Callable[[Bytes], Quantised]] = {
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
     "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

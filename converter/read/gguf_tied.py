@@ -24,7 +24,7 @@ from edgetok.formats.safetensors_file import TensorInfo, read_exactly
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _SLACK = 1.5**2
 _ROWS = 4096  # at a time
-_LEVEL = 240 / 15  # what lies between the sixteen levels of IQ4_NL, on average
+_LEVEL = 240 / 15  # what lies between the sixteen levels of IQ4_NL's table, on average
 _KNOWN: dict[str, bool] = {}  # whether a file's two matrices are one, by its fingerprint
 
 
@@ -79,5 +79,5 @@ def _read(info: TensorInfo, first: int, end: int) -> tuple[npt.NDArray[np.float3
         # A float16 has 11 bits: steps are at least 2^-11 of the value.
         return values, float(np.square(values * np.float32(2.0**-11)).sum()) / 12
     q = read_codes(info.dtype, raw.reshape(len(raw), -1, BLOCKS[info.dtype][1]))
-    step = _LEVEL if info.dtype == "IQ4_NL" else 1.0
+    step = 1.0 if q.table is None else _LEVEL
     return q.dequantise(), float(np.square(step * q.steps()).sum()) * q.group_size / 12

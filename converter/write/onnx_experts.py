@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from edgetok.formats.layout import LinearShape, expert_name, linear_tensors
+from edgetok.formats.layout import TABLE, LinearShape, expert_name, linear_tensors
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ def expert_linear(writer: DecoderWriter, op: ExpertLinear) -> None:
 def _split(writer: DecoderWriter, op: ExpertLinear, tensor: str) -> None:
     suffix = tensor.removeprefix(op.weight)
     parts = [expert_name(op.weight, e) + suffix for e in range(op.experts)]
+    if suffix == TABLE:
+        for part in parts:
+            writer.g.op("Identity", [tensor], op.weight, outputs=[part])
+        return
     writer.g.op("Split", [tensor], op.weight, outputs=parts, axis=0, num_outputs=op.experts)
 
 

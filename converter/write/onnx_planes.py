@@ -3,6 +3,7 @@
     5 and 6 bits   planes are joined to codes of 8 bits, 128 - 2^(bits - 1) added: one MatMulNBits
     offsets        x w^T = MatMulNBits(x, codes) + (sums of x over each group) offsets^T
     super-scales   int8 scales times their super-scales
+    a table        a byte of codes chooses two levels, 128 added: one MatMulNBits of 8 bits
 
 What does not depend on x are nodes over initializers, which onnxruntime computes once, when it
 loads the graph. The file holds the planes, the integers and the super-scales.
@@ -16,7 +17,14 @@ import numpy as np
 from onnx import TensorProto
 
 from edgetok.converter.write.onnx_nodes import MICROSOFT, GraphWriter
-from edgetok.formats.layout import HIGH_BITS, LOW_BITS, SUPER_GROUP, LinearShape, TensorFormat
+from edgetok.formats.layout import (
+    HIGH_BITS,
+    LOW_BITS,
+    SUPER_GROUP,
+    TABLE,
+    LinearShape,
+    TensorFormat,
+)
 
 CODES = ".codes"  # suffix of the value that holds joined planes
 
@@ -31,12 +39,13 @@ class Planes:
     def linear(self, x: str, name: str, form: TensorFormat, shape: LinearShape) -> str:
         """x w^T, x [batch, tokens, K]."""
         g, bits, size = self._g, form.bits, form.group_size
-        tensors = {suffix: name + suffix for suffix in _suffixes(form)}
+        tensors = {suffix: name + suffix for suffix in (*_suffixes(form), TABLE)}
         scales = self._floats(tensors, ".scales", 0, form, name)
-        qweight = name + ".qweight"
-        if bits in HIGH_BITS:
+        qweight, eight = name + ".qweight", form.table or bits in HIGH_BITS
+        if eight:
             codes = self._codes(tensors, form, name)
-            codes = g.op("Add", [codes, self._byte(128 - (1 << (bits - 1)))], name)
+            if not form.table:
+                codes = g.op("Add", [codes, self._byte(128 - (1 << (bits - 1)))], name)
             rows = g.ints(0, 0, size)
             qweight = g.op("Reshape", [codes, rows], name, outputs=[name + CODES])
         y = g.op(
@@ -44,7 +53,7 @@ class Planes:
             [x, qweight, scales],
             name,
             domain=MICROSOFT,
-            bits=8 if bits in HIGH_BITS else bits,
+            bits=8 if eight else bits,
             accuracy_level=self._accuracy_level,
             N=shape.N,
             K=shape.K,
@@ -69,10 +78,12 @@ class Planes:
             suffix: g.op("Gather", [name + suffix, flat], scope, axis=0)
             for suffix in _suffixes(form)
         }
+        rows |= {TABLE: name + TABLE} if form.table else {}
         codes = g.op("Cast", [self._codes(rows, form, scope)], scope, to=TensorProto.FLOAT)
         codes = g.op("Reshape", [codes, g.ints(0, -1, form.group_size)], scope)
         if not form.offsets:
-            codes = g.op("Sub", [codes, g.float(float(1 << (form.bits - 1)))], scope)
+            middle = 128 if form.table else 1 << (form.bits - 1)
+            codes = g.op("Sub", [codes, g.float(float(middle))], scope)
         one = g.ints(-1)
         scales = self._floats(rows, ".scales", 0, form, scope)
         w = g.op("Mul", [codes, g.op("Unsqueeze", [scales, one], scope)], scope)
@@ -83,8 +94,10 @@ class Planes:
         return g.op("Reshape", [w, g.op("Concat", shape, scope, axis=0)], scope)
 
     def _codes(self, tensors: dict[str, str], form: TensorFormat, scope: str) -> str:
-        """Codes of a byte each, [N, G, group_size]."""
+        """Codes, or with a table its levels plus 128, of a byte each, [N, G, group_size]."""
         g = self._g
+        if form.table:
+            return self._levels(tensors, scope)
         low = self._unpacked(tensors[".qweight"], LOW_BITS[form.bits], scope)
         if form.bits not in HIGH_BITS:
             return low
@@ -92,6 +105,19 @@ class Planes:
         by = self._byte(LOW_BITS[form.bits])
         high = g.op("BitShift", [high, by], scope, direction="LEFT")
         return g.op("BitwiseOr", [low, high], scope)
+
+    def _levels(self, tensors: dict[str, str], scope: str) -> str:
+        g = self._g
+        table = g.op("Cast", [tensors[TABLE]], scope, to=TensorProto.INT32)
+        table = g.op("Add", [table, g.array("middle.8", np.array(128, np.int32))], scope)
+        table = g.op("Cast", [table], scope, to=TensorProto.UINT8)
+        # Of each byte the levels of its two codes: fewer indices, which onnxruntime has as int32.
+        every = np.arange(256, dtype=np.int32)
+        both = g.array("codes_of_bytes", np.stack([every & 15, every >> 4], axis=1))
+        pairs = g.op("Gather", [table, both], scope, axis=0)
+        places = g.op("Cast", [tensors[".qweight"]], scope, to=TensorProto.INT32)
+        levels = g.op("Gather", [pairs, places], scope, axis=0)
+        return g.op("Reshape", [levels, g.ints(0, 0, -1)], scope)
 
     def _unpacked(self, packed: str, bits: int, scope: str) -> str:
         g = self._g
@@ -124,6 +150,7 @@ class Planes:
 
 
 def _suffixes(form: TensorFormat) -> list[str]:
+    """Suffixes of the tensors that have rows."""
     return (
         [".qweight", ".scales"]
         + [".qweight_high"] * (form.bits in HIGH_BITS)

@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
 from edgetok.errors import ShapeError
-from edgetok.formats.layout import HIGH_BITS, LOW_BITS, TensorFormat, groups_of
+from edgetok.formats.layout import HIGH_BITS, LOW_BITS, TABLE_LEVELS, TensorFormat, groups_of
 
 Bytes = npt.NDArray[np.uint8]
 
-SUFFIXES = (".qweight", ".qweight_high", ".scales", ".zeros", ".offsets", ".super_scales")
+SUFFIXES = (
+    ".qweight", ".qweight_high", ".scales", ".zeros", ".offsets", ".super_scales", ".table",
+)  # fmt: skip
 _CHUNK_CODES = 1 << 20
 
 
@@ -35,7 +37,7 @@ def pack_linear(
         codes: [N, K] uint8, each below 2^bits.
         scales: [N, G] floating point, G = ceil(K / group_size); stored as float16.
         zeros: [N, G] uint8, each below 2^bits, where `form.zeros`; otherwise None.
-        form: a quantised format without offsets and super-scales.
+        form: a quantised format without offsets, super-scales and tables.
 
     Returns:
         Arrays by suffix: `.qweight`, `.qweight_high` (3, 5, 6 bits), `.scales`, `.zeros`.
@@ -69,7 +71,7 @@ def pack_quantised(q: Quantised) -> dict[str, npt.NDArray[np.generic]]:
         ShapeError: as for `pack_linear`.
     """
     form = q.form
-    if not (form.offsets or form.supers):
+    if not (form.offsets or form.supers or form.table):
         return pack_linear(q.codes, q.scales, q.zeros, form)
     _check(q.codes, None, form)
     parts = _packed_codes(q.codes, form, None)
@@ -81,6 +83,10 @@ def pack_quantised(q: Quantised) -> dict[str, npt.NDArray[np.generic]]:
             parts[suffix] = np.ascontiguousarray(values)
     if q.super_scales is not None:
         parts[".super_scales"] = np.ascontiguousarray(q.super_scales)
+    if q.table is not None:
+        if q.table.dtype != np.int8 or q.table.shape != (TABLE_LEVELS,):
+            raise ShapeError(f".table is {q.table.dtype} {q.table.shape}, expected int8 [16]")
+        parts[".table"] = q.table
     return parts
 
 
@@ -177,6 +183,7 @@ def unpack_linear(
         form.group_size,
         parts.get(".offsets"),  # type: ignore[arg-type]
         parts.get(".super_scales"),  # type: ignore[arg-type]
+        parts.get(".table"),  # type: ignore[arg-type]
     )
 
 

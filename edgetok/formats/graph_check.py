@@ -19,6 +19,7 @@ from edgetok.formats.layout import (
     LOGITS_START,
     PAST_CONV,
     PRESENT_CONV,
+    TABLE,
     Layout,
     LinearShape,
     TensorFormat,
@@ -132,9 +133,11 @@ def _quantised_format(
     zeros = f"{name}.zeros" in scanned.initializers
     offsets = f"{name}.offsets" in scanned.initializers
     supers = f"{name}.super_scales" in scanned.initializers
+    table = name + TABLE in scanned.initializers
     high = scanned.initializers.get(f"{name}.qweight_high")
-    if offsets or supers or (high is not None and _is_quarter(high, qweight)):
-        return _planes_format(path, name, shape, qweight, high, offsets, supers)
+    if offsets or supers or table or (high is not None and _is_quarter(high, qweight)):
+        bits, group_size = _plane_sizes(path, name, shape, qweight, high)
+        return TensorFormat(bits, group_size, offsets=offsets, supers=supers, table=table)
     if high is not None:
         group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
         return TensorFormat(3, 4 * group_bytes, zeros)
@@ -154,16 +157,14 @@ def _is_quarter(high: ExternalTensor, low: ExternalTensor) -> bool:
     return bool(high.shape) and bool(low.shape) and 4 * high.shape[-1] == low.shape[-1]
 
 
-def _planes_format(
+def _plane_sizes(
     path: Path,
     name: str,
     shape: LinearShape,
     low: ExternalTensor,
     high: ExternalTensor | None,
-    offsets: bool,
-    supers: bool,
-) -> TensorFormat:
-    """The format of a layer that has no padding, from the bytes of its planes."""
+) -> tuple[int, int]:
+    """Bits and group size of a layer that has no padding, from the bytes of its planes."""
     if len(low.shape) != 3 or not 0 < low.shape[1] <= shape.K or shape.K % low.shape[1]:
         raise ArtefactError(f"{path}: {name}.qweight is {list(low.shape)} for {shape.K} inputs")
     group_size = shape.K // low.shape[1]
@@ -171,7 +172,7 @@ def _planes_format(
     bits, rest = divmod(8 * nbytes, group_size)
     if rest or not 0 < bits <= 8:
         raise ArtefactError(f"{path}: {name} has {nbytes} bytes a group of {group_size} inputs")
-    return TensorFormat(bits, group_size, offsets=offsets, supers=supers)
+    return bits, group_size
 
 
 def _attributes(path: Path, node: onnx_model.Node) -> _Attributes:

@@ -34,12 +34,14 @@ PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"
 DType = Literal["float32", "float16", "uint8", "int8"]
 
 _QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
-_CONSTANT_BYTES = 64  # small arrays begin at multiples of it
+_SMALL_BYTES = 64  # small arrays begin at multiples of it
 _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
 # Bits of a code in `.qweight`, and in `.qweight_high` where that is not all of them.
 LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 HIGH_BITS = {3: 1, 5: 1, 6: 2}
 SUPER_GROUP = 256  # inputs that share a super-scale
+TABLE_LEVELS = 16
+TABLE = ".table"  # suffix of the levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class TensorFormat:
 
         w = (q - zero) * scale      zero a whole number
         w = q * scale + offset      with `offsets`
+        w = table[q] * scale        with `table`
 
     Attributes:
         bits: 2, 3, 4, 5, 6 or 8 quantised; 16 float16; 32 float32, where float16 would overflow.
@@ -55,6 +58,7 @@ class TensorFormat:
         zeros: whether each group has its zero point; otherwise it is 2^(bits - 1).
         offsets: whether each group has an offset, a floating-point number, in its place.
         supers: whether scales and offsets are int8, times a super-scale every SUPER_GROUP inputs.
+        table: whether codes, of 4 bits, choose levels of a table of int8 that the whole matrix has.
     """
 
     bits: int
@@ -62,6 +66,7 @@ class TensorFormat:
     zeros: bool = False
     offsets: bool = False
     supers: bool = False
+    table: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no operator takes."""
@@ -79,17 +84,21 @@ class TensorFormat:
             raise ArtefactError(
                 f"format: {self.bits} bits with offsets or super-scales, expected 4, 5 or 6"
             )
+        if self.table and (self.bits != 4 or self.zeros or self.offsets):
+            raise ArtefactError(
+                f"format: {self.bits} bits with a table, expected 4 without zero points or offsets"
+            )
         if self.bits == 6 and not self.supers:
             raise ArtefactError("format: 6 bits without super-scales")
 
     @property
     def direct(self) -> bool:
         """Return whether MatMulNBits and GatherBlockQuantized take the tensors as they are."""
-        return self.bits in (2, 4, 8) and not (self.offsets or self.supers)
+        return self.bits in (2, 4, 8) and not (self.offsets or self.supers or self.table)
 
     @property
     def grouped(self) -> bool:
-        """Return whether groups may have offsets or super-scales; inputs are whole groups then."""
+        """Return whether there may be offsets, super-scales, a table; inputs are whole groups."""
         return self.quantised and not self.direct and self.bits != 3
 
     @property
@@ -202,9 +211,9 @@ def linear_tensors(
     a code has more bits than that `.qweight_high` [N, G, g * high / 8] (LOW_BITS, HIGH_BITS);
     `.scales` float16 [N, G]; `.zeros` uint8 [N, ceil(G * bits / 8)], for 3 bits [N, G]; `.offsets`
     like `.scales`. With super-scales both are int8, and `.super_scales` is float16
-    [N, K / 256, 1], or [N, K / 256, 2] with offsets: of scales and of offsets. An embedding's
-    `.qweight` is the same bytes seen as a matrix, if GatherBlockQuantized takes it. Not quantised:
-    `.weight` [N, K]. `.bias` float32 [N].
+    [N, K / 256, 1], or [N, K / 256, 2] with offsets: of scales and of offsets. `.table` is int8
+    [16]. An embedding's `.qweight` is the same bytes seen as a matrix, if GatherBlockQuantized
+    takes it. Not quantised: `.weight` [N, K]. `.bias` float32 [N].
 
     Raises:
         ArtefactError: inputs are not whole groups, where the format has no padding.
@@ -231,6 +240,8 @@ def linear_tensors(
         if form.supers:
             each = 2 if form.offsets else 1
             tensors[name + ".super_scales"] = ("float16", (N, K // SUPER_GROUP, each))
+        if form.table:
+            tensors[name + TABLE] = ("int8", (TABLE_LEVELS,))
     else:
         tensors[name + ".weight"] = ("float16" if form.bits == 16 else "float32", (N, K))
     if shape.bias:
@@ -249,7 +260,7 @@ def plan(
         constants: leave room for the cache's constants.
 
     Returns:
-        The layout; tensors start at multiples of 4096.
+        The layout; tensors start at multiples of 4096, tables in what is left of a page.
 
     Raises:
         ArtefactError: `formats` has a name too many or too few.
@@ -277,8 +288,11 @@ def plan(
             continue  # a bias stands with its layer
         for tensor, (dtype, dims) in parts.items():
             nbytes = tensor_bytes(dtype, dims)
-            tensors[tensor] = TensorSlot(tensor, dtype, dims, end, nbytes)
-            end = _aligned(end + nbytes)
+            small = tensor.endswith(TABLE)
+            begin = _round_up(end, _SMALL_BYTES if small else ALIGNMENT_BYTES)
+            tensors[tensor] = TensorSlot(tensor, dtype, dims, begin, nbytes)
+            end = begin + nbytes
+    end = _round_up(end, ALIGNMENT_BYTES)
     aliases = {}
     head = formats["lm_head"]
     if spec.tied and head.quantised and head.direct:
@@ -291,8 +305,8 @@ def plan(
     for name, dims in constant_shapes(spec).items() if constants else ():
         nbytes = tensor_bytes("float32", dims)
         more[name] = TensorSlot(name, "float32", dims, end, nbytes)
-        end += -(-nbytes // _CONSTANT_BYTES) * _CONSTANT_BYTES
-    return Layout(tensors, aliases, more, _aligned(end) + ALIGNMENT_BYTES)
+        end = _round_up(end + nbytes, _SMALL_BYTES)
+    return Layout(tensors, aliases, more, _round_up(end, ALIGNMENT_BYTES) + ALIGNMENT_BYTES)
 
 
 def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
@@ -303,5 +317,5 @@ def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
     return nbytes
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def _round_up(offset: int, multiple: int) -> int:
+    return -(-offset // multiple) * multiple

@@ -21,9 +21,9 @@ from llvmlite import ir
 from edgetok.kernels_cpu.simd.emit import NAME, U8, _call
 
 
-def signed_codes(bits: int) -> bool:
-    """Whether codes are multiplied as code - 128."""
-    return NAME == "avx2" and bits == 8
+def signed_codes(bits: int, table: bool = False) -> bool:
+    """Whether codes are multiplied as code - 128, and levels of a table as they are."""
+    return NAME == "avx2" and (bits == 8 or table)
 
 
 def absolute_bytes(b: Any, v: Any) -> Any:

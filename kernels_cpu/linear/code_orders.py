@@ -1,4 +1,4 @@
-"""Operations of the linear kernels beyond `simd/ops.py`: orders of codes, transposes, tiles."""
+"""Operations of the linear kernels beyond `simd/ops.py`: orders of codes, planes, tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from edgetok.kernels_cpu.simd.emit import (
     _I64,
     F32,
     LANES,
+    NAME,
     U8,
     VB,
+    _call,
     _constant,
     _extend_f16,
     _load,
@@ -126,6 +128,36 @@ def _high_bit(position: int) -> Any:
 
 # HIGH_BIT[i] takes bit i of every byte, as 4 or 0.
 HIGH_BIT = tuple(_high_bit(i) for i in range(4))
+
+
+# A table of 16 levels
+
+
+def load_table(b: Any, address: Any, signed: bool) -> Any:
+    """An emitter: 16 int8 once in each 128 bits, plus 128 unless `signed`."""
+    v = _load(b, address, ir.VectorType(_I8, 16))
+    v = _shuffle(b, v, [i % 16 for i in range(VB)])
+    return v if signed else b.xor(v, _constant(_I8, VB, 0x80))
+
+
+def look_up(b: Any, table: Any, codes: Any) -> Any:
+    """An emitter: the bytes of a table that codes, each below 16, choose."""
+    names = {
+        "avx512": "llvm.x86.avx512.pshuf.b.512",
+        "avxvnni": "llvm.x86.avx2.pshuf.b",
+        "avx2": "llvm.x86.avx2.pshuf.b",
+        "neon": "llvm.aarch64.neon.tbl1.v16i8",
+    }
+    if NAME in names:
+        return _call(b, names[NAME], U8.ll, table, codes)
+    # LLVM's shuffles have constant orders: choose between halves of the table, bit by bit.
+    levels = [_shuffle(b, table, [i] * VB) for i in range(16)]
+    for bit in range(4):
+        there = b.and_(codes, _constant(_I8, VB, 1 << bit))
+        there = b.icmp_signed("!=", there, _constant(_I8, VB, 0))
+        pairs = zip(levels[::2], levels[1::2], strict=True)
+        levels = [b.select(there, high, low) for low, high in pairs]
+    return levels[0]
 
 
 @op(F32, i64, i64)

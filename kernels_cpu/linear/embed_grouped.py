@@ -1,6 +1,7 @@
 """Rows of an embedding table of grouped weights: x[t] = scale * table[tokens[t]].
 
-Each value is (code - middle) * scale, or code * scale + offset, in float32; see `linear/embed.py`.
+Each value is (code - middle) * scale, code * scale + offset or table[code] * scale, in float32; see
+`linear/embed.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _number(values, supers, which, each, per, i):  # type: ignore[no-untyped-def
     return np.float32(integer) * read_f16(supers + i // per * each + which)
 
 
-def _make_embed(bits: int) -> Any:
+def _make_embed(bits: int, levels: bool = False) -> Any:
     low_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
     group_size, middle = layout.GROUPED[bits], 1 << (bits - 1)
     low_mask, high_mask = (1 << low_bits) - 1, (1 << high_bits) - 1
@@ -54,7 +55,7 @@ def _make_embed(bits: int) -> Any:
             row = np.int64(read_i32(ids + 4 * t))
             for g in range(G):
                 scale = _number(scales, supers, 0, each, per, row * G + g)
-                zero, offset = middle, np.float32(0)
+                zero, offset = 0 if levels else middle, np.float32(0)
                 if offsets != 0:
                     zero, offset = 0, _number(offsets, supers, 2, each, per, row * G + g)
                 first = (row * G + g) * group_size
@@ -66,18 +67,27 @@ def _make_embed(bits: int) -> Any:
                         bit = (first + i) * high_bits
                         above = (read_u8(high + (bit >> 3)) >> (bit & 7)) & high_mask
                         code += above << low_bits
+                    if levels:
+                        code = (read_u8(high + code) ^ 128) - 128
                     write_f32(out + 4 * i, (np.float32(code - zero) * scale + offset) * factor)
 
     return rows
 
 
 _q4, _q5, _q6 = (_make_embed(bits) for bits in (4, 5, 6))
+_q4_table = _make_embed(4, levels=True)
 
 
 @kernel
 def embed_q4_offsets(instr: int, ctx: int, tid: int, threads: int) -> None:
     """4-bit table that has offsets."""
     _q4(instr, ctx, tid, threads)
+
+
+@kernel
+def embed_q4_table(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """4-bit table whose codes choose levels."""
+    _q4_table(instr, ctx, tid, threads)
 
 
 @kernel

@@ -23,7 +23,12 @@ from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.scales import make_read_numbers
 from edgetok.kernels_cpu.linear.tile_shape import FLOAT_T, ROW_BYTES, RUN, R
 from edgetok.kernels_cpu.linear.tile_steps import tile_add_to, tile_fma, tile_store, tile_zero
-from edgetok.kernels_cpu.linear.tile_unpack import transpose_floats, transpose_words, unpack_floats
+from edgetok.kernels_cpu.linear.tile_unpack import (
+    look_up_floats,
+    transpose_floats,
+    transpose_words,
+    unpack_floats,
+)
 from edgetok.kernels_cpu.linear.tiles import finish_tile
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
@@ -62,7 +67,7 @@ if _WEIGHTS + max(QUANTISED_SLAB * ROW_BYTES, CHAINS * _CHAIN_BYTES) > layout.SC
 _read_numbers = make_read_numbers(R)
 
 
-def _make_fill(bits: int, grouped: bool) -> Any:
+def _make_fill(bits: int, grouped: bool, table: bool) -> Any:
     """A function that brings inputs k..k + width of RUN rows, starting with row n, to scratch."""
     if bits in (16, 32):
         full, part = (transpose_floats(bits, part, _CHAIN_BYTES) for part in (False, True))
@@ -93,12 +98,13 @@ def _make_fill(bits: int, grouped: bool) -> Any:
         return fill_floats
 
     planar = bits in layout.HIGH_BITS
-    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
-    part_of = stored_bits // high_bits
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
+    part_of = stored_bits // max(high_bits, 1)
     zero_bits = 8 if bits == 3 else bits
     zero_mask = (1 << zero_bits) - 1
     middle = np.float32(1 << (bits - 1))
-    unpack, unpack_offset = unpack_floats(bits), unpack_floats(bits, True)
+    unpack = look_up_floats() if table else unpack_floats(bits)
+    unpack_offset = unpack if table else unpack_floats(bits, True)
     word_codes = 32 // stored_bits
 
     @inline
@@ -165,7 +171,8 @@ def _make_fill(bits: int, grouped: bool) -> Any:
                     transpose_words(h + start // part_of, hb, last, left // part_of, highs)
                 for j in range(left // 4):
                     g = (start + 4 * j) * (8 // stored_bits) // group_size
-                    word, above = words + j * VB, scratch + _HIGHS + j // part_of * VB
+                    word = words + j * VB
+                    above = h if table else scratch + _HIGHS + j // part_of * VB
                     by = j % part_of * (32 // part_of)
                     scale = scratch + _SCALES + g * ROW_BYTES + r * VB
                     zero_at = scratch + _ZEROS + g * zero_bytes + r * VB
@@ -178,14 +185,15 @@ def _make_fill(bits: int, grouped: bool) -> Any:
     return fill
 
 
-def make_float_tiles(bits: int, grouped: bool = False) -> Any:
+def make_float_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
     """The kernel body for weights of `bits` and float32 activations.
 
     Args:
         bits: of the weights.
         grouped: as for `rows.make_rows`.
+        table: likewise.
     """
-    fill = _make_fill(bits, grouped)
+    fill = _make_fill(bits, grouped, table)
     chains, slab = (CHAINS, FLOAT_SLAB) if bits in (16, 32) else (1, QUANTISED_SLAB)
 
     def make_meet(tokens: int) -> Any:

@@ -90,6 +90,7 @@ class LinearWeight:
         group_size: inputs that share a scale; 0 for 16 and 32 bits.
         weight: codes, or float16 / float32 [N, K].
         high: 3, 5 and 6 bits only: the plane of high bits.
+        table: 4 bits only: int8 [16], the levels that codes choose; or None.
         scales: float16 [N, G], int8 where there are super-scales; None for 16 and 32 bits.
         zeros: packed zero points, or None.
         offsets: like scales, or None.
@@ -104,6 +105,7 @@ class LinearWeight:
     group_size: int = 0
     weight: Span
     high: Span | None = None
+    table: Span | None = None
     scales: Span | None = None
     zeros: Span | None = None
     offsets: Span | None = None
@@ -112,15 +114,17 @@ class LinearWeight:
 
     @property
     def grouped(self) -> bool:
-        """Whether kernels of grouped weights compute it, which take offsets and super-scales."""
-        more = self.offsets is not None or self.super_scales is not None
-        return more or self.bits in (5, 6)
+        """Whether kernels of grouped weights compute it: offsets, super-scales, tables."""
+        more = (self.offsets, self.super_scales, self.table)
+        return self.bits in (5, 6) or any(span is not None for span in more)
 
     @property
     def kernel(self) -> str:
         """What kernels of its kind are called."""
         if self.bits in (16, 32):
             return f"f{self.bits}"
+        if self.table is not None:
+            return "q4_table"
         return "q4_offsets" if self.grouped and self.bits == 4 else f"q{self.bits}"
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class LinearWeight:
             raise ShapeError(f"{self.name}: [{self.N}, {self.K}], expected at least [1, 1]")
         if self.bits in (16, 32):
             self._holds("weight", self.weight, self.N * self.K * self.bits // 8)
-            for part in ("high", "scales", "zeros", "offsets", "super_scales"):
+            for part in ("high", "table", "scales", "zeros", "offsets", "super_scales"):
                 if getattr(self, part) is not None:
                     raise ShapeError(f"{self.name}: {self.bits} bits do not have {part}")
         elif self.grouped:
@@ -167,6 +171,10 @@ class LinearWeight:
             )
         if self.zeros is not None:
             raise ShapeError(f"{self.name}: {self.bits} bits in groups do not have zeros")
+        if self.table is not None:
+            if self.bits != 4 or self.offsets is not None:
+                raise ShapeError(f"{self.name}: a table, expected with 4 bits and without offsets")
+            self._holds("table", self.table, 16)
         weights, groups = self.N * self.K, self.N * self.K // self.group_size
         self._holds("weight", self.weight, weights * layout.LOW_BITS[self.bits] // 8)
         if self.bits in layout.HIGH_BITS:
@@ -190,7 +198,8 @@ class LinearWeight:
         if self.bits in (16, 32):
             total = self.N * self.K * self.bits // 8
         elif self.grouped:
-            spans = (self.weight, self.high, self.scales, self.offsets, self.super_scales)
+            spans = (self.weight, self.high, self.table, self.scales, self.offsets)
+            spans = (*spans, self.super_scales)
             total = sum(span.nbytes for span in spans if span is not None)
         else:
             groups = -(-self.K // self.group_size)
@@ -395,7 +404,7 @@ def matmul_instruction(
     instruction[layout.MATMUL_X] = address
     instruction[layout.MATMUL_QWEIGHT] = weight.weight.address
     for slot, span in (
-        (layout.MATMUL_HIGH, weight.high),
+        (layout.MATMUL_HIGH, weight.high or weight.table),
         (layout.MATMUL_SCALES, weight.scales),
         (layout.MATMUL_ZEROS, weight.offsets if weight.grouped else weight.zeros),
         (layout.MATMUL_BIAS, weight.bias),
@@ -443,7 +452,7 @@ def embed_instruction(
     instruction[layout.EMBED_TOKENS] = tokens.address
     instruction[layout.EMBED_QWEIGHT] = table.weight.address
     for slot, span in (
-        (layout.EMBED_HIGH, table.high),
+        (layout.EMBED_HIGH, table.high or table.table),
         (layout.EMBED_SCALES, table.scales),
         (layout.EMBED_ZEROS, table.offsets if table.grouped else table.zeros),
         (layout.EMBED_SUPERS, table.super_scales),

@@ -29,7 +29,9 @@ from edgetok.kernels_cpu.linear.code_orders import (
     load_f16_first,
     load_high,
     load_high_first,
+    load_table,
     load_words,
+    look_up,
 )
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
@@ -108,11 +110,13 @@ def clamped(b: Any, address: Any, index: int, last: Any, stride: Any) -> Any:
     return b.add(address, b.mul(reached, stride))
 
 
-def fields(b: Any, bits: int, w: Any, high: Any) -> list[Any]:
+def fields(b: Any, bits: int, w: Any, high: Any, table: bool = False) -> list[Any]:
     """The codes of a vector of packed bytes, plane by plane; `high` from `load_plane`.
 
-    Those of 8 bits are less 128 where `signed_codes`.
+    Those of 8 bits are less 128 where `signed_codes`. With `table` levels; `high` is the table.
     """
+    if table:
+        return [look_up(b, high, field.emit(b, w)) for field in FIELD[4]]
     if bits == 8:
         return [b.xor(w, _constant(_I8, VB, 0x80))] if signed_codes(bits) else [w]
     if bits == 4:
@@ -241,7 +245,7 @@ def strip_sums(b: Any, rows: list[Sum], width: int) -> list[Any]:
     return found
 
 
-def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
+def row_step(bits: int, block: int, tokens: int, part: bool, table: bool = False) -> Any:
     """Integer sums of a strip of rows by a few tokens over the blocks of one unit, to memory.
 
     A unit is a chunk or, where that is longer, a block. int32 of its i-th block, row r and token t
@@ -261,9 +265,10 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
         block: inputs that share an activation scale.
         tokens: how many.
         part: for the last unit of a row, where it is not a whole one.
+        table: codes choose levels; `h` is the table's address.
     """
     planes = layout.PLANES[bits]
-    most = (1 << bits) - 1
+    most = 255 if table else (1 << bits) - 1
     chunk = planes * VB
     chunks = max(block // chunk, 1)
     width = min(block * LANES // chunk, LANES)  # lanes of a block
@@ -286,17 +291,18 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
         wb, hb, last, x, xb, out, outb, ask, ask_high, ask_scales = rest
         sums: list[list[Any]] = [[None] * STRIP for _ in range(tokens)]
         unpacked: list[list[Any]] = []
+        levels = load_table(b, h, signed_codes(bits, table)) if table else None
         for r in range(STRIP):
             wr, hr = clamped(b, w, r, last, wb), clamped(b, h, r, last, hb)
             codes: list[Any] = []
             for c in range(chunks):
-                wc, high = b.add(wr, number(c * VB)), None
+                wc, high = b.add(wr, number(c * VB)), levels
                 packed = load_words.emit(b, wc, ask) if part else load_u8.emit(b, wc)
                 if load_above is not None:
                     hc = b.add(hr, number(c * VB // part_of))
                     left = [b.udiv(ask, number(part_of))] if part else []
                     high = load_above.emit(b, hc, *left)
-                codes += fields(b, bits, packed, high)
+                codes += fields(b, bits, packed, high, table)
             unpacked.append(codes)
             if not token_by_token:
                 for t in range(tokens):
@@ -323,7 +329,9 @@ def row_step(bits: int, block: int, tokens: int, part: bool) -> Any:
     return op(void, *[i64] * 12)(emit)
 
 
-def fold_step(bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool = False) -> Any:
+def fold_step(
+    bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool = False, table: bool = False
+) -> Any:
     """Add one block's products to the sums of vectors of rows by tokens.
 
     f + float(sum of codes * activations - zero point * sum of activations) * scale * a_scale
@@ -332,8 +340,10 @@ def fold_step(bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool =
     Args of the operation: UniTuple of vectors * tokens sums; address of the first token's integers,
     bytes to the next token's, bytes from one vector of rows to the next; address of its middle
     sum, distance to the scale, bytes to the next token; addresses of the group's scales and (zero -
-    middle) / middle, or with `offsets` the group's offsets, of all rows.
+    middle) / middle, or with `offsets` the group's offsets, of all rows. With `table` the middle
+    is 128, and middle sums are those of codes of `bits`.
     """
+    by = 8 - bits if table else 0
     unit = _constant(_F32, LANES, -1.0 / (1 << (bits - 1)))
     tile = types.UniTuple(F32, vectors * tokens)
 
@@ -355,7 +365,9 @@ def fold_step(bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool =
                     value = fma.emit(b, offset, total, value)
                     totals[i] = fma.emit(b, value, a, totals[i])
                     continue
-                value = to_f32.emit(b, found if signed_codes(bits) else b.add(found, middle))
+                if not signed_codes(bits, table):
+                    found = b.add(found, b.shl(middle, _constant(_I32, LANES, by)))
+                value = to_f32.emit(b, found)
                 if zeros:  # exact: all three are integers below 2^24
                     point = load_f32.emit(b, b.add(points, number(v * VB)))
                     value = fma.emit(b, point, to_f32.emit(b, middle), value)

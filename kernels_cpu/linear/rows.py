@@ -50,14 +50,14 @@ _WORDS = 0
 _SCALES = max(LANES, _CHAINS) * VB
 
 
-def _make_strip(bits: int, block: int, tokens: int) -> Any:
+def _make_strip(bits: int, block: int, tokens: int, table: bool = False) -> Any:
     """A function for a strip of STRIP rows by up to SLAB inputs and `tokens` tokens."""
     planes = layout.PLANES[bits]
     chunk = planes * VB
-    part_of = layout.LOW_BITS[bits] // layout.HIGH_BITS.get(bits, 1)
+    low_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
     length = max(block // planes, VB)  # bytes of a unit of a row
     blocks = max(chunk // block, 1)
-    step, last_step = (row_step(bits, block, tokens, part) for part in (False, True))
+    step, last_step = (row_step(bits, block, tokens, part, table) for part in (False, True))
 
     @inline
     def strip(  # type: ignore[no-untyped-def]
@@ -71,19 +71,23 @@ def _make_strip(bits: int, block: int, tokens: int) -> Any:
             high, scales = ask_h + r * hop_h, ask_s + r * sb
             for _ in range((r + 1) * steps // STRIP - begin):
                 step(w, h, wb, hb, last, x, xb, out, outb, place, high, scales)
-                w, h, x = w + length, h + length // part_of, x + planes * length
+                w, h, x = w + length, h + length * high_bits // low_bits, x + planes * length
                 out += blocks * VB
-                place, high, scales = place + pace, high + pace // part_of, scales + pace_s
+                place, high, scales = (
+                    place + pace,
+                    high + pace * high_bits // low_bits,
+                    scales + pace_s,
+                )
         if nbytes % length != 0:
             last_step(w, h, wb, hb, last, x, xb, out, outb, nbytes % length, 0, 0)
 
     return strip
 
 
-def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool) -> Any:
+def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool, table: bool) -> Any:
     """Functions for a strip of any block, for scales, and for zero points or offsets."""
     if grouped:
-        only = _make_strip(bits, layout.GROUPED[bits], tokens)
+        only = _make_strip(bits, layout.GROUPED[bits], tokens, table)
 
         @inline
         def one_strip(block, *args):  # type: ignore[no-untyped-def]
@@ -128,11 +132,10 @@ def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool) -> Any:
     return strip, read_scales, read_zeros
 
 
-def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
+def _make_tokens(bits: int, tokens: int, grouped: bool, table: bool) -> Any:
     """The kernel body for up to `tokens` tokens, which it computes side by side."""
     planes = layout.PLANES[bits]
-    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
-    part_of = stored_bits // high_bits
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
     zero_bits = 8 if bits == 3 else bits
     vectors = max(_CHAINS // tokens, 1) if NAME != "avx512" or tokens > 1 else 2
     run = vectors * LANES
@@ -144,10 +147,11 @@ def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
     sums_at = points + max(SLAB // smallest, LANES) * row_bytes
     if sums_at + vectors * tokens * _SUM_BYTES > layout.SCRATCH_BYTES:
         raise ValueError("a run does not fit the scratch")
-    strip, read_scales, read_zeros = _make_parts(bits, tokens, vectors, grouped)
+    strip, read_scales, read_zeros = _make_parts(bits, tokens, vectors, grouped, table)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
-    fold = fold_step(bits, vectors, tokens, False)
-    fold_zeros = fold_step(bits, vectors, tokens, not grouped, offsets=grouped)
+    fold = fold_step(bits, vectors, tokens, False, table=table)
+    # A table's levels have no zero points: one function is compiled for both.
+    fold_zeros = fold if table else fold_step(bits, vectors, tokens, not grouped, offsets=grouped)
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]
@@ -202,7 +206,7 @@ def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
                 for r in range(0, here, STRIP):
                     if whole:
                         ask = weight + n * wb + far + r * hop
-                        ask_h = high + n * hb + far // part_of + r * (hop // part_of)
+                        ask_h = high + n * hb + (far + r * hop) * high_bits // stored_bits
                     else:
                         i, start = n + r + strips, begin
                         if r + strips >= here:
@@ -221,7 +225,7 @@ def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
                             prefetch(zeros + (i + q) * zb + first * point_bits // 8)
                     strip(
                         block, w, h, wb, hb, last, x + begin, xb, out, outb, ask, ask_h, ask_s,
-                        hop, hop // part_of, sb, group_size, nbytes,
+                        hop, hop * high_bits // stored_bits, sb, group_size, nbytes,
                     )  # fmt: skip
                 sums = scratch + sums_at
                 if whole:
@@ -270,16 +274,18 @@ def _make_tokens(bits: int, tokens: int, grouped: bool) -> Any:
     return body
 
 
-def make_rows(bits: int, grouped: bool = False) -> Any:
+def make_rows(bits: int, grouped: bool = False, table: bool = False) -> Any:
     """The kernel body for weights of `bits` and up to ROW_TOKENS tokens.
 
     Args:
         bits: of the weights.
         grouped: groups are of `layout.GROUPED` inputs, the last is a whole one, and have offsets or
             super-scales in place of zero points.
+        table: codes of 4 bits choose levels of a table, whose address is in MATMUL_HIGH; `grouped`,
+            without offsets.
     """
-    one, two = (_make_tokens(bits, tokens, grouped) for tokens in (1, 2))
-    most = _make_tokens(bits, ROW_TOKENS, grouped) if ROW_TOKENS > 2 else two
+    one, two = (_make_tokens(bits, tokens, grouped, table) for tokens in (1, 2))
+    most = _make_tokens(bits, ROW_TOKENS, grouped, table) if ROW_TOKENS > 2 else two
 
     @inline
     def rows(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear.byte_products import (
@@ -55,24 +56,25 @@ from edgetok.kernels_cpu.simd.ops import (
 )
 
 
-def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool) -> list[Any]:
-    """R * tokens vectors of int32: in all lanes what the token's block starts with."""
+def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool, by: int) -> list[Any]:
+    """R * tokens vectors of int32: in all lanes what the token's block starts with, times 2^by."""
     if signed:
         return [_constant(_I32, LANES, 0)] * (R * tokens)
-    return [_splat(b, _load(b, at(b, starts, t, xb), _I32), LANES) for t in range(tokens)] * R
+    first = [_load(b, at(b, starts, t, xb), _I32) for t in range(tokens)]
+    return [_splat(b, b.shl(value, ir.Constant(_I32, by)), LANES) for value in first] * R
 
 
 def _multiplied(
     b: Any, bits: int, most: int, acc: list[Any], u: Any, x: Any, xb: Any, tokens: int,
-    steps: int = STEPS,
+    steps: int = STEPS, table: bool = False,
 ) -> list[Any]:  # fmt: skip
     """`acc` plus `steps` steps of products of unpacked codes, at most `most`, and activations."""
     planes = PLANES[bits]
     # Where bytes are multiplied to pairs of int16 (AVX2), so many steps are added before they are
     # widened.
     room = (1 << 15) // (2 * most * 128)
-    narrow, signed = NAME == "avx2" and room > 0, signed_codes(bits)
-    dot = dot_u8s8 if bits == 8 else dot_u7s8
+    narrow, signed = NAME == "avx2" and room > 0, signed_codes(bits, table)
+    dot = dot_u8s8 if bits == 8 or table else dot_u7s8
     acc, pairs = list(acc), [None] * (R * tokens)
     rows = [at(b, x, t, xb) for t in range(tokens)]
     for k in range(steps):
@@ -142,21 +144,23 @@ def _folded(
             yield i, fma.emit(b, mul.emit(b, value, rows[r]), a, sum_of(i))
 
 
-def _tile_start(bits: int, tokens: int, offsets: bool) -> Any:
+def _tile_start(bits: int, tokens: int, offsets: bool, table: bool) -> Any:
+    signed, by = offsets or signed_codes(bits, table), 8 - bits if table else 0
+
     @op(types.UniTuple(I32, R * tokens), i64, i64)
     def tile_start(b: Any, starts: Any, xb: Any) -> Any:
-        return pack_tuple(b, _started(b, tokens, starts, xb, offsets or signed_codes(bits)))
+        return pack_tuple(b, _started(b, tokens, starts, xb, signed, by))
 
     return tile_start
 
 
-def _tile_dot(bits: int, tokens: int, most: int, steps: int) -> Any:
+def _tile_dot(bits: int, tokens: int, most: int, steps: int, table: bool) -> Any:
     tile_type = types.UniTuple(I32, R * tokens)
 
     @op(tile_type, tile_type, i64, i64, i64)
     def tile_dot(b: Any, tile: Any, u: Any, x: Any, xb: Any) -> Any:
         acc = unpack_tuple(b, tile, R * tokens)
-        return pack_tuple(b, _multiplied(b, bits, most, acc, u, x, xb, tokens, steps))
+        return pack_tuple(b, _multiplied(b, bits, most, acc, u, x, xb, tokens, steps, table))
 
     return tile_dot
 
@@ -182,15 +186,18 @@ def _tile_fold(tokens: int, points: bool, unit: float) -> Any:
     return tile_fold
 
 
-def _tile_block(bits: int, tokens: int, most: int, points: bool, steps: int, unit: float) -> Any:
+def _tile_block(
+    bits: int, tokens: int, most: int, points: bool, steps: int, unit: float, table: bool
+) -> Any:
     """`start`, `dot` and `fold` of a block of 4 * steps inputs: no sums wait in memory between."""
     f_type = _float_sums(tokens)
+    signed, by = bool(unit) or signed_codes(bits, table), 8 - bits if table else 0
 
     @op(f_type, f_type, *[i64] * (8 if points else 6))
     def tile_block(b: Any, f: Any, starts: Any, u: Any, x: Any, *places: Any) -> Any:
         xb = places[2]
-        acc = _started(b, tokens, starts, xb, bool(unit) or signed_codes(bits))
-        acc = _multiplied(b, bits, most, acc, u, x, xb, tokens, steps)
+        acc = _started(b, tokens, starts, xb, signed, by)
+        acc = _multiplied(b, bits, most, acc, u, x, xb, tokens, steps, table)
         return _folded_in(b, f, acc, tokens, *places, unit=unit)
 
     return tile_block
@@ -336,6 +343,7 @@ def integer_tile(
     points: bool,
     steps: int = STEPS,
     offsets: bool = False,
+    table: bool = False,
 ) -> IntegerTile:
     """Operations for a register tile that is `tokens` wide.
 
@@ -346,14 +354,15 @@ def integer_tile(
         points: zero points are subtracted from sums.
         steps: of four inputs each, in one operation.
         offsets: points are offsets.
+        table: unpacked codes are levels of a table; `start` is given middle sums of `bits`.
     """
     unit = -1.0 / (1 << (bits - 1)) if offsets else 0.0
-    most = 255 if bits == 8 else (2 << bits) - 1 if shifted else (1 << bits) - 1
+    most = 255 if bits == 8 or table else (2 << bits) - 1 if shifted else (1 << bits) - 1
     return IntegerTile(
-        start=_tile_start(bits, tokens, offsets),
-        dot=_tile_dot(bits, tokens, most, steps),
+        start=_tile_start(bits, tokens, offsets, table),
+        dot=_tile_dot(bits, tokens, most, steps, table),
         fold=_tile_fold(tokens, points, unit),
-        block=_tile_block(bits, tokens, most, points, steps, unit),
+        block=_tile_block(bits, tokens, most, points, steps, unit, table),
         zero=kept_zero(tokens),
         store=kept_store(tokens),
         load=kept_load(tokens),

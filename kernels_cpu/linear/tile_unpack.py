@@ -6,7 +6,12 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgetok.kernels_cpu.linear.code_orders import load_f16_first, load_words
+from edgetok.kernels_cpu.linear.byte_products import signed_codes
+from edgetok.kernels_cpu.linear.code_orders import (
+    load_f16_first,
+    load_table,
+    load_words,
+)
 from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
 from edgetok.kernels_cpu.linear.row_steps import (
     at,
@@ -84,12 +89,13 @@ def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
     return op(void, *[i64] * (5 if part else 4))(emit)
 
 
-def unpack_words(bits: int, shifted: bool) -> Any:
+def unpack_words(bits: int, shifted: bool, table: bool = False) -> Any:
     """Words of LANES rows to unsigned codes, four inputs of a row to a lane.
 
     Args of the operation: addresses of the vector of words and (3, 5, 6 bits) of that of high
     words, how far to shift the latter right, address of the bytes to add (only where `shifted`),
-    address of the first plane's result; the others follow ROW_BYTES apart.
+    address of the first plane's result; the others follow ROW_BYTES apart. With `table` codes
+    become levels, and that of high words is the table's address.
     """
 
     @op(void, i64, i64, i64, i64, i64)
@@ -97,29 +103,31 @@ def unpack_words(bits: int, shifted: bool) -> Any:
         w, h = load_u8.emit(b, words), None
         if bits in HIGH_BITS:
             h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
-        _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out)
+        elif table:
+            h = load_table(b, high, signed_codes(bits, table))
+        _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out, table)
 
     return unpack
 
 
-def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any) -> None:
+def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any, table: bool) -> None:
     """The codes of a vector of words; the low half (5 bits: byte) of `high`'s belongs to them."""
-    spread = None
-    if high is not None and bits == 5:  # a byte four times
+    spread = high
+    if bits == 5:  # a byte four times
         h = b.and_(high, _constant(_I32, LANES, 0xFF))
         spread = b.bitcast(b.mul(h, _constant(_I32, LANES, 0x01010101)), U8.ll)
-    elif high is not None:  # four bits of each of four bytes, out of sixteen
+    elif bits in HIGH_BITS:  # four bits of each of four bytes, out of sixteen
         h = b.and_(high, _constant(_I32, LANES, 0xFFFF))
         h = b.or_(h, b.shl(h, _constant(_I32, LANES, 8)))
         h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
         h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
         spread = b.bitcast(h, U8.ll)
-    for plane, q in enumerate(fields(b, bits, w, spread)):
+    for plane, q in enumerate(fields(b, bits, w, spread, table)):
         u = q if shift is None else b.add(q, shift)
         store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
 
 
-def unpack_rows(bits: int, shifted: bool) -> Any:
+def unpack_rows(bits: int, shifted: bool, table: bool = False) -> Any:
     """VB packed bytes of each of LANES rows to unsigned codes, four inputs of a row to a lane.
 
     As `transpose_words` and then `unpack_words` of every word, but nothing waits in memory.
@@ -127,7 +135,8 @@ def unpack_rows(bits: int, shifted: bool) -> Any:
     Args of the operation: address of the first row's bytes, bytes to the next row's; the same of
     the high plane (3, 5, 6 bits); address of the bytes to add of the first group, log2 of how many
     times 32 inputs a group has, and how many times 32 inputs lie between its first one and these
-    (only where `shifted`); address of the first result, the others follow ROW_BYTES apart.
+    (only where `shifted`); address of the first result, the others follow ROW_BYTES apart. With
+    `table` the high plane's address is the table's.
     """
     planes = PLANES[bits]
     words_of_32 = 8 // planes
@@ -150,16 +159,17 @@ def unpack_rows(bits: int, shifted: bool) -> Any:
                 rows.append(b.bitcast(v, I32.ll))
             highs = transposed(b, rows)
         shift = None
+        levels = load_table(b, h, signed_codes(bits, table)) if table else None
         for j, word in enumerate(words):
             if shifted and j % words_of_32 == 0:
                 group = b.lshr(b.add(unit, number(j // words_of_32)), by)
                 shift = load_u8.emit(b, b.add(shifts, b.mul(group, number(ROW_BYTES))))
-            high = None
+            high = levels
             if highs:
                 by_bits = _constant(_I32, LANES, j % part_of * (32 // part_of))
                 high = b.lshr(highs[j // part_of], by_bits)
             place = b.add(out, number(j * planes * ROW_BYTES))
-            _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place)
+            _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place, table)
 
     return unpack
 
@@ -245,5 +255,25 @@ def unpack_floats(bits: int, offsets: bool = False) -> Any:
             value = to_f32.emit(b, q)
             value = fma.emit(b, value, s, z) if offsets else mul.emit(b, sub.emit(b, value, z), s)
             store_f32.emit(b, at(b, out, i, number(ROW_BYTES)), value)
+
+    return unpack
+
+
+def look_up_floats() -> Any:
+    """Words of LANES rows to table[code] * scale, one input of all rows to a vector.
+
+    Args of the operation are those of `unpack_floats`, with the table's address in place of the
+    high words' and the zeros' without meaning.
+    """
+
+    @op(void, i64, i64, i64, i64, i64, i64)
+    def unpack(b: Any, words: Any, table: Any, by: Any, scales: Any, zeros: Any, out: Any) -> None:
+        levels, scale = load_table(b, table, True), load_f32.emit(b, scales)
+        planes = fields(b, 4, load_u8.emit(b, words), levels, table=True)
+        for i in range(8):
+            v = b.bitcast(planes[i % 2], I32.ll)
+            v = b.shl(v, _constant(_I32, LANES, 24 - i // 2 * 8))
+            value = to_f32.emit(b, b.ashr(v, _constant(_I32, LANES, 24)))
+            store_f32.emit(b, at(b, out, i, number(ROW_BYTES)), mul.emit(b, value, scale))
 
     return unpack

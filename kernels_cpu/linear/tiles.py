@@ -92,12 +92,13 @@ def _make_readers(bits: int, grouped: bool, points: bool) -> Any:
     return read_scales, read_zeros
 
 
-def make_tiles(bits: int, grouped: bool = False) -> Any:
+def make_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
     """The kernel body for weights of `bits` and int8 activations of many tokens.
 
     Args:
         bits: of the weights.
         grouped: as for `rows.make_rows`.
+        table: likewise.
     """
     planes = layout.PLANES[bits]
     planar, eight = bits in layout.HIGH_BITS, bits == 8
@@ -112,12 +113,14 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
     if unpacked_at + SLAB * RUN > layout.SCRATCH_BYTES:
         raise ValueError("a tile does not fit the scratch")
     # Zero points meet sums, not codes. AVX2 adds more products of 4 bits in 16 bits so.
-    pointed = eight or grouped or (NAME == "avx2" and bits == 4)
-    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 1)
-    part_of = stored_bits // high_bits
+    pointed = (eight or grouped or (NAME == "avx2" and bits == 4)) and not table
+    stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
+    part_of = stored_bits // max(high_bits, 1)
     zero_bits = 8 if bits == 3 else bits
-    unpack, unpack_shifted = unpack_words(bits, False), unpack_words(bits, True)
-    whole, whole_shifted = unpack_rows(bits, False), unpack_rows(bits, True)
+    unpack, whole = unpack_words(bits, False, table), unpack_rows(bits, False, table)
+    unpack_shifted, whole_shifted = unpack, whole  # no zero points
+    if not table:
+        unpack_shifted, whole_shifted = unpack_words(bits, True), unpack_rows(bits, True)
     read_scales, read_zeros = _make_readers(bits, grouped, pointed)
     # So many times 4 * steps inputs share a chunk of a token (or they are several chunks, of 8
     # bits), and begin so many bytes apart.
@@ -142,7 +145,8 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
                 begin = nbytes // VB * VB
                 units = 0
                 for start in range(0, begin, VB):
-                    at, at_h = w + skip * wb + start, h + skip * hb + start // part_of
+                    at = w + skip * wb + start
+                    at_h = h + skip * hb + start * high_bits // stored_bits
                     if shifts != 0:
                         whole_shifted(at, wb, at_h, hb, shifts + r * VB, halvings, units, out)
                     else:
@@ -158,7 +162,7 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
                     at = h + skip * hb + start // part_of
                     transpose_words(at, hb, last, left // part_of, highs)
                 for j in range(left // 4):
-                    word, high = words + j * VB, highs + j // part_of * VB
+                    word, high = words + j * VB, h if table else highs + j // part_of * VB
                     by = j % part_of * (32 // part_of)
                     if shifts != 0:
                         g = (start + 4 * j) * (8 // stored_bits) // group_size
@@ -183,7 +187,8 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
     def make_meet(width: int) -> Any:
         """A function for up to `width` tokens and a piece of a tile's weights."""
         # Variants apart, or the sums would change registers from block to block.
-        tile = integer_tile(bits, width, shifted=not pointed, points=False, steps=steps)
+        shifted = not (pointed or table)
+        tile = integer_tile(bits, width, shifted, points=False, steps=steps, table=table)
         plain = make_sums(tile, False)
         if not pointed:
             return plain
@@ -319,7 +324,7 @@ def make_tiles(bits: int, grouped: bool = False) -> Any:
             zb = sb
         ub = inputs // layout.SUPER_GROUP * each
         out = scratch + out_at
-        shifted = zeros != 0 and not pointed
+        shifted = zeros != 0 and not pointed and not table
         starts = layout.blocks_bytes(codes, block) * (2 if shifted else 1)
         few = tokens <= _FEW_TOKENS
         longest = _PIECE if few else SLAB

@@ -50,6 +50,7 @@ MODULES = (
     "linear.q4",
     "linear.q8",
     "linear.q4_offsets",
+    "linear.q4_table",
     "linear.q5",
     "linear.q6",
     "linear.float_rows",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from edgetok.formats.artefact import Artefact
-from edgetok.formats.layout import HIGH_BITS
+from edgetok.formats.layout import HIGH_BITS, TABLE
 from edgetok.kernels_cpu.linear.launch import (
     SCRATCH_BYTES,
     Activations,
@@ -162,6 +162,7 @@ def stored_weight(artefact: Artefact, name: str, address: Callable[[int], int]) 
         group_size=form.group_size,
         weight=span(".qweight"),
         high=span(".qweight_high") if form.bits in HIGH_BITS else None,
+        table=span(TABLE) if form.table else None,
         scales=span(".scales"),
         zeros=span(".zeros") if form.zeros else None,
         offsets=span(".offsets") if form.offsets else None,

@@ -30,15 +30,17 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
     forms = set(artefact.formats.values())
     bits = {form.bits for form in forms}
     plain = {form.bits for form in forms if form.quantised and not form.grouped}
-    grouped = {form.bits for form in forms if form.grouped}
+    grouped = {form.bits for form in forms if form.grouped and not form.table}
+    tables = any(form.table for form in forms)
     table = artefact.formats.get("embed_tokens") or artefact.formats["lm_head"]
     wanted = {
         **{f"linear.q{b}": b in plain and compute == "int8" for b in (2, 3, 4, 8)},
         "linear.q4_offsets": 4 in grouped and compute == "int8",
+        "linear.q4_table": tables and compute == "int8",
         **{f"linear.q{b}": b in grouped and compute == "int8" for b in (5, 6)},
         "linear.embed_grouped": table.grouped,
         "linear.exact": compute == "float32" and bool(plain),
-        "linear.exact_grouped": compute == "float32" and bool(grouped),
+        "linear.exact_grouped": compute == "float32" and (bool(grouped) or tables),
         "linear.float_rows": bool(bits & {16, 32}),
         "recurrent.short_conv": artefact.spec is not None
         and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),

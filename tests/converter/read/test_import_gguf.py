@@ -126,11 +126,14 @@ def test_every_architecture_against_transformers(tmp_path, case):
 
 
 # Where a block's float16 numbers are, for blocks that the package does not write itself.
-HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "Q2_K": (80, 82)}
+HALVES = {
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "Q2_K": (80, 82),
+}  # fmt: skip
 # Kept at so many bits.
 KEPT = {
-    "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "IQ4_NL": 8, "Q4_K": 4, "Q5_K": 5,
-    "Q6_K": 6,
+    "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "IQ4_NL": 4, "IQ4_XS": 4, "Q4_K": 4,
+    "Q5_K": 5, "Q6_K": 6,
 }  # fmt: skip
 WIDE = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 
@@ -159,7 +162,7 @@ def random_blocks(monkeypatch):
 @pytest.mark.parametrize(("kind", "bits"), KEPT.items())
 def test_integers_are_kept(tmp_path, random_blocks, kind, bits):
     """Each weight is what the `gguf` package makes of the file's blocks, bit by bit."""
-    sizes = WIDE if kind.endswith("_K") else SIZES
+    sizes = WIDE if kind.endswith(("_K", "_XS")) else SIZES
     source = tiny_checkpoint("llama", tmp_path / "source", **sizes)
     path = tmp_path / "model.gguf"
     held = write_gguf(source, path, kind)
@@ -175,8 +178,7 @@ def test_integers_are_kept(tmp_path, random_blocks, kind, bits):
             values = weights.tensor(f"{name}.weight")
             np.testing.assert_array_equal(values, held[f"{weight}.weight"])
         stored = sum(i.nbytes for i in open_gguf(path).infos.values())
-        if kind != "IQ4_NL":
-            assert opened.weight_bytes <= 1.03 * stored
+        assert opened.weight_bytes <= 1.03 * stored
     agree(tmp_path / "out", source, held)
 
 

@@ -72,6 +72,18 @@ def test_by_hand() -> None:
     assert layout.file_bytes == 4096 * (len(result) + 1)
 
 
+def test_tables_take_no_pages() -> None:
+    spec = dataclasses.replace(SPEC, hidden_size=64, intermediate_size=64)
+    plain = plan(spec, formats_of(spec, TensorFormat(4)))
+    layout = plan(spec, formats_of(spec, TensorFormat(4, table=True)))
+    assert layout.file_bytes == plain.file_bytes
+    offsets = {name: slot.offset for name, slot in layout.tensors.items()}
+    scales = layout.tensors["layers.0.q_proj.scales"]
+    begin = scales.offset + scales.nbytes
+    assert begin <= offsets.pop("layers.0.q_proj.table") < begin + 64
+    assert all(at % 4096 == 0 for name, at in offsets.items() if not name.endswith(".table"))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_tied_embedding_is_another_name_for_the_heads_bytes(bits: int) -> None:
     spec = dataclasses.replace(SPEC, tied=True)
@@ -182,7 +194,8 @@ def test_no_room(tmp_path: Path) -> None:
     [
         (5, {"zeros": True}), (4, {"zeros": True, "offsets": True}),
         (6, {"zeros": True, "supers": True}), (2, {"offsets": True}), (3, {"supers": True}),
-        (8, {"offsets": True}),
+        (8, {"offsets": True}), (8, {"table": True}), (4, {"zeros": True, "table": True}),
+        (4, {"offsets": True, "table": True}),
     ],
 )  # fmt: skip
 def test_groups_that_no_kernel_takes(bits: int, more: dict[str, bool]) -> None:
@@ -202,6 +215,11 @@ def test_planes_and_super_scales_by_hand() -> None:
     assert six == {
         "a.qweight": ("uint8", (3, 32, 8)), "a.qweight_high": ("uint8", (3, 32, 4)),
         "a.scales": ("int8", (3, 32)), "a.super_scales": ("float16", (3, 2, 1)),
+    }  # fmt: skip
+    table = linear_tensors("a", shape, TensorFormat(4, supers=True, table=True))
+    assert table == {
+        "a.qweight": ("uint8", (3, 16, 16)), "a.scales": ("int8", (3, 16)),
+        "a.super_scales": ("float16", (3, 2, 1)), "a.table": ("int8", (16,)),
     }  # fmt: skip
     with pytest.raises(ArtefactError, match="a multiple of 256"):
         linear_tensors("a", LinearShape(3, 288), TensorFormat(6, 16, supers=True))

@@ -1,4 +1,4 @@
-"""Products and rows of weights with offsets and super-scales, and of 5 and 6 bits."""
+"""Products and rows of weights with offsets, super-scales and tables, and of 5 and 6 bits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from tests.kernels_cpu.linear.test_matmul import _float, _int8, _pack, _product
 MODULES = (
     "linear.quantise_activations",
     "linear.q4_offsets",
+    "linear.q4_table",
     "linear.q5",
     "linear.q6",
     "linear.exact_grouped",
     "linear.embed_grouped",
 )
-# Bits, offsets, super-scales: Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K of GGUF.
+# Bits, offsets, super-scales of types of GGUF; those of TABLES have a table, too.
 KINDS = {
     "Q4_1": (4, True, False), "Q4_K": (4, True, True), "Q5_0": (5, False, False),
     "Q5_1": (5, True, False), "Q5_K": (5, True, True), "Q6_K": (6, False, True),
+    "IQ4_NL": (4, False, False), "IQ4_XS": (4, False, True), "any table": (4, False, False),
 }  # fmt: skip
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+# The last one is neither in order nor balanced, and has both ends.
+_ANY = (127, -128, 0, 3, -128, 127, 90, -7, 127, 127, -128, -1, 1, 64, -64, 32)
+TABLES = {"IQ4_NL": _IQ4, "IQ4_XS": _IQ4, "any table": _ANY}
 TOKENS = [1, 2, 3, 4, 5, 9, 33]
 
 
@@ -38,8 +44,14 @@ class Grouped:
         G = K // self.group_size
         codes = rng.integers(0, 1 << self.bits, (N, G, self.group_size)).astype(np.uint8)
         if extreme:
-            codes = np.where(codes & 1, np.uint8((1 << self.bits) - 1), np.uint8(0))
+            codes = (
+                codes & 1
+                if kind in TABLES
+                else np.where(codes & 1, np.uint8((1 << self.bits) - 1), np.uint8(0))
+            )
         self.parts = {"weight": _pack(codes & 15, 4)}
+        if kind in TABLES:
+            self.parts["table"] = np.array(TABLES[kind], np.int8)
         if self.bits > 4:
             self.parts["high"] = _pack(codes >> 4, self.bits - 4)
         if supers:
@@ -78,6 +90,7 @@ class Grouped:
         scales, offsets = self.numbers()
         return (self.parts["weight"], scales), {
             "bits": self.bits, "high": self.parts.get("high"), "offsets": offsets,
+            "table": self.parts.get("table"),
         }  # fmt: skip
 
     def weights(self, dtype=np.float64):
@@ -87,7 +100,8 @@ class Grouped:
     def magnitude(self, x):
         """Sum of the absolute values of all terms: what rounding errors are relative to."""
         scales, offsets = self.numbers()
-        spread = np.abs(scales.astype(np.float64)) * (1 << self.bits)
+        top = 128 if "table" in self.parts else 1 << self.bits
+        spread = np.abs(scales.astype(np.float64)) * top
         if offsets is not None:
             spread += np.abs(offsets.astype(np.float64))
         return _product(np.abs(x.astype(np.float64)), np.repeat(spread, self.group_size, axis=1))

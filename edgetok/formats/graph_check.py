@@ -136,8 +136,8 @@ def _quantised_format(
     table = name + TABLE in scanned.initializers
     high = scanned.initializers.get(f"{name}.qweight_high")
     if offsets or supers or table or (high is not None and _is_quarter(high, qweight)):
-        bits, group_size = _plane_sizes(path, name, shape, qweight, high)
-        return TensorFormat(bits, group_size, offsets=offsets, supers=supers, table=table)
+        sizes = _plane_sizes(path, name, shape, qweight, high)
+        return TensorFormat(*sizes, offsets=offsets, supers=supers, table=table)
     if high is not None:
         group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
         return TensorFormat(3, 4 * group_bytes, zeros)

@@ -198,8 +198,8 @@ class LinearWeight:
         if self.bits in (16, 32):
             total = self.N * self.K * self.bits // 8
         elif self.grouped:
-            spans = (self.weight, self.high, self.table, self.scales, self.offsets)
-            spans = (*spans, self.super_scales)
+            numbers = (self.scales, self.offsets, self.super_scales)
+            spans = (self.weight, self.high, self.table, *numbers)
             total = sum(span.nbytes for span in spans if span is not None)
         else:
             groups = -(-self.K // self.group_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
@@ -158,20 +158,38 @@ class Model(Texts):
             artefact.close()
             raise
 
+    @overload
+    def chat(
+        self,
+        messages: None = None,
+        *,
+        system: str | None = None,
+        **options: Unpack[SamplingChanges],
+    ) -> Chat: ...
+
+    @overload
     def chat(
         self,
         messages: Sequence[Message],
         *,
         progress: Progress | None = None,
         **options: Unpack[ChatChanges],
-    ) -> ChatResult:
-        """Answer a conversation to the end; nothing of it is kept.
+    ) -> ChatResult: ...
+
+    def chat(self, messages: Sequence[Message] | None = None, **options: Any) -> Chat | ChatResult:
+        """Answer a conversation to the end, keeping nothing of it; or begin one.
+
+        Without messages this is `new_chat`, with its arguments: the conversation returned is
+        asked with `send`, and keeps its messages and its cache.
 
         Args:
             messages: each with "role" and "content", the last one usually the user's. Results of
                 tools have the role "tool".
-            progress: as for `generate`.
-            options: see `ChatChanges`.
+            options: `progress` as for `generate`, and those of `ChatChanges`. Without messages,
+                those of `new_chat`.
+
+        Returns:
+            The answer; without messages, a new conversation.
 
         Raises:
             ContextError: the conversation does not fit.
@@ -179,7 +197,11 @@ class Model(Texts):
             OptionError: an argument is of another kind, or an option is out of range.
             TemplateError: the model has no usable chat template, or it refuses the messages.
         """
-        return self.stream_chat(messages, progress=progress, **options).run()
+        from edgetok.dialect.options import needs_messages
+
+        if messages is None and not needs_messages(options):
+            return self.new_chat(**options)
+        return self.stream_chat(cast(Any, messages), **options).run()
 
     def stream_chat(
         self,

@@ -76,12 +76,21 @@ def nested(depth: int) -> Any:
     return [nested(depth - 1)] if depth else "x"
 
 
+def test_without_messages_it_is_a_new_conversation(model: Model) -> None:
+    chat = model.chat(system="sys", max_tokens=5)
+    assert isinstance(chat, edgetok.Chat)
+    assert chat.send("hello").run().text == "sys:1:HELLO!"[:5]
+    assert [message["content"] for message in chat.messages] == ["sys", "hello", "sys:1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"messages": "hello"}, "messages is a str, expected a list"),
         ({"messages": HELLO[0]}, "messages is a dict, expected a list"),
-        ({"messages": None}, "messages is None"),
+        ({"messages": None, "tools": []}, "messages is None"),
+        ({"progress": print}, "messages is None"),
+        ({"max_token": 9}, "did you mean max_tokens"),
         ({"messages": []}, "messages is empty"),
         ({"messages": ["hello"]}, r"messages\[0\] is a str, expected an object"),
         ({"messages": [{"content": "x"}]}, r"messages\[0\] has the role None"),

@@ -39,6 +39,12 @@ class ChatChanges(SamplingChanges, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
 
 
+def needs_messages(options: Mapping[str, Any]) -> bool:
+    """Whether an option has a meaning only for the answer to given messages."""
+    own = ChatChanges.__annotations__.keys() - SamplingChanges.__annotations__.keys()
+    return not (own | {"progress"}).isdisjoint(options)
+
+
 def request_of(messages: object, options: dict[str, Any]) -> tuple[ChatRequest, dict[str, Any]]:
     """Return what an answer is asked for with, checked, and the options of sampling.
 

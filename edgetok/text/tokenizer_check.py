@@ -21,6 +21,10 @@ MAX_STEPS = 256
 MAX_GROWTH = 64
 MAX_PATTERN_CHARS = 4096
 MAX_UNBOUNDED = 3
+MAX_REPEATS = 100  # in use are at most 5
+# A thing that may be there or not counts as a quarter of one that repeats without bound, and so
+# does one of few possible lengths.
+_BOUNDED, _FEW = 0.25, 8
 
 # Letters with and without accents, digits, white space, scripts, an emoji, and a character that no
 # vocabulary has, so that the unknown token is needed where there is one.
@@ -108,6 +112,7 @@ def _steps(state: Any) -> Iterator[dict[str, Any]]:
 
 
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{(\d*)(,?)(\d*)\})[?+]?")
+_TOO_VARIED = f"repeats more than {MAX_UNBOUNDED} things without bound in one alternative"
 _GROUP = re.compile(r"\?(?:[imWDSPyo-]*:|<?[=!]|>|<[A-Za-z_]\w*>|[im-]+(?=\)))")
 
 
@@ -115,28 +120,40 @@ def pattern_fault(pattern: str) -> str | None:
     """Why a regular expression may take exponential or steeply polynomial time; None if it may not.
 
     A group that is repeated must be of fixed length: no alternative, nothing repeated or optional
-    in it. One alternative repeats at most `MAX_UNBOUNDED` things without bound. The expressions of
-    all tokenizers in wide use pass.
+    in it. One alternative repeats at most `MAX_UNBOUNDED` things without bound, and has few that
+    are optional. Nothing is repeated a counted `MAX_REPEATS` times. The expressions of all
+    tokenizers in wide use pass.
+
+    Source: Oniguruma's doc/RE; `x{1,3}+` is a repeated `x{1,3}` there, and is not possessive.
     """
     if len(pattern) > MAX_PATTERN_CHARS:
         return f"has {len(pattern):,} characters, expected at most {MAX_PATTERN_CHARS:,}"
     # A frame for each open group: does it vary in length, and how much of it repeats unbounded.
-    varies, unbounded, most = [False], [0], [0]
+    varies, unbounded, most = [False], [0.0], [0.0]
     at, atom_varies = 0, False
     while at < len(pattern):
         char = pattern[at]
         quantifier = _QUANTIFIER.match(pattern, at) if char in "*+?{" else None
         if quantifier is not None:
             low, comma, high = quantifier.groups()
-            sign = quantifier[0][0]
-            endless = sign in "*+" or (comma == "," and not high)
-            once = sign == "?" or (sign == "{" and not endless and int(high or low or 0) <= 1)
+            sign, last = quantifier[0][0], quantifier[0].endswith("}+")
+            if last and (len(varies) > 1 or pattern[quantifier.end() :][:1] not in ("", "|")):
+                return "repeats a counted repetition and goes on after it"
+            endless = sign in "*+" or (comma == "," and not high) or last
+            counted = int(high or low or 0) if sign == "{" else 0
+            if counted > MAX_REPEATS:
+                return f"repeats something {counted:,} times, expected at most {MAX_REPEATS}"
+            once = sign == "?" or (sign == "{" and not endless and counted <= 1)
             if atom_varies and not once:
                 return "repeats something that repeats or varies in itself"
-            varies[-1] |= endless or sign == "?" or bool(comma)
-            unbounded[-1] += endless
-            if unbounded[-1] > MAX_UNBOUNDED:
-                return f"repeats more than {MAX_UNBOUNDED} things without bound in one alternative"
+            optional = sign == "?" or quantifier[0].endswith("}?")
+            varies[-1] |= endless or optional or bool(comma)
+            if endless or (comma and counted - int(low or 0) > _FEW):
+                unbounded[-1] += 1
+            elif optional or comma:
+                unbounded[-1] += _BOUNDED
+            if unbounded[-1] >= MAX_UNBOUNDED + 1:
+                return _TOO_VARIED
             at, atom_varies = quantifier.end(), True
             continue
         atom_varies = False
@@ -153,20 +170,20 @@ def pattern_fault(pattern: str) -> str | None:
             if pattern[at + 1 : at + 2] == "?" and kind is None:
                 return "has a group of a kind that no tokenizer needs"
             varies.append(False)
-            unbounded.append(0)
-            most.append(0)
+            unbounded.append(0.0)
+            most.append(0.0)
             at = kind.end() if kind else at + 1
         elif char == ")" and len(varies) > 1:
             atom_varies = varies.pop()
             varies[-1] |= atom_varies
             inner = max(unbounded.pop(), most.pop())
             unbounded[-1] += inner
-            if unbounded[-1] > MAX_UNBOUNDED:
-                return f"repeats more than {MAX_UNBOUNDED} things without bound in one alternative"
+            if unbounded[-1] >= MAX_UNBOUNDED + 1:
+                return _TOO_VARIED
             at += 1
         elif char == "|":
             most[-1] = max(most[-1], unbounded[-1])
-            unbounded[-1] = 0
+            unbounded[-1] = 0.0
             if len(varies) > 1:
                 varies[-1] = True
             at += 1

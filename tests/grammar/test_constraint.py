@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from edgetok.errors import GrammarError
 from edgetok.grammar.constraint import GrammarConstraint
@@ -16,6 +17,7 @@ from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.sampling.constraint import allowed_tokens
 from edgetok.text.tokenizer import Tokenizer
+from tests.at_once import at_once
 
 CAT = {
     "type": "object",
@@ -244,3 +246,38 @@ def test_a_panic_fails_closed() -> None:
 def test_a_model_without_end_token_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(GrammarError, match="no end token"):
         Vocabulary(tokenizer, ())
+
+
+@pytest.mark.parametrize("kind", ["regex", "schema"])
+@pytest.mark.parametrize(
+    ("pattern", "refused"),
+    [
+        ("(a+)+b", False),
+        ("(a|b)*a(a|b){3000}", False),
+        ("((a|b)*a(a|b){20}c|(b|a)*b(a|b){21}d)*", False),
+        ("(((a{99}){99}){99}){99}", True),
+        ("(a?){2000}a{2000}", True),
+    ],
+)
+def test_hostile_expressions_are_bounded(
+    small: Vocabulary, kind: str, pattern: str, refused: bool
+) -> None:
+    """Expressions on which a matcher that goes back, or a table of all states, never ends."""
+    alphabet = sorted(ByteLevel.alphabet())  # of `write_tokenizer`
+    quote, a = (alphabet.index(letter) for letter in ('"', "a"))
+    schema = {"type": "string", "pattern": f"^{pattern}$"}
+    grammar = Grammar.regex(pattern) if kind == "regex" else Grammar.json_schema(schema)
+
+    def write() -> int:
+        constraint = small.constraint(grammar)
+        for token in [quote] * (kind == "schema") + [a] * 200:
+            constraint.mask()
+            constraint.accept(token)
+        return 200
+
+    with at_once():
+        if refused:
+            with pytest.raises(GrammarError, match="too many expressions"):
+                write()
+        else:
+            assert write() == 200

@@ -1,15 +1,14 @@
 """Compiles kernels in processes of its own, once for all processes that wait for them.
 
-A lock in the cache directory makes one process compile; others watch its objects appear, and then
-compile only what it left. The lock ends with its process, however that ends.
-
-Progress and the order of work come from `_COSTS`, so that two cores end at about the same time.
+A lock in the cache directory makes one process compile; others read in a file beside it how much is
+left, and then compile only what it left. The lock ends with its process, however that ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import queue
 import re
@@ -17,46 +16,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from edgetok.environment import read_settings
 from edgetok.errors import EdgetokError
+from edgetok.kernels_cpu.program.costs import START_COST, Meter, cost, cost_of, in_order, span
 from edgetok.kernels_cpu.simd.target import Target
 
 _BUILDER = "edgetok.kernels_cpu.program.build"
 _LISTER = "edgetok.kernels_cpu.program.names"
 LOCK_FILE = ".compiling"
+LEFT_FILE = ".compiling.left"
 _POLL_S = 0.2
 _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
-# CPU time to compile a module for AVX2, in units of program.rows, 0.2 to 0.4 s. Modules not listed
-# take 2.
-_COSTS = {
-    "attention.float16": 20,
-    "attention.float32": 20,
-    "attention.int4": 24,
-    "attention.int6_int4": 26,
-    "attention.int8": 23,
-    "attention.kv_append": 12,
-    "attention.merge": 8,
-    "eviction.float16": 7,
-    "eviction.float32": 7,
-    "eviction.int4": 7,
-    "eviction.int6_int4": 7,
-    "eviction.int8": 7,
-    "linear.exact": 30,
-    "linear.float_rows": 15,
-    "linear.q2": 35,
-    "linear.q3": 40,
-    "linear.q4": 39,
-    "linear.q8": 32,
-    "sampling.sample": 8,
-}
-_START_COST = 8  # of one more process, which imports numba
-
 Progress = Callable[[int, int], None]
+_Event = tuple[int, str, float, bool]  # process, module, its CPU time in seconds, whether it ends
 
 
 def read_object(path: Path) -> bytes | None:
@@ -83,63 +60,118 @@ def compile_missing(
     Raises:
         EdgetokError: compiling failed.
     """
-    total = sum(_cost(module) for module in missing)
-    report = progress or (lambda done, total: None)
-    report(0, total)
+    processes = _useful_processes(missing)
+    total = told = 0
+
+    def report(modules: Mapping[str, int]) -> None:
+        nonlocal total, told
+        if 0 < total == told:  # the end is told once
+            return
+        left = span(modules, processes)
+        total = max(total, left)  # the other process compiles more than this one needs
+        told = max(told, total - left)
+        if progress is not None:
+            progress(told, total)
 
     def watch() -> None:
-        report(sum(_cost(m) for m, path in missing.items() if path.exists()), total)
+        own = [module for module, path in missing.items() if not path.exists()]
+        others = _read_left(folder)
+        report(others | {module: cost(module) for module in own if module not in others})
 
+    report(in_order(missing, processes))
     with _exclusive(folder / LOCK_FILE, watch):
         left = {module: path for module, path in missing.items() if read_object(path) is None}
-        before = total - sum(_cost(module) for module in left)
         if left:
-            _compile(target, left, lambda done: report(before + done, total))
-        else:
-            report(total, total)
+            _compile(target, left, folder, report)
+        report({})
 
 
-def _cost(module: str) -> int:
-    return _COSTS.get(module, 2)
+def _read_left(folder: Path) -> dict[str, int]:
+    """Work that the process that compiles has left, by module; empty where it is not known."""
+    try:
+        left = json.loads((folder / LEFT_FILE).read_text())
+        return {str(module): int(work) for module, work in left.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
-def _compile(target: Target, missing: dict[str, Path], progress: Callable[[int], None]) -> None:
+def _write_left(folder: Path, left: Mapping[str, int]) -> None:
+    """Tell processes that wait; they only guess where this fails."""
+    aside = folder / f"{LEFT_FILE}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        aside.write_text(json.dumps(dict(left)))
+        aside.replace(folder / LEFT_FILE)
+
+
+def _useful_processes(modules: Collection[str]) -> int:
+    """How many processes are worth it, at least 1."""
+    useful = cost_of(modules) // (2 * START_COST)
+    return max(1, min(os.cpu_count() or 1, len(modules), useful))
+
+
+def _compile(
+    target: Target,
+    missing: dict[str, Path],
+    folder: Path,
+    report: Callable[[Mapping[str, int]], None],
+) -> None:
     """Compile in as many processes as are worth it; each takes the next module when it can."""
-    waiting = sorted(missing.items(), key=lambda item: -_cost(item[0]))
-    work = sum(_cost(module) for module in missing)
-    answers: queue.SimpleQueue[EdgetokError | str] = queue.SimpleQueue()
-    useful = max(1, work // (2 * _START_COST))
-    processes = [_start() for _ in range(min(os.cpu_count() or 1, len(waiting), useful))]
+    count = _useful_processes(missing)
+    left = in_order(missing, count)
+    waiting = [(module, missing[module]) for module in left]
+    events: queue.SimpleQueue[EdgetokError | _Event] = queue.SimpleQueue()
+    processes = {process.pid: process for process in (_start() for _ in range(count))}
     threads = [
-        threading.Thread(target=_feed, args=(process, waiting, answers, target.name))
-        for process in processes
+        threading.Thread(target=_feed, args=(process, waiting, events, target.name))
+        for process in processes.values()
     ]
-    done = count = 0
+    meter = Meter()
+
+    def tell() -> None:
+        now = left | meter.left({pid: _cpu_s(pid) for pid in processes})
+        _write_left(folder, now)
+        report(now)
+
     try:
         for thread in threads:
             thread.start()
-        while count < len(missing):
-            try:
-                answer = answers.get(timeout=1)
-            except queue.Empty:
-                progress(done)
-                continue
-            if isinstance(answer, EdgetokError):
-                raise answer
-            done, count = done + _cost(answer), count + 1
-            progress(done)
+        tell()
+        while left:
+            with contextlib.suppress(queue.Empty):
+                event = events.get(timeout=1)
+                if isinstance(event, EdgetokError):
+                    raise event
+                pid, module, cpu_s, finished = event
+                if finished:
+                    meter.end(pid, cpu_s)
+                    del left[module]
+                else:
+                    meter.begin(pid, module, left[module], cpu_s)
+            tell()
     finally:
         waiting.clear()
-        for process in processes:
+        for process in processes.values():
             process.kill()
         for thread in threads:
             thread.join()
+        _write_left(folder, {})
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process so far; 0 where it has ended."""
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _feed(
     process: subprocess.Popen[str],
     waiting: list[tuple[str, Path]],
-    answers: queue.SimpleQueue[EdgetokError | str],
+    events: queue.SimpleQueue[EdgetokError | _Event],
     target_name: str,
 ) -> None:
     """Give one compiler module after module until none is left."""
@@ -150,6 +182,7 @@ def _feed(
                 module, path = waiting.pop(0)
             except IndexError:
                 return
+            events.put((process.pid, module, _cpu_s(process.pid), False))
             try:
                 stdin.write(f"{module} {target_name} {path}\n")
                 stdin.flush()
@@ -159,11 +192,11 @@ def _feed(
             if not answer:
                 process.kill()
                 why = _reason(stderr.read()) or f"exit code {process.wait()}"
-                answers.put(
+                events.put(
                     EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {why}")
                 )
                 return
-            answers.put(module)
+            events.put((process.pid, module, _cpu_s(process.pid), True))
 
 
 def _reason(said: str) -> str:

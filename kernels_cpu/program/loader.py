@@ -116,6 +116,7 @@ def load(
     cache_dir: Path,
     progress: Progress | None = None,
     modules: Sequence[str] = MODULES,
+    soon: Sequence[str] = (),
 ) -> Kernels:
     """Load every kernel for `isa`, compiling those that the cache lacks.
 
@@ -124,6 +125,7 @@ def load(
         cache_dir: created if absent; only this user may own it and write to it.
         progress: called as (work done, work in all) while kernels are compiled, first with 0 done.
         modules: load only these.
+        soon: modules that another call will want: they are compiled along if any has to be.
 
     Raises:
         OutputError: the cache directory is not private or cannot be written.
@@ -131,7 +133,7 @@ def load(
     """
     from llvmlite import binding
 
-    objects = compiled_objects(Target.here(isa), cache_dir, progress, modules)
+    objects = compiled_objects(Target.here(isa), cache_dir, progress, modules, soon)
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     # Optimising the few functions that wait would take longer than all else here.
@@ -148,6 +150,7 @@ def compiled_objects(
     cache_dir: Path,
     progress: Progress | None = None,
     modules: Sequence[str] = MODULES,
+    soon: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """Object files of modules by name, compiling those that the cache lacks.
 
@@ -156,6 +159,7 @@ def compiled_objects(
         cache_dir: as for `load`.
         progress: likewise.
         modules: which.
+        soon: likewise.
 
     Raises:
         OutputError: as `load`.
@@ -166,7 +170,9 @@ def compiled_objects(
     objects = {module: read_object(path) for module, path in paths.items()}
     missing = {module: paths[module] for module, code in objects.items() if code is None}
     if missing:
-        compile_missing(target, missing, folder, progress)
+        along = {module: object_path(target, module, folder) for module in soon}
+        along = {module: path for module, path in along.items() if not path.exists()}
+        compile_missing(target, missing | along, folder, progress)
         objects |= {module: read_object(path) for module, path in missing.items()}
     for module, code in objects.items():
         if code is None:

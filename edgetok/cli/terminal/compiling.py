@@ -10,7 +10,7 @@ import click
 
 from edgetok.machine import cores
 
-_UNIT_S = 0.3  # a guess until the first unit of work is done
+_UNIT_S = 0.1  # a guess until the first unit of work is done
 _LINE_S = 10  # between two lines where stderr is not a terminal
 _TITLE = "compiling kernels for this machine, once"
 
@@ -18,8 +18,8 @@ _TITLE = "compiling kernels for this machine, once"
 class Compiling:
     """Progress of compiling: one line that is overwritten, or a line now and then.
 
-    The time left is extrapolated from the work that is done, and counts down between two modules;
-    before any is done, it is a guess.
+    The time left is extrapolated from the work that is done, and counts down until more is; before
+    any is done, it is a guess.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, title: str = _TITLE) -> None:

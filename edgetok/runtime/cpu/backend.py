@@ -28,7 +28,7 @@ from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, with_spec
 from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
-from edgetok.runtime.cpu.head_eviction import load_evictor
+from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.requirements import (
     check_groups,
@@ -122,6 +122,7 @@ class CpuBackend(SpecBackend):
             self._cache_dir,
             progress,
             modules=needed_modules(artefact, kv_bits, compute),
+            soon=modules_of(kv_bits),  # chats evict
         )
         self._isa = kernels.isa.name
         self.note = isas.why_portable() if isa is None else None

@@ -35,7 +35,7 @@ def test_a_terminal_shows_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, Terminal()).split("\r\x1b[K") == [
         "",
         f"{title} ...",
-        f"{title}: about 13 s left",
+        f"{title}: about 3 s left",
         f"{title}: 50 %, about 4 s left",
         f"{title}: 50 %, about 3 s left",
         f"{title}: 75 %, about 5 s left",

@@ -42,6 +42,7 @@ def shown(value: object) -> str:
     if type(value) is int and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     text = ascii(value[:80]) if isinstance(value, str) else ascii(value)
+    text = " ".join(text.split())  # an array takes several lines
     return text if len(text) <= 80 else text[:77] + "..."
 
 

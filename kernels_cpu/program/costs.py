@@ -40,6 +40,7 @@ _COSTS = {
     "linear.q3": 120,
     "linear.q4": 130,
     "linear.q4_offsets": 135,
+    "linear.q4_table": 135,
     "linear.q5": 135,
     "linear.q6": 135,
     "linear.q8": 147,

@@ -69,6 +69,6 @@ def test_tokens_without_end_are_refused(long: list[str]) -> None:
 
 def test_many_scores_that_are_wrong_are_one_line() -> None:
     scores = np.full(len(PIECES), np.nan, np.float32)
-    with pytest.raises(CheckpointError, match="scores is .*expected finite numbers") as caught:
+    with pytest.raises(CheckpointError, match=r"scores is .*expected finite numbers") as caught:
         made(PIECES, scores=scores)
     assert "\n" not in str(caught.value)

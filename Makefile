@@ -3,6 +3,7 @@
 # make test    run the tests
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
 # make fuzz    damage the inputs of every reader, for MINUTES=n
+# make soak    use a model for long, with aborts, copies, closes and kills, for MINUTES=n
 # make docs    write docs/cli.md from the commands and docs/api.md from the docstrings
 # All targets set up .venv first and do nothing twice.
 
@@ -32,7 +33,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu fuzz clean
+.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu fuzz soak clean
 
 ifneq ($(REAL),)
 CHAT_WITH = "$$($(BIN)/python benchmarks/real_models.py $(REAL))"
@@ -89,6 +90,10 @@ types: $(STAMP)
 # Damaged inputs for every reader of foreign bytes; faults are kept in out/fuzz.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5) $(ARGS)
+
+# Chats with aborts, copies and closes in processes that are killed; memory and answers stay the same.
+soak: $(STAMP)
+	$(BIN)/python -m tests.fuzz.soak --minutes $(or $(MINUTES),5) $(ARGS)
 
 bench: $(ARTEFACT)/manifest.json $(STAMP)
 	$(BIN)/edgetok bench $(ARTEFACT) --beside onnxruntime $(ARGS)

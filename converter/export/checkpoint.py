@@ -215,7 +215,7 @@ def _read(artefact: Artefact, name: str) -> Quantised | npt.NDArray[np.float32]:
 
 def _storable(q: Quantised) -> bool:
     """Return whether loaders of checkpoints know such a layer."""
-    return q.form.direct or q.bits == 3
+    return not q.form.grouped
 
 
 def _why_plain(

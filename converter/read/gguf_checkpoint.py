@@ -1,7 +1,7 @@
 """Read GGUF files as checkpoints: tensors under transformers' names, their integers kept.
 
-Types of `gguf_codes.KINDS` are kept as they are, the others (Q2_K, Q3_K) are dequantised by the
-`gguf` package. If most layers are of such a type, the whole model is read as floating-point
+Types of `gguf_codes.KINDS` are kept as they are, Q2_K is dequantised by the `gguf`
+package. If most layers are of such a type, the whole model is read as floating-point
 weights and quantised as asked.
 
 Some files hold a tied matrix twice, as `token_embd` and as `output`: it is read once, the better of

@@ -4,6 +4,7 @@
     Q4_1, Q5_1         w = q * d + m
     Q4_K, Q5_K         w = q * (d * sc) - dmin * mn        256 a block, eight sc and mn of 6 bits
     Q6_K               w = (q - 32) * (d * sc)             256 a block, sixteen sc of 8 bits
+    Q3_K               w = (q - 4) * (d * (sc - 32))       256 a block, sixteen sc of 6 bits
     IQ4_NL             w = table[q] * d                    32 a block
     IQ4_XS             w = table[q] * (d * (sc - 32))      256 a block, eight sc of 6 bits
 
@@ -123,6 +124,14 @@ def _k_offset(blocks: Bytes, codes: Bytes, bits: int) -> Quantised:
     return Quantised(_matrix(codes), scales8, None, bits, 32, minima8, factors)
 
 
+def _q3_k(blocks: Bytes) -> Quantised:
+    high = _fields(blocks[:, :, :32], 32, 1) << np.uint8(2)
+    codes = _matrix(_fields(blocks[:, :, 32:96], 32, 2) | high)
+    low, top = _fields(blocks[:, :, 96:104], 8, 4), _fields(blocks[:, :, 104:108], 4, 2)
+    scales = _matrix(low | top << np.uint8(4)).view(np.int8) - np.int8(32)
+    return Quantised(codes, scales, None, 3, 16, None, _float16(blocks, 108)[:, :, None])
+
+
 def _q4_k(blocks: Bytes) -> Quantised:
     return _k_offset(blocks, _fields(blocks[:, :, 16:], 32, 4), 4)
 
@@ -147,6 +156,7 @@ KINDS: Mapping[str, Callable[[Bytes], Quantised]] = {
     "Q8_0": _q8_0,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

@@ -82,7 +82,7 @@ def build(
     graph = helper.make_graph(writer.g.nodes, "decoder", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     functions = []
-    if any(form.bits == 3 for form in formats.values()):
+    if any(form.bits == 3 and not form.grouped for form in formats.values()):
         opsets.append(helper.make_opsetid(EDGETOK, 1))
         functions = three_bit_functions()
     model = helper.make_model(

@@ -151,10 +151,10 @@ class DecoderWriter:
         if not form.quantised:
             rows = g.op("Gather", [f"{name}.weight", "input_ids"], scope, axis=0)
             return rows if form.bits == 32 else g.op("Cast", [rows], scope, to=TensorProto.FLOAT)
-        if form.bits == 3:
-            return self._embed_3_bits(name, form)
         if form.grouped:
             return self._planes.rows("input_ids", name, form, hidden)
+        if form.bits == 3:
+            return self._embed_3_bits(name, form)
         scales = g.op("Cast", [f"{name}.scales"], scope, to=TensorProto.FLOAT)
         padded = g.op(
             "GatherBlockQuantized",
@@ -195,12 +195,12 @@ class DecoderWriter:
         g, form, shape = self.g, form or self.formats[name], shape or self._shapes[name]
         size: dict[str, Any] = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         zeros = [f"{name}.zeros"] * form.zeros
-        if form.bits == 3:
+        if form.grouped:
+            y = self._planes.linear(x, name, form, shape)
+        elif form.bits == 3:
             planes = [f"{name}.{suffix}" for suffix in ("qweight", "qweight_high", "scales")]
             weights = planes + (zeros or [self._middle_zero()])
             y = g.op("MatMul3Bits", [x, *weights], name, domain=EDGETOK, **size)
-        elif form.grouped:
-            y = self._planes.linear(x, name, form, shape)
         elif form.quantised:
             scales = g.op("Cast", [f"{name}.scales"], name, to=TensorProto.FLOAT)
             y = g.op(

@@ -1,6 +1,7 @@
 """Formats that MatMulNBits and GatherBlockQuantized do not take as they are, in their terms.
 
-    5 and 6 bits   planes are joined to codes of 8 bits, 128 - 2^(bits - 1) added: one MatMulNBits
+    5 and 6 bits   and 3 with super-scales: planes are joined to codes of 8 bits, with
+                   128 - 2^(bits - 1) added: one MatMulNBits
     offsets        x w^T = MatMulNBits(x, codes) + (sums of x over each group) offsets^T
     super-scales   int8 scales times their super-scales
     a table        a byte of codes chooses two levels, 128 added: one MatMulNBits of 8 bits
@@ -30,7 +31,7 @@ CODES = ".codes"  # suffix of the value that holds joined planes
 
 
 class Planes:
-    """Writes nodes for layers of formats that are not `TensorFormat.direct`, 3 bits apart."""
+    """Writes nodes for layers of formats that are `TensorFormat.grouped`."""
 
     def __init__(self, g: GraphWriter, accuracy_level: int) -> None:
         self._g = g

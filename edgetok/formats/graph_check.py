@@ -288,7 +288,7 @@ def _check_linears(
         form, shape = formats[owner[name]], shapes[name]
         want = {"N": shape.N, "K": shape.K, "block_size": form.group_size}
         result = _attributes(path, node)
-        if form.bits != 3:
+        if node.op_type == "MatMulNBits":
             want["bits"] = 8 if joined else form.bits
         _compare(path, node, result, want)
     for name, form in formats.items():

@@ -80,9 +80,10 @@ class TensorFormat:
             raise ArtefactError(
                 f"format: {self.bits} bits have no zero points beside offsets or super-scales"
             )
-        if (self.offsets or self.supers) and self.bits not in (4, 5, 6):
+        if self.bits not in (4, 5, 6) and (self.offsets or (self.supers and self.bits != 3)):
             raise ArtefactError(
-                f"format: {self.bits} bits with offsets or super-scales, expected 4, 5 or 6"
+                f"format: {self.bits} bits with offsets or super-scales, expected 4, 5 or 6; 3 "
+                "have super-scales alone"
             )
         if self.table and (self.bits != 4 or self.zeros or self.offsets):
             raise ArtefactError(
@@ -99,7 +100,7 @@ class TensorFormat:
     @property
     def grouped(self) -> bool:
         """Return whether there may be offsets, super-scales, a table; inputs are whole groups."""
-        return self.quantised and not self.direct and self.bits != 3
+        return self.quantised and not self.direct and (self.bits != 3 or self.supers)
 
     @property
     def quantised(self) -> bool:

@@ -12,7 +12,7 @@ from edgetok.converter.options import ConvertOptions
 def automatic(source: Path) -> tuple[ConvertOptions, str]:
     """Return the options for a source, and the reason where it is not obvious.
 
-    Integers are kept where an artefact holds them. Other GGUF types (Q2_K, Q3_K) get
+    Integers are kept where an artefact holds them. Q2_K of GGUF files gets
     8 bits, because rounding few bits to few other bits loses more than the file already has.
     Weights that were never quantised get 4 bits by gptq, which takes minutes where auto takes an
     hour; without torch, 8 bits.

@@ -74,8 +74,14 @@ def _make_embed(bits: int, levels: bool = False) -> Any:
     return rows
 
 
-_q4, _q5, _q6 = (_make_embed(bits) for bits in (4, 5, 6))
+_q3, _q4, _q5, _q6 = (_make_embed(bits) for bits in (3, 4, 5, 6))
 _q4_table = _make_embed(4, levels=True)
+
+
+@kernel
+def embed_q3_supers(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """3-bit table that has super-scales."""
+    _q3(instr, ctx, tid, threads)
 
 
 @kernel

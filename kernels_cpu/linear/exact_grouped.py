@@ -5,8 +5,14 @@ from __future__ import annotations
 from edgetok.kernels_cpu.linear.float_tiles import make_float_tiles
 from edgetok.kernels_cpu.program.abi import kernel
 
-_q4, _q5, _q6 = (make_float_tiles(bits, grouped=True) for bits in (4, 5, 6))
+_q3, _q4, _q5, _q6 = (make_float_tiles(bits, grouped=True) for bits in (3, 4, 5, 6))
 _q4_table = make_float_tiles(4, grouped=True, table=True)
+
+
+@kernel
+def matmul_q3_supers_float(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """3-bit weights that have super-scales."""
+    _q3(instr, ctx, tid, threads)
 
 
 @kernel

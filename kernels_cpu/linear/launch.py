@@ -125,7 +125,8 @@ class LinearWeight:
             return f"f{self.bits}"
         if self.table is not None:
             return "q4_table"
-        return "q4_offsets" if self.grouped and self.bits == 4 else f"q{self.bits}"
+        more = {3: "_supers", 4: "_offsets"}.get(self.bits, "") if self.grouped else ""
+        return f"q{self.bits}{more}"
 
     def __post_init__(self) -> None:
         """Check every size against the bytes that are there.
@@ -465,7 +466,7 @@ def embed_instruction(
 
 
 def _check_activations(tokens_max: int, K: int, bits: int, group_size: int) -> None:
-    sizes = (16,) if bits == 6 else GROUP_SIZES
+    sizes = (16,) if bits == 6 else (16, *GROUP_SIZES) if bits == 3 else GROUP_SIZES
     if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in sizes:
         raise ShapeError(
             f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "

@@ -23,7 +23,7 @@ PLANES = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 HIGH_BITS = {3: 1, 5: 1, 6: 2}
 # Grouped weights may have offsets and super-scales: their bits, and inputs of a group.
-GROUPED = {4: 32, 5: 32, 6: 16}
+GROUPED = {3: 16, 4: 32, 5: 32, 6: 16}
 SUPER_GROUP = 256  # inputs that share a super-scale
 
 # Products end a sum of float32 and begin another one after so many inputs, on every instruction set

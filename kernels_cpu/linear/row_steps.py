@@ -218,7 +218,10 @@ def strip_sums(b: Any, rows: list[Sum], width: int) -> list[Any]:
     def folded(x: Sum, y: Sum, first: list[int], second: list[int]) -> Sum:
         return added(b, _pick(b, first, x, y), _pick(b, second, x, y))
 
-    if width == 2:
+    if width == 1:
+        pairs = [(_pick(b, index, x, y), _pick(b, index, z, w)) for index in (low, high)]
+        sums = [_pick(b, half, *pair) for pair in pairs for half in (low_half, high_half)]
+    elif width == 2:
         if NAME == "neon":
             xy, zw = folded(x, y, even, odd), folded(z, w, even, odd)
             sums = [_pick(b, even, xy, zw), _pick(b, odd, xy, zw)]

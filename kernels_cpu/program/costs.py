@@ -38,6 +38,7 @@ _COSTS = {
     "linear.float_rows": 33,
     "linear.q2": 98,
     "linear.q3": 120,
+    "linear.q3_supers": 130,
     "linear.q4": 130,
     "linear.q4_offsets": 135,
     "linear.q4_table": 135,

@@ -49,6 +49,7 @@ MODULES = (
     "linear.q3",
     "linear.q4",
     "linear.q8",
+    "linear.q3_supers",
     "linear.q4_offsets",
     "linear.q4_table",
     "linear.q5",

@@ -35,6 +35,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
     table = artefact.formats.get("embed_tokens") or artefact.formats["lm_head"]
     wanted = {
         **{f"linear.q{b}": b in plain and compute == "int8" for b in (2, 3, 4, 8)},
+        "linear.q3_supers": 3 in grouped and compute == "int8",
         "linear.q4_offsets": 4 in grouped and compute == "int8",
         "linear.q4_table": tables and compute == "int8",
         **{f"linear.q{b}": b in grouped and compute == "int8" for b in (5, 6)},

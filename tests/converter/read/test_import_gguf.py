@@ -128,12 +128,12 @@ def test_every_architecture_against_transformers(tmp_path, case):
 # Where a block's float16 numbers are, for blocks that the package does not write itself.
 HALVES = {
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
-    "Q2_K": (80, 82),
+    "Q2_K": (80, 82), "Q3_K": (108,),
 }  # fmt: skip
 # Kept at so many bits.
 KEPT = {
     "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "IQ4_NL": 4, "IQ4_XS": 4, "Q4_K": 4,
-    "Q5_K": 5, "Q6_K": 6,
+    "Q5_K": 5, "Q6_K": 6, "Q3_K": 3,
 }  # fmt: skip
 WIDE = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 
@@ -178,7 +178,7 @@ def test_integers_are_kept(tmp_path, random_blocks, kind, bits):
             values = weights.tensor(f"{name}.weight")
             np.testing.assert_array_equal(values, held[f"{weight}.weight"])
         stored = sum(i.nbytes for i in open_gguf(path).infos.values())
-        assert opened.weight_bytes <= 1.03 * stored
+        assert opened.weight_bytes <= (1.04 if kind == "Q3_K" else 1.03) * stored
     agree(tmp_path / "out", source, held)
 
 

@@ -193,7 +193,7 @@ def test_no_room(tmp_path: Path) -> None:
     ("bits", "more"),
     [
         (5, {"zeros": True}), (4, {"zeros": True, "offsets": True}),
-        (6, {"zeros": True, "supers": True}), (2, {"offsets": True}), (3, {"supers": True}),
+        (6, {"zeros": True, "supers": True}), (2, {"supers": True}), (3, {"offsets": True}),
         (8, {"offsets": True}), (8, {"table": True}), (4, {"zeros": True, "table": True}),
         (4, {"offsets": True, "table": True}),
     ],
@@ -214,6 +214,11 @@ def test_planes_and_super_scales_by_hand() -> None:
     six = linear_tensors("a", shape, TensorFormat(6, 16, supers=True))
     assert six == {
         "a.qweight": ("uint8", (3, 32, 8)), "a.qweight_high": ("uint8", (3, 32, 4)),
+        "a.scales": ("int8", (3, 32)), "a.super_scales": ("float16", (3, 2, 1)),
+    }  # fmt: skip
+    three = linear_tensors("a", shape, TensorFormat(3, 16, supers=True))
+    assert three == {
+        "a.qweight": ("uint8", (3, 32, 4)), "a.qweight_high": ("uint8", (3, 32, 2)),
         "a.scales": ("int8", (3, 32)), "a.super_scales": ("float16", (3, 2, 1)),
     }  # fmt: skip
     table = linear_tensors("a", shape, TensorFormat(4, supers=True, table=True))

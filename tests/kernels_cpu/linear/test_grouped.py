@@ -14,6 +14,7 @@ from tests.kernels_cpu.linear.test_matmul import _float, _int8, _pack, _product
 
 MODULES = (
     "linear.quantise_activations",
+    "linear.q3_supers",
     "linear.q4_offsets",
     "linear.q4_table",
     "linear.q5",
@@ -25,6 +26,7 @@ MODULES = (
 KINDS = {
     "Q4_1": (4, True, False), "Q4_K": (4, True, True), "Q5_0": (5, False, False),
     "Q5_1": (5, True, False), "Q5_K": (5, True, True), "Q6_K": (6, False, True),
+    "Q3_K": (3, False, True),
     "IQ4_NL": (4, False, False), "IQ4_XS": (4, False, True), "any table": (4, False, False),
 }  # fmt: skip
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -40,7 +42,8 @@ class Grouped:
     def __init__(self, rng, kind, N, K, extreme=False):
         self.bits, offsets, supers = KINDS[kind]
         self.N, self.K = N, K
-        self.group_size = 16 if self.bits == 6 else 32
+        self.group_size = 16 if self.bits in (3, 6) else 32
+        low = 2 if self.bits == 3 else 4
         G = K // self.group_size
         codes = rng.integers(0, 1 << self.bits, (N, G, self.group_size)).astype(np.uint8)
         if extreme:
@@ -49,11 +52,11 @@ class Grouped:
                 if kind in TABLES
                 else np.where(codes & 1, np.uint8((1 << self.bits) - 1), np.uint8(0))
             )
-        self.parts = {"weight": _pack(codes & 15, 4)}
+        self.parts = {"weight": _pack(codes & ((1 << low) - 1), low)}
         if kind in TABLES:
             self.parts["table"] = np.array(TABLES[kind], np.int8)
-        if self.bits > 4:
-            self.parts["high"] = _pack(codes >> 4, self.bits - 4)
+        if self.bits != 4:
+            self.parts["high"] = _pack(codes >> low, self.bits - low)
         if supers:
             low = 0 if offsets else -128
             self.parts["scales"] = rng.integers(low, 64, (N, G)).astype(np.int8)

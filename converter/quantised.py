@@ -61,7 +61,7 @@ class Quantised:
             table=self.table is not None,
         )
 
-    def rows(self, rows: slice) -> Quantised:
+    def rows(self, rows: slice | npt.NDArray[np.intp]) -> Quantised:
         """Return some outputs of the layer."""
         return replace(
             self,
@@ -143,7 +143,7 @@ def below_each_other(name: str, parts: Sequence[Quantised | None]) -> Quantised 
     tables = {None if part.table is None else part.table.tobytes() for part in known}
     if len(known) < len(parts) or len({part.form for part in known}) > 1 or len(tables) > 1:
         raise UnsupportedError(
-            f"{name}: its {len(parts)} experts are quantised in different formats, expected one; "
+            f"{name}: its {len(parts)} parts are quantised in different formats, expected one; "
             "convert the original, unquantised checkpoint"
         )
 

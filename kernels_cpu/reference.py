@@ -227,7 +227,7 @@ def route(
 
 
 def activation(x: Array, kind: str) -> Array:
-    """silu, gelu (erf) or gelu_tanh. Source: arXiv 1702.03118, 1606.08415."""
+    """silu, gelu (erf), gelu_tanh or sigmoid. Source: arXiv 1702.03118, 1606.08415."""
     y: Array
     if kind == "silu":
         with np.errstate(over="ignore"):
@@ -237,8 +237,10 @@ def activation(x: Array, kind: str) -> Array:
         y = (x * (0.5 + 0.5 * erf)).astype(x.dtype)
     elif kind == "gelu_tanh":
         y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif kind == "sigmoid":
+        y = 1 / (1 + np.exp(-x))
     else:
-        raise ShapeError(f"activation {kind!r}, expected silu, gelu or gelu_tanh")
+        raise ShapeError(f"activation {kind!r}, expected silu, gelu, gelu_tanh or sigmoid")
     return y
 
 

@@ -20,6 +20,8 @@ from edgetok.models.tensors import tensor_shapes
 
 # Buffers that older releases of transformers saved; they are computed, not trained.
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb(_local)?\.(inv_freq|original_inv_freq)")
+# Layers that guess further tokens. They change no logits, and transformers does not load them.
+_GUESSING = re.compile(r"mtp\..*")
 
 _MODULES = {
     "embed_tokens": "model.embed_tokens",
@@ -85,6 +87,7 @@ class TensorSource:
         add: what is added to every value, in float32 (1.0 for norms stored as w - 1).
         stack: where it is put together of the experts' matrices; the name has {} then.
         flat: whether all dims but the last count as rows.
+        pieces: half-open ranges of rows that lie below each other in it, in the place of `rows`.
     """
 
     name: str
@@ -92,10 +95,18 @@ class TensorSource:
     add: float = 0.0
     stack: Stack | None = None
     flat: bool = False
+    pieces: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of the tensor's rows that it consists of; none where that is all."""
+        return self.pieces or (() if self.rows is None else (self.rows,))
 
     def parts(self, names: Container[str]) -> list[TensorSource]:
         """Return the tensors that it is made of, below each other, in a checkpoint with `names`."""
         stack = self.stack
+        if self.pieces:
+            return [TensorSource(self.name, rows, self.add) for rows in self.pieces]
         if stack is None:
             return [self]
         for name, every, first in stack.joined:
@@ -133,12 +144,15 @@ class Family:
         """Return the checkpoint's tensors among `names` that this description does not know.
 
         A tensor that no canonical one uses is arithmetic that was not understood. Known computed
-        buffers and the stored copy of a tied head do not count.
+        buffers, the stored copy of a tied head and layers that guess further tokens do not count.
         """
         claimed = {name for source in self.tensors.values() for name in source.names}
         if self.spec.tied:
             claimed.add(_MODULES["lm_head"] + ".weight")
-        return tuple(n for n in names if n not in claimed and not _COMPUTED.fullmatch(n))
+        known = (_COMPUTED, _GUESSING)
+        return tuple(
+            n for n in names if n not in claimed and not any(k.fullmatch(n) for k in known)
+        )
 
 
 def standard_tensors(

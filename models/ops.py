@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+Gate = Activation | Literal["sigmoid"]
 Shape = tuple[int, ...]
+STATES = 2  # states that a layer may keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,34 @@ class Op:
     def scales_with(self) -> str | None:
         """Name of what SCALES_WITH says; None where there is nothing of that kind."""
         return None if self.SCALES_WITH is None else getattr(self, self.SCALES_WITH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stateful(Op):
+    """An operation that keeps something of earlier tokens which does not grow with their number.
+
+    A cache holds a ring of rows for it, one for each of the latest tokens.
+
+    Attributes:
+        STATE: tells apart what operations of one layer keep; below STATES.
+        BULKY: whether a row is as large as many tokens' keys and values.
+    """
+
+    STORES: ClassVar[bool] = True
+    STATE: ClassVar[int]
+    BULKY: ClassVar[bool] = False
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of which the next one needs what is kept."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> int:
+        """Index in a cache's table of states."""
+        if self.layer is None:
+            raise ValueError(f"{type(self).__name__} outside of a layer: states are a layer's")
+        return STATES * self.layer + self.STATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +239,7 @@ class Attend(Op):
 class ActivationMul(Op):
     """result = activation(gate) * up; the result may be called as one of both."""
 
-    kind: Activation
+    kind: Gate
     gate: str
     up: str
     result: str

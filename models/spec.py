@@ -140,7 +140,7 @@ class LayerSpec:
 
     def fields(self) -> dict[str, Any]:
         """Return the layer as JSON has it: attention and a dense network by their numbers alone."""
-        if self.attention is not None and self.ffn == Dense():
+        if self.mixer == Attention(window=self.window, rope=self.rope) and self.ffn == Dense():
             return {"window": self.window, "rope": self.rope}
         return {"mixer": self.mixer.fields(), "ffn": self.ffn.fields()}
 

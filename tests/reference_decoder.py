@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference, reference_delta
 from edgetok.models import DecoderSpec, Family, inv_freq, ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 
@@ -158,6 +159,29 @@ def _short_conv(op: ShortConv, run: Run) -> None:
     run.values[op.value] = reference.short_conv(b, c, x, weight)
 
 
+def _causal_conv(op: CausalConv, run: Run) -> None:
+    weight = run.weights[f"{op.weight}.weight"][:, 0, :]
+    run.values[op.value] = reference_delta.causal_conv(run.values[op.value], weight)
+
+
+def _delta_gates(op: DeltaGates, run: Run) -> None:
+    run.values[op.beta], run.values[op.decay] = reference_delta.delta_gates(
+        run.values[op.beta], run.values[op.decay], run.weights[op.log_rate], run.weights[op.bias]
+    )
+
+
+def _delta_rule(op: DeltaRule, run: Run) -> None:
+    run.values[op.result] = reference_delta.delta_rule(
+        run.values[op.source],
+        run.values[op.beta],
+        run.values[op.decay],
+        key_heads=op.key_heads,
+        value_heads=op.value_heads,
+        key_dim=op.key_dim,
+        value_dim=op.value_dim,
+    )
+
+
 def _route(op: Route, run: Run) -> None:
     run.values[op.chosen], run.values[op.shares] = reference.route(
         run.values[op.source],
@@ -207,6 +231,9 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
+    CausalConv: _causal_conv,
+    DeltaGates: _delta_gates,
+    DeltaRule: _delta_rule,
     Route: _route,
     ExpertLinear: _expert_linear,
     MixExperts: _mix_experts,

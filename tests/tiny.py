@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE = 307
 _SIZES: dict[str, Any] = {
@@ -151,6 +152,32 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": 44,
         "sliding_window": 8,
     },
+    "qwen3_next": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] + 2 * ["linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 10,
+        "linear_value_head_dim": 20,
+        "partial_rotary_factor": 0.5,
+        "attention_bias": True,
+        "mlp_only_layers": [2],
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 44,
+        "shared_expert_intermediate_size": 52,
+    },
+    # Only transformers 5 knows it.
+    "qwen3_5_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] + 2 * ["linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 10,
+        "linear_value_head_dim": 20,
+        "partial_rotary_factor": 0.5,
+        "tie_word_embeddings": True,
+    },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     "vaultgemma": {
         "sliding_window": 8,
@@ -160,8 +187,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-FAMILIES = tuple(_FAMILIES)
-WITH_EXPERTS = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral")
+ALL_FAMILIES = tuple(_FAMILIES)
+FAMILIES = tuple(family for family in _FAMILIES if family in CONFIG_MAPPING)
+WITH_STATES = tuple(
+    family for family in ("lfm2", "qwen3_next", "qwen3_5_text") if family in FAMILIES
+)
+WITH_EXPERTS = ("qwen3_next", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral")
 
 
 def tiny_checkpoint(
@@ -197,13 +228,14 @@ def tiny_checkpoint(
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     if hf_config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    # Gemma stores norms less one; the random values are then around zero.
-    centre = 0.0 if "gemma" in family else 1.0
+    # Some store norms less one; the random values are then around zero.
+    centre = 0.0 if "gemma" in family or family in ("qwen3_next", "qwen3_5_text") else 1.0
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         if len(shape) == 1:
-            noise = 0.2 * noise + (centre if name.endswith("norm.weight") else 0.0)
+            own = 1.0 if name.endswith("linear_attn.norm.weight") else centre
+            noise = 0.2 * noise + (own if name.endswith("norm.weight") else 0.0)
         else:
             noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
         array = noise.astype(np.float16) if bits16 else noise

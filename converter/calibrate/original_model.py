@@ -27,6 +27,7 @@ from edgetok.converter.calibrate.transformers_model import (
 )
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import UnsupportedError
+from edgetok.models.family import TensorSource
 from edgetok.models.operations import layer_operations, stages
 
 _BATCH_TOKENS = 2048
@@ -248,10 +249,10 @@ class Block:
         """
         parts = []
         for name in (name for stage in self.stages for name in stage):
-            _, rows, add = self._place(name + ".weight")
+            source = self._source(name + ".weight")
             value = weights[name] if name in weights else self.get(name + ".weight")
             path = ".".join(self._path(name + ".weight"))
-            parts.append((path, rows.start or 0, value - add))
+            parts.append((path, source.ranges, value - source.add))
         return self._forward(hidden, joined(parts))
 
     def get(self, name: str) -> Tensor:
@@ -272,7 +273,7 @@ class Block:
         return hidden.float()
 
     def _path(self, name: str) -> tuple[str, str]:
-        source = self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+        source = self._source(name)
         relative = source.name.removeprefix(f"{self._original._prefix}layers.{self.index}.")
         path, _, leaf = relative.rpartition(".")
         return path, leaf
@@ -280,12 +281,17 @@ class Block:
     def _module(self, linear: str) -> nn.Module:
         return self._layer.get_submodule(self._path(linear + ".weight")[0])
 
-    def _place(self, name: str) -> tuple[Tensor, slice, float]:
-        source = self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+    def _source(self, name: str) -> TensorSource:
+        return self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+
+    def _place(self, name: str) -> tuple[Tensor, slice | Tensor, float]:
+        source = self._source(name)
         path, leaf = self._path(name)
         parameter = self._layer.get_submodule(path).get_parameter(leaf).data
-        rows = slice(None) if source.rows is None else slice(*source.rows)
-        return parameter, rows, source.add
+        if source.pieces:
+            rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
+            return parameter, rows, source.add
+        return parameter, slice(*source.rows) if source.rows else slice(None), source.add
 
 
 def gather_rows(pieces: Iterator[npt.NDArray[np.float32]], tokens: npt.NDArray[np.int64]) -> Tensor:

@@ -16,6 +16,8 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.kernels_cpu.simd.host_cpu import host_features
 
+Ranges = tuple[tuple[int, int], ...]  # of rows, half-open
+
 
 class _WeightsOnMeta(TorchFunctionMode):
     """Linear layers and embeddings get no memory; norms and buffers, which are small, do.
@@ -69,12 +71,17 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def joined(parts: Iterable[tuple[str, int, Tensor]]) -> dict[str, Tensor]:
-    """Parameters by name, from a name, a first row and the values of each of their parts."""
-    found: dict[str, list[Tensor]] = {}
-    for name, _, values in sorted(parts, key=lambda part: part[:2]):
-        found.setdefault(name, []).append(values)
-    return {name: torch.cat(values) for name, values in found.items()}
+def joined(parts: Iterable[tuple[str, Ranges, Tensor]]) -> dict[str, Tensor]:
+    """Parameters by name, from a name, ranges of rows (none: all) and the values of their parts."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, ranges, values in parts:
+        pieces = torch.split(values, [end - start for start, end in ranges or [(0, len(values))]])
+        starts = [start for start, _ in ranges] or [0]
+        found.setdefault(name, []).extend(zip(starts, pieces, strict=True))
+    return {
+        name: torch.cat([piece for _, piece in sorted(pieces, key=lambda piece: piece[0])])
+        for name, pieces in found.items()
+    }
 
 
 def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:

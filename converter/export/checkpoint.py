@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -163,10 +163,11 @@ def _tensors(
     for stored, parts in _stored(family).items():
         module, _, suffix = stored.rpartition(".")
         names = [name.rpartition(".")[0] for name, _ in parts]
+        order = _order([source for _, source in parts])
         if suffix != "weight" or names[0] not in {*artefact.formats, "embed_tokens"}:
             tensors[stored] = np.concatenate(
                 [artefact.tensor(name) - np.float32(source.add) for name, source in parts]
-            ).astype(np.float16)
+            ).astype(np.float16)[order]
             continue
         result = [
             _read(artefact, "lm_head" if _is_tied(artefact, name) else name) for name in names
@@ -174,6 +175,7 @@ def _tensors(
         why = _why_plain(names[0], result, form)
         if why is None:
             joined = _joined([q for q in result if isinstance(q, Quantised)])
+            joined = joined.rows(order)
             if form == "compressed-tensors":
                 joined = _symmetric(joined)
             modules[module] = TensorFormat(
@@ -183,7 +185,7 @@ def _tensors(
             continue
         plain[module] = why
         values = [q.dequantise() if isinstance(q, Quantised) else q for q in result]
-        tensors[stored] = _float16(np.concatenate(values), stored)
+        tensors[stored] = _float16(np.concatenate(values)[order], stored)
     return {name: np.ascontiguousarray(t) for name, t in tensors.items()}, modules, plain
 
 
@@ -195,6 +197,14 @@ def _stored(family: Family) -> dict[str, list[tuple[str, TensorSource]]]:
     for parts in stored.values():
         parts.sort(key=lambda part: part[1].rows or (0, 0))
     return stored
+
+
+def _order(sources: Sequence[TensorSource]) -> slice | npt.NDArray[np.intp]:
+    """Return where each of a tensor's rows is among the rows of its parts, in their order."""
+    if not any(source.pieces for source in sources):
+        return slice(None)
+    rows = [np.arange(*piece) for source in sources for piece in source.ranges]
+    return np.argsort(np.concatenate(rows))
 
 
 def _is_tied(artefact: Artefact, name: str) -> bool:

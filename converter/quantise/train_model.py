@@ -109,8 +109,7 @@ class _Student:
                 value = self._fixed[name]
             else:
                 value = matrices[self._module[name]]
-            first = 0 if source.rows is None else source.rows[0]
-            parts.append((source.name, first, value - source.add))
+            parts.append((source.name, source.ranges, value - source.add))
         return joined(parts)
 
     def learned(self) -> _LearnedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -50,11 +50,11 @@ class CanonicalWeights:
         self._shapes = tensor_shapes(family.spec)
         for name, shape in self._shapes.items():
             parts = family.tensors[name].parts(checkpoint.infos)
-            rows, rest = divmod(shape[0], len(parts)) if shape else (0, 0)
-            if rest:
-                raise CheckpointError(f"{name}: {shape[0]} rows of {len(parts)} tensors")
-            for part in parts:
-                self._check(part, (rows, *shape[1:]) if len(parts) > 1 else shape)
+            if len(parts) == 1:
+                self._check(parts[0], shape)
+                continue
+            for part, rows in zip(parts, _rows(parts, shape[0]), strict=True):
+                self._check(part, (rows, *shape[1:]))
         odd = family.unclaimed(checkpoint.names)
         if odd:
             raise UnsupportedError(
@@ -88,14 +88,13 @@ class CanonicalWeights:
         parts = self.family.tensors[self._stored(name)].parts(self.checkpoint.infos)
         if len(parts) == 1:
             return self._read(parts[0], rows)
-        each = self.shape(name)[0] // len(parts)
-        first, end = rows or (0, each * len(parts))
-        return np.concatenate(
-            [
-                self._read(parts[i], (max(first - i * each, 0), min(end - i * each, each)))
-                for i in range(first // each, -(-end // each))
-            ]
-        )
+        first, end = rows or (0, self.shape(name)[0])
+        found, start = [], 0
+        for part, count in zip(parts, _rows(parts, self.shape(name)[0]), strict=True):
+            if start < end and first < start + count:
+                found.append(self._read(part, (max(first - start, 0), min(end - start, count))))
+            start += count
+        return np.concatenate(found)
 
     def _read(self, source: TensorSource, rows: tuple[int, int] | None) -> Floats:
         first = 0 if source.rows is None else source.rows[0]
@@ -120,10 +119,11 @@ class CanonicalWeights:
         if any(part.flat for part in parts):
             return None
         found = [self.checkpoint.codes(part.name) for part in parts]
-        if len(found) > 1:
-            return below_each_other(name, found)
-        result = found[0]
-        return result if result is None or source.rows is None else result.rows(slice(*source.rows))
+        found = [
+            codes if codes is None or part.rows is None else codes.rows(slice(*part.rows))
+            for part, codes in zip(parts, found, strict=True)
+        ]
+        return found[0] if len(found) == 1 else below_each_other(name, found)
 
     def pieces(self, name: str) -> Iterator[Floats]:
         """Read a matrix a few rows at a time."""
@@ -146,6 +146,11 @@ class CanonicalWeights:
         if name == "lm_head.weight" and self.family.spec.tied:
             return "embed_tokens.weight"
         return name
+
+
+def _rows(parts: Sequence[TensorSource], total: int) -> list[int]:
+    """Rows of each part of a tensor; those that are whole tensors are alike."""
+    return [total // len(parts) if p.rows is None else p.rows[1] - p.rows[0] for p in parts]
 
 
 def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[str, float]:

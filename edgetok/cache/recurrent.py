@@ -1,29 +1,34 @@
 """States of layers that keep no keys and values, and copies of them further back.
 
-A convolution needs the last `taps - 1` values of what it convolves. Its history is a ring of these
-and some more, so that the latest tokens can be taken back at once. Further back there are
-snapshots: the values that the next token would need, of all layers together. They are taken where a
-prompt begins and ends and every SNAPSHOT_TOKENS tokens, and thinned out where there are too many,
-most of all where they are old and close to each other. A snapshot also serves the length before its
-own: who answers again computes the prompt's last token anew, whose logits it wants.
+A convolution needs the last `taps - 1` values of what it convolves, a delta net the state behind
+the token before. A history is a ring of these and some more, so that the latest tokens can be taken
+back at once. Further back there are snapshots: the values that the next token would need, of all
+layers together. They are taken where a prompt begins and ends and every SNAPSHOT_TOKENS tokens, and
+thinned out where there are too many, most of all where they are old and close to each other.
+
+Who answers again computes the prompt's last token anew, whose logits it wants. So a snapshot also
+serves the length before its own; where states are bulky it serves that alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import SessionError
-from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
+from edgetok.models.ops import Stateful
 from edgetok.models.spec import DecoderSpec
 
 SNAPSHOT_TOKENS = 512
 MOST_SNAPSHOTS = 32
+SNAPSHOTS_BYTES = 128 << 20  # of all snapshots, but at least _FEWEST of them
+_FEWEST = 3
+_ALIGNED_BYTES = 64
 _LEAST_TOKENS = 16  # between two of them
 _HEAD_BYTES = 16  # of a saved one: both lengths
 
@@ -38,7 +43,7 @@ class Snapshot:
     Attributes:
         length_tokens: how many tokens they have seen.
         first_tokens: the least length that it serves: the same, or one less.
-        values: float32, layer by layer the values of the last `taps` tokens; not written to.
+        values: float32, ring by ring the rows of the latest tokens; not written to.
     """
 
     length_tokens: int
@@ -51,41 +56,41 @@ class Snapshot:
 
 
 class History:
-    """The histories of a decoder's convolutions. See above.
+    """The histories of a decoder's recurrent operations. See above.
 
     Attributes:
-        rings: by layer float32 [rows, size], the value of token t in row t % rows.
+        rings: by `Stateful.state` float32 [rows, columns], what token t left in row t % rows.
         snapshots: ascending.
+        most_snapshots: of which there are never more.
     """
 
-    def __init__(self, spec: DecoderSpec, rows_of: dict[int, int]) -> None:
+    def __init__(self, spec: DecoderSpec, shape_of: Callable[[Stateful], tuple[int, int]]) -> None:
         """Begin before the first token.
 
         Args:
             spec: the decoder.
-            rows_of: rows of a ring by taps.
+            shape_of: rows and columns of an operation's ring; more rows than the next token needs.
         """
-        convolutions = [op for op in operations(spec) if isinstance(op, ShortConv)]
-        self._taps = {op.layer: op.taps for op in convolutions if op.layer is not None}
-        self.rings: dict[int, Floats] = {
-            op.layer: np.zeros((rows_of[op.taps], op.size), np.float32)
-            for op in convolutions
-            if op.layer is not None
-        }
+        kept = [op for op in operations(spec) if isinstance(op, Stateful)]
+        self._needed = {op.state: op.kept_tokens for op in kept}
+        self.rings: dict[int, Floats] = {op.state: _zeros(*shape_of(op)) for op in kept}
         self.snapshots: list[Snapshot] = []
-        self._oldest = 0  # tokens before this one are in no ring
+        self._oldest = dict.fromkeys(self.rings, 0)  # earlier tokens are not in the ring
+        self._bulky = any(op.BULKY for op in kept)
+        most = SNAPSHOTS_BYTES // max(1, self.snapshot_bytes)
+        self.most_snapshots = max(_FEWEST, min(most, MOST_SNAPSHOTS))
         self._several = False  # whether the latest step had several tokens
 
     @property
     def snapshot_bytes(self) -> int:
         """Bytes of one snapshot."""
-        return sum(4 * taps * self.rings[layer].shape[1] for layer, taps in self._taps.items())
+        return sum(4 * self._rows(key) * ring.shape[1] for key, ring in self.rings.items())
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything, when there are most snapshots."""
         rings = sum(ring.nbytes for ring in self.rings.values())
-        return rings + (MOST_SNAPSHOTS + 1) * self.snapshot_bytes
+        return rings + (self.most_snapshots + 1) * self.snapshot_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -97,7 +102,7 @@ class History:
     def spare_tokens(self) -> int:
         """The most tokens of a step that can be taken back, whatever was before."""
         return min(
-            (len(self.rings[layer]) - taps + 1 for layer, taps in self._taps.items()),
+            (len(self.rings[key]) - needed for key, needed in self._needed.items()),
             default=1 << 40,
         )
 
@@ -109,13 +114,16 @@ class History:
             return
         latest = self.snapshots[-1].length_tokens if self.snapshots else 0
         if length_tokens - latest >= (_LEAST_TOKENS if turns else SNAPSHOT_TOKENS):
-            self.snapshots.append(self._taken(length_tokens))
-            self._thin(length_tokens)
+            before = self._bulky and self._in_rings(length_tokens - 1)
+            taken = self._taken(length_tokens - before)
+            if taken.length_tokens > latest:
+                self.snapshots.append(taken)
+                self._thin(length_tokens)
 
     def advance(self, length_tokens: int) -> None:
         """After a step: so many tokens were seen."""
-        rows = min((len(ring) for ring in self.rings.values()), default=0)
-        self._oldest = max(self._oldest, length_tokens - rows)
+        for key, ring in self.rings.items():
+            self._oldest[key] = max(self._oldest[key], length_tokens - len(ring))
 
     def reachable(self, length_tokens: int) -> int:
         """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
@@ -132,7 +140,7 @@ class History:
                 self._put(found)
         self.retract(length_tokens)
         if length_tokens == 0:
-            self._oldest = 0
+            self._oldest = dict.fromkeys(self.rings, 0)
         self._several = True  # where one goes back to once, one goes back to again
 
     def retract(self, length_tokens: int) -> None:
@@ -142,10 +150,10 @@ class History:
 
     def take(self, other: History) -> None:
         """Become a copy of another; snapshots are shared, as nobody writes to them."""
-        for layer, ring in self.rings.items():
-            ring[:] = other.rings[layer]
+        for key, ring in self.rings.items():
+            ring[:] = other.rings[key]
         self.snapshots = list(other.snapshots)
-        self._oldest, self._several = other._oldest, other._several
+        self._oldest, self._several = dict(other._oldest), other._several
 
     def state(self, length_tokens: int) -> list[Bytes]:
         """Return all snapshots and the state now as bytes, each with its length before it."""
@@ -182,7 +190,7 @@ class History:
                 raise SessionError("the saved cache's snapshots cannot be; it is damaged")
         lengths = [0, *(s.length_tokens for s in found)]
         if (
-            len(found) > MOST_SNAPSHOTS + 1
+            len(found) > self.most_snapshots + 1
             or any(a >= b for a, b in itertools.pairwise(lengths))
             or (self.rings and lengths[-1] != length_tokens)
         ):
@@ -191,39 +199,45 @@ class History:
 
     def restore(self, found: Sequence[Snapshot]) -> None:
         """Become what `parsed` gave."""
-        self.snapshots, self._several, self._oldest = list(found[:-1]), True, 0
+        self.snapshots, self._several = list(found[:-1]), True
+        self._oldest = dict.fromkeys(self.rings, 0)
         if found:
             self._put(found[-1])
 
     def _in_rings(self, length_tokens: int) -> bool:
         """Return whether the rings hold all that the token behind a length needs."""
-        needed = max((taps - 1 for taps in self._taps.values()), default=0)
-        return max(0, length_tokens - needed) >= self._oldest
+        return all(
+            max(0, length_tokens - needed) >= self._oldest[key]
+            for key, needed in self._needed.items()
+        )
+
+    def _rows(self, key: int) -> int:
+        """Rows of a ring that a snapshot holds."""
+        return self._needed[key] + (not self._bulky)
 
     def _taken(self, length_tokens: int) -> Snapshot:
         parts = []
-        for layer, taps in self._taps.items():
-            tokens = np.arange(length_tokens - taps, length_tokens)
-            rows = self.rings[layer][tokens % len(self.rings[layer])]
-            held = tokens[:, None] >= self._oldest
-            parts.append(np.where(held, rows, np.float32(0.0)).reshape(-1))
-        first = length_tokens - self._in_rings(length_tokens - 1)
+        for key, ring in self.rings.items():
+            tokens = np.arange(length_tokens - self._rows(key), length_tokens)
+            held = tokens[:, None] >= self._oldest[key]
+            rows = np.where(held, ring[tokens % len(ring)], np.float32(0.0))
+            parts.append(rows.reshape(-1))
+        first = length_tokens - (not self._bulky and self._in_rings(length_tokens - 1))
         return Snapshot(length_tokens, first, np.concatenate(parts))
 
     def _put(self, snapshot: Snapshot) -> None:
         """Write a snapshot's values into the rings, which then hold no others."""
         at, length = 0, snapshot.length_tokens
-        for layer, taps in self._taps.items():
-            ring = self.rings[layer]
-            tokens = np.arange(length - taps, length)
+        for key, ring in self.rings.items():
+            tokens = np.arange(length - self._rows(key), length)
             values = snapshot.values[at : at + len(tokens) * ring.shape[1]]
             ring[tokens % len(ring)] = values.reshape(len(tokens), -1)
             at += values.size
-        self._oldest = max(0, snapshot.first_tokens - max(self._taps.values()) + 1)
+            self._oldest[key] = max(0, snapshot.first_tokens - self._needed[key])
 
     def _thin(self, length_tokens: int) -> None:
         """Let go of the snapshot that is missed least, where there are too many."""
-        if len(self.snapshots) <= MOST_SNAPSHOTS:
+        if len(self.snapshots) <= self.most_snapshots:
             return
         lengths = [0, *(s.length_tokens for s in self.snapshots)]
         missed = [
@@ -231,3 +245,10 @@ class History:
             for i in range(1, len(lengths) - 1)
         ]
         del self.snapshots[missed.index(min(missed))]
+
+
+def _zeros(rows: int, columns: int) -> Floats:
+    """float32 [rows, columns], which begin with a cache line."""
+    memory = np.zeros(4 * rows * columns + _ALIGNED_BYTES, np.uint8)
+    first = -memory.ctypes.data % _ALIGNED_BYTES
+    return memory[first : first + 4 * rows * columns].view(np.float32).reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""The gate of the feed-forward layer, and the cap of the logits.
+"""Gates of the feed-forward layer and of attention, and the cap of the logits.
 
     <kind>_mul: out = activation(gate) * up (arXiv 2002.05202)
     softcap: x = limit * tanh(scale * x / limit) (arXiv 2408.00118, section 2)
@@ -67,6 +67,7 @@ def _gated(activation: Callable[[Any], Any]) -> Any:
 
 
 _silu = _gated(vmath.silu)
+_sigmoid = _gated(vmath.sigmoid)
 _gelu = _gated(vmath.gelu)
 _gelu_tanh = _gated(vmath.gelu_tanh)
 
@@ -75,6 +76,12 @@ _gelu_tanh = _gated(vmath.gelu_tanh)
 def silu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = silu(gate) * up (arXiv 1702.03118)."""
     _silu(instr, ctx, tid, threads)
+
+
+@kernel
+def sigmoid_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = sigmoid(gate) * up."""
+    _sigmoid(instr, ctx, tid, threads)
 
 
 @kernel

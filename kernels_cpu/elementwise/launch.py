@@ -28,7 +28,12 @@ CAP_X, CAP_SIZE, CAP_SCALE, CAP_LIMIT = range(2, 6)
 ) = range(2, 8)
 ROPE_X, ROPE_COS, ROPE_SIN, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_PAIRS = range(2, 8)
 
-ACTIVATIONS = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
+ACTIVATIONS = {
+    "silu": "silu_mul",
+    "sigmoid": "sigmoid_mul",
+    "gelu": "gelu_mul",
+    "gelu_tanh": "gelu_tanh_mul",
+}
 
 
 def rms_norm(

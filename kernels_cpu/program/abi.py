@@ -47,7 +47,7 @@ PART_MASS_KEEP = 8  # float32 bits
 PART_QUERIES = 9  # address of float32 [layers, rows, H, D]; 0 keeps nothing
 PART_QUERY_ROWS = 10  # how many rows
 PART_QUERY_ROW = 11  # row of the part's first token; later ones follow, modulo rows
-PART_STATES = 12  # address of the states of recurrent layers: int64 [layers], each an address
+PART_STATES = 12  # address of the states of recurrent layers: int64 [states], each an address
 PART_SEEN = 13  # tokens before its first row
 PART_SLOTS = 16
 

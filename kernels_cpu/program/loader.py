@@ -43,6 +43,7 @@ MODULES = (
     "attention.float32",
     "attention.merge",
     "recurrent.short_conv",
+    "recurrent.gated_delta",
     "experts.route",
     "experts.products",
     "linear.q2",

@@ -3,10 +3,11 @@
     u[t] = gate_in[t] * value[t]
     value[t] = gate_out[t] * (w[taps - 1] u[t] + w[taps - 2] u[t - 1] + ...)
 
-for each channel; u is 0 before the first token. Sums are float32, the token's own product first.
-Channels are shared out over the threads, so that rows of a part follow each other in one thread and
-the latest values of u stay in registers. Every u is written to the cache's history, from which the
-next run begins. Slots: `recurrent/launch.py`; source: transformers `Lfm2ShortConv`.
+or, without gates, value[t] = silu(w[taps - 1] value[t] + ...), for each channel; u is 0 before the
+first token. Sums are float32, the token's own product first. Channels are shared out over the
+threads, so that rows of a part follow each other in one thread and the latest values of u stay in
+registers. Every u is written to the cache's history, from which the next run begins. Slots:
+`recurrent/launch.py`; sources: transformers `Lfm2ShortConv`, `Qwen3NextGatedDeltaNet`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from edgetok.kernels_cpu.program.abi import (
 from edgetok.kernels_cpu.recurrent.launch import (
     CONV_GATE_IN,
     CONV_GATE_OUT,
-    CONV_LAYER,
     CONV_ROWS,
     CONV_SIZE,
+    CONV_STATE,
     CONV_TAPS,
     CONV_VALUE,
     CONV_WEIGHT,
 )
+from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, outline
 from edgetok.kernels_cpu.simd.memory import (
     gather_f32,
@@ -57,6 +59,7 @@ def _channels(
 ) -> None:
     """`count` channels of one part's rows; addresses are of the first channel and row."""
     stride = 4 * size
+    gated = b != 0
     w0 = gather_f32(weight + 4 * (taps - 1), 4 * taps)
     w1 = gather_f32(weight + 4 * (taps - 2), 4 * taps)
     w2 = zero_f32()
@@ -77,13 +80,16 @@ def _channels(
     at = seen % ring
     for row in range(rows):
         here = stride * row
-        u = mul(load_f32_first(b + here, count), load_f32_first(x + here, count))
+        u = load_f32_first(x + here, count)
+        if gated:
+            u = mul(load_f32_first(b + here, count), u)
         y = fma(w1, u1, mul(w0, u))
         if taps > 2:
             y = fma(w2, u2, y)
         if taps > 3:
             y = fma(w3, u3, y)
-        store_f32_first(x + here, mul(load_f32_first(c + here, count), y), count)
+        y = mul(load_f32_first(c + here, count), y) if gated else vmath.silu(y)
+        store_f32_first(x + here, y, count)
         store_f32_first(history + stride * at, u, count)
         u3 = u2
         u2 = u1
@@ -103,7 +109,7 @@ def short_conv(instr: int, ctx: int, tid: int, threads: int) -> None:
     size = read_i64(instr + 8 * CONV_SIZE)
     taps = read_i64(instr + 8 * CONV_TAPS)
     ring = read_i64(instr + 8 * CONV_ROWS)
-    layer = read_i64(instr + 8 * CONV_LAYER)
+    state = read_i64(instr + 8 * CONV_STATE)
     vectors = (size + LANES - 1) // LANES
     begin = vectors * tid // threads * LANES
     end = min(vectors * (tid + 1) // threads * LANES, size)
@@ -112,10 +118,10 @@ def short_conv(instr: int, ctx: int, tid: int, threads: int) -> None:
         first = 4 * size * read_i64(part + 8 * PART_FIRST)
         rows = read_i64(part + 8 * PART_ROWS)
         seen = read_i64(part + 8 * PART_SEEN)
-        history = read_i64(read_i64(part + 8 * PART_STATES) + 8 * layer)
+        history = read_i64(read_i64(part + 8 * PART_STATES) + 8 * state)
         for i in range(begin, end, LANES):
             _channels(
-                b + first + 4 * i,
+                b + first + 4 * i if b != 0 else 0,
                 c + first + 4 * i,
                 x + first + 4 * i,
                 weight + 4 * taps * i,

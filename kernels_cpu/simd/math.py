@@ -92,6 +92,34 @@ def erf(x):  # type: ignore[no-untyped-def]
 
 
 @inline
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    one = splat_f32(_ONE)
+    return div(one, add(one, exp(sub(zero_f32(), x))))
+
+
+@inline
+def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + e^x); relative error 3e-7.
+
+    log(1 + u) = 2 artanh(s) with s = u / (2 + u), for u = e^-|x|: s is at most a third, and of the
+    series s + s^3 / 3 + ... the terms behind s^15 / 15 are below 2e-9 of it.
+    """
+    u = exp(sub(zero_f32(), absolute(x)))
+    s = div(u, add(u, splat_f32(_TWO)))
+    square = mul(s, s)
+    p = splat_f32(np.float32(1 / 15))
+    p = fma(p, square, splat_f32(np.float32(1 / 13)))
+    p = fma(p, square, splat_f32(np.float32(1 / 11)))
+    p = fma(p, square, splat_f32(np.float32(1 / 9)))
+    p = fma(p, square, splat_f32(np.float32(1 / 7)))
+    p = fma(p, square, splat_f32(np.float32(1 / 5)))
+    p = fma(p, square, splat_f32(np.float32(1 / 3)))
+    p = fma(p, square, splat_f32(_ONE))
+    return fma(mul(s, splat_f32(_TWO)), p, maximum(x, zero_f32()))
+
+
+@inline
 def silu(x):  # type: ignore[no-untyped-def]
     """x / (1 + e^-x)."""
     return div(x, add(splat_f32(_ONE), exp(sub(zero_f32(), x))))

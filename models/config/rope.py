@@ -20,6 +20,8 @@ _TYPES: dict[str, RopeScaling] = {
     "yarn": "yarn",
     "longrope": "longrope",
 }
+# Dims that rotate by positions in time, height and width, which are equal for text.
+AXES = ("mrope_section", "mrope_interleaved")
 _THETA = {"low": 1.0 + 1e-6, "high": 1e15}
 _NO_ALIASES: Mapping[str, str] = {}
 
@@ -29,7 +31,8 @@ def read_rope(
     head_dim: int,
     *,
     theta: float = 1e4,
-    partial: bool = False,
+    share: float | None = None,
+    axes: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the one rotary embedding of a family whose layers share it.
@@ -38,7 +41,8 @@ def read_rope(
         config: the whole config.
         head_dim: dims of a head.
         theta: default for an absent `rope_theta`.
-        partial: whether the family honours `partial_rotary_factor`.
+        share: what an absent `partial_rotary_factor` means; None: the family has none.
+        axes: whether positions may have axes, which are equal for text.
         aliases: names that the family has for a rope type.
 
     Raises:
@@ -47,7 +51,7 @@ def read_rope(
     """
     parameters = config.section("rope_parameters")
     if parameters is None:
-        return read_rope_v4(config, head_dim, theta=theta, partial=partial, aliases=aliases)
+        return read_rope_v4(config, head_dim, theta=theta, share=share, axes=axes, aliases=aliases)
     if config.has("rope_scaling"):
         raise CheckpointError(
             f"{config.where}: both rope_parameters and rope_scaling are given; remove one"
@@ -55,7 +59,7 @@ def read_rope(
     if config.has("rope_theta"):
         config.expect("rope_theta", parameters.number("rope_theta", **_THETA))
     return read_rope_parameters(
-        config, parameters, head_dim, theta=theta, partial=partial, aliases=aliases
+        config, parameters, head_dim, theta=theta, share=share, axes=axes, aliases=aliases
     )
 
 
@@ -92,17 +96,18 @@ def read_rope_v4(
     head_dim: int,
     *,
     theta: float = 1e4,
-    partial: bool = False,
+    share: float | None = None,
+    axes: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the embedding that `rope_theta` and `rope_scaling` describe."""
     theta = config.number("rope_theta", theta, **_THETA)
-    rotary_dim = _rotary_dim(config, head_dim, partial)
+    rotary_dim = _rotary_dim(config, head_dim, share)
     scaling = config.section("rope_scaling")
     if scaling is None:
         config.value("original_max_position_embeddings")  # no effect without scaling
         return RopeSpec(theta=theta, rotary_dim=rotary_dim)
-    return _scaled(config, scaling, theta, rotary_dim, aliases)
+    return _scaled(config, scaling, theta, rotary_dim, axes, aliases)
 
 
 def read_rope_parameters(
@@ -111,23 +116,25 @@ def read_rope_parameters(
     head_dim: int,
     *,
     theta: float = 1e4,
-    partial: bool = False,
+    share: float | None = None,
+    axes: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the embedding that one `rope_parameters` object describes."""
     theta = parameters.number("rope_theta", theta, **_THETA)
-    outer = _rotary_dim(config, head_dim, partial)
-    inner = _rotary_dim(parameters, head_dim, partial)
     if config.has("partial_rotary_factor") and parameters.has("partial_rotary_factor"):
         config.expect("partial_rotary_factor", parameters.value("partial_rotary_factor"))
-    return _scaled(config, parameters, theta, min(outer, inner), aliases)
+    outer = _rotary_dim(config, head_dim, share)
+    inner = _rotary_dim(parameters, head_dim, share)
+    rotary_dim = inner if parameters.has("partial_rotary_factor") else outer
+    return _scaled(config, parameters, theta, rotary_dim, axes, aliases)
 
 
-def _rotary_dim(config: ConfigReader, head_dim: int, partial: bool) -> int:
-    if not partial:
+def _rotary_dim(config: ConfigReader, head_dim: int, share: float | None) -> int:
+    if share is None:
         config.expect("partial_rotary_factor", 1.0)
         return head_dim
-    share = config.number("partial_rotary_factor", 1.0, low=0.0, high=1.0)
+    share = config.number("partial_rotary_factor", share, low=0.0, high=1.0)
     rotary_dim = int(head_dim * share)
     if rotary_dim < 2 or rotary_dim % 2:
         raise CheckpointError(
@@ -142,8 +149,11 @@ def _scaled(
     scaling: ConfigReader,
     theta: float,
     rotary_dim: int,
+    axes: bool,
     aliases: Mapping[str, str],
 ) -> RopeSpec:
+    for key in AXES if axes else ():
+        scaling.value(key)
     legacy = scaling.text("type", "default")
     name = scaling.text("rope_type", legacy)
     if scaling.has("type") and aliases.get(legacy, legacy) != aliases.get(name, name):

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.models.config.reader import ConfigReader, shown
+from edgetok.models.config.rope import AXES
 from edgetok.models.registry import FAMILIES, families
 
 KEY: Final = "text_config"
@@ -25,8 +26,8 @@ KEY: Final = "text_config"
 # PaliGemma's prompts attend in both directions.
 _WRAPPERS: Final = frozenset({
     "gemma3", "granite_speech", "idefics2", "idefics3", "internvl", "lfm2-vl", "lfm2_vl", "llava",
-    "llava_next", "llava_onevision", "mistral3", "ovis2", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
-    "smolvlm", "vipllava", "voxtral",
+    "llava_next", "llava_onevision", "mistral3", "ovis2", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
+    "qwen3_vl", "smolvlm", "vipllava", "voxtral",
 })  # fmt: skip
 # Settings of images, sound and of what joins them to the text.
 _OTHER_PARTS: Final = re.compile(
@@ -48,8 +49,6 @@ _INHERITED: Final = (
     "tie_word_embeddings",
     "torch_dtype",
 )
-# Positions in time, height and width, which are equal for text.
-_MULTIMODAL_ROPE: Final = ("mrope_section", "mrope_interleaved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +146,7 @@ def _plain_rope(values: dict[str, Any]) -> None:
             continue
         if not isinstance(scaling, Mapping):
             raise CheckpointError(f"config.json: {key} is {shown(scaling)}, expected an object")
-        rest = {k: v for k, v in scaling.items() if k not in _MULTIMODAL_ROPE}
+        rest = {k: v for k, v in scaling.items() if k not in AXES}
         for style in ("type", "rope_type"):
             if rest.get(style) == "mrope":
                 rest[style] = "default"

@@ -46,7 +46,7 @@ def read(config: ConfigReader) -> Family:
     spec = DecoderSpec(
         **sizes,
         layers=uniform_layers(config, read_window(config)),
-        ropes=(read_rope(config, sizes["head_dim"], partial=True, aliases=_ALIASES),),
+        ropes=(read_rope(config, sizes["head_dim"], share=1.0, aliases=_ALIASES),),
         activation=read_activation(config),
     )
     return Family(spec, fused_tensors(spec, _FUSED))

@@ -1,6 +1,7 @@
 """Attention with rotary embeddings, its heads in groups that share keys and values.
 
-Source: arXiv 1706.03762; groups arXiv 2305.13245; rotation arXiv 2104.09864.
+Source: arXiv 1706.03762; groups arXiv 2305.13245; rotation arXiv 2104.09864; the gate arXiv
+2505.06708.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from edgetok.errors import ArtefactError
-from edgetok.models.checks import check_integer
+from edgetok.models.checks import check_choice, check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
-from edgetok.models.ops import Attend, Norm, Op, Queries, Rope, Store
+from edgetok.models.ops import ActivationMul, Attend, Norm, Op, Queries, Rope, Store
 
 if TYPE_CHECKING:
     from edgetok.models.spec import DecoderSpec
@@ -26,16 +27,19 @@ class Attention(Mixer):
     Attributes:
         window: a token attends to itself and the `window - 1` tokens before it; 0 is all of them.
         rope: index into `DecoderSpec.ropes`; -1 leaves queries and keys as they are.
+        gated: whether the result is multiplied by sigmoid(attn_gate(h)) before o_proj.
     """
 
     window: int = 0
     rope: int = 0
+    gated: bool = False
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
         """Refuse values that are not a window or not an index."""
         check_integer("layer: ", "window", self.window, 0, 1 << 28)
         check_integer("layer: ", "rope", self.rope, -1, 1 << 12)
+        check_choice("layer: ", "gated", self.gated, (True, False))
 
     def check(self, where: str, spec: DecoderSpec) -> None:
         """Refuse a rope that the decoder does not have."""
@@ -49,6 +53,11 @@ class Attention(Mixer):
         for which, count in heads.items():
             yield place.linear(
                 f"{which}_proj", place.source, which, spec.hidden_size, count * dim, spec.qkv_bias
+            )
+        width = spec.num_heads * dim
+        if self.gated:
+            yield place.linear(
+                "attn_gate", place.source, "attn_gate", spec.hidden_size, width, spec.qkv_bias
             )
         if spec.qk_norm != "none":
             for which in "qk":
@@ -90,4 +99,13 @@ class Attention(Mixer):
             softcap=spec.attn_softcap,
             constants=constants,
         )
-        yield from place.residual("o_proj", "mixed", spec.num_heads * dim, spec.o_bias)
+        if self.gated:
+            yield ActivationMul(
+                layer=layer,
+                kind="sigmoid",
+                gate="attn_gate",
+                up="mixed",
+                result="mixed",
+                size=width,
+            )
+        yield from place.residual("o_proj", "mixed", width, spec.o_bias)

@@ -17,13 +17,13 @@ from typing import ClassVar
 
 from edgetok.models.checks import check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
-from edgetok.models.ops import Op, Shape
+from edgetok.models.ops import Op, Shape, Stateful
 
 MOST_TAPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConv(Op):
+class ShortConv(Stateful):
     """value = gate_out * causal_convolution(gate_in * value), channel by channel.
 
     Attributes:
@@ -37,11 +37,16 @@ class ShortConv(Op):
     value: str
     size: int
     taps: int
-    STORES: ClassVar[bool] = True
+    STATE: ClassVar[int] = 0
     READS: ClassVar[tuple[str, ...]] = ("gate_in", "gate_out", "value")
     WRITES: ClassVar[tuple[str, ...]] = ("value",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
     SCALES_WITH: ClassVar[str | None] = "gate_out"
+
+    @property
+    def kept_tokens(self) -> int:
+        """See `Stateful`."""
+        return self.taps - 1
 
     @property
     def tensors(self) -> dict[str, Shape]:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgetok.cache import recurrent
 from edgetok.cache.recurrent import MOST_SNAPSHOTS, SNAPSHOT_TOKENS, History
 from edgetok.errors import SessionError
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.models.layers.short_conv import ShortConvolution
+from edgetok.models.layers.gated_delta import CausalConv, GatedDeltaNet
+from edgetok.models.layers.short_conv import ShortConv, ShortConvolution
+from edgetok.models.operations import operations
+from edgetok.models.ops import Stateful
 
 ROWS = 34
+STATES = 4  # of a delta net
+
+
+def mixer(taps):
+    """A convolution, or, for 0, a delta net."""
+    if taps:
+        return ShortConvolution(taps=taps)
+    return GatedDeltaNet(key_heads=1, value_heads=1, key_dim=2, value_dim=3, taps=4)
+
+
+def shape(op):
+    if isinstance(op, ShortConv | CausalConv):
+        return ROWS, op.size
+    return STATES, 6
 
 
 def spec(*taps):
@@ -22,7 +40,7 @@ def spec(*taps):
         num_heads=1,
         num_kv_heads=1,
         head_dim=8,
-        layers=(LayerSpec(), *(LayerSpec(mixer=ShortConvolution(taps=n)) for n in taps)),
+        layers=(LayerSpec(), *(LayerSpec(mixer=mixer(n)) for n in taps)),
         ropes=(RopeSpec(theta=1e4, rotary_dim=8),),
         context_tokens=64,
         norm_eps=1e-5,
@@ -31,18 +49,18 @@ def spec(*taps):
 
 
 class Life:
-    """A history whose kernel writes, for token t of layer l, t + l / 8 to every channel."""
+    """A history whose kernel writes, for token t and state s, t + s / 16 to every column."""
 
     def __init__(self, *taps):
         self.spec = spec(*taps)
-        self.history = History(self.spec, dict.fromkeys((2, 3, 4), ROWS))
+        self.history = History(self.spec, shape)
         self.length = 0
 
     def step(self, tokens):
         self.history.begin(tokens, self.length)
         for t in range(self.length, self.length + tokens):
-            for layer, ring in self.history.rings.items():
-                ring[t % ROWS] = t + layer / 8
+            for state, ring in self.history.rings.items():
+                ring[t % len(ring)] = t + state / 16
         self.length += tokens
         self.history.advance(self.length)
 
@@ -54,11 +72,12 @@ class Life:
 
     def check(self):
         """What the next token needs is there."""
-        for layer, mixer in enumerate(layer.mixer for layer in self.spec.layers):
-            if isinstance(mixer, ShortConvolution):
-                for t in range(max(0, self.length - mixer.taps + 1), self.length):
-                    found = self.history.rings[layer][t % ROWS]
-                    assert (found == t + layer / 8).all(), (self.length, t)
+        for op in operations(self.spec):
+            if isinstance(op, Stateful):
+                ring = self.history.rings[op.state]
+                for t in range(max(0, self.length - op.kept_tokens), self.length):
+                    found = ring[t % len(ring)]
+                    assert (found == t + op.state / 16).all(), (self.length, t)
 
 
 def test_latest_tokens_are_reachable_at_once():
@@ -95,7 +114,7 @@ def test_snapshots_stand_where_prompts_begin_and_end_and_every_few_hundred_token
     assert life.back_to(150) == 0
 
 
-@pytest.mark.parametrize("taps", [(3,), (2, 4), (4, 3, 3)])
+@pytest.mark.parametrize("taps", [(3,), (2, 4), (4, 3, 3), (0,), (3, 0, 0)])
 def test_random_lives(taps):
     rng = np.random.default_rng(len(taps))
     life, reached_by_snapshot = Life(*taps), 0
@@ -122,6 +141,27 @@ def test_random_lives(taps):
         assert len(life.history.snapshots) <= MOST_SNAPSHOTS
         assert life.history.held_bytes <= life.history.nbytes
     assert reached_by_snapshot > 10
+
+
+def test_bulky_states_are_kept_of_the_token_before(monkeypatch):
+    """A snapshot of the end of a prompt is reached by who computes its last token anew."""
+    monkeypatch.setattr(recurrent, "SNAPSHOTS_BYTES", 0)
+    life = Life(0)
+    assert life.history.spare_tokens == STATES - 1
+    assert life.history.most_snapshots == 3
+    assert life.history.snapshot_bytes == 4 * (3 * 7 + 6)
+    for _ in range(6):
+        life.step(100)
+        life.step(1)
+    assert [s.length_tokens for s in life.history.snapshots][-1] == 604
+    assert len(life.history.snapshots) == 3
+    for back in range(STATES):
+        assert life.history.reachable(606 - back) == 606 - back
+    assert life.back_to(600) == 402
+    life.check()
+    life.step(1)
+    assert life.back_to(402) == 402
+    life.check()
 
 
 def test_old_snapshots_are_thinned_out_first():

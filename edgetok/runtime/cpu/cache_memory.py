@@ -35,10 +35,11 @@ from edgetok.kernels_cpu.program.abi import (
     PART_STATES,
 )
 from edgetok.kernels_cpu.program.tables import float_bits
-from edgetok.kernels_cpu.recurrent.launch import MOST_TAPS, history_rows
+from edgetok.models.ops import STATES
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.group_memory import CpuGroupMemory
 from edgetok.runtime.cpu.page_layout import PageLayout
+from edgetok.runtime.cpu.recurrent_lowering import history_shape
 
 _MOST_BYTES = 1 << 46  # addresses end soon after
 KIND = "cpu"
@@ -107,10 +108,10 @@ class CpuCacheMemory:
             for group in groups
         ]
         self.queries = QueryLog(aligned_bytes(0), spec, covariance=False, queries=False)
-        self.history = History(spec, {n: history_rows(n) for n in range(2, MOST_TAPS + 1)})
-        self._states = np.zeros(spec.num_layers, np.int64)
-        for layer, ring in self.history.rings.items():
-            self._states[layer] = ring.ctypes.data
+        self.history = History(spec, history_shape)
+        self._states = np.zeros(STATES * spec.num_layers, np.int64)
+        for state, ring in self.history.rings.items():
+            self._states[state] = ring.ctypes.data
         self.part[PART_STATES] = self._states.ctypes.data
         self._workspace_bytes = 0
         if bounds is not None:

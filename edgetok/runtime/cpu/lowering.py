@@ -16,12 +16,12 @@ from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
 from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
-from edgetok.kernels_cpu.recurrent import launch as launch_recurrent
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
-from edgetok.runtime.cpu import expert_lowering
+from edgetok.runtime.cpu import expert_lowering, recurrent_lowering
 from edgetok.runtime.cpu.linears import Linears
 
 Instructions = list[Instruction | Table]
@@ -321,23 +321,6 @@ def _add_scaled(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     ]
 
 
-def _short_conv(to: Target, group: Sequence[Any], near: Near) -> Instructions:
-    op: ShortConv = group[0]
-    return [
-        launch_recurrent.short_conv(
-            to.kernels,
-            gate_in=to.at(op.gate_in),
-            gate_out=to.at(op.gate_out),
-            value=to.at(op.value),
-            weight=to.weight(f"{op.weight}.weight"),
-            size=op.size,
-            taps=op.taps,
-            layer=_layer(op),
-            wait=near.wait,
-        )
-    ]
-
-
 def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.SoftCap = group[0]
     return [
@@ -370,7 +353,10 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
-    ShortConv: _short_conv,
+    ShortConv: recurrent_lowering.short_conv,
+    CausalConv: recurrent_lowering.causal_conv,
+    DeltaGates: recurrent_lowering.delta_gates,
+    DeltaRule: recurrent_lowering.delta_rule,
     Route: expert_lowering.route,
     ExpertLinear: expert_lowering.products,
     MixExperts: expert_lowering.mix,

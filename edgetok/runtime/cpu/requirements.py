@@ -10,8 +10,10 @@ from edgetok.kernels_cpu.linear.layout import GROUPED
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
 from edgetok.models.layers.experts import Route
+from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
+from edgetok.models.ops import Op
 from edgetok.runtime.cpu.expert_lowering import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.plan import Compute
@@ -43,12 +45,11 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "linear.exact": compute == "float32" and bool(plain),
         "linear.exact_grouped": compute == "float32" and (bool(grouped) or tables),
         "linear.float_rows": bool(bits & {16, 32}),
-        "recurrent.short_conv": artefact.spec is not None
-        and any(isinstance(op, ShortConv) for op in operations(artefact.spec)),
+        "recurrent.short_conv": _has(artefact, ShortConv, CausalConv),
+        "recurrent.gated_delta": _has(artefact, DeltaRule),
         **dict.fromkeys(
             EXPERT_MODULES,
-            artefact.spec is not None
-            and any(isinstance(op, Route) for op in operations(artefact.spec)),
+            _has(artefact, Route),
         ),
         "attention.hadamard": is_rotated(kv_bits),
         "attention.int4": kv_bits == 4,
@@ -60,6 +61,13 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "bandwidth.kernels": False,
     }
     return [module for module in loader.MODULES if wanted.get(module, True)]
+
+
+def _has(artefact: Artefact, *kinds: type[Op]) -> bool:
+    """Return whether the decoder has an operation of one of these kinds."""
+    return artefact.spec is not None and any(
+        isinstance(op, kinds) for op in operations(artefact.spec)
+    )
 
 
 def check_groups(artefact: Artefact) -> None:

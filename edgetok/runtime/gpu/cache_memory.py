@@ -21,10 +21,11 @@ from edgetok.cache.query_log import ROWS, QueryLog
 from edgetok.cache.recurrent import History
 from edgetok.cache.slot_cache import SlotCache
 from edgetok.cache.table import EMPTY
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, UnsupportedError
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import Constants, Slots
+from edgetok.models.ops import Stateful
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.gpu.group_memory import Bytes, GpuGroupMemory, slot_bytes
 
@@ -89,7 +90,7 @@ class GpuCacheMemory:
             kept = bounds.policy.covariance, bounds.policy.queries
         log = device.zeros((QueryLog.nbytes(spec, *kept),), "uint8")
         self.queries = QueryLog(cast(Bytes, DeviceArray(log)), spec, *kept)
-        self.history = History(spec, {})  # this device computes no layers with states
+        self.history = History(spec, _no_states)  # this device computes no layers with states
         queries: list[torch.Tensor | None] = [None] * spec.num_layers
         if kept[1]:
             ring = cast(DeviceArray, self.queries.ring).tensor
@@ -227,6 +228,10 @@ def new_cache(
         bounds=bounds,
         before=before,
     )
+
+
+def _no_states(op: Stateful) -> tuple[int, int]:
+    raise UnsupportedError(f"the GPU backend keeps no states of {type(op).__name__}")
 
 
 @contextmanager

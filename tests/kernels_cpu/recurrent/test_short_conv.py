@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference, reference_delta
 from edgetok.kernels_cpu.program import tables
 from edgetok.kernels_cpu.program.abi import (
     CTX_PART_TABLE,
@@ -36,7 +36,7 @@ class State:
         self.seen = 0
 
 
-def step(kernels, guard, weight, parts, threads):
+def step(kernels, guard, weight, parts, threads, gated):
     """The values of each part (its state, b, c and x) after one run."""
     size, taps = weight.shape
     slack = np.zeros(weight.size + 64, np.float32)
@@ -44,13 +44,13 @@ def step(kernels, guard, weight, parts, threads):
     b, c, x = (guard(np.concatenate([part[i] for part in parts])) for i in (1, 2, 3))
     made = short_conv(
         kernels,
-        gate_in=b.ctypes.data,
-        gate_out=c.ctypes.data,
+        gate_in=b.ctypes.data if gated else 0,
+        gate_out=c.ctypes.data if gated else 0,
         value=x.ctypes.data,
         weight=slack.ctypes.data,
         size=size,
         taps=taps,
-        layer=1,
+        state=1,
         wait=False,
     )
     table = np.zeros((len(parts), PART_SLOTS), np.int64)
@@ -71,11 +71,16 @@ def step(kernels, guard, weight, parts, threads):
 
 @pytest.mark.parametrize("taps", [2, 3, 4])
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps):
+@pytest.mark.parametrize("gated", [True, False])
+def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps, gated):
     rng = np.random.default_rng(size)
     weight = rng.standard_normal((size, taps)).astype(np.float32)
     texts = [rng.standard_normal((3, length, size)).astype(np.float32) for length in (97, 60, 2)]
-    truths = [reference.short_conv(*text.astype(np.float64), weight) for text in texts]
+    exact = [text.astype(np.float64) for text in texts]
+    if gated:
+        truths = [reference.short_conv(*text, weight) for text in exact]
+    else:
+        truths = [reference_delta.causal_conv(text[2], weight) for text in exact]
     results = []
     for threads, most in ((1, 97), (2, 5), (3, 1)):
         states = [State(guard, size, taps) for _ in texts]
@@ -89,7 +94,7 @@ def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps):
                     parts.append((state, *text[:, state.seen : state.seen + count]))
                     who.append(i)
             for i, values in zip(
-                who, step(each_kernels, guard, weight, parts, threads), strict=True
+                who, step(each_kernels, guard, weight, parts, threads, gated), strict=True
             ):
                 found[i].append(values)
         results.append([np.concatenate(values) for values in found])
@@ -101,9 +106,11 @@ def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps):
 
 
 def test_sizes_are_checked(kernels):
-    good = {"size": 8, "taps": 3, "layer": 0}
-    for change in ({"size": 0}, {"taps": 1}, {"taps": 5}, {"layer": -1}):
+    good = {"size": 8, "taps": 3, "state": 0}
+    for change in ({"size": 0}, {"taps": 1}, {"taps": 5}, {"state": -1}):
         with pytest.raises(ShapeError, match="out of range"):
             short_conv(
                 kernels, gate_in=0, gate_out=0, value=0, weight=0, wait=False, **{**good, **change}
             )
+    with pytest.raises(ShapeError, match="both or none"):
+        short_conv(kernels, gate_in=64, gate_out=0, value=0, weight=0, wait=False, **good)

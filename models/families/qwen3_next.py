@@ -1,0 +1,50 @@
+"""Qwen3-Next: gated delta nets, gated attention in every fourth layer, experts with a shared one.
+
+Source: transformers `Qwen3NextConfig`; the layers arXiv 2412.06464 and arXiv 2505.06708.
+"""
+
+from __future__ import annotations
+
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.family import Family, decoder_sizes, expert_layers
+from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers, read_partial_rope
+from edgetok.models.layers.experts import Experts
+from edgetok.models.spec import DecoderSpec, LayerSpec
+
+# What a `text_config` may leave out.
+DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+}
+
+
+def read(config: ConfigReader) -> Family:
+    """Describe the checkpoint that `config` belongs to."""
+    sizes = decoder_sizes(config, kv_heads=2, head_dim=256)
+    bias = config.flag("attention_bias")
+    experts = Experts(
+        experts=config.integer("num_experts", 512, high=1024),
+        top=config.integer("num_experts_per_tok", 10, high=32),
+        size=config.integer("moe_intermediate_size", 512, high=1 << 20),
+        normed=config.flag("norm_topk_prob", True),
+        shared_size=config.integer("shared_expert_intermediate_size", 512, high=1 << 20),
+        shared_router=True,
+    )
+    networks = [layer.ffn for layer in expert_layers(config, experts, 0)]
+    mixers = read_hybrid_mixers(config)
+    spec = DecoderSpec(
+        **sizes,
+        layers=tuple(
+            LayerSpec(mixer=mixer, ffn=ffn) for mixer, ffn in zip(mixers, networks, strict=True)
+        ),
+        ropes=(read_partial_rope(config, sizes["head_dim"]),),
+        qk_norm="head",
+        qkv_bias=bias,
+        o_bias=bias,
+    )
+    return Family(spec, hybrid_tensors(spec, by_head=True))

@@ -17,10 +17,10 @@ SPARE_TOKENS = 64  # a chat renders the last words of an answer anew; snapshots 
 KEPT_OPTIONS: dict[str, Any] = {"kv_policy": "none", "context": 2048, "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["lfm2", "qwen3_next"])
+def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hybrid")
-    folder = tiny_checkpoint("lfm2", root / "model", max_position_embeddings=2048)
+    folder = tiny_checkpoint(request.param, root / "model", max_position_embeddings=2048)
     options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
     report = convert(str(folder), root / "artefact", options)
     assert any("genai_config.json left out" in note for note in report.notes)

@@ -32,14 +32,12 @@ from edgetok.formats.layout import (
     FORMAT_KEY,
     FORMAT_VERSION,
     LOGITS_START,
-    PAST_CONV,
-    PRESENT_CONV,
     SPEC_KEY,
     Layout,
     TensorFormat,
     cache_head_dim,
+    graph_states,
 )
-from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import body_operations, head_operations, operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -112,14 +110,13 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
     outputs = [value("logits", TensorProto.FLOAT, "batch", "logit_tokens", spec.vocab_size)]
     for op in operations(spec):
         i = op.layer
-        if isinstance(op, ShortConv):
-            for values, name in ((inputs, PAST_CONV), (outputs, PRESENT_CONV)):
-                shape = ("batch", op.size, op.taps - 1)
-                values.append(value(name.format(i), TensorProto.FLOAT, *shape))
         if not isinstance(op, Store):
             continue
         for kind in ("key", "value"):
             past, present = f"past_key_values.{i}.{kind}", f"present.{i}.{kind}"
             inputs.append(value(past, TensorProto.FLOAT, "batch", heads, "past_tokens", dim))
             outputs.append(value(present, TensorProto.FLOAT, "batch", heads, "present_tokens", dim))
+    for state in graph_states(spec):
+        inputs.append(value(state.past, TensorProto.FLOAT, "batch", *state.shape))
+        outputs.append(value(state.present, TensorProto.FLOAT, "batch", *state.shape))
     return inputs, outputs

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from edgetok.converter.write import onnx_experts
+from edgetok.converter.write import onnx_experts, onnx_recurrent
 from edgetok.converter.write.onnx_nodes import EDGETOK, MICROSOFT, GraphWriter
 from edgetok.converter.write.onnx_planes import Planes
 from edgetok.errors import UnsupportedError
 from edgetok.formats.layout import (
     LOGITS_START,
-    PAST_CONV,
-    PRESENT_CONV,
     LinearShape,
     TensorFormat,
     cache_head_dim,
@@ -30,6 +28,7 @@ from edgetok.formats.layout import (
 )
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
@@ -318,6 +317,8 @@ def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
     g, scope, gate = writer.g, _scope(op), writer.values[op.gate]
     if op.kind == "silu":
         gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], scope)], f"{scope}.silu")
+    elif op.kind == "sigmoid":
+        gate = g.op("Sigmoid", [gate], f"{scope}.sigmoid")
     else:
         approximate = "tanh" if op.kind == "gelu_tanh" else "none"
         gate = g.op("Gelu", [gate], scope, approximate=approximate)
@@ -327,21 +328,6 @@ def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
 def _add_scaled(writer: DecoderWriter, op: ops.AddScaled) -> None:
     y = writer.scaled(writer.values[op.source], op.scale, _scope(op))
     writer.values[op.value] = writer.g.op("Add", [writer.values[op.value], y], _scope(op))
-
-
-def _short_conv(writer: DecoderWriter, op: ShortConv) -> None:
-    """Convolve what is left of the tokens before and the new ones; a batch is not padded here."""
-    g, i, scope = writer.g, _layer(op), _scope(op)
-    u = g.op("Mul", [writer.values[op.gate_in], writer.values[op.value]], f"{scope}.gate_in")
-    u = g.op("Transpose", [u], f"{scope}.conv", perm=[0, 2, 1])
-    every = g.op("Concat", [PAST_CONV.format(i), u], f"{scope}.conv", axis=2)
-    start, end = g.ints(1 - op.taps), g.ints(np.iinfo(np.int64).max)
-    present = PRESENT_CONV.format(i)
-    g.op("Slice", [every, start, end, g.ints(2)], f"{scope}.conv", outputs=[present])
-    weight = f"{op.weight}.weight"
-    y = g.op("Conv", [every, weight], f"{scope}.conv", group=op.size, kernel_shape=[op.taps])
-    y = g.op("Transpose", [y], f"{scope}.conv", perm=[0, 2, 1])
-    writer.values[op.value] = g.op("Mul", [writer.values[op.gate_out], y], f"{scope}.gate_out")
 
 
 def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
@@ -375,7 +361,10 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.SoftCap: _softcap,
-    ShortConv: _short_conv,
+    ShortConv: onnx_recurrent.short_conv,
+    CausalConv: onnx_recurrent.causal_conv,
+    DeltaGates: onnx_recurrent.delta_gates,
+    DeltaRule: onnx_recurrent.delta_rule,
     Route: onnx_experts.route,
     ExpertLinear: onnx_experts.expert_linear,
     MixExperts: onnx_experts.mix_experts,

@@ -17,17 +17,18 @@ from edgetok.formats import onnx_model
 from edgetok.formats.layout import (
     DATA_FILE,
     LOGITS_START,
-    PAST_CONV,
-    PRESENT_CONV,
+    PRESENT_STATE,
     TABLE,
     Layout,
     LinearShape,
     TensorFormat,
     cache_head_dim,
     expert_name,
+    graph_states,
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
+from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import expert_counts, operations
 from edgetok.models.ops import Attend, Store
@@ -43,14 +44,15 @@ _JOINED = ".codes"  # suffix of planes that nodes have joined to codes of 8 bits
 _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
-        "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv",
-        "Cos", "CumSum", "Div", "Equal", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
+        "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv", "Cos", "CumSum",
+        "Div", "Equal", "Exp", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
         "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
-        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
-        "TopK", "Transpose", "Unsqueeze", "Where",
+        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
+        "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
     },
     "com.microsoft": {
-        "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "RotaryEmbedding",
+        "GatherBlockQuantized", "GroupQueryAttention", "LinearAttention", "MatMulNBits",
+        "RotaryEmbedding",
     },
     "edgetok": {"Dequantize3Bits", "MatMul3Bits"},
 }  # fmt: skip
@@ -107,6 +109,7 @@ def check_graph(
     _check_linears(path, scanned.model.graph, spec, formats)
     _check_attention(path, scanned.model.graph, spec)
     _check_convolutions(path, scanned.model.graph, spec)
+    _check_delta_rules(path, scanned.model.graph, spec)
 
 
 def _nodes_by_weight(path: Path, model: onnx_model.Model) -> dict[str, onnx_model.Node]:
@@ -237,10 +240,8 @@ def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> Non
     cache = (spec.num_kv_heads, cache_head_dim(spec))
     inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
-    for convolution in (op for op in operations(spec) if isinstance(op, ShortConv)):
-        left = (convolution.size, convolution.taps - 1)
-        inputs[PAST_CONV.format(convolution.layer)] = left
-        outputs[PRESENT_CONV.format(convolution.layer)] = left
+    for state in graph_states(spec):
+        inputs[state.past] = outputs[state.present] = state.shape
     for i in (op.layer for op in operations(spec) if isinstance(op, Store)):
         for kind in ("key", "value"):
             inputs[f"past_key_values.{i}.{kind}"] = cache
@@ -322,7 +323,7 @@ def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> 
 
 def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "Conv"]
-    convolutions = [op for op in operations(spec) if isinstance(op, ShortConv)]
+    convolutions = [op for op in operations(spec) if isinstance(op, ShortConv | CausalConv)]
     if len(nodes) != len(convolutions):
         raise ArtefactError(
             f"{path}: {len(nodes)} Conv nodes, the spec has {len(convolutions)} such layers"
@@ -331,6 +332,24 @@ def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) 
         _compare(path, node, _attributes(path, node), {"group": op.size})
         if list(node.input[1:]) != [f"{op.weight}.weight"]:
             raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected weights")
+
+
+def _check_delta_rules(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
+    nodes = [node for node in graph.node if node.op_type == "LinearAttention"]
+    rules = [op for op in operations(spec) if isinstance(op, DeltaRule)]
+    if len(nodes) != len(rules):
+        raise ArtefactError(
+            f"{path}: {len(nodes)} LinearAttention nodes, the spec has {len(rules)} such layers"
+        )
+    for node, op in zip(nodes, rules, strict=True):
+        want: _Attributes = {
+            "q_num_heads": op.value_heads,
+            "kv_num_heads": op.value_heads,
+            "scale": float(np.float32(op.key_dim**-0.5)),
+        }
+        _compare(path, node, _attributes(path, node), want)
+        if list(node.output[1:]) != [PRESENT_STATE.format(op.layer)]:
+            raise ArtefactError(f"{path}: the delta net of layer {op.layer} has unexpected outputs")
 
 
 def _compare(path: Path, node: onnx_model.Node, result: _Attributes, want: _Attributes) -> None:

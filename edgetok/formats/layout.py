@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 
 from edgetok.errors import ArtefactError
+from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
+from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -28,8 +30,10 @@ SPEC_KEY = "edgetok.spec"
 CONSTANTS_KEY = "edgetok.cache_constants"
 CONSTANTS_VERSION = "1"
 LOGITS_START = "logits_start"
-# Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1].
+# Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1], and its delta
+# net's state, [B, heads, key_dim, value_dim].
 PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"
+PAST_STATE, PRESENT_STATE = "past_state.{}", "present_state.{}"
 
 DType = Literal["float32", "float16", "uint8", "int8"]
 
@@ -178,6 +182,35 @@ def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
 def cache_head_dim(spec: DecoderSpec) -> int:
     """Head size of the graph's past and present: GroupQueryAttention wants a multiple of 8."""
     return -(-spec.head_dim // 8) * 8
+
+
+@dataclass(frozen=True, slots=True)
+class GraphState:
+    """What a layer without keys and values keeps, as the graph takes and returns it.
+
+    Attributes:
+        past: name of the input.
+        present: name of the output.
+        shape: without the batch.
+    """
+
+    past: str
+    present: str
+    shape: tuple[int, ...]
+
+
+def graph_states(spec: DecoderSpec) -> list[GraphState]:
+    """Return the states of the graph, in order of execution."""
+    found = []
+    for op in operations(spec):
+        i = op.layer
+        if isinstance(op, ShortConv | CausalConv):
+            left = (op.size, op.taps - 1)
+            found.append(GraphState(PAST_CONV.format(i), PRESENT_CONV.format(i), left))
+        elif isinstance(op, DeltaRule):
+            state = (op.value_heads, op.key_dim, op.value_dim)
+            found.append(GraphState(PAST_STATE.format(i), PRESENT_STATE.format(i), state))
+    return found
 
 
 def constant_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:

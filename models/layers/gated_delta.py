@@ -28,6 +28,7 @@ from edgetok.models.layers.kind import Mixer, Place, register
 from edgetok.models.ops import ActivationMul, Norm, Op, Shape, Stateful
 
 MOST_TAPS = 4
+NORM_EPS = 1e-6  # added to the sum of a head's squares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ def onnx_logits(artefact, tokens, exact=False):
         if value.name.startswith("past_key_values"):
             heads, dim = value.shape[1], value.shape[3]
             feed[value.name] = np.zeros((len(tokens), heads, 0, dim), np.float32)
-        elif value.name.startswith("past_conv"):
+        elif value.name.startswith(("past_conv", "past_state")):
             feed[value.name] = np.zeros((len(tokens), *value.shape[1:]), np.float32)
     return session.run(["logits"], feed)[0]
 
@@ -96,8 +96,11 @@ def reference_with(source, written, spec):
     state = dict(model.named_parameters())
     with torch.no_grad():
         for name, place in family.tensors.items():
-            rows = slice(None) if place.rows is None else slice(*place.rows)
-            state[place.name][rows] = torch.from_numpy(written.tensor(name)) - place.add
+            values = torch.from_numpy(written.tensor(name)) - place.add
+            first = 0
+            for start, end in place.ranges or ((0, len(values)),):
+                state[place.name][start:end] = values[first : first + end - start]
+                first += end - start
     return model
 
 

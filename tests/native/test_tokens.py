@@ -13,7 +13,7 @@ from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.rtn_artefact import add_constants
-from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS, WITH_STATES
 
 RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(3, VOCAB_SIZE, 37).astype(np.int32)
@@ -39,7 +39,7 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
-ATTENTIVE = [family for family in FAMILIES if family not in ("lfm2", *WITH_EXPERTS)]
+ATTENTIVE = [family for family in FAMILIES if family not in (*WITH_STATES, *WITH_EXPERTS)]
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])

@@ -23,8 +23,7 @@ from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.foreign import foreign
-from edgetok.formats.layout import LOGITS_START, PAST_CONV, PRESENT_CONV, cache_head_dim
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.formats.layout import LOGITS_START, GraphState, cache_head_dim, graph_states
 from edgetok.models.operations import operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -105,20 +104,16 @@ class SharedCache(_Cache):
                 array = np.zeros(shape, np.float32)
                 self.values[f"{i}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
         self._nbytes = 2 * len(layers) * int(np.prod(shape)) * 4
-        self._states = {
-            op.layer: (1, op.size, op.taps - 1)
-            for op in operations(spec)
-            if isinstance(op, ShortConv)
-        }
-        self._nbytes += 2 * sum(4 * int(np.prod(shape)) for shape in self._states.values())
-        self.states: dict[int | None, ort.OrtValue] = {}
+        self._states = graph_states(spec)
+        self._nbytes += 2 * sum(4 * int(np.prod(state.shape)) for state in self._states)
+        self.states: dict[GraphState, ort.OrtValue] = {}
         self._begin()
 
     def _begin(self) -> None:
         """Set the states to those before the first token."""
-        for layer, shape in self._states.items():
-            zeros = np.zeros(shape, np.float32)
-            self.states[layer] = ort.OrtValue.ortvalue_from_numpy(zeros)
+        for state in self._states:
+            zeros = np.zeros((1, *state.shape), np.float32)
+            self.states[state] = ort.OrtValue.ortvalue_from_numpy(zeros)
 
     def reachable(self, length_tokens: int) -> int:
         """Return the length itself; with states, which are of the last token alone, that or 0."""
@@ -325,9 +320,9 @@ class _OwnGraph:
         for name, value in cache.values.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
-        for layer, state in cache.states.items():
-            binding.bind_ortvalue_input(PAST_CONV.format(layer), state)
-            binding.bind_output(PRESENT_CONV.format(layer), "cpu")
+        for state, value in cache.states.items():
+            binding.bind_ortvalue_input(state.past, value)
+            binding.bind_output(state.present, "cpu")
         binding.bind_output("logits", "cpu")
         session.run_with_iobinding(binding)
         *found, last = binding.get_outputs()

@@ -42,26 +42,32 @@ def test_hidden_states_are_those_of_the_whole_model(family, tmp_path, monkeypatc
     torch.testing.assert_close(hidden, reference[-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
-def test_canonical_tensors_of_a_block(family, tmp_path):
+# Experts are not calibrated.
+DENSE = {"qwen3_next": {"mlp_only_layers": [0, 1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"), [("phi3", 1), ("gemma3_text", 1), ("qwen3_next", 0), ("qwen3_next", 1)]
+)
+def test_canonical_tensors_of_a_block(family, layer, tmp_path):
     """Fused projections are rows of one parameter; norms may be stored less one."""
-    tiny_checkpoint(family, tmp_path)
+    tiny_checkpoint(family, tmp_path, **DENSE.get(family, {}))
     weights = open_weights(tmp_path)
     original = Original(weights)
     original.embed(np.zeros((1, 4), np.int64))
-    with original.block(1) as block:
+    with original.block(layer) as block:
         for name in block.names:
-            stored = torch.from_numpy(weights.tensor(f"layers.1.{name}"))
+            stored = torch.from_numpy(weights.tensor(f"layers.{layer}.{name}"))
             torch.testing.assert_close(block.get(name), stored, rtol=0, atol=0)
             block.set(name, stored * 2)
             torch.testing.assert_close(block.get(name), stored * 2, rtol=1e-6, atol=1e-6)
-    assert all(p.device.type == "meta" for p in original._layers[1].mlp.parameters())
+    assert all(p.device.type == "meta" for p in original._layers[layer].mlp.parameters())
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text", "qwen3_next"])
 def test_with_weights_is_a_block_that_has_them(family, tmp_path):
     """And leaves the block as it was; gradients reach them."""
-    tiny_checkpoint(family, tmp_path)
+    tiny_checkpoint(family, tmp_path, **DENSE.get(family, {}))
     original = Original(open_weights(tmp_path))
     hidden = original.embed(np.random.default_rng(0).integers(0, VOCAB_SIZE, (3, 10)))
     with original.block(1) as block:

@@ -26,7 +26,7 @@ from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import candidates
 from tests.reference_decoder import forward
-from tests.tiny import FAMILIES, VOCAB_SIZE
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_STATES
 
 pytestmark = pytest.mark.gpu
 TOKENS = np.random.default_rng(7).integers(3, VOCAB_SIZE, 14).astype(np.int32)
@@ -67,12 +67,13 @@ def greedy(backend, prompt, count, capacity):
 # keys, windows, caps, partial and absent rotations, multipliers.
 VARIED = ("llama", "gemma2", "phi3", "smollm3", "olmo2", "granite")
 
-ON_GPU = tuple(family for family in FAMILIES if family != "lfm2")
+ON_GPU = tuple(family for family in FAMILIES if family not in WITH_STATES)
 
 
-def test_layers_with_states_are_refused(tiny, open_backend):
-    with pytest.raises(UnsupportedError, match="the GPU backend does not compute ShortConv"):
-        open_backend(tiny("lfm2", 4).artefact)
+@pytest.mark.parametrize(("family", "kind"), [("lfm2", "ShortConv"), ("qwen3_next", "CausalConv")])
+def test_layers_with_states_are_refused(family, kind, tiny, open_backend):
+    with pytest.raises(UnsupportedError, match=f"the GPU backend does not compute {kind}"):
+        open_backend(tiny(family, 4).artefact)
 
 
 @pytest.mark.parametrize("family", VARIED if os.environ.get("TRITON_INTERPRET") == "1" else ON_GPU)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from edgetok.errors import CheckpointError
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
 from edgetok.models.family import TensorSource, layer_count, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.gated_delta import MOST_TAPS, GatedDeltaNet
 from edgetok.models.layers.kind import Mixer
-from edgetok.models.spec import DecoderSpec, RopeSpec
+from edgetok.models.spec import DecoderSpec
 
 _NAMES = {
     "pre_mlp_norm": "post_attention_layernorm",
@@ -56,14 +55,6 @@ def read_hybrid_mixers(config: ConfigReader) -> tuple[Mixer, ...]:
     if types is None:
         return tuple(delta if (i + 1) % interval else attention for i in range(count))
     return tuple(attention if kind == "full_attention" else delta for kind in types)
-
-
-def read_partial_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
-    """Return the embedding, of which a quarter of each head's dims rotates unless it says so.
-
-    Positions in time, height and width are equal for text, so its axes say nothing.
-    """
-    return read_rope(config, head_dim, share=0.25, axes=True)
 
 
 def hybrid_tensors(spec: DecoderSpec, *, by_head: bool) -> dict[str, TensorSource]:

@@ -184,6 +184,21 @@ WRAPPED = {
         text={"rope_scaling": {**_MROPE, "mrope_interleaved": True}},
         outer={"vision_config": _QWEN_VISION, **_TOKENS},
     ),
+    "qwen3_5": Wrapped(
+        "qwen3_5",
+        "Qwen3_5ForConditionalGeneration",
+        "qwen3_5_text",
+        text={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 2, 2],
+                "mrope_interleaved": True,
+            },
+        },
+        outer={"vision_config": _QWEN_VISION, **_TOKENS},
+    ),
     "lfm2_vl": Wrapped(
         "lfm2_vl",
         "Lfm2VlForConditionalGeneration",
@@ -232,6 +247,9 @@ WRAPPED = {
         },
     ),
 }
+
+# Those that the installed transformers knows.
+WRAPPED = {name: kind for name, kind in WRAPPED.items() if kind.model_type in CONFIG_MAPPING}
 
 
 def wrapped_checkpoint(name: str, folder: Path, *, seed: int = 0) -> Path:

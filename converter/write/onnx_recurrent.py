@@ -1,7 +1,7 @@
 """Operations that keep states as ONNX nodes. A batch is not padded here.
 
 Source: onnxruntime, docs/ContribOperators.md: LinearAttention, which has as many heads of queries
-and keys as of values here. It is there from release 1.32 on, and in ONNX from opset 27 on.
+and keys as of values here. Tested with release 1.32.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ Source: transformers 5 `Qwen3_5TextConfig`; the layers arXiv 2412.06464 and arXi
 from __future__ import annotations
 
 from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
 from edgetok.models.family import Family, decoder_sizes
-from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers, read_partial_rope
+from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
 # What a `text_config` may leave out.
@@ -30,7 +31,7 @@ def read(config: ConfigReader) -> Family:
     spec = DecoderSpec(
         **sizes,
         layers=tuple(LayerSpec(mixer=mixer) for mixer in read_hybrid_mixers(config)),
-        ropes=(read_partial_rope(config, sizes["head_dim"]),),
+        ropes=(read_rope(config, sizes["head_dim"], share=0.25, axes=True),),
         qk_norm="head",
         qkv_bias=bias,
         o_bias=bias,

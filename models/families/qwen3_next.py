@@ -6,8 +6,9 @@ Source: transformers `Qwen3NextConfig`; the layers arXiv 2412.06464 and arXiv 25
 from __future__ import annotations
 
 from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
 from edgetok.models.family import Family, decoder_sizes, expert_layers
-from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers, read_partial_rope
+from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers
 from edgetok.models.layers.experts import Experts
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
@@ -42,7 +43,7 @@ def read(config: ConfigReader) -> Family:
         layers=tuple(
             LayerSpec(mixer=mixer, ffn=ffn) for mixer, ffn in zip(mixers, networks, strict=True)
         ),
-        ropes=(read_partial_rope(config, sizes["head_dim"]),),
+        ropes=(read_rope(config, sizes["head_dim"], share=0.25),),
         qk_norm="head",
         qkv_bias=bias,
         o_bias=bias,

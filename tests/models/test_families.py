@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models import inv_freq, read_family, tensor_shapes
@@ -45,6 +46,44 @@ def test_every_family_has_a_tiny_checkpoint() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_transformers(family: str, tmp_path: Path) -> None:
     assert_equals_transformers(tiny_checkpoint(family, tmp_path, shards=2))
+
+
+def test_qwen3_5_is_qwen3_next_without_experts(tmp_path: Path) -> None:
+    """transformers 4 does not know it; its layers differ in the order of projections' rows."""
+    folder = tiny_checkpoint("qwen3_next", tmp_path, mlp_only_layers=[0, 1, 2])
+    with torch.no_grad():
+        expected = load_reference(folder)(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    config, weights = read_config(folder), load_file(folder / "model.safetensors")
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    dim, width = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    shared, hidden = values // keys, config["hidden_size"]
+    for i in (0, 2):
+        place = f"model.layers.{i}.linear_attn.in_proj_"
+        by_head = weights.pop(f"{place}qkvz.weight").view(keys, -1, hidden)
+        q, k, v, z = by_head.split([dim, dim, shared * width, shared * width], 1)
+        qkv = [x.reshape(-1, hidden) for x in (q, k, v)]
+        weights[f"{place}qkv.weight"] = torch.cat(qkv)
+        weights[f"{place}z.weight"] = z.reshape(-1, hidden).clone()
+        b, a = weights.pop(f"{place}ba.weight").view(keys, 2, shared, hidden).unbind(1)
+        weights[f"{place}b.weight"] = b.reshape(-1, hidden).clone()
+        weights[f"{place}a.weight"] = a.reshape(-1, hidden).clone()
+    weights["mtp.norm.weight"] = torch.ones(3)  # of layers that guess further tokens
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    experts = [key for key in config if "expert" in key or "sparse" in key or "router" in key]
+    for key in (*experts, "moe_intermediate_size", "norm_topk_prob", "mlp_only_layers"):
+        del config[key]
+    config |= {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"]}
+    rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [2, 2, 2]}
+    rope["partial_rotary_factor"] = config.pop("partial_rotary_factor", 0.5)
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        config.pop(key, None)
+    config |= {"rope_parameters": {"rope_theta": 1e4, **rope}, "attn_output_gate": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    family = read_family(checkpoint.config, checkpoint.generation_config)
+    assert family.unclaimed(checkpoint.names) == ()
+    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["stories260k", "babyllama-105"])
@@ -114,6 +153,8 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
         ("ministral", {"layer_types": None}),
         ("seed_oss", {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False}),
         ("gemma", {"hidden_act": "gelu", "attention_bias": False}),
+        ("qwen3_next", {"attention_bias": False, "layer_types": None, "num_hidden_layers": 4,
+                        "linear_num_value_heads": 2, "linear_conv_kernel_dim": 2}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
     ],
 )  # fmt: skip

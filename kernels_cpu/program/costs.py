@@ -48,6 +48,7 @@ _COSTS = {
     "linear.quantise_activations": 8,
     "program.interpreter": 4,
     "program.rows": 2,
+    "recurrent.gated_delta": 7,
     "recurrent.short_conv": 4,
     "sampling.sample": 21,
 }

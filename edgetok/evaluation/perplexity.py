@@ -173,9 +173,16 @@ def running_losses(
         rows = tokens[start : min(start + _ROWS, len(tokens) - 1)]
         if cache.length_tokens + len(rows) > cache.capacity_tokens:
             cache.clear()
-        logs = log_softmax(backend.forward(cache, rows, all_logits=True))
-        targets = tokens[start + 1 : start + 1 + len(rows)]
-        yield -logs[np.arange(len(targets)), targets]
+        logits = backend.forward(cache, rows, all_logits=True)
+        yield target_losses(logits, tokens[start + 1 : start + 1 + len(rows)])
+
+
+def target_losses(logits: npt.NDArray[np.float32], targets: Ids) -> npt.NDArray[np.float64]:
+    """-log(softmax) of one token of each row; exponentials in float32, their sums in float64."""
+    most = logits.max(axis=1, keepdims=True)
+    sums = np.exp(logits - most).sum(axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(targets)), targets]
+    return np.asarray(np.log(sums) + most[:, 0] - chosen, np.float64)
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

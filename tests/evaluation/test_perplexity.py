@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from edgetok.errors import OptionError
-from edgetok.evaluation.perplexity import Window, documents, evaluate, log_softmax, windows
+from edgetok.evaluation.perplexity import (
+    Window,
+    documents,
+    evaluate,
+    log_softmax,
+    target_losses,
+    windows,
+)
 
 V = 11
 
@@ -151,3 +158,10 @@ def test_log_softmax_of_large_logits() -> None:
     result = log_softmax(rows)
     np.testing.assert_allclose(np.exp(result).sum(1), 1, rtol=1e-12)
     np.testing.assert_allclose(result[1], math.log(1 / 3), rtol=1e-12)
+
+
+def test_target_losses_are_log_softmax() -> None:
+    rows = np.random.default_rng(0).normal(0, 20, (5, 300)).astype(np.float32)
+    targets = np.array([0, 299, 7, 7, 150], np.int32)
+    expected = -log_softmax(rows)[np.arange(5), targets]
+    np.testing.assert_allclose(target_losses(rows, targets), expected, rtol=1e-5, atol=1e-6)

@@ -74,7 +74,8 @@ class Eviction:
         room = self._bounds.slots - self._bounds.block_tokens
         front, recent = self._front, length - self._bounds.recent
         if device is not None and policy.name in device.policies:
-            yield from device.lowest(policy.name, room=room, front=front, recent=recent)
+            turns = self._frequencies(group)
+            yield from device.lowest(policy.name, turns, room=room, front=front, recent=recent)
             return
         for row in range(table.rows):
             at = table.slots(row)
@@ -127,9 +128,7 @@ class Eviction:
         front, table = self._front, group.table
         memory.own(None)
         if (device := memory.eviction) is not None:
-            ropes = [self._spec.layers[layer].rope for layer, _ in group.heads]
-            turns = [self._rotations.frequencies(rope) for rope in ropes]
-            device.renumber(turns, new=new, front=front)
+            device.renumber(self._frequencies(group), new=new, front=front)
             return
         for row, (layer, head) in enumerate(group.heads):
             at = table.slots(row)
@@ -143,6 +142,11 @@ class Eviction:
                 keys = memory.keys(layer, head)
                 keys.write(at[moved], self.turn(layer, keys.read(at[moved]), delta[moved]))
             table.positions[row, at] = place
+
+    def _frequencies(self, group: Chosen) -> list[npt.NDArray[np.float64] | None]:
+        """Radians a position of each row of a group's table."""
+        ropes = [self._spec.layers[layer].rope for layer, _ in group.heads]
+        return [self._rotations.frequencies(rope) for rope in ropes]
 
     def lower(self, group: InOrder, memory: GroupMemory, by: int) -> None:
         """Lower the positions of a window's slots by `by`; keys are rotated along.

@@ -42,11 +42,20 @@ class DeviceEviction(Protocol):
     def policies(self) -> Collection[str]:
         """See above."""
 
-    def lowest(self, policy: str, *, room: int, front: int, recent: int) -> Sequence[Places]:
+    def lowest(
+        self,
+        policy: str,
+        frequencies: Sequence[npt.NDArray[np.float64] | None],
+        *,
+        room: int,
+        front: int,
+        recent: int,
+    ) -> Sequence[Places]:
         """Choose the slots that each head gives up until it holds `room` tokens; change nothing.
 
         Args:
             policy: one of `policies`.
+            frequencies: of each row, radians a position; None where keys are not rotated.
             room: tokens that each head keeps.
             front: tokens before it go last.
             recent: tokens from it on go last.

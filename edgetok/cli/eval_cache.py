@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from edgetok.cache.limits import DEFAULT_POLICY
 from edgetok.cache.policies.policy import POLICIES, policy
 from edgetok.cli import options as common
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
@@ -126,7 +127,7 @@ def draw(result: Sequence[Score], path: Path) -> None:
     for name in dict.fromkeys(score.policy for score in result if score.policy != FULL):
         mine = sorted((s for s in result if s.policy == name), key=lambda s: s.nbytes)
         mine = [s for s in mine if s.slots]
-        width = 2.5 if name == "retain" else 1.2
+        width = 2.5 if name == DEFAULT_POLICY else 1.2
         sizes, rights = [s.nbytes / 1e3 for s in mine], [100 * (s.recall or 0) for s in mine]
         (line,) = left.plot(sizes, rights, "o-", lw=width, label=name)
         for score in mine:

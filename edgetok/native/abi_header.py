@@ -61,6 +61,7 @@ def abi_header() -> str:
         "MOST_ROPES": MOST_ROPES,
         "MOST_CHAT_TOKENS": MOST_CHAT_TOKENS,
         "DEFAULT_CONTEXT_TOKENS": DEFAULT_CONTEXT_TOKENS,
+        "CONTENT_RECENT": POLICIES["content"].recent,
         "RETAIN_RECENT": POLICIES["retain"].recent,
         "WINDOW_RECENT": POLICIES["window"].recent,
     }

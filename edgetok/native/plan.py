@@ -51,7 +51,7 @@ from edgetok.runtime.cpu.plan_file import plan_bytes
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
-VERSION = 1
+VERSION = 2
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64
@@ -215,10 +215,11 @@ def _host(plan: Plan) -> list[bytes]:
 
     made = [
         packed(instruction(kernels.address("sample"))),
-        packed(eviction.retain_scores(kernels, scores=0, **none, **where)),
+        packed(eviction.key_scores(kernels, policy="retain", scores=0, **none, **where)),
         packed(
             eviction.window_scores(kernels, heads=0, records=0, slots=size, scores=0, wait=True)
         ),
+        packed(eviction.key_scores(kernels, policy="content", scores=0, **none, **where)),
         packed(
             eviction.choose_evicted(
                 kernels, scores=0, room=0, front=0, recent=0, evicted=0, counts=0, **none

@@ -30,7 +30,7 @@ Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Run = Callable[[Sequence[Instruction]], None]
 
-POLICIES = ("retain", "window")  # whose scores kernels compute
+POLICIES = ("content", "retain", "window")  # whose scores kernels compute
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Heads:
         positions: int32 [heads, slots], C-contiguous, EMPTY where a slot holds nothing.
         tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
         frequencies: of each head float64 [pairs], radians a position; None where keys are not
-            rotated. Needed by `Evictor.rotate` alone.
+            rotated. Needed by `Evictor.rotate` and for the scores of `content`.
         centre, factor: float32 [heads, D], C-contiguous: slots of 4 to 8 bits hold
             (k - centre) * factor. None for both: k.
     """
@@ -154,10 +154,12 @@ class Evictor:
             [heads, slots] float32.
 
         Raises:
-            ShapeError: there is no kernel for that policy.
+            ShapeError: there is no kernel for that policy, or frequencies are missing.
         """
         if policy not in POLICIES:
             raise ShapeError(f"policy {policy!r} has no kernel, expected one of {POLICIES}")
+        if policy == "content" and heads.count and not heads.frequencies:
+            raise ShapeError("heads without frequencies have no contents")
         made = np.empty((heads.count, heads.slots), np.float32)
         records, scratch = heads.records(), self._scratch(heads)
         if policy == "window":
@@ -170,8 +172,9 @@ class Evictor:
                 wait=True,
             )
         else:
-            one = launch.retain_scores(
+            one = launch.key_scores(
                 self._kernels,
+                policy=policy,
                 kv_bits=self._bits,
                 heads=heads.count,
                 records=records.ctypes.data,

@@ -1,11 +1,12 @@
-"""Eviction from a cache of float16 keys and values. See `scores.py` and `rotate.py`."""
+"""Eviction from a cache of float16 keys and values: `scores.py`, `content.py`, `rotate.py`."""
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.eviction import content, rotate, scores
 from edgetok.kernels_cpu.program.abi import kernel
 
 _scores = scores.make(16)
+_content = content.make(16)
 _rotate = rotate.make(16)
 
 
@@ -13,6 +14,12 @@ _rotate = rotate.make(16)
 def retain_scores_16(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Score this thread's share of heads."""
     _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def content_scores_16(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _content(instr, ctx, tid, threads)
 
 
 @kernel

@@ -1,11 +1,12 @@
-"""Eviction from a cache of float32 keys and values. See `scores.py` and `rotate.py`."""
+"""Eviction from a cache of float32 keys and values: `scores.py`, `content.py`, `rotate.py`."""
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.eviction import content, rotate, scores
 from edgetok.kernels_cpu.program.abi import kernel
 
 _scores = scores.make(32)
+_content = content.make(32)
 _rotate = rotate.make(32)
 
 
@@ -13,6 +14,12 @@ _rotate = rotate.make(32)
 def retain_scores_32(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Score this thread's share of heads."""
     _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def content_scores_32(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _content(instr, ctx, tid, threads)
 
 
 @kernel

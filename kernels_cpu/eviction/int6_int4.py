@@ -1,11 +1,12 @@
-"""Eviction from a cache of 6-bit keys and 4-bit values. See `scores.py` and `rotate.py`."""
+"""Eviction from 6-bit keys and 4-bit values: `scores.py`, `content.py`, `rotate.py`."""
 
 from __future__ import annotations
 
-from edgetok.kernels_cpu.eviction import rotate, scores
+from edgetok.kernels_cpu.eviction import content, rotate, scores
 from edgetok.kernels_cpu.program.abi import kernel
 
 _scores = scores.make(5)
+_content = content.make(5)
 _rotate = rotate.make(5)
 
 
@@ -13,6 +14,12 @@ _rotate = rotate.make(5)
 def retain_scores_5(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Score this thread's share of heads."""
     _scores(instr, ctx, tid, threads)
+
+
+@kernel
+def content_scores_5(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Score this thread's share of heads."""
+    _content(instr, ctx, tid, threads)
 
 
 @kernel

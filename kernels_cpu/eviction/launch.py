@@ -47,13 +47,14 @@ RENUMBER_NEW, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
 
 def scratch_bytes(slots: int, head_dim: int) -> int:
     """Scratch memory that each thread needs for all of these."""
-    vectors = 17 * 4 * (head_dim + 32)  # a vector of at most 16 floats a dim, and their means
+    vectors = 33 * 4 * (head_dim + 32)  # two vectors of at most 16 floats a dim, and a mean
     return max(vectors + 8 * slots, 8 * slots) + 64
 
 
-def retain_scores(
+def key_scores(
     kernels: Addresses,
     *,
+    policy: str,
     kv_bits: int,
     heads: int,
     records: int,
@@ -64,10 +65,11 @@ def retain_scores(
     scratch: int,
     wait: bool,
 ) -> Instruction:
-    """Scores as `cache/policies/retain.py` defines them; 0 for empty slots.
+    """Scores as `cache/policies/` defines them; 0 for empty slots.
 
     Args:
         kernels: the loaded kernels.
+        policy: "retain" or "content".
         kv_bits: of keys and values.
         heads: how many.
         records: address of int64 [heads, EV_RECORD_SLOTS].
@@ -90,13 +92,13 @@ def retain_scores(
         padded_head_dim(head_dim, kv_bits),
         hadamard_block(head_dim),
     )
-    return instruction(kernels.address(f"retain_scores_{kv_bits}"), *args, wait=wait)
+    return instruction(kernels.address(f"{policy}_scores_{kv_bits}"), *args, wait=wait)
 
 
 def window_scores(
     kernels: Addresses, *, heads: int, records: int, slots: int, scores: int, wait: bool
 ) -> Instruction:
-    """Scores of the policy `window`: a token's number. Arguments as for `retain_scores`."""
+    """Scores of the policy `window`: a token's number. Arguments as for `key_scores`."""
     args = (*_common(heads, records, slots, 0, 0), scores)
     return instruction(kernels.address("window_scores"), *args, wait=wait)
 

@@ -71,6 +71,20 @@ _LAST = np.int32(EMPTY - 1)  # the largest position that a token may have
 _NONE = np.int32(0)
 
 
+@outline
+def rotate_back(x: int, dims: int, block: int) -> None:
+    """The transform of LANES vectors [dims], not yet divided by the root of `block`."""
+    h = 1
+    while h < block:
+        for first in range(0, dims, 2 * h):
+            for d in range(first, first + h):
+                at, partner = x + 4 * LANES * d, x + 4 * LANES * (d + h)
+                a, b = load_f32(at), load_f32(partner)
+                store_f32(at, add(a, b))
+                store_f32(partner, sub(a, b))
+        h *= 2
+
+
 def make(kv_bits: int) -> Any:
     """The kernel for one kind of slot."""
     rotated = is_rotated(kv_bits)
@@ -117,19 +131,6 @@ def make(kv_bits: int) -> Any:
                     away = sub(key, splat_f32(read_f32(mean + 4 * d)))
                     total = fma(away, away, total)
             store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
-
-    @outline
-    def rotate_back(x: int, dims: int, block: int) -> None:
-        """The transform of LANES vectors [dims], not yet divided by the root of `block`."""
-        h = 1
-        while h < block:
-            for first in range(0, dims, 2 * h):
-                for d in range(first, first + h):
-                    at, partner = x + 4 * LANES * d, x + 4 * LANES * (d + h)
-                    a, b = load_f32(at), load_f32(partner)
-                    store_f32(at, add(a, b))
-                    store_f32(partner, sub(a, b))
-            h *= 2
 
     @outline
     def plain_distances(pages: int, page_slots: int, positions: int, slots: int, dims: int,

@@ -114,6 +114,22 @@ def test_retain_lets_go_of_a_key_from_nowhere(view):
     assert score[7] == 0.0 < np.delete(score, 7).min()
 
 
+def test_content_is_the_distance_of_keys_before_their_rotation(view):
+    """The same tokens anywhere in the conversation have the same scores."""
+    raw = view.keys.copy()
+    expected = ((raw - raw.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1)
+    for first in (0, 1000):
+        places = np.arange(first, first + 3 * N, 3, dtype=np.int32)
+        # 1.5: the attention factor of a scaled rope, which stored keys have, too
+        moved = dataclasses.replace(
+            view,
+            read_keys=lambda places=places: 1.5 * rotate(raw, places),
+            positions=places,
+            rotate=lambda x, positions: np.float32(1.5) * rotate(x, positions),
+        )
+        np.testing.assert_allclose(POLICIES["content"].score(moved) / 2.25, expected, rtol=1e-4)
+
+
 def test_unknown_policy():
     with pytest.raises(OptionError, match="cache policy 'lru', expected one of window, h2o"):
         policy("lru")

@@ -82,7 +82,7 @@ def test_logits_are_the_same_bits(both, tiny):
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("policy", ["retain", "window"])
+@pytest.mark.parametrize("policy", ["content", "retain", "window"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "smollm3"])
 def test_bounded_caches(both, trained, family, policy, kv_bits):
     """Much is evicted, and positions are made contiguous again."""
@@ -177,7 +177,7 @@ def test_truncate_and_context(both, tiny):
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("policy", [None, "retain", "window"])
+@pytest.mark.parametrize("policy", [None, "content", "retain", "window"])
 def test_states_go_over_to_python_and_back(both, trained, policy, kv_bits):
     model, backend = both(trained("gemma3_text", TRAINED), kv_bits)
 

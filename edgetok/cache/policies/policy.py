@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgetok.cache.policies.content import content
 from edgetok.cache.policies.expected_attention import expected_attention
 from edgetok.cache.policies.h2o import h2o
 from edgetok.cache.policies.keydiff import keydiff
@@ -57,6 +58,7 @@ POLICIES = {
         Policy("snapkv", snapkv, queries=True),
         Policy("expected-attention", expected_attention, queries=True, covariance=True),
         Policy("keydiff", keydiff, mass=False),
+        Policy("content", content, mass=False, recent=4),
         Policy("retain", retain, mass=False, recent=4),
     )
 }

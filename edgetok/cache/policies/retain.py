@@ -1,4 +1,4 @@
-"""Keep keys far from the mean key: the default policy.
+"""Keep keys far from the mean key as they are stored; `content` measures them better.
 
     score = |k - mean key|^2 |v|,   0 where |k - mean key|^2 is above 6 times its median
 

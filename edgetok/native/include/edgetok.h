@@ -46,7 +46,7 @@ void edgetok_describe(const edgetok_model *model, edgetok_info *info);
 typedef struct {
     int64_t context_tokens; /* most tokens, 0: 4096 or what the model was trained for */
     int64_t budget_bytes;   /* of a cache that evicts; 0: as many slots as context_tokens */
-    const char *policy;     /* "retain" or "window" evict; NULL refuses what does not fit */
+    const char *policy;     /* "content", "retain" or "window" evict; NULL refuses what does not fit */
 } edgetok_cache;
 
 /* A conversation with memory of its own. cache: NULL for the defaults. */

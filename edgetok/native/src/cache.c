@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+const char *const et_policies[POLICY_COUNT] = {"none", "retain", "window", "content"};
+
 static int64_t up(int64_t value, int64_t by) { return (value + by - 1) / by * by; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -35,7 +37,8 @@ static void *place(layout *l, int64_t count, size_t each) {
 static void sizes(cache *c, int64_t slots) { /* bounds.py, of_slots */
     c->slots = slots;
     c->block_tokens = least(c->m->run[RUN_BLOCK], most(8, slots / 8));
-    c->recent = most(8, slots / (c->policy == 1 ? RETAIN_RECENT : WINDOW_RECENT));
+    const int64_t recent[] = {WINDOW_RECENT, RETAIN_RECENT, WINDOW_RECENT, CONTENT_RECENT};
+    c->recent = most(8, slots / recent[c->policy]);
 }
 
 /* Python's `nbytes` (cache_memory.py, group_memory.py), so that one budget gives the same slots. */
@@ -187,14 +190,16 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
     edgetok_cache o = options ? *options : (edgetok_cache){0};
     const int64_t *run = m->run;
     c->m = m;
-    c->policy = !o.policy ? 0 : !strcmp(o.policy, "retain") ? 1 : !strcmp(o.policy, "window") ? 2 : -1;
-    if (c->policy < 0) return et_fail(error, "cache policy %.40s, expected retain or window", o.policy);
+    c->policy = 0;
+    while (o.policy && (!c->policy || strcmp(o.policy, et_policies[c->policy])))
+        if (++c->policy == POLICY_COUNT)
+            return et_fail(error, "cache policy %.40s, expected content, retain or window", o.policy);
     if (!o.context_tokens) o.context_tokens = least(run[RUN_CONTEXT], DEFAULT_CONTEXT_TOKENS);
     if (o.context_tokens < 1 || o.context_tokens > run[RUN_CONTEXT])
         return et_fail(error, "a context of %lld tokens, expected 1 to %lld, the length that the model "
                        "was trained for", (long long)o.context_tokens, (long long)run[RUN_CONTEXT]);
     if (o.budget_bytes < 0 || (o.budget_bytes && !c->policy))
-        return et_fail(error, "a cache with a budget needs a policy, retain or window");
+        return et_fail(error, "a cache with a budget needs a policy: content, retain or window");
     c->capacity = c->answer = o.context_tokens;
     c->block_tokens = least(run[RUN_BLOCK], c->capacity);
     c->groups = calloc((size_t)run[RUN_LAYERS] + 1, sizeof *c->groups);
@@ -260,7 +265,7 @@ static void set_common(cache *c, instruction *one, const group *g) {
 
 static void evict(cache *c, group *g) { /* eviction.py */
     edgetok_model *m = c->m;
-    instruction score = c->policy == 1 ? m->retain : m->window, choose = m->choose;
+    instruction score = m->scores[c->policy - 1], choose = m->choose;
     set_common(c, &score, g);
     score.slots[SCORE_OUT] = address(c->scores);
     et_call(m, &score);

@@ -73,7 +73,7 @@ struct edgetok_model {
     block memory, team_memory; /* all segments; counters of the team */
     uint8_t *segments[SEGMENT_LINEAR + 1];
     instruction *table;
-    instruction angles[MOST_ROPES], sample, retain, window, choose, renumber, rotate;
+    instruction angles[MOST_ROPES], sample, scores[3], choose, renumber, rotate;
     program step, body, trunk;
     int32_t *step_tokens, *step_positions;
     float *step_logits;
@@ -107,7 +107,7 @@ typedef struct {
 typedef struct {
     edgetok_model *m;
     int64_t capacity, block_tokens, slots, recent, answer, pinned, length, shift, n_groups;
-    int policy; /* 0 none, 1 retain, 2 window */
+    int policy; /* of et_policies */
     group *groups;
     int64_t *records;
     const double *frequencies[MOST_ROPES];
@@ -120,6 +120,9 @@ typedef struct {
     int64_t nbytes;
     block memory;
 } cache;
+
+enum { POLICY_COUNT = 4 };
+extern const char *const et_policies[POLICY_COUNT]; /* none, then those of edgetok_model.scores */
 
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */

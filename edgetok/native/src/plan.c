@@ -229,9 +229,10 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     if (s[SECTION_FAMILY].bytes < 1 || m->family[s[SECTION_FAMILY].bytes - 1])
         return et_fail(error, "%s", broken);
     reader h = {s[SECTION_HOST].data, s[SECTION_HOST].bytes, 0, false};
-    instruction *fixed[] = {&m->sample, &m->retain, &m->window, &m->choose, &m->renumber, &m->rotate};
-    for (int64_t i = 0; i < 6 + run[RUN_ROPES]; i++) {
-        instruction *one = i < 6 ? fixed[i] : &m->angles[i - 6];
+    instruction *fixed[] = {&m->sample, &m->scores[0], &m->scores[1], &m->scores[2],
+                            &m->choose, &m->renumber, &m->rotate};
+    for (int64_t i = 0; i < 7 + run[RUN_ROPES]; i++) {
+        instruction *one = i < 7 ? fixed[i] : &m->angles[i - 7];
         const char *name = take(&h, 64, 1);
         const int64_t *slots = take(&h, INSTR_SLOTS, 8);
         if (h.bad || name[63]) return et_fail(error, "%s", broken);

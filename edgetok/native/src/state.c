@@ -17,7 +17,7 @@ static int shape_of(const cache *c, char *out, size_t size) {
                    (int)c->m->run[RUN_KV_BITS]);
     if (c->policy)
         at += snprintf(out + at, size - (size_t)at, "\"policy\":\"%s\",",
-                       c->policy == 1 ? "retain" : "window");
+                       et_policies[c->policy]);
     at += snprintf(out + at, size - (size_t)at, "\"rings\":[");
     bool any = false;
     for (int64_t i = 0; i < c->n_groups; i++) {

@@ -58,9 +58,17 @@ class HeadEviction:
             pages, PAGE_SLOTS, table.positions, table.tokens, centre=centre, factor=factor
         )
 
-    def lowest(self, policy: str, *, room: int, front: int, recent: int) -> list[Places]:
+    def lowest(
+        self,
+        policy: str,
+        frequencies: Sequence[npt.NDArray[np.float64] | None],
+        *,
+        room: int,
+        front: int,
+        recent: int,
+    ) -> list[Places]:
         """Choose what each head gives up. See `DeviceEviction`."""
-        scores = self._evictor.scores(policy, self._heads)
+        scores = self._evictor.scores(policy, replace(self._heads, frequencies=frequencies))
         return self._evictor.lowest(self._heads, scores, room=room, front=front, recent=recent)
 
     def renumber(

@@ -157,6 +157,40 @@ def test_retain_scores(each_kernels, guard, kv_bits, constants, heads, slots, di
         np.testing.assert_array_equal(found[head, empty], 0.0)
 
 
+def rotated_back(keys, positions, frequencies):
+    """Keys at position 0, as complex numbers of two dims each; the rest as they are."""
+    pairs = len(frequencies)
+    turned = keys[:, :pairs] + 1j * keys[:, pairs : 2 * pairs]
+    turned = turned * np.exp(-1j * positions[:, None] * frequencies)
+    return np.concatenate([turned.real, turned.imag, keys[:, 2 * pairs :]], axis=1)
+
+
+@pytest.mark.parametrize(("kv_bits", "constants"), KINDS)
+@pytest.mark.parametrize(("heads", "slots", "dims", "page_slots"), SHAPES)
+def test_content_scores(each_kernels, guard, kv_bits, constants, heads, slots, dims, page_slots):
+    rng = np.random.default_rng(4)
+    cache = Cache(guard, rng, kv_bits, heads, slots, dims, page_slots, constants=constants)
+    # All dims, some of them, none; positions of a long conversation.
+    pairs = [dims // 2, dims // 4, 0]
+    frequencies = [guard(10_000.0 ** -(np.arange(n) / n)) if n else None for n in pairs[:heads]]
+    positions = cache.heads.positions
+    positions[positions != EMPTY] += 6000
+    heads_ = replace(cache.heads, frequencies=frequencies)
+    found = evictor(each_kernels, cache).scores("content", heads_)
+    for head in range(heads):
+        at = cache.held(head)
+        keys = cache.read(head, at, 0).astype(np.float64)
+        if frequencies[head] is not None:
+            keys = rotated_back(keys, positions[head, at].astype(np.float64), frequencies[head])
+        expected = ((keys - keys.mean(axis=0)) ** 2).sum(axis=1)
+        # Up to 1,300 turns in float32 where multiplications are not fused: 1e-3 radians.
+        np.testing.assert_allclose(found[head, at], expected, rtol=3e-3)
+        empty = np.setdiff1d(np.arange(slots), at)
+        np.testing.assert_array_equal(found[head, empty], 0.0)
+    with pytest.raises(ShapeError, match="heads without frequencies have no contents"):
+        evictor(each_kernels, cache).scores("content", cache.heads)
+
+
 def test_one_token_and_none(each_kernels, guard):
     cache = Cache(guard, np.random.default_rng(1), 8, 2, 64, 32, 64, fill=0.01)
     cache.heads.positions[1] = EMPTY

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.table import EMPTY
 from edgetok.formats.layout import TensorFormat
 from edgetok.kernels_cpu.program import loader
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
+from edgetok.runtime.cpu.head_eviction import HeadEviction
 from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import VOCAB_SIZE
 
@@ -122,6 +124,37 @@ def test_the_same_slots_are_evicted(load, family, policy, kv_bits):
         assert (np.abs(mine - theirs) > 1e-5 * held).mean() < 0.01
     for mine, old in zip(keys_of(kernel), before, strict=True):
         np.testing.assert_array_equal(mine, old)
+
+
+@pytest.mark.parametrize("kv_bits", BITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_content_evicts_the_lowest(load, monkeypatch, family, kv_bits):
+    """Scores, not slots: equal tokens have equal contents in the first layer, but for rounding."""
+    backend = load(family, kv_bits)
+    cache = backend.new_bounded_cache(SLOTS, CacheLimits(policy="content"))
+    memory, rounding, evictions = cache.memory.groups[0], 1e-4, []
+    view, by_kernel = cache._eviction.view, HeadEviction.lowest
+
+    def compared(self, policy, frequencies, *, room, front, recent):
+        gone = by_kernel(self, policy, frequencies, room=room, front=front, recent=recent)
+        table = cache.chosen.table
+        for row, slots in enumerate(gone):
+            at = table.slots(row)
+            log, length = cache.memory.queries, cache.length_tokens
+            head = view(cache.chosen, memory, log, row, at, length, cache.position)
+            score, seen = POLICIES[policy].score(head), table.tokens[row, at]
+            evicted, always = np.isin(at, slots), (seen < front) | (seen >= recent)
+            assert len(slots) == len(at) - room
+            assert not (evicted & always).any()
+            assert score[evicted].max() <= score[~evicted & ~always].min() * (1 + rounding)
+        evictions.append(cache.position)
+        return gone
+
+    monkeypatch.setattr(HeadEviction, "lowest", compared)
+    for begin in range(0, len(TOKENS), CHUNK):
+        backend.forward(cache, TOKENS[begin : begin + CHUNK])
+    assert len(evictions) > 5
+    assert max(evictions) > evictions[-1]  # renumbered in between
 
 
 def test_kernels_come_with_the_first_bounded_cache(load, monkeypatch):

@@ -16,6 +16,7 @@ from edgetok.errors import UnsupportedError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, read_family
+from edgetok.models.operations import expert_counts, operations
 from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import canonical_weights, forward
 from tests.rtn_artefact import Arrays, random_tensors, uniform_formats, write_artefact

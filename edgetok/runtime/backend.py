@@ -89,6 +89,13 @@ class Backend(Protocol):
     def new_cache(self, capacity_tokens: int) -> KVCache:
         """Allocate an empty cache, all its bytes at once."""
 
+    def cache_bytes(self, context_tokens: int, limits: CacheLimits | None = None) -> int:
+        """Return `nbytes` of the cache that `new_cache`, or `new_bounded_cache` with limits, makes.
+
+        Raises:
+            OptionError, UnsupportedError: as they do.
+        """
+
     def new_bounded_cache(self, context_tokens: int, limits: CacheLimits) -> KVCache:
         """Allocate an empty cache that evicts, all its bytes at once.
 

@@ -65,6 +65,12 @@ class BaseBackend:
         """None: NumPy chooses."""
         return None
 
+    def cache_bytes(self: Backend, context_tokens: int, limits: CacheLimits | None = None) -> int:
+        """Ask a cache, which takes no memory before it is used. See `Backend.cache_bytes`."""
+        if limits is None:
+            return self.new_cache(context_tokens).nbytes
+        return self.new_bounded_cache(context_tokens, limits).nbytes
+
     def new_bounded_cache(self: Backend, context_tokens: int, limits: CacheLimits) -> KVCache:
         """Refuse: this backend has no cache that evicts.
 

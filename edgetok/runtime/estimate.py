@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
 from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
@@ -85,7 +84,7 @@ def _on_cpu(
 ) -> Estimate:
     from edgetok.runtime.cpu.arenas import BY_THREAD, Segment
     from edgetok.runtime.cpu.backend import BLOCK_TOKENS, plan_options
-    from edgetok.runtime.cpu.cache_memory import CacheStore, cache_bytes, new_cache
+    from edgetok.runtime.cpu.cache_memory import planned_bytes
     from edgetok.runtime.cpu.plan import make_plan
     from edgetok.runtime.cpu.requirements import useful_threads
     from edgetok.runtime.cpu.step_tables import StepTables
@@ -97,23 +96,7 @@ def _on_cpu(
     workspace = StepTables(spec, threads=threads, rows=rows).nbytes
     for segment in (Segment.TABLES, Segment.WORKSPACE, *BY_THREAD):
         workspace += plan.sizes[segment] * (threads if segment in BY_THREAD else 1)
-    if limits is None:
-        cache = new_cache(
-            spec,
-            CacheStore(threads),
-            capacity_tokens=tokens,
-            kv_bits=kv_bits,
-            block_tokens=rows,
-        ).nbytes
-    else:
-        bounds = bounds_for(
-            spec,
-            limits,
-            tokens,
-            block_tokens=rows,
-            bytes_of=lambda sizes: cache_bytes(spec, sizes, kv_bits, threads),
-        )
-        cache = cache_bytes(spec, bounds, kv_bits, threads)
+    cache = planned_bytes(spec, tokens, limits, kv_bits=kv_bits, block_tokens=rows, threads=threads)
     return Estimate(
         device="cpu",
         weights_bytes=artefact.weight_bytes,

@@ -90,4 +90,4 @@ class Computed(ABC):
                 param=param,
                 code="context_length_exceeded",
             )
-        await place.borrow(model.backend.new_cache(max(1, longest)).nbytes)
+        await place.borrow(model.backend.cache_bytes(max(1, longest)))

@@ -94,7 +94,6 @@ def _cache_bytes(model: Model, tokens: int, options: SamplingOptions) -> int:
     """Most bytes of the cache that an answer gets."""
     engine = model.engine
     capacity = engine.capacity_tokens(tokens, options.max_tokens)
-    if engine.limits is not None:
-        return engine.backend.new_bounded_cache(capacity, engine.limits).nbytes
-    rounded = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
-    return engine.backend.new_cache(rounded).nbytes
+    if engine.limits is None:
+        capacity = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
+    return engine.backend.cache_bytes(capacity, engine.limits)

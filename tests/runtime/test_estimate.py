@@ -66,3 +66,21 @@ def test_repr_and_growth(default_artefact: Path) -> None:
     assert small.weights_bytes == large.weights_bytes
     assert repr(large).startswith("<Estimate on cpu: ")
     assert repr(large).endswith(f"= {large.total_bytes / 1e6:,.1f} MB>")
+
+
+def test_the_bytes_of_a_cache_before_there_is_one(default_artefact: Path, tmp_path: Path) -> None:
+    """What the server promises to an answer is what its cache takes."""
+    from edgetok.cache.limits import CacheLimits
+    from tests.fake import fake_model
+
+    with edgetok.load(default_artefact, threads=2, kv_bits=4) as model:
+        backend = model.backend
+        for tokens in (1, 100, 256, 1000):
+            assert backend.cache_bytes(tokens) == backend.new_cache(tokens).nbytes
+        for limits in (CacheLimits(), CacheLimits(budget_bytes=1_000_000)):
+            made = backend.new_bounded_cache(512, limits)
+            assert backend.cache_bytes(512, limits) == made.nbytes
+        with pytest.raises(edgetok.OptionError, match="expected a whole number"):
+            backend.cache_bytes(0)
+    fake = fake_model(tmp_path / "fake").backend
+    assert fake.cache_bytes(100) == fake.new_cache(100).nbytes

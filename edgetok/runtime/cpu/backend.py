@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cache.bounds import bounds_for
 from edgetok.cache.key_constants import key_constants
 from edgetok.cache.limits import CacheLimits
 from edgetok.environment import read_settings
@@ -27,7 +26,14 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, with_spec
 from edgetok.runtime.cpu.bound_plan import BoundPlan
-from edgetok.runtime.cpu.cache_memory import KIND, CacheStore, CpuCache, cache_bytes, new_cache
+from edgetok.runtime.cpu.cache_memory import (
+    KIND,
+    CacheStore,
+    CpuCache,
+    bounds_of,
+    new_cache,
+    planned_bytes,
+)
 from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.requirements import (
@@ -214,12 +220,13 @@ class CpuBackend(SpecBackend):
 
         The first one loads the kernels that evict, compiling them the first time on a machine.
         """
-        bounds = bounds_for(
+        bounds = bounds_of(
             self._spec,
             limits,
             context_tokens,
+            kv_bits=self._kv_bits,
             block_tokens=self._block_tokens,
-            bytes_of=lambda sizes: cache_bytes(self._spec, sizes, self._kv_bits, self.threads),
+            threads=self.threads,
         )
         with self._first_bounded:
             if self.store.evictor is None:
@@ -238,6 +245,17 @@ class CpuBackend(SpecBackend):
             kv_bits=self._kv_bits,
             block_tokens=bounds.block_tokens,
             bounds=bounds,
+        )
+
+    def cache_bytes(self, context_tokens: int, limits: CacheLimits | None = None) -> int:
+        """Compute the bytes of a full cache without making it. See `Backend.cache_bytes`."""
+        return planned_bytes(
+            self._spec,
+            context_tokens,
+            limits,
+            kv_bits=self._kv_bits,
+            block_tokens=self._block_tokens,
+            threads=self.threads,
         )
 
     def new_cache(self, capacity_tokens: int) -> CpuCache:

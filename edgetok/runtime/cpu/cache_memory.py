@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgetok.cache.bounds import Bounds
+from edgetok.cache.bounds import Bounds, bounds_for
 from edgetok.cache.groups import Group, make_groups
 from edgetok.cache.key_constants import KeyConstants
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.pages import PagePool
 from edgetok.cache.query_log import ROWS, QueryLog
 from edgetok.cache.recurrent import History
@@ -221,6 +222,66 @@ def cache_bytes(spec: DecoderSpec, bounds: Bounds, kv_bits: int, threads: int) -
         kv_bits=kv_bits,
         block_tokens=bounds.block_tokens,
         bounds=bounds,
+    ).nbytes
+
+
+def bounds_of(
+    spec: DecoderSpec,
+    limits: CacheLimits,
+    context_tokens: int,
+    *,
+    kv_bits: int,
+    block_tokens: int,
+    threads: int,
+) -> Bounds:
+    """Return the sizes of a bounded cache. See `bounds_for`."""
+    return bounds_for(
+        spec,
+        limits,
+        context_tokens,
+        block_tokens=block_tokens,
+        bytes_of=lambda sizes: cache_bytes(spec, sizes, kv_bits, threads),
+    )
+
+
+def planned_bytes(
+    spec: DecoderSpec,
+    context_tokens: int,
+    limits: CacheLimits | None,
+    *,
+    kv_bits: int,
+    block_tokens: int,
+    threads: int,
+) -> int:
+    """Return the bytes of a full cache before there is one.
+
+    Args:
+        spec: the decoder.
+        context_tokens: tokens of a conversation.
+        limits: of a cache that evicts; None for one that holds every token.
+        kv_bits: for each key and value.
+        block_tokens: most tokens of one run.
+        threads: of the backend.
+
+    Raises:
+        OptionError: the limits are too tight, or a number is out of range.
+    """
+    if limits is not None:
+        bounds = bounds_of(
+            spec,
+            limits,
+            context_tokens,
+            kv_bits=kv_bits,
+            block_tokens=block_tokens,
+            threads=threads,
+        )
+        return cache_bytes(spec, bounds, kv_bits, threads)
+    return new_cache(
+        spec,
+        CacheStore(threads),
+        capacity_tokens=context_tokens,
+        kv_bits=kv_bits,
+        block_tokens=block_tokens,
     ).nbytes
 
 

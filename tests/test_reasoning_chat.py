@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,23 @@ def test_reasoning_that_is_cut_leaves_an_empty_answer(model: tuple[Model, str]) 
     assert thought.startswith(result.reasoning.strip())
     assert chat.messages[-1]["content"] == result.text
     assert chat.retry().run().text == ANSWER
+
+
+@pytest.mark.parametrize("styles", [True, False])
+def test_reasoning_is_shown_only_where_it_can_be_told_apart(
+    model: tuple[Model, str],
+    styles: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from edgetok.cli.terminal import answer_view
+
+    loaded, thought = model
+    monkeypatch.setattr(answer_view, "styled", lambda: styles)
+    view = answer_view.answer_view(True)
+    answer_view.show_answer(loaded.new_chat().send("hi"), view)
+    view.finish()
+    shown = capsys.readouterr().out
+    assert shown.endswith(ANSWER + "\n")
+    before = re.sub(r"\x1b\[\d*m", "", shown.removesuffix(ANSWER + "\n"))
+    assert before.strip() == (thought if styles else "")

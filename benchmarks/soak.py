@@ -80,13 +80,15 @@ def server(memory: str) -> Iterator[tuple[str, psutil.Process]]:
             raise SystemExit(said)
 
 
-def request(number: int, chance: random.Random) -> tuple[str, dict[str, Any]]:
-    """Return the path and body of a request."""
+def request(
+    number: int, chance: random.Random, kind: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the path and body of a request, of any kind or a given one."""
     text = f"{number} " + " ".join(chance.choices(WORDS, k=chance.randrange(80)))
     said = [{"role": "user", "content": text}]
     limit, stream = chance.randint(1, 24), chance.random() < 0.5
     shared: dict[str, Any] = {"model": "default-4bit", "stream": stream}
-    kind = chance.randrange(10)
+    kind = chance.randrange(10) if kind is None else kind
     if kind == 0:
         return "/v1/completions", shared | {"prompt": text, "max_tokens": limit}
     if kind == 1:
@@ -107,9 +109,10 @@ def request(number: int, chance: random.Random) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", body
 
 
-async def ask(client: httpx.AsyncClient, number: int, chance: random.Random, told: Told) -> None:
+async def ask(client: httpx.AsyncClient, number: int, kind: int | None, told: Told) -> None:
     """Send one request, and perhaps give it up."""
-    path, body = request(number, chance)
+    chance = random.Random(number)
+    path, body = request(number, chance, kind)
     work = client.post(path, json=body)
     if number % 10 == 0:
         try:
@@ -137,7 +140,9 @@ async def gauge(client: httpx.AsyncClient, name: str) -> float:
     return float(match[1])
 
 
-async def soak(url: str, process: psutil.Process, requests: int, seconds: float) -> Told:
+async def soak(
+    url: str, process: psutil.Process, requests: int, seconds: float, kind: int | None
+) -> Told:
     """Send requests until there were enough of them, or the time is over."""
     told, end = Told(), time.monotonic() + seconds
     numbers = iter(range(requests))
@@ -148,7 +153,7 @@ async def soak(url: str, process: psutil.Process, requests: int, seconds: float)
             for number in numbers:
                 if time.monotonic() > end:
                     return
-                await ask(client, number, random.Random(number), told)
+                await ask(client, number, kind, told)
                 if number % 100 == 0:
                     models = await gauge(client, "memory_models_bytes")
                     caches = await gauge(client, "memory_caches_bytes")
@@ -183,17 +188,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1 << 40)
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--kind", type=int, help="of the ten kinds of request only this one")
     parser.add_argument("--memory", default="128MiB", help="the server's budget")
     given = parser.parse_args()
     begun = time.monotonic()
     with server(given.memory) as (url, process):
-        told = asyncio.run(soak(url, process, given.requests, given.minutes * 60))
+        told = asyncio.run(soak(url, process, given.requests, given.minutes * 60, given.kind))
         threads, resident = process.num_threads(), process.memory_info().rss
     for status, count in sorted(told.statuses.items()):
         print(f"{status}: {count:,}")
     grown, during = growth(told)
     print(f"seconds: {time.monotonic() - begun:,.0f}, threads: {threads}")
     print(f"memory: {resident / 1e6:,.0f} MB, growth: {grown / during:,.0f} bytes a request")
+    shown = sorted(told.memory)[:: max(1, len(told.memory) // 8)]
+    print("on the way:", ", ".join(f"{at:,}: {now / 1e6:,.1f} MB" for at, now in shown))
     print(f"most of the budget for models and caches: {told.most_bytes / 1e6:,.0f} MB")
     for error in told.errors[:20]:
         print(f"ERROR {error}")

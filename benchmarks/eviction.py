@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artefact", type=Path)
     parser.add_argument("--slots", type=int, default=512)
-    parser.add_argument("--policy", default="retain")
+    parser.add_argument("--policy", default="content")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evictions", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12, help="decode steps after each eviction")

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference, reference_linear
 
 RNG = np.random.default_rng
 
@@ -120,7 +120,7 @@ def test_quantised_activations_by_hand() -> None:
     x = np.zeros((1, 40), np.float32)
     x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -3.5]
     x[0, 32:35] = [-2, 1, 0.999]
-    q, scales = reference.quantise_activations(x)
+    q, scales = reference_linear.quantise_activations(x)
     assert q.shape == (1, 2, 32)
     assert q.dtype == np.int8
     np.testing.assert_array_equal(q[0, 0, :7], [127, 0, 2, 2, 0, -4, 0])
@@ -134,7 +134,7 @@ def test_quantised_activations_by_hand() -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
 def test_quantised_activations_are_near(K: int, scale: float) -> None:
     x = (RNG(K).standard_normal((4, K)) * scale).astype(np.float32)
-    q, scales = reference.quantise_activations(x)
+    q, scales = reference_linear.quantise_activations(x)
     assert np.abs(q.astype(int)).max() == 127
     for t in range(4):
         for i in range(K):
@@ -148,22 +148,27 @@ def test_quantised_activations_are_near(K: int, scale: float) -> None:
 def test_activations_too_small_to_divide_by_are_zero() -> None:
     x = np.full((2, 32), 1e-39, np.float32)
     x[1] = 0
-    q, scales = reference.quantise_activations(x)
+    q, scales = reference_linear.quantise_activations(x)
     np.testing.assert_array_equal(q, 0)
     np.testing.assert_array_equal(scales, 0)
 
 
 def test_codes_by_hand() -> None:
     packed = np.array([[0b11_10_01_00, 0b00_00_11_11]], np.uint8)
-    np.testing.assert_array_equal(reference.unpack_nbits(packed, 2), [[0, 1, 2, 3, 3, 3, 0, 0]])
-    np.testing.assert_array_equal(reference.unpack_nbits(np.array([0xA3], np.uint8), 4), [0x3, 0xA])
     np.testing.assert_array_equal(
-        reference.unpack_nbits(np.array([0b1000_0101], np.uint8), 1), [1, 0, 1, 0, 0, 0, 0, 1]
+        reference_linear.unpack_nbits(packed, 2), [[0, 1, 2, 3, 3, 3, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        reference_linear.unpack_nbits(np.array([0xA3], np.uint8), 4), [0x3, 0xA]
+    )
+    np.testing.assert_array_equal(
+        reference_linear.unpack_nbits(np.array([0b1000_0101], np.uint8), 1),
+        [1, 0, 1, 0, 0, 0, 0, 1],
     )
     low = np.array([[[0b11_10_01_00, 0b11_10_01_00]]], np.uint8)
     high = np.array([[[0b1111_0000]]], np.uint8)
     np.testing.assert_array_equal(
-        reference.unpack_codes(low, 3, high), [[[0, 1, 2, 3, 4, 5, 6, 7]]]
+        reference_linear.unpack_codes(low, 3, high), [[[0, 1, 2, 3, 4, 5, 6, 7]]]
     )
 
 
@@ -171,9 +176,9 @@ def test_weights_by_hand() -> None:
     qweight = np.array([[[0x10, 0x32], [0x54, 0x76]]], np.uint8)
     scales = np.array([[0.5, 2.0]], np.float16)
     zeros = np.array([[0x71]], np.uint8)
-    found = reference.dequantise(qweight, scales, bits=4, inputs=7, zeros=zeros)
+    found = reference_linear.dequantise(qweight, scales, bits=4, inputs=7, zeros=zeros)
     np.testing.assert_array_equal(found, [[-0.5, 0.0, 0.5, 1.0, -6.0, -4.0, -2.0]])
-    found = reference.dequantise(qweight, scales, bits=4, inputs=8)
+    found = reference_linear.dequantise(qweight, scales, bits=4, inputs=8)
     np.testing.assert_array_equal(found, [[-4.0, -3.5, -3.0, -2.5, -8.0, -6.0, -4.0, -2.0]])
 
 
@@ -214,9 +219,9 @@ def onnxruntime_matmul(x: np.ndarray, layer: dict[str, object], N: int) -> np.nd
 def test_matmul_nbits_equals_onnxruntime(bits: int, K: int, group_size: int, zeros: bool) -> None:
     layer = random_layer(bits, 7, K, group_size, zeros=zeros)
     x = RNG(K).standard_normal((3, K)).astype(np.float32)
-    found = reference.matmul_nbits(x, **layer)
+    found = reference_linear.matmul_nbits(x, **layer)
     expected = onnxruntime_matmul(x, layer, 7)
-    weights = reference.dequantise(
+    weights = reference_linear.dequantise(
         layer["qweight"], layer["scales"], bits=bits, inputs=K, zeros=layer.get("zeros")
     )
     # Float32 sums of K products.
@@ -232,21 +237,21 @@ def test_int8_matmul_equals_the_product_of_what_was_rounded(
 ) -> None:
     layer = random_layer(bits, 5, K, group_size, zeros=zeros)
     x = RNG(K).standard_normal((3, K)).astype(np.float32)
-    q, scales = reference.quantise_activations(x)
+    q, scales = reference_linear.quantise_activations(x)
     rounded = (q * scales[:, :, None].astype(np.float64)).reshape(3, -1)[:, :K]
-    expected = reference.matmul_nbits(rounded, **layer)
-    np.testing.assert_allclose(reference.matmul_nbits_int8(x, **layer), expected, atol=1e-12)
+    expected = reference_linear.matmul_nbits(rounded, **layer)
+    np.testing.assert_allclose(reference_linear.matmul_nbits_int8(x, **layer), expected, atol=1e-12)
 
 
 def test_layouts_that_do_not_match_are_refused() -> None:
     layer = random_layer(4, 5, 72, 32, zeros=True)
     with pytest.raises(ShapeError, match="97 inputs"):
-        reference.matmul_nbits(np.zeros((1, 97)), **layer)
+        reference_linear.matmul_nbits(np.zeros((1, 97)), **layer)
     with pytest.raises(ShapeError, match="high plane"):
-        reference.matmul_nbits(np.zeros((1, 72)), **layer | {"bits": 3})
+        reference_linear.matmul_nbits(np.zeros((1, 72)), **layer | {"bits": 3})
     with pytest.raises(ShapeError, match="zeros"):
-        reference.matmul_nbits(np.zeros((1, 72)), **layer | {"zeros": layer["zeros"][:, :1]})
+        reference_linear.matmul_nbits(np.zeros((1, 72)), **layer | {"zeros": layer["zeros"][:, :1]})
     with pytest.raises(ShapeError, match="float32"):
-        reference.quantise_activations(np.zeros((1, 32)))
+        reference_linear.quantise_activations(np.zeros((1, 32)))
     with pytest.raises(ShapeError, match="block of 64"):
-        reference.matmul_nbits_int8(np.zeros((1, 72), np.float32), **layer, block=64)
+        reference_linear.matmul_nbits_int8(np.zeros((1, 72), np.float32), **layer, block=64)

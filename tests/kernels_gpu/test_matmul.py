@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 import torch
 
 from edgetok.errors import ShapeError, UnsupportedError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference, reference_linear
 from edgetok.kernels_gpu.embed import embed
 from edgetok.kernels_gpu.jit import from_planes, plane_stride, to_planes
 from edgetok.kernels_gpu.linear import Stored, upload
@@ -64,7 +64,7 @@ def random_layer(rng, bits, g, N, K, zeros=False, bias=False, name="layer"):
         if bits != 3:
             per_byte = 8 // bits
             points = pack(np.pad(points, ((0, 0), (0, -G % per_byte))), bits)
-    truth = reference.dequantise(
+    truth = reference_linear.dequantise(
         low, scales, bits=bits, inputs=K, zeros=points, high=high, dtype=np.float64
     )
     stored = Stored(

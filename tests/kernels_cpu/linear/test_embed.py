@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference_linear
 from edgetok.kernels_cpu.linear.launch import Floats, LinearWeight, Span, embed_instruction
 
 MODULES = ("linear.embed",)
@@ -45,7 +45,7 @@ def test_quantised(each_kernels, guard, run, bits, with_zeros, group_size, K):
         scales=Span.of(scales),
         zeros=None if zeros is None else Span.of(zeros),
     )
-    truth = reference.dequantise(weight, scales, bits=bits, inputs=K, zeros=zeros, high=high)
+    truth = reference_linear.dequantise(weight, scales, bits=bits, inputs=K, zeros=zeros, high=high)
     ids = guard(np.array([0, 10, 3, 3, 9], np.int32))
     for threads in (1, 2):
         x = _embed(run, each_kernels, guard, table, ids, 1.5, threads)

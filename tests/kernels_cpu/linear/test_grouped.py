@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference_linear
 from edgetok.kernels_cpu.linear.launch import Floats, LinearWeight, Span, embed_instruction
 from tests.kernels_cpu.linear.test_matmul import _float, _int8, _pack, _product
 
@@ -84,10 +84,10 @@ class Grouped:
         supers = self.parts.get("super_scales")
         if supers is None:
             return scales, offsets
-        joined = reference.join_supers(scales, supers[:, :, 0])
+        joined = reference_linear.join_supers(scales, supers[:, :, 0])
         if offsets is None:
             return joined, None
-        return joined, reference.join_supers(offsets, supers[:, :, 1])
+        return joined, reference_linear.join_supers(offsets, supers[:, :, 1])
 
     def args(self):
         scales, offsets = self.numbers()
@@ -98,7 +98,7 @@ class Grouped:
 
     def weights(self, dtype=np.float64):
         args, more = self.args()
-        return reference.dequantise(*args, inputs=self.K, dtype=dtype, **more)
+        return reference_linear.dequantise(*args, inputs=self.K, dtype=dtype, **more)
 
     def magnitude(self, x):
         """Sum of the absolute values of all terms: what rounding errors are relative to."""
@@ -128,7 +128,7 @@ def test_int8(each_kernels, guard, run, kind):
             x[tokens // 2, : K // 2] = 0
             y, block = _int8(run, each_kernels, weight, x, guard)
             assert block == layer.group_size
-            truth = reference.matmul_nbits_int8(x, *args, block=block, **more)
+            truth = reference_linear.matmul_nbits_int8(x, *args, block=block, **more)
             truth = truth + (layer.bias if weight.bias else 0)
             error = np.abs(y - truth) / (layer.magnitude(x) + np.abs(truth) + 1e-30)
             assert error.max() < 1e-6, (N, K, tokens)

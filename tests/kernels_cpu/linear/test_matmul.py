@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference_linear
 from edgetok.kernels_cpu.linear.launch import (
     Activations,
     Floats,
@@ -81,7 +81,7 @@ class Linear:
         return made, (kept, optional)
 
     def truth(self, x, block):
-        return reference.matmul_nbits_int8(
+        return reference_linear.matmul_nbits_int8(
             x, self.qweight, self.scales, bits=self.bits, zeros=self.zeros, high=self.high,
             block=block,
         )  # fmt: skip
@@ -90,7 +90,7 @@ class Linear:
         return _product(x.astype(np.float64), self.weights())
 
     def weights(self):
-        return reference.dequantise(
+        return reference_linear.dequantise(
             self.qweight, self.scales, bits=self.bits, inputs=self.K, zeros=self.zeros,
             high=self.high, dtype=np.float64,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu import reference
+from edgetok.kernels_cpu import reference_linear
 from edgetok.kernels_cpu.linear import launch as launch_linear
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.launch import Activations, Floats, quantise_instruction
@@ -52,7 +52,7 @@ def test_codes_and_scales(each_kernels, guard, run, bits, group_size, tokens, K)
         instruction = quantise_instruction(each_kernels, x=Floats.of(guard(x)), qx=qx)
         run(each_kernels, instruction, tokens, threads)
         q, scales = _read(qx, tokens, each_kernels.isa.vector_bytes)
-        truth, truth_scales = reference.quantise_activations(x, qx.block)
+        truth, truth_scales = reference_linear.quantise_activations(x, qx.block)
         used = truth.shape[1]
         np.testing.assert_array_equal(q[:, : used * qx.block], truth.reshape(tokens, -1))
         assert not q[:, used * qx.block :].any()
@@ -87,7 +87,7 @@ def test_tiny_blocks(each_kernels, run, tiny):
     qx = Activations.allocate(each_kernels.isa, tokens_max=1, K=32, bits=4, group_size=32)
     run(each_kernels, quantise_instruction(each_kernels, x=Floats.of(x), qx=qx), 1)
     q, scales = _read(qx, 1, each_kernels.isa.vector_bytes)
-    truth, truth_scales = reference.quantise_activations(x, 32)
+    truth, truth_scales = reference_linear.quantise_activations(x, 32)
     np.testing.assert_array_equal(q[:, :32], truth[0])
     np.testing.assert_array_equal(scales[:, :1], truth_scales)
 
@@ -98,7 +98,7 @@ def test_columns_of_a_wider_buffer(kernels, run):
     floats = Floats.of(x, first=65, width=70)
     run(kernels, quantise_instruction(kernels, x=floats, qx=qx), 3)
     q, _ = _read(qx, 3, kernels.isa.vector_bytes)
-    truth, _ = reference.quantise_activations(np.ascontiguousarray(x[:, 65:135]), qx.block)
+    truth, _ = reference_linear.quantise_activations(np.ascontiguousarray(x[:, 65:135]), qx.block)
     np.testing.assert_array_equal(q[:, :96], truth.reshape(3, -1))
 
 

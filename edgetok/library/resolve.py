@@ -6,6 +6,7 @@
 | a model folder or GGUF file | `~/models/tiny`, `tiny.Q4_0.gguf` | converted, once |
 | a short name | `smollm2` | the hub id that it stands for |
 | a hub id | `owner/name`, `owner/name/file.gguf` | downloaded and converted, once |
+| either at a revision | `smollm2@main`, `owner/name@v1.0` | that branch, tag or commit of it |
 
 Conversions go to the model folder (`edgetok.library.folder`) and are used again as long as the
 source is what it was. A hub id that was converted once is not looked up again; `pull` does that.
@@ -121,17 +122,18 @@ def _source(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
-    if (known := hub_id(name)) is not None:
-        return known
+    base, at, revision = name.partition("@")
+    if (known := hub_id(base)) is not None and bool(at) == bool(revision):
+        return known + at + revision
     for entry in entries():
         if name in (entry.name, entry.folder.name):
             return entry.source
-    parts = name.split("/")
+    parts = base.split("/")
     is_path = name.startswith((".", "/", "~")) or "\\" in name or path.parent.is_dir()
     repository = "/".join(parts[:2])
     if len(parts) > 1 and parts[0] not in ("artefacts", "models") and HUB_ID.fullmatch(repository):
-        inside = len(parts) == 2 or (len(parts) == 3 and name.lower().endswith(".gguf"))
-        if inside and not (is_path and path.parent != Path()):
+        inside = len(parts) == 2 or (len(parts) == 3 and base.lower().endswith(".gguf"))
+        if inside and bool(at) == bool(revision) and not (is_path and path.parent != Path()):
             return name
     near = near_names(name, [entry.name for entry in entries()])
     hint = (
@@ -184,10 +186,9 @@ def _make(
         remote = local_source(Path(source))
         state = _local_state(Path(source))
     else:
-        repository, file = _split(source)
-        remote = download.look(repository, file)
+        remote = download.look(*_split(source))
         state = remote.commit if isinstance(remote, download.Remote) else _local_state(remote)
-    short = name if hub_id(name) else source
+    short = name if hub_id(name.partition("@")[0]) else source
     if _is_path(source):
         short = Path(source).name
     entry = entry_for(short, source, options)
@@ -221,10 +222,11 @@ def _fetched(remote: Remote) -> Path:
     return folder
 
 
-def _split(source: str) -> tuple[str, str | None]:
-    """Return a hub id and the file in it."""
-    parts = source.split("/")
-    return "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
+def _split(source: str) -> tuple[str, str | None, str | None]:
+    """Return a hub id, the file in it, and the revision."""
+    base, _, revision = source.partition("@")
+    parts = base.split("/")
+    return "/".join(parts[:2]), parts[2] if len(parts) > 2 else None, revision or None
 
 
 def _install(entry: Entry, remote: Remote) -> Entry:

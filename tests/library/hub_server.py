@@ -24,12 +24,14 @@ class Repository:
         gated: whether it answers 401.
         commit: changed by a test for a new version.
         tags: as the hub gives them.
+        revisions: names of commits; "main" is one without being named.
     """
 
     folder: Path
     gated: bool = False
     commit: str = COMMIT
     tags: tuple[str, ...] = ()
+    revisions: tuple[str, ...] = ()
 
 
 @dataclass
@@ -92,22 +94,25 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
-            repository = self._repository(match[1])
+            repository = self._repository(match[1], match[2])
             if repository is not None:
                 self._info(match[1], repository)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            repository = self._repository(match[1])
+            repository = self._repository(match[1], match[2])
             if repository is not None:
                 self._file(repository, match[3])
         else:
             self._fail(404, "EntryNotFound")
 
-    def _repository(self, name: str) -> Repository | None:
+    def _repository(self, name: str, revision: str | None) -> Repository | None:
         repository = self.hub.repositories.get(name)
         if repository is None:
             self._fail(401, "RepoNotFound")
         elif repository.gated:
             self._fail(401, "GatedRepo")
+            return None
+        elif revision not in (None, "main", repository.commit, *repository.revisions):
+            self._fail(404, "RevisionNotFound")
             return None
         return repository
 

@@ -69,6 +69,21 @@ def test_a_hub_id_is_downloaded_and_converted_once(
     assert "not in the model folder" in error(edgetok("rm", "owner/tiny"))
 
 
+def test_a_revision_goes_behind_an_at(edgetok: Run, hub: Hub, checkpoint: Path) -> None:
+    hub.repositories["owner/tiny"] = Repository(checkpoint, revisions=("v1.0",))
+    assert edgetok("pull", "owner/tiny@v1.0", *RTN).returncode == 0
+    assert any(path.endswith("/revision/v1.0") for _, path, _ in hub.requests)
+    (model,) = models(edgetok)
+    assert model["name"] == "owner/tiny@v1.0"
+    before = len(hub.requests)
+    answer = edgetok("generate", "owner/tiny@v1.0", "a b", "--max-tokens", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert len(hub.requests) == before
+    assert "no such revision" in error(edgetok("pull", "owner/tiny@v2", *RTN))
+    assert "no such model" in error(edgetok("pull", "owner/tiny@", *RTN))
+    assert edgetok("rm", "owner/tiny@v1.0").returncode == 0
+
+
 def test_a_cut_download_resumes(edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     large = Path(shutil.copytree(checkpoint, tmp_path / "large"))
     (large / "large.json").write_text(f'["{"x" * (30 << 20)}"]')

@@ -24,6 +24,7 @@ from edgetok.sampling.options import SamplingOptions
 from edgetok.text.tokenizer import Tokenizer
 
 BATCH = 16  # answers of a batch in the making at once, where a backend computes them together
+CAPACITY_STEP = 64
 
 
 class Engine:
@@ -158,10 +159,14 @@ class Engine:
         )
 
     def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """Return the size of the cache that a text of so many tokens gets, in tokens."""
+        """Return the size of the cache that a text of so many tokens gets, in tokens.
+
+        Whole multiples of CAPACITY_STEP: pages of few sizes, which the next text can use again.
+        """
         capacity = self.context_tokens
         if self.limits is None and max_tokens is not None and prompt_tokens < capacity:
-            capacity = min(capacity, prompt_tokens + max_tokens)
+            steps = -(-(prompt_tokens + max_tokens) // CAPACITY_STEP)
+            capacity = min(capacity, steps * CAPACITY_STEP)
         return capacity
 
     def text(

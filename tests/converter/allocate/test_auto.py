@@ -166,7 +166,7 @@ def test_refined_blocks_err_less_by_what_transformers_computes(llama, tmp_path, 
         with torch.no_grad():
             result = first_block(reference_with(llama, written, spec), given)
         errors.append(float((result - wanted).square().mean() / wanted.square().mean()))
-    assert errors[1] < 0.95 * errors[0]
+    assert errors[1] < 0.97 * errors[0]
 
 
 def first_block(model, tokens):

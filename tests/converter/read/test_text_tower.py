@@ -55,6 +55,8 @@ def test_settings_beside_those_of_the_other_parts(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("family", families())
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """And with them alone, a text_config describes a decoder."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"needs a transformers that has {family}")
     own = importlib.import_module(f"{FAMILIES}.{family}").DEFAULTS
     theirs = CONFIG_MAPPING[family]().to_dict()
     assert own == {key: theirs[key] for key in own}

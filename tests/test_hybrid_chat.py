@@ -93,7 +93,8 @@ def test_prefixes_are_read_once(artefact: Path) -> None:
         other = model.new_chat(temperature=0.0, max_tokens=50)
         results = [other.send(question).run() for question in QUESTIONS[:2]]
         assert results[-1].tokens == first.last.tokens
-        assert sum(result.stats.cached_tokens for result in results) > 190
+        stats = results[-1].stats
+        assert stats.cached_tokens >= stats.prompt_tokens - 17
 
 
 def test_drafts_change_nothing(artefact: Path) -> None:

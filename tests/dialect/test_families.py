@@ -149,7 +149,7 @@ def test_what_a_template_writes_is_held_and_read(
     request = ChatRequest(messages=messages[:1], tools=TOOLS, variables=variables)
     prompt = one.prompt(request)
     tools = {"tools": [tool.json for tool in TOOLS]} if one.dialect.writes_tools else {}
-    whole = one._template.render(
+    whole = one.template.render(
         messages_for(one.dialect, messages, TOOLS),
         add_generation_prompt=False,
         **tools,

@@ -4,8 +4,8 @@ Not to the bit: sums of BLAS differ between processors and numbers of threads in
 Hessian that differs in its last bit rounds a few weights of an early layer the other way, and later
 layers compensate other errors. Two such conversions differed in none of the first layer's 65,536
 bytes of query, key and value codes, in 11 % of those of its down projection, and in 10 % of all
-bytes. So: everything before and beside the
-Hessians is equal to the byte, and the rest is as close to the original as the card says.
+bytes. So: everything before and beside the Hessians is equal to the byte, and the rest is as close
+to the original as the card says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What families of gated delta nets and gated attention share: layers, and names of tensors."""
+"""Layers and names of tensors that families of gated delta nets and gated attention share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from edgetok.errors import CheckpointError
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.family import TensorSource, layer_count, standard_tensors
 from edgetok.models.layers.attention import Attention
-from edgetok.models.layers.gated_delta import MOST_TAPS, GatedDeltaNet
+from edgetok.models.layers.gated_delta import GatedDeltaNet
 from edgetok.models.layers.kind import Mixer
+from edgetok.models.layers.short_conv import MOST_TAPS
 from edgetok.models.spec import DecoderSpec
 
 _NAMES = {

@@ -13,7 +13,7 @@ import numpy as np
 from edgetok.converter.write.onnx_nodes import MICROSOFT
 from edgetok.formats.layout import PAST_CONV, PAST_STATE, PRESENT_CONV, PRESENT_STATE
 from edgetok.models.layers.gated_delta import NORM_EPS, CausalConv, DeltaGates, DeltaRule
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.layers.short_conv import Convolution, ShortConv
 
 if TYPE_CHECKING:
     from edgetok.converter.write.onnx_lowering import DecoderWriter
@@ -34,7 +34,7 @@ def causal_conv(writer: DecoderWriter, op: CausalConv) -> None:
     writer.values[op.value] = g.op("Mul", [y, g.op("Sigmoid", [y], scope)], scope)
 
 
-def _convolved(writer: DecoderWriter, op: ShortConv | CausalConv, u: str) -> str:
+def _convolved(writer: DecoderWriter, op: Convolution, u: str) -> str:
     """Convolve what is left of the tokens before and the new ones."""
     g, scope = writer.g, f"layers.{op.layer}.conv"
     u = g.op("Transpose", [u], scope, perm=[0, 2, 1])

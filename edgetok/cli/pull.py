@@ -29,9 +29,9 @@ def command(name: str, as_json: bool, **given: Any) -> None:
 
     NAME is a short name such as smollm2, a hub id such as owner/name, a GGUF file on the hub such
     as owner/name/file.gguf, or a folder or file of your own. A branch, tag or commit goes behind
-    an @, as in owner/name@v1.0, here and wherever a model is named. Settings suit the source
-    without --bits, --method and --group-size. The model folder is EDGETOK_MODELS, or in your data
-    folder; `edgetok list` shows it.
+    an @, as in owner/name@v1.0, here and for chat, generate, serve and bench. Settings suit the
+    source without --bits, --method and --group-size. The model folder is EDGETOK_MODELS, or in
+    your data folder; `edgetok list` shows it.
     """
     from edgetok.library import resolve
 

@@ -28,8 +28,8 @@ from edgetok.formats.layout import (
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
-from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.layers.gated_delta import DeltaRule
+from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import expert_counts, operations
 from edgetok.models.ops import Attend, Store
 from edgetok.models.spec import DecoderSpec
@@ -323,7 +323,7 @@ def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> 
 
 def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "Conv"]
-    convolutions = [op for op in operations(spec) if isinstance(op, ShortConv | CausalConv)]
+    convolutions = [op for op in operations(spec) if isinstance(op, Convolution)]
     if len(nodes) != len(convolutions):
         raise ArtefactError(
             f"{path}: {len(nodes)} Conv nodes, the spec has {len(convolutions)} such layers"

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from edgetok.errors import ArtefactError
-from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.layers.gated_delta import DeltaRule
+from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
@@ -204,7 +204,7 @@ def graph_states(spec: DecoderSpec) -> list[GraphState]:
     found = []
     for op in operations(spec):
         i = op.layer
-        if isinstance(op, ShortConv | CausalConv):
+        if isinstance(op, Convolution):
             left = (op.size, op.taps - 1)
             found.append(GraphState(PAST_CONV.format(i), PRESENT_CONV.format(i), left))
         elif isinstance(op, DeltaRule):

@@ -36,8 +36,13 @@ SHORT_NAMES = MappingProxyType(
 
 
 def hub_id(name: str) -> str | None:
-    """Return the hub id that a short name stands for; None if it is not one."""
-    return SHORT_NAMES.get(name.lower())
+    """Return the hub id that a short name stands for; None if it is not one.
+
+    A revision behind an @ stays there.
+    """
+    short, at, revision = name.partition("@")
+    known = SHORT_NAMES.get(short.lower())
+    return None if known is None or bool(at) != bool(revision) else known + at + revision
 
 
 def near_names(name: str, others: Iterable[str] = ()) -> list[str]:

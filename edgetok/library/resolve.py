@@ -122,12 +122,12 @@ def _source(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
-    base, at, revision = name.partition("@")
-    if (known := hub_id(base)) is not None and bool(at) == bool(revision):
-        return known + at + revision
+    if (known := hub_id(name)) is not None:
+        return known
     for entry in entries():
         if name in (entry.name, entry.folder.name):
             return entry.source
+    base, at, revision = name.partition("@")
     parts = base.split("/")
     is_path = name.startswith((".", "/", "~")) or "\\" in name or path.parent.is_dir()
     repository = "/".join(parts[:2])
@@ -188,7 +188,7 @@ def _make(
     else:
         remote = download.look(*_split(source))
         state = remote.commit if isinstance(remote, download.Remote) else _local_state(remote)
-    short = name if hub_id(name.partition("@")[0]) else source
+    short = name if hub_id(name) else source
     if _is_path(source):
         short = Path(source).name
     entry = entry_for(short, source, options)

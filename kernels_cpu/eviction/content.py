@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.attention.launch import EMPTY, is_rotated, key_bits
+from edgetok.kernels_cpu.attention.launch import is_rotated, key_bits
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
@@ -38,8 +38,15 @@ from edgetok.kernels_cpu.eviction.launch import (
     SCORE_PADDED,
     SCORE_PAGE_SLOTS,
 )
-from edgetok.kernels_cpu.eviction.scores import rotate_back
-from edgetok.kernels_cpu.eviction.stored import key_base, key_dim, key_scale, page_at
+from edgetok.kernels_cpu.eviction.stored import (
+    any_held,
+    key_base,
+    key_dim,
+    key_scale,
+    page_at,
+    rotate_back,
+    where_held,
+)
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     load_f32,
@@ -52,11 +59,9 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import (
     add,
-    any_between,
     fma,
     mul,
     round_i32,
-    select_between,
     splat_f32,
     sub,
     sum_lanes,
@@ -64,8 +69,6 @@ from edgetok.kernels_cpu.simd.ops import (
     zero_f32,
 )
 
-_LAST = np.int32(EMPTY - 1)  # the largest position that a token may have
-_NONE = np.int32(0)
 _TURNS = 0.15915494309189535  # 1 / (2 pi)
 # Taylor's series of sine to x^9 and of cosine to x^8, |x| <= pi / 4: they leave 2e-9 and 3e-8.
 _QUARTER = np.float32(1.5707963267948966)  # a quarter of a turn, in radians
@@ -158,14 +161,14 @@ def make(kv_bits: int) -> Any:
             held = zero_f32()
             for s in range(0, slots, LANES):
                 at = load_i32(positions + 4 * s)
-                if any_between(at, _NONE, _LAST) == 0:
+                if any_held(at) == 0:
                     continue
-                held = add(held, select_between(at, _NONE, _LAST, splat_f32(_ONE), zero_f32()))
+                held = add(held, where_held(at, splat_f32(_ONE)))
                 read_contents(
                     pages, page_slots, positions + 4 * s, s, dims, padded, block, record, x
                 )
                 for d in range(dims):
-                    v = select_between(at, _NONE, _LAST, load_f32(x + 4 * LANES * d), zero_f32())
+                    v = where_held(at, load_f32(x + 4 * LANES * d))
                     store_f32(sums + 4 * LANES * d, add(load_f32(sums + 4 * LANES * d), v))
             n = max(sum_lanes(held), _ONE)
             for d in range(dims):
@@ -173,13 +176,13 @@ def make(kv_bits: int) -> Any:
             for s in range(0, slots, LANES):
                 at = load_i32(positions + 4 * s)
                 total = zero_f32()
-                if any_between(at, _NONE, _LAST) != 0:
+                if any_held(at) != 0:
                     read_contents(
                         pages, page_slots, positions + 4 * s, s, dims, padded, block, record, x
                     )
                     for d in range(dims):
                         away = sub(load_f32(x + 4 * LANES * d), splat_f32(read_f32(mean + 4 * d)))
                         total = fma(away, away, total)
-                store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
+                store_f32(out + 4 * s, where_held(at, total))
 
     return content

@@ -32,6 +32,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     SCORE_PAGE_SLOTS,
 )
 from edgetok.kernels_cpu.eviction.stored import (
+    any_held,
     field_f32,
     high_bfloat16,
     keep_first,
@@ -40,7 +41,9 @@ from edgetok.kernels_cpu.eviction.stored import (
     key_scale,
     low_bfloat16,
     page_at,
+    rotate_back,
     signed_byte_f32,
+    where_held,
 )
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
@@ -55,10 +58,8 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import (
     add,
-    any_between,
     fma,
     mul,
-    select_between,
     splat_f32,
     splat_i32,
     sub,
@@ -67,22 +68,6 @@ from edgetok.kernels_cpu.simd.ops import (
 )
 
 _MOST = np.float32(6.0)  # as `retain.py` says
-_LAST = np.int32(EMPTY - 1)  # the largest position that a token may have
-_NONE = np.int32(0)
-
-
-@outline
-def rotate_back(x: int, dims: int, block: int) -> None:
-    """The transform of LANES vectors [dims], not yet divided by the root of `block`."""
-    h = 1
-    while h < block:
-        for first in range(0, dims, 2 * h):
-            for d in range(first, first + h):
-                at, partner = x + 4 * LANES * d, x + 4 * LANES * (d + h)
-                a, b = load_f32(at), load_f32(partner)
-                store_f32(at, add(a, b))
-                store_f32(partner, sub(a, b))
-        h *= 2
 
 
 def make(kv_bits: int) -> Any:
@@ -100,14 +85,14 @@ def make(kv_bits: int) -> Any:
         one = splat_f32(np.float32(1.0))
         for s in range(0, slots, LANES):
             at = load_i32(positions + 4 * s)
-            if any_between(at, _NONE, _LAST) == 0:
+            if any_held(at) == 0:
                 continue
-            held = add(held, select_between(at, _NONE, _LAST, one, zero_f32()))
+            held = add(held, where_held(at, one))
             page, slot = page_at(pages, page_slots, s), s % page_slots
             scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
             for d in range(dims):
                 key = key_dim(of_keys, page, padded, slot, d, scale, base)
-                key = select_between(at, _NONE, _LAST, key, zero_f32())
+                key = where_held(at, key)
                 to = sums + 4 * LANES * d
                 store_f32(to, add(load_f32(to), key))
         n = max(sum_lanes(held), np.float32(1.0))
@@ -123,14 +108,14 @@ def make(kv_bits: int) -> Any:
         for s in range(0, slots, LANES):
             at = load_i32(positions + 4 * s)
             total = zero_f32()
-            if any_between(at, _NONE, _LAST) != 0:
+            if any_held(at) != 0:
                 page, slot = page_at(pages, page_slots, s), s % page_slots
                 scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
                 for d in range(dims):
                     key = key_dim(of_keys, page, padded, slot, d, scale, base)
                     away = sub(key, splat_f32(read_f32(mean + 4 * d)))
                     total = fma(away, away, total)
-            store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
+            store_f32(out + 4 * s, where_held(at, total))
 
     @outline
     def plain_distances(pages: int, page_slots: int, positions: int, slots: int, dims: int,
@@ -141,7 +126,7 @@ def make(kv_bits: int) -> Any:
         for s in range(0, slots, LANES):
             at = load_i32(positions + 4 * s)
             total = zero_f32()
-            if any_between(at, _NONE, _LAST) != 0:
+            if any_held(at) != 0:
                 page, slot = page_at(pages, page_slots, s), s % page_slots
                 scale, base = key_scale(of_keys, page, slot), key_base(of_keys, page, slot)
                 for d in range(dims):
@@ -153,7 +138,7 @@ def make(kv_bits: int) -> Any:
                     away = mul(load_f32(x + 4 * LANES * d), undo)
                     total = fma(away, away, total)
             total = mul(total, inverse)
-            store_f32(out + 4 * s, select_between(at, _NONE, _LAST, total, zero_f32()))
+            store_f32(out + 4 * s, where_held(at, total))
 
     @inline
     def square(page: int, slot: int, lane: int, dims: int, padded: int) -> Any:

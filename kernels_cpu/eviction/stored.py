@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from edgetok.kernels_cpu.attention.launch import KEY_TILE
+from edgetok.kernels_cpu.attention.launch import EMPTY, KEY_TILE
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I32,
@@ -24,14 +24,53 @@ from edgetok.kernels_cpu.simd.emit import (
     i64,
     inline,
     op,
+    outline,
 )
 from edgetok.kernels_cpu.simd.memory import (
     load_f16,
     load_f32,
     load_i32,
     read_i64,
+    store_f32,
 )
-from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32, sub
+from edgetok.kernels_cpu.simd.ops import (
+    add,
+    any_between,
+    fma,
+    mul,
+    select_between,
+    splat_f32,
+    sub,
+    zero_f32,
+)
+
+_NONE, _LAST = np.int32(0), np.int32(EMPTY - 1)  # positions that a token may have
+
+
+@inline
+def any_held(at: Any) -> Any:
+    """Not 0 where any of LANES slots with positions `at` holds a token."""
+    return any_between(at, _NONE, _LAST)
+
+
+@inline
+def where_held(at: Any, v: Any) -> Any:
+    """The lanes of v whose slot holds a token, 0 in the others."""
+    return select_between(at, _NONE, _LAST, v, zero_f32())
+
+
+@outline
+def rotate_back(x: int, dims: int, block: int) -> None:
+    """The transform of LANES vectors [dims], not yet divided by the root of `block`."""
+    h = 1
+    while h < block:
+        for first in range(0, dims, 2 * h):
+            for d in range(first, first + h):
+                at, partner = x + 4 * LANES * d, x + 4 * LANES * (d + h)
+                a, b = load_f32(at), load_f32(partner)
+                store_f32(at, add(a, b))
+                store_f32(partner, sub(a, b))
+        h *= 2
 
 
 @op(F32, I32, i64, i64)

@@ -1,4 +1,4 @@
-"""What sampling reads of all logits: changes to them, the largest, lists of what may be drawn.
+"""Passes over all logits for sampling: changes, the largest, lists of what may be drawn.
 
 The largest of every BLOCK says which of them to look at again; nothing is sorted. A list is int32
 ids in rising order.

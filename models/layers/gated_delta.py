@@ -25,39 +25,15 @@ from typing import ClassVar
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
+from edgetok.models.layers.short_conv import MOST_TAPS, Convolution
 from edgetok.models.ops import ActivationMul, Norm, Op, Shape, Stateful
 
-MOST_TAPS = 4
 NORM_EPS = 1e-6  # added to the sum of a head's squares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CausalConv(Stateful):
-    """value = silu(causal_convolution(value)), channel by channel.
-
-    Attributes:
-        weight: [size, 1, taps]; the last tap is the token's own.
-        taps: tokens that a result depends on.
-    """
-
-    weight: str
-    value: str
-    size: int
-    taps: int
-    STATE: ClassVar[int] = 0
-    READS: ClassVar[tuple[str, ...]] = ("value",)
-    WRITES: ClassVar[tuple[str, ...]] = ("value",)
-    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
-
-    @property
-    def kept_tokens(self) -> int:
-        """See `Stateful`."""
-        return self.taps - 1
-
-    @property
-    def tensors(self) -> dict[str, Shape]:
-        """See `Op.tensors`."""
-        return {f"{self.weight}.weight": (self.size, 1, self.taps)}
+class CausalConv(Convolution):
+    """value = silu(causal_convolution(value))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

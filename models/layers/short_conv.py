@@ -23,8 +23,8 @@ MOST_TAPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConv(Stateful):
-    """value = gate_out * causal_convolution(gate_in * value), channel by channel.
+class Convolution(Stateful):
+    """A causal convolution, channel by channel; its kinds say what is around it.
 
     Attributes:
         weight: [size, 1, taps]; the last tap is the token's own.
@@ -32,16 +32,13 @@ class ShortConv(Stateful):
     """
 
     weight: str
-    gate_in: str
-    gate_out: str
     value: str
     size: int
     taps: int
     STATE: ClassVar[int] = 0
-    READS: ClassVar[tuple[str, ...]] = ("gate_in", "gate_out", "value")
+    READS: ClassVar[tuple[str, ...]] = ("value",)
     WRITES: ClassVar[tuple[str, ...]] = ("value",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
-    SCALES_WITH: ClassVar[str | None] = "gate_out"
 
     @property
     def kept_tokens(self) -> int:
@@ -52,6 +49,16 @@ class ShortConv(Stateful):
     def tensors(self) -> dict[str, Shape]:
         """See `Op.tensors`."""
         return {f"{self.weight}.weight": (self.size, 1, self.taps)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConv(Convolution):
+    """value = gate_out * causal_convolution(gate_in * value)."""
+
+    gate_in: str
+    gate_out: str
+    READS: ClassVar[tuple[str, ...]] = ("gate_in", "gate_out", "value")
+    SCALES_WITH: ClassVar[str | None] = "gate_out"
 
 
 @register

@@ -9,8 +9,8 @@ from edgetok.cache import recurrent
 from edgetok.cache.recurrent import MOST_SNAPSHOTS, SNAPSHOT_TOKENS, History
 from edgetok.errors import SessionError
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
-from edgetok.models.layers.gated_delta import CausalConv, GatedDeltaNet
-from edgetok.models.layers.short_conv import ShortConv, ShortConvolution
+from edgetok.models.layers.gated_delta import GatedDeltaNet
+from edgetok.models.layers.short_conv import Convolution, ShortConvolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import Stateful
 
@@ -26,7 +26,7 @@ def mixer(taps):
 
 
 def shape(op):
-    if isinstance(op, ShortConv | CausalConv):
+    if isinstance(op, Convolution):
         return ROWS, op.size
     return STATES, 6
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.recurrent import launch
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.layers.short_conv import Convolution, ShortConv
 from edgetok.models.ops import Stateful
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def history_shape(op: Stateful) -> tuple[int, int]:
     Raises:
         UnsupportedError: no kernel computes it.
     """
-    if isinstance(op, ShortConv | CausalConv):
+    if isinstance(op, Convolution):
         return launch.history_rows(op.taps), op.size
     if isinstance(op, DeltaRule):
         columns = launch.state_columns(op.value_heads, op.key_dim, op.value_dim)
@@ -41,9 +41,7 @@ def causal_conv(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     return [_convolution(to, op, near, 0, 0)]
 
 
-def _convolution(
-    to: Target, op: ShortConv | CausalConv, near: Near, gate_in: int, gate_out: int
-) -> Any:
+def _convolution(to: Target, op: Convolution, near: Near, gate_in: int, gate_out: int) -> Any:
     return launch.short_conv(
         to.kernels,
         gate_in=gate_in,

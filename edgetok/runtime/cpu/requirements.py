@@ -10,8 +10,8 @@ from edgetok.kernels_cpu.linear.layout import GROUPED
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
 from edgetok.models.layers.experts import Route
-from edgetok.models.layers.gated_delta import CausalConv, DeltaRule
-from edgetok.models.layers.short_conv import ShortConv
+from edgetok.models.layers.gated_delta import DeltaRule
+from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import Op
 from edgetok.runtime.cpu.expert_lowering import MODULES as EXPERT_MODULES
@@ -45,7 +45,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "linear.exact": compute == "float32" and bool(plain),
         "linear.exact_grouped": compute == "float32" and (bool(grouped) or tables),
         "linear.float_rows": bool(bits & {16, 32}),
-        "recurrent.short_conv": _has(artefact, ShortConv, CausalConv),
+        "recurrent.short_conv": _has(artefact, Convolution),
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         **dict.fromkeys(
             EXPERT_MODULES,

@@ -1,4 +1,4 @@
-"""What caches of onnxruntime have in common; those of a kind of graph are in that graph's file."""
+"""Length and capacity of onnxruntime's caches; the rest is in the file of each kind of graph."""
 
 from __future__ import annotations
 

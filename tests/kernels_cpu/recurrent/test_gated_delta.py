@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference_delta
-from edgetok.kernels_cpu.program import tables
-from edgetok.kernels_cpu.program.abi import (
-    CTX_PART_TABLE,
-    CTX_PARTS,
-    CTX_SLOTS,
-    CTX_TOKENS,
-    PART_FIRST,
-    PART_ROWS,
-    PART_SEEN,
-    PART_SLOTS,
-    PART_STATES,
-)
 from edgetok.kernels_cpu.recurrent.launch import (
     STATE_ROWS,
     delta_gates,
     delta_rule,
     state_columns,
 )
+from tests.kernels_cpu.recurrent.running import run
 
 MODULES = ("recurrent.gated_delta",)
 SHAPES = [  # key heads, value heads, key dim, value dim
@@ -46,22 +33,6 @@ class State:
         self.ring = guard(np.full((STATE_ROWS, columns), np.nan, np.float32))
         self.table = np.array([0, 0, 0, self.ring.ctypes.data], np.int64)
         self.seen = 0
-
-
-def run(made, rows, threads, parts=()):
-    table = np.zeros((len(parts), PART_SLOTS), np.int64)
-    first = 0
-    for row, (state, count) in zip(table, parts, strict=True):
-        row[PART_STATES], row[PART_SEEN] = state.table.ctypes.data, state.seen
-        row[PART_FIRST], row[PART_ROWS] = first, count
-        first += count
-        state.seen += count
-    ctx = np.zeros(CTX_SLOTS, np.int64)
-    ctx[CTX_TOKENS], ctx[CTX_PARTS], ctx[CTX_PART_TABLE] = rows, len(parts), table.ctypes.data
-    instruction = tables.table([made])[0]
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
-    for tid in range(threads):
-        call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
 
 
 def step(kernels, guard, shape, parts, threads):

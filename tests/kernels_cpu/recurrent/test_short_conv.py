@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference, reference_delta
-from edgetok.kernels_cpu.program import tables
-from edgetok.kernels_cpu.program.abi import (
-    CTX_PART_TABLE,
-    CTX_PARTS,
-    CTX_SLOTS,
-    CTX_TOKENS,
-    PART_FIRST,
-    PART_ROWS,
-    PART_SEEN,
-    PART_SLOTS,
-    PART_STATES,
-)
 from edgetok.kernels_cpu.recurrent.launch import history_rows, short_conv
+from tests.kernels_cpu.recurrent.running import run
 
 MODULES = ("recurrent.short_conv",)
 SIZES = [1, 7, 16, 72, 129]
@@ -53,19 +40,7 @@ def step(kernels, guard, weight, parts, threads, gated):
         state=1,
         wait=False,
     )
-    table = np.zeros((len(parts), PART_SLOTS), np.int64)
-    first = 0
-    for row, (state, rows, *_) in zip(table, parts, strict=True):
-        row[PART_STATES], row[PART_SEEN] = state.table.ctypes.data, state.seen
-        row[PART_FIRST], row[PART_ROWS] = first, len(rows)
-        first += len(rows)
-        state.seen += len(rows)
-    ctx = np.zeros(CTX_SLOTS, np.int64)
-    ctx[CTX_TOKENS], ctx[CTX_PARTS], ctx[CTX_PART_TABLE] = first, len(parts), table.ctypes.data
-    instruction = tables.table([made])[0]
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
-    for tid in range(threads):
-        call(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+    run(made, len(x), threads, [(part[0], len(part[1])) for part in parts])
     return np.split(x, np.cumsum([len(part[1]) for part in parts])[:-1])
 
 

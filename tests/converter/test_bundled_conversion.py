@@ -2,10 +2,10 @@
 
 Not to the bit: sums of BLAS differ between processors and numbers of threads in their last bit, a
 Hessian that differs in its last bit rounds a few weights of an early layer the other way, and later
-layers compensate other errors. Two such conversions differed in none of the first layer's 65,536
-bytes of query, key and value codes, in 11 % of those of its down projection, and in 10 % of all
-bytes. So: everything before and beside the Hessians is equal to the byte, and the rest is as close
-to the original as the card says.
+layers compensate other errors. The bundled one was made with one thread, as here; with two, none of
+the first layer's 65,536 bytes of query, key and value codes differ, but 10 % of its down projection
+do, and as many of all bytes. So: everything before and beside the Hessians is equal to the byte,
+and the rest is as close to the original as the card says.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_bundled_artefact_is_what_the_converter_makes(repository: Path, tmp_path
             if name.startswith(("embed_tokens", "lm_head")) or name.endswith("norm.weight"):
                 assert same == 1, name
             elif name.startswith("layers.0.") and name.endswith(".qweight"):
-                assert same > 0.85, name
+                assert same > 0.95, name
             elif name.endswith(".scales"):
                 apart = np.abs(ours.astype(np.float32) / theirs.astype(np.float32) - 1)
                 assert np.median(apart) < 0.05, name

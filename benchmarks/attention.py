@@ -18,9 +18,9 @@ import numpy as np
 
 from edgetok.cache.pages import PagePool
 from edgetok.kernels_cpu.attention import launch
-from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program import abi
 from edgetok.kernels_cpu.program.loader import Kernels, load
+from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.kernels_cpu.program.tables import float_bits
 from edgetok.kernels_cpu.simd.isa import choose
 from edgetok.runtime.cpu.team import Program, Team

@@ -27,15 +27,13 @@ import numpy as np
 
 from edgetok.kernels_cpu.bandwidth.measure import Team
 from edgetok.kernels_cpu.linear.launch import (
-    Activations,
-    Floats,
-    LinearWeight,
-    Span,
     allocate_scratch,
     matmul_instruction,
     quantise_instruction,
 )
+from edgetok.kernels_cpu.linear.operands import Activations, LinearWeight
 from edgetok.kernels_cpu.program.loader import Kernels, load
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.simd.isa import choose
 
 SHAPES = [(2048, 2048), (8192, 2048), (2048, 8192), (128256, 2048)]

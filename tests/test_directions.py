@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels_cpu.program": {"errors", "environment", "private_folder", "kernels_cpu.simd"},
     "kernels_cpu.elementwise": {"errors", "kernels_cpu.program", "kernels_cpu.simd"},
     "kernels_cpu.linear": {"errors", *KERNEL_BASE},
-    "kernels_cpu.attention": {"errors", "kernels_cpu.linear", *KERNEL_BASE},
+    "kernels_cpu.attention": {"errors", *KERNEL_BASE},
     "kernels_cpu.recurrent": {"errors", *KERNEL_BASE},
     "kernels_cpu.eviction": {"errors", "kernels_cpu.attention", *KERNEL_BASE},
     "kernels_cpu.sampling": {"errors", *KERNEL_BASE},

@@ -11,7 +11,7 @@ from numba import types
 
 from edgetok.kernels_cpu.attention.launch import BLOCK
 from edgetok.kernels_cpu.attention.steps import COLUMNS, HALF_BITS, high_bf16
-from edgetok.kernels_cpu.linear.row_steps import number, pack_tuple, unpack_tuple
+from edgetok.kernels_cpu.simd.composing import number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I32,

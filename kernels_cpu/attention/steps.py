@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE
-from edgetok.kernels_cpu.linear.row_steps import at, number, pack_tuple, unpack_tuple
+from edgetok.kernels_cpu.simd.composing import at, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _I8,
     _I16,

@@ -17,14 +17,10 @@ from dataclasses import replace
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.linear import layout
-from edgetok.kernels_cpu.linear.launch import (
-    Activations,
-    Floats,
-    LinearWeight,
-    Span,
-    matmul_instruction,
-)
+from edgetok.kernels_cpu.linear.launch import matmul_instruction
+from edgetok.kernels_cpu.linear.operands import Activations, LinearWeight
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS, INSTR_SLOTS
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import (
     Addresses,
     Instruction,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgetok.kernels_cpu.linear import layout
+from edgetok.kernels_cpu.linear.float_row_steps import float_row_step, store_chains, sum_chains
 from edgetok.kernels_cpu.linear.float_tiles import CHAINS, FLOAT_SLAB, make_float_tiles
-from edgetok.kernels_cpu.linear.row_steps import float_row_step, store_chains, sum_chains, zero_sums
+from edgetok.kernels_cpu.linear.row_steps import zero_sums
 from edgetok.kernels_cpu.linear.scales import finish
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline

@@ -19,8 +19,8 @@ from llvmlite import ir
 
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.code_orders import even_bytes, odd_bytes
-from edgetok.kernels_cpu.linear.row_steps import number
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.simd.composing import number
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I8,

@@ -7,18 +7,14 @@ rows and a few tokens, and the loops around it stay ordinary Python.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.linear.byte_products import (
-    absolute_bytes,
     in_order,
     signed_codes,
-    with_signs,
 )
 from edgetok.kernels_cpu.linear.code_orders import (
     HIGH_BIT,
@@ -26,26 +22,24 @@ from edgetok.kernels_cpu.linear.code_orders import (
     PAIR_FIELD,
     load_bits,
     load_bits_first,
-    load_f16_first,
     load_high,
     load_high_first,
     load_table,
     load_words,
     look_up,
 )
+from edgetok.kernels_cpu.linear.integer_sums import Sum, plus_products, strip_sums
+from edgetok.kernels_cpu.simd.composing import at, clamped, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I8,
     _I32,
-    _I64,
     F32,
-    I32,
     LANES,
     NAME,
     VB,
     _constant,
     _load,
-    _shuffle,
     _splat,
     _store,
     i64,
@@ -53,9 +47,7 @@ from edgetok.kernels_cpu.simd.emit import (
     void,
 )
 from edgetok.kernels_cpu.simd.memory import (
-    load_f16,
     load_f32,
-    load_f32_first,
     load_i32,
     load_u8,
     prefetch,
@@ -63,51 +55,14 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import (
     FIELD,
-    dot_u7s8,
-    dot_u8s8,
     fma,
     mul,
-    multiply_pairs,
     or_u8,
     to_f32,
-    widen_pairs,
-    zero_i32,
 )
 
 STRIP = 4  # rows side by side
 _LINE = 64  # bytes that a prefetch brings
-
-
-def number(value: int) -> ir.Constant:
-    """An int64 constant."""
-    return ir.Constant(_I64, value)
-
-
-def at(b: Any, address: Any, index: int, stride: Any) -> Any:
-    """The address `index` strides further on."""
-    return b.add(address, b.mul(number(index), stride)) if index else address
-
-
-def unpack_tuple(b: Any, values: Any, count: int) -> list[Any]:
-    """Elements of a UniTuple."""
-    return [b.extract_value(values, i) for i in range(count)]
-
-
-def pack_tuple(b: Any, values: list[Any]) -> Any:
-    """A UniTuple of the values."""
-    packed = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
-    for i, value in enumerate(values):
-        packed = b.insert_value(packed, value, i)
-    return packed
-
-
-def clamped(b: Any, address: Any, index: int, last: Any, stride: Any) -> Any:
-    """The address min(index, last) strides further on."""
-    if not index:
-        return address
-    here = number(index)
-    reached = b.select(b.icmp_signed("<", here, last), here, last)
-    return b.add(address, b.mul(reached, stride))
 
 
 def fields(b: Any, bits: int, w: Any, high: Any, table: bool = False) -> list[Any]:
@@ -137,115 +92,6 @@ def load_plane(bits: int, part: bool) -> tuple[Any, int]:
     if part_of == 4:
         return load_bits_first if part else load_bits, part_of
     return load_high_first if part else load_high, part_of
-
-
-# Sums of integers that may still be in 16 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """Integers to be added up: LANES of int32, or pairs of int16 (AVX2) of at most `bound`."""
-
-    value: Any
-    bound: int = 0
-
-
-def products(b: Any, codes: Any, values: Any, most: int) -> Sum:
-    """Products of 4 bytes each, codes of at most `most` by int8; in 16 bits where it saves work.
-
-    AVX2 multiplies bytes to pairs of int16 and adds pairs in a second, as slow, instruction. Small
-    codes leave room to add several pairs before.
-    """
-    if NAME == "avx2":
-        if most < 128:
-            return Sum(multiply_pairs(b, codes, values), 2 * most * 128)
-        sizes = absolute_bytes(b, codes)
-        return Sum(multiply_pairs(b, sizes, with_signs(b, values, codes)), 2 * 128 * 127)
-    dot = dot_u7s8 if most < 128 else dot_u8s8
-    return Sum(dot.emit(b, zero_i32.emit(b), codes, values))
-
-
-def added(b: Any, x: Sum, y: Sum) -> Sum:
-    """x + y, widened where 16 bits could overflow."""
-    if x.bound and y.bound and x.bound + y.bound < 1 << 15:
-        return Sum(b.add(x.value, y.value), x.bound + y.bound)
-    return Sum(b.add(widened(b, x), widened(b, y)))
-
-
-def widened(b: Any, x: Sum) -> Any:
-    """The sum in int32."""
-    return widen_pairs(b, x.value) if x.bound else x.value
-
-
-def plus_products(b: Any, total: Sum | None, codes: Any, values: Any, most: int) -> Sum:
-    """total + products."""
-    if total is None:
-        return products(b, codes, values, most)
-    if NAME == "avx2":
-        return added(b, total, products(b, codes, values, most))
-    dot = dot_u7s8 if most < 128 else dot_u8s8
-    return Sum(dot.emit(b, total.value, codes, values))
-
-
-def _pick(b: Any, index: list[int], x: Sum, y: Sum | None = None) -> Sum:
-    """Elements of 32 bits of x and y, by 128 bits: 0..3 are x's four, 4..7 y's."""
-    lanes = [
-        block + k if k < 4 else LANES + block + k - 4 for block in range(0, LANES, 4) for k in index
-    ]
-    first = b.bitcast(x.value, I32.ll)
-    second = None if y is None else b.bitcast(y.value, I32.ll)
-    value = b.bitcast(_shuffle(b, first, lanes, second), x.value.type)
-    return Sum(value, max(x.bound, 0 if y is None else y.bound))
-
-
-def _across(b: Any, x: Sum, step: int) -> Sum:
-    """Each 128 bits plus those whose number differs in the bit `step`."""
-    lanes = [4 * ((i // 4) ^ step) + i % 4 for i in range(LANES)]
-    value = b.bitcast(_shuffle(b, b.bitcast(x.value, I32.ll), lanes), x.value.type)
-    return added(b, x, Sum(value, x.bound))
-
-
-def strip_sums(b: Any, rows: list[Sum], width: int) -> list[Any]:
-    """Sums of each `width` lanes of STRIP rows: for each block in turn, 128 bits of STRIP int32.
-
-    Only moves inside 128 bits until blocks are longer: cheap everywhere. LLVM makes `addp` of sums
-    of even and odd lanes on Arm, and three sums of six `unpck` elsewhere.
-    """
-    x, y, z, w = rows
-    even, odd = [0, 2, 4, 6], [1, 3, 5, 7]
-    low, high, low_half, high_half = [0, 4, 1, 5], [2, 6, 3, 7], [0, 1, 4, 5], [2, 3, 6, 7]
-
-    def folded(x: Sum, y: Sum, first: list[int], second: list[int]) -> Sum:
-        return added(b, _pick(b, first, x, y), _pick(b, second, x, y))
-
-    if width == 1:
-        pairs = [(_pick(b, index, x, y), _pick(b, index, z, w)) for index in (low, high)]
-        sums = [_pick(b, half, *pair) for pair in pairs for half in (low_half, high_half)]
-    elif width == 2:
-        if NAME == "neon":
-            xy, zw = folded(x, y, even, odd), folded(z, w, even, odd)
-            sums = [_pick(b, even, xy, zw), _pick(b, odd, xy, zw)]
-        else:
-            sums = [
-                folded(_pick(b, index, x, y), _pick(b, index, z, w), low_half, high_half)
-                for index in (low, high)
-            ]
-    elif NAME == "neon":
-        sums = [folded(folded(x, y, even, odd), folded(z, w, even, odd), even, odd)]
-    else:
-        xy, zw = folded(x, y, low, high), folded(z, w, low, high)
-        sums = [folded(xy, zw, low_half, high_half)]
-    step = 1
-    while 4 * step < width:
-        sums = [_across(b, sums[0], step)]
-        step *= 2
-    found = []
-    for block in range(0, LANES // 4, max(width // 4, 1)):
-        for total in sums:
-            value = widened(b, total)
-            index = list(range(4 * block, 4 * block + 4))
-            found.append(value if LANES == 4 else _shuffle(b, value, index))
-    return found
 
 
 def row_step(bits: int, block: int, tokens: int, part: bool, table: bool = False) -> Any:
@@ -399,87 +245,3 @@ def store_sums(count: int) -> Any:
             store_f32.emit(b, b.add(out, number(i * VB)), value)
 
     return store
-
-
-def transposed(b: Any, rows: list[Any]) -> list[Any]:
-    """LANES vectors of LANES 32-bit elements, transposed by swapping halves of halves."""
-    lanes = list(range(LANES))
-    step = LANES // 2
-    while step:
-        swapped = list(rows)
-        for i in lanes:
-            if not i & step:
-                x, y = rows[i], rows[i + step]
-                low = [LANES + k - step if k & step else k for k in lanes]
-                high = [LANES + k if k & step else k + step for k in lanes]
-                swapped[i] = _shuffle(b, x, low, y)
-                swapped[i + step] = _shuffle(b, x, high, y)
-        rows = swapped
-        step //= 2
-    return rows
-
-
-def float_row_step(bits: int, rows: int, tokens: int, lanes: int, part: bool) -> Any:
-    """Add `lanes` inputs' products of rows x tokens to their sums; 16 or 32-bit weights.
-
-    Args of the operation: UniTuple of sums, by row, token and then lane; w, x addresses of the
-    first row and token; wb, xb bytes to the next ones; rows and tokens after number `last_row` and
-    `last` repeat those; with `part` how many inputs are left; otherwise how far ahead of w to
-    prefetch.
-    """
-    vectors = lanes // LANES
-    full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
-
-    def emit(b: Any, f: Any, w: Any, x: Any, *rest: Any) -> Any:
-        wb, xb, last_row, last, end = rest
-        sums = unpack_tuple(b, f, rows * tokens * vectors)
-        for v in range(vectors):
-            left = b.sub(end, number(v * LANES))
-            inputs = []
-            for t in range(tokens):
-                place = b.add(clamped(b, x, t, last, xb), number(4 * v * LANES))
-                value = load_f32_first.emit(b, place, left) if part else load_f32.emit(b, place)
-                inputs.append(value)
-            for r in range(rows):
-                place = b.add(clamped(b, w, r, last_row, wb), number(bits // 8 * v * LANES))
-                weights = first.emit(b, place, left) if part else full.emit(b, place)
-                if not part and v * LANES * bits // 8 % _LINE == 0:
-                    prefetch.emit(b, b.add(place, end))
-                for t in range(tokens):
-                    i = (r * tokens + t) * vectors + v
-                    sums[i] = fma.emit(b, weights, inputs[t], sums[i])
-        return pack_tuple(b, sums)
-
-    tile = types.UniTuple(F32, rows * tokens * vectors)
-    return op(tile, tile, *[i64] * 7)(emit)
-
-
-def store_chains(rows: int, tokens: int, lanes: int, rowb: int, tokenb: int) -> Any:
-    """Sums of `float_row_step` to memory: rows `rowb` bytes apart, tokens `tokenb`."""
-    vectors = lanes // LANES
-
-    @op(void, types.UniTuple(F32, rows * tokens * vectors), i64)
-    def store(b: Any, f: Any, out: Any) -> None:
-        for i, value in enumerate(unpack_tuple(b, f, rows * tokens * vectors)):
-            r, t, v = i // (tokens * vectors), i // vectors % tokens, i % vectors
-            store_f32.emit(b, b.add(out, number(r * rowb + t * tokenb + v * VB)), value)
-
-    return store
-
-
-def sum_chains(chains: int, distance: int) -> Any:
-    """Lane i: the sum of the i-th row's `chains` sums, one after the other.
-
-    Args of the operation: address of the first row's; the others follow `distance` apart.
-    """
-
-    @op(F32, i64)
-    def sum_chains(b: Any, address: Any) -> Any:
-        total = None
-        for v in range(chains // LANES):
-            places = [b.add(address, number(i * distance + v * VB)) for i in range(LANES)]
-            for column in transposed(b, [load_f32.emit(b, place) for place in places]):
-                total = column if total is None else b.fadd(total, column)
-        return total
-
-    return sum_chains

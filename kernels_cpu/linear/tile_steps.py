@@ -17,13 +17,8 @@ from edgetok.kernels_cpu.linear.byte_products import (
     with_signs,
 )
 from edgetok.kernels_cpu.linear.layout import PLANES
-from edgetok.kernels_cpu.linear.row_steps import (
-    at,
-    number,
-    pack_tuple,
-    unpack_tuple,
-)
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, STEPS, R
+from edgetok.kernels_cpu.simd.composing import at, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I32,

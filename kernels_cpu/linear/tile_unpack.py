@@ -13,14 +13,9 @@ from edgetok.kernels_cpu.linear.code_orders import (
     load_words,
 )
 from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
-from edgetok.kernels_cpu.linear.row_steps import (
-    at,
-    clamped,
-    fields,
-    number,
-    transposed,
-)
+from edgetok.kernels_cpu.linear.row_steps import fields
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES
+from edgetok.kernels_cpu.simd.composing import at, clamped, number, transposed
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I8,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from edgetok.errors import ArtefactError
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import DATA_FILE
-from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.models.operations import expert_counts, operations
 from edgetok.runtime.cpu.arenas import BY_THREAD, Segment, bound
 from edgetok.runtime.cpu.linears import stored_weight

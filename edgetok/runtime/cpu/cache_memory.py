@@ -23,7 +23,6 @@ from edgetok.kernels_cpu.attention.launch import (
     mass_workspace_bytes,
 )
 from edgetok.kernels_cpu.eviction.evictor import Evictor
-from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.abi import (
     PART_MASS_KEEP,
     PART_MASS_SLOTS,
@@ -35,6 +34,7 @@ from edgetok.kernels_cpu.program.abi import (
     PART_SLOTS,
     PART_STATES,
 )
+from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.kernels_cpu.program.tables import float_bits
 from edgetok.models.ops import STATES
 from edgetok.models.spec import DecoderSpec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.experts import launch
-from edgetok.kernels_cpu.linear.launch import Floats, Span
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 
 if TYPE_CHECKING:

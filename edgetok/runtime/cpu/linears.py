@@ -9,14 +9,11 @@ from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import HIGH_BITS, TABLE
 from edgetok.kernels_cpu.linear.launch import (
     SCRATCH_BYTES,
-    Activations,
-    Floats,
-    LinearWeight,
-    Span,
-    activation_bytes,
     matmul_instruction,
     quantise_instruction,
 )
+from edgetok.kernels_cpu.linear.operands import Activations, LinearWeight, activation_bytes
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.runtime.cpu.arenas import Arena, Segment, address_in
 

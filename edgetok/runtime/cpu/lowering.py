@@ -14,7 +14,8 @@ from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
-from edgetok.kernels_cpu.linear.launch import Floats, Span, embed_instruction
+from edgetok.kernels_cpu.linear.launch import embed_instruction
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale

@@ -27,9 +27,10 @@ import numpy as np
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as launch_attention
-from edgetok.kernels_cpu.linear.launch import SCRATCH_BYTES, Floats, Span
+from edgetok.kernels_cpu.linear.launch import SCRATCH_BYTES
 from edgetok.kernels_cpu.program.abi import CTX_HEAD, CTX_TAIL
 from edgetok.kernels_cpu.program.launch_rows import go_on
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Table, table
 from edgetok.models.operations import (
     body_operations,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention.launch import KV_BITS, is_rotated
-from edgetok.kernels_cpu.linear.launch import GROUP_SIZES
 from edgetok.kernels_cpu.linear.layout import GROUPED
+from edgetok.kernels_cpu.linear.operands import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
 from edgetok.models.layers.experts import Route

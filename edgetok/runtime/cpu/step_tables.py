@@ -17,7 +17,6 @@ from edgetok.kernels_cpu.attention.launch import (
     mass_workspace_bytes,
     partials_bytes,
 )
-from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.abi import (
     CTX_HEAD,
     CTX_PART_TABLE,
@@ -36,6 +35,7 @@ from edgetok.kernels_cpu.program.abi import (
     PART_ROWS,
     PART_SLOTS,
 )
+from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.models.spec import DecoderSpec
 
 

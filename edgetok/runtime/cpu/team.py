@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgetok.errors import EdgetokError
-from edgetok.kernels_cpu.linear.launch import aligned_bytes
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
 from edgetok.kernels_cpu.program.loader import Kernels
+from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.kernels_cpu.program.tables import (
     LINE,
     PROGRAM_FIRST,

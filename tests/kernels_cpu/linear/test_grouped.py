@@ -9,7 +9,9 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference_linear
-from edgetok.kernels_cpu.linear.launch import Floats, LinearWeight, Span, embed_instruction
+from edgetok.kernels_cpu.linear.launch import embed_instruction
+from edgetok.kernels_cpu.linear.operands import LinearWeight
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from tests.kernels_cpu.linear.test_matmul import _float, _int8, _pack, _product
 
 MODULES = (

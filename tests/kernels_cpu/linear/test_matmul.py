@@ -9,14 +9,12 @@ import pytest
 
 from edgetok.kernels_cpu import reference_linear
 from edgetok.kernels_cpu.linear.launch import (
-    Activations,
-    Floats,
-    LinearWeight,
-    Span,
     allocate_scratch,
     matmul_instruction,
     quantise_instruction,
 )
+from edgetok.kernels_cpu.linear.operands import Activations, LinearWeight
+from edgetok.kernels_cpu.program.memory import Floats, Span
 
 MODULES = (
     "linear.quantise_activations",

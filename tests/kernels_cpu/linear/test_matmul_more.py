@@ -11,14 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgetok.errors import ShapeError
-from edgetok.kernels_cpu.linear.launch import (
-    Activations,
-    Floats,
-    LinearWeight,
-    Span,
-    allocate_scratch,
-    matmul_instruction,
-)
+from edgetok.kernels_cpu.linear.launch import allocate_scratch, matmul_instruction
+from edgetok.kernels_cpu.linear.operands import Activations, LinearWeight
+from edgetok.kernels_cpu.program.memory import Floats, Span
 from tests.kernels_cpu.linear.test_matmul import Linear, _float, _int8
 
 MODULES = (

@@ -7,9 +7,10 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference_linear
-from edgetok.kernels_cpu.linear import launch as launch_linear
 from edgetok.kernels_cpu.linear import layout
-from edgetok.kernels_cpu.linear.launch import Activations, Floats, quantise_instruction
+from edgetok.kernels_cpu.linear.launch import quantise_instruction
+from edgetok.kernels_cpu.linear.operands import Activations
+from edgetok.kernels_cpu.program.memory import Floats, Span
 
 MODULES = ("linear.quantise_activations",)
 
@@ -113,6 +114,6 @@ def test_refusals(kernels):
     with pytest.raises(ShapeError, match="columns"):
         Floats.of(np.zeros((2, 65), np.float32), first=60, width=6)
     with pytest.raises(ShapeError, match="not C-contiguous"):
-        launch_linear.Span.of(np.zeros((4, 4))[:, :2])
+        Span.of(np.zeros((4, 4))[:, :2])
     with pytest.raises(ShapeError, match="groups of 48"):
         Activations.allocate(kernels.isa, tokens_max=2, K=64, bits=4, group_size=48)

@@ -23,11 +23,13 @@ from llvmlite import ir  # noqa: E402
 from numba import njit, types  # noqa: E402
 
 from edgetok.kernels_cpu.linear import code_orders as linear  # noqa: E402
-from edgetok.kernels_cpu.linear import row_steps as steps  # noqa: E402
+from edgetok.kernels_cpu.linear import integer_sums as sums  # noqa: E402
+from edgetok.kernels_cpu.linear.row_steps import STRIP  # noqa: E402
 from edgetok.kernels_cpu.linear.tile_unpack import transpose_words  # noqa: E402
 from edgetok.kernels_cpu.simd import emit as simd_emit  # noqa: E402
 from edgetok.kernels_cpu.simd import memory  # noqa: E402
 from edgetok.kernels_cpu.simd import ops as simd  # noqa: E402
+from edgetok.kernels_cpu.simd.composing import number  # noqa: E402
 
 VB, LANES, op = simd_emit.VB, simd_emit.LANES, simd_emit.op
 RNG = np.random.default_rng(0)
@@ -185,13 +187,13 @@ def strip_sums():
         @op(types.void, *[types.int64] * 2)
         def run(b, source, out):
             rows = [
-                steps.Sum(memory.load_u8.emit(b, b.add(source, steps.number(r * VB))), bound)
-                for r in range(steps.STRIP)
+                sums.Sum(memory.load_u8.emit(b, b.add(source, number(r * VB))), bound)
+                for r in range(STRIP)
             ]
             kind = I16 if bound else simd_emit.I32.ll
-            rows = [steps.Sum(b.bitcast(row.value, kind), bound) for row in rows]
-            for i, value in enumerate(steps.strip_sums(b, rows, width)):
-                simd_emit._store(b, b.add(out, steps.number(16 * i)), value)
+            rows = [sums.Sum(b.bitcast(row.value, kind), bound) for row in rows]
+            for i, value in enumerate(sums.strip_sums(b, rows, width)):
+                simd_emit._store(b, b.add(out, number(16 * i)), value)
 
         @njit
         def call(source, out):
@@ -203,15 +205,15 @@ def strip_sums():
     widths = [width for width in (2, 4, 8, 16) if width <= LANES]
     for bound in (0, 7000, 30000) if ISA.name == "avx2" else (0,):
         kind, most = (np.int16, bound) if bound else (np.int32, 1 << 24)
-        rows = RNG.integers(-most, most + 1, (steps.STRIP, VB // kind().nbytes)).astype(kind)
+        rows = RNG.integers(-most, most + 1, (STRIP, VB // kind().nbytes)).astype(kind)
         rows[:, : LANES // 2] = most
         for width in widths:
-            truth = rows.astype(np.int64).reshape(steps.STRIP, LANES // width, -1).sum(2)
-            for steps.NAME in (ISA.name, "neon"):  # Arm's moves, too, are plain ones of LLVM's
-                out = np.empty((LANES // width, steps.STRIP), np.int32)
+            truth = rows.astype(np.int64).reshape(STRIP, LANES // width, -1).sum(2)
+            for sums.NAME in (ISA.name, "neon"):  # Arm's moves, too, are plain ones of LLVM's
+                out = np.empty((LANES // width, STRIP), np.int32)
                 make(width, bound)(address(rows), address(out))
                 np.testing.assert_array_equal(out, truth.T)
-    steps.NAME = ISA.name
+    sums.NAME = ISA.name
 
 
 def rounding():

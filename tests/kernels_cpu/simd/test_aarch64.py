@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from edgetok.kernels_cpu.linear import launch as launch_linear
+from edgetok.kernels_cpu.linear import operands
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
 from edgetok.kernels_cpu.program.tables import (
@@ -220,7 +221,8 @@ def each_kernels(tmp_path_factory, kernel_cache):
 def guard(each_kernels, monkeypatch):
     arena = each_kernels.arena
     arena.clear()
-    monkeypatch.setattr(launch_linear, "aligned_bytes", arena.allocate)
+    for module in (launch_linear, operands):
+        monkeypatch.setattr(module, "aligned_bytes", arena.allocate)
 
     def call(cache, instruction, *arguments):
         cache.kernels.call(instruction[0], *arguments)

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetok.kernels_cpu.linear.launch import LinearWeight, Span
+from edgetok.kernels_cpu.linear.operands import LinearWeight
 from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.memory import Span
 from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 from edgetok.kernels_cpu.simd.target import Target
 from tests.kernels_cpu.linear.test_matmul import Linear, _float, _int8

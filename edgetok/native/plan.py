@@ -42,7 +42,7 @@ from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program.tables import Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
-from edgetok.models.operations import expert_counts, operations
+from edgetok.models.operations import operations
 from edgetok.models.ops import Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import RopeSpec
@@ -121,8 +121,6 @@ def model_plan(
     spec = plan.spec
     if len(spec.attention_layers) != spec.num_layers:
         raise UnsupportedError("native export takes decoders whose layers all have attention")
-    if expert_counts(operations(spec)):
-        raise UnsupportedError("native export takes decoders without experts")
     core = {
         Section.PLAN: plan_bytes(plan),
         Section.RUN: _run(plan, artefact, len(eos)),

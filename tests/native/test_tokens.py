@@ -13,7 +13,7 @@ from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.rtn_artefact import add_constants
-from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS, WITH_STATES
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_STATES
 
 RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(3, VOCAB_SIZE, 37).astype(np.int32)
@@ -39,7 +39,7 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
-ATTENTIVE = [family for family in FAMILIES if family not in (*WITH_STATES, *WITH_EXPERTS)]
+ATTENTIVE = [family for family in FAMILIES if family not in WITH_STATES]
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
@@ -59,15 +59,10 @@ def test_layers_without_attention_are_refused(both, tiny, family):
         both(tiny(family, 4).artefact)
 
 
-@pytest.mark.parametrize("family", [name for name in WITH_EXPERTS if name not in WITH_STATES])
-def test_experts_are_refused(both, tiny, family):
-    with pytest.raises(UnsupportedError, match="without experts"):
-        both(tiny(family, 4).artefact)
-
-
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
-def test_weights(both, tiny, bits):
-    model, backend = both(tiny("llama", bits).artefact)
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_weights(both, tiny, family, bits):
+    model, backend = both(tiny(family, bits).artefact)
     with model.chat() as chat:
         found = native_answer(chat, PROMPT, 20)
     assert found == python_answer(backend, backend.new_cache(64), PROMPT, GREEDY, 20)
@@ -84,7 +79,7 @@ def test_logits_are_the_same_bits(both, tiny):
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("policy", ["content", "retain", "window"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "smollm3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "smollm3", "mixtral"])
 def test_bounded_caches(both, trained, family, policy, kv_bits):
     """Much is evicted, and positions are made contiguous again."""
     model, backend = both(trained(family, TRAINED), kv_bits, threads=2)

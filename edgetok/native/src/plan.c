@@ -152,14 +152,14 @@ static int read_plan(edgetok_model *m, section s, char *error) {
         int64_t slot = moved[2 * i], segment = moved[2 * i + 1];
         if (!within(slot, before + 1, INSTR_SLOTS * count - 1) ||
             !within(segment, SEGMENT_KERNELS, SEGMENT_LINEAR) ||
-            (segment == SEGMENT_KERNELS) != (slot % INSTR_SLOTS == 0))
+            (slot % INSTR_SLOTS == 0 && segment != SEGMENT_KERNELS) || slot % INSTR_SLOTS == 1)
             return et_fail(error, "%s", broken);
         int64_t *value = &m->table[slot / INSTR_SLOTS].slots[slot % INSTR_SLOTS];
         int64_t most = segment == SEGMENT_KERNELS ? name_count : sizes[segment];
         if (!within(*value, 0, most - 1)) return et_fail(error, "%s", broken);
         if (segment == SEGMENT_KERNELS) {
-            *value = (int64_t)(intptr_t)calls[*value];
-            kernels++;
+            *value = (int64_t)(intptr_t)calls[*value]; /* experts name one that another calls */
+            kernels += slot % INSTR_SLOTS == 0;
         } else {
             *value += (int64_t)(intptr_t)m->segments[segment];
         }

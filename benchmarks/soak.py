@@ -6,7 +6,8 @@
 Starts `edgetok serve` with the bundled model and asks it in every protocol: streams and whole
 answers, schemas, tools, stop texts, several answers, vectors. One request in ten is given up within
 25 ms. Prints the requests by status, the server's memory and its growth a request after the first
-tenth, and the most that models and caches took of the budget. Exits with 1 where an answer that was
+tenth, and the most that models and caches took of the budget; errors, and memory now and then, as
+they come. The model's files must not be written to meanwhile. Exits with 1 where an answer that was
 not given up has a status other than 200, where something is left behind, or where memory grows by
 more than 1 KiB a request and what an allocator holds now and then.
 """
@@ -35,6 +36,7 @@ CLIENTS = 16
 ABORTED_S = 0.025
 SETTLED = 1000  # requests after which caches of prompts are full at the latest
 MOST_GROWTH = 1024  # bytes a request
+SHOWN = 2000  # requests between two lines on the way
 NOISE = 8 << 20  # bytes that the allocator may hold at one moment and not at another
 WORDS = ["dog", "cat", "tree", "Tom", "run", "sea", "little", "happy"]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -49,6 +51,11 @@ class Told:
     errors: list[str] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)  # requests so far, resident bytes
     most_bytes: float = 0.0  # of models and caches by the server's own account
+
+    def wrong(self, line: str) -> None:
+        """Note an error, and show it at once: a run may be stopped before its end."""
+        self.errors.append(line)
+        print(f"ERROR {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -125,11 +132,11 @@ async def ask(client: httpx.AsyncClient, number: int, kind: int | None, told: To
     try:
         response = await work
     except httpx.HTTPError as error:
-        told.errors.append(f"{number} {path}: {error!r}")
+        told.wrong(f"{number} {path}: {error!r}")
         return
     told.statuses[f"{response.status_code}"] += 1
     if response.status_code != 200 or '"error":{' in response.text.replace(" ", ""):
-        told.errors.append(f"{number} {path}: {response.status_code} {response.text[:200]}")
+        told.wrong(f"{number} {path}: {response.status_code} {response.text[:200]}")
 
 
 async def gauge(client: httpx.AsyncClient, name: str) -> float:
@@ -159,6 +166,8 @@ async def soak(
                     caches = await gauge(client, "memory_caches_bytes")
                     told.most_bytes = max(told.most_bytes, models + caches)
                     told.memory.append((number, process.memory_info().rss))
+                if number % SHOWN == 0:
+                    print(f"{number:,}: {process.memory_info().rss / 1e6:,.1f} MB", file=sys.stderr)
 
         await asyncio.gather(*(work() for _ in range(CLIENTS)))
         left = time.monotonic() + 60
@@ -166,10 +175,10 @@ async def soak(
             await asyncio.sleep(0.05)
         for name in ("running", "waiting", "memory_caches_bytes"):
             if await gauge(client, name):
-                told.errors.append(f"{name} is {await gauge(client, name):,.0f} at the end")
+                told.wrong(f"{name} is {await gauge(client, name):,.0f} at the end")
         budget = await gauge(client, "memory_budget_bytes")
         if told.most_bytes > budget:
-            told.errors.append(f"{told.most_bytes:,.0f} bytes of a budget of {budget:,.0f}")
+            told.wrong(f"{told.most_bytes:,.0f} bytes of a budget of {budget:,.0f}")
         told.memory.append((sum(told.statuses.values()), process.memory_info().rss))
     return told
 
@@ -203,8 +212,7 @@ def main() -> None:
     shown = sorted(told.memory)[:: max(1, len(told.memory) // 8)]
     print("on the way:", ", ".join(f"{at:,}: {now / 1e6:,.1f} MB" for at, now in shown))
     print(f"most of the budget for models and caches: {told.most_bytes / 1e6:,.0f} MB")
-    for error in told.errors[:20]:
-        print(f"ERROR {error}")
+    print(f"errors: {len(told.errors):,}")
     raise SystemExit(bool(told.errors) or grown > MOST_GROWTH * during + NOISE)
 
 

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,9 +72,9 @@ class Writer:
             held = stack.pop_all()
         return Answer(self, held, place, served, model, request, prepared)
 
-    def close_later(self, answer: Answer) -> asyncio.Task[None]:
+    def close_later(self, giving_back: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Give back what an answer holds, whatever becomes of the task that asks for it."""
-        task = asyncio.get_running_loop().create_task(answer.give_back())
+        task = asyncio.get_running_loop().create_task(giving_back)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
@@ -128,6 +128,7 @@ class Answer:
             Refusal: the memory never suffices.
             EdgetokError: the engine fails.
         """
+        await self._writer.models.make_way(self._prepared.nbytes)
         await self._place.borrow(self._prepared.nbytes, self._request.priority)
         try:
             async with contextlib.aclosing(self._written()) as events:
@@ -151,7 +152,7 @@ class Answer:
     async def __aexit__(self, *exception: object) -> None:
         for generation in self._generations:
             generation.close()
-        await asyncio.shield(self._writer.close_later(self))
+        await asyncio.shield(self._writer.close_later(self.give_back()))
 
     async def give_back(self) -> None:
         """Wait until no step touches the caches, and give back memory and model."""

@@ -1,7 +1,8 @@
 """One budget of memory for models and answers, and the queue of answers that wait for a share.
 
 An answer is let in when the KV cache that it may need at most fits beside all others', so no answer
-ever ends because another one took the memory.
+ever ends because another one took the memory. A model is loaded only into memory that no answer
+has, and that none which waits already will need.
 """
 
 from __future__ import annotations
@@ -70,6 +71,17 @@ class MemoryBudget:
         return self.total_bytes - self.model_bytes - self.cache_bytes
 
     @property
+    def most_cache_bytes(self) -> int:
+        """Bytes that all KV caches together may ever have beside the loaded models."""
+        return self.total_bytes - self.model_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes for one more model: what remains when everybody who waits can still be let in."""
+        waiting = (one.nbytes for one in self._waiting if not one.admitted.done())
+        return self.most_cache_bytes - max(self.cache_bytes, *waiting, 0)
+
+    @property
     def waiting(self) -> int:
         """Answers that wait to be let in."""
         return sum(not one.admitted.done() for one in self._waiting)
@@ -108,14 +120,8 @@ class MemoryBudget:
 
     async def lend(self, place: Place, nbytes: int, priority: int) -> None:
         """Wait until a place has its turn and memory. See `Place.borrow`."""
-        if nbytes > self.total_bytes - self.model_bytes:
-            raise Refusal(
-                503,
-                f"the answer's cache may need {nbytes:,} bytes and the memory budget has "
-                f"{max(0, self.total_bytes - self.model_bytes):,} beside the loaded models; ask "
-                "for fewer tokens, or start the server with a larger --memory",
-                code="memory_exceeded",
-            )
+        if nbytes > self.most_cache_bytes:
+            raise self._too_large(nbytes)
         one = _Waiting(
             priority, next(self._numbers), nbytes, asyncio.get_running_loop().create_future()
         )
@@ -125,12 +131,21 @@ class MemoryBudget:
         try:
             await one.admitted
             place.nbytes = nbytes
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Refusal) as error:
             self._coming += 1  # which the place's context gives back
-            if not one.admitted.cancelled():
+            if not isinstance(error, Refusal) and not one.admitted.cancelled():
                 self._give_back(nbytes)
             self._admit()
             raise
+
+    def _too_large(self, nbytes: int) -> Refusal:
+        return Refusal(
+            503,
+            f"the answer's cache may need {nbytes:,} bytes and the memory budget has "
+            f"{max(0, self.most_cache_bytes):,} beside the loaded models; ask for fewer tokens, or "
+            "start the server with a larger --memory",
+            code="memory_exceeded",
+        )
 
     def _give_back(self, nbytes: int) -> None:
         self.cache_bytes -= nbytes
@@ -141,7 +156,9 @@ class MemoryBudget:
         """Let in whoever is first and fits; nobody overtakes, so a large answer is not starved."""
         while self._waiting:
             first = self._waiting[0]
-            if not first.admitted.done():
+            if not first.admitted.done() and first.nbytes > self.most_cache_bytes:
+                first.admitted.set_exception(self._too_large(first.nbytes))
+            elif not first.admitted.done():
                 if self.running >= self.most_running or first.nbytes > self.free_bytes:
                     return
                 self.running += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -43,12 +42,12 @@ class Embeddings(Computed):
                 f"input: {len(prompts):,} texts, expected at most {_MOST_TEXTS:,}",
                 param="input",
             )
-        async with self.using(found.model) as (place, _, model):
-            _check_dimensions(found.dimensions, model)
-            texts = await asyncio.to_thread(_all_tokens, model, prompts)
-            await self.make_room(place, model, texts, "input")
+        async with self.using(found.model) as work:
+            _check_dimensions(found.dimensions, work.model)
+            texts = await work.run(_all_tokens, work.model, prompts)
+            await work.make_room(texts, "input")
             # One after the other: between two of them a client that went away is noticed.
-            vectors = [await asyncio.to_thread(_embed, model, found, ids) for ids in texts]
+            vectors = [await work.run(_embed, work.model, found, ids) for ids in texts]
         data = [
             {"object": "embedding", "index": i, "embedding": _written(vector, found)}
             for i, vector in enumerate(vectors)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
@@ -15,7 +15,7 @@ from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.manifest import MANIFEST_FILE
 from edgetok.model import Model
-from edgetok.runtime.options import RunChanges
+from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.failure import Refusal, log
 
@@ -36,9 +36,12 @@ class Served:
         weight_bytes: of the file that is mapped.
         model: while it is loaded.
         loaded_bytes: that it takes while it is loaded.
-        users: requests that use it now.
+        users: requests that use it now, or wait until it is loaded.
+        holders: how many of them have the loaded model.
+        free: set while there are none of these.
         used_s: when the last of them ended, on the monotonic clock.
-        broken: whether its files were changed under it: it is loaded again for the next request.
+        broken: whether its files were changed under it: nobody gets it any more, and once nobody
+            has it, it is loaded again.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Served:
     model: Model | None = None
     loaded_bytes: int = 0
     users: int = 0
+    holders: int = 0
+    free: asyncio.Event = field(default_factory=asyncio.Event)
     used_s: float = 0.0
     broken: bool = False
 
@@ -94,6 +99,7 @@ class ModelPool:
         """
         self.budget, self._options, self._progress = budget, options, progress
         self._lock = asyncio.Lock()
+        self._loading: set[asyncio.Task[Model]] = set()
         self.models: dict[str, Served] = {}
         for name, path in places:
             if name in self.models:
@@ -129,10 +135,24 @@ class ModelPool:
         served = self.find(name)
         served.users += 1  # before anything is awaited, so that nobody unloads it
         try:
-            yield served, await self._loaded(served)
+            model = await self._loaded(served)
+            served.holders += 1
+            served.free.clear()
+            try:
+                yield served, model
+            finally:
+                served.holders -= 1
+                if not served.holders:
+                    served.free.set()
         finally:
             served.users -= 1
             served.used_s = time.monotonic()
+
+    async def make_way(self, nbytes: int) -> None:
+        """Unload idle models, those used longest ago first, until caches of this size may fit."""
+        if nbytes > self.budget.most_cache_bytes:
+            async with self._lock:
+                await self._unload_until(lambda: self.budget.most_cache_bytes >= nbytes)
 
     async def unload_idle(self, idle_s: float) -> None:
         """Unload what was not used for `idle_s` seconds."""
@@ -148,42 +168,64 @@ class ModelPool:
 
     @property
     def prefix_bytes(self) -> int:
-        """Return the limit of each model's beginnings of prompts where the user gave none."""
+        """Return the limit of each model's beginnings of prompts."""
+        asked = RunOptions.of(self._options).prefix_cache_bytes
+        if asked is not None:
+            return asked
         return min(_PREFIX_BYTES, self.budget.total_bytes // _PREFIX_SHARE)
 
     async def _loaded(self, served: Served) -> Model:
         if served.model is not None and not served.broken:
             return served.model
+        # In a task of its own: a request that is given up does not end what others wait for.
+        loading = asyncio.get_running_loop().create_task(self._load_once(served))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+        return await asyncio.shield(loading)
+
+    async def _load_once(self, served: Served) -> Model:
         async with self._lock:
-            if served.broken and served.users == 1:
+            if served.broken and served.model is not None:
+                # Nobody new gets it, and answers that have it end with their next step.
+                if served.holders:
+                    await served.free.wait()
                 await self._unload(served)
             if served.model is None:
-                await self._make_room(served)
                 served.model = await self._load(served)
             return served.model
 
-    async def _make_room(self, served: Served) -> None:
-        """Unload idle models, those used longest ago first, until this one fits."""
-        wanted = served.weight_bytes + self.prefix_bytes
+    async def _unload_until(self, enough: Callable[[], bool]) -> None:
         for other in sorted(self.models.values(), key=lambda other: other.used_s):
-            if self.budget.free_bytes >= wanted:
+            if enough():
                 return
             if not other.users:
                 await self._unload(other)
-        if self.budget.free_bytes < wanted:
+
+    async def _make_room(self, served: Served) -> int:
+        """Reserve memory for a model, in place of idle ones; returns its bytes."""
+        wanted = served.weight_bytes + self.prefix_bytes
+        await self._unload_until(lambda: self.budget.spare_bytes >= wanted)
+        if self.budget.spare_bytes < wanted:
             raise Refusal(
                 503,
-                f"{served.name} needs {wanted:,} bytes and {max(0, self.budget.free_bytes):,} of "
+                f"{served.name} needs {wanted:,} bytes and {max(0, self.budget.spare_bytes):,} of "
                 f"{self.budget.total_bytes:,} are free; try again when others are done, or start "
                 "the server with a larger --memory",
                 code="memory_exceeded",
             )
+        self.budget.add_model(wanted)  # before it is loaded: no answer gets these bytes meanwhile
+        return wanted
 
     async def _load(self, served: Served) -> Model:
         begun = time.monotonic()
-        model = await asyncio.to_thread(
-            Model.load, served.path, progress=self._progress, **self._options
-        )
+        reserved = await self._make_room(served)
+        try:
+            model = await asyncio.to_thread(
+                Model.load, served.path, progress=self._progress, **self._options
+            )
+        except BaseException:
+            self.budget.add_model(-reserved)
+            raise
         for note in model.notes:
             log.warning("%s", note)
         model.engine.scheduler.chunk_s = _CHUNK_S
@@ -194,7 +236,7 @@ class ModelPool:
         buffers = getattr(model.backend, "buffer_bytes", 0)
         served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
         served.broken = False
-        self.budget.add_model(served.loaded_bytes)
+        self.budget.add_model(served.loaded_bytes - reserved)
         log.info("loaded %s in %.1f s", served.name, time.monotonic() - begun)
         return model
 

@@ -5,7 +5,6 @@ Only models that were trained for it can: see `edgetok.ranking`.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from edgetok.errors import UnsupportedError
@@ -41,13 +40,13 @@ class Rerank(Computed):
         """Return texts by their scores. See `Computed`."""
         found = validated(_Body, body)
         documents = _texts(found)
-        async with self.using(found.model) as (place, served, model):
-            ranker = _ranker(served, model)
-            texts = await asyncio.to_thread(_all_tokens, ranker, found, documents)
-            await self.make_room(place, model, texts, "documents")
+        async with self.using(found.model) as work:
+            ranker = _ranker(work.served, work.model)
+            texts = await work.run(_all_tokens, ranker, found, documents)
+            await work.make_room(texts, "documents")
             cache = ranker.cache(max(map(len, texts)))
             # One after the other: between two of them a client that went away is noticed.
-            scores = [await asyncio.to_thread(ranker.score, ids, cache) for ids in texts]
+            scores = [await work.run(ranker.score, ids, cache) for ids in texts]
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: found.top_n]
         results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in best]
         if found.return_documents:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +19,8 @@ from edgetok.models.bundled import bundled_model
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.models import ModelPool
 from tests.serve.conftest import Process
+
+CLIENTS = 6
 
 
 @pytest.fixture
@@ -70,6 +76,49 @@ def test_weights_that_were_changed_under_it(two: Process, tmp_path: Path) -> Non
     assert two.chat("Hi", model="one", max_tokens=2).status_code == 200
     data.write_bytes(whole)
     assert two.chat("Hi", model="copy", max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+def test_weights_that_are_written_to_while_many_ask(tmp_path: Path, path: str) -> None:
+    """Those who have the old weights get one clear error; nobody else does, and it goes on."""
+    shutil.copytree(bundled_model(), tmp_path / "copy")
+    data = tmp_path / "copy" / "model.onnx.data"
+    made = Process(str(tmp_path / "copy"), "--memory", "128MiB")
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+        "/v1/embeddings": {"input": "Hi"},
+    }
+    changed, stop = threading.Event(), threading.Event()
+    found: list[list[tuple[int, str]]] = [[] for _ in range(CLIENTS)]
+
+    def ask(seen: list[tuple[int, str]]) -> None:
+        after = 0
+        while after < 5 and not stop.is_set():
+            began_after = changed.is_set()
+            response = made.post(path, **bodies[path])
+            error = response.json().get("error") or {"code": ""}
+            seen.append((response.status_code, error["code"]))
+            after += began_after and response.status_code == 200
+
+    try:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asking = [pool.submit(ask, seen) for seen in found]
+            while not all(len(seen) > 2 for seen in found):
+                time.sleep(0.01)
+            data.write_bytes(data.read_bytes())
+            changed.set()
+            try:
+                for one in asking:
+                    one.result(120)
+            finally:
+                stop.set()
+        statuses = Counter(one for seen in found for one in seen)
+        assert set(statuses) <= {(200, ""), (503, "model_unavailable")}
+        assert 0 < statuses[503, "model_unavailable"] <= 2 * CLIENTS
+        assert all(seen[-1] == (200, "") for seen in found)
+        assert made.gauge("memory_caches_bytes") == 0
+    finally:
+        made.stop()
 
 
 def test_too_little_memory(tmp_path: Path) -> None:

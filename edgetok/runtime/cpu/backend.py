@@ -342,6 +342,7 @@ class CpuBackend(SpecBackend):
 
     def _hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Return `hidden` for who has the team's turn."""
+        self._artefact.check_unchanged()
         self._begin([(cache, ids)], [ids.size], [0])
         self._compute(self._body)
         cache.advance(ids.size)

@@ -11,7 +11,7 @@ from edgetok.errors import CheckpointError, OptionError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.library.download import Remote, fetch, look
 from edgetok.library.kinds import local_source
-from edgetok.library.names import HUB_ID, hub_id
+from edgetok.library.names import HubName
 
 
 def resolve_source(source: str, revision: str | None = None) -> Path:
@@ -19,11 +19,11 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
 
     Args:
         source: an existing folder or GGUF file, `owner/name`, `owner/name/file.gguf`, or a short
-            name of `edgetok.library.names`.
+            name of `edgetok.library.names`; a revision may follow the last three behind an @.
         revision: a branch, tag or commit of a hub repository.
 
     Raises:
-        OptionError: a revision of something that is not a repository.
+        OptionError: a revision of something that is not a repository, or two of them.
         CheckpointError: neither a model nor a repository that can be downloaded.
         UnsupportedError: something that edgetok does not run; the message names it.
         MissingExtraError: a hub id without huggingface_hub.
@@ -35,11 +35,12 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
                 f"--revision needs a hub id, and {source} is not one; remove --revision"
             )
         return local_source(path)
-    parts = (hub_id(source) or source).split("/")
-    name, file = "/".join(parts[:2]), "/".join(parts[2:]) or None
-    if not HUB_ID.fullmatch(name) or (file is not None and not file.lower().endswith(".gguf")):
+    hub = HubName.parse(source)
+    if hub is None:
         raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
-    remote = look(name, file, revision)
+    if hub.revision and revision:
+        raise OptionError(f"--revision {revision}: {source} has a revision; give one of them")
+    remote = look(hub.repository, hub.file, revision or hub.revision)
     if not isinstance(remote, Remote):
         return local_source(remote)
     if remote.kind == "artefact":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import MappingProxyType
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -43,6 +44,36 @@ def hub_id(name: str) -> str | None:
     short, at, revision = name.partition("@")
     known = SHORT_NAMES.get(short.lower())
     return None if known is None or bool(at) != bool(revision) else known + at + revision
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """What a name means on the hub.
+
+    Attributes:
+        repository: `owner/name`.
+        file: a GGUF file in it, or None.
+        revision: a branch, tag or commit, or None.
+    """
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> HubName | None:
+        """Read a short name, `owner/name` or `owner/name/file.gguf`, each maybe with @revision.
+
+        None if it has another form.
+        """
+        base, at, revision = (hub_id(name) or name).partition("@")
+        owner, *parts = base.split("/")
+        repository, inside = "/".join([owner, *parts[:1]]), parts[1:]
+        if not HUB_ID.fullmatch(repository) or bool(at) != bool(revision):
+            return None
+        if inside and (set(inside) & {"", ".", ".."} or not base.lower().endswith(".gguf")):
+            return None
+        return cls(repository, "/".join(inside) or None, revision or None)
 
 
 def near_names(name: str, others: Iterable[str] = ()) -> list[str]:

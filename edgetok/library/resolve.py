@@ -31,7 +31,7 @@ from edgetok.errors import (
     OptionError,
 )
 from edgetok.library.folder import Entry, entries, entry_for, locked
-from edgetok.library.names import HUB_ID, SHORT_NAMES, hub_id, near_names
+from edgetok.library.names import SHORT_NAMES, HubName, hub_id, near_names
 
 if TYPE_CHECKING:
     from edgetok.converter.options import ConvertOptions
@@ -127,14 +127,11 @@ def _source(name: str) -> str:
     for entry in entries():
         if name in (entry.name, entry.folder.name):
             return entry.source
-    base, at, revision = name.partition("@")
-    parts = base.split("/")
+    parts = name.split("/")
     is_path = name.startswith((".", "/", "~")) or "\\" in name or path.parent.is_dir()
-    repository = "/".join(parts[:2])
-    if len(parts) > 1 and parts[0] not in ("artefacts", "models") and HUB_ID.fullmatch(repository):
-        inside = len(parts) == 2 or (len(parts) == 3 and base.lower().endswith(".gguf"))
-        if inside and bool(at) == bool(revision) and not (is_path and path.parent != Path()):
-            return name
+    local = parts[0] in ("artefacts", "models") or (is_path and path.parent != Path())
+    if not local and HubName.parse(name) is not None:
+        return name
     near = near_names(name, [entry.name for entry in entries()])
     hint = (
         f"did you mean {' or '.join(near)}?"
@@ -186,7 +183,10 @@ def _make(
         remote = local_source(Path(source))
         state = _local_state(Path(source))
     else:
-        remote = download.look(*_split(source))
+        hub = HubName.parse(source)
+        if hub is None:  # `_source` makes none, but a file of the model folder may say anything
+            raise CheckpointError(f"{source}: neither a path nor a hub id; edgetok rm {name}")
+        remote = download.look(hub.repository, hub.file, hub.revision)
         state = remote.commit if isinstance(remote, download.Remote) else _local_state(remote)
     short = name if hub_id(name) else source
     if _is_path(source):
@@ -220,13 +220,6 @@ def _fetched(remote: Remote) -> Path:
     if remote.kind == "gguf":
         return folder / next(iter(remote.files))
     return folder
-
-
-def _split(source: str) -> tuple[str, str | None, str | None]:
-    """Return a hub id, the file in it, and the revision."""
-    base, _, revision = source.partition("@")
-    parts = base.split("/")
-    return "/".join(parts[:2]), parts[2] if len(parts) > 2 else None, revision or None
 
 
 def _install(entry: Entry, remote: Remote) -> Entry:

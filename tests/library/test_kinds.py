@@ -10,7 +10,7 @@ import pytest
 
 from edgetok.errors import CheckpointError, UserError
 from edgetok.library.kinds import Contents, kind_of, local_source, one_gguf
-from edgetok.library.names import HUB_ID, SHORT_NAMES, hub_id, near_names
+from edgetok.library.names import HUB_ID, SHORT_NAMES, HubName, hub_id, near_names
 
 CAUSAL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 CASES: dict[str, tuple[list[str], dict[str, Any], str]] = {
@@ -108,6 +108,26 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"xxxx")
         with pytest.raises(CheckpointError, match=expected):
             local_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("smollm2@main", HubName("HuggingFaceTB/SmolLM2-135M-Instruct", None, "main")),
+        ("o/n", HubName("o/n")),
+        ("o/n@refs/pr/1", HubName("o/n", None, "refs/pr/1")),
+        ("o/n/a.GGUF@v1", HubName("o/n", "a.GGUF", "v1")),
+        ("o/n/sub/a.gguf", HubName("o/n", "sub/a.gguf")),
+        ("o/n@", None),
+        ("o", None),
+        ("o/n/a.bin", None),
+        ("o/n/../a.gguf", None),
+        ("o/n//a.gguf", None),
+        ("/n/a.gguf", None),
+    ],
+)
+def test_what_a_name_means(name: str, expected: HubName | None) -> None:
+    assert HubName.parse(name) == expected
 
 
 def test_short_names() -> None:

@@ -26,10 +26,10 @@ from edgetok.models.spec import DecoderSpec
 
 SNAPSHOT_TOKENS = 512
 MOST_SNAPSHOTS = 32
-SNAPSHOTS_BYTES = 128 << 20  # of all snapshots, but at least _FEWEST of them
-_FEWEST = 3
+SNAPSHOTS_BYTES = 128 << 20  # of all snapshots, but at least FEWEST_SNAPSHOTS
+FEWEST_SNAPSHOTS = 3
+SNAPSHOT_GAP_TOKENS = 16  # at least, between two of them
 _ALIGNED_BYTES = 64
-_LEAST_TOKENS = 16  # between two of them
 _HEAD_BYTES = 16  # of a saved one: both lengths
 
 Floats = npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ class History:
         self._oldest = dict.fromkeys(self.rings, 0)  # earlier tokens are not in the ring
         self._bulky = any(op.BULKY for op in kept)
         most = SNAPSHOTS_BYTES // max(1, self.snapshot_bytes)
-        self.most_snapshots = max(_FEWEST, min(most, MOST_SNAPSHOTS))
+        self.most_snapshots = max(FEWEST_SNAPSHOTS, min(most, MOST_SNAPSHOTS))
         self._several = False  # whether the latest step had several tokens
 
     @property
@@ -113,7 +113,7 @@ class History:
         if not self.rings or length_tokens == 0:
             return
         latest = self.snapshots[-1].length_tokens if self.snapshots else 0
-        if length_tokens - latest >= (_LEAST_TOKENS if turns else SNAPSHOT_TOKENS):
+        if length_tokens - latest >= (SNAPSHOT_GAP_TOKENS if turns else SNAPSHOT_TOKENS):
             before = self._bulky and self._in_rings(length_tokens - 1)
             taken = self._taken(length_tokens - before)
             if taken.length_tokens > latest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from edgetok.cache import bounds, state, table
+from edgetok.cache import bounds, recurrent, state, table
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as attention
@@ -12,6 +12,7 @@ from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program import abi, tables
 from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.models import ops
 from edgetok.native import plan, tokenizer
 from edgetok.runtime.cpu import plan_file
 from edgetok.runtime.cpu.arenas import Segment
@@ -27,6 +28,8 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
     (bounds, ("SINKS",)),
+    (ops, ("STATES",)),
+    (recurrent, ("SNAPSHOT", "MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
     (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_")),
 )
 MOST_ROPES = 8

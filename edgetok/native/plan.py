@@ -13,8 +13,9 @@ Made of the same plan that the CPU backend runs. All numbers are little-endian:
 |-----------|------|
 | PLAN      | instructions, relocations, places: `runtime/cpu/plan_file.py` |
 | RUN       | int64, named by `RUN` |
-| LAYERS    | int64 [layers, 4]: window, rope (-1: none), offsets of the keys' centres and factors in the weights (-1: none) |
+| LAYERS    | int64 [layers, 4]: window (-1: no attention), rope (-1: none), offsets of the keys' centres and factors in the weights (-1: none) |
 | ROPES     | of each: int64 pairs and original context (0: not longrope), float64 frequencies of short and of long contexts |
+| STATES    | int64 [states, 4]: what recurrent layers keep, in the order of snapshots: index in the table of states, rows and columns of its ring, how many rows the next token needs |
 | HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
 | EOS       | int32: tokens that end an answer |
 | FAMILY    | the checkpoint's model type, ended by a 0 |
@@ -28,13 +29,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.attention.launch import is_rotated
@@ -43,15 +43,16 @@ from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program.tables import Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.models.operations import operations
-from edgetok.models.ops import Store
+from edgetok.models.ops import Stateful, Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import RopeSpec
 from edgetok.runtime.cpu.plan import Plan
 from edgetok.runtime.cpu.plan_file import plan_bytes
+from edgetok.runtime.cpu.recurrent_lowering import history_shape
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
-VERSION = 2
+VERSION = 3  # 2: without states of recurrent layers
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64
@@ -67,8 +68,9 @@ class Section(IntEnum):
     HOST = 4
     EOS = 5
     FAMILY = 6
-    TOKENIZER = 7
-    TEMPLATE = 8
+    STATES = 7
+    TOKENIZER = 8
+    TEMPLATE = 9
 
 
 RUN = (
@@ -88,6 +90,8 @@ RUN = (
     "evict_scratch",  # and 8 for each slot
     "eos",
     "small",  # 1: one thread is enough
+    "states",
+    "bulky",  # 1: a snapshot of them serves one length alone
 )
 
 
@@ -116,19 +120,21 @@ def model_plan(
         extra: the sections TOKENIZER and TEMPLATE, where there are any.
 
     Raises:
-        UnsupportedError: the decoder has layers that the library has no memory for.
+        UnsupportedError: the decoder has an operation with states that the CPU does not compute.
     """
     spec = plan.spec
-    if len(spec.attention_layers) != spec.num_layers:
-        raise UnsupportedError("native export takes decoders whose layers all have attention")
+    kept = [op for op in operations(spec) if isinstance(op, Stateful)]
     core = {
         Section.PLAN: plan_bytes(plan),
-        Section.RUN: _run(plan, artefact, len(eos)),
+        Section.RUN: _run(plan, artefact, len(eos), kept),
         Section.LAYERS: _layers(plan, artefact),
         Section.ROPES: b"".join(_rope(rope) for rope in spec.ropes),
         Section.HOST: b"".join(_host(plan)),
         Section.EOS: np.array(sorted(eos), "<i4").tobytes(),
         Section.FAMILY: spec.family.encode() + b"\0",
+        Section.STATES: np.array(
+            [(op.state, *history_shape(op), op.kept_tokens) for op in kept], "<i8"
+        ).tobytes(),
     }
     return _joined(core, extra)
 
@@ -157,7 +163,7 @@ def _joined(core: Mapping[Section, bytes], extra: Mapping[Section, bytes]) -> by
     return bytes(made)
 
 
-def _run(plan: Plan, artefact: Artefact, eos: int) -> bytes:
+def _run(plan: Plan, artefact: Artefact, eos: int, kept: Sequence[Stateful]) -> bytes:
     spec, bits = plan.spec, plan.options.kv_bits
     numbers = {
         "vocab": spec.vocab_size,
@@ -176,13 +182,21 @@ def _run(plan: Plan, artefact: Artefact, eos: int) -> bytes:
         "evict_scratch": eviction.scratch_bytes(0, spec.head_dim),
         "eos": eos,
         "small": int(useful_threads(artefact) == 1),
+        "states": len(kept),
+        "bulky": int(any(op.BULKY for op in kept)),
     }
     return np.array([numbers[name] for name in RUN], "<i8").tobytes()
 
 
 def _layers(plan: Plan, artefact: Artefact) -> bytes:
     spec, known = plan.spec, artefact.constants
-    made = np.array([(layer.window, layer.rope, -1, -1) for layer in spec.layers], "<i8")
+    made = np.array(
+        [
+            (-1 if layer.attention is None else layer.window, layer.rope, -1, -1)
+            for layer in spec.layers
+        ],
+        "<i8",
+    )
     if is_rotated(plan.options.kv_bits):
         for op in operations(spec):
             if isinstance(op, Store) and op.layer is not None and f"{op.constants}.factor" in known:

@@ -17,6 +17,7 @@ from edgetok.runtime.cpu.head_eviction import modules_of
 from edgetok.runtime.cpu.requirements import needed_modules
 from tests.kernels_cpu.program.object_symbols import symbols
 from tests.native.conftest import write_export
+from tests.tiny import WITH_STATES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ziglang") is None, reason="needs ziglang: the extra [native]"
@@ -64,10 +65,14 @@ int main(int argc, char **argv) {
 """
 
 
-@pytest.fixture(scope="module")
-def model(tiny, kernel_cache, tmp_path_factory):
+# Attention alone; delta nets, convolutions and experts.
+KINDS = ["qwen3", *(family for family in ("qwen3_next",) if family in WITH_STATES)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tiny, kernel_cache, tmp_path_factory):
     """An exported tiny model, the modules that it needs, and what Python writes."""
-    made = tiny("qwen3", 4)
+    made = tiny(request.param, 4)
     backend = CpuBackend(made.artefact, threads=1, kv_bits=8, cache_dir=kernel_cache)
     modules = [*needed_modules(backend._artefact, 8, "int8"), *modules_of(8)]
     cache, tokens = backend.new_cache(64), []

@@ -9,7 +9,7 @@ import pytest
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.state import CacheState
-from edgetok.errors import EdgetokError, UnsupportedError
+from edgetok.errors import EdgetokError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.rtn_artefact import add_constants
@@ -19,6 +19,7 @@ RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(3, VOCAB_SIZE, 37).astype(np.int32)
 TRAINED = 512
 GREEDY = SamplingOptions(temperature=0.0)
+BOUNDED = ("llama", "gemma3_text", "smollm3", "mixtral", *WITH_STATES)
 
 
 def python_answer(backend, cache, prompt, options, count, eos=(2,)):
@@ -39,11 +40,8 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
-ATTENTIVE = [family for family in FAMILIES if family not in WITH_STATES]
-
-
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("family", ATTENTIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_widths(both, tiny, family, kv_bits):
     model, backend = both(tiny(family, 4).artefact, kv_bits, threads=1 + kv_bits % 3)
     with model.chat(64) as chat:
@@ -51,12 +49,6 @@ def test_families_and_widths(both, tiny, family, kv_bits):
         expected = python_answer(backend, backend.new_cache(64), PROMPT, GREEDY, 20)
         assert found == expected
         assert chat.stats.prompt_tokens == len(PROMPT)
-
-
-@pytest.mark.parametrize("family", WITH_STATES)
-def test_layers_without_attention_are_refused(both, tiny, family):
-    with pytest.raises(UnsupportedError, match="whose layers all have attention"):
-        both(tiny(family, 4).artefact)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
@@ -79,7 +71,7 @@ def test_logits_are_the_same_bits(both, tiny):
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("policy", ["content", "retain", "window"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "smollm3", "mixtral"])
+@pytest.mark.parametrize("family", BOUNDED)
 def test_bounded_caches(both, trained, family, policy, kv_bits):
     """Much is evicted, and positions are made contiguous again."""
     model, backend = both(trained(family, TRAINED), kv_bits, threads=2)
@@ -107,7 +99,7 @@ def test_bounded_caches_with_constants(both, trained, family, kv_bits):
         assert chat.stats.position == cache.position < cache.length_tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", *WITH_STATES])
 def test_budgets_give_the_slots_of_python(both, trained, family):
     model, backend = both(trained(family, 1024), threads=2)
     least = backend.new_bounded_cache(64, CacheLimits(policy="retain")).nbytes
@@ -240,8 +232,9 @@ def test_cancel_from_another_thread(both, tiny):
         assert len(seen) == 3
 
 
-def test_several_chats_of_one_model(both, tiny):
-    model, backend = both(tiny("qwen3", 4).artefact, threads=2)
+@pytest.mark.parametrize("family", ["qwen3", *WITH_STATES])
+def test_several_chats_of_one_model(both, tiny, family):
+    model, backend = both(tiny(family, 4).artefact, threads=2)
     results = {}
 
     def talk(i):

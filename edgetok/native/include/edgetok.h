@@ -98,8 +98,8 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error);
 /* Ends a prefill or an answer, from any thread. */
 void edgetok_cancel(edgetok_chat *chat);
 
-/* Goes back to the first `tokens` tokens, or to fewer, even 0, where evicted ones are missing:
-   returns how many are left. */
+/* Goes back to the first `tokens` tokens, or to fewer, even 0, where evicted ones are missing or a
+   recurrent layer has no snapshot of its state: returns how many are left. */
 int64_t edgetok_truncate(edgetok_chat *chat, int64_t tokens, char *error);
 
 /* [vocab_size] of the last token computed; NULL before the first. Valid until the next call. */

@@ -45,6 +45,7 @@ static void sizes(cache *c, int64_t slots) { /* bounds.py, of_slots */
 static int64_t python_bytes(const cache *c, int64_t threads) {
     const int64_t *run = c->m->run;
     int64_t slots = up(c->slots, BLOCK), total = 8 * RECORD_SLOTS * run[RUN_LAYERS] * run[RUN_KV_HEADS];
+    total += c->history.nbytes;
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
         total += g->rows * g->limit * (g->chosen ? 12 : 8) + g->heads * (g->pages + 1) * 8 * PAGE_FIELDS;
@@ -62,6 +63,7 @@ static void shape_groups(cache *c) {
     int64_t kv = m->run[RUN_KV_HEADS], count = 0;
     for (int64_t l = 0; l < m->run[RUN_LAYERS]; l++) {
         int64_t window = m->layers[l].window, i = 0;
+        if (window < 0) continue; /* a recurrent layer */
         while (i < count && c->groups[i].window != window) i++;
         if (i == count) {
             bool chosen = c->policy && window == 0;
@@ -204,6 +206,7 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
     c->block_tokens = least(run[RUN_BLOCK], c->capacity);
     c->groups = calloc((size_t)run[RUN_LAYERS] + 1, sizeof *c->groups);
     if (!c->groups) return et_fail(error, "no memory for a cache");
+    if (et_history_new(&c->history, m, error)) return -1;
     if (c->policy && bound(c, &o, error)) return -1;
     if (!c->policy) c->slots = c->capacity;
     c->block_tokens = least(c->block_tokens, c->capacity);
@@ -218,6 +221,8 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
         return et_fail(error, "no memory for a cache of %lld tokens", (long long)c->slots);
     place_all(c, c->memory.data);
     c->part[PART_RECORDS] = address(c->records);
+    c->part[PART_STATES] = address(c->history.table);
+    c->nbytes += c->history.nbytes;
     return 0;
 }
 
@@ -344,6 +349,8 @@ int64_t et_cache_used(const cache *c) {
 }
 
 int64_t et_cache_begin(cache *c, int64_t tokens) {
+    et_history_begin(&c->history, tokens, c->length);
+    c->part[PART_SEEN] = c->length;
     group *chosen = c->groups[0].chosen ? &c->groups[0] : NULL;
     if (chosen && chosen->taken + tokens > chosen->free_count) {
         if (chosen->limit - longest(chosen->held, chosen->rows) < tokens) evict(c, chosen);
@@ -372,7 +379,7 @@ int64_t et_cache_begin(cache *c, int64_t tokens) {
 
 /* Going back. */
 
-static int64_t reachable(const cache *c, int64_t length) {
+static int64_t in_groups(const cache *c, int64_t length) {
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
         if (!g->chosen) {
@@ -389,7 +396,9 @@ static int64_t reachable(const cache *c, int64_t length) {
 }
 
 int64_t et_cache_truncate(cache *c, int64_t length) {
-    length = reachable(c, length);
+    for (int64_t found; (found = et_history_reachable(&c->history, in_groups(c, length))) != length;)
+        length = found;
+    et_history_truncate(&c->history, length);
     for (int64_t i = 0; i < c->n_groups; i++) {
         group *g = &c->groups[i];
         for (int64_t r = 0; r < g->rows; r++)

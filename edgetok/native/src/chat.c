@@ -53,6 +53,7 @@ void edgetok_chat_free(edgetok_chat *chat) {
     if (!chat) return;
     if (chat->memory.data) atomic_fetch_sub(&chat->m->chats, 1);
     et_drop(&chat->cache.memory);
+    et_drop(&chat->cache.history.memory);
     free(chat->cache.groups);
     et_drop(&chat->memory);
     et_drop(&chat->text_memory);
@@ -189,6 +190,7 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     et_unlock(m->turn);
     memcpy(chat->tokens + c->length, ids, 4 * (size_t)count);
     c->length += count;
+    et_history_advance(&c->history, c->length);
     chat->has_logits = wanted;
 }
 

@@ -46,6 +46,7 @@ void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
 /* plan.c */
 typedef struct { int64_t window, rope, centre, factor; } layer; /* offsets in the weights, or -1 */
 typedef struct { int64_t half, original; const double *near_, *far_; } rope;
+typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
 typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;
 
@@ -62,6 +63,7 @@ struct edgetok_model {
     const int64_t *run;      /* RUN_* */
     const char *family;
     const layer *layers;
+    const state *states;     /* of recurrent layers */
     rope ropes[MOST_ROPES];
     const int32_t *eos;
     tokenizer tokens;
@@ -93,6 +95,31 @@ int et_template_check(const uint8_t *data, size_t bytes, char *error);
 void et_run(edgetok_model *m, program *p);
 void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */
 
+/* history.c: see edgetok/cache/recurrent.py. */
+typedef struct { float *values; int64_t oldest; } ring; /* earlier tokens are not in it */
+typedef struct { int64_t length, first; float *values; } snapshot;
+typedef struct {
+    const state *states;
+    int64_t count, *table; /* the table of states, for kernels */
+    ring *rings;
+    snapshot snapshots[MOST_SNAPSHOTS + 1]; /* ascending; those after `taken` have memory alone */
+    int64_t taken, most, bytes, nbytes;     /* bytes of one snapshot; of everything */
+    bool bulky, several;                    /* the latest step had several tokens */
+    block memory;
+} history;
+
+int et_history_new(history *h, const edgetok_model *m, char *error);
+void et_history_begin(history *h, int64_t tokens, int64_t length);
+void et_history_advance(history *h, int64_t length);
+int64_t et_history_reachable(const history *h, int64_t length);
+void et_history_truncate(history *h, int64_t length);
+int64_t et_history_sections(const history *h, int64_t length, int64_t *bytes);
+void et_history_write(const history *h, int64_t length, int64_t i, uint8_t *out);
+/* Whether a section can be the one after a snapshot of `length` tokens; its own length replaces it. */
+bool et_history_holds(const history *h, const uint8_t *section, int64_t bytes, int64_t *length);
+void et_history_clear(history *h);
+void et_history_read(history *h, const uint8_t *section, bool now);
+
 /* cache.c: see edgetok/cache/groups.py, of which it is the same in C. */
 typedef struct {
     int64_t window, layers, rows, heads, limit, pages, mark, free_count, taken;
@@ -118,6 +145,7 @@ typedef struct {
     int64_t part[PART_SLOTS];
     uint8_t *partials;
     int64_t nbytes;
+    history history;
     block memory;
 } cache;
 

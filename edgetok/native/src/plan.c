@@ -210,10 +210,25 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     int64_t last = (int64_t)m->weights.bytes - 4 * run[RUN_KV_HEADS] * run[RUN_HEAD_DIM];
     for (int64_t i = 0; i < run[RUN_LAYERS]; i++) {
         const layer *l = &m->layers[i];
-        if (!within(l->window, 0, 1 << 28) || !within(l->rope, -1, run[RUN_ROPES] - 1) ||
+        if (!within(l->window, -1, 1 << 28) || !within(l->rope, -1, run[RUN_ROPES] - 1) ||
             !within(l->centre, -1, last) || !within(l->factor, -1, last) ||
             (l->centre < 0) != (l->factor < 0) || (l->centre >= 0 && (l->centre | l->factor) % 4))
             return et_fail(error, "%s", broken);
+    }
+    m->states = (const void *)s[SECTION_STATES].data;
+    if (!within(run[RUN_STATES], 0, STATES * run[RUN_LAYERS]) || !within(run[RUN_BULKY], 0, 1) ||
+        s[SECTION_STATES].bytes != sizeof(state) * (size_t)run[RUN_STATES])
+        return et_fail(error, "%s", broken);
+    for (int64_t i = 0; i < run[RUN_STATES]; i++) {
+        const state *one = &m->states[i];
+        if (!within(one->index, 0, STATES * run[RUN_LAYERS] - 1) || !within(one->rows, 2, 4096) ||
+            !within(one->columns, 1, 1 << 26) || !within(one->needed, 1, one->rows - 1))
+            return et_fail(error, "%s", broken);
+    }
+    for (int64_t i = 0; i < run[RUN_LAYERS]; i++) { /* a layer has keys and values, or states */
+        bool keeps = false;
+        for (int64_t k = 0; k < run[RUN_STATES]; k++) keeps = keeps || m->states[k].index / STATES == i;
+        if (m->layers[i].window < 0 && !keeps) return et_fail(error, "%s", broken);
     }
     reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {

@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-enum { SHAPE = 1, COUNTERS = 2, TABLE = 3, ROWS_ = 4, MASS = 5, FIXED_COUNTERS = 7 };
+enum { SHAPE = 1, COUNTERS = 2, TABLE = 3, ROWS_ = 4, MASS = 5, SNAPSHOT = 16, FIXED_COUNTERS = 7 };
 
 static int64_t up(int64_t value) { return (value + 63) / 64 * 64; }
 
@@ -77,6 +77,7 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
     entry entries[2 + 3 * 64];
     int64_t counters[FIXED_COUNTERS + 64] = {c->length, c->shift, c->pinned};
     int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]), n = 0;
+    int64_t snapshot_bytes, snapshots = et_history_sections(&c->history, c->length, &snapshot_bytes);
     if (c->n_groups > 32) return -1;
     entries[n++] = (entry){SHAPE, 0, 0, (uint64_t)shape_of(c, shape, sizeof shape), 0};
     entries[n++] = (entry){COUNTERS, 0, 0, 8 * (uint64_t)(FIXED_COUNTERS + c->n_groups), 0};
@@ -88,6 +89,8 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
         entries[n++] = (entry){ROWS_, (uint32_t)i, 0, (uint64_t)(slots * each), 0};
         if (g->chosen) entries[n++] = (entry){MASS, (uint32_t)i, 0, 4 * (uint64_t)held, 0};
     }
+    for (int64_t i = 0; i < snapshots; i++)
+        entries[n++] = (entry){SNAPSHOT, (uint32_t)i, 0, (uint64_t)snapshot_bytes, 0};
     int64_t at = 24 + n * (int64_t)sizeof(entry);
     for (int64_t i = 0; i < n; i++) {
         entries[i].offset = (uint64_t)up(at);
@@ -102,7 +105,8 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
     memcpy(data + 24, entries, (size_t)n * sizeof(entry));
     for (int64_t i = 0; i < n; i++) {
         uint8_t *to = data + entries[i].offset;
-        const group *g = &c->groups[entries[i].group];
+        const group *g = &c->groups[entries[i].kind == SNAPSHOT ? 0 : entries[i].group];
+        if (entries[i].kind == SNAPSHOT) et_history_write(&c->history, c->length, entries[i].group, to);
         if (entries[i].kind == SHAPE) memcpy(to, shape, entries[i].bytes);
         if (entries[i].kind == COUNTERS) memcpy(to, counters, entries[i].bytes);
         if (entries[i].kind == ROWS_) copy_rows(c, g, to, false);
@@ -194,6 +198,19 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
         if (rows.bytes != (g->rows == 1 ? held * g->heads : held) * each)
             return et_fail(error, "the saved cache's sections do not add up; it is damaged");
     }
+    int64_t snapshots = 0, latest = 0;
+    for (found s; c->history.count; snapshots++) {
+        s = section_of(data, bytes, SNAPSHOT, (uint32_t)snapshots);
+        if (s.bytes < 0) break;
+        if (snapshots > c->history.most || !et_history_holds(&c->history, s.data, s.bytes, &latest))
+            return et_fail(error, "the saved cache's snapshots cannot be; it is damaged");
+    }
+    if (c->history.count && latest != tokens)
+        return et_fail(error, "the saved cache's snapshots end before its tokens; it is damaged");
+    et_history_clear(&c->history);
+    for (int64_t i = 0; i < snapshots; i++)
+        et_history_read(&c->history, section_of(data, bytes, SNAPSHOT, (uint32_t)i).data,
+                        i == snapshots - 1);
     c->length = tokens;
     c->shift = counters[1];
     c->pinned = counters[2];

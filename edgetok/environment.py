@@ -4,6 +4,7 @@
 |---|---|
 | `EDGETOK_THREADS` | number of threads; default: one per physical core |
 | `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
+| `EDGETOK_KERNELS` | folder that `edgetok compile` wrote, to be used instead of compiling |
 | `EDGETOK_MODELS` | folder for converted models; default: `models` in the user's data folder |
 | `EDGETOK_PYTHON` | Python that compiles kernels; default: the running one |
 | `EDGETOK_API_KEY` | key that clients of `edgetok serve` must send; default: none is asked for |
@@ -29,6 +30,7 @@ class Settings:
     Attributes:
         threads: number of threads.
         cache_dir: folder for compiled kernels.
+        kernels_dir: folder of shipped kernels.
         models_dir: folder for converted models.
         python: Python that compiles kernels.
         history: file for typed lines; `Path()` keeps none.
@@ -39,6 +41,7 @@ class Settings:
 
     threads: int | None = None
     cache_dir: Path
+    kernels_dir: Path | None = None
     models_dir: Path | None = None
     python: Path | None = None
     history: Path | None = None
@@ -66,10 +69,12 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         threads = int(text)
     python = result.get("EDGETOK_PYTHON")
     history = result.get("EDGETOK_HISTORY")
+    kernels = result.get("EDGETOK_KERNELS")
     models = result.get("EDGETOK_MODELS")
     return Settings(
         threads=threads,
         cache_dir=_cache_dir(result),
+        kernels_dir=Path(kernels).expanduser() if kernels else None,
         models_dir=Path(models).expanduser() if models else None,
         python=Path(python).expanduser() if python else None,
         history=None if history is None else Path(history),

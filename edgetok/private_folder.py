@@ -1,4 +1,4 @@
-"""Folders that only their owner may write."""
+"""Folders that only their owner may write, and files that nobody else could have written."""
 
 from __future__ import annotations
 
@@ -33,3 +33,20 @@ def private_folder(folder: Path, holds: str, variable: str = "EDGETOK_CACHE_DIR"
             f"remove it or name another with {variable}"
         )
     return folder
+
+
+def writable_by_others(status: os.stat_result, like: os.stat_result | None = None) -> bool:
+    """Whether anybody but this user and root may write a file or folder.
+
+    Args:
+        status: of the file or folder.
+        like: of a folder whose contents are trusted anyway: what may be as open as it is.
+    """
+    if os.name != "posix":
+        return False
+    owners, open_bits = {os.getuid(), 0}, stat.S_IWGRP | stat.S_IWOTH
+    if like is not None:
+        owners.add(like.st_uid)
+        same_group = like.st_gid == status.st_gid
+        open_bits &= ~(like.st_mode if same_group else like.st_mode & stat.S_IWOTH)
+    return status.st_uid not in owners or bool(status.st_mode & open_bits)

@@ -28,6 +28,7 @@ _COMMANDS = {
     "rm": "Remove models from the model folder.",
     "inspect": "Show what an artefact contains.",
     "verify": "Check an artefact's files and arithmetic.",
+    "compile": "Compile kernels for this or other machines, to ship them.",
     "export": "Write an artefact as a checkpoint for transformers and servers.",
     "eval": "Measure quality: perplexity, agreement with the original, recall.",
     "bench": "Measure speed and memory.",

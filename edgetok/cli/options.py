@@ -88,6 +88,7 @@ _LEAST_VALUE = 24  # columns of a value beside its label
 _SPELLINGS: dict[str, dict[str, Any]] = {
     "verbose": {"short": "-v"},
     "isa": {"hidden": True},
+    "kernels": {"metavar": "FOLDER"},
     "context": {"type": TOKENS, "metavar": "TOKENS"},
     "max_tokens": {"type": TOKENS, "metavar": "TOKENS"},
 }

@@ -104,8 +104,13 @@ def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = N
     from edgetok.kernels_cpu.program import loader
     from edgetok.kernels_cpu.simd import isa
 
+    settings = read_settings()
     kernels = loader.load(
-        isa.choose(None), read_settings().cache_dir, progress, ("bandwidth.kernels",)
+        isa.choose(None),
+        settings.cache_dir,
+        progress,
+        ("bandwidth.kernels",),
+        kernels_dir=settings.kernels_dir,
     )
     return bandwidth.read_bandwidth(kernels, threads)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
@@ -76,6 +77,11 @@ class RunOptions:
         "Type of the activations in matrix products. int8 (float16 on a GPU) is fast; float32 is "
         "exact and slower.",
     ] = "int8"
+    kernels: Annotated[
+        Path | str | None,
+        "Folder that `edgetok compile` wrote; its kernels are used instead of compiling.  "
+        "[default: EDGETOK_KERNELS]",
+    ] = None
     isa: Annotated[
         str | None, "Restrict the CPU backend to one instruction set, e.g. avx2, for comparison."
     ] = None
@@ -116,6 +122,11 @@ class RunOptions:
     def context_tokens(self) -> int | None:
         """Return the limit of prompt and answer together; None: the default."""
         return parse_tokens(self.context) if isinstance(self.context, str) else self.context
+
+    @property
+    def kernels_dir(self) -> Path | None:
+        """Return the folder of shipped kernels; None: what the environment says."""
+        return None if self.kernels is None else Path(self.kernels).expanduser()
 
     @property
     def kv_budget_bytes(self) -> int | None:
@@ -172,6 +183,7 @@ class RunChanges(TypedDict, total=False):
     prefix_cache: Size | None
     speculate: bool
     compute: Compute
+    kernels: Path | str | None
     isa: str | None
     verbose: bool
 

@@ -116,6 +116,7 @@ def _cpu(
         compute=options.compute,
         isa=options.isa,
         cache_dir=read_settings().cache_dir,
+        kernels_dir=options.kernels_dir,
         progress=progress,
     )
 

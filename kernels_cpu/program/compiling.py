@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import queue
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from edgetok.environment import read_settings
-from edgetok.errors import EdgetokError
+from edgetok.errors import EdgetokError, MissingExtraError
 from edgetok.kernels_cpu.program.costs import START_COST, Meter, cost, cost_of, in_order, span
 from edgetok.kernels_cpu.simd.target import Target
 
@@ -84,6 +85,12 @@ def compile_missing(
         if left:
             _compile(target, left, folder, report)
         report({})
+
+
+def planned_work(modules: Collection[str]) -> int:
+    """Work of compiling modules here, in the units of `Progress`; 0 for none."""
+    processes = _useful_processes(modules)
+    return span(in_order(modules, processes), processes) if modules else 0
 
 
 def _read_left(folder: Path) -> dict[str, int]:
@@ -234,15 +241,21 @@ def _python() -> str:
     """The Python that compiles.
 
     Raises:
-        EdgetokError: this process is an application with Python inside, which would start itself.
+        MissingExtraError: this process is an application with Python inside, which would start
+            itself; or numba is not installed.
     """
     if named := read_settings().python:
         return str(named)
     if getattr(sys, "frozen", False) or not sys.executable:
-        raise EdgetokError(
+        raise MissingExtraError(
             "kernels have to be compiled and this application has no Python to do it; set "
-            "EDGETOK_PYTHON to a Python that has edgetok, or ship a folder of compiled kernels "
-            "and name it in EDGETOK_CACHE_DIR"
+            "EDGETOK_PYTHON to a Python that has edgetok, or ship a folder that `edgetok compile` "
+            "wrote and name it in EDGETOK_KERNELS"
+        )
+    if importlib.util.find_spec("numba") is None:
+        raise MissingExtraError(
+            "kernels have to be compiled and the compiler, numba, is not installed: pip install "
+            "numba, or name a folder that `edgetok compile` wrote in EDGETOK_KERNELS"
         )
     return sys.executable
 

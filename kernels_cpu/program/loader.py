@@ -1,25 +1,23 @@
-"""Loads compiled kernels from a private cache directory, compiling what is missing.
+"""Loads compiled kernels: shipped ones (`shipped.py`), else from a cache, else compiled.
 
-The cache holds one file a module, named by a key over everything that the machine code depends on.
-Compiling happens in processes of its own (`compiling.py`), so that this one never imports numba: a
-warm start loads a few small objects with llvmlite, and the compiler's memory is never ours.
+The cache is a private directory with one file a module, named by a key over everything that the
+machine code depends on (`keys.py`). Compiling happens in processes of its own (`compiling.py`), so
+that this one never imports numba: a warm start loads a few small objects with llvmlite, and the
+compiler's memory is never ours.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import platform
-import re
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgetok.errors import EdgetokError
 from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, compile_missing, read_object
+from edgetok.kernels_cpu.program.keys import cache_key
+from edgetok.kernels_cpu.program.shipped import shipped_objects
 from edgetok.kernels_cpu.program.waiting import waiting_code
 from edgetok.kernels_cpu.simd.isa import Isa
 from edgetok.kernels_cpu.simd.target import Target
@@ -71,15 +69,6 @@ MODULES = (
     "bandwidth.kernels",
 )
 
-_PACKAGE = "edgetok.kernels_cpu."
-_BUILDER = "program.build"
-_IMPORT = re.compile(
-    r"^[ \t]*(?:from|import)[ \t]+(edgetok\.kernels_cpu[\w.]*)"
-    r"(?:[ \t]+import[ \t]+(\([^)]*\)|[^\n(]*))?",
-    re.MULTILINE,
-)
-_ROOT = Path(__file__).parent.parent
-
 
 class Kernels:
     """Addresses of compiled kernels. Keep the object as long as any address is used.
@@ -87,10 +76,12 @@ class Kernels:
     Attributes:
         isa: the instruction set they are compiled for.
         names: of the kernels whose addresses were asked for, by address.
+        notes: lines for the user about shipped kernels that could not be taken.
     """
 
-    def __init__(self, isa: Isa, engine: Any) -> None:
+    def __init__(self, isa: Isa, engine: Any, notes: Sequence[str] = ()) -> None:
         self.isa = isa
+        self.notes = tuple(notes)
         self.names: dict[int, str] = {}
         self._engine = engine
 
@@ -119,23 +110,27 @@ def load(
     progress: Progress | None = None,
     modules: Sequence[str] = MODULES,
     soon: Sequence[str] = (),
+    kernels_dir: Path | None = None,
 ) -> Kernels:
-    """Load every kernel for `isa`, compiling those that the cache lacks.
+    """Load every kernel for `isa`, compiling those that are neither shipped nor in the cache.
 
     Args:
         isa: from `isa.choose`.
-        cache_dir: created if absent; only this user may own it and write to it.
+        cache_dir: created if it is needed; only this user may own it and write to it.
         progress: called as (work done, work in all) while kernels are compiled, first with 0 done.
         modules: load only these.
         soon: modules that another call will want: they are compiled along if any has to be.
+        kernels_dir: a folder of compiled kernels, looked at first; see `shipped.py`.
 
     Raises:
+        OptionError: `kernels_dir` holds no compiled kernels, or somebody else may write it.
         OutputError: the cache directory is not private or cannot be written.
+        MissingExtraError: there is no compiler.
         EdgetokError: compiling failed.
     """
     from llvmlite import binding
 
-    objects = compiled_objects(Target.here(isa), cache_dir, progress, modules, soon)
+    objects, notes = _objects(Target.here(isa), cache_dir, progress, modules, soon, kernels_dir)
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     # Optimising the few functions that wait would take longer than all else here.
@@ -144,7 +139,7 @@ def load(
     for code in objects.values():
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return Kernels(isa, engine)
+    return Kernels(isa, engine, notes)
 
 
 def compiled_objects(
@@ -182,65 +177,27 @@ def compiled_objects(
     return {module: code for module, code in objects.items() if code is not None}
 
 
+def _objects(
+    target: Target,
+    cache_dir: Path,
+    progress: Progress | None,
+    modules: Sequence[str],
+    soon: Sequence[str],
+    kernels_dir: Path | None,
+) -> tuple[dict[str, bytes], list[str]]:
+    """Object files of modules, and a line for each folder whose objects could not be taken."""
+    shipped, notes = shipped_objects(target, modules, soon, kernels_dir)
+    objects = {module: shipped[module] for module in modules if module in shipped}
+    left = [module for module in modules if module not in shipped]
+    if left:
+        along = [module for module in soon if module not in shipped]
+        try:
+            objects |= compiled_objects(target, cache_dir, progress, left, along)
+        except EdgetokError as error:
+            raise type(error)("; ".join([*notes, str(error)])) from error
+    return objects, notes
+
+
 def object_path(target: Target, module: str, folder: Path) -> Path:
     """Where the cache keeps a module's object."""
-    return folder / f"{module}-{target.name}-{_key(target, module)}.o"
-
-
-@functools.cache
-def _key(target: Target, module: str) -> str:
-    """Hash of all that the machine code of one module for one target depends on."""
-    digest = hashlib.sha256()
-    for name in sorted(_sources(module)):
-        digest.update(name.encode() + b"\0" + _source(name))
-    digest.update("\0".join([target.name, *_versions()]).encode())
-    return digest.hexdigest()[:32]
-
-
-@functools.cache
-def _versions() -> tuple[str, ...]:
-    return (metadata.version("numba"), metadata.version("llvmlite"), platform.python_version())
-
-
-def _sources(module: str) -> set[str]:
-    """Modules of this package whose source can change a module's machine code: all it imports."""
-    seen: set[str] = set()
-    waiting = [*_with_packages(module), *_with_packages(_BUILDER)]
-    while waiting:
-        name = waiting.pop()
-        if name not in seen and (found := _source(name)):
-            seen.add(name)
-            waiting += _imported(found)
-    return seen
-
-
-@functools.cache
-def _imported(source: bytes) -> tuple[str, ...]:
-    """Names below this package that a source imports, and the packages that hold them.
-
-    Names that turn out not to be modules are for `_source` to tell. Found by a regular expression,
-    because parsing the sources took a third of a start; a test compares it with the parser.
-    """
-    found: list[str] = []
-    for module, names in _IMPORT.findall(source.decode()):
-        inside = re.findall(r"\w+", re.sub(r"#.*|\bas\s+\w+", "", names))
-        for name in [f"{module}.{item}" for item in inside] or [module]:
-            if name.startswith(_PACKAGE):
-                found += _with_packages(name.removeprefix(_PACKAGE))
-    return tuple(found)
-
-
-def _with_packages(name: str) -> list[str]:
-    """A dotted name and those of the packages that hold it: "a", "a.b", "a.b.c"."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-@functools.cache
-def _source(name: str) -> bytes:
-    """Source of a module or package, by its name below this package; empty where there is none."""
-    place = _ROOT.joinpath(*name.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
-        if path.is_file():
-            return path.read_bytes()
-    return b""
+    return folder / f"{module}-{target.name}-{cache_key(target, module)}.o"

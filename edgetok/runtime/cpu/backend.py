@@ -69,7 +69,8 @@ class CpuBackend(SpecBackend):
 
     Attributes:
         store: the memory of all its caches; its pool may be given a limit.
-        note: a line for the user where this machine runs no kernels but the portable ones.
+        note: lines for the user where this machine runs no kernels but the portable ones, or
+            shipped kernels could not be taken.
     """
 
     name = "cpu"
@@ -84,6 +85,7 @@ class CpuBackend(SpecBackend):
         kv_bits: int = 8,
         compute: Compute = "int8",
         cache_dir: Path | None = None,
+        kernels_dir: Path | None = None,
         block_tokens: int = BLOCK_TOKENS,
         plan: Plan | None = None,
         progress: Progress | None = None,
@@ -99,6 +101,7 @@ class CpuBackend(SpecBackend):
             kv_bits: 4, 8, 16 or 32 for each key and value of the cache.
             compute: "int8" activations in quantised products, or "float32" to compare with.
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
+            kernels_dir: shipped kernels; None for what the environment says.
             block_tokens: tokens computed at once in a prefill.
             plan: made before; it says `kv_bits`, `compute` and `block_tokens`. None makes one.
             progress: called as (work done, work in all) while kernels are compiled.
@@ -123,15 +126,18 @@ class CpuBackend(SpecBackend):
         self._block_tokens = block_tokens
         self._closed = False
         self._cache_dir, self._progress = cache_dir or read_settings().cache_dir, progress
+        self._kernels_dir = kernels_dir or read_settings().kernels_dir
         kernels = loader.load(
             isas.choose(isa),
             self._cache_dir,
             progress,
             modules=needed_modules(artefact, kv_bits, compute),
             soon=modules_of(kv_bits),  # chats evict
+            kernels_dir=self._kernels_dir,
         )
         self._isa = kernels.isa.name
-        self.note = isas.why_portable() if isa is None else None
+        notes = (isas.why_portable() if isa is None else None, *kernels.notes)
+        self.note = "\n".join(note for note in notes if note) or None
         threads = threads or useful_threads(artefact)
         self._capabilities = Capabilities(
             together=True,
@@ -237,6 +243,7 @@ class CpuBackend(SpecBackend):
                     self._progress,
                     kv_bits=self._kv_bits,
                     head_dim=self._spec.head_dim,
+                    kernels_dir=self._kernels_dir,
                 )
         return new_cache(
             self._spec,

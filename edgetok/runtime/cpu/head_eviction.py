@@ -88,6 +88,7 @@ def load_evictor(
     *,
     kv_bits: int,
     head_dim: int,
+    kernels_dir: Path | None = None,
 ) -> Evictor:
     """Load the kernels, and let a team run them.
 
@@ -98,12 +99,13 @@ def load_evictor(
         progress: likewise.
         kv_bits: of keys and values.
         head_dim: D.
+        kernels_dir: as for `loader.load`.
 
     Raises:
         OutputError: as `loader.load`.
         EdgetokError: likewise.
     """
-    kernels = loader.load(isa, cache_dir, progress, modules=modules_of(kv_bits))
+    kernels = loader.load(isa, cache_dir, progress, modules_of(kv_bits), kernels_dir=kernels_dir)
     ctx = np.zeros(CTX_SLOTS, np.int64)
 
     def run(instructions: Sequence[Instruction]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
@@ -15,80 +14,12 @@ from edgetok.errors import EdgetokError, OptionError, OutputError
 from edgetok.kernels_cpu.bandwidth.measure import read_bandwidth
 from edgetok.kernels_cpu.program import compiling, costs, loader
 from edgetok.kernels_cpu.simd import isa
-from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
 
 MODULES = ("bandwidth.kernels",)  # small, so that it compiles quickly
 WORK = costs.START_COST + costs.cost_of(MODULES)
 ISA = isa.choose()
 TARGET = Target.here(ISA)
-OTHER = Target(ISAS["portable"], "wasm")
-
-
-QUANTISE, EMBED, NORM = "linear.quantise_activations", "linear.embed", "elementwise.norm"
-
-
-@pytest.mark.parametrize("module", loader.MODULES)
-def test_key_covers_every_source_that_python_loads(module):
-    """The truth is Python's own list of what an import of the module has loaded."""
-    program = (
-        "import sys; from edgetok.kernels_cpu.simd.target import Target, select;"
-        "select(Target.parse(sys.argv[1]));"
-        "import importlib; importlib.import_module('edgetok.kernels_cpu.' + sys.argv[2]);"
-        "print(*[m for m in sys.modules if m.startswith('edgetok.kernels_cpu.')])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, TARGET.name, module],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    loaded = {name.removeprefix("edgetok.kernels_cpu.") for name in done.stdout.split()}
-    assert module in loaded
-    assert loaded <= loader._sources(module)
-
-
-def test_imports_are_those_of_the_parser():
-    def parsed(source):
-        names = []
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names += [f"{node.module}.{alias.name}" for alias in node.names]
-        ours = [n.removeprefix(loader._PACKAGE) for n in names if n.startswith(loader._PACKAGE)]
-        return {name for full in ours for name in loader._with_packages(full)}
-
-    sources = [path.read_bytes() for path in loader._ROOT.rglob("*.py")]
-    assert len(sources) > 40
-    for source in sources:
-        assert set(loader._imported(source)) == parsed(source)
-
-
-def test_key_covers_what_a_module_imports(monkeypatch):
-    def keys():
-        loader._key.cache_clear()
-        return {m: loader._key(TARGET, m) for m in (QUANTISE, EMBED, NORM)}
-
-    before = keys()
-    assert before == keys()
-    assert loader._key(OTHER, EMBED) != before[EMBED]
-    source = loader._source
-    for changed, affected in (
-        ("simd.emit", {QUANTISE, EMBED, NORM}),
-        ("simd", {QUANTISE, EMBED, NORM}),  # a package's own file is run, too
-        ("program.build", {QUANTISE, EMBED, NORM}),
-        ("simd.target", {QUANTISE, EMBED, NORM}),
-        ("simd.isa", {QUANTISE, EMBED, NORM}),
-        ("linear.layout", {QUANTISE, EMBED}),
-        (QUANTISE, {QUANTISE}),
-        ("reference", set()),
-    ):
-        monkeypatch.setattr(
-            loader, "_source", lambda name, c=changed: source(name) + b" " * (name == c)
-        )
-        after = keys()
-        assert {m for m in before if before[m] != after[m]} == affected, changed
-    monkeypatch.undo()
-    loader._key.cache_clear()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="asks for POSIX permissions")

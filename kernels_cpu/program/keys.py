@@ -127,7 +127,7 @@ def _with_packages(name: str) -> list[str]:
 def _source(name: str) -> bytes:
     """Source of a module or package, by its name below this package; empty where there is none."""
     place = ROOT.joinpath(*name.split("."))
-    get_data = getattr(__loader__, "get_data", None)
+    get_data = getattr(globals().get("__loader__"), "get_data", None)
     for path in (place.with_suffix(".py"), place / "__init__.py"):
         with contextlib.suppress(OSError):
             return bytes(get_data(str(path))) if get_data else path.read_bytes()
@@ -144,9 +144,9 @@ def _package_code() -> bytes:
     while waiting:
         package = waiting.pop()
         spec = importlib.util.find_spec(package)
-        if spec is None or not hasattr(spec.loader, "get_code"):
+        if spec is None:
             continue
-        code = spec.loader.get_code(package)
+        code = getattr(spec.loader, "get_code", lambda name: None)(package)
         if code is not None:
             digest.update(package.encode())
             _add_code(digest, code)

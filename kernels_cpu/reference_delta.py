@@ -15,19 +15,20 @@ Array = npt.NDArray[Any]
 NORM_EPS = 1e-6  # added to the sum of a head's squares
 
 
-def causal_conv(value: Array, weight: Array) -> Array:
-    """silu(sum over j of weight[:, j] * value[t - taps + 1 + j]); 0 before the first token.
+def causal_conv(value: Array, weight: Array, bias: Array | float = 0.0) -> Array:
+    """silu(bias + sum over j of weight[:, j] * value[t - taps + 1 + j]); 0 before the first token.
 
     Args:
         value: [T, size].
         weight: [size, taps].
+        bias: [size].
 
     Returns:
         [T, size].
     """
     taps = weight.shape[1]
     before = np.concatenate([np.zeros((taps - 1, value.shape[1]), value.dtype), value])
-    y = sum(weight[:, j] * before[j : j + len(value)] for j in range(taps))
+    y = bias + sum(weight[:, j] * before[j : j + len(value)] for j in range(taps))
     return np.asarray(y / (1 + np.exp(-y)))
 
 

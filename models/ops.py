@@ -89,6 +89,29 @@ class Stateful(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixState(Stateful):
+    """An operation that keeps a matrix for each head behind the token before."""
+
+    STATE: ClassVar[int] = 1
+    BULKY: ClassVar[bool] = True
+
+    @property
+    def kept_tokens(self) -> int:
+        """See `Stateful`."""
+        return 1
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Heads, and rows and columns of each matrix: dims of its keys and of its values."""
+        raise NotImplementedError
+
+    @property
+    def query_scale(self) -> float:
+        """Return what queries are multiplied by before they meet the matrix."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Embed(Op):
     """result = scale * weight[token], `weight` being [rows, size]."""
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.kernels_cpu import reference, reference_delta
+from edgetok.kernels_cpu import reference, reference_delta, reference_space
 from edgetok.models import DecoderSpec, Family, inv_freq, ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
+from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import operations
 
@@ -161,7 +162,8 @@ def _short_conv(op: ShortConv, run: Run) -> None:
 
 def _causal_conv(op: CausalConv, run: Run) -> None:
     weight = run.weights[f"{op.weight}.weight"][:, 0, :]
-    run.values[op.value] = reference_delta.causal_conv(run.values[op.value], weight)
+    bias = run.weights[op.bias] if op.bias else 0.0
+    run.values[op.value] = reference_delta.causal_conv(run.values[op.value], weight, bias)
 
 
 def _delta_gates(op: DeltaGates, run: Run) -> None:
@@ -179,6 +181,21 @@ def _delta_rule(op: DeltaRule, run: Run) -> None:
         value_heads=op.value_heads,
         key_dim=op.key_dim,
         value_dim=op.value_dim,
+    )
+
+
+def _state_steps(op: StateSteps, run: Run) -> None:
+    run.values[op.value] = reference_space.state_steps(run.values[op.value], run.weights[op.bias])
+
+
+def _state_space(op: StateSpace, run: Run) -> None:
+    run.values[op.result] = reference_space.state_space(
+        run.values[op.source],
+        run.values[op.steps],
+        run.weights[op.log_rate],
+        run.weights[op.skip],
+        groups=op.groups,
+        state_dim=op.state_dim,
     )
 
 
@@ -234,6 +251,8 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     CausalConv: _causal_conv,
     DeltaGates: _delta_gates,
     DeltaRule: _delta_rule,
+    StateSteps: _state_steps,
+    StateSpace: _state_space,
     Route: _route,
     ExpertLinear: _expert_linear,
     MixExperts: _mix_experts,

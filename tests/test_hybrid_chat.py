@@ -17,7 +17,7 @@ SPARE_TOKENS = 64  # a chat renders the last words of an answer anew; snapshots 
 KEPT_OPTIONS: dict[str, Any] = {"kv_policy": "none", "context": 2048, "threads": 1}
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen3_next"])
+@pytest.fixture(scope="module", params=["lfm2", "qwen3_next", "granitemoehybrid"])
 def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hybrid")
     folder = tiny_checkpoint(request.param, root / "model", max_position_embeddings=2048)

@@ -177,6 +177,26 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "tie_word_embeddings": True,
     },
+    "granitemoehybrid": {
+        "head_dim": None,  # its model takes hidden_size / num_attention_heads
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "mamba_n_heads": 6,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 20,
+        "mamba_chunk_size": 16,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 44,
+        "shared_intermediate_size": 52,
+        "position_embedding_type": "nope",
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.5,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.15,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     "vaultgemma": {
         "sliding_window": 8,
@@ -189,9 +209,11 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 ALL_FAMILIES = tuple(_FAMILIES)
 FAMILIES = tuple(family for family in _FAMILIES if family in CONFIG_MAPPING)
 WITH_STATES = tuple(
-    family for family in ("lfm2", "qwen3_next", "qwen3_5_text") if family in FAMILIES
+    family
+    for family in ("lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid")
+    if family in FAMILIES
 )
-WITH_EXPERTS = ("qwen3_next", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral")
+WITH_EXPERTS = ("qwen3_next", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "granitemoehybrid")
 
 
 def tiny_checkpoint(

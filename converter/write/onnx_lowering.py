@@ -29,6 +29,7 @@ from edgetok.formats.layout import (
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
+from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
@@ -365,6 +366,8 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     CausalConv: onnx_recurrent.causal_conv,
     DeltaGates: onnx_recurrent.delta_gates,
     DeltaRule: onnx_recurrent.delta_rule,
+    StateSteps: onnx_recurrent.state_steps,
+    StateSpace: onnx_recurrent.state_space,
     Route: onnx_experts.route,
     ExpertLinear: onnx_experts.expert_linear,
     MixExperts: onnx_experts.mix_experts,

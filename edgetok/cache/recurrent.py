@@ -1,10 +1,11 @@
 """States of layers that keep no keys and values, and copies of them further back.
 
-A convolution needs the last `taps - 1` values of what it convolves, a delta net the state behind
-the token before. A history is a ring of these and some more, so that the latest tokens can be taken
-back at once. Further back there are snapshots: the values that the next token would need, of all
-layers together. They are taken where a prompt begins and ends and every SNAPSHOT_TOKENS tokens, and
-thinned out where there are too many, most of all where they are old and close to each other.
+A convolution needs the last `taps - 1` values of what it convolves, a delta net or Mamba2 the state
+behind the token before. A history is a ring of these and some more, so that the latest tokens can
+be taken back at once. Further back there are snapshots: the values that the next token would need,
+of all layers together. They are taken where a prompt begins and ends and every SNAPSHOT_TOKENS
+tokens, and thinned out where there are too many, most of all where they are old and close to each
+other.
 
 Who answers again computes the prompt's last token anew, whose logits it wants. So a snapshot also
 serves the length before its own; where states are bulky it serves that alone.

@@ -28,10 +28,10 @@ from edgetok.formats.layout import (
     linear_shapes,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
-from edgetok.models.layers.gated_delta import DeltaRule
+from edgetok.models.layers.gated_delta import CausalConv
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import expert_counts, operations
-from edgetok.models.ops import Attend, Store
+from edgetok.models.ops import Attend, MatrixState, Store
 from edgetok.models.spec import DecoderSpec
 
 _TYPES = {
@@ -109,7 +109,7 @@ def check_graph(
     _check_linears(path, scanned.model.graph, spec, formats)
     _check_attention(path, scanned.model.graph, spec)
     _check_convolutions(path, scanned.model.graph, spec)
-    _check_delta_rules(path, scanned.model.graph, spec)
+    _check_matrix_states(path, scanned.model.graph, spec)
 
 
 def _nodes_by_weight(path: Path, model: onnx_model.Model) -> dict[str, onnx_model.Node]:
@@ -330,26 +330,27 @@ def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) 
         )
     for node, op in zip(nodes, convolutions, strict=True):
         _compare(path, node, _attributes(path, node), {"group": op.size})
-        if list(node.input[1:]) != [f"{op.weight}.weight"]:
+        bias = [op.bias] if isinstance(op, CausalConv) and op.bias else []
+        if list(node.input[1:]) != [f"{op.weight}.weight", *bias]:
             raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected weights")
 
 
-def _check_delta_rules(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
+def _check_matrix_states(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "LinearAttention"]
-    rules = [op for op in operations(spec) if isinstance(op, DeltaRule)]
-    if len(nodes) != len(rules):
+    states = [op for op in operations(spec) if isinstance(op, MatrixState)]
+    if len(nodes) != len(states):
         raise ArtefactError(
-            f"{path}: {len(nodes)} LinearAttention nodes, the spec has {len(rules)} such layers"
+            f"{path}: {len(nodes)} LinearAttention nodes, the spec has {len(states)} such layers"
         )
-    for node, op in zip(nodes, rules, strict=True):
+    for node, op in zip(nodes, states, strict=True):
         want: _Attributes = {
-            "q_num_heads": op.value_heads,
-            "kv_num_heads": op.value_heads,
-            "scale": float(np.float32(op.key_dim**-0.5)),
+            "q_num_heads": op.state_shape[0],
+            "kv_num_heads": op.state_shape[0],
+            "scale": float(np.float32(op.query_scale)),
         }
         _compare(path, node, _attributes(path, node), want)
         if list(node.output[1:]) != [PRESENT_STATE.format(op.layer)]:
-            raise ArtefactError(f"{path}: the delta net of layer {op.layer} has unexpected outputs")
+            raise ArtefactError(f"{path}: the state of layer {op.layer} has unexpected outputs")
 
 
 def _compare(path: Path, node: onnx_model.Node, result: _Attributes, want: _Attributes) -> None:

@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 
 from edgetok.errors import ArtefactError
-from edgetok.models.layers.gated_delta import DeltaRule
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
-from edgetok.models.ops import Store
+from edgetok.models.ops import MatrixState, Store
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
@@ -30,8 +29,8 @@ SPEC_KEY = "edgetok.spec"
 CONSTANTS_KEY = "edgetok.cache_constants"
 CONSTANTS_VERSION = "1"
 LOGITS_START = "logits_start"
-# Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1], and its delta
-# net's state, [B, heads, key_dim, value_dim].
+# Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1], and the state
+# of its delta net or Mamba2, [B, heads, key_dim, value_dim].
 PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"
 PAST_STATE, PRESENT_STATE = "past_state.{}", "present_state.{}"
 
@@ -207,9 +206,9 @@ def graph_states(spec: DecoderSpec) -> list[GraphState]:
         if isinstance(op, Convolution):
             left = (op.size, op.taps - 1)
             found.append(GraphState(PAST_CONV.format(i), PRESENT_CONV.format(i), left))
-        elif isinstance(op, DeltaRule):
-            state = (op.value_heads, op.key_dim, op.value_dim)
-            found.append(GraphState(PAST_STATE.format(i), PRESENT_STATE.format(i), state))
+        elif isinstance(op, MatrixState):
+            names = PAST_STATE.format(i), PRESENT_STATE.format(i)
+            found.append(GraphState(*names, op.state_shape))
     return found
 
 

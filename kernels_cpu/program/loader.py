@@ -42,6 +42,7 @@ MODULES = (
     "attention.merge",
     "recurrent.short_conv",
     "recurrent.gated_delta",
+    "recurrent.state_space",
     "experts.route",
     "experts.products",
     "linear.q2",

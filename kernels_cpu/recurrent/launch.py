@@ -14,7 +14,8 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bit
     CONV_TAPS,
     CONV_ROWS,
     CONV_STATE,
-) = range(2, 10)
+    CONV_BIAS,
+) = range(2, 11)
 
 (
     GATES_BETA,
@@ -35,6 +36,20 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bit
     DELTA_SCALE,
     DELTA_ROWS,
     DELTA_STATE,
+) = range(2, 13)
+STEPS_VALUE, STEPS_BIAS, STEPS_HEADS = range(2, 5)
+(
+    SPACE_SOURCE,
+    SPACE_STEPS,
+    SPACE_RESULT,
+    SPACE_LOG_RATE,
+    SPACE_SKIP,
+    SPACE_HEADS,
+    SPACE_GROUPS,
+    SPACE_HEAD_DIM,
+    SPACE_STATE_DIM,
+    SPACE_ROWS,
+    SPACE_STATE,
 ) = range(2, 13)
 
 MOST_TAPS = 4  # a kernel keeps them, and as many rows, in registers
@@ -65,11 +80,13 @@ def short_conv(
     taps: int,
     state: int,
     wait: bool,
+    bias: int = 0,
 ) -> Instruction:
     """value = gate_out * causal_convolution(gate_in * value), channel by channel.
 
-    Without gates, value = silu(causal_convolution(value)). What is convolved is kept in the cache's
-    history, float32 [history_rows(taps), size], that of token t in row t % history_rows(taps).
+    Without gates, value = silu(causal_convolution(value) + bias). What is convolved is kept in the
+    cache's history, float32 [history_rows(taps), size], that of token t in row
+    t % history_rows(taps).
 
     Args:
         kernels: the loaded kernels.
@@ -81,6 +98,7 @@ def short_conv(
         taps: tokens that a result depends on.
         state: index in the table of states (`PART_STATES`).
         wait: see `instruction`.
+        bias: address of [size]; 0 for none. Not with gates.
 
     Raises:
         ShapeError: a number is out of range, or one gate is missing.
@@ -89,7 +107,9 @@ def short_conv(
         raise ShapeError(f"{size} channels, {taps} taps, state {state}: out of range")
     if (gate_in == 0) != (gate_out == 0):
         raise ShapeError("one gate of a convolution, expected both or none")
-    args = (gate_in, gate_out, value, weight, size, taps, history_rows(taps), state)
+    if gate_in and bias:
+        raise ShapeError("gates and a bias of a convolution, expected gates alone")
+    args = (gate_in, gate_out, value, weight, size, taps, history_rows(taps), state, bias)
     return instruction(kernels.address("short_conv"), *args, wait=wait)
 
 
@@ -171,3 +191,70 @@ def delta_rule(
         )
     args = (source, beta, decay, result, *sizes, float_bits(key_dim**-0.5), STATE_ROWS, state)
     return instruction(kernels.address("delta_rule"), *args, wait=wait)
+
+
+def state_steps(
+    kernels: Addresses, *, value: int, bias: int, heads: int, wait: bool
+) -> Instruction:
+    """value = softplus(value + bias).
+
+    Args:
+        kernels: the loaded kernels.
+        value: address of [T, heads].
+        bias: address of [heads].
+        heads: see above.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: there are no heads.
+    """
+    if heads < 1:
+        raise ShapeError(f"heads is {heads}, expected at least 1")
+    return instruction(kernels.address("state_steps"), value, bias, heads, wait=wait)
+
+
+def state_space(
+    kernels: Addresses,
+    *,
+    source: int,
+    steps: int,
+    result: int,
+    log_rate: int,
+    skip: int,
+    heads: int,
+    groups: int,
+    head_dim: int,
+    state_dim: int,
+    state: int,
+    wait: bool,
+) -> Instruction:
+    """Run Mamba2's recurrence over each part's rows; see `recurrent/state_space.py`.
+
+    The state behind token t is row t % STATE_ROWS of the cache's ring, float32
+    [STATE_ROWS, state_columns(heads, state_dim, head_dim)].
+
+    Args:
+        kernels: the loaded kernels.
+        source: address of [T, heads * head_dim + 2 * groups * state_dim]: x, B and C.
+        steps: address of [T, heads].
+        result: address of [T, heads * head_dim].
+        log_rate: address of [heads].
+        skip: likewise.
+        heads: of x.
+        groups: of B and C, a divisor of the heads.
+        head_dim: of a head of x.
+        state_dim: of a group of B and C.
+        state: index in the table of states (`PART_STATES`).
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: a number is out of range.
+    """
+    sizes = (heads, groups, head_dim, state_dim)
+    if min(sizes) < 1 or heads % groups or state < 0:
+        raise ShapeError(
+            f"{heads} heads of {head_dim}, {groups} groups of {state_dim}, state {state}: out of "
+            "range"
+        )
+    args = (source, steps, result, log_rate, skip, *sizes, STATE_ROWS, state)
+    return instruction(kernels.address("state_space"), *args, wait=wait)

@@ -3,11 +3,12 @@
     u[t] = gate_in[t] * value[t]
     value[t] = gate_out[t] * (w[taps - 1] u[t] + w[taps - 2] u[t - 1] + ...)
 
-or, without gates, value[t] = silu(w[taps - 1] value[t] + ...), for each channel; u is 0 before the
-first token. Sums are float32, the token's own product first. Channels are shared out over the
-threads, so that rows of a part follow each other in one thread and the latest values of u stay in
-registers. Every u is written to the cache's history, from which the next run begins. Slots:
-`recurrent/launch.py`; sources: transformers `Lfm2ShortConv`, `Qwen3NextGatedDeltaNet`.
+or, without gates, value[t] = silu(bias + w[taps - 1] value[t] + ...), for each channel; u is 0
+before the first token. Sums are float32, the bias and the token's own product first. Channels
+are shared out over the threads, so that rows of a part follow each other in one thread and the
+latest values of u stay in registers. Every u is written to the cache's history, from which the next
+run begins. Slots: `recurrent/launch.py`; sources: transformers `Lfm2ShortConv`,
+`Qwen3NextGatedDeltaNet`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgetok.kernels_cpu.program.abi import (
     kernel,
 )
 from edgetok.kernels_cpu.recurrent.launch import (
+    CONV_BIAS,
     CONV_GATE_IN,
     CONV_GATE_OUT,
     CONV_ROWS,
@@ -49,6 +51,7 @@ def _channels(
     c: int,
     x: int,
     weight: int,
+    bias: int,
     history: int,
     count: int,
     size: int,
@@ -62,6 +65,9 @@ def _channels(
     gated = b != 0
     w0 = gather_f32(weight + 4 * (taps - 1), 4 * taps)
     w1 = gather_f32(weight + 4 * (taps - 2), 4 * taps)
+    start = zero_f32()
+    if bias != 0:
+        start = load_f32_first(bias, count)
     w2 = zero_f32()
     w3 = zero_f32()
     if taps > 2:
@@ -83,7 +89,7 @@ def _channels(
         u = load_f32_first(x + here, count)
         if gated:
             u = mul(load_f32_first(b + here, count), u)
-        y = fma(w1, u1, mul(w0, u))
+        y = fma(w1, u1, fma(w0, u, start))
         if taps > 2:
             y = fma(w2, u2, y)
         if taps > 3:
@@ -110,6 +116,7 @@ def short_conv(instr: int, ctx: int, tid: int, threads: int) -> None:
     taps = read_i64(instr + 8 * CONV_TAPS)
     ring = read_i64(instr + 8 * CONV_ROWS)
     state = read_i64(instr + 8 * CONV_STATE)
+    bias = read_i64(instr + 8 * CONV_BIAS)
     vectors = (size + LANES - 1) // LANES
     begin = vectors * tid // threads * LANES
     end = min(vectors * (tid + 1) // threads * LANES, size)
@@ -125,6 +132,7 @@ def short_conv(instr: int, ctx: int, tid: int, threads: int) -> None:
                 c + first + 4 * i,
                 x + first + 4 * i,
                 weight + 4 * taps * i,
+                bias + 4 * i if bias != 0 else 0,
                 history + 4 * i,
                 min(LANES, end - i),
                 size,

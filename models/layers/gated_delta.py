@@ -26,14 +26,26 @@ from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
 from edgetok.models.layers.short_conv import MOST_TAPS, Convolution
-from edgetok.models.ops import ActivationMul, Norm, Op, Shape, Stateful
+from edgetok.models.ops import ActivationMul, MatrixState, Norm, Op, Shape
 
 NORM_EPS = 1e-6  # added to the sum of a head's squares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CausalConv(Convolution):
-    """value = silu(causal_convolution(value))."""
+    """value = silu(causal_convolution(value) + bias).
+
+    Attributes:
+        bias: name of a tensor [size]; "" for none.
+    """
+
+    bias: str = ""
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        weight: dict[str, Shape] = {f"{self.weight}.weight": (self.size, 1, self.taps)}
+        return weight | ({self.bias: (self.size,)} if self.bias else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +73,7 @@ class DeltaGates(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaRule(Stateful):
+class DeltaRule(MatrixState):
     """The recurrence over each head's state. See above.
 
     Attributes:
@@ -80,16 +92,19 @@ class DeltaRule(Stateful):
     value_heads: int
     key_dim: int
     value_dim: int
-    STATE: ClassVar[int] = 1
-    BULKY: ClassVar[bool] = True
     READS: ClassVar[tuple[str, ...]] = ("source", "beta", "decay")
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("value_heads", "value_dim")
 
     @property
-    def kept_tokens(self) -> int:
-        """See `Stateful`: the state behind the token before."""
-        return 1
+    def state_shape(self) -> tuple[int, int, int]:
+        """See `MatrixState`."""
+        return self.value_heads, self.key_dim, self.value_dim
+
+    @property
+    def query_scale(self) -> float:
+        """See `MatrixState`."""
+        return float(self.key_dim**-0.5)
 
 
 @register

@@ -155,6 +155,12 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
         ("gemma", {"hidden_act": "gelu", "attention_bias": False}),
         ("qwen3_next", {"attention_bias": False, "layer_types": None, "num_hidden_layers": 4,
                         "linear_num_value_heads": 2, "linear_conv_kernel_dim": 2}),
+        ("granitemoehybrid", {"num_local_experts": 0, "mamba_proj_bias": True, "mamba_d_conv": 3,
+                              "mamba_conv_bias": False, "attention_bias": False}),
+        ("granitemoehybrid", {"layer_types": ["attention"] * 4, "num_local_experts": 0,
+                              "position_embedding_type": "rope", "tie_word_embeddings": False}),
+        ("granitemoehybrid", {"layer_types": ["mamba"] * 4, "mamba_n_groups": 1,
+                              "mamba_d_head": 24}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
+from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
 from edgetok.runtime.cpu import expert_lowering, recurrent_lowering
@@ -358,6 +359,8 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     CausalConv: recurrent_lowering.causal_conv,
     DeltaGates: recurrent_lowering.delta_gates,
     DeltaRule: recurrent_lowering.delta_rule,
+    StateSteps: recurrent_lowering.state_steps,
+    StateSpace: recurrent_lowering.state_space,
     Route: expert_lowering.route,
     ExpertLinear: expert_lowering.products,
     MixExperts: expert_lowering.mix,

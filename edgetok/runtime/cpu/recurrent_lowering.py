@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.recurrent import launch
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
+from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import Convolution, ShortConv
-from edgetok.models.ops import Stateful
+from edgetok.models.ops import MatrixState, Stateful
 
 if TYPE_CHECKING:
     from edgetok.runtime.cpu.lowering import Instructions, Near, Target
@@ -23,25 +24,26 @@ def history_shape(op: Stateful) -> tuple[int, int]:
     """
     if isinstance(op, Convolution):
         return launch.history_rows(op.taps), op.size
-    if isinstance(op, DeltaRule):
-        columns = launch.state_columns(op.value_heads, op.key_dim, op.value_dim)
-        return launch.STATE_ROWS, columns
+    if isinstance(op, MatrixState):
+        return launch.STATE_ROWS, launch.state_columns(*op.state_shape)
     raise UnsupportedError(f"the cpu backend keeps no states of {type(op).__name__}")
 
 
 def short_conv(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     """The convolution with gates."""
     op: ShortConv = group[0]
-    return [_convolution(to, op, near, to.at(op.gate_in), to.at(op.gate_out))]
+    return [_convolution(to, op, near, gate_in=to.at(op.gate_in), gate_out=to.at(op.gate_out))]
 
 
 def causal_conv(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     """The convolution with an activation."""
     op: CausalConv = group[0]
-    return [_convolution(to, op, near, 0, 0)]
+    return [_convolution(to, op, near, bias=to.weight(op.bias) if op.bias else 0)]
 
 
-def _convolution(to: Target, op: Convolution, near: Near, gate_in: int, gate_out: int) -> Any:
+def _convolution(
+    to: Target, op: Convolution, near: Near, *, gate_in: int = 0, gate_out: int = 0, bias: int = 0
+) -> Any:
     return launch.short_conv(
         to.kernels,
         gate_in=gate_in,
@@ -52,6 +54,7 @@ def _convolution(to: Target, op: Convolution, near: Near, gate_in: int, gate_out
         taps=op.taps,
         state=op.state,
         wait=near.wait,
+        bias=bias,
     )
 
 
@@ -85,6 +88,41 @@ def delta_rule(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             value_heads=op.value_heads,
             key_dim=op.key_dim,
             value_dim=op.value_dim,
+            state=op.state,
+            wait=near.wait,
+        )
+    ]
+
+
+def state_steps(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    """The step sizes of Mamba2."""
+    op: StateSteps = group[0]
+    return [
+        launch.state_steps(
+            to.kernels,
+            value=to.at(op.value),
+            bias=to.weight(op.bias),
+            heads=op.heads,
+            wait=near.wait,
+        )
+    ]
+
+
+def state_space(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    """The recurrence of Mamba2."""
+    op: StateSpace = group[0]
+    return [
+        launch.state_space(
+            to.kernels,
+            source=to.at(op.source),
+            steps=to.at(op.steps),
+            result=to.at(op.result),
+            log_rate=to.weight(op.log_rate),
+            skip=to.weight(op.skip),
+            heads=op.heads,
+            groups=op.groups,
+            head_dim=op.head_dim,
+            state_dim=op.state_dim,
             state=op.state,
             wait=near.wait,
         )

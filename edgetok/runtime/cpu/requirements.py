@@ -11,6 +11,7 @@ from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
 from edgetok.models.layers.experts import Route
 from edgetok.models.layers.gated_delta import DeltaRule
+from edgetok.models.layers.mamba2 import StateSpace
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import Op
@@ -47,6 +48,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "linear.float_rows": bool(bits & {16, 32}),
         "recurrent.short_conv": _has(artefact, Convolution),
         "recurrent.gated_delta": _has(artefact, DeltaRule),
+        "recurrent.state_space": _has(artefact, StateSpace),
         **dict.fromkeys(
             EXPERT_MODULES,
             _has(artefact, Route),

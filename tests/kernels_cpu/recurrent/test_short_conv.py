@@ -23,7 +23,7 @@ class State:
         self.seen = 0
 
 
-def step(kernels, guard, weight, parts, threads, gated):
+def step(kernels, guard, weight, parts, threads, gated, bias):
     """The values of each part (its state, b, c and x) after one run."""
     size, taps = weight.shape
     slack = np.zeros(weight.size + 64, np.float32)
@@ -39,6 +39,7 @@ def step(kernels, guard, weight, parts, threads, gated):
         taps=taps,
         state=1,
         wait=False,
+        bias=0 if bias is None else bias.ctypes.data,
     )
     run(made, len(x), threads, [(part[0], len(part[1])) for part in parts])
     return np.split(x, np.cumsum([len(part[1]) for part in parts])[:-1])
@@ -46,16 +47,21 @@ def step(kernels, guard, weight, parts, threads, gated):
 
 @pytest.mark.parametrize("taps", [2, 3, 4])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("gated", [True, False])
-def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps, gated):
+@pytest.mark.parametrize("around", ["gates", "silu", "silu and bias"])
+def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps, around):
     rng = np.random.default_rng(size)
+    gated = around == "gates"
     weight = rng.standard_normal((size, taps)).astype(np.float32)
+    bias = None
+    if around == "silu and bias":
+        bias = guard(rng.standard_normal(size).astype(np.float32))
     texts = [rng.standard_normal((3, length, size)).astype(np.float32) for length in (97, 60, 2)]
     exact = [text.astype(np.float64) for text in texts]
     if gated:
         truths = [reference.short_conv(*text, weight) for text in exact]
     else:
-        truths = [reference_delta.causal_conv(text[2], weight) for text in exact]
+        plain = 0.0 if bias is None else bias
+        truths = [reference_delta.causal_conv(text[2], weight, plain) for text in exact]
     results = []
     for threads, most in ((1, 97), (2, 5), (3, 1)):
         states = [State(guard, size, taps) for _ in texts]
@@ -69,7 +75,7 @@ def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps, gated):
                     parts.append((state, *text[:, state.seen : state.seen + count]))
                     who.append(i)
             for i, values in zip(
-                who, step(each_kernels, guard, weight, parts, threads, gated), strict=True
+                who, step(each_kernels, guard, weight, parts, threads, gated, bias), strict=True
             ):
                 found[i].append(values)
         results.append([np.concatenate(values) for values in found])
@@ -87,5 +93,8 @@ def test_sizes_are_checked(kernels):
             short_conv(
                 kernels, gate_in=0, gate_out=0, value=0, weight=0, wait=False, **{**good, **change}
             )
+    addresses = {"gate_in": 64, "value": 0, "weight": 0, "wait": False}
     with pytest.raises(ShapeError, match="both or none"):
-        short_conv(kernels, gate_in=64, gate_out=0, value=0, weight=0, wait=False, **good)
+        short_conv(kernels, gate_out=0, **addresses, **good)
+    with pytest.raises(ShapeError, match="expected gates alone"):
+        short_conv(kernels, gate_out=64, bias=64, **addresses, **good)

@@ -172,7 +172,9 @@ def check_against_the_same_chunks_alone(sequence, backend, cache):
             cache.clear()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma2", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma3_text", "gemma2", "lfm2", "qwen3_next", "granitemoehybrid"]
+)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 def test_nobody_knows_what_company_it_had(family, kv_bits, tiny, open_backend):
     backend = open_backend(tiny(family, 4).artefact, kv_bits=kv_bits)

@@ -112,15 +112,12 @@ def read(config: ConfigReader) -> Family:
 
 
 def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, ...]:
-    """Return the rotary embedding, where positions are one."""
+    """Return the rotary embedding, if queries and keys have one."""
     kind = config.value("position_embedding_type")
-    if kind == "rope":
-        return (read_rope(config, head_dim),)
-    if kind not in (None, "nope"):
+    if kind not in (None, "nope", "rope"):
         raise config.unsupported("position_embedding_type", kind, "rope, nope or null")
-    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
-        config.value(key)
-    return ()
+    rope = read_rope(config, head_dim)
+    return (rope,) if kind == "rope" else ()
 
 
 def _attends(config: ConfigReader) -> list[bool]:

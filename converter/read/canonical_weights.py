@@ -192,7 +192,7 @@ def choose_formats(
     """
     formats: dict[str, TensorFormat] = {}
     reasons: dict[str, str] = {}
-    routers = kept_at_16_bits(operations(weights.family.spec))
+    kept_names = kept_at_16_bits(operations(weights.family.spec))
     for name in linear_shapes(weights.family.spec):
         kept = weights.codes(name + ".weight")
         if kept is not None:
@@ -201,7 +201,7 @@ def choose_formats(
         is_head = name in ("lm_head", "embed_tokens")
         bits = options.effective_head_bits if is_head else options.bits
         limit = greatest[name]
-        if name in routers:
+        if name in kept_names:
             bits = 16
         if bits < 16 and not fits_float16_scales(limit, bits):
             reasons[name] = f"weights up to {limit:.4g} need scales beyond float16: kept as float32"
@@ -210,7 +210,8 @@ def choose_formats(
             reasons[name] = f"weights up to {limit:.4g} are beyond float16: kept as float32"
             bits = 32
         elif bits == 16:
-            reasons[name] = "a router" if name in routers else "16 bits were asked for"
+            own = name in kept_names
+            reasons[name] = "a router or a gate" if own else "16 bits were asked for"
         formats[name] = TensorFormat(
             bits,
             options.group_size if bits < 16 else 32,

@@ -76,7 +76,9 @@ def test_canonical_tensors_of_a_block(family, layer, tmp_path):
     assert {p.device.type for p in matrices} == {"meta"}
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text", "qwen3_next", "granitemoehybrid"])
+@pytest.mark.parametrize(
+    "family", ["llama", "phi3", "gemma3_text", "qwen3_next", "granitemoehybrid"]
+)
 def test_with_weights_is_a_block_that_has_them(family, tmp_path):
     """And leaves the block as it was; gradients reach them."""
     tiny_checkpoint(family, tmp_path, **DENSE.get(family, {}))

@@ -103,6 +103,10 @@ def test_wheel(repository: Path, wheel: Path, project: dict[str, Any]) -> None:
     assert any(name.endswith("LICENSE") for name in names)
     for path in (repository / "models/default-4bit").iterdir():
         assert f"edgetok/models/default-4bit/{path.name}" in names
+    wrappers = repository / "edgetok/native/wrappers"
+    for path in wrappers.rglob("*.*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert f"edgetok/native/wrappers/{path.relative_to(wrappers)}" in names
     for name in names:
         assert name.startswith("edgetok"), name
         assert not name.endswith((".safetensors", ".png")), name

@@ -19,6 +19,7 @@ _NATIVE = "native"
         "edgetok export artefacts/default-4bit --out exported",
         "edgetok export artefacts/default-4bit --format gptq --out exported-gptq",
         "edgetok export artefacts/default-4bit --format native --target x86_64-linux --out app",
+        "edgetok export artefacts/default-4bit --format native --with rust --out app",
     ),
 )
 @common.MODEL
@@ -57,6 +58,12 @@ _NATIVE = "native"
 @click.option(
     "--all-kernels", is_flag=True, help="native: build a library that runs every exported model."
 )
+@click.option(
+    "--with",
+    "wrappers",
+    multiple=True,
+    help="native: language whose wrapper to add, e.g. rust; several may be given.",
+)
 @common.JSON
 def command(
     model: Path,
@@ -66,6 +73,7 @@ def command(
     isas: tuple[str, ...],
     kv_bits: str,
     all_kernels: bool,
+    wrappers: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write MODEL as a checkpoint that transformers, vLLM and others load, or for C programs.
@@ -76,10 +84,12 @@ def command(
     model = common.model_folder(model, quiet=as_json)
     if form == _NATIVE:
         targets = targets or ("x86_64-linux",)
-        _native(model, out, targets, isas, int(kv_bits), all_kernels, as_json)
+        _native(model, out, targets, isas, int(kv_bits), all_kernels, wrappers, as_json)
         return
-    if targets or isas or all_kernels:
-        raise click.UsageError("--target, --isa and --all-kernels belong to --format native")
+    if targets or isas or all_kernels or wrappers:
+        raise click.UsageError(
+            "--target, --isa, --all-kernels and --with belong to --format native"
+        )
     with common.needs_extra("exporting", "convert"):
         from edgetok.converter.card.report import reason_rows
         from edgetok.converter.export.checkpoint import FORMATS, export
@@ -113,6 +123,7 @@ def _native(
     isas: tuple[str, ...],
     kv_bits: int,
     all_kernels: bool,
+    wrappers: tuple[str, ...],
     as_json: bool,
 ) -> None:
     from edgetok.environment import read_settings
@@ -126,6 +137,7 @@ def _native(
         kv_bits=kv_bits,
         all_kernels=all_kernels,
         isas=isas,
+        wrappers=wrappers,
         progress=Compiling(title="compiling kernels for the library, once"),
     )
     if as_json:
@@ -136,6 +148,8 @@ def _native(
     for target, files in result.targets.items():
         sizes = ", ".join(f"{name} {common.megabytes(size)}" for name, size in files.items())
         rows.append((target, sizes))
+    if result.wrappers:
+        rows.append(("Wrappers", ", ".join(result.wrappers)))
     compared = ", ".join(f"{count:,} {what}" for what, count in result.compared.items())
     rows.append(("Equal to Python", compared or "not compared: no library for this machine"))
     rows += [(f"No {what}", why) for what, why in result.refused.items()]

@@ -7,9 +7,14 @@
 //     for (const { token, text } of chat.say('Hello')) ...
 //
 // Files are Uint8Arrays; they are copied into the module's memory once and may be dropped then.
+// Close what you open: `close` of a model frees its chats; a call after it is an error.
 
 const ERROR_BYTES = 256
 export const FINISH = ['going', 'stop', 'length', 'context', 'cancelled']
+
+export class EdgetokError extends Error {
+  name = 'EdgetokError'
+}
 
 export async function load(source) {
   const files = new Map()
@@ -36,28 +41,58 @@ export async function load(source) {
   // Memory for one call, freed after it.
   const within = (call) => {
     const taken = []
-    const room = (count) => { const at = c.malloc(count) >>> 0; taken.push(at); bytes(at, count).fill(0); return at }
+    const room = (count) => {
+      const at = c.malloc(count) >>> 0
+      if (at === 0) throw new EdgetokError(`no memory for ${count} bytes`)
+      taken.push(at)
+      bytes(at, count).fill(0)
+      return at
+    }
     const put = (data) => { const at = room(data.length + 1); bytes(at, data.length).set(data); return at }
-    try { return call({ room, put, text: (value) => put(new TextEncoder().encode(value)) }) }
+    const text = (value) => {
+      if (value.includes('\0')) throw new EdgetokError('a text holds a NUL character; remove it')
+      return put(new TextEncoder().encode(value))
+    }
+    try { return call({ room, put, text }) }
     finally { taken.forEach((at) => c.free(at)) }
   }
   const checked = (call) => within((m) => {
     const error = m.room(ERROR_BYTES)
     const result = call(m, error)
-    if (result === 0 && textAt(error) || result < 0) throw new Error(textAt(error))
+    if (result === 0 && textAt(error) || result < 0) throw new EdgetokError(textAt(error) || 'the call failed')
     return result
   })
   const ids32 = (m, ids) => m.put(new Uint8Array(Int32Array.from(ids).buffer))
+  const number = (at, i) => Number(view().getBigInt64(at + 8 * i, true))
 
-  class Chat {
+  // A handle of the library: what is called with it is an error once it is freed.
+  class Owned {
+    #handle
+    #free
+    #what
+    constructor(handle, free, what) { this.#handle = handle; this.#free = free; this.#what = what }
+    get handle() {
+      if (this.#handle === 0) throw new EdgetokError(`the ${this.#what} is closed`)
+      return this.#handle
+    }
+    close() {
+      if (this.#handle !== 0) this.#free(this.#handle)
+      this.#handle = 0
+    }
+  }
+
+  class Chat extends Owned {
+    #model
     constructor(model, { context = 0, budget = 0, policy = null }) {
-      this.handle = checked((m, error) => {
+      super(checked((m, error) => {
         const options = m.room(24)
         view().setBigInt64(options, BigInt(context), true)
         view().setBigInt64(options + 8, BigInt(budget), true)
         view().setUint32(options + 16, policy ? m.text(policy) : 0, true)
         return c.edgetok_chat_new(model.handle, options, error)
-      })
+      }), c.edgetok_chat_free, 'chat')
+      this.#model = model
+      model.opened.add(this)
     }
 
     sample({ temperature = 0, topP = 0, minP = 0, repetition = 0, presence = 0, frequency = 0, topK = 0, seed = 0n, maxTokens = 0, stop = [] }) {
@@ -99,12 +134,66 @@ export async function load(source) {
       return this.#answer()
     }
 
+    // Call it between the tokens of an answer; there are no threads here.
     cancel() { c.edgetok_cancel(this.handle) }
-    free() { c.edgetok_chat_free(this.handle) }
+
+    truncate(tokens) {
+      return Number(checked((m, error) => c.edgetok_truncate(this.handle, BigInt(tokens), error)))
+    }
+
+    // Of the last token computed, copied; null before the first.
+    logits() {
+      const at = c.edgetok_logits(this.handle) >>> 0
+      return at === 0 ? null : new Float32Array(memory.buffer.slice(at, at + 4 * this.#model.describe().vocabSize))
+    }
+
+    stats() {
+      return within((m) => {
+        const at = m.room(72)
+        c.edgetok_stats(this.handle, at)
+        const names = ['tokens', 'position', 'slots', 'cacheBytes', 'promptTokens', 'cachedTokens', 'answerTokens']
+        const [prefillS, decodeS] = [56, 64].map((offset) => view().getFloat64(at + offset, true))
+        return { ...Object.fromEntries(names.map((name, i) => [name, number(at, i)])), prefillS, decodeS }
+      })
+    }
+
+    // The cache as a Uint8Array; its tokens are yours to keep.
+    save() {
+      const size = Number(checked((m, error) => c.edgetok_save(this.handle, 0, 0, error)))
+      return checked((m, error) => {
+        const at = m.room(size)
+        return c.edgetok_save(this.handle, at, size, error) < 0n ? -1 : bytes(at, size).slice()
+      })
+    }
+
+    restore(block, ids) {
+      checked((m, error) => c.edgetok_restore(this.handle, m.put(block), block.length, ids32(m, ids), ids.length, error))
+    }
+
+    close() {
+      super.close()
+      this.#model.opened.delete(this)
+    }
   }
 
-  class Model {
-    constructor(handle) { this.handle = handle }
+  class Model extends Owned {
+    opened = new Set()
+    constructor(handle) { super(handle, c.edgetok_close, 'model') }
+
+    describe() {
+      return within((m) => {
+        const at = m.room(144)
+        c.edgetok_describe(this.handle, at)
+        const names = ['vocabSize', 'contextTokens', 'layers', 'kvBits', 'blockTokens', 'weightBytes', 'bufferBytes']
+        const flag = (offset) => view().getInt32(at + offset, true)
+        return {
+          ...Object.fromEntries(names.map((name, i) => [name, number(at, i)])),
+          threads: flag(56), tokenizes: flag(60) !== 0, chats: flag(64) !== 0,
+          isa: textAt(view().getUint32(at + 68, true)), family: textAt(view().getUint32(at + 72, true)),
+          weightsSha256: textAt(at + 76),
+        }
+      })
+    }
 
     encode(text, special = true) {
       return checked((m, error) => {
@@ -114,8 +203,20 @@ export async function load(source) {
       })
     }
 
+    // The bytes of a token; null for no such token.
+    piece(token) {
+      return within((m) => {
+        const size = m.room(4), at = c.edgetok_piece(this.handle, token, size)
+        return at === 0 ? null : bytes(at, view().getUint32(size, true)).slice()
+      })
+    }
+
     chat(options = {}) { return new Chat(this, options) }
-    close() { c.edgetok_close(this.handle) }
+
+    close() {
+      this.opened.forEach((chat) => chat.close())
+      super.close()
+    }
   }
 
   return {

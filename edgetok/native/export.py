@@ -3,6 +3,7 @@
 model.plan          `native/plan.py`
 model.onnx.data     the weights, unchanged
 include/edgetok.h   lib/TARGET/...   example.c   CMakeLists.txt
+python/  node/  ...  wrappers of other languages, if asked for; `native/languages.py`
 export.json         what was exported, what was refused and why, and what was compared
 """
 
@@ -25,6 +26,7 @@ from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.loader import MODULES
 from edgetok.models.spec import DecoderSpec
 from edgetok.native.check import check
+from edgetok.native.languages import check_languages, write_wrapper
 from edgetok.native.library import HEADER, Machine, build_library, machine_of, this_machine
 from edgetok.native.plan import PLAN_FILE, Section, model_plan
 from edgetok.native.template import template_segments
@@ -66,6 +68,7 @@ class Exported:
         refused: why "tokenizer" or "template" were left out.
         compared: what was compared with Python, and how many of each; nothing where this machine
             has no C compiler.
+        wrappers: languages whose wrappers were written.
     """
 
     targets: dict[str, dict[str, int]]
@@ -74,6 +77,7 @@ class Exported:
     kv_bits: int
     refused: dict[str, str] = field(default_factory=dict)
     compared: dict[str, int] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
 
 
 def export_native(
@@ -85,6 +89,7 @@ def export_native(
     kv_bits: int = 8,
     all_kernels: bool = False,
     isas: Sequence[str] = (),
+    wrappers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Exported:
     """Export an artefact.
@@ -97,17 +102,20 @@ def export_native(
         kv_bits: of keys and values.
         all_kernels: whether libraries hold the kernels of every model, not of this one alone.
         isas: instruction sets to pack; none takes all of the target's.
+        wrappers: languages whose wrappers are written, too; see `languages.LANGUAGES`.
         progress: called while kernels are compiled.
 
     Raises:
         ArtefactError: the artefact is damaged.
-        OptionError: there is no such target, or an option is out of range.
+        OptionError: there is no such target or language, or an option is out of range.
         UnsupportedError: the decoder cannot be exported.
         OutputError: `out` holds something, or cannot be written.
         MissingExtraError: there is no C compiler for a target.
         EdgetokError: a library does not give what Python gives.
     """
     machines = [machine_of(name) for name in targets]
+    wrappers = tuple(dict.fromkeys(wrappers))
+    check_languages(wrappers, targets)
     check_options(None, kv_bits, "int8", BLOCK_TOKENS)
     if key_bits(kv_bits) != value_bits(kv_bits):
         raise OptionError(
@@ -120,7 +128,9 @@ def export_native(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
             made = Path(work) / "export"
-            result = _write(folder, made, machines, cache_dir, kv_bits, all_kernels, isas, progress)
+            result = _write(
+                folder, made, machines, cache_dir, kv_bits, all_kernels, isas, wrappers, progress
+            )
             if out.exists():
                 out.rmdir()
             made.rename(out)
@@ -137,6 +147,7 @@ def _write(
     kv_bits: int,
     all_kernels: bool,
     isas: Sequence[str],
+    wrappers: tuple[str, ...],
     progress: Progress | None,
 ) -> Exported:
     with open_artefact(folder) as opened:
@@ -162,6 +173,8 @@ def _write(
             files = build_library(machine, needed, place, cache_dir, progress, isas=isas)
             built[machine.name] = {path.name: path.stat().st_size for path in files}
         compared = _compared(artefact, out, machines, needed, cache_dir, kv_bits, extra)
+    for name in wrappers:
+        write_wrapper(name, out)
     result = Exported(
         targets=built,
         plan_bytes=len(content),
@@ -169,6 +182,7 @@ def _write(
         kv_bits=kv_bits,
         refused=refused,
         compared=compared,
+        wrappers=wrappers,
     )
     (out / "export.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
     return result

@@ -38,7 +38,7 @@ def exported(repository: Path, kernel_cache: Path, tmp_path_factory) -> tuple[Pa
         patched.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
         code, said = run(
             repository / "models/default-4bit", "--format", "native", "--out", out, "--json",
-            "--target", this_machine().name, "--isa", host_isas()[0],
+            "--target", this_machine().name, "--isa", host_isas()[0], "--with", "python",
         )  # fmt: skip
     assert code == 0, said
     return out, json.loads(said)
@@ -48,7 +48,9 @@ def test_folder(exported, repository):
     out, told = exported
     library = out / "lib" / this_machine().name
     names = {"CMakeLists.txt", "example.c", "export.json", "model.onnx.data", "model.plan"}
-    assert {path.name for path in out.iterdir()} == names | {"include", "lib"}
+    assert {path.name for path in out.iterdir()} == names | {"include", "lib", "python"}
+    assert {path.name for path in (out / "python").iterdir()} == {"example.py", "libedgetok.py"}
+    assert told["wrappers"] == ["python"]
     assert told["compared"] == {"prompts": 4, "texts": 4000}
     assert told["refused"] == {}
     assert told["targets"][this_machine().name]["libedgetok.a"] < 2e6

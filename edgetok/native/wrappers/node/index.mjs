@@ -1,0 +1,32 @@
+// An exported folder in node. Tokens are computed on the thread that asks for them; `stream` lets
+// other events run between them, so that a timer or a request may call `chat.cancel()`.
+//
+//     const model = await open('app')
+//     const chat = model.chat()
+//     for await (const { text } of stream(chat.say('Hello'))) process.stdout.write(text)
+//     model.close()
+
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { EdgetokError, load } from './edgetok.mjs'
+
+export { EdgetokError }
+
+const read = (path) => readFile(path).catch((error) => {
+  throw new EdgetokError(`${path}: cannot be read: ${error.message}`)
+})
+
+export async function open(folder) {
+  const wasm = await read(new URL('./edgetok.wasm', import.meta.url))
+  const names = ['model.plan', 'model.onnx.data']
+  const files = await Promise.all(names.map((name) => read(join(folder, name))))
+  const library = await load(wasm)
+  return library.open(Object.fromEntries(names.map((name, i) => [name, files[i]])))
+}
+
+export async function* stream(answer) {
+  for (const piece of answer) {
+    yield piece
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}

@@ -55,6 +55,7 @@ class Model(Texts):
         limits: CacheLimits | None = None,
         chats_evict: bool = True,
         speculate: bool = True,
+        pace: float | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; `Model.load` is the usual way.
@@ -68,6 +69,7 @@ class Model(Texts):
                 is refused.
             chats_evict: whether conversations evict without limits, too.
             speculate: whether answers are drafted where that is faster.
+            pace: most tokens per second of all answers together; None: no limit.
             notes: lines for the user.
 
         Raises:
@@ -98,6 +100,7 @@ class Model(Texts):
             limits=limits,
             chats_evict=chats_evict,
             speculate=speculate,
+            pace=pace,
         )
         self._template: ChatTemplate | None = None
         self._closed = False
@@ -145,6 +148,7 @@ class Model(Texts):
                 limits=limits,
                 chats_evict=run.kv_policy != "none",
                 speculate=run.speculate,
+                pace=run.pace,
                 notes=() if note is None else (note,),
             )
             if run.prefix_cache_bytes is not None:

@@ -89,6 +89,7 @@ _SPELLINGS: dict[str, dict[str, Any]] = {
     "verbose": {"short": "-v"},
     "isa": {"hidden": True},
     "kernels": {"metavar": "FOLDER"},
+    "pace": {"metavar": "TOKENS_PER_S"},
     "context": {"type": TOKENS, "metavar": "TOKENS"},
     "max_tokens": {"type": TOKENS, "metavar": "TOKENS"},
 }

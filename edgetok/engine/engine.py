@@ -10,6 +10,7 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.engine.cached_tokens import CachedTokens
 from edgetok.engine.generation import Generation
+from edgetok.engine.pace import Pace
 from edgetok.engine.result import Result
 from edgetok.engine.scheduler import Scheduler
 from edgetok.engine.sequence import Progress
@@ -54,14 +55,18 @@ class Engine:
         limits: CacheLimits | None = None,
         chats_evict: bool = True,
         speculate: bool = True,
+        pace: float | None = None,
     ) -> None:
-        """Put the parts together; see the attributes. No thread starts before it is needed."""
+        """Put the parts together; see the attributes. No thread starts before it is needed.
+
+        `pace` is how many tokens all answers together may get per second; None: no limit.
+        """
         self.backend, self.tokenizer, self.eos_tokens = backend, tokenizer, eos_tokens
         self.context_tokens, self.limits = context_tokens, limits
         self.chats_evict, self.speculate = chats_evict, speculate
         self.prefixes: PrefixCache | None = None
         self.scheduler: Scheduler[Answer] = Scheduler(backend.capabilities.step_rows)
-        self.stepper = Stepper(backend, self.scheduler)
+        self.stepper = Stepper(backend, self.scheduler, pace=None if pace is None else Pace(pace))
         self._vocabulary: Vocabulary | None = None
         self._reading = threading.Lock()
 

@@ -267,9 +267,11 @@ class Generation(Iterator[str], AsyncIterator[str]):
             letter = mailbox.poll()
             if letter is None:
                 mailbox.waiting = True
-                if self._stepper.pull(self._sequence):
+                rest_s = self._stepper.pull(self._sequence)
+                if rest_s is None:
+                    letter = mailbox.get()
+                elif not rest_s or (letter := mailbox.wait(rest_s)) is None:
                     continue
-                letter = mailbox.get()
             mailbox.waiting = False
             return letter
 

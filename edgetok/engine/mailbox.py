@@ -90,6 +90,13 @@ class Mailbox:
         if notify is not None:
             notify()
 
+    def wait(self, seconds: float) -> Letter | None:
+        """Take the next letter; None where none has come after so long."""
+        try:
+            return self._letters.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
     def poll(self) -> Letter | None:
         """Take the next letter; None where there is none."""
         return None if self._letters.empty() else self._letters.get()

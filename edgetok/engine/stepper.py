@@ -24,6 +24,7 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 from edgetok.engine.mailbox import End, Mailbox, Piece
+from edgetok.engine.pace import Pace
 from edgetok.engine.scheduler import Planned, Scheduler
 from edgetok.engine.sequence import Sequence
 from edgetok.errors import ContextError, EdgetokError, OptionError, ShapeError
@@ -50,6 +51,7 @@ class Stepper:
         backend: Backend,
         scheduler: Scheduler[Sequence],
         clock: Callable[[], float] = time.perf_counter,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare; no thread starts yet.
 
@@ -57,8 +59,10 @@ class Stepper:
             backend: what computes.
             scheduler: what chooses steps.
             clock: seconds.
+            pace: a speed to hold; None for the highest.
         """
         self._backend, self._scheduler, self._clock = backend, scheduler, clock
+        self._pace = pace
         self._live: dict[Sequence, Mailbox] = {}  # touched with the turn alone
         self._notes: deque[tuple[Sequence, Mailbox]] = deque()  # to be taken in or let go
         self.gaps_s: deque[float] = deque(maxlen=_GAPS)
@@ -92,11 +96,12 @@ class Stepper:
         self._scheduler.add(sequence)
         self._notes.append((sequence, mailbox))
 
-    def pull(self, sequence: Sequence) -> bool:
+    def pull(self, sequence: Sequence) -> float | None:
         """Make a step for a reader who waits, if it is the only one that wants any.
 
         Returns:
-            False where the engine's own thread makes the steps: then wait for a letter.
+            Seconds to rest before asking again, unless a letter comes: 0 after a step. None where
+            the engine's own thread makes the steps: then wait for a letter.
 
         Raises:
             BaseException: an interrupt in the middle of the step; the sequence is let go.
@@ -105,14 +110,12 @@ class Stepper:
             try:
                 self._tidy()
                 if self._wanted() in ([], [sequence]):
-                    if sequence in self._live:
-                        self._step([sequence])
-                    return True
+                    return self._paced([sequence]) or 0.0 if sequence in self._live else 0.0
             finally:
                 self._left = None
                 self._give()
         self.call()
-        return False
+        return None
 
     def recover(self) -> None:
         """Give back a turn that an interrupt kept this thread from giving back itself."""
@@ -236,6 +239,16 @@ class Stepper:
             if mailbox.waiting or len(sequence.tokens) - mailbox.read_tokens < mailbox.ahead_tokens
         ]
 
+    def _paced(self, wanted: Many[Sequence]) -> float | None:
+        """Make the next step, if it is due: see `work`. Prompts are read while others rest."""
+        rest_s = 0.0 if self._pace is None else self._pace.rest_s(self._clock())
+        if rest_s:
+            wanted = [sequence for sequence in wanted if sequence.reading]
+            if not wanted:
+                self._left = None
+                return rest_s
+        return 0.0 if self._step(wanted) else None
+
     def _step(self, wanted: Many[Sequence]) -> bool:
         """Make the next step and leave its letters; False if there is none to make."""
         began = self._clock()
@@ -243,6 +256,7 @@ class Stepper:
         if step is None:
             return False
         sequences = [sequence for sequence, _ in step.shares]
+        before = sum(len(sequence.tokens) for sequence in sequences)
         try:
             for (sequence, rows), found in zip(step.shares, self._computed(step), strict=True):
                 self._deliver(sequence, rows, found, began)
@@ -252,6 +266,9 @@ class Stepper:
                 raise
             return True
         self._scheduler.done(step, self._clock() - began)
+        if self._pace is not None:
+            made = sum(len(sequence.tokens) for sequence in sequences) - before
+            self._pace.made(made, began)
         return True
 
     def _deliver(self, sequence: Sequence, rows: int, found: Found, began: float) -> None:
@@ -334,8 +351,13 @@ class Stepper:
         self._thread = thread
         self._finalizer = weakref.finalize(self, _stop, self._calls, thread, os.getpid())
 
-    def work(self) -> bool:
-        """Make a step if any is wanted that no reader makes itself: for the engine's thread."""
+    def work(self) -> float | None:
+        """Make a step if any is wanted that no reader makes itself: for the engine's thread.
+
+        Returns:
+            Seconds to rest before the next one, unless somebody calls: 0 after a step. None where
+            there is nothing to do before somebody calls.
+        """
         self._take(blocking=True)
         try:
             self._tidy()
@@ -343,23 +365,25 @@ class Stepper:
             boxes = [self._live[sequence] for sequence in wanted]
             if len(wanted) < 2 and not any(box.waiting or box.eager for box in boxes):
                 self._left = None
-                return False
-            return self._step(wanted)
+                return None
+            return self._paced(wanted)
         finally:
             self._give()
 
 
 def _work(ref: weakref.ref[Stepper], calls: queue.SimpleQueue[bool]) -> None:
     """Run the thread's loop, with a weak reference to the engine so that it can be collected."""
+    rest_s: float | None = None
     while True:
-        stop = calls.get()
+        stop = False
         with contextlib.suppress(queue.Empty):
+            stop = calls.get(timeout=rest_s)
             while not stop:
                 stop = calls.get_nowait()
         stepper = ref()
         if stop or stepper is None:
             return
-        while stepper.work():
+        while (rest_s := stepper.work()) == 0:
             pass
         del stepper
 

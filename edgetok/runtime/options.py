@@ -6,6 +6,7 @@ from the fields (`edgetok.cli.options`), and `Model.load` takes the same names a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -72,6 +73,11 @@ class RunOptions:
         "Guess the next tokens where the text repeats prompt or answer, and compute several at "
         "once. The answer is the same.",
     ] = True
+    pace: Annotated[
+        float | None,
+        "Most tokens per second, of all answers together, for a device that must stay cool, e.g. "
+        "10. Between steps nothing runs; prompts are read at full speed.  [default: no limit]",
+    ] = None
     compute: Annotated[
         Compute,
         "Type of the activations in matrix products. int8 (float16 on a GPU) is fast; float32 is "
@@ -115,6 +121,10 @@ class RunOptions:
             raise OptionError("--kv-budget conflicts with --kv-policy none; remove one")
         if self.context_tokens is not None and type(self.context_tokens) is not int:
             raise OptionError(f"context is {self.context!r}, expected a number of tokens")
+        if self.pace is not None and not (
+            type(self.pace) in (int, float) and 0 < self.pace < math.inf
+        ):
+            raise OptionError(f"pace is {self.pace!r} tokens per second, expected more than 0")
         _bytes("kv_budget", self.kv_budget)
         _bytes("prefix_cache", self.prefix_cache)
 
@@ -182,6 +192,7 @@ class RunChanges(TypedDict, total=False):
     kv_policy: str | None
     prefix_cache: Size | None
     speculate: bool
+    pace: float | None
     compute: Compute
     kernels: Path | str | None
     isa: str | None

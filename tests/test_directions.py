@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "environment": {"errors"},
     "private_folder": {"errors"},
     "machine": set(),
+    "energy": set(),
     "quantities": {"errors"},
     "formats": {"errors", "models"},
     "models": {"errors"},
@@ -146,6 +147,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {
         "errors",
         "cache",
+        "energy",
         "engine",
         "environment",
         "formats",

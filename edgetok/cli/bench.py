@@ -10,6 +10,7 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.cli.terminal.compiling import Compiling
+from edgetok.energy import EnergyMeter
 from edgetok.errors import OptionError
 from edgetok.machine import peak_memory_mb, physical_cores
 from edgetok.runtime.options import RunOptions
@@ -24,7 +25,7 @@ _FIRST_PROMPT_TOKENS = 16
     "bench",
     epilog=common.examples(
         "edgetok bench --threads 1 --depth 512 --json",
-        "edgetok bench --profile",
+        "edgetok bench --profile --energy",
         "edgetok bench artefacts/default-4bit --chats 8 --threads 2",
     ),
 )
@@ -79,6 +80,11 @@ _FIRST_PROMPT_TOKENS = 16
     help="Show the time of each phase of a decode step beside the time that memory reads take.",
 )
 @click.option(
+    "--energy",
+    is_flag=True,
+    help="Show joules per decoded token, from the counters of processor, battery or GPU.",
+)
+@click.option(
     "--chats",
     type=int,
     metavar="N",
@@ -115,11 +121,12 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
         raise OptionError(f"repeats is {given['repeats']}, expected at least 1")
     threads = given["threads"] or (read_settings().threads,)
     depths = given["depth"] or (128,)
+    meter = EnergyMeter() if given["energy"] else None
     load_s, first_s = _first_token(path, given, threads[-1])
     memory = {"peak_rss_mb": peak_memory_mb(), "anonymous_mb": speed.anonymous_mb()}
     runs = []
     for count in threads:
-        runs += _measure_threads(path, given, count, depths)
+        runs += _measure_threads(path, given, count, depths, meter)
     profiles = _profiles(path, given, threads, depths) if given["profile"] else []
     chosen = runs[-len(runs) // len(threads)]
     keys = (
@@ -137,6 +144,16 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
         "engine": chosen["engine"],
         "runs": runs,
         **({"profiles": profiles} if profiles else {}),
+        **(_energy(meter, chosen) if meter else {}),
+    }
+
+
+def _energy(meter: EnergyMeter, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What was counted, or why nothing was."""
+    return {
+        "joules_per_token": chosen["joules_per_token"],
+        "energy_sources": list(meter.sources),
+        "energy_missing": meter.missing or None,
     }
 
 
@@ -158,7 +175,11 @@ def _first_token(path: Path, given: dict[str, Any], threads: int | None) -> tupl
 
 
 def _measure_threads(
-    path: Path, given: dict[str, Any], threads: int | None, depths: tuple[int, ...]
+    path: Path,
+    given: dict[str, Any],
+    threads: int | None,
+    depths: tuple[int, ...],
+    meter: EnergyMeter | None,
 ) -> list[dict[str, Any]]:
     from edgetok.evaluation import speed
     from edgetok.formats.artefact import open_artefact
@@ -198,14 +219,17 @@ def _measure_threads(
                     prompt_tokens=prompt,
                     decode_tokens=steps,
                     seed=repeat,
+                    meter=meter,
                 )
                 if repeat == 0:  # the first round warms caches and clocks
                     samples.prefill_tokens_per_s.clear()
                     samples.decode_tokens_per_s.clear()
+                    samples.joules_per_token.clear()
     finally:
         for engine in engines:
             engine.close()
-    return [_run(samples, speed.median(bandwidth)) for samples in result]
+    between = speed.median(bandwidth)
+    return [_run(samples, between, energy=meter is not None) for samples in result]
 
 
 def _profiles(
@@ -277,7 +301,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
     )
 
 
-def _run(samples: Samples, bandwidth: float) -> dict[str, Any]:
+def _run(samples: Samples, bandwidth: float, *, energy: bool) -> dict[str, Any]:
     from edgetok.evaluation.speed import median
 
     decode = median(samples.decode_tokens_per_s)
@@ -294,7 +318,23 @@ def _run(samples: Samples, bandwidth: float) -> dict[str, Any]:
         "read_bandwidth_gb_per_s": bandwidth,
         "decode_bandwidth_share": decode * samples.bytes_per_token / (bandwidth * 1e9),
         "bytes_per_token": samples.bytes_per_token,
+        **({"joules_per_token": _middle(samples.joules_per_token)} if energy else {}),
     }
+
+
+def _middle(values: list[float]) -> float | None:
+    from edgetok.evaluation.speed import median
+
+    return median(values) if values else None
+
+
+def _energy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    if "joules_per_token" not in values:
+        return []
+    label, joules = "Energy per token", values["joules_per_token"]
+    if joules is None:
+        return [(label, f"not known: {values['energy_missing'] or 'a counter has gone'}")]
+    return [(label, f"{joules:.3g} J ({', '.join(values['energy_sources'])}), of the machine")]
 
 
 def _print(path: Path, values: dict[str, Any]) -> None:
@@ -326,6 +366,7 @@ def _print(path: Path, values: dict[str, Any]) -> None:
             ("Loaded after", f"{values['load_s']:.3f} s"),
             ("First token after", f"{values['first_token_s']:.3f} s"),
             ("Read per token", common.megabytes(values["bytes_per_token"])),
+            *_energy_rows(values),
             (
                 "Memory, one model",
                 f"{values['peak_rss_mb']:,.0f} MB at most"

@@ -18,8 +18,8 @@ def measure(path: Path, given: dict[str, Any], as_json: bool) -> None:
     from edgetok.environment import read_settings
     from edgetok.evaluation.chats import measure_chats
 
-    if given["profile"] or given["beside"] is not None:
-        raise OptionError("--chats conflicts with --profile and --beside; remove them")
+    if given["profile"] or given["energy"] or given["beside"] is not None:
+        raise OptionError("--chats conflicts with --profile, --energy and --beside; remove them")
     runs = []
     for threads in given["threads"] or (read_settings().threads,):
         for depth in given["depth"] or (512,):

@@ -17,6 +17,7 @@ from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.cli.terminal.keys import quiet_keys
 from edgetok.cli.terminal.lines import LineReader
 from edgetok.cli.terminal.wrap import wrapped
+from edgetok.energy import EnergyMeter
 from edgetok.errors import EdgetokError, OptionError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Repl:
         """
         self._chat, self._model, self._plain = chat, model, plain
         self._colour = styled()
+        self._meter = EnergyMeter(gpu=model.backend.name == "cuda")
+        self._told_energy = False
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/help": self._help,
             "/system": self._system,
@@ -115,6 +118,7 @@ class Repl:
 
     def _answer(self, answer: ChatAnswer, reading: ReadingLine) -> None:
         view = answer_view(self._plain)
+        counted = self._meter.read()
         with quiet_keys():
             try:
                 with cancel_on_interrupt(answer):
@@ -122,13 +126,15 @@ class Repl:
             finally:
                 reading.clear()
                 view.finish()
-        self._status(answer)
+        self._status(answer, self._meter.joules(counted))
 
-    def _status(self, answer: ChatAnswer) -> None:
+    def _status(self, answer: ChatAnswer, joules: float | None) -> None:
         result, chat = answer.result, self._chat
         parts = []
         if result.stats.tokens_per_s:
             parts.append(f"{result.stats.tokens_per_s:,.1f} tokens/s")
+        if joules is not None and result.tokens:
+            parts.append(f"{joules / len(result.tokens):.2g} J/token")
         memory = chat.memory
         if memory is None:
             parts.append(f"{chat.used_tokens:,} of {chat.context_tokens:,} tokens")
@@ -140,6 +146,9 @@ class Repl:
         parts.append(f"{_resident_mb():,.0f} MB")
         if result.finish in _ENDS:
             parts.append(_ENDS[result.finish])
+        if self._meter.missing and not self._told_energy:
+            self._told_energy = True
+            parts.append(f"energy not known: {self._meter.missing}")
         self._note("  " + " · ".join(parts))
         click.echo()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetok.energy import EnergyMeter
 from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
@@ -30,6 +31,7 @@ class Samples:
         depth_tokens: in the cache before the first decoded token.
         prefill_tokens_per_s, decode_tokens_per_s: one value a repeat.
         bytes_per_token: read from memory to decode one token: weights, and keys and values.
+        joules_per_token: of decoding, one value a repeat for which it is known.
     """
 
     engine: str
@@ -38,6 +40,7 @@ class Samples:
     prefill_tokens_per_s: list[float] = field(default_factory=list)
     decode_tokens_per_s: list[float] = field(default_factory=list)
     bytes_per_token: int = 0
+    joules_per_token: list[float] = field(default_factory=list)
 
 
 def measure(
@@ -48,6 +51,7 @@ def measure(
     prompt_tokens: int,
     decode_tokens: int,
     seed: int,
+    meter: EnergyMeter | None = None,
 ) -> None:
     """Read a prompt, then write tokens at a depth; add one value to each of the samples.
 
@@ -58,6 +62,7 @@ def measure(
         prompt_tokens: length of the prompt whose reading is timed.
         decode_tokens: number of steps timed.
         seed: seed of the random tokens, which differ from run to run so that nothing is remembered.
+        meter: measures the energy of decoding.
     """
     rng = np.random.default_rng(seed)
     capacity = max(prompt_tokens, samples.depth_tokens + decode_tokens)
@@ -74,10 +79,14 @@ def measure(
     if cache.length_tokens < samples.depth_tokens:
         backend.forward(cache, tokens(samples.depth_tokens - cache.length_tokens))
     steps = tokens(decode_tokens)
+    reading = None if meter is None else meter.read()
     begin = time.perf_counter()
     for i in range(decode_tokens):
         backend.forward(cache, steps[i : i + 1])
     samples.decode_tokens_per_s.append(decode_tokens / (time.perf_counter() - begin))
+    joules = None if meter is None else meter.joules(reading)
+    if joules is not None:
+        samples.joules_per_token.append(joules / decode_tokens)
     cached = cache.nbytes * (samples.depth_tokens + decode_tokens // 2) // capacity
     samples.bytes_per_token = weight_bytes_per_token(artefact) + cached
 

@@ -103,6 +103,12 @@ def check_texts(model: NativeModel, tokenizer: Tokenizer, count: int = _TEXTS) -
 _LATIN = "The quick brown fox jumps over it's they'LL don't I'd WE'RE na\u00efve Stra\u00dfe"
 _CODE = "def return 3.14 2026 x=1; {a:[b]} http://x.y/z?q=1 C++ -> <|x|> </s> ... --- '' $%&"
 _SCRIPTS = "日本語 中文字符 한국어 Ελλάδα Привет مرحبا שלום हिन्दी ไทย 👍🏽 🇩🇪 ﬁ Ⅷ ½ ²"
+_MARKS = (  # letters and marks that normal forms put together, in any order
+    *range(0x300, 0x370), *range(0x591, 0x5C8), *range(0x64B, 0x660), *range(0x930, 0x958),
+    *range(0xDCA, 0xDE0), *range(0x1100, 0x1200), *range(0x1E00, 0x2000), *range(0x3041, 0x30A0),
+    *range(0xAC00, 0xAC40), *range(0xF900, 0xFA00), *range(0xFB1D, 0xFB4F),
+    *range(0x1D15E, 0x1D165),
+)  # fmt: skip
 _ODD = ("e\u0301", "👨\u200d👩\u200d👧", "\u0661\u0662", "\u2003", "\u00a0", "\u200b", "\ufeff")
 _WORDS = (*_LATIN.split(), *_CODE.split(), *_SCRIPTS.split(), *_ODD)
 _WORDS += ("\u017f", "'\u017f", "\u2581", "\x00", "\x7f", "''")
@@ -123,6 +129,9 @@ def texts(count: int, special: list[str], seed: int = 0) -> Iterator[str]:
                 rng.choice((rng.randrange(0x3000), rng.randrange(0x20000))) for _ in range(size)
             )
             yield "".join(chr(c) if not 0xD800 <= c < 0xE000 else "?" for c in codes)
+        elif i % 8 == 3:
+            plain_or_mark = (rng.choice((rng.choice("aeiouAs q"), "\u0301")) for _ in range(size))
+            yield "".join(c + chr(rng.choice(_MARKS)) for c in plain_or_mark)
         else:
             parts = [rng.choice(_WORDS) + rng.choice(_GAPS) for _ in range(size)]
             if special and i % 8 == 2:

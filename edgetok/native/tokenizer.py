@@ -1,9 +1,10 @@
 """A tokenizer as tables for C (`src/tokenizer.c`), or the reason why it is none of those kinds.
 
-Taken: byte-level BPE with the patterns of GPT-2, Llama 3 and Qwen 2, digits apart or not, without a
-normalizer; and sentencepiece BPE, as Llama 2, Phi-3 and Gemma store it. Whatever is not named here
-is refused: a tokenizer that is almost right is wrong. What characters are letters, numbers and
-spaces is asked of the `tokenizers` package, so that tables follow its version of Unicode.
+Taken: byte-level BPE with the patterns of GPT-2, Llama 3 and Qwen 2, digits apart or not, with
+Unicode's normal form C (`normalizer.py`) or without a normalizer; and sentencepiece BPE, as
+Llama 2, Phi-3 and Gemma store it. Whatever is not named here is refused: a tokenizer that is almost
+right is wrong. What characters are letters, numbers and spaces is asked of the `tokenizers`
+package, so that tables follow its version of Unicode.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from edgetok.errors import UnsupportedError
+from edgetok.native.normalizer import NormalTables, normal_tables
 from edgetok.text.detokenizer import byte_alphabet, token_decoder
 from edgetok.text.tokenizer import Tokenizer
 
@@ -43,6 +45,10 @@ NUMBERS = (
     "numbers",
     "spaces",
     "digit_ranges",
+    "unstable",  # none: no normalizer
+    "decompositions",
+    "classes",
+    "compositions",
     "kind",
     "pattern",
     "digits",  # most in a number, of PATTERN_LLAMA3
@@ -101,12 +107,13 @@ def tokenizer_tables(core: tokenizers.Tokenizer, known: Tokenizer) -> bytes:
         numbers |= _sentencepiece(state, steps)
     before, after = _around(core)
     numbers["ignore_merges"] = int(bool(model.get("ignore_merges")))
-    return _packed(model, known, numbers, before, after, state["added_tokens"])
+    normal = byte_level and bool(_steps(state["normalizer"], "normalizers"))
+    return _packed(model, known, numbers, before, after, state["added_tokens"], normal=normal)
 
 
 def _byte_level(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, int]:
-    if state["normalizer"] is not None:
-        raise _refused(f"its normalizer is {state['normalizer']['type']}")
+    if any(step != {"type": "NFC"} for step in _steps(state["normalizer"], "normalizers")):
+        raise _refused(f"its normalizer is {json.dumps(state['normalizer'])[:80]}")
     made = {"kind": KIND_BYTES}
     pattern = None
     for step in steps:
@@ -180,6 +187,8 @@ def _packed(
     before: list[int],
     after: list[int],
     added: list[dict[str, Any]],
+    *,
+    normal: bool,
 ) -> bytes:
     size = known.vocab_size
     vocab = {text: i for text, i in model["vocab"].items() if i < size}
@@ -209,7 +218,7 @@ def _packed(
     for token in added:
         if token["single_word"]:
             raise _refused(f"the added token {token['content']!r:.40} matches whole words alone")
-        if token["normalized"] and numbers["kind"] == KIND_SENTENCEPIECE:
+        if token["normalized"] and (normal or numbers["kind"] == KIND_SENTENCEPIECE):
             raise _refused(f"the added token {token['content']!r:.40} matches normalised text")
         if token["id"] >= size:
             continue
@@ -236,7 +245,13 @@ def _packed(
         "numbers": digits,
         "spaces": spaces,
         "digit_ranges": single,
+        "unstable": [],
+        "decompositions": [],
+        "classes": [],
+        "compositions": [],
     }
+    if normal:
+        lists |= {name: getattr(normal_tables(), name) for name in NormalTables.__slots__}
     numbers |= {name: len(lists[name]) for name in lists if name in NUMBERS}
     numbers |= {
         "tokens": size,

@@ -50,12 +50,15 @@ typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
 typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;
 
+enum { LETTER, NUMBER, SPACE, DIGIT, UNSTABLE, CLASSES }; /* of a tokenizer's `ranges` */
+
 /* tokenizer.c: tables of the file, checked when it is opened. */
 typedef struct {
     bool there;
     int64_t numbers[TOK_COUNT];
     const uint8_t *flags, *text;
-    const int32_t *offsets, *bytes, *merges, *added, *ranges[4], *before, *after, *by_text;
+    const int32_t *offsets, *bytes, *merges, *added, *ranges[CLASSES], *before, *after, *by_text;
+    const int32_t *decompositions, *classes, *compositions; /* of normalize.c */
 } tokenizer;
 
 struct edgetok_model {
@@ -91,6 +94,13 @@ struct edgetok_model {
 
 kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
 int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t vocab, char *error);
+bool et_in_class(const tokenizer *t, int which, int32_t c);
+int32_t et_character(const uint8_t *s, size_t *bytes);
+
+/* normalize.c: whether a text may be in another normal form, and the text in form C, to be freed. */
+bool et_nfc_changes(const tokenizer *t, const uint8_t *s, size_t n);
+uint8_t *et_nfc(const tokenizer *t, const uint8_t *s, size_t n, size_t *made); /* NULL: no memory */
+
 int et_template_check(const uint8_t *data, size_t bytes, char *error);
 void et_run(edgetok_model *m, program *p);
 void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */

@@ -4,8 +4,6 @@
 
 #include <stdlib.h>
 
-enum { LETTER, NUMBER, SPACE, DIGIT, CLASSES }; /* of `ranges` */
-
 static bool ascending(const int32_t *values, int64_t count, int64_t low, int64_t high, bool strictly) {
     for (int64_t i = 0; i < count; i++) {
         if (values[i] < low || values[i] > high) return false;
@@ -35,7 +33,9 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
         {&t->added, 4 * n[TOK_ADDED]}, {&t->before, n[TOK_BEFORE]}, {&t->after, n[TOK_AFTER]},
         {&t->by_text, n[TOK_BY_TEXT]}, {&t->ranges[LETTER], 2 * n[TOK_LETTERS]},
         {&t->ranges[NUMBER], 2 * n[TOK_NUMBERS]}, {&t->ranges[SPACE], 2 * n[TOK_SPACES]},
-        {&t->ranges[DIGIT], 2 * n[TOK_DIGIT_RANGES]}};
+        {&t->ranges[DIGIT], 2 * n[TOK_DIGIT_RANGES]}, {&t->ranges[UNSTABLE], 2 * n[TOK_UNSTABLE]},
+        {&t->decompositions, 5 * n[TOK_DECOMPOSITIONS]}, {&t->classes, 3 * n[TOK_CLASSES]},
+        {&t->compositions, 3 * n[TOK_COMPOSITIONS]}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (parts[i].numbers > words - at) return et_fail(error, "%s", broken);
         *parts[i].to = all + at;
@@ -45,11 +45,15 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
     t->flags = data + 4 * at;
     t->text = t->flags + count;
     int64_t text = (int64_t)bytes - 4 * at - count;
-    const int64_t ranges[] = {n[TOK_LETTERS], n[TOK_NUMBERS], n[TOK_SPACES], n[TOK_DIGIT_RANGES]};
+    const int64_t ranges[] = {n[TOK_LETTERS], n[TOK_NUMBERS], n[TOK_SPACES], n[TOK_DIGIT_RANGES],
+                              n[TOK_UNSTABLE]};
     bool good = t->offsets[0] == 0 && ascending(t->offsets, count + 1, 0, text, false) &&
                 ids_in(t->bytes, 256, vocab, -1) && ids_in(t->before, n[TOK_BEFORE], vocab, 0) &&
                 ids_in(t->after, n[TOK_AFTER], vocab, 0) && n[TOK_UNKNOWN] < vocab &&
-                ids_in(t->by_text, n[TOK_BY_TEXT], vocab, 0) && n[TOK_SPACE] < vocab;
+                ids_in(t->by_text, n[TOK_BY_TEXT], vocab, 0) && n[TOK_SPACE] < vocab &&
+                ids_in(t->decompositions, 5 * n[TOK_DECOMPOSITIONS], 0x110000, 0) &&
+                ids_in(t->compositions, 3 * n[TOK_COMPOSITIONS], 0x110000, 0);
+    for (int64_t i = 0; good && i < n[TOK_CLASSES]; i++) good = ids_in(t->classes + 3 * i + 2, 1, 256, 0);
     for (int64_t i = 0; good && i < n[TOK_MERGES]; i++) {
         const int32_t *m = t->merges + 4 * i;
         good = ids_in(m, 2, vocab, 0) && ids_in(m + 3, 1, vocab, 0) &&
@@ -81,10 +85,11 @@ typedef struct {
     size_t bytes;
     int32_t *ids; /* what fits; `count` goes on */
     size_t capacity, count;
+    bool lacking; /* memory */
 } encoder;
 
-static bool in(const tokenizer *t, int which, int32_t c) {
-    static const int counts[] = {TOK_LETTERS, TOK_NUMBERS, TOK_SPACES, TOK_DIGIT_RANGES};
+bool et_in_class(const tokenizer *t, int which, int32_t c) {
+    static const int counts[] = {TOK_LETTERS, TOK_NUMBERS, TOK_SPACES, TOK_DIGIT_RANGES, TOK_UNSTABLE};
     int64_t low = 0, end = t->numbers[counts[which]], high = end;
     const int32_t *r = t->ranges[which];
     while (low < high) {
@@ -96,7 +101,7 @@ static bool in(const tokenizer *t, int which, int32_t c) {
 }
 
 /* The character at s, valid UTF-8, and its bytes. */
-static int32_t character(const uint8_t *s, size_t *bytes) {
+int32_t et_character(const uint8_t *s, size_t *bytes) {
     if (s[0] < 0x80) return *bytes = 1, s[0];
     if (s[0] < 0xE0) return *bytes = 2, (s[0] & 31) << 6 | (s[1] & 63);
     if (s[0] < 0xF0) return *bytes = 3, (s[0] & 15) << 12 | (s[1] & 63) << 6 | (s[2] & 63);
@@ -108,11 +113,11 @@ typedef struct { bool letter, number, space, line; size_t bytes; } kind;
 static kind kind_at(const tokenizer *t, const uint8_t *s, size_t at, size_t end) {
     kind k = {0};
     if (at >= end) return k;
-    int32_t c = character(s + at, &k.bytes);
+    int32_t c = et_character(s + at, &k.bytes);
     k.line = c == '\r' || c == '\n';
-    k.letter = in(t, LETTER, c);
-    k.number = !k.letter && in(t, NUMBER, c);
-    k.space = !k.letter && !k.number && in(t, SPACE, c);
+    k.letter = et_in_class(t, LETTER, c);
+    k.number = !k.letter && et_in_class(t, NUMBER, c);
+    k.space = !k.letter && !k.number && et_in_class(t, SPACE, c);
     return k;
 }
 
@@ -183,7 +188,7 @@ static size_t word_llama3(const tokenizer *t, const uint8_t *s, size_t n) {
 /* BPE: a list of symbols, and a heap of pairs by rank and place. */
 typedef struct { int32_t id, before, after; } symbol;
 typedef struct { int32_t rank, at, left, right, made; } pair;
-typedef struct { symbol *symbols; pair *heap; size_t pairs; } merging;
+typedef struct { symbol *symbols; pair *heap; size_t pairs, room; } merging;
 
 static const int32_t *merge_of(const tokenizer *t, int32_t a, int32_t b) {
     int64_t low = 0, high = t->numbers[TOK_MERGES];
@@ -282,9 +287,9 @@ static void byte_level(encoder *e, merging *w, const uint8_t *s, size_t n) {
         end = n;
         if (t->numbers[TOK_SPLIT_DIGITS]) { /* digits are words by themselves */
             size_t bytes;
-            bool digit = in(t, DIGIT, character(s + at, &bytes));
+            bool digit = et_in_class(t, DIGIT, et_character(s + at, &bytes));
             end = at + bytes;
-            while (!digit && end < n && !in(t, DIGIT, character(s + end, &bytes))) end += bytes;
+            while (!digit && end < n && !et_in_class(t, DIGIT, et_character(s + end, &bytes))) end += bytes;
         }
         while (at < end) {
             size_t size = t->numbers[TOK_PATTERN] == PATTERN_GPT2 ? word_gpt2(t, s + at, end - at)
@@ -302,7 +307,7 @@ static void sentencepiece(encoder *e, merging *w, const uint8_t *s, size_t n) {
     bool unknown = false;
     if (t->numbers[TOK_PREPEND]) w->symbols[count++].id = (int32_t)t->numbers[TOK_SPACE];
     for (size_t at = 0, bytes; at < n; at += bytes) {
-        int32_t c = character(s + at, &bytes);
+        int32_t c = et_character(s + at, &bytes);
         bool space = c == ' ' || c == 0x2581;
         int32_t id = space ? (int32_t)t->numbers[TOK_SPACE] : token_of(t, s + at, bytes);
         bool fallback = id < 0 && t->numbers[TOK_FALLBACK];
@@ -317,14 +322,29 @@ static void sentencepiece(encoder *e, merging *w, const uint8_t *s, size_t n) {
     merge(e, w, count);
 }
 
+/* Room for a text of `bytes` bytes: a merge offers two pairs and takes away one symbol. */
+static bool make_room(merging *w, size_t bytes) {
+    if (bytes < w->room) return true;
+    free(w->symbols);
+    free(w->heap);
+    w->room = bytes + 1;
+    w->symbols = malloc((bytes + 2) * sizeof(symbol));
+    w->heap = malloc(3 * (bytes + 2) * sizeof(pair));
+    return w->symbols && w->heap;
+}
+
 static void plain(encoder *e, merging *w, const uint8_t *s, size_t n) {
-    if (!n) return;
-    if (e->t->numbers[TOK_KIND] == KIND_BYTES) byte_level(e, w, s, n);
+    uint8_t *normal = NULL;
+    if (!n || e->lacking) return;
+    if (et_nfc_changes(e->t, s, n)) s = normal = et_nfc(e->t, s, n, &n);
+    if (!s || !make_room(w, n)) e->lacking = true;
+    else if (e->t->numbers[TOK_KIND] == KIND_BYTES) byte_level(e, w, s, n);
     else sentencepiece(e, w, s, n);
+    free(normal);
 }
 
 static bool space_at(const tokenizer *t, const uint8_t *s, size_t *bytes) {
-    return in(t, SPACE, character(s, bytes));
+    return et_in_class(t, SPACE, et_character(s, bytes));
 }
 
 static void split_added(encoder *e, merging *w) {
@@ -371,18 +391,14 @@ static bool valid_utf8(const uint8_t *s, size_t n) {
 int64_t edgetok_encode(const edgetok_model *m, const char *text, size_t bytes, int special,
                        int32_t *ids, size_t capacity, char *error) {
     const tokenizer *t = &m->tokens;
-    encoder e = {t, (const uint8_t *)text, bytes, ids, capacity, 0};
+    encoder e = {t, (const uint8_t *)text, bytes, ids, capacity, 0, false};
+    merging w = {0};
     if (!t->there) return et_fail(error, "this folder has no tokenizer; use token ids");
     if (bytes > 1 << 28 || !valid_utf8(e.text, bytes)) return et_fail(error, "the text is not valid UTF-8");
-    /* A merge offers two pairs and takes away one symbol. */
-    merging w = {malloc((bytes + 2) * sizeof(symbol)), malloc(3 * (bytes + 2) * sizeof(pair)), 0};
-    if (w.symbols && w.heap) {
-        for (int64_t i = 0; special && i < t->numbers[TOK_BEFORE]; i++) emit(&e, t->before[i]);
-        split_added(&e, &w);
-        for (int64_t i = 0; special && i < t->numbers[TOK_AFTER]; i++) emit(&e, t->after[i]);
-    }
-    bool lacking = !w.symbols || !w.heap;
+    for (int64_t i = 0; special && i < t->numbers[TOK_BEFORE]; i++) emit(&e, t->before[i]);
+    split_added(&e, &w);
+    for (int64_t i = 0; special && i < t->numbers[TOK_AFTER]; i++) emit(&e, t->after[i]);
     free(w.symbols);
     free(w.heap);
-    return lacking ? et_fail(error, "no memory to tokenise %zu bytes", bytes) : (int64_t)e.count;
+    return e.lacking ? et_fail(error, "no memory to tokenise %zu bytes", bytes) : (int64_t)e.count;
 }

@@ -7,14 +7,15 @@ For each head of values, with state S [key_dim, value_dim], q, k and v after the
     S = S + outer(k, beta * (v - k S))
     result = q S
 
-A column of S needs no other, so columns are shared out over the threads, two vectors of them at a
-time; rows of a part follow each other in one thread. S is read twice a row: for k S, and to change
-it and add up q S. It is float32, and lies in tiles of STATE_TILE columns, [tiles, key_dim,
-STATE_TILE] for each head, so that what a thread goes over is one run of memory.
+A column of S needs no other, so columns are shared out over the threads, up to four vectors of them
+at a time; rows of a part follow each other in one thread. While S is changed for one row, q S and
+the next row's k S are added up, so that S is read once a row: four multiplications of each element,
+of which none waits for a sum. S is float32, and lies in tiles of STATE_TILE columns, [tiles,
+key_dim, STATE_TILE] for each head, so that what a thread goes over is one run of memory.
 
 A cache has a ring of STATE_ROWS states; the state behind a token is written beside the one before,
-so that the latest tokens can be taken back. Sums go over the rows of S two at a time; a column's
-bits depend on nothing else. Slots: `recurrent/launch.py`.
+so that the latest tokens can be taken back. Sums go over the rows of S one after the other,
+whatever rows a run has, and a column's bits depend on nothing else. Slots: `recurrent/launch.py`.
 
 Sources: arXiv 2412.06464, section 3; transformers `torch_recurrent_gated_delta_rule`.
 """
@@ -70,7 +71,9 @@ from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sub, sum_lane
 
 _EPS = np.float32(1e-6)
 _ONE = np.float32(1.0)
-_WIDE = 2 * LANES  # columns that are computed together
+_FOUR = 4 * LANES <= STATE_TILE
+_WIDE = (4 if _FOUR else 2) * LANES  # columns that are computed together
+_V1, _V2, _V3 = 4 * LANES, 8 * LANES, 12 * LANES  # bytes up to each vector of them
 _ROW_BYTES = 4 * STATE_TILE
 
 
@@ -97,9 +100,19 @@ def delta_gates(instr: int, ctx: int, tid: int, threads: int) -> None:
 def _inverse_norm(x, size):  # type: ignore[no-untyped-def]
     """1 / sqrt(sum(x^2) + 1e-6)."""
     total = zero_f32()
-    for i in range(0, size, LANES):
+    other = zero_f32()
+    i = 0
+    while i + 2 * LANES <= size:  # two sums, as each waits for its last product
+        v = load_f32(x + 4 * i)
+        w = load_f32(x + 4 * (i + LANES))
+        total = fma(v, v, total)
+        other = fma(w, w, other)
+        i += 2 * LANES
+    while i < size:
         v = load_f32_first(x + 4 * i, min(LANES, size - i))
         total = fma(v, v, total)
+        i += LANES
+    total = add(total, other)
     return _ONE / math.sqrt(sum_lanes(total) + _EPS)
 
 
@@ -128,12 +141,26 @@ def _columns(
     `states` is the address of the first column in the ring's first state.
     """
     here = states + state_bytes * ((seen + ring - 1) % ring)
-    low = min(count, LANES)
-    high = count - low
+    c0 = min(count, LANES)
+    c1 = min(max(count - LANES, 0), LANES)
+    c2 = min(max(count - 2 * LANES, 0), LANES)
+    c3 = min(max(count - 3 * LANES, 0), LANES)
     if seen == 0:
         for i in range(key_dim):
             store_f32(here + _ROW_BYTES * i, zero_f32())
-            store_f32(here + _ROW_BYTES * i + 4 * LANES, zero_f32())
+            store_f32(here + _ROW_BYTES * i + _V1, zero_f32())
+            if _FOUR:
+                store_f32(here + _ROW_BYTES * i + _V2, zero_f32())
+                store_f32(here + _ROW_BYTES * i + _V3, zero_f32())
+    m0 = m1 = m2 = m3 = zero_f32()
+    for i in range(key_dim):
+        at = here + _ROW_BYTES * i
+        key = splat_f32(read_f32(k + 4 * i))
+        m0 = fma(load_f32(at), key, m0)
+        m1 = fma(load_f32(at + _V1), key, m1)
+        if _FOUR:
+            m2 = fma(load_f32(at + _V2), key, m2)
+            m3 = fma(load_f32(at + _V3), key, m3)
     for row in range(rows):
         # States that the ring will not hold are written over each other.
         there = here
@@ -142,67 +169,62 @@ def _columns(
         k_factor = _inverse_norm(k, key_dim)
         q_factor = splat_f32(scale * _inverse_norm(q, key_dim))
         kept = vmath.exp(splat_f32(read_f32(decay)))
-        m0 = zero_f32()
-        m1 = zero_f32()
-        m2 = zero_f32()
-        m3 = zero_f32()
-        i = 0
-        while i + 2 <= key_dim:
-            at = here + _ROW_BYTES * i
-            k0 = splat_f32(read_f32(k + 4 * i))
-            k1 = splat_f32(read_f32(k + 4 * i + 4))
-            m0 = fma(load_f32(at), k0, m0)
-            m1 = fma(load_f32(at + 4 * LANES), k0, m1)
-            m2 = fma(load_f32(at + _ROW_BYTES), k1, m2)
-            m3 = fma(load_f32(at + _ROW_BYTES + 4 * LANES), k1, m3)
-            i += 2
-        if i < key_dim:
-            at = here + _ROW_BYTES * i
-            k0 = splat_f32(read_f32(k + 4 * i))
-            m0 = fma(load_f32(at), k0, m0)
-            m1 = fma(load_f32(at + 4 * LANES), k0, m1)
         factor = mul(kept, splat_f32(k_factor))
         change = splat_f32(read_f32(beta) * k_factor)
-        d0 = mul(change, sub(load_f32_first(v, low), mul(add(m0, m2), factor)))
-        d1 = mul(change, sub(load_f32_first(v + 4 * low, high), mul(add(m1, m3), factor)))
-        m0 = zero_f32()
-        m1 = zero_f32()
-        m2 = zero_f32()
-        m3 = zero_f32()
-        i = 0
-        while i + 2 <= key_dim:
-            at = here + _ROW_BYTES * i
-            to = there + _ROW_BYTES * i
-            k0 = splat_f32(read_f32(k + 4 * i))
-            k1 = splat_f32(read_f32(k + 4 * i + 4))
-            s0 = fma(k0, d0, mul(load_f32(at), kept))
-            s1 = fma(k0, d1, mul(load_f32(at + 4 * LANES), kept))
-            s2 = fma(k1, d0, mul(load_f32(at + _ROW_BYTES), kept))
-            s3 = fma(k1, d1, mul(load_f32(at + _ROW_BYTES + 4 * LANES), kept))
-            store_f32(to, s0)
-            store_f32(to + 4 * LANES, s1)
-            store_f32(to + _ROW_BYTES, s2)
-            store_f32(to + _ROW_BYTES + 4 * LANES, s3)
-            q0 = splat_f32(read_f32(q + 4 * i))
-            q1 = splat_f32(read_f32(q + 4 * i + 4))
-            m0 = fma(s0, q0, m0)
-            m1 = fma(s1, q0, m1)
-            m2 = fma(s2, q1, m2)
-            m3 = fma(s3, q1, m3)
-            i += 2
-        if i < key_dim:
-            at = here + _ROW_BYTES * i
-            to = there + _ROW_BYTES * i
-            k0 = splat_f32(read_f32(k + 4 * i))
-            s0 = fma(k0, d0, mul(load_f32(at), kept))
-            s1 = fma(k0, d1, mul(load_f32(at + 4 * LANES), kept))
-            store_f32(to, s0)
-            store_f32(to + 4 * LANES, s1)
-            q0 = splat_f32(read_f32(q + 4 * i))
-            m0 = fma(s0, q0, m0)
-            m1 = fma(s1, q0, m1)
-        store_f32_first(y, mul(add(m0, m2), q_factor), low)
-        store_f32_first(y + 4 * low, mul(add(m1, m3), q_factor), high)
+        d0 = mul(change, sub(load_f32_first(v, c0), mul(m0, factor)))
+        d1 = mul(change, sub(load_f32_first(v + _V1, c1), mul(m1, factor)))
+        d2 = mul(change, sub(load_f32_first(v + _V2, c2), mul(m2, factor)))
+        d3 = mul(change, sub(load_f32_first(v + _V3, c3), mul(m3, factor)))
+        m0 = m1 = m2 = m3 = zero_f32()
+        n0 = n1 = n2 = n3 = zero_f32()
+        if row + 1 < rows:
+            after = k + source_bytes
+            for i in range(key_dim):
+                at = here + _ROW_BYTES * i
+                to = there + _ROW_BYTES * i
+                key = splat_f32(read_f32(k + 4 * i))
+                query = splat_f32(read_f32(q + 4 * i))
+                next_key = splat_f32(read_f32(after + 4 * i))
+                s0 = fma(key, d0, mul(load_f32(at), kept))
+                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                store_f32(to, s0)
+                store_f32(to + _V1, s1)
+                n0 = fma(s0, query, n0)
+                n1 = fma(s1, query, n1)
+                m0 = fma(s0, next_key, m0)
+                m1 = fma(s1, next_key, m1)
+                if _FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                    store_f32(to + _V2, s2)
+                    store_f32(to + _V3, s3)
+                    n2 = fma(s2, query, n2)
+                    n3 = fma(s3, query, n3)
+                    m2 = fma(s2, next_key, m2)
+                    m3 = fma(s3, next_key, m3)
+        else:
+            for i in range(key_dim):
+                at = here + _ROW_BYTES * i
+                to = there + _ROW_BYTES * i
+                key = splat_f32(read_f32(k + 4 * i))
+                query = splat_f32(read_f32(q + 4 * i))
+                s0 = fma(key, d0, mul(load_f32(at), kept))
+                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                store_f32(to, s0)
+                store_f32(to + _V1, s1)
+                n0 = fma(s0, query, n0)
+                n1 = fma(s1, query, n1)
+                if _FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                    store_f32(to + _V2, s2)
+                    store_f32(to + _V3, s3)
+                    n2 = fma(s2, query, n2)
+                    n3 = fma(s3, query, n3)
+        store_f32_first(y, mul(n0, q_factor), c0)
+        store_f32_first(y + _V1, mul(n1, q_factor), c1)
+        store_f32_first(y + _V2, mul(n2, q_factor), c2)
+        store_f32_first(y + _V3, mul(n3, q_factor), c3)
         here = there
         q += source_bytes
         k += source_bytes

@@ -86,7 +86,7 @@ def read(config: ConfigReader) -> Family:
         config.value(key)
     config.expect("normalization_function", "rmsnorm")
     count = config.integer("num_local_experts", 8, low=0, high=1024)
-    top = config.integer("num_experts_per_tok", 2, low=0, high=32)
+    top = config.integer("num_experts_per_tok", 2, low=min(count, 1), high=32)
     experts = None
     if count:
         experts = Experts(experts=count, top=top, size=expert_size, shared_size=shared_size)
@@ -141,7 +141,7 @@ def _mamba(config: ConfigReader, hidden_size: int) -> Mamba2:
             f"mamba_expand * hidden_size {width}, or not a multiple of mamba_n_groups {groups}"
         )
     limit = config.value("time_step_limit")
-    if limit is not None and tuple(limit) != (0.0, float("inf")):
+    if limit not in (None, [0.0, float("inf")], (0.0, float("inf"))):
         raise config.unsupported("time_step_limit", limit, "0 and infinity")
     return Mamba2(
         heads=heads,

@@ -164,6 +164,29 @@ def test_inconsistent_values(
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mamba_d_head": 32}, "mamba_d_head 32 is not"),
+        ({"mamba_n_groups": 4}, "a multiple of mamba_n_groups 4"),
+        ({"mamba_d_conv": 5}, "mamba_d_conv is 5"),
+        ({"head_dim": 24}, "head_dim 24"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+        ({"time_step_limit": [0.0, 1.0]}, "time_step_limit"),
+        ({"time_step_limit": 3}, "time_step_limit is 3"),
+        ({"normalization_function": "layernorm"}, "normalization_function is 'layernorm'"),
+    ],
+)
+def test_state_spaces(
+    change: dict[str, Any], message: str, configs: dict[str, dict[str, Any]]
+) -> None:
+    if "granitemoehybrid" not in configs:
+        pytest.skip("this release of transformers lacks granitemoehybrid")
+    with pytest.raises((CheckpointError, UnsupportedError), match=message):
+        read_family(configs["granitemoehybrid"] | change)
+
+
+@pytest.mark.parametrize(
     "name",
     ["gpt_neox", "spec", "registry", "family", "training", "training.model", "default", "os", "",
      "../llama", "llama\n", "__init__", "Llama"],

@@ -1,11 +1,12 @@
 """Random schemas on a real model: every answer that ends is valid, and reasoning is untouched.
 
-    python benchmarks/structured_output.py ARTEFACT --schemas 1000
+    python benchmarks/structured_output.py ARTEFACT --schemas 1000 --state campaign.json
     python benchmarks/structured_output.py ARTEFACT --cost
 
 Each schema is asked for with reasoning on and off and with tools on and off. The jsonschema package
 validates answers and arguments of calls, formats included. Reasoning has to be, token by token,
 that of the same prompt without a schema. Answers that a limit cut are counted apart: they say so.
+What was counted so far is in the state file, and the same command goes on from there.
 `--cost` measures the time of the grammar and of the masked choice as a share of a step.
 """
 
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -120,13 +122,16 @@ def random_value(rng: random.Random, depth: int) -> dict[str, Any]:
     return made
 
 
-def campaign(model: Model, count: int, seed: int, most_tokens: int, seconds: float) -> Counter[str]:
+def campaign(
+    model: Model, count: int, seed: int, most_tokens: int, seconds: float, state: Path | None
+) -> Counter[str]:
     """Ask for each schema in each way, several at a time, until the time is over."""
     speaker = Speaker(ChatTemplate(TEMPLATE), model.tokenizer)
-    told: Counter[str] = Counter()
+    asked = {"model": model.artefact.identity, "seed": seed, "most_tokens": most_tokens}
+    told, first = begun(state, asked)
     end = time.monotonic() + seconds
     jobs = [(number, way) for number in range(count) for way in range(4)]
-    for begin in track(range(0, len(jobs), TOGETHER), "asking"):
+    for begin in track(range(first, len(jobs), TOGETHER), "asking"):
         if time.monotonic() > end:
             break
         running = []
@@ -141,7 +146,22 @@ def campaign(model: Model, count: int, seed: int, most_tokens: int, seconds: flo
             if free:
                 compare(held, free[0], told)
         told["schemas"] = min(count, (begin + TOGETHER) // 4)
+        if state is not None:
+            made_of = {"asked": asked, "jobs": begin + TOGETHER, "told": told}
+            part = state.with_name(state.name + ".part")
+            part.write_text(json.dumps(made_of, indent=1, ensure_ascii=False))
+            part.replace(state)  # whole or not at all
     return told
+
+
+def begun(state: Path | None, asked: dict[str, Any]) -> tuple[Counter[str], int]:
+    """Return what an earlier run has counted, and with how many jobs."""
+    if state is None or not state.exists():
+        return Counter(), 0
+    found = json.loads(state.read_text())
+    if found["asked"] != asked:
+        raise SystemExit(f"{state}: of another campaign, {found['asked']}; remove it, or name one")
+    return Counter(found["told"]), found["jobs"]
 
 
 def ask(
@@ -339,6 +359,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=250)
     parser.add_argument("--seconds", type=float, default=1e9, help="end after this time")
+    parser.add_argument("--state", type=Path, help="file with what was counted so far")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cost", action="store_true")
     arguments = parser.parse_args()
@@ -347,7 +368,12 @@ def main() -> None:
             cost(model, 3)
             return
         told = campaign(
-            model, arguments.schemas, arguments.seed, arguments.max_tokens, arguments.seconds
+            model,
+            arguments.schemas,
+            arguments.seed,
+            arguments.max_tokens,
+            arguments.seconds,
+            arguments.state,
         )
     for name, number in sorted(told.items()):
         print(f"{name}: {number:,}")

@@ -130,6 +130,8 @@ class Model(Texts):
             OptionError: an option is out of range.
             UnsupportedError: the wanted device cannot run this artefact.
         """
+        from edgetok.drafting import load_draft_model
+
         path, run = checked_path(path), RunOptions.of(options)
         limits = run.cache_limits
         if run.threads is None:
@@ -151,6 +153,15 @@ class Model(Texts):
                 pace=run.pace,
                 notes=() if note is None else (note,),
             )
+            if run.draft is not None:
+                model.engine.draft_model = load_draft_model(
+                    checked_path(run.draft),
+                    run,
+                    backend,
+                    model.tokenizer,
+                    model.context_tokens,
+                    progress,
+                )
             if run.prefix_cache_bytes is not None:
                 folder = read_settings().cache_dir / "prefixes"
                 model.engine.prefixes = PrefixCache(
@@ -303,11 +314,12 @@ class Model(Texts):
             OptionError: an option is out of range.
             UnsupportedError: onnxruntime would run it, whose memory is not known.
         """
+        from edgetok.drafting import with_draft
         from edgetok.runtime.estimate import estimate
 
         run = RunOptions.of(options)
         with open_artefact(checked_path(path)) as artefact:
-            return estimate(artefact, run)
+            return with_draft(estimate(artefact, run), run)
 
     @property
     def speaker(self) -> Speaker:

@@ -125,6 +125,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "model",
     },
+    "drafting": {"errors", "engine", "formats", "library", "runtime", "text"},
     "ranking": {"errors", "engine", "runtime", "text"},
     "texts": {"errors", "engine", "runtime", "sampling", "text"},
     "model": {
@@ -142,6 +143,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime",
         "engine",
         "chat",
+        "drafting",
         "ranking",
     },
     "evaluation": {
@@ -168,6 +170,7 @@ ALLOWED: dict[str, set[str]] = {
         "grammar",
         "model",
         "quantities",
+        "drafting",
         "ranking",
         "runtime",
         "sampling",

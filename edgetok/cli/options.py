@@ -230,6 +230,8 @@ def load_model(path: Path, options: Mapping[str, Any]) -> Model:
     from edgetok.runtime.options import RunOptions
 
     chosen = given_of(RunOptions, options)
+    if "draft" in chosen:
+        chosen["draft"] = model_folder(chosen["draft"])
     model = Model.load(model_folder(path), progress=Compiling(), **chosen)
     for note in model.notes:
         click.echo(note, err=True)

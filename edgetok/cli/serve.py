@@ -55,6 +55,8 @@ def command(models: tuple[str, ...], **given: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = ServeOptions(**common.given_of(ServeOptions, given), key=read_settings().api_key)
     run = common.given_of(RunOptions, given)
+    if "draft" in run:
+        run["draft"] = common.model_folder(run["draft"])
     serve(
         [_place(model) for model in models] or [_place(str(common.bundled()))],
         options,

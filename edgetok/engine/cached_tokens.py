@@ -23,6 +23,7 @@ class CachedTokens:
         cache: the cache.
         tokens: in the cache, in order; those that were evicted included.
         answer_tokens: the longest answer where nobody limits it; None where the cache does.
+        drafting: the cache of a draft model for the same sequences; None until it drafts.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CachedTokens:
         """
         self._backend, self._prefixes = backend, prefixes
         self.answer_tokens: int | None = None
+        self.drafting: CachedTokens | None = None
         self.cache: KVCache
         if limits is None:
             self.cache = backend.new_cache(capacity_tokens)

@@ -60,6 +60,10 @@ class Costs:
         near = min(known, key=lambda n: abs(n - rows))
         return known[near] * _guess(rows) / _guess(near)
 
+    def read_s(self, rows: int) -> float:
+        """Seconds that reading so many rows of a prompt takes; 0 while none was measured."""
+        return 0.0 if self._read_row_s is None else rows * self._read_row_s
+
     def rows_within(self, seconds: float) -> int | None:
         """Return the rows of a prompt that fit into a time in seconds; None while unknown."""
         return None if self._read_row_s is None else int(max(0.0, seconds) / self._read_row_s)

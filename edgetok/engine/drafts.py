@@ -1,13 +1,15 @@
 """Drafts: tokens that may come next, guessed from repetitions, and how likely each is right.
 
-No second model guesses. Text that repeats what prompt or answer say already (an edit, a summary,
-code) is found by the tokens before it. A step then computes the guesses as further rows; those that
-the sampler chooses, too, are kept, so the answer is the same as without.
+No second model is needed (`draft_model.py` uses one). Text that repeats what prompt or answer say
+already (an edit, a summary, code) is found by the tokens before it. A step then computes the
+guesses as further rows; those that the sampler chooses, too, are kept, so the answer is the same as
+without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from edgetok.engine.suffixes import SuffixIndex
 
@@ -68,6 +70,25 @@ class Drafter:
             for kind in (min(self._length + i, 32).bit_length() for i in range(most))
         ]
         return self._index.following(self._place, most), chances
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a sequence drafts for the next step.
+
+    Attributes:
+        count: tokens.
+        right: how many of them are right on average.
+        seconds: that making the draft takes.
+    """
+
+    count: int = 0
+    right: float = 0.0
+    seconds: float = 0.0
+
+    def rate(self, tokens: float, cost: Callable[[int], float]) -> float:
+        """Return tokens a second of a step; see `best_length`."""
+        return (tokens + _WORTH * self.right) / (cost(self.count) + self.seconds)
 
 
 def best_length(

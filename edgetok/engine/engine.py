@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.draft_model import DraftModel
 from edgetok.engine.generation import Generation
 from edgetok.engine.pace import Pace
 from edgetok.engine.result import Result
@@ -40,6 +41,7 @@ class Engine:
         limits: of all caches where the user asked for some; None otherwise.
         chats_evict: whether a conversation's cache evicts though nobody asked for limits.
         speculate: whether answers are drafted where that is faster.
+        draft_model: a smaller model that drafts besides; None for repetitions alone.
         prefixes: beginnings of prompts that were read before; None where none are kept.
         scheduler: chooses steps.
         stepper: the loop.
@@ -64,6 +66,7 @@ class Engine:
         self.backend, self.tokenizer, self.eos_tokens = backend, tokenizer, eos_tokens
         self.context_tokens, self.limits = context_tokens, limits
         self.chats_evict, self.speculate = chats_evict, speculate
+        self.draft_model: DraftModel | None = None
         self.prefixes: PrefixCache | None = None
         self.scheduler: Scheduler[Answer] = Scheduler(backend.capabilities.step_rows)
         self.stepper = Stepper(backend, self.scheduler, pace=None if pace is None else Pace(pace))
@@ -160,6 +163,7 @@ class Engine:
             context_tokens=None if context.cache.capabilities.evicts else self.context_tokens,
             progress=progress,
             speculate=self.speculate,
+            draft_model=self.draft_model,
             shown=shown,
         )
 
@@ -173,6 +177,13 @@ class Engine:
             steps = -(-(prompt_tokens + max_tokens) // CAPACITY_STEP)
             capacity = min(capacity, steps * CAPACITY_STEP)
         return capacity
+
+    def cache_bytes(self, capacity_tokens: int) -> int:
+        """Return the most bytes of a cache of this size, and of a draft model's beside it."""
+        found = self.backend.cache_bytes(capacity_tokens, self.limits)
+        if self.draft_model is not None:
+            found += self.draft_model.cache_bytes(capacity_tokens)
+        return found
 
     def text(
         self,
@@ -280,3 +291,5 @@ class Engine:
     def close(self) -> None:
         """End all answers and the loop; a second call does nothing."""
         self.stepper.close()
+        if self.draft_model is not None:
+            self.draft_model.close()

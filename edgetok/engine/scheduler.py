@@ -11,12 +11,12 @@ less it costs a row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from edgetok.engine.costs import Costs
-from edgetok.engine.drafts import best_length
+from edgetok.engine.drafts import Draft
 from edgetok.errors import BusyError
 
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
@@ -41,11 +41,13 @@ class Work(Protocol):
     def most_rows(self) -> int:
         """Return how many of them a step may compute."""
 
-    def propose(self, most: int) -> Sequence[float]:
+    def propose(self, most: int, tokens: float, cost: Callable[[int], float]) -> Draft:
         """Propose a draft of at most `most` tokens after the row that it writes next.
 
-        Returns:
-            The chance of each token to be right if those before it are.
+        Args:
+            most: tokens of the draft.
+            tokens: that the step gives without it.
+            cost: seconds of the step with so many more rows.
         """
 
     @property
@@ -184,19 +186,17 @@ class Scheduler(Generic[W]):
         rows = sum(own for _, own in shares)
         if not self.costs.is_fresh(rows):
             return shares
-        tokens, made = float(len(shares)), []
+        tokens, drafting_s, made = float(len(shares)), 0.0, []
         for work, own in shares:
-            chances = work.propose(min(room, work.most_rows - own))
-            more = 0
-            if chances:
-                cost = functools.partial(self._step_s, rows)
-                more, right = best_length(chances, tokens, cost)
-                rows, room, tokens = rows + more, room - more, tokens + right
-            made.append((work, own + more))
+            cost = functools.partial(self._step_s, rows, drafting_s)
+            draft = work.propose(min(room, work.most_rows - own), tokens, cost)
+            rows, room = rows + draft.count, room - draft.count
+            tokens, drafting_s = tokens + draft.right, drafting_s + draft.seconds
+            made.append((work, own + draft.count))
         return made
 
-    def _step_s(self, rows: int, more: int) -> float:
-        return self.costs.decode_s(rows + more)
+    def _step_s(self, rows: int, drafting_s: float, more: int) -> float:
+        return self.costs.decode_s(rows + more) + drafting_s
 
     def _chunk(self, reading: list[W], writing: int) -> Planned[W]:
         """A chunk of the prompt whose turn it is: priority first, then who was served longest ago.

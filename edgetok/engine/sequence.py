@@ -9,7 +9,8 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 
 from edgetok.engine.cached_tokens import CachedTokens
-from edgetok.engine.drafts import Drafter
+from edgetok.engine.draft_model import DraftModel, ModelDrafter
+from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
 from edgetok.engine.loops import repeats
 from edgetok.engine.mailbox import Piece
 from edgetok.engine.result import FinishReason
@@ -63,6 +64,7 @@ class Sequence:
         context_tokens: int | None = None,
         progress: Progress | None = None,
         speculate: bool = False,
+        draft_model: DraftModel | None = None,
         shown: Collection[int] = (),
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
@@ -79,6 +81,7 @@ class Sequence:
             progress: called with (tokens of the prompt that are read, all of them) at the
                 beginning and after each step; an error that it raises ends the answer.
             speculate: draft tokens where that is faster (`drafts.py`).
+            draft_model: what drafts besides; None for repetitions alone.
             shown: special tokens that are spelled out in the text.
 
         Raises:
@@ -109,7 +112,9 @@ class Sequence:
         self.logprobs: list[Logprobs] = []
         self._progress = progress
         self.drafted = self.accepted = 0
-        self._speculate = speculate
+        self._speculate, self._draft_model = speculate, draft_model
+        self._modelled: ModelDrafter | None = None
+        self._by_model = False  # whether the draft of this step is the draft model's
         self._drafter: Drafter | None = None
         self._draft: list[int] = []
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
@@ -180,24 +185,50 @@ class Sequence:
         """Return whether its first `tokens` tokens are all that its constraint asks for."""
         return self._constraint is None or (self._complete and tokens == len(self.tokens))
 
-    def propose(self, most: int) -> list[float]:
+    def propose(self, most: int, tokens: float, cost: Callable[[int], float]) -> Draft:
         """Draft at most `most` tokens after the pending one; see `Work.propose`."""
-        self._draft = []
+        self._draft, self._by_model = [], False
         if not self._speculate:
-            return []
+            return Draft()
         most = min(most, self.context.draft_tokens - 1)
         if self._limit is not None:
             most = min(most, self._limit - len(self.tokens) - 1)
         if most < 1:
-            return []
+            return Draft()
         if self._drafter is None:
             self._drafter = Drafter(self.prompt + self.tokens)
         try:
             forced = self.forced_tokens()
         except GrammarError:  # it fails again where the answer needs it, and ends the answer
-            return []
+            return Draft()
         self._draft, chances = self._drafter.guess(most, forced)
-        return chances
+        best = Draft(*best_length(chances, tokens, cost))
+        if self._draft_model is None or forced:
+            return best
+        if self._modelled is None:
+            self._modelled = ModelDrafter(self._draft_model, self.context, self._since(0))
+        lengths = len(self.prompt), len(self.tokens)
+        offered = self._modelled.offer(min(most, MOST_TOKENS), tokens, cost, lengths)
+        reads = self._modelled.reads and not best.count
+        self._by_model = reads or offered.rate(tokens, cost) > best.rate(tokens, cost)
+        if not self._by_model:
+            self._modelled.rested()
+        return offered if self._by_model else best
+
+    def prepare(self, rows: int) -> None:
+        """Make the draft of the step that `part` and `advance` are of, if a model drafts it."""
+        if self._by_model and not self.reading and self._modelled is not None:
+            constraint = None if self._constraint is None else self._constraint.fork()
+            self._draft = self._modelled.draft(
+                self._since, rows - 1, self._sampler.fork(), constraint
+            )
+
+    def _since(self, place: int) -> list[int]:
+        """Its tokens from a place on, prompt and answer together."""
+        prompt = len(self.prompt)
+        if place >= prompt:
+            return self.tokens[place - prompt :]
+        return self.prompt[place:] + self.tokens
 
     def part(self, rows: int) -> Part:
         """Its share of a step: the first `rows` pending tokens, or the pending one and a draft."""
@@ -274,6 +305,9 @@ class Sequence:
         finally:
             self.drafted += rows - 1
             self.accepted += kept - 1
+            if self._by_model and self._modelled is not None and rows > 1:
+                self._modelled.learn(rows - 1, kept - 1)
+            self._by_model = False
             if kept < rows:
                 self.context.retract(rows - kept)
         return pieces

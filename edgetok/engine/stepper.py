@@ -258,6 +258,9 @@ class Stepper:
         sequences = [sequence for sequence, _ in step.shares]
         before = sum(len(sequence.tokens) for sequence in sequences)
         try:
+            for sequence, rows in step.shares:
+                sequence.prepare(rows)
+            began = self._clock()  # what drafts cost is counted apart
             for (sequence, rows), found in zip(step.shares, self._computed(step), strict=True):
                 self._deliver(sequence, rows, found, began)
         except BaseException as error:

@@ -28,6 +28,7 @@ class Estimate:
         weights_bytes: mapped from the file on a CPU, copied to a GPU.
         cache_bytes: the KV cache of one conversation, full.
         workspace_bytes: buffers of a step.
+        draft_bytes: of a draft model: its weights, cache and buffers.
         program_bytes: about what Python, libraries, kernels and tokenizer take; 0 on a GPU.
     """
 
@@ -36,18 +37,20 @@ class Estimate:
     cache_bytes: int
     workspace_bytes: int
     program_bytes: int = 0
+    draft_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All together."""
         held = self.weights_bytes + self.cache_bytes + self.workspace_bytes
-        return held + self.program_bytes
+        return held + self.draft_bytes + self.program_bytes
 
     def __repr__(self) -> str:
         parts = (
             (self.weights_bytes, "weights"),
             (self.cache_bytes, "cache"),
             (self.workspace_bytes, "workspace"),
+            (self.draft_bytes, "draft model"),
             (self.program_bytes, "program"),
         )
         text = " + ".join(f"{count / 1e6:,.1f} MB {name}" for count, name in parts if count)

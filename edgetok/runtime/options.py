@@ -78,6 +78,11 @@ class RunOptions:
         "Most tokens per second, of all answers together, for a device that must stay cool, e.g. "
         "10. Between steps nothing runs; prompts are read at full speed.  [default: no limit]",
     ] = None
+    draft: Annotated[
+        Path | str | None,
+        "Second, smaller model with the same vocabulary, which drafts the next tokens where that "
+        "is faster. The answer is the same.",
+    ] = None
     compute: Annotated[
         Compute,
         "Type of the activations in matrix products. int8 (float16 on a GPU) is fast; float32 is "
@@ -125,6 +130,8 @@ class RunOptions:
             type(self.pace) in (int, float) and 0 < self.pace < math.inf
         ):
             raise OptionError(f"pace is {self.pace!r} tokens per second, expected more than 0")
+        if self.draft is not None and not self.speculate:
+            raise OptionError("--draft conflicts with --no-speculate; remove one")
         _bytes("kv_budget", self.kv_budget)
         _bytes("prefix_cache", self.prefix_cache)
 
@@ -193,6 +200,7 @@ class RunChanges(TypedDict, total=False):
     prefix_cache: Size | None
     speculate: bool
     pace: float | None
+    draft: Path | str | None
     compute: Compute
     kernels: Path | str | None
     isa: str | None

@@ -6,6 +6,7 @@ say what it does, and do it everywhere else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -88,6 +89,15 @@ class Sampler:
         self._narrowing = narrowing(options)
         self.steps = (*before, *self._narrowing)
         self.on_device = self._pick.on_device and all(step.on_device for step in self.steps)
+
+    def fork(self) -> Sampler:
+        """Return a copy that goes its own way, with the same random numbers."""
+        made = copy.copy(self)
+        made._shares = copy.copy(self._shares)
+        if self._penalties is not None:
+            made._penalties = self._penalties.fork()
+            made.steps = (made._penalties, *self._narrowing)
+        return made
 
     def sample(self, logits: Logits, mask: Mask | None = None) -> int:
         """Choose the next token and remember it.

@@ -10,6 +10,7 @@ Large vocabularies are cheap: only the remaining candidates are sorted.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -100,6 +101,12 @@ class Penalties:
     def seen(self) -> npt.NDArray[np.int32]:
         """Tokens to penalise, each once, and how often each is in the answer: [n, 2]."""
         return self._table[: len(self._rows)]
+
+    def fork(self) -> Penalties:
+        """Return a copy that goes its own way."""
+        made = copy.copy(self)
+        made._rows, made._table = dict(self._rows), self._table.copy()
+        return made
 
     def __call__(self, choices: Choices) -> None:
         """Change the logits of tokens seen before (arXiv 1909.05858) and of those in the answer."""

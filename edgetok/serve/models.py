@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from edgetok.cache.prefix_cache import PrefixCache
+from edgetok.drafting import draft_bytes
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.manifest import MANIFEST_FILE
@@ -75,7 +76,13 @@ class Served:
 
 
 class ModelPool:
-    """All models of a server. Used by one event loop; loading happens in a thread."""
+    """All models of a server. Used by one event loop; loading happens in a thread.
+
+    Attributes:
+        budget: of memory.
+        models: by name.
+        draft_bytes: of the weights of the model that drafts for each of them.
+    """
 
     def __init__(
         self,
@@ -98,6 +105,8 @@ class ModelPool:
             OptionError: two models have one name.
         """
         self.budget, self._options, self._progress = budget, options, progress
+        draft = RunOptions.of(options).draft
+        self.draft_bytes = 0 if draft is None else draft_bytes(draft)
         self._lock = asyncio.Lock()
         self._loading: set[asyncio.Task[Model]] = set()
         self.models: dict[str, Served] = {}
@@ -203,7 +212,7 @@ class ModelPool:
 
     async def _make_room(self, served: Served) -> int:
         """Reserve memory for a model, in place of idle ones; returns its bytes."""
-        wanted = served.weight_bytes + self.prefix_bytes
+        wanted = served.weight_bytes + self.draft_bytes + self.prefix_bytes
         await self._unload_until(lambda: self.budget.spare_bytes >= wanted)
         if self.budget.spare_bytes < wanted:
             raise Refusal(
@@ -235,6 +244,8 @@ class ModelPool:
             model.engine.prefixes = prefixes
         buffers = getattr(model.backend, "buffer_bytes", 0)
         served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
+        if model.engine.draft_model is not None:
+            served.loaded_bytes += model.engine.draft_model.nbytes
         served.broken = False
         self.budget.add_model(served.loaded_bytes - reserved)
         log.info("loaded %s in %.1f s", served.name, time.monotonic() - begun)

@@ -96,4 +96,4 @@ def _cache_bytes(model: Model, tokens: int, options: SamplingOptions) -> int:
     capacity = engine.capacity_tokens(tokens, options.max_tokens)
     if engine.limits is None:
         capacity = min(engine.context_tokens, -(-capacity // _SIZES) * _SIZES)
-    return engine.backend.cache_bytes(capacity, engine.limits)
+    return engine.cache_bytes(capacity)

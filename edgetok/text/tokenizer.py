@@ -173,6 +173,10 @@ class Tokenizer:
             return None
         return [self.piece(token) for token in range(self.vocab_size)]
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return the number of each token, special ones included."""
+        return dict(self._core.get_vocab(with_added_tokens=True))
+
     def plain_encoder(self) -> Callable[[str], list[int]]:
         """Return a function from text to ids in which special tokens are plain text."""
         core = tokenizers.Tokenizer.from_str(self._core.to_str())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from edgetok.engine.costs import Costs
+from edgetok.engine.drafts import Draft, best_length
 from edgetok.engine.scheduler import Scheduler
 from edgetok.errors import BusyError
 
@@ -32,8 +34,9 @@ class Fake:
     def rows(self) -> int:
         return self.prompt or 1
 
-    def propose(self, most: int) -> list[float]:
-        return [self.chance] * min(most, 15) if self.chance else []
+    def propose(self, most: int, tokens: float, cost: Callable[[int], float]) -> Draft:
+        chances = [self.chance] * min(most, 15) if self.chance else []
+        return Draft(*best_length(chances, tokens, cost))
 
 
 class Machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from edgetok.cli.main import run
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import ContextError, OptionError, UnsupportedError
 from edgetok.model import Model
@@ -105,6 +107,61 @@ def test_bad_input(model: Model, tmp_path: Path) -> None:
         model.rerank(QUERY, ["dog " * 2000])
     with pytest.raises(UnsupportedError, match=r"ranks no texts: 'yes' is 3 of its tokens"):
         fake_model(tmp_path / "fake").rerank(QUERY, ["x"])
+
+
+def test_on_the_command_line(
+    model: Model,
+    artefact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Files are texts, and so are lines of stdin; best first, with the scores of `Model.rerank`."""
+    files = []
+    for i, document in enumerate(DOCUMENTS):
+        files.append(tmp_path / f"{i}.txt")
+        files[-1].write_text(document)
+    expected = model.rerank(QUERY, DOCUMENTS)
+    order = sorted(range(len(expected)), key=lambda i: -expected[i])
+    exact = [*("--threads", "1"), *("--compute", "float32"), *("--kv-bits", "32")]
+    begin = ["rerank", str(artefact), "--query", QUERY, *exact]
+    assert run([*begin, "--json", *map(str, files)]) == 0
+    printed, said = capsys.readouterr()
+    found = json.loads(printed)
+    assert found["query"] == QUERY
+    assert [one["index"] for one in found["results"]] == order
+    assert [one["name"] for one in found["results"]] == [str(files[i]) for i in order]
+    assert [one["score"] for one in found["results"]] == pytest.approx([expected[i] for i in order])
+    assert not said
+    assert run([*begin, "--top", "2", *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{expected[i]:.4f}  {files[i]}" for i in order[:2]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the sea\n\nthe small cat sat\n"))
+    assert run([*begin, "--instruction", "Find the cat", "--json", "-"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    both = model.rerank(QUERY, ["the sea", "the small cat sat"], instruction="Find the cat")
+    assert {one["name"]: one["score"] for one in results} == pytest.approx(
+        {"the sea": both[0], "the small cat sat": both[1]}
+    )
+
+
+def test_what_the_command_refuses(
+    artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.setattr("edgetok.cli.rerank._MOST_BYTES", 3)
+    (tmp_path / "long.txt").write_text("four")
+    for words, message in (
+        ([str(artefact), "--query", "x", "-"], "no text given"),
+        ([str(artefact), "--query", "x", str(tmp_path / "none")], "No such file"),
+        ([str(artefact), "--query", "x", str(tmp_path / "long.txt")], "larger than 3 bytes"),
+        ([str(artefact), "-"], "--query"),
+        ([str(artefact), "--query", "x"], "FILE"),
+    ):
+        assert run(["rerank", *words]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ _COMMANDS = {
     "chat": "Talk to a model.",
     "generate": "Continue a text.",
     "embed": "Compute vectors of texts, one JSON array a line.",
+    "rerank": "Rank texts by how well they answer a query.",
     "serve": "Answer programs over HTTP, as OpenAI's API.",
     "pull": "Download and convert a model by name.",
     "list": "List the models in the model folder.",

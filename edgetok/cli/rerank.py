@@ -1,0 +1,91 @@
+"""`edgetok rerank`: texts by how well they answer a query."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetok.cli import options as common
+from edgetok.errors import OptionError
+
+_MOST_BYTES = 64 << 20  # of a file: more is no text for a query
+_SHOWN = 60  # characters of a line of stdin that stand for it
+
+
+@click.command(
+    "rerank",
+    epilog=common.examples(
+        'edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "how to reset the router" docs/*.md',
+        'grep -h "" notes.txt | edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "dentist" -',
+        'edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "tax" --top 3 --json *.txt',
+    ),
+)
+@common.MODEL
+@click.option("--query", metavar="TEXT", required=True, help="What is looked for.")
+@click.option(
+    "--instruction",
+    metavar="TEXT",
+    help="What the query is for.  [default: a search of the web]",
+)
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Print the best N alone.")
+@click.argument("files", metavar="FILE...|-", nargs=-1, required=True)
+@common.run_options
+@common.JSON
+def command(
+    model: Path,
+    query: str,
+    instruction: str | None,
+    top: int | None,
+    files: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Rank texts by how well they answer a query, the best first: score and name.
+
+    Each FILE is one text; - is stdin, where each line is one. Use a model that was trained to judge
+    texts with "yes" or "no", such as Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
+    """
+    texts = _texts(files)
+    from edgetok.ranking import is_ranker
+
+    with common.load_model(model, given) as loaded:
+        if not is_ranker(loaded.names):
+            click.echo(f"{model}: does not say that it was trained to rank texts", err=True)
+        scores = loaded.rerank(query, [text for _, text in texts], instruction=instruction or None)
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:top]
+    if as_json:
+        results = [{"index": i, "name": texts[i][0], "score": scores[i]} for i in best]
+        common.print_json({"query": query, "results": results})
+        return
+    for i in best:
+        click.echo(f"{scores[i]:.4f}  {common.for_terminal(texts[i][0])}")
+
+
+def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Names and texts of files, and of stdin's lines.
+
+    Raises:
+        OptionError: a file is too large, or there is no text.
+    """
+    found: list[tuple[str, str]] = []
+    for name in files:
+        if name == "-":
+            lines = (line.rstrip("\n") for line in sys.stdin)
+            found += [(line[:_SHOWN], common.clean_input(line)) for line in lines if line.strip()]
+            continue
+        data = _read(Path(name))
+        found.append((name, data.decode("utf-8", "replace")))
+    if not found:
+        raise OptionError("no text given; stdin has no line that is not empty")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise OptionError(f"{path}: larger than {_MOST_BYTES:,} bytes; give parts of it")
+    return data

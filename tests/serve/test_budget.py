@@ -42,7 +42,9 @@ class Loader:
         assert self.go.wait(60)
         if self.fails is not None:
             raise self.fails
-        engine = SimpleNamespace(prefixes=None, scheduler=SimpleNamespace(chunk_s=None))
+        engine = SimpleNamespace(
+            prefixes=None, draft_model=None, scheduler=SimpleNamespace(chunk_s=None)
+        )
         artefact = SimpleNamespace(identity="ab" * 32)
         model = SimpleNamespace(engine=engine, artefact=artefact, notes=(), backend=None)
         model.closed = False
@@ -74,6 +76,15 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+async def until(happened: Callable[[], bool], *tasks: asyncio.Task[Any]) -> None:
+    """Wait; a task that fails meanwhile ends the test."""
+    while not happened():
+        for task in tasks:
+            if task.done():
+                task.result()
+        await asyncio.sleep(0.001)
+
+
 @contextlib.asynccontextmanager
 async def answering(budget: MemoryBudget, nbytes: int) -> Any:
     """An answer that has borrowed its memory."""
@@ -96,8 +107,7 @@ def test_a_broken_model_is_loaded_again_though_somebody_always_asks(loader: Load
 
         ends = [asyncio.Event() for _ in range(4)]
         old = [asyncio.create_task(use(end)) for end in ends[:2]]
-        while len(got) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(got) == 2, *old)
         pool.models["a"].broken = True
         new = [asyncio.create_task(use(end)) for end in ends[2:]]
         await turns()
@@ -107,8 +117,7 @@ def test_a_broken_model_is_loaded_again_though_somebody_always_asks(loader: Load
         assert len(got) == 2
         assert not loader.made[0].closed
         ends[1].set()
-        while len(got) < 4:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(got) == 4, *new)
         assert got == [loader.made[0]] * 2 + [loader.made[1]] * 2
         assert loader.made[0].closed
         for end in ends:
@@ -146,8 +155,7 @@ def test_memory_of_a_model_is_taken_before_it_is_loaded(loader: Loader) -> None:
                 pass
 
         loading = asyncio.create_task(load())
-        while not loader.begun.is_set():
-            await asyncio.sleep(0.001)
+        await until(loader.begun.is_set, loading)
         assert pool.budget.free_bytes == 200 * MB
         with pytest.raises(Refusal) as raised:
             async with answering(pool.budget, 300 * MB):
@@ -171,8 +179,7 @@ def test_a_request_that_is_given_up_does_not_end_the_loading_for_others(loader: 
                 return model
 
         first = asyncio.create_task(load())
-        while not loader.begun.is_set():
-            await asyncio.sleep(0.001)
+        await until(loader.begun.is_set, first)
         second = asyncio.create_task(load())
         await turns()
         first.cancel()

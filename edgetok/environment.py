@@ -2,7 +2,7 @@
 
 | variable | meaning |
 |---|---|
-| `EDGETOK_THREADS` | number of threads; default: one per physical core |
+| `EDGETOK_THREADS` | number of threads; default: one per physical performance core |
 | `EDGETOK_CACHE_DIR` | folder for compiled kernels; default: the user's cache folder |
 | `EDGETOK_KERNELS` | folder that `edgetok compile` wrote, to be used instead of compiling |
 | `EDGETOK_MODELS` | folder for converted models; default: `models` in the user's data folder |

@@ -40,8 +40,8 @@ class RunOptions:
     ] = None
     threads: Annotated[
         int | None,
-        "Number of threads.  [default: EDGETOK_THREADS, else one per physical core, or one for a "
-        "small model]",
+        "Number of threads.  [default: EDGETOK_THREADS, else one per physical performance core, or "
+        "one for a small model]",
     ] = None
     context: Annotated[
         TokenCount | None,

@@ -6,10 +6,10 @@ For each head, with state S [state_dim, head_dim], B and C of its group and x of
     result = C S + skip * x
 
 An element of S needs no other, and a column of the result one column of S. So columns are shared
-out over the threads, two vectors of them at a time, and rows of a part follow each other in one
-thread, four of them for each time that S is read: an element stays in a register meanwhile. The
-order of operations on an element, and of the sum over the rows of S, is the same for one token as
-for four, so a token's bits do not depend on where a prompt was cut.
+out over the threads, up to four vectors of them at a time, and rows of a part follow each other in
+one thread, two of them for each time that S is read. The order of operations on an element, and of
+the sum over the rows of S, is the same for one token as for two, so a token's bits do not depend on
+where a prompt was cut.
 
 S is float32 and lies in tiles of STATE_TILE columns, as in `recurrent/gated_delta.py`, in the
 same ring of STATE_ROWS states behind the latest tokens. Slots: `recurrent/launch.py`.
@@ -59,9 +59,10 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sub, zero_f32
 
-_WIDE = 2 * LANES  # columns that are computed together
+_FOUR = 4 * LANES <= STATE_TILE
+_WIDE = (4 if _FOUR else 2) * LANES  # columns that are computed together
+_V1, _V2, _V3 = 4 * LANES, 8 * LANES, 12 * LANES  # bytes up to each vector of them
 _ROW_BYTES = 4 * STATE_TILE
-_TOGETHER = 4  # tokens
 
 
 @kernel
@@ -122,98 +123,98 @@ def _columns(
     `states` is the address of the first column in the ring's first state.
     """
     here = states + state_bytes * ((seen + ring - 1) % ring)
-    low = min(count, LANES)
-    high = count - low
+    c0 = min(count, LANES)
+    c1 = min(max(count - LANES, 0), LANES)
+    c2 = min(max(count - 2 * LANES, 0), LANES)
+    c3 = min(max(count - 3 * LANES, 0), LANES)
     rate = sub(zero_f32(), vmath.exp(splat_f32(log_rate)))
     skip = splat_f32(skip_factor)
     if seen == 0:
         for i in range(state_dim):
             store_f32(here + _ROW_BYTES * i, zero_f32())
-            store_f32(here + _ROW_BYTES * i + 4 * LANES, zero_f32())
+            store_f32(here + _ROW_BYTES * i + _V1, zero_f32())
+            if _FOUR:
+                store_f32(here + _ROW_BYTES * i + _V2, zero_f32())
+                store_f32(here + _ROW_BYTES * i + _V3, zero_f32())
     row = 0
-    while rows - row >= _TOGETHER + ring:  # states that the ring will not hold
-        b1, b2, b3 = b + source_bytes, b + 2 * source_bytes, b + 3 * source_bytes
-        c1, c2, c3 = c + source_bytes, c + 2 * source_bytes, c + 3 * source_bytes
-        x1, x2, x3 = x + source_bytes, x + 2 * source_bytes, x + 3 * source_bytes
-        step1, step2, step3 = step + step_bytes, step + 2 * step_bytes, step + 3 * step_bytes
-        y1, y2, y3 = y + result_bytes, y + 2 * result_bytes, y + 3 * result_bytes
-        k0, k1 = _kept(rate, step), _kept(rate, step1)
-        k2, k3 = _kept(rate, step2), _kept(rate, step3)
-        d00, d01 = _new(step, x, low), _new(step, x + 4 * low, high)
-        d10, d11 = _new(step1, x1, low), _new(step1, x1 + 4 * low, high)
-        d20, d21 = _new(step2, x2, low), _new(step2, x2 + 4 * low, high)
-        d30, d31 = _new(step3, x3, low), _new(step3, x3 + 4 * low, high)
-        m00 = m01 = m10 = m11 = m20 = m21 = m30 = m31 = zero_f32()
-        for i in range(state_dim):
-            at = here + _ROW_BYTES * i
-            s0 = load_f32(at)
-            s1 = load_f32(at + 4 * LANES)
-            key = splat_f32(read_f32(b + 4 * i))
-            query = splat_f32(read_f32(c + 4 * i))
-            s0 = fma(key, d00, mul(s0, k0))
-            s1 = fma(key, d01, mul(s1, k0))
-            m00 = fma(s0, query, m00)
-            m01 = fma(s1, query, m01)
-            key = splat_f32(read_f32(b1 + 4 * i))
-            query = splat_f32(read_f32(c1 + 4 * i))
-            s0 = fma(key, d10, mul(s0, k1))
-            s1 = fma(key, d11, mul(s1, k1))
-            m10 = fma(s0, query, m10)
-            m11 = fma(s1, query, m11)
-            key = splat_f32(read_f32(b2 + 4 * i))
-            query = splat_f32(read_f32(c2 + 4 * i))
-            s0 = fma(key, d20, mul(s0, k2))
-            s1 = fma(key, d21, mul(s1, k2))
-            m20 = fma(s0, query, m20)
-            m21 = fma(s1, query, m21)
-            key = splat_f32(read_f32(b3 + 4 * i))
-            query = splat_f32(read_f32(c3 + 4 * i))
-            s0 = fma(key, d30, mul(s0, k3))
-            s1 = fma(key, d31, mul(s1, k3))
-            m30 = fma(s0, query, m30)
-            m31 = fma(s1, query, m31)
-            store_f32(at, s0)
-            store_f32(at + 4 * LANES, s1)
-        _write(y, x, m00, skip, low)
-        _write(y + 4 * low, x + 4 * low, m01, skip, high)
-        _write(y1, x1, m10, skip, low)
-        _write(y1 + 4 * low, x1 + 4 * low, m11, skip, high)
-        _write(y2, x2, m20, skip, low)
-        _write(y2 + 4 * low, x2 + 4 * low, m21, skip, high)
-        _write(y3, x3, m30, skip, low)
-        _write(y3 + 4 * low, x3 + 4 * low, m31, skip, high)
-        x += _TOGETHER * source_bytes
-        b += _TOGETHER * source_bytes
-        c += _TOGETHER * source_bytes
-        step += _TOGETHER * step_bytes
-        y += _TOGETHER * result_bytes
-        row += _TOGETHER
     while row < rows:
-        there = here
-        if row >= rows - ring:
-            there = states + state_bytes * ((seen + row) % ring)
-        k0 = _kept(rate, step)
-        d00, d01 = _new(step, x, low), _new(step, x + 4 * low, high)
-        m00 = m01 = zero_f32()
-        for i in range(state_dim):
-            at = _ROW_BYTES * i
-            key = splat_f32(read_f32(b + 4 * i))
-            query = splat_f32(read_f32(c + 4 * i))
-            s0 = fma(key, d00, mul(load_f32(here + at), k0))
-            s1 = fma(key, d01, mul(load_f32(here + at + 4 * LANES), k0))
-            m00 = fma(s0, query, m00)
-            m01 = fma(s1, query, m01)
-            store_f32(there + at, s0)
-            store_f32(there + at + 4 * LANES, s1)
-        _write(y, x, m00, skip, low)
-        _write(y + 4 * low, x + 4 * low, m01, skip, high)
-        here = there
-        x += source_bytes
-        b += source_bytes
-        c += source_bytes
-        step += step_bytes
-        y += result_bytes
-        row += 1
+        kept = _kept(rate, step)
+        d0, d1 = _new(step, x, c0), _new(step, x + _V1, c1)
+        d2, d3 = _new(step, x + _V2, c2), _new(step, x + _V3, c3)
+        m0 = m1 = m2 = m3 = zero_f32()
+        if rows - row >= 2 + ring:  # states that the ring will not hold
+            b_next, c_next, x_next = b + source_bytes, c + source_bytes, x + source_bytes
+            step_next, y_next = step + step_bytes, y + result_bytes
+            kept_next = _kept(rate, step_next)
+            e0, e1 = _new(step_next, x_next, c0), _new(step_next, x_next + _V1, c1)
+            e2, e3 = _new(step_next, x_next + _V2, c2), _new(step_next, x_next + _V3, c3)
+            n0 = n1 = n2 = n3 = zero_f32()
+            for i in range(state_dim):
+                at = here + _ROW_BYTES * i
+                key = splat_f32(read_f32(b + 4 * i))
+                query = splat_f32(read_f32(c + 4 * i))
+                key_next = splat_f32(read_f32(b_next + 4 * i))
+                query_next = splat_f32(read_f32(c_next + 4 * i))
+                s0 = fma(key, d0, mul(load_f32(at), kept))
+                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                m0 = fma(s0, query, m0)
+                m1 = fma(s1, query, m1)
+                s0 = fma(key_next, e0, mul(s0, kept_next))
+                s1 = fma(key_next, e1, mul(s1, kept_next))
+                n0 = fma(s0, query_next, n0)
+                n1 = fma(s1, query_next, n1)
+                store_f32(at, s0)
+                store_f32(at + _V1, s1)
+                if _FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                    m2 = fma(s2, query, m2)
+                    m3 = fma(s3, query, m3)
+                    s2 = fma(key_next, e2, mul(s2, kept_next))
+                    s3 = fma(key_next, e3, mul(s3, kept_next))
+                    n2 = fma(s2, query_next, n2)
+                    n3 = fma(s3, query_next, n3)
+                    store_f32(at + _V2, s2)
+                    store_f32(at + _V3, s3)
+            _write(y_next, x_next, n0, skip, c0)
+            _write(y_next + _V1, x_next + _V1, n1, skip, c1)
+            _write(y_next + _V2, x_next + _V2, n2, skip, c2)
+            _write(y_next + _V3, x_next + _V3, n3, skip, c3)
+            passed = 2
+        else:
+            there = here
+            if row >= rows - ring:
+                there = states + state_bytes * ((seen + row) % ring)
+            for i in range(state_dim):
+                at = here + _ROW_BYTES * i
+                to = there + _ROW_BYTES * i
+                key = splat_f32(read_f32(b + 4 * i))
+                query = splat_f32(read_f32(c + 4 * i))
+                s0 = fma(key, d0, mul(load_f32(at), kept))
+                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                m0 = fma(s0, query, m0)
+                m1 = fma(s1, query, m1)
+                store_f32(to, s0)
+                store_f32(to + _V1, s1)
+                if _FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                    m2 = fma(s2, query, m2)
+                    m3 = fma(s3, query, m3)
+                    store_f32(to + _V2, s2)
+                    store_f32(to + _V3, s3)
+            here = there
+            passed = 1
+        _write(y, x, m0, skip, c0)
+        _write(y + _V1, x + _V1, m1, skip, c1)
+        _write(y + _V2, x + _V2, m2, skip, c2)
+        _write(y + _V3, x + _V3, m3, skip, c3)
+        x += passed * source_bytes
+        b += passed * source_bytes
+        c += passed * source_bytes
+        step += passed * step_bytes
+        y += passed * result_bytes
+        row += passed
 
 
 @kernel

@@ -30,7 +30,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (bounds, ("SINKS",)),
     (ops, ("STATES",)),
     (recurrent, ("SNAPSHOT", "MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
-    (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_")),
+    (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_", "METASPACE_")),
 )
 MOST_ROPES = 8
 # Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.

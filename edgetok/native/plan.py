@@ -52,7 +52,7 @@ from edgetok.runtime.cpu.recurrent_lowering import history_shape
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
-VERSION = 4  # 2: without states of recurrent layers; 3: without normal forms of texts
+VERSION = 5  # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64

@@ -1,10 +1,11 @@
 """A tokenizer as tables for C (`src/tokenizer.c`), or the reason why it is none of those kinds.
 
 Taken: byte-level BPE with the patterns of GPT-2, Llama 3 and Qwen 2, digits apart or not, with
-Unicode's normal form C (`normalizer.py`) or without a normalizer; and sentencepiece BPE, as
-Llama 2, Phi-3 and Gemma store it. Whatever is not named here is refused: a tokenizer that is almost
-right is wrong. What characters are letters, numbers and spaces is asked of the `tokenizers`
-package, so that tables follow its version of Unicode.
+Unicode's normal form C (`normalizer.py`) or without a normalizer; and sentencepiece BPE and
+Unigram, as Llama 2, Phi-3 and Gemma store it: spaces replaced, nothing else normalised. Whatever is
+not named here is refused: a tokenizer that is almost right is wrong. What characters are letters,
+numbers and spaces is asked of the `tokenizers` package, so that tables follow its version of
+Unicode.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from edgetok.native.normalizer import NormalTables, normal_tables
 from edgetok.text.detokenizer import byte_alphabet, token_decoder
 from edgetok.text.tokenizer import Tokenizer
 
-KIND_BYTES, KIND_SENTENCEPIECE = range(2)
+KIND_BYTES, KIND_SENTENCEPIECE, KIND_UNIGRAM = range(3)
 PATTERN_GPT2, PATTERN_LLAMA3 = range(2)
+# Which texts get a space of their own before them, unless they begin with one.
+METASPACE_NEVER, METASPACE_FIRST, METASPACE_ALWAYS = range(3)
 # Flags of a token.
 TOKEN_SPECIAL = 1  # gives no text
 TOKEN_TEXT = 2  # whole characters, which end a character that bytes before left incomplete
@@ -49,6 +52,7 @@ NUMBERS = (
     "decompositions",
     "classes",
     "compositions",
+    "pieces",  # of Unigram
     "kind",
     "pattern",
     "digits",  # most in a number, of PATTERN_LLAMA3
@@ -61,9 +65,12 @@ NUMBERS = (
     "space",  # the token of U+2581; -1: none
     "strip",
     "longest",
+    "metaspace",
+    "split_words",  # 1: pieces of Unigram do not cross words
 )
 
 _SPACE = "\u2581"
+_UNKNOWN_PENALTY = 10.0  # of sentencepiece
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -91,7 +98,7 @@ def tokenizer_tables(core: tokenizers.Tokenizer, known: Tokenizer) -> bytes:
     """
     state = json.loads(core.to_str())
     model = state["model"]
-    if model.get("type", "BPE") != "BPE":
+    if model.get("type", "BPE") not in ("BPE", "Unigram"):
         raise _refused(f"its model is {model['type']}")
     for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
@@ -101,13 +108,15 @@ def tokenizer_tables(core: tokenizers.Tokenizer, known: Tokenizer) -> bytes:
     numbers = dict.fromkeys(NUMBERS, 0) | {"unknown": -1, "space": -1}
     steps = _steps(state["pre_tokenizer"], "pretokenizers")
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    if byte_level:
+    if model.get("type") == "Unigram":
+        numbers |= _unigram(state, steps)
+    elif byte_level:
         numbers |= _byte_level(state, steps)
     else:
         numbers |= _sentencepiece(state, steps)
     before, after = _around(core)
     numbers["ignore_merges"] = int(bool(model.get("ignore_merges")))
-    normal = byte_level and bool(_steps(state["normalizer"], "normalizers"))
+    normal = numbers["kind"] == KIND_BYTES and bool(_steps(state["normalizer"], "normalizers"))
     return _packed(model, known, numbers, before, after, state["added_tokens"], normal=normal)
 
 
@@ -137,15 +146,7 @@ def _byte_level(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[s
 
 def _sentencepiece(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, int]:
     made = {"kind": KIND_SENTENCEPIECE}
-    replaces = False
-    for step in _steps(state["normalizer"], "normalizers"):
-        match step:
-            case {"type": "Prepend", "prepend": "\u2581"} if not replaces:
-                made["prepend"] = 1
-            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
-                replaces = True
-            case _:
-                raise _refused(f"its normalizer has {json.dumps(step)[:80]}")
+    replaces = _replaces(state, made)
     # Gemma splits at spaces, of which its normalizer has left none.
     gemma = [{"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}]
     left = [{k: v for k, v in step.items() if k != "invert"} for step in steps]
@@ -162,6 +163,41 @@ def _sentencepiece(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> dic
         "fuse": int(bool(model.get("fuse_unk"))),
         "fallback": int(bool(model.get("byte_fallback"))),
     }
+
+
+def _replaces(state: Mapping[str, Any], made: dict[str, int]) -> bool:
+    """Return whether the normalizer replaces spaces; a space that it prepends goes into `made`."""
+    replaces = False
+    for step in _steps(state["normalizer"], "normalizers"):
+        match step:
+            case {"type": "Prepend", "prepend": "\u2581"} if not replaces:
+                made["prepend"] = 1
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
+                replaces = True
+            case _:
+                raise _refused(f"its normalizer has {json.dumps(step)[:80]}")
+    return replaces
+
+
+def _unigram(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, int]:
+    model, made = state["model"], {"kind": KIND_UNIGRAM}
+    replaces = _replaces(state, made)
+    match steps:
+        case [{"type": "Metaspace", "replacement": "\u2581"} as step]:
+            schemes = ("never", "first", "always")
+            made["metaspace"] = schemes.index(step.get("prepend_scheme", "always"))
+            made["split_words"] = int(step.get("split", True))
+            replaces = True
+        case []:
+            pass
+        case _:
+            raise _refused(f"its pre-tokenizer has {json.dumps(steps[0])[:80]}")
+    if not replaces:
+        raise _refused("it does not replace spaces")
+    if model["unk_id"] is None:
+        raise _refused("it has no unknown token")
+    fallback = int(bool(model.get("byte_fallback")))
+    return made | {"unknown": model["unk_id"], "fallback": fallback}
 
 
 def _around(core: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
@@ -191,7 +227,14 @@ def _packed(
     normal: bool,
 ) -> bytes:
     size = known.vocab_size
-    vocab = {text: i for text, i in model["vocab"].items() if i < size}
+    scores: list[float] = []
+    if numbers["kind"] == KIND_UNIGRAM:
+        scores = [score for _, score in model["vocab"]]
+        vocab = {text: i for i, (text, _) in enumerate(model["vocab"])}
+        if len(scores) > size:
+            raise _refused(f"it has {len(scores)} pieces, the model {size} tokens")
+    else:
+        vocab = {text: i for text, i in model["vocab"].items() if i < size}
     pieces, flags = _pieces(known, size)
     alphabet = byte_alphabet()
     if numbers["kind"] == KIND_BYTES:
@@ -203,7 +246,7 @@ def _packed(
         }
         spelled = {i: text.replace(_SPACE, " ").encode() for text, i in vocab.items()}
     merges = []
-    for rank, merge in enumerate(model["merges"]):
+    for rank, merge in enumerate(model.get("merges", ())):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         if {left, right, left + right} <= vocab.keys():
             merges.append((vocab[left], vocab[right], rank, vocab[left + right]))
@@ -212,13 +255,13 @@ def _packed(
     if numbers["kind"] == KIND_SENTENCEPIECE:  # characters alone; a space is never looked up
         wanted = [i for i in wanted if len(pieces[i].decode(errors="replace")) == 1]
         wanted = [i for i in wanted if pieces[i] != b" "]
-    elif not numbers["ignore_merges"]:
+    elif numbers["kind"] == KIND_UNIGRAM or not numbers["ignore_merges"]:
         wanted = []
     tokens = []
     for token in added:
         if token["single_word"]:
             raise _refused(f"the added token {token['content']!r:.40} matches whole words alone")
-        if token["normalized"] and (normal or numbers["kind"] == KIND_SENTENCEPIECE):
+        if token["normalized"] and (normal or numbers["kind"] != KIND_BYTES):
             raise _refused(f"the added token {token['content']!r:.40} matches normalised text")
         if token["id"] >= size:
             continue
@@ -232,6 +275,11 @@ def _packed(
         for (_, token, strips), begin, end in zip(tokens, ends[:-1], ends[1:], strict=True)
     ]
     text = b"".join([*pieces, *(content for content, _, _ in tokens)])
+    spellings = sorted((text.encode(), i) for text, i in vocab.items() if scores and text)
+    begins = np.cumsum([len(text), *(len(spelling) for spelling, _ in spellings)])
+    text += b"".join(spelling for spelling, _ in spellings)
+    # The last one is of a character without a piece.
+    ordered = [*(scores[i] for _, i in spellings), min(scores, default=0.0) - _UNKNOWN_PENALTY]
     letters, digits, spaces, single = _classes()
     lists: dict[str, Any] = {
         "offsets": np.cumsum([0, *map(len, pieces)]),
@@ -249,6 +297,9 @@ def _packed(
         "decompositions": [],
         "classes": [],
         "compositions": [],
+        "pieces": [i for _, i in spellings],
+        "begins": begins,
+        "scores": np.array(ordered, "<f8").view("<i4"),
     }
     if normal:
         lists |= {name: getattr(normal_tables(), name) for name in NormalTables.__slots__}

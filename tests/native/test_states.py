@@ -206,5 +206,5 @@ def test_rings_that_cannot_be_are_refused(library, tiny, tmp_path):
     older = bytearray(content)
     struct.pack_into("<q", older, 8, 2)
     (out / PLAN_FILE).write_bytes(rehashed(older))
-    with pytest.raises(EdgetokError, match="version 2, this library reads 4; export again"):
+    with pytest.raises(EdgetokError, match="version 2, this library reads 5; export again"):
         library.open(out)

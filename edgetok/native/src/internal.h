@@ -59,6 +59,7 @@ typedef struct {
     const uint8_t *flags, *text;
     const int32_t *offsets, *bytes, *merges, *added, *ranges[CLASSES], *before, *after, *by_text;
     const int32_t *decompositions, *classes, *compositions; /* of normalize.c */
+    const int32_t *piece_ids, *piece_offsets, *scores;      /* of unigram.c, in the order of spellings */
 } tokenizer;
 
 struct edgetok_model {
@@ -94,8 +95,20 @@ struct edgetok_model {
 
 kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
 int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t vocab, char *error);
+typedef struct {
+    const tokenizer *t;
+    const uint8_t *text;
+    size_t bytes;
+    int32_t *ids; /* what fits; `count` goes on */
+    size_t capacity, count;
+    bool lacking; /* memory */
+} encoder;
+
 bool et_in_class(const tokenizer *t, int which, int32_t c);
 int32_t et_character(const uint8_t *s, size_t *bytes);
+
+void et_emit(encoder *e, int32_t id);
+bool et_unigram(encoder *e, const uint8_t *s, size_t n); /* unigram.c; false: no memory */
 
 /* normalize.c: whether a text may be in another normal form, and the text in form C, to be freed. */
 bool et_nfc_changes(const tokenizer *t, const uint8_t *s, size_t n);

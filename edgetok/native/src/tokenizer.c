@@ -1,4 +1,4 @@
-/* Text to tokens: byte-level BPE and sentencepiece BPE, with tables that native/tokenizer.py made
+/* Text to tokens: byte-level BPE and sentencepiece BPE (unigram.c: its other model), with tables that native/tokenizer.py made
    from a tokenizer.json and compared with the `tokenizers` package. */
 #include "internal.h"
 
@@ -35,7 +35,8 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
         {&t->ranges[NUMBER], 2 * n[TOK_NUMBERS]}, {&t->ranges[SPACE], 2 * n[TOK_SPACES]},
         {&t->ranges[DIGIT], 2 * n[TOK_DIGIT_RANGES]}, {&t->ranges[UNSTABLE], 2 * n[TOK_UNSTABLE]},
         {&t->decompositions, 5 * n[TOK_DECOMPOSITIONS]}, {&t->classes, 3 * n[TOK_CLASSES]},
-        {&t->compositions, 3 * n[TOK_COMPOSITIONS]}};
+        {&t->compositions, 3 * n[TOK_COMPOSITIONS]}, {&t->piece_ids, n[TOK_PIECES]},
+        {&t->piece_offsets, n[TOK_PIECES] + 1}, {&t->scores, 2 * (n[TOK_PIECES] + 1)}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (parts[i].numbers > words - at) return et_fail(error, "%s", broken);
         *parts[i].to = all + at;
@@ -52,6 +53,9 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
                 ids_in(t->after, n[TOK_AFTER], vocab, 0) && n[TOK_UNKNOWN] < vocab &&
                 ids_in(t->by_text, n[TOK_BY_TEXT], vocab, 0) && n[TOK_SPACE] < vocab &&
                 ids_in(t->decompositions, 5 * n[TOK_DECOMPOSITIONS], 0x110000, 0) &&
+                ids_in(t->piece_ids, n[TOK_PIECES], vocab, 0) &&
+                ascending(t->piece_offsets, n[TOK_PIECES] + 1, 0, text, false) &&
+                (n[TOK_KIND] != KIND_UNIGRAM || n[TOK_UNKNOWN] >= 0) &&
                 ids_in(t->compositions, 3 * n[TOK_COMPOSITIONS], 0x110000, 0);
     for (int64_t i = 0; good && i < n[TOK_CLASSES]; i++) good = ids_in(t->classes + 3 * i + 2, 1, 256, 0);
     for (int64_t i = 0; good && i < n[TOK_MERGES]; i++) {
@@ -78,15 +82,6 @@ const char *edgetok_piece(const edgetok_model *m, int32_t token, size_t *bytes) 
     *bytes = (size_t)(t->offsets[token + 1] - t->offsets[token]);
     return (const char *)t->text + t->offsets[token];
 }
-
-typedef struct {
-    const tokenizer *t;
-    const uint8_t *text;
-    size_t bytes;
-    int32_t *ids; /* what fits; `count` goes on */
-    size_t capacity, count;
-    bool lacking; /* memory */
-} encoder;
 
 bool et_in_class(const tokenizer *t, int which, int32_t c) {
     static const int counts[] = {TOK_LETTERS, TOK_NUMBERS, TOK_SPACES, TOK_DIGIT_RANGES, TOK_UNSTABLE};
@@ -230,7 +225,7 @@ static pair next_pair(merging *w) {
     return first;
 }
 
-static void emit(encoder *e, int32_t id) {
+void et_emit(encoder *e, int32_t id) {
     if (e->count < e->capacity) e->ids[e->count] = id;
     e->count++;
 }
@@ -267,13 +262,13 @@ static void merge(encoder *e, merging *w, int32_t count) {
         offer(e->t, w, left->before);
         offer(e->t, w, p.at);
     }
-    for (int32_t i = 0; i >= 0 && count; i = w->symbols[i].after) emit(e, w->symbols[i].id);
+    for (int32_t i = 0; i >= 0 && count; i = w->symbols[i].after) et_emit(e, w->symbols[i].id);
 }
 
 static void byte_word(encoder *e, merging *w, const uint8_t *s, size_t n) {
     int32_t count = 0, whole = e->t->numbers[TOK_IGNORE_MERGES] ? token_of(e->t, s, n) : -1;
     if (whole >= 0) {
-        emit(e, whole);
+        et_emit(e, whole);
         return;
     }
     for (size_t i = 0; i < n; i++) /* as Hugging Face: what the vocabulary lacks is left out */
@@ -337,7 +332,8 @@ static void plain(encoder *e, merging *w, const uint8_t *s, size_t n) {
     uint8_t *normal = NULL;
     if (!n || e->lacking) return;
     if (et_nfc_changes(e->t, s, n)) s = normal = et_nfc(e->t, s, n, &n);
-    if (!s || !make_room(w, n)) e->lacking = true;
+    if (s && e->t->numbers[TOK_KIND] == KIND_UNIGRAM) e->lacking = !et_unigram(e, s, n);
+    else if (!s || !make_room(w, n)) e->lacking = true;
     else if (e->t->numbers[TOK_KIND] == KIND_BYTES) byte_level(e, w, s, n);
     else sentencepiece(e, w, s, n);
     free(normal);
@@ -367,7 +363,7 @@ static void split_added(encoder *e, merging *w) {
             }
             while (flags & ADDED_RSTRIP && end < e->bytes && space_at(t, s + end, &bytes)) end += bytes;
             plain(e, w, s + from, begin - from);
-            emit(e, id);
+            et_emit(e, id);
             from = end;
             i = end - 1;
             break;
@@ -395,9 +391,9 @@ int64_t edgetok_encode(const edgetok_model *m, const char *text, size_t bytes, i
     merging w = {0};
     if (!t->there) return et_fail(error, "this folder has no tokenizer; use token ids");
     if (bytes > 1 << 28 || !valid_utf8(e.text, bytes)) return et_fail(error, "the text is not valid UTF-8");
-    for (int64_t i = 0; special && i < t->numbers[TOK_BEFORE]; i++) emit(&e, t->before[i]);
+    for (int64_t i = 0; special && i < t->numbers[TOK_BEFORE]; i++) et_emit(&e, t->before[i]);
     split_added(&e, &w);
-    for (int64_t i = 0; special && i < t->numbers[TOK_AFTER]; i++) emit(&e, t->after[i]);
+    for (int64_t i = 0; special && i < t->numbers[TOK_AFTER]; i++) et_emit(&e, t->after[i]);
     free(w.symbols);
     free(w.heap);
     return e.lacking ? et_fail(error, "no memory to tokenise %zu bytes", bytes) : (int64_t)e.count;

@@ -187,6 +187,7 @@ def convert(
             fit=None if fitting is None else fitting.report(),
             cache=cache.losses,
             cache_reason=cache.reason,
+            heads=cache.heads,
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report

@@ -1,9 +1,10 @@
-"""The cache of a model that was just written: its constants, and what few bits cost on it."""
+"""The cache of a model that was just written: its constants, its heads, and what few bits cost."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +32,17 @@ Constants = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class CacheMeasurement:
-    """Losses by falling bits, or the reason why there are none."""
+    """Losses by falling bits and scores of the heads, or the reason why there are none.
+
+    Attributes:
+        losses: what caches of few bits cost.
+        reason: why nothing was measured.
+        heads: as `formats/head_scores.py` reads them; None if no head looks for anything.
+    """
 
     losses: tuple[CacheLoss, ...] = ()
     reason: str | None = None
+    heads: dict[str, Any] | None = None
 
 
 def measure_cache(
@@ -44,7 +52,7 @@ def measure_cache(
     options: ConvertOptions,
     progress: Progress,
 ) -> CacheMeasurement:
-    """Run the finished model to measure its cache's constants, write them, and compare caches.
+    """Run the finished model to measure its cache's constants and heads, and compare caches.
 
     Weights and graph are complete. A model that the CPU backend cannot run gets constants that
     change nothing. What was measured is journalled: a resumed conversion does not measure again.
@@ -62,10 +70,12 @@ def measure_cache(
     if not workspace.done(_STEP):
         done = _measure(workspace, spec, layout, options, progress)
         losses = [asdict(loss) for loss in done.losses]
-        workspace.finish(_STEP, {"losses": losses, "reason": done.reason})
+        workspace.finish(_STEP, {"losses": losses, "reason": done.reason, "heads": done.heads})
     result = workspace.result(_STEP)
     return CacheMeasurement(
-        tuple(CacheLoss(**fields) for fields in result["losses"]), result["reason"]
+        tuple(CacheLoss(**fields) for fields in result["losses"]),
+        result["reason"],
+        result.get("heads"),  # not in a journal of an earlier version
     )
 
 
@@ -86,8 +96,9 @@ def _measure(
         return CacheMeasurement(reason="there is no tokenizer to make text of")
     from edgetok.evaluation.cache_bits import cache_costs
     from edgetok.runtime.cpu.measure_constants import constants_of
+    from edgetok.runtime.cpu.measure_heads import recall_scores
 
-    progress.begin("Measuring the KV cache", 2)
+    progress.begin("Measuring the KV cache", 3)
     try:
         learned, held_out = _windows(folder, spec, options)
         _list_files(folder)
@@ -98,14 +109,20 @@ def _measure(
         return CacheMeasurement(reason=str(error))
     _write(folder, layout, constants)
     progress.advance()
+    heads = None
     try:
+        if len(learned) > 1:
+            scores = recall_scores(folder, [row.astype(np.int32) for row in learned])
+            if any(map(any, scores)):
+                heads = {"tokens": int(learned.size), "recall": scores}
+        progress.advance()
         costs = cache_costs(folder, [row.astype(np.int32) for row in held_out])
     except OutputError:
         raise
     except EdgetokError as error:
         return CacheMeasurement(reason=str(error))
     progress.advance()
-    return CacheMeasurement(tuple(costs))
+    return CacheMeasurement(tuple(costs), heads=heads)
 
 
 def _write(folder: Path, layout: Layout, constants: Constants) -> None:

@@ -139,6 +139,7 @@ class Report:
         fit: how bits were shared out; None where they are the same everywhere.
         cache: what caches of few bits cost; empty where that was not measured.
         cache_reason: why it was not.
+        heads: how much each KV head looks for what was said before (`formats/head_scores.py`).
     """
 
     source: str
@@ -161,6 +162,7 @@ class Report:
     fit: Fit | None = None
     cache: tuple[CacheLoss, ...] = ()
     cache_reason: str | None = None
+    heads: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> Verdict | None:

@@ -1,4 +1,11 @@
-"""Sizes of a bounded cache, from limits in bytes or tokens."""
+"""Sizes of a bounded cache, from limits in bytes or tokens.
+
+Few heads look far back for what was said: in SmolLM2 a fifth of them gives the tokens of a phrase
+that is repeated 81 % of all attention to its first telling. The others attend to what is near, to
+sinks and to delimiters. So a policy may let heads have different numbers of slots, with the same
+sum: the fifth with the highest scores (`formats/head_scores.py`) is *wide*, the rest *narrow*
+(retrieval and streaming heads of RazorAttention, arXiv 2407.15891).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +16,24 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import Policy, policy
 from edgetok.cache.table import SLOT_TILE
 from edgetok.errors import OptionError
+from edgetok.formats.head_scores import HeadScores
 from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
+WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/policies.py, November 2026
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Heads with equally many slots.
+
+    Attributes:
+        slots: of each head; a multiple of SLOT_TILE.
+        heads: (layer, KV head), ascending.
+    """
+
+    slots: int
+    heads: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +42,11 @@ class Bounds:
 
     Attributes:
         policy: which tokens are kept.
-        slots: of each head; a multiple of SLOT_TILE.
+        slots: of each head, or on average; a multiple of SLOT_TILE.
         block_tokens: most tokens of one run, and how many each head evicts at once.
         sinks: first tokens, always kept.
         recent: latest tokens, always kept.
+        tiers: narrow and wide heads where they differ; else none.
     """
 
     policy: Policy
@@ -31,10 +54,30 @@ class Bounds:
     block_tokens: int
     recent: int
     sinks: int = SINKS
+    tiers: tuple[Tier, ...] = ()
+
+    @property
+    def most_slots(self) -> int:
+        """Slots of the widest head."""
+        return max((tier.slots for tier in self.tiers), default=self.slots)
 
     @classmethod
-    def of_slots(cls, policy: Policy, slots: int, block_tokens: int) -> Bounds:
+    def of_slots(
+        cls,
+        policy: Policy,
+        slots: int,
+        block_tokens: int,
+        scores: HeadScores | None = None,
+        most: int | None = None,
+    ) -> Bounds:
         """Bounds for so many slots, the other numbers in proportion.
+
+        Args:
+            policy: which tokens are kept.
+            slots: of each head, or on average.
+            block_tokens: most tokens of one run.
+            scores: of the heads that evict; None where all are alike.
+            most: slots of any head.
 
         Raises:
             OptionError: fewer than 64 slots.
@@ -48,7 +91,10 @@ class Bounds:
         # An eighth at once: rare enough to cost little, small enough to leave the rest in use.
         block = min(block_tokens, max(8, whole // 8))
         recent = max(8, whole // policy.recent)
-        return cls(policy=policy, slots=whole, block_tokens=block, recent=recent)
+        tiers = _tiers(whole, most or whole, scores) if policy.unequal and scores else ()
+        if tiers:
+            recent = min(recent, 3 * tiers[0].slots // 8)
+        return cls(policy=policy, slots=whole, block_tokens=block, recent=recent, tiers=tiers)
 
 
 def bounds_for(
@@ -58,8 +104,11 @@ def bounds_for(
     *,
     block_tokens: int,
     bytes_of: Callable[[Bounds], int],
+    scores: HeadScores | None = None,
 ) -> Bounds:
     """The largest cache within the limits; `bytes_of` is what one with such bounds takes.
+
+    `scores` are those of the heads that evict, where a policy may ask for them.
 
     Raises:
         OptionError: not even the smallest fits, or the policy is unknown.
@@ -72,10 +121,10 @@ def bounds_for(
             f"needs ({SLOT_TILE}); use --kv-policy none"
         )
     if limits.budget_bytes is None:
-        return Bounds.of_slots(chosen, min(context_tokens, most), block_tokens)
+        return Bounds.of_slots(chosen, min(context_tokens, most), block_tokens, scores, most)
 
     def nbytes(slots: int) -> int:
-        return bytes_of(Bounds.of_slots(chosen, slots, block_tokens))
+        return bytes_of(Bounds.of_slots(chosen, slots, block_tokens, scores, most))
 
     low, high = SLOT_TILE, most
     if nbytes(low) > limits.budget_bytes:
@@ -87,7 +136,27 @@ def bounds_for(
         middle = _tiles((low + high) // 2)
         low, high = (middle, high) if nbytes(middle) <= limits.budget_bytes else (low, middle)
     best = high if nbytes(high) <= limits.budget_bytes else low
-    return Bounds.of_slots(chosen, best, block_tokens)
+    return Bounds.of_slots(chosen, best, block_tokens, scores, most)
+
+
+def _tiers(slots: int, most: int, scores: HeadScores) -> tuple[Tier, ...]:
+    """Narrow and wide heads with `slots` on average, rounded down; none if they would be equal."""
+    count = len(scores)
+    wide = max(1, round(WIDE_SHARE * count))
+    narrow = count - wide
+    if not narrow:
+        return ()
+    few = max(SLOT_TILE, _tiles(slots // 2))
+    many = min(most, _tiles((slots * count - few * narrow) // wide))
+    few = _tiles((slots * count - many * wide) // narrow)  # what wide heads leave
+    if many <= few:
+        return ()
+    # Of equal scores the earlier head is wide, so that the result does not depend on the order.
+    ranked = sorted(scores, key=lambda head: (-scores[head], head))
+    return (
+        Tier(few, tuple(sorted(ranked[wide:]))),
+        Tier(many, tuple(sorted(ranked[:wide]))),
+    )
 
 
 def _tiles(slots: int) -> int:

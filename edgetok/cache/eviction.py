@@ -38,9 +38,9 @@ class Eviction:
         self.dropped = 0.0
         self.pinned = 0
 
-    def loss(self, mass: Floats) -> float:
-        """Share of all attention so far that went to what was evicted."""
-        total = self.dropped + float(mass.sum(dtype=np.float64))
+    def loss(self, masses: Iterable[Floats]) -> float:
+        """Share of all attention so far that went to what was evicted; `masses` is the rest."""
+        total = self.dropped + sum(float(mass.sum(dtype=np.float64)) for mass in masses)
         return self.dropped / total if self.dropped else 0.0
 
     def evict(
@@ -71,11 +71,12 @@ class Eviction:
     ) -> Iterable[Places]:
         """Yield the slots that each head gives up, ascending; arguments as for `evict`."""
         policy, table, device = self._bounds.policy, group.table, memory.eviction
-        room = self._bounds.slots - self._bounds.block_tokens
+        room = table.limit - self._bounds.block_tokens
         front, recent = self._front, length - self._bounds.recent
-        if device is not None and policy.name in device.policies:
+        kernel = policy.kernel or policy.name
+        if device is not None and kernel in device.policies:
             turns = self._frequencies(group)
-            yield from device.lowest(policy.name, turns, room=room, front=front, recent=recent)
+            yield from device.lowest(kernel, turns, room=room, front=front, recent=recent)
             return
         for row in range(table.rows):
             at = table.slots(row)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgetok.cache.bounds import Bounds
+from edgetok.cache.bounds import Bounds, Tier
 from edgetok.cache.table import SLOT_TILE, Places, SlotTable
 from edgetok.errors import OptionError
 from edgetok.models.spec import DecoderSpec
@@ -153,11 +153,11 @@ class Chosen:
 
     window = 0
 
-    def __init__(self, layers: Sequence[int], kv_heads: int, bounds: Bounds) -> None:
-        """Make an empty group with `bounds.slots` slots a head."""
-        self.layers, self._bounds = tuple(layers), bounds
-        self.heads = [(layer, head) for layer in layers for head in range(kv_heads)]
-        self.table = SlotTable(len(self.heads), bounds.slots)
+    def __init__(self, tier: Tier, bounds: Bounds) -> None:
+        """Make an empty group of a tier's heads."""
+        self.layers = tuple(dict.fromkeys(layer for layer, _ in tier.heads))
+        self.heads, self._bounds = list(tier.heads), bounds
+        self.table = SlotTable(len(self.heads), tier.slots)
         self.forgotten_to = 0
         self._free: Places = np.zeros((len(self.heads), 0), np.int64)
         self._taken = 0  # of the lists of free slots
@@ -263,7 +263,9 @@ def make_groups(
     block_tokens: int,
     bounds: Bounds | None,
 ) -> list[Group]:
-    """Groups of layers with attention: the evicting one first, then by each window's first layer.
+    """Groups of layers with attention: the evicting ones first, then by each window's first layer.
+
+    Heads that evict are one group, or one each tier of the bounds.
 
     Args:
         spec: the decoder.
@@ -275,7 +277,9 @@ def make_groups(
     for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():
         layers = [i for i in spec.attention_layers if spec.layers[i].window == window]
         if window == 0 and bounds is not None:
-            made.insert(0, Chosen(layers, spec.num_kv_heads, bounds))
+            heads = tuple((layer, head) for layer in layers for head in range(spec.num_kv_heads))
+            tiers = bounds.tiers or (Tier(bounds.slots, heads),)
+            made[:0] = [Chosen(tier, bounds) for tier in tiers]
         else:
             made.append(InOrder(window, layers, slots))
     return made

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cache import state as block
-from edgetok.cache.groups import InOrder
+from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.view import Floats
 from edgetok.cache.recurrent import Snapshot
 from edgetok.cache.state import CacheState
@@ -40,7 +40,7 @@ class Found:
     marks: list[int]
     tables: list[SlotTable]
     rows: list[Bytes]
-    mass: list[Floats] | None
+    mass: dict[int, list[Floats]]
     queries: Floats
     snapshots: list[Snapshot]
 
@@ -86,8 +86,8 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
     log, groups = cache.memory.queries, cache.groups
     wanted = {(block.SHAPE, 0), (block.COUNTERS, 0)}
     wanted |= {(kind, i) for kind in (block.TABLE, block.ROWS) for i in range(len(groups))}
-    keeps_mass = cache.memory.groups[0].mass is not None
-    wanted |= {(block.MASS, 0)} if keeps_mass else set()
+    massive = [i for i, memory in enumerate(cache.memory.groups) if memory.mass is not None]
+    wanted |= {(block.MASS, i) for i in massive}
     wanted |= {(block.QUERIES, 0)} if log.nbytes_used else set()
     history = cache.memory.history
     count = sum(kind == block.SNAPSHOT for kind, _ in state.sections) if history.rings else 0
@@ -123,21 +123,20 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
             _check_order(group, table, length)
         tables.append(table)
         stored = state.section(block.ROWS, np.uint8, i)
-        heads = len(group.layers) * cache.spec.num_kv_heads
-        each = heads if table.rows == 1 else 1
+        each = 1 if isinstance(group, Chosen) else len(group.layers) * cache.spec.num_kv_heads
         expected = int(table.held.sum()) * each * cache.memory.groups[i].row_bytes
         if stored.nbytes != expected:
             raise SessionError(
                 f"the saved cache has {stored.nbytes:,} bytes of slots, expected {expected:,}"
             )
         rows.append(stored)
-    mass = None
-    if keeps_mass:
-        floats = state.section(block.MASS, np.float32)
-        counts = tables[0].held
+    mass = {}
+    for i in massive:
+        floats = state.section(block.MASS, np.float32, i)
+        counts = tables[i].held
         if len(floats) != int(counts.sum()) or not (np.isfinite(floats) & (floats >= 0)).all():
             raise SessionError("the saved cache's attention mass cannot be; it is damaged")
-        mass = np.split(floats, np.cumsum(counts)[:-1])
+        mass[i] = np.split(floats, np.cumsum(counts)[:-1])
     kept = np.zeros(0, np.float32)
     if log.nbytes_used:
         kept = state.section(block.QUERIES, np.float32)
@@ -178,10 +177,10 @@ def restore_state(cache: SlotCache[Any], state: CacheState) -> Found:
         group.table = found.tables[i]
         group.table.grow(size)
         memory.put(every[i], found.rows[i])
-        if memory.mass is not None and found.mass is not None:
+        if memory.mass is not None:
             memory.mass[:] = 0.0
             for row, at in enumerate(every[i]):
-                memory.mass[row, at] = found.mass[row]
+                memory.mass[row, at] = found.mass[i][row]
         group.restore(found.marks[i])
         memory.tell()
     cache.memory.queries.restore(found.queries, found.query_counts)

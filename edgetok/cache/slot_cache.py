@@ -18,7 +18,7 @@ from edgetok.cache.policies.view import Floats
 from edgetok.cache.protocol import CacheCapabilities, KVCache
 from edgetok.cache.rotation import Rotations
 from edgetok.cache.saved import restore_state, write_state
-from edgetok.cache.slot_memory import CacheMemory
+from edgetok.cache.slot_memory import CacheMemory, GroupMemory
 from edgetok.cache.state import CacheState
 from edgetok.cache.table import EMPTY
 from edgetok.errors import ContextError, OptionError, SessionError
@@ -87,9 +87,15 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def chosen(self) -> Chosen | None:
-        """The heads that evict, where there are any."""
+        """The heads that evict, where there are any; the narrow ones where there are wide ones."""
         first = self.groups[0]
         return first if isinstance(first, Chosen) else None
+
+    @property
+    def evicting(self) -> list[tuple[Chosen, GroupMemory]]:
+        """All groups of heads that evict, and their memory."""
+        pairs = zip(self.groups, self.memory.groups, strict=True)
+        return [(group, memory) for group, memory in pairs if isinstance(group, Chosen)]
 
     @property
     def length_tokens(self) -> int:
@@ -143,7 +149,7 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def slots(self) -> int:
-        """Tokens that a head holds when the cache is full."""
+        """Tokens that a head holds when the cache is full, on average."""
         return self.capacity_tokens if self.bounds is None else self.bounds.slots
 
     @property
@@ -179,27 +185,31 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def retained(self) -> float:
         """How many tokens a head that sees every one holds, on average."""
-        chosen = self.chosen
-        return float(self._length) if chosen is None else float(chosen.table.held.mean())
+        held = [group.table.held for group, _ in self.evicting]
+        return float(np.concatenate(held).mean()) if held else float(self._length)
 
     @property
     def loss(self) -> float:
         """Share of all attention so far that went to tokens which are now evicted."""
-        memory = self.memory.groups[0]
-        if self._eviction is None or memory.mass is None:
+        if self._eviction is None:
             return 0.0
-        memory.pull()
-        return self._eviction.loss(memory.mass)
+        masses = []
+        for _, memory in self.evicting:
+            memory.pull()
+            if memory.mass is not None:
+                masses.append(memory.mass)
+        return self._eviction.loss(masses)
 
     def kept(self) -> Floats:
         """Return the share of heads that hold each token seen: [length_tokens]."""
-        chosen = self.chosen
-        if chosen is None:
+        tables = [group.table for group, _ in self.evicting]
+        if not tables:
             share = np.float32(self.bounds is None)  # windows alone keep none for good
             return np.full(self._length, share, np.float32)
-        table = chosen.table
-        counts = np.bincount(table.tokens[table.positions != EMPTY], minlength=self._length)
-        return np.asarray(counts[: self._length] / table.rows, np.float32)
+        held = [table.tokens[table.positions != EMPTY] for table in tables]
+        counts = np.bincount(np.concatenate(held), minlength=self._length)
+        rows = sum(table.rows for table in tables)
+        return np.asarray(counts[: self._length] / rows, np.float32)
 
     # Appending
 
@@ -233,9 +243,9 @@ class SlotCache(KVCache, Generic[M]):
         """
         self.reserve(tokens)
         self.memory.history.begin(tokens, self._length)
-        chosen = self.chosen
-        if chosen is not None and not chosen.has_room(tokens):
-            self._make_room(chosen, tokens)
+        for chosen, evicted in self.evicting:
+            if not chosen.has_room(tokens):
+                self._make_room(chosen, evicted, tokens)
         if self.bounds is not None and self.position + tokens > self._limit:
             self._renumber(tokens)
         length, first = self._length, self.position
@@ -304,16 +314,17 @@ class SlotCache(KVCache, Generic[M]):
         self.memory.queries.forget(self._length - length_tokens)
         self.memory.history.truncate(length_tokens)
         self._length, self._ready = length_tokens, 0
-        chosen = self.chosen
         if length_tokens == 0:
             self.memory.queries.clear()
             self._shift = 0
             if self._eviction is not None:
                 self._eviction.dropped = 0.0
-        elif chosen is not None:
+        elif self.chosen is not None:
             # Where positions were made contiguous over a gap, the last token may be further on.
-            positions = chosen.table.positions
-            last = int(positions[positions != EMPTY].max(initial=-1))
+            last = -1
+            for group, _ in self.evicting:
+                positions = group.table.positions
+                last = max(last, int(positions[positions != EMPTY].max(initial=-1)))
             self._lower(-max(0, last + 1 - self.position))
         for memory in self.memory.groups:
             memory.trim()
@@ -324,8 +335,7 @@ class SlotCache(KVCache, Generic[M]):
         """Forget everything."""
         self.truncate(0)
 
-    def _make_room(self, chosen: Chosen, tokens: int) -> None:
-        memory = self.memory.groups[0]
+    def _make_room(self, chosen: Chosen, memory: GroupMemory, tokens: int) -> None:
         memory.pull()
         if self._eviction is not None and chosen.fewest_free < tokens:
             self._eviction.evict(chosen, memory, self.memory.queries, self._length, self.position)
@@ -336,15 +346,14 @@ class SlotCache(KVCache, Generic[M]):
 
     def _renumber(self, tokens: int) -> None:
         """Make positions contiguous, so that the next ones stay within the trained length."""
-        chosen = self.chosen
-        held = 0 if chosen is None else int(chosen.table.held.max())
+        held = max((int(group.table.held.max()) for group, _ in self.evicting), default=0)
         window = max((layer.window for layer in self.spec.layers), default=0)
         new = max(held, min(window, self._limit - tokens))
-        if chosen is not None and self._eviction is not None:
-            memory = self.memory.groups[0]
-            memory.pull()
-            self._eviction.renumber(chosen, memory, new)
-            memory.tell()
+        if self._eviction is not None:
+            for chosen, memory in self.evicting:
+                memory.pull()
+                self._eviction.renumber(chosen, memory, new)
+                memory.tell()
         self._lower(self.position - new)
 
     def _lower(self, by: int) -> None:
@@ -377,7 +386,10 @@ class SlotCache(KVCache, Generic[M]):
             "rings": rings,
         }
         if self.bounds is not None:
-            return made | {"policy": self.bounds.policy.name, "slots": self.bounds.slots}
+            made |= {"policy": self.bounds.policy.name, "slots": self.bounds.slots}
+            if self.bounds.tiers:
+                made["wide"] = [list(head) for head in self.bounds.tiers[-1].heads]
+            return made
         if any(rope.scaling == "longrope" for rope in self.spec.ropes):
             made["context"] = self._limit  # keys are rotated by what depends on it
         return made
@@ -385,8 +397,8 @@ class SlotCache(KVCache, Generic[M]):
     def save(self) -> CacheState:
         """A copy of all that it holds, as one block. See `KVCache`."""
         self._check_saves()
-        if self.chosen is not None:
-            self.chosen.list_free()  # as `load` does, so that both go on alike
+        for chosen, _ in self.evicting:
+            chosen.list_free()  # as `load` does, so that both go on alike
         for memory in self.memory.groups:
             memory.pull()
         return write_state(self)

@@ -67,8 +67,8 @@ def turned(layer, key, position):
 class Driver:
     """A cache, and the list of tokens that it was told."""
 
-    def __init__(self, name, slots=64):
-        bounds = Bounds.of_slots(POLICIES[name], slots, 32)
+    def __init__(self, name, slots=64, scores=None):
+        bounds = Bounds.of_slots(POLICIES[name], slots, 32, scores, 192)
         self.cache = new_cache(
             SPEC,
             CacheStore(1),
@@ -83,8 +83,8 @@ class Driver:
     def append(self, count):
         cache = self.cache
         first = cache.begin(count)
-        group, memory = cache.chosen, cache.memory.groups[0]
-        for index, (layer, head) in enumerate(group.heads):
+        heads = [(*pair, *row) for pair in cache.evicting for row in enumerate(pair[0].heads)]
+        for group, memory, index, (layer, head) in heads:
             record = cache.memory.records[layer, head]
             slots = memory._append[index][:count].astype(np.int64)
             assert record[REC_APPEND] == memory._append[index].ctypes.data
@@ -112,8 +112,10 @@ class Driver:
         assert cache.length_tokens == len(self.tokens)
         assert cache.position <= SPEC.context_tokens
         always = set(range(min(len(self.tokens), cache.sinks)))
-        table = cache.chosen.table
-        for index, (layer, head) in enumerate(cache.chosen.heads):
+        heads = [(*pair, *row) for pair in cache.evicting for row in enumerate(pair[0].heads)]
+        assert len(heads) == len(FULL_LAYERS) * KH
+        for group, memory, index, (layer, head) in heads:
+            table = group.table
             at = table.slots(index)
             which, positions = table.tokens[index, at], table.positions[index, at]
             assert len(set(which.tolist())) == len(which) == table.held[index]
@@ -121,8 +123,8 @@ class Driver:
             order = np.argsort(which)
             assert (np.diff(positions[order]) > 0).all()
             assert not len(at) or positions.max() < cache.position
-            keys = cache.memory.groups[0].keys(layer, head).read(at)
-            values = cache.memory.groups[0].values(layer, head).read(at)
+            keys = memory.keys(layer, head).read(at)
+            values = memory.values(layer, head).read(at)
             for key, value, t, p in zip(keys, values, which, positions, strict=True):
                 told = self.tokens[t]
                 np.testing.assert_allclose(
@@ -131,10 +133,27 @@ class Driver:
                 np.testing.assert_array_equal(value, truth(1, layer, head, told))
 
 
+# Of the heads of FULL_LAYERS, one in the middle looks for things.
+SCORES = {(layer, head): float((layer, head) == (2, 1)) for layer in FULL_LAYERS for head in (0, 1)}
+
+
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_any_order_of_operations(name):
-    rng = np.random.default_rng(len(name))
-    driver, saved = Driver(name), None
+    _operate(Driver(name), np.random.default_rng(len(name)))
+
+
+def test_any_order_of_operations_where_heads_differ():
+    driver = Driver("recall", 128, SCORES)
+    sizes = [(group.table.limit, group.heads) for group, _ in driver.cache.evicting]
+    assert sizes == [(64, [(0, 0), (0, 1), (2, 0), (3, 0), (3, 1)]), (192, [(2, 1)])]
+    _operate(driver, np.random.default_rng(5))
+    other = Driver("recall", 128, {**SCORES, (2, 1): 0.0, (0, 1): 1.0})
+    with pytest.raises(SessionError, match="wide"):
+        other.cache.load(driver.cache.save())
+
+
+def _operate(driver, rng):
+    saved = None
     nbytes = driver.cache.nbytes
     for step in range(80):
         if step % 10 == 9:

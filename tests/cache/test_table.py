@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edgetok.cache.bounds import Bounds
+from edgetok.cache.bounds import Bounds, Tier
 from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.table import EMPTY, SLOT_TILE, SlotTable
@@ -153,7 +153,8 @@ def test_in_order_names_each_token_its_slot():
 
 
 def test_chosen_fills_the_lowest_free_slots_first():
-    group = Chosen((0,), 2, Bounds.of_slots(POLICIES["window"], 64, 8))
+    tier = Tier(64, ((0, 0), (0, 1)))
+    group = Chosen(tier, Bounds.of_slots(POLICIES["window"], 64, 8))
     group.table.grow(64)
     group.list_free()
     group.table.put(group.next_slots(0, 10), 0, 0)

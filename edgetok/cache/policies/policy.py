@@ -34,6 +34,8 @@ class Policy:
         covariance: whether it asks for the mean and covariance of all of them.
         mass: whether it looks at attention mass; it is counted in any case.
         recent: one in so many slots belongs to the latest tokens, whatever they are worth.
+        unequal: whether heads that look things up get more slots than others (`bounds.py`).
+        kernel: which policy's kernels compute the same scores; empty for those of its own name.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Policy:
     covariance: bool = False
     mass: bool = True
     recent: int = 8
+    unequal: bool = False
+    kernel: str = ""
 
     @property
     def remembers(self) -> bool:
@@ -59,6 +63,7 @@ POLICIES = {
         Policy("expected-attention", expected_attention, queries=True, covariance=True),
         Policy("keydiff", keydiff, mass=False),
         Policy("content", content, mass=False, recent=4),
+        Policy("recall", content, mass=False, recent=4, unequal=True, kernel="content"),
         Policy("retain", retain, mass=False, recent=4),
     )
 }

@@ -15,6 +15,7 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.environment import read_settings
 from edgetok.errors import ArtefactError, ContextError, EdgetokError
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.head_scores import head_scores
 from edgetok.kernels_cpu.elementwise.launch_angles import Angles
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
@@ -161,6 +162,7 @@ class CpuBackend(SpecBackend):
         ]
         self._team = Team(kernels, threads)
         self.store = CacheStore(threads, constants=key_constants(artefact, spec))
+        self._head_scores = head_scores(artefact.report, spec)
         self._first_bounded = threading.Lock()
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._releases = releases
@@ -233,6 +235,7 @@ class CpuBackend(SpecBackend):
             kv_bits=self._kv_bits,
             block_tokens=self._block_tokens,
             threads=self.threads,
+            scores=self._head_scores,
         )
         with self._first_bounded:
             if self.store.evictor is None:
@@ -263,6 +266,7 @@ class CpuBackend(SpecBackend):
             kv_bits=self._kv_bits,
             block_tokens=self._block_tokens,
             threads=self.threads,
+            scores=self._head_scores,
         )
 
     def new_cache(self, capacity_tokens: int) -> CpuCache:

@@ -16,6 +16,7 @@ from edgetok.cache.recurrent import History
 from edgetok.cache.slot_cache import SlotCache
 from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError
+from edgetok.formats.head_scores import HeadScores
 from edgetok.kernels_cpu.attention.launch import (
     KV_BITS,
     RECORD_SLOTS,
@@ -120,10 +121,10 @@ class CpuCacheMemory:
             self.queries = QueryLog(aligned_bytes(QueryLog.nbytes(spec, *kept)), spec, *kept)
             self.part[PART_QUERIES] = self.queries.ring.ctypes.data if self.queries.rows else 0
             self.part[PART_QUERY_ROWS] = ROWS
-            self.part[PART_MASS_SLOTS] = mass_slots(bounds.slots)
+            self.part[PART_MASS_SLOTS] = mass_slots(bounds.most_slots)
             self.part[PART_MASS_KEEP] = float_bits(1.0)
             self._workspace_bytes = mass_workspace_bytes(
-                bounds.slots, spec.num_heads, spec.num_kv_heads, store.threads
+                bounds.most_slots, spec.num_heads, spec.num_kv_heads, store.threads
             )
 
     @property
@@ -190,10 +191,10 @@ def new_cache(
         raise OptionError(f"kv_bits is {kv_bits!r}, expected one of {KV_BITS}")
     if bounds is not None:
         block_tokens = bounds.block_tokens
-        if bounds.slots > capacity_tokens:
+        if bounds.most_slots > capacity_tokens:
             raise OptionError(
-                f"{bounds.slots:,} slots, expected at most {capacity_tokens:,}, the length that "
-                "the model was trained for"
+                f"{bounds.most_slots:,} slots, expected at most {capacity_tokens:,}, the length "
+                "that the model was trained for"
             )
     block_tokens = min(block_tokens, capacity_tokens)
     _check_size(spec, capacity_tokens, kv_bits)
@@ -233,6 +234,7 @@ def bounds_of(
     kv_bits: int,
     block_tokens: int,
     threads: int,
+    scores: HeadScores | None = None,
 ) -> Bounds:
     """Return the sizes of a bounded cache. See `bounds_for`."""
     return bounds_for(
@@ -241,6 +243,7 @@ def bounds_of(
         context_tokens,
         block_tokens=block_tokens,
         bytes_of=lambda sizes: cache_bytes(spec, sizes, kv_bits, threads),
+        scores=scores,
     )
 
 
@@ -252,6 +255,7 @@ def planned_bytes(
     kv_bits: int,
     block_tokens: int,
     threads: int,
+    scores: HeadScores | None = None,
 ) -> int:
     """Return the bytes of a full cache before there is one.
 
@@ -262,6 +266,7 @@ def planned_bytes(
         kv_bits: for each key and value.
         block_tokens: most tokens of one run.
         threads: of the backend.
+        scores: of the heads that evict, where they were measured.
 
     Raises:
         OptionError: the limits are too tight, or a number is out of range.
@@ -274,6 +279,7 @@ def planned_bytes(
             kv_bits=kv_bits,
             block_tokens=block_tokens,
             threads=threads,
+            scores=scores,
         )
         return cache_bytes(spec, bounds, kv_bits, threads)
     return new_cache(

@@ -51,25 +51,29 @@ class CpuGroupMemory:
             constants: of the keys of all layers.
         """
         self._evictor = evictor if isinstance(group, Chosen) else None
-        self._group, self._kv_heads = group, spec.num_kv_heads
+        self._group = group
         table = group.table
         self._used = -1  # of a table with one row, as records say
-        layers = np.array(group.layers, np.intp)
-        steps = np.diff(layers)
-        self._layers: slice | npt.NDArray[np.intp] = layers
+        every = [(layer, head) for layer in group.layers for head in range(spec.num_kv_heads)]
+        heads = group.heads if isinstance(group, Chosen) else every
+        self._row = {head: row for row, head in enumerate(heads)}
+        at = np.array([layer * spec.num_kv_heads + head for layer, head in heads], np.intp)
+        steps = np.diff(at)
+        self._at: slice | npt.NDArray[np.intp] = at
         if (steps == steps[:1]).all():  # a view is faster to write to, and this is each step's
             step = int(steps[0]) if len(steps) else 1
-            self._layers = slice(int(layers[0]), int(layers[-1]) + 1, step)
-        self._heads = len(group.layers) * spec.num_kv_heads
+            self._at = slice(int(at[0]), int(at[-1]) + 1, step)
+        self._heads = len(heads)
         self._constants: KeyConstants | None = None  # [heads, D]
         if constants is not None and is_rotated(kv_bits):
-            mine = constants[layers]
-            flat = (self._heads, spec.head_dim)
-            self._constants = KeyConstants(mine.centre.reshape(flat), mine.factor.reshape(flat))
+            flat = (-1, spec.head_dim)
+            self._constants = KeyConstants(
+                constants.centre.reshape(flat)[at], constants.factor.reshape(flat)[at]
+            )
         self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits, self._constants)
         self.row_bytes = self.layout.slot_bytes
         self._pages = PageList(pool, self.layout.bytes_of, self.layout.copy)
-        self._records = records
+        self._records = records.reshape(-1, records.shape[-1])
         self._append = np.zeros((table.rows, block_tokens), np.int32)
         self._entries = self._new_entries(0)
         self.mass: Floats | None = None
@@ -219,7 +223,7 @@ class CpuGroupMemory:
         self._place()
 
     def _index(self, layer: int, head: int) -> int:
-        return self._group.layers.index(layer) * self._kv_heads + head
+        return self._row[layer, head]
 
     def _extend(self, count: int, made: list[int]) -> None:
         """Grow all arrays for so many pages, and enter the new ones."""
@@ -263,17 +267,14 @@ class CpuGroupMemory:
     def _set_used(self) -> None:
         used = self._group.table.used
         if len(used) > 1:
-            self._records[self._layers, :, REC_USED] = used.reshape(-1, self._kv_heads)
+            self._records[self._at, REC_USED] = used
         elif used[0] != self._used:
             self._used = int(used[0])
-            self._records[self._layers, :, REC_USED] = self._used
+            self._records[self._at, REC_USED] = self._used
 
     def _set(self, field: int, value: npt.ArrayLike) -> None:
-        """Write a field of all heads' records: one value, or one for each row or head."""
-        values = np.asarray(value)
-        if values.size == self._heads:
-            values = values.reshape(-1, self._kv_heads)
-        self._records[self._layers, :, field] = values
+        """Write a field of all heads' records: one value, or one for each head."""
+        self._records[self._at, field] = value
 
     @staticmethod
     def _address_of_rows(array: npt.NDArray[np.generic]) -> Places:

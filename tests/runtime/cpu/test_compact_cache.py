@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,13 +13,16 @@ from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.table import EMPTY
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, SessionError
+from edgetok.formats.layout import TensorFormat
+from edgetok.formats.manifest import write_manifest
 from edgetok.kernels_cpu import reference
 from edgetok.models import inv_freq
 from edgetok.runtime.backend import Interrupted
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.cpu.cache_memory import cache_bytes
 from tests import reference_decoder
+from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import FAMILIES
 
 TOKENS = np.random.default_rng(5).integers(3, 307, 400).astype(np.int32)
@@ -40,14 +47,15 @@ def load(tiny, kernel_cache):
 
 def held(cache, layer, head):
     """(tokens, positions) of a layer's head, read through its record."""
-    table, row = cache.chosen.table, cache.chosen.heads.index((layer, head))
+    group = next(group for group, _ in cache.evicting if (layer, head) in group.heads)
+    table, row = group.table, group.heads.index((layer, head))
     at = table.slots(row)
     return table.tokens[row, at], table.positions[row, at]
 
 
 def heads(cache):
     """Those that see every token."""
-    return cache.chosen.heads if cache.chosen is not None else []
+    return [head for group, _ in cache.evicting for head in group.heads]
 
 
 class Watch:
@@ -134,6 +142,54 @@ def test_every_policy_computes_right(load, policy):
     tokens, _ = held(cache, 2, 0)
     latest = range(200 - cache.bounds.recent, 200)
     assert set(range(cache.bounds.sinks)) | set(latest) <= set(tokens.tolist())
+
+
+@pytest.mark.parametrize("kv_bits", [32, 8])
+def test_heads_with_unequal_slots(tiny, tmp_path, kernel_cache, kv_bits):
+    """The head that the card says looks for things has more slots; renumbered in between."""
+    spec = replace(tiny("llama", 16).spec, context_tokens=320)
+    weights = write_artefact(
+        tmp_path, spec, random_tensors(spec), uniform_formats(spec, TensorFormat(16, 32))
+    )
+    scores = [[0.0] * spec.num_kv_heads for _ in range(spec.num_layers)]
+    scores[1][1] = 0.7
+    (tmp_path / "report.json").write_text(json.dumps({"heads": {"recall": scores}}))
+    write_manifest(tmp_path)
+    options = {"kv_bits": kv_bits, "compute": "float32", "cache_dir": kernel_cache}
+    with contextlib.closing(CpuBackend(tmp_path, threads=2, **options)) as backend:
+        uniform = backend.new_bounded_cache(128, CacheLimits(policy="content"))
+        cache = backend.new_bounded_cache(128, CacheLimits(policy="recall"))
+        narrow, wide = (group for group, _ in cache.evicting)
+        assert wide.heads == [(1, 1)]
+        assert (narrow.table.limit, wide.table.limit) == (64, 320)
+        slots = sum(len(group.heads) * group.table.limit for group in (narrow, wide))
+        assert slots <= len(heads(cache)) * 128
+        watch = Watch(cache)
+        got = [backend.forward(cache, TOKENS[:350], all_logits=True)]
+        fork = cache.fork()
+        for i in range(350, 400):
+            got.append(backend.forward(cache, TOKENS[i : i + 1])[None].copy())
+        again = [backend.forward(fork, TOKENS[i : i + 1])[None].copy() for i in range(350, 400)]
+        np.testing.assert_array_equal(np.concatenate(again), np.concatenate(got[1:]))
+        assert cache.position <= 320 < cache.length_tokens
+        assert len(held(cache, 1, 1)[0]) > 3 * len(held(cache, 1, 0)[0])
+        assert len(held(cache, 0, 0)[0]) <= 64
+        kept = cache.kept()
+        assert kept.sum() == pytest.approx(cache.retained)
+        assert 0.0 < cache.loss < 1.0
+        saved, other = fork.save(), backend.new_bounded_cache(128, CacheLimits(policy="recall"))
+        other.load(saved)
+        assert other.loss == pytest.approx(fork.loss)
+        np.testing.assert_array_equal(
+            backend.forward(other, TOKENS[:5]).copy(), backend.forward(fork, TOKENS[:5])
+        )
+        with pytest.raises(SessionError, match="policy"):
+            uniform.load(saved)
+        expected = reference_decoder.forward(
+            spec, weights, TOKENS, attend=watch.attend(spec, spec.context_tokens)
+        )
+    error = np.abs(np.concatenate(got) - expected).max() / np.abs(expected).max()
+    assert error < (1e-4 if kv_bits == 32 else 0.02)
 
 
 def test_forgets_nothing_while_there_is_room(load):

@@ -131,20 +131,43 @@ def test_the_same_slots_are_evicted(load, family, policy, kv_bits):
 def test_content_evicts_the_lowest(load, monkeypatch, family, kv_bits):
     """Scores, not slots: equal tokens have equal contents in the first layer, but for rounding."""
     backend = load(family, kv_bits)
-    cache = backend.new_bounded_cache(SLOTS, CacheLimits(policy="content"))
-    memory, rounding, evictions = cache.memory.groups[0], 1e-4, []
+    check_lowest(
+        backend, backend.new_bounded_cache(SLOTS, CacheLimits(policy="content")), monkeypatch
+    )
+
+
+@pytest.mark.parametrize("kv_bits", [8, 32])
+def test_recall_evicts_the_lowest_of_each_head(load, monkeypatch, kv_bits):
+    backend = load("llama", kv_bits)
+    spec = backend.spec
+    every = [(layer, head) for layer in spec.attention_layers for head in range(spec.num_kv_heads)]
+    backend._head_scores = {head: float(head == every[-2]) for head in every}
+    cache = backend.new_bounded_cache(128, CacheLimits(policy="recall"))
+    assert [group.heads for group, _ in cache.evicting] == [
+        [*every[:-2], every[-1]],
+        [every[-2]],
+    ]
+    check_lowest(backend, cache, monkeypatch)
+
+
+def check_lowest(backend, cache, monkeypatch):
+    rounding, evictions = 1e-4, []
     view, by_kernel = cache._eviction.view, HeadEviction.lowest
 
     def compared(self, policy, frequencies, *, room, front, recent):
         gone = by_kernel(self, policy, frequencies, room=room, front=front, recent=recent)
-        table = cache.chosen.table
+        table = self._table
+        group, memory = next(pair for pair in cache.evicting if pair[0].table is table)
+        assert room == table.limit - CHUNK
         for row, slots in enumerate(gone):
             at = table.slots(row)
             log, length = cache.memory.queries, cache.length_tokens
-            head = view(cache.chosen, memory, log, row, at, length, cache.position)
+            head = view(group, memory, log, row, at, length, cache.position)
             score, seen = POLICIES[policy].score(head), table.tokens[row, at]
             evicted, always = np.isin(at, slots), (seen < front) | (seen >= recent)
-            assert len(slots) == len(at) - room
+            assert len(slots) == max(0, len(at) - room)
+            if not len(slots):
+                continue
             assert not (evicted & always).any()
             assert score[evicted].max() <= score[~evicted & ~always].min() * (1 + rounding)
         evictions.append(cache.position)

@@ -21,6 +21,7 @@ from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
 WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/policies.py, November 2026
+FEWEST_HEADS = 10  # fewer are all alike: of gemma-3-270m's three each gives parts of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def _tiers(slots: int, most: int, scores: HeadScores) -> tuple[Tier, ...]:
     count = len(scores)
     wide = max(1, round(WIDE_SHARE * count))
     narrow = count - wide
-    if not narrow:
+    if count < max(2, FEWEST_HEADS):
         return ()
     few = max(SLOT_TILE, _tiles(slots // 2))
     many = min(most, _tiles((slots * count - few * narrow) // wide))

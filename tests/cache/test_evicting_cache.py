@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgetok.cache import bounds
 from edgetok.cache import state as block
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.policies.policy import POLICIES
@@ -68,14 +69,14 @@ class Driver:
     """A cache, and the list of tokens that it was told."""
 
     def __init__(self, name, slots=64, scores=None):
-        bounds = Bounds.of_slots(POLICIES[name], slots, 32, scores, 192)
+        sizes = Bounds.of_slots(POLICIES[name], slots, 32, scores, 192)
         self.cache = new_cache(
             SPEC,
             CacheStore(1),
             capacity_tokens=SPEC.context_tokens,
             kv_bits=32,
             block_tokens=32,
-            bounds=bounds,
+            bounds=sizes,
         )
         self.tokens = []
         self.next = 0
@@ -142,7 +143,9 @@ def test_any_order_of_operations(name):
     _operate(Driver(name), np.random.default_rng(len(name)))
 
 
-def test_any_order_of_operations_where_heads_differ():
+def test_any_order_of_operations_where_heads_differ(monkeypatch):
+    assert not Driver("recall", 128, SCORES).cache.bounds.tiers  # too few heads
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
     driver = Driver("recall", 128, SCORES)
     sizes = [(group.table.limit, group.heads) for group, _ in driver.cache.evicting]
     assert sizes == [(64, [(0, 0), (0, 1), (2, 0), (3, 0), (3, 1)]), (192, [(2, 1)])]

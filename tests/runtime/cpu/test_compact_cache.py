@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgetok.cache import bounds
 from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
@@ -145,8 +146,9 @@ def test_every_policy_computes_right(load, policy):
 
 
 @pytest.mark.parametrize("kv_bits", [32, 8])
-def test_heads_with_unequal_slots(tiny, tmp_path, kernel_cache, kv_bits):
+def test_heads_with_unequal_slots(tiny, tmp_path, kernel_cache, monkeypatch, kv_bits):
     """The head that the card says looks for things has more slots; renumbered in between."""
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
     spec = replace(tiny("llama", 16).spec, context_tokens=320)
     weights = write_artefact(
         tmp_path, spec, random_tensors(spec), uniform_formats(spec, TensorFormat(16, 32))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgetok.cache import bounds
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.table import EMPTY
@@ -138,6 +139,7 @@ def test_content_evicts_the_lowest(load, monkeypatch, family, kv_bits):
 
 @pytest.mark.parametrize("kv_bits", [8, 32])
 def test_recall_evicts_the_lowest_of_each_head(load, monkeypatch, kv_bits):
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
     backend = load("llama", kv_bits)
     spec = backend.spec
     every = [(layer, head) for layer in spec.attention_layers for head in range(spec.num_kv_heads)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DEFAULT_POLICY = "content"
+DEFAULT_POLICY = "recall"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ class RunOptions:
         str | None,
         "Policy that chooses which tokens a full cache keeps: recall, content, retain, window, "
         "h2o, tova, snapkv, keydiff or expected-attention. none evicts nothing and refuses what "
-        "does not fit.  [default: content in a chat or with a KV-cache limit, else none]",
+        "does not fit.  [default: recall in a chat or with a KV-cache limit, else none]",
     ] = None
     prefix_cache: Annotated[
         Size | None,

@@ -312,6 +312,18 @@ def test_environment_is_read_in_one_place(repository: Path) -> None:
     assert not wrong
 
 
+def test_a_frozen_application_never_starts_itself(repository: Path) -> None:
+    """Who starts sys.executable, which is the application, asks before whether it is one."""
+    starts = {
+        name: path.read_text()
+        for name, path in modules(repository)
+        if "sys.executable" in path.read_text()
+    }
+    assert starts.keys() == {"edgetok.kernels_cpu.program.compiling", "edgetok.native.library"}
+    assert all('getattr(sys, "frozen", False)' in text for text in starts.values())
+    assert not [n for n, path in modules(repository) if "multiprocessing" in path.read_text()]
+
+
 @pytest.mark.parametrize("banned", ["models", "converter", "kernels_cpu", "kernels_gpu"])
 def test_import_names(repository: Path, banned: str) -> None:
     for name, path in modules(repository):

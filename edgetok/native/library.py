@@ -149,7 +149,8 @@ class Compiler:
         """
         here = this_machine()
         own = here is not None and here.name == machine.name
-        if importlib.util.find_spec("ziglang") is not None:
+        frozen = getattr(sys, "frozen", False)  # an application would start itself
+        if not frozen and importlib.util.find_spec("ziglang") is not None:
             zig = [sys.executable, "-m", "ziglang"]
             self._cc, self._ar = [*zig, "cc", "-target", triple or machine.triple], [*zig, "ar"]
         elif own and shutil.which("cc") and shutil.which("ar"):

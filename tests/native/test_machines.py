@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,11 @@ def test_targets_have_a_compiler(monkeypatch):
     from edgetok.errors import MissingExtraError
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"edgetok\[native\]"):
+        Compiler(MACHINES["wasm32"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    Compiler(MACHINES["wasm32"])
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # it would start itself
     with pytest.raises(MissingExtraError, match=r"edgetok\[native\]"):
         Compiler(MACHINES["wasm32"])
     assert Path(HEADER).exists()

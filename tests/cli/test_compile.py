@@ -1,0 +1,91 @@
+"""`edgetok compile`: what it compiles, for what, and what it refuses before it compiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetok.cli.main import run
+from edgetok.kernels_cpu.program import shipping
+from edgetok.kernels_cpu.program.loader import MODULES
+from edgetok.kernels_cpu.simd.isa import choose
+from edgetok.kernels_cpu.simd.target import Target
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], set[str]]]:
+    """Targets and modules that were to be compiled; nothing is."""
+    found: list[tuple[list[str], set[str]]] = []
+
+    def compile_for(
+        targets: Sequence[Target], modules: Sequence[str], cache: Path, progress: Any
+    ) -> dict[Target, dict[str, bytes]]:
+        found.append(([target.name for target in targets], set(modules)))
+        return {target: {module: b"code" for module in modules} for target in targets}
+
+    monkeypatch.setattr(shipping, "compile_for", compile_for)
+    return found
+
+
+def test_targets_and_modules(
+    asked: list[tuple[list[str], set[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compile", "--out", str(tmp_path / "a"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    targets, modules = asked.pop()
+    assert targets == [Target.here(choose()).name]
+    assert modules == set(told["modules"])
+    assert {"attention.int8", "eviction.int8", "linear.q4", "bandwidth.kernels"} <= modules
+    assert modules.isdisjoint({"attention.int4", "linear.q2", "experts.route", "linear.exact"})
+    assert told["targets"][targets[0]] == {"objects": len(modules), "bytes": 4 * len(modules)}
+
+    bits = ("--kv-bits", "4", "--kv-bits", "16")
+    names = ("--target", "aarch64-linux-neon,x86_64-windows", "--target", "wasm32-wasm-portable")
+    assert run(["compile", "--out", str(tmp_path / "b"), *bits, *names]) == 0
+    targets, modules = asked.pop()
+    assert targets == [
+        *("aarch64-linux-neon", "x86_64-windows-avx512", "x86_64-windows-avxvnni"),
+        *("x86_64-windows-avx2", "wasm32-wasm-portable"),
+    ]
+    assert {"attention.int4", "attention.float16", "eviction.int4", "eviction.float16"} <= modules
+    assert "attention.int8" not in modules
+    manifest = json.loads((tmp_path / "b/kernels.json").read_text())
+    assert list(manifest["targets"]) == targets
+
+    assert run(["compile", "--all", "--out", str(tmp_path / "c")]) == 0
+    assert asked.pop()[1] == set(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "x86_64-beos-avx2"], "no kernels for avx2"),
+        (["--target", "x86_64-linux-avx1024"], "expected one such as x86_64-linux-avx2"),
+        (["--target", "x86_64-linux-avx2,"], "expected one such as x86_64-linux-avx2"),
+        (["nowhere"], "nowhere"),
+        (["nowhere", "--all"], "MODEL and --all exclude each other"),
+        (["--kv-bits", "7"], "'7' is not one of"),
+    ],
+)
+def test_refused(
+    asked: list[Any], arguments: list[str], message: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert run(["compile", "--out", str(tmp_path / "out"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not asked
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something(asked: list[Any], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert run(["compile", "--out", str(tmp_path)]) == 2
+    assert "is not empty; choose another --out" in capsys.readouterr().err
+    assert not asked
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -192,6 +192,7 @@ def test_a_beginning_is_read_once(wide, tmp_path):
     assert first.stats.cached_tokens == 0
     assert second.stats.cached_tokens > 100
     assert folder.stat().st_mode & 0o777 == 0o700
+    wide.engine.prefixes.close()
     prefixes(wide, folder)  # as another process would
     again = wide.new_chat(system=LONG).send("How are you?").run()
     assert again.tokens == second.tokens
@@ -201,6 +202,7 @@ def test_a_beginning_is_read_once(wide, tmp_path):
 def test_a_damaged_prefix_is_a_miss(wide, tmp_path):
     prefixes(wide, tmp_path / "p")
     first = wide.new_chat(system=LONG).send("Hello!").run()
+    wide.engine.prefixes.close()
     (path,) = (tmp_path / "p").glob("*.prefix")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
@@ -215,10 +217,12 @@ def test_prefixes_stay_within_their_bytes(wide, tmp_path):
     store = prefixes(wide, tmp_path / "p")
     wide.new_chat(system=LONG).send("Hello!").run()
     one = store.nbytes
+    store.close()
     store = prefixes(wide, tmp_path / "p", limit=int(2.5 * one))
     for i in range(4):
         wide.new_chat(system=f"{i} {LONG}").send("Hello!").run()
     assert 2 * one - 1000 < store.nbytes <= 2.5 * one
+    store.close()
     files = list((tmp_path / "p").glob("*.prefix"))
     assert len(files) == 2
     assert sum(f.stat().st_size for f in files) < 2.6 * one

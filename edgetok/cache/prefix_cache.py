@@ -3,18 +3,21 @@
 A prompt that begins as an earlier one did, with the same system message or document, is not read
 again up to where they differ. In memory an entry is a fork of the cache that read it, so that all
 conversations with one system message share its pages; where a backend's caches share no memory, and
-on disk, it is a state block. Entries are kept up to a number of bytes, those used last. A file is
-a container (`formats/container.py`) whose name is a hash; damaged entries, and entries of other
-models or settings, are ignored.
+on disk, it is a state block. Entries are kept up to a number of bytes, those used last. A thread of
+its own writes files, so that no answer waits for a disk. A file is a container
+(`formats/container.py`) whose name is a hash; damaged entries, and entries of other models or
+settings, are ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,9 @@ class PrefixCache:
         self._model, self.limit_bytes, self._folder = model, limit_bytes, folder
         self._entries: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
+        self._writing: ThreadPoolExecutor | None = None  # made when the first file is written
+        self._process = os.getpid()
+        self._files: list[Future[None]] = []
         if folder is not None:
             private_folder(folder, "beginnings of prompts")
             for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_used_at):
@@ -139,14 +145,14 @@ class PrefixCache:
         Entries that were not used for longest go where there are too many.
 
         Raises:
-            OutputError: the folder cannot be written to.
+            OutputError: an earlier one could not be written to the folder.
         """
+        self._raise_failed()
         if len(tokens) < LEAST_TOKENS:
             return
-        shape, shares = dict(cache.shape), cache.capabilities.shares
-        state = None if shares and self._folder is None else cache.save()
-        held = cache.fork() if shares or state is None else state
-        size = held.held_bytes if not isinstance(held, CacheState) else held.nbytes
+        shape = dict(cache.shape)
+        held = cache.fork() if cache.capabilities.shares else cache.save()
+        size = held.nbytes if isinstance(held, CacheState) else held.held_bytes
         name = hashlib.sha256(
             repr((self._model, sorted(shape.items()), list(tokens))).encode()
         ).hexdigest()
@@ -157,9 +163,49 @@ class PrefixCache:
             self._entries[name] = entry
             self._entries.move_to_end(name)
             self._shrink()
-            if self._folder is not None and state is not None:
-                header, parts = cache_parts(SavedCache(entry.tokens, state))
-                write_container(self._folder / (name + _SUFFIX), self._model, header, parts)
+            if self._folder is not None:
+                if self._writing is None or self._process != os.getpid():
+                    self._writing = ThreadPoolExecutor(1, "edgetok-prefixes")
+                    self._process, self._files = os.getpid(), []
+                self._files.append(self._writing.submit(self._write, entry, self._folder))
+
+    def flush(self) -> None:
+        """Wait until all files are written.
+
+        Raises:
+            OutputError: one could not be.
+        """
+        wait(self._files)
+        self._raise_failed()
+
+    def close(self) -> None:
+        """Wait until all files are written, and end the thread; later additions begin another."""
+        writing, self._writing = self._writing, None
+        if writing is not None and self._process == os.getpid():
+            writing.shutdown()
+
+    def _raise_failed(self) -> None:
+        """Raise the error of a file that could not be written, once."""
+        with self._lock:
+            done = [file for file in self._files if file.done()]
+            self._files = [file for file in self._files if not file.done()]
+        for file in done:
+            file.result()
+
+    def _write(self, entry: Prefix, folder: Path) -> None:
+        """Write an entry's file, unless it is gone by now."""
+        path = folder / (entry.name + _SUFFIX)
+        with self._lock:
+            held = entry.held
+            if self._entries.get(entry.name) is not entry:
+                return
+        state = held if isinstance(held, CacheState) else held.save()
+        header, parts = cache_parts(SavedCache(entry.tokens, state))
+        write_container(path, self._model, header, parts)
+        with self._lock:
+            if entry.name not in self._entries:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _shrink(self) -> None:
         while self.nbytes > self.limit_bytes:

@@ -289,7 +289,9 @@ class Engine:
         return None if chosen is None else self.constraint(chosen)
 
     def close(self) -> None:
-        """End all answers and the loop; a second call does nothing."""
+        """End all answers and the loop, and write what is kept; a second call does nothing."""
         self.stepper.close()
+        if self.prefixes is not None:
+            self.prefixes.close()
         if self.draft_model is not None:
             self.draft_model.close()

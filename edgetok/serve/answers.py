@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.answer import ChatAnswer
+from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.cache.protocol import KVCache
 from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.tool import ReasoningPiece, TextPiece
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Token
-from edgetok.errors import ArtefactError, ContextError
+from edgetok.errors import ArtefactError, ContextError, OutputError
 from edgetok.model import Model
 from edgetok.serve.budget import MemoryBudget, Place
 from edgetok.serve.failure import Refusal, log
@@ -119,6 +120,7 @@ class Answer:
         self._writer, self._stack, self._place, self._model = writer, stack, place, model
         self._request, self._prepared = request, prepared
         self._generations: list[Generation] = []
+        self._keeping: dict[Generation, asyncio.Future[None]] = {}
         self._begun_s = time.monotonic()
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -155,29 +157,27 @@ class Answer:
         await asyncio.shield(self._writer.close_later(self.give_back()))
 
     async def give_back(self) -> None:
-        """Wait until no step touches the caches, and give back memory and model."""
+        """Wait until nothing touches the caches, and give back memory and model."""
         try:
             unfinished = [one for one in self._generations if not one.over]
             if unfinished:
                 await asyncio.to_thread(_settle, unfinished)
                 self._writer.metrics.abandoned += 1
             else:
-                await asyncio.to_thread(self._keep)
+                for generation in self._generations:
+                    self._keep(generation)
+            if self._keeping:
+                await asyncio.wait(self._keeping.values())
         finally:
             self._generations.clear()
             await self._stack.aclose()
 
-    def _keep(self) -> None:
-        """Keep the caches of finished answers for the next turns of their conversations."""
-        prefixes = self._model.engine.prefixes
-        for generation in self._generations:
-            generation.settle()
-            context = generation.context
-            if prefixes is not None and context.cache.capabilities.saves and not generation.failed:
-                try:
-                    prefixes.add(context.tokens, context.cache)
-                except ContextError as error:
-                    log.warning("a conversation's beginning was not kept: %s", error)
+    def _keep(self, generation: Generation) -> asyncio.Future[None]:
+        """Keep the cache of a finished answer for the next turn of its conversation, once."""
+        if generation not in self._keeping:
+            task = asyncio.to_thread(_keep, self._model.engine.prefixes, generation)
+            self._keeping[generation] = asyncio.ensure_future(task)
+        return self._keeping[generation]
 
     async def _written(self) -> AsyncGenerator[Event, None]:
         """Events of all answers as they come."""
@@ -249,6 +249,8 @@ class Answer:
                 rated = _rated(answer.tokens_since(read), piece.text, self._model.tokenizer.piece)
             read = answer.read_tokens
             yield Said(place, piece, rated)
+        # Before the client learns that it is over: its next turn may come at once.
+        await asyncio.shield(self._keep(answer))
         self._count(place, answer)
         yield Ended(place, answer.result.finish, answer.stop)
 
@@ -297,6 +299,17 @@ def _rated(
         for token in found
         if token.logprob is not None
     )
+
+
+def _keep(prefixes: PrefixCache | None, generation: Generation) -> None:
+    generation.settle()
+    context = generation.context
+    if prefixes is None or generation.failed or not context.cache.capabilities.saves:
+        return
+    try:
+        prefixes.add(context.tokens, context.cache)
+    except (ContextError, OutputError) as error:
+        log.warning("a conversation's beginning was not kept: %s", error)
 
 
 def _settle(generations: Sequence[Generation]) -> None:

@@ -15,7 +15,7 @@ from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.cache.saved import COUNTERS
 from edgetok.cache.state import CacheState
 from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
-from edgetok.errors import SessionError
+from edgetok.errors import OutputError, SessionError
 from edgetok.formats.container import is_container, read_container, write_container
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
@@ -164,7 +164,9 @@ def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
     for count in (256, 44):
         origin.begin(count)
         origin.advance(count)
-    PrefixCache(MODEL, 100 << 20, folder).add(tokens, origin)
+    before = PrefixCache(MODEL, 100 << 20, folder)
+    before.add(tokens, origin)
+    before.close()
     prefixes = PrefixCache(MODEL, 100 << 20, folder)  # as another process would
     origin.clear()
     used = []
@@ -176,6 +178,50 @@ def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
         used.append((store.pool.used_bytes, other))
     assert used[0][0] == used[1][0] > 0
     assert prefixes.find([*tokens, 1], cache(299)) is None
+
+
+def test_files_are_written_by_another_thread(tmp_path, monkeypatch):
+    """Nobody waits for the disk; what went meanwhile leaves no file; an error is told later."""
+    import threading
+
+    from edgetok.cache import prefix_cache as module
+
+    go, threads = threading.Event(), set()
+    write = module.write_container
+
+    def slowly(path, *given):
+        threads.add(threading.current_thread())
+        assert go.wait(60)
+        write(path, *given)
+
+    monkeypatch.setattr(module, "write_container", slowly)
+    folder = tmp_path / "prefixes"
+    cache = filled(100)
+    one = 4 * 100 + cache.fork().held_bytes
+    prefixes = PrefixCache(MODEL, int(1.5 * one), folder)
+    for first in (1, 2):  # the second pushes the first out, whose file is being written
+        prefixes.add([first] * 100, cache)
+    assert not list(folder.glob("*.prefix"))
+    assert prefixes.find([2] * 101, cache) is not None
+    go.set()
+    prefixes.flush()
+    assert len(list(folder.glob("*.prefix"))) == 1
+    assert threading.main_thread() not in threads
+    prefixes.close()
+    assert not any(thread.is_alive() for thread in threads)
+    again = PrefixCache(MODEL, 100 << 20, folder)
+    assert again.find([1] * 101, cache) is None
+    assert again.find([2] * 101, cache)[0] == 100
+
+    def full(*given):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(module, "write_container", full)
+    again.add([3] * 100, cache)
+    with pytest.raises(OutputError, match="the disk is full"):
+        again.flush()
+    again.add([4] * 100, cache)
+    again.close()
 
 
 @pytest.mark.parametrize(

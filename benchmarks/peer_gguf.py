@@ -21,10 +21,18 @@ import numpy as np
 TYPES = {  # llama_ftype of llama.h
     "Q8_0": 7,
     "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q5_1": 9,
     "Q2_K": 10,
     "Q3_K_M": 12,
     "Q4_K_S": 14,
     "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ4_XS": 30,
 }
 _LINEAR = {
     "self_attn.q_proj": "attn_q",

@@ -169,6 +169,7 @@ def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
     import gguf
     import llama_cpp
     import peer_gguf
+    import peer_logits
 
     source = folder / "F16.gguf"
     peer_gguf.write_f16(folder, source)
@@ -193,16 +194,7 @@ def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
             raise SystemExit(f"llama.cpp could not quantise to {kind}")
         size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
         (folder / f"{kind}.json").write_text(json.dumps({"bytes": size}))
-        model = llama_cpp.Llama(
-            str(path), n_ctx=_WINDOW, n_batch=_WINDOW, logits_all=True, verbose=False, n_threads=1
-        )
-        result, first = [], 0
-        for length in lengths:
-            model.reset()
-            model.eval(ids[first : first + length].tolist())
-            result.append(np.array(model.scores[:length], np.float32))
-            first += int(length)
-        np.save(folder / f"{kind}.npy", np.concatenate(result))
+        np.save(folder / f"{kind}.npy", peer_logits.logits(path, ids, lengths))
 
 
 if __name__ == "__main__":

@@ -130,18 +130,19 @@ class Scheduler(Generic[W]):
         """Let go of a sequence; of an unknown one nothing happens."""
         self._served.pop(work, None)
 
-    def next(self, wanted: Iterable[W]) -> Planned[W] | None:
+    def next(self, wanted: Iterable[W], *, rest: bool = False) -> Planned[W] | None:
         """Choose the next step.
 
         Args:
             wanted: the sequences whose next token somebody waits for, or may be computed ahead.
+            rest: whether prompts alone are read now, and answers wait.
 
         Returns:
             None where there is nothing to do.
         """
         chosen = [work for work in wanted if work in self._served and work.rows]
         reading = self._running(chosen)
-        writing = [work for work in chosen if not work.reading]
+        writing = [work for work in chosen if not work.reading and not rest]
         awaited = any(work.priority == 0 for work in writing)
         if writing and (not reading or (awaited and self._last_reading)):
             return self._decode(writing)

@@ -242,17 +242,15 @@ class Stepper:
     def _paced(self, wanted: Many[Sequence]) -> float | None:
         """Make the next step, if it is due: see `work`. Prompts are read while others rest."""
         rest_s = 0.0 if self._pace is None else self._pace.rest_s(self._clock())
-        if rest_s:
-            wanted = [sequence for sequence in wanted if sequence.reading]
-            if not wanted:
-                self._left = None
-                return rest_s
-        return 0.0 if self._step(wanted) else None
+        if self._step(wanted, rest=rest_s > 0):
+            return 0.0
+        self._left = None
+        return rest_s or None
 
-    def _step(self, wanted: Many[Sequence]) -> bool:
+    def _step(self, wanted: Many[Sequence], *, rest: bool) -> bool:
         """Make the next step and leave its letters; False if there is none to make."""
         began = self._clock()
-        step = self._scheduler.next(wanted)
+        step = self._scheduler.next(wanted, rest=rest)
         if step is None:
             return False
         sequences = [sequence for sequence, _ in step.shares]

@@ -134,6 +134,26 @@ def test_a_prompt_is_read_while_an_answer_rests(paced: Any) -> None:
     assert stepper.work() is None
 
 
+def test_a_prompt_that_may_not_begin_yet_does_not_end_the_rest(paced: Any) -> None:
+    """There are as many answers as may run: the engine's thread wakes when their step is due."""
+    model, clock = paced(1.0)
+    stepper, model.engine.scheduler._most_running = model.engine.stepper, 1
+    first, second = answer(model, 5), answer(model, 5)
+    next(first), next(first)
+    second._submit()
+    first._mailbox.waiting = second._mailbox.waiting = True
+    rest = stepper.work()
+    assert rest == pytest.approx(1.0)
+    assert second._sequence.tokens == []
+    clock.now_s += rest
+    assert stepper.work() == 0
+    assert len(first._sequence.tokens) == 3
+    first.close()
+    assert stepper.work() == 0
+    assert len(second._sequence.tokens) == 1
+    second.close()
+
+
 def test_cancelling_ends_a_rest_at_once(tmp_path: Path) -> None:
     """With the real clock: the rest would take an hour."""
     with fake_model(tmp_path, rule=chained, context_tokens=4000) as model:

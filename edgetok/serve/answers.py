@@ -154,18 +154,15 @@ class Answer:
     async def __aexit__(self, *exception: object) -> None:
         for generation in self._generations:
             generation.close()
+        ends = [one.result.finish for one in self._generations if not one.failed]
+        self._writer.metrics.abandoned += "cancelled" in ends
         await asyncio.shield(self._writer.close_later(self.give_back()))
 
     async def give_back(self) -> None:
         """Wait until nothing touches the caches, and give back memory and model."""
         try:
-            unfinished = [one for one in self._generations if not one.over]
-            if unfinished:
-                await asyncio.to_thread(_settle, unfinished)
-                self._writer.metrics.abandoned += 1
-            else:
-                for generation in self._generations:
-                    self._keep(generation)
+            for generation in self._generations:
+                self._keep(generation)
             if self._keeping:
                 await asyncio.wait(self._keeping.values())
         finally:
@@ -173,7 +170,7 @@ class Answer:
             await self._stack.aclose()
 
     def _keep(self, generation: Generation) -> asyncio.Future[None]:
-        """Keep the cache of a finished answer for the next turn of its conversation, once."""
+        """Keep the cache of an answer that is over for the next turn of its conversation, once."""
         if generation not in self._keeping:
             task = asyncio.to_thread(_keep, self._model.engine.prefixes, generation)
             self._keeping[generation] = asyncio.ensure_future(task)
@@ -310,8 +307,3 @@ def _keep(prefixes: PrefixCache | None, generation: Generation) -> None:
         prefixes.add(context.tokens, context.cache)
     except (ContextError, OutputError) as error:
         log.warning("a conversation's beginning was not kept: %s", error)
-
-
-def _settle(generations: Sequence[Generation]) -> None:
-    for generation in generations:
-        generation.settle()

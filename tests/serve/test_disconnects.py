@@ -55,6 +55,7 @@ def test_the_sequence_ends_within_a_second(
     time.sleep(0.3)
     assert len(api.model.backend.computed) <= steps + 1
     assert api.budget.cache_bytes == 0
+    assert api.gauge("abandoned_total") == 1
 
 
 def test_while_it_waits_in_the_queue(rule: Callable[..., Rule]) -> None:

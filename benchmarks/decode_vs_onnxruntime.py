@@ -61,7 +61,7 @@ class Theirs:
         self.length = 0
         self.block = args.block
         self.binding = self.session.io_binding()
-        shape = (1, spec.num_kv_heads, capacity, cache_head_dim(spec))
+        shape = (1, spec.num_kv_heads, capacity, cache_head_dim(spec.head_dim))
         self.values = []
         for i in range(spec.num_layers):
             for kind in ("key", "value"):

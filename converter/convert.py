@@ -39,6 +39,7 @@ from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
+from edgetok.models.layers.layer_input import DenseWithInput
 from edgetok.models.operations import expert_counts, operations
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
@@ -47,7 +48,8 @@ __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quan
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
-_UNCALIBRATED = "experts are rounded to nearest: no method calibrates them"
+_EXPERTS = "models with experts"
+_OWN_INPUTS = "models whose layers share keys and values, or have inputs or factors of their own,"
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
 
@@ -108,9 +110,9 @@ def convert(
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
-    has_experts = bool(expert_counts(operations(family.spec)))
-    if has_experts:
-        options = _of_experts(options, target is not None)
+    only_rounded = _only_rounded(family.spec)
+    if only_rounded:
+        options = _rounded(options, only_rounded, target is not None)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -127,8 +129,8 @@ def convert(
             assets = checkpoint.write_assets(workspace.folder / "source")
         if isinstance(checkpoint, CodedCheckpoint) and (checkpoint.coded or notes):
             notes = [*notes, _SECOND_HAND]
-        if has_experts:
-            notes = [*notes, _UNCALIBRATED]
+        if only_rounded:
+            notes = [*notes, f"{only_rounded} are rounded to nearest: no method calibrates them"]
         notes = notes + copy_assets(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
@@ -160,8 +162,10 @@ def convert(
         notes += more_notes
         graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
         write_durably(workspace.artefact / GRAPH_FILE, graph)
-        if family.spec.keeps_states:
-            notes.append(f"{GENAI_FILE} left out: it names caches of attention layers alone")
+        if family.spec.keeps_states or not family.spec.uniform:
+            notes.append(
+                f"{GENAI_FILE} left out: it names caches of attention layers alone, of one size"
+            )
         else:
             settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
             write_durably(workspace.artefact / GENAI_FILE, settings.encode())
@@ -241,8 +245,8 @@ def _reference_tokens(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
 ) -> tuple[int, str | None]:
     """Return the number of tokens to compare with the original, and the reason if it is 0."""
-    if expert_counts(operations(weights.family.spec)):
-        return 0, "the original of a model with experts cannot be run here yet"
+    if only_rounded := _only_rounded(weights.family.spec):
+        return 0, f"the originals of {only_rounded} cannot be run here yet"
     if options.reference_tokens == 0:
         return 0, "not asked for"
     if not has_torch():
@@ -255,8 +259,20 @@ def _reference_tokens(
     return tokens, None
 
 
-def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:
-    """Return the options for a decoder with experts, which are rounded to nearest.
+def _only_rounded(spec: DecoderSpec) -> str | None:
+    """Name the kind of decoder that is rounded to nearest; None where it can be calibrated.
+
+    Blocks of the other kind may need keys and values of other blocks, or an input of their own.
+    """
+    if expert_counts(operations(spec)):
+        return _EXPERTS
+    shares = any(layer.attention and layer.attention.shares >= 0 for layer in spec.layers)
+    own = any(isinstance(layer.ffn, DenseWithInput) for layer in spec.layers)
+    return _OWN_INPUTS if shares or own else None
+
+
+def _rounded(options: ConvertOptions, kind: str, fits: bool) -> ConvertOptions:
+    """Return the options for a kind of decoder that is rounded to nearest.
 
     Raises:
         UnsupportedError: more was asked for.
@@ -264,7 +280,7 @@ def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:
     if fits or options.method not in ("auto", "rtn"):
         asked = "--fit and --max-kl" if fits else f"--method {options.method}"
         raise UnsupportedError(
-            f"{asked}: models with experts are not calibrated, only rounded to nearest; give "
+            f"{asked}: {kind} are not calibrated, only rounded to nearest; give "
             "--bits and --method rtn"
         )
     return dataclasses.replace(options, method="rtn", without=(), refine=None)

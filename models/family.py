@@ -135,10 +135,12 @@ class Family:
         spec: the decoder.
         tensors: for each canonical tensor that the spec calls for (`tensor_shapes(spec)` has the
             same keys) where it comes from. `lm_head.weight` is there only where it is not tied.
+        unused: names of tensors that checkpoints may have and transformers does not load.
     """
 
     spec: DecoderSpec
     tensors: Mapping[str, TensorSource] = field(hash=False)
+    unused: frozenset[str] = frozenset()
 
     def unclaimed(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the checkpoint's tensors among `names` that this description does not know.
@@ -146,7 +148,7 @@ class Family:
         A tensor that no canonical one uses is arithmetic that was not understood. Known computed
         buffers, the stored copy of a tied head and layers that guess further tokens do not count.
         """
-        claimed = {name for source in self.tensors.values() for name in source.names}
+        claimed = {name for source in self.tensors.values() for name in source.names} | self.unused
         if self.spec.tied:
             claimed.add(_MODULES["lm_head"] + ".weight")
         known = (_COMPUTED, _GUESSING)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.layers.kind import LayerPart, Place
+from edgetok.models.layers.layer_input import input_operations
 from edgetok.models.ops import Embed, Linear, Norm, Op, SoftCap
 from edgetok.models.spec import DecoderSpec
 
@@ -37,6 +38,8 @@ def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
         size=spec.hidden_size,
         scale=spec.embed_scale,
     )
+    if spec.per_layer_size:
+        yield from input_operations(spec)
     for i in range(spec.num_layers):
         yield from layer_operations(spec, i, first_layer)
 

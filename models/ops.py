@@ -15,6 +15,8 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 Gate = Activation | Literal["sigmoid"]
 Shape = tuple[int, ...]
 STATES = 2  # states that a layer may keep
+# The table of per-layer embeddings: rows are read from the file, nothing else of it is in memory.
+PER_LAYER_TABLE = "embed_per_layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,7 @@ class Norm(Op):
     """result = source / sqrt(mean(source^2) + eps) * weight, for every `size` columns.
 
     Attributes:
+        weight: "" for a norm without one.
         heads: number of times `size` columns a row has, each normalised by itself; None: the row is
             one.
     """
@@ -152,7 +155,12 @@ class Norm(Op):
     @property
     def tensors(self) -> dict[str, Shape]:
         """See `Op.tensors`."""
-        return {f"{self.weight}.weight": (self.size,)}
+        return {f"{self.weight}.weight": (self.size,)} if self.weight else {}
+
+    @property
+    def scales_with(self) -> str | None:
+        """The weight, where there is one."""
+        return self.weight or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +248,7 @@ class Attend(Op):
         window: a token attends to itself and the `window - 1` before it; 0 is all.
         softcap: c * tanh(x / c); 0 is none.
         constants: those of the `Store` that it looks at.
+        shares: the layer whose stored keys and values it looks at; None: its own.
     """
 
     queries: str
@@ -252,10 +261,21 @@ class Attend(Op):
     scale: float
     softcap: float
     constants: str = ""
+    shares: int | None = None
     READS: ClassVar[tuple[str, ...]] = ("queries",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
     SCALES_WITH: ClassVar[str | None] = "values"
+
+    @property
+    def scales_with(self) -> str | None:
+        """The values; None where another layer has made them."""
+        return self.values if self.shares is None else None
+
+    @property
+    def stored_layer(self) -> int | None:
+        """The layer whose stored keys and values it looks at."""
+        return self.layer if self.shares is None else self.shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +304,37 @@ class AddScaled(Op):
     READS: ClassVar[tuple[str, ...]] = ("value", "source")
     WRITES: ClassVar[tuple[str, ...]] = ("value",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns(Op):
+    """result = source[:, first : first + size], `source` being `width` wide."""
+
+    source: str
+    result: str
+    first: int
+    size: int
+    width: int
+    READS: ClassVar[tuple[str, ...]] = ("source",)
+    WRITES: ClassVar[tuple[str, ...]] = ("result",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleBy(Op):
+    """value = weight * value, `weight` being one number."""
+
+    weight: str
+    value: str
+    size: int
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        return {f"{self.weight}.weight": (1,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

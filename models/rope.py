@@ -31,11 +31,15 @@ def inv_freq(rope: RopeSpec, capacity_tokens: int) -> Frequencies:
 
     Source:
         linear: arXiv 2306.15595. llama3: Llama 3.1's release (`apply_scaling`). yarn: arXiv
-        2309.00071, section 3. longrope: arXiv 2402.13753.
+        2309.00071, section 3. longrope: arXiv 2402.13753. proportional: transformers 5,
+        `_compute_proportional_rope_parameters`.
     """
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim
     base: Frequencies = np.power(rope.theta, -exponents)
     if rope.scaling == "linear":
+        return base / rope.factor
+    if rope.scaling == "proportional":
+        base[rope.turning_dim // 2 :] = 0.0
         return base / rope.factor
     if rope.scaling == "llama3":
         return _llama3(rope, base)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,9 @@ from edgetok.models.layers.kind import FeedForward, LayerPart, Mixer, read_part
 from edgetok.models.ops import Activation
 
 QkNorm = Literal["none", "head", "full"]
-RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope", "proportional"]
+# Fields that the JSON leaves out where they are 0, as in all families but one.
+_RARE = ("turning_dim", "per_layer_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +34,14 @@ class RopeSpec:
         theta: base of the geometric series of frequencies.
         rotary_dim: how many of the head's dims rotate, pairs (i, i + rotary_dim / 2).
         scaling: how frequencies change for long contexts, named as in HF `rope_scaling`.
-        factor: the scaling's factor (linear, llama3, yarn).
+        factor: the scaling's factor (linear, llama3, yarn, proportional).
         low_freq_factor, high_freq_factor: llama3.
         beta_fast, beta_slow: yarn.
         original_context_tokens: trained length before scaling (llama3, yarn, longrope).
         short_factors, long_factors: longrope, rotary_dim / 2 each. The long ones hold for every
             position once a conversation may exceed `original_context_tokens`.
         attention_factor: cos and sin are multiplied by it.
+        turning_dim: how many of `rotary_dim` turn (proportional): the slower pairs stand still.
     """
 
     theta: float
@@ -52,6 +56,7 @@ class RopeSpec:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     attention_factor: float = 1.0
+    turning_dim: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that give no frequencies."""
@@ -77,6 +82,10 @@ class RopeSpec:
                 raise ArtefactError(f"spec: rope: {name} are not a tuple of {expected} numbers")
             for factor in factors:
                 check_number("rope: ", name, factor, 1e-6, 1e6)
+        turning = self.rotary_dim if self.scaling == "proportional" else 0
+        check_integer("rope: ", "turning_dim", self.turning_dim, min(turning, 2), turning)
+        if self.turning_dim % 2:
+            raise ArtefactError(f"spec: rope: turning_dim is {self.turning_dim}, expected it even")
         if self.scaling in ("llama3", "yarn", "longrope") and self.original_context_tokens < 1:
             raise ArtefactError(f"spec: rope: {self.scaling} needs original_context_tokens")
         if self.scaling == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -182,6 +191,8 @@ class DecoderSpec:
         qkv_bias, o_bias, mlp_bias: whether those linear layers have a bias.
         tied: lm_head is embed_tokens.
         eos_tokens: ids that end an answer, from the checkpoint's generation config.
+        per_layer_size: size of the input that each layer gets of the token, see
+            `layers/layer_input.py`; 0: there is none.
     """
 
     family: str
@@ -211,6 +222,7 @@ class DecoderSpec:
     logit_scale: float = 1.0
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
+    per_layer_size: int = 0
 
     def __post_init__(self) -> None:
         """Refuse sizes that no decoder has, so that later arithmetic need not look again."""
@@ -239,10 +251,13 @@ class DecoderSpec:
             for part in parts:
                 part.check(f"spec: layer {i}", self)
         for i, rope in enumerate(self.ropes):
-            if rope.rotary_dim > self.head_dim:
+            if rope.rotary_dim > self.most_head_dim:
                 raise ArtefactError(
-                    f"spec: rope {i} rotates {rope.rotary_dim} dims of head_dim {self.head_dim}"
+                    f"spec: rope {i} rotates {rope.rotary_dim} dims of head_dim "
+                    f"{self.most_head_dim}"
                 )
+        self._check_caches()
+        check_integer("", "per_layer_size", self.per_layer_size, 0, 1 << 20)
         check_choice("", "activation", self.activation, get_args(Activation))
         check_choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
         for name in ("pre_norm", "post_norm", "qkv_bias", "o_bias", "mlp_bias", "tied"):
@@ -262,10 +277,53 @@ class DecoderSpec:
         """Return the number of decoder layers."""
         return len(self.layers)
 
+    def _check_caches(self) -> None:
+        """Refuse layers of one window whose keys have other sizes: they share a cache's slots."""
+        for i, layer in enumerate(self.layers):
+            if layer.attention is not None and layer.attention.shares >= i:
+                raise ArtefactError(
+                    f"spec: layer {i} shares keys and values of layer {layer.attention.shares}, "
+                    "expected an earlier one"
+                )
+        sizes: dict[int, tuple[int, int]] = {}
+        for i in self.attention_layers:
+            window = self.layers[i].window
+            if sizes.setdefault(window, self.kv_sizes(i)) != self.kv_sizes(i):
+                raise ArtefactError(
+                    f"spec: layer {i} has (KV heads, head_dim) {self.kv_sizes(i)}, others with its "
+                    f"window {sizes[window]}"
+                )
+
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """Indices of the layers with attention: a KV cache has slots for them and no others."""
-        return tuple(i for i, layer in enumerate(self.layers) if layer.attention is not None)
+        """Indices of the layers that store keys and values: a KV cache has slots for no others."""
+        attentions = ((i, layer.attention) for i, layer in enumerate(self.layers))
+        return tuple(i for i, mixer in attentions if mixer is not None and mixer.shares < 0)
+
+    def kv_sizes(self, layer: int) -> tuple[int, int]:
+        """Heads of keys and values, and dims of a head, of a layer; the decoder's without any."""
+        mixer = self.layers[layer].attention
+        return (self.num_kv_heads, self.head_dim) if mixer is None else mixer.sizes(self)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers with attention store keys and values, of the decoder's sizes."""
+        sizes = (self.num_kv_heads, self.head_dim)
+        attentions = ((i, x.attention) for i, x in enumerate(self.layers))
+        return all(
+            mixer is None or (mixer.shares < 0 and self.kv_sizes(i) == sizes)
+            for i, mixer in attentions
+        )
+
+    @property
+    def most_head_dim(self) -> int:
+        """Dims of the largest head."""
+        return max(self.head_dim, *(self.kv_sizes(i)[1] for i in range(self.num_layers)))
+
+    @property
+    def most_kv_heads(self) -> int:
+        """A number of KV heads of which every layer's is a divisor: a cache has as many records."""
+        return math.lcm(self.num_kv_heads, *(self.kv_sizes(i)[0] for i in range(self.num_layers)))
 
     @property
     def keeps_states(self) -> bool:
@@ -277,6 +335,10 @@ class DecoderSpec:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["layers"] = [layer.fields() for layer in self.layers]
         fields["ropes"] = [dataclasses.asdict(rope) for rope in self.ropes]
+        for part in (fields, *fields["ropes"]):
+            for name in _RARE:
+                if part.get(name) == 0:
+                    del part[name]
         return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod

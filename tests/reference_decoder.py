@@ -105,7 +105,8 @@ def _embed(op: ops.Embed, run: Run) -> None:
 
 
 def _norm(op: ops.Norm, run: Run) -> None:
-    x, weight = run.heads(op.source, op.size), run.weights[f"{op.weight}.weight"]
+    x = run.heads(op.source, op.size)
+    weight = run.weights[f"{op.weight}.weight"] if op.weight else np.ones(op.size, x.dtype)
     run.values[op.result] = run.rows(reference.rms_norm(x, weight, op.eps))
 
 
@@ -133,11 +134,11 @@ def _store(op: ops.Store, run: Run) -> None:
 
 
 def _attend(op: ops.Attend, run: Run) -> None:
-    q, (k, v) = run.heads(op.queries, op.head_dim), run.stored[op.layer]
+    q, (k, v) = run.heads(op.queries, op.head_dim), run.stored[op.stored_layer]
     if run.attend is None:
         a = reference.attention(q, k, v, scale=op.scale, window=op.window, cap=op.softcap)
     else:
-        a = run.attend(op.layer, q, k, v)
+        a = run.attend(op.stored_layer, q, k, v)
     run.values[op.result] = run.rows(a)
 
 
@@ -148,6 +149,14 @@ def _activation_mul(op: ops.ActivationMul, run: Run) -> None:
 
 def _add_scaled(op: ops.AddScaled, run: Run) -> None:
     run.values[op.value] = run.values[op.value] + op.scale * run.values[op.source]
+
+
+def _columns(op: ops.Columns, run: Run) -> None:
+    run.values[op.result] = run.values[op.source][:, op.first : op.first + op.size]
+
+
+def _scale_by(op: ops.ScaleBy, run: Run) -> None:
+    run.values[op.value] = run.weights[f"{op.weight}.weight"] * run.values[op.value]
 
 
 def _softcap(op: ops.SoftCap, run: Run) -> None:
@@ -246,6 +255,8 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
+    ops.Columns: _columns,
+    ops.ScaleBy: _scale_by,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
     CausalConv: _causal_conv,

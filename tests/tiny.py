@@ -198,6 +198,24 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
+    # Only transformers 5 knows it. Layer 3 looks at what layer 2 stores, 4 and 5 at layer 1's.
+    "gemma4_text": {
+        "num_hidden_layers": 6,
+        "layer_types": [
+            f"{kind}_attention"
+            for kind in ("sliding", "full", "sliding", "sliding", "full", "full")
+        ],
+        "sliding_window": 8,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "global_head_dim": 40,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
     "vaultgemma": {
         "sliding_window": 8,
         "query_pre_attn_scalar": 20,
@@ -213,6 +231,8 @@ WITH_STATES = tuple(
     for family in ("lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid")
     if family in FAMILIES
 )
+# Layers share keys and values, have heads of two sizes and inputs of their own.
+UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
 WITH_EXPERTS = ("qwen3_next", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "granitemoehybrid")
 
 
@@ -250,13 +270,14 @@ def tiny_checkpoint(
     if hf_config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     # Some store norms less one; the random values are then around zero.
-    centre = 0.0 if "gemma" in family or family in ("qwen3_next", "qwen3_5_text") else 1.0
+    less_one = ("gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen3_next", "qwen3_5_text")
+    centre = 0.0 if family in less_one else 1.0
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         if len(shape) == 1:
-            own = 1.0 if name.endswith("linear_attn.norm.weight") else centre
-            noise = 0.2 * noise + (own if name.endswith("norm.weight") else 0.0)
+            own = 1.0 if name.endswith(("linear_attn.norm.weight", "layer_scalar")) else centre
+            noise = 0.2 * noise + (own if name.endswith(("norm.weight", "layer_scalar")) else 0.0)
         else:
             noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
         array = noise.astype(np.float16) if bits16 else noise

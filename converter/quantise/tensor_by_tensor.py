@@ -16,8 +16,11 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_linear, pack_quantised
 from edgetok.converter.write.workspace import Workspace
-from edgetok.formats.layout import Layout
+from edgetok.formats.layout import EMBEDDINGS, Layout
 from edgetok.models.spec import DecoderSpec
+
+# Modules between a token and the first layer: they are written together.
+BEFORE_LAYERS = (*EMBEDDINGS, "per_layer_proj", "per_layer_norm")
 
 Parts = dict[str, npt.NDArray[np.generic]]
 Rounder = Callable[..., Quantised]
@@ -31,7 +34,7 @@ def steps_of(spec: DecoderSpec, layout: Layout) -> dict[str, list[str]]:
         if module.startswith("layers."):
             step = ".".join(module.split(".")[:2])
         else:
-            step = "embed_tokens" if module == "embed_tokens" else "head"
+            step = "embed_tokens" if module in BEFORE_LAYERS else "head"
         modules = steps.setdefault(step, [])
         if module not in modules:
             modules.append(module)

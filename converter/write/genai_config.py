@@ -39,7 +39,7 @@ def genai_config(spec: DecoderSpec) -> dict[str, Any]:
             "pad_token_id": pad,
             "decoder": {
                 "filename": GRAPH_FILE,
-                "head_size": cache_head_dim(spec),
+                "head_size": cache_head_dim(spec.head_dim),
                 "hidden_size": spec.hidden_size,
                 "num_attention_heads": spec.num_heads,
                 "num_key_value_heads": spec.num_kv_heads,

@@ -101,7 +101,6 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
     def value(name: str, dtype: int, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, dtype, shape)
 
-    heads, dim = spec.num_kv_heads, cache_head_dim(spec)
     inputs = [
         value("input_ids", TensorProto.INT64, "batch", "tokens"),
         value("attention_mask", TensorProto.INT64, "batch", "total_tokens"),
@@ -112,6 +111,7 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
         i = op.layer
         if not isinstance(op, Store):
             continue
+        heads, dim = op.heads, cache_head_dim(op.head_dim)
         for kind in ("key", "value"):
             past, present = f"past_key_values.{i}.{kind}", f"present.{i}.{kind}"
             inputs.append(value(past, TensorProto.FLOAT, "batch", heads, "past_tokens", dim))

@@ -25,6 +25,7 @@ from edgetok.formats.layout import (
     TensorFormat,
     cache_head_dim,
     linear_shapes,
+    present_name,
 )
 from edgetok.models import ops
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
@@ -143,22 +144,22 @@ class DecoderWriter:
         """Return the name of a value times a number."""
         return x if factor == 1.0 else self.g.op("Mul", [x, self.g.float(factor)], scope)
 
-    def embed(self) -> str:
-        """Rows of the embedding for `input_ids`."""
-        g, scope = self.g, "embed_tokens"
-        name = "lm_head" if self.spec.tied else "embed_tokens"
-        form, hidden = self.formats[name], self.spec.hidden_size
+    def embed(self, scope: str, hidden: int) -> str:
+        """Rows of an embedding, `hidden` wide, for `input_ids`."""
+        g = self.g
+        name = "lm_head" if self.spec.tied and scope == "embed_tokens" else scope
+        form = self.formats[name]
         if not form.quantised:
             rows = g.op("Gather", [f"{name}.weight", "input_ids"], scope, axis=0)
             return rows if form.bits == 32 else g.op("Cast", [rows], scope, to=TensorProto.FLOAT)
         if form.grouped:
-            return self._planes.rows("input_ids", name, form, hidden)
+            return self._planes.rows("input_ids", name, form, hidden, scope)
         if form.bits == 3:
-            return self._embed_3_bits(name, form)
+            return self._embed_3_bits(name, form, scope, hidden)
         scales = g.op("Cast", [f"{name}.scales"], scope, to=TensorProto.FLOAT)
         padded = g.op(
             "GatherBlockQuantized",
-            ["embed_tokens.qweight", "input_ids", scales] + [f"{name}.zeros"] * form.zeros,
+            [f"{scope}.qweight", "input_ids", scales] + [f"{name}.zeros"] * form.zeros,
             scope,
             domain=MICROSOFT,
             bits=form.bits,
@@ -170,14 +171,14 @@ class DecoderWriter:
             return padded
         return g.op("Slice", [padded, g.ints(0), g.ints(hidden), g.ints(2)], scope)
 
-    def _embed_3_bits(self, name: str, form: TensorFormat) -> str:
-        g, scope = self.g, "embed_tokens"
+    def _embed_3_bits(self, name: str, form: TensorFormat, scope: str, hidden: int) -> str:
+        g = self.g
         ids = g.op("Reshape", ["input_ids", g.ints(-1)], scope)
         suffixes = ["qweight", "qweight_high", "scales"] + ["zeros"] * form.zeros
         rows = [g.op("Gather", [f"{name}.{suffix}", ids], scope, axis=0) for suffix in suffixes]
         if not form.zeros:
             rows.append(self._middle_zero())
-        flat = g.op("Dequantize3Bits", rows, scope, domain=EDGETOK, K=self.spec.hidden_size)
+        flat = g.op("Dequantize3Bits", rows, scope, domain=EDGETOK, K=hidden)
         shape = g.op("Concat", [g.op("Shape", ["input_ids"], scope), g.ints(-1)], scope, axis=0)
         return g.op("Reshape", [flat, shape], scope)
 
@@ -219,26 +220,27 @@ class DecoderWriter:
             y = g.op("MatMul", [x, g.op("Transpose", [weight], name, perm=[1, 0])], name)
         return g.op("Add", [y, f"{name}.bias"], name) if shape.bias else y
 
-    def norm(self, x: str, name: str, eps: float) -> str:
-        """RMSNorm over the last axis."""
+    def norm(self, x: str, name: str, eps: float, *, weighted: bool = True) -> str:
+        """RMSNorm over the last axis; `name` is its weight's, or where it is."""
         g = self.g
         square = g.op("Pow", [x, g.float(2.0)], name)
         mean = g.op("ReduceMean", [square, g.ints(-1)], name, keepdims=1)
         root = g.op("Sqrt", [g.op("Add", [mean, g.float(eps)], name)], name)
-        return g.op("Mul", [g.op("Div", [x, root], name), f"{name}.weight"], name)
+        normed = g.op("Div", [x, root], name)
+        return g.op("Mul", [normed, f"{name}.weight"], name) if weighted else normed
 
-    def padded(self, x: str, scope: str, heads: int) -> str:
+    def padded(self, x: str, scope: str, heads: int, dim: int) -> str:
         """Pad head_dim to a multiple of 8, as GroupQueryAttention needs, with zeros."""
-        g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
+        g, wide = self.g, cache_head_dim(dim)
         if dim == wide:
             return x
         x = g.op("Reshape", [x, g.ints(0, 0, heads, dim)], scope)
         x = g.op("Pad", [x, g.ints(0, 0, 0, 0, 0, 0, 0, wide - dim)], scope)
         return g.op("Reshape", [x, g.ints(0, 0, heads * wide)], scope)
 
-    def unpadded(self, x: str, scope: str, heads: int) -> str:
+    def unpadded(self, x: str, scope: str, heads: int, dim: int) -> str:
         """Undo `padded`."""
-        g, dim, wide = self.g, self.spec.head_dim, cache_head_dim(self.spec)
+        g, wide = self.g, cache_head_dim(dim)
         if dim == wide:
             return x
         x = g.op("Reshape", [x, g.ints(0, 0, heads, wide)], scope)
@@ -247,17 +249,18 @@ class DecoderWriter:
 
 
 def _embed(writer: DecoderWriter, op: ops.Embed) -> None:
-    writer.values[op.result] = writer.scaled(writer.embed(), op.scale, op.weight)
+    writer.values[op.result] = writer.scaled(writer.embed(op.weight, op.size), op.scale, op.weight)
 
 
 def _norm(writer: DecoderWriter, op: ops.Norm) -> None:
-    g, x, name = writer.g, writer.values[op.source], op.weight
+    g, x, weighted = writer.g, writer.values[op.source], bool(op.weight)
+    name = op.weight or f"{_scope(op)}.{op.result}_norm"
     if op.heads is None:
-        writer.values[op.result] = writer.norm(x, name, op.eps)
+        writer.values[op.result] = writer.norm(x, name, op.eps, weighted=weighted)
         return
     x = g.op("Reshape", [x, g.ints(0, 0, op.heads, op.size)], name)
-    x = g.op("Reshape", [writer.norm(x, name, op.eps), g.ints(0, 0, -1)], name)
-    writer.values[op.result] = x
+    x = writer.norm(x, name, op.eps, weighted=weighted)
+    writer.values[op.result] = g.op("Reshape", [x, g.ints(0, 0, -1)], name)
 
 
 def _linear(writer: DecoderWriter, op: ops.Linear) -> None:
@@ -294,9 +297,14 @@ def _store(writer: DecoderWriter, op: ops.Store) -> None:
 
 def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
     i, scope = _layer(op), _scope(op)
-    q = writer.padded(writer.values[op.queries], scope, op.heads)
-    k, v = (writer.padded(stored, scope, op.kv_heads) for stored in writer.stored[i])
-    past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
+    q = writer.padded(writer.values[op.queries], scope, op.heads, op.head_dim)
+    source = i if op.shares is None else op.shares
+    k, v = (
+        writer.padded(stored, scope, op.kv_heads, op.head_dim) for stored in writer.stored[source]
+    )
+    kinds = ("key", "value")
+    past = [f"past_key_values.{source}.{kind}" for kind in kinds]
+    present = [present_name(i, kind, op.shares) for kind in kinds]
     attributes: dict[str, Any] = {"num_heads": op.heads, "kv_num_heads": op.kv_heads}
     attributes |= {"scale": float(op.scale), "do_rotary": 0}
     if op.window:
@@ -308,10 +316,10 @@ def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
         [q, k, v, *past, writer.last_positions, writer.total_tokens],
         scope,
         domain=MICROSOFT,
-        outputs=[f"{scope}/attended", f"present.{i}.key", f"present.{i}.value"],
+        outputs=[f"{scope}/attended", *present],
         **attributes,
     )
-    writer.values[op.result] = writer.unpadded(attended, scope, op.heads)
+    writer.values[op.result] = writer.unpadded(attended, scope, op.heads, op.head_dim)
 
 
 def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
@@ -329,6 +337,17 @@ def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
 def _add_scaled(writer: DecoderWriter, op: ops.AddScaled) -> None:
     y = writer.scaled(writer.values[op.source], op.scale, _scope(op))
     writer.values[op.value] = writer.g.op("Add", [writer.values[op.value], y], _scope(op))
+
+
+def _columns(writer: DecoderWriter, op: ops.Columns) -> None:
+    g, x = writer.g, writer.values[op.source]
+    ends = [g.ints(op.first), g.ints(op.first + op.size), g.ints(2)]
+    writer.values[op.result] = g.op("Slice", [x, *ends], f"{_scope(op)}.columns")
+
+
+def _scale_by(writer: DecoderWriter, op: ops.ScaleBy) -> None:
+    x = [writer.values[op.value], f"{op.weight}.weight"]
+    writer.values[op.value] = writer.g.op("Mul", x, op.weight)
 
 
 def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
@@ -361,6 +380,8 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
+    ops.Columns: _columns,
+    ops.ScaleBy: _scale_by,
     ops.SoftCap: _softcap,
     ShortConv: onnx_recurrent.short_conv,
     CausalConv: onnx_recurrent.causal_conv,

@@ -71,9 +71,9 @@ class Planes:
         sums = g.op("ReduceSum", [groups, g.ints(-1)], name, keepdims=0)
         return g.op("Add", [y, g.op("MatMul", [sums, offsets], name)], name)
 
-    def rows(self, ids: str, name: str, form: TensorFormat, hidden_size: int) -> str:
+    def rows(self, ids: str, name: str, form: TensorFormat, hidden_size: int, scope: str) -> str:
         """Rows of an embedding: [batch, tokens, hidden_size]."""
-        g, scope = self._g, "embed_tokens"
+        g = self._g
         flat = g.op("Reshape", [ids, g.ints(-1)], scope)
         rows = {
             suffix: g.op("Gather", [name + suffix, flat], scope, axis=0)

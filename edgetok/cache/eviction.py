@@ -116,7 +116,9 @@ class Eviction:
             mass=mass,
             stats=log.stats(layer, head, length, position),
             rotate=functools.partial(self._rotations.turn, rope, scaled=True),
-            mean_rotation=functools.partial(self._rotations.mean, rope),
+            mean_rotation=functools.partial(
+                self._rotations.mean, rope, head_dim=spec.kv_sizes(layer)[1]
+            ),
             scale=spec.attn_scale,
             softcap=spec.attn_softcap,
         )
@@ -160,7 +162,7 @@ class Eviction:
         for layer in group.layers:
             if self._spec.layers[layer].rope < 0:
                 continue
-            for head in range(self._spec.num_kv_heads):
+            for head in range(self._spec.kv_sizes(layer)[0]):
                 keys = memory.keys(layer, head)
                 keys.write(at, self.turn(layer, keys.read(at), np.full(len(at), -by)))
         memory.tell()

@@ -277,7 +277,8 @@ def make_groups(
     for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():
         layers = [i for i in spec.attention_layers if spec.layers[i].window == window]
         if window == 0 and bounds is not None:
-            heads = tuple((layer, head) for layer in layers for head in range(spec.num_kv_heads))
+            kv_heads = range(spec.kv_sizes(layers[0])[0])
+            heads = tuple((layer, head) for layer in layers for head in kv_heads)
             tiers = bounds.tiers or (Tier(bounds.slots, heads),)
             made[:0] = [Chosen(tier, bounds) for tier in tiers]
         else:

@@ -9,6 +9,7 @@ converter measures both (docs/cache.md); an artefact of an earlier version has n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +37,10 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class KeyConstants:
-    """Centre and factor of one head [D], of a layer [KH, D] or of all layers [L, KH, D]."""
+    """Centre and factor of one head [D], of a layer [KH, D] or of all layers [L, KH, D].
+
+    Of all layers KH and D are the largest, see `key_constants`.
+    """
 
     centre: Floats
     factor: Floats
@@ -44,6 +48,13 @@ class KeyConstants:
     def __getitem__(self, at: int | tuple[int, ...] | npt.NDArray[np.intp]) -> KeyConstants:
         """Those of a layer or head."""
         return KeyConstants(self.centre[at], self.factor[at])
+
+    def of(self, heads: Sequence[tuple[int, int]], dims: int) -> KeyConstants:
+        """Those of (layer, KV head) pairs with so many dims, [heads, D], of all layers' arrays."""
+        layers, columns = np.array(heads, np.intp).T
+        return KeyConstants(
+            self.centre[layers, columns, :dims], self.factor[layers, columns, :dims]
+        )
 
     def apply(self, keys: Floats) -> Floats:
         """Keys [n, D] of one head as they are rounded."""
@@ -63,19 +74,21 @@ def key_constants(artefact: Tensors, spec: DecoderSpec, first: int = 0) -> KeyCo
         first: which layer of the artefact its first one is.
 
     Returns:
-        Arrays [layers, KH, D]; None for an artefact without constants.
+        Arrays [layers, KH, D], of the most heads and dims of any layer; None for an artefact
+        without constants.
 
     Raises:
         ArtefactError: a number cannot be.
     """
-    shape = (spec.num_layers, spec.num_kv_heads, spec.head_dim)
+    shape = (spec.num_layers, spec.most_kv_heads, spec.most_head_dim)
     made = KeyConstants(np.zeros(shape, np.float32), np.ones(shape, np.float32))
     known = artefact.constants
     found = False
     for op in operations(spec, first):
         if isinstance(op, Store) and op.layer is not None and f"{op.constants}.factor" in known:
-            made.centre[op.layer] = artefact.tensor(f"{op.constants}.centre")
-            made.factor[op.layer] = artefact.tensor(f"{op.constants}.factor")
+            mine = (op.layer, slice(op.heads), slice(op.head_dim))
+            made.centre[mine] = artefact.tensor(f"{op.constants}.centre")
+            made.factor[mine] = artefact.tensor(f"{op.constants}.factor")
             found = True
     finite = np.isfinite(made.centre).all() and np.isfinite(made.factor).all()
     if not (finite and made.factor.all()):

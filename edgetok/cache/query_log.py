@@ -7,6 +7,8 @@ at no queries.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,11 @@ from edgetok.cache.policies.view import Floats, QueryStats
 from edgetok.models.spec import DecoderSpec
 
 ROWS = 32
+
+
+def query_dim(spec: DecoderSpec) -> int:
+    """Dims for which a layer has room in the ring, of each head: a multiple of every layer's."""
+    return math.lcm(spec.head_dim, *(spec.kv_sizes(i)[1] for i in range(spec.num_layers)))
 
 
 class QueryLog:
@@ -27,16 +34,25 @@ class QueryLog:
         queries: bool = True,
     ) -> None:
         """Lay out; `memory` is uint8 [`nbytes`], zeroed."""
-        L, H, KH, D = spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim
+        L, H = spec.num_layers, spec.num_heads
         floats = self._floats = memory.view(np.float32)
         self.rows = ROWS if queries else 0
-        ring = L * self.rows * H * D
-        self.ring: Floats = floats[:ring].reshape(L, self.rows, KH, H // KH, D)
-        self._sum: Floats | None = None
-        self._squares: Floats | None = None
-        if covariance:
-            self._sum = floats[ring : ring + L * H * D].reshape(L, KH, H // KH, D)
-            self._squares = floats[ring + L * H * D :].reshape(L, KH, H // KH, D, D)
+        room = self.rows * H * query_dim(spec)  # of a layer
+        at = L * room
+        self.ring: Floats = floats[:at]  # all layers', as `keep_queries` writes it
+        self._rings: list[Floats] = []  # [rows, KH, G, D] of each layer
+        self._sums: list[Floats] = []  # [KH, G, D]
+        self._squares: list[Floats] = []  # [KH, G, D, D]
+        for layer in range(L):
+            KH, D = spec.kv_sizes(layer)
+            heads = (KH, H // KH, D)
+            mine = self.ring[layer * room : layer * room + self.rows * H * D]
+            self._rings.append(mine.reshape(self.rows, *heads))
+            if covariance:
+                self._sums.append(floats[at : at + H * D].reshape(heads))
+                at += H * D
+                self._squares.append(floats[at : at + H * D * D].reshape(*heads, D))
+                at += H * D * D
         self.count = 0  # queries in the sums
         self.valid = 0  # latest tokens whose queries the ring holds
         self.new = 0  # of them, those that are not in the sums yet
@@ -63,8 +79,11 @@ class QueryLog:
     @staticmethod
     def nbytes(spec: DecoderSpec, covariance: bool, queries: bool = True) -> int:
         """Bytes of the ring and the sums."""
-        each = (ROWS if queries else 0) + (1 + spec.head_dim if covariance else 0)
-        return 4 * spec.num_layers * spec.num_heads * spec.head_dim * each
+        total = spec.num_layers * (ROWS if queries else 0) * query_dim(spec)
+        if covariance:
+            dims = (spec.kv_sizes(layer)[1] for layer in range(spec.num_layers))
+            total += sum(D + D * D for D in dims)
+        return 4 * spec.num_heads * total
 
     def advance(self, tokens: int) -> None:
         """Count tokens whose queries were kept."""
@@ -78,34 +97,36 @@ class QueryLog:
 
     def clear(self) -> None:
         """Forget everything."""
-        if self._sum is not None and self._squares is not None:
-            self._sum[:] = 0.0
-            self._squares[:] = 0.0
+        for kept in (*self._sums, *self._squares):
+            kept[:] = 0.0
         self.count = self.valid = self.new = 0
 
     def absorb(self, length_tokens: int) -> None:
         """Add what is new in the ring to the moments; the ring's last token is length - 1."""
-        if self._sum is None or self._squares is None or self.new == 0:
+        if not self._sums or self.new == 0:
             return
-        rows = self.ring[:, np.arange(length_tokens - self.new, length_tokens) % ROWS]
-        self._sum += rows.sum(axis=1)
-        self._squares += np.einsum("lwhgd,lwhge->lhgde", rows, rows, optimize=True)
+        new = np.arange(length_tokens - self.new, length_tokens) % ROWS
+        for ring, total, squares in zip(self._rings, self._sums, self._squares, strict=True):
+            rows = ring[new]
+            total += rows.sum(axis=0)
+            squares += np.einsum("whgd,whge->hgde", rows, rows, optimize=True)
         self.count += self.new
         self.new = 0
 
     def stats(self, layer: int, head: int, length_tokens: int, position: int) -> QueryStats:
         """Return the statistics of one KV head; `position` is that of the next token."""
         back = np.arange(-self.valid, 0)
-        if self._sum is None or self._squares is None:
-            group, size = self.ring.shape[-2:]
+        ring = self._rings[layer]
+        if not self._sums:
+            group, size = ring.shape[-2:]
             mean = np.zeros((group, size), np.float32)
             covariance = np.zeros((group, size, size), np.float32)
         else:
-            mean = self._sum[layer, head] / np.float32(max(1, self.count))
-            covariance = self._squares[layer, head] / np.float32(max(1, self.count))
+            mean = self._sums[layer][head] / np.float32(max(1, self.count))
+            covariance = self._squares[layer][head] / np.float32(max(1, self.count))
             covariance -= mean[:, :, None] * mean[:, None, :]
         return QueryStats(
-            recent=self.ring[layer, (length_tokens + back) % ROWS, head],
+            recent=ring[(length_tokens + back) % ROWS, head],
             positions=position + back,
             mean=mean,
             covariance=covariance,

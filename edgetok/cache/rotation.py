@@ -18,7 +18,7 @@ class Rotations:
 
     def __init__(self, spec: DecoderSpec, frequencies: Sequence[npt.NDArray[np.float64]]) -> None:
         """Use radians a position of each rope, [rotary_dim / 2] each (`inv_freq`)."""
-        self._ropes, self._head_dim = spec.ropes, spec.head_dim
+        self._ropes = spec.ropes
         self._frequencies = frequencies
 
     def frequencies(self, rope: int) -> npt.NDArray[np.float64] | None:
@@ -40,9 +40,9 @@ class Rotations:
             [a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1
         ).astype(np.float32)
 
-    def mean(self, rope: int, positions: Positions) -> Floats:
+    def mean(self, rope: int, positions: Positions, *, head_dim: int) -> Floats:
         """[D, D]: x @ it is x turned to each position, with the attention factor, averaged."""
-        made = np.eye(self._head_dim, dtype=np.float32)
+        made = np.eye(head_dim, dtype=np.float32)
         if rope < 0:
             return made
         spec = self._ropes[rope]

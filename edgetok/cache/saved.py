@@ -123,7 +123,8 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
             _check_order(group, table, length)
         tables.append(table)
         stored = state.section(block.ROWS, np.uint8, i)
-        each = 1 if isinstance(group, Chosen) else len(group.layers) * cache.spec.num_kv_heads
+        heads = len(group.layers) * cache.spec.kv_sizes(group.layers[0])[0]
+        each = 1 if isinstance(group, Chosen) else heads
         expected = int(table.held.sum()) * each * cache.memory.groups[i].row_bytes
         if stored.nbytes != expected:
             raise SessionError(

@@ -11,6 +11,7 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.formats.cache_losses import cache_losses, loss_text
+from edgetok.models.spec import DecoderSpec
 
 
 @click.command(
@@ -44,6 +45,7 @@ def describe(artefact: Any) -> dict[str, Any]:
         "exporter": artefact.manifest.exporter,
         "identity": artefact.identity,
         "weight_bytes": artefact.weight_bytes,
+        "table_bytes": artefact.table_bytes,
         "bits_per_weight": artefact.bits_per_weight,
         "files": {name: record.nbytes for name, record in artefact.manifest.files.items()},
         "spec": None if spec is None else json.loads(spec.to_json()),
@@ -57,13 +59,21 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("Size", common.megabytes(sum(values["files"].values()))),
         ("Weights", common.megabytes(values["weight_bytes"])),
     ]
+    if values["table_bytes"]:
+        table = common.megabytes(values["table_bytes"])
+        rows.append(("Left on disk", f"{table} of them, a table of which each token reads a row"))
     if values["bits_per_weight"] is not None:
         rows.append(("Bits per weight", f"{values['bits_per_weight']:.2f}"))
     spec = values["spec"]
     if spec is None:
         rows.append(("Graph", f"exported by {values['exporter']}; runs in onnxruntime"))
     else:
-        windows = Counter(layer.get("window", 0) for layer in spec["layers"])
+        decoder = DecoderSpec.from_json(json.dumps(spec))
+        windows = Counter(layer.window for layer in decoder.layers)
+        heads = Counter(
+            decoder.kv_sizes(i) for i, x in enumerate(decoder.layers) if x.attention is not None
+        )
+        shared = sum(x.attention.shares >= 0 for x in decoder.layers if x.attention is not None)
         rows += [
             ("Family", spec["family"]),
             (
@@ -73,8 +83,13 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
             ),
             (
                 "Heads",
-                f"{spec['num_heads']} queries, {spec['num_kv_heads']} keys and values, "
-                f"{spec['head_dim']} dims",
+                f"{spec['num_heads']} queries"
+                + "".join(
+                    f"; {kv_heads} keys and values, {dim} dims in {count} layers"
+                    if len(heads) > 1
+                    else f", {kv_heads} keys and values, {dim} dims"
+                    for (kv_heads, dim), count in heads.items()
+                ),
             ),
             ("Vocabulary", f"{spec['vocab_size']:,}" + (", tied head" if spec["tied"] else "")),
             ("Context", f"{spec['context_tokens']:,} tokens"),
@@ -85,6 +100,8 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
                 for window, count in sorted(windows.items())
             )
             rows.append(("Attention", text))
+        if shared:
+            rows.append(("Shared", f"{shared} layers use keys and values of earlier ones"))
         kinds: dict[str, Counter[str]] = {}
         for name, form in values["formats"].items():
             kind = f"{form['bits']} bits"

@@ -18,6 +18,7 @@ from edgetok.energy import EnergyMeter
 from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.layout import EMBEDDINGS
 from edgetok.runtime.backend import Backend
 
 
@@ -92,13 +93,13 @@ def measure(
 
 
 def weight_bytes_per_token(artefact: Artefact) -> int:
-    """Bytes of weights that one decoded token reads: all but an embedding of its own."""
+    """Bytes of weights that one decoded token reads: all but tables of which it reads rows."""
     if artefact.layout is None:
         return artefact.weight_bytes
     return sum(
         slot.nbytes
         for name, slot in artefact.layout.tensors.items()
-        if not name.startswith("embed_tokens.")
+        if name.partition(".")[0] not in EMBEDDINGS
     )
 
 

@@ -48,6 +48,7 @@ from edgetok.formats.manifest import (
     verify_manifest,
 )
 from edgetok.formats.onnx_scan import MAX_GRAPH_BYTES, scan
+from edgetok.models.ops import PER_LAYER_TABLE
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
@@ -91,6 +92,9 @@ class Artefact:
         if layout is not None:
             self._mapping, self._stamp = _map(folder / DATA_FILE, layout.file_bytes)
             self._bytes = np.frombuffer(self._mapping, np.uint8)
+            if hasattr(mmap, "MADV_RANDOM"):
+                for slot in self._table():  # what lies around a row is of other tokens
+                    self._mapping.madvise(mmap.MADV_RANDOM, slot.offset, slot.nbytes)
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """Return a read-only view of one initializer in the mapped file; nothing is copied.
@@ -147,6 +151,15 @@ class Artefact:
     def weight_bytes(self) -> int:
         """Bytes of weights, scales, zeros, norms and biases; with no spec the data's file size."""
         return self._data_bytes if self.layout is None else self.layout.weight_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the per-layer table: some rows are read where they lie, the rest stays out."""
+        return sum(slot.nbytes for slot in self._table())
+
+    def _table(self) -> list[TensorSlot]:
+        tensors = {} if self.layout is None else self.layout.tensors
+        return [slot for name, slot in tensors.items() if name.startswith(f"{PER_LAYER_TABLE}.")]
 
     @property
     def bits_per_weight(self) -> float | None:

@@ -16,6 +16,7 @@ from edgetok.errors import ArtefactError
 from edgetok.formats import onnx_model
 from edgetok.formats.layout import (
     DATA_FILE,
+    EMBEDDINGS,
     LOGITS_START,
     PRESENT_STATE,
     TABLE,
@@ -26,6 +27,7 @@ from edgetok.formats.layout import (
     expert_name,
     graph_states,
     linear_shapes,
+    present_name,
 )
 from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
 from edgetok.models.layers.gated_delta import CausalConv
@@ -144,7 +146,7 @@ def _quantised_format(
     if high is not None:
         group_bytes = qweight.shape[-1] if len(qweight.shape) == 3 else 0
         return TensorFormat(3, 4 * group_bytes, zeros)
-    expected = "GatherBlockQuantized" if name == "embed_tokens" else "MatMulNBits"
+    expected = "GatherBlockQuantized" if name in EMBEDDINGS else "MatMulNBits"
     if node is None or node.op_type != expected:
         raise ArtefactError(f"{path}: no {expected} node uses {name}.qweight; convert again")
     attributes = _attributes(path, node)
@@ -237,15 +239,15 @@ def _check_allowed(
 
 def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     """Inputs and outputs: names and the sizes that the spec fixes."""
-    cache = (spec.num_kv_heads, cache_head_dim(spec))
     inputs: dict[str, tuple[int, ...]] = {"input_ids": (), "attention_mask": (), LOGITS_START: (1,)}
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
     for state in graph_states(spec):
         inputs[state.past] = outputs[state.present] = state.shape
-    for i in (op.layer for op in operations(spec) if isinstance(op, Store)):
+    for op in (op for op in operations(spec) if isinstance(op, Store)):
         for kind in ("key", "value"):
-            inputs[f"past_key_values.{i}.{kind}"] = cache
-            outputs[f"present.{i}.{kind}"] = cache
+            cache = (op.heads, cache_head_dim(op.head_dim))
+            inputs[f"past_key_values.{op.layer}.{kind}"] = cache
+            outputs[f"present.{op.layer}.{kind}"] = cache
     for what, values, expected in (
         ("input", graph.input, inputs),
         ("output", graph.output, outputs),
@@ -277,7 +279,11 @@ def _check_linears(
     used = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
         if node.op_type == "GatherBlockQuantized":
-            form = formats["lm_head" if spec.tied else "embed_tokens"]
+            name = node.input[0].removesuffix(".qweight")
+            name = "lm_head" if spec.tied and name == "embed_tokens" else name
+            if name not in formats:
+                raise ArtefactError(f"{path}: node {node.name!r:.80} looks up {name!r:.80}")
+            form = formats[name]
             want = {"bits": form.bits, "block_size": form.group_size}
             _compare(path, node, _attributes(path, node), want)
         if node.op_type not in ("MatMulNBits", "MatMul3Bits"):
@@ -317,7 +323,9 @@ def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> 
             "do_rotary": 0,
         }
         _compare(path, node, result, want)
-        if list(node.output[1:]) != [f"present.{op.layer}.{kind}" for kind in ("key", "value")]:
+        past = [f"past_key_values.{op.stored_layer}.{kind}" for kind in ("key", "value")]
+        outputs = [present_name(op.layer, kind, op.shares) for kind in ("key", "value")]
+        if list(node.output[1:]) != outputs or list(node.input[3:5]) != past:
             raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from edgetok.errors import ArtefactError
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
-from edgetok.models.ops import MatrixState, Store
+from edgetok.models.ops import PER_LAYER_TABLE, MatrixState, Store
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
@@ -42,6 +42,7 @@ _GROUP_SIZES = (16, 32, 64, 128, 256)  # what MatMulNBits takes at every width
 # Bits of a code in `.qweight`, and in `.qweight_high` where that is not all of them.
 LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 HIGH_BITS = {3: 1, 5: 1, 6: 2}
+EMBEDDINGS = ("embed_tokens", PER_LAYER_TABLE)  # rows of these are looked up
 SUPER_GROUP = 256  # inputs that share a super-scale
 TABLE_LEVELS = 16
 TABLE = ".table"  # suffix of the levels
@@ -178,9 +179,18 @@ def linear_shapes(spec: DecoderSpec) -> dict[str, LinearShape]:
     }
 
 
-def cache_head_dim(spec: DecoderSpec) -> int:
+def cache_head_dim(head_dim: int) -> int:
     """Head size of the graph's past and present: GroupQueryAttention wants a multiple of 8."""
-    return -(-spec.head_dim // 8) * 8
+    return -(-head_dim // 8) * 8
+
+
+def present_name(layer: int | None, kind: str, shares: int | None) -> str:
+    """Return the name of a layer's keys or values behind its attention.
+
+    It is an output of the graph, but where the layer looks at another's: GroupQueryAttention then
+    appends the same to the same past once more, and nothing reads that.
+    """
+    return f"present.{layer}.{kind}" if shares is None else f"layers.{layer}/present.{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +270,7 @@ def linear_tensors(
         if form.grouped and K % whole:
             raise ArtefactError(f"{name}: {K} inputs, expected a multiple of {whole}")
         low = g * LOW_BITS[bits] // 8
-        as_matrix = name == "embed_tokens" and form.direct
+        as_matrix = name in EMBEDDINGS and form.direct
         tensors[name + ".qweight"] = ("uint8", (N, G * low) if as_matrix else (N, G, low))
         if bits in HIGH_BITS:
             tensors[name + ".qweight_high"] = ("uint8", (N, G, g * HIGH_BITS[bits] // 8))

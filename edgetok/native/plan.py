@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.attention.launch import is_rotated
@@ -120,9 +121,15 @@ def model_plan(
         extra: the sections TOKENIZER and TEMPLATE, where there are any.
 
     Raises:
-        UnsupportedError: the decoder has an operation with states that the CPU does not compute.
+        UnsupportedError: the decoder has layers of unlike sizes, or an operation with states that
+            the CPU does not compute.
     """
     spec = plan.spec
+    if not spec.uniform or spec.per_layer_size:
+        raise UnsupportedError(
+            "native export takes decoders whose layers have keys and values of their own, of one "
+            "size, and no inputs of a layer's own"
+        )
     kept = [op for op in operations(spec) if isinstance(op, Stateful)]
     core = {
         Section.PLAN: plan_bytes(plan),

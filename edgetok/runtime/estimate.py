@@ -25,7 +25,8 @@ class Estimate:
 
     Attributes:
         device: "cpu" or "cuda".
-        weights_bytes: mapped from the file on a CPU, copied to a GPU.
+        weights_bytes: mapped from the file on a CPU, copied to a GPU; without a per-layer table,
+            of which only a token's row is read where it lies.
         cache_bytes: the KV cache of one conversation, full.
         workspace_bytes: buffers of a step.
         draft_bytes: of a draft model: its weights, cache and buffers.
@@ -102,7 +103,7 @@ def _on_cpu(
     cache = planned_bytes(spec, tokens, limits, kv_bits=kv_bits, block_tokens=rows, threads=threads)
     return Estimate(
         device="cpu",
-        weights_bytes=artefact.weight_bytes,
+        weights_bytes=artefact.weight_bytes - artefact.table_bytes,
         cache_bytes=cache,
         workspace_bytes=workspace,
         program_bytes=_PROGRAM_BYTES + _TOKENIZER_FACTOR * tokenizer.st_size,

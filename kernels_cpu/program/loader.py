@@ -31,6 +31,8 @@ MODULES = (
     "elementwise.activation",
     "elementwise.angles",
     "elementwise.rope",
+    "elementwise.columns",
+    "elementwise.unit_norm",
     "attention.keep_queries",
     "attention.kv_append",
     "attention.hadamard",

@@ -91,6 +91,30 @@ def read_layer_ropes(
     return ropes[0], ropes[1]
 
 
+def read_proportional_rope(
+    config: ConfigReader, parameters: ConfigReader, head_dim: int, *, theta: float
+) -> RopeSpec:
+    """Return the embedding that one object describes, where it may be of the proportional type.
+
+    All dims of a head are in pairs; the first `partial_rotary_factor` of the pairs turn, with the
+    frequencies that they would have if all did.
+    """
+    if parameters.text("rope_type", "default") != "proportional":
+        return read_rope_parameters(config, parameters, head_dim, theta=theta)
+    share = parameters.number("partial_rotary_factor", 1.0, low=0.0, high=1.0)
+    rope = RopeSpec(
+        theta=parameters.number("rope_theta", theta, **_THETA),
+        rotary_dim=head_dim,
+        scaling="proportional",
+        factor=parameters.number("factor", 1.0, low=1e-6, high=1e6),
+        turning_dim=max(2, 2 * int(share * head_dim // 2)),
+    )
+    if int(share * head_dim // 2) < 1:
+        raise parameters.unsupported("partial_rotary_factor", share, "so much that a pair turns")
+    parameters.finish()
+    return rope
+
+
 def read_rope_v4(
     config: ConfigReader,
     head_dim: int,

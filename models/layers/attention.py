@@ -22,35 +22,83 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention(Mixer):
-    """o_proj(attention(q_proj(h), k_proj(h), v_proj(h))); sizes are the decoder's.
+    """o_proj(attention(q_proj(h), k_proj(h), v_proj(h))); sizes are the decoder's, or its own.
 
     Attributes:
         window: a token attends to itself and the `window - 1` tokens before it; 0 is all of them.
         rope: index into `DecoderSpec.ropes`; -1 leaves queries and keys as they are.
         gated: whether the result is multiplied by sigmoid(attn_gate(h)) before o_proj.
+        kv_heads: heads of keys and values; 0: the decoder's.
+        head_dim: dims of a head; 0: the decoder's.
+        v_norm: whether each head's values are divided by their root mean square.
+        keys_as_values: whether values are keys as k_proj gives them; there is no v_proj then.
+        shares: the earlier layer whose keys and values it looks at, with its window; -1: its own.
     """
 
     window: int = 0
     rope: int = 0
     gated: bool = False
+    kv_heads: int = 0
+    head_dim: int = 0
+    v_norm: bool = False
+    keys_as_values: bool = False
+    shares: int = -1
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
         """Refuse values that are not a window or not an index."""
         check_integer("layer: ", "window", self.window, 0, 1 << 28)
         check_integer("layer: ", "rope", self.rope, -1, 1 << 12)
-        check_choice("layer: ", "gated", self.gated, (True, False))
+        check_integer("layer: ", "kv_heads", self.kv_heads, 0, 1 << 12)
+        check_integer("layer: ", "head_dim", self.head_dim, 0, 1 << 12)
+        check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
+        for name in ("gated", "v_norm", "keys_as_values"):
+            check_choice("layer: ", name, getattr(self, name), (True, False))
+        if self.keys_as_values and not self.v_norm:
+            raise ArtefactError("spec: layer: keys_as_values needs v_norm")
+
+    def sizes(self, spec: DecoderSpec) -> tuple[int, int]:
+        """Heads of keys and values, and dims of a head."""
+        return self.kv_heads or spec.num_kv_heads, self.head_dim or spec.head_dim
 
     def check(self, where: str, spec: DecoderSpec) -> None:
-        """Refuse a rope that the decoder does not have."""
+        """Refuse a rope or a layer that the decoder does not have, and sizes that do not go."""
         if self.rope >= len(spec.ropes):
             raise ArtefactError(f"{where} names rope {self.rope} of {len(spec.ropes)}")
+        kv_heads, dim = self.sizes(spec)
+        if spec.num_heads % kv_heads:
+            raise ArtefactError(
+                f"{where} has {kv_heads} KV heads, expected a divisor of {spec.num_heads} heads"
+            )
+        turned = spec.ropes[self.rope].rotary_dim if self.rope >= 0 else 0
+        if turned > dim:
+            raise ArtefactError(
+                f"{where}: rope {self.rope} rotates {turned} dims of head_dim {dim}"
+            )
+        if self.shares >= 0:
+            other = spec.layers[self.shares].attention if self.shares < spec.num_layers else None
+            mine = (self.window, self.rope, *self.sizes(spec), -1)
+            if other is None or mine != (
+                other.window,
+                other.rope,
+                *other.sizes(spec),
+                other.shares,
+            ):
+                raise ArtefactError(
+                    f"{where} shares keys and values of layer {self.shares}, which stores none of "
+                    "its window, rope and sizes"
+                )
 
     def operations(self, place: Place) -> Iterator[Op]:
         """Project, norm and rotate; store keys and values; attend; project back."""
-        spec, layer, dim = place.spec, place.layer, place.spec.head_dim
-        heads = {"q": spec.num_heads, "k": spec.num_kv_heads, "v": spec.num_kv_heads}
+        spec, layer = place.spec, place.layer
+        kv_heads, dim = self.sizes(spec)
+        heads = {"q": spec.num_heads}
+        if self.shares < 0:
+            heads |= {"k": kv_heads, "v": kv_heads}
         for which, count in heads.items():
+            if which == "v" and self.keys_as_values:
+                continue
             yield place.linear(
                 f"{which}_proj", place.source, which, spec.hidden_size, count * dim, spec.qkv_bias
             )
@@ -59,8 +107,19 @@ class Attention(Mixer):
             yield place.linear(
                 "attn_gate", place.source, "attn_gate", spec.hidden_size, width, spec.qkv_bias
             )
+        if self.v_norm and "v" in heads:
+            yield Norm(
+                layer=layer,
+                weight="",
+                source="k" if self.keys_as_values else "v",  # before k_norm, which is in place
+                result="v",
+                size=dim,
+                heads=kv_heads,
+                eps=spec.norm_eps,
+            )
+        rotated = [which for which in "qk" if which in heads]
         if spec.qk_norm != "none":
-            for which in "qk":
+            for which in rotated:
                 by_head = spec.qk_norm == "head"
                 yield Norm(
                     layer=layer,
@@ -71,33 +130,36 @@ class Attention(Mixer):
                     heads=heads[which] if by_head else None,
                     eps=spec.norm_eps,
                 )
-        yield Queries(layer=layer, source="q", heads=spec.num_heads, head_dim=dim)
+        if self.shares < 0:
+            yield Queries(layer=layer, source="q", heads=spec.num_heads, head_dim=dim)
         if self.rope >= 0:
-            for which in "qk":
+            for which in rotated:
                 yield Rope(
                     layer=layer, value=which, heads=heads[which], head_dim=dim, rope=self.rope
                 )
-        constants = f"{place.prefix}keys"
-        yield Store(
-            layer=layer,
-            keys="k",
-            values="v",
-            heads=spec.num_kv_heads,
-            head_dim=dim,
-            constants=constants,
-        )
+        constants = f"{place.prefix_of(self.shares if self.shares >= 0 else layer)}keys"
+        if self.shares < 0:
+            yield Store(
+                layer=layer,
+                keys="k",
+                values="v",
+                heads=kv_heads,
+                head_dim=dim,
+                constants=constants,
+            )
         yield Attend(
             layer=layer,
             queries="q",
             values="v",
             result="mixed",
             heads=spec.num_heads,
-            kv_heads=spec.num_kv_heads,
+            kv_heads=kv_heads,
             head_dim=dim,
             window=self.window,
             scale=spec.attn_scale,
             softcap=spec.attn_softcap,
             constants=constants,
+            shares=self.shares if self.shares >= 0 else None,
         )
         if self.gated:
             yield ActivationMul(

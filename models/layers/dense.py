@@ -19,17 +19,22 @@ class Dense(FeedForward):
 
     def operations(self, place: Place) -> Iterator[Op]:
         """Two products, the activation and the product back."""
-        spec, inner = place.spec, place.spec.intermediate_size
-        for which in ("gate", "up"):
-            yield place.linear(
-                f"{which}_proj", place.source, which, spec.hidden_size, inner, spec.mlp_bias
-            )
-        yield ActivationMul(
-            layer=place.layer,
-            kind=spec.activation,
-            gate="gate",
-            up="up",
-            result="gate",
-            size=inner,
+        return dense_operations(place, place.spec.intermediate_size)
+
+
+def dense_operations(place: Place, inner: int) -> Iterator[Op]:
+    """Return the operations of a network with so many inner values."""
+    spec = place.spec
+    for which in ("gate", "up"):
+        yield place.linear(
+            f"{which}_proj", place.source, which, spec.hidden_size, inner, spec.mlp_bias
         )
-        yield from place.residual("down_proj", "gate", inner, spec.mlp_bias)
+    yield ActivationMul(
+        layer=place.layer,
+        kind=spec.activation,
+        gate="gate",
+        up="up",
+        result="gate",
+        size=inner,
+    )
+    yield from place.residual("down_proj", "gate", inner, spec.mlp_bias)

@@ -40,6 +40,11 @@ class Place:
     source: str
     after: str
 
+    def prefix_of(self, layer: int) -> str:
+        """Return the prefix of the names of another layer's weights."""
+        first = int(self.prefix.split(".")[1]) - self.layer
+        return f"layers.{first + layer}."
+
     def linear(
         self, module: str, source: str, result: str, inputs: int, outputs: int, bias: bool = False
     ) -> Linear:

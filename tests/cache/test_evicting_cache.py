@@ -306,4 +306,5 @@ def test_the_mean_rotation_is_the_mean_of_rotations():
     eye = np.eye(D, dtype=np.float32)
     for rope in (-1, 0, 1):
         each = [turns.turn(rope, eye, np.full(D, p), scaled=True) for p in ahead]
-        np.testing.assert_allclose(turns.mean(rope, ahead), np.mean(each, axis=0), atol=1e-6)
+        mean = turns.mean(rope, ahead, head_dim=D)
+        np.testing.assert_allclose(mean, np.mean(each, axis=0), atol=1e-6)

@@ -26,8 +26,16 @@ from edgetok.errors import OutputError, UnsupportedError
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.manifest import verify_manifest
 from edgetok.models.registry import read_family
-from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS, load_reference, tiny_checkpoint
+from tests.tiny import (
+    FAMILIES,
+    UNLIKE_LAYERS,
+    VOCAB_SIZE,
+    WITH_EXPERTS,
+    load_reference,
+    tiny_checkpoint,
+)
 
+NOT_CALIBRATED = (*WITH_EXPERTS, *UNLIKE_LAYERS)
 SMALL = {"calibration_windows": 4, "window_tokens": 16, "reference_tokens": 32}
 FILES = {
     "config.json", "model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json",
@@ -150,7 +158,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "gptq") for family in FAMILIES if family not in WITH_EXPERTS),
+        *((family, "gptq") for family in FAMILIES if family not in NOT_CALIBRATED),
         ("granitemoehybrid", "gptq"),
         ("llama", "awq"),
         ("olmo2", "awq"),
@@ -179,8 +187,8 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
     np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("family", WITH_EXPERTS)
-def test_experts_are_rounded_to_nearest(family, tmp_path):
+@pytest.mark.parametrize("family", NOT_CALIBRATED)
+def test_what_no_method_calibrates_is_rounded_to_nearest(family, tmp_path):
     """onnxruntime computes what transformers computes, at 16 bits and near it at 8."""
     source = tiny_checkpoint(family, tmp_path / "source")
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
@@ -190,13 +198,13 @@ def test_experts_are_rounded_to_nearest(family, tmp_path):
         out = tmp_path / f"out{bits}"
         report = convert(str(source), out, ConvertOptions(bits=bits, head_bits=bits))
         assert report.method == ("none" if bits == 16 else "rtn")
-        assert any("experts are rounded" in note for note in report.notes)
+        assert any("are rounded to nearest: no method" in note for note in report.notes)
         result = onnx_logits(out, tokens, exact=True)
         wrong = np.linalg.norm(result - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
         # A rounded weight may change a choice between experts that are nearly as good.
         assert np.median(wrong) < most
     for method in ("gptq", "awq"):
-        with pytest.raises(UnsupportedError, match="experts"):
+        with pytest.raises(UnsupportedError, match="not calibrated, only rounded to nearest"):
             convert(str(source), tmp_path / method, ConvertOptions(bits=4, method=method))
 
 

@@ -16,16 +16,20 @@ from edgetok.models import read_family
 from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4
 from tests.models.test_spec import JSON
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, UNLIKE_LAYERS, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """A config of each family, in the style of transformers 4."""
+    """A config of each family, in the style of transformers 4 where that ever wrote one."""
     root = tmp_path_factory.mktemp("tiny")
     folders = {family: tiny_checkpoint(family, root / family) for family in FAMILIES}
     texts = {family: (folder / "config.json").read_text() for family, folder in folders.items()}
-    return {family: as_transformers_4(json.loads(text)) for family, text in texts.items()}
+    read = {family: json.loads(text) for family, text in texts.items()}
+    return {
+        family: config if family in UNLIKE_LAYERS else as_transformers_4(config)
+        for family, config in read.items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,6 +68,13 @@ def test_unknown_arithmetic(family: str, configs: dict[str, dict[str, Any]]) -> 
         read_family(config | {act: "relu"})
     with pytest.raises(UnsupportedError, match="architectures"):
         read_family(config | {"architectures": ["SomeForSequenceClassification"]})
+    if family in UNLIKE_LAYERS:
+        assert "rope_theta" not in config
+        ropes = config["rope_parameters"]
+        dynamic = ropes | {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}
+        with pytest.raises(UnsupportedError, match="full_attention: rope_type is 'dynamic'"):
+            read_family(config | {"rope_parameters": dynamic})
+        return
     for style in ("rope_type", "type"):
         scaling = {style: "dynamic", "factor": 2.0}
         with pytest.raises(UnsupportedError, match=f"rope_scaling: {style} is 'dynamic'"):
@@ -129,6 +140,8 @@ def test_two_styles_that_disagree(configs: dict[str, dict[str, Any]]) -> None:
 def test_hostile_numbers(family: str, key: str, configs: dict[str, dict[str, Any]]) -> None:
     if key == "rms_norm_eps" and key not in configs[family]:
         key = "norm_eps"
+    if key == "rope_theta" and family in UNLIKE_LAYERS:
+        key = "num_kv_shared_layers"
     for value in (-1, 1 << 62, 10**5000, float("nan"), float("inf"), "64", [64], {"a": 1}, True):
         with pytest.raises(CheckpointError, match=key) as caught:
             read_family(configs[family] | {key: value})

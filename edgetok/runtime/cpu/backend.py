@@ -245,7 +245,7 @@ class CpuBackend(SpecBackend):
                     self._cache_dir,
                     self._progress,
                     kv_bits=self._kv_bits,
-                    head_dim=self._spec.head_dim,
+                    head_dim=self._evicting_dim,
                     kernels_dir=self._kernels_dir,
                 )
         return new_cache(
@@ -256,6 +256,13 @@ class CpuBackend(SpecBackend):
             block_tokens=bounds.block_tokens,
             bounds=bounds,
         )
+
+    @property
+    def _evicting_dim(self) -> int:
+        """Dims of the heads that see every token, which are those that evict."""
+        spec = self._spec
+        seeing = (i for i in spec.attention_layers if not spec.layers[i].window)
+        return next((spec.kv_sizes(i)[1] for i in seeing), spec.head_dim)
 
     def cache_bytes(self, context_tokens: int, limits: CacheLimits | None = None) -> int:
         """Compute the bytes of a full cache without making it. See `Backend.cache_bytes`."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgetok.errors import ArtefactError
 from edgetok.formats.artefact import Artefact
-from edgetok.formats.layout import DATA_FILE
+from edgetok.formats.layout import DATA_FILE, EMBEDDINGS
 from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.models.operations import expert_counts, operations
@@ -83,14 +83,14 @@ class BoundPlan:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a decode step reads; of the embedding, its row."""
+        """Bytes of weights that a decode step reads; of tables, the token's rows."""
         total = 0
         stacked = expert_counts(operations(self.plan.spec))
         for name in self._artefact.shapes:
             experts, read = stacked.get(name, (1, 1))
             total += self.weight_bytes(name) // experts * read
-        if not self.plan.spec.tied:
-            table = stored_weight(self._artefact, "embed_tokens", int)
+        for name in set(EMBEDDINGS) & set(self._artefact.shapes):
+            table = stored_weight(self._artefact, name, int)
             total -= table.read_bytes - table.read_bytes // table.N
         return total
 

@@ -93,7 +93,7 @@ class CpuCacheMemory:
         """Begin without pages; arguments as for `new_cache`."""
         self._spec, self._store, self._bounds = spec, store, bounds
         self._kv_bits, self._block_tokens = kv_bits, block_tokens
-        self.records = np.zeros((spec.num_layers, spec.num_kv_heads, RECORD_SLOTS), np.int64)
+        self.records = np.zeros((spec.num_layers, spec.most_kv_heads, RECORD_SLOTS), np.int64)
         self.part = np.zeros(PART_SLOTS, np.int64)
         self.part[PART_RECORDS] = self.records.ctypes.data
         self.groups = [
@@ -124,7 +124,7 @@ class CpuCacheMemory:
             self.part[PART_MASS_SLOTS] = mass_slots(bounds.most_slots)
             self.part[PART_MASS_KEEP] = float_bits(1.0)
             self._workspace_bytes = mass_workspace_bytes(
-                bounds.most_slots, spec.num_heads, spec.num_kv_heads, store.threads
+                bounds.most_slots, spec.num_heads, spec.most_kv_heads, store.threads
             )
 
     @property
@@ -297,7 +297,10 @@ def _check_size(spec: DecoderSpec, capacity_tokens: int, kv_bits: int) -> None:
     Raises:
         OptionError: it cannot.
     """
-    slot = PageLayout(spec.num_layers * spec.num_kv_heads, 1, spec.head_dim, kv_bits).bytes_of(0)
+    slot = sum(
+        PageLayout(heads, 1, dims, kv_bits).bytes_of(0)
+        for heads, dims in map(spec.kv_sizes, spec.attention_layers)
+    )
     if slot * capacity_tokens >= _MOST_BYTES or capacity_tokens >= EMPTY:
         raise OptionError(
             f"a cache of {capacity_tokens:,} tokens needs {slot * capacity_tokens:,} bytes, more "

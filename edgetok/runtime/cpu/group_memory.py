@@ -45,19 +45,19 @@ class CpuGroupMemory:
             spec: the decoder.
             kv_bits: of keys and values.
             pool: where pages come from.
-            records: int64 [layers, KH, RECORD_SLOTS] of the whole cache.
+            records: int64 [layers, most_kv_heads, RECORD_SLOTS] of the whole cache.
             block_tokens: most tokens of one run.
             evictor: kernels that evict and renumber; None where NumPy does.
             constants: of the keys of all layers.
         """
         self._evictor = evictor if isinstance(group, Chosen) else None
-        self._group = group
+        self._group, (kv_heads, dims) = group, spec.kv_sizes(group.layers[0])
         table = group.table
         self._used = -1  # of a table with one row, as records say
-        every = [(layer, head) for layer in group.layers for head in range(spec.num_kv_heads)]
+        every = [(layer, head) for layer in group.layers for head in range(kv_heads)]
         heads = group.heads if isinstance(group, Chosen) else every
         self._row = {head: row for row, head in enumerate(heads)}
-        at = np.array([layer * spec.num_kv_heads + head for layer, head in heads], np.intp)
+        at = np.array([layer * spec.most_kv_heads + head for layer, head in heads], np.intp)
         steps = np.diff(at)
         self._at: slice | npt.NDArray[np.intp] = at
         if (steps == steps[:1]).all():  # a view is faster to write to, and this is each step's
@@ -66,11 +66,8 @@ class CpuGroupMemory:
         self._heads = len(heads)
         self._constants: KeyConstants | None = None  # [heads, D]
         if constants is not None and is_rotated(kv_bits):
-            flat = (-1, spec.head_dim)
-            self._constants = KeyConstants(
-                constants.centre.reshape(flat)[at], constants.factor.reshape(flat)[at]
-            )
-        self.layout = PageLayout(self._heads, table.limit, spec.head_dim, kv_bits, self._constants)
+            self._constants = constants.of(heads, dims)
+        self.layout = PageLayout(self._heads, table.limit, dims, kv_bits, self._constants)
         self.row_bytes = self.layout.slot_bytes
         self._pages = PageList(pool, self.layout.bytes_of, self.layout.copy)
         self._records = records.reshape(-1, records.shape[-1])

@@ -14,6 +14,8 @@ from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
+from edgetok.kernels_cpu.elementwise import launch_columns
+from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.linear.launch import embed_instruction
 from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
@@ -58,7 +60,9 @@ class Target:
         weight: the address of a tensor, by name with suffix.
         buffers: of the values.
         rotary_dims: of each rope.
-        head_dim: of attention.
+        head_dim: of attention, the most of any layer.
+        record_heads: KV heads for which each layer has records in a cache (`most_kv_heads`).
+        query_dim: dims of each head for which a layer has room in a ring of queries.
         kv_bits: of the caches.
         tied: whether the embedding is the head's matrix.
         constants: names of the cache's constants.
@@ -70,6 +74,8 @@ class Target:
     buffers: Buffers
     rotary_dims: Sequence[int]
     head_dim: int
+    record_heads: int
+    query_dim: int
     kv_bits: int
     tied: bool
     constants: Collection[str] = ()
@@ -78,6 +84,11 @@ class Target:
         """The address of a constant of the cache; 0 for none."""
         full = f"{name}.{which}"
         return self.weight(full) if full in self.constants else 0
+
+    def matrix(self, value: str, columns: int) -> Floats:
+        """A value, of as many columns as it has now: layers may differ."""
+        place = self.buffers.values[value]
+        return Floats(place.address, place.tokens_max, columns, columns)
 
     def at(self, value: str) -> int:
         """The address of a value's first row."""
@@ -137,6 +148,8 @@ def _shared_alike(op: ops.Op, following: ops.Op) -> bool:
     def by_head(op: ops.Op) -> bool:
         return isinstance(op, _BY_HEAD) or (isinstance(op, ops.Norm) and op.heads is not None)
 
+    if isinstance(op, ops.AddScaled):
+        return isinstance(following, ops.ScaleBy)
     if isinstance(op, ops.Norm) and op.heads is None:
         whole_rows = isinstance(following, ops.Norm) and following.heads is None
         return whole_rows or isinstance(following, ops.AddScaled)
@@ -148,7 +161,9 @@ def _embed(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     return [
         embed_instruction(
             to.kernels,
-            table=to.linears.weight("lm_head" if to.tied else op.weight),
+            table=to.linears.weight(
+                "lm_head" if to.tied and op.weight == "embed_tokens" else op.weight
+            ),
             tokens=to.buffers.tokens,
             x=to.buffers.values[op.result],
             scale=op.scale,
@@ -159,6 +174,18 @@ def _embed(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 
 def _norm(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.Norm = group[0]
+    if not op.weight:
+        return [
+            unit_norm(
+                to.kernels,
+                x=to.at(op.source),
+                out=to.at(op.result),
+                size=op.size,
+                units=op.heads or 1,
+                eps=op.eps,
+                wait=near.wait,
+            )
+        ]
     return [
         launch_elementwise.rms_norm(
             to.kernels,
@@ -176,10 +203,9 @@ def _norm(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 def _linears(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     """Layers that share their input: it is quantised once for each format."""
     del near  # products share work out in their own way
-    values = to.buffers.values
     return to.linears.products(
-        values[group[0].source],
-        {op.weight: values[op.result] for op in group},
+        to.matrix(group[0].source, group[0].inputs),
+        {op.weight: to.matrix(op.result, op.outputs) for op in group},
         add={op.weight: op.add for op in group},
         scale={op.weight: op.scale for op in group},
     )
@@ -192,7 +218,7 @@ def _queries(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         keep_queries(
             to.kernels,
             q=to.at(op.source),
-            layer=_layer(op),
+            layer=_layer(op) * to.query_dim // op.head_dim,  # a layer's room is a multiple of D
             heads=op.heads,
             head_dim=op.head_dim,
         )
@@ -239,7 +265,7 @@ def _store(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             kv_bits=to.kv_bits,
             k=to.at(op.keys),
             v=to.at(op.values),
-            layer=_layer(op),
+            layer=_records(to, _layer(op), op.heads),
             kv_heads=op.heads,
             head_dim=op.head_dim,
             wait=near.wait,
@@ -259,7 +285,7 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         kv_bits=to.kv_bits,
         q=to.at(op.queries),
         out=to.at(op.result),
-        layer=_layer(op),
+        layer=_records(to, _layer(op) if op.shares is None else op.shares, op.kv_heads),
         heads=op.heads,
         kv_heads=op.kv_heads,
         head_dim=op.head_dim,
@@ -272,6 +298,11 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     if rotated:
         made.append(_hadamard(to, op.result, op.heads, op.head_dim, wait=near.wait))
     return made
+
+
+def _records(to: Target, layer: int, kv_heads: int) -> int:
+    """Where a layer's records begin, counted in layers that all have `kv_heads` of them."""
+    return layer * to.record_heads // kv_heads
 
 
 def _rotate_queries(to: Target, op: ops.Attend, *, wait: bool) -> Instruction:
@@ -323,6 +354,34 @@ def _add_scaled(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     ]
 
 
+def _columns(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Columns = group[0]
+    return [
+        launch_columns.columns(
+            to.kernels,
+            x=to.at(op.source),
+            out=to.at(op.result),
+            first=op.first,
+            size=op.size,
+            width=op.width,
+            wait=near.wait,
+        )
+    ]
+
+
+def _scale_by(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.ScaleBy = group[0]
+    return [
+        launch_columns.scale_by(
+            to.kernels,
+            x=to.at(op.value),
+            weight=to.weight(f"{op.weight}.weight"),
+            size=op.size,
+            wait=near.wait,
+        )
+    ]
+
+
 def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.SoftCap = group[0]
     return [
@@ -354,6 +413,8 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
+    ops.Columns: _columns,
+    ops.ScaleBy: _scale_by,
     ops.SoftCap: _softcap,
     ShortConv: recurrent_lowering.short_conv,
     CausalConv: recurrent_lowering.causal_conv,

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.cache.query_log import query_dim
 from edgetok.cache.rotation import Rotations
 from edgetok.errors import OptionError
 from edgetok.kernels_cpu.program.abi import PART_QUERIES, PART_QUERY_ROWS
@@ -113,7 +114,7 @@ def _measure(backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]) -> d
     spec = backend.spec
     longest = max(len(window) for window in windows)
     rotations = Rotations(spec, [inv_freq(rope, longest) for rope in spec.ropes])
-    sums = [_Sums(spec.num_kv_heads, spec.head_dim) for _ in spec.layers]
+    sums = [_Sums(*spec.kv_sizes(i)) for i in range(spec.num_layers)]
     for window in windows:
         for seen in _run(backend, window):
             rope = spec.layers[seen.layer].rope
@@ -121,7 +122,6 @@ def _measure(backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]) -> d
             sums[seen.layer].add(seen, plain)
     # A cap is no longer the same when all scores of a query are moved.
     capped = any(isinstance(op, Attend) and op.softcap for op in operations(spec))
-    group = spec.num_heads // spec.num_kv_heads
     made: dict[str, Floats] = {}
     for op in operations(spec):
         if not isinstance(op, Store) or not op.constants or op.layer is None:
@@ -133,6 +133,7 @@ def _measure(backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]) -> d
             centre = _everywhere(spec, rotations, rope, of.plain / of.tokens)
             worse = of.mean_squares(centre).sum(axis=1) >= without.sum(axis=1)
             centre[worse] = 0.0
+        group = spec.num_heads // op.heads
         factor = _factor(spec, rope, of.queries / (of.tokens * group), of.mean_squares(centre))
         made[f"{op.constants}.centre"] = centre.astype(np.float32)
         made[f"{op.constants}.factor"] = factor
@@ -144,8 +145,7 @@ def _run(backend: CpuBackend, window: npt.NDArray[np.int32]) -> Iterator[_Seen]:
     """Yield what each layer computes of each run of tokens."""
     spec = backend.spec
     cache = backend.new_cache(len(window))
-    group = spec.num_heads // spec.num_kv_heads
-    ring = np.zeros((spec.num_layers, _ROWS, spec.num_kv_heads, group, spec.head_dim), np.float32)
+    ring = np.zeros((spec.num_layers, _ROWS * spec.num_heads * query_dim(spec)), np.float32)
     cache.memory.part[PART_QUERIES], cache.memory.part[PART_QUERY_ROWS] = ring.ctypes.data, _ROWS
     for first in range(0, len(window), _ROWS):
         rows = window[first : first + _ROWS]
@@ -157,8 +157,11 @@ def _run(backend: CpuBackend, window: npt.NDArray[np.int32]) -> Iterator[_Seen]:
             places = table.positions[0, slots]
             slots = slots[np.argsort(places)][-len(at) :]
             for layer in group_of.layers:
-                heads = [memory.keys(layer, head).read(slots) for head in range(spec.num_kv_heads)]
-                yield _Seen(layer, at, np.stack(heads), ring[layer, at % _ROWS])
+                kv_heads, dim = spec.kv_sizes(layer)
+                heads = [memory.keys(layer, head).read(slots) for head in range(kv_heads)]
+                queries = ring[layer, : _ROWS * spec.num_heads * dim]
+                queries = queries.reshape(_ROWS, kv_heads, spec.num_heads // kv_heads, dim)
+                yield _Seen(layer, at, np.stack(heads), queries[at % _ROWS])
 
 
 def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Sums) -> Sums:
@@ -166,7 +169,7 @@ def _everywhere(spec: DecoderSpec, rotations: Rotations, rope: int, mean: Sums) 
     if rope < 0:
         return mean
     last = min(POSITIONS, spec.context_tokens)
-    turn = rotations.mean(rope, np.arange(0, last, max(1, last // 1024)))
+    turn = rotations.mean(rope, np.arange(0, last, max(1, last // 1024)), head_dim=mean.shape[1])
     # Not by BLAS, whose last bit depends on the number of threads.
     turned: Sums = np.einsum("hd,de->he", mean, turn / spec.ropes[rope].attention_factor)
     return turned

@@ -41,8 +41,9 @@ def recall_scores(
         threads: how many compute; the result does not depend on it.
 
     Returns:
-        One list a layer, one number a KV head: 0 for layers that do not see every token, and for
-        all if the model was trained for too few tokens to tell two phrases.
+        One list a layer, one number a KV head of the layer that has most: 0 where there is none,
+        for layers that do not see every token, and for all if the model was trained for too few
+        tokens to tell two phrases.
 
     Raises:
         OptionError: there are not two windows.
@@ -53,7 +54,7 @@ def recall_scores(
     backend = CpuBackend(folder, kv_bits=32, threads=threads, block_tokens=_ROWS, releases=True)
     try:
         spec = backend.spec
-        scores = np.zeros((spec.num_layers, spec.num_kv_heads))
+        scores = np.zeros((spec.num_layers, spec.most_kv_heads))
         most = spec.context_tokens // SLOT_TILE * SLOT_TILE - PHRASE_TOKENS
         for i, window in enumerate(windows):
             told, places = _told(window, windows[(i + 1) % len(windows)], most)

@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgetok.cache.query_log import query_dim
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as launch_attention
@@ -38,7 +39,7 @@ from edgetok.models.operations import (
     operations,
     value_columns,
 )
-from edgetok.models.ops import Op
+from edgetok.models.ops import Op, Rope
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.arenas import Arena, Place, Segment, address_in, check
 from edgetok.runtime.cpu.linears import Linears
@@ -189,8 +190,13 @@ class _Planner:
             live.update(dict.fromkeys(name for name in op.reads if name not in written))
             written.update(op.writes)
         live.setdefault("x")
-        places = [self._values[name] for name in live]
-        moves = [(place.address, place.address, place.columns) for place in places]
+        columns = {name: n for op in every[: last + 1] for name, n in op.writes.items()}
+        moves = [
+            (place.address, place.address, columns[name])
+            for name, place in ((name, self._values[name]) for name in live)
+        ]
+        for rope in dict.fromkeys(op.rope for op in every[last + 1 :] if isinstance(op, Rope)):
+            moves += [(place.address, place.address, place.columns) for place in self._ropes[rope]]
         moves.append((self._positions.address, self._positions.address, 1))
         return [*go_on(self.kernels, rows=CTX_TAIL, moves=moves)]
 
@@ -218,7 +224,9 @@ class _Planner:
             weight=lambda name: address_in(Segment.WEIGHTS, self._artefact.slot(name).offset),
             buffers=buffers,
             rotary_dims=[rope.rotary_dim for rope in self._spec.ropes],
-            head_dim=self._spec.head_dim,
+            head_dim=self._spec.most_head_dim,
+            record_heads=self._spec.most_kv_heads,
+            query_dim=query_dim(self._spec),
             kv_bits=self._options.kv_bits,
             tied=self._spec.tied,
             constants=self._artefact.constants,
@@ -230,7 +238,7 @@ class _Planner:
         return {
             Segment.KERNELS: len(self.kernels.names),
             Segment.WEIGHTS: self._artefact.mapped_bytes,
-            Segment.ATTENTION: launch_attention.scratch_bytes(self._spec.head_dim),
+            Segment.ATTENTION: launch_attention.scratch_bytes(self._spec.most_head_dim),
             Segment.LINEAR: SCRATCH_BYTES,
             Segment.TABLES: self._tables.nbytes,
             Segment.WORKSPACE: self._workspace.nbytes,

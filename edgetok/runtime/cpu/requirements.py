@@ -14,7 +14,7 @@ from edgetok.models.layers.gated_delta import DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
-from edgetok.models.ops import Op
+from edgetok.models.ops import PER_LAYER_TABLE, Columns, Norm, Op, ScaleBy
 from edgetok.runtime.cpu.expert_lowering import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.plan import Compute
@@ -36,19 +36,23 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
     grouped = {form.bits for form in forms if form.grouped and not form.table}
     tables = any(form.table for form in forms)
     table = artefact.formats.get("embed_tokens") or artefact.formats["lm_head"]
+    tables_read = (table, artefact.formats.get(PER_LAYER_TABLE, table))
     wanted = {
         **{f"linear.q{b}": b in plain and compute == "int8" for b in (2, 3, 4, 8)},
         "linear.q3_supers": 3 in grouped and compute == "int8",
         "linear.q4_offsets": 4 in grouped and compute == "int8",
         "linear.q4_table": tables and compute == "int8",
         **{f"linear.q{b}": b in grouped and compute == "int8" for b in (5, 6)},
-        "linear.embed_grouped": table.grouped,
+        "linear.embed_grouped": any(form.grouped for form in tables_read),
         "linear.exact": compute == "float32" and bool(plain),
         "linear.exact_grouped": compute == "float32" and (bool(grouped) or tables),
         "linear.float_rows": bool(bits & {16, 32}),
         "recurrent.short_conv": _has(artefact, Convolution),
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         "recurrent.state_space": _has(artefact, StateSpace),
+        "elementwise.columns": _has(artefact, Columns, ScaleBy),
+        "elementwise.unit_norm": artefact.spec is not None
+        and any(isinstance(op, Norm) and not op.weight for op in operations(artefact.spec)),
         **dict.fromkeys(
             EXPERT_MODULES,
             _has(artefact, Route),

@@ -124,14 +124,14 @@ class StepTables:
             if 1 in (share.rows, share.tail):
                 table[row, PART_CHUNKS] = chunks = chunk_count(share.used)
                 places.append((row, PART_PARTIALS, total))
-                total += partials_bytes(spec.num_heads, spec.head_dim, chunks)
+                total += partials_bytes(spec.num_heads, spec.most_head_dim, chunks)
             if slots := int(share.part[PART_MASS_SLOTS]):
                 places.append((row, PART_MASS, total))
                 if share.rows == 1:
                     total += mass_row_bytes(slots, spec.num_heads)
                 else:
                     total += mass_workspace_bytes(
-                        slots, spec.num_heads, spec.num_kv_heads, self._threads
+                        slots, spec.num_heads, spec.most_kv_heads, self._threads
                     )
         if total > self._scratch.nbytes:
             self._scratch = aligned_bytes(total + total // 4)

@@ -32,7 +32,7 @@ from edgetok.runtime.base import SpecBackend, with_spec
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.gpu.cache_memory import KIND, GpuCache, compact_bytes, new_cache
 from edgetok.runtime.gpu.inputs import Inputs
-from edgetok.runtime.gpu.placement import place, some_layers
+from edgetok.runtime.gpu.placement import check_layers, place, some_layers
 from edgetok.runtime.gpu.plan import GpuPlan, GpuPlanOptions
 from edgetok.sampling.device import Draw
 
@@ -98,6 +98,7 @@ class GpuBackend(SpecBackend):
         if type(block_tokens) is not int or not 2 <= block_tokens <= 4096:
             raise OptionError(f"block_tokens is {block_tokens!r}, expected 2..4096")
         artefact, self._whole = with_spec(artefact)
+        check_layers(self._whole)
         for name, form in artefact.formats.items():
             if form.grouped:
                 raise UnsupportedError(

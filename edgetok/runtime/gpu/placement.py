@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass, replace
 
 from edgetok.cache.groups import ring_slots
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_gpu.device import Device
 from edgetok.models.spec import DecoderSpec
@@ -82,6 +82,7 @@ def place(
         cache_tokens: that it is to hold; 0 for no cache.
         cache_budget: bytes of a bounded one, in place of that.
     """
+    check_layers(spec)
     first = spec.num_layers - layers
     there = some_layers(spec, first, spec.num_layers)
     weights = {True: 0, False: 0}
@@ -111,6 +112,19 @@ def place(
         host_weights_bytes=weights[False],
         host_cache_bytes=host_cache,
     )
+
+
+def check_layers(spec: DecoderSpec) -> None:
+    """Refuse layers that share keys and values, of other sizes or with inputs of their own.
+
+    Raises:
+        UnsupportedError: the decoder has such layers.
+    """
+    if not spec.uniform or spec.per_layer_size:
+        raise UnsupportedError(
+            f"{spec.family}: the gpu backend does not compute layers that share keys and values, "
+            "have heads of other sizes or inputs of their own; use --device cpu"
+        )
 
 
 def require(wanted: Placement, largest: int, device: Device) -> None:

@@ -22,14 +22,14 @@ class SharedCache(OnnxCache):
 
     def __init__(self, spec: DecoderSpec, capacity_tokens: int, block_tokens: int) -> None:
         super().__init__(capacity_tokens, block_tokens)
-        shape = (1, spec.num_kv_heads, capacity_tokens, cache_head_dim(spec))
         self.values = {}
-        layers = [op.layer for op in operations(spec) if isinstance(op, Store)]
-        for i in layers:
+        self._nbytes = 0
+        for op in (op for op in operations(spec) if isinstance(op, Store)):
             for kind in ("key", "value"):
+                shape = (1, op.heads, capacity_tokens, cache_head_dim(op.head_dim))
                 array = np.zeros(shape, np.float32)
-                self.values[f"{i}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
-        self._nbytes = 2 * len(layers) * int(np.prod(shape)) * 4
+                self.values[f"{op.layer}.{kind}"] = ort.OrtValue.ortvalue_from_numpy(array)
+                self._nbytes += array.nbytes
         self._states = graph_states(spec)
         self._nbytes += 2 * sum(4 * int(np.prod(state.shape)) for state in self._states)
         self.states: dict[GraphState, ort.OrtValue] = {}

@@ -88,11 +88,12 @@ class Watch:
 
         def attend(layer, q, k, v):
             out = np.zeros_like(q)
-            group = spec.num_heads // spec.num_kv_heads
+            kv_heads, _ = spec.kv_sizes(layer)
+            group = spec.num_heads // kv_heads
             for start, count, first, places in self.runs:
                 rows = np.arange(start, start + count)
                 where = np.arange(first, first + count)
-                for head in range(spec.num_kv_heads):
+                for head in range(kv_heads):
                     if spec.layers[layer].window:
                         tokens = np.arange(start + count)
                         positions = tokens - start + first

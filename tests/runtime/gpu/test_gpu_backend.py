@@ -26,7 +26,7 @@ from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import candidates
 from tests.reference_decoder import forward
-from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_STATES
+from tests.tiny import FAMILIES, UNLIKE_LAYERS, VOCAB_SIZE, WITH_STATES
 
 pytestmark = pytest.mark.gpu
 TOKENS = np.random.default_rng(7).integers(3, VOCAB_SIZE, 14).astype(np.int32)
@@ -67,7 +67,7 @@ def greedy(backend, prompt, count, capacity):
 # keys, windows, caps, partial and absent rotations, multipliers.
 VARIED = ("llama", "gemma2", "phi3", "smollm3", "olmo2", "granite")
 
-ON_GPU = tuple(family for family in FAMILIES if family not in WITH_STATES)
+ON_GPU = tuple(family for family in FAMILIES if family not in (*WITH_STATES, *UNLIKE_LAYERS))
 
 
 @pytest.mark.parametrize(("family", "kind"), [("lfm2", "ShortConv"), ("qwen3_next", "CausalConv")])

@@ -62,7 +62,8 @@ _NATIVE = "native"
     "--with",
     "wrappers",
     multiple=True,
-    help="native: language whose wrapper to add, e.g. rust; several may be given.",
+    help="native: language whose wrapper to add: python, node, rust, swift or kotlin; several may "
+    "be given.",
 )
 @common.JSON
 def command(

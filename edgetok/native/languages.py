@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetok.errors import OptionError
+from edgetok.native.xcframework import SYSTEMS, write_xcframework
 
 _FOLDER = Path(__file__).parent / "wrappers"
 _WASM_FILES = ("edgetok.mjs", "edgetok.wasm")
@@ -37,6 +38,8 @@ LANGUAGES = {
         Language("python", _DESKTOP),
         Language("node", ("wasm32",)),
         Language("rust", _DESKTOP),
+        Language("swift", tuple(SYSTEMS)),
+        Language("kotlin", ("aarch64-android", "x86_64-linux", "aarch64-linux", "arm64-macos")),
     )
 }
 
@@ -65,9 +68,15 @@ def write_wrapper(name: str, out: Path) -> None:
     Args:
         name: of the language.
         out: the exported folder.
+
+    Raises:
+        MissingExtraError: a C compiler for iOS is missing.
+        EdgetokError: compiling fails.
     """
     made = out / name
     shutil.copytree(_FOLDER / name, made, ignore=shutil.ignore_patterns("__pycache__"))
     if name == "node":  # so that the folder is a whole package
         for file in _WASM_FILES:
             shutil.copy(out / "lib/wasm32" / file, made)
+    if name == "swift":
+        write_xcframework(out / "lib", made)

@@ -172,10 +172,10 @@ class Compiler:
         """
         _run([*self._cc, *arguments])
 
-    def archive(self, objects: Sequence[Path], out: Path) -> None:
-        """Write a static library."""
+    def archive(self, objects: Sequence[Path], out: Path, *, merge: bool = False) -> None:
+        """Write a static library; `merge` takes the members of libraries in `objects` (ziglang)."""
         out.unlink(missing_ok=True)
-        _run([*self._ar, "rcs", str(out), *map(str, objects)])
+        _run([*self._ar, "qcsL" if merge else "rcs", str(out), *map(str, objects)])
 
 
 def build_library(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import plistlib
 import re
 import shutil
 import subprocess
@@ -352,8 +353,110 @@ def test_rust_declares_what_the_header_declares():
     assert set(re.findall(r"pub fn (edgetok_\w+)\(", source)) == functions
 
 
+@pytest.fixture(scope="module")
+def jni(app: Path, tmp_path_factory) -> Path:
+    """A folder with the library that Edgetok.kt loads; warnings are errors."""
+    home = Path(shutil.which("javac") or "").resolve().parent.parent
+    if not (home / "include/jni.h").exists():
+        pytest.skip("needs a JDK: javac and jni.h")
+    (system,) = (path.name for path in (home / "include").iterdir() if path.is_dir())
+    out = tmp_path_factory.mktemp("jni") / "libedgetok_jni.so"
+    source = app / "kotlin/src/main/cpp/edgetok_jni.c"
+    include = [f"-I{place}" for place in (home / "include", home / "include" / system)]
+    flags = ["-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-shared"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{app / 'include'}"]
+    static = app / "lib" / this_machine().name / "libedgetok.a"
+    built = run(["cc", *flags, *include, source, static, "-lpthread", "-lm", "-o", out])
+    assert built.returncode == 0, built.stderr
+    return out.parent
+
+
+JNI_TYPES = {
+    "Long": "jlong", "Int": "jint", "Boolean": "jboolean", "ByteArray": "jbyteArray", "": "void",
+    "IntArray": "jintArray", "LongArray": "jlongArray", "DoubleArray": "jdoubleArray",
+    "FloatArray": "jfloatArray", "Array<ByteArray>": "jobjectArray",
+}  # fmt: skip
+
+
+def test_jni_defines_what_kotlin_declares(repository):
+    folder = repository / "edgetok/native/wrappers/kotlin/src/main"
+    kotlin = (folder / "kotlin/edgetok/Edgetok.kt").read_text()
+    c = (folder / "cpp/edgetok_jni.c").read_text()
+    declared = re.findall(r"external fun (\w+)\((.*?)\)(?:: (\S+?)\??)?\n", kotlin)
+    wanted = {
+        name: (
+            JNI_TYPES[result],
+            [JNI_TYPES[one.split(": ")[1].rstrip("?")] for one in given.split(", ")],
+        )
+        for name, given, result in declared
+    }
+    defined = re.findall(r"^METHOD\((\w+), (\w+)\)\(JNIEnv \*env, jclass type, (.*?)\) \{", c, re.M)
+    found = {
+        name: (result, [one.split(" ")[0] for one in given.split(", ")])
+        for result, name, given in defined
+    }
+    assert found == wanted
+    assert len(found) == 17
+    functions = set(re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text()))
+    assert set(re.findall(r"\b(edgetok_\w+)\(", c)) == functions
+
+
+@pytest.mark.slow
+def test_kotlin(jni, app, expected, python, state, tmp_path):
+    """On a JVM that checks each call of JNI."""
+    if shutil.which("kotlinc") is None or shutil.which("java") is None:
+        pytest.skip("needs kotlinc and java")
+    sources = [app / "kotlin/src/main/kotlin/edgetok/Edgetok.kt", app / "kotlin/example/Example.kt"]
+    jar, out = tmp_path / "app.jar", tmp_path / "out"
+    sources.append(PROGRAMS / "Lifetime.kt")
+    built = run(["kotlinc", "-Werror", *sources, "-include-runtime", "-d", jar])
+    assert built.returncode == 0, built.stderr
+    java = ["java", f"-Djava.library.path={jni}", "-cp", jar]
+    done = run([*java, "-Xcheck:jni", "LifetimeKt", app, PROMPT, state, out])
+    assert "WARNING" not in done.stdout + done.stderr
+    found = told(done)
+    for name in ("closed under", "closed chat", "closed by model"):
+        assert found.pop(name) == "the chat is closed"
+    assert found.pop("closed model") == "the model is closed"
+    check_programs(found, expected)
+    check_saved(python, out, found["saved"])
+    check_example(lambda *told: [*java, "ExampleKt", *told], app, expected, python)
+
+
+def test_xcframework(kernel_cache, tmp_path):
+    """Both systems' libraries are whole, and say which system they are for."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("needs ziglang: the extra [native]")
+    for name in ("arm64-ios", "arm64-macos"):
+        place = tmp_path / "lib" / name
+        place.mkdir(parents=True)
+        build_library(
+            MACHINES[name], ["program.interpreter"], place, kernel_cache, isas=["neon"]
+        )  # fmt: skip
+    write_wrapper("swift", tmp_path)
+    framework = tmp_path / "swift/CEdgetok.xcframework"
+    told = plistlib.loads((framework / "Info.plist").read_bytes())
+    assert told["XCFrameworkFormatVersion"] == "1.0"
+    assert [one["SupportedPlatform"] for one in told["AvailableLibraries"]] == ["ios", "macos"]
+    for one, platform in zip(told["AvailableLibraries"], (2, 1), strict=True):
+        place = framework / one["LibraryIdentifier"]
+        library = (place / one["LibraryPath"]).read_bytes()
+        assert library.startswith(b"!<arch>\n")
+        for name in ("edgetok_open", "et_kernel_sets", "edgetok_wait"):
+            assert f"_{name}\0".encode() in library
+        # LC_BUILD_VERSION of each object, and its platform.
+        versions = re.findall(rb"\x32\0\0\0[\x18\x20]\0\0\0(.)\0\0\0", library, re.S)
+        assert len(versions) > 10
+        assert set(versions) == {bytes([platform])}
+        headers = place / one["HeadersPath"]
+        assert (headers / "edgetok.h").read_bytes() == HEADER.read_bytes()
+        assert "module CEdgetok" in (headers / "module.modulemap").read_text()
+
+
 def test_what_a_wrapper_needs():
-    with pytest.raises(OptionError, match="language 'go', expected one of python, node, rust"):
+    with pytest.raises(
+        OptionError, match="language 'go', expected one of python, node, rust, swift"
+    ):
         check_languages(["go"], ["x86_64-linux"])
     with pytest.raises(OptionError, match=r"--with node needs .*; add --target wasm32$"):
         check_languages(["python", "node"], ["x86_64-linux"])

@@ -23,7 +23,7 @@ from edgetok.native.library import HEADER, MACHINES, Compiler
 MODULE = "CEdgetok"
 # Folders of lib/, and how Apple names their systems.
 SYSTEMS = {"arm64-ios": "ios", "arm64-macos": "macos"}
-_MODULE_MAP = f'module {MODULE} {{\n    header "{HEADER.name}"\n    export *\n}}\n'
+MODULE_MAP = f'module {MODULE} {{\n    header "{HEADER.name}"\n    export *\n}}\n'
 
 
 def write_xcframework(libraries: Path, out: Path) -> None:
@@ -45,7 +45,7 @@ def write_xcframework(libraries: Path, out: Path) -> None:
         slice_ = framework / f"{system}-arm64"
         (slice_ / "Headers").mkdir(parents=True)
         shutil.copy(HEADER, slice_ / "Headers")
-        (slice_ / "Headers/module.modulemap").write_text(_MODULE_MAP)
+        (slice_ / "Headers/module.modulemap").write_text(MODULE_MAP)
         if system == "ios":
             _whole_library(libraries / target, slice_ / "libedgetok.a")
         else:

@@ -26,6 +26,7 @@ from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.native.export import export_native
 from edgetok.native.languages import LANGUAGES, check_languages, write_wrapper
 from edgetok.native.library import HEADER, MACHINES, build_library, this_machine
+from edgetok.native.xcframework import MODULE_MAP
 from edgetok.runtime.base import with_spec
 from edgetok.runtime.cpu.head_eviction import modules_of
 from edgetok.runtime.cpu.requirements import needed_modules
@@ -451,6 +452,36 @@ def test_xcframework(kernel_cache, tmp_path):
         headers = place / one["HeadersPath"]
         assert (headers / "edgetok.h").read_bytes() == HEADER.read_bytes()
         assert "module CEdgetok" in (headers / "module.modulemap").read_text()
+
+
+@pytest.mark.slow
+def test_swift(app, expected, python, state, tmp_path):
+    """On this machine, with a module map as an XCFramework has it; warnings are errors."""
+    if shutil.which("swiftc") is None:
+        pytest.skip("needs swiftc")
+    (tmp_path / "module.modulemap").write_text(MODULE_MAP)
+    shutil.copy(HEADER, tmp_path)
+    wrappers = Path(HEADER).parent.parent / "wrappers/swift/Sources"
+    flags = ["-swift-version", "5", "-warnings-as-errors", "-I", "."]
+    module = ["-module-name", "Edgetok", "-parse-as-library", "-c", "-emit-module"]
+    source = wrappers / "Edgetok/Edgetok.swift"
+    built = run(["swiftc", *flags, *module, source, "-o", "Edgetok.o"], cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    static = app / "lib" / this_machine().name / "libedgetok.a"
+    programs = {"lifetime": PROGRAMS / "lifetime.swift", "greedy": wrappers / "greedy/main.swift"}
+    for name, main in programs.items():
+        (tmp_path / "main.swift").write_text(main.read_text())
+        command = ["swiftc", *flags, "main.swift", "Edgetok.o", "-Xlinker", static]
+        built = run([*command, "-lm", "-lpthread", "-o", name], cwd=tmp_path)
+        assert built.returncode == 0, built.stderr
+    out = tmp_path / "out"
+    found = told(run([tmp_path / "lifetime", app, PROMPT, state, out]))
+    for name in ("closed under", "closed chat", "closed by model"):
+        assert found.pop(name) == "the chat is closed"
+    assert found.pop("closed model") == "the model is closed"
+    check_programs(found, expected)
+    check_saved(python, out, found["saved"])
+    check_example(lambda *told: [tmp_path / "greedy", *told], app, expected, python)
 
 
 def test_what_a_wrapper_needs():

@@ -120,17 +120,23 @@ class DraftModel:
         """Return about how many seconds it takes to read so many tokens; 0 while unknown."""
         return self.costs.decode_s(tokens) if tokens <= 16 else self.costs.read_s(tokens)
 
+    def now(self) -> float:
+        """Return the seconds of its clock."""
+        return self._clock()
+
+    def took(self, tokens: int, began: float) -> None:
+        """Note what reading so many tokens has cost since a moment, with what was drawn of them."""
+        note = self.costs.decoded if tokens <= 16 else self.costs.read
+        note(tokens, self._clock() - began)
+
     def forward(self, context: CachedTokens, tokens: list[int]) -> Logits:
         """Read tokens: logits [vocab_size] after the last one, as the other model counts them."""
-        began = self._clock()
         try:
             logits = self.backend.forward(context.cache, np.array(tokens, np.int32))
         except BaseException:
             context.lost()
             raise
         context.appended(tokens)
-        note = self.costs.decoded if len(tokens) <= 16 else self.costs.read
-        note(len(tokens), self._clock() - began)
         if logits.size < self.vocab_size:
             return np.pad(logits, (0, self.vocab_size - logits.size), constant_values=-np.inf)
         return logits[: self.vocab_size]
@@ -210,22 +216,29 @@ class ModelDrafter:
             constraint: a fork of its constraint.
         """
         model, context = self._model, self._context
+        began = model.now()
         rest = since(self._sure)
         # What it drafted before and came true stays; the last token is always read again.
         held = context.tokens[self._sure : self._sure + len(rest) - 1]
         same = next((i for i, token in enumerate(held) if token != rest[i]), len(held))
         context.cut(self._sure + same)
-        logits = model.forward(context, since(len(context.tokens))[:_READ_TOKENS])
+        tokens = since(len(context.tokens))[:_READ_TOKENS]
+        logits = model.forward(context, tokens)
         self._sure = len(context.tokens)
-        drafted: list[int] = []
-        if count and self._trial:
+        if not count:
+            model.took(len(tokens), began)
+            return []
+        if self._trial:
             model.begin_trial()
-        while len(drafted) < count:
-            if drafted:
-                logits = model.forward(context, drafted[-1:])
+        drafted: list[int] = []
+        while True:
             token, constraint = _drawn(logits, sampler, constraint)
             drafted.append(token)
-        return drafted
+            model.took(len(tokens), began)
+            if len(drafted) == count:
+                return drafted
+            began, tokens = model.now(), [token]
+            logits = model.forward(context, tokens)
 
     def learn(self, drafted: int, right: int) -> None:
         """Take in how many tokens of the latest draft held."""

@@ -272,6 +272,9 @@ def fused_tensors(
     spec: DecoderSpec,
     fused: Mapping[str, tuple[str, ...]],
     names: Mapping[str, str] = PRE_NORMS,
+    *,
+    experts: str = "mlp.experts",
+    expert_names: Mapping[str, str] = EXPERTS,
 ) -> dict[str, TensorSource]:
     """Return `standard_tensors` with some projections as rows of one tensor.
 
@@ -279,10 +282,12 @@ def fused_tensors(
         spec: says which tensors exist.
         fused: for each module of a layer that holds several projections, which, in order.
         names: of modules that are named otherwise, by canonical name.
+        experts: see `standard_tensors`.
+        expert_names: as above.
     """
     shapes = tensor_shapes(spec)
     apart = {part: part for parts in fused.values() for part in parts}
-    sources = standard_tensors(spec, {**apart, **names})
+    sources = standard_tensors(spec, {**apart, **names}, experts=experts, expert_names=expert_names)
     for i in range(spec.num_layers):
         for module, parts in fused.items():
             first = 0

@@ -197,6 +197,20 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": True,
     },
+    # Only transformers 5 knows it.
+    "lfm2_moe": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "head_dim": 18,
+        "rms_norm_eps": None,
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "num_dense_layers": 1,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 44,
+        "routed_scaling_factor": 1.5,
+    },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     # Only transformers 5 knows it. Layer 3 looks at what layer 2 stores, 4 and 5 at layer 1's.
     "gemma4_text": {
@@ -228,12 +242,24 @@ ALL_FAMILIES = tuple(_FAMILIES)
 FAMILIES = tuple(family for family in _FAMILIES if family in CONFIG_MAPPING)
 WITH_STATES = tuple(
     family
-    for family in ("lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid")
+    for family in ("lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "lfm2_moe")
+    if family in FAMILIES
+)
+WITH_EXPERTS = tuple(
+    family
+    for family in (
+        "qwen3_next",
+        "qwen3_moe",
+        "qwen2_moe",
+        "olmoe",
+        "mixtral",
+        "granitemoehybrid",
+        "lfm2_moe",
+    )
     if family in FAMILIES
 )
 # Layers share keys and values, have heads of two sizes and inputs of their own.
 UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
-WITH_EXPERTS = ("qwen3_next", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "granitemoehybrid")
 
 
 def tiny_checkpoint(

@@ -23,7 +23,7 @@ DEFAULTS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_NAMES = {
+NAMES = {
     "final_norm": "model.embedding_norm",
     "input_norm": "operator_norm",
     "pre_mlp_norm": "ffn_norm",
@@ -36,7 +36,7 @@ _NAMES = {
     "up_proj": "feed_forward.w3",
     "down_proj": "feed_forward.w2",
 }
-_FUSED = {"conv.in_proj": ("b_proj", "c_proj", "x_proj")}
+FUSED = {"conv.in_proj": ("b_proj", "c_proj", "x_proj")}
 # Of the training, or without a reader in transformers.
 _UNUSED = (
     "block_mlp_init_scale",
@@ -68,11 +68,11 @@ def read(config: ConfigReader) -> Family:
     conv = LayerSpec(mixer=ShortConvolution(taps=taps))
     spec = DecoderSpec(
         **sizes,
-        layers=tuple(LayerSpec() if attends else conv for attends in _attends(config)),
+        layers=tuple(LayerSpec() if attends else conv for attends in read_attends(config)),
         ropes=(rope,),
         qk_norm="head",
     )
-    return Family(spec, fused_tensors(spec, _FUSED, _NAMES))
+    return Family(spec, fused_tensors(spec, FUSED, NAMES))
 
 
 def _intermediate_size(config: ConfigReader, size: int) -> int:
@@ -88,7 +88,7 @@ def _intermediate_size(config: ConfigReader, size: int) -> int:
     return -(-int(factor * size) // multiple) * multiple
 
 
-def _attends(config: ConfigReader) -> list[bool]:
+def read_attends(config: ConfigReader) -> list[bool]:
     """Whether each layer is attention."""
     count = layer_count(config)
     types = config.choices("layer_types", ("full_attention", "conv"), count)

@@ -86,6 +86,35 @@ def test_qwen3_5_is_qwen3_next_without_experts(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
+def test_lfm2_moe_with_equal_experts_is_lfm2(tmp_path: Path) -> None:
+    """transformers 4 does not know it; published checkpoints have a tensor for each matrix."""
+    folder = tiny_checkpoint("lfm2", tmp_path)
+    with torch.no_grad():
+        expected = load_reference(folder)(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    config, weights = read_config(folder), load_file(folder / "model.safetensors")
+    random = torch.Generator().manual_seed(0)
+    for i in (2, 3):
+        place = f"model.layers.{i}.feed_forward."
+        for name in ("w1", "w2", "w3"):
+            dense = weights.pop(f"{place}{name}.weight")
+            for e in range(5):
+                weights[f"{place}experts.{e}.{name}.weight"] = dense.clone()
+        weights[f"{place}gate.weight"] = torch.randn(5, config["hidden_size"], generator=random)
+        weights[f"{place}expert_bias"] = torch.randn(5, generator=random)
+    width = len(weights["model.layers.0.feed_forward.w1.weight"])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = {key: value for key, value in config.items() if not key.startswith("block_")}
+    config |= {"model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"]}
+    config |= {"num_experts": 5, "num_experts_per_tok": 3, "num_dense_layers": 2}
+    config |= {"intermediate_size": width, "moe_intermediate_size": width}
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    family = read_family(checkpoint.config, checkpoint.generation_config)
+    assert family.unclaimed(checkpoint.names) == ()
+    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", ["stories260k", "babyllama-105"])
 def test_real_weights_equal_transformers(name: str, data: Path) -> None:
     assert_equals_transformers(data / "models" / name)
@@ -162,9 +191,12 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
         ("granitemoehybrid", {"layer_types": ["mamba"] * 4, "mamba_n_groups": 1,
                               "mamba_d_head": 24}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
+        ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
     ],
 )  # fmt: skip
 def test_options_equal_transformers(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    if family not in FAMILIES:
+        pytest.skip(f"the installed transformers does not know {family}")
     assert_equals_transformers(tiny_checkpoint(family, tmp_path, **config))
 
 

@@ -21,6 +21,7 @@ from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.mxfp4_checkpoint import Mxfp4Checkpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.source import open_source, resolve_source
 from edgetok.converter.write.assets import copy_assets
@@ -101,6 +102,9 @@ def convert(
         if isinstance(checkpoint, GgufCheckpoint):
             # Rounding what is quantised already to a few other bits would lose more than it saves.
             options = dataclasses.replace(options, bits=8, head_bits=None)
+        elif isinstance(checkpoint, Mxfp4Checkpoint):
+            # What is not packed, attention and the head, is sensitive and not calibrated.
+            options = dataclasses.replace(options, bits=max(options.bits, 8), head_bits=None)
     try:
         family = read_family(checkpoint.config, checkpoint.generation_config)
     except UnknownFamilyError as error:

@@ -73,7 +73,13 @@ def softmax(x: Array) -> Array:
 
 
 def attention_weights(
-    q: Array, k: Array, *, scale: float, window: int = 0, cap: float = 0.0
+    q: Array,
+    k: Array,
+    *,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
     """softmax(softcap(scale * q k^T)) with a causal mask; H / KH query heads share a key head.
 
@@ -83,9 +89,10 @@ def attention_weights(
         scale: of the products.
         window: a query sees its own position and the `window - 1` before it; 0: all before it.
         cap: softcap of the scaled products; 0 is none.
+        sinks: [H], of each head the score of one more value, of zeros; None: there is none.
 
     Returns:
-        [H, T, S].
+        [H, T, S]; with sinks rows add up to less than 1.
     """
     (T, H, _), (S, KH, _) = q.shape, k.shape
     if T > S or H % KH:
@@ -97,17 +104,27 @@ def attention_weights(
     weights = np.empty((H, T, S), q.dtype)
     for head in range(H):
         scores = softcap(q[:, head] @ k[:, head // (H // KH)].T * q.dtype.type(scale), cap)
-        weights[head] = softmax(np.where(visible, scores, -np.inf))
+        scores = np.where(visible, scores, -np.inf)
+        if sinks is not None:
+            scores = np.concatenate([scores, np.full((T, 1), sinks[head], q.dtype)], 1)
+        weights[head] = softmax(scores)[:, :S]
     return weights
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, scale: float, window: int = 0, cap: float = 0.0
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
     """`attention_weights` times v [S, KH, D]: [T, H, D]."""
     if k.shape != v.shape:
         raise ShapeError(f"attention of k {k.shape}, v {v.shape}")
-    weights = attention_weights(q, k, scale=scale, window=window, cap=cap)
+    weights = attention_weights(q, k, scale=scale, window=window, cap=cap, sinks=sinks)
     group = q.shape[1] // k.shape[1]
     return np.stack([w @ v[:, head // group] for head, w in enumerate(weights)], 1)
 
@@ -243,5 +260,11 @@ def activation(x: Array, kind: str) -> Array:
 
 
 def gated(gate: Array, up: Array, kind: str) -> Array:
-    """activation(gate) * up, the SwiGLU family. Source: arXiv 2002.05202."""
+    """activation(gate) * up, the SwiGLU family. Source: arXiv 2002.05202.
+
+    clamped_swiglu is g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up within -7..7.
+    """
+    if kind == "clamped_swiglu":
+        gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
+        return activation(1.702 * gate, "sigmoid") * gate * (up + 1)
     return activation(gate, kind) * up

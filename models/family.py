@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetok.errors import CheckpointError
 from edgetok.models.config.reader import ConfigReader
@@ -69,12 +71,15 @@ class Stack:
         each: names of the matrices where each is a tensor, with {} for its number.
         joined: tensors that hold those of all experts, [experts, every, inputs]: names, `every`,
             and the first of the matrix's rows there.
+        turned: tensors that hold them by input, [experts, inputs, every]: the name, inputs, the
+            first of the matrix's outputs there, and from each to the next.
     """
 
     count: int
     rows: int
     each: str
     joined: tuple[tuple[str, int, int], ...] = ()
+    turned: tuple[tuple[str, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class TensorSource:
         stack: where it is put together of the experts' matrices; the name has {} then.
         flat: whether all dims but the last count as rows.
         pieces: half-open ranges of rows that lie below each other in it, in the place of `rows`.
+        columns: the first column of those rows that is taken, and from each to the next: they are
+            its rows; None takes the rows as they are.
     """
 
     name: str
@@ -96,6 +103,7 @@ class TensorSource:
     stack: Stack | None = None
     flat: bool = False
     pieces: tuple[tuple[int, int], ...] = ()
+    columns: tuple[int, int] | None = None
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -116,7 +124,35 @@ class TensorSource:
                     TensorSource(name, (start, start + stack.rows), self.add, flat=True)
                     for start in starts
                 ]
+        for name, inputs, first, step in stack.turned:
+            if name in names:
+                rows = ((e * inputs, (e + 1) * inputs) for e in range(stack.count))
+                return [TensorSource(name, own, flat=True, columns=(first, step)) for own in rows]
         return [TensorSource(stack.each.format(e), add=self.add) for e in range(stack.count)]
+
+    def shape(self, stored: tuple[int, ...], dims: int) -> tuple[int, ...]:
+        """Return the shape of what it takes of a tensor of shape `stored`.
+
+        Args:
+            stored: see above.
+            dims: of the canonical tensor; one: rows lie behind each other.
+        """
+        if self.flat and stored:
+            stored = (math.prod(stored[:-1]), stored[-1])
+        if self.rows is not None and stored and self.rows[1] <= stored[0]:
+            stored = (self.rows[1] - self.rows[0], *stored[1:])
+        if self.columns is None or len(stored) != 2:
+            return stored
+        outputs = len(range(self.columns[0], stored[1], self.columns[1]))
+        return (outputs, stored[0]) if dims > 1 else (outputs * stored[0],)
+
+    def taken(self, values: npt.NDArray[np.float32], dims: int) -> npt.NDArray[np.float32]:
+        """Return what it takes of rows of a tensor, before anything is added; see `shape`."""
+        if self.columns is None:
+            return values
+        first, step = self.columns
+        own = np.ascontiguousarray(values[:, first::step].T)
+        return own if dims > 1 else own.reshape(-1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,7 +160,8 @@ class TensorSource:
         if self.stack is None:
             return (self.name,)
         separate = (self.stack.each.format(e) for e in range(self.stack.count))
-        return (*(name for name, _, _ in self.stack.joined), *separate)
+        whole = (*self.stack.joined, *self.stack.turned)
+        return (*(name for name, *_ in whole), *separate)
 
 
 @dataclass(frozen=True, slots=True)

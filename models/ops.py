@@ -11,12 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "clamped_swiglu"]
 Gate = Activation | Literal["sigmoid"]
 Shape = tuple[int, ...]
 STATES = 2  # states that a layer may keep
 # The table of per-layer embeddings: rows are read from the file, nothing else of it is in memory.
 PER_LAYER_TABLE = "embed_per_layer"
+SWIGLU_ALPHA = 1.702  # of clamped_swiglu
+SWIGLU_LIMIT = 7.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +251,7 @@ class Attend(Op):
         softcap: c * tanh(x / c); 0 is none.
         constants: those of the `Store` that it looks at.
         shares: the layer whose stored keys and values it looks at; None: its own.
+        sinks: name of a tensor [heads], scores of one more value for each head, of zeros; "": none.
     """
 
     queries: str
@@ -262,6 +265,7 @@ class Attend(Op):
     softcap: float
     constants: str = ""
     shares: int | None = None
+    sinks: str = ""
     READS: ClassVar[tuple[str, ...]] = ("queries",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
@@ -277,10 +281,19 @@ class Attend(Op):
         """The layer whose stored keys and values it looks at."""
         return self.layer if self.shares is None else self.shares
 
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        return {self.sinks: (self.heads,)} if self.sinks else {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationMul(Op):
-    """result = activation(gate) * up; the result may be called as one of both."""
+    """result = activation(gate) * up; the result may be called as one of both.
+
+    `clamped_swiglu` is g * sigmoid(1.702 * g) * (u + 1), of g = min(gate, 7) and u = up within -7
+    and 7.
+    """
 
     kind: Gate
     gate: str
@@ -291,6 +304,11 @@ class ActivationMul(Op):
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
     SCALES_WITH: ClassVar[str | None] = "up"
+
+    @property
+    def scales_with(self) -> str | None:
+        """See `Op.scales_with`; a clamped value is added to one."""
+        return None if self.kind == "clamped_swiglu" else self.up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

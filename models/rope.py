@@ -67,8 +67,10 @@ def _yarn(rope: RopeSpec, base: Frequencies) -> Frequencies:
         return rope.rotary_dim * math.log(wavelength) / (2 * math.log(rope.theta))
 
     # Rounding outwards and the bounds are those of the paper's code; the upper one counts dims.
-    first = max(math.floor(pair_with(rope.beta_fast)), 0)
-    last = min(math.ceil(pair_with(rope.beta_slow)), rope.rotary_dim - 1)
+    fast, slow = pair_with(rope.beta_fast), pair_with(rope.beta_slow)
+    if rope.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    first, last = max(fast, 0), min(slow, rope.rotary_dim - 1)
     width = last - first if last != first else 0.001
     stretch = np.clip((np.arange(rope.rotary_dim // 2) - first) / width, 0.0, 1.0)
     return base * (1.0 - stretch + stretch / rope.factor)

@@ -37,6 +37,7 @@ class RopeSpec:
         factor: the scaling's factor (linear, llama3, yarn, proportional).
         low_freq_factor, high_freq_factor: llama3.
         beta_fast, beta_slow: yarn.
+        truncate: yarn: whether the bounds between them are rounded outwards to whole pairs.
         original_context_tokens: trained length before scaling (llama3, yarn, longrope).
         short_factors, long_factors: longrope, rotary_dim / 2 each. The long ones hold for every
             position once a conversation may exceed `original_context_tokens`.
@@ -52,6 +53,7 @@ class RopeSpec:
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True
     original_context_tokens: int = 0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
@@ -75,6 +77,7 @@ class RopeSpec:
             "attention_factor",
         ):
             check_number("rope: ", name, getattr(self, name), 1e-6, 1e6)
+        check_choice("rope: ", "truncate", self.truncate, (True, False))
         for name in ("short_factors", "long_factors"):
             factors = getattr(self, name)
             expected = self.rotary_dim // 2 if self.scaling == "longrope" else 0

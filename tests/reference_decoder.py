@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference, reference_delta, reference_space
-from edgetok.models import DecoderSpec, Family, inv_freq, ops
+from edgetok.models import DecoderSpec, Family, inv_freq, ops, tensor_shapes
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
@@ -24,10 +24,14 @@ Attend = Callable[[int, Array, Array, Array], Array]
 
 def canonical_weights(family: Family, checkpoint: Checkpoint) -> dict[str, Array]:
     """The checkpoint's tensors under their canonical names, float32."""
+    shapes = tensor_shapes(family.spec)
     return {
         name: np.concatenate(
             [
-                checkpoint.tensor(part.name, part.rows, flat=part.flat) + np.float32(part.add)
+                part.taken(
+                    checkpoint.tensor(part.name, part.rows, flat=part.flat), len(shapes[name])
+                )
+                + np.float32(part.add)
                 for part in source.parts(checkpoint.infos)
             ]
         )
@@ -136,7 +140,10 @@ def _store(op: ops.Store, run: Run) -> None:
 def _attend(op: ops.Attend, run: Run) -> None:
     q, (k, v) = run.heads(op.queries, op.head_dim), run.stored[op.stored_layer]
     if run.attend is None:
-        a = reference.attention(q, k, v, scale=op.scale, window=op.window, cap=op.softcap)
+        sinks = run.weights[op.sinks] if op.sinks else None
+        a = reference.attention(
+            q, k, v, scale=op.scale, window=op.window, cap=op.softcap, sinks=sinks
+        )
     else:
         a = run.attend(op.stored_layer, q, k, v)
     run.values[op.result] = run.rows(a)

@@ -211,6 +211,20 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 44,
         "routed_scaling_factor": 1.5,
     },
+    "gpt_oss": {
+        "num_hidden_layers": 4,
+        "head_dim": 26,
+        "sliding_window": 8,
+        "intermediate_size": 44,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+    },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
     # Only transformers 5 knows it. Layer 3 looks at what layer 2 stores, 4 and 5 at layer 1's.
     "gemma4_text": {
@@ -255,6 +269,7 @@ WITH_EXPERTS = tuple(
         "mixtral",
         "granitemoehybrid",
         "lfm2_moe",
+        "gpt_oss",
     )
     if family in FAMILIES
 )

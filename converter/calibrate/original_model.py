@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgetok.converter.calibrate.transformers_model import (
+    attention_of,
     build_on_meta,
     joined,
     multiplies_bfloat16,
@@ -53,7 +54,7 @@ class Original:
         self.weights = weights
         self.short = short and multiplies_bfloat16()
         spec = weights.family.spec
-        model = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+        model = build_on_meta(weights.checkpoint.config, attention_of(spec))
         norm = weights.family.tensors["final_norm.weight"].name
         self._prefix = norm.removesuffix(norm.rsplit(".", 2)[-2] + ".weight")
         self._inner = model.get_submodule(self._prefix.removesuffix("."))

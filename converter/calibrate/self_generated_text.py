@@ -14,7 +14,11 @@ from pathlib import Path
 import torch
 from torch.func import functional_call
 
-from edgetok.converter.calibrate.transformers_model import build_on_meta, original_parameters
+from edgetok.converter.calibrate.transformers_model import (
+    attention_of,
+    build_on_meta,
+    original_parameters,
+)
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
@@ -58,7 +62,7 @@ def write(
     a_window = 8 * length * spec.num_layers * spec.num_kv_heads * spec.head_dim
     batch = max(1, min(count, _CACHE_BYTES // a_window))
     progress.begin("Generating calibration text", math.ceil(count / batch))
-    module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+    module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     parameters = original_parameters(module, weights)
     draw = torch.Generator().manual_seed(_SEED)
     # Openings have their own lengths: all begin together with as much as the shortest one has, and

@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.kernels_cpu.simd.host_cpu import host_features
+from edgetok.models.operations import operations
+from edgetok.models.ops import Attend
+from edgetok.models.spec import DecoderSpec
 
 Ranges = tuple[tuple[int, int], ...]  # of rows, half-open
 
@@ -35,6 +38,12 @@ class _WeightsOnMeta(TorchFunctionMode):
 def multiplies_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 faster than float32."""
     return bool({"avx512bf16", "amx-bf16", "bf16"} & host_features())
+
+
+def attention_of(spec: DecoderSpec) -> str:
+    """Return which of transformers' attentions computes the decoder: the fast one has no caps."""
+    attends = (op for op in operations(spec) if isinstance(op, Attend))
+    return "eager" if any(op.softcap or op.sinks for op in attends) else "sdpa"
 
 
 def build_on_meta(config: dict[str, Any], attention: str) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from edgetok.converter.calibrate.transformers_model import (
+    attention_of,
     build_on_meta,
     joined,
     multiplies_bfloat16,
@@ -158,7 +159,7 @@ def tune(
     steps = refine or STEPS
     progress.begin("Refining codes and scales" if refine else "Tuning scales", steps)
     spec = weights.family.spec
-    module = build_on_meta(weights.checkpoint.config, "eager" if spec.attn_softcap else "sdpa")
+    module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     teacher = original_parameters(module, weights)
     student = _Student(weights, written, codes=refine > 0)
     ids = torch.from_numpy(windows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,12 +70,7 @@ class CanonicalWeights:
                 f"{checkpoint.folder}: tensor {source.name!r} is missing; the download may be "
                 "incomplete"
             )
-        result = info.shape
-        if source.flat and result:
-            result = (math.prod(result[:-1]), result[-1])
-        if source.rows is not None and result and source.rows[1] <= result[0]:
-            result = (source.rows[1] - source.rows[0], *result[1:])
-        if result != shape:
+        if source.shape(info.shape, len(shape)) != shape:
             raise CheckpointError(
                 f"{info.path.name}: tensor {source.name!r} has shape {list(info.shape)}, but "
                 f"config.json implies {list(shape)}"
@@ -86,17 +80,22 @@ class CanonicalWeights:
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Floats:
         """Read a canonical tensor, or rows of it, as float32."""
         parts = self.family.tensors[self._stored(name)].parts(self.checkpoint.infos)
+        shape = self.shape(name)
         if len(parts) == 1:
-            return self._read(parts[0], rows)
-        first, end = rows or (0, self.shape(name)[0])
+            return self._read(parts[0], rows, len(shape))
+        first, end = rows or (0, shape[0])
         found, start = [], 0
-        for part, count in zip(parts, _rows(parts, self.shape(name)[0]), strict=True):
+        for part, count in zip(parts, _rows(parts, shape[0]), strict=True):
             if start < end and first < start + count:
-                found.append(self._read(part, (max(first - start, 0), min(end - start, count))))
+                own = (max(first - start, 0), min(end - start, count))
+                found.append(self._read(part, own, len(shape)))
             start += count
         return np.concatenate(found)
 
-    def _read(self, source: TensorSource, rows: tuple[int, int] | None) -> Floats:
+    def _read(self, source: TensorSource, rows: tuple[int, int] | None, dims: int) -> Floats:
+        if source.columns is not None:
+            whole = self.checkpoint.tensor(source.name, source.rows, flat=source.flat)
+            return source.taken(whole, dims)[slice(*(rows or (None,)))]
         first = 0 if source.rows is None else source.rows[0]
         if rows is not None:
             rows = (first + rows[0], first + rows[1])
@@ -116,8 +115,6 @@ class CanonicalWeights:
             return None
         source = self.family.tensors[self._stored(name)]
         parts = source.parts(self.checkpoint.infos)
-        if any(part.flat for part in parts):
-            return None
         found = [self.checkpoint.codes(part.name) for part in parts]
         found = [
             codes if codes is None or part.rows is None else codes.rows(slice(*part.rows))
@@ -149,8 +146,10 @@ class CanonicalWeights:
 
 
 def _rows(parts: Sequence[TensorSource], total: int) -> list[int]:
-    """Rows of each part of a tensor; those that are whole tensors are alike."""
-    return [total // len(parts) if p.rows is None else p.rows[1] - p.rows[0] for p in parts]
+    """Rows of each part of a tensor; those that are whole tensors, or turned, are alike."""
+    return [
+        total // len(parts) if p.rows is None or p.columns else p.rows[1] - p.rows[0] for p in parts
+    ]
 
 
 def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[str, float]:

@@ -28,8 +28,10 @@ class CodedCheckpoint(Checkpoint, ABC):
             CheckpointError: parts do not fit each other.
             UnsupportedError: a width or an order of inputs that an artefact does not hold.
         """
-        if name not in self.coded:
-            return None
+        return self._read_last(name) if name in self.coded else None
+
+    def _read_last(self, name: str) -> Quantised:
+        """Return a matrix of `coded`; the last one is remembered."""
         last = self._last  # of whichever thread was here before
         if last is None or last[0] != name:
             self._last = last = name, self._read_codes(name)

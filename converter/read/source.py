@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
 from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.converter.read.text_tower import text_tower
 from edgetok.errors import CheckpointError, OptionError
@@ -62,4 +63,7 @@ def open_source(path: Path) -> Checkpoint:
     if path.is_file():
         return GgufCheckpoint(path)
     checkpoint = text_tower(open_checkpoint(path))
+    settings = checkpoint.config.get(KEY)
+    if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
+        return Mxfp4Checkpoint(checkpoint)
     return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else checkpoint

@@ -311,9 +311,11 @@ def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
         attributes["local_window_size"] = op.window
     if op.softcap:
         attributes["softcap"] = float(op.softcap)
+    # Those between are rotations, positions and a bias, which this graph computes or leaves out.
+    sinks = ["", "", "", "", op.sinks] if op.sinks else []
     attended = writer.g.op(
         "GroupQueryAttention",
-        [q, k, v, *past, writer.last_positions, writer.total_tokens],
+        [q, k, v, *past, writer.last_positions, writer.total_tokens, *sinks],
         scope,
         domain=MICROSOFT,
         outputs=[f"{scope}/attended", *present],
@@ -324,6 +326,9 @@ def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
 
 def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
     g, scope, gate = writer.g, _scope(op), writer.values[op.gate]
+    if op.kind == "clamped_swiglu":
+        writer.values[op.result] = _clamped_swiglu(writer, gate, writer.values[op.up], scope)
+        return
     if op.kind == "silu":
         gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], scope)], f"{scope}.silu")
     elif op.kind == "sigmoid":
@@ -332,6 +337,16 @@ def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
         approximate = "tanh" if op.kind == "gelu_tanh" else "none"
         gate = g.op("Gelu", [gate], scope, approximate=approximate)
     writer.values[op.result] = g.op("Mul", [gate, writer.values[op.up]], f"{scope}.gated")
+
+
+def _clamped_swiglu(writer: DecoderWriter, gate: str, up: str, scope: str) -> str:
+    g = writer.g
+    limit = g.float(ops.SWIGLU_LIMIT)
+    gate = g.op("Clip", [gate, "", limit], scope)
+    up = g.op("Clip", [up, g.float(-ops.SWIGLU_LIMIT), limit], scope)
+    share = g.op("Sigmoid", [g.op("Mul", [gate, g.float(ops.SWIGLU_ALPHA)], scope)], scope)
+    gate = g.op("Mul", [gate, share], f"{scope}.swish")
+    return g.op("Mul", [gate, g.op("Add", [up, g.float(1.0)], scope)], f"{scope}.gated")
 
 
 def _add_scaled(writer: DecoderWriter, op: ops.AddScaled) -> None:

@@ -46,8 +46,8 @@ _JOINED = ".codes"  # suffix of planes that nodes have joined to codes of 8 bits
 _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
-        "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Conv", "Cos", "CumSum",
-        "Div", "Equal", "Exp", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
+        "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Clip", "Concat", "Conv", "Cos",
+        "CumSum", "Div", "Equal", "Exp", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
         "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
         "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
         "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",

@@ -19,7 +19,6 @@ import numpy as np
 
 from edgetok.kernels_cpu.attention import chunk as chunks
 from edgetok.kernels_cpu.attention import mass
-from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention import scratch as state
 from edgetok.kernels_cpu.attention.launch import (
     ATT_DIM_TILE,
@@ -167,8 +166,11 @@ def make(kv_bits: int) -> Any:
         total = state.total_at(scratch, padded)
         state.fill(total, np.float32(0.0), rows * padded)
         for r in range(rows):
-            write_f32(scratch + state.TOTAL_MAX + 4 * r, rows_of.UNSEEN)
-            write_f32(scratch + state.TOTAL_SUM + 4 * r, np.float32(0.0))
+            at = 4 * r
+            query_head = head * group + (first + r) % group
+            state.begin_total(
+                instr, query_head, scratch + state.TOTAL_MAX + at, scratch + state.TOTAL_SUM + at
+            )
         slot, chunk_slots = 0, BLOCK
         while slot < used:
             chunk_slots = state.chunk_at(slot, chunk_slots)

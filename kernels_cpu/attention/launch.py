@@ -109,7 +109,8 @@ APPEND_K, APPEND_V, APPEND_RECORD, APPEND_HEADS, APPEND_HEAD_DIM = range(2, 7)
     ATT_SCRATCH,
     ATT_SCRATCH_BYTES,
     ATT_DIM_TILE,
-) = range(2, 15)
+    ATT_SINKS,
+) = range(2, 16)
 
 ROWS = 32  # query rows (token and head) that a task computes together
 ROW_BYTES = 52  # small numbers of a row, see `attention/scratch.py`
@@ -294,11 +295,13 @@ def attention(
     softcap: float,
     positions: int,
     scratch: int,
+    sinks: int = 0,
 ) -> tuple[Instruction, Instruction]:
     """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
 
     A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
-    0. Two instructions: the second merges what the first left of parts of one row.
+    0. A head's sink is one more score, of a value of zeros: e^sink is added to what its softmax
+    divides by. Two instructions: the second merges what the first left of parts of one row.
 
     Args:
         kernels: the loaded kernels.
@@ -314,6 +317,7 @@ def attention(
         softcap: c tanh(x / c) of the scaled products; 0 is none.
         positions: address of int32 [T], the queries' positions.
         scratch: address of `scratch_bytes` for each thread.
+        sinks: address of float32 [H]; 0: there are none.
 
     Raises:
         ShapeError: sizes do not go together.
@@ -335,6 +339,7 @@ def attention(
         scratch,
         scratch_bytes(head_dim),
         dim_tile(kv_bits),
+        sinks,
     )
     return (
         instruction(kernels.address(f"attention_{kv_bits}"), *args, wait=True),

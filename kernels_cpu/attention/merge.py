@@ -7,8 +7,6 @@ Arithmetic as in `attention.py` and `attention/mass.py`, slots and arguments in
 
 from __future__ import annotations
 
-import numpy as np
-
 from edgetok.kernels_cpu.attention import mass
 from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
@@ -25,6 +23,7 @@ from edgetok.kernels_cpu.attention.launch import (
 from edgetok.kernels_cpu.attention.scratch import (
     TOTAL_MAX,
     TOTAL_SUM,
+    begin_total,
     chunk_count,
     merge,
     partial_at,
@@ -88,8 +87,7 @@ def _merge_heads(instr: int, part: int, first: int, last: int, scratch: int, pad
         chunks = chunk_count(read_i64(record + 8 * REC_USED))
         for i in range(0, padded, LANES):
             store_f32(total + 4 * i, zero_f32())
-        write_f32(scratch + TOTAL_MAX, rows_of.UNSEEN)
-        write_f32(scratch + TOTAL_SUM, np.float32(0.0))
+        begin_total(instr, head, scratch + TOTAL_MAX, scratch + TOTAL_SUM)
         for c in range(chunks):
             acc = partial_at(part, head, c, padded)
             high = read_f32(acc + 4 * padded)
@@ -121,16 +119,17 @@ def _mass(instr: int, part: int, tid: int, threads: int, scratch: int, padded: i
             continue
         if read_i64(part + 8 * PART_ROWS) == 1:
             for r in range(group):
-                _total(part, record, head * group + r, totals + 8 * r, padded)
+                _total(instr, part, record, head * group + r, totals + 8 * r, padded)
         slots = min(BLOCK * end, mass.rounded(used))
         mass.finish(instr, part, record, head, BLOCK * begin, slots, totals, threads)
 
 
 @outline
-def _total(part: int, record: int, head: int, to: int, padded: int) -> None:
+def _total(instr: int, part: int, record: int, head: int, to: int, padded: int) -> None:
     """A query head's maximum and sum over all chunks."""
-    high = rows_of.UNSEEN
-    total = np.float32(0.0)
+    begin_total(instr, head, to, to + 4)
+    high = read_f32(to)
+    total = read_f32(to + 4)
     for c in range(chunk_count(read_i64(record + 8 * REC_USED))):
         at = partial_at(part, head, c, padded) + 4 * padded
         new = max(high, read_f32(at))

@@ -14,6 +14,7 @@ from edgetok.kernels_cpu.attention import launch
 from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
     ATT_RECORD,
+    ATT_SINKS,
     BLOCK,
     PAGE_FIELDS,
     PAGE_SLOTS,
@@ -117,6 +118,19 @@ def fill(address: int, value: float, count: int) -> None:
     """`count` float32, a multiple of LANES."""
     for i in range(0, count, LANES):
         store_f32(address + 4 * i, splat_f32(value))
+
+
+@inline
+def begin_total(instr: int, head: int, total_max: int, total_sum: int) -> None:
+    """Begin a query head's total: with its sink, the score of a value of zeros, or with nothing."""
+    sinks = read_i64(instr + 8 * ATT_SINKS)
+    high = rows_of.UNSEEN
+    total = np.float32(0.0)
+    if sinks != 0:
+        high = read_f32(sinks + 4 * head) * rows_of.LOG2_E
+        total = np.float32(1.0)
+    write_f32(total_max, high)
+    write_f32(total_sum, total)
 
 
 @outline

@@ -1,6 +1,8 @@
 """Gates of the feed-forward layer and of attention, and the cap of the logits.
 
     <kind>_mul: out = activation(gate) * up (arXiv 2002.05202)
+    clamped_swiglu_mul: out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up within -7..7
+        (gpt-oss, model card)
     softcap: x = limit * tanh(scale * x / limit) (arXiv 2408.00118, section 2)
 
 Elements are shared out in runs of whole cache lines. Slots: `elementwise/launch.py`.
@@ -22,6 +24,8 @@ from edgetok.kernels_cpu.elementwise.launch import (
     CAP_SCALE,
     CAP_SIZE,
     CAP_X,
+    SWIGLU_ALPHA,
+    SWIGLU_LIMIT,
 )
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd import math as vmath
@@ -34,9 +38,11 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32,
     store_f32_first,
 )
-from edgetok.kernels_cpu.simd.ops import mul, splat_f32
+from edgetok.kernels_cpu.simd.ops import fma, maximum, minimum, mul, splat_f32
 
 _RUN = 64  # elements: four cache lines
+_ALPHA = np.float32(SWIGLU_ALPHA)
+_LIMIT = np.float32(SWIGLU_LIMIT)
 
 
 @inline
@@ -46,7 +52,26 @@ def _begin(count: int, tid: int, threads: int) -> int:
     return min(runs * tid // threads * _RUN, count)
 
 
-def _gated(activation: Callable[[Any], Any]) -> Any:
+@inline
+def _product(activated, up):  # type: ignore[no-untyped-def]
+    return mul(activated, up)
+
+
+@inline
+def _swish_below(gate):  # type: ignore[no-untyped-def]
+    """g sigmoid(alpha g) with g = min(gate, limit)."""
+    g = minimum(gate, splat_f32(_LIMIT))
+    return mul(g, vmath.sigmoid(mul(g, splat_f32(_ALPHA))))
+
+
+@inline
+def _product_one_more(activated, up):  # type: ignore[no-untyped-def]
+    """activated * (u + 1) with u = up within -limit..limit."""
+    u = maximum(minimum(up, splat_f32(_LIMIT)), splat_f32(-_LIMIT))
+    return fma(activated, u, activated)
+
+
+def _gated(activation: Callable[[Any], Any], product: Callable[[Any, Any], Any] = _product) -> Any:
     @inline
     def gated(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
         gate = read_i64(instr + 8 * ACT_GATE)
@@ -56,12 +81,13 @@ def _gated(activation: Callable[[Any], Any]) -> Any:
         end = _begin(count, tid + 1, threads)
         i = _begin(count, tid, threads)
         while i + LANES <= end:
-            v = mul(activation(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
+            v = product(activation(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
             store_f32(out + 4 * i, v)
             i += LANES
         if i < end:
             v = activation(load_f32_first(gate + 4 * i, end - i))
-            store_f32_first(out + 4 * i, mul(v, load_f32_first(up + 4 * i, end - i)), end - i)
+            v = product(v, load_f32_first(up + 4 * i, end - i))
+            store_f32_first(out + 4 * i, v, end - i)
 
     return gated
 
@@ -70,6 +96,7 @@ _silu = _gated(vmath.silu)
 _sigmoid = _gated(vmath.sigmoid)
 _gelu = _gated(vmath.gelu)
 _gelu_tanh = _gated(vmath.gelu_tanh)
+_clamped_swiglu = _gated(_swish_below, _product_one_more)
 
 
 @kernel
@@ -94,6 +121,12 @@ def gelu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
 def gelu_tanh_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = gelu(gate) * up with its tanh approximation (arXiv 1606.08415)."""
     _gelu_tanh(instr, ctx, tid, threads)
+
+
+@kernel
+def clamped_swiglu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up within -7..7."""
+    _clamped_swiglu(instr, ctx, tid, threads)
 
 
 @kernel

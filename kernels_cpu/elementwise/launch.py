@@ -33,7 +33,11 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid_mul",
     "gelu": "gelu_mul",
     "gelu_tanh": "gelu_tanh_mul",
+    "clamped_swiglu": "clamped_swiglu_mul",
 }
+# Of clamped_swiglu.
+SWIGLU_ALPHA = 1.702
+SWIGLU_LIMIT = 7.0
 
 
 def rms_norm(

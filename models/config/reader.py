@@ -64,6 +64,10 @@ class ConfigReader:
         """Return whether `key` is present and not null."""
         return self._values.get(key) is not None
 
+    def mentions(self, key: str) -> bool:
+        """Return whether `key` is present, perhaps null."""
+        return key in self._values
+
     def value(self, key: str) -> Any:
         """Return the unchecked value, None where absent; the key counts as read."""
         self._read.add(key)

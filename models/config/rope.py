@@ -235,8 +235,6 @@ def _yarn(config: ConfigReader, scaling: ConfigReader, plain: RopeSpec) -> RopeS
 
     both = bool(mscale and mscale_all_dim)
     derived = magnitude(mscale) / magnitude(mscale_all_dim) if both else magnitude(1.0)
-    if scaling.has("truncate") and not scaling.flag("truncate"):
-        raise scaling.unsupported("truncate", False, "true")
     fallback = config.integer("max_position_embeddings", high=1 << 28)
     return RopeSpec(
         theta=plain.theta,
@@ -245,6 +243,7 @@ def _yarn(config: ConfigReader, scaling: ConfigReader, plain: RopeSpec) -> RopeS
         factor=factor,
         beta_fast=scaling.number("beta_fast", 32.0, low=1e-3, high=1e6),
         beta_slow=scaling.number("beta_slow", 1.0, low=1e-3, high=1e6),
+        truncate=scaling.flag("truncate", True),
         original_context_tokens=_original_context(config, scaling, fallback),
         attention_factor=scaling.number("attention_factor", derived, low=1e-6, high=1e6),
     )

@@ -1,7 +1,7 @@
 """Attention with rotary embeddings, its heads in groups that share keys and values.
 
 Source: arXiv 1706.03762; groups arXiv 2305.13245; rotation arXiv 2104.09864; the gate arXiv
-2505.06708.
+2505.06708; sinks as parameters arXiv 2508.10925.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Attention(Mixer):
         v_norm: whether each head's values are divided by their root mean square.
         keys_as_values: whether values are keys as k_proj gives them; there is no v_proj then.
         shares: the earlier layer whose keys and values it looks at, with its window; -1: its own.
+        sinks: whether each head has a score of a value of zeros, a parameter.
     """
 
     window: int = 0
@@ -43,6 +44,7 @@ class Attention(Mixer):
     v_norm: bool = False
     keys_as_values: bool = False
     shares: int = -1
+    sinks: bool = False
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Attention(Mixer):
         check_integer("layer: ", "kv_heads", self.kv_heads, 0, 1 << 12)
         check_integer("layer: ", "head_dim", self.head_dim, 0, 1 << 12)
         check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
-        for name in ("gated", "v_norm", "keys_as_values"):
+        for name in ("gated", "v_norm", "keys_as_values", "sinks"):
             check_choice("layer: ", name, getattr(self, name), (True, False))
         if self.keys_as_values and not self.v_norm:
             raise ArtefactError("spec: layer: keys_as_values needs v_norm")
@@ -160,6 +162,7 @@ class Attention(Mixer):
             softcap=spec.attn_softcap,
             constants=constants,
             shares=self.shares if self.shares >= 0 else None,
+            sinks=f"{place.prefix}sinks.weight" if self.sinks else "",
         )
         if self.gated:
             yield ActivationMul(

@@ -61,6 +61,14 @@ def test_activation_equals_torch(kind: str) -> None:
     assert reference.activation(x.astype(np.float32), kind).dtype == np.float32
 
 
+def test_clamped_swiglu_equals_torch() -> None:
+    gate, up = RNG(3).standard_normal((2, 4, 100)) * 8
+    g, u = (torch.from_numpy(x) for x in (gate, up))
+    g, u = torch.clamp(g, max=7.0), torch.clamp(u, -7.0, 7.0)
+    expected = (g * torch.sigmoid(1.702 * g) * (u + 1)).numpy()
+    np.testing.assert_allclose(reference.gated(gate, up, "clamped_swiglu"), expected, rtol=1e-12)
+
+
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(ShapeError, match="relu"):
         reference.activation(np.zeros(1), "relu")

@@ -294,6 +294,7 @@ def _attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         softcap=op.softcap,
         positions=to.buffers.positions,
         scratch=to.buffers.scratch,
+        sinks=to.weight(op.sinks) if op.sinks else 0,
     )
     if rotated:
         made.append(_hadamard(to, op.result, op.heads, op.head_dim, wait=near.wait))

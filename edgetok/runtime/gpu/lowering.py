@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgetok.errors import UnsupportedError
-from edgetok.kernels_gpu.activation import gated
+from edgetok.kernels_gpu.activation import KINDS, gated
 from edgetok.kernels_gpu.attention import attention, attention_mass
 from edgetok.kernels_gpu.embed import embed
 from edgetok.kernels_gpu.matmul_nbits import Epilogue
@@ -155,6 +155,8 @@ def _gated_product(
 ) -> Launch:
     """Gate, up and activation: one launch where both are one product."""
     size = op.size
+    if op.kind not in KINDS:
+        raise _unsupported(op, f"{op.kind}, expected one of {', '.join(KINDS)}")
     if product.joined is not None:
         epilogue, out = Epilogue(gate=op.kind, planes=True), to.planes(op.result, size)
 
@@ -228,6 +230,8 @@ def _store(to: Target, groups: Groups) -> tuple[Launch, int]:
 
 def _attend(to: Target, groups: Groups) -> tuple[Launch, int]:
     op: Any = groups[0][0]
+    if op.sinks:
+        raise _unsupported(op, "expected heads without sinks")
     q = to.heads(op.queries, op.heads, op.head_dim)
     mixed = to.planes(op.result, op.heads * op.head_dim)
     log_sums, partials = to.log_sums(op.heads), to.partials(op)

@@ -171,11 +171,12 @@ class Cache:
         window=0,
         scale=0.3,
         cap=0.0,
+        sinks=None,
         state=None,
     ):
         T, H, D = q.shape
         out = self.guard(np.full(q.shape, np.nan, np.float32))
-        how = {"window": window, "scale": scale, "cap": cap}
+        how = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
         made = attend_instructions(self, q, out, positions, threads, **how)
         chunks = launch.chunk_count(int(self.records[0, launch.REC_USED]))
         partials = self.guard(np.full(launch.partials_bytes(H, D, chunks), 0xFF, np.uint8))
@@ -184,7 +185,9 @@ class Cache:
         return out
 
 
-def attend_instructions(cache, q, out, positions, threads, *, window=0, scale=0.3, cap=0.0):
+def attend_instructions(
+    cache, q, out, positions, threads, *, window=0, scale=0.3, cap=0.0, sinks=None
+):
     _, H, D = q.shape
     guard = cache.guard
     positions = guard(np.ascontiguousarray(positions, np.int32))
@@ -202,10 +205,11 @@ def attend_instructions(cache, q, out, positions, threads, *, window=0, scale=0.
         softcap=cap,
         positions=positions.ctypes.data,
         scratch=guard(np.full(threads * launch.scratch_bytes(D), 0xFF, np.uint8)).ctypes.data,
+        sinks=0 if sinks is None else guard(sinks.astype(np.float32)).ctypes.data,
     )
 
 
-def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0):
+def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0, sinks=None):
     """The reference over slots put back into the order of their positions, and what may be off.
 
     Rounded weights are off by an even spread of a step each; the sum of S of them by four times
@@ -217,13 +221,13 @@ def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0):
         codes, scales = round_int8(q)
         q = codes * scales.astype(np.float64)
     q = q.astype(np.float64)
-    how = {"scale": scale, "window": window, "cap": cap}
+    how = {"scale": scale, "window": window, "cap": cap, "sinks": sinks}
     expected = reference.attention(q, k, v, **how)
     allowed = RTOL * max(1.0, np.abs(expected).max())
     if cache.bits <= 8:
         # At 4 bits a code counts from the base, so up to the whole range is rounded.
         reach = 2 * np.abs(v).max() if cache.bits in (4, 5) else np.abs(v).max()
-        largest = reference.attention_weights(q, k, scale=scale, window=window, cap=cap).max(-1)
+        largest = reference.attention_weights(q, k, **how).max(-1)
         step = WEIGHT_STEP * reach * np.sqrt(len(order) / 12)
         allowed = allowed + 4 * step * largest.T[:, :, None]
     return expected, allowed
@@ -301,6 +305,28 @@ def test_windows_and_caps(each_kernels, guard, bits, window, cap):
         q = rng.standard_normal((T, H, D)).astype(np.float32)
         out = cache.attend(q, np.arange(S - T, S), threads=2, window=window, cap=cap)
         close(out, truth(cache, q, order, window=window, cap=cap))
+
+
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (8, 0.0), (0, 2.0)])
+def test_sinks(each_kernels, guard, bits, window, cap):
+    """Far below all scores, among them, and so far above that hardly anything is left."""
+    H, KH, D, S = 4, 2, 64, 600
+    cache, _, _, order, rng = filled(each_kernels, guard, bits, H, KH, D, S)
+    how = {"window": window, "cap": cap, "sinks": np.array([-200.0, 0.5, 4.0, 60.0])}
+    for T in (1, 40):
+        q = rng.standard_normal((T, H, D)).astype(np.float32)
+        expected = truth(cache, q, order, **how)
+        for threads in (1, 3):
+            mass = Mass(guard, cache, H, threads)
+            out = cache.attend(
+                q, np.arange(S - T, S), threads=threads, state=mass.state(keep=0.0), **how
+            )
+            close(out, expected)
+            of_mass = mass_truth(cache, q, order, 0, **how)
+            np.testing.assert_allclose(mass.found, of_mass, atol=6e-5)
+            without = cache.attend(q, np.arange(S - T, S), threads=threads, **how)
+            np.testing.assert_array_equal(out, without)  # bit for bit, counted or not
 
 
 def one_token(rng, KH, D, S, loud_from):

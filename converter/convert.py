@@ -49,7 +49,6 @@ __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quan
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
-_EXPERTS = "models with experts"
 _OWN_INPUTS = "models whose layers share keys and values, or have inputs or factors of their own,"
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
@@ -117,6 +116,8 @@ def convert(
     only_rounded = _only_rounded(family.spec)
     if only_rounded:
         options = _rounded(options, only_rounded, target is not None)
+    if expert_counts(operations(family.spec)):
+        options = _of_experts(options, target is not None)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -255,6 +256,12 @@ def _reference_tokens(
         return 0, "not asked for"
     if not has_torch():
         return 0, "needs torch and transformers: pip install 'edgetok[convert]'"
+    if expert_counts(operations(weights.family.spec)) and not options.calibrates:
+        from edgetok.converter.calibrate.transformers_model import why_not_run
+
+        reason = why_not_run(weights)
+        if reason is not None:
+            return 0, reason
     if options.reference_tokens:
         return options.reference_tokens, None
     tokens = default_reference_tokens(weights.parameters, options)
@@ -266,10 +273,8 @@ def _reference_tokens(
 def _only_rounded(spec: DecoderSpec) -> str | None:
     """Name the kind of decoder that is rounded to nearest; None where it can be calibrated.
 
-    Blocks of the other kind may need keys and values of other blocks, or an input of their own.
+    Blocks of the other kind need keys and values of other blocks, or an input of their own.
     """
-    if expert_counts(operations(spec)):
-        return _EXPERTS
     shares = any(layer.attention and layer.attention.shares >= 0 for layer in spec.layers)
     own = any(isinstance(layer.ffn, DenseWithInput) for layer in spec.layers)
     return _OWN_INPUTS if shares or own else None
@@ -288,6 +293,24 @@ def _rounded(options: ConvertOptions, kind: str, fits: bool) -> ConvertOptions:
             "--bits and --method rtn"
         )
     return dataclasses.replace(options, method="rtn", without=(), refine=None)
+
+
+def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:
+    """Return the options for a decoder with experts, which is not trained.
+
+    Raises:
+        UnsupportedError: more was asked for.
+    """
+    if fits or options.refine:
+        asked = "--fit and --max-kl" if fits else "--refine"
+        raise UnsupportedError(
+            f"{asked}: models with experts are calibrated, but not trained, and all of their "
+            "matrices get the same bits; give --bits"
+        )
+    if options.method != "auto":
+        return options
+    without = tuple(dict.fromkeys([*options.without, "tune"]))
+    return dataclasses.replace(options, without=without, refine=None)
 
 
 def _compare(

@@ -266,5 +266,6 @@ def gated(gate: Array, up: Array, kind: str) -> Array:
     """
     if kind == "clamped_swiglu":
         gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
-        return activation(1.702 * gate, "sigmoid") * gate * (up + 1)
+        y: Array = activation(1.702 * gate, "sigmoid") * gate * (up + 1)
+        return y
     return activation(gate, kind) * up

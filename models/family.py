@@ -160,8 +160,9 @@ class TensorSource:
         if self.stack is None:
             return (self.name,)
         separate = (self.stack.each.format(e) for e in range(self.stack.count))
-        whole = (*self.stack.joined, *self.stack.turned)
-        return (*(name for name, *_ in whole), *separate)
+        joined = (name for name, _, _ in self.stack.joined)
+        turned = (name for name, _, _, _ in self.stack.turned)
+        return (*joined, *turned, *separate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,5 +72,5 @@ def _yarn(rope: RopeSpec, base: Frequencies) -> Frequencies:
         fast, slow = math.floor(fast), math.ceil(slow)
     first, last = max(fast, 0), min(slow, rope.rotary_dim - 1)
     width = last - first if last != first else 0.001
-    stretch = np.clip((np.arange(rope.rotary_dim // 2) - first) / width, 0.0, 1.0)
+    stretch: Frequencies = np.clip((np.arange(rope.rotary_dim // 2) - first) / width, 0.0, 1.0)
     return base * (1.0 - stretch + stretch / rope.factor)

@@ -19,6 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from edgetok.converter.calibrate.expert_parameters import (
+    fill_missing,
+    read_stacked,
+    write_stacked,
+)
 from edgetok.converter.calibrate.transformers_model import (
     attention_of,
     build_on_meta,
@@ -103,11 +108,22 @@ class Original:
         """Read block `index` into memory for as long as the context lasts; `embed` comes first."""
         layer = self._layers[index]
         prefix = f"{self._prefix}layers.{index}."
+        stored = self.weights.checkpoint.infos
+        missing: list[str] = []
         with contextlib.ExitStack() as stack:
-            for name, _ in list(layer.named_parameters()):
+            for name, former in [*layer.named_parameters(), *layer.named_buffers()]:
+                if prefix + name in stored:
+                    values = to_torch(self.weights.checkpoint.tensor(prefix + name))
+                elif isinstance(former, nn.Parameter):
+                    values = torch.empty(former.shape, device="cpu")
+                    missing.append(prefix + name)
+                else:
+                    continue  # computed when the module was built
                 owner, _, leaf = name.rpartition(".")
-                values = to_torch(self.weights.checkpoint.tensor(prefix + name))
                 stack.enter_context(_parameter(layer.get_submodule(owner), leaf, values))
+            parameters = {prefix + name: p.data for name, p in layer.named_parameters()}
+            own = [n for n in self.weights.family.tensors if n.startswith(f"layers.{index}.")]
+            fill_missing(self.weights, own, parameters, missing)
             yield Block(self, index, layer, *self._calls[index])
 
     def final_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -258,11 +274,18 @@ class Block:
 
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
+        source = self._source(name)
+        if source.stack is not None:
+            return read_stacked(source, self._parameters(), 2 if name.endswith(".weight") else 1)
         parameter, rows, add = self._place(name)
         return parameter[rows] + add if add else parameter[rows].clone()
 
     def set(self, name: str, values: Tensor) -> None:
         """Replace a canonical tensor of this block."""
+        source = self._source(name)
+        if source.stack is not None:
+            write_stacked(source, self._parameters(), values)
+            return
         parameter, rows, add = self._place(name)
         parameter[rows] = values - add if add else values
 
@@ -279,6 +302,10 @@ class Block:
         path, _, leaf = relative.rpartition(".")
         return path, leaf
 
+    def _parameters(self) -> dict[str, Tensor]:
+        prefix = f"{self._original._prefix}layers.{self.index}."
+        return {prefix + name: p.data for name, p in self._layer.named_parameters()}
+
     def _module(self, linear: str) -> nn.Module:
         return self._layer.get_submodule(self._path(linear + ".weight")[0])
 
@@ -288,7 +315,7 @@ class Block:
     def _place(self, name: str) -> tuple[Tensor, slice | Tensor, float]:
         source = self._source(name)
         path, leaf = self._path(name)
-        parameter = self._layer.get_submodule(path).get_parameter(leaf).data
+        parameter: Tensor = getattr(self._layer.get_submodule(path), leaf).data
         if source.pieces:
             rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
             return parameter, rows, source.add
@@ -337,7 +364,15 @@ def _plain_attributes(module: nn.Module) -> dict[str, str | int | bool]:
 
 @contextlib.contextmanager
 def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
-    """Give a module a parameter for as long as the context lasts."""
+    """Give a module a parameter, or a buffer, for as long as the context lasts."""
+    if name in module._buffers:
+        kept = module._buffers[name]
+        module._buffers[name] = values
+        try:
+            yield
+        finally:
+            module._buffers[name] = kept
+        return
     former = module._parameters[name]
     module._parameters[name] = nn.Parameter(values, requires_grad=False)
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from edgetok.converter.calibrate.expert_parameters import fill_missing
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.kernels_cpu.simd.host_cpu import host_features
@@ -80,6 +81,20 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def why_not_run(weights: CanonicalWeights) -> str | None:
+    """Return why the installed `transformers` cannot run a checkpoint with experts, if so."""
+    spec, names = weights.family.spec, set(weights.checkpoint.names)
+    try:
+        module = build_on_meta(weights.checkpoint.config, attention_of(spec))
+    except UnsupportedError as error:
+        return str(error)
+    known = {name for name, _ in module.named_parameters()}
+    stacks = (source for source in weights.family.tensors.values() if source.stack is not None)
+    experts = {part.name for source in stacks for part in source.parts(known)}
+    odd = sorted(known - names - experts)
+    return f"the installed transformers has {odd[0]} under another name" if odd else None
+
+
 def joined(parts: Iterable[tuple[str, Ranges, Tensor]]) -> dict[str, Tensor]:
     """Parameters by name, from a name, ranges of rows (none: all) and the values of their parts."""
     found: dict[str, list[tuple[int, Tensor]]] = {}
@@ -94,13 +109,20 @@ def joined(parts: Iterable[tuple[str, Ranges, Tensor]]) -> dict[str, Tensor]:
 
 
 def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:
-    """The whole checkpoint's parameters in float32; a tied head has none of its own."""
+    """The whole checkpoint's parameters and buffers in float32; a tied head has none of its own."""
     named = set(weights.checkpoint.names)
-    return {
-        name: to_torch(weights.checkpoint.tensor(name))
-        for name, _ in module.named_parameters()
-        if name in named
+    known = dict([*module.named_parameters(), *module.named_buffers()])
+    found = {name: to_torch(weights.checkpoint.tensor(name)) for name in known if name in named}
+    experts = {
+        part.name
+        for source in weights.family.tensors.values()
+        if source.stack is not None
+        for part in source.parts(known)
     }
+    missing = experts - named
+    found |= {name: torch.empty(known[name].shape, device="cpu") for name in missing}
+    fill_missing(weights, weights.family.tensors, found, missing)
+    return found
 
 
 def to_torch(values: npt.NDArray[np.float32]) -> Tensor:

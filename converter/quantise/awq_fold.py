@@ -24,7 +24,7 @@ from edgetok.converter.quantise import awq, gptq
 from edgetok.converter.quantise.recipe import Inputs, round_layers
 from edgetok.converter.write.data_file import TensorFormat
 from edgetok.errors import UnsupportedError
-from edgetok.models.operations import makers, stages
+from edgetok.models.operations import expert_counts, makers, stages
 from edgetok.models.ops import Attend, Linear, Norm, Op
 
 _JUDGE_TOKENS = 4096
@@ -55,7 +55,11 @@ def fold_block(
         Notes on what could not be folded.
     """
     notes = []
-    firsts = [stage[0] for stage in block.stages]
+    experts = {
+        name.removeprefix(f"layers.{block.index}.") for name in expert_counts(block.operations)
+    }
+    of_all = [stage for stage in block.stages if experts.isdisjoint(stage)]  # nothing else scales
+    firsts = [stage[0] for stage in of_all]
     wanted = awq.SAMPLE_TOKENS
     if options is not None:
         wanted = _JUDGE_TOKENS
@@ -70,7 +74,7 @@ def fold_block(
         magnitudes[name].add(x)
 
     block.observe(hidden, firsts, see)
-    for stage in block.stages:
+    for stage in of_all:
         forms = [formats[f"layers.{block.index}.{name}"] for name in stage]
         if not all(form.quantised for form in forms):
             notes.append(f"awq: {', '.join(stage)} not scaled where one of them is not quantised")

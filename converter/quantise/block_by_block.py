@@ -6,8 +6,9 @@ blocks are stored beside the journal, so that an interrupted run loses one block
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,12 @@ from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.quantise.awq import GroupProducts, Sample, quantise_clipped
 from edgetok.converter.quantise.awq_fold import fold_block
 from edgetok.converter.quantise.error import relative
+from edgetok.converter.quantise.experts import (
+    LEAST_TOKENS,
+    Routed,
+    output_error,
+    round_experts,
+)
 from edgetok.converter.quantise.recipe import round_layers, rounder_of_ends
 from edgetok.converter.quantise.train_block import refine_block
 from edgetok.converter.quantise.train_model import tune
@@ -38,8 +45,10 @@ from edgetok.converter.write.workspace import Workspace
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import CheckpointError
 from edgetok.formats.layout import Layout
+from edgetok.models.operations import expert_counts
 
 _ERROR_TOKENS = 512
+OutputError = Callable[[str, Tensor, Tensor], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ def convert_calibrated(
             if not (job.refined_by_block and step.startswith("layers.")):
                 progress.advance(unit)
         notes += workspace.result(step).get("notes", [])
+    notes += _few_tokens({step: workspace.result(step).get("few") for step in steps})
     refined = [workspace.result(step).get("refined") for step in steps]
     if any(refined):
         before, after = np.mean([errors for errors in refined if errors], axis=0)
@@ -138,6 +148,17 @@ def convert_calibrated(
         notes += _tune(job, texts, workspace, progress)
     return [
         f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
+    ]
+
+
+def _few_tokens(few: Mapping[str, list[int] | None]) -> list[str]:
+    """Tell which experts were not calibrated."""
+    found = [f"{step}: {', '.join(map(str, experts))}" for step, experts in few.items() if experts]
+    if not found:
+        return []
+    return [
+        f"experts that fewer than {LEAST_TOKENS} tokens of the calibration text reach are rounded "
+        f"to nearest: {'; '.join(found)}"
     ]
 
 
@@ -204,8 +225,21 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
         )
     errors = []
     rounded: dict[str, Quantised] = {}
+    few: tuple[int, ...] = ()
+    routed: Routed | None = None
+    experts = {n.removeprefix(layer) for n in expert_counts(block.operations)}
     for stage in block.stages:
-        sample, result = _round_stage(block, hidden, stage, job)
+        if experts.isdisjoint(stage):
+            sample, result = _round_stage(block, hidden, stage, job)
+            inputs = sample.inputs()
+            error: OutputError = functools.partial(_output_error, inputs)
+        else:
+            routed = routed or Routed(block, hidden)
+            made = round_experts(
+                block, routed, _quantised_forms(block, stage, job), job.options, job.threads
+            )
+            result, few = made.layers, made.few
+            error = functools.partial(output_error, routed)
         for name in stage:
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
@@ -213,8 +247,15 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
                 written = _write_quantised(job, layer + name, result[name], form)
             else:
                 written = _write_plain(job, layer + name, weight, form)
+            errors.append(
+                {
+                    "name": layer + name,
+                    "bits": form.bits,
+                    "weight_error": relative(_energy(written - weight), _energy(weight)),
+                    "output_error": error(name, weight, written),
+                }
+            )
             block.set(name + ".weight", written)
-            errors.append(_errors(layer + name, form.bits, weight, written, sample.inputs()))
         rounded |= result
     refined = None
     if wanted is not None and rounded:
@@ -223,7 +264,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
     for name in block.names:
         if name not in written_above:
             job.data.write(layer + name, block.get(name).numpy())
-    return {"layers": errors, "notes": notes, "refined": refined}
+    return {"layers": errors, "notes": notes, "refined": refined, "few": few}
 
 
 def _refine(
@@ -248,8 +289,7 @@ def _round_stage(
     block: Block, hidden: Tensor, stage: tuple[str, ...], job: Job
 ) -> tuple[Sample, dict[str, Quantised]]:
     """Inputs of a stage's layers, and what those become that are to be quantised."""
-    forms = {name: job.formats[f"layers.{block.index}.{name}"] for name in stage}
-    forms = {name: form for name, form in forms.items() if form.quantised}
+    forms = _quantised_forms(block, stage, job)
     inputs = block.get(stage[0] + ".weight").shape[1]
     sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
     if not forms:
@@ -281,6 +321,11 @@ def _round_stage(
     return sample, dict(zip(forms, result, strict=True))
 
 
+def _quantised_forms(block: Block, stage: tuple[str, ...], job: Job) -> dict[str, TensorFormat]:
+    forms = {name: job.formats[f"layers.{block.index}.{name}"] for name in stage}
+    return {name: form for name, form in forms.items() if form.quantised}
+
+
 def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:
     def see(_: str, x: Tensor) -> None:
         for observer in observers:
@@ -303,16 +348,11 @@ def _write_plain(job: Job, name: str, weight: Tensor, form: TensorFormat) -> Ten
     return torch.from_numpy(stored.astype(np.float32))
 
 
-def _errors(
-    name: str, bits: int, weight: Tensor, written: Tensor, inputs: Tensor
-) -> dict[str, Any]:
+def _output_error(inputs: Tensor, name: str, weight: Tensor, written: Tensor) -> float:
+    """|(W' - W) x| / |W x|."""
+    del name
     difference = written - weight
-    return {
-        "name": name,
-        "bits": bits,
-        "weight_error": relative(_energy(difference), _energy(weight)),
-        "output_error": relative(_energy(inputs @ difference.T), _energy(inputs @ weight.T)),
-    }
+    return relative(_energy(inputs @ difference.T), _energy(inputs @ weight.T))
 
 
 def _energy(values: Tensor) -> float:

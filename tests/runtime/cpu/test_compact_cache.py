@@ -74,7 +74,7 @@ class Watch:
 
         cache.begin = noting
 
-    def attend(self, spec, capacity):
+    def attend(self, spec, capacity, weights):
         """Attention to exactly what was held, at the positions that it then had."""
         frequencies = [inv_freq(rope, capacity) for rope in spec.ropes]
 
@@ -90,6 +90,7 @@ class Watch:
             out = np.zeros_like(q)
             kv_heads, _ = spec.kv_sizes(layer)
             group = spec.num_heads // kv_heads
+            sinks = weights.get(f"layers.{layer}.sinks.weight")
             for start, count, first, places in self.runs:
                 rows = np.arange(start, start + count)
                 where = np.arange(first, first + count)
@@ -107,8 +108,12 @@ class Watch:
                     for g in range(group):
                         scores = queries[:, g] @ keys.T * spec.attn_scale
                         scores = reference.softcap(scores, spec.attn_softcap)
-                        weights = reference.softmax(np.where(seen, scores, -np.inf))
-                        out[rows, head * group + g] = weights @ v[tokens, head]
+                        scores = np.where(seen, scores, -np.inf)
+                        if sinks is not None:
+                            own = np.full((len(scores), 1), sinks[head * group + g])
+                            scores = np.concatenate([scores, own], 1)
+                        p = reference.softmax(scores)[:, : len(tokens)]
+                        out[rows, head * group + g] = p @ v[tokens, head]
             return out
 
         return attend
@@ -124,7 +129,10 @@ def test_logits_are_those_of_what_is_held(load, family):
     got += [backend.forward(cache, TOKENS[i : i + 1])[None].copy() for i in range(150, 230)]
     spec = made.spec
     expected = reference_decoder.forward(
-        spec, made.weights, TOKENS[:230], attend=watch.attend(spec, spec.context_tokens)
+        spec,
+        made.weights,
+        TOKENS[:230],
+        attend=watch.attend(spec, spec.context_tokens, made.weights),
     )
     assert cache.position <= 64 < cache.length_tokens
     np.testing.assert_allclose(np.concatenate(got), expected, rtol=0, atol=3e-4)
@@ -138,7 +146,10 @@ def test_every_policy_computes_right(load, policy):
     got = backend.forward(cache, TOKENS[:200], all_logits=True)
     spec = made.spec
     expected = reference_decoder.forward(
-        spec, made.weights, TOKENS[:200], attend=watch.attend(spec, spec.context_tokens)
+        spec,
+        made.weights,
+        TOKENS[:200],
+        attend=watch.attend(spec, spec.context_tokens, made.weights),
     )
     np.testing.assert_allclose(got, expected, rtol=0, atol=3e-4)
     tokens, _ = held(cache, 2, 0)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import DATA_FILE, Layout, TensorFormat
 from edgetok.converter.write.pack_codes import SUFFIXES, unpack_linear
-from edgetok.formats.layout import linear_shapes
+from edgetok.formats.layout import TABLE, TABLE_LEVELS, linear_shapes
 from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]
@@ -73,9 +73,9 @@ class WrittenWeights:
         return self._rows(module, 0, self._shapes[module].N)
 
     def _rows(self, module: str, first: int, end: int) -> Quantised:
-        form = self.formats[module]
+        form, rows = self.formats[module], (first, end)
         parts = {
-            suffix: self._read(module + suffix, first, end)
+            suffix: self._read(module + suffix, *((0, TABLE_LEVELS) if suffix == TABLE else rows))
             for suffix in SUFFIXES
             if module + suffix in self._layout.tensors
         }

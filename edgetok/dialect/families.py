@@ -119,6 +119,7 @@ GENERIC = replace(HERMES, name="generic", signs=(), own_prompt=True)
 UNSUPPORTED = {
     "<function=": "calls with parameters as XML (Qwen3-Coder, Qwen3.5)",
     "<start_function_call>": "FunctionGemma's calls",
+    "<|channel|>": "calls in channels (gpt-oss)",
 }
 """Signs of formats that have no entry yet, and what they are."""
 

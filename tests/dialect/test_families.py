@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgetok.dialect.detect import detect
 from edgetok.dialect.messages import messages_for
 from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.dialect.tool import (
@@ -309,3 +310,10 @@ def test_published_templates(data: Path, path: str) -> None:
     end = again.rindex(closing, start, again.index("result 0")) + len(closing)
     found = joined(read(plan, tokenizer, tokenizer.encode(again[start:end], special=False)))
     assert found["calls"] == MADE[:count]
+
+
+def test_channels_are_not_taken_for_another_format() -> None:
+    source = "{% for m in messages %}<|start|>{{ m.role }}<|channel|>final<|message|>{% endfor %}"
+    dialect = detect(source, frozenset({"messages", "tools"}), lambda text: False)
+    assert not dialect.writes_tools
+    assert "gpt-oss" in dialect.reason

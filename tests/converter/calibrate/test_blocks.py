@@ -42,7 +42,10 @@ def test_hidden_states_are_those_of_the_whole_model(family, tmp_path, monkeypatc
     torch.testing.assert_close(hidden, reference[-1], rtol=1e-4, atol=1e-4)
 
 
-DENSE = {"qwen3_next": {"mlp_only_layers": [0, 1, 2]}}
+DENSE = {
+    "qwen3_next": {"mlp_only_layers": [0, 1, 2]},
+    "granitemoehybrid": {"num_local_experts": 0},
+}
 LAYERS = [
     ("phi3", 1),
     ("gemma3_text", 1),

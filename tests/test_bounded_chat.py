@@ -19,7 +19,7 @@ LONG = " ".join(f"Room {i} has the code {4000 + 7 * i}." for i in range(14))
 
 @pytest.fixture(scope="module")
 def model(default_artefact):
-    with Model.load(default_artefact, threads=1, context=128, kv_policy="content") as loaded:
+    with Model.load(default_artefact, threads=1, context=128, kv_policy="recall") as loaded:
         loaded.sampling = loaded.sampling.with_changes({"temperature": 0.0, "max_tokens": 12})
         yield loaded
 
@@ -96,7 +96,7 @@ def test_a_session_needs_a_cache_of_its_shape(default_artefact, model, long_chat
     path = tmp_path / "talk"
     with (
         Model.load(default_artefact, threads=1, context=128, kv_policy="none") as plain,
-        pytest.raises(SessionError, match="with its --kv-policy content"),
+        pytest.raises(SessionError, match="with its --kv-policy recall"),
     ):
         plain.new_chat().load(path)
     with (

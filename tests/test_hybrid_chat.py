@@ -10,14 +10,14 @@ import pytest
 
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.model import Model
-from tests.tiny import tiny_checkpoint
+from tests.tiny import UNLIKE_LAYERS, tiny_checkpoint
 
 QUESTIONS = ["the small dog and the cat", "they ran to the sea. " * 20, "the mat and then", "the"]
 SPARE_TOKENS = 64  # a chat renders the last words of an answer anew; snapshots stand 16 apart
 KEPT_OPTIONS: dict[str, Any] = {"kv_policy": "none", "context": 2048, "threads": 1}
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen3_next", "granitemoehybrid"])
+@pytest.fixture(scope="module", params=["lfm2", "qwen3_next", "granitemoehybrid", *UNLIKE_LAYERS])
 def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hybrid")
     folder = tiny_checkpoint(request.param, root / "model", max_position_embeddings=2048)

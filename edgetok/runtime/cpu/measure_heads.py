@@ -64,8 +64,8 @@ def recall_scores(
                 scores[head] += gain / len(windows)
     finally:
         backend.close()
-    rows: list[list[float]] = scores.round(6).tolist()
-    return rows
+    scores = scores.round(6)
+    return [row[: spec.kv_sizes(i)[0]].tolist() for i, row in enumerate(scores)]
 
 
 def _told(text: Ids, other: Ids, most: int) -> tuple[Ids, list[int]]:

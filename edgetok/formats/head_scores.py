@@ -32,9 +32,9 @@ def head_scores(report: Mapping[str, Any] | None, spec: DecoderSpec) -> HeadScor
     found: dict[tuple[int, int], float] = {}
     for layer in spec.attention_layers:
         row = rows[layer]
-        if not isinstance(row, list) or len(row) != spec.most_kv_heads:
+        if not isinstance(row, list) or len(row) != spec.kv_sizes(layer)[0]:
             return None
-        for head, score in enumerate(row[: spec.kv_sizes(layer)[0]]):
+        for head, score in enumerate(row):
             if not isinstance(score, int | float) or not math.isfinite(score):
                 return None
             if spec.layers[layer].window == 0:

@@ -41,9 +41,8 @@ def recall_scores(
         threads: how many compute; the result does not depend on it.
 
     Returns:
-        One list a layer, one number a KV head of the layer that has most: 0 where there is none,
-        for layers that do not see every token, and for all if the model was trained for too few
-        tokens to tell two phrases.
+        One list a layer, one number a KV head: 0 for layers that do not see every token, and for
+        all if the model was trained for too few tokens to tell two phrases.
 
     Raises:
         OptionError: there are not two windows.

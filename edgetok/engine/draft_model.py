@@ -23,6 +23,7 @@ from edgetok.runtime.backend import Backend, Logits
 from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.sampler import Sampler
 
+MARGIN = 1.15  # that a draft has to gain by the estimates, which leave some of its cost out
 _MEMORY = 0.97  # of the estimate for each new observation: about the latest 33 count
 _BEFORE, _BEFORE_OF = 2.8, 4.0  # drafts that held, of how many, before any was seen
 _TRIAL_TOKENS = 3  # of a draft that is made to learn whether drafts pay

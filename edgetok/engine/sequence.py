@@ -9,7 +9,7 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 
 from edgetok.engine.cached_tokens import CachedTokens
-from edgetok.engine.draft_model import DraftModel, ModelDrafter
+from edgetok.engine.draft_model import MARGIN, DraftModel, ModelDrafter
 from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
 from edgetok.engine.loops import repeats
 from edgetok.engine.mailbox import Piece
@@ -210,7 +210,7 @@ class Sequence:
         lengths = len(self.prompt), len(self.tokens)
         offered = self._modelled.offer(min(most, MOST_TOKENS), tokens, cost, lengths)
         reads = self._modelled.reads and not best.count
-        self._by_model = reads or offered.rate(tokens, cost) > best.rate(tokens, cost)
+        self._by_model = reads or offered.rate(tokens, cost) > MARGIN * best.rate(tokens, cost)
         if not self._by_model:
             self._modelled.rested()
         return offered if self._by_model else best

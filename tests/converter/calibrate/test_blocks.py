@@ -77,7 +77,7 @@ def test_canonical_tensors_of_a_block(family, layer, tmp_path):
             torch.testing.assert_close(block.get(name), stored, rtol=0, atol=0)
             block.set(name, stored * 2)
             torch.testing.assert_close(block.get(name), stored * 2, rtol=1e-6, atol=1e-6)
-    matrices = [p for p in original._layers[layer].parameters() if p.ndim == 2]
+    matrices = [p for p in original._layers[layer].parameters() if p.numel() > 2000]
     assert {p.device.type for p in matrices} == {"meta"}
 
 

@@ -200,7 +200,7 @@ def test_heads_with_unequal_slots(tiny, tmp_path, kernel_cache, monkeypatch, kv_
         with pytest.raises(SessionError, match="policy"):
             uniform.load(saved)
         expected = reference_decoder.forward(
-            spec, weights, TOKENS, attend=watch.attend(spec, spec.context_tokens)
+            spec, weights, TOKENS, attend=watch.attend(spec, spec.context_tokens, weights)
         )
     error = np.abs(np.concatenate(got) - expected).max() / np.abs(expected).max()
     assert error < (1e-4 if kv_bits == 32 else 0.02)

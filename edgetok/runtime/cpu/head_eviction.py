@@ -105,7 +105,9 @@ def load_evictor(
         OutputError: as `loader.load`.
         EdgetokError: likewise.
     """
-    kernels = loader.load(isa, cache_dir, progress, modules_of(kv_bits), kernels_dir=kernels_dir)
+    kernels = loader.load(
+        isa, cache_dir, progress, modules=modules_of(kv_bits), kernels_dir=kernels_dir
+    )
     ctx = np.zeros(CTX_SLOTS, np.int64)
 
     def run(instructions: Sequence[Instruction]) -> None:

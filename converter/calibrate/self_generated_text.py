@@ -8,6 +8,7 @@ Source: arXiv 2305.17888 (LLM-QAT), section 2.1, data-free distillation.
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -35,6 +36,7 @@ MOST_WEIGHTS = 150_000_000
 _SEED = 12
 _CACHE_BYTES = 256 << 20
 _MARK = "edgetok writes here"
+_OLD_CACHE = "past_key_values"
 
 
 def write(
@@ -64,6 +66,8 @@ def write(
     progress.begin("Generating calibration text", math.ceil(count / batch))
     module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     parameters = original_parameters(module, weights)
+    # Later releases of transformers 5 renamed it and warn about the old name.
+    cache = "cache" if "cache" in inspect.signature(module.forward).parameters else _OLD_CACHE
     draw = torch.Generator().manual_seed(_SEED)
     # Openings have their own lengths: all begin together with as much as the shortest one has, and
     # the others' further tokens are put in place of what is drawn.
@@ -76,9 +80,9 @@ def write(
             tokens[:, :shortest] = torch.tensor([opening[:shortest] for opening in given])
             begin, past = 0, None
             for end in range(shortest, length):
-                arguments = {"input_ids": tokens[:, begin:end], "past_key_values": past}
+                arguments = {"input_ids": tokens[:, begin:end], cache: past}
                 output = functional_call(module, parameters, (), {**arguments, "use_cache": True})
-                past, begin = output.past_key_values, end
+                past, begin = getattr(output, cache), end
                 chances = output.logits[:, -1, : spec.vocab_size].float().softmax(-1)
                 if not bool(chances.isfinite().all()):
                     raise CheckpointError(

@@ -36,7 +36,7 @@ def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
     sizes = decoder_sizes(config, kv_heads=32)
     window = read_window(config, absent=4096)
-    pattern = _pattern(config)
+    pattern = _pattern(config, window)
     layers = mixed_layers(config, window, lambda i: window > 0 and (i + 1) % pattern != 0)
     spec = DecoderSpec(
         **sizes,
@@ -53,10 +53,12 @@ def read(config: ConfigReader) -> Family:
     return Family(spec, standard_tensors(spec, SANDWICH_NORMS))
 
 
-def _pattern(config: ConfigReader) -> int:
+def _pattern(config: ConfigReader, window: int) -> int:
     """Every how many-th layer has no window; some checkpoints spell the layers, as in "LLLG"."""
     key = "sliding_window_pattern"
     value = config.value(key)
+    if type(value) is int and value == 0 and window == 0:
+        return 1  # transformers 5 saves a model without windows this way
     if isinstance(value, str) and value[:-1] == "L" * (len(value) - 1) and value.endswith("G"):
         return len(value)
     return config.integer(key, 4, high=4096)

@@ -68,6 +68,11 @@ _UNUSED = (
     "time_step_max",
     "time_step_floor",
 )
+# Layer types of transformers 4 and of 5, and how each writes 0 and infinity.
+_MAMBA_TYPES = ("mamba", "linear_attention")
+_ATTENTION_TYPES = ("attention", "full_attention")
+_INFINITY = float("inf")
+_NO_LIMITS = ([0.0, _INFINITY], (0.0, _INFINITY), [0.0, {"__float__": "Infinity"}])
 
 
 def read(config: ConfigReader) -> Family:
@@ -123,8 +128,8 @@ def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, ...]:
 def _attends(config: ConfigReader) -> list[bool]:
     """Whether each layer is attention."""
     count = layer_count(config)
-    types = config.choices("layer_types", ("mamba", "attention"), count)
-    return [False] * count if types is None else [kind == "attention" for kind in types]
+    types = config.choices("layer_types", (*_MAMBA_TYPES, *_ATTENTION_TYPES), count)
+    return [False] * count if types is None else [kind in _ATTENTION_TYPES for kind in types]
 
 
 def _mamba(config: ConfigReader, hidden_size: int) -> Mamba2:
@@ -141,7 +146,7 @@ def _mamba(config: ConfigReader, hidden_size: int) -> Mamba2:
             f"mamba_expand * hidden_size {width}, or not a multiple of mamba_n_groups {groups}"
         )
     limit = config.value("time_step_limit")
-    if limit not in (None, [0.0, float("inf")], (0.0, float("inf"))):
+    if limit not in (None, *_NO_LIMITS):
         raise config.unsupported("time_step_limit", limit, "0 and infinity")
     return Mamba2(
         heads=heads,

@@ -35,6 +35,7 @@ def read(config: ConfigReader) -> Family:
     sizes = decoder_sizes(config, tied=True, kv_heads=8, norm_eps="norm_eps")
     sizes["tied"] = config.flag("tie_embedding", sizes["tied"])  # the older key wins
     config.expect("conv_bias", False)
+    config.expect("hidden_act", "silu")
     experts = Experts(
         experts=config.integer("num_experts", 32, high=1024),
         top=config.integer("num_experts_per_tok", 4, high=32),

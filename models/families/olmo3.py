@@ -6,7 +6,7 @@ Source: transformers `Olmo3Config`.
 from __future__ import annotations
 
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
+from edgetok.models.config.rope import read_layer_ropes, read_rope
 from edgetok.models.family import (
     SANDWICH_NORMS,
     Family,
@@ -37,11 +37,10 @@ def read(config: ConfigReader) -> Family:
     attention_bias = config.flag("attention_bias")
     window = config.integer("sliding_window", high=1 << 28)
     layers = mixed_layers(config, window, lambda i: (i + 1) % 4 != 0)
-    rope = read_rope(config, sizes["head_dim"])
     spec = DecoderSpec(
         **sizes,
         layers=tuple(LayerSpec(window=x.window, rope=1 if x.window else 0) for x in layers),
-        ropes=(rope, RopeSpec(theta=rope.theta, rotary_dim=rope.rotary_dim)),
+        ropes=_ropes(config, sizes["head_dim"]),
         activation=read_activation(config),
         pre_norm=False,
         post_norm=True,
@@ -50,3 +49,15 @@ def read(config: ConfigReader) -> Family:
         o_bias=attention_bias,
     )
     return Family(spec, standard_tensors(spec, SANDWICH_NORMS))
+
+
+def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
+    """Return the embeddings of layers without and with a window.
+
+    transformers 5 saves an object for each; a config with only one has it scaled in the first.
+    """
+    parameters = config.section("rope_parameters")
+    if parameters is not None and parameters.has("full_attention"):
+        return read_layer_ropes(config, head_dim, theta=5e5, local_theta=5e5)
+    rope = read_rope(config, head_dim)
+    return rope, RopeSpec(theta=rope.theta, rotary_dim=rope.rotary_dim)

@@ -38,7 +38,12 @@ def read(config: ConfigReader) -> Family:
     config.value("sliding_window")
     config.value("max_window_layers")  # transformers does not read it in this family
     experts = Experts(
-        experts=config.integer("num_experts", 128, high=1024),
+        experts=config.integer(
+            # As transformers 5 saves it.
+            "num_local_experts" if config.has("num_local_experts") else "num_experts",
+            128,
+            high=1024,
+        ),
         top=config.integer("num_experts_per_tok", 8, high=32),
         size=config.integer("moe_intermediate_size", 768, high=1 << 20),
         normed=config.flag("norm_topk_prob"),

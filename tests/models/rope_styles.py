@@ -14,8 +14,10 @@ def as_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
     if rope is None:
         return config
     if "sliding_attention" in rope:
-        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        local = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
+        if local != rope["rope_theta"]:  # a family with one base has no key for the other
+            config["rope_local_base_freq"] = local
     rope = dict(rope)
     config["rope_theta"] = rope.pop("rope_theta")
     for key in _BESIDE:

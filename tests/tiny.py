@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -182,7 +183,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "layer_types": ["mamba", "attention", "mamba", "mamba"],
         "mamba_n_heads": 6,
-        "mamba_n_groups": 2,
+        # The gated norm is over all groups in transformers 4, as here, and over each in 5;
+        # published models have one group.
+        "mamba_n_groups": 2 if transformers.__version__.startswith("4.") else 1,
         "mamba_d_state": 20,
         "mamba_chunk_size": 16,
         "num_local_experts": 5,
@@ -323,6 +326,8 @@ def tiny_checkpoint(
             noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
         array = noise.astype(np.float16) if bits16 else noise
         weights[name] = torch.from_numpy(array.astype(np.float32)).to(dtype)
+    if family in ("mixtral", "granitemoehybrid"):
+        weights = _under_published_names(model, weights)
     _save(weights, folder, shards)
     write_tokenizer(folder)
     (folder / "generation_config.json").write_text(
@@ -341,6 +346,18 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
     """transformers' model of the checkpoint, with plain attention (which alone has softcaps)."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()
+
+
+def _under_published_names(
+    model: PreTrainedModel, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`weights` as published; modules of transformers 5 have other names than its files."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return weights  # transformers 4, whose modules have the names of the files
+    published = revert_weight_conversion(model, weights)
+    return {name: tensor.contiguous() for name, tensor in published.items()}
 
 
 def _save(weights: dict[str, torch.Tensor], folder: Path, shards: int) -> None:

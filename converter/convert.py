@@ -140,8 +140,10 @@ def convert(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
         formats, reasons = _formats(weights, options, workspace, progress)
-        tokens, reason = _reference_tokens(weights, options, workspace)
         calibrates = options.calibrates or target is not None
+        if calibrates:
+            _require_original(weights)
+        tokens, reason = _reference_tokens(weights, options, workspace)
         texts = None
         if calibrates or tokens:
             texts = texts_of(weights, options, workspace, progress, calibrates=calibrates)
@@ -244,6 +246,23 @@ def _write_weights(
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
         job = Job(weights, formats, layout, options, data, cores())
         return convert_calibrated(job, texts, workspace, progress)
+
+
+def _require_original(weights: CanonicalWeights) -> None:
+    """Refuse to calibrate a checkpoint with experts that the installed `transformers` cannot run.
+
+    Raises:
+        UnsupportedError: it has other names for the weights, so that some would have no values.
+    """
+    if not (has_torch() and expert_counts(operations(weights.family.spec))):
+        return
+    from edgetok.converter.calibrate.transformers_model import why_not_run
+
+    reason = why_not_run(weights)
+    if reason is not None:
+        raise UnsupportedError(
+            f"{weights.checkpoint.folder}: {reason}; use --method rtn, or another release"
+        )
 
 
 def _reference_tokens(

@@ -276,6 +276,8 @@ WITH_EXPERTS = tuple(
     )
     if family in FAMILIES
 )
+# In transformers 5 their modules have other names than their files: the originals are not run.
+RENAMED = () if transformers.__version__.startswith("4.") else ("mixtral", "granitemoehybrid")
 # Layers share keys and values, have heads of two sizes and inputs of their own.
 UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
 
@@ -326,7 +328,7 @@ def tiny_checkpoint(
             noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
         array = noise.astype(np.float16) if bits16 else noise
         weights[name] = torch.from_numpy(array.astype(np.float32)).to(dtype)
-    if family in ("mixtral", "granitemoehybrid"):
+    if family in RENAMED:
         weights = _under_published_names(model, weights)
     _save(weights, folder, shards)
     write_tokenizer(folder)
@@ -351,11 +353,9 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
 def _under_published_names(
     model: PreTrainedModel, weights: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`weights` as published; modules of transformers 5 have other names than its files."""
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:
-        return weights  # transformers 4, whose modules have the names of the files
+    """`weights` under the names that transformers 5 saves, which are those of published files."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     published = revert_weight_conversion(model, weights)
     return {name: tensor.contiguous() for name, tensor in published.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -68,7 +69,7 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
             "install a newer one, or use --method rtn"
         )
     # Built from the class of that name: `auto_map` is never followed.
-    known = {key: value for key, value in config.items() if key != "auto_map"}
+    known = {key: _numbers(value) for key, value in config.items() if key != "auto_map"}
     # A class's own default may be beyond the vocabulary; padding only matters in training.
     known.setdefault("pad_token_id", None)
     with warnings.catch_warnings():
@@ -79,6 +80,13 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
                 hf_config, dtype=torch.float32, attn_implementation=attention
             )
     return model.eval().requires_grad_(False)
+
+
+def _numbers(value: Any) -> Any:
+    """`value` of a config with infinity, which transformers 5 saves as an object, as a number."""
+    if value == {"__float__": "Infinity"}:
+        return math.inf
+    return [_numbers(item) for item in value] if isinstance(value, list) else value
 
 
 def why_not_run(weights: CanonicalWeights) -> str | None:

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
+from edgetok.converter.calibrate import transformers_model
 from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.expert_parameters import write_stacked
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
@@ -30,6 +31,7 @@ from edgetok.formats.manifest import verify_manifest
 from edgetok.models.registry import read_family
 from tests.tiny import (
     FAMILIES,
+    RENAMED,
     UNLIKE_LAYERS,
     VOCAB_SIZE,
     WITH_EXPERTS,
@@ -174,6 +176,10 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
     options = ConvertOptions(bits=4, method=method, **SMALL)
+    if family in RENAMED:
+        with pytest.raises(UnsupportedError, match="under another name; use --method rtn"):
+            convert(str(source), out, options)
+        return
     report = convert(str(source), out, options)
     assert report.agreement is not None
     assert set(report.not_quantised.values()) <= {"a router or a gate"}
@@ -191,6 +197,14 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
     np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
 
 
+def test_what_transformers_cannot_run_is_not_calibrated(tmp_path, monkeypatch):
+    reason = "the installed transformers has x under another name"
+    monkeypatch.setattr(transformers_model, "why_not_run", lambda _: reason)
+    source = tiny_checkpoint("olmoe", tmp_path / "source")
+    with pytest.raises(UnsupportedError, match=f"{reason}; use --method rtn"):
+        convert(str(source), tmp_path / "out", ConvertOptions(bits=4, method="gptq", **SMALL))
+
+
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_experts_that_are_not_calibrated(family, tmp_path):
     """onnxruntime computes what transformers computes, at 16 bits and near it at 8."""
@@ -202,7 +216,7 @@ def test_experts_that_are_not_calibrated(family, tmp_path):
         out = tmp_path / f"out{bits}"
         report = convert(str(source), out, ConvertOptions(bits=bits, head_bits=bits, method="rtn"))
         assert report.method == ("none" if bits == 16 else "rtn")
-        assert report.agreement is not None
+        assert (report.agreement is None) == (family in RENAMED)
         result = onnx_logits(out, tokens, exact=True)
         wrong = np.linalg.norm(result - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
         # A rounded weight may change a choice between experts that are nearly as good.

@@ -9,15 +9,13 @@ so that an expert's rows lie one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.experts import launch
 from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
-
-if TYPE_CHECKING:
-    from edgetok.runtime.cpu.lowering import Instructions, Near, Target
+from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
 
 MODULES = ("experts.route", "experts.products")
 

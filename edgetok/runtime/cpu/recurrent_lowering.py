@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.recurrent import launch
@@ -11,9 +11,7 @@ from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import Convolution, ShortConv
 from edgetok.models.ops import MatrixState, Stateful
-
-if TYPE_CHECKING:
-    from edgetok.runtime.cpu.lowering import Instructions, Near, Target
+from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
 
 
 def history_shape(op: Stateful) -> tuple[int, int]:

@@ -7,16 +7,14 @@ when it loads the graph. So each expert multiplies its own rows alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from edgetok.converter.write.onnx_decoder import DecoderWriter
 from edgetok.formats.layout import TABLE, LinearShape, expert_name, linear_tensors
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
-
-if TYPE_CHECKING:
-    from edgetok.converter.write.onnx_lowering import DecoderWriter
 
 
 def route(writer: DecoderWriter, op: Route) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto, helper
 
-from edgetok.converter.write.onnx_lowering import DecoderWriter
+from edgetok.converter.write.onnx_decoder import DecoderWriter
+from edgetok.converter.write.onnx_lowering import lower
 from edgetok.converter.write.onnx_nodes import (
     EDGETOK,
     IR_VERSION,
@@ -67,9 +68,9 @@ def build(
             "its own"
         )
     writer = DecoderWriter(spec, formats, accuracy_level)
-    writer.write(body_operations(spec))
+    lower(writer, body_operations(spec))
     writer.keep_wanted_rows("x")
-    writer.write(head_operations(spec))
+    lower(writer, head_operations(spec))
     writer.finish("logits")
     initializers = [external_tensor(slot) for slot in layout.tensors.values()]
     initializers += [external_tensor(slot) for slot in layout.aliases.values()]

@@ -7,19 +7,16 @@ and keys as of values here. Tested with release 1.32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgetok.converter.write.onnx_decoder import DecoderWriter
 from edgetok.converter.write.onnx_nodes import MICROSOFT
 from edgetok.formats.layout import PAST_CONV, PAST_STATE, PRESENT_CONV, PRESENT_STATE
 from edgetok.models.layers.gated_delta import NORM_EPS, CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import Convolution, ShortConv
 from edgetok.models.ops import MatrixState
-
-if TYPE_CHECKING:
-    from edgetok.converter.write.onnx_lowering import DecoderWriter
 
 
 def short_conv(writer: DecoderWriter, op: ShortConv) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgetok.errors import CheckpointError
+from edgetok.models.config.decoder import layer_count
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.family import TensorSource, layer_count, standard_tensors
+from edgetok.models.family import TensorSource, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.gated_delta import GatedDeltaNet
 from edgetok.models.layers.kind import Mixer

@@ -5,17 +5,10 @@ Source: arXiv 2507.11407; transformers `Exaone4Config`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, mixed_layers, read_activation, read_window
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    SANDWICH_NORMS,
-    Family,
-    decoder_sizes,
-    mixed_layers,
-    read_activation,
-    read_window,
-    standard_tensors,
-)
+from edgetok.models.family import SANDWICH_NORMS, Family, standard_tensors
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
 # What a `text_config` may leave out.

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    SANDWICH_NORMS,
-    Family,
+from edgetok.models.config.decoder import (
     decoder_sizes,
     mixed_layers,
     read_activation,
     sqrt_embed_scale,
-    standard_tensors,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import SANDWICH_NORMS, Family, standard_tensors
 from edgetok.models.spec import DecoderSpec
 
 # What a `text_config` may leave out.

@@ -5,17 +5,15 @@ Source: arXiv 2503.19786; transformers `Gemma3TextConfig`.
 
 from __future__ import annotations
 
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_layer_ropes
-from edgetok.models.family import (
-    SANDWICH_NORMS,
-    Family,
+from edgetok.models.config.decoder import (
     decoder_sizes,
     mixed_layers,
     read_activation,
     sqrt_embed_scale,
-    standard_tensors,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_layer_ropes
+from edgetok.models.family import SANDWICH_NORMS, Family, standard_tensors
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
 # What a `text_config` may leave out.

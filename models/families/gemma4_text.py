@@ -10,18 +10,15 @@ Source: transformers 5 `Gemma4TextConfig`.
 from __future__ import annotations
 
 from edgetok.errors import CheckpointError
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_proportional_rope, read_rope_parameters
-from edgetok.models.family import (
-    SANDWICH_NORMS,
-    Family,
-    TensorSource,
+from edgetok.models.config.decoder import (
     decoder_sizes,
     layer_count,
     read_activation,
     sqrt_embed_scale,
-    standard_tensors,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_proportional_rope, read_rope_parameters
+from edgetok.models.family import SANDWICH_NORMS, Family, TensorSource, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.layer_input import DenseWithInput
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec

@@ -7,18 +7,10 @@ from __future__ import annotations
 
 import math
 
+from edgetok.models.config.decoder import decoder_sizes, mixed_layers
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    EXPERTS,
-    PRE_NORMS,
-    Family,
-    Stack,
-    TensorSource,
-    decoder_sizes,
-    mixed_layers,
-    standard_tensors,
-)
+from edgetok.models.family import EXPERTS, PRE_NORMS, Family, Stack, TensorSource, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.experts import ExpertLinear, Experts
 from edgetok.models.operations import operations

@@ -7,18 +7,10 @@ Sources: transformers `GraniteMoeHybridConfig`; the layers arXiv 2405.21060.
 from __future__ import annotations
 
 from edgetok.errors import CheckpointError
+from edgetok.models.config.decoder import decoder_sizes, layer_count, read_activation
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    PRE_NORMS,
-    Family,
-    Stack,
-    TensorSource,
-    decoder_sizes,
-    fused_tensors,
-    layer_count,
-    read_activation,
-)
+from edgetok.models.family import PRE_NORMS, Family, Stack, TensorSource, fused_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.experts import ExpertLinear, Experts
 from edgetok.models.layers.mamba2 import Mamba2

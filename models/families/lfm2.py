@@ -5,9 +5,10 @@ Source: arXiv 2511.23404; transformers `Lfm2Config`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, layer_count
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import Family, decoder_sizes, fused_tensors, layer_count
+from edgetok.models.family import Family, fused_tensors
 from edgetok.models.layers.short_conv import MOST_TAPS, ShortConvolution
 from edgetok.models.spec import DecoderSpec, LayerSpec
 

@@ -5,10 +5,11 @@ Source: arXiv 2511.23404; transformers `Lfm2MoeConfig`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
 from edgetok.models.families.lfm2 import FUSED, NAMES, read_attends
-from edgetok.models.family import Family, TensorSource, decoder_sizes, fused_tensors
+from edgetok.models.family import Family, TensorSource, fused_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.experts import Experts
 from edgetok.models.layers.short_conv import MOST_TAPS, ShortConvolution

@@ -5,17 +5,11 @@ Source: transformers `MinistralConfig`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, mixed_layers, read_activation, read_window
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
 from edgetok.models.families.mistral import DEFAULTS
-from edgetok.models.family import (
-    Family,
-    decoder_sizes,
-    mixed_layers,
-    read_activation,
-    read_window,
-    standard_tensors,
-)
+from edgetok.models.family import Family, standard_tensors
 from edgetok.models.spec import DecoderSpec
 
 __all__ = ["DEFAULTS", "read"]

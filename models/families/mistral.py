@@ -5,16 +5,15 @@ Source: arXiv 2310.06825; transformers `MistralConfig`.
 
 from __future__ import annotations
 
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
+from edgetok.models.config.decoder import (
     decoder_sizes,
     read_activation,
     read_window,
-    standard_tensors,
     uniform_layers,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import Family, standard_tensors
 from edgetok.models.spec import DecoderSpec
 
 # What a `text_config` may leave out.

@@ -5,17 +5,10 @@ Source: arXiv 2401.04088; transformers `MixtralConfig`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, layer_count, read_activation, read_window
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    PRE_NORMS,
-    Family,
-    decoder_sizes,
-    layer_count,
-    read_activation,
-    read_window,
-    standard_tensors,
-)
+from edgetok.models.family import PRE_NORMS, Family, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.experts import Experts
 from edgetok.models.spec import DecoderSpec, LayerSpec

@@ -5,16 +5,10 @@ Source: transformers `Olmo3Config`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, mixed_layers, read_activation
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_layer_ropes, read_rope
-from edgetok.models.family import (
-    SANDWICH_NORMS,
-    Family,
-    decoder_sizes,
-    mixed_layers,
-    read_activation,
-    standard_tensors,
-)
+from edgetok.models.family import SANDWICH_NORMS, Family, standard_tensors
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
 
 # What a `text_config` may leave out.

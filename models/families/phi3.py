@@ -5,16 +5,15 @@ Source: arXiv 2404.14219; transformers `Phi3Config`.
 
 from __future__ import annotations
 
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
+from edgetok.models.config.decoder import (
     decoder_sizes,
-    fused_tensors,
     read_activation,
     read_window,
     uniform_layers,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import Family, fused_tensors
 from edgetok.models.spec import DecoderSpec
 
 _FUSED = {

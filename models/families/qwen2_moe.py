@@ -5,15 +5,10 @@ Source: arXiv 2407.10671, section 2.2.2; transformers `Qwen2MoeConfig`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, expert_layers, read_activation
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
-    decoder_sizes,
-    expert_layers,
-    read_activation,
-    standard_tensors,
-)
+from edgetok.models.family import Family, standard_tensors
 from edgetok.models.layers.experts import Experts
 from edgetok.models.spec import DecoderSpec
 

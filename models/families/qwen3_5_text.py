@@ -5,9 +5,10 @@ Source: transformers 5 `Qwen3_5TextConfig`; the layers arXiv 2412.06464 and arXi
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import Family, decoder_sizes
+from edgetok.models.family import Family
 from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers
 from edgetok.models.spec import DecoderSpec, LayerSpec
 

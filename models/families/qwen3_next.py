@@ -5,9 +5,10 @@ Source: transformers `Qwen3NextConfig`; the layers arXiv 2412.06464 and arXiv 25
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, expert_layers
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import Family, decoder_sizes, expert_layers
+from edgetok.models.family import Family
 from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers
 from edgetok.models.layers.experts import Experts
 from edgetok.models.spec import DecoderSpec, LayerSpec

@@ -5,15 +5,10 @@ Source: transformers `SeedOssConfig`.
 
 from __future__ import annotations
 
+from edgetok.models.config.decoder import decoder_sizes, read_activation, uniform_layers
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
-    decoder_sizes,
-    read_activation,
-    standard_tensors,
-    uniform_layers,
-)
+from edgetok.models.family import Family, standard_tensors
 from edgetok.models.spec import DecoderSpec
 
 # What a `text_config` may leave out.

@@ -5,17 +5,16 @@ Source: https://huggingface.co/blog/smollm3, arXiv 2501.18795; transformers `Smo
 
 from __future__ import annotations
 
-from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
-from edgetok.models.family import (
-    Family,
+from edgetok.models.config.decoder import (
     decoder_sizes,
     layer_count,
     mixed_layers,
     read_activation,
     read_window,
-    standard_tensors,
 )
+from edgetok.models.config.reader import ConfigReader
+from edgetok.models.config.rope import read_rope
+from edgetok.models.family import Family, standard_tensors
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
 # What a `text_config` may leave out.

@@ -23,7 +23,7 @@ from edgetok.models.ops import Activation
 QkNorm = Literal["none", "head", "full"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope", "proportional"]
 # Fields that the JSON leaves out where they are 0, as in all families but one.
-_RARE = ("turning_dim", "per_layer_size")
+_RARE = {"truncate": True, "turning_dim": 0, "per_layer_size": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,8 +339,8 @@ class DecoderSpec:
         fields["layers"] = [layer.fields() for layer in self.layers]
         fields["ropes"] = [dataclasses.asdict(rope) for rope in self.ropes]
         for part in (fields, *fields["ropes"]):
-            for name in _RARE:
-                if part.get(name) == 0:
+            for name, usual in _RARE.items():
+                if part.get(name) == usual:
                     del part[name]
         return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 

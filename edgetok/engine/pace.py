@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from edgetok.errors import OptionError
+from edgetok.runtime.options import check_pace
 
 
 class Pace:
@@ -22,10 +22,9 @@ class Pace:
         """Begin with nothing owed.
 
         Raises:
-            OptionError: the speed is not a positive number.
+            OptionError: the speed is too low, or no finite number.
         """
-        if not 0 < tokens_per_s < math.inf:
-            raise OptionError(f"pace is {tokens_per_s!r} tokens per second, expected more than 0")
+        check_pace(tokens_per_s)
         self._token_s = 1 / tokens_per_s
         self._due_s = -math.inf
 

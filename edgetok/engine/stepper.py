@@ -240,8 +240,15 @@ class Stepper:
         ]
 
     def _paced(self, wanted: Many[Sequence]) -> float | None:
-        """Make the next step, if it is due: see `work`. Prompts are read while others rest."""
-        rest_s = 0.0 if self._pace is None else self._pace.rest_s(self._clock())
+        """Make the next step, if it is due: see `work`. Prompts are read while others rest.
+
+        An answer whose time is over is due at once: it ends with that step.
+        """
+        rest_s = 0.0
+        if self._pace is not None and wanted:
+            now = self._clock()
+            ends_s = min(sequence.deadline_s for sequence in wanted)
+            rest_s = max(0.0, min(self._pace.rest_s(now), ends_s - now))
         if self._step(wanted, rest=rest_s > 0):
             return 0.0
         self._left = None

@@ -126,10 +126,8 @@ class RunOptions:
             raise OptionError("--kv-budget conflicts with --kv-policy none; remove one")
         if self.context_tokens is not None and type(self.context_tokens) is not int:
             raise OptionError(f"context is {self.context!r}, expected a number of tokens")
-        if self.pace is not None and not (
-            type(self.pace) in (int, float) and 0 < self.pace < math.inf
-        ):
-            raise OptionError(f"pace is {self.pace!r} tokens per second, expected more than 0")
+        if self.pace is not None:
+            check_pace(self.pace)
         if self.draft is not None and not self.speculate:
             raise OptionError("--draft conflicts with --no-speculate; remove one")
         _bytes("kv_budget", self.kv_budget)
@@ -205,6 +203,23 @@ class RunChanges(TypedDict, total=False):
     kernels: Path | str | None
     isa: str | None
     verbose: bool
+
+
+SLOWEST_PACE = 0.001  # tokens a second
+
+
+def check_pace(tokens_per_s: float) -> None:
+    """Refuse a speed that cannot be held.
+
+    Raises:
+        OptionError: it is no number, not finite, or below `SLOWEST_PACE`.
+    """
+    number = type(tokens_per_s) in (int, float)
+    if not number or not SLOWEST_PACE <= tokens_per_s < math.inf:
+        raise OptionError(
+            f"pace is {tokens_per_s!r} tokens per second, expected a finite number of at least "
+            f"{SLOWEST_PACE}"
+        )
 
 
 def _bytes(name: str, value: Size | None) -> int | None:

@@ -86,6 +86,15 @@ def test_a_slow_machine_does_not_rest(paced: Any) -> None:
     assert clock.rests == []
 
 
+def test_the_end_of_the_time_cuts_a_rest(paced: Any) -> None:
+    model, clock = paced(0.25)
+    changes = {"max_tokens": 20, "stop_loops": False, "max_seconds": 1.0}
+    result = model.engine.text(PROMPT, model.sampling.with_changes(changes)).run()
+    assert result.finish == "time"
+    assert clock.rests == [1.0]
+    assert result.tokens == alone(PROMPT, 2)
+
+
 def test_drafts_rest_for_all_their_tokens() -> None:
     pace = Pace(4.0)
     pace.made(3, 10.0)
@@ -155,9 +164,9 @@ def test_a_prompt_that_may_not_begin_yet_does_not_end_the_rest(paced: Any) -> No
 
 
 def test_cancelling_ends_a_rest_at_once(tmp_path: Path) -> None:
-    """With the real clock: the rest would take an hour."""
+    """With the real clock: the rest would take a thousand seconds."""
     with fake_model(tmp_path, rule=chained, context_tokens=4000) as model:
-        model.engine.stepper._pace = Pace(1 / 3600)
+        model.engine.stepper._pace = Pace(0.001)
         stream, read = answer(model, 5), threading.Event()
 
         def work() -> None:
@@ -180,9 +189,9 @@ def test_cancelling_ends_a_rest_at_once(tmp_path: Path) -> None:
     assert all(one.over for one in streams)
 
 
-@pytest.mark.parametrize("pace", [0, -1.0, float("inf"), float("nan"), "fast", True])
+@pytest.mark.parametrize("pace", [0, -1.0, 1e-300, float("inf"), float("nan"), "fast", True])
 def test_a_pace_is_a_positive_number(pace: Any) -> None:
-    with pytest.raises(OptionError, match="tokens per second, expected more than 0"):
+    with pytest.raises(OptionError, match="expected a finite number of at least"):
         RunOptions(pace=pace)
 
 

@@ -4,6 +4,8 @@ import sys
 
 from libedgetok import EdgetokError, Model
 
+if len(sys.argv) < 4 or not sys.argv[3].isdecimal():
+    sys.exit(f"usage: {sys.argv[0]} FOLDER PROMPT N [--ids]")
 folder, prompt, count, *flags = sys.argv[1:]
 try:
     with Model(folder) as model, model.chat() as chat:

@@ -72,6 +72,18 @@ class Ranker:
         """Return a cache for `score`, for up to so many tokens."""
         return CachedTokens(self._backend, most_tokens)
 
+    def check_length(self, tokens: Sequence[int], which: str = "a text") -> None:
+        """Refuse a text that does not fit.
+
+        Raises:
+            ContextError: query and text do not fit; the message calls the text `which`.
+        """
+        if len(tokens) > self._context_tokens:
+            raise ContextError(
+                f"{which} and the query have {len(tokens):,} tokens, expected at most "
+                f"{self._context_tokens:,}; shorten them"
+            )
+
     def score(self, tokens: Sequence[int], cache: CachedTokens) -> float:
         """Compute the score of one text, from 0 to 1.
 
@@ -82,11 +94,7 @@ class Ranker:
         Raises:
             ContextError: query and text do not fit.
         """
-        if len(tokens) > self._context_tokens:
-            raise ContextError(
-                f"query and text have {len(tokens):,} tokens, expected at most "
-                f"{self._context_tokens:,}; shorten them"
-            )
+        self.check_length(tokens)
         held = cache.reuse(tokens)
         logits = self._backend.forward(cache.cache, np.asarray(tokens[held:], np.int32))
         cache.appended(tokens[held:])
@@ -112,5 +120,7 @@ def rank(
     if not documents:
         raise OptionError("documents is empty, expected at least one text")
     texts = [ranker.tokens(query, document, instruction) for document in documents]
+    for i, tokens in enumerate(texts):
+        ranker.check_length(tokens, f"document {i + 1}")
     cache = ranker.cache(max(map(len, texts)))
     return [ranker.score(tokens, cache) for tokens in texts]

@@ -103,8 +103,10 @@ def test_bad_input(model: Model, tmp_path: Path) -> None:
         model.rerank(QUERY, "text")
     with pytest.raises(OptionError, match="a document is an int"):
         model.rerank(QUERY, [3])  # type: ignore[list-item]
-    with pytest.raises(ContextError, match="expected at most 1,024; shorten"):
-        model.rerank(QUERY, ["dog " * 2000])
+    with pytest.raises(
+        ContextError, match=r"document 2 and the query have .* expected at most 1,024; shorten"
+    ):
+        model.rerank(QUERY, ["dog", "dog " * 2000])
     with pytest.raises(UnsupportedError, match=r"ranks no texts: 'yes' is 3 of its tokens"):
         fake_model(tmp_path / "fake").rerank(QUERY, ["x"])
 
@@ -151,10 +153,13 @@ def test_what_the_command_refuses(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     monkeypatch.setattr("edgetok.cli.rerank._MOST_BYTES", 3)
     (tmp_path / "long.txt").write_text("four")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for words, message in (
         ([str(artefact), "--query", "x", "-"], "no text given"),
         ([str(artefact), "--query", "x", str(tmp_path / "none")], "No such file"),
         ([str(artefact), "--query", "x", str(tmp_path / "long.txt")], "larger than 3 bytes"),
+        ([str(artefact), "--query", "x", str(tmp_path / "bytes")], "not UTF-8 text"),
+        ([str(artefact), "--query", " ", "-"], "--query is empty"),
         ([str(artefact), "-"], "--query"),
         ([str(artefact), "--query", "x"], "FILE"),
     ):

@@ -48,6 +48,8 @@ def command(
     Each FILE is one text; - is stdin, where each line is one. Use a model that was trained to judge
     texts with "yes" or "no", such as Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
     """
+    if not query.strip():
+        raise OptionError("--query is empty, expected what is looked for")
     texts = _texts(files)
     from edgetok.ranking import is_ranker
 
@@ -68,16 +70,22 @@ def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
     """Names and texts of files, and of stdin's lines.
 
     Raises:
-        OptionError: a file is too large, or there is no text.
+        OptionError: a file is too large, or something is no text, or there is none.
     """
     found: list[tuple[str, str]] = []
     for name in files:
         if name == "-":
-            lines = (line.rstrip("\n") for line in sys.stdin)
-            found += [(line[:_SHOWN], common.clean_input(line)) for line in lines if line.strip()]
+            lines = [line.rstrip("\n") for line in sys.stdin]
+            for i, line in enumerate(lines):
+                if common.clean_input(line) != line:
+                    raise OptionError(f"stdin, line {i + 1}: not UTF-8 text")
+            found += [(line[:_SHOWN], line) for line in lines if line.strip()]
             continue
-        data = _read(Path(name))
-        found.append((name, data.decode("utf-8", "replace")))
+        try:
+            text = _read(Path(name)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise OptionError(f"{name}: not UTF-8 text") from None
+        found.append((name, text))
     if not found:
         raise OptionError("no text given; stdin has no line that is not empty")
     return found

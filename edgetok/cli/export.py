@@ -18,7 +18,6 @@ _NATIVE = "native"
     epilog=common.examples(
         "edgetok export artefacts/default-4bit --out exported",
         "edgetok export artefacts/default-4bit --format gptq --out exported-gptq",
-        "edgetok export artefacts/default-4bit --format native --target x86_64-linux --out app",
         "edgetok export artefacts/default-4bit --format native --with rust --out app",
     ),
 )

@@ -19,7 +19,7 @@ _SHOWN = 60  # characters of a line of stdin that stand for it
     "rerank",
     epilog=common.examples(
         'edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "how to reset the router" docs/*.md',
-        'grep -h "" notes.txt | edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "dentist" -',
+        'echo "Mondays 9 to 12" | edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "dentist" -',
         'edgetok rerank Qwen/Qwen3-Reranker-0.6B --query "tax" --top 3 --json *.txt',
     ),
 )

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from edgetok.errors import UnsupportedError
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "clamped_swiglu"]
 Gate = Activation | Literal["sigmoid"]
 Shape = tuple[int, ...]
@@ -41,6 +43,19 @@ class Op:
     COLUMNS: ClassVar[tuple[str, ...]] = ()
     SCALES_WITH: ClassVar[str | None] = None
     STORES: ClassVar[bool] = False
+
+    @property
+    def own_layer(self) -> int:
+        """Index of its layer, where a cache keeps something of it.
+
+        Raises:
+            UnsupportedError: it belongs to none.
+        """
+        if self.layer is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} outside of a layer: caches are a layer's"
+            )
+        return self.layer
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -87,9 +102,7 @@ class Stateful(Op):
     @property
     def state(self) -> int:
         """Index in a cache's table of states."""
-        if self.layer is None:
-            raise ValueError(f"{type(self).__name__} outside of a layer: states are a layer's")
-        return STATES * self.layer + self.STATE
+        return STATES * self.own_layer + self.STATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,9 +290,9 @@ class Attend(Op):
         return self.values if self.shares is None else None
 
     @property
-    def stored_layer(self) -> int | None:
+    def stored_layer(self) -> int:
         """The layer whose stored keys and values it looks at."""
-        return self.layer if self.shares is None else self.shares
+        return self.own_layer if self.shares is None else self.shares
 
     @property
     def tensors(self) -> dict[str, Shape]:

@@ -85,18 +85,18 @@ def _rope(writer: DecoderWriter, op: ops.Rope) -> None:
 
 def _store(writer: DecoderWriter, op: ops.Store) -> None:
     """Remember what GroupQueryAttention is to store, which does both."""
-    writer.stored[_layer(op)] = writer.values[op.keys], writer.values[op.values]
+    writer.stored[op.own_layer] = writer.values[op.keys], writer.values[op.values]
 
 
 def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
-    i, scope = _layer(op), _scope(op)
+    i, scope = op.own_layer, _scope(op)
     q = writer.padded(writer.values[op.queries], scope, op.heads, op.head_dim)
-    source = i if op.shares is None else op.shares
     k, v = (
-        writer.padded(stored, scope, op.kv_heads, op.head_dim) for stored in writer.stored[source]
+        writer.padded(stored, scope, op.kv_heads, op.head_dim)
+        for stored in writer.stored[op.stored_layer]
     )
     kinds = ("key", "value")
-    past = [f"past_key_values.{source}.{kind}" for kind in kinds]
+    past = [f"past_key_values.{op.stored_layer}.{kind}" for kind in kinds]
     present = [present_name(i, kind, op.shares) for kind in kinds]
     attributes: dict[str, Any] = {"num_heads": op.heads, "kv_num_heads": op.kv_heads}
     attributes |= {"scale": float(op.scale), "do_rotary": 0}
@@ -162,12 +162,6 @@ def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
     g, limit = writer.g, writer.g.float(op.limit)
     y = g.op("Tanh", [g.op("Div", [writer.values[op.value], limit], "softcap")], "softcap")
     writer.values[op.value] = g.op("Mul", [y, limit], "softcap")
-
-
-def _layer(op: ops.Op) -> int:
-    if op.layer is None:
-        raise UnsupportedError(f"{type(op).__name__} outside of a layer: caches are a layer's")
-    return op.layer
 
 
 def _scope(op: ops.Op) -> str:

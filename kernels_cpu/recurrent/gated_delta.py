@@ -56,6 +56,7 @@ from edgetok.kernels_cpu.recurrent.launch import (
     GATES_LOG_RATE,
     STATE_TILE,
 )
+from edgetok.kernels_cpu.recurrent.tiles import FOUR, ROW_BYTES, V1, V2, V3, WIDE, clear
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
@@ -71,10 +72,6 @@ from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sub, sum_lane
 
 _EPS = np.float32(1e-6)
 _ONE = np.float32(1.0)
-_FOUR = 4 * LANES <= STATE_TILE
-_WIDE = (4 if _FOUR else 2) * LANES  # columns that are computed together
-_V1, _V2, _V3 = 4 * LANES, 8 * LANES, 12 * LANES  # bytes up to each vector of them
-_ROW_BYTES = 4 * STATE_TILE
 
 
 @kernel
@@ -146,21 +143,16 @@ def _columns(
     c2 = min(max(count - 2 * LANES, 0), LANES)
     c3 = min(max(count - 3 * LANES, 0), LANES)
     if seen == 0:
-        for i in range(key_dim):
-            store_f32(here + _ROW_BYTES * i, zero_f32())
-            store_f32(here + _ROW_BYTES * i + _V1, zero_f32())
-            if _FOUR:
-                store_f32(here + _ROW_BYTES * i + _V2, zero_f32())
-                store_f32(here + _ROW_BYTES * i + _V3, zero_f32())
+        clear(here, key_dim)
     m0 = m1 = m2 = m3 = zero_f32()
     for i in range(key_dim):
-        at = here + _ROW_BYTES * i
+        at = here + ROW_BYTES * i
         key = splat_f32(read_f32(k + 4 * i))
         m0 = fma(load_f32(at), key, m0)
-        m1 = fma(load_f32(at + _V1), key, m1)
-        if _FOUR:
-            m2 = fma(load_f32(at + _V2), key, m2)
-            m3 = fma(load_f32(at + _V3), key, m3)
+        m1 = fma(load_f32(at + V1), key, m1)
+        if FOUR:
+            m2 = fma(load_f32(at + V2), key, m2)
+            m3 = fma(load_f32(at + V3), key, m3)
     for row in range(rows):
         # States that the ring will not hold are written over each other.
         there = here
@@ -172,59 +164,59 @@ def _columns(
         factor = mul(kept, splat_f32(k_factor))
         change = splat_f32(read_f32(beta) * k_factor)
         d0 = mul(change, sub(load_f32_first(v, c0), mul(m0, factor)))
-        d1 = mul(change, sub(load_f32_first(v + _V1, c1), mul(m1, factor)))
-        d2 = mul(change, sub(load_f32_first(v + _V2, c2), mul(m2, factor)))
-        d3 = mul(change, sub(load_f32_first(v + _V3, c3), mul(m3, factor)))
+        d1 = mul(change, sub(load_f32_first(v + V1, c1), mul(m1, factor)))
+        d2 = mul(change, sub(load_f32_first(v + V2, c2), mul(m2, factor)))
+        d3 = mul(change, sub(load_f32_first(v + V3, c3), mul(m3, factor)))
         m0 = m1 = m2 = m3 = zero_f32()
         n0 = n1 = n2 = n3 = zero_f32()
         if row + 1 < rows:
             after = k + source_bytes
             for i in range(key_dim):
-                at = here + _ROW_BYTES * i
-                to = there + _ROW_BYTES * i
+                at = here + ROW_BYTES * i
+                to = there + ROW_BYTES * i
                 key = splat_f32(read_f32(k + 4 * i))
                 query = splat_f32(read_f32(q + 4 * i))
                 next_key = splat_f32(read_f32(after + 4 * i))
                 s0 = fma(key, d0, mul(load_f32(at), kept))
-                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                s1 = fma(key, d1, mul(load_f32(at + V1), kept))
                 store_f32(to, s0)
-                store_f32(to + _V1, s1)
+                store_f32(to + V1, s1)
                 n0 = fma(s0, query, n0)
                 n1 = fma(s1, query, n1)
                 m0 = fma(s0, next_key, m0)
                 m1 = fma(s1, next_key, m1)
-                if _FOUR:
-                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
-                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
-                    store_f32(to + _V2, s2)
-                    store_f32(to + _V3, s3)
+                if FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + V3), kept))
+                    store_f32(to + V2, s2)
+                    store_f32(to + V3, s3)
                     n2 = fma(s2, query, n2)
                     n3 = fma(s3, query, n3)
                     m2 = fma(s2, next_key, m2)
                     m3 = fma(s3, next_key, m3)
         else:
             for i in range(key_dim):
-                at = here + _ROW_BYTES * i
-                to = there + _ROW_BYTES * i
+                at = here + ROW_BYTES * i
+                to = there + ROW_BYTES * i
                 key = splat_f32(read_f32(k + 4 * i))
                 query = splat_f32(read_f32(q + 4 * i))
                 s0 = fma(key, d0, mul(load_f32(at), kept))
-                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                s1 = fma(key, d1, mul(load_f32(at + V1), kept))
                 store_f32(to, s0)
-                store_f32(to + _V1, s1)
+                store_f32(to + V1, s1)
                 n0 = fma(s0, query, n0)
                 n1 = fma(s1, query, n1)
-                if _FOUR:
-                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
-                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
-                    store_f32(to + _V2, s2)
-                    store_f32(to + _V3, s3)
+                if FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + V3), kept))
+                    store_f32(to + V2, s2)
+                    store_f32(to + V3, s3)
                     n2 = fma(s2, query, n2)
                     n3 = fma(s3, query, n3)
         store_f32_first(y, mul(n0, q_factor), c0)
-        store_f32_first(y + _V1, mul(n1, q_factor), c1)
-        store_f32_first(y + _V2, mul(n2, q_factor), c2)
-        store_f32_first(y + _V3, mul(n3, q_factor), c3)
+        store_f32_first(y + V1, mul(n1, q_factor), c1)
+        store_f32_first(y + V2, mul(n2, q_factor), c2)
+        store_f32_first(y + V3, mul(n3, q_factor), c3)
         here = there
         q += source_bytes
         k += source_bytes
@@ -251,8 +243,8 @@ def delta_rule(instr: int, ctx: int, tid: int, threads: int) -> None:
     width = key_heads * key_dim
     source_bytes = 4 * (2 * width + heads * value_dim)
     tiles = (value_dim + STATE_TILE - 1) // STATE_TILE
-    tile_bytes = _ROW_BYTES * key_dim
-    runs = (value_dim + _WIDE - 1) // _WIDE
+    tile_bytes = ROW_BYTES * key_dim
+    runs = (value_dim + WIDE - 1) // WIDE
     begin = heads * runs * tid // threads
     end = heads * runs * (tid + 1) // threads
     for p in range(read_i64(ctx + 8 * CTX_PARTS)):
@@ -264,7 +256,7 @@ def delta_rule(instr: int, ctx: int, tid: int, threads: int) -> None:
         row = source + source_bytes * first
         for unit in range(begin, end):
             head = unit // runs
-            column = unit % runs * _WIDE
+            column = unit % runs * WIDE
             key_head = head * key_heads // heads
             tile = head * tiles + column // STATE_TILE
             _columns(
@@ -275,7 +267,7 @@ def delta_rule(instr: int, ctx: int, tid: int, threads: int) -> None:
                 decay + 4 * (heads * first + head),
                 result + 4 * (value_dim * (heads * first + head) + column),
                 states + tile_bytes * tile + 4 * (column % STATE_TILE),
-                min(_WIDE, value_dim - column),
+                min(WIDE, value_dim - column),
                 key_dim,
                 scale,
                 source_bytes,

@@ -47,6 +47,7 @@ from edgetok.kernels_cpu.recurrent.launch import (
     STEPS_HEADS,
     STEPS_VALUE,
 )
+from edgetok.kernels_cpu.recurrent.tiles import FOUR, ROW_BYTES, V1, V2, V3, WIDE, clear
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
@@ -58,11 +59,6 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32_first,
 )
 from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sub, zero_f32
-
-_FOUR = 4 * LANES <= STATE_TILE
-_WIDE = (4 if _FOUR else 2) * LANES  # columns that are computed together
-_V1, _V2, _V3 = 4 * LANES, 8 * LANES, 12 * LANES  # bytes up to each vector of them
-_ROW_BYTES = 4 * STATE_TILE
 
 
 @kernel
@@ -130,33 +126,28 @@ def _columns(
     rate = sub(zero_f32(), vmath.exp(splat_f32(log_rate)))
     skip = splat_f32(skip_factor)
     if seen == 0:
-        for i in range(state_dim):
-            store_f32(here + _ROW_BYTES * i, zero_f32())
-            store_f32(here + _ROW_BYTES * i + _V1, zero_f32())
-            if _FOUR:
-                store_f32(here + _ROW_BYTES * i + _V2, zero_f32())
-                store_f32(here + _ROW_BYTES * i + _V3, zero_f32())
+        clear(here, state_dim)
     row = 0
     while row < rows:
         kept = _kept(rate, step)
-        d0, d1 = _new(step, x, c0), _new(step, x + _V1, c1)
-        d2, d3 = _new(step, x + _V2, c2), _new(step, x + _V3, c3)
+        d0, d1 = _new(step, x, c0), _new(step, x + V1, c1)
+        d2, d3 = _new(step, x + V2, c2), _new(step, x + V3, c3)
         m0 = m1 = m2 = m3 = zero_f32()
         if rows - row >= 2 + ring:  # states that the ring will not hold
             b_next, c_next, x_next = b + source_bytes, c + source_bytes, x + source_bytes
             step_next, y_next = step + step_bytes, y + result_bytes
             kept_next = _kept(rate, step_next)
-            e0, e1 = _new(step_next, x_next, c0), _new(step_next, x_next + _V1, c1)
-            e2, e3 = _new(step_next, x_next + _V2, c2), _new(step_next, x_next + _V3, c3)
+            e0, e1 = _new(step_next, x_next, c0), _new(step_next, x_next + V1, c1)
+            e2, e3 = _new(step_next, x_next + V2, c2), _new(step_next, x_next + V3, c3)
             n0 = n1 = n2 = n3 = zero_f32()
             for i in range(state_dim):
-                at = here + _ROW_BYTES * i
+                at = here + ROW_BYTES * i
                 key = splat_f32(read_f32(b + 4 * i))
                 query = splat_f32(read_f32(c + 4 * i))
                 key_next = splat_f32(read_f32(b_next + 4 * i))
                 query_next = splat_f32(read_f32(c_next + 4 * i))
                 s0 = fma(key, d0, mul(load_f32(at), kept))
-                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                s1 = fma(key, d1, mul(load_f32(at + V1), kept))
                 m0 = fma(s0, query, m0)
                 m1 = fma(s1, query, m1)
                 s0 = fma(key_next, e0, mul(s0, kept_next))
@@ -164,51 +155,51 @@ def _columns(
                 n0 = fma(s0, query_next, n0)
                 n1 = fma(s1, query_next, n1)
                 store_f32(at, s0)
-                store_f32(at + _V1, s1)
-                if _FOUR:
-                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
-                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                store_f32(at + V1, s1)
+                if FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + V3), kept))
                     m2 = fma(s2, query, m2)
                     m3 = fma(s3, query, m3)
                     s2 = fma(key_next, e2, mul(s2, kept_next))
                     s3 = fma(key_next, e3, mul(s3, kept_next))
                     n2 = fma(s2, query_next, n2)
                     n3 = fma(s3, query_next, n3)
-                    store_f32(at + _V2, s2)
-                    store_f32(at + _V3, s3)
+                    store_f32(at + V2, s2)
+                    store_f32(at + V3, s3)
             _write(y_next, x_next, n0, skip, c0)
-            _write(y_next + _V1, x_next + _V1, n1, skip, c1)
-            _write(y_next + _V2, x_next + _V2, n2, skip, c2)
-            _write(y_next + _V3, x_next + _V3, n3, skip, c3)
+            _write(y_next + V1, x_next + V1, n1, skip, c1)
+            _write(y_next + V2, x_next + V2, n2, skip, c2)
+            _write(y_next + V3, x_next + V3, n3, skip, c3)
             passed = 2
         else:
             there = here
             if row >= rows - ring:
                 there = states + state_bytes * ((seen + row) % ring)
             for i in range(state_dim):
-                at = here + _ROW_BYTES * i
-                to = there + _ROW_BYTES * i
+                at = here + ROW_BYTES * i
+                to = there + ROW_BYTES * i
                 key = splat_f32(read_f32(b + 4 * i))
                 query = splat_f32(read_f32(c + 4 * i))
                 s0 = fma(key, d0, mul(load_f32(at), kept))
-                s1 = fma(key, d1, mul(load_f32(at + _V1), kept))
+                s1 = fma(key, d1, mul(load_f32(at + V1), kept))
                 m0 = fma(s0, query, m0)
                 m1 = fma(s1, query, m1)
                 store_f32(to, s0)
-                store_f32(to + _V1, s1)
-                if _FOUR:
-                    s2 = fma(key, d2, mul(load_f32(at + _V2), kept))
-                    s3 = fma(key, d3, mul(load_f32(at + _V3), kept))
+                store_f32(to + V1, s1)
+                if FOUR:
+                    s2 = fma(key, d2, mul(load_f32(at + V2), kept))
+                    s3 = fma(key, d3, mul(load_f32(at + V3), kept))
                     m2 = fma(s2, query, m2)
                     m3 = fma(s3, query, m3)
-                    store_f32(to + _V2, s2)
-                    store_f32(to + _V3, s3)
+                    store_f32(to + V2, s2)
+                    store_f32(to + V3, s3)
             here = there
             passed = 1
         _write(y, x, m0, skip, c0)
-        _write(y + _V1, x + _V1, m1, skip, c1)
-        _write(y + _V2, x + _V2, m2, skip, c2)
-        _write(y + _V3, x + _V3, m3, skip, c3)
+        _write(y + V1, x + V1, m1, skip, c1)
+        _write(y + V2, x + V2, m2, skip, c2)
+        _write(y + V3, x + V3, m3, skip, c3)
         x += passed * source_bytes
         b += passed * source_bytes
         c += passed * source_bytes
@@ -234,8 +225,8 @@ def state_space(instr: int, ctx: int, tid: int, threads: int) -> None:
     width = heads * head_dim
     source_bytes = 4 * (width + 2 * groups * state_dim)
     tiles = (head_dim + STATE_TILE - 1) // STATE_TILE
-    tile_bytes = _ROW_BYTES * state_dim
-    runs = (head_dim + _WIDE - 1) // _WIDE
+    tile_bytes = ROW_BYTES * state_dim
+    runs = (head_dim + WIDE - 1) // WIDE
     begin = heads * runs * tid // threads
     end = heads * runs * (tid + 1) // threads
     for p in range(read_i64(ctx + 8 * CTX_PARTS)):
@@ -247,7 +238,7 @@ def state_space(instr: int, ctx: int, tid: int, threads: int) -> None:
         row = source + source_bytes * first
         for unit in range(begin, end):
             head = unit // runs
-            column = unit % runs * _WIDE
+            column = unit % runs * WIDE
             group = head * groups // heads
             tile = head * tiles + column // STATE_TILE
             _columns(
@@ -257,7 +248,7 @@ def state_space(instr: int, ctx: int, tid: int, threads: int) -> None:
                 steps + 4 * (heads * first + head),
                 result + 4 * (width * first + head_dim * head + column),
                 states + tile_bytes * tile + 4 * (column % STATE_TILE),
-                min(_WIDE, head_dim - column),
+                min(WIDE, head_dim - column),
                 state_dim,
                 read_f32(log_rate + 4 * head),
                 read_f32(skip + 4 * head),

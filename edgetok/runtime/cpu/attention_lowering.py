@@ -9,7 +9,7 @@ from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.program.tables import Instruction
 from edgetok.models import ops
-from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target, layer_of
+from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
 
 
 def queries(to: Target, group: Sequence[Any], near: Near) -> Instructions:
@@ -20,7 +20,7 @@ def queries(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         keep_queries(
             to.kernels,
             q=to.at(op.source),
-            layer=layer_of(op) * to.query_dim // op.head_dim,  # a layer's room is a multiple of D
+            layer=op.own_layer * to.query_dim // op.head_dim,  # a layer's room is a multiple of D
             heads=op.heads,
             head_dim=op.head_dim,
         )
@@ -51,7 +51,7 @@ def store(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             kv_bits=to.kv_bits,
             k=to.at(op.keys),
             v=to.at(op.values),
-            layer=_records(to, layer_of(op), op.heads),
+            layer=_records(to, op.own_layer, op.heads),
             kv_heads=op.heads,
             head_dim=op.head_dim,
             wait=near.wait,
@@ -72,7 +72,7 @@ def attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         kv_bits=to.kv_bits,
         q=to.at(op.queries),
         out=to.at(op.result),
-        layer=_records(to, layer_of(op) if op.shares is None else op.shares, op.kv_heads),
+        layer=_records(to, op.stored_layer, op.kv_heads),
         heads=op.heads,
         kv_heads=op.kv_heads,
         head_dim=op.head_dim,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.models import ops
@@ -95,14 +94,3 @@ class Near:
 
 
 Lowering = Callable[[Target, Sequence[Any], Near], Instructions]
-
-
-def layer_of(op: ops.Op) -> int:
-    """The layer of an operation that uses a cache.
-
-    Raises:
-        UnsupportedError: it belongs to none.
-    """
-    if op.layer is None:
-        raise UnsupportedError(f"{type(op).__name__} outside of a layer: caches are a layer's")
-    return op.layer

@@ -1,4 +1,4 @@
-"""One instruction of a recurrent layer, run on rows of several caches."""
+"""Instructions of recurrent layers, run on rows of several caches, and what such a cache holds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,35 @@ from edgetok.kernels_cpu.program.abi import (
     PART_SLOTS,
     PART_STATES,
 )
+from edgetok.kernels_cpu.recurrent.launch import STATE_ROWS
+
+
+class State:
+    """A cache's ring of one layer, at index 3 of its table: NaN where nothing was written."""
+
+    def __init__(self, guard, columns):
+        self.ring = guard(np.full((STATE_ROWS, columns), np.nan, np.float32))
+        self.table = np.array([0, 0, 0, self.ring.ctypes.data], np.int64)
+        self.seen = 0
+
+
+def in_pieces(texts, states, rng, most, step):
+    """Results of each text, a tuple of arrays by token, read in random pieces of up to `most`.
+
+    `step(parts)` gives the results of each part: its state and the pieces of its arrays.
+    """
+    found = [[] for _ in texts]
+    while any(state.seen < len(text[0]) for state, text in zip(states, texts, strict=True)):
+        parts, who = [], []
+        for i, (state, text) in enumerate(zip(states, texts, strict=True)):
+            count = min(len(text[0]) - state.seen, int(rng.integers(1, most + 1)))
+            if count:
+                cut = slice(state.seen, state.seen + count)
+                parts.append((state, *(array[cut] for array in text)))
+                who.append(i)
+        for i, part in zip(who, step(parts), strict=True):
+            found[i].append(part)
+    return [np.concatenate(values) for values in found]
 
 
 def run(made, rows, threads, parts=()):

@@ -8,12 +8,11 @@ import pytest
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference_delta
 from edgetok.kernels_cpu.recurrent.launch import (
-    STATE_ROWS,
     delta_gates,
     delta_rule,
     state_columns,
 )
-from tests.kernels_cpu.recurrent.running import run
+from tests.kernels_cpu.recurrent.running import State, in_pieces, run
 
 MODULES = ("recurrent.gated_delta",)
 SHAPES = [  # key heads, value heads, key dim, value dim
@@ -25,14 +24,9 @@ SHAPES = [  # key heads, value heads, key dim, value dim
 ]
 
 
-class State:
-    """A cache's ring of one layer: NaN where nothing was written."""
-
-    def __init__(self, guard, shape):
-        columns = state_columns(*shape[1:])
-        self.ring = guard(np.full((STATE_ROWS, columns), np.nan, np.float32))
-        self.table = np.array([0, 0, 0, self.ring.ctypes.data], np.int64)
-        self.seen = 0
+def state_of(guard, shape):
+    """A cache's state before the first token."""
+    return State(guard, state_columns(*shape[1:]))
 
 
 def step(kernels, guard, shape, parts, threads):
@@ -76,20 +70,12 @@ def test_equals_numpy_however_it_is_cut(each_kernels, guard, shape):
     truths = [truth(shape, text) for text in texts]
     results = []
     for threads, most in ((1, 90), (2, 9), (3, 1)):
-        states = [State(guard, shape) for _ in texts]
-        found = [[] for _ in texts]
-        while any(state.seen < len(text[0]) for state, text in zip(states, texts, strict=True)):
-            parts, who = [], []
-            for i, (state, text) in enumerate(zip(states, texts, strict=True)):
-                count = min(len(text[0]) - state.seen, int(rng.integers(1, most + 1)))
-                if count:
-                    cut = slice(state.seen, state.seen + count)
-                    parts.append((state, *(array[cut] for array in text)))
-                    who.append(i)
-            values = step(each_kernels, guard, shape, parts, threads)
-            for i, part in zip(who, values, strict=True):
-                found[i].append(part)
-        results.append([np.concatenate(values) for values in found])
+        states = [state_of(guard, shape) for _ in texts]
+
+        def one(parts, threads=threads):
+            return step(each_kernels, guard, shape, parts, threads)
+
+        results.append(in_pieces(texts, states, rng, most, one))
         for values, expected in zip(results[-1], truths, strict=True):
             np.testing.assert_allclose(values, expected, rtol=2e-5, atol=2e-5)
     for one in results[1:]:
@@ -101,8 +87,8 @@ def test_the_latest_tokens_can_be_taken_back(kernels, guard):
     shape = (2, 4, 10, 20)
     rng = np.random.default_rng(5)
     text, other = random_text(rng, shape, 40), random_text(rng, shape, 40)
-    whole = step(kernels, guard, shape, [(State(guard, shape), *text)], 1)[0]
-    state = State(guard, shape)
+    whole = step(kernels, guard, shape, [(state_of(guard, shape), *text)], 1)[0]
+    state = state_of(guard, shape)
     for first, end, back in ((0, 20, 3), (17, 19, 2), (17, 18, 0), (18, 40, 0)):
         (found,) = step(kernels, guard, shape, [(state, *(a[first:end] for a in text))], 1)
         np.testing.assert_array_equal(found, whole[first:end])

@@ -34,7 +34,7 @@ _PART = re.compile(r"intel-rapl:\d+:\d+")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the counters said at one moment.
+    """A reading of the counters at one moment.
 
     Attributes:
         time_s: when.

@@ -95,7 +95,7 @@ def _number(file: Path) -> int:
 
 
 def _macos_performance_cores() -> int | None:
-    """What macOS calls performance level 0; machines with one kind of cores have no levels."""
+    """Count the cores of macOS's performance level 0, where there is another level."""
     try:
         command = ["/usr/sbin/sysctl", "-n", "hw.nperflevels", "hw.perflevel0.physicalcpu"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -125,7 +125,7 @@ def windows_performance_cores(content: bytes) -> int | None:
 
 
 def _windows_cores() -> bytes:
-    """What Windows says of its cores; nothing where it cannot be asked."""
+    """Ask Windows for its cores; nothing where it cannot be asked."""
     content = b""
     if sys.platform == "win32":
         with contextlib.suppress(OSError, AttributeError):

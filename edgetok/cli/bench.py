@@ -149,7 +149,7 @@ def measure_all(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _energy(meter: EnergyMeter, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What was counted, or why nothing was."""
+    """Joules that were counted, or why none were."""
     return {
         "joules_per_token": chosen["joules_per_token"],
         "energy_sources": list(meter.sources),

@@ -24,11 +24,11 @@ _SHOWN = 60  # characters of a line of stdin that stand for it
     ),
 )
 @common.MODEL
-@click.option("--query", metavar="TEXT", required=True, help="What is looked for.")
+@click.option("--query", metavar="TEXT", required=True, help="Text that others are ranked by.")
 @click.option(
     "--instruction",
     metavar="TEXT",
-    help="What the query is for.  [default: a search of the web]",
+    help="Purpose of the query, told to the model.  [default: a search of the web]",
 )
 @click.option("--top", type=click.IntRange(1), metavar="N", help="Print the best N alone.")
 @click.argument("files", metavar="FILE...|-", nargs=-1, required=True)

@@ -74,7 +74,7 @@ class Drafter:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a sequence drafts for the next step.
+    """A draft of a sequence for its next step.
 
     Attributes:
         count: tokens.

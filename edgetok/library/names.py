@@ -54,7 +54,7 @@ def hub_id(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """What a name means on the hub.
+    """The meaning of a name on the hub.
 
     Attributes:
         repository: `owner/name`.

@@ -1,4 +1,4 @@
-"""What linear kernels multiply: weights as an artefact has them, quantised activations.
+"""Operands of linear kernels: weights as an artefact has them, quantised activations.
 
 Every size is checked against the memory that is there. No numba here.
 """
@@ -61,7 +61,7 @@ class LinearWeight:
 
     @property
     def kernel(self) -> str:
-        """What kernels of its kind are called."""
+        """Name of the kernels of its kind."""
         if self.bits in (16, 32):
             return f"f{self.bits}"
         if self.table is not None:

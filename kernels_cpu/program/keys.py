@@ -64,7 +64,7 @@ def has_sources() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What compiles here: names and versions; "none" where the version is not known."""
+    """Return the compilers here by name, with versions; "none" where one is not known."""
     return dict(zip(("numba", "llvmlite", "python"), _versions(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What emitters made of others share: constants, addresses, tuples of values, transposing."""
+"""Parts of emitters that are made of others: constants, addresses, tuples, transposing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What family files read from a config: sizes, layers, windows, activations."""
+"""Readers of a config, for family files: sizes, layers, windows, activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all lowerings to CPU instructions share: the target, and what stands around an operation."""
+"""The target of all lowerings to CPU instructions, and what stands around an operation."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from edgetok.kernels_cpu.recurrent.launch import STATE_ROWS
 
 
 class State:
-    """A cache's ring of one layer, at index 3 of its table: NaN where nothing was written."""
+    """A cache's ring of one layer, last in its table of states: NaN where nothing was written."""
 
-    def __init__(self, guard, columns):
-        self.ring = guard(np.full((STATE_ROWS, columns), np.nan, np.float32))
-        self.table = np.array([0, 0, 0, self.ring.ctypes.data], np.int64)
+    def __init__(self, guard, columns, rows=STATE_ROWS, states=4):
+        self.ring = guard(np.full((rows, columns), np.nan, np.float32))
+        self.table = np.array([*[0] * (states - 1), self.ring.ctypes.data], np.int64)
         self.seen = 0
 
 

@@ -8,19 +8,10 @@ import pytest
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference, reference_delta
 from edgetok.kernels_cpu.recurrent.launch import history_rows, short_conv
-from tests.kernels_cpu.recurrent.running import run
+from tests.kernels_cpu.recurrent.running import State, in_pieces, run
 
 MODULES = ("recurrent.short_conv",)
 SIZES = [1, 7, 16, 72, 129]
-
-
-class State:
-    """A cache's history of one layer: NaN where nothing was written."""
-
-    def __init__(self, guard, size, taps):
-        self.ring = guard(np.full((history_rows(taps), size), np.nan, np.float32))
-        self.table = np.array([0, self.ring.ctypes.data], np.int64)
-        self.seen = 0
 
 
 def step(kernels, guard, weight, parts, threads, gated, bias):
@@ -64,21 +55,12 @@ def test_equals_numpy_however_it_is_cut(each_kernels, guard, size, taps, around)
         truths = [reference_delta.causal_conv(text[2], weight, plain) for text in exact]
     results = []
     for threads, most in ((1, 97), (2, 5), (3, 1)):
-        states = [State(guard, size, taps) for _ in texts]
-        found = [[] for _ in texts]
-        while any(state.seen < len(text[0]) for state, text in zip(states, texts, strict=True)):
-            parts, who = [], []
-            for i, (state, text) in enumerate(zip(states, texts, strict=True)):
-                left = len(text[0]) - state.seen
-                count = min(left, int(rng.integers(1, most + 1)))
-                if count:
-                    parts.append((state, *text[:, state.seen : state.seen + count]))
-                    who.append(i)
-            for i, values in zip(
-                who, step(each_kernels, guard, weight, parts, threads, gated, bias), strict=True
-            ):
-                found[i].append(values)
-        results.append([np.concatenate(values) for values in found])
+        states = [State(guard, size, history_rows(taps), states=2) for _ in texts]
+
+        def one(parts, threads=threads):
+            return step(each_kernels, guard, weight, parts, threads, gated, bias)
+
+        results.append(in_pieces(texts, states, rng, most, one))
         for values, truth in zip(results[-1], truths, strict=True):
             np.testing.assert_allclose(values, truth, rtol=1e-5, atol=1e-5)
     for one in results[1:]:

@@ -37,7 +37,7 @@ class EdgetokError(Exception):
 
 
 class Info(NamedTuple):
-    """What a model is: `edgetok_info` of edgetok.h."""
+    """A model's description: `edgetok_info` of edgetok.h."""
 
     vocab_size: int
     context_tokens: int
@@ -55,7 +55,7 @@ class Info(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What a chat holds and took: `edgetok_stats_t` of edgetok.h."""
+    """Counts and times of a chat: `edgetok_stats_t` of edgetok.h."""
 
     tokens: int
     position: int

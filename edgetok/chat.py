@@ -239,7 +239,10 @@ class Chat:
             context = self._made_context()
             if max(saved.tokens, default=0) >= self._engine.tokenizer.vocab_size:
                 raise SessionError(f"{path}: has tokens that this model does not know")
-            context.restore(saved.tokens, saved.state)
+            try:
+                context.restore(saved.tokens, saved.state)
+            except SessionError as error:
+                raise SessionError(f"{path}: {error}") from error
         self._system = session.system
         self._turns = [dict(turn) for turn in session.turns]
         self.sampling = sampling

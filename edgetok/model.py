@@ -277,7 +277,7 @@ class Model(Texts):
 
         Args:
             query: what is looked for.
-            documents: the texts.
+            documents: the texts. An empty one gets a score like any other.
             instruction: what the query is for; None for a search of the web.
 
         Returns:

@@ -14,12 +14,13 @@ from edgetok.model import Model
 from tests.fake import fake_model
 
 SYSTEM = "You are a kind friend."
+OPTIONS = {"threads": 1, "context": 128, "kv_policy": "recall"}
 LONG = " ".join(f"Room {i} has the code {4000 + 7 * i}." for i in range(14))
 
 
 @pytest.fixture(scope="module")
 def model(default_artefact):
-    with Model.load(default_artefact, threads=1, context=128, kv_policy="recall") as loaded:
+    with Model.load(default_artefact, **OPTIONS) as loaded:
         loaded.sampling = loaded.sampling.with_changes({"temperature": 0.0, "max_tokens": 12})
         yield loaded
 
@@ -101,7 +102,7 @@ def test_a_session_needs_a_cache_of_its_shape(default_artefact, model, long_chat
         plain.new_chat().load(path)
     with (
         Model.load(default_artefact, threads=1, context=192) as longer,
-        pytest.raises(SessionError, match="has block_tokens 16, this one 24"),
+        pytest.raises(SessionError, match="128 tokens a head, this cache has 192 tokens a head"),
     ):
         longer.new_chat().load(path)
     with Model.load(default_artefact, threads=1, context=128) as same:  # chats evict unasked
@@ -118,6 +119,25 @@ def test_a_system_message_must_leave_room(model):
     assert chat.messages[1:] == []
     chat.system = SYSTEM
     assert chat.send("Hello!").run().text
+
+
+def test_a_session_of_another_cache_is_refused_by_the_option_that_differs(
+    default_artefact, long_chat, tmp_path
+):
+    path = tmp_path / "talk"
+    long_chat.save(path)
+    for options, message in (
+        ({"kv_policy": "window"}, "the policy recall, this cache has the policy window; .*policy"),
+        ({"kv_bits": 4}, "8 bits per value, this cache has 4 bits per value; start with --kv-bits"),
+        ({"kv_budget": "400kB"}, r" \d+ tokens a head, .*; start with --kv-budget and --context"),
+    ):
+        with Model.load(default_artefact, **{**OPTIONS, **options}) as other:
+            chat = other.new_chat()
+            with pytest.raises(SessionError, match=message) as caught:
+                chat.load(path)
+            assert str(caught.value).startswith(f"{path}: it was saved with ")
+            assert "block_tokens" not in str(caught.value)
+            assert chat.messages == []
 
 
 def test_undo_and_cancel_leave_a_usable_state(model, long_chat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from edgetok.cli.main import cli
+from edgetok.cli.main import cli, run
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import ContextError, OptionError, UnsupportedError
 from edgetok.model import Model
@@ -90,7 +91,9 @@ def test_bad_input(model: Model, tmp_path: Path) -> None:
         fake_model(tmp_path / "fake").embed("one")
 
 
-def test_the_command(artefact: Path) -> None:
+def test_the_command(
+    artefact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runner = CliRunner()
     arguments = ["embed", str(artefact), "--threads", "1", "--device", "cpu"]
     plain = runner.invoke(cli, [*arguments, *TEXTS[:2]], catch_exceptions=False)
@@ -102,4 +105,11 @@ def test_the_command(artefact: Path) -> None:
     )
     values = json.loads(answered.stdout)
     assert values["embeddings"] == lines
-    assert len(values["tokens"]) == 2
+    stdin = f"\n{TEXTS[1]}\n  \n"
+    for words in (["-"], [TEXTS[0], "-"]):  # as in rerank
+        mixed = runner.invoke(cli, [*arguments, *words], input=stdin, catch_exceptions=False)
+        found = [json.loads(line) for line in mixed.stdout.splitlines()]
+        assert found == lines[2 - len(words) :]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n\n\udcff\n"))
+    assert run([*arguments, "-"]) == 2
+    assert capsys.readouterr().err == "error: stdin, line 3: not UTF-8 text\n"

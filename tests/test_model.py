@@ -94,6 +94,14 @@ def test_cancel_in_decode_and_prefill(model: edgetok.Model) -> None:
 def test_errors(model: edgetok.Model, default_artefact: Path, tmp_path: Path) -> None:
     with pytest.raises(edgetok.ContextError, match=r"the context holds 2,048"):
         model.generate("dog " * 3000)
+    with (
+        edgetok.load(default_artefact, context=64) as short,
+        pytest.raises(edgetok.ContextError, match="holds 64; shorten it or give a larger context"),
+    ):
+        short.generate("dog " * 100)
+    for too_long in (model.generate, model.score):  # no larger context would help
+        with pytest.raises(edgetok.ContextError, match="as the model was trained for no more"):
+            too_long("dog " * 3000)
     with pytest.raises(edgetok.OptionError, match="context is 4096 tokens, expected 1 to 2048"):
         edgetok.load(default_artefact, context=4096)
     with pytest.raises(edgetok.CheckpointError, match="no such model or folder"):

@@ -124,7 +124,7 @@ def test_on_the_command_line(
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text(document)
     expected = model.rerank(QUERY, DOCUMENTS)
-    order = sorted(range(len(expected)), key=lambda i: -expected[i])
+    order = sorted((i for i in range(5) if DOCUMENTS[i]), key=lambda i: -expected[i])
     exact = [*("--threads", "1"), *("--compute", "float32"), *("--kv-bits", "32")]
     begin = ["rerank", str(artefact), "--query", QUERY, *exact]
     assert run([*begin, "--json", *map(str, files)]) == 0
@@ -134,7 +134,7 @@ def test_on_the_command_line(
     assert [one["index"] for one in found["results"]] == order
     assert [one["name"] for one in found["results"]] == [str(files[i]) for i in order]
     assert [one["score"] for one in found["results"]] == pytest.approx([expected[i] for i in order])
-    assert not said
+    assert said == f"{files[2]}: empty, left out\n"
     assert run([*begin, "--top", "2", *map(str, files)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{expected[i]:.4f}  {files[i]}" for i in order[:2]]
@@ -153,6 +153,7 @@ def test_what_the_command_refuses(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     monkeypatch.setattr("edgetok.cli.rerank._MOST_BYTES", 3)
     (tmp_path / "long.txt").write_text("four")
+    (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for words, message in (
         ([str(artefact), "--query", "x", "-"], "no text given"),
@@ -167,6 +168,8 @@ def test_what_the_command_refuses(
         said = capsys.readouterr().err
         assert message in said
         assert len(said.splitlines()) == 1
+    assert run(["rerank", str(artefact), "--query", "x", str(tmp_path / "empty"), "-"]) == 2
+    assert "every file, or line of stdin, is empty" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

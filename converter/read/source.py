@@ -12,7 +12,7 @@ from edgetok.errors import CheckpointError, OptionError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
 from edgetok.library.download import Remote, fetch, look
 from edgetok.library.kinds import local_source
-from edgetok.library.names import HubName
+from edgetok.library.names import HubName, hint_for
 
 
 def resolve_source(source: str, revision: str | None = None) -> Path:
@@ -38,7 +38,8 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         return local_source(path)
     hub = HubName.parse(source)
     if hub is None:
-        raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
+        hint = hint_for(source, takes="a model folder, a GGUF file, a short name or a hub id")
+        raise CheckpointError(f"{source}: no such folder, and not a hub id; {hint}")
     if hub.revision and revision:
         raise OptionError(f"--revision {revision}: {source} has a revision; give one of them")
     remote = look(hub.repository, hub.file, revision or hub.revision)

@@ -65,6 +65,7 @@ class PrefixCache:
 
     Attributes:
         limit_bytes: of all states together, in memory and likewise on disk.
+        too_large: number of states that were larger than that, and so are not kept.
     """
 
     def __init__(self, model: str, limit_bytes: int, folder: Path | None = None) -> None:
@@ -80,6 +81,8 @@ class PrefixCache:
             OutputError: the folder belongs to somebody else or cannot be made.
         """
         self._model, self.limit_bytes, self._folder = model, limit_bytes, folder
+        self.too_large = 0
+        self._untold: str | None = None
         self._entries: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         self._writing: ThreadPoolExecutor | None = None  # made when the first file is written
@@ -158,6 +161,14 @@ class PrefixCache:
         ).hexdigest()
         entry = Prefix(name, list(tokens), shape, held, size + 4 * len(tokens))
         if entry.nbytes > self.limit_bytes:
+            with self._lock:
+                self.too_large += 1
+                if self.too_large == 1:
+                    self._untold = (
+                        f"a prompt of {len(tokens):,} tokens takes {entry.nbytes / 1e6:,.1f} MB "
+                        f"and the prefix cache holds {self.limit_bytes / 1e6:,.1f} MB, so it is "
+                        "not kept and will be computed again; give a larger --prefix-cache"
+                    )
             return
         with self._lock:
             self._entries[name] = entry
@@ -168,6 +179,12 @@ class PrefixCache:
                     self._writing = ThreadPoolExecutor(1, "edgetok-prefixes")
                     self._process, self._files = os.getpid(), []
                 self._files.append(self._writing.submit(self._write, entry, self._folder))
+
+    def warning(self) -> str | None:
+        """Return a line about the first state that was too large, once; else None."""
+        with self._lock:
+            line, self._untold = self._untold, None
+        return line
 
     def flush(self) -> None:
         """Wait until all files are written.

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -152,14 +153,36 @@ class CacheState:
         """Refuse a state of a cache of another shape.
 
         Raises:
-            SessionError: names what differs.
+            SessionError: names what differs, and the option that it follows from.
         """
-        for name in sorted(shape.keys() | self.shape.keys()):
-            if shape.get(name) != self.shape.get(name):
+        saved = self.shape
+        for name, (what, option) in _OPTIONS.items():
+            if shape.get(name) != saved.get(name):
                 raise SessionError(
-                    f"the saved cache has {name} {self.shape.get(name)!r:.60}, this one "
-                    f"{shape.get(name)!r:.60}; start with the options that it was saved with"
+                    f"it was saved with {_told(what, saved.get(name))}, this cache has "
+                    f"{_told(what, shape.get(name))}; start with {option} as it was then"
                 )
+        if shape != saved:  # sizes of pages and rings follow from the size of the cache
+            raise SessionError(
+                "it was saved with a cache of another size; start with --kv-budget and --context "
+                "as they were then"
+            )
+
+
+_OPTIONS = MappingProxyType(
+    {
+        "kind": ("a cache of the {}", "--device"),
+        "policy": ("the policy {}", "--kv-policy"),
+        "kv_bits": ("{} bits per value", "--kv-bits"),
+        "context": ("a context of {} tokens", "--context"),
+        "slots": ("{} tokens a head", "--kv-budget and --context"),
+    }
+)
+"""Differences in users' words, and the options that they follow from; the plainest first."""
+
+
+def _told(what: str, value: object) -> str:
+    return what.format("none" if value is None else f"{value!s:.40}")
 
 
 def _aligned(at: int) -> int:

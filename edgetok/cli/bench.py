@@ -285,10 +285,11 @@ def _print_profile(profile: dict[str, Any]) -> None:
         reads = (f"{mb:,.1f}", f"{mb / ms:,.1f}", f"{floor:.3f}") if mb else ("", "", "")
         return (name, count, f"{ms:.3f}", *reads)
 
-    phases = profile["phases"]
+    phases, threads = profile["phases"], profile["threads"]
     total = [sum(phase[key] for phase in phases) for key in ("ms", "read_mb", "floor_ms")]
     common.print_columns(
-        f"A decode step, {profile['threads']} threads, depth {profile['depth_tokens']:,}, "
+        f"A decode step, {threads} thread{'s' if threads > 1 else ''}, "
+        f"depth {profile['depth_tokens']:,}, "
         f"read loop {profile['read_bandwidth_gb_per_s']:.1f} GB/s",
         ("phase", "calls", "ms", "MB", "GB/s", "floor ms"),
         [

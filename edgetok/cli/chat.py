@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--load",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="Load a conversation that /save wrote and continue it.",
 )
 @click.option(
     "--session",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="Load the conversation from this file, if it exists, and save it there at the end.",
 )
 @click.option("--plain", is_flag=True, help="Show answers as they are, not as markdown.")

@@ -20,7 +20,7 @@ from edgetok.runtime.options import KvBits
         "edgetok compile --all --target x86_64-linux-avx2 --out kernels --json",
     ),
 )
-@click.argument("model", metavar="[MODEL]", type=click.Path(path_type=Path), required=False)
+@click.argument("model", metavar="[MODEL]", type=common.PATH, required=False)
 @click.option("--all", "all_kernels", is_flag=True, help="Compile the kernels of every model.")
 @click.option(
     "--target",
@@ -37,9 +37,7 @@ from edgetok.runtime.options import KvBits
     show_default=True,
     help="Bits per value of the KV caches to compile for. May be given several times.",
 )
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write."
-)
+@click.option("--out", "-o", type=common.PATH, required=True, help="Folder to write.")
 @common.JSON
 def command(
     model: Path | None,

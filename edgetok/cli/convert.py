@@ -23,7 +23,7 @@ from edgetok.quantities import parse_bytes
         "edgetok convert Qwen/Qwen3-0.6B --fit 400MB --context 8k",
     ),
 )
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=common.NAME)
 @common.options_of(ConvertOptions, "bits", type=common.Choice(BITS))
 @common.options_of(ConvertOptions, "method", "without")
 @common.options_of(ConvertOptions, "refine", type=click.IntRange(min=0), metavar="N")
@@ -33,7 +33,7 @@ from edgetok.quantities import parse_bytes
 @common.options_of(
     ConvertOptions,
     "calibration",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=common.PathType(path_type=Path, exists=True, dir_okay=False),
 )
 @click.option(
     "--fit",
@@ -54,7 +54,7 @@ from edgetok.quantities import parse_bytes
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="Folder to write.  [default: artefacts/NAME-BITSbit, or artefacts/NAME if SRC is "
     "quantised already]",
 )

@@ -21,7 +21,7 @@ from edgetok.errors import OptionError
     ),
 )
 @common.MODEL
-@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.argument("texts", metavar="[TEXT|-]...", nargs=-1)
 @click.option(
     "--pooling",
     type=click.Choice(["last", "mean"]),
@@ -30,18 +30,19 @@ from edgetok.errors import OptionError
     help="The last token's vector, or the mean over all tokens.",
 )
 @click.option("--raw", is_flag=True, help="Do not divide vectors by their length.")
-@common.run_options
+@common.run_options_but(*common.ONLY_WRITING)
 @common.JSON
 def command(
     model: Path, texts: tuple[str, ...], pooling: str, raw: bool, as_json: bool, **given: Any
 ) -> None:
     """Compute a vector for each TEXT, or for each line of stdin: one JSON array a line.
 
-    Use a model that was trained for embeddings, such as Qwen/Qwen3-Embedding-0.6B.
+    A TEXT that is - stands for the lines of stdin; those that are empty are left out. Use a model
+    that was trained for embeddings, such as Qwen/Qwen3-Embedding-0.6B.
     """
-    wanted = list(texts)
-    if not wanted and not sys.stdin.isatty():
-        wanted = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
+    if not texts and sys.stdin is not None and not sys.stdin.isatty():
+        texts = ("-",)
+    wanted = [line for text in texts for line in (common.stdin_lines() if text == "-" else [text])]
     if not wanted:
         raise OptionError("no text given; give some as arguments, or one a line on stdin")
     with common.load_model(model, given) as loaded:

@@ -29,11 +29,10 @@ MAX_TEXT_BYTES = 256 << 20
     ),
 )
 @common.MODEL
-@click.option(
-    "--text", type=click.Path(path_type=Path), help="Text file on which to measure perplexity."
-)
+@click.option("--text", type=common.PATH, help="Text file on which to measure perplexity.")
 @click.option(
     "--reference",
+    type=common.NAME,
     metavar="SRC",
     help="Original to compare with, for KL divergence and agreement: whatever `edgetok convert` "
     "takes, a GGUF file, too.",
@@ -91,7 +90,7 @@ MAX_TEXT_BYTES = 256 << 20
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=common.PATH,
     help="With --cache: draw the results into this file, e.g. cache.png.",
 )
 @click.option(
@@ -103,7 +102,7 @@ MAX_TEXT_BYTES = 256 << 20
     multiple=True,
     help="With --recall: tokens between a fact and its question. May be given several times.",
 )
-@common.run_options
+@common.run_options_but("draft")
 @common.JSON
 def command(
     model: Path,

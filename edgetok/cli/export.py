@@ -30,9 +30,7 @@ _NATIVE = "native"
     show_default=True,
     help="Format: a checkpoint, or native: a library for C programs, without Python.",
 )
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write."
-)
+@click.option("--out", "-o", type=common.PATH, required=True, help="Folder to write.")
 @click.option(
     "--target",
     "targets",

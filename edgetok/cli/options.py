@@ -44,17 +44,38 @@ def bundled() -> Path:
     return bundled_model()
 
 
-MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+class PathType(click.Path):
+    """A path. An empty text is refused: it would mean the current folder."""
+
+    expected = "a path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail(f"it is empty, expected {self.expected}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NameType(PathType):
+    """A path or a name of a model, as it was typed; an empty text is refused."""
+
+    expected = "a name or a path"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=str)
+
+
+PATH = PathType(path_type=Path)
+NAME = NameType()
+MODEL = click.argument("model", metavar="MODEL", type=PATH)
 SCHEMA = click.option(
     "--schema",
     "schema_file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File with a JSON schema that the answer must match.",
 )
-MODEL_OR_BUNDLED = click.argument(
-    "model", metavar="[MODEL]", type=click.Path(path_type=Path), default=bundled
-)
+MODEL_OR_BUNDLED = click.argument("model", metavar="[MODEL]", type=PATH, default=bundled)
 PROMPT = click.option(
     "-p",
     "--prompt",
@@ -95,11 +116,21 @@ _SPELLINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# They mean nothing to commands that read texts and write none: nothing is evicted, kept or guessed.
+ONLY_WRITING = ("kv_budget", "kv_policy", "prefix_cache", "speculate", "pace", "draft")
+
+
 def run_options(function: F) -> F:
     """Add a flag for each field of `RunOptions`."""
+    return run_options_but()(function)
+
+
+def run_options_but(*without: str) -> Callable[[F], F]:
+    """Return a decorator that adds a flag for each field of `RunOptions` but some."""
     from edgetok.runtime.options import RunOptions
 
-    return options_of(RunOptions)(function)
+    names = [field.name for field in dataclasses.fields(RunOptions)]
+    return options_of(RunOptions, *(name for name in names if name not in without))
 
 
 def sampling_options(function: F) -> F:
@@ -170,7 +201,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"is_flag": True}
     if hint is Path:
-        return {"type": click.Path(path_type=Path)}
+        return {"type": PATH}
     return {"type": hint}
 
 
@@ -316,6 +347,21 @@ def prompt_text(given: str | None) -> str | None:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return None
     return clean_input(sys.stdin.buffer.read().decode("utf-8", "replace")).rstrip("\n")
+
+
+def stdin_lines() -> list[str]:
+    """Return the lines of stdin that are not empty.
+
+    Raises:
+        OptionError: a line is not UTF-8 text.
+    """
+    found = []
+    for i, line in enumerate(sys.stdin or ()):
+        if clean_input(line) != line:
+            raise OptionError(f"stdin, line {i + 1}: not UTF-8 text")
+        if line.strip():
+            found.append(line.rstrip("\n"))
+    return found
 
 
 def clean_input(text: str) -> str:

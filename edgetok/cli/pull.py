@@ -19,7 +19,7 @@ from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
         "edgetok pull owner/name/file.Q4_0.gguf",
     ),
 )
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", type=common.NAME)
 @common.options_of(ConvertOptions, "bits", defaults=False, type=common.Choice(BITS))
 @common.options_of(ConvertOptions, "method", defaults=False)
 @common.options_of(ConvertOptions, "group_size", defaults=False, type=common.Choice(GROUP_SIZES))

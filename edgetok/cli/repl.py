@@ -18,6 +18,7 @@ from edgetok.cli.terminal.keys import quiet_keys
 from edgetok.cli.terminal.lines import LineReader
 from edgetok.cli.terminal.wrap import wrapped
 from edgetok.energy import EnergyMeter
+from edgetok.engine.cached_tokens import or_larger
 from edgetok.errors import EdgetokError, OptionError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _ENDS = {
     "cancelled": "stopped",
     "length": "cut at max_tokens",
     "time": "cut at max_seconds",
-    "context": "context full: /undo, /clear, or a larger --context",
+    "context": "context full: /undo or /clear",
     "loop": "stopped, because it repeats itself: /set stop_loops off lets it go on",
 }
 
@@ -146,6 +147,9 @@ class Repl:
         parts.append(f"{_resident_mb():,.0f} MB")
         if result.finish in _ENDS:
             parts.append(_ENDS[result.finish])
+            if result.finish == "context":
+                context, trained = self._model.context_tokens, self._model.backend.context_tokens
+                parts[-1] += or_larger(context, trained, "a larger --context")
         if self._meter.missing and not self._told_energy:
             self._told_energy = True
             parts.append(f"energy not known: {self._meter.missing}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ _SHOWN = 60  # characters of a line of stdin that stand for it
     help="Purpose of the query, told to the model.  [default: a search of the web]",
 )
 @click.option("--top", type=click.IntRange(1), metavar="N", help="Print the best N alone.")
-@click.argument("files", metavar="FILE...|-", nargs=-1, required=True)
-@common.run_options
+@click.argument("files", metavar="FILE...|-", nargs=-1, required=True, type=common.NAME)
+@common.run_options_but(*common.ONLY_WRITING)
 @common.JSON
 def command(
     model: Path,
@@ -45,8 +44,9 @@ def command(
 ) -> None:
     """Rank texts by how well they answer a query, the best first: score and name.
 
-    Each FILE is one text; - is stdin, where each line is one. Use a model that was trained to judge
-    texts with "yes" or "no", such as Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
+    Each FILE is one text; - is stdin, where each line is one. Texts that are empty are left out.
+    Use a model that was trained to judge texts with "yes" or "no", such as
+    Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
     """
     if not query.strip():
         raise OptionError("--query is empty, expected what is looked for")
@@ -56,8 +56,11 @@ def command(
     with common.load_model(model, given) as loaded:
         if not is_ranker(loaded.names):
             click.echo(f"{model}: does not say that it was trained to rank texts", err=True)
-        scores = loaded.rerank(query, [text for _, text in texts], instruction=instruction or None)
-    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:top]
+        ranked = [i for i, (_, text) in enumerate(texts) if text.strip()]
+        asked = [texts[i][1] for i in ranked]
+        found = loaded.rerank(query, asked, instruction=instruction or None)
+    scores = dict(zip(ranked, found, strict=True))
+    best = sorted(ranked, key=lambda i: -scores[i])[:top]
     if as_json:
         results = [{"index": i, "name": texts[i][0], "score": scores[i]} for i in best]
         common.print_json({"query": query, "results": results})
@@ -67,7 +70,7 @@ def command(
 
 
 def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Names and texts of files, and of stdin's lines.
+    """Names and texts of files, and of stdin's lines; one at least is not empty.
 
     Raises:
         OptionError: a file is too large, or something is no text, or there is none.
@@ -75,19 +78,17 @@ def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name in files:
         if name == "-":
-            lines = [line.rstrip("\n") for line in sys.stdin]
-            for i, line in enumerate(lines):
-                if common.clean_input(line) != line:
-                    raise OptionError(f"stdin, line {i + 1}: not UTF-8 text")
-            found += [(line[:_SHOWN], line) for line in lines if line.strip()]
+            found += [(line[:_SHOWN], line) for line in common.stdin_lines()]
             continue
         try:
             text = _read(Path(name)).decode("utf-8")
         except UnicodeDecodeError:
             raise OptionError(f"{name}: not UTF-8 text") from None
+        if not text.strip():
+            click.echo(f"{name}: empty, left out", err=True)
         found.append((name, text))
-    if not found:
-        raise OptionError("no text given; stdin has no line that is not empty")
+    if not any(text.strip() for _, text in found):
+        raise OptionError("no text given: every file, or line of stdin, is empty")
     return found
 
 

@@ -8,7 +8,7 @@ from edgetok.cli import options as common
 
 
 @click.command("rm", epilog=common.examples("edgetok rm smollm2", "edgetok rm smollm2 qwen3"))
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=common.NAME)
 @common.JSON
 def command(names: tuple[str, ...], as_json: bool) -> None:
     """Remove the models of these names from the model folder.

@@ -11,6 +11,7 @@ import click
 from edgetok.cli import options as common
 from edgetok.cli.terminal.compiling import Compiling
 from edgetok.environment import read_settings
+from edgetok.errors import OptionError
 
 
 def _options(function: Any) -> Any:
@@ -24,6 +25,8 @@ def _place(given: str) -> tuple[str, Path]:
     name, equals, model = given.partition("=")
     if not (equals and name) or "/" in name:
         name, model = "", given
+    if not model:
+        raise OptionError(f"{given}: no model behind the =; expected NAME=MODEL")
     folder = common.model_folder(Path(model))
     artefact = folder == Path(model).expanduser()
     return name or (folder.resolve().name if artefact else given), folder
@@ -37,7 +40,7 @@ def _place(given: str) -> tuple[str, Path]:
         "edgetok serve artefacts/default-4bit --host 0.0.0.0",
     ),
 )
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=common.NAME)
 @_options
 @common.run_options
 def command(models: tuple[str, ...], **given: Any) -> None:

@@ -14,6 +14,19 @@ from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
 
+def or_larger(context_tokens: int, trained_tokens: int, advice: str) -> str:
+    """Return the end of advice to shorten a text, which a larger context may spare.
+
+    Args:
+        context_tokens: of the context that is too small.
+        trained_tokens: the longest context that the model was trained for.
+        advice: how to get a larger one, such as "give a larger context".
+    """
+    if context_tokens < trained_tokens:
+        return f" or {advice}"
+    return ", as the model was trained for no more"
+
+
 class CachedTokens:
     """A KV cache and the tokens in it, so that a prompt with the same beginning is not read again.
 
@@ -120,6 +133,11 @@ class CachedTokens:
             and self.cache.capabilities.saves
         ):
             self._prefixes.add(self.tokens, self.cache)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Return the longest context that the model was trained for."""
+        return self._backend.context_tokens
 
     @property
     def draft_tokens(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgetok.engine.cached_tokens import or_larger
 from edgetok.engine.result import Token
 from edgetok.errors import ContextError, OptionError
 from edgetok.runtime.backend import Backend
@@ -75,9 +76,10 @@ def score(
     if len(ids) <= first:
         raise OptionError("the text has no token to score; give one after its first, or a prompt")
     if len(ids) > context_tokens:
+        larger = or_larger(context_tokens, backend.context_tokens, "give a larger context")
         raise ContextError(
-            f"the text has {len(ids):,} tokens, the context holds {context_tokens:,}; shorten it "
-            "or give a larger context"
+            f"the text has {len(ids):,} tokens, the context holds {context_tokens:,}; shorten it"
+            f"{larger}"
         )
     cache = backend.new_cache(len(ids))
     most = max(1, _LOGITS_BYTES // (4 * backend.vocab_size))

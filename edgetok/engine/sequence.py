@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 
 import numpy as np
 
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.cached_tokens import CachedTokens, or_larger
 from edgetok.engine.draft_model import MARGIN, DraftModel, ModelDrafter
 from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
 from edgetok.engine.loops import repeats
@@ -92,9 +92,10 @@ class Sequence:
             raise OptionError("the prompt is empty, expected at least one token")
         capacity = context.cache.capacity_tokens
         if len(prompt) > capacity:
+            larger = or_larger(capacity, context.trained_tokens, "give a larger context")
             raise ContextError(
                 f"the prompt has {len(prompt):,} tokens, the context holds {capacity:,}; shorten "
-                "it or give a larger context"
+                f"it{larger}"
             )
         self.context = context
         self.prompt = list(prompt)

@@ -94,5 +94,28 @@ def near_names(name: str, others: Iterable[str] = ()) -> list[str]:
     return [known[item] for item in found]
 
 
+def hint_for(
+    name: str,
+    others: Iterable[str] = (),
+    takes: str = "an artefact, a model folder, a GGUF file, a short name or a hub id",
+) -> str:
+    """Return the end of a message about a name that is nothing: what could have been meant.
+
+    Args:
+        name: as it was typed.
+        others: see `near_names`.
+        takes: what there could have been instead.
+    """
+    base, at, revision = name.partition("@")
+    if at and not revision and HubName.parse(base) is not None:
+        return f"a branch, tag or commit has to follow the @, as in {base}@main; or use {base}"
+    if near := near_names(base, others):
+        behind = at + revision
+        return f"did you mean {' or '.join(n + behind if HubName.parse(n) else n for n in near)}?"
+    if "/" in name or "\\" in name:
+        return f"give {takes}"
+    return f"short names are {', '.join(SHORT_NAMES)}; else give {takes}"
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9/]", "", name.lower())

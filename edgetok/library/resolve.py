@@ -31,7 +31,7 @@ from edgetok.errors import (
     OptionError,
 )
 from edgetok.library.folder import Entry, entries, entry_for, locked
-from edgetok.library.names import SHORT_NAMES, HubName, hub_id, near_names
+from edgetok.library.names import HubName, hint_for, hub_id
 
 if TYPE_CHECKING:
     from edgetok.converter.options import ConvertOptions
@@ -132,17 +132,9 @@ def _source(name: str) -> str:
     local = parts[0] in ("artefacts", "models") or (is_path and path.parent != Path())
     if not local and HubName.parse(name) is not None:
         return name
-    near = near_names(name, [entry.name for entry in entries()])
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else (
-            f"short names are {', '.join(SHORT_NAMES)}; else give an artefact, a model folder, a "
-            "GGUF file or a hub id"
-        )
-    )
+    hint = hint_for(name, [entry.name for entry in entries()])
     if is_path and len(parts) > 1:
-        hint = "give an artefact, a model folder, a GGUF file, a short name or a hub id"
+        hint = hint_for("/")
     raise CheckpointError(f"{name}: no such model or folder; {hint}")
 
 

@@ -128,6 +128,9 @@ class RunOptions:
             raise OptionError(f"context is {self.context!r}, expected a number of tokens")
         if self.pace is not None:
             check_pace(self.pace)
+        for name in ("draft", "kernels"):
+            if getattr(self, name) == "":  # as a path it would mean the current folder
+                raise OptionError(f"{name} is empty, expected a path")
         if self.draft is not None and not self.speculate:
             raise OptionError("--draft conflicts with --no-speculate; remove one")
         _bytes("kv_budget", self.kv_budget)
@@ -160,13 +163,15 @@ class RunOptions:
         Raises:
             OptionError: the policy is unknown.
         """
-        from edgetok.cache.policies.policy import policy as check_policy  # needs NumPy
+        from edgetok.cache.policies.policy import POLICIES  # needs NumPy
 
         budget, policy = self.kv_budget_bytes, self.kv_policy
         if policy == "none" or (policy is None and budget is None):
             return None
         name = DEFAULT_POLICY if policy is None else policy
-        check_policy(name)
+        if name not in POLICIES:
+            known = ", ".join((*POLICIES, "none"))
+            raise OptionError(f"cache policy {name!r:.40}, expected one of {known}")
         return CacheLimits(policy=name, budget_bytes=budget)
 
     @classmethod

@@ -305,5 +305,7 @@ def _keep(prefixes: PrefixCache | None, generation: Generation) -> None:
         return
     try:
         prefixes.add(context.tokens, context.cache)
+        if (line := prefixes.warning()) is not None:
+            log.warning("%s", line)
     except (ContextError, OutputError) as error:
         log.warning("a conversation's beginning was not kept: %s", error)

@@ -113,6 +113,10 @@ class _Pages:
             "memory_budget_bytes": ("Memory for models and caches.", budget.total_bytes),
             "memory_models_bytes": ("Memory of loaded models.", budget.model_bytes),
             "memory_caches_bytes": ("Memory promised to answers.", budget.cache_bytes),
+            "prefixes_too_large": (
+                "Prompts of loaded models that did not fit into the prefix cache.",
+                sum(one.prefixes_too_large for one in models),
+            ),
         }
         text = self._writer.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

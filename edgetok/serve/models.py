@@ -58,6 +58,12 @@ class Served:
     used_s: float = 0.0
     broken: bool = False
 
+    @property
+    def prefixes_too_large(self) -> int:
+        """Return how many prompts the prefix cache could not take since the model was loaded."""
+        prefixes = None if self.model is None else self.model.engine.prefixes
+        return 0 if prefixes is None else prefixes.too_large
+
     @classmethod
     def look(cls, name: str, path: Path) -> Served:
         """Look at an artefact without loading it.

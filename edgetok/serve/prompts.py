@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgetok.dialect.request import ChatRequest, Plan
+from edgetok.engine.cached_tokens import or_larger
 from edgetok.errors import ContextError, OptionError
 from edgetok.model import Model
 from edgetok.sampling.options import SamplingOptions
@@ -62,10 +63,12 @@ def prepare(model: Model, request: Request) -> Prepared:
         if not tokens:
             raise OptionError("the prompt is empty, expected at least one token")
         if model.engine.limits is None and len(tokens) > model.context_tokens:
+            context = model.context_tokens
+            advice = "start the server with a larger --context"
+            larger = or_larger(context, model.backend.context_tokens, advice)
             raise ContextError(
-                f"the prompt has {len(tokens):,} tokens, the context holds "
-                f"{model.context_tokens:,}; shorten it, or start the server with a larger "
-                "--context or with --kv-budget"
+                f"the prompt has {len(tokens):,} tokens, the context holds {context:,}; shorten it"
+                f"{larger}; a server with --kv-budget evicts what is old"
             )
     sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
     return Prepared(prompts, plans, options, sum(sizes) * request.answers)

@@ -59,10 +59,12 @@ def checked_path(path: object) -> str | os.PathLike[str]:
     """Return a path.
 
     Raises:
-        OptionError: it is something else.
+        OptionError: it is something else, or an empty text, which would mean the current folder.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OptionError(f"the path is {_kind(path)}, expected a text or a Path")
+    if path == "":
+        raise OptionError("the path is empty, expected one of a file or folder")
     return path
 
 

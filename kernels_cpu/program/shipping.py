@@ -5,7 +5,10 @@ Whatever compiles here compiles for every target (`simd/target.py`).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import OutputError
+from edgetok.errors import OptionError, OutputError
 from edgetok.kernels_cpu.program import keys
 from edgetok.kernels_cpu.program.compiling import Progress, planned_work
 from edgetok.kernels_cpu.program.loader import compiled_objects, object_path
@@ -28,15 +31,35 @@ def targets_of(name: str) -> tuple[Target, ...]:
     Every x86-64 machine of the last ten years has AVX2; on Arm, older boards have the portable set.
 
     Raises:
-        OptionError: there is no such target.
+        OptionError: there is no such target; the message lists those that there are.
     """
-    if name.count("-") != 1:
-        return (Target.parse(name),)
-    arch, os_name = name.split("-")
-    sets = [isa for isa in ISAS.values() if isa.arch == arch]
-    if arch != "x86_64":
-        sets.append(ISAS["portable"])
-    return tuple(Target(isa, os_name, arch) for isa in sets)
+    machines = _machines()
+    for machine, targets in machines.items():
+        if name == machine:
+            return tuple(t for t in targets if t.arch != "x86_64" or t.isa.arch)
+        found = tuple(target for target in targets if target.name == name)
+        if found:
+            return found
+    by_sets: dict[str, list[str]] = {}
+    for machine, targets in machines.items():
+        by_sets.setdefault(", ".join(target.isa.name for target in targets), []).append(machine)
+    known = "; ".join(f"{', '.join(names)} with {sets}" for sets, names in by_sets.items())
+    raise OptionError(
+        f"unknown target {name!r:.60}; a target is a machine, or one with an instruction set, e.g. "
+        f"x86_64-linux or x86_64-linux-avx2: {known}"
+    )
+
+
+@functools.cache
+def _machines() -> dict[str, list[Target]]:
+    """Every machine that kernels are compiled for, with its targets."""
+    found: dict[str, list[Target]] = {}
+    for os_name in ("linux", "macos", "ios", "windows", "wasm"):
+        for arch, isa in itertools.product(("x86_64", "aarch64", "wasm32"), ISAS.values()):
+            with contextlib.suppress(OptionError):
+                target = Target(isa, os_name, arch)
+                found.setdefault(f"{arch}-{os_name}", []).append(target)
+    return found
 
 
 def compile_for(

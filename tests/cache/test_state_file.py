@@ -180,6 +180,23 @@ def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
     assert prefixes.find([*tokens, 1], cache(299)) is None
 
 
+def test_a_state_that_is_too_large_is_told_once():
+    cache = filled(100)
+    one = 4 * 100 + cache.fork().held_bytes
+    prefixes = PrefixCache(MODEL, one)
+    prefixes.add([1] * 100, cache)
+    assert (prefixes.warning(), prefixes.too_large) == (None, 0)
+    prefixes = PrefixCache(MODEL, one - 1)
+    for first in (1, 2):
+        prefixes.add([first] * 100, cache)
+    assert prefixes.find([1] * 101, cache) is None
+    assert prefixes.too_large == 2
+    line = prefixes.warning()
+    assert line.startswith("a prompt of 100 tokens takes ")
+    assert line.endswith("give a larger --prefix-cache")
+    assert prefixes.warning() is None
+
+
 def test_files_are_written_by_another_thread(tmp_path, monkeypatch):
     """Nobody waits for the disk; what went meanwhile leaves no file; an error is told later."""
     import threading

@@ -63,9 +63,10 @@ def test_targets_and_modules(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "x86_64-beos-avx2"], "no kernels for avx2"),
-        (["--target", "x86_64-linux-avx1024"], "expected one such as x86_64-linux-avx2"),
-        (["--target", "x86_64-linux-avx2,"], "expected one such as x86_64-linux-avx2"),
+        (["--target", "x86_64-beos-avx2"], "unknown target 'x86_64-beos-avx2'"),
+        (["--target", "x86_64-linux-avx1024"], "aarch64-windows with neon, portable; wasm32-wasm"),
+        (["--target", "bogus"], "x86_64-linux, x86_64-macos, x86_64-windows with avx512, avxvnni"),
+        (["--target", "x86_64-linux-avx2,"], "unknown target ''"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--all"], "MODEL and --all exclude each other"),
         (["--kv-bits", "7"], "'7' is not one of"),

@@ -173,7 +173,12 @@ def test_short_calibration_text(llama, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [("no/such/folder", "no such folder"), ("nowhere", "not a hub id"), ("a b/c", "not a hub id")],
+    [
+        ("no/such/folder", "no such folder"),
+        ("nowhere", "not a hub id"),
+        ("smolm2@v1", "smollm2@v1"),
+        ("a b/c", "not a hub id"),
+    ],
 )
 def test_sources_that_are_none(source, says, tmp_path):
     with pytest.raises(CheckpointError, match=says):

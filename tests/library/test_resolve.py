@@ -110,6 +110,12 @@ def test_a_damaged_entry_is_left_out(mine: Path) -> None:
     ("name", "expected"),
     [
         ("smolm2", "did you mean smollm2"),
+        ("smolm2@main", "did you mean smollm2@main"),
+        ("smollm2@", "as in smollm2@main; or use smollm2$"),
+        ("owner/name@", "as in owner/name@main; or use owner/name$"),
+        ("nope@main", "short names are .*smollm2"),
+        ("@../x", "; give an artefact, a model folder"),
+        ("@", "short names are"),
         ("zzzzzz", "short names are .*smollm2"),
         ("./owner/name", "no such model or folder"),
         ("artefacts/tiny", "no such model or folder"),

@@ -59,6 +59,22 @@ def computed(server: Process, tokens: list[int]) -> int:
     return len(tokens) - int(usage["prompt_tokens_details"]["cached_tokens"])
 
 
+def test_a_conversation_that_the_prefix_cache_cannot_hold_is_told(artefact: Path) -> None:
+    said = list(range(3, 103))
+    server = Process(str(artefact), "--threads", "1", "--prefix-cache", "1kB")
+    try:
+        assert server.gauge("prefixes_too_large") == 0
+        for _ in range(2):
+            assert computed(server, said) == len(said)
+        assert server.gauge("prefixes_too_large") >= 2
+    finally:
+        server.stop()
+    told = [line for line in server.lines if "--prefix-cache" in line]
+    assert len(told) == 1
+    assert "a prompt of 10" in told[0]
+    assert "the prefix cache holds 0.0 MB" in told[0]
+
+
 @pytest.mark.parametrize("length", [1_500, pytest.param(32_768, marks=pytest.mark.slow)])
 def test_only_what_is_new_is_read(serving: Any, length: int) -> None:
     rng = np.random.default_rng(length)

@@ -23,6 +23,7 @@ from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Table, phases
 from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.kernels_cpu.simd import isa as isas
+from edgetok.kernels_cpu.simd.target import Target
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, with_spec
@@ -137,7 +138,8 @@ class CpuBackend(SpecBackend):
             kernels_dir=self._kernels_dir,
         )
         self._isa = kernels.isa.name
-        notes = (isas.why_portable() if isa is None else None, *kernels.notes)
+        shipped = (self._with_remedy(note) for note in kernels.notes)
+        notes = (isas.why_portable() if isa is None else None, *shipped)
         self.note = "\n".join(note for note in notes if note) or None
         threads = threads or useful_threads(artefact)
         self._capabilities = Capabilities(
@@ -168,6 +170,16 @@ class CpuBackend(SpecBackend):
         self._releases = releases
         self._trunk, self._body = self._programs(bound.trunk), self._programs(bound.body)
         self._step, self._head = self._programs(bound.step), self._programs(bound.head)
+
+    def _with_remedy(self, note: str) -> str:
+        """Return a note about shipped kernels that were not taken with files and a remedy."""
+        if self._kernels_dir is None or not note.startswith(f"{self._kernels_dir}:"):
+            return f"{note}; they came with edgetok: install it again"
+        files = self._kernels_dir / f"MODULE-{Target.here(isas.ISAS[self._isa]).name}.o"
+        return (
+            f"{note}; the files are {files}: remove the folder and write it again with edgetok "
+            "compile --out, or do without (--kernels, EDGETOK_KERNELS)"
+        )
 
     @property
     def spec(self) -> DecoderSpec:

@@ -24,9 +24,14 @@ def private_folder(folder: Path, holds: str, variable: str = "EDGETOK_CACHE_DIR"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot hold {holds}: {error.strerror}") from error
+        raise OutputError(
+            f"{folder}: cannot hold {holds}: {error.strerror}; name another with {variable}"
+        ) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise OutputError(f"{folder}: expected a directory for {holds}, found a file")
+        raise OutputError(
+            f"{folder}: expected a directory for {holds}, found a file; "
+            f"name another with {variable}"
+        )
     if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
         raise OutputError(
             f"{folder}: others own or may write this directory of {holds}; "

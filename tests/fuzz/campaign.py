@@ -162,10 +162,12 @@ def campaign(
         state: file of the counts of earlier runs. Without one every reader gets the same time.
     """
     told = {name: Outcome() for name in names}
+    others: dict[str, dict[str, object]] = {}  # stay in the file as they are
     if state is not None and state.exists():
         found = json.loads(state.read_text())
         seed = found["next_seed"]
-        told |= {name: Outcome(**one) for name, one in found["told"].items() if name in told}
+        others = {name: one for name, one in found["told"].items() if name not in told}
+        told |= {n: Outcome(**one) for n, one in found["told"].items() if n not in others}
     until = time.monotonic() + 60 * minutes
     rounds = 0
     while time.monotonic() < until if state is not None else rounds < len(names):
@@ -186,7 +188,7 @@ def campaign(
         seed, rounds = seed + 1, rounds + 1
         if state is not None:
             part = state.with_name(state.name + ".part")
-            everything = {n: outcome.__dict__ for n, outcome in told.items()}
+            everything = others | {n: outcome.__dict__ for n, outcome in told.items()}
             part.write_text(json.dumps({"next_seed": seed, "told": everything}, indent=1))
             part.replace(state)  # whole or not at all
     return told

@@ -1,7 +1,7 @@
 """Every reader of foreign bytes, with valid inputs to begin with and the damage that suits them.
 
 A reader may refuse (a `UserError`) or accept; anything else, such as another exception, a signal,
-two seconds or a gigabyte, is a fault.
+ten seconds or six gigabytes, is a fault.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,9 @@ def test_counts_go_on_and_each_batch_is_of_the_reader_that_needs_it_most(
     assert asked[before] == (min(names, key=lambda name: told[name].inputs / goals[name]), before)
     assert sum(one.inputs for one in again.values()) > sum(one.inputs for one in told.values())
     assert again["slow"].faults == ["x"]
+    alone = campaign.campaign(["costly"], 0.05, 0, tmp_path, state)
+    assert alone.keys() == {"costly"}
+    assert json.loads(state.read_text())["told"].keys() == set(names)
 
 
 def test_trees_are_new_ones() -> None:

@@ -140,6 +140,9 @@ def convert(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
         formats, reasons = _formats(weights, options, workspace, progress)
+        if target is None:  # before minutes of work; a search decides the size later
+            needed = plan(family.spec, formats, constants=True).file_bytes + _SPARE_BYTES
+            require_space(workspace.folder, needed, workspace.folder)
         calibrates = options.calibrates or target is not None
         if calibrates:
             _require_original(weights)

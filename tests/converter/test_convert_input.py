@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.errors import CheckpointError, OptionError, TemplateError, UnsupportedError
+from edgetok.errors import (
+    CheckpointError,
+    OptionError,
+    OutputError,
+    TemplateError,
+    UnsupportedError,
+)
 from tests.converter.test_convert import SMALL, onnx_logits
 from tests.tiny import VOCAB_SIZE
 
@@ -169,6 +176,14 @@ def test_short_calibration_text(llama, tmp_path):
     path.write_text("the small dog")
     report = convert(str(llama), tmp_path / "out", ConvertOptions(method="gptq", calibration=path))
     assert report.agreement.tokens > 0
+
+
+def test_a_full_disk_is_seen_before_text_is_generated(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr("edgetok.converter.convert.texts_of", None)  # calling it would fail
+    with pytest.raises(OutputError, match=r"1 MB free, .* MB more needed"):
+        convert(str(llama), tmp_path / "out", ConvertOptions(method="gptq"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -255,10 +255,10 @@ def require_space(folder: Path, nbytes: int, already: Path) -> None:
 def _lock(path: Path) -> int:
     """Hold an exclusive lock that ends with this process, however it ends."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _take(descriptor)
+        except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
             raise OutputError(
                 f"{path.parent}: another converter is writing there; wait for it to end or choose "
@@ -270,6 +270,23 @@ def _lock(path: Path) -> int:
                 return descriptor
         os.close(descriptor)
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _take(descriptor: int) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process has it.
+        PermissionError: likewise, on Windows.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _exchange(a: Path, b: Path) -> bool:

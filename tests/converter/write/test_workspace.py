@@ -228,3 +228,13 @@ def test_bad_input_leaves_no_trace(tmp_path):
     with pytest.raises(CheckpointError, match="bad"):
         fail_with_bad_input(out, ["x"])
     assert partial_folder(out).exists()
+
+
+def test_it_is_imported_without_posix_modules():
+    program = (
+        "import sys; sys.modules['fcntl'] = None;"
+        "from edgetok.converter.write.workspace import partial_folder;"
+        "from pathlib import Path; print(partial_folder(Path('out')).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "out.partial", done.stderr

@@ -140,24 +140,28 @@ def bounds_for(
     return Bounds.of_slots(chosen, best, block_tokens, scores, most)
 
 
+def wide_heads(scores: HeadScores) -> tuple[tuple[int, int], ...]:
+    """Return the heads that look back, ascending; none where all heads are treated alike."""
+    if len(scores) < max(2, FEWEST_HEADS):
+        return ()
+    # Of equal scores the earlier head is wide, so that the result does not depend on the order.
+    ranked = sorted(scores, key=lambda head: (-scores[head], head))
+    return tuple(sorted(ranked[: max(1, round(WIDE_SHARE * len(scores)))]))
+
+
 def _tiers(slots: int, most: int, scores: HeadScores) -> tuple[Tier, ...]:
     """Narrow and wide heads with `slots` on average, rounded down; none if they would be equal."""
-    count = len(scores)
-    wide = max(1, round(WIDE_SHARE * count))
+    heads = wide_heads(scores)
+    count, wide = len(scores), len(heads)
     narrow = count - wide
-    if count < max(2, FEWEST_HEADS):
+    if not heads:
         return ()
     few = max(SLOT_TILE, _tiles(slots // 2))
     many = min(most, _tiles((slots * count - few * narrow) // wide))
     few = _tiles((slots * count - many * wide) // narrow)  # what wide heads leave
     if many <= few:
         return ()
-    # Of equal scores the earlier head is wide, so that the result does not depend on the order.
-    ranked = sorted(scores, key=lambda head: (-scores[head], head))
-    return (
-        Tier(few, tuple(sorted(ranked[wide:]))),
-        Tier(many, tuple(sorted(ranked[:wide]))),
-    )
+    return Tier(few, tuple(sorted(scores.keys() - set(heads)))), Tier(many, heads)
 
 
 def _tiles(slots: int) -> int:

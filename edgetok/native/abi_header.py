@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from edgetok.cache import bounds, recurrent, state, table
+from edgetok.cache.limits import DEFAULT_POLICY
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as attention
@@ -37,6 +38,10 @@ MOST_ROPES = 8
 MOST_CHAT_TOKENS = 1 << 20
 
 
+# Policies of the library, the default first. The others look at queries or at attention mass.
+_POLICIES = (DEFAULT_POLICY, "content", "retain", "window")
+
+
 def abi_header() -> str:
     """The text of the file."""
     numbers: dict[str, int] = {}
@@ -64,18 +69,24 @@ def abi_header() -> str:
         "MOST_ROPES": MOST_ROPES,
         "MOST_CHAT_TOKENS": MOST_CHAT_TOKENS,
         "DEFAULT_CONTEXT_TOKENS": DEFAULT_CONTEXT_TOKENS,
-        "CONTENT_RECENT": POLICIES["content"].recent,
-        "RETAIN_RECENT": POLICIES["retain"].recent,
-        "WINDOW_RECENT": POLICIES["window"].recent,
     }
     texts = {
         "PLAN_MAGIC": plan.MAGIC.decode(),
         "STATE_MAGIC": state.MAGIC.decode(),
         "PLAN_FILE": plan.PLAN_FILE,
         "WEIGHTS_FILE": DATA_FILE,
+        "POLICY_NAMES": ", ".join(_POLICIES),
     }
     lines = ["/* Made by edgetok/native/abi_header.py from the constants of the Python runtime. */"]
     lines += ["#ifndef EDGETOK_ABI_H", "#define EDGETOK_ABI_H", "enum {"]
     lines += [f"    {name} = {value}," for name, value in numbers.items()]
-    lines += ["};", *(f'#define {name} "{value}"' for name, value in texts.items()), "#endif"]
+    lines += ["};", *(f'#define {name} "{value}"' for name, value in texts.items())]
+    lines += [f"#define POLICIES {', '.join(map(_policy, _POLICIES))}", "#endif"]
     return "\n".join(lines) + "\n"
+
+
+def _policy(name: str) -> str:
+    """A policy as a row of C: name, index of its scores' kernel, recent, unequal."""
+    found = POLICIES[name]
+    scores = plan.SCORES.index(found.kernel or name)
+    return f'{{"{name}", {scores}, {found.recent}, {int(found.unequal)}}}'

@@ -108,6 +108,8 @@ class Library:
         lib.edgetok_next.argtypes = [c.c_void_p, c.POINTER(Output), c.c_char_p]
         lib.edgetok_truncate.restype = c.c_int64
         lib.edgetok_truncate.argtypes = [c.c_void_p, c.c_int64, c.c_char_p]
+        lib.edgetok_tokens.restype = c.c_int64
+        lib.edgetok_tokens.argtypes = [c.c_void_p, c.c_void_p, c.c_size_t]
         lib.edgetok_logits.restype = c.c_void_p
         lib.edgetok_logits.argtypes = [c.c_void_p]
         lib.edgetok_stats.argtypes = [c.c_void_p, c.POINTER(Stats)]
@@ -225,6 +227,12 @@ class NativeChat:
         if left < 0:
             raise EdgetokError(error.value.decode())
         return left
+
+    def tokens(self) -> list[int]:
+        """Ids of the chat's tokens, evicted ones included."""
+        ids = (c.c_int32 * self.calls.edgetok_tokens(self.handle, None, 0))()
+        self.calls.edgetok_tokens(self.handle, ids, len(ids))
+        return list(ids)
 
     def logits(self) -> Any:
         """Logits of the last token, float32 [vocab_size], copied."""

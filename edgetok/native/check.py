@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetok.cache.limits import CacheLimits
 from edgetok.errors import EdgetokError
 from edgetok.formats.artefact import Artefact
 from edgetok.native.binding import Library, NativeModel
 from edgetok.runtime.cpu.backend import CpuBackend
+from edgetok.runtime.select import LEAST_EVICTING_TOKENS
 from edgetok.text.tokenizer import Tokenizer
 
 _PROMPTS, _PROMPT_TOKENS, _ANSWER_TOKENS = 4, 48, 24
+_CONTEXT_TOKENS = 128
 _TEXTS = 4000
 
 
@@ -61,16 +64,22 @@ def check(
 
 
 def _check_prompts(model: NativeModel, backend: CpuBackend) -> None:
+    """Greedy answers in the cache of a chat; the last prompt is longer than what it holds."""
     rng = np.random.default_rng(0)
-    context = min(backend.context_tokens, 512)
+    context = min(backend.context_tokens, _CONTEXT_TOKENS)
+    evicts = context >= LEAST_EVICTING_TOKENS
     for i in range(_PROMPTS):
-        size = min(1 + i * _PROMPT_TOKENS, max(1, context - _ANSWER_TOKENS))
+        size = 1 + i * _PROMPT_TOKENS
+        if not evicts:
+            size = min(size, max(1, context - _ANSWER_TOKENS))
         prompt = rng.integers(0, backend.vocab_size, size).astype(np.int32)
         with model.chat(context) as chat:
             chat.sample(max_tokens=_ANSWER_TOKENS)
             chat.prefill(prompt.tolist())
             found = [token for token, _, _ in chat.outputs()]
         cache = backend.new_cache(context)
+        if evicts:
+            cache = backend.new_bounded_cache(context, CacheLimits())
         logits, expected = backend.forward(cache, prompt), []
         for _ in found:
             expected.append(int(np.argmax(logits)))

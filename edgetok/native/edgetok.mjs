@@ -141,6 +141,15 @@ export async function load(source) {
       return Number(checked((m, error) => c.edgetok_truncate(this.handle, BigInt(tokens), error)))
     }
 
+    // Ids of the chat's tokens, evicted ones included.
+    tokens() {
+      return within((m) => {
+        const count = Number(c.edgetok_tokens(this.handle, 0, 0)), at = m.room(4 * count + 4)
+        c.edgetok_tokens(this.handle, at, count)
+        return Array.from(new Int32Array(memory.buffer.slice(at, at + 4 * count)))
+      })
+    }
+
     // Of the last token computed, copied; null before the first.
     logits() {
       const at = c.edgetok_logits(this.handle) >>> 0
@@ -157,7 +166,7 @@ export async function load(source) {
       })
     }
 
-    // The cache as a Uint8Array; its tokens are yours to keep.
+    // The cache as a Uint8Array; keep `tokens()` with it.
     save() {
       const size = Number(checked((m, error) => c.edgetok_save(this.handle, 0, 0, error)))
       return checked((m, error) => {

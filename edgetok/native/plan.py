@@ -19,6 +19,7 @@ Made of the same plan that the CPU backend runs. All numbers are little-endian:
 | HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
 | EOS       | int32: tokens that end an answer |
 | FAMILY    | the checkpoint's model type, ended by a 0 |
+| WIDE      | uint8 [layers, KV heads]: 1 where a head looks back and `recall` gives it more slots (`cache/bounds.py`); empty where all heads are alike |
 | TOKENIZER | `native/tokenizer.py`; absent where the tokenizer is refused |
 | TEMPLATE  | `native/template.py`; likewise |
 
@@ -35,8 +36,10 @@ from typing import Any
 
 import numpy as np
 
+from edgetok.cache.bounds import wide_heads
 from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.head_scores import HeadScores, head_scores
 from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.attention.launch import is_rotated
 from edgetok.kernels_cpu.elementwise import launch as elementwise
@@ -46,14 +49,15 @@ from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.models.operations import operations
 from edgetok.models.ops import Stateful, Store
 from edgetok.models.rope import inv_freq
-from edgetok.models.spec import RopeSpec
+from edgetok.models.spec import DecoderSpec, RopeSpec
 from edgetok.runtime.cpu.plan import Plan
 from edgetok.runtime.cpu.plan_file import plan_bytes
 from edgetok.runtime.cpu.recurrent_lowering import history_shape
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
-VERSION = 5  # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram
+# 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads
+VERSION = 6
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64
@@ -70,8 +74,9 @@ class Section(IntEnum):
     EOS = 5
     FAMILY = 6
     STATES = 7
-    TOKENIZER = 8
-    TEMPLATE = 9
+    WIDE = 8
+    TOKENIZER = 9
+    TEMPLATE = 10
 
 
 RUN = (
@@ -94,6 +99,9 @@ RUN = (
     "states",
     "bulky",  # 1: a snapshot of them serves one length alone
 )
+
+
+SCORES = ("window", "retain", "content")  # whose kernels are in HOST, in this order
 
 
 class _Recorder:
@@ -142,6 +150,7 @@ def model_plan(
         Section.STATES: np.array(
             [(op.state, *history_shape(op), op.kept_tokens) for op in kept], "<i8"
         ).tobytes(),
+        Section.WIDE: _wide(spec, head_scores(artefact.report, spec)),
     }
     return _joined(core, extra)
 
@@ -213,6 +222,14 @@ def _layers(plan: Plan, artefact: Artefact) -> bytes:
     return made.tobytes()
 
 
+def _wide(spec: DecoderSpec, scores: HeadScores | None) -> bytes:
+    heads = wide_heads(scores or {})
+    made = np.zeros((spec.num_layers, spec.num_kv_heads), np.uint8)
+    for head in heads:
+        made[head] = 1
+    return made.tobytes() if heads else b""
+
+
 def _rope(rope: RopeSpec) -> bytes:
     original = rope.original_context_tokens if rope.scaling == "longrope" else 0
     near = inv_freq(rope, original)
@@ -234,11 +251,13 @@ def _host(plan: Plan) -> list[bytes]:
 
     made = [
         packed(instruction(kernels.address("sample"))),
-        packed(eviction.key_scores(kernels, policy="retain", scores=0, **none, **where)),
         packed(
             eviction.window_scores(kernels, heads=0, records=0, slots=size, scores=0, wait=True)
         ),
-        packed(eviction.key_scores(kernels, policy="content", scores=0, **none, **where)),
+        *(
+            packed(eviction.key_scores(kernels, policy=policy, scores=0, **none, **where))
+            for policy in SCORES[1:]
+        ),
         packed(
             eviction.choose_evicted(
                 kernels, scores=0, room=0, front=0, recent=0, evicted=0, counts=0, **none

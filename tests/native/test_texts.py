@@ -270,12 +270,12 @@ def export_texts(folder: Path, out: Path, library, spec: DecoderSpec, eos):
     return library.open(out, 2)
 
 
-@pytest.mark.parametrize("policy", [None, "retain"])
+@pytest.mark.parametrize("policy", ["none", "recall"])
 @pytest.mark.parametrize("system", [None, "You are a pirate.  "])
 def test_conversations(bundled, library, tmp_path, policy, system, kernel_cache, monkeypatch):
     monkeypatch.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
     said = ["Hi! Who are you?", " Tell me a story about a cat.\n", "And then?", "1 + 2 = ?"]
-    options = {"kv_policy": policy or "none", "context": 512, "threads": 2}
+    options = {"kv_policy": policy, "context": 512, "threads": 2}
     with edgetok.load(bundled, **options) as python:
         model = export_texts(
             bundled, tmp_path, library, python.backend.spec, python.engine.eos_tokens
@@ -292,5 +292,14 @@ def test_conversations(bundled, library, tmp_path, policy, system, kernel_cache,
                 assert tokens == list(answer.tokens)
                 assert native.stats.prompt_tokens == answer.stats.prompt_tokens
                 assert i == 0 or native.stats.cached_tokens > 10
+            # What the cache was computed from, so that another chat can go on from it.
+            ids = native.tokens()
+            assert len(ids) == native.stats.tokens
+            assert ids[-len(tokens) + 1 :] == tokens[:-1]
+            assert all(text.strip() in python.tokenizer.decode(ids) for text in said)
+            with model.chat(512, policy=policy) as second:
+                second.restore(native.save(), ids)
+                second.prefill([*ids, 7])
+                assert second.stats.cached_tokens == len(ids)
             with pytest.raises(EdgetokError, match="belongs to the first turn"):
                 native.say("x", "Be kind.")

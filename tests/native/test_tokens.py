@@ -143,7 +143,7 @@ def test_prompts_with_the_same_beginning(both, tiny):
 
 def test_truncate_and_context(both, tiny):
     model, backend = both(tiny("llama", 4).artefact)
-    with model.chat(64) as chat:
+    with model.chat(64, policy="none") as chat:
         native_answer(chat, PROMPT, 10)
         assert chat.truncate(20) == 20
         with pytest.raises(EdgetokError, match="nothing to continue"):
@@ -165,17 +165,17 @@ def test_truncate_and_context(both, tiny):
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("policy", [None, "content", "retain", "window"])
+@pytest.mark.parametrize("policy", ["none", "content", "retain", "window"])
 def test_states_go_over_to_python_and_back(both, trained, policy, kv_bits):
     model, backend = both(trained("gemma3_text", TRAINED), kv_bits)
 
     def python():
-        if policy is None:
+        if policy == "none":
             return backend.new_cache(400)
         return backend.new_bounded_cache(128, CacheLimits(policy=policy))
 
     prompt = np.random.default_rng(9).integers(3, VOCAB_SIZE, 300).astype(np.int32)
-    size = 400 if policy is None else 128
+    size = 400 if policy == "none" else 128
     with model.chat(size, policy=policy) as chat, model.chat(size, policy=policy) as second:
         native_answer(chat, prompt, 1)
         block = chat.save()
@@ -255,7 +255,8 @@ def test_several_chats_of_one_model(both, tiny, family):
     ("options", "said"),
     [
         ({"policy": "h2o"}, "cache policy h2o"),
-        ({"budget_bytes": 1000}, "needs a policy"),
+        ({"budget_bytes": 1000, "policy": "none"}, "needs a policy: recall, content"),
+        ({"budget_bytes": 1000}, "too small"),
         ({"context_tokens": 65}, "a context of 65 tokens"),
         ({"context_tokens": 20, "policy": "window"}, "room for 64 tokens"),
     ],

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import edgetok
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.state import CacheState
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
@@ -70,10 +71,15 @@ def python(bundled: Path, kernel_cache: Path):
             yield model
 
 
+def new_cache(backend):
+    """A cache like that of a chat with a context and nothing else."""
+    return backend.new_bounded_cache(256, CacheLimits())
+
+
 @pytest.fixture(scope="module")
 def state(python, tmp_path_factory) -> Path:
     """A cache that Python filled with the prompt."""
-    cache = python.backend.new_cache(256)
+    cache = new_cache(python.backend)
     python.backend.forward(cache, np.array(python.tokenizer.encode(PROMPT), np.int32))
     path = tmp_path_factory.mktemp("state") / "state"
     path.write_bytes(cache.save().block.tobytes())
@@ -87,7 +93,7 @@ def expected(python, bundled, state) -> dict[str, str]:
     ids = np.array(python.tokenizer.encode(PROMPT), np.int32)
 
     def answer(prompt, options=GREEDY, cache=None):
-        cache = cache or backend.new_cache(256)
+        cache = cache or new_cache(backend)
         return python_answer(backend, cache, prompt, options, COUNT, eos)
 
     def joined(tokens):
@@ -96,11 +102,11 @@ def expected(python, bundled, state) -> dict[str, str]:
     greedy = answer(ids)
     assert len(greedy) == COUNT
     whole = np.array([*ids, *greedy[:-1]], np.int32)
-    cache = backend.new_cache(256)
+    cache = new_cache(backend)
     backend.forward(cache, ids)
     for token in greedy[:-1]:
         logits = backend.forward(cache, np.array([token], np.int32))
-    restored = backend.new_cache(256)
+    restored = new_cache(backend)
     restored.load(CacheState(np.frombuffer(state.read_bytes(), np.uint8).copy()))
     drawn = SamplingOptions(temperature=0.8, top_k=40, top_p=0.95, min_p=0.0, seed=2**64 - 1)
     stopped = python.generate(PROMPT, max_tokens=40, temperature=0.0, stop=["never", " girl"])
@@ -128,6 +134,7 @@ def expected(python, bundled, state) -> dict[str, str]:
         "drawn": joined(answer(ids, drawn)),
         "stopped": stopped.text,
         "saved": joined(whole),
+        "tokens": joined(whole),
         "restored": joined(answer(np.array([5], np.int32), cache=restored)),
         "restored cached": str(len(ids)),
         "no state": "this is not a saved cache",
@@ -166,7 +173,7 @@ def check_saved(python, out: Path, ids: str, *, exact: bool = True) -> None:
     """Python goes on from the cache that a program saved, as from its own."""
     backend, tokens = python.backend, np.array(ids.split(), np.int32)
     prompt = np.array(python.tokenizer.encode(PROMPT), np.int32)
-    saved, own = backend.new_cache(256), backend.new_cache(256)
+    saved, own = new_cache(backend), new_cache(backend)
     saved.load(CacheState(np.frombuffer(out.read_bytes(), np.uint8).copy()))
     assert saved.length_tokens == len(tokens)
     backend.forward(own, prompt)
@@ -397,7 +404,7 @@ def test_jni_defines_what_kotlin_declares(repository):
         for result, name, given in defined
     }
     assert found == wanted
-    assert len(found) == 17
+    assert len(found) == 18
     functions = set(re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text()))
     assert set(re.findall(r"\b(edgetok_\w+)\(", c)) == functions
 

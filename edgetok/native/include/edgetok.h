@@ -45,8 +45,9 @@ void edgetok_describe(const edgetok_model *model, edgetok_info *info);
 
 typedef struct {
     int64_t context_tokens; /* most tokens, 0: 4096 or what the model was trained for */
-    int64_t budget_bytes;   /* of a cache that evicts; 0: as many slots as context_tokens */
-    const char *policy;     /* "content", "retain" or "window" evict; NULL refuses what does not fit */
+    int64_t budget_bytes;   /* of a cache that evicts; 0: context_tokens slots a head, on average */
+    const char *policy;     /* "recall", "content", "retain" or "window" evict; "none" refuses what does
+                               not fit; NULL: recall, or none for fewer than 64 context_tokens */
 } edgetok_cache;
 
 /* A conversation with memory of its own. cache: NULL for the defaults. */
@@ -102,13 +103,17 @@ void edgetok_cancel(edgetok_chat *chat);
    recurrent layer has no snapshot of its state: returns how many are left. */
 int64_t edgetok_truncate(edgetok_chat *chat, int64_t tokens, char *error);
 
+/* The ids of the chat's tokens, evicted ones included, which edgetok_restore wants with a saved
+   cache; returns how many there are, of which at most `capacity` were written. */
+int64_t edgetok_tokens(const edgetok_chat *chat, int32_t *ids, size_t capacity);
+
 /* [vocab_size] of the last token computed; NULL before the first. Valid until the next call. */
 const float *edgetok_logits(const edgetok_chat *chat);
 
 typedef struct {
     int64_t tokens;         /* in the conversation, evicted ones included */
     int64_t position;       /* of the next token */
-    int64_t slots;          /* tokens that a head can hold */
+    int64_t slots;          /* tokens that a head can hold, on average */
     int64_t cache_bytes;    /* of keys, values and lists when all slots are used */
     int64_t prompt_tokens, cached_tokens, answer_tokens;
     double prefill_s, decode_s; /* spent in steps since the answer began */
@@ -117,8 +122,8 @@ typedef struct {
 void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats);
 
 /* The cache as a block of bytes, which Python's caches of the same shape load, and back. Save
-   returns the bytes needed and writes them if they fit; tokens are the caller's to keep:
-   restore takes the ids that the block was computed from. */
+   returns the bytes needed and writes them if they fit. Restore takes the ids that the block was
+   computed from as well: keep those that edgetok_tokens gives. */
 int64_t edgetok_save(edgetok_chat *chat, void *block, size_t capacity, char *error);
 int edgetok_restore(edgetok_chat *chat, const void *block, size_t bytes, const int32_t *ids,
                     size_t count, char *error);

@@ -3,8 +3,6 @@
 
 #include <stdlib.h>
 
-static int64_t address(const void *p) { return (int64_t)(intptr_t)p; }
-
 enum { MORE_TEXT = 64 };
 
 /* Most bytes of text that one token gives: held bytes become U+FFFD, and so may each of its own. */
@@ -17,19 +15,12 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
     if (!chat) return et_fail(error, "no memory"), NULL;
     chat->m = m;
     int64_t vocab = m->run[RUN_VOCAB];
-    if (et_cache_new(&chat->cache, m, options, error)) {
-        edgetok_chat_free(chat);
-        return NULL;
-    }
+    if (et_cache_new(&chat->cache, m, options, error)) return edgetok_chat_free(chat), NULL;
     chat->capacity = chat->cache.policy ? MOST_CHAT_TOKENS : chat->cache.capacity;
     size_t logits = 4 * (size_t)vocab, tokens = 4 * (size_t)chat->capacity;
     size_t scratch = ((size_t)m->run[RUN_SAMPLE_SCRATCH] + 63) / 64 * 64;
     uint8_t *at = et_grab(&chat->memory, 4 * (logits + 64) + tokens + scratch + 64);
-    if (!at) {
-        edgetok_chat_free(chat);
-        et_fail(error, "no memory for a chat");
-        return NULL;
-    }
+    if (!at) return et_fail(error, "no memory for a chat"), edgetok_chat_free(chat), NULL;
     chat->choose = m->sample;
     chat->choose.slots[SAMPLE_SCRATCH] = address(at), at += scratch;
     chat->logits = (float *)(void *)at, at += (logits + 63) / 64 * 64;
@@ -42,11 +33,9 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
     chat->choose.slots[SAMPLE_SEEN] = address(chat->seen);
     chat->choose.slots[SAMPLE_OUT] = address(&chat->chosen);
     atomic_fetch_add(&m->chats, 1);
-    if (edgetok_sample(chat, &(edgetok_sampling){0}, error)) {
-        edgetok_chat_free(chat);
-        return NULL;
-    }
-    return chat;
+    if (!edgetok_sample(chat, &(edgetok_sampling){0}, error)) return chat;
+    edgetok_chat_free(chat);
+    return NULL;
 }
 
 void edgetok_chat_free(edgetok_chat *chat) {
@@ -83,13 +72,14 @@ int edgetok_sample(edgetok_chat *chat, const edgetok_sampling *given, char *erro
         texts += size + 1;
         longest = size > longest ? size : longest;
     }
-    /* The texts, then what may be held back, then a token's output. */
+    /* Pointers to the texts, what may be held back, a token's output, the texts. */
     size_t held = longest + 2 * room, pointers = s.stops * sizeof(char *);
     et_drop(&chat->next_memory);
-    char *at = et_grab(&chat->next_memory, pointers + texts + 2 * held + 2 * held + 8);
+    char *at = et_grab(&chat->next_memory, pointers + texts + 4 * held + 8);
     if (!at) return et_fail(error, "no memory for stop texts");
     const char **list = (const char **)(void *)at;
-    at += pointers;
+    chat->held_bytes = held;
+    at += pointers + 4 * held + 8;
     for (size_t i = 0; i < s.stops; i++) {
         list[i] = strcpy(at, s.stop[i]);
         at += strlen(at) + 1;
@@ -100,10 +90,8 @@ int edgetok_sample(edgetok_chat *chat, const edgetok_sampling *given, char *erro
 }
 
 static void float_option(int64_t *slot, double value) {
-    float narrow = (float)value;
-    uint32_t bits;
-    memcpy(&bits, &narrow, 4);
-    *slot = bits;
+    *slot = 0;
+    memcpy(slot, &(float){(float)value}, 4);
 }
 
 static void count_seen(edgetok_chat *chat, int32_t token, int32_t more) {
@@ -124,13 +112,8 @@ static int begin_answer(edgetok_chat *chat, char *error) {
     /* The next answer has the same options until others are set. */
     if (edgetok_sample(chat, &chat->sampling, error)) return -1;
     const edgetok_sampling *s = &chat->sampling;
-    size_t room = piece_room(chat->m), longest = 0, used = s->stops * sizeof(char *);
-    for (size_t i = 0; i < s->stops; i++) {
-        used += strlen(s->stop[i]) + 1;
-        longest = strlen(s->stop[i]) > longest ? strlen(s->stop[i]) : longest;
-    }
-    chat->stop = (stop_finder){.capacity = longest + 2 * room};
-    chat->stop.held = (uint8_t *)chat->text_memory.data + used;
+    chat->stop = (stop_finder){.capacity = chat->held_bytes};
+    chat->stop.held = (uint8_t *)chat->text_memory.data + s->stops * sizeof(char *);
     chat->stop.hidden = chat->stop.held + chat->stop.capacity;
     chat->output = chat->stop.hidden + chat->stop.capacity;
     memcpy(chat->options + OPTION_TEMPERATURE, &s->temperature, 8);
@@ -160,6 +143,7 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     cache *c = &chat->cache;
     et_lock(m->turn);
     int64_t first = et_cache_begin(c, count), used = et_cache_used(c), *ctx = m->ctx;
+    int64_t on = c->policy ? count : wanted; /* rows beyond the last keys: mass counts every one */
     for (int64_t i = 0; i < count; i++) {
         m->step_tokens[i] = ids[i];
         m->step_positions[i] = (int32_t)(first + i);
@@ -167,25 +151,25 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     int64_t *body = m->parts[0], *tail = m->parts[1];
     memcpy(body, c->part, sizeof m->parts[0]);
     body[PART_ROWS] = count;
-    if (count == 1 || wanted) {
+    if (count == 1 || on == 1) {
         body[PART_CHUNKS] = et_chunk_count(used);
         body[PART_PARTIALS] = address(c->partials);
     }
     memcpy(tail, body, sizeof m->parts[1]);
-    tail[PART_ROWS] = wanted;
+    tail[PART_ROWS] = on;
     ctx[CTX_TOKENS] = count;
     ctx[CTX_PARTS] = 1;
     ctx[CTX_PART_TABLE] = address(body);
-    ctx[CTX_TAIL + LIST_ROWS] = address(m->rows + count - 1);
-    ctx[CTX_TAIL + LIST_COUNT] = wanted;
+    ctx[CTX_TAIL + LIST_ROWS] = address(m->rows + count - on);
+    ctx[CTX_TAIL + LIST_COUNT] = on;
     ctx[CTX_TAIL + LIST_PARTS] = address(tail);
-    ctx[CTX_HEAD + LIST_ROWS] = address(m->rows);
+    ctx[CTX_HEAD + LIST_ROWS] = address(m->rows + on - wanted);
     ctx[CTX_HEAD + LIST_COUNT] = wanted;
     for (int64_t i = 0; i < m->run[RUN_ROPES]; i++) {
         m->angles[i].slots[ANGLES_FREQUENCIES] = address(c->frequencies[i]);
         ((kernel *)(intptr_t)m->angles[i].slots[0])(address(&m->angles[i]), address(ctx), 0, 1);
     }
-    et_run(m, wanted ? &m->step : &m->trunk);
+    et_run(m, wanted ? &m->step : on ? &m->body : &m->trunk);
     if (wanted) memcpy(chat->logits, m->step_logits, 4 * (size_t)m->run[RUN_VOCAB]);
     et_unlock(m->turn);
     memcpy(chat->tokens + c->length, ids, 4 * (size_t)count);
@@ -197,7 +181,7 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
 static int read_tokens(edgetok_chat *chat, const int32_t *ids, int64_t count, char *error) {
     double began = et_seconds();
     for (int64_t at = 0; at < count;) {
-        int64_t most = chat->cache.block_tokens, n = count - at < most ? count - at : most;
+        int64_t n = least(count - at, chat->cache.block_tokens);
         if (atomic_load(&chat->cancelled)) {
             chat->finish = EDGETOK_CANCELLED;
             return et_fail(error, "cancelled");
@@ -209,20 +193,25 @@ static int read_tokens(edgetok_chat *chat, const int32_t *ids, int64_t count, ch
     return 0;
 }
 
+static int check_ids(const edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
+            return et_fail(error, "token %d, expected 0 to %lld", (int)ids[i],
+                           (long long)chat->m->run[RUN_VOCAB] - 1);
+    return 0;
+}
+
 int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
     cache *c = &chat->cache;
     if (!count) return et_fail(error, "the prompt is empty");
     if (count > (size_t)chat->capacity)
         return et_fail(error, "the prompt has %zu tokens, the context holds %lld", count,
                        (long long)chat->capacity);
-    for (size_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
-            return et_fail(error, "token %d, expected 0 to %lld", (int)ids[i],
-                           (long long)chat->m->run[RUN_VOCAB] - 1);
+    if (check_ids(chat, ids, count, error)) return -1;
     atomic_store(&chat->cancelled, false);
     if (begin_answer(chat, error)) return -1;
-    int64_t same = 0, most = (int64_t)count - 1 < c->length ? (int64_t)count - 1 : c->length;
-    while (same < most && chat->tokens[same] == ids[same]) same++;
+    int64_t same = 0, most_same = least((int64_t)count - 1, c->length);
+    while (same < most_same && chat->tokens[same] == ids[same]) same++;
     if (same < c->length) same = et_cache_truncate(c, same);
     chat->stats.prompt_tokens = (int64_t)count;
     chat->stats.cached_tokens = same;
@@ -304,7 +293,8 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     output->text = (const char *)chat->output;
     output->bytes = (size_t)(out - chat->output);
     chat->stats.decode_s += et_seconds() - began;
-    return et_note_answer(chat, output, error);
+    et_note_answer(chat, output);
+    return 1;
 }
 
 void edgetok_cancel(edgetok_chat *chat) { atomic_store(&chat->cancelled, true); }
@@ -321,6 +311,12 @@ int64_t edgetok_truncate(edgetok_chat *chat, int64_t tokens, char *error) {
     return left;
 }
 
+int64_t edgetok_tokens(const edgetok_chat *chat, int32_t *ids, size_t capacity) {
+    int64_t count = chat->cache.length;
+    if (capacity) memcpy(ids, chat->tokens, 4 * (size_t)least(count, (int64_t)capacity));
+    return count;
+}
+
 const float *edgetok_logits(const edgetok_chat *chat) { return chat->has_logits ? chat->logits : NULL; }
 
 void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
@@ -333,17 +329,15 @@ void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
 
 int64_t edgetok_save(edgetok_chat *chat, void *data, size_t capacity, char *error) {
     if ((uint64_t)capacity > INT64_MAX) return et_fail(error, "too large");
-    if (chat->cache.groups[0].chosen) et_list_free(&chat->cache, &chat->cache.groups[0]);
     return et_cache_save(&chat->cache, data, (int64_t)capacity);
 }
 
 int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const int32_t *ids,
                     size_t count, char *error) {
     if ((uint64_t)bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
-    for (size_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= chat->m->run[RUN_VOCAB])
-            return et_fail(error, "token %d is not one of this model's", (int)ids[i]);
-    if (et_cache_restore(&chat->cache, data, (int64_t)bytes, (int64_t)count, error)) return -1;
+    if (check_ids(chat, ids, count, error) ||
+        et_cache_restore(&chat->cache, data, (int64_t)bytes, (int64_t)count, error))
+        return -1;
     memcpy(chat->tokens, ids, 4 * count);
     chat->has_logits = chat->pending = chat->opened = false;
     chat->finish = EDGETOK_GOING;

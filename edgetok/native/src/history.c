@@ -4,8 +4,6 @@
 
 enum { HEAD_BYTES = 16 }; /* of a saved snapshot: both lengths */
 
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t padded(int64_t bytes) { return (bytes + 127) / 64 * 64; } /* room for a vector */
 
 /* Rows of a ring that a snapshot holds. */
 static int64_t kept(const history *h, const state *s) { return s->needed + !h->bulky; }
@@ -31,20 +29,19 @@ int et_history_new(history *h, const edgetok_model *m, char *error) {
         h->nbytes += 4 * h->states[i].rows * h->states[i].columns;
     }
     if (!h->count) return 0;
-    h->most = most(FEWEST_SNAPSHOTS, SNAPSHOTS_BYTES / h->bytes);
-    if (h->most > MOST_SNAPSHOTS) h->most = MOST_SNAPSHOTS;
+    h->most = least(MOST_SNAPSHOTS, most(FEWEST_SNAPSHOTS, SNAPSHOTS_BYTES / h->bytes));
     h->nbytes += (h->most + 1) * h->bytes;
-    int64_t total = padded(table) + padded(own) + h->nbytes + 128 * (h->count + h->most + 1);
+    int64_t total = up(64 + table, 64) + up(64 + own, 64) + h->nbytes + 128 * (h->count + h->most + 1);
     uint8_t *at = (uint64_t)total < SIZE_MAX / 4 ? et_grab(&h->memory, (size_t)total) : NULL;
     if (!at) return et_fail(error, "no memory for states of %lld bytes", (long long)total);
-    h->table = (int64_t *)(void *)at, at += padded(table);
-    h->rings = (ring *)(void *)at, at += padded(own);
+    h->table = (int64_t *)(void *)at, at += up(64 + table, 64);
+    h->rings = (ring *)(void *)at, at += up(64 + own, 64);
     for (int64_t i = 0; i < h->count; i++) {
         h->rings[i].values = (float *)(void *)at;
         h->table[h->states[i].index] = (int64_t)(intptr_t)at;
-        at += padded(4 * h->states[i].rows * h->states[i].columns);
+        at += up(64 + 4 * h->states[i].rows * h->states[i].columns, 64);
     }
-    for (int64_t i = 0; i <= h->most; i++, at += padded(h->bytes))
+    for (int64_t i = 0; i <= h->most; i++, at += up(64 + h->bytes, 64))
         h->snapshots[i].values = (float *)(void *)at;
     return 0;
 }

@@ -10,6 +10,11 @@
 #include <stdbool.h>
 #include <string.h>
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t up(int64_t value, int64_t by) { return (value + by - 1) / by * by; }
+static inline int64_t address(const void *p) { return (int64_t)(intptr_t)p; }
+
 typedef void kernel(int64_t instr, int64_t ctx, int64_t tid, int64_t threads);
 
 /* platform.c: what systems do differently. */
@@ -68,6 +73,8 @@ struct edgetok_model {
     const char *family;
     const layer *layers;
     const state *states;     /* of recurrent layers */
+    const uint8_t *wide;     /* [layers, KV heads]: 1 where `recall` gives a head more slots */
+    int64_t n_wide, n_seeing; /* heads: such ones; those that see every token */
     rope ropes[MOST_ROPES];
     const int32_t *eos;
     tokenizer tokens;
@@ -143,12 +150,15 @@ bool et_history_holds(const history *h, const uint8_t *section, int64_t bytes, i
 void et_history_clear(history *h);
 void et_history_read(history *h, const uint8_t *section, bool now);
 
-/* cache.c: see edgetok/cache/groups.py, of which it is the same in C. */
+/* cache.c, slots.c: see edgetok/cache/groups.py, of which it is the same in C. */
+typedef struct { const char *name; int scores, recent, unequal; } policy; /* scores: of a model's */
+
 typedef struct {
-    int64_t window, layers, rows, heads, limit, pages, mark, free_count, taken;
-    bool chosen;
-    int64_t *layer; /* [layers] */
+    int64_t window, rows, heads, limit, pages, mark, free_count, taken;
+    bool chosen, wide;
+    int64_t *head; /* [heads] of layers times KV heads */
     int32_t *positions, *tokens, *append, *free_slots;
+    float *mass; /* attention that each slot got, of heads that evict */
     int64_t *held, *used, *entries;
     uint8_t *memory;
     int64_t *records; /* of eviction kernels */
@@ -157,10 +167,12 @@ typedef struct {
 typedef struct {
     edgetok_model *m;
     int64_t capacity, block_tokens, slots, recent, answer, pinned, length, shift, n_groups;
-    int policy; /* of et_policies */
-    group *groups;
+    int64_t tiers[2];     /* slots of narrow heads and of wide ones; 0: none of these */
+    const policy *policy; /* NULL: nothing is evicted */
+    group *groups;        /* those that evict first */
     int64_t *records;
     const double *frequencies[MOST_ROPES];
+    double dropped; /* attention mass of what was evicted */
     float *scores;
     int32_t *evicted, *by, *moved;
     int64_t *counts;
@@ -169,17 +181,17 @@ typedef struct {
     uint8_t *partials;
     int64_t nbytes;
     history history;
+    char *shape; /* JSON */
+    int64_t shape_bytes, shape_room;
     block memory;
 } cache;
-
-enum { POLICY_COUNT = 4 };
-extern const char *const et_policies[POLICY_COUNT]; /* none, then those of edgetok_model.scores */
 
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */
 int64_t et_cache_used(const cache *c);
 int64_t et_cache_truncate(cache *c, int64_t length);
-int64_t et_cache_save(const cache *c, uint8_t *block, int64_t capacity);
+void et_cache_shape(cache *c); /* writes what another cache must have in common */
+int64_t et_cache_save(cache *c, uint8_t *block, int64_t capacity);
 int et_cache_restore(cache *c, const uint8_t *block, int64_t bytes, int64_t tokens, char *error);
 void et_list_free(cache *c, group *g);
 int64_t et_chunk_count(int64_t slots);
@@ -211,6 +223,7 @@ struct edgetok_chat {
     atomic_bool cancelled;
     edgetok_sampling sampling, next_sampling;
     block text_memory, next_memory, memory;
+    size_t held_bytes; /* room for text that is held back */
     instruction choose;
     int64_t options[OPTIONS], chosen;
     int32_t *seen, *seen_row; /* tokens and counts; row of each token + 1 */
@@ -231,6 +244,6 @@ struct edgetok_chat {
 };
 
 /* template.c */
-int et_note_answer(edgetok_chat *chat, const edgetok_output *output, char *error);
+void et_note_answer(edgetok_chat *chat, const edgetok_output *output);
 
 #endif

@@ -69,12 +69,12 @@ static int no_kernel(const edgetok_model *m, const char *name, char *error) {
 static int set_program(program *p, instruction *first, int64_t count) {
     int64_t *starts = et_grab(&p->starts, 8 * (size_t)(count + 2)), phases = 0;
     if (!starts) return -1;
-    starts[phases++] = (int64_t)(intptr_t)first;
+    starts[phases++] = address(first);
     for (int64_t i = 0; i < count; i++)
         if (first[i].slots[1] || i == count - 1)
-            starts[phases++] = (int64_t)(intptr_t)(first + i + 1);
+            starts[phases++] = address(first + i + 1);
     p->slots[PROGRAM_FIRST] = starts[0];
-    p->slots[PROGRAM_STARTS] = (int64_t)(intptr_t)starts;
+    p->slots[PROGRAM_STARTS] = address(starts);
     p->slots[PROGRAM_PHASES] = phases - 1;
     return 0;
 }
@@ -119,9 +119,10 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     if (head[HEADER_WEIGHTS_BYTES] != (int64_t)m->weights.bytes)
         return et_fail(error, "%s has %lld bytes, the plan is for %lld; export again", WEIGHTS_FILE,
                        (long long)m->weights.bytes, (long long)head[HEADER_WEIGHTS_BYTES]);
-    size_t total = 0;
+    size_t total = 0, starts[SEGMENT_LINEAR + 1];
     for (int k = SEGMENT_TABLES; k <= SEGMENT_LINEAR; k++) {
         bool each = k == SEGMENT_ATTENTION || k == SEGMENT_LINEAR;
+        starts[k] = total;
         sizes[k] = head[HEADER_KERNELS_BYTES + k - SEGMENT_KERNELS];
         if (!within(sizes[k], 0, (int64_t)1 << 40)) return et_fail(error, "%s", broken);
         total += ((size_t)sizes[k] * (size_t)(each ? m->threads : 1) + 127) / 64 * 64;
@@ -133,11 +134,7 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     m->table = (instruction *)(void *)(memory + at);
     m->rows = (int32_t *)(void *)(memory + at + own);
     for (int32_t i = 0; i < block_tokens; i++) m->rows[i] = i;
-    for (int k = SEGMENT_TABLES; k <= SEGMENT_LINEAR; k++) {
-        bool each = k == SEGMENT_ATTENTION || k == SEGMENT_LINEAR;
-        m->segments[k] = memory;
-        memory += ((size_t)sizes[k] * (size_t)(each ? m->threads : 1) + 127) / 64 * 64;
-    }
+    for (int k = SEGMENT_TABLES; k <= SEGMENT_LINEAR; k++) m->segments[k] = memory + starts[k];
     m->segments[SEGMENT_WEIGHTS] = (uint8_t *)(intptr_t)m->weights.data;
     sizes[SEGMENT_WEIGHTS] = (int64_t)m->weights.bytes;
     kernel *calls[1024];
@@ -161,7 +158,7 @@ static int read_plan(edgetok_model *m, section s, char *error) {
             *value = (int64_t)(intptr_t)calls[*value]; /* experts name one that another calls */
             kernels += slot % INSTR_SLOTS == 0;
         } else {
-            *value += (int64_t)(intptr_t)m->segments[segment];
+            *value += address(m->segments[segment]);
         }
         before = slot;
     }
@@ -176,11 +173,11 @@ static int read_plan(edgetok_model *m, section s, char *error) {
         char cos[16], sin[16];
         snprintf(cos, sizeof cos, "cos.%d", (int)i);
         snprintf(sin, sizeof sin, "sin.%d", (int)i);
-        slots[ANGLES_POSITIONS] = (int64_t)(intptr_t)m->step_positions;
+        slots[ANGLES_POSITIONS] = address(m->step_positions);
         void *c = place_in(m, places, n, sizes, cos, block_tokens, m->ropes[i].half);
         void *d = place_in(m, places, n, sizes, sin, block_tokens, m->ropes[i].half);
-        slots[ANGLES_COS] = (int64_t)(intptr_t)c;
-        slots[ANGLES_SIN] = (int64_t)(intptr_t)d;
+        slots[ANGLES_COS] = address(c);
+        slots[ANGLES_SIN] = address(d);
         whole = whole && c && d;
     }
     if (!whole || run[RUN_BLOCK] != block_tokens) return et_fail(error, "%s", broken);
@@ -230,6 +227,16 @@ static int read_run(edgetok_model *m, section *s, char *error) {
         for (int64_t k = 0; k < run[RUN_STATES]; k++) keeps = keeps || m->states[k].index / STATES == i;
         if (m->layers[i].window < 0 && !keeps) return et_fail(error, "%s", broken);
     }
+    int64_t kv = run[RUN_KV_HEADS], heads = kv * run[RUN_LAYERS];
+    size_t wide = s[SECTION_WIDE].bytes;
+    m->wide = s[SECTION_WIDE].data;
+    for (int64_t i = 0; i < heads; i++) {
+        bool sees = m->layers[i / kv].window == 0;
+        m->n_seeing += sees;
+        m->n_wide += wide == (size_t)heads && m->wide[i] && sees;
+    }
+    if (wide && (wide != (size_t)heads || !within(m->n_wide, 1, m->n_seeing - 1)))
+        return et_fail(error, "%s", broken);
     reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
         const int64_t *numbers = take(&r, 2, 8);
@@ -262,7 +269,7 @@ static int read_run(edgetok_model *m, section *s, char *error) {
 static void help(void *argument) {
     edgetok_model *m = argument;
     kernel *work = et_kernel(m, "team_work", 64);
-    work((int64_t)(intptr_t)m->team, 0, 1, m->threads);
+    work(address(m->team), 0, 1, m->threads);
 }
 
 static int start_team(edgetok_model *m, char *error) {
@@ -277,7 +284,7 @@ static int start_team(edgetok_model *m, char *error) {
     if (!m->team || !m->workers || !m->turn) return et_fail(error, "no memory for threads");
     const int counters[] = {TEAM_STEP, TEAM_NEXT, TEAM_DONE};
     for (int i = 0; i < 3; i++)
-        m->team[counters[i]] = (int64_t)(intptr_t)(m->team + INSTR_SLOTS + LINE * i);
+        m->team[counters[i]] = address(m->team + INSTR_SLOTS + LINE * i);
     for (int i = 1; i < m->threads; i++)
         if (!(m->workers[i] = et_thread(help, m)))
             return et_fail(error, "cannot start %d threads; use fewer", m->threads);
@@ -319,18 +326,14 @@ static int open_model(edgetok_model *m, const char *folder, int threads, int ver
 edgetok_model *edgetok_open(const char *folder, int threads, int verify, char *error) {
     edgetok_model *m = calloc(1, sizeof *m);
     if (!m) return et_fail(error, "no memory"), NULL;
-    if (open_model(m, folder, threads, verify, error)) {
-        edgetok_close(m);
-        return NULL;
-    }
-    return m;
+    if (!open_model(m, folder, threads, verify, error)) return m;
+    edgetok_close(m);
+    return NULL;
 }
 
 void edgetok_close(edgetok_model *m) {
     if (!m) return;
-    bool started = false;
-    for (int i = 1; m->workers && i < m->threads; i++) started = started || m->workers[i];
-    if (started) m->close((int64_t)(intptr_t)m->team, 0, 0, 0);
+    if (m->workers && m->threads > 1 && m->workers[1]) m->close(address(m->team), 0, 0, 0);
     for (int i = 1; m->workers && i < m->threads; i++)
         if (m->workers[i]) et_join(m->workers[i]);
     free(m->workers);
@@ -357,21 +360,21 @@ void edgetok_describe(const edgetok_model *m, edgetok_info *info) {
 }
 
 void et_run(edgetok_model *m, program *p) {
-    int64_t at = (int64_t)(intptr_t)p->slots, ctx = (int64_t)(intptr_t)m->ctx;
+    int64_t at = address(p->slots), ctx = address(m->ctx);
     if (m->threads == 1) {
         m->alone(at, ctx, 0, 1);
         return;
     }
     m->team[TEAM_PROGRAM] = at;
     m->team[TEAM_CTX] = ctx;
-    m->lead((int64_t)(intptr_t)m->team, ctx, 0, m->threads);
+    m->lead(address(m->team), ctx, 0, m->threads);
 }
 
 void et_call(edgetok_model *m, instruction *one) {
-    int64_t starts[2] = {(int64_t)(intptr_t)one, (int64_t)(intptr_t)(one + 1)};
+    int64_t starts[2] = {address(one), address(one + 1)};
     program p = {0};
     p.slots[PROGRAM_FIRST] = starts[0];
-    p.slots[PROGRAM_STARTS] = (int64_t)(intptr_t)starts;
+    p.slots[PROGRAM_STARTS] = address(starts);
     p.slots[PROGRAM_PHASES] = 1;
     et_run(m, &p);
 }

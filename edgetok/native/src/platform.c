@@ -11,6 +11,8 @@
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#define THREAD_RESULT DWORD WINAPI
+typedef HANDLE thread_handle;
 #elif defined(__wasm__)
 /* The host of a wasm module: edgetok.mjs. */
 #define IMPORT(name) __attribute__((import_module("edgetok"), import_name(#name)))
@@ -26,6 +28,8 @@ IMPORT(seconds) double host_seconds(void);
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#define THREAD_RESULT void *
+typedef pthread_t thread_handle;
 #endif
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -244,16 +248,9 @@ bool et_isa_runs(const char *isa) {
 #endif
 }
 
-#if defined(HAS_POSIX)
-typedef struct { pthread_t thread; void (*work)(void *); void *argument; } started;
-static void *begin_thread(void *argument) {
-    started *s = argument;
-    s->work(s->argument);
-    return NULL;
-}
-#elif defined(_WIN32)
-typedef struct { HANDLE thread; void (*work)(void *); void *argument; } started;
-static DWORD WINAPI begin_thread(void *argument) {
+#if defined(HAS_POSIX) || defined(_WIN32)
+typedef struct { thread_handle thread; void (*work)(void *); void *argument; } started;
+static THREAD_RESULT begin_thread(void *argument) {
     started *s = argument;
     s->work(s->argument);
     return 0;
@@ -292,42 +289,34 @@ void et_join(void *thread) {
     free(thread);
 }
 
-void *et_lock_new(void) {
 #if defined(_WIN32)
-    SRWLOCK *lock = calloc(1, sizeof *lock);
-    if (lock) InitializeSRWLock(lock);
+typedef SRWLOCK mutex;
+#define INIT InitializeSRWLock
+#define LOCK AcquireSRWLockExclusive
+#define UNLOCK ReleaseSRWLockExclusive
+#define DESTROY(lock) (void)(lock)
 #elif defined(HAS_POSIX)
-    pthread_mutex_t *lock = calloc(1, sizeof *lock);
-    if (lock) pthread_mutex_init(lock, NULL);
+typedef pthread_mutex_t mutex;
+#define INIT(lock) pthread_mutex_init(lock, NULL)
+#define LOCK pthread_mutex_lock
+#define UNLOCK pthread_mutex_unlock
+#define DESTROY pthread_mutex_destroy
 #else
-    void *lock = calloc(1, 1);
+typedef char mutex; /* one thread */
+#define INIT(lock) (void)(lock)
+#define LOCK(lock) (void)(lock)
+#define UNLOCK(lock) (void)(lock)
+#define DESTROY(lock) (void)(lock)
 #endif
+
+void *et_lock_new(void) {
+    mutex *lock = calloc(1, sizeof *lock);
+    if (lock) INIT(lock);
     return lock;
 }
-
-void et_lock(void *lock) {
-#if defined(_WIN32)
-    AcquireSRWLockExclusive(lock);
-#elif defined(HAS_POSIX)
-    pthread_mutex_lock(lock);
-#else
-    (void)lock;
-#endif
-}
-
-void et_unlock(void *lock) {
-#if defined(_WIN32)
-    ReleaseSRWLockExclusive(lock);
-#elif defined(HAS_POSIX)
-    pthread_mutex_unlock(lock);
-#else
-    (void)lock;
-#endif
-}
-
+void et_lock(void *lock) { LOCK((mutex *)lock); }
+void et_unlock(void *lock) { UNLOCK((mutex *)lock); }
 void et_lock_free(void *lock) {
-#if defined(HAS_POSIX)
-    if (lock) pthread_mutex_destroy(lock);
-#endif
+    if (lock) DESTROY((mutex *)lock);
     free(lock);
 }

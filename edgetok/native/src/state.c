@@ -1,35 +1,41 @@
 /* A cache as a block of bytes, as edgetok/cache/state.py and saved.py write and read it. */
 #include "internal.h"
 
+#include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 
 enum { SHAPE = 1, COUNTERS = 2, TABLE = 3, ROWS_ = 4, MASS = 5, SNAPSHOT = 16, FIXED_COUNTERS = 7 };
 
-static int64_t up(int64_t value) { return (value + 63) / 64 * 64; }
+static void say(cache *c, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    int64_t room = c->shape_room - c->shape_bytes;
+    c->shape_bytes += vsnprintf(c->shape + c->shape_bytes, room > 0 ? (size_t)room : 0, format, list);
+    va_end(list);
+}
 
-static int shape_of(const cache *c, char *out, size_t size) {
-    int at = snprintf(out, size, "{\"block_tokens\":%d,", (int)c->block_tokens);
+/* Two numbers of a list. */
+static void say_pair(cache *c, int64_t a, int64_t b) {
+    say(c, "%s[%d,%d]", c->shape[c->shape_bytes - 1] == '[' ? "" : ",", (int)a, (int)b);
+}
+
+void et_cache_shape(cache *c) {
+    const int64_t *run = c->m->run;
     bool longrope = false;
-    for (int64_t i = 0; i < c->m->run[RUN_ROPES]; i++) longrope = longrope || c->m->ropes[i].original;
-    if (longrope && !c->policy)
-        at += snprintf(out + at, size - (size_t)at, "\"context\":%lld,", (long long)c->capacity);
-    at += snprintf(out + at, size - (size_t)at, "\"kind\":\"cpu\",\"kv_bits\":%d,",
-                   (int)c->m->run[RUN_KV_BITS]);
-    if (c->policy)
-        at += snprintf(out + at, size - (size_t)at, "\"policy\":\"%s\",",
-                       et_policies[c->policy]);
-    at += snprintf(out + at, size - (size_t)at, "\"rings\":[");
-    bool any = false;
-    for (int64_t i = 0; i < c->n_groups; i++) {
-        const group *g = &c->groups[i];
-        if (!g->window || g->chosen || (size_t)at > size - 64) continue;
-        at += snprintf(out + at, size - (size_t)at, "%s[%lld,%lld]", any ? "," : "",
-                       (long long)g->window, (long long)g->limit);
-        any = true;
-    }
-    at += snprintf(out + at, size - (size_t)at, "]");
-    if (c->policy) at += snprintf(out + at, size - (size_t)at, ",\"slots\":%lld", (long long)c->slots);
-    return at + snprintf(out + at, size - (size_t)at, "}");
+    for (int64_t i = 0; i < run[RUN_ROPES]; i++) longrope = longrope || c->m->ropes[i].original;
+    say(c, "{\"block_tokens\":%d,", (int)c->block_tokens);
+    if (longrope && !c->policy) say(c, "\"context\":%d,", (int)c->capacity);
+    say(c, "\"kind\":\"cpu\",\"kv_bits\":%d,", (int)run[RUN_KV_BITS]);
+    if (c->policy) say(c, "\"policy\":\"%s\",", c->policy->name);
+    say(c, "\"rings\":[");
+    for (const group *g = c->groups; g < c->groups + c->n_groups; g++)
+        if (g->window) say_pair(c, g->window, g->limit);
+    say(c, c->policy ? "],\"slots\":%d" : "]", (int)c->slots);
+    if (c->tiers[1]) say(c, ",\"wide\":[");
+    for (int64_t i = 0; c->tiers[1] && i < c->groups[1].heads; i++)
+        say_pair(c, c->groups[1].head[i] / run[RUN_KV_HEADS], c->groups[1].head[i] % run[RUN_KV_HEADS]);
+    say(c, c->tiers[1] ? "]}" : "}");
 }
 
 static int64_t held_of(const group *g) {
@@ -72,14 +78,15 @@ static void copy_rows(const cache *c, const group *g, uint8_t *at, bool to_page)
 
 typedef struct { uint32_t kind, group; uint64_t offset, bytes, zero; } entry;
 
-int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
-    char shape[4096];
+int64_t et_cache_save(cache *c, uint8_t *data, int64_t capacity) {
     entry entries[2 + 3 * 64];
     int64_t counters[FIXED_COUNTERS + 64] = {c->length, c->shift, c->pinned};
+    memcpy(&counters[3], &c->dropped, 8);
     int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]), n = 0;
     int64_t snapshot_bytes, snapshots = et_history_sections(&c->history, c->length, &snapshot_bytes);
     if (c->n_groups > 32) return -1;
-    entries[n++] = (entry){SHAPE, 0, 0, (uint64_t)shape_of(c, shape, sizeof shape), 0};
+    for (group *g = c->groups; g < c->groups + c->n_groups && g->chosen; g++) et_list_free(c, g);
+    entries[n++] = (entry){SHAPE, 0, 0, (uint64_t)c->shape_bytes, 0};
     entries[n++] = (entry){COUNTERS, 0, 0, 8 * (uint64_t)(FIXED_COUNTERS + c->n_groups), 0};
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
@@ -93,11 +100,11 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
         entries[n++] = (entry){SNAPSHOT, (uint32_t)i, 0, (uint64_t)snapshot_bytes, 0};
     int64_t at = 24 + n * (int64_t)sizeof(entry);
     for (int64_t i = 0; i < n; i++) {
-        entries[i].offset = (uint64_t)up(at);
-        at = up(at) + (int64_t)entries[i].bytes;
+        entries[i].offset = (uint64_t)up(at, 64);
+        at = up(at, 64) + (int64_t)entries[i].bytes;
     }
     if (!data || at > capacity) return at;
-    memset(data, 0, (size_t)at); /* attention mass is not counted here: 0 */
+    memset(data, 0, (size_t)at);
     uint32_t head[2] = {STATE_VERSION, (uint32_t)n};
     memcpy(data, STATE_MAGIC, 8);
     memcpy(data + 8, head, 8);
@@ -107,12 +114,13 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
         uint8_t *to = data + entries[i].offset;
         const group *g = &c->groups[entries[i].kind == SNAPSHOT ? 0 : entries[i].group];
         if (entries[i].kind == SNAPSHOT) et_history_write(&c->history, c->length, entries[i].group, to);
-        if (entries[i].kind == SHAPE) memcpy(to, shape, entries[i].bytes);
+        if (entries[i].kind == SHAPE) memcpy(to, c->shape, entries[i].bytes);
         if (entries[i].kind == COUNTERS) memcpy(to, counters, entries[i].bytes);
         if (entries[i].kind == ROWS_) copy_rows(c, g, to, false);
         if (entries[i].kind != TABLE) continue;
         int64_t held = held_of(g), k = g->rows;
         int32_t *numbers = (int32_t *)(void *)to;
+        uint8_t *mass = g->chosen ? data + entries[i + 2].offset : NULL; /* after the rows */
         for (int64_t r = 0; r < g->rows; r++) {
             numbers[r] = (int32_t)g->held[r];
             for (int64_t s = 0; s < g->used[r]; s++) {
@@ -120,6 +128,7 @@ int64_t et_cache_save(const cache *c, uint8_t *data, int64_t capacity) {
                 numbers[k] = (int32_t)s;
                 numbers[k + held] = g->tokens[r * g->limit + s];
                 numbers[k + 2 * held] = g->positions[r * g->limit + s];
+                if (g->chosen) memcpy(mass + 4 * (k - g->rows), g->mass + r * g->limit + s, 4);
                 k++;
             }
         }
@@ -164,8 +173,9 @@ static bool table_holds(const cache *c, const group *g, found t, int64_t length,
 }
 
 int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t tokens, char *error) {
-    char shape[4096];
     int64_t total, counters[FIXED_COUNTERS + 64];
+    double dropped;
+    found tables[32], rows[32], masses[32];
     uint32_t head[2];
     if (bytes < 24 || memcmp(data, STATE_MAGIC, 8)) return et_fail(error, "this is not a saved cache");
     memcpy(head, data + 8, 8);
@@ -173,13 +183,13 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
     if (head[0] != STATE_VERSION || total != bytes || head[1] > 1024 ||
         bytes < 24 + (int64_t)head[1] * (int64_t)sizeof(entry))
         return et_fail(error, "the saved cache is damaged, or of another version");
-    int length = shape_of(c, shape, sizeof shape);
     found wanted = section_of(data, bytes, SHAPE, 0), numbers = section_of(data, bytes, COUNTERS, 0);
-    if (wanted.bytes != length || memcmp(wanted.data, shape, (size_t)length))
+    if (wanted.bytes != c->shape_bytes || memcmp(wanted.data, c->shape, (size_t)wanted.bytes))
         return et_fail(error, "the saved cache is of another shape; use the options it was saved with");
     if (c->n_groups > 32 || numbers.bytes != 8 * (FIXED_COUNTERS + c->n_groups))
         return et_fail(error, "the saved cache's counters cannot be; it is damaged");
     memcpy(counters, numbers.data, (size_t)numbers.bytes);
+    memcpy(&dropped, &counters[3], 8);
     int64_t most = c->policy ? MOST_CHAT_TOKENS : c->capacity;
     if (counters[0] != tokens || tokens > most || counters[1] < 0 || counters[1] > tokens ||
         tokens - counters[1] > c->capacity || counters[2] < 0 ||
@@ -189,14 +199,23 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
     int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]);
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
-        found table = section_of(data, bytes, TABLE, (uint32_t)i);
-        found rows = section_of(data, bytes, ROWS_, (uint32_t)i);
+        found table = tables[i] = section_of(data, bytes, TABLE, (uint32_t)i);
+        found mass = masses[i] = section_of(data, bytes, MASS, (uint32_t)i);
+        rows[i] = section_of(data, bytes, ROWS_, (uint32_t)i);
         if (!table_holds(c, g, table, tokens, tokens - counters[1]) ||
             counters[FIXED_COUNTERS + i] < 0 || counters[FIXED_COUNTERS + i] > tokens)
             return et_fail(error, "the saved cache holds tokens that cannot be; it is damaged");
         int64_t held = (table.bytes / 4 - g->rows) / 3;
-        if (rows.bytes != (g->rows == 1 ? held * g->heads : held) * each)
+        if (rows[i].bytes != (g->rows == 1 ? held * g->heads : held) * each)
             return et_fail(error, "the saved cache's sections do not add up; it is damaged");
+        bool counted = !g->chosen || mass.bytes == 4 * held;
+        for (int64_t k = 0; g->chosen && counted && k < held; k++) {
+            float one;
+            memcpy(&one, mass.data + 4 * k, 4);
+            counted = one >= 0 && one < HUGE_VALF;
+        }
+        if (!counted || !(dropped >= 0 && dropped < HUGE_VAL))
+            return et_fail(error, "the saved cache's attention mass cannot be; it is damaged");
     }
     int64_t snapshots = 0, latest = 0;
     for (found s; c->history.count; snapshots++) {
@@ -214,12 +233,13 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
     c->length = tokens;
     c->shift = counters[1];
     c->pinned = counters[2];
+    c->dropped = dropped;
     for (int64_t i = 0; i < c->n_groups; i++) {
         group *g = &c->groups[i];
-        found table = section_of(data, bytes, TABLE, (uint32_t)i);
-        const int32_t *n = (const void *)table.data;
-        int64_t held = (table.bytes / 4 - g->rows) / 3, k = g->rows;
+        const int32_t *n = (const void *)tables[i].data;
+        int64_t held = (tables[i].bytes / 4 - g->rows) / 3, k = g->rows;
         for (int64_t s = 0; s < g->rows * g->limit; s++) g->positions[s] = EMPTY;
+        if (g->chosen) memset(g->mass, 0, 4 * (size_t)(g->rows * g->limit));
         for (int64_t r = 0; r < g->rows; r++) {
             g->held[r] = n[r];
             g->used[r] = 0;
@@ -227,9 +247,10 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
                 g->positions[r * g->limit + n[k]] = n[k + 2 * held];
                 g->tokens[r * g->limit + n[k]] = n[k + held];
                 g->used[r] = n[k] + 1;
+                if (g->chosen) memcpy(g->mass + r * g->limit + n[k], masses[i].data + 4 * (k - g->rows), 4);
             }
         }
-        copy_rows(c, g, (uint8_t *)(intptr_t)section_of(data, bytes, ROWS_, (uint32_t)i).data, true);
+        copy_rows(c, g, (uint8_t *)(intptr_t)rows[i].data, true);
         g->mark = counters[FIXED_COUNTERS + i];
         if (g->chosen) et_list_free(c, g);
     }

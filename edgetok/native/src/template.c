@@ -160,11 +160,9 @@ int edgetok_say(edgetok_chat *chat, const char *system, const char *text, char *
     return failed;
 }
 
-int et_note_answer(edgetok_chat *chat, const edgetok_output *output, char *error) {
-    (void)error;
+void et_note_answer(edgetok_chat *chat, const edgetok_output *output) {
     if (chat->answer.data && output->bytes < chat->answer.bytes - chat->answer_bytes) {
         memcpy((char *)chat->answer.data + chat->answer_bytes, output->text, output->bytes);
         chat->answer_bytes += output->bytes;
     }
-    return 1;
 }

@@ -51,6 +51,7 @@ fun main(told: Array<String>) {
     val whole = ids.toList() + chat.prefill(ids).tokens()
     File(out).writeBytes(chat.save())
     say("saved", joined(whole.take(chat.stats.tokens.toInt())))
+    say("tokens", joined(chat.tokens().toList()))
     model.chat(256).use { second ->
         second.restore(File(state).readBytes(), ids)
         second.sample(Sampling(maxTokens = 20))

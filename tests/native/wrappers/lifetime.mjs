@@ -50,6 +50,7 @@ chat.sample({ maxTokens: 20 })
 const whole = [...ids, ...tokens(chat.prefill(ids))]
 writeFileSync(out, chat.save())
 say('saved', whole.slice(0, chat.stats().tokens))
+say('tokens', chat.tokens())
 const second = model.chat({ context: 256 })
 second.restore(readFileSync(state), ids)
 second.sample({ maxTokens: 20 })

@@ -71,6 +71,7 @@ chat.sample(max_tokens=20)
 whole = ids + tokens(chat.prefill(ids))
 Path(out).write_bytes(chat.save())
 say("saved", whole[: chat.stats.tokens])
+say("tokens", chat.tokens())
 with model.chat(256) as second:
     second.restore(Path(state).read_bytes(), ids)
     second.sample(max_tokens=20)

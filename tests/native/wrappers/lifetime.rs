@@ -71,6 +71,7 @@ fn main() {
     whole.extend(tokens(chat.prefill(&ids).unwrap()));
     fs::write(out, chat.save().unwrap()).unwrap();
     say("saved", joined(&whole[..chat.stats().tokens as usize]));
+    say("tokens", joined(&chat.tokens()));
     let mut second = model.chat(&cache(256, None)).unwrap();
     second.restore(&fs::read(state).unwrap(), &ids).unwrap();
     second.sample(&greedy(20)).unwrap();

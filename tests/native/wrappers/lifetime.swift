@@ -63,6 +63,7 @@ try chat.sample(sampling(20))
 let whole = ids + (try tokens(chat.prefill(ids)))
 try chat.save().write(to: URL(fileURLWithPath: out))
 say("saved", joined(Array(whole.prefix(try chat.stats().tokens))))
+say("tokens", joined(try chat.tokens()))
 do {
     let second = try model.chat(contextTokens: 256)
     try second.restore(try Data(contentsOf: URL(fileURLWithPath: state)), ids: ids)

@@ -36,10 +36,12 @@ export interface Chat {
   cancel(): void
   /** Goes back to the first tokens, or fewer if some were evicted; returns how many. */
   truncate(tokens: number): number
+  /** Ids of the chat's tokens, evicted ones included. */
+  tokens(): number[]
   /** Of the last token computed; null before the first. */
   logits(): Float32Array | null
   stats(): Stats
-  /** The cache; keep its tokens yourself. */
+  /** The cache; keep `tokens()` with it. */
   save(): Uint8Array
   restore(block: Uint8Array, ids: ArrayLike<number>): void
   close(): void
@@ -50,7 +52,7 @@ export interface Model {
   /** `special` adds what belongs around a text, such as `<s>`. */
   encode(text: string, special?: boolean): number[]
   piece(token: number): Uint8Array | null
-  /** `context` in tokens; `budget` in bytes of a cache that evicts by `policy`. */
+  /** `context` in tokens; `budget` in bytes of a cache that evicts by `policy`, which is recall; 'none' evicts nothing. */
   chat(options?: { context?: number; budget?: number; policy?: string | null }): Chat
   /** Closes the model's chats, too. */
   close(): void

@@ -195,7 +195,10 @@ class Model(_Owned):
     def chat(
         self, context_tokens: int = 0, *, budget_bytes: int = 0, policy: str | None = None
     ) -> Chat:
-        """Start a conversation: with a context, or with a policy and what its cache may take."""
+        """Start a conversation: with a context, or with what its cache may take.
+
+        `policy` says what is evicted when it is full, by default "recall"; "none" evicts nothing.
+        """
         with self._use:
             name = self._ffi.NULL if policy is None else self._ffi.new("char[]", _plain(policy))
             options = self._ffi.new("edgetok_cache *", (context_tokens, budget_bytes, name))
@@ -268,6 +271,14 @@ class Chat(_Owned):
         with self._use:
             return int(self._call("edgetok_truncate", tokens))
 
+    def tokens(self) -> list[int]:
+        """Return the ids of the chat's tokens, evicted ones included."""
+        with self._use:
+            count = self._call("edgetok_tokens", self._ffi.NULL, 0, fails=False)
+            ids = self._ffi.new("int32_t[]", count)
+            self._call("edgetok_tokens", ids, count, fails=False)
+            return list(ids[0:count])
+
     def logits(self) -> array[float] | None:
         """Return [vocab_size] float32 of the last token computed; None before the first."""
         size = self._vocab_size = self._vocab_size or self._model.info.vocab_size
@@ -284,7 +295,7 @@ class Chat(_Owned):
             return Stats(*(getattr(found, name) for name in Stats._fields))
 
     def save(self) -> bytes:
-        """Return the cache, for `restore` or for edgetok in Python; keep its tokens yourself."""
+        """Return the cache, for `restore` or for edgetok in Python; keep `tokens()` with it."""
         with self._use:
             block = bytearray(self._call("edgetok_save", self._ffi.NULL, 0))
             self._call("edgetok_save", self._ffi.from_buffer(block), len(block))

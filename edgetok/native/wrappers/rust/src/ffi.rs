@@ -66,7 +66,7 @@ pub struct Stats {
     pub tokens: i64,
     /// Of the next token.
     pub position: i64,
-    /// Tokens that a head can hold.
+    /// Tokens that a head can hold, on average.
     pub slots: i64,
     /// Of keys, values and lists when all slots are used.
     pub cache_bytes: i64,
@@ -118,6 +118,7 @@ extern "C" {
     pub fn edgetok_next(chat: *mut Chat, output: *mut Output, error: *mut c_char) -> c_int;
     pub fn edgetok_cancel(chat: *mut Chat);
     pub fn edgetok_truncate(chat: *mut Chat, tokens: i64, error: *mut c_char) -> i64;
+    pub fn edgetok_tokens(chat: *const Chat, ids: *mut i32, capacity: usize) -> i64;
     pub fn edgetok_logits(chat: *const Chat) -> *const f32;
     pub fn edgetok_stats(chat: *const Chat, stats: *mut Stats);
     pub fn edgetok_save(

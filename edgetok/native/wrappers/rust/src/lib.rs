@@ -62,7 +62,8 @@ pub struct Info {
     pub weights_sha256: String,
 }
 
-/// A cache: `context_tokens`, or what an evicting `policy` may take. 0 and None are the defaults.
+/// A cache: `context_tokens`, or what an evicting `policy` may take. 0 and None are the defaults,
+/// of `policy` recall.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     pub context_tokens: i64,
@@ -288,6 +289,14 @@ impl Chat {
         told(|error| unsafe { ffi::edgetok_truncate(chat, tokens, error) }, |left| *left >= 0)
     }
 
+    /// Ids of the chat's tokens, evicted ones included.
+    pub fn tokens(&self) -> Vec<i32> {
+        let tokens = |at, capacity| unsafe { ffi::edgetok_tokens(self.0.chat, at, capacity) };
+        let mut ids = vec![0; tokens(null_mut(), 0) as usize];
+        tokens(ids.as_mut_ptr(), ids.len());
+        ids
+    }
+
     /// Of the last token computed; None before the first.
     pub fn logits(&self) -> Option<&[f32]> {
         let (at, size) =
@@ -301,7 +310,7 @@ impl Chat {
         found
     }
 
-    /// The cache, for `restore` or for edgetok in Python; its tokens are yours to keep.
+    /// The cache, for `restore` or for edgetok in Python; keep `tokens` with it.
     pub fn save(&mut self) -> Result<Vec<u8>> {
         let chat = self.0.chat;
         let save = |at: *mut u8, capacity| {

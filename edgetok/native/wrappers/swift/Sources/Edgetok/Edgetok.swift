@@ -137,7 +137,7 @@ public final class Model: @unchecked Sendable {
         }
     }
 
-    /// A conversation: with a context, or with a policy and what its cache may take.
+    /// A conversation: with a context, or with what its cache may take; `policy` nil is recall.
     public func chat(contextTokens: Int = 0, budgetBytes: Int = 0, policy: String? = nil) throws -> Chat {
         try handle.call { model in
             let made: OpaquePointer = try optional(policy) { name in
@@ -222,6 +222,15 @@ public final class Chat: @unchecked Sendable {
         try handle.call { chat in Int(try told { edgetok_truncate(chat, Int64(tokens), $0) }) }
     }
 
+    /// Ids of the chat's tokens, evicted ones included.
+    public func tokens() throws -> [Int32] {
+        try handle.call { chat in
+            var ids = [Int32](repeating: 0, count: Int(edgetok_tokens(chat, nil, 0)))
+            _ = edgetok_tokens(chat, &ids, ids.count)
+            return ids
+        }
+    }
+
     /// Of the last token computed; nil before the first.
     public func logits() throws -> [Float]? {
         let size = try model.info().vocabSize
@@ -242,7 +251,7 @@ public final class Chat: @unchecked Sendable {
         }
     }
 
-    /// The cache, for `restore` or for edgetok in Python; its tokens are yours to keep.
+    /// The cache, for `restore` or for edgetok in Python; keep `tokens` with it.
     public func save() throws -> Data {
         try handle.call { chat in
             var block = Data(count: Int(try told { edgetok_save(chat, nil, 0, $0) }))

@@ -171,6 +171,17 @@ METHOD(jlong, truncate)(JNIEnv *env, jclass type, jlong chat, jlong tokens) {
     return left;
 }
 
+METHOD(jintArray, tokens)(JNIEnv *env, jclass type, jlong chat) {
+    (void)type;
+    jsize count = (jsize)edgetok_tokens(CHAT, NULL, 0);
+    jintArray made = (*env)->NewIntArray(env, count);
+    jint *at = made ? (*env)->GetIntArrayElements(env, made, NULL) : NULL;
+    if (!at) return NULL;
+    edgetok_tokens(CHAT, (int32_t *)at, (size_t)count);
+    (*env)->ReleaseIntArrayElements(env, made, at, 0);
+    return made;
+}
+
 METHOD(jfloatArray, logits)(JNIEnv *env, jclass type, jlong chat, jint size) {
     (void)type;
     const float *at = edgetok_logits(CHAT);

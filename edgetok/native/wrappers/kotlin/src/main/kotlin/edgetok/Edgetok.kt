@@ -34,6 +34,7 @@ internal object Native {
     @JvmStatic external fun next(chat: Long, numbers: IntArray): ByteArray?
     @JvmStatic external fun cancel(chat: Long)
     @JvmStatic external fun truncate(chat: Long, tokens: Long): Long
+    @JvmStatic external fun tokens(chat: Long): IntArray?
     @JvmStatic external fun logits(chat: Long, size: Int): FloatArray?
     @JvmStatic external fun stats(chat: Long): DoubleArray
     @JvmStatic external fun save(chat: Long): ByteArray
@@ -112,7 +113,7 @@ class Model(folder: String, threads: Int = 0, verify: Boolean = false) :
     /** The bytes that a token stands for; null for no such token. */
     fun piece(token: Int): ByteArray? = call { Native.piece(it, token) }
 
-    /** A conversation: with a context, or with a policy and what its cache may take. */
+    /** A conversation: with a context, or with what its cache may take; [policy] null is recall. */
     fun chat(contextTokens: Long = 0, budgetBytes: Long = 0, policy: String? = null): Chat = call {
         val handle = Native.chatNew(it, contextTokens, budgetBytes, policy?.let(::plain))
         Chat(this, handle).also(chats::add)
@@ -158,6 +159,9 @@ class Chat internal constructor(private val model: Model, handle: Long) : Owned(
     /** Goes back to the first tokens, or fewer if some were evicted; returns how many. */
     fun truncate(tokens: Long): Long = call { Native.truncate(it, tokens) }
 
+    /** Ids of the chat's tokens, evicted ones included. */
+    fun tokens(): IntArray = call { Native.tokens(it) ?: throw EdgetokException("no memory for the tokens") }
+
     /** Of the last token computed; null before the first. */
     fun logits(): FloatArray? = vocabSize.let { size -> call { Native.logits(it, size) } }
 
@@ -167,7 +171,7 @@ class Chat internal constructor(private val model: Model, handle: Long) : Owned(
         Stats(n[0], n[1], n[2], n[3], n[4], n[5], n[6], s[7], s[8])
     }
 
-    /** The cache, for [restore] or for edgetok in Python; its tokens are yours to keep. */
+    /** The cache, for [restore] or for edgetok in Python; keep [tokens] with it. */
     fun save(): ByteArray = call(Native::save)
 
     /** Takes over a cache that was computed from [ids]. */

@@ -1,0 +1,178 @@
+"""`recall` in C as in Python: heads that look back have more slots, the same tokens are kept."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
+from edgetok.cache.state import TABLE, CacheState
+from edgetok.errors import EdgetokError
+from edgetok.formats.layout import TensorFormat
+from edgetok.formats.manifest import write_manifest
+from edgetok.native.plan import PLAN_FILE, Section
+from tests.native.conftest import write_export
+from tests.native.test_plan import rehashed, sections
+from tests.native.test_tokens import GREEDY, native_answer, python_answer
+from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
+from tests.tiny import VOCAB_SIZE
+
+TRAINED = 512
+DEEP = {"llama": 2, "gemma3_text": 5, "lfm2": 5}  # times as many layers: 10 or 12 heads evict
+
+
+@pytest.fixture
+def deep(tiny, tmp_path):
+    """Artefacts with many heads, of which a report says how much each looks back."""
+
+    def make(family: str, scores: bool = True) -> Path:
+        spec = tiny(family, 16).spec
+        spec = replace(spec, layers=spec.layers * DEEP[family], context_tokens=TRAINED)
+        folder = tmp_path / f"deep-{family}"
+        write_artefact(
+            folder, spec, random_tensors(spec), uniform_formats(spec, TensorFormat(16, 32))
+        )
+        if scores:
+            recall = np.random.default_rng(3).random((spec.num_layers, spec.num_kv_heads))
+            (folder / "report.json").write_text(json.dumps({"heads": {"recall": recall.tolist()}}))
+            write_manifest(folder, exporter="edgetok")
+        return folder
+
+    return make
+
+
+def draw(seed, count):
+    return np.random.default_rng(seed).integers(3, VOCAB_SIZE, count).astype(np.int32)
+
+
+def recall(backend, context=128, budget=None):
+    return backend.new_bounded_cache(context, CacheLimits(policy="recall", budget_bytes=budget))
+
+
+def tables(block: bytes, groups: int) -> list[list[int]]:
+    state = CacheState(np.frombuffer(block, np.uint8).copy())
+    return [state.section(TABLE, np.int32, i).tolist() for i in range(groups)]
+
+
+@pytest.mark.parametrize("kv_bits", [4, 8, 32])
+@pytest.mark.parametrize("family", DEEP)
+def test_the_tokens_of_python(both, deep, family, kv_bits):
+    """Much is evicted, by narrow and by wide heads, and positions are made contiguous again."""
+    model, backend = both(deep(family), kv_bits, threads=2)
+    prompt, cache = draw(8, 540), recall(backend)
+    narrow, wide = (group for group, _ in cache.evicting)
+    assert narrow.table.limit < cache.slots < wide.table.limit
+    with model.chat(128, policy="recall") as chat, model.chat(128, policy="content") as other:
+        native_answer(chat, prompt[:450], 1)
+        backend.forward(cache, prompt[:450])
+        assert chat.save() == cache.save().block.tobytes()  # attention mass as well
+        found = native_answer(chat, prompt, 60)
+        assert found == python_answer(backend, cache, prompt[450:], GREEDY, 60)
+        assert chat.stats.position == cache.position < cache.length_tokens
+        assert chat.stats.slots == cache.slots == 128
+        held = tables(chat.save(), 2)
+        assert held == tables(cache.save().block.tobytes(), 2)
+        if family != "gemma3_text":  # a window's keys are rotated by NumPy in Python
+            assert chat.save() == cache.save().block.tobytes()
+        assert max(held[1][: len(wide.heads)]) > max(held[0][: len(narrow.heads)])
+        native_answer(other, prompt, 60)
+        with pytest.raises(EdgetokError, match="of another shape"):
+            other.restore(chat.save(), [*prompt.tolist(), *found[:-1]])
+
+
+@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("family", DEEP)
+def test_states_go_over_to_python_and_back(both, deep, family, kv_bits):
+    model, backend = both(deep(family), kv_bits)
+    prompt, more = draw(9, 300), np.arange(5, 30, dtype=np.int32)
+    whole = np.concatenate([prompt, more])
+    with model.chat(128, policy="recall") as chat, model.chat(128, policy="recall") as second:
+        native_answer(chat, prompt, 1)
+        cache = recall(backend)
+        cache.load(CacheState(np.frombuffer(chat.save(), np.uint8).copy()))
+        found = native_answer(chat, whole, 20)
+        assert found == python_answer(backend, cache, more, GREEDY, 20)
+        # And back, from a cache that Python filled.
+        cache = recall(backend)
+        backend.forward(cache, prompt)
+        saved = cache.save().block.tobytes()
+        second.restore(saved, prompt.tolist())
+        assert second.save() == saved
+        assert native_answer(second, whole, 20) == found
+        assert second.stats.cached_tokens == len(prompt)
+        assert found == python_answer(backend, cache, more, GREEDY, 20)
+        assert second.save() == cache.save().block.tobytes()
+        left = cache.reachable(290)
+        assert second.truncate(290) == left
+        assert cache.truncate(left)
+        assert second.save() == cache.save().block.tobytes()
+
+
+def test_budgets_give_the_slots_of_python(both, deep):
+    model, backend = both(deep("llama"), threads=2)
+    least = recall(backend, 64).nbytes
+    for budget in (least, least + 20_000, 2 * least, 3 * least, 10**9):
+        expected = recall(backend, 512, budget)
+        with model.chat(policy="recall", budget_bytes=budget) as chat:
+            assert chat.stats.slots == expected.slots
+            native_answer(chat, draw(1, 400), 2)
+            state = CacheState(np.frombuffer(chat.save(), np.uint8).copy())
+            assert state.shape == expected.shape
+    with pytest.raises(EdgetokError, match=f"too small, this model needs {least}"):
+        model.chat(policy="recall", budget_bytes=least - 1)
+
+
+def test_the_default_is_that_of_python(both, deep):
+    model, backend = both(deep("llama"))
+    prompt = draw(2, 300)
+    assert DEFAULT_POLICY == "recall"
+    cache = backend.new_bounded_cache(128, CacheLimits())
+    with model.chat(128) as chat:
+        assert native_answer(chat, prompt, 30) == python_answer(backend, cache, prompt, GREEDY, 30)
+        assert chat.save() == cache.save().block.tobytes()
+    with model.chat(32) as chat, pytest.raises(EdgetokError, match="the context holds 32"):
+        chat.prefill(prompt.tolist())  # too short to evict: refused, as `none` does
+    refused = pytest.raises(EdgetokError, match="the context holds 128")
+    with model.chat(128, policy="none") as chat, refused:
+        chat.prefill(prompt.tolist())
+
+
+def test_heads_alike(both, deep):
+    """Without scores, `recall` keeps what `content` keeps, as in Python."""
+    model, backend = both(deep("llama", scores=False))
+    prompt, cache = draw(4, 400), recall(backend)
+    assert len(cache.evicting) == 1
+    with model.chat(128, policy="recall") as chat, model.chat(128, policy="content") as other:
+        found = native_answer(chat, prompt, 30)
+        assert found == python_answer(backend, cache, prompt, GREEDY, 30)
+        native_answer(other, prompt, 30)
+        assert tables(chat.save(), 1) == tables(other.save(), 1)
+
+
+def test_wide_heads_that_cannot_be_are_refused(library, deep, tmp_path):
+    out = write_export(deep("gemma3_text"), tmp_path / "out")
+    content = (out / PLAN_FILE).read_bytes()
+    begin, size = sections(content)[Section.WIDE]
+    assert size == 20 * 2
+    wide = np.frombuffer(content, np.uint8, size, begin).reshape(20, 2)
+    assert wide.sum() == 2
+    assert not wide[[i for i in range(20) if i % 4 != 2]].any()  # the others have windows
+    kinds = [struct.unpack_from("<q", content, at)[0] for at in range(32, begin, 24)]
+    entry = 32 + 24 * kinds.index(Section.WIDE)
+    wrongs = ((begin, bytes(size)), (begin, b"\1" * size), (entry + 16, struct.pack("<q", 4)))
+    for at, value in wrongs:
+        wrong = bytearray(content)
+        wrong[at : at + len(value)] = value
+        (out / PLAN_FILE).write_bytes(rehashed(wrong))
+        with pytest.raises(EdgetokError, match="numbers contradict"):
+            library.open(out)
+    wrong = bytearray(content)
+    struct.pack_into("<q", wrong, 8, 5)
+    (out / PLAN_FILE).write_bytes(rehashed(wrong))
+    with pytest.raises(EdgetokError, match="version 5, this library reads 6; export again"):
+        library.open(out)

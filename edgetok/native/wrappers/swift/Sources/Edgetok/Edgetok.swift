@@ -225,8 +225,9 @@ public final class Chat: @unchecked Sendable {
     /// Ids of the chat's tokens, evicted ones included.
     public func tokens() throws -> [Int32] {
         try handle.call { chat in
-            var ids = [Int32](repeating: 0, count: Int(edgetok_tokens(chat, nil, 0)))
-            _ = edgetok_tokens(chat, &ids, ids.count)
+            let count = Int(edgetok_tokens(chat, nil, 0))
+            var ids = [Int32](repeating: 0, count: count)
+            _ = edgetok_tokens(chat, &ids, count)
             return ids
         }
     }

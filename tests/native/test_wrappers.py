@@ -20,7 +20,7 @@ import pytest
 
 import edgetok
 from edgetok.cache.limits import CacheLimits
-from edgetok.cache.state import CacheState
+from edgetok.cache.state import MASS, CacheState
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_cpu.simd.isa import host_isas
@@ -169,6 +169,13 @@ def check_programs(found: dict[str, str], expected: dict[str, str]) -> None:
     assert found == expected
 
 
+def without_mass(block: bytes) -> dict[tuple[int, int], bytes]:
+    """All else of a saved cache: a chat that went back keeps the mass that later tokens gave."""
+    state = CacheState(np.frombuffer(block, np.uint8).copy())
+    kept = sorted(key for key in state.sections if key[0] != MASS)
+    return {key: state.section(key[0], np.uint8, key[1]).tobytes() for key in kept}
+
+
 def check_saved(python, out: Path, ids: str, *, exact: bool = True) -> None:
     """Python goes on from the cache that a program saved, as from its own."""
     backend, tokens = python.backend, np.array(ids.split(), np.int32)
@@ -180,7 +187,7 @@ def check_saved(python, out: Path, ids: str, *, exact: bool = True) -> None:
     for token in tokens[len(prompt) :]:
         backend.forward(own, np.array([token], np.int32))
     if exact:
-        assert out.read_bytes() == own.save().block.tobytes()
+        assert without_mass(out.read_bytes()) == without_mass(own.save().block.tobytes())
     more = np.array([5, 6, 7], np.int32)
     eos = python.engine.eos_tokens
     assert python_answer(backend, saved, more, GREEDY, COUNT, eos) == python_answer(

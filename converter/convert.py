@@ -40,7 +40,6 @@ from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
-from edgetok.models.layers.layer_input import DenseWithInput
 from edgetok.models.operations import expert_counts, operations
 from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
@@ -49,7 +48,6 @@ __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quan
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
-_OWN_INPUTS = "models whose layers share keys and values, or have inputs or factors of their own,"
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
 
@@ -113,9 +111,11 @@ def convert(
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
-    only_rounded = _only_rounded(family.spec)
-    if only_rounded:
-        options = _rounded(options, only_rounded, target is not None)
+    if target is not None and _of_other_layers(family.spec):
+        raise UnsupportedError(
+            "--fit and --max-kl: models whose layers share keys and values, or have inputs of "
+            "their own, are calibrated at the same bits in all layers; give --bits"
+        )
     if expert_counts(operations(family.spec)):
         options = _of_experts(options, target is not None)
     if options.calibrates:
@@ -134,8 +134,6 @@ def convert(
             assets = checkpoint.write_assets(workspace.folder / "source")
         if isinstance(checkpoint, CodedCheckpoint) and (checkpoint.coded or notes):
             notes = [*notes, _SECOND_HAND]
-        if only_rounded:
-            notes = [*notes, f"{only_rounded} are rounded to nearest: no method calibrates them"]
         notes = notes + copy_assets(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
@@ -252,12 +250,12 @@ def _write_weights(
 
 
 def _require_original(weights: CanonicalWeights) -> None:
-    """Refuse to calibrate a checkpoint with experts that the installed `transformers` cannot run.
+    """Refuse to calibrate a checkpoint that the installed `transformers` cannot run.
 
     Raises:
         UnsupportedError: it has other names for the weights, so that some would have no values.
     """
-    if not (has_torch() and expert_counts(operations(weights.family.spec))):
+    if not (has_torch() and _differs_by_release(weights.family.spec)):
         return
     from edgetok.converter.calibrate.transformers_model import why_not_run
 
@@ -272,13 +270,11 @@ def _reference_tokens(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
 ) -> tuple[int, str | None]:
     """Return the number of tokens to compare with the original, and the reason if it is 0."""
-    if only_rounded := _only_rounded(weights.family.spec):
-        return 0, f"the originals of {only_rounded} cannot be run here yet"
     if options.reference_tokens == 0:
         return 0, "not asked for"
     if not has_torch():
         return 0, "needs torch and transformers: pip install 'edgetok[convert]'"
-    if expert_counts(operations(weights.family.spec)) and not options.calibrates:
+    if _differs_by_release(weights.family.spec) and not options.calibrates:
         from edgetok.converter.calibrate.transformers_model import why_not_run
 
         reason = why_not_run(weights)
@@ -292,29 +288,15 @@ def _reference_tokens(
     return tokens, None
 
 
-def _only_rounded(spec: DecoderSpec) -> str | None:
-    """Name the kind of decoder that is rounded to nearest; None where it can be calibrated.
-
-    Blocks of the other kind need keys and values of other blocks, or an input of their own.
-    """
+def _of_other_layers(spec: DecoderSpec) -> bool:
+    """Whether layers are given more than the stream: others' keys, or an input of their own."""
     shares = any(layer.attention and layer.attention.shares >= 0 for layer in spec.layers)
-    own = any(isinstance(layer.ffn, DenseWithInput) for layer in spec.layers)
-    return _OWN_INPUTS if shares or own else None
+    return shares or spec.per_layer_size > 0
 
 
-def _rounded(options: ConvertOptions, kind: str, fits: bool) -> ConvertOptions:
-    """Return the options for a kind of decoder that is rounded to nearest.
-
-    Raises:
-        UnsupportedError: more was asked for.
-    """
-    if fits or options.method not in ("auto", "rtn"):
-        asked = "--fit and --max-kl" if fits else f"--method {options.method}"
-        raise UnsupportedError(
-            f"{asked}: {kind} are not calibrated, only rounded to nearest; give "
-            "--bits and --method rtn"
-        )
-    return dataclasses.replace(options, method="rtn", without=(), refine=None)
+def _differs_by_release(spec: DecoderSpec) -> bool:
+    """Whether releases of `transformers` build the decoder with other names, or not at all."""
+    return bool(expert_counts(operations(spec))) or _of_other_layers(spec)
 
 
 def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:

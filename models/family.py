@@ -162,11 +162,20 @@ class Family:
         tensors: for each canonical tensor that the spec calls for (`tensor_shapes(spec)` has the
             same keys) where it comes from. `lm_head.weight` is there only where it is not tied.
         unused: names of tensors that checkpoints may have and transformers does not load.
+        renamed: parts of names of parameters in modules of transformers 5, and what files have
+            in their place.
     """
 
     spec: DecoderSpec
     tensors: Mapping[str, TensorSource] = field(hash=False)
     unused: frozenset[str] = frozenset()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def file_name(self, parameter: str) -> str:
+        """Return the name that files have for a parameter of a module of transformers."""
+        for theirs, stored in self.renamed:
+            parameter = parameter.replace(theirs, stored)
+        return parameter
 
     def unclaimed(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the checkpoint's tensors among `names` that this description does not know.

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
+from edgetok.converter.calibrate.block import Block
 from edgetok.converter.calibrate.compare import head_agreement, head_logits
-from edgetok.converter.calibrate.original_model import Block, Original, gather_rows
+from edgetok.converter.calibrate.original_model import Original, gather_rows
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.durable import write_durably
 from edgetok.converter.options import ConvertOptions, learns_whole

@@ -53,7 +53,7 @@ def probe(
     theirs = original.embed(windows)
     first = original.embed(
         windows,
-        lambda tokens: rounded(
+        rows=lambda tokens: rounded(
             gather_rows(weights.pieces("embed_tokens.weight"), tokens).numpy(), PROBE_HEAD[0]
         ),
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.original_model import Original, gather_rows
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement
 from edgetok.converter.progress import Progress
@@ -42,16 +42,15 @@ def compare(
     spec = weights.family.spec
     original = Original(weights)
     progress.begin("Comparing with the original", spec.num_layers + 1)
-    ours = original.embed(
-        windows, lambda tokens: gather_rows(written.pieces("embed_tokens.weight"), tokens)
-    )
+    ours = original.embed(windows, written)
+    our_calls = original.calls
     theirs = original.embed(windows)
     for index in range(spec.num_layers):
         with original.block(index) as block:
             theirs = block(theirs)
             for name in block.names:
                 block.set(name, torch.from_numpy(written.tensor(f"layers.{index}.{name}")))
-            ours = block(ours)
+            ours = block(ours, our_calls)
         progress.advance()
     states = [
         original.final_norm(hidden, torch.from_numpy(source.tensor("final_norm.weight")))[:, :-1]

@@ -9,40 +9,53 @@ here and other releases of `transformers` bring their own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from edgetok.converter.calibrate.expert_parameters import (
-    fill_missing,
-    read_stacked,
-    write_stacked,
-)
+from edgetok.converter.calibrate.block import Block
+from edgetok.converter.calibrate.calls import Calls, batches, check_arguments, sources_of
+from edgetok.converter.calibrate.expert_parameters import fill_missing
 from edgetok.converter.calibrate.transformers_model import (
     attention_of,
     build_on_meta,
-    joined,
     multiplies_bfloat16,
     to_torch,
 )
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import UnsupportedError
-from edgetok.models.family import TensorSource
-from edgetok.models.operations import layer_operations, stages
 
-_BATCH_TOKENS = 2048
+# What stands before the first layer beside the embedding, of whose rows few are needed.
+_BEFORE = ("per_layer_proj.weight", "per_layer_norm.weight")
+_TABLES = ("embed_tokens.weight", "embed_per_layer.weight")
 
 Rows = Callable[[npt.NDArray[np.int64]], Tensor]
 
 
+class Source(Protocol):
+    """Canonical tensors, of a checkpoint or an artefact."""
+
+    def tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a whole tensor."""
+
+    def pieces(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield a matrix, some rows at a time."""
+
+
 class Original:
-    """The original decoder. Blocks are materialised with `block`."""
+    """The original decoder. Blocks are materialised with `block`.
+
+    Attributes:
+        weights: of the checkpoint.
+        short: whether products are bfloat16.
+        calls: what blocks are called with for the windows that were embedded last.
+        prefix: what stands before `layers.` in names of tensors.
+    """
 
     def __init__(self, weights: CanonicalWeights, *, short: bool = False) -> None:
         """Build the modules without their weights.
@@ -61,70 +74,113 @@ class Original:
         spec = weights.family.spec
         model = build_on_meta(weights.checkpoint.config, attention_of(spec))
         norm = weights.family.tensors["final_norm.weight"].name
-        self._prefix = norm.removesuffix(norm.rsplit(".", 2)[-2] + ".weight")
-        self._inner = model.get_submodule(self._prefix.removesuffix("."))
+        self.prefix = norm.removesuffix(norm.rsplit(".", 2)[-2] + ".weight")
+        self._inner = model.get_submodule(self.prefix.removesuffix("."))
         self._layers: nn.ModuleList = self._inner.layers
         if len(self._layers) != spec.num_layers:
             raise UnsupportedError(
                 f"transformers builds {len(self._layers)} layers, config.json says "
                 f"{spec.num_layers}"
             )
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        check_arguments(spec, self._layers[0])
+        self.calls = Calls([], [], torch.empty(0, dtype=torch.int64))
 
     @torch.no_grad()
-    def embed(self, tokens: npt.NDArray[np.int64], rows: Rows | None = None) -> Tensor:
-        """Return the input of the first block and the further arguments of each block.
+    def embed(
+        self,
+        tokens: npt.NDArray[np.int64],
+        source: Source | None = None,
+        *,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        """Return the input of the first block; `calls` is what else blocks are given then.
 
         Args:
             tokens: [B, T], all windows of equal length.
-            rows: gives the embedding's rows of some token ids; None takes the original's.
+            source: what stands before the first block; None takes the original.
+            rows: gives the embedding's rows of some token ids; None takes the source's.
 
         Returns:
             [B, T, hidden_size] float32.
         """
         known, compact = np.unique(tokens, return_inverse=True)
-        module = self._inner.get_submodule(self._relative("embed_tokens.weight")[0])
-        matrix = (rows or self._embedding_rows)(known)
         first = _Recorder(self._layers[0], None)
         stubs = [first, *(_Recorder(layer, first) for layer in self._layers[1:])]
-        module.padding_idx = None  # it is beyond the compact matrix, and only matters in training
-        with _parameter(module, "weight", matrix):
+        ids = torch.from_numpy(compact.reshape(tokens.shape))
+        with self._before(known, source or self.weights, rows):
             self._inner.layers = nn.ModuleList(stubs)
             try:
                 hidden = []
-                ids = torch.from_numpy(compact.reshape(tokens.shape))
-                for batch in _batches(ids):
-                    self._inner(input_ids=batch, use_cache=False)
+                for batch in batches(ids):
+                    self._inner(input_ids=ids[batch], use_cache=False)
                     hidden.append(first.hidden)
                 # What is recorded for one window holds for any number of them.
                 self._inner(input_ids=ids[:1], use_cache=False)
+                recorded = [(stub.args, stub.kwargs) for stub in stubs]
+                inputs = self._own_inputs(stubs, len(known), tokens.shape[1])
             finally:
                 self._inner.layers = self._layers
-        self._calls = [(stub.args, stub.kwargs) for stub in stubs]
+        self.calls = Calls(recorded, sources_of(self.weights.family.spec), ids, inputs)
         return torch.cat(hidden)
+
+    @contextlib.contextmanager
+    def _before(
+        self, known: npt.NDArray[np.int64], source: Source, rows: Rows | None
+    ) -> Iterator[None]:
+        """Give modules before the first layer their weights; of tables only the `known` rows."""
+        with contextlib.ExitStack() as stack:
+            for name in (*_TABLES, *_BEFORE):
+                if name not in self.weights.family.tensors:
+                    continue
+                path, leaf = self._relative(name)
+                module = self._inner.get_submodule(path)
+                if name in _BEFORE:
+                    values = torch.from_numpy(source.tensor(name))
+                    values = values - self.weights.family.tensors[name].add
+                elif rows is not None and name == _TABLES[0]:
+                    values = rows(known)
+                else:
+                    values = gather_rows(source.pieces(name), known)
+                if name in _TABLES:
+                    module.padding_idx = None  # it only matters in training
+                stack.enter_context(_parameter(module, leaf, values))
+            yield
+
+    def _own_inputs(self, stubs: list[_Recorder], known: int, most: int) -> list[Tensor]:
+        """Return the inputs [known, size] of each layer's own, `most` tokens at a time."""
+        if not self.weights.family.spec.per_layer_size:
+            return []
+        found: list[list[Tensor]] = [[] for _ in stubs]
+        for first in range(0, known, most):
+            ids = torch.arange(first, min(first + most, known))
+            self._inner(input_ids=ids[None], use_cache=False)
+            for parts, stub in zip(found, stubs, strict=True):
+                parts.append(stub.args[0][0].clone())
+        return [torch.cat(parts) for parts in found]
 
     @contextlib.contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Read block `index` into memory for as long as the context lasts; `embed` comes first."""
         layer = self._layers[index]
-        prefix = f"{self._prefix}layers.{index}."
+        prefix = f"{self.prefix}layers.{index}."
         stored = self.weights.checkpoint.infos
         missing: list[str] = []
         with contextlib.ExitStack() as stack:
             for name, former in [*layer.named_parameters(), *layer.named_buffers()]:
-                if prefix + name in stored:
-                    values = to_torch(self.weights.checkpoint.tensor(prefix + name))
+                in_file = self.weights.family.file_name(prefix + name)
+                if in_file in stored:
+                    values = to_torch(self.weights.checkpoint.tensor(in_file))
                 elif isinstance(former, nn.Parameter):
                     values = torch.empty(former.shape, device="cpu")
-                    missing.append(prefix + name)
+                    missing.append(in_file)
                 else:
                     continue  # computed when the module was built
                 owner, _, leaf = name.rpartition(".")
                 stack.enter_context(_parameter(layer.get_submodule(owner), leaf, values))
-            parameters = {prefix + name: p.data for name, p in layer.named_parameters()}
-            own = [n for n in self.weights.family.tensors if n.startswith(f"layers.{index}.")]
-            fill_missing(self.weights, own, parameters, missing)
-            yield Block(self, index, layer, *self._calls[index])
+            block = Block(self, index, layer, prefix)
+            own = [f"layers.{index}.{name}" for name in block.names]
+            fill_missing(self.weights, own, block.parameters(), missing)
+            yield block
 
     def final_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Apply the last norm with a canonical weight."""
@@ -135,191 +191,11 @@ class Original:
             normed: Tensor = module(hidden)
         return normed
 
-    def _embedding_rows(self, tokens: npt.NDArray[np.int64]) -> Tensor:
-        return gather_rows(self.weights.pieces("embed_tokens.weight"), tokens)
-
     def _relative(self, canonical: str) -> tuple[str, str]:
         """Module path within the inner model, and the parameter's name."""
-        name = self.weights.family.tensors[canonical].name.removeprefix(self._prefix)
+        name = self.weights.family.tensors[canonical].name.removeprefix(self.prefix)
         path, _, leaf = name.rpartition(".")
         return path, leaf
-
-
-class Block:
-    """One materialised decoder block. Made by `Original.block`.
-
-    Attributes:
-        names: canonical names of its tensors without the layer, such as `q_proj.weight`.
-        operations: what it computes.
-        stages: names of its linear layers in order of execution, without the layer; those of one
-            stage have the same input.
-    """
-
-    def __init__(
-        self,
-        original: Original,
-        index: int,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.index = index
-        self.names = tuple(
-            name.removeprefix(f"layers.{index}.")
-            for name in original.weights.family.tensors
-            if name.startswith(f"layers.{index}.")
-        )
-        self.operations = tuple(layer_operations(original.weights.family.spec, index))
-        self.stages = tuple(
-            tuple(op.weight.removeprefix(f"layers.{index}.") for op in stage)
-            for stage in stages(self.operations)
-        )
-        self._original = original
-        self._layer = layer
-        self._args = args
-        self._kwargs = kwargs
-
-    @torch.no_grad()
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Run the block: [B, T, hidden_size] -> the same shape."""
-        return torch.cat([self._forward(batch) for batch in _batches(hidden)])
-
-    @torch.no_grad()
-    def observe(
-        self, hidden: Tensor, linears: Sequence[str], see: Callable[[str, Tensor], None]
-    ) -> None:
-        """Show the inputs of linear layers while the block runs.
-
-        Args:
-            hidden: [B, T, hidden_size].
-            linears: canonical names without the layer, in order of execution.
-            see: called with a name and [tokens, K] float32, for a few windows at a time. The block
-                is not run beyond the last one.
-        """
-
-        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def seen(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-                see(name, inputs[0].flatten(0, -2).float())
-                if name == linears[-1]:
-                    raise _SeenError
-
-            return seen
-
-        with contextlib.ExitStack() as stack:
-            for name in linears:
-                handle = self._module(name).register_forward_pre_hook(hook(name))
-                stack.callback(handle.remove)
-            for batch in _batches(hidden):
-                with contextlib.suppress(_SeenError):
-                    self._forward(batch)
-
-    def backward(
-        self, hidden: Tensor, gradient: Tensor, see: Callable[[str, Tensor, Tensor], None]
-    ) -> Tensor:
-        """Run the block and follow a gradient back through it.
-
-        Args:
-            hidden: [B, T, hidden_size] its input.
-            gradient: the same shape, with respect to its output.
-            see: called with the name of each linear layer, its inputs [tokens, K] and the gradient
-                with respect to its outputs [tokens, N], for a few windows at a time.
-
-        Returns:
-            The gradient with respect to `hidden`.
-        """
-        linears = [name for stage in self.stages for name in stage]
-        inputs: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-
-        def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def seen(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-                inputs[path] = given[0].detach().flatten(0, -2)
-
-                def keep(value: Tensor) -> None:
-                    gradients[path] = value.flatten(0, -2)
-
-                output.register_hook(keep)  # type: ignore[no-untyped-call]
-
-            return seen
-
-        found = []
-        with contextlib.ExitStack() as stack, torch.enable_grad():
-            for path in {self._path(name + ".weight")[0] for name in linears}:
-                handle = self._layer.get_submodule(path).register_forward_hook(hook(path))
-                stack.callback(handle.remove)
-            for batch, given in zip(_batches(hidden), _batches(gradient), strict=True):
-                start = batch.detach().requires_grad_()
-                (back,) = torch.autograd.grad(self._forward(start), start, given)
-                found.append(back)
-                for name in linears:
-                    path = self._path(name + ".weight")[0]
-                    _, rows, _ = self._place(name + ".weight")
-                    see(name, inputs[path], gradients[path][:, rows])
-        return torch.cat(found)
-
-    def with_weights(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        """Run the block on [B, T, hidden_size] with some layers' weights replaced.
-
-        Args:
-            weights: [N, K] by canonical name, such as `q_proj`; gradients pass through them.
-            hidden: its input.
-        """
-        parts = []
-        for name in (name for stage in self.stages for name in stage):
-            source = self._source(name + ".weight")
-            value = weights[name] if name in weights else self.get(name + ".weight")
-            path = ".".join(self._path(name + ".weight"))
-            parts.append((path, source.ranges, value - source.add))
-        return self._forward(hidden, joined(parts))
-
-    def get(self, name: str) -> Tensor:
-        """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
-        source = self._source(name)
-        if source.stack is not None:
-            return read_stacked(source, self._parameters(), 2 if name.endswith(".weight") else 1)
-        parameter, rows, add = self._place(name)
-        return parameter[rows] + add if add else parameter[rows].clone()
-
-    def set(self, name: str, values: Tensor) -> None:
-        """Replace a canonical tensor of this block."""
-        source = self._source(name)
-        if source.stack is not None:
-            write_stacked(source, self._parameters(), values)
-            return
-        parameter, rows, add = self._place(name)
-        parameter[rows] = values - add if add else values
-
-    def _forward(self, batch: Tensor, replaced: Mapping[str, Tensor] | None = None) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._original.short):
-            arguments = (batch, *self._args)
-            output = functional_call(self._layer, dict(replaced or {}), arguments, self._kwargs)
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        return hidden.float()
-
-    def _path(self, name: str) -> tuple[str, str]:
-        source = self._source(name)
-        relative = source.name.removeprefix(f"{self._original._prefix}layers.{self.index}.")
-        path, _, leaf = relative.rpartition(".")
-        return path, leaf
-
-    def _parameters(self) -> dict[str, Tensor]:
-        prefix = f"{self._original._prefix}layers.{self.index}."
-        return {prefix + name: p.data for name, p in self._layer.named_parameters()}
-
-    def _module(self, linear: str) -> nn.Module:
-        return self._layer.get_submodule(self._path(linear + ".weight")[0])
-
-    def _source(self, name: str) -> TensorSource:
-        return self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
-
-    def _place(self, name: str) -> tuple[Tensor, slice | Tensor, float]:
-        source = self._source(name)
-        path, leaf = self._path(name)
-        parameter: Tensor = getattr(self._layer.get_submodule(path), leaf).data
-        if source.pieces:
-            rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
-            return parameter, rows, source.add
-        return parameter, slice(*source.rows) if source.rows else slice(None), source.add
 
 
 def gather_rows(pieces: Iterator[npt.NDArray[np.float32]], tokens: npt.NDArray[np.int64]) -> Tensor:
@@ -330,10 +206,6 @@ def gather_rows(pieces: Iterator[npt.NDArray[np.float32]], tokens: npt.NDArray[n
         found.append(to_torch(piece[here - first]))
         first += len(piece)
     return torch.cat(found)
-
-
-class _SeenError(Exception):
-    """All that was wanted of a forward pass has been seen."""
 
 
 class _Recorder(nn.Module):
@@ -379,9 +251,3 @@ def _parameter(module: nn.Module, name: str, values: Tensor) -> Iterator[None]:
         yield
     finally:
         module._parameters[name] = former
-
-
-def _batches(hidden: Tensor) -> Iterator[Tensor]:
-    step = max(1, _BATCH_TOKENS // hidden.shape[1])
-    for first in range(0, len(hidden), step):
-        yield hidden[first : first + step]

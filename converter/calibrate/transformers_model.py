@@ -96,7 +96,7 @@ def why_not_run(weights: CanonicalWeights) -> str | None:
         module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     except UnsupportedError as error:
         return str(error)
-    known = {name for name, _ in module.named_parameters()}
+    known = {weights.family.file_name(name) for name, _ in module.named_parameters()}
     stacks = (source for source in weights.family.tensors.values() if source.stack is not None)
     experts = {part.name for source in stacks for part in source.parts(known)}
     odd = sorted(known - names - experts)
@@ -119,18 +119,21 @@ def joined(parts: Iterable[tuple[str, Ranges, Tensor]]) -> dict[str, Tensor]:
 def original_parameters(module: nn.Module, weights: CanonicalWeights) -> dict[str, Tensor]:
     """The whole checkpoint's parameters and buffers in float32; a tied head has none of its own."""
     named = set(weights.checkpoint.names)
-    known = dict([*module.named_parameters(), *module.named_buffers()])
-    found = {name: to_torch(weights.checkpoint.tensor(name)) for name in known if name in named}
+    theirs = {
+        weights.family.file_name(name): (name, values)
+        for name, values in [*module.named_parameters(), *module.named_buffers()]
+    }
+    found = {name: to_torch(weights.checkpoint.tensor(name)) for name in theirs if name in named}
     experts = {
         part.name
         for source in weights.family.tensors.values()
         if source.stack is not None
-        for part in source.parts(known)
+        for part in source.parts(theirs)
     }
     missing = experts - named
-    found |= {name: torch.empty(known[name].shape, device="cpu") for name in missing}
+    found |= {name: torch.empty(theirs[name][1].shape, device="cpu") for name in missing}
     fill_missing(weights, weights.family.tensors, found, missing)
-    return found
+    return {theirs[name][0]: values for name, values in found.items()}
 
 
 def to_torch(values: npt.NDArray[np.float32]) -> Tensor:

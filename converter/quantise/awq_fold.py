@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.original_model import Block
+from edgetok.converter.calibrate.block import Block
 from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import awq, gptq
@@ -60,11 +60,12 @@ def fold_block(
     }
     of_all = [stage for stage in block.stages if experts.isdisjoint(stage)]  # nothing else scales
     firsts = [stage[0] for stage in of_all]
-    wanted = awq.SAMPLE_TOKENS
+    wanted, some = awq.SAMPLE_TOKENS, None
     if options is not None:
         wanted = _JUDGE_TOKENS
         windows = min(len(hidden), -(-_JUDGE_TOKENS // hidden.shape[1]))
-        hidden = hidden[torch.from_numpy(spread(len(hidden), windows))]
+        some = torch.from_numpy(spread(len(hidden), windows))
+        hidden = hidden[some]
     tokens = hidden.shape[0] * hidden.shape[1]
     samples = {name: awq.Sample(tokens, wanted) for name in firsts}
     magnitudes = {name: awq.Magnitude(block.get(name + ".weight").shape[1]) for name in firsts}
@@ -73,7 +74,7 @@ def fold_block(
         samples[name].add(x)
         magnitudes[name].add(x)
 
-    block.observe(hidden, firsts, see)
+    block.observe(hidden, firsts, see, some)
     for stage in of_all:
         forms = [formats[f"layers.{block.index}.{name}"] for name in stage]
         if not all(form.quantised for form in forms):

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetok.converter.calibrate.block import Block
 from edgetok.converter.calibrate.calibration_text import Texts
-from edgetok.converter.calibrate.original_model import Block, Original
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.durable import write_durably
 from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
@@ -121,6 +122,10 @@ def convert_calibrated(
                     result = quantise_block(block, hidden, job, progress)
                     hidden = block(hidden)
                 _keep_hidden(hidden, index, workspace.folder)
+                if original.calls.shares(index):
+                    write_durably(
+                        _shared_path(workspace.folder, index), original.calls.saved(index)
+                    )
             else:
                 layers = direct.write_modules(
                     job.weights,
@@ -364,6 +369,9 @@ def _hidden_before(original: Original, windows: Tokens, index: int, folder: Path
     hidden = original.embed(windows)
     if index == 0:
         return hidden
+    for earlier in range(index):
+        if original.calls.shares(earlier):
+            original.calls.restore(earlier, _shared_path(folder, earlier).read_bytes())
     path = _hidden_path(folder, index - 1)
     kept = np.fromfile(path, np.float32)
     if kept.size != hidden.numel():
@@ -386,3 +394,8 @@ def _keep_hidden(hidden: Tensor, index: int, folder: Path) -> None:
 def _hidden_path(folder: Path, index: int) -> Path:
     # Two by turns: the one before is whole until the journal names the next.
     return folder / f"hidden-{index % 2}.f32"
+
+
+def _shared_path(folder: Path, index: int) -> Path:
+    """Where the keys and values of a block lie that later ones look at."""
+    return folder / f"shared-{index}.pt"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.original_model import Block
+from edgetok.converter.calibrate.block import Block
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise.awq import GroupProducts, quantise_clipped

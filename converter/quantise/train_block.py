@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.original_model import Block
+from edgetok.converter.calibrate.block import Block
 from edgetok.converter.quantise.trainable_matrix import (
     BATCH_TOKENS,
     LearnedMatrix,
@@ -73,7 +73,7 @@ def refine_block(
         return {name: matrix.weight() for name, matrix in matrices.items()}
 
     def error(weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        result = block.with_weights(weights, hidden[chosen])
+        result = block.with_weights(weights, hidden[chosen], chosen)
         return (result - wanted[chosen]).square().mean() / size
 
     @torch.no_grad()

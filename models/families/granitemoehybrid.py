@@ -60,6 +60,11 @@ _UNUSED = (
     "time_step_max",
     "time_step_floor",
 )
+_RENAMED = (
+    ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.input_linear.weight"),
+    ("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear.weight"),
+    ("block_sparse_moe.router.weight", "block_sparse_moe.router.layer.weight"),
+)
 # Layer types of transformers 4 and of 5, and how each writes 0 and infinity.
 _MAMBA_TYPES = ("mamba", "linear_attention")
 _ATTENTION_TYPES = ("attention", "full_attention")
@@ -105,7 +110,7 @@ def read(config: ConfigReader) -> Family:
         residual_scale=config.number("residual_multiplier", 1.0, low=1e-9, high=1e9),
         logit_scale=1.0 / config.number("logits_scaling", 1.0, low=1e-9, high=1e9),
     )
-    return Family(spec, _tensors(spec))
+    return Family(spec, _tensors(spec), renamed=_RENAMED)
 
 
 def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, ...]:

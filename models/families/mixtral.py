@@ -48,4 +48,5 @@ def read(config: ConfigReader) -> Family:
     )
     names = {**PRE_NORMS, "router": f"{_PLACE}.gate"}
     experts_at = f"{_PLACE}.experts"
-    return Family(spec, standard_tensors(spec, names, experts=experts_at, expert_names=_EXPERTS))
+    tensors = standard_tensors(spec, names, experts=experts_at, expert_names=_EXPERTS)
+    return Family(spec, tensors, renamed=((".mlp.", f".{_PLACE}."),))

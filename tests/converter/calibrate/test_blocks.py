@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgetok.converter.calibrate import calls
 from edgetok.converter.calibrate import original_model as blocks
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.read.canonical_weights import CanonicalWeights
@@ -22,7 +23,7 @@ def open_weights(folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_are_those_of_the_whole_model(family, tmp_path, monkeypatch):
     """40 tokens are beyond every window (8) and the longrope's trained length (16)."""
-    monkeypatch.setattr(blocks, "_BATCH_TOKENS", 80)  # more than one batch
+    monkeypatch.setattr(calls, "_BATCH_TOKENS", 80)  # more than one batch
     tiny_checkpoint(family, tmp_path)
     weights = open_weights(tmp_path)
     tokens = np.random.default_rng(1).integers(0, VOCAB_SIZE, (5, 40))

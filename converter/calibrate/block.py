@@ -1,0 +1,227 @@
+"""One decoder block of the original model, with its weights in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from edgetok.converter.calibrate.calls import Calls, Windows, batches
+from edgetok.converter.calibrate.expert_parameters import read_stacked, write_stacked
+from edgetok.converter.calibrate.transformers_model import joined
+from edgetok.models.family import TensorSource
+from edgetok.models.operations import layer_operations, stages
+
+if TYPE_CHECKING:
+    from edgetok.converter.calibrate.original_model import Original
+
+
+class Block:
+    """One materialised decoder block. Made by `Original.block`.
+
+    Attributes:
+        names: canonical names of its tensors without the layer, such as `q_proj.weight`.
+        operations: what it computes.
+        stages: names of its linear layers in order of execution, without the layer; those of one
+            stage have the same input.
+    """
+
+    def __init__(self, original: Original, index: int, layer: nn.Module, prefix: str) -> None:
+        self.index = index
+        self.names = tuple(
+            name.removeprefix(f"layers.{index}.")
+            for name in original.weights.family.tensors
+            if name.startswith(f"layers.{index}.")
+        )
+        self.operations = tuple(layer_operations(original.weights.family.spec, index))
+        self.stages = tuple(
+            tuple(op.weight.removeprefix(f"layers.{index}.") for op in stage)
+            for stage in stages(self.operations)
+        )
+        self._original = original
+        self._layer = layer
+        # By the names that files have for them.
+        file_name = original.weights.family.file_name
+        self._in_module = {file_name(prefix + n): n for n, _ in layer.named_parameters()}
+        self._in_module |= {file_name(prefix + n): n for n, _ in layer.named_buffers()}
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor, calls: Calls | None = None) -> Tensor:
+        """Run the block: [B, T, hidden_size] -> the same shape.
+
+        Args:
+            hidden: all windows that were embedded.
+            calls: what else it is given; keys and values that later blocks look at are added.
+        """
+        calls = calls or self._original.calls
+        results, given = [], []
+        for batch in batches(hidden):
+            args, named = calls.of(self.index, batch)
+            results.append(self._run(hidden[batch], args, named))
+            given.append(named)
+        if calls.shares(self.index):
+            calls.keep(self.index, given)
+        return torch.cat(results)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        hidden: Tensor,
+        linears: Sequence[str],
+        see: Callable[[str, Tensor], None],
+        windows: Tensor | None = None,
+    ) -> None:
+        """Show the inputs of linear layers while the block runs.
+
+        Args:
+            hidden: [B, T, hidden_size].
+            linears: canonical names without the layer, in order of execution.
+            see: called with a name and [tokens, K] float32, for a few windows at a time. The block
+                is not run beyond the last one.
+            windows: [B] which of those that were embedded; None: all of them.
+        """
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def seen(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+                see(name, inputs[0].flatten(0, -2).float())
+                if name == linears[-1]:
+                    raise _SeenError
+
+            return seen
+
+        with contextlib.ExitStack() as stack:
+            for name in linears:
+                handle = self._module(name).register_forward_pre_hook(hook(name))
+                stack.callback(handle.remove)
+            for batch in batches(hidden):
+                with contextlib.suppress(_SeenError):
+                    self._forward(hidden[batch], batch if windows is None else windows[batch])
+
+    def backward(
+        self, hidden: Tensor, gradient: Tensor, see: Callable[[str, Tensor, Tensor], None]
+    ) -> Tensor:
+        """Run the block and follow a gradient back through it.
+
+        Args:
+            hidden: [B, T, hidden_size] its input.
+            gradient: the same shape, with respect to its output.
+            see: called with the name of each linear layer, its inputs [tokens, K] and the gradient
+                with respect to its outputs [tokens, N], for a few windows at a time.
+
+        Returns:
+            The gradient with respect to `hidden`.
+        """
+        linears = [name for stage in self.stages for name in stage]
+        inputs: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+
+        def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+            def seen(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+                inputs[path] = given[0].detach().flatten(0, -2)
+
+                def keep(value: Tensor) -> None:
+                    gradients[path] = value.flatten(0, -2)
+
+                output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+            return seen
+
+        found = []
+        with contextlib.ExitStack() as stack, torch.enable_grad():
+            for path in {self._path(name + ".weight")[0] for name in linears}:
+                handle = self._layer.get_submodule(path).register_forward_hook(hook(path))
+                stack.callback(handle.remove)
+            for batch in batches(hidden):
+                start = hidden[batch].detach().requires_grad_()
+                result = self._forward(start, batch)
+                (back,) = torch.autograd.grad(result, start, gradient[batch])
+                found.append(back)
+                for name in linears:
+                    path = self._path(name + ".weight")[0]
+                    _, rows, _ = self._place(name + ".weight")
+                    see(name, inputs[path], gradients[path][:, rows])
+        return torch.cat(found)
+
+    def with_weights(
+        self, weights: Mapping[str, Tensor], hidden: Tensor, windows: Tensor | None = None
+    ) -> Tensor:
+        """Run the block on [B, T, hidden_size] with some layers' weights replaced.
+
+        Args:
+            weights: [N, K] by canonical name, such as `q_proj`; gradients pass through them.
+            hidden: its input.
+            windows: [B] which of those that were embedded; None: all of them.
+        """
+        parts = []
+        for name in (name for stage in self.stages for name in stage):
+            source = self._source(name + ".weight")
+            value = weights[name] if name in weights else self.get(name + ".weight")
+            path = ".".join(self._path(name + ".weight"))
+            parts.append((path, source.ranges, value - source.add))
+        return self._forward(hidden, slice(None) if windows is None else windows, joined(parts))
+
+    def get(self, name: str) -> Tensor:
+        """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
+        source = self._source(name)
+        if source.stack is not None:
+            return read_stacked(source, self.parameters(), 2 if name.endswith(".weight") else 1)
+        parameter, rows, add = self._place(name)
+        return parameter[rows] + add if add else parameter[rows].clone()
+
+    def set(self, name: str, values: Tensor) -> None:
+        """Replace a canonical tensor of this block."""
+        source = self._source(name)
+        if source.stack is not None:
+            write_stacked(source, self.parameters(), values)
+            return
+        parameter, rows, add = self._place(name)
+        parameter[rows] = values - add if add else values
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return its parameters and buffers by the names that files have for them."""
+        named = dict([*self._layer.named_parameters(), *self._layer.named_buffers()])
+        return {in_file: named[name].data for in_file, name in self._in_module.items()}
+
+    def _forward(
+        self, batch: Tensor, windows: Windows, replaced: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        return self._run(batch, *self._original.calls.of(self.index, windows), replaced)
+
+    def _run(
+        self,
+        batch: Tensor,
+        args: tuple[Any, ...],
+        named: dict[str, Any],
+        replaced: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._original.short):
+            output = functional_call(self._layer, dict(replaced or {}), (batch, *args), named)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden.float()
+
+    def _path(self, name: str) -> tuple[str, str]:
+        path, _, leaf = self._in_module[self._source(name).name].rpartition(".")
+        return path, leaf
+
+    def _module(self, linear: str) -> nn.Module:
+        return self._layer.get_submodule(self._path(linear + ".weight")[0])
+
+    def _source(self, name: str) -> TensorSource:
+        return self._original.weights.family.tensors[f"layers.{self.index}.{name}"]
+
+    def _place(self, name: str) -> tuple[Tensor, slice | Tensor, float]:
+        source = self._source(name)
+        path, leaf = self._path(name)
+        parameter: Tensor = getattr(self._layer.get_submodule(path), leaf).data
+        if source.pieces:
+            rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
+            return parameter, rows, source.add
+        return parameter, slice(*source.rows) if source.rows else slice(None), source.add
+
+
+class _SeenError(Exception):
+    """All that was wanted of a forward pass has been seen."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.read.source import open_source
 from edgetok.errors import (
     CheckpointError,
     OptionError,
@@ -20,7 +21,7 @@ from edgetok.errors import (
     UnsupportedError,
 )
 from tests.converter.test_convert import SMALL, onnx_logits
-from tests.tiny import VOCAB_SIZE
+from tests.tiny import VOCAB_SIZE, tiny_checkpoint
 
 
 def changed(source, folder, change, dtype=None):
@@ -211,3 +212,22 @@ def test_sources_that_are_none(source, says, tmp_path):
 def test_options_out_of_range(values):
     with pytest.raises(OptionError, match=next(iter(values))):
         ConvertOptions(**values)
+
+
+def test_llama_under_another_name(tmp_path):
+    """The report says what it was taken for; a setting of its own, or its own rotation, is not."""
+    source = tiny_checkpoint("llama", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    named = {**config, "model_type": "minicpm5", "architectures": ["MiniCpm5ForCausalLM"]}
+    (source / "config.json").write_text(json.dumps(named))
+    options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
+    report = convert(str(source), tmp_path / "out", options)
+    assert report.family == "llama"
+    assert [note for note in report.notes if "model_type 'minicpm5' is not known" in note]
+    (source / "config.json").write_text(json.dumps(config))
+    convert(str(source), tmp_path / "plain", options)
+    both = [(tmp_path / name / "model.onnx.data").read_bytes() for name in ("out", "plain")]
+    assert both[0] == both[1]
+    for other in ({"model_type": "helium"}, {"scale_depth": 1.4}):
+        (source / "config.json").write_text(json.dumps(named | other))
+        assert open_source(source).config == named | other

@@ -3,8 +3,8 @@
     PEER_PYTHON benchmarks/peer_gguf.py CHECKPOINT OUT --types Q4_0 Q4_K_M
 
 Runs in the peers' environment (gguf, llama-cpp-python, numpy). OUT/TYPE.gguf is written by the
-`gguf` package at 16 bits and quantised by llama.cpp itself. Decoders of the llama, qwen2 and qwen3
-families with float16 weights, as `make_checkpoint.py` makes them.
+`gguf` package at 16 bits and quantised by llama.cpp itself. Decoders of the families in
+`ARCHITECTURES` with float16 weights, as `make_checkpoint.py` makes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 
 import gguf
@@ -34,24 +35,15 @@ TYPES = {  # llama_ftype of llama.h
     "IQ3_S": 26,
     "IQ4_XS": 30,
 }
-_LINEAR = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+ARCHITECTURES = {  # model_type -> llama.cpp's name
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "lfm2": "lfm2",
+    "qwen3_5_text": "qwen35",
 }
-_OUTER = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")  # llama.cpp wants them in one tensor
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -68,15 +60,6 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                 raise SystemExit(f"{path}: {name} is {entry['dtype']}, expected F16")
             result[name] = np.array(raw[begin:end]).view(np.float16).reshape(entry["shape"])
     return result
-
-
-def gguf_name(name: str) -> str:
-    """Return the name that llama.cpp gives to a tensor of a checkpoint."""
-    if name in _OUTER:
-        return _OUTER[name]
-    _, _, layer, rest = name.split(".", 3)
-    module, _, kind = rest.rpartition(".")
-    return f"blk.{layer}.{_LINEAR[module]}.{kind}"
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -106,47 +89,96 @@ def rope_factors(scaling: dict[str, float], theta: float, dim: int) -> np.ndarra
 def write_f16(checkpoint: Path, path: Path) -> None:
     """The checkpoint as one 16-bit GGUF file."""
     config = json.loads((checkpoint / "config.json").read_text())
-    family = config["model_type"]
+    family, layers = config["model_type"], config["num_hidden_layers"]
+    architecture = ARCHITECTURES[family]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    writer = gguf.GGUFWriter(path, family)
-    writer.add_block_count(config["num_hidden_layers"])
+    tensors = with_experts_together(read_tensors(checkpoint))
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(layers)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(config["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    rope = config.get("rope_parameters") or config
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps") or config["norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(1)
     tokens = [f"<{i}>" for i in range(config["vocab_size"])]
     tokens[:3] = ["a", "b", "ab"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe" if family == "llama" else "qwen2")
+    writer.add_tokenizer_pre("llama-bpe" if family in ("llama", "lfm2") else "qwen2")
     writer.add_token_list(tokens)
     writer.add_token_types([1] * len(tokens))
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
+    if family == "lfm2":
+        attends = [i in config["full_attn_idxs"] for i in range(layers)]
+        writer.add_head_count_kv([kv_heads if attend else 0 for attend in attends])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+        writer.add_feed_forward_length(tensors["model.layers.0.feed_forward.w1.weight"].shape[0])
+    else:
+        writer.add_head_count_kv(kv_heads)
+        writer.add_feed_forward_length(config["intermediate_size"])
+    if family == "qwen3_moe":
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if family == "qwen3_5_text":
+        key_heads, value_heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+        if key_heads != value_heads:  # llama.cpp orders the value heads otherwise then
+            raise SystemExit(f"{key_heads} key and {value_heads} value heads, expected as many")
+        writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
+        writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(config["linear_key_head_dim"])
+        writer.add_ssm_group_count(key_heads)
+        writer.add_ssm_time_step_rank(value_heads)
+        writer.add_ssm_inner_size(config["linear_value_head_dim"] * value_heads)
+        writer.add_full_attention_interval(config["layer_types"].index("full_attention") + 1)
     if config.get("rope_scaling"):
         factors = rope_factors(config["rope_scaling"], config["rope_theta"], head_dim)
         writer.add_tensor("rope_freqs.weight", factors)
-    for name, value in read_tensors(checkpoint).items():
-        target = gguf_name(name)
-        if family == "llama" and ".attn_q." in target:
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, layers)
+    for name, value in tensors.items():
+        if family == "llama" and ".q_proj." in name:
             value = interleaved(value, heads)
-        elif family == "llama" and ".attn_k." in target:
+        elif family == "llama" and ".k_proj." in name:
             value = interleaved(value, kv_heads)
+        elif name.endswith(".A_log"):
+            value = -np.exp(value.astype(np.float32))
+        elif "conv" in name and value.ndim == 3:  # one channel a group
+            value = value[:, 0].astype(np.float32)
+        elif family == "qwen3_5_text" and name.endswith("norm.weight") and "attn.norm" not in name:
+            value = value.astype(np.float32) + 1
+        target = names.get_name(name.replace(".dt_bias", ".dt_proj.bias"), (".weight", ".bias"))
+        if target is None:
+            raise SystemExit(f"{name}: llama.cpp has no name for it in {architecture}")
         # llama.cpp wants vectors in float32
         writer.add_tensor(target, value.astype(np.float32) if value.ndim == 1 else value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def with_experts_together(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of single experts as one of [experts, N, K], in the place of the first."""
+    result: dict[str, np.ndarray] = {}
+    experts: dict[str, list[np.ndarray]] = {}
+    for name, value in tensors.items():
+        if (one := _EXPERT.fullmatch(name)) is None:
+            result[name] = value
+            continue
+        together = f"{one[1]}.{one[3]}"
+        if int(one[2]) != len(experts.setdefault(together, [])):
+            raise SystemExit(f"{name}: expected expert {len(experts[together])}")
+        experts[together].append(value)
+    return result | {name: np.stack(values) for name, values in experts.items()}
 
 
 def quantise(source: Path, path: Path, kind: str) -> None:

@@ -130,17 +130,18 @@ def measure(args: argparse.Namespace) -> None:
                         answer = one.ask(do="decode", depth=depth, beyond=slack, steps=args.steps)
                         bytes_per_token = one.start["bytes_per_token"]
                         rate = args.steps / answer["seconds"]
-                        others = answer["others"]
+                        others, cpu = answer["others"], args.steps / answer["cpu_seconds"]
                         write(
                             one.name, "decode", depth,
-                            value=rate, bytes=bytes_per_token, others=others,
+                            value=rate, cpu=cpu, bytes=bytes_per_token, others=others,
                         )  # fmt: skip
                 for tokens in args.prefill:
                     for one in order:
                         time.sleep(PAUSE_S)
                         answer = one.ask(do="prefill", tokens=tokens)
                         rate, others = tokens / answer["seconds"], answer["others"]
-                        write(one.name, "prefill", tokens, value=rate, others=others)
+                        cpu = tokens / answer["cpu_seconds"]
+                        write(one.name, "prefill", tokens, value=rate, cpu=cpu, others=others)
             for one in contenders:
                 write(one.name, "memory", capacity, **one.ask(do="memory"))
         finally:
@@ -209,6 +210,22 @@ def table(samples: list[Sample]) -> str:
     return "\n".join(lines)
 
 
+def processor_table(samples: list[Sample]) -> str:
+    """Markdown: tokens a second of processor time, the best sample of each engine."""
+    best: dict[tuple[Any, ...], float] = {}
+    for s in samples:
+        if "cpu" in s and s["threads"] == 1:  # threads that spin would count as work
+            key = (s["shape"], s["what"], s["size"], s["engine"])
+            best[key] = max(best.get(key, 0.0), s["cpu"])
+    engines = list(dict.fromkeys(key[3] for key in best))
+    lines = [f"| shape | | {' | '.join(engines)} |", f"|---|---|{'---:|' * len(engines)}"]
+    for shape, what, size in dict.fromkeys(key[:3] for key in best):
+        rates = [best.get((shape, what, size, engine)) for engine in engines]
+        cells = ["" if rate is None else f"{rate:,.1f}" for rate in rates]
+        lines.append(f"| {shape} | {what} {size:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def plot(samples: list[Sample], path: Path) -> None:
     """Decode speed at an empty cache against bytes per token, and what the memory allows."""
     import matplotlib as mpl
@@ -261,6 +278,10 @@ def main() -> None:
     one.set_defaults(work=report)
     one.add_argument("files", type=Path, nargs="+")
     one.add_argument("--plot", type=Path)
+    one.add_argument(
+        "--processor", action="store_true",
+        help="tokens a second of processor time, best sample: of one thread, beside other work",
+    )  # fmt: skip
     args = parser.parse_args()
     args.work(args)
 
@@ -269,7 +290,7 @@ def report(args: argparse.Namespace) -> None:
     """Print a table a shape and, if asked for, draw the plot."""
     lines = [line for path in args.files for line in path.read_text().splitlines()]
     samples = [json.loads(line) for line in lines]
-    print(table(samples))
+    print(processor_table(samples) if args.processor else table(samples))
     if args.plot:
         plot(samples, args.plot)
 

@@ -213,10 +213,16 @@ def _columns(
                     store_f32(to + V3, s3)
                     n2 = fma(s2, query, n2)
                     n3 = fma(s3, query, n3)
-        store_f32_first(y, mul(n0, q_factor), c0)
-        store_f32_first(y + V1, mul(n1, q_factor), c1)
-        store_f32_first(y + V2, mul(n2, q_factor), c2)
-        store_f32_first(y + V3, mul(n3, q_factor), c3)
+        if count == 4 * LANES:  # masked stores are slow on AVX2
+            store_f32(y, mul(n0, q_factor))
+            store_f32(y + V1, mul(n1, q_factor))
+            store_f32(y + V2, mul(n2, q_factor))
+            store_f32(y + V3, mul(n3, q_factor))
+        else:
+            store_f32_first(y, mul(n0, q_factor), c0)
+            store_f32_first(y + V1, mul(n1, q_factor), c1)
+            store_f32_first(y + V2, mul(n2, q_factor), c2)
+            store_f32_first(y + V3, mul(n3, q_factor), c3)
         here = there
         q += source_bytes
         k += source_bytes

@@ -40,9 +40,15 @@ from edgetok.kernels_cpu.simd.memory import (
     gather_f32,
     load_f32_first,
     read_i64,
+    store_f32,
     store_f32_first,
 )
 from edgetok.kernels_cpu.simd.ops import fma, mul, zero_f32
+
+# Rows that are convolved for all channels before those after them. Rows lie at a stride of pages, so
+# down many of them a cache line is gone before its other channels are needed. Tuned on AVX2 (Zen 3),
+# 6,144 channels and 128 rows: all rows at once 2.3 ms, 32 rows 1.5, 8 rows 1.3.
+_BLOCK = 8
 
 
 @outline
@@ -95,8 +101,12 @@ def _channels(
         if taps > 3:
             y = fma(w3, u3, y)
         y = mul(load_f32_first(c + here, count), y) if gated else vmath.silu(y)
-        store_f32_first(x + here, y, count)
-        store_f32_first(history + stride * at, u, count)
+        if count == LANES:  # masked stores are slow on AVX2
+            store_f32(x + here, y)
+            store_f32(history + stride * at, u)
+        else:
+            store_f32_first(x + here, y, count)
+            store_f32_first(history + stride * at, u, count)
         u3 = u2
         u2 = u1
         u1 = u
@@ -126,18 +136,20 @@ def short_conv(instr: int, ctx: int, tid: int, threads: int) -> None:
         rows = read_i64(part + 8 * PART_ROWS)
         seen = read_i64(part + 8 * PART_SEEN)
         history = read_i64(read_i64(part + 8 * PART_STATES) + 8 * state)
-        for i in range(begin, end, LANES):
-            _channels(
-                b + first + 4 * i if b != 0 else 0,
-                c + first + 4 * i,
-                x + first + 4 * i,
-                weight + 4 * taps * i,
-                bias + 4 * i if bias != 0 else 0,
-                history + 4 * i,
-                min(LANES, end - i),
-                size,
-                taps,
-                ring,
-                seen,
-                rows,
-            )
+        for row in range(0, rows, _BLOCK):
+            here = first + 4 * size * row
+            for i in range(begin, end, LANES):
+                _channels(
+                    b + here + 4 * i if b != 0 else 0,
+                    c + here + 4 * i,
+                    x + here + 4 * i,
+                    weight + 4 * taps * i,
+                    bias + 4 * i if bias != 0 else 0,
+                    history + 4 * i,
+                    min(LANES, end - i),
+                    size,
+                    taps,
+                    ring,
+                    seen + row,
+                    min(_BLOCK, rows - row),
+                )

@@ -91,7 +91,11 @@ def _new(step, x, count):  # type: ignore[no-untyped-def]
 @inline
 def _write(y, x, total, skip, count):  # type: ignore[no-untyped-def]
     """Store C S + skip * x."""
-    store_f32_first(y, fma(skip, load_f32_first(x, count), total), count)
+    value = fma(skip, load_f32_first(x, count), total)
+    if count == LANES:  # masked stores are slow on AVX2
+        store_f32(y, value)
+    else:
+        store_f32_first(y, value, count)
 
 
 @outline

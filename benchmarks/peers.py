@@ -211,17 +211,18 @@ def table(samples: list[Sample]) -> str:
 
 
 def processor_table(samples: list[Sample]) -> str:
-    """Markdown: tokens a second of processor time, the best sample of each engine."""
+    """Markdown: tokens a second of processor time, the best sample of each kind of engine."""
     best: dict[tuple[Any, ...], float] = {}
     for s in samples:
         if "cpu" in s and s["threads"] == 1:  # threads that spin would count as work
-            key = (s["shape"], s["what"], s["size"], s["engine"])
+            key = (s["shape"], s["what"], s["size"], s["engine"].split()[0])
             best[key] = max(best.get(key, 0.0), s["cpu"])
     engines = list(dict.fromkeys(key[3] for key in best))
     lines = [f"| shape | | {' | '.join(engines)} |", f"|---|---|{'---:|' * len(engines)}"]
-    for shape, what, size in dict.fromkeys(key[:3] for key in best):
-        rates = [best.get((shape, what, size, engine)) for engine in engines]
+    for row in dict.fromkeys(key[:3] for key in best):
+        rates = [best.get((*row, engine)) for engine in engines]
         cells = ["" if rate is None else f"{rate:,.1f}" for rate in rates]
+        shape, what, size = row
         lines.append(f"| {shape} | {what} {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

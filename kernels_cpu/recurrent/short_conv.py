@@ -45,9 +45,9 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import fma, mul, zero_f32
 
-# Rows that are convolved for all channels before those after them. Rows lie at a stride of pages, so
-# down many of them a cache line is gone before its other channels are needed. Tuned on AVX2 (Zen 3),
-# 6,144 channels and 128 rows: all rows at once 2.3 ms, 32 rows 1.5, 8 rows 1.3.
+# Rows that are convolved for all channels before those after them. Rows lie at a stride of pages,
+# so down many of them a cache line is gone before its other channels are needed. Tuned on AVX2
+# (Zen 3), 6,144 channels and 128 rows: all rows at once 2.3 ms, 32 rows 1.5, 8 rows 1.3.
 _BLOCK = 8
 
 

@@ -67,7 +67,8 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
         backend._step = kept
     seconds = ticks / (len(tokens) - 1) / _ticks_per_second(backend, program)
     used = min(cache.length_tokens, cache.capacity_tokens)
-    cached = cache.nbytes * used // cache.capacity_tokens
+    kept = sum(group.most_bytes for group in cache.memory.groups)  # keys and values, no states
+    cached = kept * used // cache.capacity_tokens
     weights = {
         backend._artefact.address(f"{name}.{'qweight' if form.quantised else 'weight'}"): name
         for name, form in backend._artefact.formats.items()
@@ -80,7 +81,7 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
             weight = weights[int(row[MATMUL_QWEIGHT])]
             name, read = weight.rpartition(".")[2], plan.weight_bytes(weight)
         elif name.startswith("attention_") and name != "attention_merge":
-            read = cached // backend._spec.num_layers
+            read = cached // len(backend._spec.attention_layers)
         old = phases.get(name, Phase(name=name, count=0, seconds=0.0, read_bytes=0))
         phases[name] = Phase(
             name=name,

@@ -39,3 +39,17 @@ def test_profile(tiny, kernel_cache, threads):
     cache.truncate(len(tokens) - 1)
     np.testing.assert_allclose(backend.forward(cache, tokens[-1:]), expected, rtol=0.1, atol=0.5)
     backend.close()
+
+
+def test_attention_of_a_hybrid_reads_its_own_bytes(tiny, kernel_cache):
+    model = tiny("lfm2", 4)
+    backend = CpuBackend(model.artefact, threads=1, cache_dir=kernel_cache)
+    cache = backend.new_cache(64)
+    phases = {p.name: p for p in profile_steps(backend, cache, np.arange(9, dtype=np.int32))}
+    spec = model.spec
+    attending = len(spec.attention_layers)
+    assert 0 < attending == phases["attention_8"].count < spec.num_layers
+    # A byte a value, and less than as much again of scales; states of other layers are none of it.
+    values = sum(2 * kv_heads * dim for kv_heads, dim in map(spec.kv_sizes, spec.attention_layers))
+    assert 9 * values <= phases["attention_8"].read_bytes <= 2 * 9 * values
+    backend.close()

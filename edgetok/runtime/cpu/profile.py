@@ -67,8 +67,8 @@ def profile_steps(backend: CpuBackend, cache: CpuCache, tokens: Tokens) -> list[
         backend._step = kept
     seconds = ticks / (len(tokens) - 1) / _ticks_per_second(backend, program)
     used = min(cache.length_tokens, cache.capacity_tokens)
-    kept = sum(group.most_bytes for group in cache.memory.groups)  # keys and values, no states
-    cached = kept * used // cache.capacity_tokens
+    most = sum(group.most_bytes for group in cache.memory.groups)  # keys and values, no states
+    cached = most * used // cache.capacity_tokens
     weights = {
         backend._artefact.address(f"{name}.{'qweight' if form.quantised else 'weight'}"): name
         for name, form in backend._artefact.formats.items()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.compiling import Compiling
 from edgetok.energy import EnergyMeter
 from edgetok.errors import OptionError
@@ -107,7 +108,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
         return
     values = measure_all(model, given)
     if as_json:
-        common.print_json(values)
+        streams.print_json(values)
     else:
         _print(model, values)
 
@@ -287,7 +288,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
 
     phases, threads = profile["phases"], profile["threads"]
     total = [sum(phase[key] for phase in phases) for key in ("ms", "read_mb", "floor_ms")]
-    common.print_columns(
+    streams.print_columns(
         f"A decode step, {threads} thread{'s' if threads > 1 else ''}, "
         f"depth {profile['depth_tokens']:,}, "
         f"read loop {profile['read_bandwidth_gb_per_s']:.1f} GB/s",
@@ -340,7 +341,7 @@ def _energy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _print(path: Path, values: dict[str, Any]) -> None:
     header = ("engine", "threads", "depth", "prefill/s", "decode/s", "GB/s read", "share")
-    common.print_columns(
+    streams.print_columns(
         str(path),
         header,
         [
@@ -359,14 +360,14 @@ def _print(path: Path, values: dict[str, Any]) -> None:
     for profile in values.get("profiles", []):
         _print_profile(profile)
     anonymous = values["anonymous_mb"]
-    common.print_table(
+    streams.print_table(
         "",
         [
             ("prefill/s, decode/s", "tokens per second, the median of the repeats"),
             ("share", "share of the read bandwidth that decoding reaches"),
             ("Loaded after", f"{values['load_s']:.3f} s"),
             ("First token after", f"{values['first_token_s']:.3f} s"),
-            ("Read per token", common.megabytes(values["bytes_per_token"])),
+            ("Read per token", streams.megabytes(values["bytes_per_token"])),
             *_energy_rows(values),
             (
                 "Memory, one model",

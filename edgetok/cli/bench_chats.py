@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import OptionError
 
 
@@ -36,9 +37,9 @@ def measure(path: Path, given: dict[str, Any], as_json: bool) -> None:
                 )
             runs.append(found.values())
     if as_json:
-        common.print_json({**runs[0], "runs": runs})
+        streams.print_json({**runs[0], "runs": runs})
         return
-    common.print_columns(
+    streams.print_columns(
         f"{path}, {given['chats']} chats",
         ("threads", "depth", "tokens/s", "one chat", "speedup", "wait p95", "Python a step"),
         [
@@ -54,7 +55,7 @@ def measure(path: Path, given: dict[str, Any], as_json: bool) -> None:
             for run in runs
         ],
     )
-    common.print_table(
+    streams.print_table(
         "",
         [
             ("tokens/s", "of all chats together, the median of the repeats"),

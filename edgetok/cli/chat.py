@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import OptionError, SessionError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def command(
     With PROMPT, or with a prompt on stdin, it answers once and exits. In the chat, /help lists the
     commands. Sampling options default to what the model recommends.
     """
-    text = common.prompt_text(common.one_prompt(prompt, option_prompt))
+    text = streams.prompt_text(streams.one_prompt(prompt, option_prompt))
     if as_json and text is None:
         raise OptionError("--json needs a prompt; give one with --prompt or on stdin")
     if schema_file is not None and text is None:
@@ -118,7 +119,7 @@ def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain:
             answer.run()
         result = answer.result
         thought = {"reasoning": result.reasoning} if result.reasoning else {}
-        common.print_json(result_values(result) | thought)
+        streams.print_json(result_values(result) | thought)
         return
     view = answer_view(plain or schema is not None)
     with cancel_on_interrupt(answer):

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.compiling import Compiling
 from edgetok.runtime.options import KvBits
 
@@ -81,13 +82,13 @@ def command(
     }
     if as_json:
         values = {"out": str(out), "made_with": written["made_with"], "modules": list(modules)}
-        common.print_json({**values, "targets": sizes})
+        streams.print_json({**values, "targets": sizes})
         return
     rows = [
-        (name, f"{size['objects']} objects, {common.megabytes(size['bytes'])}")
+        (name, f"{size['objects']} objects, {streams.megabytes(size['bytes'])}")
         for name, size in sizes.items()
     ]
-    common.print_table("", [*rows, ("Written to", str(out)), ("To use them", _use(out))])
+    streams.print_table("", [*rows, ("Written to", str(out)), ("To use them", _use(out))])
 
 
 def _use(out: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
@@ -87,16 +88,16 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
     with Bars(quiet=as_json) as progress:
         report = convert(source, out, options, progress, target)
     if as_json:
-        common.print_json({"out": str(out), **report.to_json()})
+        streams.print_json({"out": str(out), **report.to_json()})
         return
-    common.print_table("", [*report.rows(), ("Written to", str(out))])
+    streams.print_table("", [*report.rows(), ("Written to", str(out))])
     if report.fit is not None:
         click.echo()
         columns = [
             (name, f"{point.nbytes / 1e6:,.3f} MB", f"{point.kl:.2g}")
             for name, point in report.fit.table()
         ]
-        common.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
+        streams.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
     click.echo(f"\nTo talk to it: edgetok chat {out}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import OptionError
 
 
@@ -42,7 +43,7 @@ def command(
     """
     if not texts and sys.stdin is not None and not sys.stdin.isatty():
         texts = ("-",)
-    wanted = [line for text in texts for line in (common.stdin_lines() if text == "-" else [text])]
+    wanted = [line for text in texts for line in (streams.stdin_lines() if text == "-" else [text])]
     if not wanted:
         raise OptionError("no text given; give some as arguments, or one a line on stdin")
     with common.load_model(model, given) as loaded:
@@ -50,7 +51,7 @@ def command(
         tokens = [len(loaded.tokenize(text)) for text in wanted]
     lists = [[round(float(x), 7) for x in vector] for vector in vectors]
     if as_json:
-        common.print_json({"embeddings": lists, "tokens": tokens})
+        streams.print_json({"embeddings": lists, "tokens": tokens})
         return
     for numbers in lists:
         click.echo(json.dumps(numbers))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import OptionError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def command(
             "weight_bytes": loaded.artefact.weight_bytes,
             "bits_per_weight": loaded.artefact.bits_per_weight,
         }
-        rows = [("Weights", common.megabytes(loaded.artefact.weight_bytes))]
+        rows = [("Weights", streams.megabytes(loaded.artefact.weight_bytes))]
         if content is not None:
             result = _evaluate(loaded, content, _reference(reference, given["threads"]), given)
             known = dataclasses.asdict(result)
@@ -159,9 +160,9 @@ def command(
                 for task, by in scores.items()
             ]
     if as_json:
-        common.print_json(values)
+        streams.print_json(values)
     else:
-        common.print_table(str(model), rows)
+        streams.print_table(str(model), rows)
 
 
 def _evaluate(

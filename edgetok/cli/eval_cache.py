@@ -13,7 +13,7 @@ import numpy as np
 
 from edgetok.cache.limits import DEFAULT_POLICY
 from edgetok.cache.policies.policy import POLICIES, policy
-from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import MissingExtraError, OptionError, UnsupportedError
 from edgetok.evaluation.cache import FULL, CacheEvaluation, Score
 from edgetok.evaluation.cache_contexts import TASKS
@@ -62,10 +62,10 @@ def measure_caches(model: Model, content: str | None, given: dict[str, Any], as_
     if given["plot"] is not None:
         draw(result, given["plot"])
     if as_json:
-        common.print_json({"tokens": tokens, "caches": [_values(score) for score in result]})
+        streams.print_json({"tokens": tokens, "caches": [_values(score) for score in result]})
         return
     asked = sum(result[0].asked.values())
-    common.print_columns(
+    streams.print_columns(
         f"Right answers of {asked}, in per cent, asked after a context of {tokens:,} tokens",
         ("cache", "share", "slots", "kB", *_TASK_NAMES, "mean", "perplexity"),
         [

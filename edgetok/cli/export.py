@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.compiling import Compiling
 
 _NATIVE = "native"
@@ -95,7 +96,7 @@ def command(
     (chosen,) = (known for known in FORMATS if known == form)
     result = export(model, out, chosen)
     if as_json:
-        common.print_json(
+        streams.print_json(
             {
                 "out": str(out),
                 "format": form,
@@ -107,11 +108,11 @@ def command(
         return
     rows = [
         ("Format", form),
-        ("Size", common.megabytes(result.nbytes)),
+        ("Size", streams.megabytes(result.nbytes)),
         ("Kept as integers", f"{result.quantised} layers"),
     ]
     rows += reason_rows("As float16", result.plain)
-    common.print_table("", [*rows, ("Written to", str(out))])
+    streams.print_table("", [*rows, ("Written to", str(out))])
 
 
 def _native(
@@ -139,16 +140,16 @@ def _native(
         progress=Compiling(title="compiling kernels for the library, once"),
     )
     if as_json:
-        common.print_json({"out": str(out), "format": _NATIVE, **dataclasses.asdict(result)})
+        streams.print_json({"out": str(out), "format": _NATIVE, **dataclasses.asdict(result)})
         return
-    rows = [("Format", _NATIVE), ("Plan", common.megabytes(result.plan_bytes))]
-    rows.append(("Weights", common.megabytes(result.weight_bytes)))
+    rows = [("Format", _NATIVE), ("Plan", streams.megabytes(result.plan_bytes))]
+    rows.append(("Weights", streams.megabytes(result.weight_bytes)))
     for target, files in result.targets.items():
-        sizes = ", ".join(f"{name} {common.megabytes(size)}" for name, size in files.items())
+        sizes = ", ".join(f"{name} {streams.megabytes(size)}" for name, size in files.items())
         rows.append((target, sizes))
     if result.wrappers:
         rows.append(("Wrappers", ", ".join(result.wrappers)))
     compared = ", ".join(f"{count:,} {what}" for what, count in result.compared.items())
     rows.append(("Equal to Python", compared or "not compared: no library for this machine"))
     rows += [(f"No {what}", why) for what, why in result.refused.items()]
-    common.print_table("", [*rows, ("Written to", str(out))])
+    streams.print_table("", [*rows, ("Written to", str(out))])

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.errors import OptionError
 
@@ -43,7 +44,7 @@ def command(
     The model gets the text without a chat template; for answers, use `edgetok chat`. Sampling
     options default to what the model recommends.
     """
-    text = common.prompt_text(common.one_prompt(prompt, option_prompt))
+    text = streams.prompt_text(streams.one_prompt(prompt, option_prompt))
     if text is None:
         raise OptionError("no prompt given; give one with --prompt or on stdin")
     schema = common.read_schema(schema_file)
@@ -53,7 +54,7 @@ def command(
             if as_json:
                 stream.run()
             else:
-                show = common.answer_writer()
+                show = streams.answer_writer()
                 if echo:
                     show(text)
                 for piece in stream:
@@ -61,7 +62,7 @@ def command(
                 click.echo()
                 common.warn_if_cut(stream.result)
         if as_json:
-            common.print_json(result_values(stream.result))
+            streams.print_json(result_values(stream.result))
 
 
 def result_values(result: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.formats.cache_losses import cache_losses, loss_text
 from edgetok.models.spec import DecoderSpec
 
@@ -30,9 +31,9 @@ def command(model: Path, as_json: bool) -> None:
     with open_artefact(model) as artefact:
         values = describe(artefact)
     if as_json:
-        common.print_json(values)
+        streams.print_json(values)
     else:
-        common.print_table(str(model), _rows(values))
+        streams.print_table(str(model), _rows(values))
 
 
 def describe(artefact: Any) -> dict[str, Any]:
@@ -56,11 +57,11 @@ def describe(artefact: Any) -> dict[str, Any]:
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
-        ("Size", common.megabytes(sum(values["files"].values()))),
-        ("Weights", common.megabytes(values["weight_bytes"])),
+        ("Size", streams.megabytes(sum(values["files"].values()))),
+        ("Weights", streams.megabytes(values["weight_bytes"])),
     ]
     if values["table_bytes"]:
-        table = common.megabytes(values["table_bytes"])
+        table = streams.megabytes(values["table_bytes"])
         rows.append(("Left on disk", f"{table} of them, a table of which each token reads a row"))
     if values["bits_per_weight"] is not None:
         rows.append(("Bits per weight", f"{values['bits_per_weight']:.2f}"))

@@ -7,6 +7,7 @@ import time
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 
 
 @click.command("list", epilog=common.examples("edgetok list", "edgetok list --json"))
@@ -21,7 +22,7 @@ def command(as_json: bool) -> None:
     found = entries()
     if as_json:
         models = [common.entry_values(entry) for entry in found]
-        common.print_json({"folder": str(models_folder()), "models": models})
+        streams.print_json({"folder": str(models_folder()), "models": models})
         return
     if not found:
         click.echo(f"no models in {models_folder()}; add one: edgetok pull smollm2")
@@ -29,14 +30,14 @@ def command(as_json: bool) -> None:
     rows = [
         (
             entry.name,
-            common.megabytes(entry.nbytes),
+            streams.megabytes(entry.nbytes),
             f"{entry.bits:.1f}" if entry.bits else "?",
             (entry.verdict or "not measured") if entry.ready else "unfinished",
             _ago(time.time() - entry.used) if entry.ready else "never",
         )
         for entry in found
     ]
-    common.print_columns(
+    streams.print_columns(
         f"Models in {models_folder()}", ("", "size", "bits", "verdict", "last used"), rows
     )
 

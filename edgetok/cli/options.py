@@ -1,12 +1,9 @@
-"""Options that several commands share, and functions that print results."""
+"""Options that several commands share, and what is made of them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -24,9 +21,9 @@ from typing import (
 
 import click
 
+from edgetok.cli.streams import unescape
 from edgetok.cli.terminal.compiling import Compiling
-from edgetok.cli.terminal.wrap import WordWrap, wrapped
-from edgetok.errors import MissingExtraError, OptionError
+from edgetok.errors import MissingExtraError
 from edgetok.quantities import parse_tokens
 
 if TYPE_CHECKING:
@@ -105,7 +102,6 @@ class Tokens(click.ParamType):  # type: ignore[type-arg]
 
 
 TOKENS = Tokens()
-_LEAST_VALUE = 24  # columns of a value beside its label
 _SPELLINGS: dict[str, dict[str, Any]] = {
     "verbose": {"short": "-v"},
     "isa": {"hidden": True},
@@ -320,116 +316,3 @@ def given_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options that are fields of a dataclass and were given."""
     names = [field.name for field in dataclasses.fields(kind)]
     return {name: options[name] for name in names if options.get(name) not in (None, ())}
-
-
-def unescape(text: str) -> str:
-    r"""Replace a typed \n by a line end and a typed \t by a tab."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def one_prompt(argument: str | None, option: str | None) -> str | None:
-    """Return the prompt that was given as an argument or with --prompt; None: neither.
-
-    Raises:
-        OptionError: both were given.
-    """
-    if argument is not None and option is not None:
-        raise OptionError(
-            "the prompt was given twice, as an argument and with --prompt; remove one"
-        )
-    return argument if option is None else option
-
-
-def prompt_text(given: str | None) -> str | None:
-    """Return the prompt: the argument, or all of stdin if that is not a terminal; else None."""
-    if given is not None:
-        return clean_input(given)
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return None
-    return clean_input(sys.stdin.buffer.read().decode("utf-8", "replace")).rstrip("\n")
-
-
-def stdin_lines() -> list[str]:
-    """Return the lines of stdin that are not empty.
-
-    Raises:
-        OptionError: a line is not UTF-8 text.
-    """
-    found = []
-    for i, line in enumerate(sys.stdin or ()):
-        if clean_input(line) != line:
-            raise OptionError(f"stdin, line {i + 1}: not UTF-8 text")
-        if line.strip():
-            found.append(line.rstrip("\n"))
-    return found
-
-
-def clean_input(text: str) -> str:
-    """Return typed text as valid Unicode: invalid bytes, which arrive as surrogates, become �."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def for_terminal(text: str) -> str:
-    """Replace control characters, which could move the cursor or worse.
-
-    Line feeds and tabs stay; others show as U+2400 and up.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c
-        if c in "\n\t" or not (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0)
-        else chr(0x2400 + ord(c))
-        if ord(c) < 0x20
-        else "\u2421"
-        for c in text
-    )
-
-
-def answer_writer() -> Callable[[str], None]:
-    """Return a function that prints an answer: wrapped and safe in a terminal, else unchanged."""
-    if not sys.stdout.isatty():
-        return lambda text: click.echo(text, nl=False)
-    wrap = WordWrap(lambda text: click.echo(text, nl=False))
-    return lambda text: wrap.push(for_terminal(text))
-
-
-def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout; in ASCII if the encoding lacks characters."""
-    encoding = (sys.stdout.encoding or "utf-8").replace("-", "").lower()
-    plain = not encoding.startswith("utf")
-    click.echo(json.dumps(values, ensure_ascii=plain, allow_nan=False))
-
-
-def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print a line for each label and value, wrapped; in a narrow terminal values go below."""
-    if title:
-        click.secho(title, bold=True)
-    left = max((len(label) for label, _ in rows), default=0)
-    columns = shutil.get_terminal_size().columns
-    beside = columns - left - 5 >= _LEAST_VALUE
-    indent = left + 4 if beside else 6
-    for label, value in rows:
-        lines = wrapped(for_terminal(value), max(columns - indent - 1, 8))
-        first = click.style(f"{label:<{left}}" if beside else label, fg="cyan")
-        click.echo(f"  {first}  {lines.pop(0)}" if beside else f"  {first}")
-        for line in lines:
-            click.echo(" " * indent + line)
-
-
-def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns under headings, all but the first aligned to the right."""
-    click.secho(title, bold=True)
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        cells = [
-            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = "  " + "  ".join(cells)
-        click.secho(line, fg="cyan") if row is header else click.echo(line)
-
-
-def megabytes(count: float) -> str:
-    """Format a number of bytes in units of 10^6."""
-    return f"{count / 1e6:,.1f} MB"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
 
@@ -40,7 +41,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
     with Bars(quiet=as_json) as bars:
         entry = resolve.pull(name, options, bars, bars.say)
     if as_json:
-        common.print_json(common.entry_values(entry))
+        streams.print_json(common.entry_values(entry))
         return
-    click.echo(f"{entry.name}: {common.megabytes(entry.nbytes)}, {entry.settings}")
+    click.echo(f"{entry.name}: {streams.megabytes(entry.nbytes)}, {entry.settings}")
     click.echo(f"To talk to it: edgetok chat {name}")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetok.cli import options as common
-from edgetok.cli import settings
+from edgetok.cli import settings, streams
 from edgetok.cli.terminal.answer_view import ReadingLine, answer_view, show_answer, styled
 from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.cli.terminal.keys import quiet_keys
@@ -160,7 +159,7 @@ class Repl:
         model = self._model
         artefact = model.artefact
         bits = artefact.bits_per_weight
-        size = common.megabytes(artefact.weight_bytes)
+        size = streams.megabytes(artefact.weight_bytes)
         if bits is not None:
             size += f", {bits:.1f} bits per weight"
         click.echo(self._styled("edgetok", bold=True) + f"  {model.path.resolve().name}")
@@ -170,7 +169,7 @@ class Repl:
 
     def _help(self, rest: str) -> None:
         del rest
-        common.print_table("", (*HELP, *KEYS))
+        streams.print_table("", (*HELP, *KEYS))
 
     def _system(self, rest: str) -> None:
         if rest:
@@ -201,7 +200,9 @@ class Repl:
                 self._chat.sampling = self._chat.sampling.with_changes(changed)
             names = (name,)
         now = self._chat.sampling
-        common.print_table("", [(name, settings.shown(name, getattr(now, name))) for name in names])
+        streams.print_table(
+            "", [(name, settings.shown(name, getattr(now, name))) for name in names]
+        )
 
     def _memory(self, rest: str) -> None:
         del rest
@@ -209,7 +210,7 @@ class Repl:
         if memory is None:
             self._note("(the cache evicts nothing)" if self._chat.used_tokens else "(empty)")
             return
-        common.print_table(
+        streams.print_table(
             "",
             [
                 ("Seen", f"{memory.seen:,} tokens"),
@@ -233,7 +234,7 @@ class Repl:
         for message in self._chat.messages:
             mark = {"user": "› ", "system": "⚙ "}.get(message["role"])
             if mark is not None:
-                first, *more = self._wrapped(mark + common.for_terminal(message["content"]))
+                first, *more = self._wrapped(mark + streams.for_terminal(message["content"]))
                 click.echo(self._styled(mark, bold=True) + first.removeprefix(mark))
                 for line in more:
                     click.echo(line)
@@ -248,11 +249,11 @@ class Repl:
         return True
 
     def _note(self, text: str) -> None:
-        for line in self._wrapped(common.for_terminal(text)):
+        for line in self._wrapped(streams.for_terminal(text)):
             click.echo(self._styled(line, dim=True))
 
     def _error(self, text: str) -> None:
-        for line in self._wrapped(common.for_terminal(" ".join(text.split()))):
+        for line in self._wrapped(streams.for_terminal(" ".join(text.split()))):
             click.echo(self._styled(line, fg="red"))
 
     def _wrapped(self, text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.errors import OptionError
 
 _MOST_BYTES = 64 << 20  # of a file: more is no text for a query
@@ -63,10 +64,10 @@ def command(
     best = sorted(ranked, key=lambda i: -scores[i])[:top]
     if as_json:
         results = [{"index": i, "name": texts[i][0], "score": scores[i]} for i in best]
-        common.print_json({"query": query, "results": results})
+        streams.print_json({"query": query, "results": results})
         return
     for i in best:
-        click.echo(f"{scores[i]:.4f}  {common.for_terminal(texts[i][0])}")
+        click.echo(f"{scores[i]:.4f}  {streams.for_terminal(texts[i][0])}")
 
 
 def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -78,7 +79,7 @@ def _texts(files: tuple[str, ...]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name in files:
         if name == "-":
-            found += [(line[:_SHOWN], line) for line in common.stdin_lines()]
+            found += [(line[:_SHOWN], line) for line in streams.stdin_lines()]
             continue
         try:
             text = _read(Path(name)).decode("utf-8")

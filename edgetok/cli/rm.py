@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 
 
 @click.command("rm", epilog=common.examples("edgetok rm smollm2", "edgetok rm smollm2 qwen3"))
@@ -25,6 +26,6 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         removed.append(common.entry_values(entry))
         folder.remove(entry)
         if not as_json:
-            click.echo(f"removed {entry.name}, {common.megabytes(removed[-1]['bytes'])}")
+            click.echo(f"removed {entry.name}, {streams.megabytes(removed[-1]['bytes'])}")
     if as_json:
-        common.print_json({"removed": removed})
+        streams.print_json({"removed": removed})

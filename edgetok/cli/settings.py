@@ -7,7 +7,9 @@ import difflib
 from collections.abc import Collection
 from typing import Any, get_args, get_type_hints
 
-from edgetok.cli.options import unescape
+from edgetok.cli.streams import (
+    unescape,
+)
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_tokens
 from edgetok.sampling.options import SamplingOptions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetok.cli import options as common
+from edgetok.cli import streams
 from edgetok.runtime.options import RunOptions
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def command(
         rows += _rows(result)
     values["good"] = good
     if as_json:
-        common.print_json(values)
+        streams.print_json(values)
     else:
         rows.append(("Result", "good" if good else "NOT GOOD: the engines do not agree"))
-        common.print_table(str(model), rows)
+        streams.print_table(str(model), rows)
     if not good:
         ctx.exit(2)
 

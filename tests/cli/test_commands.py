@@ -13,7 +13,9 @@ import pytest
 from edgetok.cli import chat, convert
 from edgetok.cli import options as common
 from edgetok.cli.main import run
-from edgetok.cli.options import for_terminal
+from edgetok.cli.streams import (
+    for_terminal,
+)
 from edgetok.cli.terminal import bars
 from edgetok.model import Model
 from tests.fake import fake_model, write_tokenizer

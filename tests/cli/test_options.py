@@ -12,7 +12,11 @@ import edgetok
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cli import bench, chat, convert, embed, eval, generate, rerank, verify
 from edgetok.cli.main import run
-from edgetok.cli.options import ONLY_WRITING, given_of, sampling_changes
+from edgetok.cli.options import (
+    ONLY_WRITING,
+    given_of,
+    sampling_changes,
+)
 from edgetok.cli.settings import parse_setting
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import OptionError

@@ -14,7 +14,7 @@ from tests.fake import write_tokenizer
 
 CODE = "import sys; from edgetok.cli.main import main; sys.argv[0] = 'edgetok'; main()"
 SAY = (
-    "import click, sys; from edgetok.cli import main as m, options;"
+    "import click, sys; from edgetok.cli import main as m, streams;"
     "m.cli.add_command(click.Command('say', callback=lambda: ({what}, None)[1]));"
     "m._COMMANDS['say'] = ''; m._Lazy.get_command = lambda s, c, n: s.commands.get(n);"
     "sys.exit(m.run(['say']))"
@@ -64,7 +64,7 @@ def test_characters_that_the_encoding_lacks(encoding: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     # click takes ASCII for a terminal that was set up wrongly, and writes UTF-8
     assert done.stdout.decode("utf-8" if encoding == "ascii" else encoding).startswith("é")
-    done = say("options.print_json({'text': 'é😀'})", PYTHONIOENCODING=encoding)
+    done = say("streams.print_json({'text': 'é😀'})", PYTHONIOENCODING=encoding)
     assert json.loads(done.stdout.decode(encoding)) == {"text": "é😀"}
 
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from edgetok.cli.options import answer_writer, for_terminal
+from edgetok.cli.streams import (
+    answer_writer,
+    for_terminal,
+)
 from edgetok.environment import read_settings
 
 if TYPE_CHECKING:

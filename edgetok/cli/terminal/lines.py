@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetok.cli.options import clean_input
+from edgetok.cli.streams import (
+    clean_input,
+)
 from edgetok.environment import read_settings
 
 if TYPE_CHECKING:

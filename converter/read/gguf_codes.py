@@ -7,6 +7,8 @@
     Q3_K               w = (q - 4) * (d * (sc - 32))       256 a block, sixteen sc of 6 bits
     IQ4_NL             w = table[q] * d                    32 a block
     IQ4_XS             w = table[q] * (d * (sc - 32))      256 a block, eight sc of 6 bits
+    TQ1_0, TQ2_0       w = (q - 1) * d                     256 a block, q of 0, 1 and 2
+    MXFP4              w = table[q] * 2^(e - 128)          32 a block, e of 8 bits
 
 d, m and dmin are float16.
 
@@ -21,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
+from edgetok.converter.read.mxfp4_checkpoint import TABLE, mxfp4_scales
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -148,6 +151,37 @@ def _q6_k(blocks: Bytes) -> Quantised:
     return Quantised(codes, scales, None, 6, 16, None, _float16(blocks, 208)[:, :, None])
 
 
+def _ternary(codes: Bytes, scales: npt.NDArray[np.float16]) -> Quantised:
+    """Codes of 0, 1 and 2 as 1, 2 and 3, so that the zero point is the format's own, in the middle.
+
+    TQ2_0 has room for a fourth, which its writers do not use; then each group has a zero point.
+    """
+    if codes.max(initial=0) < 3:
+        return Quantised(codes + np.uint8(1), scales, None, 2, 256)
+    return Quantised(codes, scales, np.ones(scales.shape, np.uint8), 2, 256)
+
+
+def _tq1_0(blocks: Bytes) -> Quantised:
+    # A byte is a number of five digits, or four, of base 3, below 1, in units of 1/256.
+    digits = []
+    for first, end, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
+        packed = blocks[:, :, first:end]
+        # Multiplied by 3^i in a byte, the digits before the i-th are lost.
+        digits += [packed * np.uint8(3**i) for i in range(count)]
+    codes = (np.concatenate(digits, axis=2).astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
+    return _ternary(_matrix(codes.astype(np.uint8)), _float16(blocks, 52))
+
+
+def _tq2_0(blocks: Bytes) -> Quantised:
+    return _ternary(_matrix(_fields(blocks[:, :, :64], 32, 2)), _float16(blocks, 64))
+
+
+def _mxfp4(blocks: Bytes) -> Quantised:
+    codes = _matrix(_halves(blocks[:, :, 1:]))
+    scales = mxfp4_scales("MXFP4", blocks[:, :, 0], codes)
+    return Quantised(codes, scales, None, 4, 32, table=TABLE)
+
+
 KINDS: Mapping[str, Callable[[Bytes], Quantised]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -160,5 +194,8 @@ KINDS: Mapping[str, Callable[[Bytes], Quantised]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+    "MXFP4": _mxfp4,
 }
 """The types whose codes are kept."""

@@ -25,6 +25,8 @@ _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _SLACK = 1.5**2
 _ROWS = 4096  # at a time
 _LEVEL = 240 / 15  # what lies between the sixteen levels of IQ4_NL's table, on average
+# Of three levels, or of steps that grow with the weight, other matrices could pass for the same.
+_COARSE = {"TQ1_0", "TQ2_0", "MXFP4"}
 _KNOWN: dict[str, bool] = {}  # whether a file's two matrices are one, by its fingerprint
 
 
@@ -36,7 +38,7 @@ def tied_once(file: GgufFile) -> tuple[GgufFile, str]:
     embedding, head = file.infos.get(_EMBEDDING), file.infos.get(_HEAD)
     if embedding is None or head is None or embedding.shape != head.shape:
         return file, ""
-    if not {embedding.dtype, head.dtype} <= {*KINDS, "F16", "F32"}:
+    if not {embedding.dtype, head.dtype} <= {*KINDS, "F16", "F32"} - _COARSE:
         return file, ""
     if file.fingerprint not in _KNOWN:
         _KNOWN[file.fingerprint] = _is_one(embedding, head)

@@ -31,7 +31,7 @@ KEY = "quantization_config"
 
 _GROUP = 32
 _LEVELS = (0, 1, 2, 3, 4, 6, 8, 12)  # twice those of e2m1
-_TABLE = np.array([*_LEVELS, *(-level for level in _LEVELS)], np.int8)
+TABLE = np.array([*_LEVELS, *(-level for level in _LEVELS)], np.int8)
 # 2^(exponent - 128) is a float16 number from 2^-24 to 2^15.
 _LOWEST, _HIGHEST = 104, 143
 _ANY = 128  # the exponent of a group of zeros, which may have any
@@ -124,13 +124,19 @@ class Mxfp4Checkpoint(CodedCheckpoint):
         codes = np.empty((experts * rows, K), np.uint8)
         np.bitwise_and(packed, 15, out=codes[:, ::2])
         np.right_shift(packed, 4, out=codes[:, 1::2])
-        return Quantised(codes, _scales(name, exponents, codes), None, 4, _GROUP, table=_TABLE)
+        scales = mxfp4_scales(f"tensor {name!r}", exponents, codes)
+        return Quantised(codes, scales, None, 4, _GROUP, table=TABLE)
 
 
-def _scales(
-    name: str, exponents: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]
+def mxfp4_scales(
+    where: str, exponents: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float16]:
-    """Return the groups' scales for twice the levels: [N, G].
+    """Return the groups' scales for `TABLE`, which has twice the levels: [N, G] float16.
+
+    Args:
+        where: begins an error's message.
+        exponents: uint8, one for each group in order.
+        codes: [N, K], groups of 32.
 
     Raises:
         UnsupportedError: a group that is not all zeros has a scale that is no float16 number.
@@ -142,7 +148,7 @@ def _scales(
         if not zeros[odd].all():
             power = int(exponents[odd & ~zeros][0]) - 127
             raise UnsupportedError(
-                f"tensor {name!r}: a group's scale is 2^{power}, expected one from "
+                f"{where}: a group's scale is 2^{power}, expected one from "
                 f"2^{_LOWEST - 127} to 2^{_HIGHEST - 127}, which an artefact holds exactly; "
                 "convert the original checkpoint"
             )

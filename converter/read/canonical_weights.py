@@ -45,6 +45,8 @@ class CanonicalWeights:
             UnsupportedError: the checkpoint has tensors that the family has no place for.
         """
         self.checkpoint = checkpoint
+        if isinstance(checkpoint, CodedCheckpoint):
+            family = checkpoint.described(family)
         self.family = family
         self._shapes = tensor_shapes(family.spec)
         for name, shape in self._shapes.items():
@@ -115,11 +117,13 @@ class CanonicalWeights:
             return None
         source = self.family.tensors[self._stored(name)]
         parts = source.parts(self.checkpoint.infos)
-        found = [self.checkpoint.codes(part.name) for part in parts]
-        found = [
-            codes if codes is None or part.rows is None else codes.rows(slice(*part.rows))
-            for part, codes in zip(parts, found, strict=True)
-        ]
+        # Experts may be parts of one tensor, which is read once.
+        whole = {name: self.checkpoint.codes(name) for name in {part.name for part in parts}}
+        found = []
+        for part in parts:
+            codes = whole[part.name]
+            rows = None if codes is None or part.rows is None else slice(*part.rows)
+            found.append(codes if codes is None or rows is None else codes.rows(rows))
         return found[0] if len(found) == 1 else below_each_other(name, found)
 
     def pieces(self, name: str) -> Iterator[Floats]:

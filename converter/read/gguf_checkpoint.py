@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,25 @@ import numpy.typing as npt
 
 from edgetok.converter.durable import write_durably
 from edgetok.converter.quantised import Quantised
+from edgetok.converter.read.gguf_architectures import architecture_of
 from edgetok.converter.read.gguf_codes import KINDS, read_codes
-from edgetok.converter.read.gguf_config import FACTORS, architecture_of, config_of, token_ids
+from edgetok.converter.read.gguf_config import FACTORS, config_of, token_ids
+from edgetok.converter.read.gguf_tensors import (
+    Undo,
+    described,
+    name_in_file,
+    undo_of,
+    with_axes,
+)
 from edgetok.converter.read.gguf_tied import tied_once
 from edgetok.converter.read.gguf_tokenizer import tokenizer_files
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.errors import CheckpointError, MissingExtraError
 from edgetok.formats.gguf import BLOCKS, open_gguf
 from edgetok.formats.safetensors_file import TensorInfo, read_exactly
+from edgetok.models.family import Family
 from edgetok.models.registry import read_family
+from edgetok.models.tensors import tensor_shapes
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 
@@ -63,28 +72,36 @@ class GgufCheckpoint(CodedCheckpoint):
         factors = {name: self._factors(name) for name in FACTORS if name in file.infos}
         config = config_of(file, factors)
         vocab_size = int(config["vocab_size"])
-        family = read_family(config)
-        wanted = {source.name for source in family.tensors.values()}
+        family = described(read_family(config), architecture, file.infos)
+        wanted = {name for source in family.tensors.values() for name in source.names}
         arch = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}[
             file.fields["general.architecture"]
         ]
-        names = gguf.get_tensor_name_map(arch, family.spec.num_layers)
-        self._stored = {name: names.get_name(name, (".weight", ".bias")) or name for name in wanted}
-        renamed = {
-            name: file.infos[stored]
-            for name, stored in self._stored.items()
-            if stored in file.infos
-        }
-        claimed = {*self._stored.values(), *FACTORS}
+        count = family.spec.num_layers
+        names = gguf.get_tensor_name_map(arch, count).mapping
+        modules = {name: stored for name, (_, stored) in names.items()}
+        found = {name: name_in_file(name, modules, file.infos) for name in wanted}
+        stored = {name: place for name, place in found.items() if place is not None}
+        renamed = with_axes(family, {name: file.infos[place] for name, place in stored.items()})
+        claimed = {*stored.values(), *FACTORS}
         infos = renamed | {name: i for name, i in file.infos.items() if name not in claimed}
         super().__init__(path, config, token_ids(file, vocab_size), infos, file.fingerprint)
-        self._add = -architecture.norm_add
-        self._heads: dict[str, int] = {}
-        if architecture.interleaved:
-            self._heads = {"q_proj": family.spec.num_heads, "k_proj": family.spec.num_kv_heads}
-        matrices = {n: i for n, i in renamed.items() if len(i.shape) == 2}
-        exact = [name for name, info in matrices.items() if info.dtype in KINDS]
-        layers = {n: int(np.prod(i.shape)) for n, i in matrices.items() if ".layers." in n}
+        self._architecture = architecture
+        self._undo = {
+            name: undo_of(place, architecture, family.spec) for name, place in stored.items()
+        }
+        shapes = tensor_shapes(family.spec)
+        matrices = {
+            name: renamed[name]
+            for canonical, source in family.tensors.items()
+            if len(shapes[canonical]) == 2
+            for name in source.names
+            if name in renamed
+        }
+        exact = [
+            n for n, i in matrices.items() if i.dtype in KINDS and self._undo[n].keeps(i.dtype)
+        ]
+        layers = {n: math.prod(i.shape) for n, i in matrices.items() if stored[n][:4] == "blk."}
         if 2 * sum(layers.get(name, 0) for name in exact) < sum(layers.values()):
             exact = []
         self.coded = frozenset(exact)
@@ -93,6 +110,10 @@ class GgufCheckpoint(CodedCheckpoint):
         self._matrices = matrices
         self._tied_notes = [twice] if twice else []
         self.notes = self._tied_notes + _notes(matrices, self.coded)
+
+    def described(self, family: Family) -> Family:
+        """Return the family with the file's own tensors where transformers has larger ones."""
+        return described(family, self._architecture, self._file.infos)
 
     def forget_codes(self) -> None:
         """Read every matrix as floating-point weights, to be quantised again."""
@@ -122,49 +143,63 @@ class GgufCheckpoint(CodedCheckpoint):
     ) -> npt.NDArray[np.float32]:
         """Read a tensor as `Checkpoint.tensor` does; quantised types are dequantised."""
         info = self.infos.get(name)
-        if info is not None and flat and info.shape:
-            info = replace(info, shape=(math.prod(info.shape[:-1]), info.shape[-1]))
-        if info is None or (info.dtype in _PLAIN and self._order(name, info) is None):
+        undo = self._undo.get(name, Undo())
+        if info is None or (info.dtype in _PLAIN and not undo.moves):
             values = super().tensor(name, rows, flat=flat)
         else:
-            codes = None if flat else self.codes(name)
+            each = math.prod(info.shape[1:-1]) if not flat else 1  # rows of a matrix
+            count = math.prod(info.shape[:-1]) if len(info.shape) > 1 else info.shape[0]
+            first, end = (0, count) if rows is None else (rows[0] * each, rows[1] * each)
+            codes = self.codes(name)
             if codes is not None:
-                values = codes.rows(slice(*(rows or (0, info.shape[0])))).dequantise()
+                values = codes.rows(slice(first, end)).dequantise()
             else:
-                values = self._dequantise(name, info, rows)
+                values = self._dequantise(info, undo, (first, end))
             _require_finite(values, name, info)
-        if self._add and name.endswith("norm.weight"):
-            values = values + np.float32(self._add)
+            if not flat:
+                values = values.reshape((end - first) // each, *info.shape[1:])
+        if undo.add:
+            values = values + np.float32(undo.add)
+        if undo.log:
+            if not (values < 0).all():
+                raise CheckpointError(
+                    f"{self.folder.name}: tensor {name!r} holds a rate that is not below 0; the "
+                    "file is damaged, take another copy"
+                )
+            values = np.log(-values)
         return values
 
     def _read_codes(self, name: str) -> Quantised:
-        info = self.infos[name]
-        raw = self._raw(name, info, None)
-        found = read_codes(info.dtype, raw.reshape(len(raw), -1, BLOCKS[info.dtype][1]))
+        info, undo = self.infos[name], self._undo[name]
+        raw = self._raw(info, None, (0, math.prod(info.shape[:-1])))
+        weights, nbytes = BLOCKS[info.dtype]
+        found = read_codes(info.dtype, raw.reshape(len(raw), -1, nbytes))
         for values in (found.scales, found.offsets, found.super_scales):
             if values is not None and not np.isfinite(values).all():
                 raise CheckpointError(
                     f"{info.path.name}: tensor {name!r} holds a scale that is not a number"
                 )
-        return found
+        return undo.move(found, weights)
 
     def _dequantise(
-        self, name: str, info: TensorInfo, rows: tuple[int, int] | None
+        self, info: TensorInfo, undo: Undo, rows: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
         import gguf
 
-        raw = self._raw(name, info, rows)
+        raw = self._raw(info, undo.rows, rows)
         with np.errstate(over="ignore", invalid="ignore"):
             values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[info.dtype])
-        return np.ascontiguousarray(values, np.float32).reshape(len(raw), *info.shape[1:])
+        values = np.asarray(values, np.float32).reshape(len(raw), -1)
+        if undo.columns is not None:
+            values = values[:, undo.columns]
+        return np.ascontiguousarray(values if len(info.shape) > 1 else values[:, 0])
 
     def _raw(
-        self, name: str, info: TensorInfo, rows: tuple[int, int] | None
+        self, info: TensorInfo, order: npt.NDArray[np.int64] | None, rows: tuple[int, int]
     ) -> npt.NDArray[np.uint8]:
-        """Bytes of a matrix's rows, in transformers' order."""
-        N = info.shape[0]
-        first, end = rows or (0, N)
-        order = self._order(name, info)
+        """Bytes of a matrix's rows; with `order`, of those that it names."""
+        first, end = rows
+        N = math.prod(info.shape[:-1]) if len(info.shape) > 1 else info.shape[0]
         if order is not None:
             raw = np.empty((N, info.nbytes // N), np.uint8)
             read_exactly(info.path, info.begin, raw.reshape(-1))
@@ -172,13 +207,6 @@ class GgufCheckpoint(CodedCheckpoint):
         raw = np.empty((end - first, info.nbytes // N), np.uint8)
         read_exactly(info.path, info.begin + first * raw.shape[1], raw.reshape(-1))
         return raw
-
-    def _order(self, name: str, info: TensorInfo) -> npt.NDArray[np.int64] | None:
-        """Return the file's row of each row: llama.cpp stores a head's i and i + D/2 together."""
-        heads = self._heads.get(name.split(".")[-2])
-        if heads is None or info.shape[0] % (2 * heads):
-            return None
-        return np.arange(info.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
     def _factors(self, name: str) -> npt.NDArray[np.float32]:
         info = self._file.infos[name]

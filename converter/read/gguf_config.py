@@ -1,27 +1,21 @@
 """Convert a GGUF file's metadata to the `config.json` and `generation_config.json` of its model.
 
-Properties that llama.cpp fixes in its code and not in the file (Gemma's windows and scales,
-SmolLM3's layers without rotation) are listed here. An architecture field that nothing here reads is
-an error, as in a `config.json`.
+An architecture field that nothing reads, here or in `gguf_architectures.py`, is an error, as in a
+`config.json`.
 
 Source: ggml, docs/gguf.md; llama.cpp, `convert_hf_to_gguf.py` and `src/llama-model.cpp`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.read.gguf_architectures import Config, architecture_of
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.gguf import GgufFile
-from edgetok.models.config.reader import ConfigReader, shown
+from edgetok.models.config.reader import ConfigReader
 
-Config = dict[str, Any]
 Factors = dict[str, npt.NDArray[np.float32]]
 
 # They describe a model's history or size, not its arithmetic.
@@ -30,41 +24,6 @@ _INFORMATION = (
     "use_parallel_residual",
 )  # fmt: skip
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """One `general.architecture` and its family in transformers.
-
-    Attributes:
-        model_type: model type of the family.
-        causal_lm: transformers' class.
-        interleaved: whether the rows of queries and keys stand in pairs, as llama.cpp rotates them.
-        norm_add: what the conversion added to norms' weights.
-        more: the family's own keys.
-    """
-
-    model_type: str
-    causal_lm: str
-    more: Callable[[ConfigReader, Config], Config]
-    interleaved: bool = False
-    norm_add: float = 0.0
-
-
-def architecture_of(file: GgufFile) -> Architecture:
-    """Return the file's architecture.
-
-    Raises:
-        UnsupportedError: none that is known here.
-    """
-    name = file.fields.get("general.architecture")
-    result = _ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if result is None:
-        raise UnsupportedError(
-            f"{file.path.name}: general.architecture is {shown(name)}, expected one of "
-            f"{', '.join(_ARCHITECTURES)}"
-        )
-    return result
 
 
 def config_of(file: GgufFile, factors: Factors) -> Config:
@@ -93,6 +52,8 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
         raise CheckpointError(f"{file.path.name}: tensor 'token_embd.weight' is missing")
     hidden_size = reader.integer("embedding_length", high=1 << 20)
     heads = reader.integer("attention.head_count", high=1 << 12)
+    count = reader.integer("block_count", high=4096)
+    by_layer = count if architecture.by_layer else 0
     head_dim = reader.integer("attention.key_length", max(1, hidden_size // heads), high=1 << 12)
     reader.expect("attention.value_length", head_dim)
     config: Config = {
@@ -100,10 +61,10 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden_size,
-        "intermediate_size": reader.integer("feed_forward_length", high=1 << 22),
-        "num_hidden_layers": reader.integer("block_count", high=4096),
+        "intermediate_size": _size(reader, "feed_forward_length", 1 << 22, by_layer),
+        "num_hidden_layers": count,
         "num_attention_heads": heads,
-        "num_key_value_heads": reader.integer("attention.head_count_kv", heads, high=1 << 12),
+        "num_key_value_heads": _size(reader, "attention.head_count_kv", 1 << 12, by_layer, heads),
         "head_dim": head_dim,
         "max_position_embeddings": reader.integer("context_length", high=1 << 28),
         "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
@@ -126,6 +87,19 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
     for key, value in token_ids(file, embedding.shape[0]).items():
         config[key] = value[0] if key == "eos_token_id" else value
     return config
+
+
+def _size(
+    reader: ConfigReader, key: str, high: int, by_layer: int, default: int | None = None
+) -> int:
+    """Return a size, or where layers may differ the largest of a list; 0: a layer without."""
+    value = reader.value(key)
+    if not by_layer or not isinstance(value, list):
+        return reader.integer(key, default, high=high)
+    sizes = reader.numbers(key, by_layer, low=0, high=high)
+    if not max(sizes):
+        raise reader.unsupported(key, value, "models with attention in one layer at least")
+    return int(max(sizes))
 
 
 def token_ids(file: GgufFile, vocab_size: int) -> Config:
@@ -160,7 +134,7 @@ def token_ids(file: GgufFile, vocab_size: int) -> Config:
 
 _ENDS = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
-    "<|eom_id|>",
+    "<|eom_id|>", "<|return|>", "<|call|>",
 })  # fmt: skip
 
 
@@ -208,82 +182,3 @@ def _scaling(
             if result is not None:
                 scaling[key] = result
     return scaling
-
-
-def _plain(reader: ConfigReader, config: Config) -> Config:
-    return {"hidden_act": "silu"}
-
-
-def _gemma2(reader: ConfigReader, config: Config) -> Config:
-    # The 27B alone, with 46 layers, scales by the width instead of the head's.
-    large = config["num_hidden_layers"] == 46
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": reader.integer("attention.sliding_window", 4096, high=1 << 28),
-        "attn_logit_softcapping": reader.number("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": reader.number("final_logit_softcapping", 30.0),
-        "query_pre_attn_scalar": _scalar(config, large),
-    }
-
-
-def _gemma3(reader: ConfigReader, config: Config) -> Config:
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": reader.integer("attention.sliding_window", high=1 << 28),
-        "sliding_window_pattern": reader.integer("attention.sliding_window_pattern", 6, high=4096),
-        "rope_local_base_freq": reader.number("rope.freq_base_swa", 1e4),
-        "final_logit_softcapping": reader.optional_number("final_logit_softcapping"),
-        "query_pre_attn_scalar": _scalar(config, config["num_hidden_layers"] == 62),
-    }
-
-
-def _scalar(config: Config, large: bool) -> int:
-    if large:
-        return int(config["hidden_size"] // config["num_attention_heads"])
-    return int(config["head_dim"])
-
-
-def _granite(reader: ConfigReader, config: Config) -> Config:
-    return {
-        "hidden_act": "silu",
-        "attention_multiplier": reader.number("attention.scale"),
-        "embedding_multiplier": reader.number("embedding_scale", 1.0),
-        "residual_multiplier": reader.number("residual_scale", 1.0),
-        "logits_scaling": reader.number("logit_scale"),
-    }
-
-
-def _phi3(reader: ConfigReader, config: Config) -> Config:
-    window = reader.optional_integer("attention.sliding_window", low=0, high=1 << 28)
-    more: Config = {"hidden_act": "silu", "sliding_window": window or None}
-    scaling = config["rope_scaling"]
-    if scaling is not None:
-        # transformers derives the factor of queries and keys, and takes it from nobody.
-        original = scaling["original_max_position_embeddings"]
-        longer = max(1.0, config["max_position_embeddings"] / original)
-        derived = math.sqrt(1 + math.log(longer) / math.log(original))
-        if not math.isclose(scaling["attention_factor"], derived, rel_tol=1e-5):
-            raise reader.unsupported(
-                "rope.scaling.attn_factor", scaling["attention_factor"], f"{derived:.6g}"
-            )
-        more["original_max_position_embeddings"] = original
-        factors = {key: scaling[key] for key in ("short_factor", "long_factor")}
-        more["rope_scaling"] = {"type": "longrope", **factors}
-    return more
-
-
-def _smollm3(reader: ConfigReader, config: Config) -> Config:
-    return {"hidden_act": "silu", "no_rope_layer_interval": 4}
-
-
-_ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _plain, interleaved=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _plain),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _plain),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norm_add=1.0),
-    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norm_add=1.0),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
-    "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
-    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
-    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
-}

@@ -32,6 +32,17 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
+# Marks, such as accents of their own, belong to words.
+_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+{_CONTRACTION}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*{_CONTRACTION}|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _GPT2 = _BYTES | {"use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -58,11 +69,14 @@ _CUTS: Mapping[str, dict[str, Any]] = {
     "llama3": _cut(_LLAMA3),
     "llama-v3": _cut(_LLAMA3),
     "llama-bpe": _cut(_LLAMA3),
+    "lfm2": _cut(_LLAMA3),
+    "gpt-4o": _cut(_O200K),
+    "qwen35": _cut(_QWEN35),
     "qwen2": _cut(_QWEN2),
     "deepseek-r1-qwen": _cut(_QWEN2),
 }
-_WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe"})
-_NFC = frozenset({"qwen2", "deepseek-r1-qwen"})
+_WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "lfm2"})
+_NFC = frozenset({"qwen2", "deepseek-r1-qwen", "qwen35"})
 _SPACE = "▁"
 _MAX_PIECE_CHARS = 1024  # Gemma's longest has 31, and sentencepiece makes none beyond 16 by itself
 _MAX_CUTS = 1 << 28

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from edgetok.converter.quantised import Quantised
 from edgetok.formats.checkpoint import Checkpoint
+from edgetok.models.family import Family
 
 
 class CodedCheckpoint(Checkpoint, ABC):
@@ -20,6 +21,10 @@ class CodedCheckpoint(Checkpoint, ABC):
     method: str
     coded: Collection[str]
     _last: tuple[str, Quantised] | None = None
+
+    def described(self, family: Family) -> Family:
+        """Return the family with the names that tensors have here."""
+        return family
 
     def codes(self, name: str) -> Quantised | None:
         """Return a matrix's integers, scales and zero points; None where it has none.

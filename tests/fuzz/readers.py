@@ -235,7 +235,7 @@ def _gguf_text(text: str) -> bytes:
 
 
 def _gguf(folder: Path) -> Reader:
-    from edgetok.converter.read.gguf_config import architecture_of
+    from edgetok.converter.read.gguf_architectures import architecture_of
     from edgetok.converter.read.gguf_tokenizer import tokenizer_files
     from edgetok.formats.gguf import open_gguf
 

@@ -72,3 +72,22 @@ def test_many_scores_that_are_wrong_are_one_line() -> None:
     with pytest.raises(CheckpointError, match=r"scores is .*expected finite numbers") as caught:
         made(PIECES, scores=scores)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        # Marks are no letters, and digits stand in threes.
+        ("lfm2", ["HelloWorld", "\u0120cafe", "\u00cc\u0123", "\u0120", "123", "45"]),
+        ("qwen35", ["HelloWorld", "\u0120caf\u00c3\u00a9", "\u0120", *"12345"]),
+        ("gpt-4o", ["Hello", "World", "\u0120cafe\u00cc\u0123", "\u0120", "123", "45"]),
+    ],
+)
+def test_how_newer_models_split_words(pre: str, words: list[str]) -> None:
+    """Bytes of words as byte-level BPE writes them; qwen35 joins a letter and its accent (NFC)."""
+    more: dict[str, Any] = {"model": "gpt2", "pre": pre, "merges": ["a b"]}
+    tokenizer = made(PIECES, token_type=np.array(TYPES, np.int32), **more)
+    text = "HelloWorld cafe\u0301 12345"
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    assert [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == words

@@ -1,0 +1,202 @@
+"""The architectures of GGUF files, each with its family in transformers.
+
+Properties that llama.cpp fixes in its code and not in the file (Gemma's windows and scales,
+SmolLM3's layers without rotation, normed shares of experts) are listed here.
+
+Source: llama.cpp, `convert_hf_to_gguf.py`, `conversion/` and `src/models/`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgetok.errors import UnsupportedError
+from edgetok.formats.gguf import GgufFile
+from edgetok.models.config.reader import ConfigReader, shown
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One `general.architecture` and its family in transformers.
+
+    Attributes:
+        model_type: model type of the family.
+        causal_lm: transformers' class.
+        more: returns the family's own keys of `config.json`.
+        interleaved: whether the rows of queries and keys stand in pairs, as llama.cpp rotates them.
+        norm_add: what the conversion added to norms' weights, but to those of recurrent layers.
+        by_layer: whether the numbers of KV heads and of inner values may be lists, one a layer.
+        apart: the file's tensors, by canonical name, that transformers has as parts of larger ones.
+    """
+
+    model_type: str
+    causal_lm: str
+    more: Callable[[ConfigReader, Config], Config]
+    interleaved: bool = False
+    norm_add: float = 0.0
+    by_layer: bool = False
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+
+def architecture_of(file: GgufFile) -> Architecture:
+    """Return the file's architecture.
+
+    Raises:
+        UnsupportedError: none that is known here.
+    """
+    name = file.fields.get("general.architecture")
+    result = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if result is None:
+        raise UnsupportedError(
+            f"{file.path.name}: general.architecture is {shown(name)}, expected one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return result
+
+
+def _plain(reader: ConfigReader, config: Config) -> Config:
+    return {"hidden_act": "silu"}
+
+
+def _gemma2(reader: ConfigReader, config: Config) -> Config:
+    # The 27B alone, with 46 layers, scales by the width instead of the head's.
+    large = config["num_hidden_layers"] == 46
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": reader.integer("attention.sliding_window", 4096, high=1 << 28),
+        "attn_logit_softcapping": reader.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": reader.number("final_logit_softcapping", 30.0),
+        "query_pre_attn_scalar": _scalar(config, large),
+    }
+
+
+def _gemma3(reader: ConfigReader, config: Config) -> Config:
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": reader.integer("attention.sliding_window", high=1 << 28),
+        "sliding_window_pattern": reader.integer("attention.sliding_window_pattern", 6, high=4096),
+        "rope_local_base_freq": reader.number("rope.freq_base_swa", 1e4),
+        "final_logit_softcapping": reader.optional_number("final_logit_softcapping"),
+        "query_pre_attn_scalar": _scalar(config, config["num_hidden_layers"] == 62),
+    }
+
+
+def _scalar(config: Config, large: bool) -> int:
+    if large:
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return int(config["head_dim"])
+
+
+def _granite(reader: ConfigReader, config: Config) -> Config:
+    return {
+        "hidden_act": "silu",
+        "attention_multiplier": reader.number("attention.scale"),
+        "embedding_multiplier": reader.number("embedding_scale", 1.0),
+        "residual_multiplier": reader.number("residual_scale", 1.0),
+        "logits_scaling": reader.number("logit_scale"),
+    }
+
+
+def _phi3(reader: ConfigReader, config: Config) -> Config:
+    window = reader.optional_integer("attention.sliding_window", low=0, high=1 << 28)
+    more: Config = {"hidden_act": "silu", "sliding_window": window or None}
+    scaling = config["rope_scaling"]
+    if scaling is not None:
+        # transformers derives the factor of queries and keys, and takes it from nobody.
+        original = scaling["original_max_position_embeddings"]
+        longer = max(1.0, config["max_position_embeddings"] / original)
+        derived = math.sqrt(1 + math.log(longer) / math.log(original))
+        if not math.isclose(scaling["attention_factor"], derived, rel_tol=1e-5):
+            raise reader.unsupported(
+                "rope.scaling.attn_factor", scaling["attention_factor"], f"{derived:.6g}"
+            )
+        more["original_max_position_embeddings"] = original
+        factors = {key: scaling[key] for key in ("short_factor", "long_factor")}
+        more["rope_scaling"] = {"type": "longrope", **factors}
+    return more
+
+
+def _smollm3(reader: ConfigReader, config: Config) -> Config:
+    return {"hidden_act": "silu", "no_rope_layer_interval": 4}
+
+
+def _experts(reader: ConfigReader) -> Config:
+    """Keys of a layer's experts, under the names of most families."""
+    return {
+        "num_experts": reader.integer("expert_count", high=1024),
+        "num_experts_per_tok": reader.integer("expert_used_count", high=32),
+        "moe_intermediate_size": reader.integer("expert_feed_forward_length", high=1 << 20),
+    }
+
+
+def _qwen3moe(reader: ConfigReader, config: Config) -> Config:
+    reader.expect("expert_shared_feed_forward_length", 0)
+    return {"hidden_act": "silu", **_experts(reader), "norm_topk_prob": True}
+
+
+def _gpt_oss(reader: ConfigReader, config: Config) -> Config:
+    scaling = config["rope_scaling"]
+    return {
+        "intermediate_size": reader.integer("expert_feed_forward_length", high=1 << 20),
+        "num_local_experts": reader.integer("expert_count", high=1024),
+        "num_experts_per_tok": reader.integer("expert_used_count", high=32),
+        "sliding_window": reader.integer("attention.sliding_window", high=1 << 28),
+        # As its model was trained; the file does not say so.
+        "rope_scaling": scaling and {**scaling, "truncate": False},
+        "attention_bias": False,  # until a tensor says otherwise
+    }
+
+
+def _lfm2(reader: ConfigReader, config: Config) -> Config:
+    attends = reader.value("attention.head_count_kv")
+    kinds = attends if isinstance(attends, list) else [1] * config["num_hidden_layers"]
+    return {
+        "norm_eps": config["rms_norm_eps"],
+        "rms_norm_eps": None,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["full_attention" if heads else "conv" for heads in kinds],
+        "conv_L_cache": reader.integer("shortconv.l_cache", high=1 << 10),
+    }
+
+
+def _lfm2moe(reader: ConfigReader, config: Config) -> Config:
+    more = _lfm2(reader, config)
+    del more["block_auto_adjust_ff_dim"]
+    reader.expect("expert_gating_func", _SIGMOID)
+    reader.expect("expert_weights_norm", True)
+    reader.expect("expert_weights_scale", 1.0)
+    dense = reader.integer("leading_dense_block_count", 0, low=0, high=4096)
+    return {
+        **more,
+        **_experts(reader),
+        "num_dense_layers": dense,
+        "norm_topk_prob": True,
+        "use_expert_bias": True,
+    }
+
+
+_SIGMOID = 2  # of `expert_gating_func`
+_EXPERTS = {f"experts_{which}": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", "LlamaForCausalLM", _plain, interleaved=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _plain),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _plain),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norm_add=1.0),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norm_add=1.0),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
+    "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe, apart=_EXPERTS),
+    "gpt-oss": Architecture("gpt_oss", "GptOssForCausalLM", _gpt_oss, apart=_EXPERTS),
+    "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", _lfm2, by_layer=True),
+    "lfm2moe": Architecture(
+        "lfm2_moe", "Lfm2MoeForCausalLM", _lfm2moe, by_layer=True, apart=_EXPERTS
+    ),
+}

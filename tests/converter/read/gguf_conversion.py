@@ -1,0 +1,235 @@
+"""Checkpoints of newer families as llama.cpp's conversion stores them, written by `gguf`.
+
+Each family's function returns metadata and tensors under the file's names, in float32; the rows,
+splits and numbers are those of llama.cpp's `conversion/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from tests.converter.read.gguf_writer import add, tokenizer_fields
+
+Weights = dict[str, np.ndarray]
+Fields = dict[str, Any]
+
+
+def write_conversion(
+    source: Path, path: Path, kind: str = "F32", *, kinds: dict[str, str] | None = None,
+    fields: Fields | None = None,
+) -> Weights:  # fmt: skip
+    """Write a checkpoint as a GGUF file and return the file's tensors before they are rounded.
+
+    Args:
+        source: a checkpoint of one safetensors file.
+        path: the file.
+        kind: type of matrices and stacks of them.
+        kinds: another type for those whose name in the file holds a key of it.
+        fields: more fields, or other values; None leaves one out.
+    """
+    config = json.loads((source / "config.json").read_text())
+    weights = {n: w.astype(np.float32) for n, w in load_file(source / "model.safetensors").items()}
+    arch, family_fields, tensors = _FAMILIES[config["model_type"]](config, weights)
+    writer = gguf.GGUFWriter(path, arch)
+    values = {f"{arch}.{key}": value for key, value in family_fields.items()}
+    values |= tokenizer_fields(source, config) | (fields or {})
+    for key, value in values.items():
+        add(writer, key, value)
+    for name, tensor in tensors.items():
+        used = kind if tensor.ndim > 1 and name.endswith(".weight") else "F32"
+        used = "F32" if re.search(r"conv|gate_inp|norm", name) or tensor.shape[-1] < 32 else used
+        for part, other in (kinds or {}).items():
+            used = other if part in name else used
+        number = gguf.GGMLQuantizationType[used]
+        raw = gguf.quants.quantize(np.ascontiguousarray(tensor), number)
+        writer.add_tensor(name, raw, raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def round_checkpoint(source: Path, kind: str, *parts: str, turned: bool = False) -> None:
+    """Round a checkpoint's matrices whose names hold one of `parts` to what a type can hold.
+
+    Rounding once more gives the same, so that a file of this type holds the checkpoint's values.
+    """
+    number = gguf.GGMLQuantizationType[kind]
+    weights = load_file(source / "model.safetensors")
+    for name, weight in weights.items():
+        if weight.ndim < 2 or "bias" in name or not any(part in name for part in parts):
+            continue
+        values = weight.astype(np.float32)
+        values = np.ascontiguousarray(values.swapaxes(-1, -2)) if turned else values
+        values = gguf.quants.dequantize(gguf.quants.quantize(values, number), number)
+        weights[name] = np.ascontiguousarray(values.swapaxes(-1, -2) if turned else values)
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+
+
+def _common(config: Fields) -> Fields:
+    """What llama.cpp writes for every model."""
+    dim = config.get("head_dim")
+    sizes = {"attention.key_length": dim, "attention.value_length": dim} if dim else {}
+    eps = float(config.get("rms_norm_eps") or config["norm_eps"])
+    return sizes | {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": eps,
+        "vocab_size": config["vocab_size"],
+        **_rope(config),
+    }
+
+
+def _rope(config: Fields) -> Fields:
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    fields = {"rope.freq_base": float(scaling.get("rope_theta") or config["rope_theta"])}
+    if scaling.get("rope_type") == "yarn":
+        fields |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(scaling["factor"]),
+            "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+        }
+    return fields
+
+
+def _renamed(arch: str, config: Fields, weights: Weights) -> Weights:
+    number = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}[arch]
+    names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
+    result = {}
+    for name, weight in weights.items():
+        found = names.get_name(name, (".weight", ".bias"))
+        assert found is not None, name
+        result[found] = weight
+    return result
+
+
+def _stacked(weights: Weights, which: dict[str, str]) -> Weights:
+    """Experts' matrices as stacks, and everything else.
+
+    Args:
+        weights: of the checkpoint; experts' names end in `.experts.7.NAME.weight`.
+        which: the file's name for each NAME.
+    """
+    result: Weights = {}
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    for name, weight in weights.items():
+        match = re.fullmatch(r"model\.layers\.(\d+)\..*\.experts\.(\d+)\.(\w+)\.weight", name)
+        joined = re.fullmatch(r"model\.layers\.(\d+)\..*\.experts\.(gate_up|down)_proj", name)
+        if match:
+            stack = f"blk.{match[1]}.{which[match[3]]}.weight"
+            stacks.setdefault(stack, {})[int(match[2])] = weight
+        elif joined and joined[2] == "down":
+            result[f"blk.{joined[1]}.ffn_down_exps.weight"] = weight
+        elif joined:
+            gate, up = np.split(weight, 2, axis=1)
+            result[f"blk.{joined[1]}.ffn_gate_exps.weight"] = gate
+            result[f"blk.{joined[1]}.ffn_up_exps.weight"] = up
+        else:
+            result[name] = weight
+    return result | {n: np.stack([w[i] for i in sorted(w)]) for n, w in stacks.items()}
+
+
+def _split_stacks(weights: Weights) -> tuple[Weights, Weights]:
+    stacks = {name: weight for name, weight in weights.items() if name.startswith("blk.")}
+    return {n: w for n, w in weights.items() if n not in stacks}, stacks
+
+
+def _qwen3_moe(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    names = {f"{which}_proj": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
+    rest, stacks = _split_stacks(_stacked(weights, names))
+    fields = _common(config) | {
+        "expert_count": config.get("num_experts") or config["num_local_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+    }
+    return "qwen3moe", fields, _renamed("qwen3moe", config, rest) | stacks
+
+
+def _lfm2(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    fields = _common(config) | _attending(config) | {"shortconv.l_cache": config["conv_L_cache"]}
+    size = int(2 * config.get("block_ff_dim", config["intermediate_size"]) / 3)
+    size = int(config["block_ffn_dim_multiplier"] * size)
+    multiple = config["block_multiple_of"]
+    fields["feed_forward_length"] = multiple * ((size + multiple - 1) // multiple)
+    return "lfm2", fields, _renamed("lfm2", config, _squeezed(weights))
+
+
+def _lfm2_moe(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    names = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}
+    weights = {
+        name.replace(".expert_bias", ".expert_bias.bias"): weight
+        for name, weight in _squeezed(weights).items()
+    }
+    rest, stacks = _split_stacks(_stacked(weights, names))
+    fields = (
+        _common(config)
+        | _attending(config)
+        | {
+            "shortconv.l_cache": config["conv_L_cache"],
+            "expert_count": config["num_experts"],
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+            "leading_dense_block_count": config["num_dense_layers"],
+            "expert_gating_func": 2,
+        }
+    )
+    return "lfm2moe", fields, _renamed("lfm2moe", config, rest) | stacks
+
+
+def _attending(config: Fields) -> Fields:
+    heads = config["num_key_value_heads"]
+    kinds = config["layer_types"]
+    return {"attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds]}
+
+
+def _squeezed(weights: Weights) -> Weights:
+    return {n: w.squeeze(1) if "conv.conv" in n else w for n, w in weights.items()}
+
+
+def _gpt_oss(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    rest: Weights = {}
+    own: Weights = {}
+    for name, weight in weights.items():
+        place = f"blk.{name.split('.')[2]}.ffn_{{}}_exps." if "experts" in name else ""
+        if name.endswith("gate_up_proj"):
+            turned = weight.swapaxes(1, 2)
+            own[place.format("gate") + "weight"] = turned[:, ::2]
+            own[place.format("up") + "weight"] = turned[:, 1::2]
+        elif name.endswith("gate_up_proj_bias"):
+            own[place.format("gate") + "bias"] = weight[:, ::2]
+            own[place.format("up") + "bias"] = weight[:, 1::2]
+        elif name.endswith("down_proj"):
+            own[place.format("down") + "weight"] = weight.swapaxes(1, 2)
+        elif name.endswith("down_proj_bias"):
+            own[place.format("down") + "bias"] = weight
+        elif name.endswith("sinks"):
+            rest[name + ".weight"] = weight
+        else:
+            rest[name] = weight
+    fields = _common(config) | {
+        "attention.sliding_window": config["sliding_window"],
+        "expert_count": config["num_local_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["intermediate_size"],
+    }
+    return "gpt-oss", fields, _renamed("gpt-oss", config, rest) | own
+
+
+_FAMILIES = {
+    "qwen3_moe": _qwen3_moe,
+    "lfm2": _lfm2,
+    "lfm2_moe": _lfm2_moe,
+    "gpt_oss": _gpt_oss,
+}

@@ -1,0 +1,88 @@
+"""GGUF files of newer families, stored as llama.cpp does, against transformers' own models."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.write.written_weights import WrittenWeights
+from edgetok.formats.artefact import open_artefact
+from tests.converter.test_convert import onnx_logits
+from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
+
+gguf = pytest.importorskip("gguf")
+
+from tests.converter.read.gguf_conversion import round_checkpoint, write_conversion  # noqa: E402
+
+EXACT = ConvertOptions(bits=16, method="rtn", reference_tokens=0)
+# llama.cpp has no dense layers among those with experts in this family.
+CASES = {
+    "lfm2": ("lfm2", {"head_dim": 18}),  # llama.cpp has heads as wide as the model alone
+    "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.0}),
+    "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}),
+    "gpt_oss": ("gpt_oss", {}),
+}
+
+
+def write(folder, case, kind="F32", **config):
+    family, own = CASES[case]
+    if family not in FAMILIES:
+        pytest.skip(f"the installed transformers does not know {family}")
+    source = tiny_checkpoint(family, folder / "source", **{**own, **config})
+    path = folder / "model.gguf"
+    write_conversion(source, path, kind)
+    return source, path
+
+
+def agree(artefact, source):
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
+    with torch.no_grad():
+        expected = load_reference(source)(torch.from_numpy(tokens)).logits.numpy()
+    result = onnx_logits(artefact, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-5 * np.abs(expected).max())
+
+
+# Matrices of these types, of which K is a multiple of 32 or 256 in a checkpoint of these sizes.
+WHOLE = {
+    "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32,
+    "block_auto_adjust_ff_dim": False,
+}  # fmt: skip
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256, "head_dim": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "parts", "config"),
+    [
+        ("gpt_oss", "MXFP4", ("experts.gate_up_proj", "experts.down_proj"), WHOLE),
+        ("qwen3_moe", "Q4_0", ("proj",), WHOLE),
+        ("qwen3_moe", "TQ2_0", ("proj",), WIDE),
+        ("lfm2_moe", "Q8_0", ("proj", "w1", "w2", "w3"), WHOLE),
+    ],
+)
+def test_integers_of_experts_are_kept(tmp_path, case, kind, parts, config):
+    family, own = CASES[case]
+    if family not in FAMILIES:
+        pytest.skip(f"the installed transformers does not know {family}")
+    source = tiny_checkpoint(family, tmp_path / "source", **{**own, **config})
+    round_checkpoint(source, kind, *parts, turned=family == "gpt_oss")
+    path = tmp_path / "model.gguf"
+    kinds = {"exps": kind} if family == "gpt_oss" else {"token_embd": "F32", "output.": "F32"}
+    tensors = write_conversion(source, path, "F16" if family == "gpt_oss" else kind, kinds=kinds)
+    options = ConvertOptions(bits=16, method="rtn", reference_tokens=0)
+    report = convert(str(path), tmp_path / "out", options)
+    assert report.method == f"GGUF {kind} as it was"
+    with open_artefact(tmp_path / "out") as opened:
+        weights = WrittenWeights(tmp_path / "out", opened.spec, opened.formats, opened.layout)
+        for which in ("gate", "up", "down"):
+            stack = tensors[f"blk.2.ffn_{which}_exps.weight"]
+            found = weights.tensor(f"layers.2.experts_{which}.weight")
+            np.testing.assert_array_equal(found, stack.reshape(-1, stack.shape[-1]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_computes_what_its_model_computes(tmp_path, case):
+    source, path = write(tmp_path, case)
+    convert(str(path), tmp_path / "out", EXACT)
+    agree(tmp_path / "out", source)

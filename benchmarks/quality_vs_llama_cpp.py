@@ -1,133 +1,256 @@
-"""KL to the original of edgetok's bits per tensor and of llama.cpp's K-quants, by stored bytes.
+"""KL to the original of edgetok's bits per tensor and of llama.cpp's quantisers, by stored bytes.
 
+    python benchmarks/quality_vs_llama_cpp.py FILE.gguf --text wikitext2.valid.raw \
+        --peer-python PEER_PYTHON --work FOLDER --noise 1 --types Q2_K Q3_K_M IQ4_NL Q4_K_S Q4_K_M
     python benchmarks/quality_vs_llama_cpp.py models/default --text stories.txt \
-        --peer-python PEER_PYTHON --types Q2_K Q3_K_M Q4_K_M
+        --peer-python PEER_PYTHON
 
-llama.cpp quantises with an importance matrix; then edgetok makes an artefact of at most as many
-bytes (`--fit --method auto`). Both see the same calibration windows, those of a conversion without
-`--calibration`; the importance matrix is the mean square of each linear layer's inputs in the
-original. Both then run the same token ids, with the integer arithmetic and the 8-bit activations
-that each uses by itself, beside the original in transformers. Bytes are those of all tensors. The
-peers' environment needs gguf, llama-cpp-python and numpy; models of the llama family only.
+The original is a model folder of the llama family, or a GGUF file whose dequantised weights count
+as the original; `--noise 1` adds uniform noise of one quantisation step to them first, so that they
+no longer lie on the file's grid. llama.cpp quantises with an importance matrix; then edgetok makes
+an artefact of at most as many bytes (`--fit --method auto`), and one for each of `--bits`. All see
+the same calibration windows, those of a conversion without `--calibration`; the importance matrix
+is the mean square of each linear layer's inputs in the original. All run the same token ids, with
+the integer arithmetic and the 8-bit activations that each uses by itself, beside the original in
+transformers. Bytes are those of all tensors. With --work, what is in that folder is not computed
+again; remove `edgetok-*.json` and `sensitivity.json` after a change of the converter. The peers'
+environment needs gguf, llama-cpp-python and numpy.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from edgetok.converter import convert as conversion
+from edgetok.converter.allocate import search
+from edgetok.converter.allocate.sensitivity import Sensitivity
+from edgetok.converter.calibrate.calibration_text import Texts
+from edgetok.converter.calibrate.reference import TransformersReference
+from edgetok.converter.convert import ConvertOptions, Target, convert
+from edgetok.converter.options import Step
+from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.source import open_source
+from edgetok.evaluation.perplexity import Window, documents, log_softmax, windows
+from edgetok.model import Model
+from edgetok.text.tokenizer import Tokenizer
 
 _WINDOW = 512
+_ROWS = 64
+Logits = Callable[[int, Window], npt.NDArray[np.float32]]
 
 
 def main() -> None:
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--peer-python")
+    parser.add_argument("original", type=Path)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--peer-python", required=True)
     parser.add_argument("--types", nargs="*", default=["Q2_K", "Q3_K_M", "Q4_K_M"])
-    parser.add_argument("--tokens", type=int, default=8000)
-    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bits", nargs="*", type=int, default=[], help="uniform widths")
+    parser.add_argument("--tokens", type=int, default=4088)
+    parser.add_argument("--noise", type=float, default=0, help="in steps of the file's groups")
+    parser.add_argument("--without", nargs="*", default=[], help="steps of auto to leave out")
+    parser.add_argument("--work", type=Path, help="folder that keeps what is known")
     args = parser.parse_args()
-    if args.peer:
-        _peer(args.checkpoint, args.peer, args.types)
-        return
-    if not args.text or not args.peer_python:
-        parser.error("--text and --peer-python are needed")
     with tempfile.TemporaryDirectory() as folder:
-        _compare(args, Path(folder))
+        work = args.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        _Comparison(args, work).run()
 
 
-def _compare(args: argparse.Namespace, work: Path) -> None:
-    from quality import write_once
-
-    from edgetok.converter import convert as conversion
-    from edgetok.converter.calibrate.reference import TransformersReference
-    from edgetok.converter.convert import ConvertOptions, Target, convert
-    from edgetok.evaluation.perplexity import documents, windows
-    from edgetok.model import Model
-
-    reference = TransformersReference(str(args.checkpoint), threads=1)
-    write_once()
-    seen: list[Any] = []
-    real = conversion.texts_of
-
-    def texts_of(*given: Any, **named: Any) -> Any:
-        seen.append(real(*given, **named))
-        return seen[-1]
-
-    conversion.texts_of = texts_of
-    # For the text, with the least to do besides.
-    without = ("fold", "search", "gptq", "descent", "tune")
-    options = ConvertOptions(method="auto", without=without, reference_tokens=0)
-    convert(str(args.checkpoint), work / "out", options)
-    with Model.load(work / "out") as model:
-        text = documents(args.text.read_text(encoding="utf-8"), model.tokenizer)
-        cut = list(windows(text, _WINDOW, _WINDOW // 2, args.tokens))
-    theirs = [reference.logits(window.ids) for window in cut]
-    _prepare_peer(args.checkpoint, work / "peer", reference, seen[0].learned, cut)
-    command = [args.peer_python, __file__, str(args.checkpoint), "--peer", str(work / "peer")]
-    subprocess.run([*command, "--types", *args.types], check=True, stderr=subprocess.DEVNULL)
-    print("| stored as | bytes | KL | perplexity ratio |")
-    print("|---|---:|---:|---:|", flush=True)
-    for kind in args.types:
-        result = np.load(work / "peer" / f"{kind}.npy", mmap_mode="r")
-        lengths = np.cumsum([len(window.ids) for window in cut])[:-1]
-        size = json.loads((work / "peer" / f"{kind}.json").read_text())["bytes"]
-        _row(f"llama.cpp {kind} with imatrix", size, cut, theirs, np.split(result, lengths))
-        options = ConvertOptions(method="auto", reference_tokens=0)
-        target = Target(nbytes=size, padded=False)
-        report = convert(str(args.checkpoint), work / "out", options, target=target)
-        with Model.load(work / "out", threads=1) as model:
-            ours = [
-                model.backend.forward(
-                    model.backend.new_cache(len(window.ids)), window.ids, all_logits=True
-                )
-                for window in cut
-            ]
-        _row("edgetok, bits per tensor", report.weight_bytes, cut, theirs, ours)
-        widths = Counter(layer.stored for layer in report.layers)
-        print(
-            "  " + ", ".join(f"{n} of {what}" for what, n in sorted(widths.items())),
-            *report.notes,
-            flush=True,
-            file=sys.stderr,
-        )
+class _Enough(Exception):
+    """The calibration text is known, and nothing else was wanted."""
 
 
-def _row(label: str, size: int, cut: list[Any], theirs: list[Any], ours: list[Any]) -> None:
-    from edgetok.evaluation.perplexity import log_softmax
+class _Comparison:
+    """One original, and what is known about it."""
 
-    kl, loss, wanted, count = 0.0, 0.0, 0.0, 0
-    for window, left, right in zip(cut, theirs, ours, strict=True):
-        rows = slice(max(0, window.first), len(window.ids) - 1)
-        p, q = log_softmax(left[rows]), log_softmax(np.asarray(right[rows], np.float32))
-        places, targets = np.arange(len(p)), window.ids[rows.start + 1 :]
-        kl += float((np.exp(p) * (p - q)).sum())
-        loss -= float(q[places, targets].sum())
-        wanted -= float(p[places, targets].sum())
-        count += len(p)
-    ratio = math.exp((loss - wanted) / count)
-    print(f"| {label} | {size:,} | {kl / count:.4f} | {ratio:.3f} |", flush=True)
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self._args, self._work = args, work
+        self._source = args.original
+        if args.original.suffix == ".gguf":
+            from gguf_original import write_original
+
+            self._source = work / "original.gguf"
+            write_original(args.original, self._source, args.noise, args.peer_python)
+        elif args.noise:
+            raise SystemExit("--noise is for GGUF files")
+        conversion.texts_of = self._texts(conversion.texts_of)
+        search.measure = self._sensitivity(search.measure)
+        if not (work / "texts.npz").exists():
+            with contextlib.suppress(_Enough):
+                convert(str(self._source), work / "out", ConvertOptions())
+        self._cut = list(self._windows())
+        self._reference: TransformersReference | None = None
+
+    def run(self) -> None:
+        """Measure and print cell by cell."""
+        print("| stored as | bytes | KL | perplexity ratio |\n|---|---:|---:|---:|", flush=True)
+        steps: tuple[Step, ...] = tuple(self._args.without)
+        plain: dict[str, Any] = {"method": "auto", "reference_tokens": 0, "keep_codes": False}
+        options = ConvertOptions(**plain, without=steps)
+        for kind in self._args.types:
+            cell = self._cell(f"llama.cpp-{kind}", lambda kind=kind: self._peer(kind))
+            _print(f"llama.cpp {kind} with imatrix", cell)
+            target = Target(nbytes=cell["bytes"], padded=False)
+            name = "-".join([f"edgetok-{kind}", *(f"no_{step}" for step in steps)])
+            ours = self._cell(name, lambda target=target: self._edgetok(options, target))
+            _print("edgetok, bits per tensor", ours)
+        for bits in self._args.bits:
+            options = ConvertOptions(**plain, without=steps, bits=bits)
+            name = "-".join([f"edgetok-{bits}_bits", *(f"no_{step}" for step in steps)])
+            ours = self._cell(name, lambda options=options: self._edgetok(options, None))
+            _print(f"edgetok, {bits} bits", ours)
+
+    def _cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self._work / f"{name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(make()))
+        cell: dict[str, Any] = json.loads(path.read_text())
+        return cell
+
+    def _edgetok(self, options: ConvertOptions, target: Target | None) -> dict[str, Any]:
+        out = self._work / "out"
+        report = convert(str(self._source), out, options, target=target)
+        with Model.load(out, threads=1) as model:
+
+            def logits(_: int, window: Window) -> npt.NDArray[np.float32]:
+                cache = model.backend.new_cache(len(window.ids))
+                return model.backend.forward(cache, window.ids, all_logits=True)
+
+            formats = Counter(layer.stored for layer in report.layers)
+            return {
+                "bytes": report.weight_bytes,
+                **self._losses(logits),
+                "formats": dict(formats),
+                "head": report.layers[-1].stored,
+                "notes": report.notes,
+                "seconds": round(report.time_s),
+            }
+
+    def _peer(self, kind: str) -> dict[str, Any]:
+        work, script = self._work, str(Path(__file__).with_name("peer_imatrix.py"))
+        lengths = [len(window.ids) for window in self._cut]
+        np.save(work / "lengths.npy", np.array(lengths))
+        np.save(work / "ids.npy", np.concatenate([w.ids for w in self._cut]).astype(np.int32))
+        if not (work / "imatrix.npz").exists():
+            _write_imatrix(self._original(), self._calibration(), work / "imatrix.npz")
+        command = [self._args.peer_python, script, kind, str(self._peer_source()), str(work)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        result = np.load(work / f"{kind}.npy", mmap_mode="r")
+        starts = np.cumsum([0, *lengths])
+        losses = self._losses(lambda i, window: result[starts[i] : starts[i + 1]])
+        (work / f"{kind}.npy").unlink()
+        told = json.loads((work / f"{kind}.json").read_text())
+        return {"bytes": told["bytes"], **losses, "formats": told["types"]}
+
+    def _losses(self, ours: Logits) -> dict[str, float]:
+        """KL in nats of a model from the original, and the ratio of their perplexities."""
+        kl, loss, wanted, count = 0.0, 0.0, 0.0, 0
+        for i, window in enumerate(self._cut):
+            right, left = ours(i, window), self._theirs(i, window)
+            for first in range(window.first, len(window.ids) - 1, _ROWS):
+                rows = slice(first, min(first + _ROWS, len(window.ids) - 1))
+                p, q = log_softmax(left[rows]), log_softmax(np.asarray(right[rows], np.float32))
+                places, targets = np.arange(len(p)), window.ids[rows.start + 1 : rows.stop + 1]
+                kl += float((np.exp(p) * (p - q)).sum())
+                loss -= float(q[places, targets].sum())
+                wanted -= float(p[places, targets].sum())
+                count += len(p)
+        return {"kl": kl / count, "ratio": math.exp((loss - wanted) / count)}
+
+    def _original(self) -> TransformersReference:
+        self._reference = self._reference or TransformersReference(str(self._source), threads=1)
+        return self._reference
+
+    def _theirs(self, i: int, window: Window) -> npt.NDArray[np.float32]:
+        path = self._work / f"original-{i}.npy"
+        if not path.exists():
+            np.save(path, self._original().logits(window.ids))
+        logits: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+        return logits
+
+    def _windows(self) -> Iterator[Window]:
+        checkpoint, folder = open_source(self._source), self._source
+        if isinstance(checkpoint, GgufCheckpoint):
+            folder = checkpoint.write_assets(self._work / "tokenizer")
+        tokenizer = Tokenizer.from_folder(folder, checkpoint.config["vocab_size"])
+        text = documents(self._args.text.read_text(encoding="utf-8"), tokenizer)
+        yield from windows(text, _WINDOW, _WINDOW - 1, self._args.tokens)
+
+    def _peer_source(self) -> Path:
+        """Return the original as a GGUF file."""
+        if self._source.suffix == ".gguf":
+            return self._source
+        path = self._work / "F16.gguf"
+        if not path.exists():
+            _write_halves(self._source, self._original(), self._work / "halves")
+            script = str(Path(__file__).with_name("peer_gguf.py"))
+            command = [self._args.peer_python, script, str(self._work / "halves"), str(self._work)]
+            subprocess.run([*command, "--types"], check=True, stderr=subprocess.DEVNULL)
+        return path
+
+    def _calibration(self) -> npt.NDArray[np.int64]:
+        """Return the windows that a conversion calibrates on."""
+        with np.load(self._work / "texts.npz") as kept:
+            return Texts(kept["learned"], kept["held_out"]).calibration(ConvertOptions())
+
+    def _texts(self, real: Callable[..., Texts]) -> Callable[..., Texts]:
+        """Make conversions share the calibration text, which is the same for all of them."""
+        path = self._work / "texts.npz"
+
+        def texts_of(*given: Any, **named: Any) -> Texts:
+            if path.exists():
+                with np.load(path) as kept:
+                    notes = tuple(kept["notes"].tolist())
+                    return Texts(kept["learned"], kept["held_out"], notes, kept.get("more"))
+            result = real(*given, **named)
+            parts = {"learned": result.learned, "held_out": result.held_out, "more": result.more}
+            kept = {name: windows for name, windows in parts.items() if windows is not None}
+            np.savez(path, notes=np.array(result.notes, dtype=str), **kept)
+            raise _Enough
+
+        return texts_of
+
+    def _sensitivity(self, real: Callable[..., Sensitivity]) -> Callable[..., Sensitivity]:
+        """Make conversions to several sizes share what they measure first."""
+        path = self._work / "sensitivity.json"
+
+        def measure(*given: Any, **named: Any) -> Sensitivity:
+            if not path.exists():
+                path.write_text(json.dumps(real(*given, **named).to_json()))
+            return Sensitivity.from_json(json.loads(path.read_text()))
+
+        return measure
 
 
-def _prepare_peer(
-    checkpoint: Path, folder: Path, reference: Any, calibration: np.ndarray, cut: list[Any]
+def _print(label: str, cell: dict[str, Any]) -> None:
+    print(f"| {label} | {cell['bytes']:,} | {cell['kl']:.4f} | {cell['ratio']:.3f} |", flush=True)
+    formats = ", ".join(f"{n} of {what}" for what, n in sorted(cell["formats"].items()))
+    print("  " + formats, *cell.get("notes", ()), flush=True, file=sys.stderr)
+
+
+def _write_imatrix(
+    reference: TransformersReference, calibration: npt.NDArray[np.int64], path: Path
 ) -> None:
-    """Write the files for the peers: float16 weights, importance of each input, token ids."""
+    """Write the mean square of each linear layer's inputs, by the name of its weights."""
     import torch
-    from safetensors.torch import save_file
 
-    folder.mkdir()
-    model = reference._model
+    # Without the head, whose importance llama.cpp's own tool does not measure either.
+    model = reference._model.model
     squares: dict[str, Any] = {}
     handles = []
     for name, module in model.named_modules():
@@ -143,10 +266,16 @@ def _prepare_peer(
             model(torch.from_numpy(window[None]), use_cache=False)
     for handle in handles:
         handle.remove()
-    np.savez(
-        folder / "imatrix.npz",
-        **{f"{name}.weight": (total / calibration.size).numpy() for name, total in squares.items()},
-    )
+    means = {f"model.{name}.weight": sums / calibration.size for name, sums in squares.items()}
+    np.savez(path, **{name: mean.numpy() for name, mean in means.items()})
+
+
+def _write_halves(checkpoint: Path, reference: TransformersReference, folder: Path) -> None:
+    """Write the original with float16 weights, as `peer_gguf.py` reads it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    model = reference._model
     state = {
         name: value.half().contiguous()
         for name, value in model.state_dict().items()
@@ -157,44 +286,6 @@ def _prepare_peer(
     for key in ("bos_token_id", "eos_token_id"):
         config[key] = config[key] if isinstance(config.get(key), int) else 0
     (folder / "config.json").write_text(json.dumps(config))
-    np.save(folder / "lengths.npy", np.array([len(window.ids) for window in cut]))
-    np.save(folder / "ids.npy", np.concatenate([window.ids for window in cut]).astype(np.int32))
-
-
-def _peer(checkpoint: Path, folder: Path, kinds: list[str]) -> None:
-    """Write GGUF files and their logits, in the peers' environment."""
-    import ctypes
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    import gguf
-    import llama_cpp
-    import peer_gguf
-    import peer_logits
-
-    source = folder / "F16.gguf"
-    peer_gguf.write_f16(folder, source)
-    kept = []
-    with np.load(folder / "imatrix.npz") as importance:
-        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
-        for i, name in enumerate(importance):
-            values = np.ascontiguousarray(importance[name], np.float32)
-            text = peer_gguf.gguf_name(name).encode()
-            kept += [values, text]
-            entries[i].name = text
-            entries[i].data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            entries[i].size = values.size
-    ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
-    for kind in kinds:
-        path = folder / f"{kind}.gguf"
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype = peer_gguf.TYPES[kind]
-        params.nthread = 1
-        params.imatrix = entries
-        if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params):
-            raise SystemExit(f"llama.cpp could not quantise to {kind}")
-        size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
-        (folder / f"{kind}.json").write_text(json.dumps({"bytes": size}))
-        np.save(folder / f"{kind}.npy", peer_logits.logits(path, ids, lengths))
 
 
 if __name__ == "__main__":

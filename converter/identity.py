@@ -14,7 +14,7 @@ from edgetok.errors import MissingExtraError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.machine import cores
 
-VERSION = 3  # of the output; work of another version is never continued
+VERSION = 4  # of the output; work of another version is never continued
 
 
 def require_torch(what: str) -> None:

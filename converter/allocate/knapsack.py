@@ -100,15 +100,14 @@ class Allocator:
         """
         self._spec = spec
         self._kept = dict(kept)
-        self._symmetric = symmetric
+        self._zeros = not symmetric
         self._sensitivity = sensitivity
         self._curve = _LogLog(sensitivity.probes)
         shapes = linear_shapes(spec)
         self._nbytes = {
             name: {
                 way: sum(
-                    tensor_bytes(*part)
-                    for part in linear_tensors(name, shapes[name], self._form(way)).values()
+                    tensor_bytes(*part) for part in linear_tensors(name, shapes[name], way).values()
                 )
                 for way in sensitivity.kl[name]
             }
@@ -218,7 +217,10 @@ class Allocator:
         result = []
         for way in _UNIFORM:
             ways = {
-                name: _UNIFORM_HEAD if name in ("lm_head", "embed_tokens") else way
+                name: TensorFormat(
+                    *(_UNIFORM_HEAD if name in ("lm_head", "embed_tokens") else way),
+                    zeros=self._zeros,
+                )
                 for name in self._nbytes
             }
             if all(way in self._nbytes[name] for name, way in ways.items()):
@@ -228,22 +230,19 @@ class Allocator:
                 result.append(FitPoint(nbytes, self.expected_kl(loss), name))
         return result
 
-    def _form(self, way: tuple[int, int]) -> TensorFormat:
-        return TensorFormat(*way, zeros=not self._symmetric)
-
     def _choices(self, names: Sequence[str]) -> list[Choice]:
         """Return the combinations with one group size that no other beats, by rising bytes."""
         kl = self._sensitivity.kl
         combined = []
-        for group in {group for name in names for _, group in kl[name]}:
-            ways = [[way for way in kl[name] if way[1] == group] for name in names]
+        for group in {form.group_size for name in names for form in kl[name]}:
+            ways = [[form for form in kl[name] if form.group_size == group] for name in names]
             for combination in itertools.product(*ways):
                 pairs = list(zip(names, combination, strict=True))
                 combined.append(
                     Choice(
                         sum(self._nbytes[name][way] for name, way in pairs),
                         math.fsum(kl[name][way] for name, way in pairs),
-                        tuple((name, self._form(way)) for name, way in pairs),
+                        tuple(pairs),
                     )
                 )
         combined.sort(key=lambda choice: (choice.nbytes, choice.loss))

@@ -19,8 +19,9 @@ mixed widths: arXiv 2306.07629, section 4.1 (diagonal, per weight; here per outp
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,31 +31,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edgetok.converter.allocate.sensitivity_of_ends import Ends, fitting, halves
 from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
 from edgetok.converter.calibrate.block import Block
-from edgetok.converter.calibrate.compare import head_agreement, head_logits
-from edgetok.converter.calibrate.original_model import Original, gather_rows
+from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.durable import write_durably
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.recipe import rounder_of_ends
+from edgetok.converter.quantise.level_table import LEVELS
 from edgetok.converter.quantised import fits_float16_scales
 from edgetok.converter.read.canonical_weights import CanonicalWeights
-from edgetok.models.spec import DecoderSpec
+from edgetok.formats.layout import TensorFormat
 
 Floats = npt.NDArray[np.float32]
 
-LAYER_BITS = (2, 3, 4, 8)
-HEAD_BITS = (2, 4, 8)
 GROUP_SIZES = (32, 64, 128)
 
 _TOKENS = 4096
-_HEAD_TOKENS = 512
 _ROWS = 128  # of each tensor; twice as many gave the same choice on three models
-_SEED = 20
 # `tune` repairs more of the loss of an embedding or a head than of the loss of layers. At 2.386 MB
 # the default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
 _TUNED_END = 0.5
@@ -65,17 +62,25 @@ class Sensitivity:
     """The measured losses of every tensor.
 
     Attributes:
-        kl: expected KL in nats by tensor and (bits, group_size), each tensor by itself.
+        kl: expected KL in nats by tensor and format, each tensor by itself.
         probes: (sum of such figures, KL measured) of the whole model rounded to nearest.
     """
 
-    kl: Mapping[str, Mapping[tuple[int, int], float]]
+    kl: Mapping[str, Mapping[TensorFormat, float]]
     probes: tuple[tuple[float, float], ...]
+
+    def without_grouped(self) -> Sensitivity:
+        """Return it without the formats that the GPU backend does not take."""
+        kl = {
+            name: {form: cost for form, cost in costs.items() if not form.grouped}
+            for name, costs in self.kl.items()
+        }
+        return Sensitivity(kl, self.probes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         kl = {
-            name: [[bits, group, value] for (bits, group), value in costs.items()]
+            name: [[dataclasses.asdict(form), value] for form, value in costs.items()]
             for name, costs in self.kl.items()
         }
         return {"kl": kl, "probes": [list(probe) for probe in self.probes]}
@@ -84,7 +89,7 @@ class Sensitivity:
     def from_json(cls, values: Mapping[str, Any]) -> Sensitivity:
         """Read what `to_json` gave."""
         kl = {
-            name: {(bits, group): value for bits, group, value in costs}
+            name: {TensorFormat(**form): value for form, value in costs}
             for name, costs in values["kl"].items()
         }
         return cls(kl, tuple((predicted, result) for predicted, result in values["probes"]))
@@ -124,13 +129,21 @@ def measure(
         with original.block(index) as block:
             states.push(block(states.last))
         progress.advance()
-    gradient = _head(original, states.last, trial)
+    ends = Ends(original, options, greatest, threads)
+    trial.kl["lm_head"], gradient = ends.head(states.last)
     progress.advance()
     for index in reversed(range(spec.num_layers)):
         with original.block(index) as block:
             gradient = _block(block, states.pop(), gradient, trial)
         progress.advance()
-    _embedding(weights, windows, gradient, trial)
+    name = "lm_head" if spec.tied else "embed_tokens"
+    for form, cost in ends.embedding(windows, gradient).items():
+        # A tied matrix loses in both places.
+        costs = trial.kl.setdefault(name, {})
+        costs[form] = costs.get(form, 0.0) + cost
+    for end in {name, "lm_head"}:
+        known = trial.kl[end].get(trial.probed(PROBE_HEAD[0]), 0.0)
+        trial.probes[end] = dict.fromkeys(PROBE_BITS, known)
     if "tune" in options.steps and learns_whole(weights.parameters):
         for end in filter(_is_end, trial.kl):
             trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
@@ -148,32 +161,28 @@ class _Trial:
     ) -> None:
         self.options = options
         self.threads = threads
-        self.kl: dict[str, dict[tuple[int, int], float]] = {}
+        self.kl: dict[str, dict[TensorFormat, float]] = {}
         self.probes: dict[str, dict[int, float]] = {}
         self._greatest = greatest
 
-    def ways(self, name: str) -> list[tuple[int, int]]:
-        """Bits and group sizes that hold the tensor."""
-        every = HEAD_BITS if _is_end(name) else LAYER_BITS
-        return [
-            (bits, group)
-            for bits in every
-            if fits_float16_scales(self._greatest[name], bits)
+    def ways(self, name: str, inputs: int) -> list[TensorFormat]:
+        """Formats that hold a tensor with so many inputs."""
+        zeros = not self.options.symmetric
+        found = [
+            form
             for group in GROUP_SIZES
+            for form in (
+                *(TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)),
+                TensorFormat(8, group),
+            )
         ]
+        # Kernels for these take no other groups.
+        found += [TensorFormat(5, 32), TensorFormat(4, 32, table=True)]
+        return fitting(found, inputs, self._greatest[name])
 
-    def end(self, values: Floats, bits: int, group: int) -> Tensor:
-        """Return the change that the recipe makes to an embedding or a head."""
-        result = rounder_of_ends(self.options)(
-            values, bits, group, symmetric=self.options.symmetric, threads=self.threads
-        )
-        return torch.from_numpy(result.dequantise() - values)
-
-    def nearest(self, values: Floats, bits: int, group: int) -> Tensor:
+    def nearest(self, values: Floats, form: TensorFormat) -> Tensor:
         """Return the change that rounding to nearest makes."""
-        result = rtn.quantise(
-            values, bits, group, symmetric=self.options.symmetric, threads=self.threads
-        )
+        result = rtn.nearest(values, form, threads=self.threads)
         return torch.from_numpy(result.dequantise() - values)
 
     def linear(self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor) -> None:
@@ -188,33 +197,38 @@ class _Trial:
             return 0.5 * N / len(rows) * float(moved.square_().sum(dtype=torch.float64)) / len(x)
 
         self.probes[name] = {
-            bits: cost(self.nearest(some.numpy(), bits, PROBE_GROUP))
+            bits: cost(self.nearest(some.numpy(), self.probed(bits)))
             for bits in PROBE_BITS
             if fits_float16_scales(self._greatest[name], bits)
         }
         self.probes[name] = {bits: self.probes[name].get(bits, 0.0) for bits in PROBE_BITS}
         self.kl[name] = {}
         inverse: gptq.Inverse | None = None
-        for bits, group in self.ways(name):
+        for form in self.ways(name, x.shape[1]):
             if self.options.method == "rtn":
-                difference = self.nearest(some.numpy(), bits, group)
+                difference = self.nearest(some.numpy(), form)
             else:
                 # In plain order one factor serves every group size.
                 if inverse is None:
                     inverse = gptq.invert(
-                        hessian, group, damping=self.options.damping, order="plain"
+                        hessian, form.group_size, damping=self.options.damping, order="plain"
                     )
-                groups = gptq.order_inputs(hessian.diagonal(), group, "plain")
+                groups = gptq.order_inputs(hessian.diagonal(), form.group_size, "plain")
                 result = gptq.quantise(
                     some,
                     gptq.Inverse(groups, inverse.factor, inverse.damping),
-                    bits,
-                    group,
-                    symmetric=self.options.symmetric,
+                    form.bits,
+                    form.group_size,
+                    symmetric=not form.zeros,
+                    table=LEVELS if form.table else None,
                     threads=self.threads,
                 )
                 difference = torch.from_numpy(result.dequantise()) - some
-            self.kl[name][bits, group] = cost(difference)
+            self.kl[name][form] = cost(difference)
+
+    def probed(self, bits: int) -> TensorFormat:
+        """Return the format of so many bits that whole models are probed with."""
+        return TensorFormat(bits, PROBE_GROUP, zeros=not self.options.symmetric)
 
 
 class _States:
@@ -260,7 +274,7 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
     tokens = hidden.shape[1]
     for stage in block.stages:
         x = torch.cat(inputs[stage[0]])
-        seen, held_out = _halves(len(x), tokens)
+        seen, held_out = halves(len(x), tokens)
         hessian = gptq.Hessian(x.shape[1])
         hessian.add(x[seen])
         mean = hessian.mean()
@@ -271,105 +285,6 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
                 f"layers.{block.index}.{name}", weight, x[held_out], g[held_out], mean.clone()
             )
     return before
-
-
-def _halves(count: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Split windows into every other one and the rest; split a single window into halves."""
-    at = torch.arange(count)
-    odd = (at // tokens) % 2 == 1 if count > tokens else at >= count // 2
-    return at[~odd], at[odd]
-
-
-def _head(original: Original, hidden: Tensor, trial: _Trial) -> Tensor:
-    """Costs of the output head; gradient of log p of tokens drawn from it, before the last norm."""
-    weights = original.weights
-    spec = weights.family.spec
-    norm = torch.from_numpy(weights.tensor("final_norm.weight"))
-    start = hidden.detach().requires_grad_()
-    normed = original.final_norm(start, norm)
-    states = normed.detach().flatten(0, 1)
-    some = states[torch.from_numpy(spread(len(states), min(len(states), _HEAD_TOKENS)))]
-    targets = torch.zeros(len(some), dtype=torch.int64)
-    costs = {}
-    for bits, group in trial.ways("lm_head"):
-        pieces = (
-            piece + trial.end(piece, bits, group).numpy()
-            for piece in weights.pieces("lm_head.weight")
-        )
-        result = head_agreement(some, some, weights.pieces("lm_head.weight"), pieces, targets, spec)
-        costs[bits, group] = result.kl
-    trial.kl["lm_head"] = costs
-    gradient = drawn_gradient(states, lambda: weights.pieces("lm_head.weight"), spec)
-    (back,) = torch.autograd.grad(normed, start, gradient.reshape(normed.shape))
-    return back
-
-
-def drawn_gradient(
-    states: Tensor, head: Callable[[], Iterator[Floats]], spec: DecoderSpec
-) -> Tensor:
-    """Gradient of log p(token) with respect to the head's inputs, tokens drawn from p.
-
-    Args:
-        states: [n, hidden_size] inputs of the head.
-        head: called for the head's rows, some at a time.
-        spec: for what is done to logits.
-
-    Returns:
-        [n, hidden_size].
-    """
-    draw = torch.Generator().manual_seed(_SEED)
-    n = len(states)
-    best = torch.full((n,), -torch.inf, dtype=torch.float64)
-    token = torch.zeros(n, dtype=torch.int64)
-    total = torch.full((n,), -torch.inf, dtype=torch.float64)
-    first = 0
-    for rows in _row_pieces(head):
-        logits = head_logits(states, rows, spec)
-        total = torch.logaddexp(total, logits.logsumexp(1))
-        # The greatest of logits plus Gumbel noise is a draw from their softmax.
-        noise = torch.rand(logits.shape, generator=draw, dtype=torch.float64)
-        value, at = (logits - noise.log().neg_().log_()).max(1)
-        token = torch.where(value > best, at + first, token)
-        best = torch.maximum(best, value)
-        first += len(rows)
-    gradient = torch.zeros_like(states)
-    first = 0
-    for rows in _row_pieces(head):
-        logits = head_logits(states, rows, spec)
-        slope = (logits - total[:, None]).exp_().neg_()
-        here = (token >= first) & (token < first + len(rows))
-        slope[here, token[here] - first] += 1
-        if spec.logit_softcap:
-            slope *= 1 - (logits / spec.logit_softcap).square_()
-        gradient += (slope * spec.logit_scale).float() @ rows
-        first += len(rows)
-    return gradient
-
-
-def _row_pieces(head: Callable[[], Iterator[Floats]]) -> Iterator[Tensor]:
-    for piece in head():
-        for first in range(0, len(piece), 4096):
-            yield torch.from_numpy(piece[first : first + 4096])
-
-
-def _embedding(weights: CanonicalWeights, windows: Tokens, gradient: Tensor, trial: _Trial) -> None:
-    """Costs of the embedding, added to the head's where both are one matrix."""
-    spec = weights.family.spec
-    name = "lm_head" if spec.tied else "embed_tokens"
-    known, at = np.unique(windows, return_inverse=True)
-    rows = gather_rows(weights.pieces("embed_tokens.weight"), known).numpy()
-    g = gradient.reshape(-1, rows.shape[1])
-    index = torch.from_numpy(at.reshape(-1))
-
-    def cost(bits: int, group: int) -> float:
-        moved = trial.end(rows, bits, group)[index] * spec.embed_scale
-        return 0.5 * float((moved * g).sum(1).double().square().mean())
-
-    costs = trial.kl.setdefault(name, {})
-    for way in trial.ways(name):
-        costs[way] = costs.get(way, 0.0) + cost(*way)
-    for end in {name, "lm_head"}:
-        trial.probes[end] = dict.fromkeys(PROBE_BITS, trial.kl[end].get(PROBE_HEAD, 0.0))
 
 
 def _is_end(name: str) -> bool:

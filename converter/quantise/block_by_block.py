@@ -35,13 +35,19 @@ from edgetok.converter.quantise.experts import (
     output_error,
     round_experts,
 )
-from edgetok.converter.quantise.recipe import round_layers, rounder_of_ends
+from edgetok.converter.quantise.recipe import (
+    Rounder,
+    calibrates_head,
+    round_layers,
+    rounder_of_ends,
+    rounder_of_head,
+)
 from edgetok.converter.quantise.train_block import refine_block
 from edgetok.converter.quantise.train_model import tune
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
-from edgetok.converter.write.pack_codes import pack_linear
+from edgetok.converter.write.pack_codes import pack_quantised
 from edgetok.converter.write.workspace import Workspace
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import CheckpointError
@@ -127,6 +133,12 @@ def convert_calibrated(
                         _shared_path(workspace.folder, index), original.calls.saved(index)
                     )
             else:
+                rounder = rounder_of_ends(job.options)
+                if "lm_head" in modules and calibrates_head(job.options):
+                    if hidden is None:
+                        last = job.weights.family.spec.num_layers
+                        hidden = _hidden_before(original, windows, last, workspace.folder)
+                    rounder = _rounder_of_head(original, hidden, job.options)
                 layers = direct.write_modules(
                     job.weights,
                     modules,
@@ -134,7 +146,7 @@ def convert_calibrated(
                     job.layout,
                     job.data,
                     job.threads,
-                    rounder_of_ends(job.options),
+                    rounder,
                 )
                 result = {"layers": layers}
             job.data.sync()
@@ -154,6 +166,16 @@ def convert_calibrated(
     return [
         f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
     ]
+
+
+def _rounder_of_head(original: Original, hidden: Tensor, options: ConvertOptions) -> Rounder:
+    """Return the quantiser of the output head for the last block's outputs [B, T, hidden_size]."""
+    norm = torch.from_numpy(original.weights.tensor("final_norm.weight"))
+    hessian = gptq.Hessian(hidden.shape[2])
+    for window in hidden:
+        hessian.add(original.final_norm(window[None], norm)[0].detach())
+    tied = original.weights.family.spec.tied
+    return rounder_of_head(hessian.mean(), options, tied=tied)
 
 
 def _few_tokens(few: Mapping[str, list[int] | None]) -> list[str]:
@@ -249,7 +271,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
             form = job.formats[layer + name]
             weight = block.get(name + ".weight")
             if name in result:
-                written = _write_quantised(job, layer + name, result[name], form)
+                written = _write_quantised(job, layer + name, result[name])
             else:
                 written = _write_plain(job, layer + name, weight, form)
             errors.append(
@@ -286,7 +308,7 @@ def _refine(
     )
     for name, result in refined.layers.items():
         module = f"layers.{block.index}.{name}"
-        block.set(name + ".weight", _write_quantised(job, module, result, job.formats[module]))
+        block.set(name + ".weight", _write_quantised(job, module, result))
     return refined.error_before, refined.error_after
 
 
@@ -339,9 +361,9 @@ def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) ->
     block.observe(hidden, (linear,), see)
 
 
-def _write_quantised(job: Job, name: str, result: Quantised, form: TensorFormat) -> Tensor:
+def _write_quantised(job: Job, name: str, result: Quantised) -> Tensor:
     """Write codes, scales and zero points; the weights that they stand for."""
-    for suffix, values in pack_linear(result.codes, result.scales, result.zeros, form).items():
+    for suffix, values in pack_quantised(result).items():
         job.data.write(name + suffix, values)
     return torch.from_numpy(result.dequantise())
 

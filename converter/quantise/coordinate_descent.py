@@ -14,6 +14,8 @@ Source: arXiv 2309.01885 (QuantEase), section 3; scales: arXiv 2406.17542 (CDQua
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from edgetok.converter.quantise import inner_loops as rounding
 from edgetok.converter.quantise.inner_loops import Reals
+from edgetok.converter.quantise.level_table import LevelTable
 from edgetok.converter.quantised import Quantised, float16_scales
 
 _BLOCK_INPUTS = 128  # the gradient of inputs beyond these waits until the block is done
@@ -40,13 +43,16 @@ def descend(
     """
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype
-    codes = start.codes.astype(dtype)
+    levels = None if start.table is None else LevelTable(start.table, dtype)
+    # With a table what moves are levels, which need no zero points.
+    codes = start.codes.astype(dtype) if levels is None else levels.levels[start.codes]
     scales = start.scales.astype(np.float16)
-    zeros = (
-        np.full(scales.shape, 1 << (start.bits - 1), dtype)
-        if start.zeros is None
-        else start.zeros.astype(dtype)
-    )
+    if levels is not None:
+        zeros = np.zeros(scales.shape, dtype)
+    elif start.zeros is None:
+        zeros = np.full(scales.shape, 1 << (start.bits - 1), dtype)
+    else:
+        zeros = start.zeros.astype(dtype)
     top = dtype.type((1 << start.bits) - 1)
     width = max(_BLOCK_INPUTS // g, 1) * g
     gradient = torch.from_numpy(start.dequantise()).to(weight.dtype).sub_(weight) @ hessian
@@ -57,6 +63,7 @@ def descend(
                 np.array(gradient[:, inputs].numpy(), order="C"),  # changed: a copy
                 np.ascontiguousarray(hessian[inputs, inputs].numpy()),
                 np.ascontiguousarray(codes[:, inputs]),
+                levels,
             )
             for begin in range(0, inputs.stop - first, g):
                 group = (first + begin) // g
@@ -69,20 +76,28 @@ def descend(
             # Nothing looks at what lies behind in the last sweep.
             behind = inputs.stop if sweep == sweeps - 1 else 0
             gradient[:, behind:].addmm_(torch.from_numpy(block.change), hessian[inputs, behind:])
-    return Quantised(codes.astype(np.uint8), scales, start.zeros, start.bits, g)
+    whole = codes.astype(np.uint8) if levels is None else levels.codes(codes)
+    return replace(start, codes=whole, scales=scales)
 
 
 class _Block:
     """A block of a layer's inputs: gradient, codes, and the change of the weights."""
 
-    def __init__(self, gradient: Reals, hessian: Reals, codes: Reals) -> None:
-        self.gradient, self.hessian, self.codes = gradient, hessian, codes
+    def __init__(
+        self, gradient: Reals, hessian: Reals, codes: Reals, levels: LevelTable | None
+    ) -> None:
+        self.gradient, self.hessian, self.codes, self.levels = gradient, hessian, codes, levels
         self.change = np.zeros_like(gradient)
 
     def move_codes(
         self, begin: int, end: int, scale: npt.NDArray[np.float16], top: Reals, threads: int
     ) -> None:
         wide = scale.astype(self.codes.dtype)
+        if self.levels is not None:
+            self.levels.descend_group(
+                self.gradient, (begin, end), self.hessian, wide, self.codes, self.change, threads
+            )
+            return
 
         def chunk(rows: slice) -> None:
             rounding.descend_group(
@@ -119,7 +134,7 @@ class _Block:
         rounding.in_chunks(len(self.codes), threads, measure)
         old = scale.astype(self.codes.dtype)
         wanted = old - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
-        new = float16_scales(np.where(wanted > 0, wanted, old).astype(np.float32))
+        new = float16_scales(np.where(wanted * old > 0, wanted, old).astype(np.float32))
         step = new.astype(old.dtype) - old
         step[2 * step * slope + step * step * curve >= 0] = 0
 

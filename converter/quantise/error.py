@@ -21,13 +21,7 @@ def squared_errors(
 
     def chunk(first: int) -> tuple[float, float]:
         rows = slice(first, first + step)
-        piece = Quantised(
-            quantised.codes[rows],
-            quantised.scales[rows],
-            None if quantised.zeros is None else quantised.zeros[rows],
-            quantised.bits,
-            quantised.group_size,
-        )
+        piece = quantised.rows(rows)
         original = weight[rows].ravel()
         difference = piece.dequantise().ravel() - original
         return float(np.dot(difference, difference)), float(np.dot(original, original))

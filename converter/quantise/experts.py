@@ -222,12 +222,6 @@ def _round_alone(
 ) -> list[Quantised]:
     rounder = rounder_of_ends(options)
     return [
-        rounder(
-            np.ascontiguousarray(weight.numpy()),
-            form.bits,
-            form.group_size,
-            symmetric=not form.zeros,
-            threads=threads,
-        )
+        rounder(np.ascontiguousarray(weight.numpy()), form, threads=threads)
         for weight, form in zip(weights, forms, strict=True)
     ]

@@ -27,10 +27,13 @@ from torch import Tensor
 
 from edgetok.converter.options import Order
 from edgetok.converter.quantise import inner_loops as rounding
+from edgetok.converter.quantise import level_table
 from edgetok.converter.quantise.inner_loops import Reals
+from edgetok.converter.quantise.level_table import LevelTable
 from edgetok.converter.quantise.round_to_nearest import grid
 from edgetok.converter.quantised import Quantised, float16_scales
 from edgetok.errors import CheckpointError
+from edgetok.formats.layout import TensorFormat
 
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
 _STRIPE_INPUTS = 1024
@@ -183,6 +186,7 @@ def quantise(
     group_size: int,
     *,
     symmetric: bool = False,
+    table: npt.NDArray[np.int8] | None = None,
     threads: int = 1,
     thorough: bool = False,
 ) -> Quantised:
@@ -194,6 +198,7 @@ def quantise(
         bits: 2 to 8.
         group_size: as `inverse` was made with.
         symmetric: no zero points.
+        table: [16] rising levels, which take the place of zero points.
         threads: number of independent chunks of outputs rounded at once.
         thorough: try more spans and zero points for each group, and refit scales.
     """
@@ -203,6 +208,7 @@ def quantise(
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, len(inverse.groups)), np.float16)
     zeros = np.empty((N, len(inverse.groups)), np.uint8)
+    levels = None if table is None else LevelTable(table, w.numpy().dtype)
     done = 0
     for block in _blocks_of(inverse.groups):
         first, end = done, done + sum(len(group) for group in block)
@@ -213,53 +219,57 @@ def quantise(
         for group in block:
             g = int(group[0]) // group_size
             inside = (done - first, done - first + len(group))
-            scale, zero = search_grid(
-                np.ascontiguousarray(values[:, slice(*inside)]),
-                factor.diagonal()[slice(*inside)] ** -2,
-                bits,
-                symmetric=symmetric,
-                threads=threads,
-                thorough=thorough,
-            )
-            scales[:, g], zeros[:, g] = scale, zero
-            _round_group(values, inside, factor, scale, zero, bits, result, errors, threads)
+            part = np.ascontiguousarray(values[:, slice(*inside)])
+            importance = factor.diagonal()[slice(*inside)] ** -2
+            if levels is not None:
+                scale = levels.search_scale(part, importance, threads=threads, thorough=thorough)
+                levels.round_group(values, inside, factor, scale, result, errors, threads)
+                scales[:, g] = scale
+            else:
+                scale, zero = search_grid(
+                    part,
+                    importance,
+                    bits,
+                    symmetric=symmetric,
+                    threads=threads,
+                    thorough=thorough,
+                )
+                scales[:, g], zeros[:, g] = scale, zero
+                _round_group(values, inside, factor, scale, zero, bits, result, errors, threads)
             done += len(group)
         codes[:, permutation[first:end].numpy()] = result
         w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
-    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+    without = symmetric or table is not None
+    return Quantised(codes, scales, None if without else zeros, bits, group_size, table=table)
 
 
 def quantise_searched(
-    weight: npt.NDArray[np.float32],
-    bits: int,
-    group_size: int,
-    *,
-    symmetric: bool = False,
-    threads: int = 1,
+    weight: npt.NDArray[np.float32], form: TensorFormat, *, threads: int = 1
 ) -> Quantised:
     """Round each weight to nearest, spans and zero points searched, all inputs alike.
 
     Args:
         weight: [N, K] float32.
-        bits: 2 to 8.
-        group_size: inputs that share a scale.
-        symmetric: no zero points.
+        form: bits, group size, and whether there are zero points or a table.
         threads: for rounding.
     """
     N, K = weight.shape
+    size, bits, symmetric = form.group_size, form.bits, not form.zeros
+    if form.table:
+        return level_table.quantise(weight, size, threads=threads, thorough=True)
     codes = np.empty((N, K), np.uint8)
-    scales = np.empty((N, -(-K // group_size)), np.float16)
+    scales = np.empty((N, -(-K // size)), np.float16)
     zeros = np.empty(scales.shape, np.uint8)
-    for g, first in enumerate(range(0, K, group_size)):
-        group = np.ascontiguousarray(weight[:, first : first + group_size])
+    for g, first in enumerate(range(0, K, size)):
+        group = np.ascontiguousarray(weight[:, first : first + size])
         alike = np.ones(group.shape[1], np.float32)
         scales[:, g], zeros[:, g] = search_grid(
             group, alike, bits, symmetric=symmetric, threads=threads, thorough=True
         )
         scale = scales[:, g, None].astype(np.float32)
         rounded = np.rint(group / scale) + zeros[:, g, None]
-        codes[:, first : first + group_size] = rounded.clip(0, (1 << bits) - 1)
-    return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+        codes[:, first : first + size] = rounded.clip(0, (1 << bits) - 1)
+    return Quantised(codes, scales, None if symmetric else zeros, bits, size)
 
 
 def search_grid(

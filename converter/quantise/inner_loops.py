@@ -21,15 +21,16 @@ Reals = npt.NDArray[np.floating[Any]]
 CHUNK_OUTPUTS = 256  # a block of 128 inputs is then 128 KB of float32, which an L2 cache holds
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile an inner loop that other threads may run beside."""
     # Sums may be computed in another order, or they are not vectorised; inputs are finite.
-    compiled: Callable[..., None] = njit(
+    result: Callable[..., None] = njit(
         nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
     )(function)
-    return compiled
+    return result
 
 
-@_compiled
+@compiled
 def best_candidate(
     weight: Any, importance: Any, scales: Any, zeros: Any, top: Any, best: Any
 ) -> None:
@@ -58,7 +59,7 @@ def best_candidate(
                 least, best[i] = loss, c
 
 
-@_compiled
+@compiled
 def refit(weight: Any, importance: Any, scale: Any, zero: Any, top: Any, out: Any) -> None:
     """Least-squares scale for the codes that a scale gives: sum h v w / sum h v^2, v = q - zero.
 
@@ -81,7 +82,7 @@ def refit(weight: Any, importance: Any, scale: Any, zero: Any, top: Any, out: An
         out[i] = product / square if square > 0 and product > 0 else scale[i]
 
 
-@_compiled
+@compiled
 def round_group(
     weight: Any,
     first: Any,
@@ -117,7 +118,7 @@ def round_group(
                 weight[i, k] -= error * factor[j, k]
 
 
-@_compiled
+@compiled
 def descend_group(
     gradient: Any,
     first: Any,
@@ -153,7 +154,7 @@ def descend_group(
                     gradient[i, k] += step * hessian[j, k]
 
 
-@_compiled
+@compiled
 def scale_slopes(
     gradient: Any,
     first: Any,
@@ -188,7 +189,7 @@ def scale_slopes(
         slopes[i], curves[i] = slope, curve
 
 
-@_compiled
+@compiled
 def change_scale(
     gradient: Any,
     first: Any,

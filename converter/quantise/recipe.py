@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,10 +25,16 @@ from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.coordinate_descent import descend
 from edgetok.converter.quantise.gptq import Inverse
+from edgetok.converter.quantise.level_table import LEVELS
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import TensorFormat
 
+# Share of the mean diagonal that a head's Hessian gets for its use as an embedding: see
+# docs/notes/quantisation.md.
+TIED_DAMPING = 0.1
 SWEEPS = 2  # of coordinate descent: each costs as much as GPTQ, and the first gains most
+
+Rounder = Callable[..., Quantised]  # of [N, K] float32 and a format, with `threads`
 
 
 class Inputs:
@@ -60,10 +68,39 @@ class Inputs:
         return hessian
 
 
-def rounder_of_ends(options: ConvertOptions) -> Callable[..., Quantised]:
-    """Return the quantiser of the embedding and the head, which are not calibrated."""
+def rounder_of_ends(options: ConvertOptions) -> Rounder:
+    """Return the quantiser of an embedding, or of a head whose inputs are not known."""
     searched = options.method == "auto" and "search" in options.steps
-    return gptq.quantise_searched if searched else rtn.quantise
+    return gptq.quantise_searched if searched else rtn.nearest
+
+
+def calibrates_head(options: ConvertOptions) -> bool:
+    """Return whether the output head is rounded like the layers, with a Hessian of its inputs."""
+    return options.method == "auto" and "gptq" in options.steps
+
+
+def rounder_of_head(hessian: Tensor, options: ConvertOptions, *, tied: bool) -> Rounder:
+    """Return the quantiser of the output head.
+
+    Args:
+        hessian: [K, K] of its inputs.
+        options: which steps there are, damping and order.
+        tied: whether it is the embedding, too: errors then count in every direction.
+    """
+    if tied:
+        hessian = hessian + torch.eye(len(hessian)) * (TIED_DAMPING * hessian.diagonal().mean())
+    inverses: dict[int, Inverse] = {}
+
+    def round_rows(
+        weight: npt.NDArray[np.float32], form: TensorFormat, *, threads: int = 1
+    ) -> Quantised:
+        if form.group_size not in inverses:
+            inverses[form.group_size] = Inputs(hessian.clone(), options).inverse(form.group_size)
+        known = dict(inverses)  # which rounding may use up
+        rows = torch.from_numpy(weight)
+        return round_layers([rows], hessian.clone(), [form], options, threads, known)[0]
+
+    return round_rows
 
 
 def round_layers(
@@ -93,6 +130,7 @@ def round_layers(
             form.bits,
             form.group_size,
             symmetric=not form.zeros,
+            table=LEVELS if form.table else None,
             threads=threads,
             thorough="search" in steps,
         )

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from edgetok.converter.quantise.level_table import quantise as table_nearest
 from edgetok.converter.quantised import _CHUNK_WEIGHTS, Floats, Quantised, float16_scales
+from edgetok.formats.layout import TensorFormat
 
 
 def grid(
@@ -81,6 +83,14 @@ def quantise(
         for first in starts:
             chunk(first)
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
+
+
+def nearest(weight: Floats, form: TensorFormat, *, threads: int = 1) -> Quantised:
+    """Round each weight of a matrix [N, K] to the nearest of a format's levels."""
+    if not form.table:
+        symmetric = not form.zeros
+        return quantise(weight, form.bits, form.group_size, symmetric=symmetric, threads=threads)
+    return table_nearest(weight, form.group_size, threads=threads)
 
 
 def _quantise_rows(

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.progress import Progress
-from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.error import relative, squared_errors
+from edgetok.converter.quantise.round_to_nearest import nearest
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
-from edgetok.converter.write.pack_codes import pack_linear, pack_quantised
+from edgetok.converter.write.pack_codes import pack_quantised
 from edgetok.converter.write.workspace import Workspace
-from edgetok.formats.layout import EMBEDDINGS, Layout
+from edgetok.formats.layout import EMBEDDINGS, TABLE, Layout
 from edgetok.models.spec import DecoderSpec
 
 # Modules between a token and the first layer: they are written together.
@@ -73,7 +73,7 @@ def write_modules(
     layout: Layout,
     data: DataFile,
     threads: int,
-    rounder: Rounder = rtn.quantise,
+    rounder: Rounder = nearest,
 ) -> list[dict[str, Any]]:
     """Write modules from the checkpoint; fields of a `LayerReport` for each matrix."""
     errors = []
@@ -107,10 +107,8 @@ def _write_matrix(
     error = norm = 0.0
     for piece in weights.pieces(module + ".weight"):
         if form.quantised:
-            quantised = rounder(
-                piece, form.bits, form.group_size, symmetric=not form.zeros, threads=threads
-            )
-            pieces.append(pack_linear(quantised.codes, quantised.scales, quantised.zeros, form))
+            quantised = rounder(piece, form, threads=threads)
+            pieces.append(pack_quantised(quantised))
             more_error, more_norm = squared_errors(piece, quantised, threads)
         else:
             stored = piece.astype(np.float16 if form.bits == 16 else np.float32)
@@ -120,5 +118,7 @@ def _write_matrix(
             more_norm = float(np.dot(piece.ravel(), piece.ravel()))
         error, norm = error + more_error, norm + more_norm
     for suffix in list(pieces[0]):
-        data.write(module + suffix, np.concatenate([piece.pop(suffix) for piece in pieces]))
+        parts = [piece.pop(suffix) for piece in pieces]
+        # All rows of a matrix share the table.
+        data.write(module + suffix, parts[0] if suffix == TABLE else np.concatenate(parts))
     return relative(error, norm)

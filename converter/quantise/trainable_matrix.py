@@ -61,6 +61,8 @@ class LearnedMatrix:
         self._high = self._low + ((1 << stored.bits) - 1)
         self._reach = 2.0 ** (4 - stored.bits)
         self.scale_steps = torch.zeros_like(self._scales, requires_grad=True)
+        # Levels of a table are not evenly spaced: its codes stay.
+        codes = codes and stored.table is None
         self.moves = torch.zeros_like(self._levels, requires_grad=True) if codes else None
 
     def weight(self) -> Tensor:

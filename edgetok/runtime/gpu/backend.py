@@ -102,8 +102,9 @@ class GpuBackend(SpecBackend):
         for name, form in artefact.formats.items():
             if form.grouped:
                 raise UnsupportedError(
-                    f"{artefact.folder}: {name} has {form.bits} bits as GGUF stores them, which "
-                    "the GPU backend does not take; use --device cpu, or convert with --bits 4"
+                    f"{artefact.folder}: {name} has {form.bits} bits with levels or a plane that "
+                    "the GPU backend does not take; use --device cpu, or convert with --bits 4, "
+                    "or with --gpu beside --fit"
                 )
         self._artefact, self._before = artefact, before
         first = 0 if before is None or before.spec is None else before.spec.num_layers

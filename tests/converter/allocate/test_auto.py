@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from edgetok.converter import options as options_module
@@ -202,6 +203,31 @@ def test_each_step_can_be_left_out(llama, tmp_path):
         assert card["options"]["without"] == list(without)
     # Random weights on random text: scales may not help, and are then not folded in.
     assert len(seen) >= 5
+
+
+def test_the_head_is_rounded_for_its_inputs(data, tmp_path):
+    """Its outputs err less on other text than rounded to nearest; tied or not, rows stay near."""
+    source = data / "models" / "stories260k"
+    text = (data / "text" / "tinystories.txt").read_text()[:4000]
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)[None, :512]
+    model = load_reference(source)
+    with torch.no_grad():
+        states = model.base_model(tokens).last_hidden_state[0]
+    weight = model.lm_head.weight.detach()
+    errors, rows = [], []
+    for without in (("tune", "gptq", "descent"), ("tune",)):
+        options = ConvertOptions(
+            bits=8, head_bits=4, without=without, calibration_windows=32, window_tokens=128,
+            reference_tokens=0,
+        )  # fmt: skip
+        convert(str(source), tmp_path / "out", options)
+        written, _ = written_weights(source, tmp_path / "out", options)
+        change = torch.from_numpy(written.tensor("lm_head.weight")) - weight
+        errors.append(float((states @ change.T).square().mean()))
+        rows.append(float(change.square().mean()))
+    assert errors[1] < 0.8 * errors[0]
+    assert rows[1] < 2 * rows[0]
 
 
 def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):

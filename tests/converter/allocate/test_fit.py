@@ -10,7 +10,8 @@ import torch
 
 from edgetok.converter.allocate.knapsack import Allocator
 from edgetok.converter.allocate.search import next_goal
-from edgetok.converter.allocate.sensitivity import Sensitivity, drawn_gradient, measure
+from edgetok.converter.allocate.sensitivity import Sensitivity, measure
+from edgetok.converter.allocate.sensitivity_of_ends import drawn_gradient
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.quantise import round_to_nearest as rtn
@@ -19,6 +20,7 @@ from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes, plan
+from edgetok.model import Model
 from edgetok.models.registry import read_family
 from tests.converter.calibrate.test_blocks import STAGES
 from tests.converter.test_convert import SMALL, Spy, digest, onnx_logits, reference_with
@@ -137,7 +139,7 @@ def test_expected_loss_is_what_is_lost(llama, tmp_path):
         rounded = rtn.quantise(parameter.detach().numpy(), 4, 32).dequantise()
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(rounded))
-        predicted.append(result.kl[name][4, 32])
+        predicted.append(result.kl[name][TensorFormat(4, 32, zeros=True)])
         measured.append(float((exact.exp() * (exact - logs(model))).sum(-1).mean()))
     ratio = np.array(predicted) / np.array(measured)
     assert (ratio > 0.5).all(), dict(zip(names, ratio, strict=True))
@@ -148,14 +150,17 @@ def test_expected_loss_is_what_is_lost(llama, tmp_path):
     assert Sensitivity.from_json(result.to_json()) == result
 
 
-def made_up(spec, seed):
+def made_up(spec, seed, zeros=True):
     """Losses that fall about fourfold with each bit, of tensors that differ a hundredfold."""
     rng = np.random.default_rng(seed)
     kl = {}
     for name in linear_shapes(spec):
         weight = 10 ** rng.uniform(-2, 0)
         kl[name] = {
-            (bits, group): weight * 4.0**-bits * (group / 32) ** 0.3 * rng.uniform(0.8, 1.25)
+            TensorFormat(bits, group, zeros=zeros): weight
+            * 4.0**-bits
+            * (group / 32) ** 0.3
+            * rng.uniform(0.8, 1.25)
             for bits in ((2, 4, 8) if name in ("lm_head", "embed_tokens") else (2, 3, 4))
             for group in (32, 128)
         }
@@ -177,7 +182,7 @@ def test_sharing_out_is_as_good_as_trying_everything(one_layer, seed):
     every = {(0, 0.0)}
     for names in stages:
         ways = {
-            group: [[w for w in sensitivity.kl[n] if w[1] == group] for n in names]
+            group: [[w for w in sensitivity.kl[n] if w.group_size == group] for n in names]
             for group in (32, 128)
         }
         choices = {
@@ -205,7 +210,7 @@ def test_sharing_out_is_as_good_as_trying_everything(one_layer, seed):
 
 
 def stored(shape, way):
-    bits, group = way
+    bits, group = way.bits, way.group_size
     groups = -(-shape.K // group)
     zeros = groups if bits == 3 else -(-groups * bits // 8)
     return shape.N * (groups * group * bits // 8 + 2 * groups + zeros)
@@ -221,7 +226,7 @@ def pareto(points):
 
 
 def test_bounds_of_sharing_out(one_layer):
-    sensitivity = made_up(one_layer, 3)
+    sensitivity = made_up(one_layer, 3, zeros=False)
     allocator = Allocator(one_layer, sensitivity, {}, symmetric=True)
     smallest = allocator.within_loss(math.inf)
     assert {form.bits for form in smallest.formats.values()} == {2}
@@ -322,6 +327,30 @@ def test_a_mixed_artefact_is_what_it_says(fitted):
     card = (out / "report.html").read_text()
     assert "Size against loss" in card
     assert report.fit.wanted in card
+
+
+def test_tables_and_five_bits_are_chosen_and_run(data: Path, tmp_path):
+    """And onnxruntime computes with them what transformers computes with the written weights."""
+    source, out = data / "models" / "stories260k", tmp_path / "out"
+    options = ConvertOptions(method="gptq", **SMALL)
+    convert(str(source), out, options, None, Target(nbytes=190_000, padded=False))
+    with open_artefact(out) as artefact:
+        formats, spec = artefact.formats, artefact.spec
+    assert any(form.table for form in formats.values())
+    assert any(form.bits == 5 for form in formats.values())
+    with Model.load(out, threads=1) as model:  # the CPU backend takes them, too
+        assert model.backend.forward(model.backend.new_cache(8), np.arange(4, dtype=np.int32)).size
+    from edgetok.converter.write.written_weights import WrittenWeights
+
+    written = WrittenWeights(out, spec, formats, plan(spec, formats))
+    tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (1, 24))
+    with torch.no_grad():
+        expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
+    result = onnx_logits(out, tokens, exact=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
+    convert(str(source), out, options, None, Target(nbytes=190_000, padded=False, gpu=True))
+    with open_artefact(out) as artefact:
+        assert not any(form.grouped for form in artefact.formats.values())
 
 
 def test_interrupted_fit_gives_the_same_bytes(fitted, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.errors import CheckpointError
+from edgetok.formats.layout import TensorFormat
 
 
 def layer(outputs, inputs, tokens=400, seed=0):
@@ -211,7 +212,7 @@ def test_factor_of_the_inverse(inputs, monkeypatch):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_searched_rounding_is_nearest_and_errs_less(bits, symmetric):
     weight = np.random.default_rng(bits).standard_t(4, (40, 77)).astype(np.float32)
-    result = gptq.quantise_searched(weight, bits, 32, symmetric=symmetric)
+    result = gptq.quantise_searched(weight, TensorFormat(bits, 32, zeros=not symmetric))
     nearest = rtn.quantise(weight, bits, 32, symmetric=symmetric)
     errors = [np.square(q.dequantise() - weight).sum() for q in (result, nearest)]
     assert errors[0] < 0.95 * errors[1]

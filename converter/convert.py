@@ -216,6 +216,21 @@ def is_quantised(source: Path) -> bool:
     return isinstance(checkpoint, CodedCheckpoint) and bool(checkpoint.coded)
 
 
+def why_not_calibrated(source: Path) -> str | None:
+    """Return why the installed `transformers` cannot calibrate a checkpoint, if so.
+
+    Raises: as `is_quantised`.
+    """
+    checkpoint = open_source(resolve_source(str(source)))
+    try:
+        family = read_family(checkpoint.config, checkpoint.generation_config)
+    except UnknownFamilyError:
+        return None  # optimum's exporter says what it needs
+    from edgetok.converter.calibrate.transformers_model import why_not_run
+
+    return why_not_run(CanonicalWeights(checkpoint, family))
+
+
 def _formats(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace, progress: Progress
 ) -> tuple[dict[str, TensorFormat], dict[str, str]]:
@@ -255,7 +270,7 @@ def _require_original(weights: CanonicalWeights) -> None:
     Raises:
         UnsupportedError: it has other names for the weights, so that some would have no values.
     """
-    if not (has_torch() and _differs_by_release(weights.family.spec)):
+    if not has_torch():
         return
     from edgetok.converter.calibrate.transformers_model import why_not_run
 

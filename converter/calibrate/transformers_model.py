@@ -66,7 +66,7 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedError(
             f"config.json: model_type {model_type!r} is unknown to this release of transformers; "
-            "install a newer one, or use --method rtn"
+            "install a newer one"
         )
     # Built from the class of that name: `auto_map` is never followed.
     known = {key: _numbers(value) for key, value in config.items() if key != "auto_map"}
@@ -90,7 +90,7 @@ def _numbers(value: Any) -> Any:
 
 
 def why_not_run(weights: CanonicalWeights) -> str | None:
-    """Return why the installed `transformers` cannot run a checkpoint with experts, if so."""
+    """Return why the installed `transformers` cannot run a checkpoint, if so."""
     spec, names = weights.family.spec, set(weights.checkpoint.names)
     try:
         module = build_on_meta(weights.checkpoint.config, attention_of(spec))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetok.converter.convert import is_quantised
+from edgetok.converter.convert import is_quantised, why_not_calibrated
 from edgetok.converter.identity import has_torch
 from edgetok.converter.options import ConvertOptions
 
@@ -15,7 +15,7 @@ def automatic(source: Path) -> tuple[ConvertOptions, str]:
     Integers are kept where an artefact holds them. Q2_K of GGUF files gets
     8 bits, because rounding few bits to few other bits loses more than the file already has.
     Weights that were never quantised get 4 bits by gptq, which takes minutes where auto takes an
-    hour; without torch, 8 bits.
+    hour; without torch, or a release of transformers that knows the model, 8 bits.
     """
     if is_quantised(source):
         return ConvertOptions(method="rtn"), ""
@@ -26,6 +26,8 @@ def automatic(source: Path) -> tuple[ConvertOptions, str]:
             ConvertOptions(bits=8, method="rtn"),
             "4 bits need calibration, which needs torch: pip install 'edgetok[convert]'",
         )
+    if reason := why_not_calibrated(source):
+        return ConvertOptions(bits=8, method="rtn"), f"4 bits need calibration: {reason}"
     return ConvertOptions(bits=4, method="gptq"), "edgetok pull --method auto loses less, slowly"
 
 

@@ -141,3 +141,18 @@ def test_integers_of_a_gguf_are_kept(tmp_path: Path, kind: str) -> None:
     assert why == ""
     assert resolve.pull(str(path)).settings == "its integers are kept"
     assert [entry.name for entry in entries()] == ["a.gguf"]
+
+
+def test_what_the_installed_transformers_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from edgetok.library.settings import automatic
+
+    source = tiny_checkpoint("llama", tmp_path / "new")
+    assert automatic(source)[0].method == "gptq"
+    monkeypatch.delitem(CONFIG_MAPPING._mapping, "llama")  # as in a release before the family's
+    options, why = automatic(source)
+    assert (options.bits, options.method) == (8, "rtn")
+    assert "'llama' is unknown to this release of transformers; install a newer one" in why

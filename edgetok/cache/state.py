@@ -162,6 +162,11 @@ class CacheState:
                     f"it was saved with {_told(what, saved.get(name))}, this cache has "
                     f"{_told(what, shape.get(name))}; start with {option} as it was then"
                 )
+        if shape.get("wide") != saved.get("wide"):
+            raise SessionError(
+                "it was saved with more slots for other heads; load it with the artefact that it "
+                "was saved with"
+            )
         if shape != saved:  # sizes of pages and rings follow from the size of the cache
             raise SessionError(
                 "it was saved with a cache of another size; start with --kv-budget and --context "

@@ -151,7 +151,7 @@ def test_any_order_of_operations_where_heads_differ(monkeypatch):
     assert sizes == [(64, [(0, 0), (0, 1), (2, 0), (3, 0), (3, 1)]), (192, [(2, 1)])]
     _operate(driver, np.random.default_rng(5))
     other = Driver("recall", 128, {**SCORES, (2, 1): 0.0, (0, 1): 1.0})
-    with pytest.raises(SessionError, match="wide"):
+    with pytest.raises(SessionError, match="more slots for other heads"):
         other.cache.load(driver.cache.save())
 
 
@@ -295,7 +295,7 @@ def test_blocks_that_are_cut_or_bent_are_refused():
 def test_states_of_another_shape_are_refused():
     driver, other = Driver("retain"), Driver("h2o")
     driver.append(8)
-    with pytest.raises(SessionError, match="policy 'retain', this one 'h2o'"):
+    with pytest.raises(SessionError, match="the policy retain, this cache has the policy h2o"):
         other.cache.load(driver.cache.save())
     driver.check()
 

@@ -80,7 +80,7 @@ def test_transformers_loads_compressed_tensors(converted, tmp_path, family, opti
     source, artefact = converted(
         family,
         ConvertOptions(**{"reference_tokens": 0, **options}),
-        Target(nbytes=210_000, padded=False) if mixed else None,
+        Target(nbytes=210_000, padded=False, gpu=True) if mixed else None,
     )
     result = export(artefact, tmp_path / "out", "compressed-tensors")
     assert result.quantised == 3 * 7 if family != "gemma2" else 4 * 7

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -102,16 +104,18 @@ def test_folding_changes_nothing_but_rounding(family, tmp_path):
     original = Original(weights)
     hidden = original.embed(np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 12))).double()
     generator = torch.Generator().manual_seed(0)
+    args, named = original.calls.recorded[1]
+    # The recorded mask and rotary embeddings are float32; sums with them are float64.
+    exact = {
+        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else tuple(t.double() for t in value) if key.startswith("position_embeddings")
+        else value
+        for key, value in named.items()
+    }  # fmt: skip
+    calls = dataclasses.replace(original.calls, recorded=[(args, exact)] * 2)
     with original.block(1) as block:
         block._layer.double()
-        # The recorded mask and rotary embeddings are float32; sums with them are float64.
-        block._kwargs = {
-            key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point()
-            else tuple(t.double() for t in value) if key.startswith("position_embeddings")
-            else value
-            for key, value in block._kwargs.items()
-        }  # fmt: skip
-        before = block(hidden)
+        before = block(hidden, calls)
         for stage in STAGES:
             if stage[0] in ("q_proj", "gate_proj") and not spec.pre_norm:
                 continue
@@ -122,7 +126,7 @@ def test_folding_changes_nothing_but_rounding(family, tmp_path):
                     scales, spec.num_heads, spec.num_kv_heads, spec.head_dim
                 )
             apply_scales(block, stage, scales)
-        after = block(hidden)
+        after = block(hidden, calls)
     # RMSNorm of transformers casts to float32 inside.
     torch.testing.assert_close(after, before, rtol=3e-6, atol=3e-6)
 

@@ -330,6 +330,7 @@ def test_background_waits_for_interactive(rule: Callable[..., Rule]) -> None:
     for i, tier in enumerate(("first", "flex", "flex", "auto")):
         threads.append(threading.Thread(target=ask, args=(tier,)))
         threads[-1].start()
+        api.wait_until("running", 1)  # or another could begin before the first
         api.wait_until("waiting", i)
     for thread in threads:
         thread.join(30)

@@ -32,6 +32,9 @@ class Architecture:
         norm_add: what the conversion added to norms' weights, but to those of recurrent layers.
         by_layer: whether the numbers of KV heads and of inner values may be lists, one a layer.
         apart: the file's tensors, by canonical name, that transformers has as parts of larger ones.
+        tiled: whether heads of values of delta nets stand with the first of each key head first,
+            then the second, and so on.
+        guessing: whether its last blocks may be ones that guess further tokens, which are not read.
     """
 
     model_type: str
@@ -41,6 +44,8 @@ class Architecture:
     norm_add: float = 0.0
     by_layer: bool = False
     apart: Mapping[str, str] = field(default_factory=dict)
+    tiled: bool = False
+    guessing: bool = False
 
 
 def architecture_of(file: GgufFile) -> Architecture:
@@ -180,6 +185,44 @@ def _lfm2moe(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+def _qwen3_5(reader: ConfigReader, config: Config) -> Config:
+    reader.value("rope.dimension_sections")  # positions of text are the same in all of them
+    count = config["num_hidden_layers"]
+    interval = reader.integer("full_attention_interval", 4, high=4096)
+    blocks = reader.integer("block_count", high=4096)
+    recurrent = reader.switches("attention.recurrent_layers", blocks)
+    if recurrent is None:
+        recurrent = tuple(bool((i + 1) % interval) for i in range(count))
+    size = reader.integer("ssm.inner_size", high=1 << 24)
+    heads = reader.integer("ssm.time_step_rank", high=1 << 12)
+    if size % heads:
+        raise reader.unsupported("ssm.inner_size", size, f"a multiple of {heads} heads")
+    return {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0),
+        "layer_types": [
+            "linear_attention" if kind else "full_attention" for kind in recurrent[:count]
+        ],
+        "linear_num_key_heads": reader.integer("ssm.group_count", high=1 << 12),
+        "linear_num_value_heads": heads,
+        "linear_key_head_dim": reader.integer("ssm.state_size", high=1 << 12),
+        "linear_value_head_dim": size // heads,
+        "linear_conv_kernel_dim": reader.integer("ssm.conv_kernel", high=1 << 10),
+    }
+
+
+def _qwen3_next(reader: ConfigReader, config: Config) -> Config:
+    shared = reader.integer("expert_shared_feed_forward_length", high=1 << 20)
+    reader.expect("expert_weights_scale", 1.0)
+    return {
+        **_qwen3_5(reader, config),
+        **_experts(reader),
+        "norm_topk_prob": True,
+        "shared_expert_intermediate_size": shared,
+    }
+
+
 _SIGMOID = 2  # of `expert_gating_func`
 _EXPERTS = {f"experts_{which}": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
 
@@ -198,5 +241,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", _lfm2, by_layer=True),
     "lfm2moe": Architecture(
         "lfm2_moe", "Lfm2MoeForCausalLM", _lfm2moe, by_layer=True, apart=_EXPERTS
+    ),
+    "qwen35": Architecture(
+        "qwen3_5_text", "Qwen3_5ForCausalLM", _qwen3_5, norm_add=1.0, tiled=True, guessing=True
+    ),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        _qwen3_next,
+        norm_add=1.0,
+        apart={**_EXPERTS, "delta_qkv": "attn_qkv", "delta_z": "attn_gate"},
+        guessing=True,
     ),
 }

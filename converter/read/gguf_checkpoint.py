@@ -28,6 +28,7 @@ from edgetok.converter.read.gguf_config import FACTORS, config_of, token_ids
 from edgetok.converter.read.gguf_tensors import (
     Undo,
     described,
+    guessing_tensors,
     name_in_file,
     undo_of,
     with_axes,
@@ -84,6 +85,7 @@ class GgufCheckpoint(CodedCheckpoint):
         stored = {name: place for name, place in found.items() if place is not None}
         renamed = with_axes(family, {name: file.infos[place] for name, place in stored.items()})
         claimed = {*stored.values(), *FACTORS}
+        claimed |= guessing_tensors(file, architecture, count)
         infos = renamed | {name: i for name, i in file.infos.items() if name not in claimed}
         super().__init__(path, config, token_ids(file, vocab_size), infos, file.fingerprint)
         self._architecture = architecture

@@ -23,6 +23,7 @@ _INFORMATION = (
     "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal",
     "use_parallel_residual",
 )  # fmt: skip
+GUESSING = "nextn_predict_layers"  # how many of the last blocks guess further tokens
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -52,8 +53,9 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
         raise CheckpointError(f"{file.path.name}: tensor 'token_embd.weight' is missing")
     hidden_size = reader.integer("embedding_length", high=1 << 20)
     heads = reader.integer("attention.head_count", high=1 << 12)
-    count = reader.integer("block_count", high=4096)
-    by_layer = count if architecture.by_layer else 0
+    blocks = reader.integer("block_count", high=4096)
+    guessing = reader.integer(GUESSING, 0, low=0, high=blocks - 1) if architecture.guessing else 0
+    by_layer = blocks if architecture.by_layer else 0
     head_dim = reader.integer("attention.key_length", max(1, hidden_size // heads), high=1 << 12)
     reader.expect("attention.value_length", head_dim)
     config: Config = {
@@ -62,7 +64,7 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden_size,
         "intermediate_size": _size(reader, "feed_forward_length", 1 << 22, by_layer),
-        "num_hidden_layers": count,
+        "num_hidden_layers": blocks - guessing,
         "num_attention_heads": heads,
         "num_key_value_heads": _size(reader, "attention.head_count_kv", 1 << 12, by_layer, heads),
         "head_dim": head_dim,

@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.gguf_architectures import Architecture
-from edgetok.formats.gguf import BLOCKS
+from edgetok.converter.read.gguf_config import GUESSING
+from edgetok.formats.gguf import BLOCKS, GgufFile
 from edgetok.formats.safetensors_file import TensorInfo
 from edgetok.models.family import Family, TensorSource
+from edgetok.models.layers.gated_delta import GatedDeltaNet
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
@@ -109,6 +111,8 @@ def name_in_file(
         names: of modules, by their names there.
         infos: the file's tensors.
     """
+    if name.endswith(".dt_bias"):
+        name = name.removesuffix("_bias") + "_proj.bias"
     for suffix in _SUFFIXES:
         stem = name.removesuffix(suffix) if suffix else name
         if stem in names and (suffix == "" or name.endswith(suffix)):
@@ -151,11 +155,21 @@ def with_axes(family: Family, infos: Mapping[str, TensorInfo]) -> dict[str, Tens
     result = dict(infos)
     for canonical, source in family.tensors.items():
         info, wanted = infos.get(source.name), shapes[canonical]
-        if info is None or len(wanted) == 2 or source.ranges or source.stack is not None:
+        if info is None or source.ranges or source.stack is not None:
             continue
+        if len(wanted) == len(info.shape) == 2:
+            continue  # a matrix, which nothing was done to
         if [n for n in info.shape if n > 1] == [n for n in wanted if n > 1]:
             result[source.name] = replace(info, shape=wanted)
     return result
+
+
+def guessing_tensors(file: GgufFile, architecture: Architecture, count: int) -> set[str]:
+    """Return the names of tensors of blocks that guess further tokens, behind `count` others."""
+    name = file.fields["general.architecture"]
+    guessing = file.fields.get(f"{name}.{GUESSING}", 0) if architecture.guessing else 0
+    blocks = {f"blk.{count + i}" for i in range(guessing)}
+    return {name for name in file.infos if ".".join(name.split(".")[:2]) in blocks}
 
 
 def undo_of(stored: str, architecture: Architecture, spec: DecoderSpec) -> Undo:
@@ -175,4 +189,23 @@ def undo_of(stored: str, architecture: Architecture, spec: DecoderSpec) -> Undo:
     if architecture.interleaved and module in ("attn_q", "attn_k"):
         heads = spec.num_heads if module == "attn_q" else spec.num_kv_heads
         rows = np.arange(heads * spec.head_dim).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-    return Undo(rows=rows, add=add, log=module == "ssm_a")
+    columns = None
+    mixer = spec.layers[int(parts[1])].mixer if parts[0] == "blk" else None
+    if architecture.tiled and isinstance(mixer, GatedDeltaNet):
+        rows, columns = _untiled(module, mixer)
+    return Undo(rows=rows, columns=columns, add=add, log=module == "ssm_a")
+
+
+def _untiled(module: str, mixer: GatedDeltaNet) -> tuple[Order | None, Order | None]:
+    """The file's rows and columns of a delta net's tensor, whose heads of values are tiled."""
+    shared = mixer.value_heads // mixer.key_heads
+    heads = np.arange(mixer.value_heads).reshape(shared, mixer.key_heads).T.reshape(-1)
+    values = (heads[:, None] * mixer.value_dim + np.arange(mixer.value_dim)).reshape(-1)
+    before = 2 * mixer.key_heads * mixer.key_dim
+    if shared == 1:
+        return None, None
+    if module in ("attn_qkv", "ssm_conv1d"):
+        return np.concatenate([np.arange(before), before + values]), None
+    if module in ("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt"):
+        return heads, None
+    return values if module == "attn_gate" else None, values if module == "ssm_out" else None

@@ -227,7 +227,100 @@ def _gpt_oss(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
     return "gpt-oss", fields, _renamed("gpt-oss", config, rest) | own
 
 
+def _qwen3_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Heads of values stand by their place among those that share a key head."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    before = 2 * keys * config["linear_key_head_dim"]
+
+    def tiled(weight: np.ndarray, dim: int) -> np.ndarray:
+        shape = (keys, values // keys, dim, *weight.shape[1:])
+        return weight.reshape(shape).swapaxes(0, 1).reshape(weight.shape)
+
+    result = {}
+    for name, weight in _delta(weights).items():
+        dim = config["linear_value_head_dim"] if re.search(r"qkv|conv|_z|out_proj", name) else 1
+        if "linear_attn" not in name or "attn.norm" in name:
+            result[name] = weight
+        elif "out_proj" in name:
+            result[name] = tiled(weight.T, dim).T
+        elif "qkv" in name or "conv" in name:
+            result[name] = np.concatenate([weight[:before], tiled(weight[before:], dim)])
+        else:
+            result[name] = tiled(weight, dim)
+    fields = _common(config) | _delta_fields(config)
+    fields["rope.dimension_sections"] = [2, 2, 2, 0]  # of the pairs that turn
+    return "qwen35", fields, _renamed("qwen35", config, result) | _guessing(config)
+
+
+def _qwen3_next(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    names = {f"{which}_proj": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
+    rest, stacks = _split_stacks(_stacked(_delta(weights), names))
+    keys, dim = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    own = {}
+    for name in [name for name in rest if "in_proj_qkvz" in name]:
+        weight = rest.pop(name)
+        heads = weight.reshape(keys, -1, weight.shape[1])
+        width = (heads.shape[1] - 2 * dim) // 2
+        parts = np.split(heads, [dim, 2 * dim, 2 * dim + width], axis=1)
+        q, k, v, z = (part.reshape(-1, weight.shape[1]) for part in parts)
+        place = f"blk.{name.split('.')[2]}."
+        own[f"{place}attn_qkv.weight"] = np.concatenate([q, k, v])
+        own[f"{place}attn_gate.weight"] = z
+    fields = _common(config) | _delta_fields(config) | {
+        "expert_count": config["num_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
+    }  # fmt: skip
+    tensors = _renamed("qwen3next", config, rest) | own | stacks | _guessing(config)
+    gates = [name for name in tensors if "gate_inp_shexp" in name]
+    return "qwen3next", fields, tensors | {name: tensors[name][0] for name in gates}
+
+
+def _delta(weights: Weights) -> Weights:
+    """Numbers of gated delta nets as llama.cpp computes with them."""
+    result = {}
+    for name, weight in weights.items():
+        if name.endswith("A_log"):
+            weight = -np.exp(weight)
+        elif "conv1d" in name:
+            weight = weight[:, 0]
+        elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            weight = weight + np.float32(1)
+        result[name.replace(".dt_bias", ".dt_proj.bias")] = weight
+    return result
+
+
+def _guessing(config: Fields) -> Weights:
+    """Some of the tensors of a last block that guesses a further token."""
+    size, place = config["hidden_size"], f"blk.{config['num_hidden_layers']}."
+    return {
+        f"{place}attn_norm.weight": np.ones(size, np.float32),
+        f"{place}nextn.eh_proj.weight": np.ones((size, 2 * size), np.float32),
+    }
+
+
+def _delta_fields(config: Fields) -> Fields:
+    rope = config.get("rope_parameters") or config
+    heads = config["linear_num_value_heads"]
+    kinds = config["layer_types"]
+    return {
+        "block_count": len(kinds) + 1,
+        "nextn_predict_layers": 1,
+        "rope.dimension_count": int(config["head_dim"] * rope["partial_rotary_factor"]),
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"],
+        "ssm.time_step_rank": heads,
+        "ssm.inner_size": config["linear_value_head_dim"] * heads,
+        "attention.recurrent_layers": [*(kind == "linear_attention" for kind in kinds), False],
+        "full_attention_interval": config.get("full_attention_interval", 4),
+    }
+
+
 _FAMILIES = {
+    "qwen3_5_text": _qwen3_5,
+    "qwen3_next": _qwen3_next,
     "qwen3_moe": _qwen3_moe,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2_moe,

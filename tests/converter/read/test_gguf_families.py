@@ -21,7 +21,13 @@ CASES = {
     "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.0}),
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}),
     "gpt_oss": ("gpt_oss", {}),
-}
+    # llama.cpp has heads of keys and of values as wide as each other, and no biases.
+    "qwen3_5_text": ("qwen3_5_text", {"linear_value_head_dim": 32, "linear_key_head_dim": 32}),
+    "qwen3_next": ("qwen3_next", {
+        "linear_value_head_dim": 32, "linear_key_head_dim": 32, "attention_bias": False,
+        "mlp_only_layers": [],
+    }),
+}  # fmt: skip
 
 
 def write(folder, case, kind="F32", **config):

@@ -20,8 +20,16 @@ from pathlib import Path
 import gguf
 import llama_cpp
 import numpy as np
-from peer_gguf import TYPES, gguf_name
+from peer_gguf import TYPES
 from peer_logits import logits
+
+
+def _names(source: Path) -> gguf.TensorNameMap:
+    """Names of a GGUF file's tensors, by those of a checkpoint."""
+    fields = gguf.GGUFReader(source).fields
+    name = fields["general.architecture"].contents()
+    arch = next(a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+    return gguf.get_tensor_name_map(arch, int(fields[f"{name}.block_count"].contents()))
 
 
 def quantise(source: Path, path: Path, kind: int, imatrix: Path | None, threads: int) -> None:
@@ -30,11 +38,12 @@ def quantise(source: Path, path: Path, kind: int, imatrix: Path | None, threads:
     params.ftype, params.nthread, params.allow_requantize = kind, threads, True
     kept = []
     if imatrix is not None:
+        names = _names(source)
         with np.load(imatrix) as importance:
             entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
             for entry, name in zip(entries, importance, strict=False):
                 values = np.ascontiguousarray(importance[name], np.float32)
-                text = gguf_name(name).encode()
+                text = names.get_name(name, (".weight",)).encode()
                 kept += [values, text]
                 entry.name, entry.size = text, values.size
                 entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

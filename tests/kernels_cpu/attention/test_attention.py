@@ -44,6 +44,11 @@ def rounded_evenly(x):
     return np.rint((x - low) / step) * step + low
 
 
+def call(address, *arguments):
+    """Call a kernel; replaced where kernels are another process's."""
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(address))(*arguments)
+
+
 def run_parts(guard, instructions, parts, tokens, threads):
     """Run instructions for each thread in turn; parts are given by their slots."""
     slots = np.zeros((len(parts), abi.PART_SLOTS), np.int64)
@@ -54,9 +59,8 @@ def run_parts(guard, instructions, parts, tokens, threads):
     ctx[abi.CTX_TOKENS], ctx[abi.CTX_PARTS] = tokens, len(parts)
     ctx[abi.CTX_PART_TABLE] = slots.ctypes.data
     for instruction in guard(table(instructions)):
-        kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(int(instruction[0]))
         for tid in reversed(range(threads)):
-            kernel(instruction.ctypes.data, ctx.ctypes.data, tid, threads)
+            call(instruction[0], instruction.ctypes.data, ctx.ctypes.data, tid, threads)
 
 
 class Cache:

@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edgetok
+from edgetok.errors import OptionError
 from edgetok.models.bundled import bundled_model
 
 
@@ -108,6 +110,21 @@ def test_errors(model: edgetok.Model, default_artefact: Path, tmp_path: Path) ->
         edgetok.load(tmp_path / "nowhere")
     with pytest.raises(edgetok.CheckpointError, match="holds no model"):
         edgetok.load(tmp_path)
+
+
+def test_parts_of_text_are_joined(model: edgetok.Model) -> None:
+    parts = [{"type": "text", "text": "My cat is "}, {"type": "text", "text": "Minka."}]
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0}
+    said = model.chat([{"role": "user", "content": "My cat is Minka."}], **options)
+    assert model.chat([{"role": "user", "content": parts}], **options).text == said.text
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    with pytest.raises(OptionError, match=r"messages\[0\]: content\[2\] is .*reads text alone"):
+        model.chat([{"role": "user", "content": [*parts, image]}])
+
+
+def test_progress_that_cannot_be_called(model: edgetok.Model) -> None:
+    with pytest.raises(OptionError, match="progress is an int, expected a function"):
+        model.generate("x", progress=5)  # type: ignore[arg-type]
 
 
 def test_a_session_is_bound_to_its_model(

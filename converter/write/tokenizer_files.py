@@ -26,11 +26,12 @@ from tokenizers import AddedToken, pre_tokenizers, processors
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats import strict_json
 from edgetok.formats.foreign import foreign, silent_stderr
-from edgetok.text.tokenizer_check import open_core
+from edgetok.text.tokenizer_check import check_length, open_core
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
+_SPARE_IDS = 1 << 16  # how far special tokens may lie beyond the vocabulary
 _MAX_TOKENIZER_BYTES = 128 << 20  # Gemma 3's 262,144 tokens take 33 MB
 _MAX_TEXT_BYTES = 4 << 20
 _SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -126,11 +127,15 @@ def read_tokenizer(source: Path, vocab_size: int) -> TokenizerFiles:
             f"{TOKENIZER_CONFIG_FILE}: split_special_tokens is true: special tokens of a chat "
             "template would be cut into letters; remove it"
         )
-    if path.exists() and named in CLASSES:
+    if path.exists():
         data = strict_json.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
-        strict_json.loads_object(
-            data, TOKENIZER_FILE, max_bytes=_MAX_TOKENIZER_BYTES, max_keys=1 << 23
+        _require_ids(
+            strict_json.loads_object(
+                data, TOKENIZER_FILE, max_bytes=_MAX_TOKENIZER_BYTES, max_keys=1 << 23
+            ),
+            vocab_size,
         )
+    if path.exists() and named in CLASSES:
         core = open_core(data, TOKENIZER_FILE, CheckpointError)
         before = core.to_str()
         names = _put_together(core, source, settings, CLASSES[named])
@@ -190,6 +195,7 @@ def _put_together(
         for text, number in _read(source, "added_tokens.json").items():
             if type(number) is not int or not text:
                 raise CheckpointError(f"added_tokens.json: {text!r:.60} is {number!r:.20}")
+            check_length(text, "added_tokens.json", CheckpointError)
             declared[number] = AddedToken(
                 text, normalized=text not in special, special=text in special
             )
@@ -233,6 +239,7 @@ def _declared(decoder: Any) -> dict[int, AddedToken]:
             raise CheckpointError(f"{where}: {number} is {token!r:.80}, expected content and flags")
         if not all(type(value) is bool for value in flags.values()):
             raise CheckpointError(f"{where}: {number} has flags that are neither true nor false")
+        check_length(text, where, CheckpointError)
         found[int(number)] = AddedToken(text, **flags)
     return found
 
@@ -279,6 +286,7 @@ def _text(value: Any, name: str) -> str | None:
         value = value.get("content", value)
     if value is not None and not isinstance(value, str):
         raise CheckpointError(f"{TOKENIZER_CONFIG_FILE}: {name} is {value!r:.60}, expected a text")
+    check_length(value or "", f"{TOKENIZER_CONFIG_FILE}: {name}", CheckpointError)
     return value
 
 
@@ -335,6 +343,21 @@ def _prefix_space(core: tokenizers.Tokenizer, given: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"{TOKENIZER_CONFIG_FILE}: add_prefix_space is {str(wanted).lower()}, but "
                 f"{TOKENIZER_FILE} says otherwise; save the tokenizer anew with transformers"
+            )
+
+
+def _require_ids(parsed: dict[str, Any], vocab_size: int) -> None:
+    """Refuse ids far beyond the vocabulary, for each of which `tokenizers` would take memory."""
+    model, added = parsed.get("model"), parsed.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+    if isinstance(added, list):
+        ids += [(t.get("content"), t.get("id")) for t in added if isinstance(t, dict)]
+    for text, number in ids:
+        if isinstance(number, int) and number > vocab_size + _SPARE_IDS:
+            raise CheckpointError(
+                f"{TOKENIZER_FILE}: token {text!r:.80} has id {number}, but the model knows "
+                f"{vocab_size} tokens; this tokenizer belongs to another model"
             )
 
 

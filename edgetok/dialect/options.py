@@ -10,7 +10,12 @@ from edgetok.dialect.tool import Tool, tools_of
 from edgetok.errors import OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.sampling.options import SamplingChanges
-from edgetok.text.inputs import checked_messages, checked_tools, checked_variables
+from edgetok.text.inputs import (
+    checked_messages,
+    checked_tools,
+    checked_variables,
+    joined_parts,
+)
 
 
 class ChatChanges(SamplingChanges, total=False):
@@ -63,7 +68,7 @@ def request_of(messages: object, options: dict[str, Any]) -> tuple[ChatRequest, 
     if not isinstance(choice, str):
         raise OptionError(f"tool_choice is {choice!r:.80}, expected a text")
     request = ChatRequest(
-        messages=checked_messages(messages),
+        messages=joined_parts(checked_messages(messages)),
         tools=_tools(given),
         tool_choice=choice,
         parallel_calls=bool(left.pop("parallel_tool_calls", True)),

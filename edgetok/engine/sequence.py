@@ -22,6 +22,7 @@ from edgetok.sampling.logprobs import Logprobs, logprobs
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from edgetok.sampling.steps import Logits as RowLogits
+from edgetok.text.inputs import checked_progress
 from edgetok.text.stop import StopFinder
 from edgetok.text.tokenizer import Tokenizer
 
@@ -111,7 +112,7 @@ class Sequence:
         self.deadline_s = math.inf
         self.context_tokens = context_tokens
         self.logprobs: list[Logprobs] = []
-        self._progress = progress
+        self._progress: Progress | None = checked_progress(progress)
         self.drafted = self.accepted = 0
         self._speculate, self._draft_model = speculate, draft_model
         self._modelled: ModelDrafter | None = None

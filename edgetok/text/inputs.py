@@ -55,6 +55,17 @@ def checked_prompts(prompts: object) -> Iterable[Any]:
     return prompts
 
 
+def checked_progress(progress: object) -> Any:
+    """Return a function that is told how far something is; None for none.
+
+    Raises:
+        OptionError: it cannot be called.
+    """
+    if progress is not None and not callable(progress):
+        raise OptionError(f"progress is {_kind(progress)}, expected a function of (done, in all)")
+    return progress
+
+
 def checked_path(path: object) -> str | os.PathLike[str]:
     """Return a path.
 
@@ -103,6 +114,28 @@ def checked_messages(messages: object) -> list[dict[str, Any]]:
                 f"messages[{place}]: content is {_kind(content)}, expected a text, None or a list "
                 "of parts"
             )
+    return made
+
+
+def joined_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return checked messages with parts of text joined, as a model of text reads them.
+
+    Raises:
+        OptionError: a part is something else than a text.
+    """
+    made = []
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            for i, part in enumerate(content):
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                if kind != "text" or not isinstance(part.get("text"), str):
+                    raise OptionError(
+                        f"messages[{place}]: content[{i}] is {part!r:.60}, expected a part such as "
+                        '{"type": "text", "text": "..."}; the model reads text alone'
+                    )
+            message = {**message, "content": "".join(part["text"] for part in content)}
+        made.append(message)
     return made
 
 

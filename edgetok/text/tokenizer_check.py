@@ -22,6 +22,7 @@ MAX_GROWTH = 64
 MAX_PATTERN_CHARS = 4096
 MAX_UNBOUNDED = 3
 MAX_REPEATS = 100  # in use are at most 5
+MAX_ADDED_CHARS = 4096  # of an added token: looking for it takes time for each
 # A thing that may be there or not counts as a quarter of one that repeats without bound, and so
 # does one of few possible lengths.
 _BOUNDED, _FEW = 0.25, 8
@@ -45,7 +46,7 @@ def open_core(data: bytes, name: str, error: type[UserError]) -> tokenizers.Toke
     Raises:
         UserError: of class `error`: it is damaged, or would fail, hang or use much memory later.
     """
-    _refuse_empty_added(data, name, error)
+    _check_added(data, name, error)
     remedy = "save it anew with a current release of transformers"
     with silent_stderr():
         with foreign(f"{name}: not readable as a tokenizer", error, remedy):
@@ -211,10 +212,11 @@ def _class_end(pattern: str, at: int) -> int:
     return at
 
 
-def _refuse_empty_added(data: bytes, name: str, error: type[UserError]) -> None:
-    """Refuse added tokens without text, which some releases of `tokenizers` drop without a word.
+def _check_added(data: bytes, name: str, error: type[UserError]) -> None:
+    """Refuse added tokens without text, or of very much.
 
-    Only the list of added tokens is parsed: the whole file may be tens of megabytes.
+    Some releases of `tokenizers` drop the former without a word. Only the list of added tokens is
+    parsed: the whole file may be tens of megabytes.
     """
     match = re.search(rb'"added_tokens"\s*:\s*(?=\[)', data)
     if match is None:
@@ -232,3 +234,13 @@ def _refuse_empty_added(data: bytes, name: str, error: type[UserError]) -> None:
                 f"{name}: added token {token.get('id')!r:.20} is empty and would match everywhere; "
                 "remove it from added_tokens"
             )
+        check_length(content, f"{name}: added_tokens", error)
+
+
+def check_length(content: str, what: str, error: type[UserError]) -> None:
+    """Refuse an added token of more than `MAX_ADDED_CHARS` characters."""
+    if len(content) > MAX_ADDED_CHARS:
+        raise error(
+            f"{what} holds a token of {len(content):,} characters, expected at most "
+            f"{MAX_ADDED_CHARS:,}: {content[:20]!r} ...; remove it"
+        )

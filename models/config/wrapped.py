@@ -97,6 +97,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         CheckpointError: a value is missing or of the wrong type.
     """
     model_type = config.get("model_type")
+    if model_type is not None:
+        model_type = ConfigReader(config).text("model_type")
     inner = config.get(KEY)
     if model_type in families() or (inner is None and model_type not in _SAME):
         return None

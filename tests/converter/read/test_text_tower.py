@@ -105,6 +105,12 @@ def test_what_is_not_understood(config: dict[str, object], message: str) -> None
         text_config({"model_type": "llava", **config})
 
 
+@pytest.mark.parametrize("odd", [["llama"], {"a": 1}, 3, True])
+def test_a_model_type_of_another_kind(odd: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is .*, expected a string"):
+        text_config({"model_type": odd})
+
+
 def test_plain_checkpoints_stay_as_they_are() -> None:
     assert text_config({"model_type": "llama", "text_config": {"model_type": "qwen2"}}) is None
     assert text_config({"model_type": "gpt_neox"}) is None

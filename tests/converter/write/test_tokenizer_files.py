@@ -155,6 +155,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "decoder's flag": ({"tokenizer_config": {**FAST, "added_tokens_decoder": {"1": token("<s>", rstrip=5)}}}, "flags"),  # type: ignore[arg-type]
     "decoder elsewhere": ({"tokenizer_config": {**FAST, "added_tokens_decoder": {"300": token("<x>")}}}, "has id 300, but would get 264"),
     "added": ({"tokenizer_config": FAST, "added_tokens": {"<x>": "1"}}, "added_tokens.json"),
+    "added, long": ({"tokenizer_config": FAST, "added_tokens": {"a" * 5000: 264}}, "added_tokens.json holds a token of 5,000"),
+    "decoder, long": ({"tokenizer_config": {**FAST, "added_tokens_decoder": {"264": token("a" * 5000)}}}, "expected at most 4,096"),
+    "name, long": ({"tokenizer_config": {**FAST, "bos_token": "a" * 5000}}, "bos_token holds a token of 5,000"),
     "flag": ({"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": "yes"}}, "add_bos_token is 'yes'"),
     "no bos": ({"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "bos_token": None}}, "there is no bos_token"),
     "split": ({"tokenizer_config": {**FAST, "split_special_tokens": True}}, "split_special_tokens"),
@@ -172,6 +175,20 @@ def test_odd_values_are_refused(
         read_tokenizer(tmp_path, VOCAB)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("where", ["vocab", "added_tokens"])
+def test_an_id_far_beyond_the_vocabulary_takes_no_memory(where: str, tmp_path: Path) -> None:
+    made = json.loads(json.dumps(tokenizer_json()))
+    if where == "vocab":
+        made["model"]["vocab"]["far"] = 1 << 31
+    else:
+        made["added_tokens"].append({**made["added_tokens"][0], "id": 1 << 31, "content": "far"})
+    write(tmp_path, tokenizer=made, tokenizer_config=FAST)
+    with pytest.raises(
+        CheckpointError, match=r"token 'far' has id 2147483648, but the model knows"
+    ):
+        read_tokenizer(tmp_path, VOCAB)
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,39 @@ def _qwen3_next(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+def _granitehybrid(reader: ConfigReader, config: Config) -> Config:
+    width, hidden_size = reader.integer("ssm.inner_size", high=1 << 24), config["hidden_size"]
+    heads = reader.integer("ssm.time_step_rank", high=1 << 12)
+    if width % heads or width % hidden_size:
+        expected = f"a multiple of {heads} heads and of embedding_length {hidden_size}"
+        raise reader.unsupported("ssm.inner_size", width, expected)
+    count = reader.integer("expert_count", 0, low=0, high=1024)
+    # Without experts the shared network is the only one, under the names of an ordinary one.
+    shared = reader.optional_integer("expert_shared_feed_forward_length", high=1 << 22)
+    attends = reader.value("attention.head_count_kv")
+    kinds = attends if isinstance(attends, list) else [1] * config["num_hidden_layers"]
+    return {
+        **_granite(reader, config),
+        "position_embedding_type": "rope" if reader.flag(_ROTATES, True) else "nope",
+        "layer_types": ["attention" if heads else "mamba" for heads in kinds],
+        "num_local_experts": count,
+        "num_experts_per_tok": reader.integer("expert_used_count", 0, low=min(count, 1), high=32),
+        "shared_intermediate_size": shared if count else config["intermediate_size"],
+        "attention_bias": False,
+        "mamba_conv_bias": False,  # until a tensor says otherwise
+        "mamba_expand": width // hidden_size,
+        "mamba_n_heads": heads,
+        "mamba_d_head": width // heads,
+        "mamba_n_groups": reader.integer("ssm.group_count", high=1 << 12),
+        "mamba_d_state": reader.integer("ssm.state_size", high=1 << 12),
+        "mamba_d_conv": reader.integer("ssm.conv_kernel", high=1 << 10),
+    }
+
+
 _SIGMOID = 2  # of `expert_gating_func`
+_ROTATES = "rope.scaling.finetuned"  # llama.cpp's switch of this family's rotary embedding
+_DENSE = {f"{which}_proj": f"ffn_{which}" for which in ("gate", "up", "down")}
+_SHARED = {f"shared_{which}_proj": f"ffn_{which}_shexp" for which in ("gate", "up", "down")}
 _EXPERTS = {f"experts_{which}": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -252,5 +284,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         norm_add=1.0,
         apart={**_EXPERTS, "delta_qkv": "attn_qkv", "delta_z": "attn_gate"},
         guessing=True,
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        _granitehybrid,
+        interleaved=True,
+        by_layer=True,
+        apart=_EXPERTS | _SHARED | _DENSE,
     ),
 }

@@ -23,6 +23,8 @@ _INFORMATION = (
     "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal",
     "use_parallel_residual",
 )  # fmt: skip
+# What a config says of biases, and the tensor of a layer that has them.
+_BIASES = {"attention_bias": "attn_q", "mlp_bias": "ffn_gate", "mamba_conv_bias": "ssm_conv1d"}
 GUESSING = "nextn_predict_layers"  # how many of the last blocks guess further tokens
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -79,9 +81,10 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
     if rotary_dim != head_dim:
         config["partial_rotary_factor"] = rotary_dim / head_dim
     config |= architecture.more(reader, config)
-    for bias in ("attention_bias", "mlp_bias"):
-        tensor = {"attention_bias": "attn_q", "mlp_bias": "ffn_gate"}[bias]
-        if f"blk.0.{tensor}.bias" in file.infos and architecture.model_type != "qwen2":
+    for bias, tensor in _BIASES.items():
+        if architecture.model_type != "qwen2" and any(
+            name.startswith("blk.") and name.endswith(f".{tensor}.bias") for name in file.infos
+        ):
             config[bias] = True
     for key in _INFORMATION:
         reader.value(key)

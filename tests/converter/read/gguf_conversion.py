@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.converter.read.gguf_writer import add, tokenizer_fields
+from tests.converter.read.gguf_writer import add, interleaved, tokenizer_fields
 
 Weights = dict[str, np.ndarray]
 Fields = dict[str, Any]
@@ -318,7 +318,53 @@ def _delta_fields(config: Fields) -> Fields:
     }
 
 
+def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Mixers' numbers get an axis of length one; gate and up are tensors of their own."""
+    rest, own = {}, {}
+    experts = config["num_local_experts"]
+    for name, weight in weights.items():
+        place = f"blk.{name.split('.')[2]}.ffn_" if "layers" in name else ""
+        if "input_linear" in name:
+            end = "_exps" if "sparse" in name else "_shexp" if experts else ""
+            gate, up = np.split(weight, 2, axis=-2)
+            own[f"{place}gate{end}.weight"], own[f"{place}up{end}.weight"] = gate, up
+        elif "shared_mlp.output_linear" in name:
+            own[f"{place}down{'_shexp' if experts else ''}.weight"] = weight
+        elif name.endswith(("A_log", "mamba.D")):
+            rest[name] = (-np.exp(weight) if name.endswith("A_log") else weight)[:, None]
+        elif "conv1d.weight" in name:
+            rest[name] = weight[:, 0]
+        elif name.endswith("mamba.norm.weight"):
+            rest[name] = weight.reshape(config["mamba_n_groups"], -1)
+        elif re.search(r"[qk]_proj", name):
+            which = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
+            rest[name] = interleaved(weight, config[which])
+        else:
+            rest[name.replace(".dt_bias", ".dt_proj.bias")] = weight
+    heads, attends = config["num_key_value_heads"], ("attention", "full_attention")
+    scales = {"attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier"}
+    scales |= {"residual_scale": "residual_multiplier", "logit_scale": "logits_scaling"}
+    fields = _common(config) | {key: float(config[name]) for key, name in scales.items()} | {
+        "attention.head_count_kv": [
+            heads if kind in attends else 0 for kind in config["layer_types"]
+        ],
+        "context_length": 1 << 20,
+        "rope.scaling.finetuned": False,
+        "ssm.conv_kernel": config["mamba_d_conv"],
+        "ssm.state_size": config["mamba_d_state"],
+        "ssm.group_count": config["mamba_n_groups"],
+        "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
+        "ssm.time_step_rank": config["mamba_n_heads"],
+        "expert_shared_feed_forward_length": config["shared_intermediate_size"],
+    }  # fmt: skip
+    if experts:
+        used = config["num_experts_per_tok"]
+        fields |= {"expert_count": experts, "expert_used_count": used}
+    return "granitehybrid", fields, _renamed("granitehybrid", config, rest) | own
+
+
 _FAMILIES = {
+    "granitemoehybrid": _granitehybrid,
     "qwen3_5_text": _qwen3_5,
     "qwen3_next": _qwen3_next,
     "qwen3_moe": _qwen3_moe,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.write.written_weights import WrittenWeights
@@ -90,6 +91,26 @@ def test_integers_of_experts_are_kept(tmp_path, case, kind, parts, config):
             stack = tensors[f"blk.2.ffn_{which}_exps.weight"]
             found = weights.tensor(f"layers.2.experts_{which}.weight")
             np.testing.assert_array_equal(found, stack.reshape(-1, stack.shape[-1]))
+
+
+def test_integers_of_heads_in_another_order_are_kept(tmp_path):
+    family, own = CASES["qwen3_5_text"]
+    if family not in FAMILIES:
+        pytest.skip(f"the installed transformers does not know {family}")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
+    source = tiny_checkpoint(family, tmp_path / "source", **own, **sizes)
+    round_checkpoint(source, "Q4_0", "proj")
+    path = tmp_path / "model.gguf"
+    write_conversion(source, path, "Q4_0", kinds={"token_embd": "F32"})
+    report = convert(str(path), tmp_path / "out", EXACT)
+    assert report.method == "GGUF Q4_0 as it was"
+    original = load_file(source / "model.safetensors")
+    with open_artefact(tmp_path / "out") as opened:
+        weights = WrittenWeights(tmp_path / "out", opened.spec, opened.formats, opened.layout)
+        for name, stored in (("delta_qkv", "in_proj_qkv"), ("delta_out", "out_proj")):
+            found = weights.tensor(f"layers.2.{name}.weight")
+            expected = original[f"model.layers.2.linear_attn.{stored}.weight"]
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -23,6 +23,7 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_fo
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.mxfp4_checkpoint import Mxfp4Checkpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
+from edgetok.converter.read.sentence_modules import read_described
 from edgetok.converter.read.source import open_source, resolve_source
 from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
@@ -41,12 +42,12 @@ from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
 from edgetok.models.operations import expert_counts, operations
-from edgetok.models.registry import read_family
 from edgetok.models.spec import DecoderSpec
 
 __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quantised"]
 
 _QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
+_NOT_CALIBRATED = "layers are calibrated with tokens that see what is before them"
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
@@ -103,7 +104,7 @@ def convert(
             # What is not packed, attention and the head, is sensitive and not calibrated.
             options = dataclasses.replace(options, bits=max(options.bits, 8), head_bits=None)
     try:
-        family = read_family(checkpoint.config, checkpoint.generation_config)
+        family = read_described(checkpoint)
     except UnknownFamilyError as error:
         if target is not None:
             raise UnsupportedError(f"--fit and --max-kl need a known family: {error}") from error
@@ -116,6 +117,8 @@ def convert(
             "--fit and --max-kl: models whose layers share keys and values, or have inputs of "
             "their own, are calibrated at the same bits in all layers; give --bits"
         )
+    if family.spec.both_sides:
+        options = _of_vectors(options, target is not None)
     if expert_counts(operations(family.spec)):
         options = _of_experts(options, target is not None)
     if options.calibrates:
@@ -170,7 +173,11 @@ def convert(
         notes += more_notes
         graph = build(family.spec, layout, formats).SerializeToString(deterministic=True)
         write_durably(workspace.artefact / GRAPH_FILE, graph)
-        if family.spec.keeps_states or not family.spec.uniform:
+        if family.spec.both_sides:
+            notes.append(f"{GENAI_FILE} left out: the model writes no text")
+            if options.quantises and not isinstance(checkpoint, CodedCheckpoint):
+                notes.append(f"rounded to nearest: {_NOT_CALIBRATED}")
+        elif family.spec.keeps_states or not family.spec.uniform:
             notes.append(
                 f"{GENAI_FILE} left out: it names caches of attention layers alone, of one size"
             )
@@ -223,9 +230,11 @@ def why_not_calibrated(source: Path) -> str | None:
     """
     checkpoint = open_source(resolve_source(str(source)))
     try:
-        family = read_family(checkpoint.config, checkpoint.generation_config)
+        family = read_described(checkpoint)
     except UnknownFamilyError:
         return None  # optimum's exporter says what it needs
+    if family.spec.both_sides:
+        return _NOT_CALIBRATED
     from edgetok.converter.calibrate.transformers_model import why_not_run
 
     return why_not_run(CanonicalWeights(checkpoint, family))
@@ -285,6 +294,8 @@ def _reference_tokens(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
 ) -> tuple[int, str | None]:
     """Return the number of tokens to compare with the original, and the reason if it is 0."""
+    if weights.family.spec.both_sides:
+        return 0, "the model computes vectors of texts, and no logits to compare"
     if options.reference_tokens == 0:
         return 0, "not asked for"
     if not has_torch():
@@ -312,6 +323,21 @@ def _of_other_layers(spec: DecoderSpec) -> bool:
 def _differs_by_release(spec: DecoderSpec) -> bool:
     """Whether releases of `transformers` build the decoder with other names, or not at all."""
     return bool(expert_counts(operations(spec))) or _of_other_layers(spec)
+
+
+def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
+    """Return the options for a model whose tokens see both sides: `auto` rounds to nearest.
+
+    Raises:
+        UnsupportedError: calibration was asked for.
+    """
+    if fits or options.refine or options.method not in ("auto", "rtn"):
+        asked = "--refine" if options.refine else f"--method {options.method}"
+        raise UnsupportedError(
+            f"{'--fit and --max-kl' if fits else asked}: {_NOT_CALIBRATED}, and this model's see "
+            "both sides; give --bits and --method rtn"
+        )
+    return dataclasses.replace(options, method="rtn", without=())
 
 
 def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:

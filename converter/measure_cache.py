@@ -92,6 +92,8 @@ def _measure(
         for name, shape in constant_shapes(spec).items()
     }
     _write(folder, layout, neutral)
+    if spec.both_sides:
+        return CacheMeasurement(reason="the model computes vectors of texts, and keeps no cache")
     if not (folder / TOKENIZER_FILE).exists():
         return CacheMeasurement(reason="there is no tokenizer to make text of")
     from edgetok.evaluation.cache_bits import cache_costs

@@ -16,6 +16,7 @@ from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.library.resolve import model_folder
 from edgetok.runtime.backend import Backend
+from edgetok.runtime.base import check_writes
 from edgetok.runtime.options import RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
@@ -259,9 +260,11 @@ class Model(Texts):
         Raises:
             OptionError: an argument is of another kind, or an option is out of range.
             TemplateError: the model has no usable chat template.
+            UnsupportedError: the model computes vectors of texts alone.
         """
         from edgetok.chat import Chat
 
+        check_writes(self.backend.spec)
         return Chat(
             self.engine,
             self.speaker,

@@ -175,24 +175,28 @@ class Texts:
         self,
         texts: str | Iterable[str | Sequence[int]],
         *,
-        pooling: str = "last",
+        pooling: str | None = None,
         normalise: bool = True,
     ) -> npt.NDArray[np.float32]:
         """Compute a vector for each text, near for texts that mean alike, if so trained.
 
         Args:
             texts: one or several, also as token ids; a text gets what the tokenizer adds to it.
-            pooling: "last" takes the last token's vector, "mean" the mean over all tokens.
+            pooling: "last" takes the last token's vector, "mean" the mean over all tokens; None:
+                what the model was trained for, "last" where its checkpoint does not say.
             normalise: divide each vector by its length, so that products are cosines.
 
         Returns:
-            [texts, hidden_size], what the output head would get.
+            [texts, size], what the output head would get, or where the model has matrices behind
+            the pooling, the result of those.
 
         Raises:
             ContextError: a text has more tokens than the model was trained for.
             OptionError: an argument is of another kind, or a text is empty.
             UnsupportedError: this backend computes logits alone.
         """
+        if pooling is None:
+            pooling = "last" if self.backend.spec is None else self.backend.spec.pooling
         if pooling not in ("last", "mean"):
             raise OptionError(f"pooling is {pooling!r:.40}, expected 'last' or 'mean'")
         vectors = []

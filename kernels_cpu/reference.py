@@ -81,13 +81,14 @@ def attention_weights(
     cap: float = 0.0,
     sinks: Array | None = None,
 ) -> Array:
-    """softmax(softcap(scale * q k^T)) with a causal mask; H / KH query heads share a key head.
+    """softmax(softcap(scale * q k^T)), causal or not; H / KH query heads share a key head.
 
     Args:
         q: [T, H, D], of the last T of the S positions.
         k: [S, KH, D].
         scale: of the products.
-        window: a query sees its own position and the `window - 1` before it; 0: all before it.
+        window: a query sees its own position and the `window - 1` before it; 0: all before it;
+            negative: `-window - 1` before and behind it.
         cap: softcap of the scaled products; 0 is none.
         sinks: [H], of each head the score of one more value, of zeros; None: there is none.
 
@@ -98,9 +99,9 @@ def attention_weights(
     if T > S or H % KH:
         raise ShapeError(f"attention of q {q.shape}, k {k.shape}")
     query, key = np.arange(S - T, S)[:, None], np.arange(S)[None, :]
-    visible = key <= query
+    visible = key <= query if window >= 0 else key < query - window
     if window:
-        visible &= key > query - window
+        visible &= key > query - abs(window)
     weights = np.empty((H, T, S), q.dtype)
     for head in range(H):
         scores = softcap(q[:, head] @ k[:, head // (H // KH)].T * q.dtype.type(scale), cap)

@@ -18,7 +18,7 @@ from edgetok.models.spec import DecoderSpec
 
 @functools.lru_cache(maxsize=16)
 def operations(spec: DecoderSpec, first_layer: int = 0) -> tuple[Op, ...]:
-    """Return every operation from token ids to `logits`, in order of execution.
+    """Return every operation from token ids to `logits` and `vector`, in order of execution.
 
     Values: `x` is the residual stream, `h` its norm or what is added to it, `logits` the result.
 
@@ -26,7 +26,11 @@ def operations(spec: DecoderSpec, first_layer: int = 0) -> tuple[Op, ...]:
         spec: the decoder, or consecutive layers of one.
         first_layer: the number of the spec's first layer in the names of weights.
     """
-    return (*body_operations(spec, first_layer), *head_operations(spec))
+    return (
+        *body_operations(spec, first_layer),
+        *head_operations(spec),
+        *vector_operations(spec),
+    )
 
 
 def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
@@ -82,6 +86,24 @@ def head_operations(spec: DecoderSpec) -> Iterator[Op]:
     )
     if spec.logit_softcap:
         yield SoftCap(value="logits", size=spec.vocab_size, limit=spec.logit_softcap)
+
+
+def vector_operations(spec: DecoderSpec) -> Iterator[Op]:
+    """Return the operations from `h`, behind the final norm, to `vector`; none: it is `h`.
+
+    They have no bias, so that the mean over tokens may be taken before them.
+    """
+    inputs, source = spec.hidden_size, "h"
+    for i, outputs in enumerate(spec.vector_sizes):
+        yield Linear(
+            weight=f"vector_proj_{i}",
+            source=source,
+            result="vector",
+            inputs=inputs,
+            outputs=outputs,
+            kept=True,
+        )
+        inputs, source = outputs, "vector"
 
 
 def grouped(ops: Iterable[Op]) -> list[tuple[Op, ...]]:

@@ -261,6 +261,7 @@ class Attend(Op):
         values: the value that was stored as values: a row of the result is a mean of such rows.
         kv_heads: `heads / kv_heads` query heads share one of keys and values.
         window: a token attends to itself and the `window - 1` before it; 0 is all.
+        both_sides: whether it attends to as many behind it, too.
         softcap: c * tanh(x / c); 0 is none.
         constants: those of the `Store` that it looks at.
         shares: the layer whose stored keys and values it looks at; None: its own.
@@ -279,6 +280,7 @@ class Attend(Op):
     constants: str = ""
     shares: int | None = None
     sinks: str = ""
+    both_sides: bool = False
     READS: ClassVar[tuple[str, ...]] = ("queries",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")

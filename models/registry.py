@@ -24,6 +24,16 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 
+def embeds_texts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a decoder without a head whose tokens see both sides."""
+    names = config.get("architectures")
+    return (
+        isinstance(names, list | tuple)
+        and "Gemma3TextModel" in names
+        and config.get("use_bidirectional_attention") is True
+    )
+
+
 def read_family(
     config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
 ) -> Family:
@@ -52,10 +62,11 @@ def read_family(
     architectures = reader.value("architectures") or ()
     if isinstance(architectures, list | tuple) and architectures:
         names = [name for name in architectures if isinstance(name, str)]
-        if not any(name.endswith("ForCausalLM") for name in names):
+        causal = any(name.endswith("ForCausalLM") for name in names)
+        if not causal and not embeds_texts(config):
             raise UnsupportedError(
                 f"config.json: architectures is {shown(str(architectures))}, edgetok computes "
-                f"causal language models (...ForCausalLM)"
+                f"causal language models (...ForCausalLM) and embedding models of Gemma 3"
             )
     module = importlib.import_module(f"{FAMILIES}.{model_type}")
     family: Family = module.read(reader)

@@ -21,9 +21,17 @@ from edgetok.models.layers.kind import FeedForward, LayerPart, Mixer, read_part
 from edgetok.models.ops import Activation
 
 QkNorm = Literal["none", "head", "full"]
+Pooling = Literal["last", "mean"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope", "proportional"]
-# Fields that the JSON leaves out where they are 0, as in all families but one.
-_RARE = {"truncate": True, "turning_dim": 0, "per_layer_size": 0}
+# Fields that the JSON leaves out where they are these, as in nearly all families.
+_RARE = {
+    "truncate": True,
+    "turning_dim": 0,
+    "per_layer_size": 0,
+    "both_sides": False,
+    "pooling": "last",
+    "vector_sizes": [],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +204,10 @@ class DecoderSpec:
         eos_tokens: ids that end an answer, from the checkpoint's generation config.
         per_layer_size: size of the input that each layer gets of the token, see
             `layers/layer_input.py`; 0: there is none.
+        both_sides: attention sees what is behind a token, too, within its window. Such a model
+            computes vectors of whole texts and writes none.
+        pooling: a text's vector is final_norm(x) of its last token, or the mean over all tokens.
+        vector_sizes: outputs of the matrices that the vector is multiplied by, one after the other.
     """
 
     family: str
@@ -226,6 +238,9 @@ class DecoderSpec:
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
     per_layer_size: int = 0
+    both_sides: bool = False
+    pooling: Pooling = "last"
+    vector_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse sizes that no decoder has, so that later arithmetic need not look again."""
@@ -261,6 +276,7 @@ class DecoderSpec:
                 )
         self._check_caches()
         check_integer("", "per_layer_size", self.per_layer_size, 0, 1 << 20)
+        self._check_vectors()
         check_choice("", "activation", self.activation, get_args(Activation))
         check_choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
         for name in ("pre_norm", "post_norm", "qkv_bias", "o_bias", "mlp_bias", "tied"):
@@ -279,6 +295,22 @@ class DecoderSpec:
     def num_layers(self) -> int:
         """Return the number of decoder layers."""
         return len(self.layers)
+
+    @property
+    def vector_size(self) -> int:
+        """Return the size of a text's vector."""
+        return self.vector_sizes[-1] if self.vector_sizes else self.hidden_size
+
+    def _check_vectors(self) -> None:
+        """Refuse settings of vectors that are out of range."""
+        check_choice("", "both_sides", self.both_sides, (True, False))
+        check_choice("", "pooling", self.pooling, get_args(Pooling))
+        if type(self.vector_sizes) is not tuple or len(self.vector_sizes) > 16:
+            raise ArtefactError("spec: vector_sizes are not a tuple of at most 16 sizes")
+        for size in self.vector_sizes:
+            check_integer("", "vector_sizes", size, 1, 1 << 20)
+        if self.both_sides and self.keeps_states:
+            raise ArtefactError("spec: both_sides is true, expected layers of attention alone")
 
     def _check_caches(self) -> None:
         """Refuse layers of one window whose keys have other sizes: they share a cache's slots."""
@@ -338,6 +370,7 @@ class DecoderSpec:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["layers"] = [layer.fields() for layer in self.layers]
         fields["ropes"] = [dataclasses.asdict(rope) for rope in self.ropes]
+        fields["vector_sizes"] = list(self.vector_sizes)
         for part in (fields, *fields["ropes"]):
             for name, usual in _RARE.items():
                 if part.get(name) == usual:
@@ -356,6 +389,7 @@ class DecoderSpec:
             fields["layers"] = tuple(LayerSpec.read(layer) for layer in fields["layers"])
             fields["ropes"] = tuple(_rope(rope) for rope in fields["ropes"])
             fields["eos_tokens"] = tuple(fields["eos_tokens"])
+            fields["vector_sizes"] = tuple(fields.get("vector_sizes", ()))
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtefactError(f"spec in the model's metadata is not readable: {error}") from error

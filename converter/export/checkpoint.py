@@ -141,6 +141,11 @@ def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
         raise UnsupportedError(
             f"{artefact.folder}: another exporter wrote it, so export does not know its tensors"
         )
+    if artefact.spec.both_sides or artefact.spec.vector_sizes:
+        raise UnsupportedError(
+            f"{artefact.folder}: an embedding model with modules behind it, which this checkpoint "
+            "has no place for; export takes models that write text"
+        )
     if CONFIG_FILE not in artefact.manifest.files:
         raise UnsupportedError(
             f"{artefact.folder}: has no {CONFIG_FILE}, because an earlier release wrote it; "

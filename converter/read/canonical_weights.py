@@ -214,7 +214,8 @@ def choose_formats(
             bits = 32
         elif bits == 16:
             own = name in kept_names
-            reasons[name] = "a router or a gate" if own else "16 bits were asked for"
+            kind = "behind the pooling" if name.startswith("vector_proj") else "a router or a gate"
+            reasons[name] = kind if own else "16 bits were asked for"
         formats[name] = TensorFormat(
             bits,
             options.group_size if bits < 16 else 32,

@@ -8,6 +8,7 @@ from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
 from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.converter.read.plain_llama import plain_llama
+from edgetok.converter.read.sentence_modules import with_modules
 from edgetok.converter.read.text_tower import text_tower
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
@@ -68,4 +69,6 @@ def open_source(path: Path) -> Checkpoint:
     settings = checkpoint.config.get(KEY)
     if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
         return Mxfp4Checkpoint(checkpoint)
-    return PackedCheckpoint(checkpoint) if KEY in checkpoint.config else plain_llama(checkpoint)
+    if KEY in checkpoint.config:
+        return PackedCheckpoint(checkpoint)
+    return with_modules(plain_llama(checkpoint))

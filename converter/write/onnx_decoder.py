@@ -57,9 +57,9 @@ class DecoderWriter:
         rows = [self.values[value], LOGITS_START, end, g.ints(1)]
         self.values[value] = g.op("Slice", rows, "final_norm")
 
-    def finish(self, value: str) -> None:
-        """Make a value the graph's `logits`."""
-        self.g.op("Identity", [self.values[value]], "logits", outputs=["logits"])
+    def finish(self, value: str, output: str) -> None:
+        """Make a value an output of the graph."""
+        self.g.op("Identity", [self.values[value]], output, outputs=[output])
 
     def _lengths(self) -> None:
         """Lengths and positions, from the shapes and the mask."""

@@ -34,12 +34,18 @@ from edgetok.formats.layout import (
     FORMAT_VERSION,
     LOGITS_START,
     SPEC_KEY,
+    VECTORS,
     Layout,
     TensorFormat,
     cache_head_dim,
     graph_states,
 )
-from edgetok.models.operations import body_operations, head_operations, operations
+from edgetok.models.operations import (
+    body_operations,
+    head_operations,
+    operations,
+    vector_operations,
+)
 from edgetok.models.ops import Store
 from edgetok.models.spec import DecoderSpec
 
@@ -71,7 +77,10 @@ def build(
     lower(writer, body_operations(spec))
     writer.keep_wanted_rows("x")
     lower(writer, head_operations(spec))
-    writer.finish("logits")
+    writer.finish("logits", "logits")
+    lower(writer, vector_operations(spec))
+    if spec.both_sides:
+        writer.finish("vector" if spec.vector_sizes else "h", VECTORS)
     initializers = [external_tensor(slot) for slot in layout.tensors.values()]
     initializers += [external_tensor(slot) for slot in layout.aliases.values()]
     initializers += writer.g.constants.values()
@@ -108,6 +117,10 @@ def _values(spec: DecoderSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Val
     ]
     inputs.append(value(LOGITS_START, TensorProto.INT64, 1))
     outputs = [value("logits", TensorProto.FLOAT, "batch", "logit_tokens", spec.vocab_size)]
+    if spec.both_sides:  # every text is whole, without a past
+        size = spec.vector_size
+        outputs.append(value(VECTORS, TensorProto.FLOAT, "batch", "logit_tokens", size))
+        return inputs, outputs
     for op in operations(spec):
         i = op.layer
         if not isinstance(op, Store):

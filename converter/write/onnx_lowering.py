@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edgetok.converter.write import onnx_experts, onnx_recurrent
+from edgetok.converter.write import onnx_both_sides, onnx_experts, onnx_recurrent
 from edgetok.converter.write.onnx_decoder import DecoderWriter
 from edgetok.converter.write.onnx_nodes import MICROSOFT
 from edgetok.errors import UnsupportedError
@@ -90,6 +90,9 @@ def _store(writer: DecoderWriter, op: ops.Store) -> None:
 
 def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
     i, scope = op.own_layer, _scope(op)
+    if op.both_sides:
+        onnx_both_sides.attend(writer, op, scope)
+        return
     q = writer.padded(writer.values[op.queries], scope, op.heads, op.head_dim)
     k, v = (
         writer.padded(stored, scope, op.kv_heads, op.head_dim)

@@ -13,6 +13,7 @@ from edgetok.cli import streams
 from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
+from edgetok.formats.artefact import open_artefact
 from edgetok.quantities import parse_bytes
 
 
@@ -105,7 +106,10 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
             for name, point in report.fit.table()
         ]
         streams.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
-    click.echo(f"\nTo talk to it: edgetok chat {out}")
+    with open_artefact(out) as made:
+        embeds = made.spec is not None and made.spec.both_sides
+    hint = f"For vectors of texts: edgetok embed {out} TEXT"
+    click.echo(f"\n{hint if embeds else f'To talk to it: edgetok chat {out}'}")
 
 
 def _target(given: dict[str, Any]) -> Any:

@@ -26,20 +26,20 @@ from edgetok.errors import OptionError
 @click.option(
     "--pooling",
     type=click.Choice(["last", "mean"]),
-    default="last",
-    show_default=True,
-    help="The last token's vector, or the mean over all tokens.",
+    help="The last token's vector, or the mean over all tokens.  [default: what the model was "
+    "trained for]",
 )
 @click.option("--raw", is_flag=True, help="Do not divide vectors by their length.")
 @common.run_options_but(*common.ONLY_WRITING)
 @common.JSON
 def command(
-    model: Path, texts: tuple[str, ...], pooling: str, raw: bool, as_json: bool, **given: Any
+    model: Path, texts: tuple[str, ...], pooling: str | None, raw: bool, as_json: bool, **given: Any
 ) -> None:
     """Compute a vector for each TEXT, or for each line of stdin: one JSON array a line.
 
     A TEXT that is - stands for the lines of stdin; those that are empty are left out. Use a model
-    that was trained for embeddings, such as Qwen/Qwen3-Embedding-0.6B.
+    that was trained for embeddings, such as Qwen/Qwen3-Embedding-0.6B or
+    google/embeddinggemma-300m.
     """
     if not texts and sys.stdin is not None and not sys.stdin.isatty():
         texts = ("-",)

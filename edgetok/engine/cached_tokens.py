@@ -10,6 +10,7 @@ from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.errors import SessionError
 from edgetok.runtime.backend import Backend
+from edgetok.runtime.base import check_writes
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
@@ -57,8 +58,9 @@ class CachedTokens:
 
         Raises:
             OptionError: the limits are too tight.
-            UnsupportedError: the backend has no cache that evicts.
+            UnsupportedError: the backend has no cache that evicts, or the model writes no text.
         """
+        check_writes(backend.spec)
         self._backend, self._prefixes = backend, prefixes
         self.answer_tokens: int | None = None
         self.drafting: CachedTokens | None = None

@@ -20,6 +20,7 @@ from edgetok.formats.layout import (
     LOGITS_START,
     PRESENT_STATE,
     TABLE,
+    VECTORS,
     Layout,
     LinearShape,
     TensorFormat,
@@ -243,7 +244,10 @@ def _check_values(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> Non
     outputs: dict[str, tuple[int, ...]] = {"logits": (spec.vocab_size,)}
     for state in graph_states(spec):
         inputs[state.past] = outputs[state.present] = state.shape
-    for op in (op for op in operations(spec) if isinstance(op, Store)):
+    if spec.both_sides:
+        outputs[VECTORS] = (spec.vector_size,)
+    stores = () if spec.both_sides else operations(spec)
+    for op in (op for op in stores if isinstance(op, Store)):
         for kind in ("key", "value"):
             cache = (op.heads, cache_head_dim(op.head_dim))
             inputs[f"past_key_values.{op.layer}.{kind}"] = cache
@@ -307,6 +311,9 @@ def _check_linears(
 def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:
     nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     attends = [op for op in operations(spec) if isinstance(op, Attend)]
+    if spec.both_sides:
+        _check_both_sides(path, graph, len(attends))
+        attends = []
     if len(nodes) != len(attends):
         raise ArtefactError(
             f"{path}: {len(nodes)} GroupQueryAttention nodes, the spec has {len(attends)} layers"
@@ -327,6 +334,13 @@ def _check_attention(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> 
         outputs = [present_name(op.layer, kind, op.shares) for kind in ("key", "value")]
         if list(node.output[1:]) != outputs or list(node.input[3:5]) != past:
             raise ArtefactError(f"{path}: attention of layer {op.layer} has unexpected outputs")
+
+
+def _check_both_sides(path: Path, graph: onnx_model.Graph, layers: int) -> None:
+    """Attention that is written with plain operators has one softmax in each layer."""
+    count = sum(node.op_type == "Softmax" for node in graph.node)
+    if count != layers:
+        raise ArtefactError(f"{path}: {count} Softmax nodes, the spec has {layers} layers")
 
 
 def _check_convolutions(path: Path, graph: onnx_model.Graph, spec: DecoderSpec) -> None:

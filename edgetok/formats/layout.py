@@ -29,6 +29,7 @@ SPEC_KEY = "edgetok.spec"
 CONSTANTS_KEY = "edgetok.cache_constants"
 CONSTANTS_VERSION = "1"
 LOGITS_START = "logits_start"
+VECTORS = "vectors"  # output of a model whose tokens see both sides, [B, T, spec.vector_size]
 # Of layer {}: what its convolution needs of the tokens before, [B, size, taps - 1], and the state
 # of its delta net or Mamba2, [B, heads, key_dim, value_dim].
 PAST_CONV, PRESENT_CONV = "past_conv.{}", "present_conv.{}"

@@ -24,6 +24,10 @@ _TEXTS = re.compile(
     r"[\w.-]+\.(json|jinja)|tokenizer\.model|merges\.txt|(licen[cs]e|notice)[\w.-]*",
     re.ASCII | re.IGNORECASE,
 )
+# What sentence-transformers computes behind the model.
+_MODULES = re.compile(
+    r"\d+_(Pooling/config\.json|Dense/(config\.json|model\.safetensors))", re.ASCII
+)
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
@@ -99,7 +103,7 @@ def fetch(remote: Remote) -> Path:
     """
     # By its name and not by its commit, so that the cache can tell it again without a network.
     paths = _download(remote.name, remote.revision, remote.files)
-    if any(path.parent.name != remote.commit for path in paths):
+    if any(remote.commit not in (path.parent.name, path.parents[1].name) for path in paths):
         raise CheckpointError(f"{remote.name}: changed while it was downloaded; try again")
     return paths[0].parent
 
@@ -144,8 +148,10 @@ def _needed(kind: Kind, sizes: dict[str, int], gguf: str | None) -> dict[str, in
         weights = {"model.safetensors"}
     elif shards := {name for name in weights if _SHARD.fullmatch(name)}:
         weights = shards  # others, such as consolidated.safetensors, hold the same weights again
-    texts = {name for name in sizes if _TEXTS.fullmatch(name)}
-    return {name: sizes[name] for name in sorted(texts) + sorted(weights)}
+    texts = {name for name in sizes if _TEXTS.fullmatch(name) or _MODULES.fullmatch(name)}
+    # First one that lies at the top: where it arrives is the folder.
+    order = sorted(texts, key=lambda name: ("/" in name, name))
+    return {name: sizes[name] for name in order + sorted(weights)}
 
 
 def _downloaded(hub: Any, name: str, file: str | None, revision: str | None) -> Path:

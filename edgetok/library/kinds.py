@@ -17,6 +17,7 @@ from edgetok.formats.gguf import is_gguf
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
 from edgetok.formats.manifest import MANIFEST_FILE
 from edgetok.models.config.wrapped import text_config
+from edgetok.models.registry import embeds_texts
 
 Kind = Literal["artefact", "checkpoint", "gguf"]
 
@@ -69,10 +70,10 @@ def kind_of(contents: Contents) -> Kind:
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
     }
-    if embeds and not any(name.endswith(_CAUSAL) for name in _architectures(config)):
+    if embeds and not _is_decoder(config):
         raise UnsupportedError(
             f"{name}: an embedding model that is an encoder; edgetok runs decoders "
-            "(...ForCausalLM), such as Qwen3-Embedding"
+            "(...ForCausalLM), such as Qwen3-Embedding, and EmbeddingGemma"
         )
     if "mlx" in contents.tags or _packed_by_mlx(config):
         raise UnsupportedError(
@@ -170,6 +171,11 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
     return [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
 
 
+def _is_decoder(config: Mapping[str, Any]) -> bool:
+    causal = any(name.endswith(_CAUSAL) for name in _architectures(config))
+    return causal or embeds_texts(config)
+
+
 def _packed_by_mlx(config: Mapping[str, Any]) -> bool:
     packed = config.get("quantization")
     return isinstance(packed, dict) and "group_size" in packed and "quant_method" not in packed
@@ -177,7 +183,7 @@ def _packed_by_mlx(config: Mapping[str, Any]) -> bool:
 
 def _check_config(name: str, config: Mapping[str, Any], files: Collection[str]) -> None:
     architectures = _architectures(config)
-    if any(name.endswith(_CAUSAL) for name in architectures):
+    if _is_decoder(config):
         return
     if text_config(config) is not None:
         return  # a multimodal one, of which the text model is run

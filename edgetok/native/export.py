@@ -152,6 +152,11 @@ def _write(
 ) -> Exported:
     with open_artefact(folder) as opened:
         artefact, spec = with_spec(opened)
+        if spec.both_sides:
+            raise UnsupportedError(
+                f"{folder}: an embedding model whose tokens see both sides; the C library runs "
+                "models that write text"
+            )
         check_groups(artefact)
         plan = make_plan(spec, artefact, plan_options(kv_bits, "int8", BLOCK_TOKENS))
         extra, eos, refused = _text(artefact, spec)

@@ -133,14 +133,14 @@ class Backend(Protocol):
         """
 
     def embed(self, tokens: Tokens, *, mean: bool = False) -> npt.NDArray[np.float32]:
-        """Compute a vector for a whole text: what the output head would get.
+        """Compute a vector for a whole text: what the output head would get, times `vector_sizes`.
 
         Args:
             tokens: the text's ids.
             mean: the mean over all tokens instead of the last one's.
 
         Returns:
-            [hidden_size], a new array.
+            [spec.vector_size], a new array.
 
         Raises:
             ContextError: more tokens than the model was trained for.

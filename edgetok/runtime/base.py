@@ -22,6 +22,19 @@ from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
 
+def check_writes(spec: DecoderSpec | None) -> None:
+    """Refuse logits of a model that sees what is behind a token.
+
+    Raises:
+        UnsupportedError: it computes vectors alone.
+    """
+    if spec is not None and spec.both_sides:
+        raise UnsupportedError(
+            f"this {spec.family} model was made for vectors of texts and writes none; use "
+            "edgetok embed, model.embed or /v1/embeddings, or another model"
+        )
+
+
 class BaseBackend:
     """Methods of `Backend` that follow from `step` and `capabilities`."""
 

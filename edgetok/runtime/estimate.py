@@ -87,7 +87,7 @@ def _on_cpu(
     limits: CacheLimits | None,
 ) -> Estimate:
     from edgetok.runtime.cpu.arenas import BY_THREAD, Segment
-    from edgetok.runtime.cpu.backend import BLOCK_TOKENS, plan_options
+    from edgetok.runtime.cpu.backend import block_tokens_of, plan_options
     from edgetok.runtime.cpu.cache_memory import planned_bytes
     from edgetok.runtime.cpu.plan import make_plan
     from edgetok.runtime.cpu.requirements import useful_threads
@@ -95,7 +95,7 @@ def _on_cpu(
 
     tokenizer = (artefact.folder / "tokenizer.json").stat()
     threads = options.threads or useful_threads(artefact)
-    kv_bits, rows = options.kv_bits, BLOCK_TOKENS
+    kv_bits, rows = options.kv_bits, block_tokens_of(spec)
     plan = make_plan(spec, artefact, plan_options(kv_bits, options.compute, rows))
     workspace = StepTables(spec, threads=threads, rows=rows).nbytes
     for segment in (Segment.TABLES, Segment.WORKSPACE, *BY_THREAD):

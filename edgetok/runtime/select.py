@@ -31,6 +31,8 @@ def choose(artefact: Artefact, device: Device) -> tuple[Device, str | None]:
         UnsupportedError: the wanted backend cannot run the artefact.
     """
     if artefact.spec is not None:
+        if artefact.spec.both_sides and device not in ("auto", "cpu"):
+            raise _cpu_alone(artefact)
         return ("cpu" if device == "auto" else device), None
     if device in ("cpu", "cuda"):
         raise UnsupportedError(
@@ -66,7 +68,10 @@ def load_backend(
         UnsupportedError: the wanted backend cannot run the artefact, or there is no GPU.
     """
     device, note = choose(artefact, options.device)
-    if options.device == "auto" and artefact.spec is not None:
+    both_sides = artefact.spec is not None and artefact.spec.both_sides
+    if both_sides and options.gpu_layers:
+        raise _cpu_alone(artefact)
+    if options.device == "auto" and artefact.spec is not None and not both_sides:
         wanted = options.gpu_layers
         if wanted is None:
             found = _gpu_if_any(artefact, artefact.spec, options)
@@ -89,6 +94,13 @@ def load_backend(
     backend = _cpu(artefact, options, progress)
     lines = (note, backend.note, _cache_note(artefact, options))
     return backend, "\n".join(line for line in lines if line) or None
+
+
+def _cpu_alone(artefact: Artefact) -> UnsupportedError:
+    return UnsupportedError(
+        f"{artefact.folder}: an embedding model whose tokens see both sides, which the CPU backend "
+        "alone computes; use --device cpu"
+    )
 
 
 def _cache_note(artefact: Artefact, options: RunOptions) -> str | None:

@@ -66,10 +66,10 @@ def _check_dimensions(wanted: int | None, model: Model) -> None:
     spec = model.backend.spec
     if wanted is None or spec is None:  # what has no spec computes no vectors at all
         return
-    if not 1 <= wanted <= spec.hidden_size:
+    if not 1 <= wanted <= spec.vector_size:
         raise Refusal(
             400,
-            f"dimensions: {wanted:,}, expected 1 to {spec.hidden_size:,}",
+            f"dimensions: {wanted:,}, expected 1 to {spec.vector_size:,}",
             param="dimensions",
             code="invalid_value",
         )
@@ -80,7 +80,7 @@ def _all_tokens(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _embed(model: Model, found: _Body, tokens: list[int]) -> npt.NDArray[np.float32]:
-    vector = np.asarray(model.embed([tokens], pooling=found.pooling or "last")[0], np.float32)
+    vector = np.asarray(model.embed([tokens], pooling=found.pooling)[0], np.float32)
     part = vector[: found.dimensions]
     if len(part) == len(vector):
         return vector

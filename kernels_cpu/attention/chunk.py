@@ -97,9 +97,14 @@ def make(kv_bits: int) -> Any:
                 offset = scratch + state.OFFSET + 4 * r
                 query(x, to, offset, scratch + state.FACTOR + 4 * r, size, padded, scale)
                 position = read_i32(positions + 4 * token)
-                low = np.int64(position) - window + 1 if window > 0 else np.int64(0)
+                low, high = np.int64(0), np.int64(position)
+                if window > 0:
+                    low = high - window + 1
+                elif window < 0:  # to both sides
+                    low = high + window + 1
+                    high = min(high - window, np.int64(EMPTY)) - 1
                 write_i32(scratch + state.LOW + 4 * r, np.int32(max(low, np.int64(0))))
-                write_i32(scratch + state.HIGH + 4 * r, position)
+                write_i32(scratch + state.HIGH + 4 * r, np.int32(high))
             else:
                 state.fill(to, np.float32(0.0), padded)
                 write_i32(scratch + state.OFFSET + 4 * r, np.int32(0))

@@ -300,8 +300,9 @@ def attention(
     """softmax(softcap(scale * q k^T)) v over the slots that each query may see.
 
     A query at position p sees slots with positions p - window + 1 .. p, all up to p where window is
-    0. A head's sink is one more score, of a value of zeros: e^sink is added to what its softmax
-    divides by. Two instructions: the second merges what the first left of parts of one row.
+    0; a negative window reaches to both sides, p + window + 1 .. p - window - 1. A head's sink is
+    one more score, of a value of zeros: e^sink is added to what its softmax divides by. Two
+    instructions: the second merges what the first left of parts of one row.
 
     Args:
         kernels: the loaded kernels.

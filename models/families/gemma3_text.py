@@ -1,6 +1,8 @@
 """Gemma 3, text only: two rotary embeddings, of which the local one rotates the sliding layers.
 
-Source: arXiv 2503.19786; transformers `Gemma3TextConfig`.
+EmbeddingGemma is one whose tokens see both sides. `sliding_window` then counts both together.
+
+Source: arXiv 2503.19786, arXiv 2509.20354; transformers `Gemma3TextConfig`.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ def read(config: ConfigReader) -> Family:
     attention_bias = config.flag("attention_bias")
     pattern = config.integer("sliding_window_pattern", 6, high=4096)
     config.expect("_sliding_window_pattern", pattern)
-    layers = mixed_layers(
-        config, config.integer("sliding_window", high=1 << 28), lambda i: (i + 1) % pattern != 0
-    )
+    window = config.integer("sliding_window", high=1 << 28)
+    both_sides = config.flag("use_bidirectional_attention")
+    if both_sides:
+        window = window // 2 + 1
+    layers = mixed_layers(config, window, lambda i: (i + 1) % pattern != 0)
     spec = DecoderSpec(
         **sizes,
         layers=tuple(LayerSpec(window=x.window, rope=1 if x.window else 0) for x in layers),
@@ -53,5 +57,7 @@ def read(config: ConfigReader) -> Family:
         attn_softcap=config.optional_number("attn_logit_softcapping", low=1e-3) or 0.0,
         logit_softcap=config.optional_number("final_logit_softcapping", low=1e-3) or 0.0,
         embed_scale=sqrt_embed_scale(config),
+        both_sides=both_sides,
+        pooling="mean" if both_sides else "last",
     )
     return Family(spec, standard_tensors(spec, SANDWICH_NORMS, norm_add=1.0))

@@ -163,6 +163,7 @@ class Attention(Mixer):
             constants=constants,
             shares=self.shares if self.shares >= 0 else None,
             sinks=f"{place.prefix}sinks.weight" if self.sinks else "",
+            both_sides=spec.both_sides,
         )
         if self.gated:
             yield ActivationMul(

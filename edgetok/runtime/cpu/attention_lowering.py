@@ -11,6 +11,8 @@ from edgetok.kernels_cpu.program.tables import Instruction
 from edgetok.models import ops
 from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
 
+EVERY_TOKEN = 1 << 28  # of a window that reaches to both sides: no context is longer
+
 
 def queries(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     """Queries kept for policies that look at them."""
@@ -76,7 +78,7 @@ def attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
         heads=op.heads,
         kv_heads=op.kv_heads,
         head_dim=op.head_dim,
-        window=op.window,
+        window=-(op.window or EVERY_TOKEN) if op.both_sides else op.window,
         scale=op.scale,
         softcap=op.softcap,
         positions=to.buffers.positions,

@@ -26,7 +26,7 @@ from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.kernels_cpu.simd.target import Target
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
-from edgetok.runtime.base import SpecBackend, with_spec
+from edgetok.runtime.base import SpecBackend, check_writes, with_spec
 from edgetok.runtime.cpu.bound_plan import BoundPlan
 from edgetok.runtime.cpu.cache_memory import (
     KIND,
@@ -54,6 +54,14 @@ from edgetok.sampling.sampler import TokenChooser
 # enough that buffers stay small and a cancelled prefill stops soon.
 BLOCK_TOKENS = 256
 _HEAD_TOKENS = 32
+_MOST_BLOCK_TOKENS = 4096
+
+
+def block_tokens_of(spec: DecoderSpec, block_tokens: int = BLOCK_TOKENS) -> int:
+    """Return the tokens computed at once: a whole text's where tokens see both sides."""
+    if not spec.both_sides:
+        return block_tokens
+    return max(block_tokens, min(spec.context_tokens, _MOST_BLOCK_TOKENS))
 
 
 def plan_options(kv_bits: int, compute: Compute, block_tokens: int) -> PlanOptions:
@@ -104,7 +112,7 @@ class CpuBackend(SpecBackend):
             compute: "int8" activations in quantised products, or "float32" to compare with.
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
             kernels_dir: shipped kernels; None for what the environment says.
-            block_tokens: tokens computed at once in a prefill.
+            block_tokens: tokens computed at once in a prefill; more where tokens see both sides.
             plan: made before; it says `kv_bits`, `compute` and `block_tokens`. None makes one.
             progress: called as (work done, work in all) while kernels are compiled.
             releases: let go of weights as soon as they were used, so that no more than a few
@@ -120,6 +128,8 @@ class CpuBackend(SpecBackend):
         if plan is not None:
             made = plan.options
             kv_bits, compute, block_tokens = made.kv_bits, made.compute, made.block_tokens
+        else:
+            block_tokens = block_tokens_of(spec, block_tokens)
         check_options(threads, kv_bits, compute, block_tokens)
         check_groups(artefact)
         self._spec = spec
@@ -312,7 +322,9 @@ class CpuBackend(SpecBackend):
             ContextError: a part's tokens do not fit; nothing was changed.
             OptionError: a token id is not below the vocabulary's size; likewise.
             ShapeError: parts of a wrong size, or a cache of another backend; likewise.
+            UnsupportedError: the model computes vectors of texts alone.
         """
+        check_writes(self._spec)
         checked = self._checked(parts)
         if not checked:
             return []
@@ -355,6 +367,11 @@ class CpuBackend(SpecBackend):
                 f"a text of {len(tokens):,} tokens, the model was trained for "
                 f"{spec.context_tokens:,}; give shorter ones"
             )
+        if spec.both_sides and len(tokens) > self._block_tokens:
+            raise ContextError(
+                f"a text of {len(tokens):,} tokens, of which each sees all others: at most "
+                f"{self._block_tokens:,} are computed at once; give shorter ones"
+            )
         cache = self.new_cache(max(1, len(tokens)))
         ids = checked_tokens(tokens, cache, self.vocab_size)
         weight = self._artefact.tensor("final_norm.weight")
@@ -368,7 +385,10 @@ class CpuBackend(SpecBackend):
                 normed = rows / np.sqrt(squares + np.float32(spec.norm_eps)) * weight
             if mean or last:
                 total += normed.sum(axis=0)
-        return total / np.float32(ids.size if mean else 1)
+        vector = total / np.float32(ids.size if mean else 1)
+        for i in range(len(spec.vector_sizes)):
+            vector = self._artefact.tensor(f"vector_proj_{i}.weight").astype(np.float32) @ vector
+        return np.asarray(vector, np.float32)
 
     def _hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Return `hidden` for who has the team's turn."""

@@ -36,7 +36,6 @@ from edgetok.kernels_cpu.program.tables import Table, table
 from edgetok.models.operations import (
     body_operations,
     head_operations,
-    operations,
     value_columns,
 )
 from edgetok.models.ops import Op, Rope
@@ -167,7 +166,7 @@ class _Planner:
         self._ropes = [
             (self._tables.array(block, half), self._tables.array(block, half)) for half in halves
         ]
-        columns = value_columns(operations(spec))
+        columns = value_columns((*body_operations(spec), *head_operations(spec)))
         rows = {name: block for name in columns} | {"logits": options.head_tokens}
         self._values = {
             name: self._workspace.array(rows[name], count) for name, count in columns.items()

@@ -232,6 +232,8 @@ def _attend(to: Target, groups: Groups) -> tuple[Launch, int]:
     op: Any = groups[0][0]
     if op.sinks:
         raise _unsupported(op, "expected heads without sinks")
+    if op.both_sides:
+        raise _unsupported(op, "expected tokens that see what is before them")
     q = to.heads(op.queries, op.heads, op.head_dim)
     mixed = to.planes(op.result, op.heads * op.head_dim)
     log_sums, partials = to.log_sums(op.heads), to.partials(op)

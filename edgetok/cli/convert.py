@@ -13,7 +13,6 @@ from edgetok.cli import streams
 from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.errors import OptionError
-from edgetok.formats.artefact import open_artefact
 from edgetok.quantities import parse_bytes
 
 
@@ -106,6 +105,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
             for name, point in report.fit.table()
         ]
         streams.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
+    from edgetok.formats.artefact import open_artefact
+
     with open_artefact(out) as made:
         embeds = made.spec is not None and made.spec.both_sides
     hint = f"For vectors of texts: edgetok embed {out} TEXT"

@@ -64,11 +64,11 @@ def loads(
         if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(f"{what}: key {twice!r} occurs twice; write the file again")
+            raise error(f"{what}: key {twice!r} occurs twice; write it again")
         return result
 
     def constant(name: str) -> Any:
-        raise error(f"{what}: {name} is not a JSON number; write the file again")
+        raise error(f"{what}: {name} is not a JSON number; write it again")
 
     def number(text: str) -> float:
         value = float(text)

@@ -15,11 +15,13 @@ source is what it was. A hub id that was converted once is not looked up again; 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _MANIFEST = "manifest.json"
+_MOST_BESIDE = 10_000  # names that are looked at for one that is near
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
@@ -134,8 +137,18 @@ def _source(name: str) -> str:
         return name
     hint = hint_for(name, [entry.name for entry in entries()])
     if is_path and len(parts) > 1:
-        hint = hint_for("/")
+        hint = _near_path(path) or hint_for("/")
     raise CheckpointError(f"{name}: no such model or folder; {hint}")
+
+
+def _near_path(path: Path) -> str:
+    """Return a hint at what lies beside a path that is nothing and has nearly its name, or ""."""
+    try:
+        beside = [item.name for item in islice(path.parent.iterdir(), _MOST_BESIDE)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, beside, n=3)
+    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
 
 
 def _is_path(source: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_a_damaged_entry_is_left_out(mine: Path) -> None:
 def test_what_is_nothing(name: str, expected: str, mine: Path) -> None:
     with pytest.raises(CheckpointError, match=expected):
         resolve.model_folder(name)
+
+
+def test_what_lies_beside_a_misspelt_path(tmp_path: Path) -> None:
+    (tmp_path / "default-4bit").mkdir()
+    found = re.escape(f"did you mean {tmp_path / 'default-4bit'}?")
+    with pytest.raises(CheckpointError, match=found):
+        resolve.model_folder(str(tmp_path / "defaul-4bit"))
+    with pytest.raises(CheckpointError, match="give an artefact"):
+        resolve.model_folder(str(tmp_path / "zzz"))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_0"])

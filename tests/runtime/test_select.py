@@ -14,12 +14,18 @@ from edgetok.runtime.options import RunOptions
 from edgetok.runtime.select import choose
 
 
-def artefact(exporter: str) -> Any:
+def artefact(exporter: str, both_sides: bool = False) -> Any:
     return SimpleNamespace(
-        spec=None if exporter == "optimum" else object(),
+        spec=None if exporter == "optimum" else SimpleNamespace(both_sides=both_sides),
         folder=Path("/x/gpt2-4bit"),
         manifest=SimpleNamespace(exporter=exporter),
     )
+
+
+def test_tokens_that_see_both_sides_need_the_cpu() -> None:
+    assert choose(artefact("edgetok", both_sides=True), "auto") == ("cpu", None)
+    with pytest.raises(UnsupportedError):
+        choose(artefact("edgetok", both_sides=True), "onnxruntime")
 
 
 def test_auto() -> None:

@@ -57,7 +57,7 @@ def test_dimensions_are_looked_at_first(
 ) -> None:
     """Before the model runs, which would take forever here."""
     api, begun = stuck
-    monkeypatch.setattr(api.model.backend, "spec", SimpleNamespace(hidden_size=8))
+    monkeypatch.setattr(api.model.backend, "spec", SimpleNamespace(vector_size=8))
     for wrong in (0, 9, -1):
         response = api.post("/v1/embeddings", input="x", dimensions=wrong)
         assert response.status_code == 400

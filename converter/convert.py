@@ -14,9 +14,15 @@ from edgetok.converter.calibrate.calibration_text import Texts, texts_of
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.card.report import Agreement, LayerReport, Report
 from edgetok.converter.durable import write_durably
-from edgetok.converter.identity import has_torch, require_torch, shown, title_of
+from edgetok.converter.identity import require_torch, shown, title_of
 from edgetok.converter.measure_cache import measure_cache
-from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.originals import (
+    NOT_CALIBRATED,
+    of_other_layers,
+    reference_tokens,
+    require_original,
+)
 from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
@@ -46,8 +52,6 @@ from edgetok.models.spec import DecoderSpec
 
 __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quantised"]
 
-_QUICK_TO_COMPARE = 100_000_000  # weights; beyond, comparing takes longer than rounding
-_NOT_CALIBRATED = "layers are calibrated with tokens that see what is before them"
 _SPARE_BYTES = 64 << 20  # tokenizer, graph, report
 _SECOND_HAND = "the original here is quantised itself: what that lost is not in these figures"
 
@@ -112,7 +116,7 @@ def convert(
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
-    if target is not None and _of_other_layers(family.spec):
+    if target is not None and of_other_layers(family.spec):
         raise UnsupportedError(
             "--fit and --max-kl: models whose layers share keys and values, or have inputs of "
             "their own, are calibrated at the same bits in all layers; give --bits"
@@ -146,8 +150,8 @@ def convert(
             require_space(workspace.folder, needed, workspace.folder)
         calibrates = options.calibrates or target is not None
         if calibrates:
-            _require_original(weights)
-        tokens, reason = _reference_tokens(weights, options, workspace)
+            require_original(weights)
+        tokens, reason = reference_tokens(weights, options)
         texts = None
         if calibrates or tokens:
             texts = texts_of(weights, options, workspace, progress, calibrates=calibrates)
@@ -176,7 +180,7 @@ def convert(
         if family.spec.both_sides:
             notes.append(f"{GENAI_FILE} left out: the model writes no text")
             if options.quantises and not isinstance(checkpoint, CodedCheckpoint):
-                notes.append(f"rounded to nearest: {_NOT_CALIBRATED}")
+                notes.append(f"rounded to nearest: {NOT_CALIBRATED}")
         elif family.spec.keeps_states or not family.spec.uniform:
             notes.append(
                 f"{GENAI_FILE} left out: it names caches of attention layers alone, of one size"
@@ -223,23 +227,6 @@ def is_quantised(source: Path) -> bool:
     return isinstance(checkpoint, CodedCheckpoint) and bool(checkpoint.coded)
 
 
-def why_not_calibrated(source: Path) -> str | None:
-    """Return why the installed `transformers` cannot calibrate a checkpoint, if so.
-
-    Raises: as `is_quantised`.
-    """
-    checkpoint = open_source(resolve_source(str(source)))
-    try:
-        family = read_described(checkpoint)
-    except UnknownFamilyError:
-        return None  # optimum's exporter says what it needs
-    if family.spec.both_sides:
-        return _NOT_CALIBRATED
-    from edgetok.converter.calibrate.transformers_model import why_not_run
-
-    return why_not_run(CanonicalWeights(checkpoint, family))
-
-
 def _formats(
     weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace, progress: Progress
 ) -> tuple[dict[str, TensorFormat], dict[str, str]]:
@@ -273,58 +260,6 @@ def _write_weights(
         return convert_calibrated(job, texts, workspace, progress)
 
 
-def _require_original(weights: CanonicalWeights) -> None:
-    """Refuse to calibrate a checkpoint that the installed `transformers` cannot run.
-
-    Raises:
-        UnsupportedError: it has other names for the weights, so that some would have no values.
-    """
-    if not has_torch():
-        return
-    from edgetok.converter.calibrate.transformers_model import why_not_run
-
-    reason = why_not_run(weights)
-    if reason is not None:
-        raise UnsupportedError(
-            f"{weights.checkpoint.folder}: {reason}; use --method rtn, or another release"
-        )
-
-
-def _reference_tokens(
-    weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace
-) -> tuple[int, str | None]:
-    """Return the number of tokens to compare with the original, and the reason if it is 0."""
-    if weights.family.spec.both_sides:
-        return 0, "the model computes vectors of texts, and no logits to compare"
-    if options.reference_tokens == 0:
-        return 0, "not asked for"
-    if not has_torch():
-        return 0, "needs torch and transformers: pip install 'edgetok[convert]'"
-    if _differs_by_release(weights.family.spec) and not options.calibrates:
-        from edgetok.converter.calibrate.transformers_model import why_not_run
-
-        reason = why_not_run(weights)
-        if reason is not None:
-            return 0, reason
-    if options.reference_tokens:
-        return options.reference_tokens, None
-    tokens = default_reference_tokens(weights.parameters, options)
-    if not tokens:
-        return 0, "takes longer than rounding a model of this size; `edgetok eval` does it"
-    return tokens, None
-
-
-def _of_other_layers(spec: DecoderSpec) -> bool:
-    """Whether layers are given more than the stream: others' keys, or an input of their own."""
-    shares = any(layer.attention and layer.attention.shares >= 0 for layer in spec.layers)
-    return shares or spec.per_layer_size > 0
-
-
-def _differs_by_release(spec: DecoderSpec) -> bool:
-    """Whether releases of `transformers` build the decoder with other names, or not at all."""
-    return bool(expert_counts(operations(spec))) or _of_other_layers(spec)
-
-
 def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
     """Return the options for a model whose tokens see both sides: `auto` rounds to nearest.
 
@@ -334,7 +269,7 @@ def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
     if fits or options.refine or options.method not in ("auto", "rtn"):
         asked = "--refine" if options.refine else f"--method {options.method}"
         raise UnsupportedError(
-            f"{'--fit and --max-kl' if fits else asked}: {_NOT_CALIBRATED}, and this model's see "
+            f"{'--fit and --max-kl' if fits else asked}: {NOT_CALIBRATED}, and this model's see "
             "both sides; give --bits and --method rtn"
         )
     return dataclasses.replace(options, method="rtn", without=())
@@ -371,13 +306,6 @@ def _compare(
     count = max(1, tokens // (held_out.shape[1] - 1))
     held_out = held_out[spread(len(held_out), min(count, len(held_out)))]
     return compare(weights, written, held_out, progress)
-
-
-def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
-    """`REFERENCE_TOKENS`; of a large model half, or 0 where rounding is quicker than comparing."""
-    if parameters <= _QUICK_TO_COMPARE:
-        return REFERENCE_TOKENS
-    return REFERENCE_TOKENS // 2 if options.calibrates else 0
 
 
 def _method(checkpoint: Checkpoint, options: ConvertOptions) -> str:

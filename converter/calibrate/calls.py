@@ -1,4 +1,4 @@
-"""What blocks are called with beside the stream: mask, rotary embeddings, and more in few families.
+"""Arguments of blocks beside the stream: mask, rotary embeddings, and more in few families.
 
 Inputs of a layer's own depend on the token alone, so that one row for each token that occurs is
 enough. Keys and values that later layers look at are kept as the layer that stores them computed
@@ -29,7 +29,7 @@ _SHARED = "shared_kv_states"
 
 @dataclass(slots=True)
 class Calls:
-    """What the blocks of a decoder are called with, for some windows of text.
+    """Arguments that the blocks of a decoder are called with, for some windows of text.
 
     Attributes:
         recorded: positional and named arguments of each layer, as one window had them.

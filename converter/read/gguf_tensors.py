@@ -35,7 +35,7 @@ _RECURRENT_NORM = "ssm_norm"
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What makes a file's tensor that of transformers.
+    """Steps that make a file's tensor that of transformers.
 
     Attributes:
         rows: the file's row of each row; None: in order.

@@ -1,4 +1,4 @@
-"""What sentence-transformers computes behind a model: pooling and matrices, as data of the spec.
+"""Modules of sentence-transformers behind a model: pooling and matrices, as data of the spec.
 
 `modules.json` lists the modules. Transformer is the model, Normalize is what `embed` does unless it
 is told otherwise; the others have a folder with a `config.json`, Dense a `model.safetensors` too.

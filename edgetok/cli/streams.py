@@ -1,4 +1,4 @@
-"""What commands read from arguments and stdin, and what they print."""
+"""Reading of arguments and stdin, and printing, for all commands."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetok.converter.convert import is_quantised, why_not_calibrated
+from edgetok.converter.convert import is_quantised
 from edgetok.converter.identity import has_torch
 from edgetok.converter.options import ConvertOptions
+from edgetok.converter.originals import why_not_calibrated
 
 
 def automatic(source: Path) -> tuple[ConvertOptions, str]:

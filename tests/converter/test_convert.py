@@ -21,7 +21,8 @@ from edgetok.converter.calibrate import transformers_model
 from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.expert_parameters import write_stacked
 from edgetok.converter.calibrate.self_generated_text import openings_of, write
-from edgetok.converter.convert import ConvertOptions, convert, default_reference_tokens
+from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.originals import default_reference_tokens
 from edgetok.converter.progress import Silent
 from edgetok.converter.quantise import block_by_block
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey

@@ -76,6 +76,16 @@ def rehashed(content: bytearray) -> bytes:
     return bytes(content)
 
 
+def refuses_version(library, out, content, version):
+    """Check that a plan of another version is refused with what to do."""
+    other = bytearray(content)
+    struct.pack_into("<q", other, 8, version)
+    (out / PLAN_FILE).write_bytes(rehashed(other))
+    message = f"version {version}, this library reads 6; export again"
+    with pytest.raises(EdgetokError, match=message):
+        library.open(out)
+
+
 @pytest.fixture
 def exported(tiny, data, tmp_path) -> Path:
     """A tiny model with a tokenizer and a template; only the weights are its own."""

@@ -17,7 +17,7 @@ from edgetok.formats.layout import TensorFormat
 from edgetok.formats.manifest import write_manifest
 from edgetok.native.plan import PLAN_FILE, Section
 from tests.native.conftest import write_export
-from tests.native.test_plan import rehashed, sections
+from tests.native.test_plan import refuses_version, rehashed, sections
 from tests.native.test_tokens import GREEDY, native_answer, python_answer
 from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import VOCAB_SIZE
@@ -171,8 +171,4 @@ def test_wide_heads_that_cannot_be_are_refused(library, deep, tmp_path):
         (out / PLAN_FILE).write_bytes(rehashed(wrong))
         with pytest.raises(EdgetokError, match="numbers contradict"):
             library.open(out)
-    wrong = bytearray(content)
-    struct.pack_into("<q", wrong, 8, 5)
-    (out / PLAN_FILE).write_bytes(rehashed(wrong))
-    with pytest.raises(EdgetokError, match="version 5, this library reads 6; export again"):
-        library.open(out)
+    refuses_version(library, out, content, 5)

@@ -13,7 +13,7 @@ from edgetok.cache.state import SNAPSHOT, CacheState
 from edgetok.errors import EdgetokError
 from edgetok.native.plan import PLAN_FILE, Section
 from tests.native.conftest import write_export
-from tests.native.test_plan import rehashed, sections
+from tests.native.test_plan import refuses_version, rehashed, sections
 from tests.native.test_tokens import GREEDY, native_answer, python_answer
 from tests.tiny import VOCAB_SIZE, WITH_STATES
 
@@ -203,8 +203,4 @@ def test_rings_that_cannot_be_are_refused(library, tiny, tmp_path):
             (out / PLAN_FILE).write_bytes(rehashed(wrong))
             with pytest.raises(EdgetokError, match="numbers contradict"):
                 library.open(out)
-    older = bytearray(content)
-    struct.pack_into("<q", older, 8, 2)
-    (out / PLAN_FILE).write_bytes(rehashed(older))
-    with pytest.raises(EdgetokError, match="version 2, this library reads 6; export again"):
-        library.open(out)
+    refuses_version(library, out, content, 2)

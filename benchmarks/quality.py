@@ -25,7 +25,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cli.recall import measure_recall
+from edgetok.cli.commands.recall import measure_recall
 from edgetok.converter.calibrate import self_generated_text as written
 from edgetok.converter.calibrate.reference import TransformersReference
 from edgetok.converter.convert import ConvertOptions, Target, convert

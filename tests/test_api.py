@@ -64,7 +64,7 @@ def test_help_is_light(command: str) -> None:
 
 def test_loading_needs_neither_torch_nor_numba() -> None:
     code = (
-        "import sys, edgetok.model, edgetok.chat, edgetok.cli.chat, edgetok.cli.repl\n"
+        "import sys, edgetok.model, edgetok.chat, edgetok.cli.commands.chat, edgetok.cli.repl\n"
         "print([n for n in ('torch', 'transformers', 'numba', 'rich') if n in sys.modules])"
     )
     result = subprocess.run(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgetok.cli import bench, repl
+from edgetok.cli import repl
+from edgetok.cli.commands import bench
 from edgetok.energy import EnergyMeter
 from edgetok.evaluation import speed
 from tests.fake import FakeBackend, fake_model

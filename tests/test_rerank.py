@@ -151,7 +151,7 @@ def test_what_the_command_refuses(
     artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    monkeypatch.setattr("edgetok.cli.rerank._MOST_BYTES", 3)
+    monkeypatch.setattr("edgetok.cli.commands.rerank._MOST_BYTES", 3)
     (tmp_path / "long.txt").write_text("four")
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")

@@ -1,1 +1,1 @@
-"""The server: one file a protocol over one internal request, on the engine."""
+"""The server: one internal request on the engine, and protocols over it."""

@@ -16,20 +16,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgetok.serve.answers import Writer
 from edgetok.serve.body import read_json
-from edgetok.serve.chat_completions import ChatCompletions
-from edgetok.serve.completions import Completions
-from edgetok.serve.embeddings import Embeddings
 from edgetok.serve.exchange import Exchange
 from edgetok.serve.failure import Refusal, refusal_of
 from edgetok.serve.guard import Guard
-from edgetok.serve.messages import Messages
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import error_body
 from edgetok.serve.options import ServeOptions
 from edgetok.serve.page import chat_page
 from edgetok.serve.prompts import prepare
-from edgetok.serve.rerank import Rerank
-from edgetok.serve.responses import Responses
+from edgetok.serve.protocols.chat_completions import ChatCompletions
+from edgetok.serve.protocols.completions import Completions
+from edgetok.serve.protocols.embeddings import Embeddings
+from edgetok.serve.protocols.messages import Messages
+from edgetok.serve.protocols.openai_shared import error_body
+from edgetok.serve.protocols.rerank import Rerank
+from edgetok.serve.protocols.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
 

@@ -19,7 +19,7 @@ from edgetok.serve.budget import Place
 from edgetok.serve.exchange import GONE, STOPPING, while_there
 from edgetok.serve.failure import Refusal, refusal_of
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import error_body
+from edgetok.serve.protocols.openai_shared import error_body
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edgetok.serve.answers import Answer, Writer
 from edgetok.serve.body import Gone, read_json
 from edgetok.serve.failure import Refusal, refusal_of
-from edgetok.serve.protocol import Call, Payload, Protocol
+from edgetok.serve.protocols.protocol import Call, Payload, Protocol
 from edgetok.serve.request import Event
 
 PULSE_S = 3.0  # between comments while nothing else is to be said

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgetok.cli import chat, convert
 from edgetok.cli import options as common
+from edgetok.cli.commands import chat, convert
 from edgetok.cli.main import run
 from edgetok.cli.streams import (
     for_terminal,

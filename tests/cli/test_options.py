@@ -10,7 +10,7 @@ import pytest
 
 import edgetok
 from edgetok.cache.policies.policy import POLICIES
-from edgetok.cli import bench, chat, convert, embed, eval, generate, rerank, verify
+from edgetok.cli.commands import bench, chat, convert, embed, eval, generate, rerank, verify
 from edgetok.cli.main import run
 from edgetok.cli.options import (
     ONLY_WRITING,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from edgetok.cli.recall import measure_recall
+from edgetok.cli.commands.recall import measure_recall
 from edgetok.errors import ContextError, OptionError
 from tests.fake import END, fake_model, write_tokenizer
 

@@ -127,7 +127,7 @@ def test_too_little_memory(tmp_path: Path) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    from edgetok.cli.serve import _place
+    from edgetok.cli.commands.serve import _place
 
     place = bundled_model()
     assert _place(f"a={place}") == ("a", place)

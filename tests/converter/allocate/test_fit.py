@@ -396,7 +396,7 @@ def test_a_size_too_small_is_refused_before_anything_is_written(llama, tmp_path,
 
 def test_room_for_a_cache(llama, tmp_path):
     """Weights and cache of the runtime are then within --fit."""
-    from edgetok.cli.convert import _cache_bytes
+    from edgetok.cli.commands.convert import _cache_bytes
     from edgetok.runtime.cpu.backend import CpuBackend
 
     # A cache of 100 tokens takes a page of 256.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgetok.cache.limits import CacheLimits
-from edgetok.cli.inspect import describe
+from edgetok.cli.commands.inspect import describe
 from edgetok.errors import ArtefactError, CheckpointError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import TensorFormat, linear_shapes

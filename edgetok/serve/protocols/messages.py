@@ -12,8 +12,8 @@ from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.engine.result import FinishReason
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import grammar_of, new_id, tools_of
-from edgetok.serve.protocol import (
+from edgetok.serve.protocols.openai_shared import grammar_of, new_id, tools_of
+from edgetok.serve.protocols.protocol import (
     Call,
     Fields,
     Part,

@@ -123,7 +123,7 @@ def command(
         raise OptionError("nothing to measure; give --text FILE, --recall or --cache")
     content = None if text is None else _read(text)
     if cache:
-        from edgetok.cli.eval_cache import measure_caches
+        from edgetok.cli.commands.eval_cache import measure_caches
 
         with common.load_model(model, given) as loaded:
             measure_caches(loaded, content, given, as_json)
@@ -148,7 +148,7 @@ def command(
             values |= known
             rows += _rows(result)
         if recall:
-            from edgetok.cli.recall import measure_recall
+            from edgetok.cli.commands.recall import measure_recall
 
             scores = measure_recall(loaded, given["cases"], given["distance"])
             values["recall"] = scores

@@ -102,7 +102,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
     """
     model = common.model_folder(model, quiet=as_json)
     if given["chats"] is not None:
-        from edgetok.cli import bench_chats
+        from edgetok.cli.commands import bench_chats
 
         bench_chats.measure(model, given, as_json)
         return

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import (
+from edgetok.serve.protocols.openai_shared import (
     HARMLESS,
     arguments_of,
     checked_logprobs,
@@ -22,7 +22,7 @@ from edgetok.serve.openai_shared import (
     rated_body,
     tools_of,
 )
-from edgetok.serve.protocol import (
+from edgetok.serve.protocols.protocol import (
     Call,
     Fields,
     Part,

@@ -14,7 +14,7 @@ from edgetok.engine.result import FinishReason
 from edgetok.errors import GrammarError, OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
-from edgetok.serve.protocol import Fields, refuse
+from edgetok.serve.protocols.protocol import Fields, refuse
 from edgetok.serve.request import BACKGROUND, Rated, Usage
 
 # Fields that change nothing here, and whose absence from the answer nobody would notice.

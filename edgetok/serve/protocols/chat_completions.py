@@ -13,7 +13,7 @@ from edgetok.errors import GrammarError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import (
+from edgetok.serve.protocols.openai_shared import (
     FINISH,
     Sampled,
     arguments_of,
@@ -26,7 +26,7 @@ from edgetok.serve.openai_shared import (
     tools_of,
     usage_body,
 )
-from edgetok.serve.protocol import (
+from edgetok.serve.protocols.protocol import (
     Call,
     Fields,
     Part,

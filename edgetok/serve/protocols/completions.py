@@ -9,7 +9,7 @@ from typing import Any
 from edgetok.dialect.tool import TextPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.openai_shared import (
+from edgetok.serve.protocols.openai_shared import (
     FINISH,
     Sampled,
     error_body,
@@ -17,7 +17,7 @@ from edgetok.serve.openai_shared import (
     shown,
     usage_body,
 )
-from edgetok.serve.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.protocols.protocol import Call, Payload, Protocol, Rendering, refuse, validated
 from edgetok.serve.request import Ended, Event, Rated, Request, Usage, Whole, prompts_of
 
 _DEFAULT_TOKENS = 16  # as OpenAI's

@@ -13,7 +13,7 @@ from edgetok.model import Model
 from edgetok.serve.computed import Computed
 from edgetok.serve.failure import Refusal
 from edgetok.serve.prompts import prompt_tokens
-from edgetok.serve.protocol import Fields, validated
+from edgetok.serve.protocols.protocol import Fields, validated
 from edgetok.serve.request import Prompt, prompts_of
 
 _MOST_TEXTS = 2048  # as OpenAI's

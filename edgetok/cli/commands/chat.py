@@ -107,7 +107,7 @@ def _require_template(folder: Path) -> None:
 
 
 def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain: bool) -> None:
-    from edgetok.cli.generate import result_values
+    from edgetok.cli.commands.generate import result_values
     from edgetok.cli.terminal.answer_view import answer_view, show_answer
     from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 

@@ -13,7 +13,7 @@ from edgetok.ranking import Ranker, is_ranker
 from edgetok.serve.computed import Computed
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.protocol import Fields, Part, validated
+from edgetok.serve.protocols.protocol import Fields, Part, validated
 
 _MOST_TEXTS = 2048
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from edgetok.cache.bounds import Bounds
+from edgetok.cache.copies import OTHER_SHAPE, shape_of, take_over
 from edgetok.cache.eviction import Eviction
 from edgetok.cache.groups import MOST_TOKENS, Chosen, Group, InOrder, check_cut, make_groups
 from edgetok.cache.policies.view import Floats
@@ -374,25 +375,7 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def shape(self) -> dict[str, Any]:
         """Properties that another cache must share to take this one's state."""
-        rings = [
-            [group.window, group.table.limit]
-            for group in self.groups
-            if group.window and not isinstance(group, Chosen)
-        ]
-        made: dict[str, Any] = {
-            "block_tokens": self.block_tokens,
-            "kind": self.kind,
-            "kv_bits": self.kv_bits,
-            "rings": rings,
-        }
-        if self.bounds is not None:
-            made |= {"policy": self.bounds.policy.name, "slots": self.bounds.slots}
-            if self.bounds.tiers:
-                made["wide"] = [list(head) for head in self.bounds.tiers[-1].heads]
-            return made
-        if any(rope.scaling == "longrope" for rope in self.spec.ropes):
-            made["context"] = self._limit  # keys are rotated by what depends on it
-        return made
+        return shape_of(self)
 
     def save(self) -> CacheState:
         """A copy of all that it holds, as one block. See `KVCache`."""
@@ -431,30 +414,9 @@ class SlotCache(KVCache, Generic[M]):
     def adopt(self, other: KVCache) -> None:
         """Become what another cache is now, sharing its memory where the device can."""
         self._check_saves()
-        if not isinstance(other, SlotCache) or other.shape != self.shape:
-            raise SessionError("a cache of another shape cannot be taken over")
-        if other.length_tokens > self.capacity_tokens:
-            raise SessionError(
-                f"a cache of {other.length_tokens:,} tokens does not fit into one of "
-                f"{self.capacity_tokens:,}"
-            )
-        if other is self:
-            return
-        for i, (memory, theirs) in enumerate(
-            zip(self.memory.groups, other.memory.groups, strict=True)
-        ):
-            theirs.pull()
-            limit = self.groups[i].table.limit
-            self.groups[i].take(other.groups[i])
-            self.groups[i].table.limit = limit
-            memory.share(theirs)
-        self.memory.queries.copy_from(other.memory.queries)
-        self.memory.history.take(other.memory.history)
-        self._length, self._shift = other._length, other._shift
-        self._ready = other._ready = 0  # what was its own is shared now
-        if self._eviction is not None and other._eviction is not None:
-            self._eviction.dropped = other._eviction.dropped
-            self._eviction.pinned = other._eviction.pinned
+        if not isinstance(other, SlotCache):
+            raise SessionError(OTHER_SHAPE)
+        take_over(self, other)
 
     def _check_saves(self) -> None:
         if self.before is not None:

@@ -23,19 +23,17 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Any
 
+from edgetok.engine.compute import Found, compute
 from edgetok.engine.mailbox import End, Mailbox, Piece
 from edgetok.engine.pace import Pace
 from edgetok.engine.scheduler import Planned, Scheduler
 from edgetok.engine.sequence import Sequence
-from edgetok.errors import ContextError, EdgetokError, OptionError, ShapeError
-from edgetok.runtime.backend import Backend, Logits, Part
-from edgetok.sampling.device import Draw
+from edgetok.errors import EdgetokError
+from edgetok.runtime.backend import Backend
 
 _JOIN_S = 10.0
 _GAPS = 1024
 _CLOSED = "the model was closed; load it again"
-Found = Logits | int | None | Exception  # of one share of a step
-_REFUSED = (ContextError, OptionError, ShapeError)  # of a step: nothing was changed
 
 
 class Stepper:
@@ -301,50 +299,13 @@ class Stepper:
             self._end(sequence)
 
     def _computed(self, step: Planned[Sequence]) -> list[Found]:
-        """Run a step on the backend; return one result for each share.
-
-        Tokens of sequences whose draws it can make itself are chosen there, others' logits come
-        back.
-        """
-        parts = [sequence.part(rows) for sequence, rows in step.shares]
-        draws: list[Draw | None] = [None] * len(parts)
-        if self._backend.capabilities.samples:
-            draws = [
-                sequence.draw() if part.logits and sequence.on_device else None
-                for part, (sequence, _) in zip(parts, step.shares, strict=True)
-            ]
+        """Run a step on the backend; return one result for each share."""
         begun = self._clock()
         if self._left is not None:
             self.gaps_s.append(begun - self._left)
-        results: list[Found] = [None] * len(parts)
-        for device in (True, False):
-            places = [i for i, draw in enumerate(draws) if (draw is not None) == device]
-            if places:
-                found = self._asked([(parts[i], draws[i]) for i in places])
-                for i, result in zip(places, found, strict=True):
-                    results[i] = result
+        results = compute(self._backend, step.shares)
         self._left = self._clock()
         return results
-
-    def _asked(self, asked: Many[tuple[Part, Draw | None]]) -> list[Found]:
-        """Let the backend compute parts: all with a draw, or all without.
-
-        Where it refuses them as a whole, nothing was changed: then each is asked for alone, so that
-        only the guilty one fails.
-        """
-        parts = [part for part, _ in asked]
-        draws = [draw for _, draw in asked if draw is not None]
-        try:
-            if draws:
-                return list[Found](self._backend.step_sampled(parts, draws))
-            return [
-                logits if part.logits else None
-                for logits, part in zip(self._backend.step(parts), parts, strict=True)
-            ]
-        except _REFUSED as error:
-            if len(asked) == 1:
-                return [error]
-        return [self._asked([one])[0] for one in asked]
 
     # The engine's own thread
 

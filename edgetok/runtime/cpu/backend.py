@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,18 +11,14 @@ import numpy.typing as npt
 
 from edgetok.cache.key_constants import key_constants
 from edgetok.cache.limits import CacheLimits
-from edgetok.environment import read_settings
 from edgetok.errors import ArtefactError, ContextError, EdgetokError
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.head_scores import head_scores
 from edgetok.kernels_cpu.elementwise.launch_angles import Angles
-from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Table, phases
 from edgetok.kernels_cpu.sampling.launch import Chooser
-from edgetok.kernels_cpu.simd import isa as isas
-from edgetok.kernels_cpu.simd.target import Target
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, check_writes, with_spec
@@ -36,16 +31,16 @@ from edgetok.runtime.cpu.cache_memory import (
     new_cache,
     planned_bytes,
 )
-from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
+from edgetok.runtime.cpu.kernel_set import KernelSet
 from edgetok.runtime.cpu.plan import Compute, Plan, PlanOptions, make_plan
 from edgetok.runtime.cpu.requirements import (
     check_groups,
     check_options,
-    needed_modules,
     useful_threads,
 )
 from edgetok.runtime.cpu.step_tables import Share, StepTables
 from edgetok.runtime.cpu.team import Program, Team
+from edgetok.runtime.cpu.text_vectors import check_text, normed_sum, projected
 from edgetok.runtime.token_blocks import blocks, checked_tokens
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
@@ -137,20 +132,16 @@ class CpuBackend(SpecBackend):
         self._kv_bits = kv_bits
         self._block_tokens = block_tokens
         self._closed = False
-        self._cache_dir, self._progress = cache_dir or read_settings().cache_dir, progress
-        self._kernels_dir = kernels_dir or read_settings().kernels_dir
-        kernels = loader.load(
-            isas.choose(isa),
-            self._cache_dir,
-            progress,
-            modules=needed_modules(artefact, kv_bits, compute),
-            soon=modules_of(kv_bits),  # chats evict
-            kernels_dir=self._kernels_dir,
+        self._kernel_set = KernelSet(
+            artefact,
+            isa=isa,
+            kv_bits=kv_bits,
+            compute=compute,
+            cache_dir=cache_dir,
+            kernels_dir=kernels_dir,
+            progress=progress,
         )
-        self._isa = kernels.isa.name
-        shipped = (self._with_remedy(note) for note in kernels.notes)
-        notes = (isas.why_portable() if isa is None else None, *shipped)
-        self.note = "\n".join(note for note in notes if note) or None
+        kernels, self.note = self._kernel_set.kernels, self._kernel_set.note
         threads = threads or useful_threads(artefact)
         self._capabilities = Capabilities(
             together=True,
@@ -175,21 +166,10 @@ class CpuBackend(SpecBackend):
         self._team = Team(kernels, threads)
         self.store = CacheStore(threads, constants=key_constants(artefact, spec))
         self._head_scores = head_scores(artefact.report, spec)
-        self._first_bounded = threading.Lock()
         self._tables = StepTables(self._spec, threads=threads, rows=block_tokens)
         self._releases = releases
         self._trunk, self._body = self._programs(bound.trunk), self._programs(bound.body)
         self._step, self._head = self._programs(bound.step), self._programs(bound.head)
-
-    def _with_remedy(self, note: str) -> str:
-        """Return a note about shipped kernels that were not taken with files and a remedy."""
-        if self._kernels_dir is None or not note.startswith(f"{self._kernels_dir}:"):
-            return f"{note}; they came with edgetok: install it again"
-        files = self._kernels_dir / f"MODULE-{Target.here(isas.ISAS[self._isa]).name}.o"
-        return (
-            f"{note}; the files are {files}: remove the folder and write it again with edgetok "
-            "compile --out, or do without (--kernels, EDGETOK_KERNELS)"
-        )
 
     @property
     def spec(self) -> DecoderSpec:
@@ -219,7 +199,7 @@ class CpuBackend(SpecBackend):
     @property
     def isa(self) -> str:
         """Name of the instruction set in use."""
-        return self._isa
+        return self._kernels.isa.name
 
     @property
     def buffer_bytes(self) -> int:
@@ -259,17 +239,7 @@ class CpuBackend(SpecBackend):
             threads=self.threads,
             scores=self._head_scores,
         )
-        with self._first_bounded:
-            if self.store.evictor is None:
-                self.store.evictor = load_evictor(
-                    self._team,
-                    self._kernels.isa,
-                    self._cache_dir,
-                    self._progress,
-                    kv_bits=self._kv_bits,
-                    head_dim=self._evicting_dim,
-                    kernels_dir=self._kernels_dir,
-                )
+        self.store.evictor = self._kernel_set.evictor(self._team, self._spec)
         return new_cache(
             self._spec,
             self.store,
@@ -278,13 +248,6 @@ class CpuBackend(SpecBackend):
             block_tokens=bounds.block_tokens,
             bounds=bounds,
         )
-
-    @property
-    def _evicting_dim(self) -> int:
-        """Dims of the heads that see every token, which are those that evict."""
-        spec = self._spec
-        seeing = (i for i in spec.attention_layers if not spec.layers[i].window)
-        return next((spec.kv_sizes(i)[1] for i in seeing), spec.head_dim)
 
     def cache_bytes(self, context_tokens: int, limits: CacheLimits | None = None) -> int:
         """Compute the bytes of a full cache without making it. See `Backend.cache_bytes`."""
@@ -361,34 +324,18 @@ class CpuBackend(SpecBackend):
 
     def embed(self, tokens: Tokens, *, mean: bool = False) -> npt.NDArray[np.float32]:
         """Compute a vector for a whole text. See `Backend.embed`."""
-        spec = self._spec
-        if len(tokens) > spec.context_tokens:
-            raise ContextError(
-                f"a text of {len(tokens):,} tokens, the model was trained for "
-                f"{spec.context_tokens:,}; give shorter ones"
-            )
-        if spec.both_sides and len(tokens) > self._block_tokens:
-            raise ContextError(
-                f"a text of {len(tokens):,} tokens, of which each sees all others: at most "
-                f"{self._block_tokens:,} are computed at once; give shorter ones"
-            )
+        spec, artefact = self._spec, self._artefact
+        check_text(spec, len(tokens), self._block_tokens)
         cache = self.new_cache(max(1, len(tokens)))
         ids = checked_tokens(tokens, cache, self.vocab_size)
-        weight = self._artefact.tensor("final_norm.weight")
         total = np.zeros(spec.hidden_size, np.float32)
         for _, chunk, last in blocks(ids, min(cache.block_tokens, self._block_tokens), None):
             with self._team.turn:
                 cache.reserve(chunk.size)
                 rows = self._hidden(cache, chunk)
-                rows = rows if mean else rows[-1:]
-                squares = np.mean(rows * rows, axis=1, keepdims=True)
-                normed = rows / np.sqrt(squares + np.float32(spec.norm_eps)) * weight
-            if mean or last:
-                total += normed.sum(axis=0)
-        vector = total / np.float32(ids.size if mean else 1)
-        for i in range(len(spec.vector_sizes)):
-            vector = self._artefact.tensor(f"vector_proj_{i}.weight").astype(np.float32) @ vector
-        return np.asarray(vector, np.float32)
+                if mean or last:
+                    total += normed_sum(artefact, spec, rows if mean else rows[-1:])
+        return projected(artefact, spec, total / np.float32(ids.size if mean else 1))
 
     def _hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Return `hidden` for who has the team's turn."""

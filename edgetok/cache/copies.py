@@ -1,0 +1,69 @@
+"""What one `SlotCache` may take from another: its shape, and all that it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgetok.cache.groups import Chosen
+from edgetok.errors import SessionError
+
+if TYPE_CHECKING:
+    from edgetok.cache.slot_cache import SlotCache
+
+OTHER_SHAPE = "a cache of another shape cannot be taken over"
+
+
+def shape_of(cache: SlotCache[Any]) -> dict[str, Any]:
+    """Return the properties that two caches must share for one to take the other's state."""
+    rings = [
+        [group.window, group.table.limit]
+        for group in cache.groups
+        if group.window and not isinstance(group, Chosen)
+    ]
+    made: dict[str, Any] = {
+        "block_tokens": cache.block_tokens,
+        "kind": cache.kind,
+        "kv_bits": cache.kv_bits,
+        "rings": rings,
+    }
+    if cache.bounds is not None:
+        made |= {"policy": cache.bounds.policy.name, "slots": cache.bounds.slots}
+        if cache.bounds.tiers:
+            made["wide"] = [list(head) for head in cache.bounds.tiers[-1].heads]
+        return made
+    if any(rope.scaling == "longrope" for rope in cache.spec.ropes):
+        made["context"] = cache._limit  # keys are rotated by what depends on it
+    return made
+
+
+def take_over(cache: SlotCache[Any], other: SlotCache[Any]) -> None:
+    """Make a cache what another one is now, sharing its memory where the device can.
+
+    Raises:
+        SessionError: the other has another shape, or holds more tokens than fit.
+        ContextError: there is not memory for it.
+    """
+    if other.shape != cache.shape:
+        raise SessionError(OTHER_SHAPE)
+    if other.length_tokens > cache.capacity_tokens:
+        raise SessionError(
+            f"a cache of {other.length_tokens:,} tokens does not fit into one of "
+            f"{cache.capacity_tokens:,}"
+        )
+    if other is cache:
+        return
+    for i, (memory, theirs) in enumerate(
+        zip(cache.memory.groups, other.memory.groups, strict=True)
+    ):
+        theirs.pull()
+        limit = cache.groups[i].table.limit
+        cache.groups[i].take(other.groups[i])
+        cache.groups[i].table.limit = limit
+        memory.share(theirs)
+    cache.memory.queries.copy_from(other.memory.queries)
+    cache.memory.history.take(other.memory.history)
+    cache._length, cache._shift = other._length, other._shift
+    cache._ready = other._ready = 0  # what was its own is shared now
+    if cache._eviction is not None and other._eviction is not None:
+        cache._eviction.dropped = other._eviction.dropped
+        cache._eviction.pinned = other._eviction.pinned

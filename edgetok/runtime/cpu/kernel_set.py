@@ -1,0 +1,97 @@
+"""The compiled kernels of a backend: where they come from, and what a user is told about it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from edgetok.environment import read_settings
+from edgetok.formats.artefact import Artefact
+from edgetok.kernels_cpu.eviction.evictor import Evictor
+from edgetok.kernels_cpu.program import loader
+from edgetok.kernels_cpu.program.compiling import Progress
+from edgetok.kernels_cpu.simd import isa as isas
+from edgetok.kernels_cpu.simd.target import Target
+from edgetok.models.spec import DecoderSpec
+from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
+from edgetok.runtime.cpu.plan import Compute
+from edgetok.runtime.cpu.requirements import needed_modules
+from edgetok.runtime.cpu.team import Team
+
+
+class KernelSet:
+    """Kernels for one artefact on this machine.
+
+    Attributes:
+        kernels: all but those that evict.
+        note: lines for the user where this machine runs no kernels but the portable ones, or
+            shipped kernels could not be taken; else None.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        isa: str | None,
+        kv_bits: int,
+        compute: Compute,
+        cache_dir: Path | None,
+        kernels_dir: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        """Load them, or compile them the first time on a machine. Arguments: see `CpuBackend`.
+
+        Raises:
+            OptionError: an instruction set that this machine lacks.
+            OutputError: the cache folder cannot be used.
+        """
+        self._cache_dir = cache_dir or read_settings().cache_dir
+        self._kernels_dir = kernels_dir or read_settings().kernels_dir
+        self._kv_bits, self._progress = kv_bits, progress
+        self._first_bounded = threading.Lock()
+        self._evictor: Evictor | None = None
+        self.kernels = loader.load(
+            isas.choose(isa),
+            self._cache_dir,
+            progress,
+            modules=needed_modules(artefact, kv_bits, compute),
+            soon=modules_of(kv_bits),  # chats evict
+            kernels_dir=self._kernels_dir,
+        )
+        shipped = (self._with_remedy(note) for note in self.kernels.notes)
+        notes = (isas.why_portable() if isa is None else None, *shipped)
+        self.note = "\n".join(note for note in notes if note) or None
+
+    def evictor(self, team: Team, spec: DecoderSpec) -> Evictor:
+        """Return the kernels that evict, loaded or compiled at the first call.
+
+        Args:
+            team: whose turn is held whenever a cache evicts.
+            spec: the decoder whose heads evict: those that see every token.
+
+        Raises:
+            OutputError: the cache folder cannot be used.
+        """
+        seeing = (i for i in spec.attention_layers if not spec.layers[i].window)
+        with self._first_bounded:
+            if self._evictor is None:
+                self._evictor = load_evictor(
+                    team,
+                    self.kernels.isa,
+                    self._cache_dir,
+                    self._progress,
+                    kv_bits=self._kv_bits,
+                    head_dim=next((spec.kv_sizes(i)[1] for i in seeing), spec.head_dim),
+                    kernels_dir=self._kernels_dir,
+                )
+            return self._evictor
+
+    def _with_remedy(self, note: str) -> str:
+        """Return a note about shipped kernels that were not taken with files and a remedy."""
+        if self._kernels_dir is None or not note.startswith(f"{self._kernels_dir}:"):
+            return f"{note}; they came with edgetok: install it again"
+        files = self._kernels_dir / f"MODULE-{Target.here(self.kernels.isa).name}.o"
+        return (
+            f"{note}; the files are {files}: remove the folder and write it again with edgetok "
+            "compile --out, or do without (--kernels, EDGETOK_KERNELS)"
+        )

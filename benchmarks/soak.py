@@ -45,7 +45,7 @@ TOOL = {"name": "look", "parameters": {"type": "object", "properties": {}}}
 
 @dataclass
 class Told:
-    """What was seen."""
+    """Observations of a run."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Whether the original can be run here: to calibrate on it, and to compare with it."""
+"""Checks that the original can be run here, to calibrate on it and to compare with it."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def default_reference_tokens(parameters: int, options: ConvertOptions) -> int:
 
 
 def of_other_layers(spec: DecoderSpec) -> bool:
-    """Whether layers are given more than the stream: others' keys, or an input of their own."""
+    """Return whether layers get more than the stream: others' keys, or an input of their own."""
     shares = any(layer.attention and layer.attention.shares >= 0 for layer in spec.layers)
     return shares or spec.per_layer_size > 0
 
 
 def _differs_by_release(spec: DecoderSpec) -> bool:
-    """Whether releases of `transformers` build the decoder with other names, or not at all."""
+    """Return whether some releases of `transformers` lack the decoder or rename its parts."""
     return bool(expert_counts(operations(spec))) or of_other_layers(spec)

@@ -182,7 +182,7 @@ def _battery_watts(battery: Path) -> float:
 
 
 def _is_of_a_peripheral(battery: Path) -> bool:
-    """Whether it is a mouse's or a keyboard's."""
+    """Return whether a battery belongs to a mouse or a keyboard."""
     with contextlib.suppress(OSError):
         return (battery / "scope").read_text().strip() == "Device"
     return False

@@ -326,7 +326,7 @@ class Model(Texts):
 
     @property
     def speaker(self) -> Speaker:
-        """How this model writes reasoning and calls; found out on first use.
+        """Formats of reasoning and calls of this model; found on first use.
 
         Raises:
             TemplateError: the model has no usable chat template.

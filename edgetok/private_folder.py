@@ -41,7 +41,7 @@ def private_folder(folder: Path, holds: str, variable: str = "EDGETOK_CACHE_DIR"
 
 
 def writable_by_others(status: os.stat_result, like: os.stat_result | None = None) -> bool:
-    """Whether anybody but this user and root may write a file or folder.
+    """Return whether anybody but this user and root may write a file or folder.
 
     Args:
         status: of the file or folder.

@@ -14,7 +14,7 @@ SERVER = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8080/v1")
 
 
 class Animal(BaseModel):
-    """What we want to know."""
+    """Facts to extract."""
 
     name: str = Field(max_length=20)
     kind: str = Field(max_length=20)

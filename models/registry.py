@@ -25,7 +25,7 @@ def families() -> tuple[str, ...]:
 
 
 def embeds_texts(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of a decoder without a head whose tokens see both sides."""
+    """Return whether a config.json is of a decoder without a head whose tokens see both sides."""
     names = config.get("architectures")
     return (
         isinstance(names, list | tuple)

@@ -362,7 +362,7 @@ class DecoderSpec:
 
     @property
     def keeps_states(self) -> bool:
-        """Whether a layer keeps a state instead of every token's keys and values."""
+        """Return whether a layer keeps a state instead of every token's keys and values."""
         return any(layer.mixer.STATEFUL for layer in self.layers)
 
     def to_json(self) -> str:

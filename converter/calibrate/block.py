@@ -224,4 +224,4 @@ class Block:
 
 
 class _SeenError(Exception):
-    """All that was wanted of a forward pass has been seen."""
+    """Ends a forward pass as soon as the last wanted input was seen."""

@@ -61,7 +61,7 @@ class Calls:
         return args, named
 
     def shares(self, index: int) -> bool:
-        """Whether later layers look at the keys and values of a layer."""
+        """Return whether later layers look at the keys and values of a layer."""
         return index in self.sources
 
     def keep(self, index: int, calls: Sequence[Mapping[str, Any]]) -> None:

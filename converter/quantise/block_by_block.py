@@ -203,5 +203,5 @@ def _hidden_path(folder: Path, index: int) -> Path:
 
 
 def _shared_path(folder: Path, index: int) -> Path:
-    """Where the keys and values of a block lie that later ones look at."""
+    """Return the file of a block's keys and values that later blocks look at."""
     return folder / f"shared-{index}.pt"

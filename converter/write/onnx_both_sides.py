@@ -54,7 +54,7 @@ def _heads(writer: DecoderWriter, x: str, heads: int, op: ops.Attend, scope: str
 
 
 def _unseen(writer: DecoderWriter, window: int, scope: str) -> list[str]:
-    """Whether a token (last axis) is not seen by another: padding, and what is beyond a window."""
+    """Build a mask of tokens (last axis) that another does not see: padding, or beyond a window."""
     g = writer.g
     padding = g.op("Equal", ["attention_mask", g.int(0)], scope)
     found = [g.op("Unsqueeze", [padding, g.ints(1, 2)], scope)]

@@ -1,1 +1,1 @@
-"""Which tokens a bounded KV cache keeps."""
+"""The KV cache on the host: tables of slots, pages, policies that evict, saved states."""

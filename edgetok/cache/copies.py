@@ -1,4 +1,4 @@
-"""What one `SlotCache` may take from another: its shape, and all that it holds."""
+"""Copies between two `SlotCache`s: the shape that they must share, and taking over contents."""
 
 from __future__ import annotations
 

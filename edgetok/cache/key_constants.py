@@ -46,11 +46,11 @@ class KeyConstants:
     factor: Floats
 
     def __getitem__(self, at: int | tuple[int, ...] | npt.NDArray[np.intp]) -> KeyConstants:
-        """Those of a layer or head."""
+        """Return the constants of a layer or head."""
         return KeyConstants(self.centre[at], self.factor[at])
 
     def of(self, heads: Sequence[tuple[int, int]], dims: int) -> KeyConstants:
-        """Those of (layer, KV head) pairs with so many dims, [heads, D], of all layers' arrays."""
+        """Gather the constants of (layer, KV head) pairs with `D` dims: [heads, D]."""
         layers, columns = np.array(heads, np.intp).T
         return KeyConstants(
             self.centre[layers, columns, :dims], self.factor[layers, columns, :dims]

@@ -48,7 +48,7 @@ class Page:
 
     @property
     def address(self) -> int:
-        """Where its bytes begin."""
+        """Address of the first byte."""
         return int(self.memory.ctypes.data)
 
 

@@ -110,7 +110,7 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def capacity_tokens(self) -> int:
-        """How many tokens can be seen."""
+        """Most tokens that can be seen."""
         return self._limit if self.bounds is None else ENDLESS
 
     @property
@@ -138,7 +138,7 @@ class SlotCache(KVCache, Generic[M]):
         )
 
     def serves(self, spec: DecoderSpec, kv_bits: int, kind: str) -> bool:
-        """Whether this cache was made for a decoder, a kind of slot and a device."""
+        """Return whether this cache was made for a decoder, a kind of slot and a device."""
         return self.spec is spec and self.kv_bits == kv_bits and self.kind == kind
 
     @property
@@ -185,7 +185,7 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def retained(self) -> float:
-        """How many tokens a head that sees every one holds, on average."""
+        """Mean number of tokens that a head without a window holds."""
         held = [group.table.held for group, _ in self.evicting]
         return float(np.concatenate(held).mean()) if held else float(self._length)
 

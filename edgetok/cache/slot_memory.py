@@ -101,7 +101,7 @@ class GroupMemory(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether another cache refers to any of this memory."""
+        """Return whether another cache refers to any of this memory."""
 
     def reserve(self, slots: int) -> None:
         """Have memory for slots 0..slots-1 of each head; grows the table.
@@ -150,7 +150,7 @@ class GroupMemory(Protocol):
 
 
 class CacheMemory(Protocol):
-    """All that a cache has on a device.
+    """The memory of a whole cache on a device.
 
     Attributes:
         queries: of the latest tokens.

@@ -1,4 +1,4 @@
-"""Which slots hold which tokens at which positions. No device, no keys, no values.
+"""Table of slots: the token and the position in each. No device, no keys, no values.
 
 A table has one row where all heads of its layers hold the same tokens, and one row a head where
 each head evicts on its own. It grows as slots are first used, up to `limit`.

@@ -1,1 +1,1 @@
-"""How families of models write reasoning and tool calls; nothing of any protocol."""
+"""Formats of reasoning and tool calls by family; nothing of any protocol."""

@@ -14,7 +14,7 @@ from edgetok.sampling.constraint import Constraint, Mask
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Where an answer is.
+    """Progress of an answer through its reasoning.
 
     Attributes:
         where: "start" before anything is certain, "reasoning", or "after" it.

@@ -1,4 +1,4 @@
-"""Which dialect a model speaks, from its chat template and its vocabulary."""
+"""Detection of a model's dialect from its chat template and its vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOOL_ROLE = re.compile(r"""["'](tool|ipython|tool_response|tool_results)["']"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How a model writes calls and reasoning.
+    """A model's format of calls and of reasoning.
 
     Attributes:
         calls: format of tool calls.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFormat:
-    """How a family writes tool calls.
+    """A family's format of tool calls.
 
     Attributes:
         name: of the family.
@@ -126,7 +126,7 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
-    """How a family separates reasoning from its answer.
+    """A family's markers around reasoning.
 
     Attributes:
         begin, end: markers around the reasoning.

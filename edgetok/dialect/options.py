@@ -45,7 +45,7 @@ class ChatChanges(SamplingChanges, total=False):
 
 
 def needs_messages(options: Mapping[str, Any]) -> bool:
-    """Whether an option has a meaning only for the answer to given messages."""
+    """Return whether an option has a meaning only for the answer to given messages."""
     own = ChatChanges.__annotations__.keys() - SamplingChanges.__annotations__.keys()
     return not (own | {"progress"}).isdisjoint(options)
 

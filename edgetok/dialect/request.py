@@ -1,4 +1,4 @@
-"""From a request for one answer to a prompt, a constraint and a reader."""
+"""Preparation of one answer: its prompt, its constraint and its reader."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class ChatRequest:
 
     @property
     def named(self) -> bool:
-        """Whether one tool is named, which is then called once."""
+        """Return whether one tool is named, which is then called once."""
         return self.tool_choice not in ("auto", "none", "required")
 
     @property
     def must_call(self) -> bool:
-        """Whether the answer has to be a call."""
+        """Return whether the answer has to be a call."""
         return self.tool_choice not in ("auto", "none")
 
 

@@ -195,7 +195,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
 
     @property
     def times(self) -> list[float]:
-        """When each token so far was known, read or not, in seconds of the engine's clock."""
+        """Seconds of the engine's clock at which each token so far was known, read or not."""
         return list(self._sequence.times)
 
     @property

@@ -170,7 +170,7 @@ class Scheduler(Generic[W]):
         return found
 
     def _decode(self, writing: list[W]) -> Planned[W]:
-        """All that write; where they are too many, those first whose turn is longest ago."""
+        """Choose who decodes: all, or where they are too many those that waited longest."""
         shares, room = [], self._step_rows
         for work in sorted(writing, key=lambda work: self._served[work]):
             rows = min(work.rows, work.most_rows, self._step_rows)

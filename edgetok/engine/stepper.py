@@ -161,7 +161,7 @@ class Stepper:
             _stop(self._calls, thread, os.getpid())
 
     def after_fork(self) -> None:
-        """In a forked child: the thread is gone, and so may be who had the turn."""
+        """Begin anew in a forked child: the thread is gone, and so may be who had the turn."""
         if self._thread is not None:
             self._finalizer.detach()
         self._begin()

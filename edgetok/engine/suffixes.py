@@ -1,4 +1,4 @@
-"""Where the latest tokens of a sequence occurred before, and so what may follow them."""
+"""Index of earlier occurrences of a sequence's latest tokens, which shows what may follow."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class _Reader:
         return values
 
     def is_float(self, name: str) -> bool:
-        """Whether a value is known to be of floating-point numbers."""
+        """Return whether a value is known to be of floating-point numbers."""
         for _ in range(10_000):
             tensor = self._constant(name)
             if tensor is not None:

@@ -1,4 +1,4 @@
-"""How much each KV head looks for what was said before, as a quality card (`report.json`) has it.
+"""Scores of KV heads that look for earlier text, as in a quality card (`report.json`).
 
     "heads": {"tokens": 576, "recall": [[0.001, 0.0, 0.31], ...]}
 

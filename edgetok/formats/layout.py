@@ -196,7 +196,7 @@ def present_name(layer: int | None, kind: str, shares: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GraphState:
-    """What a layer without keys and values keeps, as the graph takes and returns it.
+    """State of a layer without keys and values, as an input and an output of the graph.
 
     Attributes:
         past: name of the input.

@@ -39,7 +39,7 @@ class Pieces:
     generate: str
 
     def texts(self) -> tuple[str, ...]:
-        """In the order of `src/template.c`."""
+        """Texts of the template, in the order of `src/template.c`."""
         return (
             self.first,
             self.system_to_user,

@@ -105,7 +105,7 @@ class BaseBackend:
 
 
 class SpecBackend(BaseBackend):
-    """Those that run a decoder by its spec, with edgetok's own caches."""
+    """Base of the backends that run a decoder by its spec, with edgetok's own caches."""
 
     _cache_kind: str
     _spec: DecoderSpec  # of the layers that are computed here

@@ -1,4 +1,4 @@
-"""Which backend runs an artefact."""
+"""Choice of the backend that runs an artefact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to the next token of one generation: the steps of `edgetok.sampling.steps`.
+"""The sampler of one generation: logits to a token, by the steps of `edgetok.sampling.steps`.
 
 Where a backend has compiled kernels, one of them does all steps at once (`TokenChooser`); the steps
 say what it does, and do it everywhere else.

@@ -1,4 +1,4 @@
-"""From a request to the events that answer it: the only part of the server that knows the engine.
+"""Answers as events of a request: the only part of the server that knows the engine.
 
 async with await writer.begin(request) as answer:
     async for event in answer.events():
@@ -277,7 +277,7 @@ def _stretches(kept: npt.NDArray[np.float32]) -> tuple[float, ...]:
 def _rated(
     tokens: Sequence[Token], text: str, data_of: Callable[[int], bytes]
 ) -> tuple[Rated, ...]:
-    """Those of the tokens, read since the piece before, that a piece of text is made of.
+    """Return the tokens, of those read since the piece before, that a piece of text is made of.
 
     Markers of reasoning and calls, and what ends an answer, are not in it.
     """

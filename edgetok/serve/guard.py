@@ -1,4 +1,4 @@
-"""Who may ask: hosts, origins and the key, checked before anything of a request is read.
+"""Access checks of hosts, origins and the key, before anything of a request is read.
 
 A page of any web site may send requests to a server on its visitor's machine. So names that are
 not this machine's are refused (the site's own name may point here: DNS rebinding), and so are
@@ -129,7 +129,7 @@ def _no_key() -> Refusal:
 
 
 def _is_address(name: str) -> bool:
-    """Whether a host is numeric: no name can be made to point at it."""
+    """Return whether a host is numeric: no name can be made to point at it."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a request to what the engine needs: tokens, grammars, readers, and the size of caches."""
+"""Inputs of the engine made from a request: tokens, grammars, readers, sizes of caches."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class ChatTemplate:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether a message's content is a list of parts, as multimodal models have them.
+        """Return whether a message's content is a list of parts, as multimodal models have them.
 
         Such a template passes over a content that is a text, or fails, so both are tried.
         """

@@ -123,7 +123,7 @@ def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, ...]:
 
 
 def _attends(config: ConfigReader) -> list[bool]:
-    """Whether each layer is attention."""
+    """Read whether each layer is attention."""
     count = layer_count(config)
     types = config.choices("layer_types", (*_MAMBA_TYPES, *_ATTENTION_TYPES), count)
     return [False] * count if types is None else [kind in _ATTENTION_TYPES for kind in types]

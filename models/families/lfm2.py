@@ -90,7 +90,7 @@ def _intermediate_size(config: ConfigReader, size: int) -> int:
 
 
 def read_attends(config: ConfigReader) -> list[bool]:
-    """Whether each layer is attention."""
+    """Read whether each layer is attention."""
     count = layer_count(config)
     types = config.choices("layer_types", ("full_attention", "conv"), count)
     listed = config.value("full_attn_idxs")

@@ -96,7 +96,7 @@ def address_in(segment: Segment, offset: int) -> int:
 
 
 def relocations(table: Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which numbers of a table are addresses.
+    """Return the numbers of a table that are addresses.
 
     Returns:
         Indices into the flat table, and the segment of each; ascending.

@@ -91,7 +91,7 @@ def attend(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 
 
 def _records(to: Target, layer: int, kv_heads: int) -> int:
-    """Where a layer's records begin, counted in layers that all have `kv_heads` of them."""
+    """Return the first record of a layer, counted in layers that all have `kv_heads` of them."""
     return layer * to.record_heads // kv_heads
 
 

@@ -358,7 +358,7 @@ class CpuBackend(SpecBackend):
         tails: Sequence[int],
         wanted: Sequence[int],
     ) -> None:
-        """Everything that a step reads: tokens, positions, rotations, slots, tables.
+        """Fill everything that a step reads: tokens, positions, rotations, slots, tables.
 
         Args:
             parts: caches and what is appended to them.

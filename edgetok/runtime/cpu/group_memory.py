@@ -106,7 +106,7 @@ class CpuGroupMemory:
 
     @property
     def is_shared(self) -> bool:
-        """Whether a page must be copied before it is written to."""
+        """Return whether a page must be copied before it is written to."""
         return not all(map(self._pages.is_own, range(len(self._pages.pages))))
 
     def reserve(self, slots: int) -> None:
@@ -258,7 +258,7 @@ class CpuGroupMemory:
         self._set_used()
 
     def _new_entries(self, pages: int) -> Places:
-        """Where each page's arrays are, and a row of zeros that kernels read ahead."""
+        """Make an empty table of pages, with a row of zeros that kernels read ahead."""
         return np.zeros((self._heads, pages + 1, PAGE_FIELDS), np.int64)
 
     def _set_used(self) -> None:

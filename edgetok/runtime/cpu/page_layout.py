@@ -1,4 +1,4 @@
-"""How a page of slots is laid out on the CPU, and its keys and values read and written.
+"""Layout of a page of slots on the CPU; reading and writing its keys and values.
 
 A page has up to PAGE_SLOTS slots of every head (layer and KV head) of a group. Of each head, one
 after the other: keys, values, key scales, value scales, each in the layout of
@@ -67,7 +67,7 @@ class PageLayout:
         return memory.nbytes // (self.heads * self.slot_bytes)
 
     def addresses(self, memory: Bytes) -> npt.NDArray[np.int64]:
-        """Where each head's keys, values, key scales and value scales are: int64 [heads, 4]."""
+        """Addresses of each head's keys, values, key scales and value scales: int64 [heads, 4]."""
         slots = self.slots_of(memory)
         offsets = slots * np.cumsum([0, *self.sizes[:-1]], dtype=np.int64)
         heads = np.arange(self.heads, dtype=np.int64) * (slots * self.slot_bytes)

@@ -1,4 +1,4 @@
-"""From a spec and an artefact's layout to the instructions that compute a block of tokens or one.
+"""The instructions that compute tokens, made from a spec and an artefact's layout.
 
 One table of instructions serves both: kernels read the number of tokens from the run's state. A
 plan is data: its addresses are a segment and an offset (`arenas.py`), its buffers are large enough
@@ -95,7 +95,7 @@ class Plan:
     trunk: int
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same in every number."""
+        """Return whether both are the same in every number."""
         if not isinstance(other, Plan):
             return NotImplemented
         return all(

@@ -24,7 +24,7 @@ SMALL_MODEL_BYTES = 4 << 20
 
 
 def useful_threads(artefact: Artefact) -> int:
-    """How many threads are worth starting for this model: one, or one for each core."""
+    """Return the number of threads worth starting for this model: one, or one for each core."""
     return 1 if artefact.weight_bytes < SMALL_MODEL_BYTES else physical_cores()
 
 

@@ -159,7 +159,7 @@ class Team:
         self._finalizer()
 
     def after_fork(self) -> None:
-        """In a forked child: the other threads are gone, and so may be who held the turn."""
+        """Begin anew in a forked child: the threads are gone, and so may be who had the turn."""
         self._finalizer.detach()
         self.turn = threading.Lock()
         self._begin()

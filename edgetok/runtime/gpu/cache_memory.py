@@ -40,7 +40,7 @@ KIND = "gpu"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where the next tokens go.
+    """Places of the next tokens.
 
     Attributes:
         position: of the first one.

@@ -1,4 +1,4 @@
-"""Which layers go to a GPU and what that takes there and here, before anything is allocated.
+"""Placement of layers on a GPU, with the bytes of each side, before anything is allocated.
 
 The last layers and the head are the GPU's; what comes before stays on the CPU, so that one hidden
 state a token goes over and one chosen id comes back.
@@ -41,7 +41,7 @@ class Placement:
 
     @property
     def device_bytes(self) -> int:
-        """All that the GPU has to have."""
+        """Bytes that the GPU must have free."""
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
     def describe(self, device: Device) -> str:

@@ -125,11 +125,11 @@ class Target:
         return self.buffer(("heads", value), (self._rows, heads, head_dim))
 
     def log_sums(self, heads: int) -> torch.Tensor:
-        """For the mass of attention: float32 [rows, heads]."""
+        """Scratch for the mass of attention: float32 [rows, heads]."""
         return self.buffer("log_sums", (self._rows, heads))
 
     def partials(self, op: ops.Attend) -> torch.Tensor:
-        """For one token's attention, which is shared out over slots."""
+        """Partial results of one token's attention, which is split over slots."""
         splits = min(MAX_SPLITS, max(1, 2 * self._device.processors // op.kv_heads))
         return self.buffer("partials", partials_shape(op.heads, op.head_dim, splits))
 

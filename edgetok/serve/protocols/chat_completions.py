@@ -121,7 +121,7 @@ def _refuse_unsupported(found: _Body) -> None:
 
 
 def _rates(found: _Body) -> int | None:
-    """How many log-probabilities are told at each place; None for none at all."""
+    """Return the number of log-probabilities at each place; None for none at all."""
     if found.top_logprobs and not found.logprobs:
         raise Refusal(
             400,

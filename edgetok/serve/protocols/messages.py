@@ -143,7 +143,7 @@ def _choice(given: dict[str, Any]) -> str:
 
 
 def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
-    """Whether the model may think, and how long."""
+    """Read whether the model may reason, and for how many tokens."""
     kind = None if given is None else given.get("type")
     if kind in (None, "adaptive"):
         return {}

@@ -126,7 +126,7 @@ def _refuse_unsupported(found: _Body) -> None:
 
 
 def _rates(found: _Body) -> int | None:
-    """How many most likely tokens are told at each place; None for no log-probabilities."""
+    """Return the number of most likely tokens at each place; None for no log-probabilities."""
     if found.top_logprobs or "message.output_text.logprobs" in (found.include or ()):
         return checked_logprobs(found.top_logprobs or 0, "top_logprobs")
     return None

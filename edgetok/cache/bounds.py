@@ -141,7 +141,7 @@ def bounds_for(
 
 
 def wide_heads(scores: HeadScores) -> tuple[tuple[int, int], ...]:
-    """Return the heads that look back, ascending; none where all heads are treated alike."""
+    """Return the retrieval heads, ascending; none where all heads are treated alike."""
     if len(scores) < max(2, FEWEST_HEADS):
         return ()
     # Of equal scores the earlier head is wide, so that the result does not depend on the order.

@@ -23,7 +23,7 @@ _COMMANDS = {
     "generate": "Continue a text.",
     "embed": "Compute vectors of texts, one JSON array a line.",
     "rerank": "Rank texts by how well they answer a query.",
-    "serve": "Answer programs over HTTP, as OpenAI's API.",
+    "serve": "Serve models over HTTP with OpenAI's and Anthropic's APIs.",
     "pull": "Download and convert a model by name.",
     "list": "List the models in the model folder.",
     "rm": "Remove models from the model folder.",

@@ -51,7 +51,7 @@ class RunOptions:
     kv_bits: Annotated[
         KvBits,
         "Bits per value of the KV cache: 8 for integers, 5 for 6-bit keys and 4-bit values, 4 for "
-        "4-bit ones, 16 or 32 for floats. A GPU has no 5 and no 32. `edgetok inspect` shows what "
+        "4-bit ones, 16 or 32 for floats. 5 and 32 need the CPU. `edgetok inspect` shows what "
         "8, 5 and 4 cost on a model.",
     ] = 8
     kv_budget: Annotated[
@@ -75,8 +75,8 @@ class RunOptions:
     ] = True
     pace: Annotated[
         float | None,
-        "Most tokens per second, of all answers together, for a device that must stay cool, e.g. "
-        "10. Between steps nothing runs; prompts are read at full speed.  [default: no limit]",
+        "Limit of tokens per second over all answers together, for a device that must stay cool, "
+        "e.g. 10. Between steps nothing runs; prompts are read at full speed.  [default: no limit]",
     ] = None
     draft: Annotated[
         Path | str | None,

@@ -37,8 +37,8 @@ class ServeOptions:
         int | str | None,
         "Memory for models and KV caches together, e.g. 2GB.  [default: half of what is free]",
     ] = None
-    parallel: Annotated[int, "Answers that are written at the same time."] = 32
-    queue: Annotated[int, "Answers that may wait; more get HTTP status 503."] = 64
+    parallel: Annotated[int, "Maximum answers that are generated at the same time."] = 32
+    queue: Annotated[int, "Maximum answers that wait; further requests get HTTP status 503."] = 64
     unload_after: Annotated[
         int, "Unload a model that was not used for this many seconds; 0 never does."
     ] = 900

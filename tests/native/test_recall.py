@@ -1,4 +1,4 @@
-"""`recall` in C as in Python: heads that look back have more slots, the same tokens are kept."""
+"""`recall` in C as in Python: retrieval heads have more slots, the same tokens are kept."""
 
 from __future__ import annotations
 

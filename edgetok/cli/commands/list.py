@@ -13,7 +13,7 @@ from edgetok.cli import streams
 @click.command("list", epilog=common.examples("edgetok list", "edgetok list --json"))
 @common.JSON
 def command(as_json: bool) -> None:
-    """List the models in the model folder, the one used last first.
+    """List the models in the model folder, most recently used first.
 
     Shows size, bits of a weight, the quality card's verdict and the time of the last use.
     """

@@ -24,13 +24,13 @@ _SHOWN = 60  # characters of a line of stdin that stand for it
     ),
 )
 @common.MODEL
-@click.option("--query", metavar="TEXT", required=True, help="Text that others are ranked by.")
+@click.option("--query", metavar="TEXT", required=True, help="Query that the texts are ranked for.")
 @click.option(
     "--instruction",
     metavar="TEXT",
     help="Purpose of the query, told to the model.  [default: a search of the web]",
 )
-@click.option("--top", type=click.IntRange(1), metavar="N", help="Print the best N alone.")
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Print only the best N.")
 @click.argument("files", metavar="FILE...|-", nargs=-1, required=True, type=common.NAME)
 @common.run_options_but(*common.ONLY_WRITING)
 @common.JSON

@@ -12,7 +12,7 @@ from edgetok.cli import streams
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=common.NAME)
 @common.JSON
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """Remove the models of these names from the model folder.
+    """Remove models by name from the model folder.
 
     Only the converted models; what was downloaded stays in the cache of huggingface_hub, and files
     and folders of your own are not touched.

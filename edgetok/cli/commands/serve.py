@@ -44,7 +44,7 @@ def _place(given: str) -> tuple[str, Path]:
 @_options
 @common.run_options
 def command(models: tuple[str, ...], **given: Any) -> None:
-    """Answer programs over HTTP, in the protocols of OpenAI.
+    """Serve models over HTTP with the APIs of OpenAI and Anthropic.
 
     Each MODEL is an artefact, a model folder, a GGUF file, a short name or a hub id, or any of
     them as NAME=MODEL; without any it is the bundled model. The first is loaded at once, others

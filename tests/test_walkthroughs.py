@@ -12,7 +12,7 @@ import pytest
 from edgetok.cache.policies import policy
 from edgetok.converter.write import onnx_lowering
 from edgetok.models.layers import kind
-from edgetok.runtime.cpu import lowering
+from edgetok.runtime.cpu.lowering import lower as lowering
 from tests import reference_decoder
 
 PAGES = ("add-a-family", "add-a-policy", "add-a-layer-kind")

@@ -50,9 +50,9 @@ from edgetok.models.operations import operations
 from edgetok.models.ops import Stateful, Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
+from edgetok.runtime.cpu.lowering.recurrent import history_shape
 from edgetok.runtime.cpu.plan import Plan
 from edgetok.runtime.cpu.plan_file import plan_bytes
-from edgetok.runtime.cpu.recurrent_lowering import history_shape
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"

@@ -14,7 +14,7 @@ from edgetok.kernels_cpu.program.loader import Kernels
 from edgetok.kernels_cpu.program.memory import aligned_bytes
 from edgetok.models.operations import expert_counts, operations
 from edgetok.runtime.cpu.arenas import BY_THREAD, Segment, bound
-from edgetok.runtime.cpu.linears import stored_weight
+from edgetok.runtime.cpu.lowering.linears import stored_weight
 from edgetok.runtime.cpu.plan import Plan
 
 Array = npt.NDArray[np.float32]

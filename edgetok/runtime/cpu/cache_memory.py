@@ -40,8 +40,8 @@ from edgetok.kernels_cpu.program.tables import float_bits
 from edgetok.models.ops import STATES
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.group_memory import CpuGroupMemory
+from edgetok.runtime.cpu.lowering.recurrent import history_shape
 from edgetok.runtime.cpu.page_layout import PageLayout
-from edgetok.runtime.cpu.recurrent_lowering import history_shape
 
 _MOST_BYTES = 1 << 46  # addresses end soon after
 KIND = "cpu"

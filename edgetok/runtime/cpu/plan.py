@@ -41,9 +41,9 @@ from edgetok.models.operations import (
 from edgetok.models.ops import Op, Rope
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.arenas import Arena, Place, Segment, address_in, check
-from edgetok.runtime.cpu.linears import Linears
-from edgetok.runtime.cpu.lowering import lower
-from edgetok.runtime.cpu.lowering_target import Buffers, Instructions, Target
+from edgetok.runtime.cpu.lowering.linears import Linears
+from edgetok.runtime.cpu.lowering.lower import lower
+from edgetok.runtime.cpu.lowering.target import Buffers, Instructions, Target
 
 Compute = Literal["int8", "float32"]
 

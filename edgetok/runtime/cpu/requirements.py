@@ -15,8 +15,8 @@ from edgetok.models.layers.mamba2 import StateSpace
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import PER_LAYER_TABLE, Columns, Norm, Op, ScaleBy
-from edgetok.runtime.cpu.expert_lowering import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
+from edgetok.runtime.cpu.lowering.experts import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.plan import Compute
 
 # Below this many weight bytes per token a second thread costs more in waiting than it computes.

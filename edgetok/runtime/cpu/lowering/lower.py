@@ -20,8 +20,8 @@ from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
-from edgetok.runtime.cpu import attention_lowering, expert_lowering, recurrent_lowering
-from edgetok.runtime.cpu.lowering_target import Instructions, Lowering, Near, Target
+from edgetok.runtime.cpu.lowering import attention, experts, recurrent
+from edgetok.runtime.cpu.lowering.target import Instructions, Lowering, Near, Target
 
 
 def lower(operations: Sequence[ops.Op], target: Target) -> tuple[Instructions, int]:
@@ -217,24 +217,24 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.Embed: _embed,
     ops.Norm: _norm,
     ops.Linear: _linears,
-    ops.Queries: attention_lowering.queries,
+    ops.Queries: attention.queries,
     ops.Rope: _rope,
-    ops.Store: attention_lowering.store,
-    ops.Attend: attention_lowering.attend,
+    ops.Store: attention.store,
+    ops.Attend: attention.attend,
     ops.ActivationMul: _activation_mul,
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
     ops.SoftCap: _softcap,
-    ShortConv: recurrent_lowering.short_conv,
-    CausalConv: recurrent_lowering.causal_conv,
-    DeltaGates: recurrent_lowering.delta_gates,
-    DeltaRule: recurrent_lowering.delta_rule,
-    StateSteps: recurrent_lowering.state_steps,
-    StateSpace: recurrent_lowering.state_space,
-    Route: expert_lowering.route,
-    ExpertLinear: expert_lowering.products,
-    MixExperts: expert_lowering.mix,
-    SigmoidScale: expert_lowering.sigmoid_scale,
+    ShortConv: recurrent.short_conv,
+    CausalConv: recurrent.causal_conv,
+    DeltaGates: recurrent.delta_gates,
+    DeltaRule: recurrent.delta_rule,
+    StateSteps: recurrent.state_steps,
+    StateSpace: recurrent.state_space,
+    Route: experts.route,
+    ExpertLinear: experts.products,
+    MixExperts: experts.mix,
+    SigmoidScale: experts.sigmoid_scale,
 }
 """From the target, operations of a kind (`grouped`) and what stands around them to instructions."""

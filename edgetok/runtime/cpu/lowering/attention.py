@@ -9,7 +9,7 @@ from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.attention.launch_queries import keep_queries
 from edgetok.kernels_cpu.program.tables import Instruction
 from edgetok.models import ops
-from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
+from edgetok.runtime.cpu.lowering.target import Instructions, Near, Target
 
 EVERY_TOKEN = 1 << 28  # of a window that reaches to both sides: no context is longer
 

@@ -9,7 +9,7 @@ from typing import Any
 from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, Table
 from edgetok.models import ops
-from edgetok.runtime.cpu.linears import Linears
+from edgetok.runtime.cpu.lowering.linears import Linears
 
 Instructions = list[Instruction | Table]
 

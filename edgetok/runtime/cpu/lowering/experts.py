@@ -15,7 +15,7 @@ from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.experts import launch
 from edgetok.kernels_cpu.program.memory import Floats, Span
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
-from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
+from edgetok.runtime.cpu.lowering.target import Instructions, Near, Target
 
 MODULES = ("experts.route", "experts.products")
 

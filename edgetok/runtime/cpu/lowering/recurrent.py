@@ -11,7 +11,7 @@ from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import Convolution, ShortConv
 from edgetok.models.ops import MatrixState, Stateful
-from edgetok.runtime.cpu.lowering_target import Instructions, Near, Target
+from edgetok.runtime.cpu.lowering.target import Instructions, Near, Target
 
 
 def history_shape(op: Stateful) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""CPU instructions of each kind of operation."""

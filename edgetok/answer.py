@@ -25,8 +25,8 @@ class ChatResult(Result):
     """A finished answer to a conversation.
 
     Attributes:
-        reasoning: what the model thought before it answered; "" for nothing.
-        tool_calls: what it asks to be called; their results belong into the next messages.
+        reasoning: the text of the model's reasoning; "" without any.
+        tool_calls: calls that it asks for; their results belong into the next messages.
     """
 
     reasoning: str = ""

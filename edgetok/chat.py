@@ -115,15 +115,15 @@ class Chat:
         progress: Progress | None = None,
         **sampling: Unpack[SamplingChanges],
     ) -> ChatAnswer:
-        """Say something; the answer comes piece by piece.
+        """Send a message, and iterate over the answer piece by piece.
 
         A message that got no answer, because it was cancelled before the first word, is replaced.
 
         Args:
-            text: what the user says.
+            text: the user's message.
             schema: a JSON schema or pydantic model that the answer must match, after its reasoning
                 if the model reasons.
-            grammar: what else it must match; see `Grammar.of`.
+            grammar: another rule that it must match; see `Grammar.of`.
             progress: called with (tokens of the conversation that are read, all of them) as it is
                 read; tokens that the cache holds count as read.
             sampling: options that differ from `self.sampling`, for this answer.

@@ -40,7 +40,7 @@ class Model(Texts):
     Attributes:
         path: the artefact's folder.
         artefact: the opened artefact.
-        backend: what computes.
+        backend: computes the steps.
         tokenizer: text to tokens and back.
         engine: writes the answers, several at the same time.
         sampling: the defaults: what the checkpoint recommends.
@@ -254,7 +254,7 @@ class Model(Texts):
         """Begin a conversation that keeps its messages, and its cache from turn to turn.
 
         Args:
-            system: what the model should be, for every turn.
+            system: the system message, for every turn.
             sampling: options that differ from `self.sampling`.
 
         Raises:
@@ -279,9 +279,9 @@ class Model(Texts):
         """Score texts by how well they answer a query, if the model was so trained.
 
         Args:
-            query: what is looked for.
+            query: the question or search.
             documents: the texts. An empty one gets a score like any other.
-            instruction: what the query is for; None for a search of the web.
+            instruction: purpose of the query; None for a web search.
 
         Returns:
             A score from 0 to 1 for each text: the share of "yes" in the model's judgement.

@@ -109,9 +109,9 @@ def rank(
 
     Args:
         ranker: of the model.
-        query: what is looked for.
+        query: the question or search.
         documents: the texts.
-        instruction: what the query is for; None for a search of the web.
+        instruction: purpose of the query; None for a web search.
 
     Raises:
         ContextError: query and a text do not fit.

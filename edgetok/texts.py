@@ -24,7 +24,7 @@ class Texts:
     """Continues and scores texts; `Model` adds chats, and how it is loaded and closed.
 
     Attributes:
-        backend: what computes.
+        backend: computes the steps.
         tokenizer: text to tokens and back.
         engine: writes the answers, several at the same time.
         sampling: the defaults: what the checkpoint recommends.
@@ -59,7 +59,7 @@ class Texts:
         Args:
             prompt: text, or token ids.
             schema: a JSON schema or pydantic model that the answer must match.
-            grammar: what else it must match; see `Grammar.of`.
+            grammar: another rule that it must match; see `Grammar.of`.
             progress: called with (tokens of the prompt that are read, all of them) as it is read,
                 in the thread that computes; an error that it raises ends the answer.
             sampling: options that differ from `self.sampling`.
@@ -87,7 +87,7 @@ class Texts:
         Args:
             prompt: text, or token ids.
             schema: a JSON schema or pydantic model that the answer must match.
-            grammar: what else it must match; see `Grammar.of`.
+            grammar: another rule that it must match; see `Grammar.of`.
             progress: as for `generate`.
             sampling: options that differ from `self.sampling`.
 
@@ -121,7 +121,7 @@ class Texts:
         Args:
             prompts: texts, or token ids.
             schema: a JSON schema or pydantic model that each answer must match.
-            grammar: what else each must match; see `Grammar.of`.
+            grammar: another rule that each must match; see `Grammar.of`.
             sampling: options that differ from `self.sampling`, for all of them.
 
         Returns:
@@ -148,9 +148,9 @@ class Texts:
 
         Args:
             text: text, or token ids.
-            prompt: what stands before it and is not scored. Where it is empty, that is what the
-                tokenizer begins a text with, such as <s>; where it begins with nothing, the first
-                token has no log-probability.
+            prompt: text before it, which is not scored. If it is empty, the token with which the
+                tokenizer begins texts, such as <s>, stands there; without one, the first token
+                has no log-probability.
             logprobs: also give this many most likely tokens at each position.
 
         Raises:

@@ -27,7 +27,7 @@ class ChatChanges(SamplingChanges, total=False):
         tool_choice: "auto" (the default), "none", "required", or the name of the tool to call.
         parallel_tool_calls: whether one answer may have several calls; True by default.
         schema: a JSON schema or pydantic model that the answer must match.
-        grammar: what else it must match; see `Grammar.of`.
+        grammar: another rule that it must match; see `Grammar.of`.
         effort: of reasoning: "none", "minimal", "low", "medium" or "high"; None leaves it to the
             model.
         reasoning_tokens: most tokens of reasoning, instead of what the effort stands for.

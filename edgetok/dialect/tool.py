@@ -23,7 +23,7 @@ class Tool:
 
     Attributes:
         name: 1 to 64 letters, digits, `_`, `.` and `-`.
-        description: what it does, for the model.
+        description: its purpose, for the model to read.
         parameters: JSON schema of its arguments, an object.
     """
 

@@ -50,7 +50,7 @@ class CachedTokens:
         """Allocate a cache.
 
         Args:
-            backend: what computes.
+            backend: computes the steps.
             capacity_tokens: of the cache; with limits not a bound on the conversation, but the
                 default for the longest answer.
             limits: of a cache that evicts; None for one that refuses what does not fit.

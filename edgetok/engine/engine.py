@@ -33,7 +33,7 @@ class Engine:
     """Makes sequences and their caches, and has the loop that steps them.
 
     Attributes:
-        backend: what computes.
+        backend: computes the steps.
         tokenizer: text to tokens and back.
         eos_tokens: ids that end an answer.
         context_tokens: the longest prompt and answer together; where the cache evicts, what it

@@ -16,7 +16,7 @@ class Token:
         id: its id in the vocabulary.
         text: what it adds to the text. It is "" for a special token, and for one that ends inside
             a character or what may become a stop text: the text comes with the next token.
-        logprob: natural logarithm of the model's probability for it, before penalties and
+        logprob: natural logarithm of its probability, before penalties and
             temperature; None where it was not asked for.
         top_logprobs: the most likely tokens at its place with theirs, most likely first.
     """
@@ -68,12 +68,12 @@ class Result:
     """A finished answer.
 
     Attributes:
-        text: what was written, without special tokens and stop text.
+        text: the generated text, without special tokens and stop text.
         tokens: its token ids, the end token included where there was one.
         finish: "stop" for an end token or stop text, "length" for `max_tokens`, "context" where the
             context was full, "time" for `max_seconds`, "loop" where `stop_loops` found that the
             answer repeats itself, "cancelled" where the caller ended it.
-        stats: what it took.
+        stats: its timing.
         complete: whether it is all that its schema or grammar asks for; True without one.
         logprobs: the tokens with their log-probabilities; None where `logprobs` was not given.
         tokens_left: how many more tokens the context holds; None where the cache evicts.

@@ -54,7 +54,7 @@ class Stepper:
         """Prepare; no thread starts yet.
 
         Args:
-            backend: what computes.
+            backend: computes the steps.
             scheduler: what chooses steps.
             clock: seconds.
             pace: a speed to hold; None for the highest.

@@ -57,7 +57,7 @@ def measure(
     """Read a prompt, then write tokens at a depth; add one value to each of the samples.
 
     Args:
-        backend: what computes.
+        backend: computes the steps.
         samples: what to add to.
         artefact: that the backend runs.
         prompt_tokens: length of the prompt whose reading is timed.

@@ -9,6 +9,8 @@ The limits lie between llama.cpp's formats as its own score board has them for L
 most likely token): Q8_0 0.0014, 97.7 % and Q6_K 0.0055, 96.0 % are indistinguishable; Q5_K_M 0.011
 and Q4_K_M 0.031, 91.9 % good; Q3_K_M 0.10 noticeable; Q2_K 0.33 to 0.45, 71.1 % broken.
 
+Answers of a real small model agree with the words: docs/quantisation.md, "Do the words fit?".
+
 Source: llama.cpp, tools/perplexity/README.md.
 """
 
@@ -22,7 +24,7 @@ Grade = Literal["indistinguishable", "good", "noticeable", "broken"]
 GRADES: tuple[Grade, ...] = ("indistinguishable", "good", "noticeable", "broken")
 MEANINGS: dict[Grade, str] = {
     "indistinguishable": "answers cannot be told from those of the original",
-    "good": "answers are sometimes worded differently; use it",
+    "good": "answers are as good, but often worded differently; use it",
     "noticeable": "answers are visibly worse; use more bits or --method auto",
     "broken": "do not use this model; it needs more bits",
 }

@@ -80,6 +80,21 @@ def test_evicting_caches_with_the_same_chunks(policy, kv_bits, random_artefact, 
     assert (drafted > 0) == (not POLICIES[policy].remembers)
 
 
+def test_schedules_find_bits_that_depend_on_company(random_artefact, open_backend, monkeypatch):
+    backend = open_backend(random_artefact("llama"))
+    step = backend.step
+
+    def changed(parts):
+        apart = np.float32(1e-3 if len(parts) > 1 else 0.0)
+        return [logits + apart for logits in step(parts)]
+
+    monkeypatch.setattr(backend, "step", changed)
+    with pytest.raises(AssertionError):
+        check_plain(backend, Alone(backend), 0)
+    with pytest.raises(AssertionError):
+        check_evicting(backend, "recall", 0)
+
+
 def test_which_logits_are_wanted(tiny, open_backend):
     """None, one, some and all, more of them than are computed at once."""
     backend = open_backend(tiny("llama", 4).artefact, compute="float32", block_tokens=90)

@@ -197,6 +197,8 @@ FOLDERS = {
     "kernels_gpu": "edgetok/kernels_gpu",
 }
 HEAVY = {"torch", "transformers", "triton"}
+SCREEN = 24  # lines of a listing
+LONG = {"edgetok", "models/families", "kernels_cpu/linear"}  # docs/architecture.md says why
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
@@ -270,6 +272,21 @@ def test_no_module_imports_itself_in_a_circle(repository: Path) -> None:
         for name in leaves:
             del needs[name]
     assert not needs, f"in a circle, or above one: {sorted(needs)}"
+
+
+def test_a_folder_fits_on_a_screen(repository: Path) -> None:
+    """Compiled and generated files do not count."""
+    entries: dict[Path, set[str]] = {}
+    for folder in FOLDERS:
+        for path in (repository / folder).rglob("*"):
+            if path.suffix in (".py", ".c", ".h") and "wrappers" not in path.parts:
+                for inside in (path, *path.parents):
+                    if inside == repository:
+                        break
+                    entries.setdefault(inside.parent, set()).add(inside.name)
+    del entries[repository]
+    long = {str(f.relative_to(repository)) for f, names in entries.items() if len(names) > SCREEN}
+    assert long == LONG
 
 
 def test_heavy_packages_stay_in_the_converter(repository: Path) -> None:

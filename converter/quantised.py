@@ -62,7 +62,7 @@ class Quantised:
         )
 
     def rows(self, rows: slice | npt.NDArray[np.intp]) -> Quantised:
-        """Return some outputs of the layer."""
+        """Return some outputs (rows of [N, K]) of the layer."""
         return replace(
             self,
             codes=self.codes[rows],

@@ -135,7 +135,7 @@ class TensorSource:
         return (outputs, stored[0]) if dims > 1 else (outputs * stored[0],)
 
     def taken(self, values: npt.NDArray[np.float32], dims: int) -> npt.NDArray[np.float32]:
-        """Return what it takes of rows of a tensor, before anything is added; see `shape`."""
+        """Return its part of a tensor [N, K], before anything is added; see `shape`."""
         if self.columns is None:
             return values
         first, step = self.columns

@@ -173,7 +173,7 @@ class Block:
         return parameter[rows] + add if add else parameter[rows].clone()
 
     def set(self, name: str, values: Tensor) -> None:
-        """Replace a canonical tensor of this block."""
+        """Replace a canonical tensor of this block; the new one has its shape."""
         source = self._source(name)
         if source.stack is not None:
             write_stacked(source, self.parameters(), values)

@@ -112,7 +112,7 @@ def check_arguments(spec: DecoderSpec, layer: nn.Module) -> None:
 
 
 def batches(hidden: Tensor) -> Iterator[slice]:
-    """Ranges of windows that are computed at once."""
+    """Ranges of windows of `hidden` [windows, T, hidden_size] that are computed at once."""
     step = max(1, _BATCH_TOKENS // hidden.shape[1])
     for first in range(0, len(hidden), step):
         yield slice(first, min(first + step, len(hidden)))

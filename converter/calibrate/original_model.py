@@ -183,7 +183,7 @@ class Original:
             yield block
 
     def final_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Apply the last norm with a canonical weight."""
+        """Apply the last norm with a canonical weight [hidden_size]: [..., hidden_size] -> same."""
         path, _ = self._relative("final_norm.weight")
         source = self.weights.family.tensors["final_norm.weight"]
         module = self._inner.get_submodule(path)

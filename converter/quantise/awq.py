@@ -153,7 +153,14 @@ def output_loss(
     scales: Tensor,
     rounders: Sequence[Callable[[Tensor], Tensor]],
 ) -> float:
-    """Mean over tokens of sum_i |(round(W_i diag(s)) diag(1 / s) - W_i) x|^2."""
+    """Mean over tokens of sum_i |(round(W_i diag(s)) diag(1 / s) - W_i) x|^2.
+
+    Args:
+        weights: W_i, each [N_i, K].
+        sample: x, [tokens, K].
+        scales: s, [K].
+        rounders: a function for each W_i.
+    """
     total = 0.0
     for weight, round_weight in zip(weights, rounders, strict=True):
         difference = round_weight(weight * scales).div_(scales).sub_(weight)

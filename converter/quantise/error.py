@@ -16,7 +16,7 @@ _CHUNK_WEIGHTS = 1 << 18
 def squared_errors(
     weight: npt.NDArray[np.float32], quantised: Quantised, threads: int = 1
 ) -> tuple[float, float]:
-    """|W' - W|^2 and |W|^2, a few rows at a time."""
+    """|W' - W|^2 and |W|^2 of a matrix W [N, K], a few rows at a time."""
     step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
 
     def chunk(first: int) -> tuple[float, float]:

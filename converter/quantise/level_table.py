@@ -205,7 +205,7 @@ class LevelTable:
         in_chunks(len(values), threads, chunk)
 
     def codes(self, values: Reals) -> npt.NDArray[np.uint8]:
-        """Return the codes of values that are levels."""
+        """Return the codes of values that are levels: uint8 of any shape."""
         return np.searchsorted(self.levels, values).astype(np.uint8)
 
     def _best(

@@ -143,7 +143,11 @@ class GgufCheckpoint(CodedCheckpoint):
     def tensor(
         self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
     ) -> npt.NDArray[np.float32]:
-        """Read a tensor as `Checkpoint.tensor` does; quantised types are dequantised."""
+        """Read a tensor as `Checkpoint.tensor` does; quantised types are dequantised.
+
+        Raises:
+            CheckpointError: the file has no such tensor, or it holds what no model has.
+        """
         info = self.infos.get(name)
         undo = self._undo.get(name, Undo())
         if info is None or (info.dtype in _PLAIN and not undo.moves):

@@ -152,7 +152,11 @@ def pack_planes(
 
 
 def pack_zeros(zeros: Bytes, bits: int) -> Bytes:
-    """Pack zero points: [N, G] -> [N, ceil(G * bits / 8)]; 3 bits: one byte each, unchanged."""
+    """Pack zero points: [N, G] -> [N, ceil(G * bits / 8)]; 3 bits: one byte each, unchanged.
+
+    Raises:
+        ShapeError: `zeros` are not uint8 [N, G].
+    """
     if zeros.ndim != 2 or zeros.dtype != np.uint8:
         raise ShapeError(f"zeros are {zeros.dtype} {zeros.shape}, expected uint8 [N, G]")
     if bits in (3, 8):
@@ -163,7 +167,13 @@ def pack_zeros(zeros: Bytes, bits: int) -> Bytes:
 def unpack_linear(
     parts: Mapping[str, npt.NDArray[np.generic]], form: TensorFormat, K: int
 ) -> Quantised:
-    """Undo `pack_linear` and `pack_quantised`."""
+    """Undo `pack_linear` and `pack_quantised`.
+
+    Args:
+        parts: arrays by suffix, shapes as in `formats/layout.py`.
+        form: their format.
+        K: inputs, without padding.
+    """
     scales = parts[".scales"]
     N, G = scales.shape
     low = np.asarray(parts[".qweight"], np.uint8).reshape(N, -1)

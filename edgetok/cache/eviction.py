@@ -39,7 +39,7 @@ class Eviction:
         self.pinned = 0
 
     def loss(self, masses: Iterable[Floats]) -> float:
-        """Share of all attention so far that went to what was evicted; `masses` is the rest."""
+        """Share of all attention that went to evicted tokens; `masses` [heads, slots]: the rest."""
         total = self.dropped + sum(float(mass.sum(dtype=np.float64)) for mass in masses)
         return self.dropped / total if self.dropped else 0.0
 

@@ -61,7 +61,7 @@ class KeyConstants:
         return np.asarray((keys - self.centre) * self.factor, np.float32)
 
     def undo(self, keys: Floats) -> Floats:
-        """The inverse of `apply`."""
+        """Undo `apply`: [..., D] as stored -> plain keys."""
         return np.asarray(keys / self.factor + self.centre, np.float32)
 
 

@@ -412,7 +412,13 @@ class SlotCache(KVCache, Generic[M]):
         return made
 
     def adopt(self, other: KVCache) -> None:
-        """Become what another cache is now, sharing its memory where the device can."""
+        """Become what another cache is now, sharing its memory where the device can.
+
+        Raises:
+            OptionError: this cache is on two devices.
+            SessionError: the other is of another shape, or holds more tokens than fit.
+            ContextError: there is not memory for it.
+        """
         self._check_saves()
         if not isinstance(other, SlotCache):
             raise SessionError(OTHER_SHAPE)

@@ -178,7 +178,7 @@ def running_losses(
 
 
 def target_losses(logits: npt.NDArray[np.float32], targets: Ids) -> npt.NDArray[np.float64]:
-    """-log(softmax) of one token of each row; exponentials in float32, their sums in float64."""
+    """-log(softmax) of one token of each row: [T, V], [T] -> [T]; sums in float64."""
     most = logits.max(axis=1, keepdims=True)
     sums = np.exp(logits - most).sum(axis=1, dtype=np.float64)
     chosen = logits[np.arange(len(targets)), targets]
@@ -186,7 +186,7 @@ def target_losses(logits: npt.NDArray[np.float32], targets: Ids) -> npt.NDArray[
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """log(softmax) of each row, in float64."""
+    """log(softmax) over the last axis [..., V], in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))

@@ -83,7 +83,11 @@ class GrammarConstraint:
             return GrammarConstraint(self._matcher.deep_copy(), self._size, self._eos)
 
     def rollback(self, tokens: int) -> None:
-        """Take back the latest accepted tokens."""
+        """Take back the latest accepted tokens.
+
+        Raises:
+            GrammarError: llguidance failed, or fewer were accepted.
+        """
         with guarded(_FAILED):
             done = tokens == 0 or self._matcher.rollback(tokens)
         self._check()

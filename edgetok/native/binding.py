@@ -152,7 +152,11 @@ class NativeModel:
         return found
 
     def encode(self, text: str | bytes, *, special: bool = True) -> list[int]:
-        """Tokens of a text."""
+        """Tokens of a text.
+
+        Raises:
+            EdgetokError: the library refuses the text.
+        """
         data, error = text.encode() if isinstance(text, str) else text, _error()
         ids = (c.c_int32 * (2 * len(data) + 16))()
         count = self.calls.edgetok_encode(
@@ -205,7 +209,11 @@ class NativeChat:
         self._done(self.calls.edgetok_say, told, text.encode())
 
     def outputs(self) -> Iterator[tuple[int, str, str]]:
-        """The answer: tokens, their text, and why the last is the last."""
+        """The answer: tokens, their text, and for the last the reason why it ended.
+
+        Raises:
+            EdgetokError: the library reports an error.
+        """
         while True:
             found, error = Output(), _error()
             state = self.calls.edgetok_next(self.handle, c.byref(found), error)
@@ -221,7 +229,11 @@ class NativeChat:
         return [t for t, _, _ in found], "".join(t for _, t, _ in found), found[-1][2]
 
     def truncate(self, tokens: int) -> int:
-        """Go back; how many tokens are left."""
+        """Go back to `tokens` tokens, or as near as the cache can; return how many are left.
+
+        Raises:
+            EdgetokError: the length is negative or beyond the tokens seen.
+        """
         error = _error()
         left = int(self.calls.edgetok_truncate(self.handle, tokens, error))
         if left < 0:

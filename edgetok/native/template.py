@@ -64,7 +64,11 @@ class Segments:
     strips: bool
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """A conversation, (role, text) each, up to where the answer begins; as in C."""
+        """Render (role, text) pairs up to where the answer begins, as C does.
+
+        Raises:
+            UnsupportedError: the template takes no such conversation.
+        """
         has_system = messages[0][0] == "system"
         pieces = self.system if has_system else self.plain
         if pieces is None:

@@ -66,7 +66,7 @@ class Choices:
         self.logits = np.where(allowed, self.logits, np.float32(-np.inf))
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> None:
-        """Drop those of `ids` that the mask does not name."""
+        """Keep the ids where the mask [choices left] is true."""
         weights = self.weights[mask]
         self.ids = np.flatnonzero(mask) if self.ids is None else self.ids[mask]
         self._weights = weights

@@ -42,13 +42,21 @@ class Budget:
         self._steps = MAX_STEPS
 
     def step(self) -> None:
-        """One more step: ask the clock."""
+        """Count one more step.
+
+        Raises:
+            TemplateError: there were too many, or the time is over.
+        """
         self._steps -= 1
         if self._steps < 0 or time.thread_time() > self._deadline:
             raise TemplateError(f"chat template: still rendering after {MAX_SECONDS:g} s")
 
     def spend(self, size: int) -> None:
-        """Add to the bytes made."""
+        """Count bytes that were made.
+
+        Raises:
+            TemplateError: there were too many.
+        """
         self._bytes -= size
         if self._bytes < 0:
             raise TemplateError(
@@ -128,7 +136,11 @@ def too_large() -> TemplateError:
 
 
 def fits(size: int) -> None:
-    """Refuse a size in bytes beyond the bound of one value."""
+    """Refuse a size in bytes beyond the bound of one value.
+
+    Raises:
+        TemplateError: it is beyond.
+    """
     if size > MAX_VALUE_BYTES:
         raise too_large()
 
@@ -155,13 +167,21 @@ def size_of(value: Any) -> int:
 
 
 def check_integer(value: Any) -> None:
-    """Refuse an integer beyond the bound: to divide two of them takes the square of their size."""
+    """Refuse an integer beyond the bound: to divide two of them takes the square of their size.
+
+    Raises:
+        TemplateError: it is beyond.
+    """
     if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
         raise too_large()
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
-    """Refuse arithmetic whose result would be too large, before it is made."""
+    """Refuse arithmetic whose result would be too large, before it is made.
+
+    Raises:
+        TemplateError: it would be.
+    """
     check_integer(left)
     check_integer(right)
     numbers = isinstance(left, int) and isinstance(right, int)

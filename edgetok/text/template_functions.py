@@ -151,7 +151,11 @@ class Formatter(SandboxedFormatter):
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """Write one field, not wider than 999 characters if padded."""
+        """Write one field, not wider than 999 characters if padded.
+
+        Raises:
+            TemplateError: it is to be wider.
+        """
         current.get().step()
         if re.search(r"\d{4}", format_spec):
             raise TemplateError(f"chat template: a field of width {format_spec:.40} in a format")

@@ -238,7 +238,11 @@ def _check_added(data: bytes, name: str, error: type[UserError]) -> None:
 
 
 def check_length(content: str, what: str, error: type[UserError]) -> None:
-    """Refuse an added token of more than `MAX_ADDED_CHARS` characters."""
+    """Refuse an added token of more than `MAX_ADDED_CHARS` characters.
+
+    Raises:
+        UserError: an error of class `error`, where it has more.
+    """
     if len(content) > MAX_ADDED_CHARS:
         raise error(
             f"{what} holds a token of {len(content):,} characters, expected at most "

@@ -64,7 +64,11 @@ class Attention(Mixer):
         return self.kv_heads or spec.num_kv_heads, self.head_dim or spec.head_dim
 
     def check(self, where: str, spec: DecoderSpec) -> None:
-        """Refuse a rope or a layer that the decoder does not have, and sizes that do not go."""
+        """Refuse a rope or a layer that the decoder does not have, and sizes that do not fit.
+
+        Raises:
+            ArtefactError: it begins with `where`.
+        """
         if self.rope >= len(spec.ropes):
             raise ArtefactError(f"{where} names rope {self.rope} of {len(spec.ropes)}")
         kv_heads, dim = self.sizes(spec)

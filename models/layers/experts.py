@@ -187,7 +187,11 @@ class Experts(FeedForward):
             check_choice(where, name, getattr(self, name), (True, False))
 
     def check(self, where: str, spec: DecoderSpec) -> None:
-        """Refuse a stacked matrix of more rows than any decoder has."""
+        """Refuse a stacked matrix of more rows than any decoder has.
+
+        Raises:
+            ArtefactError: it begins with `where`.
+        """
         rows = self.experts * max(self.size, spec.hidden_size)
         if rows > 1 << 24:
             raise ArtefactError(f"{where}: {rows:,} rows of experts, expected at most {1 << 24:,}")

@@ -49,7 +49,11 @@ class Rows:
         return buffer[self.begin : self.end]
 
     def run(self) -> tuple[Inputs, GpuCacheMemory]:
-        """Inputs and cache, which operations of a layer have."""
+        """Inputs and cache, which operations of a layer have.
+
+        Raises:
+            UnsupportedError: the operation is outside of a layer.
+        """
         if self.inputs is None or self.cache is None:
             raise UnsupportedError("this operation belongs to a layer, where a cache is")
         return self.inputs, self.cache

@@ -95,7 +95,7 @@ class Linears:
         ], inputs
 
     def sorted_rows(self, x: Activations | Floats, times: int) -> Activations | Floats:
-        """Room for `times` as many rows of activations as `x` has, other than any input's."""
+        """Allocate `times` as many rows of activations as `x` has, apart from any input's."""
         tokens = x.tokens_max * times
         if isinstance(x, Activations):
             nbytes = activation_bytes(tokens, x.K, x.bits, x.group_size)

@@ -289,6 +289,21 @@ def test_a_folder_fits_on_a_screen(repository: Path) -> None:
     assert long == LONG
 
 
+def test_the_architecture_page_names_every_folder_and_module_of_edgetok(repository: Path) -> None:
+    page = (repository / "docs/architecture.md").read_text()
+    begin = page.index("## Folders and directions")
+    table = page[begin : page.index("\n## ", begin + 1)]
+    missing = [
+        path.relative_to(repository)
+        for folder in FOLDERS
+        for path in sorted((repository / folder).iterdir())
+        if not path.name.startswith("__")
+        if (path / "__init__.py").exists() or (folder == "edgetok" and path.suffix == ".py")
+        if not re.search(rf"[`/]{path.name}[`/]", table)
+    ]
+    assert not missing
+
+
 def test_heavy_packages_stay_in_the_converter(repository: Path) -> None:
     wrong = []
     for name, path in modules(repository):

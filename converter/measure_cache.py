@@ -60,7 +60,7 @@ def measure_cache(
     Args:
         workspace: holds the artefact.
         spec: the decoder.
-        layout: of its data file.
+        layout: layout of its data file.
         options: with the text.
         progress: told of the stage.
 

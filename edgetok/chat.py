@@ -45,9 +45,9 @@ class Chat:
 
         Args:
             engine: writes the answers.
-            speaker: of the same model: renders messages, and tells reasoning from answers.
-            identity: of the artefact; saved conversations are bound to it.
-            system: what the model should be.
+            speaker: speaker of the same model: renders messages, and tells reasoning from answers.
+            identity: identity of the artefact; saved conversations are bound to it.
+            system: the system message.
             sampling: options of the answers.
         """
         self.sampling = sampling

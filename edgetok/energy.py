@@ -39,7 +39,7 @@ class Reading:
     Attributes:
         time_s: when.
         counts: microjoules of each counter.
-        watts: of each battery.
+        watts: watts of each battery.
     """
 
     time_s: float
@@ -51,7 +51,7 @@ class EnergyMeter:
     """Reads the counters that this user may read.
 
     Attributes:
-        sources: what is counted: "package-0", "dram", "battery BAT0", "GPU 0". Empty for nothing.
+        sources: the counters: "package-0", "dram", "battery BAT0", "GPU 0". Empty for nothing.
         missing: why nothing is counted; "" where something is.
     """
 

@@ -44,7 +44,7 @@ def writable_by_others(status: os.stat_result, like: os.stat_result | None = Non
     """Return whether anybody but this user and root may write a file or folder.
 
     Args:
-        status: of the file or folder.
+        status: status of the file or folder.
         like: of a folder whose contents are trusted anyway: what may be as open as it is.
     """
     if os.name != "posix":

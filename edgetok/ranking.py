@@ -44,7 +44,7 @@ class Ranker:
 
         Args:
             backend: computes; other threads' steps may come between.
-            tokenizer: of the model.
+            tokenizer: tokenizer of the model.
             context_tokens: the most tokens of a query and a text together.
 
         Raises:
@@ -108,7 +108,7 @@ def rank(
     """Return the scores of texts for a query.
 
     Args:
-        ranker: of the model.
+        ranker: ranker of the model.
         query: the question or search.
         documents: the texts.
         instruction: purpose of the query; None for a web search.

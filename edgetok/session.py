@@ -85,7 +85,7 @@ def read_session(
     Args:
         path: a regular file.
         model: `Artefact.identity`.
-        max_cache_bytes: of a cache that can be taken; a larger file is refused unread.
+        max_cache_bytes: most bytes of a cache that can be taken; a larger file is refused unread.
 
     Returns:
         The conversation, its sampling options, and its cache if the file has one.

@@ -55,7 +55,7 @@ class Stack:
 
     Attributes:
         count: how many experts there are.
-        rows: of one of their matrices.
+        rows: rows of one of their matrices.
         each: names of the matrices where each is a tensor, with {} for its number.
         joined: tensors that hold those of all experts, [experts, every, inputs]: names, `every`,
             and the first of the matrix's rows there.
@@ -123,7 +123,7 @@ class TensorSource:
 
         Args:
             stored: see above.
-            dims: of the canonical tensor; one: rows lie behind each other.
+            dims: dims of the canonical tensor; one: rows lie behind each other.
         """
         if self.flat and stored:
             stored = (math.prod(stored[:-1]), stored[-1])
@@ -208,7 +208,7 @@ def standard_tensors(
             canonical name.
         norm_add: added to every norm's weight.
         experts: the module that holds a layer's experts.
-        expert_names: of an expert's modules.
+        expert_names: names of an expert's modules.
     """
     stacked = _expert_tensors(spec, experts, expert_names)
     modules = {**_MODULES, **names}
@@ -236,7 +236,7 @@ def _expert_tensors(
     Args:
         spec: says which layers have experts.
         place: the module that holds them in a layer.
-        names: of an expert's modules.
+        names: names of an expert's modules.
     """
     sources = {}
     for op in operations(spec):
@@ -268,7 +268,7 @@ def fused_tensors(
     Args:
         spec: says which tensors exist.
         fused: for each module of a layer that holds several projections, which, in order.
-        names: of modules that are named otherwise, by canonical name.
+        names: names of modules that are named otherwise, by canonical name.
         experts: see `standard_tensors`.
         expert_names: as above.
     """

@@ -22,7 +22,7 @@ def read_stacked(source: TensorSource, parameters: Mapping[str, Tensor], dims: i
     Args:
         source: has a stack.
         parameters: by their names in a checkpoint of the same release.
-        dims: of the canonical tensor: 2, or 1 for biases.
+        dims: dims of the canonical tensor: 2, or 1 for biases.
     """
     views = (_view(parameters[part.name], part) for part in source.parts(parameters))
     return torch.cat([view.flatten() if dims == 1 else view for view in views])
@@ -45,7 +45,7 @@ def fill_missing(
     """Give experts' parameters their values where the checkpoint has them in another place.
 
     Args:
-        weights: of the checkpoint.
+        weights: weights of the checkpoint.
         canonical: names of the tensors to look at.
         parameters: all of them, by their names in a checkpoint of the same release; written to.
         missing: names of those that the checkpoint does not have.

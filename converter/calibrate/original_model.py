@@ -51,17 +51,17 @@ class Original:
     """The original decoder. Blocks are materialised with `block`.
 
     Attributes:
-        weights: of the checkpoint.
+        weights: weights of the checkpoint.
         short: whether products are bfloat16.
         calls: what blocks are called with for the windows that were embedded last.
-        prefix: what stands before `layers.` in names of tensors.
+        prefix: text before `layers.` in names of tensors.
     """
 
     def __init__(self, weights: CanonicalWeights, *, short: bool = False) -> None:
         """Build the modules without their weights.
 
         Args:
-            weights: of the checkpoint.
+            weights: weights of the checkpoint.
             short: multiply in bfloat16 where the processor does so, in a quarter of the time: for
                 statistics, not for what is measured. What blocks pass on stays float32.
 

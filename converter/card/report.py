@@ -83,10 +83,10 @@ class Fit:
     """The bits per tensor, and the curve of size against loss.
 
     Attributes:
-        wanted: what was asked for, in words.
+        wanted: the goal, in words.
         curve: the best found at each size, by rising bytes.
         uniform: the same bits everywhere, for comparison.
-        chosen: what was written.
+        chosen: the size and loss that were written.
         probes: number of runs that calibrated the expected KL.
     """
 
@@ -137,7 +137,7 @@ class Report:
         peak_memory_mb: most memory that the process ever had resident, in 10^6 bytes.
         resumed: whether an earlier, interrupted run's work was used.
         fit: how bits were shared out; None where they are the same everywhere.
-        cache: what caches of few bits cost; empty where that was not measured.
+        cache: losses of caches of few bits; empty where that was not measured.
         cache_reason: why it was not.
         heads: how much each KV head looks for what was said before (`formats/head_scores.py`).
     """

@@ -17,7 +17,7 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
 
     Args:
         rows: name, length (not negative), and what stands beside the bar.
-        label: what the plot shows, for those who cannot see it.
+        label: description of the plot, for those who cannot see it.
     """
     left, right, height = 210, 190, 22
     longest = max((value for _, value, _ in rows), default=0.0) or 1.0
@@ -38,7 +38,7 @@ def stacked(parts: Sequence[tuple[str, float, str]], label: str) -> str:
 
     Args:
         parts: name, size (not negative), and the size in words; at most eight have colours apart.
-        label: what the plot shows.
+        label: description of the plot.
     """
     total = sum(size for _, size, _ in parts) or 1.0
     drawn, at = [], 0.0
@@ -70,7 +70,7 @@ def curve(
     Args:
         points: x rising, y positive.
         marks: x, y and a name.
-        label: what the plot shows.
+        label: description of the plot.
         x_label: with its unit.
         y_label: with its unit.
     """

@@ -37,7 +37,7 @@ def descend(
     Args:
         weight: [N, K], of the dtype of `hessian`, in which all is computed.
         hessian: [K, K] damped, so that its diagonal is above zero.
-        start: what the weights were rounded to.
+        start: the rounded weights to begin with.
         sweeps: number of passes over all codes.
         threads: number of chunks of outputs at once.
     """

@@ -228,7 +228,7 @@ def in_chunks(rows: int, threads: int, work: Callable[[slice], None]) -> None:
     Args:
         rows: their number.
         threads: how many work at once; one calls without a thread of its own.
-        work: what to do; the compiled functions above let other threads run.
+        work: the work on a slice; the compiled functions above let other threads run.
     """
     chunks = [slice(first, first + CHUNK_OUTPUTS) for first in range(0, rows, CHUNK_OUTPUTS)]
     if threads == 1 or len(chunks) == 1:

@@ -129,7 +129,7 @@ def learn(
     """Train by the gradient of a loss over batches of windows, each window once per round.
 
     Args:
-        matrices: what learns.
+        matrices: the matrices that are trained.
         others: so do these, in units of their size.
         loss: loss of some windows, given their indices.
         windows: indices of those to learn from.

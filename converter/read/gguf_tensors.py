@@ -108,7 +108,7 @@ def name_in_file(
 
     Args:
         name: in transformers.
-        names: of modules, by their names there.
+        names: names of modules, by their names there.
         infos: the file's tensors.
     """
     if name.endswith(".dt_bias"):
@@ -177,8 +177,8 @@ def undo_of(stored: str, architecture: Architecture, spec: DecoderSpec) -> Undo:
 
     Args:
         stored: its name in the file.
-        architecture: of the file.
-        spec: of the decoder.
+        architecture: architecture of the file.
+        spec: spec of the decoder.
     """
     parts = stored.split(".")
     module = parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]

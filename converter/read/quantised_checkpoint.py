@@ -14,7 +14,7 @@ class CodedCheckpoint(Checkpoint, ABC):
     """A checkpoint of floating-point tensors, of which some matrices also have codes.
 
     Attributes:
-        method: what quantised it.
+        method: method that quantised it.
         coded: names of the matrices whose integers are kept.
     """
 

@@ -37,7 +37,7 @@ class SentenceModules:
     """The modules behind a model.
 
     Attributes:
-        pooling: of tokens' vectors to one; None: not said.
+        pooling: pooling of tokens' vectors to one; None: not said.
         dense: the names that its matrices have among the checkpoint's tensors, in order.
         sizes: outputs of each.
     """

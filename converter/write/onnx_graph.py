@@ -62,8 +62,8 @@ def build(
     Args:
         spec: the decoder.
         layout: what `plan(spec, formats)` gave.
-        formats: of each linear layer and of the embedding, by canonical name.
-        accuracy_level: of MatMulNBits; 4 multiplies int8 activations, 0 is exact.
+        formats: formats of each linear layer and of the embedding, by canonical name.
+        accuracy_level: accuracy level of MatMulNBits; 4 multiplies int8 activations, 0 is exact.
 
     Raises:
         UnsupportedError: GroupQueryAttention cannot express the spec.

@@ -90,8 +90,8 @@ class TokenizerFiles:
     """A tokenizer for an artefact.
 
     Attributes:
-        data: of tokenizer.json.
-        settings: of tokenizer_config.json.
+        data: data of tokenizer.json.
+        settings: settings of tokenizer_config.json.
         core: as the `tokenizers` package reads it.
         notes: for the report.
     """

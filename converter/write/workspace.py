@@ -202,7 +202,7 @@ def open_workspace(
 
     Args:
         out: the artefact's folder, resolved.
-        title: what makes two conversions the same, as plain values.
+        title: plain values that are equal for equal conversions.
         source: the checkpoint's folder, resolved.
 
     Raises:

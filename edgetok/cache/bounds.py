@@ -29,7 +29,7 @@ class Tier:
     """Heads with equally many slots.
 
     Attributes:
-        slots: of each head; a multiple of SLOT_TILE.
+        slots: number of slots of each head; a multiple of SLOT_TILE.
         heads: (layer, KV head), ascending.
     """
 
@@ -43,7 +43,7 @@ class Bounds:
 
     Attributes:
         policy: which tokens are kept.
-        slots: of each head, or on average; a multiple of SLOT_TILE.
+        slots: number of slots of each head, or on average; a multiple of SLOT_TILE.
         block_tokens: most tokens of one run, and how many each head evicts at once.
         sinks: first tokens, always kept.
         recent: latest tokens, always kept.
@@ -75,9 +75,9 @@ class Bounds:
 
         Args:
             policy: which tokens are kept.
-            slots: of each head, or on average.
+            slots: number of slots of each head, or on average.
             block_tokens: most tokens of one run.
-            scores: of the heads that evict; None where all are alike.
+            scores: scores of the heads that evict; None where all are alike.
             most: slots of any head.
 
         Raises:

@@ -51,9 +51,9 @@ class Eviction:
         Args:
             group: the heads.
             memory: theirs; its mass was pulled.
-            log: of the queries.
+            log: log of the latest queries.
             length: tokens seen.
-            position: of the next token.
+            position: position of the next token.
         """
         log.absorb(length)
         table, mass = group.table, memory.mass

@@ -271,7 +271,7 @@ def make_groups(
         spec: the decoder.
         capacity_tokens: most tokens; with bounds, what the rings are made for.
         block_tokens: most tokens of one run.
-        bounds: of heads that see every token and evict; None where nothing is evicted.
+        bounds: bounds of heads that see every token and evict; None where nothing is evicted.
     """
     made: list[Group] = []
     for window, slots in ring_slots(spec, capacity_tokens, block_tokens).items():

@@ -13,7 +13,7 @@ class CacheLimits:
 
     Attributes:
         policy: name of the policy that chooses what is kept.
-        budget_bytes: of the whole cache; None takes as many slots as the context has tokens.
+        budget_bytes: most bytes of the cache; None takes as many slots as the context has tokens.
     """
 
     policy: str = DEFAULT_POLICY

@@ -19,12 +19,12 @@ class Memory:
     """A cache's contents at one moment.
 
     Attributes:
-        tokens: of the conversation.
+        tokens: tokens of the conversation.
         kept: [tokens], share of heads that hold each.
         retained: tokens that a head holds, on average.
         slots: that it could hold.
         loss: share of all attention so far that went to tokens which are now evicted.
-        nbytes: of the cache.
+        nbytes: bytes of the cache.
         sinks, pinned, recent: tokens at the beginning, of the system message, and latest, that
             stay whatever they are worth.
     """

@@ -38,7 +38,7 @@ class Page:
     Attributes:
         memory: uint8, 64-byte aligned, zeroed when allocated.
         references: how many page lists hold it.
-        slab: what its memory is part of.
+        slab: the allocation that its memory is part of.
     """
 
     __slots__ = ("memory", "references", "slab")

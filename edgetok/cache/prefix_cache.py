@@ -42,10 +42,10 @@ class Prefix:
 
     Attributes:
         name: hash of model, shape and tokens.
-        tokens: what was read.
-        shape: of the caches that can take it.
+        tokens: the tokens that were read.
+        shape: shape of the caches that can take it.
         held: a fork, or a state block.
-        nbytes: of what is held and the tokens.
+        nbytes: bytes of what is held and the tokens.
         ids: the tokens as an array, for comparisons.
     """
 
@@ -64,7 +64,7 @@ class PrefixCache:
     """States of one model, up to `limit_bytes`. Safe to use from many threads.
 
     Attributes:
-        limit_bytes: of all states together, in memory and likewise on disk.
+        limit_bytes: most bytes of all states together, in memory and likewise on disk.
         too_large: number of states that were larger than that, and so are not kept.
     """
 
@@ -73,7 +73,7 @@ class PrefixCache:
 
         Args:
             model: `Artefact.identity`.
-            limit_bytes: of all states together, in memory and likewise on disk.
+            limit_bytes: most bytes of all states together, in memory and likewise on disk.
             folder: where they are kept between processes; made with access for its owner alone.
                 None keeps them in memory.
 

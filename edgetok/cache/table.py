@@ -159,7 +159,7 @@ class SlotTable:
         Args:
             numbers: int32, from a file that nobody vouches for.
             length_tokens: tokens seen; all held are before it.
-            position: of the next token; all held are before it.
+            position: position of the next token; all held are before it.
 
         Raises:
             SessionError: a count, slot, token or position cannot be.

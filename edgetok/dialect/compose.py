@@ -44,7 +44,7 @@ def compose(
         tools: that can be called.
         must_call: whether the answer has to be a call.
         parallel: whether it may be several.
-        grammar: what the answer has to match if it is not a call.
+        grammar: the rule that an answer other than a call must match.
         special: ids of special tokens by their text.
 
     Raises:

@@ -31,7 +31,7 @@ class Dialect:
         writes_results: whether it knows messages with the role of a tool.
         switches: the template's variables that turn reasoning on and off.
         takes_effort: whether the template has a variable for the effort.
-        reason: what in the template showed it, for `edgetok inspect` and messages.
+        reason: the part of the template that showed it, for `edgetok inspect` and messages.
     """
 
     calls: CallFormat
@@ -48,7 +48,7 @@ def detect(source: str, names: frozenset[str], knows: Callable[[str], bool]) -> 
     """Return the dialect of a model.
 
     Args:
-        source: of the chat template.
+        source: source of the chat template.
         names: variables that the template looks at.
         knows: whether a text is one token of the vocabulary.
     """

@@ -15,14 +15,14 @@ class CallFormat:
     """A family's format of tool calls.
 
     Attributes:
-        name: of the family.
+        name: name of the family.
         signs: texts in a chat template, or in the vocabulary, that all show the family.
-        trigger: what a call begins with in the middle of text; "" where calls are the whole answer.
+        trigger: beginning of a call in the middle of text; "" where calls are the whole answer.
         begin: before the first call, `trigger` included.
         before_name, before_arguments, after: of one call.
         between: two calls; None where only one call can be made.
         end: after the last call.
-        optional: what may stand before `begin` where calls are the whole answer.
+        optional: text that may stand before `begin` where calls are the whole answer.
         attached: whether the template expects the tools as text with the system message.
         own_prompt: whether templates of the family do not write tools, so that `messages.py` does.
     """

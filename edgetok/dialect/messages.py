@@ -31,7 +31,7 @@ def messages_for(
     calls into the assistant's, results into the user's.
 
     Args:
-        dialect: of the model.
+        dialect: dialect of the model.
         messages: with "role" and "content"; the assistant's may have "tool_calls" and
             "reasoning_content", a tool's "tool_call_id". Arguments may be JSON text or values.
         tools: that can be called.

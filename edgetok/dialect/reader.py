@@ -26,7 +26,7 @@ class AnswerReader:
     """Reads one answer.
 
     Attributes:
-        reasoning: what the model thought, without markers and the line ends around.
+        reasoning: the model's reasoning, without markers and the line ends around.
         text: the answer, without calls.
     """
 

@@ -104,7 +104,7 @@ class ToolCall:
 
     Attributes:
         id: names the call where its result is handed in.
-        name: of the tool.
+        name: name of the tool.
         arguments: JSON text, valid by the tool's parameters unless the answer was cut.
     """
 

@@ -19,7 +19,7 @@ def or_larger(context_tokens: int, trained_tokens: int, advice: str) -> str:
     """Return the end of advice to shorten a text, which a larger context may spare.
 
     Args:
-        context_tokens: of the context that is too small.
+        context_tokens: length of the context that is too small.
         trained_tokens: the longest context that the model was trained for.
         advice: how to get a larger one, such as "give a larger context".
     """
@@ -53,7 +53,7 @@ class CachedTokens:
             backend: computes the steps.
             capacity_tokens: of the cache; with limits not a bound on the conversation, but the
                 default for the longest answer.
-            limits: of a cache that evicts; None for one that refuses what does not fit.
+            limits: limits of a cache that evicts; None for one that refuses what does not fit.
             prefixes: what was read before; for caches that can be saved.
 
         Raises:

@@ -39,11 +39,11 @@ class DraftModel:
     """A model that drafts for all sequences of another one.
 
     Attributes:
-        backend: what computes it.
+        backend: computes its steps.
         context_tokens: the most tokens that it reads of a sequence.
         vocab_size: number of logits of the model that it drafts for.
-        nbytes: of its weights and buffers.
-        costs: of its steps.
+        nbytes: bytes of its weights and buffers.
+        costs: costs of its steps.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DraftModel:
             backend: loaded for the draft model.
             context_tokens: the most tokens of a sequence that it drafts for.
             vocab_size: number of logits of the other model, of which some may have no token.
-            nbytes: of weights and buffers.
+            nbytes: bytes of weights and buffers.
             close: lets go of backend and weights.
             clock: seconds.
         """
@@ -152,7 +152,7 @@ class ModelDrafter:
         Args:
             model: drafts.
             context: the sequence's cache, of the other model.
-            tokens: of the sequence so far.
+            tokens: tokens of the sequence so far.
         """
         self._model, self._context = model, model.beside(context)
         self._context.reuse(tokens)
@@ -168,7 +168,7 @@ class ModelDrafter:
             most: tokens of the draft.
             tokens: that the step gives without it.
             cost: seconds of the step with so many more rows.
-            lengths: of prompt and answer.
+            lengths: lengths of prompt and answer.
         """
         model, missing = self._model, sum(lengths) - self._sure
         most = min(most, self._context.cache.capacity_tokens - sum(lengths))

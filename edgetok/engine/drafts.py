@@ -97,7 +97,7 @@ def best_length(
     """Choose how much of a draft a step computes, so that tokens a second are the most.
 
     Args:
-        chances: of each token of the draft, as `Drafter.guess` gives them.
+        chances: chances of each token of the draft, as `Drafter.guess` gives them.
         tokens: that the step gives without the draft.
         cost: seconds of the step with so many more rows.
 

@@ -32,7 +32,7 @@ def repeats(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> bool:
     """Return whether the end of an answer is a loop; looks at each 16th token only.
 
     Args:
-        tokens: of the answer.
+        tokens: tokens of the answer.
         decode: gives the text of tokens.
     """
     count = len(tokens)

@@ -40,9 +40,9 @@ class Sequence:
         priority: 0 for an answer that somebody waits for, more for one in the background.
         reading: whether tokens of the prompt are still to be computed.
         pending: tokens to be computed next: the rest of the prompt, or the token written last.
-        tokens: of the answer so far.
+        tokens: tokens of the answer so far.
         times: when each was known, in seconds of the engine's clock.
-        logprobs: of each; empty where they were not asked for.
+        logprobs: log-probabilities of each; empty where they were not asked for.
         finish: why the answer is over; None while it is not.
         cached: tokens of the prompt that the cache held.
         prefill_s: seconds of the steps that read the prompt.
@@ -72,7 +72,7 @@ class Sequence:
 
         Args:
             context: the cache to use; what it holds of the prompt is kept.
-            tokenizer: of the model.
+            tokenizer: tokenizer of the model.
             prompt: token ids.
             options: sampling and limits.
             eos_tokens: ids that end the answer.
@@ -82,7 +82,7 @@ class Sequence:
             progress: called with (tokens of the prompt that are read, all of them) at the
                 beginning and after each step; an error that it raises ends the answer.
             speculate: draft tokens where that is faster (`drafts.py`).
-            draft_model: what drafts besides; None for repetitions alone.
+            draft_model: a second model that drafts, too; None for repetitions alone.
             shown: special tokens that are spelled out in the text.
 
         Raises:

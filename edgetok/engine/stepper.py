@@ -55,7 +55,7 @@ class Stepper:
 
         Args:
             backend: computes the steps.
-            scheduler: what chooses steps.
+            scheduler: chooses the steps.
             clock: seconds.
             pace: a speed to hold; None for the highest.
         """

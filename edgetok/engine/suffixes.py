@@ -13,7 +13,7 @@ class SuffixIndex:
     """The latest place of every run of 2, 4 and 8 tokens.
 
     Attributes:
-        tokens: of the sequence so far.
+        tokens: tokens of the sequence so far.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:

@@ -36,7 +36,7 @@ def cache_costs(
         folder: the artefact.
         windows: tokens, each a text by itself.
         widths: `kv_bits` of the caches.
-        threads: of each backend.
+        threads: number of threads of each backend.
 
     Raises:
         OptionError: there is nothing to compare.

@@ -15,7 +15,7 @@ class CacheLoss:
     """The cost of a KV cache of few bits, beside one of 32 bits.
 
     Attributes:
-        kv_bits: of each key and value.
+        kv_bits: bits of each key and value.
         kl: mean Kullback-Leibler divergence, in nats.
         top1_agreement: share of positions where both have the same most likely token.
         tokens: number of predictions compared.

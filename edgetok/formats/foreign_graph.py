@@ -80,7 +80,7 @@ def check_foreign_graph(path: Path, model: onnx.ModelProto) -> None:
     """Refuse a graph that might kill or hang the process.
 
     Args:
-        path: of the graph, for messages.
+        path: path of the graph, for messages.
         model: as read, its large tensors elsewhere.
 
     Raises:

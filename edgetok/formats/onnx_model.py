@@ -283,7 +283,7 @@ def read_model(path: Path, data: bytes) -> Model:
     """Read an ONNX file.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         data: its bytes.
 
     Raises:

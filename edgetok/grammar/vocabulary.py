@@ -23,7 +23,7 @@ class Vocabulary:
         """Read the tokens; about a second for 150,000.
 
         Args:
-            tokenizer: of the model.
+            tokenizer: tokenizer of the model.
             eos_tokens: ids that end an answer.
 
         Raises:

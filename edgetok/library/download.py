@@ -39,7 +39,7 @@ class Remote:
         name: the hub id.
         commit: 40 hexadecimal digits.
         revision: what the commit was found by: a branch, tag or commit; None: the default branch.
-        kind: what it holds.
+        kind: kind of its contents.
         files: names and sizes in bytes of what is needed.
     """
 

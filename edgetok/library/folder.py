@@ -39,10 +39,10 @@ class Entry:
         folder: the entry's folder.
         name: as a user calls it.
         source: hub id, or path of a folder or file.
-        state: what the source was when it was converted: a commit, or a digest of sizes and times.
+        state: version of the source then: a commit, or a digest of sizes and times.
         settings: how it was converted, in words.
-        bits: of a weight, on average; 0.0 where that is not known.
-        verdict: of the quality card; "" where it was not measured.
+        bits: bits of a weight, on average; 0.0 where that is not known.
+        verdict: verdict of the quality card; "" where it was not measured.
         made: when it was finished, in seconds since 1970; 0.0 for one that is not finished.
     """
 

@@ -104,7 +104,7 @@ def hint_for(
     Args:
         name: as it was typed.
         others: see `near_names`.
-        takes: what there could have been instead.
+        takes: the alternatives.
     """
     base, at, revision = name.partition("@")
     if at and not revision and HubName.parse(base) is not None:

@@ -34,11 +34,11 @@ def check(
     """Run both on this machine.
 
     Args:
-        artefact: what was exported.
+        artefact: the exported artefact.
         folder: the export.
         library: the shared library for this machine.
         cache_dir: where compiled kernels are kept.
-        kv_bits: of the caches.
+        kv_bits: bits of the caches.
         tokenizes: whether the export has a tokenizer.
 
     Returns:

@@ -66,7 +66,7 @@ def write_wrapper(name: str, out: Path) -> None:
     """Write a language's folder into an export whose libraries are built.
 
     Args:
-        name: of the language.
+        name: name of the language.
         out: the exported folder.
 
     Raises:

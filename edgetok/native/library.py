@@ -191,7 +191,7 @@ def build_library(
 
     Args:
         machine: for which.
-        modules: of kernels that it holds.
+        modules: kernel modules that it holds.
         out: a folder that exists.
         cache_dir: where compiled kernels are kept.
         progress: called while kernels are compiled.

@@ -29,7 +29,7 @@ class Estimate:
             of which only a token's row is read where it lies.
         cache_bytes: the KV cache of one conversation, full.
         workspace_bytes: buffers of a step.
-        draft_bytes: of a draft model: its weights, cache and buffers.
+        draft_bytes: bytes of a draft model: its weights, cache and buffers.
         program_bytes: about what Python, libraries, kernels and tokenizer take; 0 on a GPU.
     """
 

@@ -47,7 +47,7 @@ class TokenChooser(Protocol):
 
         Args:
             logits: [vocab_size], C-contiguous; not changed.
-            seed: of the random number (`random_shares.py`).
+            seed: seed of the random number (`random_shares.py`).
             index: the token's place in the answer.
             seen: as `Penalties.seen`.
             mask: tokens that are allowed; None for all.

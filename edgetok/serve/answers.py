@@ -42,8 +42,8 @@ class Writer:
 
     Attributes:
         models: by name.
-        budget: of memory.
-        metrics: what has happened so far.
+        budget: memory budget.
+        metrics: counters.
     """
 
     def __init__(self, models: ModelPool, budget: MemoryBudget, metrics: Metrics) -> None:
@@ -112,7 +112,7 @@ class Answer:
             place: in the queue.
             served: the model's entry.
             model: loaded.
-            request: what to do.
+            request: the internal request.
             prepared: how.
         """
         self.served = served

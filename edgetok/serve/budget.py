@@ -50,8 +50,8 @@ class MemoryBudget:
     """Bytes for models and for KV caches. Used by one event loop.
 
     Attributes:
-        total_bytes: of both together.
-        model_bytes: of loaded models.
+        total_bytes: bytes of both together.
+        model_bytes: bytes of loaded models.
         cache_bytes: promised to answers that are written now.
         running: answers that are written now.
         most_running, most_waiting: limits on answers.

@@ -11,9 +11,9 @@ class Metrics:
     """Counts since the server was started. Used by one event loop.
 
     Attributes:
-        prompt_tokens: of all answers, read or cached.
-        cached_tokens: of these, that were not computed again.
-        generated_tokens: of all answers.
+        prompt_tokens: tokens of all answers, read or cached.
+        cached_tokens: those of them that were not computed again.
+        generated_tokens: tokens of all answers.
         evicted_tokens: that bounded caches no longer held when an answer ended.
         abandoned: answers whose client went away.
     """

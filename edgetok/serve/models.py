@@ -31,10 +31,10 @@ class Served:
 
     Attributes:
         name: that clients use.
-        path: of the artefact.
+        path: path of the artefact.
         created: time of the artefact, in seconds since 1970.
         identity: hash of the artefact's contents.
-        weight_bytes: of the file that is mapped.
+        weight_bytes: bytes of the file that is mapped.
         model: while it is loaded.
         loaded_bytes: that it takes while it is loaded.
         users: requests that use it now, or wait until it is loaded.
@@ -85,9 +85,9 @@ class ModelPool:
     """All models of a server. Used by one event loop; loading happens in a thread.
 
     Attributes:
-        budget: of memory.
+        budget: memory budget.
         models: by name.
-        draft_bytes: of the weights of the model that drafts for each of them.
+        draft_bytes: bytes of the weights of the model that drafts for each of them.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class ModelPool:
 
         Args:
             places: names and folders.
-            budget: of memory.
+            budget: memory budget.
             progress: see `Model.load`.
-            options: of `Model.load`, for all models.
+            options: options of `Model.load`, for all models.
 
         Raises:
             ArtefactError: a folder is damaged or no artefact.

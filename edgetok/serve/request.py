@@ -42,14 +42,14 @@ class Request:
 
     Attributes:
         model: a name that the server knows.
-        messages: of a conversation, as the chat template sees them; empty where texts are
+        messages: messages of a conversation, as the chat template sees them; empty where texts are
             continued.
         prompts: texts, or tokens, to be continued; empty for a conversation.
         begun: text that the answer goes on from, as if the model had written it.
         sampling: options that differ from the model's own; see `SamplingOptions`.
-        answers: of each prompt.
+        answers: number of answers to each prompt.
         priority: 0 where somebody waits, more in the background.
-        variables: what else the template may look at, e.g. `enable_thinking`.
+        variables: further variables of the chat template, e.g. `enable_thinking`.
         echo: whether answers begin with their prompt.
         grammar: that each answer matches; None for any text.
         tools, tool_choice, parallel_calls, effort, reasoning_tokens: see `ChatRequest`.
@@ -113,10 +113,10 @@ class Usage:
     """The cost of a request.
 
     Attributes:
-        prompt_tokens: of all prompts; several answers to one count it once.
-        generated_tokens: of all answers.
-        reasoning_tokens: of those, before the answers' texts.
-        cached_tokens: of the prompts, that were not computed again.
+        prompt_tokens: tokens of all prompts; several answers to one count it once.
+        generated_tokens: tokens of all answers.
+        reasoning_tokens: those of them before the answers' texts.
+        cached_tokens: tokens of the prompts that were not computed again.
         evicted_tokens: seen and no longer held when an answer ended, by a bounded cache.
         attention_loss: share of all attention that went to evicted tokens, the largest of the
             answers.
@@ -149,8 +149,8 @@ class Whole:
 
     Attributes:
         text: without reasoning and calls.
-        reasoning: what the model thought before it.
-        calls: of tools, as (id, name, arguments as JSON text).
+        reasoning: the model's reasoning before it.
+        calls: calls of tools, as (id, name, arguments as JSON text).
         reason: why it ended.
         stop: the stop text that ended it.
         rated: the text's tokens where log-probabilities were asked for.

@@ -39,7 +39,7 @@ def serve(
 
     Args:
         places: names and artefacts. The first is loaded at once.
-        options: of the server.
+        options: options of the server.
         tell: shows a line to the user.
         progress: see `Model.load`.
         run: options of all models.
@@ -69,7 +69,7 @@ def application_of(
 
     Args:
         places: names and artefacts.
-        options: of the server; address and port are not looked at.
+        options: options of the server; address and port are not looked at.
         progress: see `Model.load`.
         run: options of all models.
 

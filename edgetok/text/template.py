@@ -119,7 +119,7 @@ class ChatTemplate:
         Args:
             messages: each with "role" and "content".
             add_generation_prompt: whether the text ends where the assistant begins.
-            variables: what else a template may look at, such as `enable_thinking`.
+            variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
             TemplateError: the template refuses the messages, fails, or exceeds its bounds.
@@ -137,7 +137,7 @@ class ChatTemplate:
         Args:
             messages: each with "role" and "content".
             tools: descriptions of tools; None for none.
-            variables: what else the template may look at.
+            variables: further variables of the template.
 
         Raises:
             OptionError: messages, tools or variables are of another kind.

@@ -43,7 +43,7 @@ class Route(Op):
     Attributes:
         source: the router's results, [experts] of each token.
         chosen: numbers of the chosen experts, as floats.
-        shares: of the result, in the same order.
+        shares: shares of the result, in the same order.
         bias: name of a tensor [experts] that is added for the choice alone; "" for none.
         top: how many are chosen.
         sum_eps: added to the sum that normed shares are divided by.
@@ -77,7 +77,7 @@ class ExpertLinear(Op):
 
     Attributes:
         weight: [experts * outputs, inputs]; `bias` says whether there is one, [experts * outputs].
-        chosen: what `Route` gave.
+        chosen: the result of `Route`.
         apart: whether the source has `inputs` columns for each of a token's choices.
     """
 
@@ -148,14 +148,14 @@ class Experts(FeedForward):
     Attributes:
         experts: how many there are.
         top: how many a token gets.
-        size: of an expert's hidden layer.
-        score: what makes probabilities of the router's results.
+        size: size of an expert's hidden layer.
+        score: function from the router's results to probabilities.
         normed: whether shares are divided by their sum, and by `sum_eps` more.
         factor: shares are multiplied by it.
         choice_bias: whether a bias is added for the choice alone.
         router_bias: whether the router has a bias.
         bias: whether the experts' linear layers have biases.
-        shared_size: of the shared expert's hidden layer; 0: there is none.
+        shared_size: size of the shared expert's hidden layer; 0: there is none.
         shared_router: whether the shared expert's result is multiplied by a sigmoid.
     """
 

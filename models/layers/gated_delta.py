@@ -79,7 +79,7 @@ class DeltaRule(MatrixState):
     Attributes:
         source: q of all heads, then k, then v:
             [2 * key_heads * key_dim + value_heads * value_dim].
-        beta: of each head of values.
+        beta: factor of each head of values.
         decay: likewise; its exponential multiplies the state.
         result: [value_heads * value_dim].
     """
@@ -115,9 +115,9 @@ class GatedDeltaNet(Mixer):
     Attributes:
         key_heads: heads of queries and keys.
         value_heads: heads of values, a multiple of them.
-        key_dim: of a head of queries and keys.
-        value_dim: of a head of values.
-        taps: of the convolution.
+        key_dim: dims of a head of queries and keys.
+        value_dim: dims of a head of values.
+        taps: number of taps of the convolution.
     """
 
     key_heads: int

@@ -56,7 +56,7 @@ class StateSpace(MatrixState):
     Attributes:
         source: x of all heads, then B of all groups, then C:
             [heads * head_dim + 2 * groups * state_dim].
-        steps: of each head.
+        steps: step sizes of each head.
         log_rate: name of a tensor [heads]: `A_log`.
         skip: likewise: `D`.
         result: [heads * head_dim].
@@ -92,11 +92,11 @@ class Mamba2(Mixer):
     """The mixer above.
 
     Attributes:
-        heads: of x and z.
-        groups: of B and C, a divisor of the heads.
-        head_dim: of a head of x and z.
-        state_dim: of a group of B and C.
-        taps: of the convolution.
+        heads: number of heads of x and z.
+        groups: number of groups of B and C, a divisor of the heads.
+        head_dim: dims of a head of x and z.
+        state_dim: dims of a group of B and C.
+        taps: number of taps of the convolution.
         conv_bias: whether the convolution has a bias.
         bias: whether the projections have biases.
     """

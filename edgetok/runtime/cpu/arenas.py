@@ -143,7 +143,7 @@ def bound(table: Table, bases: Mapping[Segment, int], kernels: npt.NDArray[np.in
 
     Args:
         table: [count, slots] with addresses of segments.
-        bases: of each segment that it points into, but for KERNELS.
+        bases: address of each segment that it points into, but for KERNELS.
         kernels: addresses of the plan's kernels, in order.
     """
     made = table.copy()

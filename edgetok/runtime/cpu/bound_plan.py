@@ -27,7 +27,7 @@ class BoundPlan:
         plan: the plan.
         tokens: int32 [block_tokens], to be filled before a run.
         positions: int32 [block_tokens], likewise.
-        cos: of each rope, float32 [block_tokens, rotary_dim / 2], likewise.
+        cos: cosines of each rope, float32 [block_tokens, rotary_dim / 2], likewise.
         sin: likewise.
         x: float32 [block_tokens, hidden]: the residual stream, the body's result.
         logits: float32 [head_tokens, vocab_size] of the rows that went on to the head.
@@ -43,7 +43,7 @@ class BoundPlan:
         Args:
             plan: made for this artefact, here or elsewhere.
             artefact: whose weights are mapped.
-            kernels: of any instruction set.
+            kernels: kernels of any instruction set.
             threads: most that will run it.
 
         Raises:

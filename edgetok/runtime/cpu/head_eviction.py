@@ -94,10 +94,10 @@ def load_evictor(
 
     Args:
         team: whose turn is held whenever a cache evicts.
-        isa: what the team's kernels are compiled for.
+        isa: instruction set of the team's kernels.
         cache_dir: as for `loader.load`.
         progress: likewise.
-        kv_bits: of keys and values.
+        kv_bits: bits of keys and values.
         head_dim: D.
         kernels_dir: as for `loader.load`.
 

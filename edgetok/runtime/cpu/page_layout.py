@@ -34,7 +34,7 @@ class PageLayout:
         heads: layers times KV heads.
         head_dim: D.
         sizes: bytes of a slot's key, value, key scale and value scale, as they follow each other.
-        slot_bytes: of one slot of one head.
+        slot_bytes: bytes of one slot of one head.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class PlanOptions:
     """The options of a plan.
 
     Attributes:
-        kv_bits: of the caches.
+        kv_bits: bits of the caches.
         compute: "int8" activations in products of quantised weights, or "float32".
         block_tokens: most tokens of one run.
         head_tokens: most tokens whose logits are computed at once.
@@ -71,7 +71,7 @@ class Plan:
 
     Attributes:
         spec: the decoder.
-        options: what it was made for.
+        options: the options that it was made with.
         weights: sha256 of the weight file that offsets point into, as the manifest has it.
         kernels: names of the kernels, which addresses of KERNELS count.
         sizes: bytes of each segment; of those in BY_THREAD, for each thread.
@@ -114,7 +114,7 @@ def make_plan(spec: DecoderSpec, artefact: Artefact, options: PlanOptions) -> Pl
     Args:
         spec: the decoder, or the first layers of the artefact's.
         artefact: says how and where its weights are stored; they are not read.
-        options: what for.
+        options: the options of the plan.
 
     Raises:
         ShapeError: sizes do not go together.

@@ -129,8 +129,8 @@ class Keys(_Rows):
             memory: see above.
             scales: likewise.
             head_dim: D.
-            kv_bits: of keys.
-            constants: of this head.
+            kv_bits: bits of keys.
+            constants: constants of this head.
         """
         bits, row = key_bits(kv_bits), key_bytes(head_dim, kv_bits)
         unit = 4 if bits <= 8 else bits // 8

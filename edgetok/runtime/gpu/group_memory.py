@@ -69,10 +69,10 @@ class GpuGroupMemory:
             group: tables.
             spec: the decoder.
             device: where.
-            kv_bits: of keys and values.
+            kv_bits: bits of keys and values.
             used: int32 [table.rows] on the device; runs copy `Run.used` to it.
-            queries: of each of the group's layers, where its latest queries are kept.
-            constants: of each of the group's layers, those of its keys.
+            queries: for each of the group's layers, the memory of its latest queries.
+            constants: key constants of each of the group's layers.
         """
         self._group, self._heads = group, spec.num_kv_heads
         table, dims = group.table, spec.head_dim

@@ -26,7 +26,7 @@ class Placement:
 
     Attributes:
         layers: the last ones, on the GPU.
-        total: of the decoder.
+        total: number of layers of the decoder.
         weights_bytes, cache_bytes, workspace_bytes: on the GPU.
         host_weights_bytes, host_cache_bytes: on the CPU, weights mapped from the file.
     """
@@ -77,8 +77,8 @@ def place(
         artefact: with a layout.
         spec: the whole decoder.
         layers: 1 to all.
-        options: of the plan.
-        kv_bits: of the cache.
+        options: options of the plan.
+        kv_bits: bits of the cache.
         cache_tokens: that it is to hold; 0 for no cache.
         cache_budget: bytes of a bounded one, in place of that.
     """

@@ -38,7 +38,7 @@ class GpuPlanOptions:
     """The options of a plan.
 
     Attributes:
-        compute: of products of many tokens: "float16", or "float32" to compare with.
+        compute: type of products of many tokens: "float16", or "float32" to compare with.
         block_tokens: most tokens of one run.
         head_tokens: most tokens whose logits are computed at once.
         first_layer: those before it are computed elsewhere, the embedding too.

@@ -26,7 +26,7 @@ class Rows:
     """The rows begin..end - 1 of every buffer, for launches.
 
     Attributes:
-        inputs: of the run.
+        inputs: inputs of the run.
         cache: likewise.
         begin: the first row.
         end: the last and one.
@@ -67,7 +67,7 @@ class Target:
     """The target of lowering: weights and buffers on a device, allocated when first used.
 
     Attributes:
-        weights: of the artefact.
+        weights: weights of the artefact.
         buffers: by what they hold.
         half: type of the inputs of products of many tokens.
         tied: whether the embedding is the head's matrix.
@@ -79,7 +79,7 @@ class Target:
         """Begin without buffers.
 
         Args:
-            weights: of the artefact.
+            weights: weights of the artefact.
             device: where everything is.
             half: see above.
             rows: most tokens of one run.

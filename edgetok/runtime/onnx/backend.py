@@ -57,7 +57,7 @@ class OnnxRuntimeBackend(BaseBackend):
 
         Args:
             artefact: an opened artefact, or its folder.
-            threads: of onnxruntime's own team; 0 lets it choose.
+            threads: number of threads of onnxruntime's own team; 0 lets it choose.
             block_tokens: tokens computed at once in a prefill.
             exact: multiply in float32 where the graph allows activations of 8 bits; of our own
                 graphs only.

@@ -70,7 +70,7 @@ class Sampled(Fields):
         """Return the options that were given, under edgetok's names.
 
         Args:
-            max_tokens: of the answer; -1 or None for what the context holds.
+            max_tokens: most tokens of the answer; -1 or None for what the context holds.
             logprobs: how many most likely tokens are told with each; None for no log-probabilities.
 
         Raises:

@@ -59,7 +59,7 @@ class Call:
     """A parsed body.
 
     Attributes:
-        request: what is wanted.
+        request: the internal request.
         stream: whether the response is a stream of events.
         rendering: how to word it.
         ignored: fields of the body that this server does not know.
@@ -114,8 +114,8 @@ def text_of(
         content: a text, or its parts.
         place: where it stands in the body.
         kinds: types of parts that are text; the first one is named in a refusal.
-        noun: what the protocol calls a part.
-        code: of a refusal.
+        noun: the protocol's word for a part.
+        code: code of a refusal.
 
     Raises:
         Refusal: a part is an image, a sound or a file.

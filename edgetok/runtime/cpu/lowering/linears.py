@@ -73,8 +73,8 @@ class Linears:
 
         Args:
             x: [T * rows, K].
-            weights: what it is multiplied by.
-            rows: of a token.
+            weights: the matrix.
+            rows: number of rows for each token.
 
         Returns:
             Instructions, and what each weight, by name, is multiplied with.
@@ -138,7 +138,7 @@ def stored_weight(artefact: Artefact, name: str, address: Callable[[int], int]) 
     Args:
         artefact: says where they are in the file.
         name: canonical, without suffix.
-        address: of an offset in the file.
+        address: address of an offset in the file.
     """
     form, shape = artefact.formats[name], artefact.shapes[name]
 

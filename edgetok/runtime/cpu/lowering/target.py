@@ -19,7 +19,7 @@ class Buffers:
     """The buffers that instructions point to, beside weights.
 
     Attributes:
-        values: of each value, by name.
+        values: a buffer for each value, by name.
         tokens: int32, one a row.
         positions: address of int32 [rows].
         ropes: for each rope the addresses of cos and sin.
@@ -41,12 +41,12 @@ class Target:
         kernels: gives the addresses of kernels.
         linears: makes the products.
         weight: the address of a tensor, by name with suffix.
-        buffers: of the values.
-        rotary_dims: of each rope.
-        head_dim: of attention, the most of any layer.
+        buffers: buffers of the values.
+        rotary_dims: number of rotated dims of each rope.
+        head_dim: dims of attention, the most of any layer.
         record_heads: KV heads for which each layer has records in a cache (`most_kv_heads`).
         query_dim: dims of each head for which a layer has room in a ring of queries.
-        kv_bits: of the caches.
+        kv_bits: bits of the caches.
         tied: whether the embedding is the head's matrix.
         constants: names of the cache's constants.
     """

@@ -21,7 +21,7 @@ import numpy as np
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Silent
-from edgetok.converter.quantise.block_by_block import Job, quantise_block
+from edgetok.converter.quantise.one_block import Job, quantise_block
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat, plan
 from edgetok.formats.checkpoint import open_checkpoint

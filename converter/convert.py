@@ -252,7 +252,8 @@ def _write_weights(
         if texts is None or not options.calibrates:
             direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
             return []
-        from edgetok.converter.quantise.block_by_block import Job, convert_calibrated
+        from edgetok.converter.quantise.block_by_block import convert_calibrated
+        from edgetok.converter.quantise.one_block import Job
 
         hidden_bytes = 4 * texts.calibration(options).size * weights.family.spec.hidden_size
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)

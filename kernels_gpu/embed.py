@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from edgetok.kernels_gpu.codes import code, load_words, load_zeros, unshift
+from edgetok.kernels_gpu.codes import code, load_words, load_zeros, middle, unshift
 from edgetok.kernels_gpu.jit import PLANES, check, jit, launch
 from edgetok.kernels_gpu.linear import Linear
 
 
 @jit
 def _embed(  # type: ignore[no-untyped-def]
-    tokens, weight, high, scales, zeros, x, N, G, S, K, factor,
+    tokens, weight, high, levels, scales, zeros, x, N, G, S, K, factor,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
@@ -35,14 +35,14 @@ def _embed(  # type: ignore[no-untyped-def]
             rows = row + tl.zeros((1,), tl.int64)
             zero = load_zeros(zeros, rows, group, G, live[None, :], BITS)
         else:
-            zero = tl.full((1, BLOCK), 1 << (BITS - 1), tl.float32)
+            zero = tl.full((1, BLOCK), 1.0, tl.float32) * middle(levels, BITS)
     for p in tl.static_range(8):
         inside = live & (8 * word + p < K)
         if BITS == 16:
             at = weight + (row * 8 + p) * S + word
             v = tl.load(at, mask=inside, other=0).to(tl.float32)[None, :]
         else:
-            v = (code(q, h, p, BITS) * unshift(p, BITS) - zero) * scale
+            v = (code(q, h, levels, p, BITS) * unshift(levels, p, BITS) - zero) * scale
         v = tl.where(inside[None, :], v * factor, 0.0)
         tl.store(x + ((t * 8 + p) * S + word)[None, :], v, mask=(word < S)[None, :])
 
@@ -63,7 +63,7 @@ def embed(tokens: torch.Tensor, table: Linear, x: torch.Tensor, scale: float = 1
     check("tokens", tokens, torch.int32, -1)
     check("x", x, torch.float32, T, PLANES, S)
     launch(
-        _embed, (T, -(-S // 128)), tokens, table.weight, table.high, table.scales, table.zeros, x,
-        table.N, table.groups, S, table.K, float(scale),
+        _embed, (T, -(-S // 128)), tokens, table.weight, table.high, table.levels, table.scales,
+        table.zeros, x, table.N, table.groups, S, table.K, float(scale),
         BITS=table.bits, GROUP_WORDS=table.group_words, BLOCK=128,
     )  # fmt: skip

@@ -17,7 +17,10 @@ import torch
 from edgetok.errors import ShapeError, UnsupportedError
 from edgetok.kernels_gpu.jit import plane_stride, to_planes
 
-_WORD: dict[int, type[np.generic]] = {2: np.int16, 3: np.int16, 4: np.int32, 8: np.int64}
+_WORD: dict[int, type[np.generic]] = {
+    2: np.int16, 3: np.int16, 4: np.int32, 5: np.int32, 8: np.int64,
+}  # fmt: skip
+_LEVELS = 16
 _LARGEST_HALF = 65504.0
 
 
@@ -27,11 +30,12 @@ class Stored:
 
     Attributes:
         name: for messages.
-        bits: 2, 3, 4, 8, or 16 and 32 for floats.
+        bits: 2, 3, 4, 5, 8, or 16 and 32 for floats.
         inputs: K.
         weight: `.qweight` [N, G, bytes], or `.weight` [N, K].
         group_size: inputs that share a scale; 0 for floats.
-        high: `.qweight_high`, 3 bits only.
+        high: `.qweight_high`, 3 and 5 bits only.
+        levels: `.table`, float32 [16], where codes of 4 bits choose levels.
         scales: float16 [N, G].
         zeros: packed zero points, or None.
         bias: float32 [N], or None.
@@ -43,6 +47,7 @@ class Stored:
     weight: npt.NDArray[Any]
     group_size: int = 0
     high: npt.NDArray[np.uint8] | None = None
+    levels: npt.NDArray[np.float32] | None = None
     scales: npt.NDArray[np.float16] | None = None
     zeros: npt.NDArray[np.uint8] | None = None
     bias: npt.NDArray[np.float32] | None = None
@@ -56,6 +61,7 @@ class Stored:
             self.group_size,
             self.zeros is None,
             self.bias is None,
+            None if self.levels is None else self.levels.tobytes(),
         )
 
 
@@ -70,7 +76,8 @@ class Linear:
         groups: G = ceil(K / group_size); for floats the plane stride over 32.
         group_words: words of a group: group_size / 8.
         weight: [N, words] int16, int32 or int64; floats [N, 8, plane stride].
-        high: uint8 [N, words], 3 bits only.
+        high: uint8 [N, words], 3 and 5 bits only.
+        levels: float32 [16], of all layers, or None.
         scales: float16 [N, G]; None for floats.
         zeros: uint8 [N, bytes] or None.
         bias: float32 [N] or None.
@@ -83,6 +90,7 @@ class Linear:
     group_words: int
     weight: torch.Tensor
     high: torch.Tensor | None
+    levels: torch.Tensor | None
     scales: torch.Tensor | None
     zeros: torch.Tensor | None
     bias: torch.Tensor | None
@@ -95,7 +103,7 @@ class Linear:
     @property
     def nbytes(self) -> int:
         """Bytes that a product reads."""
-        parts = (self.weight, self.high, self.scales, self.zeros, self.bias)
+        parts = (self.weight, self.high, self.levels, self.scales, self.zeros, self.bias)
         return sum(t.nbytes for t in parts if t is not None)
 
     @property
@@ -137,7 +145,7 @@ def upload(layers: Sequence[Stored], device: torch.device) -> Linear:
         weight = torch.cat(planes) if len(planes) > 1 else planes[0]
         return Linear(
             bits=16, N=len(weight), K=first.inputs, groups=weight.shape[2] // 32, group_words=32,
-            weight=weight, high=None, scales=None, zeros=None, bias=bias,
+            weight=weight, high=None, levels=None, scales=None, zeros=None, bias=bias,
         )  # fmt: skip
     words = [_words(layer.weight, _WORD[layer.bits]) for layer in layers]
     weight = _required(join(words))
@@ -150,6 +158,7 @@ def upload(layers: Sequence[Stored], device: torch.device) -> Linear:
         group_words=first.group_size // 8,
         weight=weight,
         high=join([None if x.high is None else _words(x.high, np.uint8) for x in layers]),
+        levels=None if first.levels is None else _host(first.levels).to(device),
         scales=join([layer.scales for layer in layers]),
         zeros=join([layer.zeros for layer in layers]),
         bias=bias,
@@ -164,13 +173,18 @@ def _check(layer: Stored) -> None:
     if bits in (16, 32):
         expected = {"weight": (np.float16 if bits == 16 else np.float32, (N, K))}
     elif bits in _WORD and g in (16, 32, 64, 128, 256):
-        G, stored = -(-K // g), 2 if bits == 3 else bits
+        G, stored = -(-K // g), {3: 2, 5: 4}.get(bits, bits)
         expected = {
             "weight": (np.uint8, (N, G, g * stored // 8)),
             "scales": (np.float16, (N, G)),
-            "high": (np.uint8, (N, G, g // 8)) if bits == 3 else None,
+            "high": (np.uint8, (N, G, g // 8)) if stored < bits else None,
         }
         result |= {"scales": layer.scales, "high": layer.high}
+        if layer.levels is not None:
+            if bits != 4 or layer.zeros is not None:
+                raise ShapeError(f"{layer.name}: a table beside {bits} bits or zero points")
+            expected["levels"] = (np.float32, (_LEVELS,))
+            result["levels"] = layer.levels
         if layer.zeros is not None:
             expected["zeros"] = (np.uint8, (N, G if bits == 3 else -(-G * bits // 8)))
             result["zeros"] = layer.zeros
@@ -188,10 +202,11 @@ def _check(layer: Stored) -> None:
                 f"{layer.name}: {part} is {array.dtype} {array.shape}, expected {wanted[1]}"
             )
     if layer.scales is not None:
-        largest = float(np.abs(layer.scales).max(initial=0)) * (1 << bits)
+        code = 1 << bits if layer.levels is None else np.abs(layer.levels).max()
+        largest = float(np.abs(layer.scales).max(initial=0)) * float(code)
         if not largest <= _LARGEST_HALF:
             raise UnsupportedError(
-                f"{layer.name}: a scale of {largest / (1 << bits):g} is too large for a GPU's half "
+                f"{layer.name}: a scale of {largest / code:g} is too large for a GPU's half "
                 "precision; run it with --device cpu"
             )
 

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.activation import KINDS, activate, softcap
-from edgetok.kernels_gpu.codes import code, load_words, load_zeros, spread, unshift
+from edgetok.kernels_gpu.codes import code, load_words, load_zeros, middle, spread, unshift
 from edgetok.kernels_gpu.jit import PLANES, check, jit, launch, next_power, plane_stride
 from edgetok.kernels_gpu.linear import Linear
 from edgetok.kernels_gpu.tuning import RowConfig, TileConfig, row_config, tile_config
@@ -32,7 +32,7 @@ from edgetok.kernels_gpu.tuning import RowConfig, TileConfig, row_config, tile_c
 
 @jit
 def _row_products(  # type: ignore[no-untyped-def]
-    x, norm, weight, high, scales, zeros, rows, live_rows, G, S,
+    x, norm, weight, high, levels, scales, zeros, rows, live_rows, G, S,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Sums [BN] of one token, and the sum of its squares where there is a norm."""
@@ -60,7 +60,7 @@ def _row_products(  # type: ignore[no-untyped-def]
                 part += xp[None, :] * w.to(tl.float32)
             else:
                 total += xp
-                part += (xp * unshift(p, BITS))[None, :] * code(q, h, p, BITS)
+                part += (xp * unshift(levels, p, BITS))[None, :] * code(q, h, levels, p, BITS)
         if BITS == 16:
             acc += part
         else:
@@ -72,13 +72,13 @@ def _row_products(  # type: ignore[no-untyped-def]
                 zero = spread(load_zeros(zeros, rows, group, G, some, BITS), BN, BG, GROUP_WORDS)
                 acc += (part - zero * total[None, :]) * scale
             else:
-                acc += (part - total[None, :] * (1 << (BITS - 1))) * scale
+                acc += (part - total[None, :] * middle(levels, BITS)) * scale
     return tl.sum(acc, axis=1), tl.sum(squares, axis=0)
 
 
 @jit
 def _rows(  # type: ignore[no-untyped-def]
-    x, norm, weight, high, scales, zeros, bias, y, N, G, S, K, eps, factor, cap, y_stride,
+    x, norm, weight, high, levels, scales, zeros, bias, y, N, G, S, K, eps, factor, cap, y_stride,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr,
     TO_PLANES: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +86,7 @@ def _rows(  # type: ignore[no-untyped-def]
     live = n < N
     rows = n.to(tl.int64)
     out, squares = _row_products(
-        x, norm, weight, high, scales, zeros, rows, live, G, S, BITS, GROUP_WORDS, BN, BW
+        x, norm, weight, high, levels, scales, zeros, rows, live, G, S, BITS, GROUP_WORDS, BN, BW
     )  # fmt: skip
     inverse = 1.0
     if norm is not None:
@@ -96,7 +96,7 @@ def _rows(  # type: ignore[no-untyped-def]
         out += tl.load(bias + n, mask=live, other=0)
     if GATE != 0:
         up, squares = _row_products(
-            x, norm, weight, high, scales, zeros, rows + N, live, G, S,
+            x, norm, weight, high, levels, scales, zeros, rows + N, live, G, S,
             BITS, GROUP_WORDS, BN, BW,
         )  # fmt: skip
         up *= inverse
@@ -116,7 +116,7 @@ def _rows(  # type: ignore[no-untyped-def]
 
 @jit
 def _tile_products(  # type: ignore[no-untyped-def]
-    x, weight, high, scales, zeros, rows, live_rows, t, live_t, G, S,
+    x, weight, high, levels, scales, zeros, rows, live_rows, t, live_t, G, S,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def _tile_products(  # type: ignore[no-untyped-def]
             if zeros is not None:
                 zero = spread(load_zeros(zeros, rows, group, G, some, BITS), BN, BG, GROUP_WORDS)
             else:
-                zero = tl.full((BN, BW), 1 << (BITS - 1), tl.float32)
+                zero = tl.full((BN, BW), 1.0, tl.float32) * middle(levels, BITS)
         for p in tl.static_range(8):
             xp = tl.load(
                 x + (t[None, :] * 8 + p) * S + word[:, None],
@@ -150,14 +150,14 @@ def _tile_products(  # type: ignore[no-untyped-def]
                     weight + (rows[:, None] * 8 + p) * S + word[None, :], mask=both, other=0
                 )
             else:
-                w = (code(q, h, p, BITS) * unshift(p, BITS) - zero) * scale
+                w = (code(q, h, levels, p, BITS) * unshift(levels, p, BITS) - zero) * scale
             acc = tl.dot(w.to(kind), xp, acc, input_precision="ieee")
     return acc
 
 
 @jit
 def _tiles(  # type: ignore[no-untyped-def]
-    x, x_scale, weight, high, scales, zeros, bias, y, T, N, G, S, factor, cap, token_stride,
+    x, x_scale, weight, high, levels, scales, zeros, bias, y, T, N, G, S, factor, cap, token_stride,
     y_stride,
     BITS: tl.constexpr, GROUP_WORDS: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr,
     TO_PLANES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
@@ -167,7 +167,7 @@ def _tiles(  # type: ignore[no-untyped-def]
     live, live_t = n < N, m < T
     rows, t = n.to(tl.int64), m.to(tl.int64)
     out = _tile_products(
-        x, weight, high, scales, zeros, rows, live, t, live_t, G, S,
+        x, weight, high, levels, scales, zeros, rows, live, t, live_t, G, S,
         BITS, GROUP_WORDS, BM, BN, BW,
     )  # fmt: skip
     row_scale = tl.load(x_scale + t, mask=live_t, other=0)[None, :]
@@ -176,7 +176,7 @@ def _tiles(  # type: ignore[no-untyped-def]
         out += tl.load(bias + n, mask=live, other=0)[:, None]
     if GATE != 0:
         up = _tile_products(
-            x, weight, high, scales, zeros, rows + N, live, t, live_t, G, S,
+            x, weight, high, levels, scales, zeros, rows + N, live, t, live_t, G, S,
             BITS, GROUP_WORDS, BM, BN, BW,
         )  # fmt: skip
         up *= row_scale
@@ -273,7 +273,9 @@ def matmul_nbits(
         "ADD": epilogue.add,
         "TO_PLANES": epilogue.planes,
     }
-    weights = (linear.weight, linear.high, linear.scales, linear.zeros, linear.bias)
+    weights = (
+        linear.weight, linear.high, linear.levels, linear.scales, linear.zeros, linear.bias,
+    )  # fmt: skip
     if x_scale is None:
         row = (
             config if isinstance(config, RowConfig) else row_config(linear, x.device.type != "cpu")

@@ -66,7 +66,8 @@ _chosen: dict[str, int] = {}
 def key(linear: Linear, tokens: int) -> str:
     """Return the key of a measurement: format, sizes, and 1, up to 16, or more tokens."""
     few = "row" if tokens == 1 else "small" if tokens <= SMALL_TOKENS else "tile"
-    return f"{few} {linear.bits} {linear.group_words} {linear.N} {linear.K}"
+    table = "" if linear.levels is None else " table"
+    return f"{few} {linear.bits}{table} {linear.group_words} {linear.N} {linear.K}"
 
 
 def row_config(linear: Linear, on_device: bool) -> RowConfig:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from edgetok.converter.quantised import Quantised
 from edgetok.converter.write.data_file import DataFile, TensorFormat, linear_shapes, plan
 from edgetok.converter.write.onnx_graph import build
-from edgetok.converter.write.pack_codes import pack_linear
+from edgetok.converter.write.pack_codes import pack_quantised
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import CONSTANTS_KEY, CONSTANTS_VERSION, DATA_FILE, GRAPH_FILE
 from edgetok.formats.manifest import write_manifest
@@ -18,6 +19,7 @@ from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
 Arrays = dict[str, np.ndarray]
+LEVELS = np.array([-127, -99, -80, -64, -49, -35, -22, -9, 3, 14, 27, 40, 54, 70, 90, 118], np.int8)
 
 
 def uniform_formats(spec: DecoderSpec, form: TensorFormat) -> dict[str, TensorFormat]:
@@ -53,6 +55,13 @@ def quantise(
     stands_for = np.zeros((N, K), np.float32)
     for group in range(G):
         part = weight[:, group * g : (group + 1) * g]
+        if form.table:
+            scale = np.maximum(np.abs(part).max(1) / 120, 1e-6).astype(np.float16)
+            wide = scale.astype(np.float32)[:, None]
+            q = np.abs((part / wide)[..., None] - LEVELS.astype(np.float32)).argmin(-1)
+            codes[:, group * g : (group + 1) * g], scales[:, group] = q, scale
+            stands_for[:, group * g : (group + 1) * g] = LEVELS.astype(np.float32)[q] * wide
+            continue
         if form.zeros:
             low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
             scale = np.maximum((high - low) / top, 1e-6).astype(np.float16)
@@ -92,8 +101,14 @@ def write_artefact(
             source = "embed_tokens" if spec.tied and module == "lm_head" else module
             values = tensors[f"{source}.{'weight' if suffix == 'qweight' else suffix}"]
             if suffix == "qweight":
-                *coded, dequantised = quantise(values, formats[module])
-                for part, array in pack_linear(*coded, formats[module]).items():
+                form = formats[module]
+                codes, scales, zeros, dequantised = quantise(values, form)
+                found = Quantised(
+                    codes, scales, zeros, form.bits, form.group_size,
+                    offsets=np.zeros_like(scales) if form.offsets else None,
+                    table=LEVELS if form.table else None,
+                )  # fmt: skip
+                for part, array in pack_quantised(found).items():
                     file.write(module + part, array)
                 stands_for[f"{source}.weight"] = dequantised
             else:

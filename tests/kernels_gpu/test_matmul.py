@@ -22,7 +22,8 @@ from edgetok.kernels_gpu.tuning import RowConfig, TileConfig
 ROW = RowConfig(4, 128, 1)
 TILE = TileConfig(16, 32, 32, 4)
 SHAPES = [(1, 32), (19, 1100)]
-# Bits, group size, zero points.
+TABLE = "table"
+# Bits (or 4 bits with a table), group size, zero points.
 FORMATS = [
     (2, 64, True),
     (2, 32, False),
@@ -32,6 +33,8 @@ FORMATS = [
     (4, 256, True),
     (8, 128, False),
     (8, 32, True),
+    (5, 32, False),
+    (TABLE, 32, False),
     (16, 0, False),
     (32, 0, False),
 ]
@@ -52,11 +55,15 @@ def random_layer(rng, bits, g, N, K, zeros=False, bias=False, name="layer"):
         return Stored(name=name, bits=bits, inputs=K, weight=weight, bias=biases), weight.astype(
             np.float64
         )
+    levels = None
+    if bits == TABLE:
+        bits, levels = 4, np.sort(rng.choice(256, 16, replace=False)).astype(np.float32) - 128
     G, top = -(-K // g), 1 << bits
     codes = rng.integers(0, top, (N, G, g)).astype(np.uint8)
-    low, high = (
-        (pack(codes & 3, 2), pack(codes >> 2, 1)) if bits == 3 else (pack(codes, bits), None)
-    )
+    low, high = pack(codes, bits) if bits not in (3, 5) else None, None
+    if low is None:
+        mask = (1 << (bits - 1)) - 1
+        low, high = pack(codes & mask, bits - 1), pack(codes >> (bits - 1), 1)
     scales = (rng.standard_normal((N, G)) * 0.1).astype(np.float16)
     points = None
     if zeros:
@@ -64,11 +71,16 @@ def random_layer(rng, bits, g, N, K, zeros=False, bias=False, name="layer"):
         if bits != 3:
             per_byte = 8 // bits
             points = pack(np.pad(points, ((0, 0), (0, -G % per_byte))), bits)
-    truth = reference_linear.dequantise(
-        low, scales, bits=bits, inputs=K, zeros=points, high=high, dtype=np.float64
-    )
+    if levels is not None or bits == 5:
+        values = codes.astype(np.float64) - 16 if levels is None else levels[codes]
+        truth = (values * scales[..., None].astype(np.float64)).reshape(N, -1)[:, :K]
+    else:
+        truth = reference_linear.dequantise(
+            low, scales, bits=bits, inputs=K, zeros=points, high=high, dtype=np.float64
+        )
     stored = Stored(
-        name=name, bits=bits, inputs=K, group_size=g, weight=low, high=high, scales=scales,
+        name=name, bits=bits, inputs=K, group_size=g, weight=low, high=high, levels=levels,
+        scales=scales,
         zeros=points, bias=biases,
     )  # fmt: skip
     return stored, truth
@@ -94,7 +106,7 @@ def close(out, expected, rtol):
 @pytest.mark.parametrize(("bits", "g", "zeros"), FORMATS)
 @pytest.mark.parametrize(("N", "K"), SHAPES)
 def test_one_token(device, bits, g, N, K, zeros):
-    rng = np.random.default_rng(N + bits)
+    rng = np.random.default_rng(N + g)
     stored, weights = random_layer(rng, bits, g, N, K, zeros=zeros, bias=True)
     x = rng.standard_normal((1, K)).astype(np.float32)
     y = nans(device, 1, N)
@@ -105,7 +117,7 @@ def test_one_token(device, bits, g, N, K, zeros):
 @pytest.mark.parametrize(("bits", "g", "zeros"), FORMATS)
 def test_many_tokens(device, bits, g, zeros):
     N, K, T = 40, 300, 19
-    rng = np.random.default_rng(bits)
+    rng = np.random.default_rng(g)
     stored, weights = random_layer(rng, bits, g, N, K, zeros=zeros, bias=True)
     linear = upload([stored], device)
     x = rng.standard_normal((T, K)).astype(np.float32) * 3e4  # beyond float16 once weighted
@@ -172,11 +184,13 @@ def test_added_scaled_capped(device, T, in_planes):
     close(from_planes(y, N) if in_planes else y, expected, 1e-5)
 
 
-@pytest.mark.parametrize(("bits", "g"), [(2, 32), (3, 64), (4, 32), (8, 16), (16, 0)])
+@pytest.mark.parametrize(
+    ("bits", "g"), [(2, 32), (3, 64), (4, 32), (5, 32), (TABLE, 32), (8, 16), (16, 0)]
+)
 def test_embed(device, bits, g):
     N, K = 40, 100
     rng = np.random.default_rng(8)
-    stored, weights = random_layer(rng, bits, g, N, K, zeros=True)
+    stored, weights = random_layer(rng, bits, g, N, K, zeros=bits not in (5, TABLE))
     x = nans(device, 4, 8, plane_stride(K))
     tokens = torch.tensor([0, 39, 7, -1], dtype=torch.int32, device=device)
     embed(tokens, upload([stored], device), x, scale=2.0)

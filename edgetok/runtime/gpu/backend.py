@@ -100,11 +100,10 @@ class GpuBackend(SpecBackend):
         artefact, self._whole = with_spec(artefact)
         check_layers(self._whole)
         for name, form in artefact.formats.items():
-            if form.grouped:
+            if form.supers or form.offsets or form.bits == 6:
                 raise UnsupportedError(
-                    f"{artefact.folder}: {name} has {form.bits} bits with levels or a plane that "
-                    "the GPU backend does not take; use --device cpu, or convert with --bits 4, "
-                    "or with --gpu beside --fit"
+                    f"{artefact.folder}: {name} has {form.bits} bits with super-scales or offsets, "
+                    "which the GPU backend does not take; use --device cpu, or convert with --bits"
                 )
         self._artefact, self._before = artefact, before
         first = 0 if before is None or before.spec is None else before.spec.num_layers

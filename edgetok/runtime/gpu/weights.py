@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgetok.formats.artefact import Artefact
+from edgetok.formats.layout import HIGH_BITS, LOW_BITS, TABLE
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.jit import to_planes
 from edgetok.kernels_gpu.linear import Linear, Stored, upload
@@ -85,7 +88,7 @@ class Weights:
         if not form.quantised:
             weight = read(name + ".weight")
             return Stored(name=name, bits=form.bits, inputs=shape.K, weight=weight, bias=bias)
-        stored_bits = 2 if form.bits == 3 else form.bits
+        stored_bits = LOW_BITS[form.bits]
         groups = -(-shape.K // form.group_size)
         return Stored(
             name=name,
@@ -95,7 +98,8 @@ class Weights:
             weight=read(name + ".qweight").reshape(
                 shape.N, groups, form.group_size * stored_bits // 8
             ),
-            high=read(name + ".qweight_high") if form.bits == 3 else None,
+            high=read(name + ".qweight_high") if form.bits in HIGH_BITS else None,
+            levels=read(name + TABLE).astype(np.float32) if form.table else None,
             scales=read(name + ".scales"),
             zeros=read(name + ".zeros") if form.zeros else None,
             bias=bias,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edgetok.errors import (
     ShapeError,
     UnsupportedError,
 )
+from edgetok.formats.layout import TensorFormat, linear_shapes
 from edgetok.kernels_gpu.device import Device
 from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.base import forward_sampled
@@ -26,6 +28,7 @@ from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import candidates
 from tests.reference_decoder import forward
+from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
 from tests.tiny import FAMILIES, UNLIKE_LAYERS, VOCAB_SIZE, WITH_STATES
 
 pytestmark = pytest.mark.gpu
@@ -89,6 +92,34 @@ def test_prefill_and_decode(family, tiny, open_backend):
         assert share(backend.forward(cache, TOKENS[i : i + 1]), expected[i]) < 2 * FLOAT16_SHARE
 
 
+@pytest.mark.parametrize(
+    "form", [TensorFormat(4, 32, table=True), TensorFormat(5, 32)], ids=["table", "5 bits"]
+)
+def test_planes_and_tables(form, tiny, tmp_path, open_backend):
+    spec = _whole_groups(tiny("llama", 4).spec)
+    formats = uniform_formats(spec, form)
+    weights = write_artefact(tmp_path / "made", spec, random_tensors(spec), formats)
+    expected = forward(spec, weights, TOKENS)
+    backend = open_backend(tmp_path / "made", kv_bits=16)
+    cache = backend.new_cache(64)
+    assert share(backend.forward(cache, TOKENS[:-1]), expected[-2]) < 2 * FLOAT16_SHARE
+    assert share(backend.forward(cache, TOKENS[-1:]), expected[-1]) < 2 * FLOAT16_SHARE
+
+
+def test_offsets_are_refused(tiny, tmp_path, open_backend):
+    spec = _whole_groups(tiny("llama", 4).spec)
+    form = TensorFormat(4, 32, offsets=True)
+    folder = tmp_path / "made"
+    write_artefact(folder, spec, random_tensors(spec), uniform_formats(spec, form))
+    with pytest.raises(UnsupportedError, match="has 4 bits with super-scales or offsets"):
+        open_backend(folder)
+
+
+def _whole_groups(spec):
+    """The decoder with sizes that are multiples of 32."""
+    return replace(spec, hidden_size=96, intermediate_size=128)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
 def test_every_width(bits, tiny, open_backend):
     model = tiny("llama", bits)
@@ -102,9 +133,6 @@ def test_every_width(bits, tiny, open_backend):
 
 def test_layers_of_different_formats(tmp_path, tiny, open_backend):
     """Where queries, keys and values, or gate and up, cannot be one product."""
-    from edgetok.formats.layout import TensorFormat, linear_shapes
-    from tests.rtn_artefact import random_tensors, write_artefact
-
     spec = tiny("llama", 4).spec
     widths = {
         "k_proj": (8, False),

@@ -12,11 +12,12 @@ Source: protobuf.dev, "Encoding".
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 Kind = Literal["int64", "int32", "enum", "uint64", "float", "double", "text", "bytes"]
 
@@ -43,19 +44,19 @@ class Field:
         kind: of the value: a scalar's, or the class of a message.
         repeated: the attribute is a sequence.
         greatest: value of an enum; protobuf passes over greater ones as if they were absent.
+        wire: wire type of one value.
     """
 
     name: str
     kind: Kind | type[Message]
     repeated: bool = False
     greatest: int = 0
+    wire: int = dataclasses.field(init=False)
 
-    @property
-    def wire(self) -> int:
-        """Wire type of one value."""
-        if isinstance(self.kind, type):
-            return _LENGTH
-        return _WIRE.get(self.kind, _VARINT)
+    def __post_init__(self) -> None:
+        """Work out the wire type once."""
+        wire = _LENGTH if isinstance(self.kind, type) else _WIRE.get(self.kind, _VARINT)
+        object.__setattr__(self, "wire", wire)
 
     @property
     def default(self) -> Any:
@@ -70,22 +71,23 @@ class Message:
 
     Attributes:
         fields: by number.
+        keys: the same by what stands before a value in a file: number and wire type.
     """
 
     fields: ClassVar[Mapping[int, Field]] = MappingProxyType({})
+    keys: ClassVar[Mapping[int, Field]] = MappingProxyType({})
+    _nbytes = 0
 
     def __init_subclass__(cls) -> None:
         """Set the values of absent fields on the class: a model has a million of them."""
         for field in cls.fields.values():
             setattr(cls, field.name, field.default)
-
-    def __init__(self) -> None:
-        self._present: set[str] = set()
-        self._nbytes = 0
+        # Looked up 34,000 times for a graph of 18 layers, so that wire types are compared here.
+        cls.keys = {number << 3 | field.wire: field for number, field in cls.fields.items()}
 
     def HasField(self, name: str) -> bool:
         """Return whether a field that occurs once is there."""
-        return name in self._present
+        return name in self.__dict__
 
     def ByteSize(self) -> int:
         """Return the length in bytes of the message as it was read."""
@@ -111,43 +113,43 @@ class _Reader:
             raise WireError(f"messages are nested more than {MAX_DEPTH} deep at byte {at:,}")
         result = kind()
         result._nbytes = end - at
-        fields, present = kind.fields, result._present
+        data, keys, values = self._data, kind.keys, result.__dict__
         while at < end:
             begin = at
-            key, at = self._varint(at, end)
-            field = fields.get(key >> 3)
+            key = data[at]
+            if key < 0x80:  # as nearly all are
+                at += 1
+            else:
+                key, at = self._varint(at, end)
+            field = keys.get(key)
             if field is None:
-                raise WireError(f"unknown field {key >> 3} of {kind.__name__} at byte {begin:,}")
-            if key & 7 == _LENGTH and field.repeated and field.wire != _LENGTH:
-                at = self._packed(field, self._list(result, field), at, end)
+                at = self._unlisted(result, key, begin, at, end)
                 continue
-            if key & 7 != field.wire:
-                raise self._odd(kind, field, f"has wire type {key & 7}", begin)
             value, at = self._value(field, at, end, depth)
+            name = field.name
             if field.repeated:
-                self._list(result, field).append(value)
-            elif field.name in present:
+                if name in values:
+                    values[name].append(value)
+                else:
+                    values[name] = [value]
+            elif name in values:
                 raise self._odd(kind, field, "occurs twice", begin)
             else:
-                present.add(field.name)
-                setattr(result, field.name, value)
+                values[name] = value
         return result
 
-    def _list(self, result: Message, field: Field) -> list[Any]:
-        """The list of a repeated field, made when it is first needed."""
-        values: list[Any] | None = result.__dict__.get(field.name)
-        if values is None:
-            values = []
-            setattr(result, field.name, values)
-        return values
+    def _unlisted(self, result: Message, key: int, begin: int, at: int, end: int) -> int:
+        """Read the packed values of a repeated field; anything else is an error."""
+        kind = type(result)
+        field = kind.fields.get(key >> 3)
+        if field is None:
+            raise WireError(f"unknown field {key >> 3} of {kind.__name__} at byte {begin:,}")
+        if key & 7 != _LENGTH or not field.repeated:
+            raise self._odd(kind, field, f"has wire type {key & 7}", begin)
+        return self._packed(field, result.__dict__.setdefault(field.name, []), at, end)
 
     def _odd(self, kind: type[Message], field: Field, what: str, at: int) -> WireError:
         return WireError(f"{kind.__name__}.{field.name} {what}, at byte {at:,}")
-
-    def _count(self) -> None:
-        self._fields_left -= 1
-        if self._fields_left < 0:
-            raise WireError(f"more than {MAX_FIELDS:,} fields")
 
     def _packed(self, field: Field, values: list[Any], at: int, end: int) -> int:
         length, at = self._varint(at, end)
@@ -160,29 +162,34 @@ class _Reader:
         return stop
 
     def _value(self, field: Field, at: int, end: int, depth: int) -> tuple[Any, int]:
-        self._count()
-        kind, wire = field.kind, field.wire
-        if wire == _VARINT:
-            number, at = self._varint(at, end)
-            return self._integer(field, number, at), at
-        if wire != _LENGTH:
+        self._fields_left -= 1
+        if self._fields_left < 0:
+            raise WireError(f"more than {MAX_FIELDS:,} fields")
+        kind, wire, data = field.kind, field.wire, self._data
+        if wire == _FIXED32 or wire == _FIXED64:
             size, code = (4, "<f") if wire == _FIXED32 else (8, "<d")
             if end - at < size:
                 raise WireError(f"{field.name} is cut off at byte {at:,}")
-            return struct.unpack_from(code, self._data, at)[0], at + size
-        length, at = self._varint(at, end)
-        if length > end - at:
-            raise WireError(f"{field.name} ends beyond its message, at byte {at + length:,}")
-        stop = at + length
-        if isinstance(kind, type):
-            return self.message(kind, at, stop, depth + 1), stop
-        raw = self._data[at:stop]
+            return struct.unpack_from(code, data, at)[0], at + size
+        if at < end and data[at] < 0x80:
+            number = data[at]
+            at += 1
+        else:
+            number, at = self._varint(at, end)
+        if wire == _VARINT:
+            return self._integer(field, number, at), at
+        stop = at + number
+        if stop > end:
+            raise WireError(f"{field.name} ends beyond its message, at byte {stop:,}")
+        if kind == "text":
+            try:
+                return data[at:stop].decode(), stop
+            except UnicodeDecodeError as error:
+                raw = data[at : min(stop, at + 40)]
+                raise WireError(f"{field.name} {raw!r} is not UTF-8 text") from error
         if kind == "bytes":
-            return raw, stop
-        try:
-            return raw.decode(), stop
-        except UnicodeDecodeError as error:
-            raise WireError(f"{field.name} {raw[:40]!r} is not UTF-8 text") from error
+            return data[at:stop], stop
+        return self.message(cast(type[Message], kind), at, stop, depth + 1), stop
 
     def _integer(self, field: Field, number: int, at: int) -> int:
         if field.kind == "uint64":

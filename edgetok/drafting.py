@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from edgetok.engine.draft_model import DraftModel
+from edgetok.environment import read_settings
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.library.resolve import model_folder
@@ -51,7 +52,12 @@ def load_draft_model(
     made: Backend | None = None
     try:
         made, _ = load_backend(artefact, draft_options(options), progress)
-        small = Tokenizer.from_folder(artefact.folder, made.vocab_size)
+        small = Tokenizer.from_folder(
+            artefact.folder,
+            made.vocab_size,
+            digest=artefact.digest("tokenizer.json"),
+            kept=read_settings().cache_dir / "tokenizers",
+        )
         _check_vocabularies(small, tokenizer, artefact.folder.name)
     except BaseException:
         _close(made, artefact)

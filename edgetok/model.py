@@ -89,7 +89,12 @@ class Model(Texts):
         self.artefact = artefact
         self.backend = backend
         self.notes = tuple(notes)
-        self.tokenizer = Tokenizer.from_folder(self.path, backend.vocab_size)
+        self.tokenizer = Tokenizer.from_folder(
+            self.path,
+            backend.vocab_size,
+            digest=artefact.digest("tokenizer.json"),
+            kept=read_settings().cache_dir / "tokenizers",
+        )
         generation = read_generation_config(self.path)
         self.sampling = SamplingOptions.from_generation_config(generation)
         listed = () if backend.spec is None else backend.spec.eos_tokens

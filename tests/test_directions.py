@@ -99,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
     "library.names": set(),
     "library.kinds": {"errors", "formats", "models"},
     "library.download": {"errors", "formats", "library.kinds", "library.names"},
-    "text": {"errors", "formats"},
+    "text": {"errors", "formats", "private_folder"},
     "sampling": {"errors"},
     "grammar": {"errors", "sampling", "text"},
     "cache": {"errors", "formats", "models", "private_folder"},
@@ -125,7 +125,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "model",
     },
-    "drafting": {"errors", "engine", "formats", "library", "runtime", "text"},
+    "drafting": {"errors", "environment", "engine", "formats", "library", "runtime", "text"},
     "ranking": {"errors", "engine", "runtime", "text"},
     "texts": {"errors", "engine", "runtime", "sampling", "text"},
     "model": {

@@ -190,6 +190,11 @@ class Artefact:
         records = sorted((name, r.sha256) for name, r in self.manifest.files.items())
         return hashlib.sha256(repr(records).encode()).hexdigest()
 
+    def digest(self, name: str) -> str | None:
+        """Sha256 of a file other than the weights, which it had when opened; None: not listed."""
+        record = self.manifest.files.get(name)
+        return None if record is None else record.sha256
+
     def check_unchanged(self) -> None:
         """Refuse weights that were cut or written to since they were mapped; takes microseconds.
 

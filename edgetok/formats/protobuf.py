@@ -166,7 +166,7 @@ class _Reader:
         if self._fields_left < 0:
             raise WireError(f"more than {MAX_FIELDS:,} fields")
         kind, wire, data = field.kind, field.wire, self._data
-        if wire == _FIXED32 or wire == _FIXED64:
+        if wire in (_FIXED32, _FIXED64):
             size, code = (4, "<f") if wire == _FIXED32 else (8, "<d")
             if end - at < size:
                 raise WireError(f"{field.name} is cut off at byte {at:,}")

@@ -7,6 +7,7 @@ off, because they silently shorten a prompt.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import tokenizers
 from edgetok.errors import ArtefactError, OptionError
 from edgetok.formats import strict_json
 from edgetok.formats.foreign import foreign
+from edgetok.text import small_core
 from edgetok.text.detokenizer import TextStream, token_decoder
 from edgetok.text.inputs import checked_text
+from edgetok.text.small_core import SmallCore
 from edgetok.text.tokenizer_check import open_core
 
 MAX_TOKENIZER_BYTES = 128 << 20
@@ -34,12 +37,16 @@ class Tokenizer:
     """
 
     def __init__(
-        self, core: tokenizers.Tokenizer, config: dict[str, Any], vocab_size: int, name: str
+        self,
+        core: tokenizers.Tokenizer | SmallCore,
+        config: dict[str, Any],
+        vocab_size: int,
+        name: str,
     ) -> None:
         """Validate and wrap a loaded tokenizer.
 
         Args:
-            core: as the `tokenizers` package reads it.
+            core: as the `tokenizers` package reads it, or as it was kept.
             config: the content of tokenizer_config.json, {} for none.
             vocab_size: the model's number of logits.
             name: the file's name, for messages.
@@ -66,15 +73,46 @@ class Tokenizer:
         self._cuts: dict[int, bool] = {}
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
+    def from_folder(
+        cls,
+        folder: Path,
+        vocab_size: int,
+        *,
+        digest: str | None = None,
+        kept: Path | None = None,
+    ) -> Tokenizer:
         """Load `tokenizer.json` and, where it is there, `tokenizer_config.json`.
+
+        Args:
+            folder: where they are.
+            vocab_size: the model's number of logits.
+            digest: sha256 that tokenizer.json was found to have.
+            kept: folder in which a large tokenizer is kept in a form that is quick to load; with
+                `digest` only.
 
         Raises:
             ArtefactError: a file is missing, too large, damaged or does not match the vocabulary.
         """
         path = folder / "tokenizer.json"
-        data = strict_json.read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES, error=ArtefactError)
-        core = open_core(data, str(path), ArtefactError)
+
+        def read() -> bytes:
+            return strict_json.read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES, error=ArtefactError)
+
+        def read_again() -> tokenizers.Tokenizer:
+            data = read()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ArtefactError(f"{path}: changed since it was opened; load the model again")
+            return open_core(data, str(path), ArtefactError)
+
+        core: tokenizers.Tokenizer | SmallCore | None = None
+        if digest is not None and kept is not None:
+            core = small_core.load(kept, digest, read_again)
+        if core is None:
+            data = read()
+            core = whole = open_core(data, str(path), ArtefactError)
+            keep = len(data) >= small_core.MIN_TOKENIZER_BYTES and kept is not None
+            if keep and kept is not None and hashlib.sha256(data).hexdigest() == digest:
+                small_core.save(kept, digest, whole, data)
         return cls(core, read_config(folder), vocab_size, str(path))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -226,14 +264,13 @@ class Tokenizer:
         A special token beyond it is let through, because Gemma 3's text models ship one
         (`<image_soft_token>`); `encode` refuses it where a text names it.
         """
-        vocabulary = self._core.model
         size = self._core.get_vocab_size(with_added_tokens=False)
         if size == 0 and not self._added:
             raise ArtefactError(f"{self._name}: the vocabulary is empty")
         items = [(token.content, i) for i, token in self._added.items()]
         # Ids without gaps end at size - 1, and looking at each of 262,144 takes a quarter second. A
         # gap that this does not find is found by `encode` where a text needs the id beyond.
-        if size > self.vocab_size or (size and vocabulary.id_to_token(size - 1) is None):
+        if size > self.vocab_size or (size and self._core.id_to_token(size - 1) is None):
             items = list(self._core.get_vocab(with_added_tokens=True).items())
         for text, token in items:
             if token >= self.vocab_size and not (

@@ -12,6 +12,7 @@ import click
 
 from edgetok.cli import settings, streams
 from edgetok.cli.terminal.answer_view import ReadingLine, answer_view, show_answer, styled
+from edgetok.cli.terminal.blocks import summarised
 from edgetok.cli.terminal.interrupt import cancel_on_interrupt
 from edgetok.cli.terminal.keys import quiet_keys
 from edgetok.cli.terminal.lines import LineReader
@@ -234,7 +235,9 @@ class Repl:
         for message in self._chat.messages:
             mark = {"user": "› ", "system": "⚙ "}.get(message["role"])
             if mark is not None:
-                first, *more = self._wrapped(mark + streams.for_terminal(message["content"]))
+                first, *more = self._wrapped(
+                    mark + streams.for_terminal(summarised(message["content"]))
+                )
                 click.echo(self._styled(mark, bold=True) + first.removeprefix(mark))
                 for line in more:
                     click.echo(line)

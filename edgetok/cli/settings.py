@@ -41,10 +41,16 @@ def find(typed: str, known: Collection[str], what: str) -> str:
         return begin[0]
     if begin:
         raise OptionError(f"{typed} could be {' or '.join(begin)}")
-    near = difflib.get_close_matches(typed, known, n=1)
+    near = difflib.get_close_matches(typed, known, n=1) or _near_beginning(typed, known)
     if near:
         raise OptionError(f"unknown {what} {typed}; did you mean {near[0]}?")
     raise OptionError(f"unknown {what} {typed}; use one of {', '.join(known)}")
+
+
+def _near_beginning(typed: str, known: Collection[str]) -> list[str]:
+    """Return the name that begins most nearly so, as temperature does for tmp; at most one."""
+    beginnings = {name[: len(typed) + 1]: name for name in known}
+    return [beginnings[near] for near in difflib.get_close_matches(typed, beginnings, n=1)]
 
 
 def parse_assignment(text: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ MAX_TENSORS = 1 << 18
 MAX_SHARDS = 4096
 
 _READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
-_INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -180,10 +180,20 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     for name, shard in listed.items():
         if name not in infos or infos[name].path.name != shard:
             raise CheckpointError(
-                f"{_INDEX}: says that {shard} holds tensor {name!r}, which it does not; "
+                f"{INDEX_FILE}: says that {shard} holds tensor {name!r}, which it does not; "
                 "download the checkpoint again"
             )
     return Checkpoint(folder, config, generation_config, infos, digest.hexdigest())
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a folder whose weights are not all there.
+
+    Raises:
+        CheckpointError: files that the index names are missing, or the index is damaged.
+    """
+    if (folder / INDEX_FILE).exists():
+        _shards(folder)
 
 
 def _json(path: Path, digest: hashlib._Hash) -> dict[str, Any]:
@@ -194,24 +204,29 @@ def _json(path: Path, digest: hashlib._Hash) -> dict[str, Any]:
 
 def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Names of the shard files, and which the index says holds each tensor."""
-    if (folder / _INDEX).exists():
-        index = strict_json.read_object(folder / _INDEX, max_bytes=MAX_HEADER_BYTES)
+    if (folder / INDEX_FILE).exists():
+        index = strict_json.read_object(folder / INDEX_FILE, max_bytes=MAX_HEADER_BYTES)
         listed = index.get("weight_map")
         if not isinstance(listed, dict) or not listed:
-            raise CheckpointError(f"{_INDEX}: weight_map is {listed!r:.40}, expected an object")
+            raise CheckpointError(f"{INDEX_FILE}: weight_map is {listed!r:.40}, expected an object")
         for name, shard in listed.items():
             if not isinstance(shard, str) or not _is_basename(shard):
                 raise CheckpointError(
-                    f"{_INDEX}: shard {shard!r} of tensor {name!r} is not a plain file name"
+                    f"{INDEX_FILE}: shard {shard!r} of tensor {name!r} is not a plain file name"
                 )
         shards = sorted(set(listed.values()))
         if len(shards) > MAX_SHARDS:
-            raise CheckpointError(f"{_INDEX}: {len(shards)} shards, expected at most {MAX_SHARDS}")
-        for shard in shards:
-            if not (folder / shard).exists():
-                raise CheckpointError(
-                    f"{folder}: shard {shard} is missing; finish the download and convert again"
-                )
+            raise CheckpointError(
+                f"{INDEX_FILE}: {len(shards)} shards, expected at most {MAX_SHARDS}"
+            )
+        missing = [shard for shard in shards if not (folder / shard).exists()]
+        if missing:
+            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(shards)} files of weights are missing: {names}; "
+                "finish the download, e.g. with `hf download OWNER/NAME --local-dir FOLDER`, which "
+                "goes on where it stopped"
+            )
         return shards, listed
     if (folder / _SINGLE).exists():
         return [_SINGLE], {}
@@ -220,8 +235,8 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
         return other, {}
     if other:
         raise CheckpointError(
-            f"{folder}: has {len(other)} safetensors files but no {_INDEX} that says which holds "
-            "what; download the checkpoint again"
+            f"{folder}: has {len(other)} safetensors files but no {INDEX_FILE} that says which "
+            "holds what; download the checkpoint again"
         )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:

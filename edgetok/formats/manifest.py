@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 from edgetok.errors import ArtefactError
 from edgetok.formats import strict_json
 from edgetok.formats.layout import FORMAT_VERSION
+from edgetok.formats.lfs import LEFT_OUT, points
 
 MANIFEST_FILE = "manifest.json"
 
@@ -128,6 +129,8 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise ArtefactError(f"{folder / name}: not a regular file")
         if status.st_size != record.nbytes:
+            if points(folder / name):
+                raise ArtefactError(f"{folder / name}: {LEFT_OUT}")
             raise ArtefactError(
                 f"{folder / name}: {status.st_size:,} bytes, the manifest says {record.nbytes:,}; "
                 "copy the model again"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edgetok.errors import CheckpointError
 from edgetok.formats import strict_json
+from edgetok.formats.lfs import LEFT_OUT
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS_IN_SHARD = 1 << 16
@@ -78,10 +79,7 @@ def read_header(path: Path, digest: hashlib._Hash) -> dict[str, TensorInfo]:
             if len(prefix) < 8:
                 raise CheckpointError(f"{name}: {status.st_size} bytes are not a safetensors file")
             if prefix == _LFS_POINTER:
-                raise CheckpointError(
-                    f"{name}: only points to the weights, which Git LFS left out; run "
-                    "`git lfs pull` in the folder"
-                )
+                raise CheckpointError(f"{name}: {LEFT_OUT}")
             (header_bytes,) = struct.unpack("<Q", prefix)
             if header_bytes > MAX_HEADER_BYTES:
                 raise CheckpointError(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import CheckpointError, UserError
+from edgetok.formats.lfs import LEFT_OUT, is_pointer
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 64
@@ -64,11 +65,11 @@ def loads(
         if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(f"{what}: key {twice!r} occurs twice; write it again")
+            raise error(f"{what}: key {twice!r:.80} occurs twice; remove one of them")
         return result
 
     def constant(name: str) -> Any:
-        raise error(f"{what}: {name} is not a JSON number; write it again")
+        raise error(f"{what}: {name} is not a JSON number; give a finite one or null")
 
     def number(text: str) -> float:
         value = float(text)
@@ -151,9 +152,12 @@ def read_bytes(path: Path, *, max_bytes: int, error: type[UserError] = Checkpoin
                 raise error(f"{path}: not a regular file")
             if status.st_size > max_bytes:
                 raise error(f"{path}: {status.st_size:,} bytes, expected at most {max_bytes:,}")
-            return file.read(max_bytes)
+            data = file.read(max_bytes)
     except OSError as failure:
         raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+    if is_pointer(data):
+        raise error(f"{path}: {LEFT_OUT}")
+    return data
 
 
 def _outside(data: bytes) -> npt.NDArray[np.uint8]:

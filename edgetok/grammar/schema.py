@@ -14,6 +14,7 @@ from typing import Any
 from edgetok.errors import GrammarError
 
 MAX_DEPTH = 60
+_SHOWN_CHARACTERS = 40  # of a property's name or pattern, in messages
 WHITESPACE = r"(\x20|\n\x20{0,32})"
 """Between two parts of JSON at most this: a model that loses its way cannot fill the context."""
 ESCAPES = 'nrbtf\\"'
@@ -95,7 +96,13 @@ def _check(schema: object, place: str, depth: int) -> None:
             if not isinstance(schema[key], Mapping):
                 raise GrammarError(f"{place}.{key} is {schema[key]!r:.60}, expected an object")
             for name, part in schema[key].items():
-                _check(part, f"{place}.{key}.{name}", depth + 1)
+                _check(part, f"{place}.{key}.{_shown(name)}", depth + 1)
+
+
+def _shown(name: object) -> str:
+    """Return a name, or the beginning of a long one: a pattern may have thousands of characters."""
+    text = str(name)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _parts(schema: Mapping[str, Any]) -> list[Any]:

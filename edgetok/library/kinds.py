@@ -6,6 +6,7 @@ else is named for what it is, before anything large is downloaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,10 @@ from typing import Any, Literal
 
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats import strict_json
+from edgetok.formats.checkpoint import INDEX_FILE, check_shards
 from edgetok.formats.gguf import is_gguf
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
+from edgetok.formats.lfs import LEFT_OUT, points
 from edgetok.formats.manifest import MANIFEST_FILE
 from edgetok.models.config.wrapped import text_config
 from edgetok.models.registry import embeds_texts
@@ -24,6 +27,7 @@ Kind = Literal["artefact", "checkpoint", "gguf"]
 ARTEFACT_FILES = frozenset({MANIFEST_FILE, GRAPH_FILE, DATA_FILE})
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # the second as GPT-2's
+_CLIP = r"(alt|chinese_?|lxmert_?)?clip(?!seg)|siglip|align|blip(?!2|_2)|owlv"
 _SHOWN = 6
 
 
@@ -65,6 +69,11 @@ def kind_of(contents: Contents) -> Kind:
         raise UnsupportedError(
             f"{name}: a diffusion pipeline, which makes images; give a model that writes text"
         )
+    if _sees_and_reads(config):
+        raise UnsupportedError(
+            f"{name}: a vision and text model, which compares images with texts; edgetok runs "
+            "decoders of text (...ForCausalLM)"
+        )
     embeds = files & {
         "modules.json",
         "sentence_bert_config.json",
@@ -81,7 +90,7 @@ def kind_of(contents: Contents) -> Kind:
         )
     if "config.json" in files:
         _check_config(name, config, files)
-    if ".safetensors" in ends and "config.json" in files:
+    if "config.json" in files and (".safetensors" in ends or INDEX_FILE in files):
         return "checkpoint"
     if ".gguf" in ends:
         return "gguf"
@@ -123,9 +132,13 @@ def local_source(path: Path) -> Path:
             config = strict_json.read_object(path / "config.json")
         contents = Contents(str(path), files, config)
         kind = kind_of(contents)
+        if kind == "checkpoint":
+            check_shards(path)
         if kind == "artefact":
             raise CheckpointError(f"{path}: is an artefact already, which is not converted again")
         return path / one_gguf(contents) if kind == "gguf" else path
+    if points(path):
+        raise CheckpointError(f"{path}: {LEFT_OUT}")
     if is_gguf(path):
         return path
     if path.suffix in _PICKLES:
@@ -169,6 +182,12 @@ def _usual(files: list[str]) -> str:
 def _architectures(config: Mapping[str, Any]) -> list[str]:
     listed = config.get("architectures")
     return [a for a in listed if isinstance(a, str)] if isinstance(listed, list) else []
+
+
+def _sees_and_reads(config: Mapping[str, Any]) -> bool:
+    """Whether it is CLIP or one of its kind: some of their configurations name no vision part."""
+    names = [str(config.get("model_type", "")), *_architectures(config)]
+    return any(re.match(_CLIP, name.lower()) for name in names)
 
 
 def _is_decoder(config: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from starlette.types import Receive, Scope
@@ -13,6 +14,8 @@ from edgetok.serve.failure import Refusal
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
+DRAINED_BYTES = 16 << 20  # of a body that is too large, before it is refused
+DRAINED_S = 2.0
 BODY_S = 20.0  # until all of a body has to be here
 
 
@@ -39,6 +42,9 @@ async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
         raise Refusal(415, "the body is compressed, expected plain JSON")
     declared = headers.get(b"content-length", b"0")
     if len(declared) > 12 or int(declared) > MAX_BYTES:
+        # A client that asks first is told at once; others read no answer before all is sent.
+        if headers.get(b"expect", b"").lower() != b"100-continue":
+            await _drain(receive)
         raise _too_large()
     data = bytearray()
     try:
@@ -49,6 +55,8 @@ async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
                     raise Gone
                 data += message.get("body", b"")
                 if len(data) > MAX_BYTES:
+                    if message.get("more_body", False):
+                        await _drain(receive)
                     raise _too_large()
                 if not message.get("more_body", False):
                     break
@@ -60,6 +68,21 @@ async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
         )
     except OptionError as error:
         raise Refusal(400, str(error), code="invalid_json") from error
+
+
+async def _drain(receive: Receive) -> None:
+    """Read and drop what is left of a body, within limits.
+
+    A client that still sends when the connection ends sees a broken pipe, not the answer.
+    """
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAINED_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 def _too_large() -> Refusal:

@@ -42,6 +42,14 @@ def test_unsupported_keywords_are_named_with_their_place(keyword: str) -> None:
         Grammar.json_schema(schema)
 
 
+def test_a_long_pattern_is_not_repeated() -> None:
+    """Not in the place of a fault inside of it, which has one line."""
+    pattern = "a" * 100_000
+    with pytest.raises(GrammarError, match=r"patternProperties\.a{40}\.\.\.") as caught:
+        checked_schema({"patternProperties": {pattern: {"items": {pattern: {}, "not": {}}}}})
+    assert len(str(caught.value)) < 200
+
+
 def test_a_property_may_have_the_name_of_a_keyword() -> None:
     checked_schema({"type": "object", "properties": {"not": {"const": {"if": {"items": [1]}}}}})
 

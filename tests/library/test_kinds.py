@@ -36,6 +36,16 @@ CASES: dict[str, tuple[list[str], dict[str, Any], str]] = {
         {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}},
         "vision model",
     ),
+    "vision and text": (
+        ["config.json", "model.safetensors"],
+        {"architectures": ["CLIPModel"], "model_type": "clip", "text_config_dict": None},
+        "vision and text model",
+    ),
+    "vision and text, wrapped": (
+        ["config.json", "modules.json", "model.safetensors"],
+        {"architectures": ["SiglipModel"], "vision_config": {}, "text_config": {}},
+        "vision and text model",
+    ),
     "speech": (
         ["config.json", "model.safetensors"],
         {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper"},
@@ -72,6 +82,29 @@ def test_a_folder_is_named_alike(case: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(config) if name == "config.json" else "x")
     with pytest.raises(UserError, match=expected):
         local_source(tmp_path)
+
+
+def test_an_interrupted_download_says_what_is_missing(tmp_path: Path) -> None:
+    """The index is there, and none or some of the files that it names."""
+    (tmp_path / "config.json").write_text(json.dumps(CAUSAL))
+    shards = [f"model-0000{i}-of-00005.safetensors" for i in range(1, 6)]
+    index = {"weight_map": {f"t{i}": shard for i, shard in enumerate(shards)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"5 of 5 files .* missing: {shards[0]}, .*hf down"):
+        local_source(tmp_path)
+    for shard in shards[:4]:
+        (tmp_path / shard).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"1 of 5 files .* missing: {shards[4]}; finish"):
+        local_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "config.json"])
+def test_pointers_of_git_lfs_are_named(tmp_path: Path, name: str) -> None:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n"
+    (tmp_path / name).write_text(text)
+    path = tmp_path if name == "config.json" else tmp_path / name
+    with pytest.raises(CheckpointError, match="Git LFS left out; run `git lfs pull`"):
+        local_source(path)
 
 
 def test_what_can_run() -> None:

@@ -191,6 +191,28 @@ def test_a_body_that_says_it_is_large(api: Rule) -> None:
     assert found.split()[1] in (b"413", b"400")
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_answered_when_it_was_sent(api: Rule, chunked: bool) -> None:
+    """A client that sends all before it reads gets the answer, not a broken pipe."""
+    body = b" " * (12 << 20)
+    head = b"Content-Length: %d\r\n\r\n" % len(body)
+    if chunked:
+        head, body = (
+            b"Transfer-Encoding: chunked\r\n\r\n",
+            b"%x\r\n%s\r\n0\r\n\r\n"
+            % (
+                len(body),
+                body,
+            ),
+        )
+    assert raw(api, HEAD + head + body, 30).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_asks_first_is_refused_at_once(api: Rule) -> None:
+    found = raw(api, HEAD + b"Expect: 100-continue\r\nContent-Length: 9000000\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_without_end(api: Rule) -> None:
     with socket.create_connection(api.address, timeout=20) as made:
         made.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")

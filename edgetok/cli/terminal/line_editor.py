@@ -15,10 +15,9 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from edgetok.cli.terminal.blocks import is_large, size_of
 from edgetok.cli.terminal.history import LineHistory
 
-_SHOWN_LINES = 5  # of a pasted block that is shown as it is
-_SHOWN_CHARACTERS = 500
 _SUMMARY = re.compile(r"\[pasted #\d+: [^\]\n]*\]")
 
 
@@ -62,7 +61,7 @@ class LineEditor:
         @keys.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:
             text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-            if text.count("\n") >= _SHOWN_LINES or len(text) > _SHOWN_CHARACTERS:
+            if is_large(text):
                 self._pasted.append(text)
                 text = _summary(len(self._pasted), text)
             event.current_buffer.insert_text(text)
@@ -100,6 +99,4 @@ class _Commands(Completer):
 
 def _summary(number: int, text: str) -> str:
     """Return what is shown of a pasted block."""
-    lines = text.count("\n") + (not text.endswith("\n"))
-    size = f"{lines:,} lines" if lines > 1 else f"{len(text):,} characters"
-    return f"[pasted #{number}: {size}]"
+    return f"[pasted #{number}: {size_of(text)}]"

@@ -6,18 +6,24 @@ onnxruntime runs the sound artefact, edgetok a copy with one fault in its weight
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
 
+from edgetok.cli.commands.verify import command
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.write.same_graph import first_difference
 from edgetok.evaluation.agreement import BackendAgreement, compare, compare_backends
 from edgetok.formats.artefact import Artefact, open_artefact
-from edgetok.formats.layout import DATA_FILE
+from edgetok.formats.layout import DATA_FILE, GRAPH_FILE
+from edgetok.formats.manifest import read_manifest, write_manifest
 from edgetok.models.spec import DecoderSpec
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -62,12 +68,17 @@ def test_tiny_models_pass(family: str, tiny: Callable[[str], Path]) -> None:
     result = compare_backends(tiny(family), threads=1)
     assert result.faults == ()
     assert result.step_error == 0
+    with open_artefact(tiny(family)) as artefact:
+        assert first_difference(artefact) is None
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
 def test_every_width_passes(bits: int, tmp_path: Path) -> None:
     source = tiny_checkpoint("qwen3", tmp_path / "source")
-    assert compare_backends(artefact_of(source, tmp_path / "out", bits), threads=1).faults == ()
+    folder = artefact_of(source, tmp_path / "out", bits)
+    assert compare_backends(folder, threads=1).faults == ()
+    with open_artefact(folder) as artefact:
+        assert first_difference(artefact) is None
 
 
 def test_the_bundled_model_passes(default_artefact: Path) -> None:
@@ -217,6 +228,54 @@ def test_a_planted_fault_fails(fault: str, tiny: Callable[[str], Path], tmp_path
 def test_a_fault_of_a_family_fails(fault: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     family, plant = OF_FAMILIES[fault]
     assert with_fault(tiny(family), plant, tmp_path / "copy").faults
+
+
+def changed_operator(graph: onnx.GraphProto) -> None:
+    next(n for n in graph.node if n.op_type == "Sigmoid").op_type = "Tanh"
+
+
+def changed_clamp(graph: onnx.GraphProto) -> None:
+    """One that texts without padding do not reach, so that no arithmetic shows it."""
+    next(n for n in graph.node if n.op_type == "Max").op_type = "Add"
+
+
+def changed_edge(graph: onnx.GraphProto) -> None:
+    """A residual sum that takes its first summand twice."""
+    node = next(n for n in graph.node if n.op_type == "Add" and n.name.startswith("layers.1"))
+    node.input[1] = node.input[0]
+
+
+def changed_constant(graph: onnx.GraphProto) -> None:
+    small = next(
+        t
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and (not t.external_data)
+    )
+    values = onnx.numpy_helper.to_array(small) * np.float32(1.5)
+    small.CopyFrom(onnx.numpy_helper.from_array(values, small.name))
+
+
+@pytest.mark.parametrize(
+    "change", [changed_operator, changed_clamp, changed_edge, changed_constant]
+)
+def test_a_changed_graph_fails_though_its_manifest_was_sealed_again(
+    change: Callable[[onnx.GraphProto], None], default_artefact: Path, tmp_path: Path
+) -> None:
+    """The check of structure alone finds it, and names the place."""
+    copy = tmp_path / "copy"
+    shutil.copytree(default_artefact, copy)
+    model = onnx.load(str(copy / GRAPH_FILE), load_external_data=False)
+    change(model.graph)
+    (copy / GRAPH_FILE).write_bytes(model.SerializeToString())
+    write_manifest(copy, names=list(read_manifest(copy).files))
+    runner = CliRunner()
+    sound = runner.invoke(command, [str(default_artefact), "--files-only", "--json"])
+    assert (sound.exit_code, json.loads(sound.stdout)["good"]) == (0, True)
+    found = runner.invoke(command, [str(copy), "--files-only", "--json"])
+    assert found.exit_code == 2
+    values = json.loads(found.stdout)
+    assert not values["good"]
+    assert "expected" in values["graph"]
 
 
 @pytest.mark.real

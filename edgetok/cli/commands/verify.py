@@ -13,6 +13,15 @@ from edgetok.runtime.options import RunOptions
 
 if TYPE_CHECKING:
     from edgetok.evaluation.agreement import BackendAgreement
+    from edgetok.formats.artefact import Artefact
+
+
+_SAME = "every operator and constant is the one that edgetok writes"
+_NOT_COMPARED = "not compared: another exporter wrote it, or onnx is not installed"
+_WHY = {
+    False: "the engines do not agree",
+    True: "the graph was changed, or another version wrote it; convert the model again",
+}
 
 
 @click.command(
@@ -32,8 +41,10 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context, model: Path, files_only: bool, threads: int | None, as_json: bool
 ) -> None:
-    """Check MODEL: the hash of each file, the place of each tensor, and the arithmetic.
+    """Check MODEL: the hash of each file, the place of each tensor, the graph, and the arithmetic.
 
+    The graph must be the one that this version of edgetok writes for the model, operator by
+    operator; that needs the onnx package.
     The arithmetic is checked by running onnxruntime and edgetok on the same text, once with exact
     float32 products, which must agree to rounding, and once as usual, with activations of 8 bits.
     The exit code is 2 if something is wrong.
@@ -45,17 +56,18 @@ def command(
     manifest = verify_manifest(model)
     values: dict[str, Any] = {"files": len(manifest.files), "hashes": "ok"}
     rows = [("Files", f"{len(manifest.files)}, all hashes match manifest.json")]
-    with open_artefact(model):
-        pass
-    rows.append(("Structure", "graph, spec and weights match"))
-    good = True
+    with open_artefact(model) as artefact:
+        rows.append(("Structure", "tensors, sizes and kinds of operators match the spec"))
+        difference = values["graph"] = _difference(artefact)
+    good = difference in (_SAME, _NOT_COMPARED)
+    rows.append(("Graph", difference if good else f"not the one this version writes: {difference}"))
     if files_only:
         rows.append(("Arithmetic", "not run"))
     else:
         from edgetok.evaluation.agreement import compare_backends
 
         result = compare_backends(model, threads=threads)
-        good = result.good
+        good &= result.good
         values |= {
             "backends": list(result.backends),
             "tokens": result.tokens,
@@ -71,10 +83,26 @@ def command(
     if as_json:
         streams.print_json(values)
     else:
-        rows.append(("Result", "good" if good else "NOT GOOD: the engines do not agree"))
+        rows.append(
+            (
+                "Result",
+                "good" if good else f"NOT GOOD: {_WHY[difference not in (_SAME, _NOT_COMPARED)]}",
+            )
+        )
         streams.print_table(str(model), rows)
     if not good:
         ctx.exit(2)
+
+
+def _difference(artefact: Artefact) -> str:
+    """Return where the graph is not the one that edgetok writes; or `_SAME`, `_NOT_COMPARED`."""
+    if artefact.spec is None:
+        return _NOT_COMPARED
+    try:
+        from edgetok.converter.write.same_graph import first_difference
+    except ModuleNotFoundError:
+        return _NOT_COMPARED
+    return first_difference(artefact) or _SAME
 
 
 def _rows(result: BackendAgreement) -> list[tuple[str, str]]:

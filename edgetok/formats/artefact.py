@@ -13,7 +13,7 @@ import hashlib
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,7 @@ from edgetok.formats.layout import (
     linear_shapes,
     plan,
 )
+from edgetok.formats.lease import Lease
 from edgetok.formats.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -89,8 +90,10 @@ class Artefact:
         self._data_bytes = data_bytes
         self._bytes: npt.NDArray[np.uint8] | None = None
         self._mapping: mmap.mmap | None = None
+        self._lease: Lease | None = None
         if layout is not None:
             self._mapping, self._stamp = _map(folder / DATA_FILE, layout.file_bytes)
+            self._lease = Lease(folder / DATA_FILE)
             self._bytes = np.frombuffer(self._mapping, np.uint8)
             if hasattr(mmap, "MADV_RANDOM"):
                 for slot in self._table():  # what lies around a row is of other tokens
@@ -214,6 +217,24 @@ class Artefact:
         if changed:
             raise ArtefactError(f"{path}: changed since it was opened; load the model again")
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep others from cutting the weights meanwhile, where the system can.
+
+        Raises:
+            ArtefactError: they were changed before, as for `check_unchanged`.
+        """
+        lease = self._lease
+        if lease is None:
+            yield
+            return
+        lease.take()
+        try:
+            self.check_unchanged()
+            yield
+        finally:
+            lease.give_back()
+
     @property
     def constants(self) -> dict[str, TensorSlot]:
         """The cache's constants, by name; empty in an artefact of an earlier version."""
@@ -227,6 +248,8 @@ class Artefact:
     def close(self) -> None:
         """Let go of the mapping; it ends when the last view of it does. May be called twice."""
         self._bytes = self._mapping = None
+        if self._lease is not None:
+            self._lease.close()
 
     def __enter__(self) -> Artefact:
         return self

@@ -291,10 +291,9 @@ class CpuBackend(SpecBackend):
         checked = self._checked(parts)
         if not checked:
             return []
-        self._artefact.check_unchanged()
         rows = [(cache, part.tokens) for part, cache in checked]
         wanted = [part.logits for part, _ in checked]
-        with self._team.turn:
+        with self._team.turn, self._artefact.unchanged():
             # What attention gives to a slot is counted for every row, wanted or not.
             tails = [
                 ids.size if cache.memory.part[PART_MASS_SLOTS] else count
@@ -339,9 +338,9 @@ class CpuBackend(SpecBackend):
 
     def _hidden(self, cache: CpuCache, ids: Tokens) -> npt.NDArray[np.float32]:
         """Return `hidden` for who has the team's turn."""
-        self._artefact.check_unchanged()
-        self._begin([(cache, ids)], [ids.size], [0])
-        self._compute(self._body)
+        with self._artefact.unchanged():
+            self._begin([(cache, ids)], [ids.size], [0])
+            self._compute(self._body)
         cache.advance(ids.size)
         return self._plan.x[: ids.size]
 

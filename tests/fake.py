@@ -154,7 +154,9 @@ def fake_model(
     """A model over `FakeBackend`, or over another engine, with greedy sampling."""
     write_tokenizer(folder, template)
     core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    artefact: Any = SimpleNamespace(folder=folder, identity="ab" * 32, close=lambda: None)
+    artefact: Any = SimpleNamespace(
+        folder=folder, identity="ab" * 32, close=lambda: None, digest=lambda name: None
+    )
     engine = engine or FakeBackend(rule or echo(core), **backend)
     model = Model(artefact, engine, context_tokens=context)
     model.sampling = model.sampling.with_changes({"temperature": 0.0})

@@ -245,7 +245,10 @@ def route(
 
 
 def activation(x: Array, kind: str) -> Array:
-    """silu, gelu (erf), gelu_tanh or sigmoid. Source: arXiv 1702.03118, 1606.08415."""
+    """silu, gelu (erf), gelu_tanh, relu2 or sigmoid.
+
+    Source: arXiv 1702.03118, 1606.08415, 2109.08668.
+    """
     y: Array
     if kind in ("silu", "sigmoid"):
         with np.errstate(over="ignore"):
@@ -255,8 +258,10 @@ def activation(x: Array, kind: str) -> Array:
         y = (x * (0.5 + 0.5 * erf)).astype(x.dtype)
     elif kind == "gelu_tanh":
         y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif kind == "relu2":
+        y = np.maximum(x, 0) ** 2
     else:
-        raise ShapeError(f"activation {kind!r}, expected silu, gelu, gelu_tanh or sigmoid")
+        raise ShapeError(f"activation {kind!r}, expected silu, gelu, gelu_tanh, relu2 or sigmoid")
     return y
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from edgetok.errors import ShapeError
 from edgetok.kernels_gpu.jit import PLANES, check, jit, launch, plane_stride
 
-KINDS = {"silu": 1, "gelu": 2, "gelu_tanh": 3}
+KINDS = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "relu2": 4}
 
 
 @jit
@@ -34,11 +34,13 @@ def softcap(x, limit):  # type: ignore[no-untyped-def]
 
 @jit
 def activate(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """silu, gelu by the error function, or its tanh approximation."""
+    """silu, gelu by the error function, its tanh approximation, or max(x, 0)^2."""
     if KIND == 1:
         y = x / (1.0 + tl.exp(-x))
     elif KIND == 2:
         y = x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
+    elif KIND == 4:
+        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
     else:
         y = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
     return y

@@ -7,6 +7,7 @@ from edgetok.models.config.decoder import layer_count
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.family import TensorSource, standard_tensors
 from edgetok.models.layers.attention import Attention
+from edgetok.models.layers.experts import Experts
 from edgetok.models.layers.gated_delta import GatedDeltaNet
 from edgetok.models.layers.kind import Mixer
 from edgetok.models.layers.short_conv import MOST_TAPS
@@ -57,6 +58,24 @@ def read_hybrid_mixers(config: ConfigReader) -> tuple[Mixer, ...]:
     if types is None:
         return tuple(delta if (i + 1) % interval else attention for i in range(count))
     return tuple(attention if kind == "full_attention" else delta for kind in types)
+
+
+def read_shared_experts(config: ConfigReader, *, experts: int, top: int) -> Experts:
+    """Return experts of which one sees every token, through a gate of its own.
+
+    Args:
+        config: read, and the keys are marked as understood.
+        experts: default for an absent `num_experts`.
+        top: likewise `num_experts_per_tok`.
+    """
+    return Experts(
+        experts=config.integer("num_experts", experts, high=1024),
+        top=config.integer("num_experts_per_tok", top, high=32),
+        size=config.integer("moe_intermediate_size", 512, high=1 << 20),
+        normed=config.flag("norm_topk_prob", True),
+        shared_size=config.integer("shared_expert_intermediate_size", 512, high=1 << 20),
+        shared_router=True,
+    )
 
 
 def hybrid_tensors(spec: DecoderSpec, *, by_head: bool) -> dict[str, TensorSource]:

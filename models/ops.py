@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from edgetok.errors import UnsupportedError
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "clamped_swiglu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "clamped_swiglu"]
 Gate = Activation | Literal["sigmoid"]
 Shape = tuple[int, ...]
 STATES = 2  # states that a layer may keep
@@ -306,6 +306,7 @@ class Attend(Op):
 class ActivationMul(Op):
     """result = activation(gate) * up; the result may be called as one of both.
 
+    `relu2` is max(g, 0)^2 * u (arXiv 2109.08668).
     `clamped_swiglu` is g * sigmoid(1.702 * g) * (u + 1), of g = min(gate, 7) and u = up within -7
     and 7.
     """

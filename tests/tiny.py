@@ -178,6 +178,19 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "tie_word_embeddings": True,
     },
+    "qwen3_5_moe_text": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": None,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 30,
+        "linear_value_head_dim": 40,
+        "partial_rotary_factor": 0.5,
+        "num_experts": 5,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 44,
+        "shared_expert_intermediate_size": 52,
+    },
     "granitemoehybrid": {
         "head_dim": None,  # its model takes hidden_size / num_attention_heads
         "num_hidden_layers": 4,
@@ -229,6 +242,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         },
     },
     "gemma": {"attention_bias": True, "tie_word_embeddings": True},
+    # Its model norms as many values as the model is wide behind attention.
+    "bitnet": {"head_dim": 18, "attention_bias": True},
     # Only transformers 5 knows it. Layer 3 looks at what layer 2 stores, 4 and 5 at layer 1's.
     "gemma4_text": {
         "num_hidden_layers": 6,
@@ -259,13 +274,21 @@ ALL_FAMILIES = tuple(_FAMILIES)
 FAMILIES = tuple(family for family in _FAMILIES if family in CONFIG_MAPPING)
 WITH_STATES = tuple(
     family
-    for family in ("lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "lfm2_moe")
+    for family in (
+        "lfm2",
+        "qwen3_next",
+        "qwen3_5_text",
+        "qwen3_5_moe_text",
+        "granitemoehybrid",
+        "lfm2_moe",
+    )
     if family in FAMILIES
 )
 WITH_EXPERTS = tuple(
     family
     for family in (
         "qwen3_next",
+        "qwen3_5_moe_text",
         "qwen3_moe",
         "qwen2_moe",
         "olmoe",
@@ -316,7 +339,10 @@ def tiny_checkpoint(
     if hf_config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     # Some store norms less one; the random values are then around zero.
-    less_one = ("gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen3_next", "qwen3_5_text")
+    less_one = (
+        *("gemma", "gemma2", "gemma3_text", "vaultgemma"),
+        *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    )
     centre = 0.0 if family in less_one else 1.0
     weights = {}
     for name, shape in shapes.items():

@@ -199,6 +199,21 @@ WRAPPED = {
         },
         outer={"vision_config": _QWEN_VISION, **_TOKENS},
     ),
+    "qwen3_5_moe": Wrapped(
+        "qwen3_5_moe",
+        "Qwen3_5MoeForConditionalGeneration",
+        "qwen3_5_moe_text",
+        text={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 2, 2],
+                "mrope_interleaved": True,
+            },
+        },
+        outer={"vision_config": _QWEN_VISION, **_TOKENS},
+    ),
     "gemma4": Wrapped(
         "gemma4",
         "Gemma4ForConditionalGeneration",

@@ -42,6 +42,7 @@ _GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": lambda gate, up: torch.nn.functional.silu(gate) * up,
     "gelu": lambda gate, up: torch.nn.functional.gelu(gate) * up,
     "gelu_tanh": lambda gate, up: torch.nn.functional.gelu(gate, approximate="tanh") * up,
+    "relu2": lambda gate, up: torch.nn.functional.relu(gate) ** 2 * up,
     "clamped_swiglu": _clamped_swiglu,
 }
 

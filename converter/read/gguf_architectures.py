@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgetok.converter.read.gguf_gemma4 import gemma4
 from edgetok.errors import UnsupportedError
 from edgetok.formats.gguf import GgufFile
 from edgetok.models.config.reader import ConfigReader, shown
@@ -57,9 +58,11 @@ def architecture_of(file: GgufFile) -> Architecture:
     name = file.fields.get("general.architecture")
     result = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if result is None:
+        near = _ORIGINALS.get(name) if isinstance(name, str) else None
+        remedy = f"; convert {near}" if near else ""
         raise UnsupportedError(
             f"{file.path.name}: general.architecture is {shown(name)}, expected one of "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(ARCHITECTURES)}{remedy}"
         )
     return result
 
@@ -223,6 +226,11 @@ def _qwen3_next(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+def _qwen3_5_moe(reader: ConfigReader, config: Config) -> Config:
+    more = _qwen3_next(reader, config)
+    return {**more, "norm_topk_prob": None, "intermediate_size": None}
+
+
 def _granitehybrid(reader: ConfigReader, config: Config) -> Config:
     width, hidden_size = reader.integer("ssm.inner_size", high=1 << 24), config["hidden_size"]
     heads = reader.integer("ssm.time_step_rank", high=1 << 12)
@@ -252,6 +260,24 @@ def _granitehybrid(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+# What to convert in the place of files of other architectures.
+_ORIGINALS = {
+    "bitnet": "the safetensors of microsoft/bitnet-b1.58-2B-4T, whose ternary weights are kept",
+    "bitnet-b1.58": "the safetensors of microsoft/bitnet-b1.58-2B-4T, whose weights are kept",
+    "gemma3n": "a Gemma 4 model (E2B, E4B), which gemma3n is not",
+    **{
+        name: f"the model's original safetensors ({family}), which edgetok knows"
+        for name, family in {
+            "exaone4": "exaone4",
+            "gemma": "gemma",
+            "gemma-embedding": "embeddinggemma",
+            "olmoe": "olmoe",
+            "qwen2moe": "qwen2_moe",
+            "seed_oss": "seed_oss",
+        }.items()
+    },
+}
+
 _SIGMOID = 2  # of `expert_gating_func`
 _ROTATES = "rope.scaling.finetuned"  # llama.cpp's switch of this family's rotary embedding
 _DENSE = {f"{which}_proj": f"ffn_{which}" for which in ("gate", "up", "down")}
@@ -264,6 +290,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _plain),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norm_add=1.0),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norm_add=1.0),
+    "gemma4": Architecture("gemma4_text", "Gemma4ForCausalLM", gemma4, by_layer=True),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
@@ -276,6 +303,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "qwen35": Architecture(
         "qwen3_5_text", "Qwen3_5ForCausalLM", _qwen3_5, norm_add=1.0, tiled=True, guessing=True
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        _qwen3_5_moe,
+        norm_add=1.0,
+        apart=_EXPERTS,
+        tiled=True,
+        guessing=True,
     ),
     "qwen3next": Architecture(
         "qwen3_next",

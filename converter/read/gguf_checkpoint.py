@@ -75,6 +75,7 @@ class GgufCheckpoint(CodedCheckpoint):
         vocab_size = int(config["vocab_size"])
         family = described(read_family(config), architecture, file.infos)
         wanted = {name for source in family.tensors.values() for name in source.names}
+        wanted |= family.unused
         arch = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}[
             file.fields["general.architecture"]
         ]

@@ -60,12 +60,14 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
     by_layer = blocks if architecture.by_layer else 0
     head_dim = reader.integer("attention.key_length", max(1, hidden_size // heads), high=1 << 12)
     reader.expect("attention.value_length", head_dim)
+    # Files of models without any dense network have no size of it.
+    inner = reader.optional_integer("expert_feed_forward_length", high=1 << 22)
     config: Config = {
         "architectures": [architecture.causal_lm],
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden_size,
-        "intermediate_size": _size(reader, "feed_forward_length", 1 << 22, by_layer),
+        "intermediate_size": _size(reader, "feed_forward_length", 1 << 22, by_layer, inner),
         "num_hidden_layers": blocks - guessing,
         "num_attention_heads": heads,
         "num_key_value_heads": _size(reader, "attention.head_count_kv", 1 << 12, by_layer, heads),
@@ -86,6 +88,10 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
             name.startswith("blk.") and name.endswith(f".{tensor}.bias") for name in file.infos
         ):
             config[bias] = True
+    if "attention_k_eq_v" in config:
+        own = range(config["num_hidden_layers"] - config["num_kv_shared_layers"])
+        missing = [f"blk.{i}.attn_v.weight" not in file.infos for i in own]
+        config["attention_k_eq_v"] = any(missing)
     for key in _INFORMATION:
         reader.value(key)
     reader.finish()
@@ -139,7 +145,7 @@ def token_ids(file: GgufFile, vocab_size: int) -> Config:
 
 _ENDS = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
-    "<|eom_id|>", "<|return|>", "<|call|>",
+    "<|eom_id|>", "<|return|>", "<|call|>", "<turn|>", "<|tool_response>",
 })  # fmt: skip
 
 

@@ -4,6 +4,7 @@
             which text is split into words, and an unknown name is refused
     llama   sentencepiece BPE: each split of a token into two others is a merge, ranked by the
             token's score
+    gemma4  the same with merges of its own
 
 The file does not record whether a special token absorbs the spaces beside it, nor normalisation
 other than Qwen's NFC, so these are lost.
@@ -104,12 +105,15 @@ def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, Any]:
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != _UNUSED}
     if model == "gpt2":
         content, add_bos = _byte_level(fields, vocab)
-    elif model == "llama":
-        content, add_bos = _sentencepiece(fields, tokens, types, vocab)
+    elif model in ("llama", "gemma4"):
+        merges = (
+            _merges(fields, vocab) if model == "gemma4" else _by_score(fields, tokens, types, vocab)
+        )
+        content, add_bos = _sentencepiece(fields, tokens, types, vocab, merges)
     else:
         raise UnsupportedError(
-            f"{fields.where}model is {shown(model)}, expected gpt2 or llama; convert the original "
-            "checkpoint"
+            f"{fields.where}model is {shown(model)}, expected gpt2, llama or gemma4; "
+            "convert the original checkpoint"
         )
     special = {key: fields.token(f"{key}_token_id", tokens) for key in _SPECIAL}
     content["added_tokens"] = [
@@ -219,13 +223,7 @@ def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[dict[str, Any],
             f"{fields.where}pre is {shown(pre)}, expected one of {', '.join(_CUTS)}; edgetok "
             "does not know how it splits words; convert the original checkpoint"
         )
-    merges = []
-    for merge in fields.strings("merges"):
-        left, space, right = merge.partition(" ")
-        if not (space and left in vocab and right in vocab and left + right in vocab):
-            raise CheckpointError(f"{fields.where}merges: {merge!r:.80} does not join two tokens")
-        merges.append([left, right])
-    content = _tokenizer(vocab, merges)
+    content = _tokenizer(vocab, _merges(fields, vocab))
     content["model"]["ignore_merges"] = pre in _WHOLE_WORDS
     content |= {
         "normalizer": {"type": "NFC"} if pre in _NFC else None,
@@ -235,10 +233,21 @@ def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[dict[str, Any],
     return content, pre in _WHOLE_WORDS
 
 
-def _sentencepiece(
+def _merges(fields: _Fields, vocab: dict[str, int]) -> list[list[str]]:
+    """Return the file's merges."""
+    merges = []
+    for merge in fields.strings("merges"):
+        left, space, right = merge.partition(" ")
+        if not (space and left in vocab and right in vocab and left + right in vocab):
+            raise CheckpointError(f"{fields.where}merges: {merge!r:.80} does not join two tokens")
+        merges.append([left, right])
+    return merges
+
+
+def _by_score(
     fields: _Fields, tokens: list[str], types: Sequence[float], vocab: dict[str, int]
-) -> tuple[dict[str, Any], bool]:
-    """Return tokenizer.json of sentencepiece's BPE."""
+) -> list[list[str]]:
+    """Return the merges of sentencepiece's BPE, which a file has scores in the place of."""
     scores = fields.numbers("scores", len(tokens))
     joined = {token: i for token, i in vocab.items() if types[i] == _NORMAL}
     ranked = []
@@ -254,8 +263,19 @@ def _sentencepiece(
             if left is not None and right is not None:
                 ranked.append((-scores[i], left, right))
     ranked.sort()
+    return [[tokens[left], tokens[right]] for _, left, right in ranked]
+
+
+def _sentencepiece(
+    fields: _Fields,
+    tokens: list[str],
+    types: Sequence[float],
+    vocab: dict[str, int],
+    merges: list[list[str]],
+) -> tuple[dict[str, Any], bool]:
+    """Return tokenizer.json of sentencepiece's BPE."""
     unknown = fields.get("unknown_token_id")
-    content = _tokenizer(vocab, [[tokens[left], tokens[right]] for _, left, right in ranked])
+    content = _tokenizer(vocab, merges)
     content["model"] |= {
         "unk_token": fields.token("unknown_token_id", tokens) if unknown is not None else None,
         "fuse_unk": True,

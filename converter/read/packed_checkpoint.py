@@ -60,7 +60,7 @@ class PackedCheckpoint(CodedCheckpoint):
         settings = inner.config[KEY]
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         if not isinstance(method, str) or method not in _PARTS:
-            known = ", ".join((*_PARTS, "mxfp4"))
+            known = ", ".join((*_PARTS, "mxfp4", "bitnet"))
             raise UnsupportedError(
                 f"config.json: {KEY} has quant_method {method!r:.40}, expected one of {known}; "
                 "convert the original checkpoint"

@@ -9,6 +9,8 @@ from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
 from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
 from edgetok.converter.read.plain_llama import plain_llama
 from edgetok.converter.read.sentence_modules import with_modules
+from edgetok.converter.read.ternary_checkpoint import METHOD as TERNARY
+from edgetok.converter.read.ternary_checkpoint import TernaryCheckpoint
 from edgetok.converter.read.text_tower import text_tower
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.formats.checkpoint import Checkpoint, open_checkpoint
@@ -69,6 +71,8 @@ def open_source(path: Path) -> Checkpoint:
     settings = checkpoint.config.get(KEY)
     if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
         return Mxfp4Checkpoint(checkpoint)
+    if isinstance(settings, dict) and settings.get("quant_method") == TERNARY:
+        return TernaryCheckpoint(checkpoint)
     if KEY in checkpoint.config:
         return PackedCheckpoint(checkpoint)
     return with_modules(plain_llama(checkpoint))

@@ -129,6 +129,9 @@ def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
         gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], scope)], f"{scope}.silu")
     elif op.kind == "sigmoid":
         gate = g.op("Sigmoid", [gate], f"{scope}.sigmoid")
+    elif op.kind == "relu2":
+        gate = g.op("Clip", [gate, g.float(0.0)], f"{scope}.positive")
+        gate = g.op("Mul", [gate, gate], f"{scope}.squared")
     else:
         approximate = "tanh" if op.kind == "gelu_tanh" else "none"
         gate = g.op("Gelu", [gate], scope, approximate=approximate)

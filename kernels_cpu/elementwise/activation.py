@@ -1,6 +1,7 @@
 """Gates of the feed-forward layer and of attention, and the cap of the logits.
 
     <kind>_mul: out = activation(gate) * up (arXiv 2002.05202)
+    relu2_mul: out = max(gate, 0)^2 * up (arXiv 2109.08668)
     clamped_swiglu_mul: out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up within -7..7
         (gpt-oss, model card)
     softcap: x = limit * tanh(scale * x / limit) (arXiv 2408.00118, section 2)
@@ -58,6 +59,13 @@ def _product(activated, up):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _relu2(gate):  # type: ignore[no-untyped-def]
+    """max(g, 0)^2."""
+    positive = maximum(gate, splat_f32(np.float32(0.0)))
+    return mul(positive, positive)
+
+
+@inline
 def _swish_below(gate):  # type: ignore[no-untyped-def]
     """g sigmoid(alpha g) with g = min(gate, limit)."""
     g = minimum(gate, splat_f32(_LIMIT))
@@ -96,6 +104,7 @@ _silu = _gated(vmath.silu)
 _sigmoid = _gated(vmath.sigmoid)
 _gelu = _gated(vmath.gelu)
 _gelu_tanh = _gated(vmath.gelu_tanh)
+_relu2_gated = _gated(_relu2)
 _clamped_swiglu = _gated(_swish_below, _product_one_more)
 
 
@@ -121,6 +130,12 @@ def gelu_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
 def gelu_tanh_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
     """out = gelu(gate) * up with its tanh approximation (arXiv 1606.08415)."""
     _gelu_tanh(instr, ctx, tid, threads)
+
+
+@kernel
+def relu2_mul(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """out = max(gate, 0)^2 * up (arXiv 2109.08668)."""
+    _relu2_gated(instr, ctx, tid, threads)
 
 
 @kernel

@@ -33,6 +33,7 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid_mul",
     "gelu": "gelu_mul",
     "gelu_tanh": "gelu_tanh_mul",
+    "relu2": "relu2_mul",
     "clamped_swiglu": "clamped_swiglu_mul",
 }
 # Of clamped_swiglu.

@@ -20,6 +20,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
 }
 
 
@@ -30,6 +31,7 @@ def decoder_sizes(
     kv_heads: int | None = None,
     head_dim: int = 0,
     norm_eps: str = "rms_norm_eps",
+    inner: int | None = None,
 ) -> dict[str, Any]:
     """Return the fields of `DecoderSpec` that every family reads under the same keys.
 
@@ -39,6 +41,7 @@ def decoder_sizes(
         kv_heads: default for an absent `num_key_value_heads`; None: as many as heads.
         head_dim: default for an absent `head_dim`; 0: hidden_size / num_attention_heads.
         norm_eps: key of what norms add to the mean.
+        inner: default for an absent `intermediate_size`; None: it is required.
     """
     hidden_size = config.integer("hidden_size", high=1 << 20)
     num_heads = config.integer("num_attention_heads", high=1 << 12)
@@ -60,7 +63,7 @@ def decoder_sizes(
         "family": config.text("model_type"),
         "vocab_size": config.integer("vocab_size", high=1 << 24),
         "hidden_size": hidden_size,
-        "intermediate_size": config.integer("intermediate_size", high=1 << 22),
+        "intermediate_size": config.integer("intermediate_size", inner, high=1 << 22),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads or num_heads,
         "head_dim": dim,

@@ -9,8 +9,7 @@ from edgetok.models.config.decoder import decoder_sizes, expert_layers
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
 from edgetok.models.family import Family
-from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers
-from edgetok.models.layers.experts import Experts
+from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers, read_shared_experts
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
 # What a `text_config` may leave out.
@@ -29,14 +28,7 @@ def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
     sizes = decoder_sizes(config, kv_heads=2, head_dim=256)
     bias = config.flag("attention_bias")
-    experts = Experts(
-        experts=config.integer("num_experts", 512, high=1024),
-        top=config.integer("num_experts_per_tok", 10, high=32),
-        size=config.integer("moe_intermediate_size", 512, high=1 << 20),
-        normed=config.flag("norm_topk_prob", True),
-        shared_size=config.integer("shared_expert_intermediate_size", 512, high=1 << 20),
-        shared_router=True,
-    )
+    experts = read_shared_experts(config, experts=512, top=10)
     networks = [layer.ffn for layer in expert_layers(config, experts, 0)]
     mixers = read_hybrid_mixers(config)
     spec = DecoderSpec(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_choice, check_integer
@@ -34,6 +34,7 @@ class Attention(Mixer):
         keys_as_values: whether values are keys as k_proj gives them; there is no v_proj then.
         shares: the earlier layer whose keys and values it looks at, with its window; -1: its own.
         sinks: whether each head has a score of a value of zeros, a parameter.
+        sub_norm: whether the result of all heads is normed before o_proj (arXiv 2310.11453).
     """
 
     window: int = 0
@@ -45,6 +46,7 @@ class Attention(Mixer):
     keys_as_values: bool = False
     shares: int = -1
     sinks: bool = False
+    sub_norm: bool = False
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
@@ -54,10 +56,17 @@ class Attention(Mixer):
         check_integer("layer: ", "kv_heads", self.kv_heads, 0, 1 << 12)
         check_integer("layer: ", "head_dim", self.head_dim, 0, 1 << 12)
         check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
-        for name in ("gated", "v_norm", "keys_as_values", "sinks"):
+        for name in ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm"):
             check_choice("layer: ", name, getattr(self, name), (True, False))
         if self.keys_as_values and not self.v_norm:
             raise ArtefactError("spec: layer: keys_as_values needs v_norm")
+
+    def fields(self) -> dict[str, Any]:
+        """See `LayerPart.fields`; what nearly no model has is left out."""
+        fields = Mixer.fields(self)
+        if not self.sub_norm:
+            del fields["sub_norm"]
+        return fields
 
     def sizes(self, spec: DecoderSpec) -> tuple[int, int]:
         """Heads of keys and values, and dims of a head."""
@@ -177,5 +186,14 @@ class Attention(Mixer):
                 up="mixed",
                 result="mixed",
                 size=width,
+            )
+        if self.sub_norm:
+            yield Norm(
+                layer=layer,
+                weight=f"{place.prefix}attn_sub_norm",
+                source="mixed",
+                result="mixed",
+                size=width,
+                eps=spec.norm_eps,
             )
         yield from place.residual("o_proj", "mixed", width, spec.o_bias)

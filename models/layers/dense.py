@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgetok.models.layers.kind import FeedForward, Place, register
-from edgetok.models.ops import ActivationMul, Op
+from edgetok.models.ops import ActivationMul, Norm, Op
 
 
 @register
@@ -22,8 +22,14 @@ class Dense(FeedForward):
         return dense_operations(place, place.spec.intermediate_size)
 
 
-def dense_operations(place: Place, inner: int) -> Iterator[Op]:
-    """Return the operations of a network with so many inner values."""
+def dense_operations(place: Place, inner: int, *, normed: str = "") -> Iterator[Op]:
+    """Return the operations of a network with so many inner values.
+
+    Args:
+        place: where in the decoder.
+        inner: how many.
+        normed: the norm of inner values before down_proj; none without a name.
+    """
     spec = place.spec
     for which in ("gate", "up"):
         yield place.linear(
@@ -37,4 +43,13 @@ def dense_operations(place: Place, inner: int) -> Iterator[Op]:
         result="gate",
         size=inner,
     )
+    if normed:
+        yield Norm(
+            layer=place.layer,
+            weight=place.prefix + normed,
+            source="gate",
+            result="gate",
+            size=inner,
+            eps=spec.norm_eps,
+        )
     yield from place.residual("down_proj", "gate", inner, spec.mlp_bias)

@@ -47,13 +47,14 @@ def test_rms_norm_equals_torch() -> None:
     np.testing.assert_array_equal(reference.rms_norm(np.zeros((1, 72)), weight, 1e-5), 0)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu2"])
 def test_activation_equals_torch(kind: str) -> None:
     x = np.concatenate([RNG(3).standard_normal(100) * 3, [0.0, -800.0, 800.0]]).reshape(1, -1)
     function = {
         "silu": torch.nn.functional.silu,
         "gelu": torch.nn.functional.gelu,
         "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
+        "relu2": lambda t: torch.nn.functional.relu(t) ** 2,
     }[kind]
     expected = function(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(reference.activation(x, kind), expected, rtol=1e-12, atol=1e-15)

@@ -152,7 +152,7 @@ def test_norm_inside(device, T):
 
 
 @pytest.mark.parametrize("T", [1, 3])
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu2"])
 def test_gate(device, T, kind):
     """Two layers below each other are one product; its result is in plane order."""
     N, K = 50, 96

@@ -227,7 +227,7 @@ def _gpt_oss(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
     return "gpt-oss", fields, _renamed("gpt-oss", config, rest) | own
 
 
-def _qwen3_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+def _qwen3_5(config: Fields, weights: Weights, arch: str = "qwen35") -> tuple[str, Fields, Weights]:
     """Heads of values stand by their place among those that share a key head."""
     keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
     before = 2 * keys * config["linear_key_head_dim"]
@@ -249,7 +249,14 @@ def _qwen3_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
             result[name] = tiled(weight, dim)
     fields = _common(config) | _delta_fields(config)
     fields["rope.dimension_sections"] = [2, 2, 2, 0]  # of the pairs that turn
-    return "qwen35", fields, _renamed("qwen35", config, result) | _guessing(config)
+    return arch, fields, _renamed(arch, config, result) | _guessing(config)
+
+
+def _qwen3_5_moe(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    names = {f"{which}_proj": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
+    rest, stacks = _split_stacks(_stacked(weights, names))
+    _, fields, tensors = _qwen3_5({**config, "intermediate_size": None}, rest, "qwen35moe")
+    return "qwen35moe", fields | _expert_fields(config), tensors | stacks
 
 
 def _qwen3_next(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
@@ -266,15 +273,20 @@ def _qwen3_next(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]
         place = f"blk.{name.split('.')[2]}."
         own[f"{place}attn_qkv.weight"] = np.concatenate([q, k, v])
         own[f"{place}attn_gate.weight"] = z
-    fields = _common(config) | _delta_fields(config) | {
+    fields = _common(config) | _delta_fields(config) | _expert_fields(config)
+    tensors = _renamed("qwen3next", config, rest) | own | stacks | _guessing(config)
+    gates = [name for name in tensors if "gate_inp_shexp" in name]
+    return "qwen3next", fields, tensors | {name: tensors[name][0] for name in gates}
+
+
+def _expert_fields(config: Fields) -> Fields:
+    """Sizes of experts of which one is shared."""
+    return {
         "expert_count": config["num_experts"],
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config["moe_intermediate_size"],
         "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
-    }  # fmt: skip
-    tensors = _renamed("qwen3next", config, rest) | own | stacks | _guessing(config)
-    gates = [name for name in tensors if "gate_inp_shexp" in name]
-    return "qwen3next", fields, tensors | {name: tensors[name][0] for name in gates}
+    }
 
 
 def _delta(weights: Weights) -> Weights:
@@ -316,6 +328,40 @@ def _delta_fields(config: Fields) -> Fields:
         "attention.recurrent_layers": [*(kind == "linear_attention" for kind in kinds), False],
         "full_attention_interval": config.get("full_attention_interval", 4),
     }
+
+
+def _gemma4(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Heads and rotation of full attention under the common names; factors of dims that stay."""
+    kinds, shared = config["layer_types"], config["num_kv_shared_layers"]
+    slides = [kind == "sliding_attention" for kind in kinds]
+    full = next(iter(config["per_layer_config"].values()))
+    ropes, inner = config["rope_parameters"], config["intermediate_size"]
+    dim, pairs = full["head_dim"], full["head_dim"] // 2
+    turning = int(dim * ropes["full_attention"]["partial_rotary_factor"] / 2)
+    own = {**config, "head_dim": dim, "rope_parameters": ropes["full_attention"]}
+    heads = {True: config["num_key_value_heads"], False: full.get("num_key_value_heads")}
+    fields = _common(own) | {
+        "feed_forward_length": [inner] * (len(kinds) - shared) + [2 * inner] * shared,
+        "attention.head_count_kv": [heads[own] or heads[True] for own in slides],
+        "attention.key_length_swa": config["head_dim"],
+        "attention.value_length_swa": config["head_dim"],
+        "attention.shared_kv_layers": shared,
+        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window_pattern": slides,
+        "embedding_length_per_layer_input": config["hidden_size_per_layer_input"],
+        "final_logit_softcapping": config["final_logit_softcapping"],
+        "rope.freq_base_swa": float(ropes["sliding_attention"]["rope_theta"]),
+        "rope.dimension_count": dim,
+        "rope.dimension_count_swa": config["head_dim"],
+    }
+    named = {f"{n}.weight" if n.endswith("layer_scalar") else n: w for n, w in weights.items()}
+    tensors = _renamed("gemma4", config, named)
+    factors = np.array([1.0] * turning + [1e30] * (pairs - turning), np.float32)
+    # Published files have keys of layers that look at another's.
+    left_over = {
+        f"blk.{len(kinds) - 1}.attn_k.weight": np.ones((dim, config["hidden_size"]), np.float32)
+    }
+    return "gemma4", fields, tensors | left_over | {"rope_freqs.weight": factors}
 
 
 def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
@@ -365,7 +411,9 @@ def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weigh
 
 _FAMILIES = {
     "granitemoehybrid": _granitehybrid,
+    "gemma4_text": _gemma4,
     "qwen3_5_text": _qwen3_5,
+    "qwen3_5_moe_text": _qwen3_5_moe,
     "qwen3_next": _qwen3_next,
     "qwen3_moe": _qwen3_moe,
     "lfm2": _lfm2,

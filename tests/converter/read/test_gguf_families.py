@@ -6,7 +6,9 @@ import torch
 from safetensors.numpy import load_file
 
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.read.source import open_source
 from edgetok.converter.write.written_weights import WrittenWeights
+from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import open_artefact
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
@@ -29,6 +31,9 @@ CASES = {
     }),
     # llama.cpp has heads of keys and of values as wide as each other, and no biases.
     "qwen3_5_text": ("qwen3_5_text", {"linear_value_head_dim": 32, "linear_key_head_dim": 32}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {"linear_value_head_dim": 32, "linear_key_head_dim": 32}),
+    "gemma4": ("gemma4_text", {}),
+    "gemma4_values": ("gemma4_text", {"attention_k_eq_v": False}),
     "qwen3_next": ("qwen3_next", {
         "linear_value_head_dim": 32, "linear_key_head_dim": 32, "attention_bias": False,
         "mlp_only_layers": [],
@@ -111,6 +116,19 @@ def test_integers_of_heads_in_another_order_are_kept(tmp_path):
             found = weights.tensor(f"layers.2.{name}.weight")
             expected = original[f"model.layers.2.linear_attn.{stored}.weight"]
             np.testing.assert_array_equal(found, expected)
+
+
+def test_experts_of_gemma4_are_refused(tmp_path):
+    if "gemma4_text" not in FAMILIES:
+        pytest.skip("the installed transformers does not know gemma4_text")
+    source = tiny_checkpoint("gemma4_text", tmp_path / "source")
+    path = tmp_path / "model.gguf"
+    write_conversion(source, path, fields={"gemma4.expert_count": 128})
+    with pytest.raises(UnsupportedError, match=r"Gemma 4 with experts .* E2B, E4B and 31B"):
+        open_source(path)
+    write_conversion(source, path, fields={"gemma4.feed_forward_length": [100, 50] * 3})
+    with pytest.raises(UnsupportedError, match="feed_forward_length"):
+        open_source(path)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -32,6 +32,20 @@ def made(tokens: list[str], **fields: Any) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
 
 
+def test_merges_of_its_own() -> None:
+    """gemma4: spaces and bytes as sentencepiece has them, merges from the file."""
+    tokens = [*PIECES, "ba"]
+    merges = ["b a", "a b", "▁ a"]
+    tokenizer = made(
+        tokens, model="gemma4", scores=None, merges=merges, add_space_prefix=False,
+        token_type=np.array([*TYPES, 1]),
+    )  # fmt: skip
+    expected = ["<s>", "ab", "▁a", "ba", "<0xC3>", "<0xBC>", "<|im_end|>"]
+    found = tokenizer.encode("ab abaü<|im_end|>")
+    assert found.tokens == expected
+    assert tokenizer.decode(found.ids) == "ab abaü"
+
+
 TEXTS = ["ab <s>a</s>", "a<|im_end|>b", "é\n", "<unk>"]
 
 

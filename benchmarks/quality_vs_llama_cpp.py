@@ -1,7 +1,8 @@
 """KL to the original of edgetok's bits per tensor and of llama.cpp's quantisers, by stored bytes.
 
-    python benchmarks/quality_vs_llama_cpp.py FILE.gguf --text wikitext2.valid.raw \
-        --peer-python PEER_PYTHON --work FOLDER --noise 1 --types Q2_K Q3_K_M IQ4_NL Q4_K_S Q4_K_M
+    python benchmarks/quality_vs_llama_cpp.py FILE.gguf --noise 1 --peer-python PEER_PYTHON \
+        --work FOLDER --text wikitext2.valid.raw seed_tasks.jsonl \
+        --types Q2_K Q3_K_M IQ3_S IQ4_NL Q4_K_S Q4_K_M --bits 4
     python benchmarks/quality_vs_llama_cpp.py models/default --text stories.txt \
         --peer-python PEER_PYTHON
 
@@ -12,9 +13,14 @@ an artefact of at most as many bytes (`--fit --method auto`), and one for each o
 the same calibration windows, those of a conversion without `--calibration`; the importance matrix
 is the mean square of each linear layer's inputs in the original. All run the same token ids, with
 the integer arithmetic and the 8-bit activations that each uses by itself, beside the original in
-transformers. Bytes are those of all tensors. With --work, what is in that folder is not computed
-again; remove `edgetok-*.json` and `sensitivity.json` after a change of the converter. The peers'
-environment needs gguf, llama-cpp-python and numpy.
+transformers. Bytes are those of all tensors.
+
+A text is a plain one, cut into windows of 512 tokens, or a .jsonl of tasks with `instruction` and
+`instances`, whose answers are predicted after the question in the model's chat template (see
+`chat_answers.py`); the first --tokens predictions of each are compared (one number for all texts,
+or one for each). With --work, what is in
+that folder is not computed again; remove `edgetok-*` and `sensitivity.json` after a change of the
+converter. The peers' environment needs gguf, llama-cpp-python and numpy.
 """
 
 from __future__ import annotations
@@ -27,12 +33,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from chat_answers import chat_windows
 
 from edgetok.converter import convert as conversion
 from edgetok.converter.allocate import search
@@ -56,11 +63,11 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("original", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--types", nargs="*", default=["Q2_K", "Q3_K_M", "Q4_K_M"])
     parser.add_argument("--bits", nargs="*", type=int, default=[], help="uniform widths")
-    parser.add_argument("--tokens", type=int, default=4088)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4088], help="of each text")
     parser.add_argument("--noise", type=float, default=0, help="in steps of the file's groups")
     parser.add_argument("--without", nargs="*", default=[], help="steps of auto to leave out")
     parser.add_argument("--work", type=Path, help="folder that keeps what is known")
@@ -88,17 +95,23 @@ class _Comparison:
             write_original(args.original, self._source, args.noise, args.peer_python)
         elif args.noise:
             raise SystemExit("--noise is for GGUF files")
-        conversion.texts_of = self._texts(conversion.texts_of)
+        conversion.texts_of = self._shared_texts(conversion.texts_of)
         search.measure = self._sensitivity(search.measure)
         if not (work / "texts.npz").exists():
             with contextlib.suppress(_Enough):
                 convert(str(self._source), work / "out", ConvertOptions())
-        self._cut = list(self._windows())
+        counts = args.tokens * (len(args.text) if len(args.tokens) == 1 else 1)
+        self._texts = {
+            text.stem: self._windows(text, count)
+            for text, count in zip(args.text, counts, strict=True)
+        }
+        self._cut = [window for cut in self._texts.values() for window in cut]
         self._reference: TransformersReference | None = None
 
     def run(self) -> None:
         """Measure and print cell by cell."""
-        print("| stored as | bytes | KL | perplexity ratio |\n|---|---:|---:|---:|", flush=True)
+        print("| stored as | bytes |" + "".join(f" {t}: KL | ratio |" for t in self._texts))
+        print("|---|---:|" + "---:|---:|" * len(self._texts), flush=True)
         steps: tuple[Step, ...] = tuple(self._args.without)
         plain: dict[str, Any] = {"method": "auto", "reference_tokens": 0, "keep_codes": False}
         options = ConvertOptions(**plain, without=steps)
@@ -107,12 +120,12 @@ class _Comparison:
             _print(f"llama.cpp {kind} with imatrix", cell)
             target = Target(nbytes=cell["bytes"], padded=False)
             name = "-".join([f"edgetok-{kind}", *(f"no_{step}" for step in steps)])
-            ours = self._cell(name, lambda target=target: self._edgetok(options, target))
+            ours = self._cell(name, lambda name=name, t=target: self._edgetok(name, options, t))
             _print("edgetok, bits per tensor", ours)
         for bits in self._args.bits:
             options = ConvertOptions(**plain, without=steps, bits=bits)
             name = "-".join([f"edgetok-{bits}_bits", *(f"no_{step}" for step in steps)])
-            ours = self._cell(name, lambda options=options: self._edgetok(options, None))
+            ours = self._cell(name, lambda name=name, o=options: self._edgetok(name, o, None))
             _print(f"edgetok, {bits} bits", ours)
 
     def _cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -122,24 +135,27 @@ class _Comparison:
         cell: dict[str, Any] = json.loads(path.read_text())
         return cell
 
-    def _edgetok(self, options: ConvertOptions, target: Target | None) -> dict[str, Any]:
-        out = self._work / "out"
-        report = convert(str(self._source), out, options, target=target)
+    def _edgetok(self, name: str, options: ConvertOptions, target: Target | None) -> dict[str, Any]:
+        out = self._work / name
+        if not out.exists():
+            convert(str(self._source), out, options, target=target)
+        report = json.loads((out / "report.json").read_text())
         with Model.load(out, threads=1) as model:
 
             def logits(_: int, window: Window) -> npt.NDArray[np.float32]:
                 cache = model.backend.new_cache(len(window.ids))
                 return model.backend.forward(cache, window.ids, all_logits=True)
 
-            formats = Counter(layer.stored for layer in report.layers)
-            return {
-                "bytes": report.weight_bytes,
-                **self._losses(logits),
-                "formats": dict(formats),
-                "head": report.layers[-1].stored,
-                "notes": report.notes,
-                "seconds": round(report.time_s),
-            }
+            losses = self._losses(logits)
+        stored = [layer["stored"] for layer in report["layers"]]
+        return {
+            "bytes": report["weight_bytes"],
+            "losses": losses,
+            "formats": dict(Counter(stored)),
+            "head": stored[-1],
+            "notes": report["notes"],
+            "seconds": round(report["time_s"]),
+        }
 
     def _peer(self, kind: str) -> dict[str, Any]:
         work, script = self._work, str(Path(__file__).with_name("peer_imatrix.py"))
@@ -155,22 +171,25 @@ class _Comparison:
         losses = self._losses(lambda i, window: result[starts[i] : starts[i + 1]])
         (work / f"{kind}.npy").unlink()
         told = json.loads((work / f"{kind}.json").read_text())
-        return {"bytes": told["bytes"], **losses, "formats": told["types"]}
+        return {"bytes": told["bytes"], "losses": losses, "formats": told["types"]}
 
-    def _losses(self, ours: Logits) -> dict[str, float]:
-        """KL in nats of a model from the original, and the ratio of their perplexities."""
-        kl, loss, wanted, count = 0.0, 0.0, 0.0, 0
-        for i, window in enumerate(self._cut):
-            right, left = ours(i, window), self._theirs(i, window)
-            for first in range(window.first, len(window.ids) - 1, _ROWS):
-                rows = slice(first, min(first + _ROWS, len(window.ids) - 1))
-                p, q = log_softmax(left[rows]), log_softmax(np.asarray(right[rows], np.float32))
-                places, targets = np.arange(len(p)), window.ids[rows.start + 1 : rows.stop + 1]
-                kl += float((np.exp(p) * (p - q)).sum())
-                loss -= float(q[places, targets].sum())
-                wanted -= float(p[places, targets].sum())
-                count += len(p)
-        return {"kl": kl / count, "ratio": math.exp((loss - wanted) / count)}
+    def _losses(self, ours: Logits) -> dict[str, dict[str, float]]:
+        """KL in nats of a model from the original, and the ratio of their perplexities, by text."""
+        result, i = {}, 0
+        for text, cut in self._texts.items():
+            kl = loss = 0.0
+            for window in cut:
+                right, left = ours(i, window), self._theirs(i, window)
+                i += 1
+                for first in range(window.first, len(window.ids) - 1, _ROWS):
+                    rows = slice(first, min(first + _ROWS, len(window.ids) - 1))
+                    p, q = log_softmax(left[rows]), log_softmax(np.asarray(right[rows], np.float32))
+                    places, targets = np.arange(len(p)), window.ids[rows.start + 1 : rows.stop + 1]
+                    kl += float((np.exp(p) * (p - q)).sum())
+                    loss += float((p - q)[places, targets].sum())
+            count = sum(len(window.ids) - 1 - window.first for window in cut)
+            result[text] = {"kl": kl / count, "ratio": math.exp(loss / count), "tokens": count}
+        return result
 
     def _original(self) -> TransformersReference:
         self._reference = self._reference or TransformersReference(str(self._source), threads=1)
@@ -183,13 +202,15 @@ class _Comparison:
         logits: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
         return logits
 
-    def _windows(self) -> Iterator[Window]:
+    def _windows(self, text: Path, wanted: int) -> list[Window]:
         checkpoint, folder = open_source(self._source), self._source
         if isinstance(checkpoint, GgufCheckpoint):
             folder = checkpoint.write_assets(self._work / "tokenizer")
         tokenizer = Tokenizer.from_folder(folder, checkpoint.config["vocab_size"])
-        text = documents(self._args.text.read_text(encoding="utf-8"), tokenizer)
-        yield from windows(text, _WINDOW, _WINDOW - 1, self._args.tokens)
+        if text.suffix == ".jsonl":
+            return list(chat_windows(text, folder, tokenizer, _WINDOW, wanted))
+        parts = documents(text.read_text(encoding="utf-8"), tokenizer)
+        return list(windows(parts, _WINDOW, _WINDOW - 1, wanted))
 
     def _peer_source(self) -> Path:
         """Return the original as a GGUF file."""
@@ -208,7 +229,7 @@ class _Comparison:
         with np.load(self._work / "texts.npz") as kept:
             return Texts(kept["learned"], kept["held_out"]).calibration(ConvertOptions())
 
-    def _texts(self, real: Callable[..., Texts]) -> Callable[..., Texts]:
+    def _shared_texts(self, real: Callable[..., Texts]) -> Callable[..., Texts]:
         """Make conversions share the calibration text, which is the same for all of them."""
         path = self._work / "texts.npz"
 
@@ -238,7 +259,8 @@ class _Comparison:
 
 
 def _print(label: str, cell: dict[str, Any]) -> None:
-    print(f"| {label} | {cell['bytes']:,} | {cell['kl']:.4f} | {cell['ratio']:.3f} |", flush=True)
+    losses = "".join(f" {t['kl']:.4f} | {t['ratio']:.3f} |" for t in cell["losses"].values())
+    print(f"| {label} | {cell['bytes']:,} |{losses}", flush=True)
     formats = ", ".join(f"{n} of {what}" for what, n in sorted(cell["formats"].items()))
     print("  " + formats, *cell.get("notes", ()), flush=True, file=sys.stderr)
 

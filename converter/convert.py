@@ -154,7 +154,9 @@ def convert(
         tokens, reason = reference_tokens(weights, options)
         texts = None
         if calibrates or tokens:
-            texts = texts_of(weights, options, workspace, progress, calibrates=calibrates)
+            texts = texts_of(
+                weights, options, workspace, progress, calibrates=calibrates, compared=tokens
+            )
             notes += texts.notes
         fitting = None
         if target is not None and texts is not None:

@@ -64,6 +64,11 @@ class ConvertOptions:
         int | None, "Bits of the output head and the embedding.  [default: 8, or 16 with --bits 16]"
     ] = None
     symmetric: Annotated[bool, "Store no zero points."] = False
+    gpu: Annotated[
+        bool,
+        "Choose only formats that the GPU backend and other engines run as they are: no table of "
+        "levels, no 5 bits.",
+    ] = False
     calibration: Annotated[
         Path | None,
         "Text file to calibrate on, instead of the built-in text and text that the model "
@@ -150,6 +155,20 @@ class ConvertOptions:
         return REFINED if wanted else 0
 
     @property
+    def tables(self) -> bool:
+        """Return whether 4 bits choose levels of a table where the matrix allows it.
+
+        In groups of 32 that loses less than zero points do and takes fewer bytes. Training codes
+        needs evenly spaced ones, and the table's scales have to be searched.
+        """
+        return (
+            self.method == "auto"
+            and "search" in self.steps
+            and self.group_size == 32
+            and not (self.symmetric or self.gpu or self.refine)
+        )
+
+    @property
     def effective_head_bits(self) -> int:
         """Return the bits of the output head and the embedding."""
         if self.head_bits is not None:
@@ -162,6 +181,8 @@ class ConvertOptions:
         values["calibration"] = None if self.calibration is None else self.calibration.name
         values["without"] = sorted(self.without)
         values["head_bits"] = self.effective_head_bits
+        if not self.gpu:
+            del values["gpu"]  # as in reports from before there was a choice
         return values
 
 

@@ -24,7 +24,6 @@ class Target:
         cache_bytes: how large a cache is for a decoder and a number of tokens.
         padded: whether the pages that tensors begin with count, as they do in memory; without them
             different choices compare on their weights alone.
-        gpu: whether only formats are chosen that the GPU backend runs, too: no 5 bits, no tables.
     """
 
     nbytes: int | None = None
@@ -32,7 +31,6 @@ class Target:
     context_tokens: int = 0
     cache_bytes: Callable[[DecoderSpec, int], int] | None = None
     padded: bool = True
-    gpu: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be aimed at.
@@ -56,7 +54,6 @@ class Target:
             "most_kl": self.most_kl,
             "context_tokens": self.context_tokens,
             "padded": self.padded,
-            "gpu": self.gpu,
         }
 
     def options(self, options: ConvertOptions) -> ConvertOptions:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
 from edgetok.converter.durable import write_durably
-from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions, learns_whole
+from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.workspace import Workspace
@@ -125,6 +125,7 @@ def texts_of(
     progress: Progress,
     *,
     calibrates: bool,
+    compared: int,
 ) -> Texts:
     """Return the user's text, else self-generated text, which is stored beside the journal.
 
@@ -137,6 +138,7 @@ def texts_of(
         workspace: with the tokenizer.
         progress: called while the model writes.
         calibrates: whether text is needed for more than a comparison.
+        compared: tokens to compare on.
 
     Raises:
         CheckpointError: there is no tokenizer, or it belongs to another model.
@@ -162,8 +164,10 @@ def texts_of(
             f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
         )
         return Texts(few, others, (note,))
-    held_out = -(-(options.reference_tokens or REFERENCE_TOKENS) // (length - 1))
-    wanted = options.calibration_windows * (2 if options.method == "auto" else 1)
+    held_out = max(1, -(-compared // (length - 1)))
+    # Twice as many where `tune` learns from all of them, which calibrates on some.
+    twice = options.method == "auto" and learns_whole(weights.parameters)
+    wanted = options.calibration_windows * (2 if twice else 1)
     own = math.ceil(_OWN_SHARE * wanted) if calibrates else 0
     # A code that learns needs to be told more often than a scale.
     refine = options.refinement(weights.parameters) if calibrates else 0

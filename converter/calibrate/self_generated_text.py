@@ -34,7 +34,8 @@ from edgetok.text.template import ChatTemplate
 MOST_WEIGHTS = 150_000_000
 
 _SEED = 12
-_CACHE_BYTES = 256 << 20
+# A step reads all weights, for however many windows: 25 windows of SmolLM2-135M are one batch.
+_CACHE_BYTES = 640 << 20
 _MARK = "edgetok writes here"
 _OLD_CACHE = "past_key_values"
 

@@ -21,7 +21,8 @@ from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes
 from edgetok.models.family import Family, TensorSource
-from edgetok.models.operations import kept_at_16_bits, operations
+from edgetok.models.operations import expert_counts, kept_at_16_bits, operations
+from edgetok.models.ops import PER_LAYER_TABLE
 from edgetok.models.tensors import tensor_shapes
 
 Floats = npt.NDArray[np.float32]
@@ -196,7 +197,8 @@ def choose_formats(
     formats: dict[str, TensorFormat] = {}
     reasons: dict[str, str] = {}
     kept_names = kept_at_16_bits(operations(weights.family.spec))
-    for name in linear_shapes(weights.family.spec):
+    without_table = {*expert_counts(operations(weights.family.spec)), PER_LAYER_TABLE}
+    for name, shape in linear_shapes(weights.family.spec).items():
         kept = weights.codes(name + ".weight")
         if kept is not None:
             formats[name] = kept.form
@@ -216,6 +218,9 @@ def choose_formats(
             own = name in kept_names
             kind = "behind the pooling" if name.startswith("vector_proj") else "a router or a gate"
             reasons[name] = kind if own else "16 bits were asked for"
+        if bits == 4 and options.tables and name not in without_table and shape.K % 32 == 0:
+            formats[name] = TensorFormat(4, 32, table=True)
+            continue
         formats[name] = TensorFormat(
             bits,
             options.group_size if bits < 16 else 32,

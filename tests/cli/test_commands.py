@@ -147,7 +147,6 @@ def test_schema(edgetok: Run, tmp_path: Path, command: str) -> None:
         (["bench", "nowhere"], "nowhere"),
         (["convert", "no/such/folder", "--out", "o"], "no/such/folder: no such folder"),
         (["convert", "m", "--bits", "5"], "'5' is not one of"),
-        (["convert", "m", "--gpu"], "--gpu needs --fit SIZE or --max-kl X"),
     ],
     ids=str,
 )

@@ -282,6 +282,43 @@ def test_calibration_beats_rounding(family, tmp_path):
     assert kl["gptq"] < 0.8 * kl["rtn"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "table"),
+    [
+        ({}, True), ({"head_bits": 4}, True), ({"gpu": True}, False), ({"method": "gptq"}, False),
+        ({"method": "rtn"}, False), ({"symmetric": True}, False), ({"group_size": 64}, False),
+        ({"refine": 5}, False), ({"without": ("search",)}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_four_bits_of_auto_are_a_table(tmp_path, changed, table):
+    """In groups of 32 whose inputs are whole groups; other engines and training need even codes."""
+    source = tiny_checkpoint("llama", tmp_path, hidden_size=64, intermediate_size=72, head_dim=16)
+    checkpoint = open_checkpoint(source)
+    weights = CanonicalWeights(
+        checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
+    )
+    options = ConvertOptions(bits=4, **changed)
+    formats, _ = choose_formats(weights, options, survey(weights, Spy(), 1))
+    assert formats["layers.0.q_proj"].table == table
+    assert formats["layers.0.q_proj"].zeros == (not table and not options.symmetric)
+    assert not formats["layers.0.down_proj"].table
+    assert formats["lm_head"].table == (table and options.head_bits == 4)
+
+
+def test_experts_get_no_table(tmp_path):
+    source = tiny_checkpoint("olmoe", tmp_path, hidden_size=64, intermediate_size=64, head_dim=16)
+    checkpoint = open_checkpoint(source)
+    weights = CanonicalWeights(
+        checkpoint, read_family(checkpoint.config, checkpoint.generation_config)
+    )
+    formats, _ = choose_formats(weights, ConvertOptions(), survey(weights, Spy(), 1))
+    assert formats["layers.0.q_proj"].table
+    experts = [form for name, form in formats.items() if ".experts." in name or "expert" in name]
+    assert experts
+    assert not any(form.table for form in experts)
+
+
 def test_large_models_are_compared_on_less():
     options = ConvertOptions()
     assert [default_reference_tokens(n, options) for n in (10**8, 10**9)] == [4096, 2048]

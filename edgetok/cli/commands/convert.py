@@ -51,11 +51,7 @@ from edgetok.quantities import parse_bytes
     type=float,
     help="Choose them for the smallest model that loses at most this, in nats, e.g. 0.05.",
 )
-@click.option(
-    "--gpu",
-    is_flag=True,
-    help="With --fit or --max-kl: choose only formats that the GPU backend runs as well.",
-)
+@common.options_of(ConvertOptions, "gpu")
 @common.options_of(ConvertOptions, "revision")
 @click.option(
     "-o",
@@ -83,8 +79,6 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
         target = _target(given)
     elif given["context"]:
         raise OptionError("--context needs --fit SIZE; add it, or remove --context")
-    elif given["gpu"]:
-        raise OptionError("--gpu needs --fit SIZE or --max-kl X; add one, or remove --gpu")
     if out is None:
         path = Path(source).expanduser()
         name = path.resolve().name.removesuffix(".gguf") if path.exists() else source
@@ -114,7 +108,7 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
 
 
 def _target(given: dict[str, Any]) -> Any:
-    """Return the target that --fit, --context, --max-kl and --gpu describe."""
+    """Return the target that --fit, --context and --max-kl describe."""
     from edgetok.converter.allocate.target import Target
 
     return Target(
@@ -122,7 +116,6 @@ def _target(given: dict[str, Any]) -> Any:
         most_kl=given["max_kl"],
         context_tokens=given["context"] or 0,
         cache_bytes=_cache_bytes,
-        gpu=given["gpu"],
     )
 
 

@@ -232,7 +232,11 @@ def test_the_head_is_rounded_for_its_inputs(data, tmp_path):
 
 def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
     options = ConvertOptions(
-        bits=4, method="auto", without=("fold", "search", "gptq", "descent", "tune"), **SMALL
+        bits=4,
+        method="auto",
+        gpu=True,
+        without=("fold", "search", "gptq", "descent", "tune"),
+        **SMALL,
     )
     convert(str(llama), tmp_path / "out", options)
     written, _ = written_weights(llama, tmp_path / "out", options)

@@ -56,8 +56,7 @@ def main() -> None:
         if args.profile:
             profile.enable()
         with original.block(0) as block:
-            refined = quantise_block(block, hidden, job, Silent())["refined"]
-            hidden = block(hidden)
+            refined = quantise_block(block, hidden, job, Silent())[0]["refined"]
         profile.disable()
         seconds = time.monotonic() - begin
     print(

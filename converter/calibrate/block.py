@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,25 @@ from torch.func import functional_call
 
 from edgetok.converter.calibrate.calls import Calls, Windows, batches
 from edgetok.converter.calibrate.expert_parameters import read_stacked, write_stacked
+from edgetok.converter.calibrate.paused import PausedForward
 from edgetok.converter.calibrate.transformers_model import joined
 from edgetok.models.family import TensorSource
 from edgetok.models.operations import layer_operations, stages
 
 if TYPE_CHECKING:
     from edgetok.converter.calibrate.original_model import Original
+
+
+class Paused(NamedTuple):
+    """A block that waits.
+
+    Attributes:
+        observe: runs it up to a linear layer, and shows the layer's inputs.
+        outputs: runs it to its end and returns its outputs.
+    """
+
+    observe: Callable[[str, Callable[[Tensor], None]], None]
+    outputs: Callable[[], Tensor]
 
 
 class Block:
@@ -66,6 +80,39 @@ class Block:
         if calls.shares(self.index):
             calls.keep(self.index, given)
         return torch.cat(results)
+
+    @contextlib.contextmanager
+    def paused(self, hidden: Tensor, linears: Sequence[str]) -> Iterator[Paused]:
+        """Run the block once while its weights are replaced.
+
+        Args:
+            hidden: all windows that were embedded, [B, T, hidden_size].
+            linears: canonical names without the layer of what it waits before, in order of
+                execution.
+        """
+        calls = self._original.calls
+        cut = list(batches(hidden))
+        given = [calls.of(self.index, batch) for batch in cut]
+
+        def forward(batch: slice, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+            return self._run(hidden[batch], *arguments)
+
+        works = [functools.partial(forward, *both) for both in zip(cut, given, strict=True)]
+        running = PausedForward(works, [self._module(name) for name in linears])
+
+        def observe(name: str, see: Callable[[Tensor], None]) -> None:
+            running.up_to(self._module(name), see)
+
+        def outputs() -> Tensor:
+            result = running.outputs()
+            if calls.shares(self.index):
+                calls.keep(self.index, [named for _, named in given])
+            return result
+
+        try:
+            yield Paused(observe, outputs)
+        finally:
+            running.close()
 
     @torch.no_grad()
     def observe(

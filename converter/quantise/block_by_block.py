@@ -69,8 +69,7 @@ def convert_calibrated(
                 if hidden is None:
                     hidden = _hidden_before(original, windows, index, workspace.folder)
                 with original.block(index) as block:
-                    result = quantise_block(block, hidden, job, progress)
-                    hidden = block(hidden)
+                    result, hidden = quantise_block(block, hidden, job, progress)
                 _keep_hidden(hidden, index, workspace.folder)
                 if original.calls.shares(index):
                     write_durably(
@@ -78,7 +77,7 @@ def convert_calibrated(
                     )
             else:
                 rounder = rounder_of_ends(job.options)
-                if "lm_head" in modules and calibrates_head(job.options):
+                if "lm_head" in modules and calibrates_head(job.options, job.formats["lm_head"]):
                     if hidden is None:
                         last = job.weights.family.spec.num_layers
                         hidden = _hidden_before(original, windows, last, workspace.folder)

@@ -34,6 +34,8 @@ from edgetok.models.operations import expert_counts
 
 _ERROR_TOKENS = 512
 OutputError = Callable[[str, Tensor, Tensor], float | None]
+# Runs a block up to a linear layer and shows the layer's inputs [tokens, K], a batch at a time.
+Observe = Callable[[str, Callable[[Tensor], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ class Observer(Protocol):
         """Add inputs [tokens, K]."""
 
 
-def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -> dict[str, Any]:
+def quantise_block(
+    block: Block, hidden: Tensor, job: Job, progress: Progress
+) -> tuple[dict[str, Any], Tensor]:
     """Quantise and write one block; afterwards it computes with the weights that were written.
 
     Args:
@@ -81,7 +85,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
 
     Returns:
         What the journal keeps: fields of `LayerReport`s, notes, and where codes learned the errors
-        of the block's output before and after.
+        of the block's output before and after. And the quantised block's output.
     """
     layer = f"layers.{block.index}."
     notes = []
@@ -94,14 +98,48 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
             job.threads,
             options=job.options if job.options.method == "auto" else None,
         )
+    experts = {n.removeprefix(layer) for n in expert_counts(block.operations)}
+    if experts:  # which are shown their inputs in another way
+        rerun = functools.partial(_rerun, block, hidden)
+        made = _quantise_stages(block, hidden, job, experts, rerun)
+        output = None
+    else:
+        with block.paused(hidden, [stage[0] for stage in block.stages]) as paused:
+            made = _quantise_stages(block, hidden, job, experts, paused.observe)
+            output = paused.outputs()
+    refined = None
+    if wanted is not None and made.rounded:
+        refined, output = _refine(block, hidden, wanted, made.rounded, job, progress), None
+    written_above = {f"{name}.weight" for stage in block.stages for name in stage}
+    for name in block.names:
+        if name not in written_above:
+            job.data.write(layer + name, block.get(name).numpy())
+    kept = {"layers": made.errors, "notes": notes, "refined": refined, "few": made.few}
+    return kept, block(hidden) if output is None else output
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """What became of a block's matrices; see `quantise_block`."""
+
+    errors: list[dict[str, Any]]
+    rounded: dict[str, Quantised]
+    few: tuple[int, ...]
+
+
+def _quantise_stages(
+    block: Block, hidden: Tensor, job: Job, experts: set[str], observe: Observe
+) -> _Stages:
+    """Quantise and write all matrices of a block, stage by stage."""
+    layer = f"layers.{block.index}."
     errors = []
     rounded: dict[str, Quantised] = {}
     few: tuple[int, ...] = ()
     routed: Routed | None = None
-    experts = {n.removeprefix(layer) for n in expert_counts(block.operations)}
     for stage in block.stages:
         if experts.isdisjoint(stage):
-            sample, result = _round_stage(block, hidden, stage, job)
+            tokens = hidden.shape[0] * hidden.shape[1]
+            sample, result = _round_stage(block, tokens, stage, job, observe)
             inputs = sample.inputs()
             error: OutputError = functools.partial(_output_error, inputs)
         else:
@@ -128,14 +166,7 @@ def quantise_block(block: Block, hidden: Tensor, job: Job, progress: Progress) -
             )
             block.set(name + ".weight", written)
         rounded |= result
-    refined = None
-    if wanted is not None and rounded:
-        refined = _refine(block, hidden, wanted, rounded, job, progress)
-    written_above = {f"{name}.weight" for stage in block.stages for name in stage}
-    for name in block.names:
-        if name not in written_above:
-            job.data.write(layer + name, block.get(name).numpy())
-    return {"layers": errors, "notes": notes, "refined": refined, "few": few}
+    return _Stages(errors, rounded, few)
 
 
 def _refine(
@@ -157,21 +188,21 @@ def _refine(
 
 
 def _round_stage(
-    block: Block, hidden: Tensor, stage: tuple[str, ...], job: Job
+    block: Block, tokens: int, stage: tuple[str, ...], job: Job, observe: Observe
 ) -> tuple[Sample, dict[str, Quantised]]:
     """Inputs of a stage's layers, and what those become that are to be quantised."""
     forms = _quantised_forms(block, stage, job)
     inputs = block.get(stage[0] + ".weight").shape[1]
-    sample = Sample(hidden.shape[0] * hidden.shape[1], _ERROR_TOKENS)
+    sample = Sample(tokens, _ERROR_TOKENS)
     if not forms:
-        _observe(block, hidden, stage[0], sample)
+        observe(stage[0], sample.add)
         return sample, {}
     weights = [block.get(name + ".weight") for name in forms]
     if job.options.method == "awq":
         products = {
             form.group_size: GroupProducts(inputs, form.group_size) for form in forms.values()
         }
-        _observe(block, hidden, stage[0], sample, *products.values())
+        observe(stage[0], _all(sample, *products.values()))
         result = [
             quantise_clipped(
                 weight,
@@ -185,7 +216,7 @@ def _round_stage(
         ]
     else:
         hessian = gptq.Hessian(inputs)
-        _observe(block, hidden, stage[0], sample, hessian)
+        observe(stage[0], _all(sample, hessian))
         result = round_layers(
             weights, hessian.mean(), list(forms.values()), job.options, job.threads
         )
@@ -197,12 +228,17 @@ def _quantised_forms(block: Block, stage: tuple[str, ...], job: Job) -> dict[str
     return {name: form for name, form in forms.items() if form.quantised}
 
 
-def _observe(block: Block, hidden: Tensor, linear: str, *observers: Observer) -> None:
-    def see(_: str, x: Tensor) -> None:
+def _all(*observers: Observer) -> Callable[[Tensor], None]:
+    def see(x: Tensor) -> None:
         for observer in observers:
             observer.add(x)
 
-    block.observe(hidden, (linear,), see)
+    return see
+
+
+def _rerun(block: Block, hidden: Tensor, linear: str, see: Callable[[Tensor], None]) -> None:
+    """An `Observe` that runs the block from its beginning."""
+    block.observe(hidden, (linear,), lambda _, x: see(x))
 
 
 def _write_quantised(job: Job, name: str, result: Quantised) -> Tensor:

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from edgetok.converter.calibrate import original_model as blocks
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
+from edgetok.models.operations import expert_counts
 from edgetok.models.registry import read_family
 from tests.tiny import FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -144,3 +147,50 @@ def test_bfloat16_products_round_and_no_more(tmp_path, monkeypatch):
         assert exact.dtype == rounded.dtype == torch.float32
         error = (exact - rounded).norm() / exact.norm()
         assert 0 < error < 2**-6  # bfloat16 has 8 bits; a few roundings follow each other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_that_waits_computes_what_one_that_begins_again_does(family, tmp_path, monkeypatch):
+    """Weights change before each group of layers; some batches run while others wait."""
+    monkeypatch.setattr(calls, "_BATCH_TOKENS", 24)
+    tiny_checkpoint(family, tmp_path)
+    weights = open_weights(tmp_path)
+    original = Original(weights)
+    hidden = original.embed(np.random.default_rng(3).integers(0, VOCAB_SIZE, (5, 12)))
+    for index in range(weights.family.spec.num_layers):
+        with original.block(index) as block:
+            if expert_counts(block.operations):
+                hidden = block(hidden)
+                continue
+            with block.paused(hidden, [stage[0] for stage in block.stages]) as paused:
+                for stage in block.stages:
+                    seen: list[torch.Tensor] = []
+                    again: list[torch.Tensor] = []
+                    paused.observe(stage[0], seen.append)
+                    block.observe(hidden, (stage[0],), lambda _, x, to=again: to.append(x))
+                    assert len(seen) == len(again) > 1
+                    torch.testing.assert_close(torch.cat(seen), torch.cat(again), rtol=0, atol=0)
+                    for name in stage:
+                        block.set(name + ".weight", 1.25 * block.get(name + ".weight"))
+                output = paused.outputs()
+            hidden = block(hidden)
+            torch.testing.assert_close(output, hidden, rtol=0, atol=0)
+
+
+def test_a_block_that_waits_can_be_left(tmp_path):
+    tiny_checkpoint("llama", tmp_path)
+    original = Original(open_weights(tmp_path))
+    hidden = original.embed(np.arange(8).reshape(2, 4))
+    running = threading.active_count()
+    with original.block(0) as block:
+        with block.paused(hidden, ["q_proj", "o_proj"]) as paused:
+            paused.observe("q_proj", lambda _: None)
+            assert threading.active_count() > running
+        assert threading.active_count() == running
+        with (
+            block.paused(hidden, ["o_proj", "q_proj"]) as paused,
+            pytest.raises(RuntimeError, match="waits before"),
+        ):
+            paused.observe("o_proj", lambda _: None)
+        assert threading.active_count() == running
+        assert block(hidden).shape == hidden.shape

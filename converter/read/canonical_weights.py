@@ -221,9 +221,11 @@ def choose_formats(
         if bits == 4 and options.tables and name not in without_table and shape.K % 32 == 0:
             formats[name] = TensorFormat(4, 32, table=True)
             continue
+        # 8 bits gain less by zero points, 3 % of their bytes, than those bytes do anywhere else.
+        fine = is_head and bits == 8 and options.tables
         formats[name] = TensorFormat(
             bits,
             options.group_size if bits < 16 else 32,
-            zeros=bits < 16 and not options.symmetric,
+            zeros=bits < 16 and not options.symmetric and not fine,
         )
     return formats, reasons

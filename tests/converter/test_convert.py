@@ -304,6 +304,7 @@ def test_four_bits_of_auto_are_a_table(tmp_path, changed, table):
     assert formats["layers.0.q_proj"].zeros == (not table and not options.symmetric)
     assert not formats["layers.0.down_proj"].table
     assert formats["lm_head"].table == (table and options.head_bits == 4)
+    assert formats["lm_head"].zeros == (not table and not options.symmetric)
 
 
 def test_experts_get_no_table(tmp_path):

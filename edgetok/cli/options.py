@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -50,6 +51,9 @@ class PathType(click.Path):
         """Return the path."""
         if value == "":
             self.fail(f"it is empty, expected {self.expected}", param, ctx)
+        # A Path drops the "./" that tells a folder from a name of the hub.
+        if isinstance(value, str) and value.startswith("./") and not os.path.exists(value):
+            value = os.path.abspath(value)
         return super().convert(value, param, ctx)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from edgetok.cli.commands.generate import command
 from edgetok.cli.settings import NAMES, find, parse_assignment
-from edgetok.errors import OptionError
+from edgetok.errors import CheckpointError, OptionError
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,10 @@ def test_near_names_of_options(typed: str, meant: str) -> None:
 def test_a_name_that_is_near_nothing_lists_all() -> None:
     with pytest.raises(OptionError, match=f"use one of {', '.join(NAMES)}"):
         find("xyzzy", NAMES, "option")
+
+
+def test_a_misspelt_folder_is_not_a_name_of_the_hub() -> None:
+    """Nothing is looked up in the network for a path that begins with "./"."""
+    done = CliRunner().invoke(command, ["./nosuch/model", "--prompt", "x"])
+    assert isinstance(done.exception, CheckpointError)
+    assert "nosuch/model: no such model or folder" in str(done.exception)

@@ -1,8 +1,9 @@
-"""What this machine's processor can do. No numba here.
+"""What this machine's processor can do. No numba here, and LLVM only where nobody else knows.
 
-LLVM tells x86 features everywhere. On Arm it recognises processors by their part number and leaves
-`dotprod` and `fullfp16` out for many that have them (a Raspberry Pi 5, every Apple machine), so the
-operating system is asked: Linux's auxiliary vector or /proc/cpuinfo, macOS's sysctl.
+The operating system is asked: Linux's auxiliary vector or /proc/cpuinfo, macOS's sysctl. So shipped
+kernels need no llvmlite, and Arm processors are known that LLVM recognises by a part number alone,
+without their `dotprod` and `fullfp16` (a Raspberry Pi 5, every Apple machine). On Windows, and on
+x86 machines with macOS, LLVM is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # LLVM's names of the Arm features that kernels may need, by what Linux and macOS call them.
@@ -22,6 +24,15 @@ _LINUX_NAMES = {
     "asimdhp": "fullfp16",
     "i8mm": "i8mm",
     "bf16": "bf16",
+}
+# The same of x86: Linux's names in /proc/cpuinfo. It leaves out what it does not save for threads.
+_X86_NAMES = {
+    **{name: name for name in ("f16c", "fma", "bmi2", "avx2")},
+    **{name: name for name in ("avx512f", "avx512bw", "avx512vl", "avx512dq")},
+    "avx512_vnni": "avx512vnni",
+    "avx_vnni": "avxvnni",
+    "avx512_bf16": "avx512bf16",
+    "amx_bf16": "amx-bf16",
 }
 _MACOS_NAMES = {
     "hw.optional.AdvSIMD": "neon",
@@ -46,11 +57,23 @@ def host_arch() -> str:
 
 @functools.cache
 def host_features() -> frozenset[str]:
-    """Names of the CPU features that this machine has, as LLVM spells them."""
-    from llvmlite import binding
+    """Names of the CPU features that this machine has, as LLVM spells them.
 
-    found = frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
-    return found | _asked_features() if host_arch() == "aarch64" else found
+    None at all where nobody can be asked; then the portable kernels run.
+    """
+    return _asked_features() or _features_of_llvm()
+
+
+def x86_features(lines: Iterable[str]) -> frozenset[str]:
+    """Read LLVM's names of an x86 processor's features from lines of Linux's /proc/cpuinfo.
+
+    Reads up to the first core's: Linux shows what all cores have.
+    """
+    for line in lines:
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(_X86_NAMES[flag] for flag in flags.split() if flag in _X86_NAMES)
+    return frozenset()
 
 
 def arm_features(text: str) -> frozenset[str]:
@@ -80,7 +103,26 @@ def arm_features_of_bits(hwcap: int, hwcap2: int) -> frozenset[str]:
 
 
 def _asked_features() -> frozenset[str]:
-    """What the operating system says of this Arm processor; nothing where it cannot be asked."""
+    """What the operating system says of this processor; nothing where it cannot be asked."""
+    if host_arch() == "x86_64":
+        try:
+            with open("/proc/cpuinfo") as file:
+                return x86_features(file)
+        except OSError:
+            return frozenset()
+    return _asked_arm_features() if host_arch() == "aarch64" else frozenset()
+
+
+def _features_of_llvm() -> frozenset[str]:
+    try:
+        from llvmlite import binding
+    except ImportError:
+        return frozenset()
+    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+
+
+def _asked_arm_features() -> frozenset[str]:
+    """What the operating system says of this Arm processor; likewise."""
     if sys.platform == "darwin":
         try:
             done = subprocess.run(

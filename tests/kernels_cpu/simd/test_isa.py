@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from edgetok.kernels_cpu.simd.host_cpu import arm_features, arm_features_of_bits
-from edgetok.kernels_cpu.simd.isa import runnable, why_portable
+from edgetok.kernels_cpu.simd import host_cpu
+from edgetok.kernels_cpu.simd.host_cpu import (
+    arm_features,
+    arm_features_of_bits,
+    host_features,
+    x86_features,
+)
+from edgetok.kernels_cpu.simd.isa import ISAS, runnable, why_portable
 
 PI_4 = """processor\t: 0
 BogoMIPS\t: 108.00
@@ -56,6 +64,23 @@ hw.optional.AdvSIMD: 1
 hw.optional.neon_fp16: 1
 """
 M2 = M1.replace("FEAT_BF16: 0", "FEAT_BF16: 1").replace("FEAT_I8MM: 0", "FEAT_I8MM: 1")
+# Flags as Linux shows them, shortened to what is near the names that are looked for.
+SANDY_BRIDGE = "flags\t\t: fpu sse4_2 popcnt aes xsave avx lahf_lm ssbd\n"
+ZEN_2 = "model name\t: AMD EPYC 7R32\nflags\t\t: fpu fma avx f16c bmi1 avx2 bmi2 adx\nbugs\t\t: x\n"
+SKYLAKE_X = (
+    "flags\t\t: fpu fma f16c avx bmi1 avx2 bmi2 avx512f avx512dq avx512cd avx512bw avx512vl pku\n"
+)
+ICE_LAKE = SKYLAKE_X.replace(" pku", " avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg")
+ALDER_LAKE = "flags\t\t: fpu fma f16c avx bmi1 avx2 bmi2 avx_vnni vaes\n" * 2
+SAPPHIRE_RAPIDS = ICE_LAKE.replace("\n", " avx_vnni avx512_bf16 amx_bf16 amx_tile amx_int8\n")
+X86_MACHINES = {
+    "Sandy Bridge": (SANDY_BRIDGE, "portable"),
+    "Zen 2": (ZEN_2, "avx2"),
+    "Skylake X": (SKYLAKE_X, "avx2"),
+    "Ice Lake": (ICE_LAKE, "avx512"),
+    "Alder Lake": (ALDER_LAKE, "avxvnni"),
+    "Sapphire Rapids": (SAPPHIRE_RAPIDS, "avx512"),
+}
 DOT = {"neon", "dotprod", "fullfp16"}
 MACHINES = {
     "Raspberry Pi 4": (PI_4, {"neon"}),
@@ -79,11 +104,37 @@ def test_arm_machines(machine):
     assert (why_portable("aarch64", found) is None) == (best == "neon")
 
 
+@pytest.mark.parametrize("machine", X86_MACHINES)
+def test_x86_machines(machine):
+    text, best = X86_MACHINES[machine]
+    found = x86_features(text.splitlines(keepends=True))
+    assert runnable("x86_64", found)[0] == best
+    assert {"avx512bf16", "amx-bf16"} <= found or machine != "Sapphire Rapids"
+
+
+def test_this_machine_has_what_llvm_says():
+    binding = pytest.importorskip("llvmlite.binding")
+    said = {name for name, has in binding.get_host_cpu_features().items() if has}
+    needed = frozenset().union(*(isa.needs for isa in ISAS.values()))
+    if host_cpu.host_arch() == "aarch64":
+        pytest.skip("LLVM does not know all Arm processors")
+    assert host_features() & needed == said & needed
+
+
+def test_where_nobody_can_be_asked(monkeypatch):
+    """No /proc/cpuinfo and no llvmlite: the portable kernels, and the user is told."""
+    monkeypatch.setattr(host_cpu, "_asked_features", frozenset)
+    assert host_features.__wrapped__() == host_cpu._features_of_llvm()
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    assert host_features.__wrapped__() == frozenset()
+
+
 @pytest.mark.parametrize(
     "text", ["", "Features\t:\n", "flags : fpu sse2 asimdfoo\n", "hw.optional"]
 )
 def test_nothing_is_found_where_nothing_is_said(text):
     assert arm_features(text) == frozenset()
+    assert x86_features(["Features\t: avx2 fma\n", "no flags\n", text]) == frozenset()
 
 
 def test_auxiliary_vector():

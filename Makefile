@@ -88,20 +88,22 @@ types: $(STAMP)
 	cd $(VENV)/types && ../bin/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p edgetok
 
-# A wheel that carries the kernels of every model for one platform. Compiled kernels call no C
-# library; the tag is the oldest that pip knows, and the wheels of NumPy and llvmlite ask for more.
+# A wheel that carries the kernels of every model for one platform. The tag is the oldest that pip
+# knows: compiled kernels want no version of a C library, and the wheels of NumPy ask for more. They
+# are linked, so that they need no llvmlite, where the system tells what its processor can do.
 PLATFORM ?= x86_64-linux
 TARGETS ?= $(PLATFORM)
 TAG_x86_64-linux := manylinux_2_17_x86_64
 TAG_aarch64-linux := manylinux_2_17_aarch64
 TAG_aarch64-macos := macosx_11_0_arm64
 TAG_x86_64-windows := win_amd64
+LINK := $(if $(filter %-windows,$(PLATFORM)),,--link)
 COMPILED := kernels_cpu/compiled
 
 wheel: $(STAMP)
 	@test -n "$(TAG_$(PLATFORM))" || { echo "no wheels for PLATFORM=$(PLATFORM)" >&2; exit 2; }
 	@rm -rf $(COMPILED) build
-	$(BIN)/edgetok compile --all --target $(TARGETS) --out $(COMPILED)
+	$(BIN)/edgetok compile --all $(LINK) --target $(TARGETS) --out $(COMPILED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
 		--config-settings=--build-option=--plat-name=$(TAG_$(PLATFORM)) .; \
 		result=$$?; rm -rf $(COMPILED) build; exit $$result
@@ -137,20 +139,20 @@ define venv
 endef
 
 # Installed again only when what is asked for has changed.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	$(venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[dev]' 'setuptools>=77'
 	@touch $(RUN_STAMP) $(CONVERT_STAMP) $@
 
-$(CONVERT_STAMP): pyproject.toml constraints.txt
+$(CONVERT_STAMP): pyproject.toml setup.py constraints.txt
 	$(venv)
 	@echo "installing the converter into $(VENV); this takes some minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[convert]'
 	@touch $(RUN_STAMP) $@
 
-$(RUN_STAMP): pyproject.toml constraints.txt
+$(RUN_STAMP): pyproject.toml setup.py constraints.txt
 	$(venv)
 	@echo "installing into $(VENV), once ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

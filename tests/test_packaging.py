@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +34,6 @@ def test_every_package_is_listed(repository: Path, project: dict[str, Any]) -> N
             name = ".".join(inside.parts)
             on_disk.add(name if source == "edgetok" else f"edgetok.{name}")
     assert set(project["tool"]["setuptools"]["packages"]) == on_disk
-
-
-def test_the_runtime_installs_neither_torch_nor_transformers(project: dict[str, Any]) -> None:
-    names = {re.split(r"[\[<>=!~; ]", d)[0] for d in project["project"]["dependencies"]}
-    assert not names & {
-        *("torch", "transformers", "safetensors", "optimum", "optimum-onnx", "triton"),
-        *("onnx", "onnxruntime", "protobuf"),
-    }
-    extra = {
-        re.split(r"[\[<>=!~; ]", d)[0]
-        for d in project["project"]["optional-dependencies"]["convert"]
-    }
-    assert {"onnx", "torch", "transformers", "safetensors"} <= extra
 
 
 def test_constraints_name_their_reasons(repository: Path) -> None:
@@ -90,6 +79,61 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert built.returncode == 0, built.stderr
     (result,) = (place / "out").glob("*.whl")
     return result
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    """Names of what is required without an extra."""
+    return {re.split(r"[\[<>=!~; ]", one)[0] for one in requirements if "extra ==" not in one}
+
+
+def test_the_runtime_installs_neither_torch_nor_transformers(
+    wheel: Path, project: dict[str, Any]
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(about))
+    names = names_of(metadata.get_all("Requires-Dist", []))
+    assert {"numba", "llvmlite", "numpy", "tokenizers"} <= names
+    assert not names & {
+        *("torch", "transformers", "safetensors", "optimum", "optimum-onnx", "triton"),
+        *("onnx", "onnxruntime", "protobuf"),
+    }
+    extras = project["project"]["optional-dependencies"]
+    assert {"onnx", "torch", "transformers", "safetensors"} <= names_of(extras["convert"])
+    for name in ("convert", "native"):  # they compile, whatever the wheel carries
+        assert any(re.match(r"edgetok\[[^]]*\bcompile\b", one) for one in extras[name])
+
+
+ASK = "from setuptools.build_meta import prepare_metadata_for_build_wheel as ask; ask({!r})"
+
+
+@pytest.mark.parametrize(
+    ("complete", "entry", "needed"),
+    [
+        (True, {"library": {}}, set()),
+        (True, {}, {"llvmlite"}),
+        (False, {"library": {}}, {"llvmlite", "numba"}),
+        (None, {}, {"llvmlite", "numba"}),
+    ],
+    ids=["libraries", "objects", "some", "sources"],
+)
+def test_what_compiled_kernels_in_the_package_need(
+    repository: Path, tmp_path: Path, complete: bool | None, entry: dict[str, Any], needed: set[str]
+) -> None:
+    """A wheel whose libraries have all kernels requires no compiler."""
+    copy, out = copied(repository, tmp_path / "copy"), tmp_path / "out"
+    out.mkdir()
+    if complete is not None:
+        manifest = {"complete": complete, "targets": {"a": {"library": {}}, "b": entry}}
+        (copy / "kernels_cpu/compiled").mkdir()
+        (copy / "kernels_cpu/compiled/kernels.json").write_text(json.dumps(manifest))
+    subprocess.run(
+        [sys.executable, "-c", ASK.format(str(out))], cwd=copy, check=True, capture_output=True
+    )
+    (about,) = out.glob("*.dist-info/METADATA")
+    required = message_from_bytes(about.read_bytes()).get_all("Requires-Dist", [])
+    assert names_of(required) & {"llvmlite", "numba"} == needed
+    assert {"click", "numpy", "psutil", "tokenizers"} <= names_of(required)
 
 
 def test_wheel(repository: Path, wheel: Path, project: dict[str, Any]) -> None:

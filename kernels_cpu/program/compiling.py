@@ -255,7 +255,7 @@ def _python() -> str:
     if importlib.util.find_spec("numba") is None:
         raise MissingExtraError(
             "kernels have to be compiled and the compiler, numba, is not installed: pip install "
-            "numba, or name a folder that `edgetok compile` wrote in EDGETOK_KERNELS"
+            "'edgetok[compile]', or name a folder that `edgetok compile` wrote in EDGETOK_KERNELS"
         )
     return sys.executable
 

@@ -3,21 +3,21 @@
 The cache is a private directory with one file a module, named by a key over everything that the
 machine code depends on (`keys.py`). Compiling happens in processes of its own (`compiling.py`), so
 that this one never imports numba: a warm start loads a few small objects with llvmlite, and the
-compiler's memory is never ours.
+compiler's memory is never ours. Kernels that were shipped as a library need no llvmlite either.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from edgetok.errors import EdgetokError
+from edgetok.errors import EdgetokError, MissingExtraError
 from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, compile_missing, read_object
 from edgetok.kernels_cpu.program.keys import cache_key
-from edgetok.kernels_cpu.program.shipped import shipped_objects
+from edgetok.kernels_cpu.program.shipped import Shipped, shipped_kernels, shortly
 from edgetok.kernels_cpu.program.waiting import waiting_code
 from edgetok.kernels_cpu.simd.isa import Isa
 from edgetok.kernels_cpu.simd.target import Target
@@ -73,6 +73,14 @@ MODULES = (
 )
 
 
+class _Code(Protocol):
+    """Loaded machine code: LLVM's engine, or a library."""
+
+    def get_function_address(self, name: str) -> int:
+        """Address of a function; 0 where there is none."""
+        ...
+
+
 class Kernels:
     """Addresses of compiled kernels. Keep the object as long as any address is used.
 
@@ -82,11 +90,11 @@ class Kernels:
         notes: lines for the user about shipped kernels that could not be taken.
     """
 
-    def __init__(self, isa: Isa, engine: Any, notes: Sequence[str] = ()) -> None:
+    def __init__(self, isa: Isa, code: Sequence[_Code], notes: Sequence[str] = ()) -> None:
         self.isa = isa
         self.notes = tuple(notes)
         self.names: dict[int, str] = {}
-        self._engine = engine
+        self._code = tuple(code)
 
     def address(self, name: str) -> int:
         """Address of a kernel (calling convention of `abi.py`).
@@ -94,7 +102,8 @@ class Kernels:
         Raises:
             EdgetokError: there is no such kernel.
         """
-        address = int(self._engine.get_function_address(symbol(self.isa.name, name)))
+        wanted = symbol(self.isa.name, name)
+        address = next(filter(None, (c.get_function_address(wanted) for c in self._code)), 0)
         if not address:
             raise EdgetokError(f"no compiled kernel is called {name!r}")
         self.names[address] = name
@@ -131,18 +140,37 @@ def load(
         MissingExtraError: there is no compiler.
         EdgetokError: compiling failed.
     """
-    from llvmlite import binding
+    found = _found(Target.here(isa), cache_dir, progress, modules, soon, kernels_dir)
+    objects = {module: found.objects[module] for module in modules if module in found.objects}
+    code: list[_Code] = list(dict.fromkeys(found.libraries.values()))
+    if objects:
+        code.append(_linked_here(objects.values()))
+    return Kernels(isa, code, found.notes)
 
-    objects, notes = _objects(Target.here(isa), cache_dir, progress, modules, soon, kernels_dir)
+
+def _linked_here(objects: Iterable[bytes]) -> _Code:
+    """Load object files, and the functions that wait, with LLVM's linker.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    try:
+        from llvmlite import binding
+    except ImportError as error:
+        raise MissingExtraError(
+            "kernels are object files, which llvmlite loads, and it is not installed: "
+            "pip install 'edgetok[compile]', or link them with edgetok compile --link"
+        ) from error
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     # Optimising the few functions that wait would take longer than all else here.
     machine = binding.Target.from_default_triple().create_target_machine(jit=True, opt=0)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(waiting_code()), machine)
-    for code in objects.values():
+    for code in objects:
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return Kernels(isa, engine, notes)
+    loaded: _Code = engine
+    return loaded
 
 
 def compiled_objects(
@@ -180,25 +208,24 @@ def compiled_objects(
     return {module: code for module, code in objects.items() if code is not None}
 
 
-def _objects(
+def _found(
     target: Target,
     cache_dir: Path,
     progress: Progress | None,
     modules: Sequence[str],
     soon: Sequence[str],
     kernels_dir: Path | None,
-) -> tuple[dict[str, bytes], list[str]]:
-    """Object files of modules, and a line for each folder whose objects could not be taken."""
-    shipped, notes = shipped_objects(target, modules, soon, kernels_dir)
-    objects = {module: shipped[module] for module in modules if module in shipped}
-    left = [module for module in modules if module not in shipped]
-    if left:
-        along = [module for module in soon if module not in shipped]
+) -> Shipped:
+    """Kernels of modules: what was shipped, and objects of all that is left."""
+    found = shipped_kernels(target, modules, soon, kernels_dir)
+    if left := found.lack(modules):
         try:
-            objects |= compiled_objects(target, cache_dir, progress, left, along)
+            made = compiled_objects(target, cache_dir, progress, left, found.lack(soon))
         except EdgetokError as error:
+            notes = found.notes or [f"no kernels are shipped for {target.name} ({shortly(left)})"]
             raise type(error)("; ".join([*notes, str(error)])) from error
-    return objects, notes
+        found.objects.update(made)
+    return found
 
 
 def object_path(target: Target, module: str, folder: Path) -> Path:

@@ -19,16 +19,14 @@ from typing import Any
 from edgetok.errors import OptionError, OutputError
 from edgetok.kernels_cpu.program import keys
 from edgetok.kernels_cpu.program.compiling import Progress, planned_work
-from edgetok.kernels_cpu.program.loader import compiled_objects, object_path
-from edgetok.kernels_cpu.program.shipped import FORMAT, MANIFEST, object_file
+from edgetok.kernels_cpu.program.loader import MODULES, compiled_objects, object_path
+from edgetok.kernels_cpu.program.shipped import FORMAT, MANIFEST, library_file, object_file
 from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
 
 
 def targets_of(name: str) -> tuple[Target, ...]:
-    """Targets of "x86_64-linux-avx2", or all of "x86_64-linux" that are worth shipping.
-
-    Every x86-64 machine of the last ten years has AVX2; on Arm, older boards have the portable set.
+    """Targets of "x86_64-linux-avx2", or all of "x86_64-linux".
 
     Raises:
         OptionError: there is no such target; the message lists those that there are.
@@ -36,7 +34,7 @@ def targets_of(name: str) -> tuple[Target, ...]:
     machines = _machines()
     for machine, targets in machines.items():
         if name == machine:
-            return tuple(t for t in targets if t.arch != "x86_64" or t.isa.arch)
+            return tuple(targets)
         found = tuple(target for target in targets if target.name == name)
         if found:
             return found
@@ -97,12 +95,17 @@ def compile_for(
     return made
 
 
-def write_folder(out: Path, objects: Mapping[Target, Mapping[str, bytes]]) -> dict[str, Any]:
-    """Write objects of one or several targets, and the manifest.
+def write_folder(
+    out: Path,
+    objects: Mapping[Target, Mapping[str, bytes]],
+    libraries: Mapping[Target, bytes] | None = None,
+) -> dict[str, Any]:
+    """Write objects of one or several targets, or libraries of them, and the manifest.
 
     Args:
         out: a folder that does not exist or is empty.
         objects: by target and module.
+        libraries: by target what its objects were linked into, to be written in their place.
 
     Returns:
         The manifest.
@@ -114,8 +117,10 @@ def write_folder(out: Path, objects: Mapping[Target, Mapping[str, bytes]]) -> di
     made: dict[str, Any] = {
         "format": FORMAT,
         "made_with": {"edgetok": metadata.version("edgetok"), **keys.versions()},
+        "complete": all(set(MODULES) <= codes.keys() for codes in objects.values()),
         "targets": {},
     }
+    linked = libraries or {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
@@ -133,6 +138,14 @@ def write_folder(out: Path, objects: Mapping[Target, Mapping[str, bytes]]) -> di
                         for module, code in codes.items()
                     },
                 }
+                if target in linked:
+                    library = linked[target]
+                    _write(place / library_file(target), library)
+                    made["targets"][target.name]["library"] = {
+                        "sha256": hashlib.sha256(library).hexdigest(),
+                        "bytes": len(library),
+                    }
+                    continue
                 for module, code in codes.items():
                     _write(place / object_file(module, target), code)
             _write(place / MANIFEST, json.dumps(made, indent=1).encode() + b"\n")

@@ -49,15 +49,44 @@ def test_targets_and_modules(
     targets, modules = asked.pop()
     assert targets == [
         *("aarch64-linux-neon", "x86_64-windows-avx512", "x86_64-windows-avxvnni"),
-        *("x86_64-windows-avx2", "wasm32-wasm-portable"),
+        *("x86_64-windows-avx2", "x86_64-windows-portable", "wasm32-wasm-portable"),
     ]
     assert {"attention.int4", "attention.float16", "eviction.int4", "eviction.float16"} <= modules
     assert "attention.int8" not in modules
     manifest = json.loads((tmp_path / "b/kernels.json").read_text())
     assert list(manifest["targets"]) == targets
 
+    assert manifest["complete"] is False
+
     assert run(["compile", "--all", "--out", str(tmp_path / "c")]) == 0
     assert asked.pop()[1] == set(MODULES)
+    assert json.loads((tmp_path / "c/kernels.json").read_text())["complete"] is True
+
+
+def test_linked(
+    asked: list[tuple[list[str], set[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One library for each target in place of objects."""
+    from edgetok.native.kernel_library import KernelLinker
+
+    monkeypatch.setattr(KernelLinker, "link", lambda self, objects: b"linked" * len(objects))
+    names = ["x86_64-linux-avx2", "aarch64-macos-neon"]
+    target = ("--target", ",".join(names))
+    assert run(["compile", "--all", "--link", *target, "--out", str(tmp_path / "a"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    size = {"objects": len(MODULES), "bytes": 6 * len(MODULES)}
+    assert told["targets"] == dict.fromkeys(names, size)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "kernels-aarch64-macos-neon.dylib",
+        "kernels-x86_64-linux-avx2.so",
+        "kernels.json",
+    ]
+    manifest = json.loads((tmp_path / "a/kernels.json").read_text())
+    assert manifest["complete"] is True
+    assert all("library" in entry for entry in manifest["targets"].values())
 
 
 @pytest.mark.parametrize(
@@ -67,6 +96,8 @@ def test_targets_and_modules(
         (["--target", "x86_64-linux-avx1024"], "aarch64-windows with neon, portable; wasm32-wasm"),
         (["--target", "bogus"], "x86_64-linux, x86_64-macos, x86_64-windows with avx512, avxvnni"),
         (["--target", "x86_64-linux-avx2,"], "unknown target ''"),
+        (["--link", "--target", "x86_64-windows-avx2"], "avx2 cannot be linked, only those of"),
+        (["--link", "--target", "wasm32-wasm"], "do without --link"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--all"], "MODEL and --all exclude each other"),
         (["--kv-bits", "7"], "'7' is not one of"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -12,13 +13,17 @@ from edgetok.cli import streams
 from edgetok.cli.terminal.compiling import Compiling
 from edgetok.runtime.options import KvBits
 
+if TYPE_CHECKING:
+    from edgetok.kernels_cpu.simd.target import Target
+    from edgetok.native.kernel_library import KernelLinker
+
 
 @click.command(
     "compile",
     epilog=common.examples(
         "edgetok compile artefacts/default-4bit --out kernels",
         "edgetok compile --target x86_64-linux,aarch64-linux-neon --out kernels",
-        "edgetok compile --all --target x86_64-linux-avx2 --out kernels --json",
+        "edgetok compile --all --link --target x86_64-linux --out kernels --json",
     ),
 )
 @click.argument("model", metavar="[MODEL]", type=common.PATH, required=False)
@@ -38,6 +43,12 @@ from edgetok.runtime.options import KvBits
     show_default=True,
     help="Bits per value of the KV caches to compile for. May be given several times.",
 )
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Link the kernels of each target into one library, which is loaded without llvmlite. For "
+    "Linux and macOS; needs a C compiler (extra `native`).",
+)
 @click.option("--out", "-o", type=common.PATH, required=True, help="Folder to write.")
 @common.JSON
 def command(
@@ -45,6 +56,7 @@ def command(
     all_kernels: bool,
     targets: tuple[str, ...],
     kv_bits: tuple[int, ...],
+    link: bool,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -71,13 +83,18 @@ def command(
     chosen = [target for name in names for target in targets_of(name)] or [Target.here(choose())]
     out = out.expanduser()
     check_empty(out)
+    linkers = _linkers(chosen) if link else {}
     modules = MODULES if all_kernels else _modules(model or common.bundled(), kv_bits, as_json)
     cache_dir = read_settings().cache_dir
     title = "compiling kernels for " + ", ".join(target.name for target in chosen)
     objects = compile_for(chosen, modules, cache_dir, Compiling(title=title))
-    written = write_folder(out, objects)
+    libraries = {target: linker.link(objects[target]) for target, linker in linkers.items()}
+    written = write_folder(out, objects, libraries)
     sizes = {
-        target.name: {"objects": len(codes), "bytes": sum(map(len, codes.values()))}
+        target.name: {
+            "objects": len(codes),
+            "bytes": len(libraries.get(target, b"")) or sum(map(len, codes.values())),
+        }
         for target, codes in objects.items()
     }
     if as_json:
@@ -89,6 +106,13 @@ def command(
         for name, size in sizes.items()
     ]
     streams.print_table("", [*rows, ("Written to", str(out)), ("To use them", _use(out))])
+
+
+def _linkers(targets: Sequence[Target]) -> dict[Target, KernelLinker]:
+    """Return what links each target's kernels, before minutes are spent on compiling them."""
+    from edgetok.native.kernel_library import KernelLinker
+
+    return {target: KernelLinker(target) for target in targets}
 
 
 def _use(out: Path) -> str:

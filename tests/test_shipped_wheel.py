@@ -191,8 +191,8 @@ for artefact in artefacts:
     for bits in (8, 4):
         backend = CpuBackend(artefact, threads=2, kv_bits=bits, cache_dir=Path(cache))
         digest = hashlib.sha256()
-        for kv in (backend.new_cache(64), backend.new_bounded_cache(32, CacheLimits())):
-            logits = backend.forward(kv, np.arange(5, 45, dtype=np.int32))
+        for kv in (backend.new_cache(128), backend.new_bounded_cache(64, CacheLimits())):
+            logits = backend.forward(kv, np.arange(5, 85, dtype=np.int32))
             for _ in range(12):
                 digest.update(logits.tobytes())
                 logits = backend.forward(kv, np.argmax(logits[-1:], axis=1).astype(np.int32))
@@ -273,5 +273,5 @@ def test_bytecode_alone_runs_with_kernels_inside(
     assert out.strip()
     code, _, err = run_edgetok(place, cache, *GENERATE, frozen=True)
     assert code == 2
-    assert "error: kernels have to be compiled and this application has no Python" in err
+    assert "; kernels have to be compiled and this application has no Python" in err
     assert "Traceback" not in err

@@ -20,7 +20,7 @@ _PLATFORM = INCLUDE.parent / "src/platform.c"
 # Kernels stay, being what the library shows; of the C source what they want.
 _LINKING = {
     "linux": ("-shared", "-nostdlib", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s"),
-    "macos": ("-shared", "-Wl,-dead_strip"),
+    "macos": ("-shared",),
 }
 
 

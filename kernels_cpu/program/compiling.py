@@ -59,8 +59,10 @@ def compile_missing(
         progress: called with (work done, work in all) when it changes, and about once a second.
 
     Raises:
+        MissingExtraError: there is no compiler; nothing was told.
         EdgetokError: compiling failed.
     """
+    _python()
     processes = _useful_processes(missing)
     total = told = 0
 

@@ -1,0 +1,113 @@
+"""A long conversation's next turns over HTTP: what the first token of each costs.
+
+    python benchmarks/second_turn.py ARTEFACT --folder out/second-turn --tokens 32768 --threads 2
+
+Starts `edgetok serve` with a prefix cache in FOLDER, has it read a prompt of random tokens, and
+asks for one token behind it, with 8, 16 and 32 new tokens each time; then in other processes, which
+find the conversation on disk. Prints seconds and CPU seconds of the server for each turn, and how
+many tokens were computed. The first reading takes minutes; where FOLDER already has it, it is not
+done again. Where other work disturbs, threads that wait for each other count as CPU seconds: give
+`--threads 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+NEW = (8, 16, 32)  # tokens of a turn
+
+
+@contextmanager
+def server(given: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
+    """Run the server; its address and its process."""
+    context = str(given.tokens + 1024)
+    command = [sys.executable, "-m", "edgetok.cli", "serve", f"long={given.artefact}"]
+    command += ["--port", "0", "--context", context, "--threads", str(given.threads)]
+    command += ["--memory", given.memory, "--prefix-cache", given.prefix_cache]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"EDGETOK_CACHE_DIR": str(given.folder.absolute())},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if match := re.search(r"at (http://\S+)/v1$", line):
+                break
+        else:
+            raise SystemExit("".join(lines))
+        yield match[1], psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        print(process.stderr.read(), end="", file=sys.stderr)
+        process.wait(600)
+        process.stderr.close()
+
+
+def turn(url: str, process: psutil.Process, said: list[int], what: str) -> None:
+    """Ask for one token behind a conversation, and print what it took."""
+    body = {"model": "long", "prompt": said, "max_tokens": 1, "temperature": 0}
+    used, begun = process.cpu_times(), time.perf_counter()
+    response = httpx.post(url + "/v1/completions", json=body, timeout=None)
+    seconds, now = time.perf_counter() - begun, process.cpu_times()
+    if response.status_code != 200:
+        raise SystemExit(response.text)
+    usage = response.json()["usage"]
+    computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    cpu_s = now.user + now.system - used.user - used.system
+    print(
+        f"{what}: {len(said):,} tokens, {computed:,} computed, {seconds:.2f} s, "
+        f"{cpu_s:.2f} CPU s, {process.memory_info().rss / 1e6:,.0f} MB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefact", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="kernels and the prefix cache")
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vocabulary", type=int, default=256)
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--prefix-cache", default="1500MB")
+    given = parser.parse_args()
+    given.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    chance = random.Random(given.tokens)
+    said = chance.choices(range(3, given.vocabulary), k=given.tokens)
+    chance.seed(time.time_ns())  # turns that no earlier run has made
+    with server(given) as (url, process):
+        turn(url, process, said, "the whole prompt")
+        for new in NEW * 2:
+            turn(
+                url, process, said + chance.choices(range(3, given.vocabulary), k=new), f"{new} new"
+            )
+    for new in NEW:
+        with server(given) as (url, process):
+            turn(
+                url,
+                process,
+                said + chance.choices(range(3, given.vocabulary), k=new),
+                f"{new} new, another process",
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,6 +29,7 @@ from edgetok.serve.protocols.completions import Completions
 from edgetok.serve.protocols.embeddings import Embeddings
 from edgetok.serve.protocols.messages import Messages
 from edgetok.serve.protocols.openai_shared import error_body
+from edgetok.serve.protocols.protocol import Protocol
 from edgetok.serve.protocols.rerank import Rerank
 from edgetok.serve.protocols.responses import Responses
 
@@ -52,6 +54,7 @@ def application(writer: Writer, options: ServeOptions, *, at_start: str | None =
         "chat/completions": Exchange(ChatCompletions(), writer, "chat"),
         "completions": Exchange(Completions(), writer, "completions"),
         "responses": Exchange(Responses(), writer, "responses"),
+        "responses/input_tokens": pages.input_tokens,
         "messages/count_tokens": pages.count_tokens,
         "messages": Exchange(Messages(), writer, "messages"),
         "embeddings": Embeddings(writer),
@@ -122,36 +125,51 @@ class _Pages:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
-        models = self._writer.models.models.values()
-        return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
+        """All models at once, in the words of both OpenAI and Anthropic."""
+        found = [_model(one) for one in self._writer.models.models.values()]
+        ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
+        return JSONResponse({"object": "list", "data": found, "has_more": False} | ends)
 
     async def model(self, request: Request) -> Response:
         return JSONResponse(_model(self._writer.models.find(request.path_params["name"])))
 
     async def count_tokens(self, request: Request) -> Response:
         """Anthropic's: the tokens that a conversation would be."""
-        protocol = Messages()
+        return await self._counted(request, Messages(), {"max_tokens": 1}, {})
+
+    async def input_tokens(self, request: Request) -> Response:
+        """OpenAI's: likewise."""
+        return await self._counted(request, Responses(), {}, {"object": "response.input_tokens"})
+
+    async def _counted(
+        self, request: Request, protocol: Protocol, filled: dict[str, Any], head: dict[str, Any]
+    ) -> Response:
         try:
             body = await read_json(request.scope, request.receive)
-            call = protocol.parse({"max_tokens": 1} | body)
+            call = protocol.parse(filled | body)
             async with self._writer.models.using(call.request.model) as (_, model):
                 prepared = await asyncio.to_thread(prepare, model, call.request)
         except Exception as error:
             refusal = refusal_of(error)
             return JSONResponse(protocol.error(refusal), refusal.status, refusal.headers)
-        return JSONResponse({"input_tokens": sum(map(len, prepared.prompts))})
+        return JSONResponse(head | {"input_tokens": sum(map(len, prepared.prompts))})
 
 
 def _model(served: Served) -> dict[str, Any]:
+    """One model; what Anthropic's clients look for besides stands below the first four."""
     found: dict[str, Any] = {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "edgetok",
+        "type": "model",
+        "display_name": served.name,
+        "created_at": datetime.fromtimestamp(served.created, UTC).isoformat(),
         "loaded": served.model is not None,
     }
     if served.model is not None:
         found["context_length"] = served.model.context_tokens
+        found["max_input_tokens"] = served.model.context_tokens
     return found
 
 
@@ -162,17 +180,21 @@ async def _tidy(writer: Writer, idle_s: int) -> None:
 
 
 async def _refused(scope: Scope, receive: Receive, send: Send) -> None:
-    refusal: Refusal = scope["refusal"]
-    response = JSONResponse(error_body(refusal), refusal.status, refusal.headers)
-    await response(scope, receive, send)
+    await _error(scope, scope["refusal"])(scope, receive, send)
 
 
 async def _http_error(request: Request, error: Any) -> Response:
     """Starlette's own: no such path, or not with this method."""
     refusal = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    return JSONResponse(error_body(refusal), refusal.status, error.headers)
+    return _error(request.scope, refusal, error.headers)
 
 
 async def _own_error(request: Request, error: Exception) -> Response:
-    refusal = refusal_of(error)
-    return JSONResponse(error_body(refusal), refusal.status, refusal.headers)
+    return _error(request.scope, refusal_of(error))
+
+
+def _error(scope: Scope, refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    """A refusal before there is a protocol, in the words of the client that asked."""
+    anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    body = Messages().error(refusal) if anthropic else error_body(refusal)
+    return JSONResponse(body, refusal.status, headers or refusal.headers)

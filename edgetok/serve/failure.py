@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 
 from edgetok.errors import ArtefactError, BusyError, ContextError, UserError
 
 log = logging.getLogger("edgetok.serve")
+# Of the request that is being answered: a client is told it, and the log of an internal error.
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
 RETRY_S = 2  # that a client is asked to wait where the server is full
 
 
@@ -49,5 +52,5 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(503, message, code="model_unavailable")
     if isinstance(error, UserError):
         return Refusal(400, message)
-    log.error("an error that nobody expected", exc_info=error)
+    log.error("request %s: an error that nobody expected", request_id.get(), exc_info=error)
     return Refusal(500, "internal error; the server's log has the details", code="internal_error")

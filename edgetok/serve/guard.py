@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 from collections.abc import Iterable
 from hmac import compare_digest
 
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgetok.serve.failure import Refusal
+from edgetok.serve.failure import Refusal, request_id
 
 _OPEN = {"/", "/health"}  # paths that need no key and tell nothing
 _METHODS = "GET, POST, OPTIONS"
@@ -55,6 +56,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope["path"] = re.sub("/{2,}", "/", scope["path"])
+        request_id.set(name := "req_" + secrets.token_hex(12))
+        send = _with_id(send, name)
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         try:
@@ -137,6 +140,18 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def _with_id(send: Send, name: str) -> Send:
+    """Give the response a name, as clients of OpenAI and of Anthropic look for it."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = headers["request-id"] = name
+        await send(message)
+
+    return sending
+
+
 def _allowing(send: Send, origin: str) -> Send:
     """Tell the browser that this origin may read the response."""
 
@@ -144,7 +159,9 @@ def _allowing(send: Send, origin: str) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = "retry-after, x-edgetok-ignored"
+            headers["access-control-expose-headers"] = (
+                "retry-after, x-request-id, x-edgetok-ignored"
+            )
             headers.add_vary_header("Origin")
         await send(message)
 

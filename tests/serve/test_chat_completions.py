@@ -273,7 +273,9 @@ def test_the_context(rule: Callable[..., Rule]) -> None:
     assert found["choices"][0]["finish_reason"] == "length"
 
 
-def test_an_error_in_the_middle_of_a_stream(rule: Callable[..., Rule]) -> None:
+def test_an_error_in_the_middle_of_a_stream(
+    rule: Callable[..., Rule], caplog: pytest.LogCaptureFixture
+) -> None:
     left = [5]
 
     def breaks(tokens: list[int]) -> int:
@@ -288,7 +290,9 @@ def test_an_error_in_the_middle_of_a_stream(rule: Callable[..., Rule]) -> None:
         with pytest.raises(openai.APIError, match="internal error") as raised:
             list(stream)
     assert "secret" not in str(raised.value)
-    assert api.chat("x").status_code == 500
+    failed = api.chat("x")
+    assert failed.status_code == 500
+    assert f"request {failed.headers['x-request-id']}: " in caplog.text
     left[0] = 1000
     assert api.chat("x", max_tokens=3).status_code == 200
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -145,3 +145,44 @@ def test_tokens_are_counted(loud: Any) -> None:
     assert count.input_tokens == found.usage.input_tokens + found.usage.cache_read_input_tokens
     with pytest.raises(anthropic.NotFoundError):
         loud.messages.count_tokens(model="claude", messages=SAID)
+
+
+def test_models_as_the_package_reads_them(loud: Any) -> None:
+    found = loud.models.list()
+    assert [one.id for one in found] == ["fake"]
+    assert (found.first_id, found.last_id, found.has_more) == ("fake", "fake", False)
+    one = loud.models.retrieve("fake")
+    assert (one.type, one.display_name) == ("model", "fake")
+    assert one.created_at.year == 1970
+    assert one.max_input_tokens > 100
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        loud.models.retrieve("claude")
+    assert refused.value.type == "not_found_error"
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        loud.messages.batches.list()
+    assert refused.value.type == "not_found_error"
+
+
+def test_each_response_has_a_name(loud: Any) -> None:
+    names = {
+        loud.messages.create(model="fake", max_tokens=5, messages=SAID)._request_id
+        for _ in range(2)
+    }
+    assert len(names) == 2
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        loud.messages.create(model="claude", max_tokens=5, messages=SAID)
+    assert refused.value.request_id.startswith("req_")
+
+
+def test_a_schema(server: Process) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    pytest.importorskip("llguidance")
+    dog = pydantic.create_model("Dog", wild=(bool, ...), kind=(Literal["pup", "old"], ...))
+    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as client:
+        found = client.messages.parse(
+            model="tiny",
+            max_tokens=100,
+            messages=[{"role": "user", "content": "Spot is 5."}],
+            output_format=dog,
+        )
+    assert isinstance(found.parsed_output, dog)

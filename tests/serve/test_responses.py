@@ -30,6 +30,15 @@ def test_whole(loud: Any) -> None:
     assert cut.incomplete_details.reason == "max_output_tokens"
 
 
+def test_tokens_are_counted(loud: Any) -> None:
+    found = loud.responses.create(model="fake", input="hello", instructions="brief")
+    count = loud.responses.input_tokens.count(model="fake", input="hello", instructions="brief")
+    assert count.object == "response.input_tokens"
+    assert count.input_tokens == found.usage.input_tokens
+    with pytest.raises(openai.NotFoundError):
+        loud.responses.input_tokens.count(model="gpt", input="hello")
+
+
 def test_items(loud: Any) -> None:
     items = [
         {"role": "developer", "content": "br"},

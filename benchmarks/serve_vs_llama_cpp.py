@@ -6,7 +6,7 @@
 ARTEFACT is what `edgetok convert MODEL.gguf` makes: it keeps the file's integers, so both compute
 with the same weights. Both servers run all the time with the same number of threads, slots and
 tokens of context, else with their defaults, and are asked alternately: 1, 8 and 32 clients, each of
-which asks as soon as its answer is there. Prompts have 20 to 300 words of their own, once behind a
+which asks as soon as its answer is there. Prompts have 10 to 120 words of their own, once behind a
 system message that all clients of a cell share and once without. Answers are greedy and streamed.
 
 Printed for each cell: generated tokens a second of all clients together; CPU seconds of the server
@@ -36,8 +36,8 @@ from serve_peers import SERVERS, Server, edgetok_server, llama_cpp_server
 
 from edgetok.converter.calibrate import self_generated_text
 
-WORDS = (20, 300)  # of a prompt, from and to; short ones are as frequent as long ones
-SYSTEM_WORDS = 200
+WORDS = (10, 120)  # of a prompt, from and to; short ones are as frequent as long ones
+SYSTEM_WORDS = 120
 LEAST_REQUESTS = 4  # of a cell
 TEXTS = Path(self_generated_text.__file__).with_name("text") / "compared"
 Cell = dict[str, Any]
@@ -115,9 +115,11 @@ async def ask(port: int, messages: list[dict[str, str]], tokens: int, cell: Cell
     cell["cached"] += details.get("cached_tokens", 0)
 
 
-async def measure(server: Server, clients: int, shared: bool, repeat: int, tokens: int) -> Cell:
-    """Measure one cell."""
-    count = max(LEAST_REQUESTS, clients * 2)
+async def measure(
+    server: Server, clients: int, shared: bool, repeat: int, tokens: int, requests: int
+) -> Cell:
+    """Measure one cell: `requests` of each client, and not less than LEAST_REQUESTS together."""
+    count = max(LEAST_REQUESTS, clients * requests)
     left = iter(prompts(count, shared, seed=hash((clients, shared, repeat))))
     cell: Cell = {"generated": 0, "prompt": 0, "cached": 0, "first_s": [], "between_s": []}
 
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, at most")
+    parser.add_argument("--requests", type=int, default=2, help="of each client")
     parser.add_argument("--context", type=int, default=2048, help="tokens of one conversation")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False))
     parser.add_argument("--memory", default="1GiB", help="edgetok's budget")
@@ -196,12 +199,19 @@ def main() -> None:
         with edgetok_server(given, slots) as ours, llama_cpp_server(given, slots) as theirs:
             servers = dict(zip(SERVERS, (ours, theirs), strict=True))
             for server in servers.values():  # what the first answer of a process takes is not meant
-                asyncio.run(measure(server, 1, False, -1, 4))
+                asyncio.run(measure(server, 1, False, -1, 4, 1))
             for one in missing:
                 print(one, file=sys.stderr, flush=True)
                 server = servers[one["server"]]
                 found = asyncio.run(
-                    measure(server, one["clients"], one["shared"], one["repeat"], given.tokens)
+                    measure(
+                        server,
+                        one["clients"],
+                        one["shared"],
+                        one["repeat"],
+                        given.tokens,
+                        given.requests,
+                    )
                 )
                 cells.append(one | found)
                 with given.into.open("a") as file:

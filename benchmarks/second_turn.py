@@ -28,6 +28,7 @@ import httpx
 import psutil
 
 NEW = (8, 16, 32)  # tokens of a turn
+IDLE_PERCENT = 2.0  # of a core
 
 
 @contextmanager
@@ -61,8 +62,15 @@ def server(given: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
         process.stderr.close()
 
 
+def settle(process: psutil.Process) -> None:
+    """Wait until the server computes and writes nothing any more, as between a person's turns."""
+    while process.cpu_percent(0.5) > IDLE_PERCENT:
+        pass
+
+
 def turn(url: str, process: psutil.Process, said: list[int], what: str) -> None:
     """Ask for one token behind a conversation, and print what it took."""
+    settle(process)
     body = {"model": "long", "prompt": said, "max_tokens": 1, "temperature": 0}
     used, begun = process.cpu_times(), time.perf_counter()
     response = httpx.post(url + "/v1/completions", json=body, timeout=None)

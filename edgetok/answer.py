@@ -150,7 +150,7 @@ def begin_answer(
         TemplateError: the template refuses the messages.
     """
     prompt = speaker.prompt(request)
-    tokens = engine.tokenizer.encode(prompt, special=False)
+    tokens = speaker.encode(prompt)
     context = engine.room(tokens, options)
     return answer_in(
         engine,

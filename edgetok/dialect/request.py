@@ -18,6 +18,7 @@ from edgetok.errors import OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.sampling.constraint import Constraint
+from edgetok.text.growing_text import GrowingTexts
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
 
@@ -120,6 +121,7 @@ class Speaker:
             tokenizer: of the model.
         """
         self.template, self._tokenizer = template, tokenizer
+        self._texts = GrowingTexts(tokenizer)
         self._special = {text: token for token, text in tokenizer.special_tokens.items()}
 
     @cached_property
@@ -147,6 +149,14 @@ class Speaker:
             if dialect.takes_effort and not off:
                 variables["reasoning_effort"] = request.effort
         return self.template.render(messages, **{**variables, **request.variables})
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the tokens of a text that the template made; what an earlier one had is reused.
+
+        Raises:
+            OptionError: see `Tokenizer.encode`.
+        """
+        return self._texts.encode(prompt)
 
     def plan(self, prompt: str, request: ChatRequest, vocabulary: Callable[[], Vocabulary]) -> Plan:
         """Return what restricts and reads an answer.

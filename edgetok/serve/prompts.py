@@ -55,7 +55,7 @@ def prepare(model: Model, request: Request) -> Prepared:
             variables=request.variables,
         )
         text = model.speaker.prompt(chat) + request.begun
-        prompts.append(model.tokenizer.encode(text, special=False))
+        prompts.append(model.speaker.encode(text))
         plans += [
             model.speaker.plan(text, chat, model.engine.vocabulary) for _ in range(request.answers)
         ]

@@ -8,7 +8,7 @@ off, because they silently shorten a prompt.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,11 @@ class Tokenizer:
         if token not in self._cuts:
             self._cuts[token] = self._find_cut(token)
         return self._cuts[token]
+
+    def cuts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return those of the tokens before which a text can be cut, and how each is written."""
+        found = self._special.keys() & set(ids)
+        return {token: self._special[token] for token in found if self.is_cut(token)}
 
     def _adds_space(self) -> bool:
         """Return whether a space that is not in the text precedes the text after an added token."""

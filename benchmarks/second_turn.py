@@ -103,7 +103,7 @@ def main() -> None:
     chance.seed(time.time_ns())  # turns that no earlier run has made
     with server(given) as (url, process):
         turn(url, process, said, "the whole prompt")
-        for new in NEW * 2:
+        for new in NEW:
             turn(
                 url, process, said + chance.choices(range(3, given.vocabulary), k=new), f"{new} new"
             )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from edgetok.private_folder import private_folder
 
 LEAST_TOKENS = 64  # fewer are read as fast as a state is copied
 _SUFFIX = ".prefix"
+_WRITING_NICE = 10  # a long conversation takes seconds to copy, to hash and to write
 
 
 @dataclass(slots=True)
@@ -176,7 +178,9 @@ class PrefixCache:
             self._shrink()
             if self._folder is not None:
                 if self._writing is None or self._process != os.getpid():
-                    self._writing = ThreadPoolExecutor(1, "edgetok-prefixes")
+                    self._writing = ThreadPoolExecutor(
+                        1, "edgetok-prefixes", initializer=_stand_back
+                    )
                     self._process, self._files = os.getpid(), []
                 self._files.append(self._writing.submit(self._write, entry, self._folder))
 
@@ -250,6 +254,13 @@ class PrefixCache:
         self._entries[name] = Prefix(
             name, saved.tokens, saved.state.shape, saved.state, saved.nbytes
         )
+
+
+def _stand_back() -> None:
+    """Let the thread that writes files wait for those that compute, where threads have a rank."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITING_NICE)
 
 
 def _used_at(path: Path) -> float:

@@ -123,6 +123,11 @@ class CachedTokens:
                 tokens = 0
             del self.tokens[tokens:]
 
+    @property
+    def remembers(self) -> bool:
+        """Return whether what is read here is kept for prompts that begin alike."""
+        return self._prefixes is not None and self.cache.capabilities.saves
+
     def remember(self, computed_tokens: int) -> None:
         """Keep what was read, for prompts that begin alike, if enough of it was computed.
 

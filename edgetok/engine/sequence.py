@@ -138,6 +138,14 @@ class Sequence:
         self._limit = (
             self.context.answer_tokens if options.max_tokens is None else options.max_tokens
         )
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look for what is known of the prompt by now; before anything of it is computed.
+
+        Raises:
+            SessionError: a kept beginning of the prompt does not fit this cache.
+        """
         self.cached = self.context.reuse(self.prompt)
         self.pending = self.prompt[self.cached :]
         if self._progress is not None:

@@ -24,6 +24,7 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 from edgetok.engine.compute import Found, compute
+from edgetok.engine.followers import leader_of, leads
 from edgetok.engine.mailbox import End, Mailbox, Piece
 from edgetok.engine.pace import Pace
 from edgetok.engine.scheduler import Planned, Scheduler
@@ -62,6 +63,7 @@ class Stepper:
         self._backend, self._scheduler, self._clock = backend, scheduler, clock
         self._pace = pace
         self._live: dict[Sequence, Mailbox] = {}  # touched with the turn alone
+        self._following: dict[Sequence, Sequence] = {}  # prompts that wait for another; likewise
         self._notes: deque[tuple[Sequence, Mailbox]] = deque()  # to be taken in or let go
         self.gaps_s: deque[float] = deque(maxlen=_GAPS)
         self._left: float | None = None  # when the backend was done last, if the loop went on
@@ -211,10 +213,20 @@ class Stepper:
         self._live[sequence] = mailbox
         if error is not None:
             self._end(sequence, error)
+        else:
+            self._follow(sequence)
+
+    def _follow(self, sequence: Sequence) -> None:
+        """Let a prompt wait for another that begins alike, if there is one; see `followers`."""
+        leading = [one for one in self._live.items() if one[0] not in self._following]
+        leader = leader_of(sequence, leading)
+        if leader is not None:
+            self._following[sequence] = leader
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
         """Let go of a sequence and of its cache, whose contents are known."""
         mailbox = self._live.pop(sequence)
+        self._following.pop(sequence, None)
         self._scheduler.remove(sequence)
         for text in sequence.cancel():
             mailbox.put(Piece(text, len(sequence.tokens)))
@@ -231,10 +243,22 @@ class Stepper:
 
     def _wanted(self) -> list[Sequence]:
         """The sequences whose next token is waited for or may be computed ahead."""
+        for sequence, leader in list(self._following.items()):
+            if leader not in self._live or not leads(leader, self._live[leader]):
+                del self._following[sequence]
+                try:
+                    sequence.look_again()
+                except Exception as error:
+                    self._end(sequence, error)
+                else:
+                    self._follow(sequence)
         return [
             sequence
             for sequence, mailbox in self._live.items()
-            if mailbox.waiting or len(sequence.tokens) - mailbox.read_tokens < mailbox.ahead_tokens
+            if sequence not in self._following
+            and (
+                mailbox.waiting or len(sequence.tokens) - mailbox.read_tokens < mailbox.ahead_tokens
+            )
         ]
 
     def _paced(self, wanted: Many[Sequence]) -> float | None:

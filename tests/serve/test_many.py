@@ -80,6 +80,36 @@ def test_beginnings_are_read_once(server: Process) -> None:
     assert third["choices"][0]["message"]["content"] == text
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_prompts_that_come_together_read_their_beginning_once(
+    server: Process, given_up: bool
+) -> None:
+    """Also where the client goes away whose prompt the others wait for."""
+    system = {"role": "system", "content": f"Together{given_up}. " + 4 * LONG}
+
+    async def run() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+
+            async def ask(i: int) -> Any:
+                said = [system, {"role": "user", "content": f"Who are you, {i}?"}]
+                body = {"model": "tiny", "messages": said, "max_tokens": 2}
+                return (await client.post("/v1/chat/completions", json=body)).json()["usage"]
+
+            first = asyncio.create_task(ask(-1))
+            await asyncio.sleep(0.02)
+            others = [asyncio.create_task(ask(i)) for i in range(6)]
+            if given_up:
+                await asyncio.sleep(0.01)
+                first.cancel()
+            return await asyncio.gather(*others)
+
+    found = asyncio.run(run())
+    cached = sorted(usage["prompt_tokens_details"]["cached_tokens"] for usage in found)
+    shared = found[0]["prompt_tokens"] - 20
+    # One of them reads for all: whichever came first, or the next where that one is given up.
+    assert min(cached[1:]) > shared > 1000
+
+
 def test_several_answers_read_their_prompt_once(server: Process) -> None:
     prompt = "Once there was a bird. " + LONG
     body = {"prompt": prompt, "n": 4, "max_tokens": 4, "temperature": 0}

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
-from edgetok.errors import SessionError
+from edgetok.errors import ContextError, SessionError
 from edgetok.formats.container import read_container, write_container
 from edgetok.private_folder import private_folder
 
@@ -177,12 +177,45 @@ class PrefixCache:
             self._entries.move_to_end(name)
             self._shrink()
             if self._folder is not None:
-                if self._writing is None or self._process != os.getpid():
-                    self._writing = ThreadPoolExecutor(
-                        1, "edgetok-prefixes", initializer=_stand_back
-                    )
-                    self._process, self._files = os.getpid(), []
-                self._files.append(self._writing.submit(self._write, entry, self._folder))
+                written = self._later(self._write, entry, self._folder)
+                self._files.append(written)
+
+    def warm(self, make: Callable[[int], KVCache]) -> None:
+        """Take the entry that was used last from its file's form into a cache, in the background.
+
+        So the next turn of its conversation does not wait for that: half a gigabyte takes seconds.
+
+        Args:
+            make: returns an empty cache for so many tokens.
+        """
+        with self._lock:
+            if self._entries:
+                self._later(self._warm, next(reversed(self._entries.values())), make)
+
+    def _warm(self, entry: Prefix, make: Callable[[int], KVCache]) -> None:
+        with contextlib.suppress(ContextError):  # no memory: the answer that wants it finds out
+            # A cache smaller than a block has another shape.
+            cache = make(max(len(entry.tokens), int(entry.shape.get("block_tokens", 0))))
+            held = entry.held
+            fits = cache.shape == entry.shape and cache.capabilities.shares
+            if not fits or not isinstance(held, CacheState):
+                return
+            try:
+                cache.load(held)
+            except SessionError:
+                with self._lock:
+                    self._drop(entry.name)
+                return
+            with self._lock:
+                if entry.held is held:
+                    entry.held = cache
+
+    def _later(self, work: Callable[..., None], *arguments: object) -> Future[None]:
+        """Have the thread of its own do something. Called with the lock."""
+        if self._writing is None or self._process != os.getpid():
+            self._writing = ThreadPoolExecutor(1, "edgetok-prefixes", initializer=_stand_back)
+            self._process, self._files = os.getpid(), []
+        return self._writing.submit(work, *arguments)
 
     def warning(self) -> str | None:
         """Return a line about the first state that was too large, once; else None."""

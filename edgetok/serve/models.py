@@ -248,6 +248,8 @@ class ModelPool:
         if prefixes is None:
             prefixes = PrefixCache(model.artefact.identity, self.prefix_bytes)
             model.engine.prefixes = prefixes
+        elif model.engine.limits is None:
+            prefixes.warm(model.backend.new_cache)
         buffers = getattr(model.backend, "buffer_bytes", 0)
         served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
         if model.engine.draft_model is not None:

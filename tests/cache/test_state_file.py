@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tracemalloc
 
 import numpy as np
@@ -178,6 +179,47 @@ def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
         used.append((store.pool.used_bytes, other))
     assert used[0][0] == used[1][0] > 0
     assert prefixes.find([*tokens, 1], cache(299)) is None
+
+
+def test_what_was_used_last_is_made_ready_in_the_background(tmp_path):
+    """Then nothing is copied when it is wanted: its pages are there already, and are shared."""
+    folder, store = tmp_path / "prefixes", CacheStore(1)
+
+    def make(capacity):
+        return new_cache(SPEC, store, capacity_tokens=capacity, kv_bits=8, block_tokens=256)
+
+    origin = make(1000)
+    origin.begin(200)
+    origin.advance(200)
+    expected = origin.save().block
+    before = PrefixCache(MODEL, 100 << 20, folder)
+    for first in (1, 2):
+        before.add([first] * 200, origin)
+    before.close()
+    os.utime(next(folder.glob("*.prefix")), (1, 1))
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)
+    origin.clear()
+    prefixes.warm(make)
+    prefixes.close()
+    ready = [
+        entry for entry in prefixes._entries.values() if not isinstance(entry.held, CacheState)
+    ]
+    assert [entry.name for entry in ready] == [list(prefixes._entries)[-1]]
+    used, other = store.pool.used_bytes, make(400)
+    assert used > 0
+    assert prefixes.restore(prefixes.find([*ready[0].tokens, 1], other)[1], other)
+    assert store.pool.used_bytes == used
+    np.testing.assert_array_equal(other.save().block, expected)
+
+
+def test_files_are_written_in_the_background_rank(tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("threads have no rank of their own here")
+    prefixes = PrefixCache(MODEL, 100 << 20, tmp_path / "prefixes")
+    prefixes.add([1] * 100, filled(100))
+    rank = prefixes._writing.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+    prefixes.close()
+    assert rank >= 10 > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_a_state_that_is_too_large_is_told_once():

@@ -168,10 +168,15 @@ class CpuGroupMemory:
     def put(self, lists: Sequence[Places], stored: Bytes) -> None:
         """Write what `take` gave."""
         for page, memory, slots in self._touched(lists):
-            every = self.layout.take(memory, slots)
-            for heads, rows, at, places in self._split(page, lists, stored):
-                for part, source in zip(every, rows, strict=True):
-                    part[heads, at] = source[:, places]
+            split = list(self._split(page, lists, stored))
+            if len(split) == 1 and split[0][2] == slice(0, slots):  # nothing of the page stays
+                _, rows, _, places = split[0]
+                every = tuple(source[:, places] for source in rows)
+            else:
+                every = self.layout.take(memory, slots)
+                for heads, rows, at, places in split:
+                    for part, source in zip(every, rows, strict=True):
+                        part[heads, at] = source[:, places]
             self.layout.put(memory, every)
 
     def _touched(self, lists: Sequence[Places]) -> Iterator[tuple[int, Bytes, int]]:
@@ -186,7 +191,7 @@ class CpuGroupMemory:
 
     def _split(
         self, page: int, lists: Sequence[Places], stored: Bytes
-    ) -> Iterator[tuple[slice, list[Bytes], Places, Places]]:
+    ) -> Iterator[tuple[slice, list[Bytes], Places | slice, Places | slice]]:
         """For heads with the same slots: which, their rows in `stored`, slots of the page, places.
 
         Rows are views uint8 [heads, n, bytes] of keys, values and scales of both.
@@ -203,7 +208,7 @@ class CpuGroupMemory:
                 for a, b, size in zip(ends[:-1], ends[1:], sizes, strict=True)
             ]
             places = np.flatnonzero(at // PAGE_SLOTS == page)
-            yield heads, rows, at[places] % PAGE_SLOTS, places
+            yield heads, rows, _run(at[places] % PAGE_SLOTS), _run(places)
             first = end
 
     def share(self, other: CpuGroupMemory) -> None:
@@ -276,3 +281,10 @@ class CpuGroupMemory:
     @staticmethod
     def _address_of_rows(array: npt.NDArray[np.generic]) -> Places:
         return array.ctypes.data + np.arange(len(array), dtype=np.int64) * array.strides[0]
+
+
+def _run(places: Places) -> Places | slice:
+    """The same places as a slice where each follows the one before: it is copied much faster."""
+    if len(places) and (np.diff(places) == 1).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places

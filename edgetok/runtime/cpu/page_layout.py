@@ -117,9 +117,13 @@ class PageLayout:
             slots = given.shape[1]
             count = -(-slots // tile)
             whole = part[:, :count]
-            wide = np.ascontiguousarray(whole.transpose(0, 1, 3, 2))
-            flat = wide.view(np.uint8).reshape(self.heads, count * tile, -1)
-            flat[:, :slots] = given
+            if slots == count * tile:
+                wide = np.ascontiguousarray(given).view(part.dtype)
+                wide = wide.reshape(self.heads, count, tile, -1)
+            else:  # what the last tile holds besides stays
+                wide = np.ascontiguousarray(whole.transpose(0, 1, 3, 2))
+                flat = wide.view(np.uint8).reshape(self.heads, count * tile, -1)
+                flat[:, :slots] = given
             whole[...] = wide.transpose(0, 1, 3, 2)
 
     def _parts(self, memory: Bytes) -> Iterator[tuple[npt.NDArray[Any], int]]:

@@ -58,6 +58,7 @@ def abi_header() -> str:
     for prefix, names in (
         ("HEADER", plan_file.HEADER),
         ("RUN", plan.RUN),
+        ("LAYER", plan.LAYER),
         ("TOK", tokenizer.NUMBERS),
     ):
         numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import tokenizers
 
-from edgetok.errors import OptionError, OutputError, UnsupportedError
+from edgetok.errors import OutputError, UnsupportedError
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import DATA_FILE
-from edgetok.kernels_cpu.attention.launch import key_bits, value_bits
 from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.loader import MODULES
 from edgetok.models.spec import DecoderSpec
@@ -117,10 +116,6 @@ def export_native(
     wrappers = tuple(dict.fromkeys(wrappers))
     check_languages(wrappers, targets)
     check_options(None, kv_bits, "int8", BLOCK_TOKENS)
-    if key_bits(kv_bits) != value_bits(kv_bits):
-        raise OptionError(
-            f"kv_bits is {kv_bits}, the C library has 4, 8, 16 and 32; use one of them"
-        )
     out = out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not empty; choose another --out")

@@ -13,7 +13,7 @@ Made of the same plan that the CPU backend runs. All numbers are little-endian:
 |-----------|------|
 | PLAN      | instructions, relocations, places: `runtime/cpu/plan_file.py` |
 | RUN       | int64, named by `RUN` |
-| LAYERS    | int64 [layers, 4]: window (-1: no attention), rope (-1: none), offsets of the keys' centres and factors in the weights (-1: none) |
+| LAYERS    | int64 [layers, len(LAYER)], named by `LAYER` |
 | ROPES     | of each: int64 pairs and original context (0: not longrope), float64 frequencies of short and of long contexts |
 | STATES    | int64 [states, 4]: what recurrent layers keep, in the order of snapshots: index in the table of states, rows and columns of its ring, how many rows the next token needs |
 | HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
@@ -37,14 +37,13 @@ from typing import Any
 import numpy as np
 
 from edgetok.cache.bounds import wide_heads
-from edgetok.errors import UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.head_scores import HeadScores, head_scores
 from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.attention.launch import is_rotated
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
-from edgetok.kernels_cpu.program.tables import Instruction, instruction
+from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.models.operations import operations
 from edgetok.models.ops import Stateful, Store
@@ -56,11 +55,16 @@ from edgetok.runtime.cpu.plan_file import plan_bytes
 from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
-# 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads
-VERSION = 6
+# 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
+# 6: layers of one size
+VERSION = 7
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64
+# Of an instruction that a library fills in; any number of slots passes the launchers' checks.
+_NONE: dict[str, Any] = {
+    "heads": 0, "records": 0, "slots": attention.PAGE_SLOTS, "scratch": 0, "wait": True,
+}  # fmt: skip
 
 
 class Section(IntEnum):
@@ -84,12 +88,10 @@ RUN = (
     "layers",
     "ropes",
     "heads",
-    "kv_heads",
-    "head_dim",
+    "kv_heads",  # records of a layer: `DecoderSpec.most_kv_heads`
     "context",
     "block",
     "kv_bits",
-    "row_bytes",
     "scale_bytes",
     "partial_bytes",  # of a chunk of slots, all heads
     "sample_scratch",
@@ -101,6 +103,19 @@ RUN = (
 )
 
 
+LAYER = (
+    "window",  # -1: it stores no keys and values
+    "rope",  # -1: none
+    "centre",  # offsets of its keys' centres and factors in the weights; -1: none
+    "factor",
+    "kv_heads",
+    "key_bytes",
+    "value_bytes",
+    "dims",  # of a head; this and the next as in an instruction that rotates its keys
+    "padded",
+    "hadamard",
+    "scale",
+)
 SCORES = ("window", "retain", "content")  # whose kernels are in HOST, in this order
 
 
@@ -129,15 +144,9 @@ def model_plan(
         extra: the sections TOKENIZER and TEMPLATE, where there are any.
 
     Raises:
-        UnsupportedError: the decoder has layers of unlike sizes, or an operation with states that
-            the CPU does not compute.
+        UnsupportedError: the decoder has an operation with states that the CPU does not compute.
     """
     spec = plan.spec
-    if not spec.uniform or spec.per_layer_size:
-        raise UnsupportedError(
-            "native export takes decoders whose layers have keys and values of their own, of one "
-            "size, and no inputs of a layer's own"
-        )
     kept = [op for op in operations(spec) if isinstance(op, Stateful)]
     core = {
         Section.PLAN: plan_bytes(plan),
@@ -186,16 +195,14 @@ def _run(plan: Plan, artefact: Artefact, eos: int, kept: Sequence[Stateful]) -> 
         "layers": spec.num_layers,
         "ropes": len(spec.ropes),
         "heads": spec.num_heads,
-        "kv_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
+        "kv_heads": spec.most_kv_heads,
         "context": spec.context_tokens,
         "block": plan.options.block_tokens,
         "kv_bits": bits,
-        "row_bytes": attention.value_bytes(spec.head_dim, bits),  # as many as a key's, see export
         "scale_bytes": attention.scale_bytes(bits),
-        "partial_bytes": attention.partials_bytes(spec.num_heads, spec.head_dim, 1),
+        "partial_bytes": attention.partials_bytes(spec.num_heads, spec.most_head_dim, 1),
         "sample_scratch": sampling.scratch_bytes(spec.vocab_size),
-        "evict_scratch": eviction.scratch_bytes(0, spec.head_dim),
+        "evict_scratch": eviction.scratch_bytes(0, spec.most_head_dim),
         "eos": eos,
         "small": int(useful_threads(artefact) == 1),
         "states": len(kept),
@@ -205,18 +212,19 @@ def _run(plan: Plan, artefact: Artefact, eos: int, kept: Sequence[Stateful]) -> 
 
 
 def _layers(plan: Plan, artefact: Artefact) -> bytes:
-    spec, known = plan.spec, artefact.constants
-    made = np.array(
-        [
-            (-1 if layer.attention is None else layer.window, layer.rope, -1, -1)
-            for layer in spec.layers
-        ],
-        "<i8",
-    )
-    if is_rotated(plan.options.kv_bits):
+    spec, known, bits = plan.spec, artefact.constants, plan.options.kv_bits
+    rows, stored = [], set(spec.attention_layers)
+    for i, layer in enumerate(spec.layers):
+        kv_heads, dims = spec.kv_sizes(i)
+        rotated = _rotation(_Recorder(), dims, bits)[eviction.ROTATE_DIMS :][:4]
+        sizes = attention.key_bytes(dims, bits), attention.value_bytes(dims, bits)
+        window = layer.window if i in stored else -1
+        rows.append((window, layer.rope, -1, -1, kv_heads, *sizes, *rotated))
+    made = np.array(rows, "<i8")
+    if is_rotated(bits):
         for op in operations(spec):
             if isinstance(op, Store) and op.layer is not None and f"{op.constants}.factor" in known:
-                made[op.layer, 2:] = [
+                made[op.layer, 2:4] = [
                     known[f"{op.constants}.{name}"].offset for name in ("centre", "factor")
                 ]
     return made.tobytes()
@@ -224,7 +232,7 @@ def _layers(plan: Plan, artefact: Artefact) -> bytes:
 
 def _wide(spec: DecoderSpec, scores: HeadScores | None) -> bytes:
     heads = wide_heads(scores or {})
-    made = np.zeros((spec.num_layers, spec.num_kv_heads), np.uint8)
+    made = np.zeros((spec.num_layers, spec.most_kv_heads), np.uint8)
     for head in heads:
         made[head] = 1
     return made.tobytes() if heads else b""
@@ -242,9 +250,10 @@ def _rope(rope: RopeSpec) -> bytes:
 def _host(plan: Plan) -> list[bytes]:
     """Kernels that the library calls outside of a plan's instructions, with what is known now."""
     spec, bits, kernels = plan.spec, plan.options.kv_bits, _Recorder()
-    size = attention.PAGE_SLOTS  # stands for any
-    none: dict[str, Any] = {"heads": 0, "records": 0, "slots": size, "scratch": 0, "wait": True}
-    where: dict[str, Any] = {"page_slots": size, "head_dim": spec.head_dim, "kv_bits": bits}
+    size, none = attention.PAGE_SLOTS, _NONE
+    seeing = [i for i in spec.attention_layers if spec.layers[i].window == 0]
+    dims = spec.kv_sizes(seeing[0])[1] if seeing else spec.head_dim  # of heads that evict
+    where: dict[str, Any] = {"page_slots": size, "head_dim": dims, "kv_bits": bits}
 
     def packed(made: Instruction) -> bytes:
         return kernels.name.encode().ljust(_NAME_BYTES, b"\0") + np.array(made, "<i8").tobytes()
@@ -264,7 +273,7 @@ def _host(plan: Plan) -> list[bytes]:
             )
         ),
         packed(eviction.renumber(kernels, new=0, front=0, positions=0, by=0, **none)),
-        packed(eviction.rotate_keys(kernels, by=0, **none, **where)),
+        packed(_rotation(kernels, dims, bits)),
     ]
     for rope in spec.ropes:
         made.append(
@@ -282,6 +291,13 @@ def _host(plan: Plan) -> list[bytes]:
             )
         )
     return made
+
+
+def _rotation(kernels: Addresses, dims: int, bits: int) -> Instruction:
+    size = attention.PAGE_SLOTS
+    return eviction.rotate_keys(
+        kernels, by=0, page_slots=size, head_dim=dims, kv_bits=bits, **_NONE
+    )
 
 
 def _aligned(at: int) -> int:

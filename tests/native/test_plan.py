@@ -18,7 +18,7 @@ from edgetok.errors import EdgetokError
 from edgetok.formats.artefact import open_artefact
 from edgetok.native.abi_header import abi_header
 from edgetok.native.library import FLAGS, INCLUDE, SOURCES
-from edgetok.native.plan import PLAN_FILE, RUN, Section
+from edgetok.native.plan import LAYER, PLAN_FILE, RUN, Section
 from edgetok.native.template import template_segments
 from edgetok.native.tokenizer import tokenizer_tables
 from edgetok.runtime.cpu.plan_file import plan_from_bytes
@@ -57,7 +57,7 @@ print("refused", refused)
 
 def sections(content: bytes) -> dict[Section, tuple[int, int]]:
     magic, version, count, core = struct.unpack_from("<8s3q", content)
-    assert (magic, version) == (b"edgetokP", 6)
+    assert (magic, version) == (b"edgetokP", 7)
     found = {}
     for i in range(count):
         kind, at, size = struct.unpack_from("<3q", content, 32 + 24 * i)
@@ -81,7 +81,7 @@ def refuses_version(library, out, content, version):
     other = bytearray(content)
     struct.pack_into("<q", other, 8, version)
     (out / PLAN_FILE).write_bytes(rehashed(other))
-    message = f"version {version}, this library reads 6; export again"
+    message = f"version {version}, this library reads 7; export again"
     with pytest.raises(EdgetokError, match=message):
         library.open(out)
 
@@ -117,14 +117,18 @@ def test_layout(tiny, tmp_path):
     at, size = found[Section.RUN]
     run = dict(zip(RUN, np.frombuffer(content, "<i8", size // 8, at).tolist(), strict=True))
     assert (run["vocab"], run["layers"], run["heads"], run["kv_heads"]) == (307, 3, 3, 1)
-    assert (run["head_dim"], run["context"], run["kv_bits"], run["block"]) == (24, 64, 8, 16)
+    assert (run["context"], run["kv_bits"], run["block"]) == (64, 8, 16)
     at, size = found[Section.PLAN]
     plan = plan_from_bytes(content[at : at + size])
     with open_artefact(model.artefact) as artefact:
         assert plan.weights == artefact.manifest.files["model.onnx.data"].sha256
     at, size = found[Section.LAYERS]
-    layers = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, 4)
-    assert layers.tolist() == [[layer.window, layer.rope, -1, -1] for layer in model.spec.layers]
+    layers = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, len(LAYER))
+    scale = int(np.float32(8**-0.5).view(np.int32))
+    sizes = [1, 32, 32, 24, 32, 8, scale]  # a head of 24 dims in room for 32, 8 of which are mixed
+    assert layers.tolist() == [
+        [layer.window, layer.rope, -1, -1, *sizes] for layer in model.spec.layers
+    ]
     at, size = found[Section.ROPES]
     pairs, original = struct.unpack_from("<2q", content, at)
     near, far = np.frombuffer(content, "<f8", 2 * pairs, at + 16).reshape(2, -1)
@@ -134,6 +138,23 @@ def test_layout(tiny, tmp_path):
     np.testing.assert_allclose(far, base / (1.5 + 0.75 * np.arange(9)))
     at, _ = found[Section.EOS]
     assert struct.unpack_from("<i", content, at) == (2,)
+
+
+def test_layers_that_cannot_be_are_refused(exported, library):
+    plan = exported / PLAN_FILE
+    content = plan.read_bytes()
+    begin, _ = sections(content)[Section.LAYERS]
+    wrongs = {
+        "window": -2, "rope": 2, "centre": 4, "factor": 4, "kv_heads": 3, "key_bytes": 0,
+        "value_bytes": 1 << 17, "dims": 16, "padded": 56, "hadamard": 16,
+    }  # fmt: skip
+    assert [*wrongs, "scale"] == list(LAYER)
+    for column, value in enumerate(wrongs.values()):
+        wrong = bytearray(content)
+        struct.pack_into("<q", wrong, begin + 8 * column, value)
+        plan.write_bytes(rehashed(wrong))
+        with pytest.raises(EdgetokError, match="numbers contradict"):
+            library.open(exported)
 
 
 def test_what_is_damaged_is_refused(exported, library):

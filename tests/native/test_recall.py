@@ -171,4 +171,4 @@ def test_wide_heads_that_cannot_be_are_refused(library, deep, tmp_path):
         (out / PLAN_FILE).write_bytes(rehashed(wrong))
         with pytest.raises(EdgetokError, match="numbers contradict"):
             library.open(out)
-    refuses_version(library, out, content, 5)
+    refuses_version(library, out, content, 6)

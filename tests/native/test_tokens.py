@@ -13,7 +13,7 @@ from edgetok.errors import EdgetokError
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import Sampler
 from tests.rtn_artefact import add_constants
-from tests.tiny import FAMILIES, UNLIKE_LAYERS, VOCAB_SIZE, WITH_STATES
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_STATES
 
 RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(3, VOCAB_SIZE, 37).astype(np.int32)
@@ -40,8 +40,8 @@ def native_answer(chat, prompt, count, **sampling):
     return [token for token, _, _ in chat.outputs()]
 
 
-@pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNLIKE_LAYERS])
+@pytest.mark.parametrize("kv_bits", [4, 5, 8, 16, 32])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_widths(both, tiny, family, kv_bits):
     model, backend = both(tiny(family, 4).artefact, kv_bits, threads=1 + kv_bits % 3)
     with model.chat(64) as chat:
@@ -69,7 +69,7 @@ def test_logits_are_the_same_bits(both, tiny):
     np.testing.assert_array_equal(found, backend.forward(backend.new_cache(64), PROMPT))
 
 
-@pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
+@pytest.mark.parametrize("kv_bits", [4, 5, 8, 16, 32])
 @pytest.mark.parametrize("policy", ["content", "retain", "window"])
 @pytest.mark.parametrize("family", BOUNDED)
 def test_bounded_caches(both, trained, family, policy, kv_bits):
@@ -164,7 +164,7 @@ def test_truncate_and_context(both, tiny):
     assert found == python_answer(backend, backend.new_cache(64), PROMPT[:25], GREEDY, 20)
 
 
-@pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
+@pytest.mark.parametrize("kv_bits", [4, 5, 8, 16, 32])
 @pytest.mark.parametrize("policy", ["none", "content", "retain", "window"])
 def test_states_go_over_to_python_and_back(both, trained, policy, kv_bits):
     model, backend = both(trained("gemma3_text", TRAINED), kv_bits)

@@ -48,7 +48,7 @@ _NATIVE = "native"
 )
 @click.option(
     "--kv-bits",
-    type=click.Choice(["4", "8", "16", "32"]),
+    type=click.Choice(["4", "5", "8", "16", "32"]),
     default="8",
     show_default=True,
     help="native: bits of keys and values in the KV cache.",

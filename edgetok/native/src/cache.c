@@ -16,8 +16,9 @@ int64_t et_chunk_count(int64_t slots) { /* attention/launch.py */
     return count;
 }
 
-static int64_t slot_bytes(const edgetok_model *m) {
-    return 2 * (m->run[RUN_ROW_BYTES] + m->run[RUN_SCALE_BYTES]);
+bool et_stores(const edgetok_model *m, int64_t head) {
+    const int64_t kv = m->run[RUN_KV_HEADS], *own = m->layers[head / kv].numbers;
+    return own[LAYER_WINDOW] >= 0 && head % kv < own[LAYER_KV_HEADS];
 }
 
 /* Memory is laid out twice: once to count, with base NULL, and once to place. */
@@ -65,14 +66,14 @@ static int64_t python_bytes(const cache *c) {
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
         total += g->rows * g->limit * (g->chosen ? 12 : 8) + g->heads * (g->pages + 1) * 8 * PAGE_FIELDS;
-        total += g->heads * g->limit * slot_bytes(c->m) + 4 * g->rows * c->block_tokens;
+        total += g->heads * g->limit * g->slot_bytes + 4 * g->rows * c->block_tokens;
     }
     return total + (c->policy ? 4 * mass_floats(c) : 0);
 }
 
 /* The group of a head; NULL where there is none yet. */
 static group *group_of(const cache *c, int64_t head) {
-    int64_t window = c->m->layers[head / c->m->run[RUN_KV_HEADS]].window;
+    int64_t window = c->m->layers[head / c->m->run[RUN_KV_HEADS]].numbers[LAYER_WINDOW];
     bool wide = c->tiers[1] && c->m->wide[head];
     for (group *g = c->groups; g < c->groups + c->n_groups; g++)
         if (g->window == window && (!g->chosen || g->wide == wide)) return g;
@@ -88,31 +89,32 @@ static void shape_groups(cache *c) {
         if (c->tiers[i])
             c->groups[c->n_groups++] = (group){.chosen = true, .wide = i, .limit = c->tiers[i]};
     for (int64_t i = 0; i < m->run[RUN_LAYERS] * kv; i++) {
-        int64_t window = m->layers[i / kv].window;
-        if (window < 0) continue; /* a recurrent layer */
+        if (!et_stores(m, i)) continue;
+        const int64_t *own = m->layers[i / kv].numbers, window = own[LAYER_WINDOW];
         group *g = group_of(c, i);
         if (!g) {
             int64_t wanted = window ? least(c->capacity, window + c->block_tokens - 1) : c->capacity;
             g = &c->groups[c->n_groups++];
             *g = (group){.window = window, .limit = up(wanted, SLOT_TILE)};
         }
+        const int64_t scale = m->run[RUN_SCALE_BYTES];
+        const int64_t parts[4] = {own[LAYER_KEY_BYTES], own[LAYER_VALUE_BYTES], scale, scale};
+        memcpy(g->sizes, parts, sizeof parts);
+        g->slot_bytes = parts[0] + parts[1] + 2 * scale;
+        g->shape = &m->layers[i / kv];
         g->heads++;
         g->rows = g->chosen ? g->heads : 1;
         g->pages = (g->limit + PAGE_SLOTS - 1) / PAGE_SLOTS;
     }
 }
 
-static void place_page(const cache *c, group *g, int64_t page) {
-    int64_t row = c->m->run[RUN_ROW_BYTES], scale = c->m->run[RUN_SCALE_BYTES];
-    int64_t slots = least(PAGE_SLOTS, g->limit - page * PAGE_SLOTS), each = slots * slot_bytes(c->m);
-    uint8_t *at = g->memory + g->heads * page * PAGE_SLOTS * slot_bytes(c->m);
-    for (int64_t h = 0; h < g->heads; h++, at += each) {
-        int64_t *entry = g->entries + (h * (g->pages + 1) + page) * PAGE_FIELDS;
-        entry[PAGE_KEYS] = address(at);
-        entry[PAGE_VALUES] = address(at + slots * row);
-        entry[PAGE_KEY_SCALES] = address(at + 2 * slots * row);
-        entry[PAGE_VALUE_SCALES] = address(at + slots * (2 * row + scale));
-    }
+/* Fields of a page are in the order of its parts. */
+static void place_page(group *g, int64_t page) {
+    int64_t slots = least(PAGE_SLOTS, g->limit - page * PAGE_SLOTS);
+    uint8_t *at = g->memory + g->heads * page * PAGE_SLOTS * g->slot_bytes;
+    for (int64_t h = 0; h < g->heads; h++)
+        for (int i = 0; i < 4; at += slots * g->sizes[i++])
+            g->entries[(h * (g->pages + 1) + page) * PAGE_FIELDS + i] = address(at);
 }
 
 static void place_group(cache *c, group *g, layout *l) {
@@ -127,15 +129,15 @@ static void place_group(cache *c, group *g, layout *l) {
     g->free_slots = place(l, g->chosen ? 2 * g->rows * c->block_tokens : 0, 4);
     g->entries = place(l, g->heads * (g->pages + 1) * PAGE_FIELDS, 8);
     g->records = place(l, g->heads * EV_RECORD_SLOTS, 8);
-    g->memory = place(l, g->heads * g->limit, (size_t)slot_bytes(c->m));
+    g->memory = place(l, g->heads * g->limit, (size_t)g->slot_bytes);
     if (!l->base) return;
     for (int64_t i = 0; i < slots; i++) g->positions[i] = EMPTY;
-    for (int64_t p = 0; p < g->pages; p++) place_page(c, g, p);
+    for (int64_t p = 0; p < g->pages; p++) place_page(g, p);
     int64_t kv = c->m->run[RUN_KV_HEADS], at = 0;
     for (int64_t i = 0; i < c->m->run[RUN_LAYERS] * kv; i++) {
-        if (group_of(c, i) != g) continue;
-        const layer *shape = &c->m->layers[i / kv];
-        int64_t list = g->chosen ? at : 0, turned = shape->rope;
+        if (!et_stores(c->m, i) || group_of(c, i) != g) continue;
+        const int64_t *own = c->m->layers[i / kv].numbers, turned = own[LAYER_ROPE];
+        int64_t list = g->chosen ? at : 0;
         int64_t *record = c->records + RECORD_SLOTS * i, *evicts = g->records + EV_RECORD_SLOTS * at;
         record[REC_PAGES] = address(g->entries + at * (g->pages + 1) * PAGE_FIELDS);
         record[REC_POSITIONS] = address(g->positions + list * g->limit);
@@ -146,10 +148,10 @@ static void place_group(cache *c, group *g, layout *l) {
         evicts[EV_TOKENS] = address(g->tokens + list * g->limit);
         evicts[EV_FREQUENCIES] = turned < 0 ? 0 : address(c->frequencies[turned]);
         evicts[EV_PAIRS] = turned < 0 ? 0 : c->m->ropes[turned].half;
-        if (shape->centre >= 0) {
-            int64_t constants = address(c->m->weights.data) + 4 * (i % kv) * c->m->run[RUN_HEAD_DIM];
-            evicts[EV_CENTRE] = constants + shape->centre;
-            evicts[EV_FACTOR] = constants + shape->factor;
+        if (own[LAYER_CENTRE] >= 0) {
+            int64_t constants = address(c->m->weights.data) + 4 * (i % kv) * own[LAYER_DIMS];
+            evicts[EV_CENTRE] = constants + own[LAYER_CENTRE];
+            evicts[EV_FACTOR] = constants + own[LAYER_FACTOR];
         }
         g->head[at++] = i;
     }
@@ -237,8 +239,10 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
         c->frequencies[i] = r->original && c->capacity > r->original ? r->far_ : r->near_;
     }
     shape_groups(c);
-    double all = (double)slot_bytes(m) * (double)run[RUN_LAYERS] * (double)run[RUN_KV_HEADS];
-    size_t bytes = all * (double)(c->capacity + 4096) < 1e14 ? place_all(c, NULL) : SIZE_MAX;
+    double all = 0;
+    for (const group *g = c->groups; g < c->groups + c->n_groups; g++)
+        all += (double)g->heads * (double)g->slot_bytes * (double)(c->capacity + 4096);
+    size_t bytes = all < 1e14 ? place_all(c, NULL) : SIZE_MAX;
     if (bytes > SIZE_MAX / 4 || !et_grab(&c->memory, bytes))
         return et_fail(error, "no memory for a cache of %lld tokens", (long long)c->slots);
     place_all(c, c->memory.data);

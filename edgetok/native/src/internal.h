@@ -49,7 +49,7 @@ extern const size_t et_kernel_set_count;
 void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
 
 /* plan.c */
-typedef struct { int64_t window, rope, centre, factor; } layer; /* offsets in the weights, or -1 */
+typedef struct { int64_t numbers[LAYER_COUNT]; } layer;
 typedef struct { int64_t half, original; const double *near_, *far_; } rope;
 typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
@@ -156,6 +156,8 @@ typedef struct { const char *name; int scores, recent, unequal; } policy; /* sco
 typedef struct {
     int64_t window, rows, heads, limit, pages, mark, free_count, taken;
     bool chosen, wide;
+    int64_t sizes[4], slot_bytes; /* of a slot's key, value and their scales; of all four */
+    const layer *shape;           /* of one of its layers */
     int64_t *head; /* [heads] of layers times KV heads */
     int32_t *positions, *tokens, *append, *free_slots;
     float *mass; /* attention that each slot got, of heads that evict */
@@ -186,6 +188,8 @@ typedef struct {
     block memory;
 } cache;
 
+/* Whether one of RUN_KV_HEADS of a layer is there and stores keys and values: some layers have fewer. */
+bool et_stores(const edgetok_model *m, int64_t head);
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */
 int64_t et_cache_used(const cache *c);

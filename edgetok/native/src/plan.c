@@ -187,6 +187,20 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     return 0;
 }
 
+static bool layer_holds(const edgetok_model *m, const int64_t *l) {
+    int64_t kv = l[LAYER_KV_HEADS], dims = l[LAYER_DIMS], block = l[LAYER_HADAMARD];
+    int64_t centre = l[LAYER_CENTRE], factor = l[LAYER_FACTOR], turned = l[LAYER_ROPE];
+    int64_t last = (int64_t)m->weights.bytes - 4 * kv * dims;
+    return within(l[LAYER_WINDOW], -1, 1 << 28) && within(kv, 1, m->run[RUN_KV_HEADS]) &&
+           within(dims, 1, 4096) && within(l[LAYER_PADDED], dims, dims + 31) &&
+           within(l[LAYER_KEY_BYTES], 1, 1 << 16) && within(l[LAYER_VALUE_BYTES], 1, 1 << 16) &&
+           within(block, 1, dims) && (block & (block - 1)) == 0 && dims % block == 0 &&
+           within(turned, -1, m->run[RUN_ROPES] - 1) && within(centre, -1, last) &&
+           within(factor, -1, last) && (centre < 0) == (factor < 0) &&
+           (centre < 0 || (centre | factor) % 4 == 0) &&
+           (turned < 0 || l[LAYER_WINDOW] < 0 || m->ropes[turned].half <= dims / 2);
+}
+
 static int read_run(edgetok_model *m, section *s, char *error) {
     static const char *const broken = "model.plan: the model's numbers contradict each other";
     const int64_t *run = (const void *)s[SECTION_RUN].data;
@@ -194,8 +208,7 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     m->run = run;
     if (!within(run[RUN_VOCAB], 1, 1 << 24) || !within(run[RUN_LAYERS], 1, 4096) ||
         !within(run[RUN_ROPES], 0, MOST_ROPES) || !within(run[RUN_KV_HEADS], 1, 4096) ||
-        !within(run[RUN_HEADS], 1, 65536) || !within(run[RUN_HEAD_DIM], 1, 4096) ||
-        !within(run[RUN_CONTEXT], 1, 1 << 28) || !within(run[RUN_ROW_BYTES], 1, 1 << 16) ||
+        !within(run[RUN_HEADS], 1, 65536) || !within(run[RUN_CONTEXT], 1, 1 << 28) ||
         !within(run[RUN_SCALE_BYTES], 0, 4) || !within(run[RUN_BLOCK], 1, 4096) ||
         !within(run[RUN_SAMPLE_SCRATCH], 64, (int64_t)1 << 32) ||
         !within(run[RUN_EVICT_SCRATCH], 64, 1 << 28) ||
@@ -204,14 +217,15 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     m->layers = (const void *)s[SECTION_LAYERS].data;
     if (s[SECTION_LAYERS].bytes != sizeof(layer) * (size_t)run[RUN_LAYERS])
         return et_fail(error, "%s", broken);
-    int64_t last = (int64_t)m->weights.bytes - 4 * run[RUN_KV_HEADS] * run[RUN_HEAD_DIM];
-    for (int64_t i = 0; i < run[RUN_LAYERS]; i++) {
-        const layer *l = &m->layers[i];
-        if (!within(l->window, -1, 1 << 28) || !within(l->rope, -1, run[RUN_ROPES] - 1) ||
-            !within(l->centre, -1, last) || !within(l->factor, -1, last) ||
-            (l->centre < 0) != (l->factor < 0) || (l->centre >= 0 && (l->centre | l->factor) % 4))
-            return et_fail(error, "%s", broken);
+    reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
+    for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
+        const int64_t *numbers = take(&r, 2, 8);
+        if (r.bad || !within(numbers[0], 1, 4096)) return et_fail(error, "%s", broken);
+        m->ropes[i] = (rope){numbers[0], numbers[1], take(&r, numbers[0], 8), take(&r, numbers[0], 8)};
+        if (r.bad) return et_fail(error, "%s", broken);
     }
+    for (int64_t i = 0; i < run[RUN_LAYERS]; i++)
+        if (!layer_holds(m, m->layers[i].numbers)) return et_fail(error, "%s", broken);
     m->states = (const void *)s[SECTION_STATES].data;
     if (!within(run[RUN_STATES], 0, STATES * run[RUN_LAYERS]) || !within(run[RUN_BULKY], 0, 1) ||
         s[SECTION_STATES].bytes != sizeof(state) * (size_t)run[RUN_STATES])
@@ -222,28 +236,16 @@ static int read_run(edgetok_model *m, section *s, char *error) {
             !within(one->columns, 1, 1 << 26) || !within(one->needed, 1, one->rows - 1))
             return et_fail(error, "%s", broken);
     }
-    for (int64_t i = 0; i < run[RUN_LAYERS]; i++) { /* a layer has keys and values, or states */
-        bool keeps = false;
-        for (int64_t k = 0; k < run[RUN_STATES]; k++) keeps = keeps || m->states[k].index / STATES == i;
-        if (m->layers[i].window < 0 && !keeps) return et_fail(error, "%s", broken);
-    }
     int64_t kv = run[RUN_KV_HEADS], heads = kv * run[RUN_LAYERS];
     size_t wide = s[SECTION_WIDE].bytes;
     m->wide = s[SECTION_WIDE].data;
     for (int64_t i = 0; i < heads; i++) {
-        bool sees = m->layers[i / kv].window == 0;
+        bool sees = et_stores(m, i) && !m->layers[i / kv].numbers[LAYER_WINDOW];
         m->n_seeing += sees;
         m->n_wide += wide == (size_t)heads && m->wide[i] && sees;
     }
     if (wide && (wide != (size_t)heads || !within(m->n_wide, 1, m->n_seeing - 1)))
         return et_fail(error, "%s", broken);
-    reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
-    for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
-        const int64_t *numbers = take(&r, 2, 8);
-        if (r.bad || !within(numbers[0], 1, run[RUN_HEAD_DIM] / 2 + 1)) return et_fail(error, "%s", broken);
-        m->ropes[i] = (rope){numbers[0], numbers[1], take(&r, numbers[0], 8), take(&r, numbers[0], 8)};
-        if (r.bad) return et_fail(error, "%s", broken);
-    }
     if (s[SECTION_EOS].bytes != 4 * (size_t)run[RUN_EOS] || !within(run[RUN_EOS], 0, 1024))
         return et_fail(error, "%s", broken);
     m->eos = (const void *)s[SECTION_EOS].data;

@@ -73,6 +73,7 @@ static void rotate(cache *c, const group *g) {
     instruction one = c->m->rotate;
     set_common(c, &one, g);
     one.slots[ROTATE_BY] = address(c->by);
+    memcpy(one.slots + ROTATE_DIMS, g->shape->numbers + LAYER_DIMS, 4 * sizeof *one.slots);
     et_call(c->m, &one);
 }
 

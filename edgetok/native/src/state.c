@@ -48,31 +48,29 @@ static int64_t held_of(const group *g) {
 static void copy_slot(const cache *c, const group *g, int64_t head, int64_t slot, uint8_t *rows[4],
                       bool to_page) {
     const int64_t *entry = g->entries + (head * (g->pages + 1) + slot / PAGE_SLOTS) * PAGE_FIELDS;
-    int64_t bits = c->m->run[RUN_KV_BITS], row = c->m->run[RUN_ROW_BYTES], s = slot % PAGE_SLOTS;
+    int64_t bits = c->m->run[RUN_KV_BITS], s = slot % PAGE_SLOTS;
     int64_t key_unit = bits <= 8 ? 4 : bits / 8, value_unit = bits <= 8 ? 1 : bits / 8;
     int64_t value_tile = bits <= 8 ? VALUE_TILE : 1;
     const int64_t units[4] = {key_unit, value_unit, 4, 4}, tiles[4] = {KEY_TILE, value_tile, 1, 1};
-    const int64_t sizes[4] = {row, row, c->m->run[RUN_SCALE_BYTES], c->m->run[RUN_SCALE_BYTES]};
     for (int i = 0; i < 4; i++) {
-        uint8_t *page = (uint8_t *)(intptr_t)entry[i] + s / tiles[i] * tiles[i] * sizes[i];
-        for (int64_t u = 0; u < sizes[i] / units[i]; u++) {
+        uint8_t *page = (uint8_t *)(intptr_t)entry[i] + s / tiles[i] * tiles[i] * g->sizes[i];
+        for (int64_t u = 0; u < g->sizes[i] / units[i]; u++) {
             uint8_t *there = page + (u * tiles[i] + s % tiles[i]) * units[i], *here = rows[i] + u * units[i];
             if (to_page) memcpy(there, here, (size_t)units[i]);
             else memcpy(here, there, (size_t)units[i]);
         }
-        rows[i] += sizes[i];
+        rows[i] += g->sizes[i];
     }
 }
 
 /* All slots of a group, head by head: of each its keys, values, key scales and value scales. */
 static void copy_rows(const cache *c, const group *g, uint8_t *at, bool to_page) {
-    int64_t row = c->m->run[RUN_ROW_BYTES], scale = c->m->run[RUN_SCALE_BYTES];
     for (int64_t h = 0; h < g->heads; h++) {
         int64_t list = g->rows == 1 ? 0 : h, n = g->held[list];
-        uint8_t *rows[4] = {at, at + n * row, at + 2 * n * row, at + n * (2 * row + scale)};
+        uint8_t *rows[4];
+        for (int i = 0; i < 4; at += n * g->sizes[i++]) rows[i] = at;
         for (int64_t s = 0; s < g->used[list]; s++)
             if (g->positions[list * g->limit + s] != EMPTY) copy_slot(c, g, h, s, rows, to_page);
-        at += 2 * n * (row + scale);
     }
 }
 
@@ -82,8 +80,7 @@ int64_t et_cache_save(cache *c, uint8_t *data, int64_t capacity) {
     entry entries[2 + 3 * 64];
     int64_t counters[FIXED_COUNTERS + 64] = {c->length, c->shift, c->pinned};
     memcpy(&counters[3], &c->dropped, 8);
-    int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]), n = 0;
-    int64_t snapshot_bytes, snapshots = et_history_sections(&c->history, c->length, &snapshot_bytes);
+    int64_t n = 0, snapshot_bytes, snapshots = et_history_sections(&c->history, c->length, &snapshot_bytes);
     if (c->n_groups > 32) return -1;
     for (group *g = c->groups; g < c->groups + c->n_groups && g->chosen; g++) et_list_free(c, g);
     entries[n++] = (entry){SHAPE, 0, 0, (uint64_t)c->shape_bytes, 0};
@@ -93,7 +90,7 @@ int64_t et_cache_save(cache *c, uint8_t *data, int64_t capacity) {
         int64_t held = held_of(g), slots = g->rows == 1 ? held * g->heads : held;
         counters[FIXED_COUNTERS + i] = g->mark;
         entries[n++] = (entry){TABLE, (uint32_t)i, 0, 4 * (uint64_t)(g->rows + 3 * held), 0};
-        entries[n++] = (entry){ROWS_, (uint32_t)i, 0, (uint64_t)(slots * each), 0};
+        entries[n++] = (entry){ROWS_, (uint32_t)i, 0, (uint64_t)(slots * g->slot_bytes), 0};
         if (g->chosen) entries[n++] = (entry){MASS, (uint32_t)i, 0, 4 * (uint64_t)held, 0};
     }
     for (int64_t i = 0; i < snapshots; i++)
@@ -196,7 +193,6 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
         counters[2] > (c->policy ? c->slots / 2 : 0))
         return et_fail(error, "the saved cache is of %lld tokens, not of these %lld, or damaged",
                        (long long)counters[0], (long long)tokens);
-    int64_t each = 2 * (c->m->run[RUN_ROW_BYTES] + c->m->run[RUN_SCALE_BYTES]);
     for (int64_t i = 0; i < c->n_groups; i++) {
         const group *g = &c->groups[i];
         found table = tables[i] = section_of(data, bytes, TABLE, (uint32_t)i);
@@ -206,7 +202,7 @@ int et_cache_restore(cache *c, const uint8_t *data, int64_t bytes, int64_t token
             counters[FIXED_COUNTERS + i] < 0 || counters[FIXED_COUNTERS + i] > tokens)
             return et_fail(error, "the saved cache holds tokens that cannot be; it is damaged");
         int64_t held = (table.bytes / 4 - g->rows) / 3;
-        if (rows[i].bytes != (g->rows == 1 ? held * g->heads : held) * each)
+        if (rows[i].bytes != (g->rows == 1 ? held * g->heads : held) * g->slot_bytes)
             return et_fail(error, "the saved cache's sections do not add up; it is damaged");
         bool counted = !g->chosen || mass.bytes == 4 * held;
         for (int64_t k = 0; g->chosen && counted && k < held; k++) {

@@ -1,13 +1,14 @@
 """The kernels' own tests again, compiled for Arm (NEON, dotprod) and run under qemu's user mode.
 
 Test functions are imported, fixtures replaced: arrays lie in a file that a small C program, linked
-with the kernels' objects and emulated, maps at the same address. Needs qemu-aarch64 and
-aarch64-linux-gnu-gcc (Debian: qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
+with the kernels' objects and emulated, maps at the same address. Needs qemu-aarch64 (Debian:
+qemu-user); the C compiler is ziglang's.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import mmap
 import platform
 import shutil
@@ -31,6 +32,7 @@ from edgetok.kernels_cpu.program.tables import (
 )
 from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
+from edgetok.native.library import MACHINES, Compiler
 from tests.kernels_cpu.attention import test_attention as attention
 from tests.kernels_cpu.attention.test_attention import (
     test_a_row_does_not_depend_on_its_company,
@@ -51,6 +53,7 @@ from tests.kernels_cpu.elementwise.test_rope import test_rope
 from tests.kernels_cpu.linear.test_embed import test_floats, test_quantised
 from tests.kernels_cpu.linear.test_matmul import test_exact, test_float_weights, test_int8
 from tests.kernels_cpu.linear.test_quantise import test_codes_and_scales
+from tests.kernels_cpu.program.object_symbols import symbols
 from tests.kernels_cpu.program.test_program import COUNT, Sums
 from tests.kernels_cpu.simd.test_same_bits import (
     test_exact_company,
@@ -81,10 +84,9 @@ __all__ = [
     "test_softcap",
     "test_windows_and_caps",
 ]
-_TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-nm")
-_MISSING = [tool for tool in _TOOLS if shutil.which(tool) is None]
 pytestmark = [
-    pytest.mark.skipif(bool(_MISSING), reason=f"emulating Arm needs {', '.join(_MISSING)}"),
+    pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64"),
+    pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs ziglang"),
     pytest.mark.skipif(
         platform.machine().lower() in ("aarch64", "arm64"), reason="this machine is an Arm itself"
     ),
@@ -161,17 +163,20 @@ class Emulated:
         self.arena = arena
         names = []
         for path in objects:
-            symbols = subprocess.check_output(["aarch64-linux-gnu-nm", path], text=True)
+            found = symbols(path.read_bytes())
             names += [
-                line.split(" T edgetok_neon_")[1] for line in symbols.splitlines() if " T " in line
+                name.removeprefix("edgetok_neon_")
+                for name, (defined, visible) in found.items()
+                if defined and visible
             ]
-            assert "Py" not in symbols
+            assert not any("Py" in name for name in found)
         header = "".join(f"KERNEL({name})\n" for name in names)
         (folder / "kernels.h").write_text(header)
         source = __file__.replace("test_aarch64.py", "emulated_aarch64.c")
         driver = folder / "driver"
-        compiler = ["aarch64-linux-gnu-gcc", "-O1", "-static", f"-I{folder}"]
-        subprocess.run([*compiler, source, *objects, "-lm", "-o", driver], check=True)
+        compiler = Compiler(MACHINES["aarch64-linux"], "aarch64-linux-musl")
+        linked = [source, *map(str, objects), "-lm", "-o", str(driver)]
+        compiler.run("-O1", "-static", f"-I{folder}", *linked)
         self.process = subprocess.Popen(
             ["qemu-aarch64", driver, arena.path, str(_ADDRESS), str(_BYTES)],
             stdin=subprocess.PIPE,

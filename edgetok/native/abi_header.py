@@ -14,7 +14,7 @@ from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program import abi, tables
 from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.models import ops
-from edgetok.native import plan, tokenizer
+from edgetok.native import plan, template, tokenizer
 from edgetok.runtime.cpu import plan_file
 from edgetok.runtime.cpu.arenas import Segment
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS
@@ -31,6 +31,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (bounds, ("SINKS",)),
     (ops, ("STATES",)),
     (recurrent, ("SNAPSHOT", "MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
+    (template, ("STRIPS",)),
     (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_", "METASPACE_")),
 )
 MOST_ROPES = 8
@@ -58,7 +59,6 @@ def abi_header() -> str:
     for prefix, names in (
         ("HEADER", plan_file.HEADER),
         ("RUN", plan.RUN),
-        ("LAYER", plan.LAYER),
         ("TOK", tokenizer.NUMBERS),
     ):
         numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}

@@ -13,7 +13,8 @@ Made of the same plan that the CPU backend runs. All numbers are little-endian:
 |-----------|------|
 | PLAN      | instructions, relocations, places: `runtime/cpu/plan_file.py` |
 | RUN       | int64, named by `RUN` |
-| LAYERS    | int64 [layers, len(LAYER)], named by `LAYER` |
+| LAYERS    | int64 [layers, 4], named by `LAYER`: window (-1: it stores no keys and values), rope (-1: none), offsets of its keys' centres and factors in the weights (-1: none) |
+| SIZES     | int64 [layers, 7], named by `SIZE`: of what it stores; layers with equal windows have equal ones |
 | ROPES     | of each: int64 pairs and original context (0: not longrope), float64 frequencies of short and of long contexts |
 | STATES    | int64 [states, 4]: what recurrent layers keep, in the order of snapshots: index in the table of states, rows and columns of its ring, how many rows the next token needs |
 | HOST      | of each kernel that the library calls itself: name (64 bytes), its instruction but for addresses |
@@ -79,8 +80,9 @@ class Section(IntEnum):
     FAMILY = 6
     STATES = 7
     WIDE = 8
-    TOKENIZER = 9
-    TEMPLATE = 10
+    SIZES = 9
+    TOKENIZER = 10
+    TEMPLATE = 11
 
 
 RUN = (
@@ -103,19 +105,9 @@ RUN = (
 )
 
 
-LAYER = (
-    "window",  # -1: it stores no keys and values
-    "rope",  # -1: none
-    "centre",  # offsets of its keys' centres and factors in the weights; -1: none
-    "factor",
-    "kv_heads",
-    "key_bytes",
-    "value_bytes",
-    "dims",  # of a head; this and the next as in an instruction that rotates its keys
-    "padded",
-    "hadamard",
-    "scale",
-)
+LAYER = ("window", "rope", "centre", "factor")
+# No KV heads: it stores nothing. The last four as in an instruction that rotates its keys.
+SIZE = ("kv_heads", "key_bytes", "value_bytes", "dims", "padded", "hadamard", "scale")
 SCORES = ("window", "retain", "content")  # whose kernels are in HOST, in this order
 
 
@@ -159,6 +151,7 @@ def model_plan(
         Section.STATES: np.array(
             [(op.state, *history_shape(op), op.kept_tokens) for op in kept], "<i8"
         ).tobytes(),
+        Section.SIZES: _sizes(plan),
         Section.WIDE: _wide(spec, head_scores(artefact.report, spec)),
     }
     return _joined(core, extra)
@@ -212,22 +205,32 @@ def _run(plan: Plan, artefact: Artefact, eos: int, kept: Sequence[Stateful]) -> 
 
 
 def _layers(plan: Plan, artefact: Artefact) -> bytes:
-    spec, known, bits = plan.spec, artefact.constants, plan.options.kv_bits
-    rows, stored = [], set(spec.attention_layers)
-    for i, layer in enumerate(spec.layers):
-        kv_heads, dims = spec.kv_sizes(i)
-        rotated = _rotation(_Recorder(), dims, bits)[eviction.ROTATE_DIMS :][:4]
-        sizes = attention.key_bytes(dims, bits), attention.value_bytes(dims, bits)
-        window = layer.window if i in stored else -1
-        rows.append((window, layer.rope, -1, -1, kv_heads, *sizes, *rotated))
-    made = np.array(rows, "<i8")
-    if is_rotated(bits):
+    spec, known, stored = plan.spec, artefact.constants, set(plan.spec.attention_layers)
+    made = np.array(
+        [
+            (layer.window if i in stored else -1, layer.rope, -1, -1)
+            for i, layer in enumerate(spec.layers)
+        ],
+        "<i8",
+    )
+    if is_rotated(plan.options.kv_bits):
         for op in operations(spec):
             if isinstance(op, Store) and op.layer is not None and f"{op.constants}.factor" in known:
-                made[op.layer, 2:4] = [
+                made[op.layer, 2:] = [
                     known[f"{op.constants}.{name}"].offset for name in ("centre", "factor")
                 ]
     return made.tobytes()
+
+
+def _sizes(plan: Plan) -> bytes:
+    spec, bits, rows = plan.spec, plan.options.kv_bits, []
+    for i in range(spec.num_layers):
+        heads, dims = spec.kv_sizes(i)
+        rotated = _rotation(_Recorder(), dims, bits)[eviction.ROTATE_DIMS :][:4]
+        heads = heads if i in spec.attention_layers else 0
+        sizes = attention.key_bytes(dims, bits), attention.value_bytes(dims, bits)
+        rows.append((heads, *sizes, *rotated))
+    return np.array(rows, "<i8").tobytes()
 
 
 def _wide(spec: DecoderSpec, scores: HeadScores | None) -> bytes:

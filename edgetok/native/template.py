@@ -17,6 +17,9 @@ from edgetok.text.template import ChatTemplate
 
 _MARK = "\ue000"
 _CHECKED_CHATS = 300
+# Bits of the section's first number.
+STRIPS = 1
+STRIPS_SYSTEM = 2
 _SAID = ("hi", " hello \n", "a\n\nb", "x ", "\tWas ist das?", "1 < 2 & {{ x }}", "日本語\u3000", "")
 
 
@@ -57,11 +60,13 @@ class Segments:
         plain: without a system message.
         system: with one; None where the template refuses it.
         strips: whether spaces around messages are left out.
+        strips_system: likewise, around a system message.
     """
 
     plain: Pieces
     system: Pieces | None
     strips: bool
+    strips_system: bool
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """Render (role, text) pairs up to where the answer begins, as C does.
@@ -73,7 +78,10 @@ class Segments:
         pieces = self.system if has_system else self.plain
         if pieces is None:
             raise UnsupportedError("this template takes no system message")
-        texts = [text.strip() if self.strips else text for _, text in messages]
+        texts = [
+            text.strip() if (self.strips_system if role == "system" else self.strips) else text
+            for role, text in messages
+        ]
         made = pieces.first
         if has_system:
             made += texts.pop(0) + pieces.system_to_user
@@ -84,7 +92,7 @@ class Segments:
 
     def to_bytes(self) -> bytes:
         """The section TEMPLATE."""
-        numbers, texts = [int(self.strips)], b""
+        numbers, texts = [STRIPS * self.strips | STRIPS_SYSTEM * self.strips_system], b""
         for pieces in (self.plain, self.system):
             parts = [text.encode() for text in pieces.texts()] if pieces else [b""] * 5
             numbers += [int(pieces is not None), *map(len, parts)]
@@ -103,8 +111,12 @@ def template_segments(template: ChatTemplate, seed: int = 0) -> Segments:
         system = _pieces(template, [("system", _marked("s"))])
     except TemplateError:
         system = None
-    user = [("user", "  a \n")]
-    made = Segments(plain=plain, system=system, strips="  a \n" not in _render(template, user))
+    spaced = "  a \n"
+    strips = spaced not in _render(template, [("user", spaced)])
+    strips_system = strips
+    if system is not None:
+        strips_system = spaced not in _render(template, [("system", spaced), ("user", "x")])
+    made = Segments(plain=plain, system=system, strips=strips, strips_system=strips_system)
     for messages in _chats(random.Random(seed), with_system=system is not None):
         if made.render(messages) != _render(template, messages):
             raise _refused(f"it writes {len(messages)} messages otherwise than in fixed pieces")

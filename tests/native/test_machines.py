@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,35 @@ def test_machines_whose_own_compiler_builds(name, kernel_cache, tmp_path):
     for path in work.glob("*.o"):
         wanted = {name for name, (there, _) in symbols(path.read_bytes()).items() if not there}
         assert wanted == {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
+
+
+def test_android_loads_what_its_compiler_links(kernel_cache, tmp_path):
+    """Pages of 16 KB, no text relocations, nothing asked of other libraries than C's."""
+    modules = ["program.interpreter", "linear.q4", "attention.int8"]
+    build_library(
+        MACHINES["aarch64-android"], modules, tmp_path, kernel_cache, isas=["neon"]
+    )  # by the NDK's clang with bionic; here by the same clang with musl
+    shared = tmp_path / "libedgetok_app.so"
+    Compiler(MACHINES["aarch64-linux"], "aarch64-linux-musl").run(
+        "-shared", "-fPIC", "-O1", f"-I{HEADER.parent}",
+        *map(str, sorted((tmp_path / "src").glob("*.c"))), str(tmp_path / "libedgetok_kernels.a"),
+        "-Wl,-z,max-page-size=16384", "-Wl,-z,text", "-lm", "-o", str(shared),
+    )  # fmt: skip
+    code = shared.read_bytes()
+    assert code[:6] == b"\x7fELF\x02\x01"
+    (begin,) = struct.unpack_from("<Q", code, 32)
+    size, count = struct.unpack_from("<HH", code, 54)
+    headers = [struct.unpack_from("<II6Q", code, begin + i * size) for i in range(count)]
+    loaded = [header for header in headers if header[0] == 1]  # PT_LOAD
+    assert len(loaded) >= 2
+    for _, flags, offset, address, _, _, _, align in loaded:
+        assert align >= 16384
+        assert offset % 16384 == address % 16384
+        assert flags & 3 != 3  # never writable and executable
+    ((_, _, at, _, _, length, _, _),) = (header for header in headers if header[0] == 2)
+    dynamic = dict(struct.iter_unpack("<qQ", code[at : at + length]))
+    assert 22 not in dynamic  # DT_TEXTREL
+    assert not dynamic.get(30, 0) & 4  # DF_TEXTREL of DT_FLAGS
 
 
 def test_targets_have_a_compiler(monkeypatch):

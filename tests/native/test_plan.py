@@ -18,7 +18,7 @@ from edgetok.errors import EdgetokError
 from edgetok.formats.artefact import open_artefact
 from edgetok.native.abi_header import abi_header
 from edgetok.native.library import FLAGS, INCLUDE, SOURCES
-from edgetok.native.plan import LAYER, PLAN_FILE, RUN, Section
+from edgetok.native.plan import LAYER, PLAN_FILE, RUN, SIZE, Section
 from edgetok.native.template import template_segments
 from edgetok.native.tokenizer import tokenizer_tables
 from edgetok.runtime.cpu.plan_file import plan_from_bytes
@@ -124,11 +124,12 @@ def test_layout(tiny, tmp_path):
         assert plan.weights == artefact.manifest.files["model.onnx.data"].sha256
     at, size = found[Section.LAYERS]
     layers = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, len(LAYER))
+    assert layers.tolist() == [[layer.window, layer.rope, -1, -1] for layer in model.spec.layers]
+    at, size = found[Section.SIZES]
+    sizes = np.frombuffer(content, "<i8", size // 8, at).reshape(-1, len(SIZE))
     scale = int(np.float32(8**-0.5).view(np.int32))
-    sizes = [1, 32, 32, 24, 32, 8, scale]  # a head of 24 dims in room for 32, 8 of which are mixed
-    assert layers.tolist() == [
-        [layer.window, layer.rope, -1, -1, *sizes] for layer in model.spec.layers
-    ]
+    # A head of 24 dims in room for 32, 8 of which are mixed.
+    assert sizes.tolist() == [[1, 32, 32, 24, 32, 8, scale]] * 3
     at, size = found[Section.ROPES]
     pairs, original = struct.unpack_from("<2q", content, at)
     near, far = np.frombuffer(content, "<f8", 2 * pairs, at + 16).reshape(2, -1)
@@ -143,18 +144,18 @@ def test_layout(tiny, tmp_path):
 def test_layers_that_cannot_be_are_refused(exported, library):
     plan = exported / PLAN_FILE
     content = plan.read_bytes()
-    begin, _ = sections(content)[Section.LAYERS]
+    found = sections(content)
     wrongs = {
-        "window": -2, "rope": 2, "centre": 4, "factor": 4, "kv_heads": 3, "key_bytes": 0,
-        "value_bytes": 1 << 17, "dims": 16, "padded": 56, "hadamard": 16,
-    }  # fmt: skip
-    assert [*wrongs, "scale"] == list(LAYER)
-    for column, value in enumerate(wrongs.values()):
-        wrong = bytearray(content)
-        struct.pack_into("<q", wrong, begin + 8 * column, value)
-        plan.write_bytes(rehashed(wrong))
-        with pytest.raises(EdgetokError, match="numbers contradict"):
-            library.open(exported)
+        Section.LAYERS: ((0, -2), (0, -1), (1, 2), (2, 4), (3, 4)),
+        Section.SIZES: ((0, 3), (0, 0), (1, 0), (2, 1 << 17), (3, 16), (4, 48)),
+    }
+    for section, values in wrongs.items():
+        for column, value in values:
+            wrong = bytearray(content)
+            struct.pack_into("<q", wrong, found[section][0] + 8 * column, value)
+            plan.write_bytes(rehashed(wrong))
+            with pytest.raises(EdgetokError, match="numbers contradict"):
+                library.open(exported)
 
 
 def test_what_is_damaged_is_refused(exported, library):
@@ -198,7 +199,7 @@ def test_hostile_plans_do_not_crash(exported, library_files, tmp_path):
     """
     content = (exported / PLAN_FILE).read_bytes()
     found = sections(content)
-    trusted = (Section.PLAN, Section.RUN, Section.HOST)
+    trusted = (Section.PLAN, Section.RUN, Section.SIZES, Section.HOST)
     whole = [span for kind, span in found.items() if kind not in trusted]
     whole.append((0, 32 + 24 * len(found)))
     rng = np.random.default_rng(int(os.environ.get("EDGETOK_FUZZ_SEED", "1")))

@@ -13,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 import edgetok
 from edgetok.errors import EdgetokError, UnsupportedError
+from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import TensorFormat
 from edgetok.models.spec import DecoderSpec
 from edgetok.native.check import check_texts
@@ -211,6 +212,13 @@ TEMPLATES = {
     "{% endif %}{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else "
     "m['role'] %}{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    # Gemma 3 trims what is said, but not the system message in front of it.
+    "gemma3": "{{ bos_token }}{% set told = '' %}{% set rest = messages %}"
+    "{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% endif %}{% for m in rest %}{% set role = 'model' if "
+    "m['role'] == 'assistant' else m['role'] %}{{ '<start_of_turn>' + role + '\n' + (told if "
+    "loop.first else '') + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
     "llama2": "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set told = "
     "messages[0]['content'] %}{% else %}{% set rest = messages %}{% set told = false %}{% endif %}"
     "{% for m in rest %}{% if loop.index0 == 0 and told != false %}{% set content = '<<SYS>>\\n' + "
@@ -225,7 +233,8 @@ def test_templates_in_pieces(name):
     template = ChatTemplate(TEMPLATES[name], {"bos_token": "<s>", "eos_token": "</s>"})
     made = template_segments(template, seed=1)  # compares 300 conversations
     assert (made.system is None) == (name == "gemma")
-    assert made.strips == (name == "gemma")
+    assert made.strips == name.startswith("gemma")
+    assert made.strips_system == (name == "gemma")
 
 
 @pytest.mark.parametrize(
@@ -250,15 +259,14 @@ def bundled(repository: Path) -> Path:
     return repository / "models/default-4bit"
 
 
-def export_texts(folder: Path, out: Path, library, spec: DecoderSpec, eos):
+def export_texts(folder: Path, out: Path, library, spec: DecoderSpec, eos, template=None):
     """As `edgetok export` does, without building the library again."""
-    from edgetok.formats.artefact import open_artefact
     from edgetok.native.plan import PLAN_FILE, model_plan
     from edgetok.runtime.cpu.backend import plan_options
     from edgetok.runtime.cpu.plan import make_plan
 
     core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    template = ChatTemplate.from_folder(folder, read_config(folder))
+    template = template or ChatTemplate.from_folder(folder, read_config(folder))
     extra = {
         Section.TOKENIZER: tokenizer_tables(core, Tokenizer.from_folder(folder, spec.vocab_size)),
         Section.TEMPLATE: template_segments(template).to_bytes(),
@@ -268,6 +276,25 @@ def export_texts(folder: Path, out: Path, library, spec: DecoderSpec, eos):
         (out / PLAN_FILE).write_bytes(model_plan(plan, artefact, eos, extra))
     (out / "model.onnx.data").symlink_to((folder / "model.onnx.data").resolve())
     return library.open(out, 2)
+
+
+def test_spaces_around_messages(bundled, library, tmp_path):
+    """A template may strip what is said and keep the system message as it is."""
+    template = ChatTemplate(TEMPLATES["gemma3"], {"bos_token": "<s>"})
+    with open_artefact(bundled) as artefact:
+        spec = artefact.spec
+    core = tokenizers.Tokenizer.from_file(str(bundled / "tokenizer.json"))
+    messages = [("system", " Be kind. \n"), ("user", " hi\n"), ("user", "\tagain ")]
+    with (
+        export_texts(bundled, tmp_path, library, spec, (2,), template) as model,
+        model.chat(512) as chat,
+    ):
+        chat.sample(max_tokens=1)
+        chat.say(messages[1][1], messages[0][1])
+        for said in (messages[:2], [messages[0], messages[2]]):  # without an answer: replaced
+            text = template.render([{"role": role, "content": text} for role, text in said])
+            assert chat.tokens() == core.encode(text, add_special_tokens=False).ids
+            chat.say(messages[2][1])
 
 
 @pytest.mark.parametrize("policy", ["none", "recall"])

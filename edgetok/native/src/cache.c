@@ -17,8 +17,8 @@ int64_t et_chunk_count(int64_t slots) { /* attention/launch.py */
 }
 
 bool et_stores(const edgetok_model *m, int64_t head) {
-    const int64_t kv = m->run[RUN_KV_HEADS], *own = m->layers[head / kv].numbers;
-    return own[LAYER_WINDOW] >= 0 && head % kv < own[LAYER_KV_HEADS];
+    int64_t kv = m->run[RUN_KV_HEADS];
+    return head % kv < m->sizes[head / kv].kv_heads;
 }
 
 /* Memory is laid out twice: once to count, with base NULL, and once to place. */
@@ -73,7 +73,7 @@ static int64_t python_bytes(const cache *c) {
 
 /* The group of a head; NULL where there is none yet. */
 static group *group_of(const cache *c, int64_t head) {
-    int64_t window = c->m->layers[head / c->m->run[RUN_KV_HEADS]].numbers[LAYER_WINDOW];
+    int64_t window = c->m->layers[head / c->m->run[RUN_KV_HEADS]].window;
     bool wide = c->tiers[1] && c->m->wide[head];
     for (group *g = c->groups; g < c->groups + c->n_groups; g++)
         if (g->window == window && (!g->chosen || g->wide == wide)) return g;
@@ -90,18 +90,16 @@ static void shape_groups(cache *c) {
             c->groups[c->n_groups++] = (group){.chosen = true, .wide = i, .limit = c->tiers[i]};
     for (int64_t i = 0; i < m->run[RUN_LAYERS] * kv; i++) {
         if (!et_stores(m, i)) continue;
-        const int64_t *own = m->layers[i / kv].numbers, window = own[LAYER_WINDOW];
+        int64_t window = m->layers[i / kv].window, scale = m->run[RUN_SCALE_BYTES];
         group *g = group_of(c, i);
         if (!g) {
             int64_t wanted = window ? least(c->capacity, window + c->block_tokens - 1) : c->capacity;
             g = &c->groups[c->n_groups++];
             *g = (group){.window = window, .limit = up(wanted, SLOT_TILE)};
         }
-        const int64_t scale = m->run[RUN_SCALE_BYTES];
-        const int64_t parts[4] = {own[LAYER_KEY_BYTES], own[LAYER_VALUE_BYTES], scale, scale};
-        memcpy(g->sizes, parts, sizeof parts);
-        g->slot_bytes = parts[0] + parts[1] + 2 * scale;
-        g->shape = &m->layers[i / kv];
+        g->size = &m->sizes[i / kv];
+        memcpy(g->sizes, (int64_t[]){g->size->key_bytes, g->size->value_bytes, scale, scale}, 32);
+        g->slot_bytes = g->sizes[0] + g->sizes[1] + 2 * scale;
         g->heads++;
         g->rows = g->chosen ? g->heads : 1;
         g->pages = (g->limit + PAGE_SLOTS - 1) / PAGE_SLOTS;
@@ -136,8 +134,8 @@ static void place_group(cache *c, group *g, layout *l) {
     int64_t kv = c->m->run[RUN_KV_HEADS], at = 0;
     for (int64_t i = 0; i < c->m->run[RUN_LAYERS] * kv; i++) {
         if (!et_stores(c->m, i) || group_of(c, i) != g) continue;
-        const int64_t *own = c->m->layers[i / kv].numbers, turned = own[LAYER_ROPE];
-        int64_t list = g->chosen ? at : 0;
+        const layer *own = &c->m->layers[i / kv];
+        int64_t list = g->chosen ? at : 0, turned = own->rope;
         int64_t *record = c->records + RECORD_SLOTS * i, *evicts = g->records + EV_RECORD_SLOTS * at;
         record[REC_PAGES] = address(g->entries + at * (g->pages + 1) * PAGE_FIELDS);
         record[REC_POSITIONS] = address(g->positions + list * g->limit);
@@ -148,10 +146,10 @@ static void place_group(cache *c, group *g, layout *l) {
         evicts[EV_TOKENS] = address(g->tokens + list * g->limit);
         evicts[EV_FREQUENCIES] = turned < 0 ? 0 : address(c->frequencies[turned]);
         evicts[EV_PAIRS] = turned < 0 ? 0 : c->m->ropes[turned].half;
-        if (own[LAYER_CENTRE] >= 0) {
-            int64_t constants = address(c->m->weights.data) + 4 * (i % kv) * own[LAYER_DIMS];
-            evicts[EV_CENTRE] = constants + own[LAYER_CENTRE];
-            evicts[EV_FACTOR] = constants + own[LAYER_FACTOR];
+        if (own->centre >= 0) {
+            int64_t constants = address(c->m->weights.data) + 4 * (i % kv) * g->size->dims;
+            evicts[EV_CENTRE] = constants + own->centre;
+            evicts[EV_FACTOR] = constants + own->factor;
         }
         g->head[at++] = i;
     }

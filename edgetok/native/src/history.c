@@ -4,7 +4,6 @@
 
 enum { HEAD_BYTES = 16 }; /* of a saved snapshot: both lengths */
 
-
 /* Rows of a ring that a snapshot holds. */
 static int64_t kept(const history *h, const state *s) { return s->needed + !h->bulky; }
 

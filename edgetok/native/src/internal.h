@@ -49,7 +49,8 @@ extern const size_t et_kernel_set_count;
 void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
 
 /* plan.c */
-typedef struct { int64_t numbers[LAYER_COUNT]; } layer;
+typedef struct { int64_t window, rope, centre, factor; } layer; /* offsets in the weights, or -1 */
+typedef struct { int64_t kv_heads, key_bytes, value_bytes, dims, rotation[3]; } layer_size;
 typedef struct { int64_t half, original; const double *near_, *far_; } rope;
 typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
@@ -72,6 +73,7 @@ struct edgetok_model {
     const int64_t *run;      /* RUN_* */
     const char *family;
     const layer *layers;
+    const layer_size *sizes;
     const state *states;     /* of recurrent layers */
     const uint8_t *wide;     /* [layers, KV heads]: 1 where `recall` gives a head more slots */
     int64_t n_wide, n_seeing; /* heads: such ones; those that see every token */
@@ -111,6 +113,11 @@ typedef struct {
     bool lacking; /* memory */
 } encoder;
 
+/* Of rows that ascend by two numbers: the first that is not below a, b; the row a, b; the row whose two
+   numbers are the ends of a range that holds c. NULL: none. */
+int64_t et_row(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b);
+const int32_t *et_pair(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b);
+const int32_t *et_range(const int32_t *rows, int64_t count, int width, int32_t c);
 bool et_in_class(const tokenizer *t, int which, int32_t c);
 int32_t et_character(const uint8_t *s, size_t *bytes);
 
@@ -157,7 +164,7 @@ typedef struct {
     int64_t window, rows, heads, limit, pages, mark, free_count, taken;
     bool chosen, wide;
     int64_t sizes[4], slot_bytes; /* of a slot's key, value and their scales; of all four */
-    const layer *shape;           /* of one of its layers */
+    const layer_size *size;       /* of each of its layers */
     int64_t *head; /* [heads] of layers times KV heads */
     int32_t *positions, *tokens, *append, *free_slots;
     float *mass; /* attention that each slot got, of heads that evict */
@@ -188,7 +195,7 @@ typedef struct {
     block memory;
 } cache;
 
-/* Whether one of RUN_KV_HEADS of a layer is there and stores keys and values: some layers have fewer. */
+/* Whether one of a layer's RUN_KV_HEADS stores keys and values: some layers have fewer heads. */
 bool et_stores(const edgetok_model *m, int64_t head);
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */
@@ -207,6 +214,7 @@ typedef struct {
     bool strip;
 } utf8_stream;
 
+bool et_utf8_valid(const uint8_t *s, size_t n);
 size_t et_utf8_push(utf8_stream *s, const uint8_t *bytes, size_t count, uint8_t *out);
 size_t et_utf8_end(utf8_stream *s, uint8_t *out);
 

@@ -7,34 +7,16 @@
 enum { L = 0x1100, V = 0x1161, T = 0x11A7, S = 0xAC00, LS = 19, VS = 21, TS = 28 };
 enum { CODE_BITS = 21, CLASS_AT = 56, FEWEST = 0xCC }; /* below U+0300, whose lead byte this is, nothing changes */
 
-static const int32_t *row_of(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b) {
-    int64_t low = 0, high = count;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        const int32_t *r = rows + width * middle;
-        if (r[0] < a || (r[0] == a && r[1] < b)) low = middle + 1;
-        else high = middle;
-    }
-    return low < count ? rows + width * low : NULL;
-}
-
 static int32_t compose(const tokenizer *t, int32_t a, int32_t b) {
     if (a >= L && a < L + LS && b >= V && b < V + VS) return S + ((a - L) * VS + b - V) * TS;
     if (a >= S && a < S + LS * VS * TS && (a - S) % TS == 0 && b > T && b < T + TS) return a + b - T;
-    const int32_t *found = row_of(t->compositions, t->numbers[TOK_COMPOSITIONS], 3, a, b);
-    return found && found[0] == a && found[1] == b ? found[2] : 0;
+    const int32_t *found = et_pair(t->compositions, t->numbers[TOK_COMPOSITIONS], 3, a, b);
+    return found ? found[2] : 0;
 }
 
-/* Canonical combining class: ranges of first, last and class. */
-static uint64_t class_of(const tokenizer *t, int32_t c) {
-    int64_t low = 0, high = t->numbers[TOK_CLASSES];
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (t->classes[3 * middle + 1] < c) low = middle + 1;
-        else high = middle;
-    }
-    const int32_t *r = t->classes + 3 * low;
-    return low < t->numbers[TOK_CLASSES] && r[0] <= c ? (uint64_t)r[2] : 0;
+static uint64_t class_of(const tokenizer *t, int32_t c) { /* its canonical combining class */
+    const int32_t *found = et_range(t->classes, t->numbers[TOK_CLASSES], 3, c);
+    return found ? (uint64_t)found[2] : 0;
 }
 
 /* The characters that one stands for, at most 4. */
@@ -44,9 +26,10 @@ static int decompose(const tokenizer *t, int32_t c, int32_t out[4]) {
         out[0] = L + i / (VS * TS), out[1] = V + i / TS % VS, out[2] = T + i % TS;
         return i % TS ? 3 : 2;
     }
-    const int32_t *row = row_of(t->decompositions, t->numbers[TOK_DECOMPOSITIONS], 5, c, 0);
+    int64_t rows = t->numbers[TOK_DECOMPOSITIONS], at = et_row(t->decompositions, rows, 5, c, 0);
+    const int32_t *row = t->decompositions + 5 * at;
     int count = 0;
-    if (!row || row[0] != c) return out[0] = c, 1;
+    if (at == rows || row[0] != c) return out[0] = c, 1;
     while (count < 4 && row[1 + count]) out[count] = row[1 + count], count++;
     return count;
 }

@@ -187,18 +187,20 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     return 0;
 }
 
-static bool layer_holds(const edgetok_model *m, const int64_t *l) {
-    int64_t kv = l[LAYER_KV_HEADS], dims = l[LAYER_DIMS], block = l[LAYER_HADAMARD];
-    int64_t centre = l[LAYER_CENTRE], factor = l[LAYER_FACTOR], turned = l[LAYER_ROPE];
-    int64_t last = (int64_t)m->weights.bytes - 4 * kv * dims;
-    return within(l[LAYER_WINDOW], -1, 1 << 28) && within(kv, 1, m->run[RUN_KV_HEADS]) &&
-           within(dims, 1, 4096) && within(l[LAYER_PADDED], dims, dims + 31) &&
-           within(l[LAYER_KEY_BYTES], 1, 1 << 16) && within(l[LAYER_VALUE_BYTES], 1, 1 << 16) &&
-           within(block, 1, dims) && (block & (block - 1)) == 0 && dims % block == 0 &&
-           within(turned, -1, m->run[RUN_ROPES] - 1) && within(centre, -1, last) &&
-           within(factor, -1, last) && (centre < 0) == (factor < 0) &&
-           (centre < 0 || (centre | factor) % 4 == 0) &&
-           (turned < 0 || l[LAYER_WINDOW] < 0 || m->ropes[turned].half <= dims / 2);
+static bool layer_holds(const edgetok_model *m, int64_t i) {
+    const layer *l = &m->layers[i];
+    const layer_size *size = &m->sizes[i];
+    int64_t last = (int64_t)m->weights.bytes - 4 * size->kv_heads * size->dims;
+    for (int64_t k = 0; k < i; k++) /* a group of a cache has one size */
+        if (m->layers[k].window == l->window && l->window >= 0 && memcmp(&m->sizes[k], size, sizeof *size))
+            return false;
+    return within(l->window, -1, 1 << 28) && within(l->rope, -1, m->run[RUN_ROPES] - 1) &&
+           within(l->centre, -1, last) && within(l->factor, -1, last) &&
+           (l->centre < 0) == (l->factor < 0) && (l->centre < 0 || (l->centre | l->factor) % 4 == 0) &&
+           within(size->kv_heads, 0, m->run[RUN_KV_HEADS]) && (l->window < 0) == (size->kv_heads == 0) &&
+           within(size->dims, 1, 4096) && within(size->key_bytes, 1, 1 << 16) &&
+           within(size->value_bytes, 1, 1 << 16) &&
+           (l->window < 0 || l->rope < 0 || m->ropes[l->rope].half <= size->dims / 2);
 }
 
 static int read_run(edgetok_model *m, section *s, char *error) {
@@ -215,7 +217,17 @@ static int read_run(edgetok_model *m, section *s, char *error) {
         !within(run[RUN_PARTIAL_BYTES], 64, 1 << 28) || !within(run[RUN_KV_BITS], 4, 32))
         return et_fail(error, "%s", broken);
     m->layers = (const void *)s[SECTION_LAYERS].data;
-    if (s[SECTION_LAYERS].bytes != sizeof(layer) * (size_t)run[RUN_LAYERS])
+    m->sizes = (const void *)s[SECTION_SIZES].data;
+    m->states = (const void *)s[SECTION_STATES].data;
+    m->wide = s[SECTION_WIDE].data;
+    m->eos = (const void *)s[SECTION_EOS].data;
+    m->family = (const char *)s[SECTION_FAMILY].data;
+    if (s[SECTION_LAYERS].bytes != sizeof(layer) * (size_t)run[RUN_LAYERS] ||
+        s[SECTION_SIZES].bytes != sizeof(layer_size) * (size_t)run[RUN_LAYERS] ||
+        !within(run[RUN_STATES], 0, STATES * run[RUN_LAYERS]) || !within(run[RUN_BULKY], 0, 1) ||
+        s[SECTION_STATES].bytes != sizeof(state) * (size_t)run[RUN_STATES] ||
+        !within(run[RUN_EOS], 0, 1024) || s[SECTION_EOS].bytes != 4 * (size_t)run[RUN_EOS] ||
+        s[SECTION_FAMILY].bytes < 1 || m->family[s[SECTION_FAMILY].bytes - 1])
         return et_fail(error, "%s", broken);
     reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
@@ -225,11 +237,7 @@ static int read_run(edgetok_model *m, section *s, char *error) {
         if (r.bad) return et_fail(error, "%s", broken);
     }
     for (int64_t i = 0; i < run[RUN_LAYERS]; i++)
-        if (!layer_holds(m, m->layers[i].numbers)) return et_fail(error, "%s", broken);
-    m->states = (const void *)s[SECTION_STATES].data;
-    if (!within(run[RUN_STATES], 0, STATES * run[RUN_LAYERS]) || !within(run[RUN_BULKY], 0, 1) ||
-        s[SECTION_STATES].bytes != sizeof(state) * (size_t)run[RUN_STATES])
-        return et_fail(error, "%s", broken);
+        if (!layer_holds(m, i)) return et_fail(error, "%s", broken);
     for (int64_t i = 0; i < run[RUN_STATES]; i++) {
         const state *one = &m->states[i];
         if (!within(one->index, 0, STATES * run[RUN_LAYERS] - 1) || !within(one->rows, 2, 4096) ||
@@ -238,19 +246,12 @@ static int read_run(edgetok_model *m, section *s, char *error) {
     }
     int64_t kv = run[RUN_KV_HEADS], heads = kv * run[RUN_LAYERS];
     size_t wide = s[SECTION_WIDE].bytes;
-    m->wide = s[SECTION_WIDE].data;
     for (int64_t i = 0; i < heads; i++) {
-        bool sees = et_stores(m, i) && !m->layers[i / kv].numbers[LAYER_WINDOW];
+        bool sees = et_stores(m, i) && m->layers[i / kv].window == 0;
         m->n_seeing += sees;
         m->n_wide += wide == (size_t)heads && m->wide[i] && sees;
     }
     if (wide && (wide != (size_t)heads || !within(m->n_wide, 1, m->n_seeing - 1)))
-        return et_fail(error, "%s", broken);
-    if (s[SECTION_EOS].bytes != 4 * (size_t)run[RUN_EOS] || !within(run[RUN_EOS], 0, 1024))
-        return et_fail(error, "%s", broken);
-    m->eos = (const void *)s[SECTION_EOS].data;
-    m->family = (const char *)s[SECTION_FAMILY].data;
-    if (s[SECTION_FAMILY].bytes < 1 || m->family[s[SECTION_FAMILY].bytes - 1])
         return et_fail(error, "%s", broken);
     reader h = {s[SECTION_HOST].data, s[SECTION_HOST].bytes, 0, false};
     instruction *fixed[] = {&m->sample, &m->scores[0], &m->scores[1], &m->scores[2],

@@ -73,7 +73,8 @@ static void rotate(cache *c, const group *g) {
     instruction one = c->m->rotate;
     set_common(c, &one, g);
     one.slots[ROTATE_BY] = address(c->by);
-    memcpy(one.slots + ROTATE_DIMS, g->shape->numbers + LAYER_DIMS, 4 * sizeof *one.slots);
+    one.slots[ROTATE_DIMS] = g->size->dims;
+    memcpy(one.slots + ROTATE_PADDED, g->size->rotation, sizeof g->size->rotation);
     et_call(c->m, &one);
 }
 

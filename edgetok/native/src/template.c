@@ -8,7 +8,7 @@ enum { FIRST, SYSTEM_TO_USER, USER_TO_ASSISTANT, ASSISTANT_TO_USER, GENERATE, PI
 
 typedef struct { const char *text; size_t bytes; } piece;
 
-/* numbers: whether messages are stripped; then without and with a system message: whether there is
+/* numbers: which messages are stripped (STRIPS); then without and with a system message: whether there is
    such a conversation, and the bytes of each piece; then the pieces. */
 static bool read_pieces(const uint8_t *data, size_t bytes, int with_system, piece found[PIECES]) {
     int64_t numbers[1 + 2 * (1 + PIECES)], at = sizeof numbers;
@@ -49,6 +49,10 @@ static piece stripped(const char *text, size_t bytes) {
         else k++;
     }
     return (piece){(const char *)s, bytes};
+}
+
+static piece message(const char *text, size_t bytes, int64_t strips) {
+    return strips ? stripped(text, bytes) : (piece){text, bytes};
 }
 
 static bool add(edgetok_chat *chat, piece p) {
@@ -107,15 +111,14 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     if (!read_pieces(data, chat->m->template_bytes, chat->with_system, pieces))
         return et_fail(error, "this model's template takes no system message");
     memcpy(&strips, data, 8);
-    piece said = strips ? stripped(text, strlen(text)) : (piece){text, strlen(text)};
-    piece answer = {chat->answer.data, chat->answer_bytes};
-    if (strips && answer.bytes) answer = stripped(answer.text, answer.bytes);
+    piece said = message(text, strlen(text), strips & STRIPS);
+    piece answer = message(chat->answer.data, chat->answer_bytes, strips & STRIPS);
     bool good = true;
     if (first) {
         chat->said_bytes = 0;
         good = add(chat, pieces[FIRST]);
         if (good && chat->with_system) {
-            piece told = strips ? stripped(system, strlen(system)) : (piece){system, strlen(system)};
+            piece told = message(system, strlen(system), strips & STRIPS_SYSTEM);
             good = add(chat, told) && add(chat, pieces[SYSTEM_TO_USER]) &&
                    (!chat->cache.policy || !pin(chat, pieces, error));
         }

@@ -23,6 +23,16 @@ static bool may_follow(const uint8_t *state, int held, uint8_t byte) {
     return low <= byte && byte <= high;
 }
 
+bool et_utf8_valid(const uint8_t *s, size_t n) {
+    for (size_t size; n; s += size, n -= size) {
+        size = (size_t)length_of(*s);
+        if (!size || size > n) return false;
+        for (size_t i = 1; i < size; i++)
+            if (!may_follow(s, (int)i, s[i])) return false;
+    }
+    return true;
+}
+
 static size_t give(utf8_stream *s, const uint8_t *bytes, size_t count, uint8_t *out) {
     if (s->strip && count) {
         s->strip = false;

@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+static const int COUNTS[CLASSES] = {TOK_LETTERS, TOK_NUMBERS, TOK_SPACES, TOK_DIGIT_RANGES, TOK_UNSTABLE};
+
 static bool ascending(const int32_t *values, int64_t count, int64_t low, int64_t high, bool strictly) {
     for (int64_t i = 0; i < count; i++) {
         if (values[i] < low || values[i] > high) return false;
@@ -31,9 +33,9 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
     const struct { const int32_t **to; int64_t numbers; } parts[] = {
         {&t->offsets, count + 1}, {&t->bytes, 256}, {&t->merges, 4 * n[TOK_MERGES]},
         {&t->added, 4 * n[TOK_ADDED]}, {&t->before, n[TOK_BEFORE]}, {&t->after, n[TOK_AFTER]},
-        {&t->by_text, n[TOK_BY_TEXT]}, {&t->ranges[LETTER], 2 * n[TOK_LETTERS]},
-        {&t->ranges[NUMBER], 2 * n[TOK_NUMBERS]}, {&t->ranges[SPACE], 2 * n[TOK_SPACES]},
-        {&t->ranges[DIGIT], 2 * n[TOK_DIGIT_RANGES]}, {&t->ranges[UNSTABLE], 2 * n[TOK_UNSTABLE]},
+        {&t->by_text, n[TOK_BY_TEXT]}, {&t->ranges[LETTER], 2 * n[COUNTS[LETTER]]},
+        {&t->ranges[NUMBER], 2 * n[COUNTS[NUMBER]]}, {&t->ranges[SPACE], 2 * n[COUNTS[SPACE]]},
+        {&t->ranges[DIGIT], 2 * n[COUNTS[DIGIT]]}, {&t->ranges[UNSTABLE], 2 * n[COUNTS[UNSTABLE]]},
         {&t->decompositions, 5 * n[TOK_DECOMPOSITIONS]}, {&t->classes, 3 * n[TOK_CLASSES]},
         {&t->compositions, 3 * n[TOK_COMPOSITIONS]}, {&t->piece_ids, n[TOK_PIECES]},
         {&t->piece_offsets, n[TOK_PIECES] + 1}, {&t->scores, 2 * (n[TOK_PIECES] + 1)}};
@@ -46,8 +48,6 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
     t->flags = data + 4 * at;
     t->text = t->flags + count;
     int64_t text = (int64_t)bytes - 4 * at - count;
-    const int64_t ranges[] = {n[TOK_LETTERS], n[TOK_NUMBERS], n[TOK_SPACES], n[TOK_DIGIT_RANGES],
-                              n[TOK_UNSTABLE]};
     bool good = t->offsets[0] == 0 && ascending(t->offsets, count + 1, 0, text, false) &&
                 ids_in(t->bytes, 256, vocab, -1) && ids_in(t->before, n[TOK_BEFORE], vocab, 0) &&
                 ids_in(t->after, n[TOK_AFTER], vocab, 0) && n[TOK_UNKNOWN] < vocab &&
@@ -67,7 +67,7 @@ int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t v
         good = ids_in(t->added + 4 * i, 1, vocab, 0) && t->added[4 * i + 2] >= 0 &&
                t->added[4 * i + 2] < t->added[4 * i + 3] && t->added[4 * i + 3] <= text;
     for (int i = 0; good && i < CLASSES; i++)
-        good = ascending(t->ranges[i], 2 * ranges[i], 0, 0x10FFFF, false);
+        good = ascending(t->ranges[i], 2 * n[COUNTS[i]], 0, 0x10FFFF, false);
     for (int64_t i = 0; good && i < count; i++)
         good = t->offsets[i + 1] - t->offsets[i] <= n[TOK_LONGEST];
     if (!good) return et_fail(error, "%s", broken);
@@ -83,16 +83,30 @@ const char *edgetok_piece(const edgetok_model *m, int32_t token, size_t *bytes) 
     return (const char *)t->text + t->offsets[token];
 }
 
-bool et_in_class(const tokenizer *t, int which, int32_t c) {
-    static const int counts[] = {TOK_LETTERS, TOK_NUMBERS, TOK_SPACES, TOK_DIGIT_RANGES, TOK_UNSTABLE};
-    int64_t low = 0, end = t->numbers[counts[which]], high = end;
-    const int32_t *r = t->ranges[which];
+int64_t et_row(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b) {
+    int64_t low = 0, high = count;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (r[2 * middle + 1] < c) low = middle + 1;
+        const int32_t *r = rows + width * middle;
+        if (r[0] < a || (r[0] == a && r[1] < b)) low = middle + 1;
         else high = middle;
     }
-    return low < end && r[2 * low] <= c;
+    return low;
+}
+
+const int32_t *et_pair(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b) {
+    int64_t at = et_row(rows, count, width, a, b);
+    const int32_t *r = rows + width * at;
+    return at < count && r[0] == a && r[1] == b ? r : NULL;
+}
+
+const int32_t *et_range(const int32_t *rows, int64_t count, int width, int32_t c) {
+    int64_t at = et_row(rows, count, width, c + 1, 0) - 1; /* the last that begins at c or before */
+    return at >= 0 && c <= rows[width * at + 1] ? rows + width * at : NULL;
+}
+
+bool et_in_class(const tokenizer *t, int which, int32_t c) {
+    return et_range(t->ranges[which], t->numbers[COUNTS[which]], 2, c) != NULL;
 }
 
 /* The character at s, valid UTF-8, and its bytes. */
@@ -185,18 +199,6 @@ typedef struct { int32_t id, before, after; } symbol;
 typedef struct { int32_t rank, at, left, right, made; } pair;
 typedef struct { symbol *symbols; pair *heap; size_t pairs, room; } merging;
 
-static const int32_t *merge_of(const tokenizer *t, int32_t a, int32_t b) {
-    int64_t low = 0, high = t->numbers[TOK_MERGES];
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        const int32_t *m = t->merges + 4 * middle;
-        if (m[0] < a || (m[0] == a && m[1] < b)) low = middle + 1;
-        else high = middle;
-    }
-    const int32_t *m = t->merges + 4 * low;
-    return low < t->numbers[TOK_MERGES] && m[0] == a && m[1] == b ? m : NULL;
-}
-
 static bool sooner(const pair *a, const pair *b) {
     return a->rank < b->rank || (a->rank == b->rank && a->at < b->at);
 }
@@ -205,7 +207,7 @@ static void offer(const tokenizer *t, merging *w, int32_t at) {
     int32_t after = at < 0 ? -1 : w->symbols[at].after;
     if (after < 0) return;
     int32_t left = w->symbols[at].id, right = w->symbols[after].id;
-    const int32_t *m = merge_of(t, left, right);
+    const int32_t *m = et_pair(t->merges, t->numbers[TOK_MERGES], 4, left, right);
     if (!m) return;
     pair one = {m[2], at, left, right, m[3]};
     size_t i = w->pairs++;
@@ -372,25 +374,13 @@ static void split_added(encoder *e, merging *w) {
     plain(e, w, s + from, e->bytes - from);
 }
 
-static bool valid_utf8(const uint8_t *s, size_t n) {
-    uint8_t out[8];
-    utf8_stream u = {0};
-    for (size_t i = 0; i < n; i++) {
-        size_t made = et_utf8_push(&u, s + i, 1, out);
-        if (made > 4 || (made == 3 && !memcmp(out, "\xEF\xBF\xBD", 3) &&
-                         !(i >= 2 && !memcmp(s + i - 2, "\xEF\xBF\xBD", 3))))
-            return false;
-    }
-    return !u.held;
-}
-
 int64_t edgetok_encode(const edgetok_model *m, const char *text, size_t bytes, int special,
                        int32_t *ids, size_t capacity, char *error) {
     const tokenizer *t = &m->tokens;
     encoder e = {t, (const uint8_t *)text, bytes, ids, capacity, 0, false};
     merging w = {0};
     if (!t->there) return et_fail(error, "this folder has no tokenizer; use token ids");
-    if (bytes > 1 << 28 || !valid_utf8(e.text, bytes)) return et_fail(error, "the text is not valid UTF-8");
+    if (bytes > 1 << 28 || !et_utf8_valid(e.text, bytes)) return et_fail(error, "the text is not valid UTF-8");
     for (int64_t i = 0; special && i < t->numbers[TOK_BEFORE]; i++) et_emit(&e, t->before[i]);
     split_added(&e, &w);
     for (int64_t i = 0; special && i < t->numbers[TOK_AFTER]; i++) et_emit(&e, t->after[i]);

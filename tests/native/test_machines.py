@@ -182,7 +182,7 @@ def test_android_loads_what_its_compiler_links(kernel_cache, tmp_path):
     Compiler(MACHINES["aarch64-linux"], "aarch64-linux-musl").run(
         "-shared", "-fPIC", "-O1", f"-I{HEADER.parent}",
         *map(str, sorted((tmp_path / "src").glob("*.c"))), str(tmp_path / "libedgetok_kernels.a"),
-        "-Wl,-z,max-page-size=16384", "-Wl,-z,text", "-lm", "-o", str(shared),
+        "-Wl,-z,max-page-size=16384", "-lm", "-o", str(shared),
     )  # fmt: skip
     code = shared.read_bytes()
     assert code[:6] == b"\x7fELF\x02\x01"

@@ -138,6 +138,15 @@ def _windows_cores() -> bytes:
     return content
 
 
+def memory_bytes() -> int:
+    """Bytes of the machine's memory."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def peak_memory_mb() -> float:
     """Most memory that this process ever had resident, in 10^6 bytes, mapped files included."""
     # Linux' rusage starts with what the process that started this one had; VmHWM does not.

@@ -27,6 +27,7 @@ from edgetok.formats.layout import (
     CONSTANTS_KEY,
     CONSTANTS_VERSION,
     DATA_FILE,
+    EMBEDDINGS,
     FORMAT_KEY,
     FORMAT_VERSION,
     GRAPH_FILE,
@@ -239,6 +240,22 @@ class Artefact:
     def constants(self) -> dict[str, TensorSlot]:
         """The cache's constants, by name; empty in an artefact of an earlier version."""
         return {} if self.layout is None else self.layout.constants
+
+    def prefer_huge_pages(self) -> None:
+        """Ask for pages of 2 MB where weights are read as a whole, if the system has them.
+
+        It uses them for what it reads from the disk from now on, or puts together later. A first
+        read then takes a tenth of the page faults, and translating addresses less time. Tables of
+        which rows are read stay in small pages, as the rest of a large one would be read too.
+        """
+        if self._mapping is None or self.layout is None or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return
+        with contextlib.suppress(OSError):  # a kernel without them
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            for name, slot in self.layout.tensors.items():
+                rows = name.partition(".")[0] in EMBEDDINGS
+                if rows and slot.offset % mmap.PAGESIZE == 0:
+                    self._mapping.madvise(mmap.MADV_NOHUGEPAGE, slot.offset, slot.nbytes)
 
     def release(self) -> None:
         """Let the system take back the pages that were read; they are read again when needed."""

@@ -19,6 +19,7 @@ from edgetok.kernels_cpu.program.abi import PART_MASS_SLOTS
 from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Table, phases
 from edgetok.kernels_cpu.sampling.launch import Chooser
+from edgetok.machine import memory_bytes
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, check_writes, with_spec
@@ -49,6 +50,9 @@ from edgetok.sampling.sampler import TokenChooser
 # enough that buffers stay small and a cancelled prefill stops soon.
 BLOCK_TOKENS = 256
 _HEAD_TOKENS = 32
+# Share of the machine's memory up to which weights are read in pages of 2 MB: of more, some are
+# read again and again, and of experts more than is needed.
+_MOST_IN_HUGE_PAGES = 0.5
 _MOST_BLOCK_TOKENS = 4096
 
 
@@ -156,6 +160,8 @@ class CpuBackend(SpecBackend):
             plan = make_plan(self._spec, artefact, options)
         if plan.spec != self._spec:
             raise ArtefactError(f"{artefact.folder}: a plan for another decoder; make it again")
+        if not releases and artefact.mapped_bytes < memory_bytes() * _MOST_IN_HUGE_PAGES:
+            artefact.prefer_huge_pages()
         self._plan = BoundPlan(plan, artefact, kernels, threads)
         self._kernels = kernels
         bound = self._plan

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from edgetok.errors import (
     ShapeError,
     UnsupportedError,
 )
+from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import DATA_FILE, TensorFormat
 from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.runtime.backend import Backend, Interrupted
@@ -373,3 +375,24 @@ def test_groups_of_16_are_refused(tiny, open_backend, tmp_path):
     with pytest.raises(UnsupportedError, match=r"in groups of 16, the cpu backend takes 32, 64"):
         open_backend(tmp_path / "model")
     OnnxRuntimeBackend(tmp_path / "model", threads=1).close()
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a system without huge pages"
+)
+def test_weights_are_asked_for_in_huge_pages_and_tables_of_rows_are_not(tiny, kernel_cache):
+    artefact = open_artefact(tiny("llama", 4).artefact)
+    CpuBackend(artefact, threads=1, cache_dir=kernel_cache)
+    places = {
+        name: artefact.address(f"{name}.qweight") for name in ("embed_tokens", "layers.1.down_proj")
+    }
+    found, here = {}, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head, _, rest = line.partition(" ")
+        if "-" in head and ":" not in head:
+            first, end = (int(part, 16) for part in head.split("-"))
+            here = next((name for name, at in places.items() if first <= at < end), "")
+        elif head == "VmFlags:" and here:
+            found[here] = set(rest.split()) & {"hg", "nh"}
+    assert found == {"embed_tokens": {"nh"}, "layers.1.down_proj": {"hg"}}
+    artefact.close()

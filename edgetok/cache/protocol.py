@@ -63,6 +63,11 @@ class KVCache(Protocol):
         """Bytes allocated now; where forks share memory, all that this one refers to."""
         return self.nbytes
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that the next step of one token reads: keys, values and recurrent states."""
+        return self.nbytes * min(self.length_tokens, self.slots) // self.slots
+
     def truncate(self, length_tokens: int) -> bool:
         """Forget every token from position `length_tokens` on.
 

@@ -88,6 +88,11 @@ class History:
         return sum(4 * self._rows(key) * ring.shape[1] for key, ring in self.rings.items())
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of states that the next token reads."""
+        return sum(4 * self._needed[key] * ring.shape[1] for key, ring in self.rings.items())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of everything, when there are most snapshots."""
         rings = sum(ring.nbytes for ring in self.rings.values())

@@ -130,6 +130,11 @@ class SlotCache(KVCache, Generic[M]):
         return held + (0 if self.before is None else self.before.held_bytes)
 
     @property
+    def read_bytes(self) -> int:
+        """Bytes that the next step of one token reads: keys, values and recurrent states."""
+        return self.memory.read_bytes(self._length)
+
+    @property
     def capabilities(self) -> CacheCapabilities:
         """Capabilities of this cache."""
         saves = self.before is None

@@ -177,6 +177,9 @@ class CacheMemory(Protocol):
     def fixed_bytes(self) -> int:
         """Bytes beside those of the groups."""
 
+    def read_bytes(self, length_tokens: int) -> int:
+        """Bytes of keys, values and states that a step of one token reads."""
+
     def begin(self, tokens: int, length_tokens: int, position: int) -> None:
         """After every group's `append`: all else that a run is told of this cache."""
 

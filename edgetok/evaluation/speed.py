@@ -19,6 +19,7 @@ from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact
 from edgetok.formats.layout import EMBEDDINGS
+from edgetok.models.operations import expert_counts, operations
 from edgetok.runtime.backend import Backend
 
 
@@ -79,7 +80,7 @@ def measure(
         cache.clear()
     if cache.length_tokens < samples.depth_tokens:
         backend.forward(cache, tokens(samples.depth_tokens - cache.length_tokens))
-    steps = tokens(decode_tokens)
+    steps, before = tokens(decode_tokens), cache.read_bytes
     reading = None if meter is None else meter.read()
     begin = time.perf_counter()
     for i in range(decode_tokens):
@@ -88,19 +89,24 @@ def measure(
     joules = None if meter is None else meter.joules(reading)
     if joules is not None:
         samples.joules_per_token.append(joules / decode_tokens)
-    cached = cache.nbytes * (samples.depth_tokens + decode_tokens // 2) // capacity
-    samples.bytes_per_token = weight_bytes_per_token(artefact) + cached
+    read = (before + cache.read_bytes) // 2  # of the step in the middle
+    samples.bytes_per_token = weight_bytes_per_token(artefact) + read
 
 
 def weight_bytes_per_token(artefact: Artefact) -> int:
-    """Bytes of weights that one decoded token reads: all but tables of which it reads rows."""
-    if artefact.layout is None:
+    """Bytes of weights that one decoded token reads.
+
+    That is all but tables of which it reads rows, and of experts those that a token gets.
+    """
+    if artefact.layout is None or artefact.spec is None:
         return artefact.weight_bytes
-    return sum(
-        slot.nbytes
-        for name, slot in artefact.layout.tensors.items()
-        if name.partition(".")[0] not in EMBEDDINGS
-    )
+    stacked = expert_counts(operations(artefact.spec))
+    total = 0
+    for name, slot in artefact.layout.tensors.items():
+        if name.partition(".")[0] not in EMBEDDINGS:
+            experts, read = stacked.get(name.rpartition(".")[0], (1, 1))
+            total += slot.nbytes // experts * read
+    return total
 
 
 def read_bandwidth(threads: int, progress: Callable[[int, int], None] | None = None) -> float:

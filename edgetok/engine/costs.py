@@ -13,8 +13,9 @@ class Costs:
     """Running estimates of a step's seconds.
 
     Decode steps are estimated by their number of rows, those in between by the nearest ones. A
-    chunk of a prompt is estimated by its latest seconds a row: larger chunks cost less a row, so
-    the estimate settles where the chosen size and its own cost meet.
+    chunk of a prompt is estimated by its latest seconds a row, as are steps of which it is a part:
+    larger ones cost less a row, so the estimate settles where the chosen size and its own cost
+    meet.
     """
 
     def __init__(self) -> None:
@@ -23,6 +24,7 @@ class Costs:
         self._measured: dict[int, int] = {}  # in which step
         self._steps = 0
         self._read_row_s: float | None = None
+        self._beside_row_s: float | None = None
 
     def decoded(self, rows: int, seconds: float) -> None:
         """Note a decode step."""
@@ -36,6 +38,10 @@ class Costs:
     def read(self, rows: int, seconds: float) -> None:
         """Note a chunk of a prompt."""
         self._read_row_s = _mixed(self._read_row_s, seconds / rows)
+
+    def read_beside(self, rows: int, seconds: float) -> None:
+        """Note a step of a chunk and others' rows, so many together."""
+        self._beside_row_s = _mixed(self._beside_row_s, seconds / rows)
 
     def is_fresh(self, rows: int) -> bool:
         """Return whether a decode step of just so many rows was measured lately."""
@@ -66,7 +72,15 @@ class Costs:
 
     def rows_within(self, seconds: float) -> int | None:
         """Return the rows of a prompt that fit into a time in seconds; None while unknown."""
-        return None if self._read_row_s is None else int(max(0.0, seconds) / self._read_row_s)
+        return _fitting(seconds, self._read_row_s)
+
+    def rows_beside(self, seconds: float) -> int | None:
+        """Return the rows, others' included, that fit a step with a chunk; None while unknown."""
+        return _fitting(seconds, self._beside_row_s)
+
+
+def _fitting(seconds: float, row_s: float | None) -> int | None:
+    return None if row_s is None else int(max(0.0, seconds) / row_s)
 
 
 def _guess(rows: int) -> float:

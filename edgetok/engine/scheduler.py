@@ -1,11 +1,11 @@
 """The rules for the next step's contents, without threads and without a clock.
 
-One decode step for all sequences that write alternates with one chunk of one prompt; the two never
-share a step, because on a CPU rows of a decode step would wait for the whole chunk and gain
-nothing. While a reader waits for tokens, a chunk is so small that it and a decode step together
-stay within the time that a token may take. Otherwise chunks are as large as a step may be, and
-prompts are read before answers in the background are written: the more rows a decode step has, the
-less it costs a row.
+A prompt is read in chunks, one chunk of one prompt a step. While a reader waits for tokens, the
+step has a row of every sequence that writes as well, and the chunk is so small that the step stays
+within the time that a token may take. Sharing it, all its rows read the weights once: on a CPU
+eight rows cost three times what one does, and sixteen five times. Otherwise chunks are as large as
+a step may be, and prompts are read before answers in the background are written: the more rows a
+decode step has, the less it costs a row.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgetok.errors import BusyError
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
 _AIM = 0.75  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
 _LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
+_LEAST_BESIDE = 4  # of a chunk beside running answers: a tile of tokens, fewer cost as much
 _FIRST_CHUNK_ROWS = 64  # of the first chunk where its time is bounded, likewise
 _FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost is known
 
@@ -63,11 +64,11 @@ class Planned(Generic[W]):
     """One step.
 
     Attributes:
-        reading: whether it is a chunk of a prompt; else a decode step.
+        chunk: rows of the prompt that is read, whose share is the last; 0 where none is.
         shares: sequences and their numbers of rows.
     """
 
-    reading: bool
+    chunk: int
     shares: tuple[tuple[W, int], ...]
 
     @property
@@ -107,7 +108,6 @@ class Scheduler(Generic[W]):
         self._most_running, self._most_waiting = most_running, most_waiting
         self._served: dict[W, int] = {}  # the step in which each was in last; -1 before its first
         self._steps = 0
-        self._last_reading = False
 
     def add(self, work: W) -> None:
         """Take in a sequence.
@@ -143,19 +143,24 @@ class Scheduler(Generic[W]):
         chosen = [work for work in wanted if work in self._served and work.rows]
         reading = self._running(chosen)
         writing = [work for work in chosen if not work.reading and not rest]
-        awaited = any(work.priority == 0 for work in writing)
-        if writing and (not reading or (awaited and self._last_reading)):
+        if writing and not reading:
             return self._decode(writing)
-        return self._chunk(reading, len(writing) if awaited else 0) if reading else None
+        if any(work.priority == 0 for work in writing):
+            return self._beside(writing, self._turn(reading))
+        return self._chunk(self._turn(reading)) if reading else None
 
     def done(self, step: Planned[W], seconds: float) -> None:
         """Note that a step was computed and what it took."""
         self._steps += 1
-        self._last_reading = step.reading
         for work, _ in step.shares:
             if work in self._served:
                 self._served[work] = self._steps
-        (self.costs.read if step.reading else self.costs.decoded)(step.rows, seconds)
+        if step.chunk == step.rows:
+            self.costs.read(step.rows, seconds)
+        elif step.chunk:
+            self.costs.read_beside(step.rows, seconds)
+        else:
+            self.costs.decoded(step.rows, seconds)
 
     def _running(self, chosen: list[W]) -> list[W]:
         """The prompts that may be read: begun ones, and others while there is room for them."""
@@ -170,14 +175,20 @@ class Scheduler(Generic[W]):
         return found
 
     def _decode(self, writing: list[W]) -> Planned[W]:
+        """Make a step of all that write, with drafts where they pay."""
+        shares = self._rows_of(writing, self._step_rows)
+        room = self._step_rows - sum(rows for _, rows in shares)
+        return Planned(0, tuple(self._with_drafts(shares, room)))
+
+    def _rows_of(self, writing: list[W], room: int) -> list[tuple[W, int]]:
         """Choose who decodes: all, or where they are too many those that waited longest."""
-        shares, room = [], self._step_rows
+        shares = []
         for work in sorted(writing, key=lambda work: self._served[work]):
             rows = min(work.rows, work.most_rows, self._step_rows)
             if rows <= room:
                 shares.append((work, rows))
                 room -= rows
-        return Planned(False, tuple(self._with_drafts(shares, room)))
+        return shares
 
     def _with_drafts(self, shares: list[tuple[W, int]], room: int) -> list[tuple[W, int]]:
         """Add rows of drafts where they pay: where tokens a second, of all together, grow.
@@ -199,18 +210,26 @@ class Scheduler(Generic[W]):
     def _step_s(self, rows: int, drafting_s: float, more: int) -> float:
         return self.costs.decode_s(rows + more) + drafting_s
 
-    def _chunk(self, reading: list[W], writing: int) -> Planned[W]:
-        """A chunk of the prompt whose turn it is: priority first, then who was served longest ago.
+    def _turn(self, reading: list[W]) -> W:
+        """The prompt whose turn it is: priority first, then who was served longest ago.
 
-        Ties go to who came first. `writing` rows are to be decoded next, and waited for.
+        Ties go to who came first.
         """
-        work = min(reading, key=lambda work: (work.priority, self._served[work]))
+        return min(reading, key=lambda work: (work.priority, self._served[work]))
+
+    def _chunk(self, work: W) -> Planned[W]:
+        """A chunk of a prompt that nobody's tokens wait for."""
         rows = min(work.rows, work.most_rows, self._step_rows)
         if self.chunk_s is not None:
             fitting = self.costs.rows_within(self.chunk_s)
             rows = min(rows, _FIRST_CHUNK_ROWS if fitting is None else max(_LEAST_ROWS, fitting))
-        if writing:
-            decode_s = self.costs.decode_s(writing)
-            fitting = self.costs.rows_within(_AIM * self._wait_s - decode_s)
-            rows = min(rows, _FIRST_ROWS if fitting is None else max(_LEAST_ROWS, fitting))
-        return Planned(True, ((work, rows),))
+        return Planned(rows, ((work, rows),))
+
+    def _beside(self, writing: list[W], work: W) -> Planned[W]:
+        """All that write, and as many rows of a prompt as their tokens may wait for."""
+        shares = self._rows_of(writing, self._step_rows - _LEAST_BESIDE)
+        decoded = sum(rows for _, rows in shares)
+        fitting = self.costs.rows_beside(_AIM * self._wait_s)
+        most = _FIRST_ROWS if fitting is None else max(_LEAST_BESIDE, fitting - decoded)
+        rows = min(work.rows, work.most_rows, self._step_rows - decoded, most)
+        return Planned(rows, (*shares, (work, rows)))

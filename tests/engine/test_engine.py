@@ -64,7 +64,7 @@ def test_a_batch_shares_steps_and_gives_what_each_gives_alone(model: Model) -> N
     assert max(len(step) for step in steps(model)) == 8
     prompts = sum(-(-len(prompt) // 16) for prompt in PROMPTS)
     assert len(steps(model)) == prompts + 19  # prompts first, then all together
-    assert all(max(step) == 1 or len(step) == 1 for step in steps(model))  # never mixed
+    assert all(max(step) == 1 or len(step) == 1 for step in steps(model))  # nobody waits for tokens
 
 
 def test_a_long_batch_keeps_few_caches(model: Model) -> None:

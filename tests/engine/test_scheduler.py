@@ -56,8 +56,9 @@ class Machine:
         seconds *= 1 + noise * float(self.rng.random())
         self.now += seconds
         self.scheduler.done(plan, seconds)
-        for work, rows in plan.shares:
-            if plan.reading:
+        for i, (work, rows) in enumerate(plan.shares):
+            if plan.chunk and i == len(plan.shares) - 1:
+                assert plan.chunk == rows
                 assert 0 < rows <= min(work.prompt, work.most_rows)
                 work.prompt -= rows
             else:
@@ -79,7 +80,7 @@ def test_all_that_write_share_a_step():
     made = machine(*works)
     for _ in range(5):
         assert made.step(works)
-    assert all(len(plan.shares) == 8 and not plan.reading for plan in made.plans)
+    assert all(len(plan.shares) == 8 and not plan.chunk for plan in made.plans)
 
 
 def test_a_prompt_alone_is_read_in_the_largest_chunks():
@@ -108,14 +109,40 @@ def test_others_wait_for_a_token_at_most_150_ms_while_a_prompt_is_read(row_s):
     before = len(made.plans)
     while prompt.reading:
         made.step([*writing, prompt], noise=0.2)
-    kinds = [plan.reading for plan in made.plans[before:]]
-    assert kinds == [i % 2 == 0 for i in range(len(kinds))]  # alternating, never mixed
+    shared = made.plans[before:]
+    assert all(len(plan.shares) == 8 and plan.rows == 7 + plan.chunk for plan in shared)
     for work in writing:
         waits = np.diff(work.times)
         assert np.percentile(waits, 95) < 0.150
     # It does not crawl either: of what decoding leaves of the wait, half goes into the prompt.
-    chunks = [plan.rows for plan in made.plans[before:] if plan.reading]
-    assert np.median(chunks) * row_s > 0.5 * (0.150 - 7 * row_s - 2 * made.fixed_s)
+    chunks = [plan.chunk for plan in shared]
+    assert np.median(chunks) * row_s > 0.5 * (0.150 - 7 * row_s - made.fixed_s)
+
+
+def test_where_decoding_takes_all_of_the_wait_a_prompt_is_read_in_the_smallest_chunks():
+    writing, prompt = [Fake() for _ in range(7)], Fake(100)
+    made = machine(*writing, prompt)
+    made.row_s = 0.02
+    while prompt.reading:
+        made.step([*writing, prompt])
+    assert {plan.chunk for plan in made.plans[2:]} == {4}
+
+
+def test_writers_of_more_rows_than_a_step_has_leave_room_for_a_prompt():
+    writing, prompt = [Fake() for _ in range(BLOCK + 40)], Fake(32)
+    made = machine(*writing, prompt, most_running=BLOCK + 50)
+    while prompt.reading:
+        made.step([*writing, prompt])
+    assert {(len(plan.shares), plan.chunk) for plan in made.plans} == {(BLOCK - 3, 4)}
+    assert min(len(work.times) for work in writing) >= len(made.plans) // 2
+
+
+def test_answers_in_the_background_wait_for_prompts_and_others_do_not():
+    background, prompt = Fake(priority=1), Fake(600)
+    made = machine(background, prompt)
+    while prompt.reading:
+        made.step([background, prompt])
+    assert [(plan.rows, plan.chunk) for plan in made.plans] == [(256, 256), (256, 256), (88, 88)]
 
 
 def test_a_chunk_takes_no_longer_than_it_may_so_that_it_can_be_given_up():

@@ -4,7 +4,8 @@
 
 `edgetok bench --profile` takes the time stamp counter, which runs on while another process has the
 core. This runs a step's instructions one after the other on the calling thread, each with the
-thread's processor time around it, and prints the least of the repeats. With --depth the cache has
+thread's processor time around it, less what an empty program takes (3 us on the machine of
+docs/benchmarks.md: as long as many instructions), and prints the least of the repeats. With --depth the cache has
 that many tokens without contents: attention reads as much as it would, and the results are wrong.
 """
 
@@ -21,6 +22,7 @@ from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.cpu.team import Program
 
 _CHUNK = 256
+_EMPTY_RUNS = 200
 Parts = list[tuple[str, Program]]
 
 
@@ -55,6 +57,15 @@ def measure(backend: CpuBackend, tokens: int, depth: int, repeats: int) -> dict[
         cache.advance(count)
     rng = np.random.default_rng(0)
     parts: dict[int, Parts] = {}
+    context = backend._tables.ctx.ctypes.data
+
+    def run(part: Program) -> float:
+        begin = time.thread_time()
+        backend._team.run_alone(part, context)
+        return time.thread_time() - begin
+
+    nothing = Program([])
+    empty = min(run(nothing) for _ in range(_EMPTY_RUNS))
     found: dict[str, list[float]] = {}
     spent: dict[str, float] = {}
 
@@ -63,9 +74,7 @@ def measure(backend: CpuBackend, tokens: int, depth: int, repeats: int) -> dict[
             if id(program) not in parts:
                 parts[id(program)] = split(backend, program)
             for name, part in parts[id(program)]:
-                begin = time.thread_time()
-                backend._team.run_alone(part, backend._tables.ctx.ctypes.data)
-                spent[name] = spent.get(name, 0.0) + time.thread_time() - begin
+                spent[name] = spent.get(name, 0.0) + max(0.0, run(part) - empty)
 
     backend._compute = compute  # type: ignore[method-assign]
     for repeat in range(repeats + 1):

@@ -22,7 +22,9 @@ from edgetok.errors import BusyError
 WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
 _AIM = 0.75  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
 _LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
-_LEAST_BESIDE = 4  # of a chunk beside running answers: a tile of tokens, fewer cost as much
+# Rows of a step come in fours: kernels compute so many tokens at once, at the price of one (AVX2,
+# the 1B shape, one thread: 4 rows take 79 ms, 5 take 149 and 8 take 143).
+_TILE_ROWS = 4
 _FIRST_CHUNK_ROWS = 64  # of the first chunk where its time is bounded, likewise
 _FIRST_ROWS = 16  # of the first chunk beside running answers, before its cost is known
 
@@ -227,9 +229,10 @@ class Scheduler(Generic[W]):
 
     def _beside(self, writing: list[W], work: W) -> Planned[W]:
         """All that write, and as many rows of a prompt as their tokens may wait for."""
-        shares = self._rows_of(writing, self._step_rows - _LEAST_BESIDE)
+        shares = self._rows_of(writing, self._step_rows - _TILE_ROWS)
         decoded = sum(rows for _, rows in shares)
         fitting = self.costs.rows_beside(_AIM * self._wait_s)
-        most = _FIRST_ROWS if fitting is None else max(_LEAST_BESIDE, fitting - decoded)
-        rows = min(work.rows, work.most_rows, self._step_rows - decoded, most)
+        every = decoded + _FIRST_ROWS if fitting is None else fitting
+        every = max(every // _TILE_ROWS, decoded // _TILE_ROWS + 1) * _TILE_ROWS
+        rows = min(work.rows, work.most_rows, min(every, self._step_rows) - decoded)
         return Planned(rows, (*shares, (work, rows)))

@@ -18,7 +18,7 @@ from edgetok.errors import OptionError
 from edgetok.sampling.options import SamplingOptions
 
 _POLL_S = 0.002
-_ROWS = 4  # of the smallest chunk: each may give every chat a token
+_ROWS = 1  # of the smallest chunk: each may give every chat a token
 _LONGEST_PROMPT = 4096
 
 

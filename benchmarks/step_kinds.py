@@ -4,9 +4,9 @@
 
 `edgetok bench --profile` takes the time stamp counter, which runs on while another process has the
 core. This runs a step's instructions one after the other on the calling thread, each with the
-thread's processor time around it, less what an empty program takes (3 us on the machine of
-docs/benchmarks.md: as long as many instructions), and prints the least of the repeats. With --depth the cache has
-that many tokens without contents: attention reads as much as it would, and the results are wrong.
+thread's processor time around it, less what an empty program takes (3 us, as long as many an
+instruction), and prints the least of the repeats. With --depth the cache has that many tokens
+without contents: attention reads as much as it would, and the results are wrong.
 """
 
 from __future__ import annotations

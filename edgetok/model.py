@@ -17,7 +17,7 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.library.resolve import model_folder
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.base import check_writes
-from edgetok.runtime.options import RunChanges, RunOptions
+from edgetok.runtime.options import DEFAULT_WAIT_S, RunChanges, RunOptions
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS, load_backend
 from edgetok.sampling.options import SamplingChanges, SamplingOptions
 from edgetok.text.generation_config import end_tokens, read_generation_config
@@ -57,6 +57,7 @@ class Model(Texts):
         chats_evict: bool = True,
         speculate: bool = True,
         pace: float | None = None,
+        max_wait: float = DEFAULT_WAIT_S,
         notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; `Model.load` is the usual way.
@@ -71,6 +72,7 @@ class Model(Texts):
             chats_evict: whether conversations evict without limits, too.
             speculate: whether answers are drafted where that is faster.
             pace: most tokens per second of all answers together; None: no limit.
+            max_wait: seconds that a token should take at most while a prompt is read.
             notes: lines for the user.
 
         Raises:
@@ -107,6 +109,7 @@ class Model(Texts):
             chats_evict=chats_evict,
             speculate=speculate,
             pace=pace,
+            max_wait=max_wait,
         )
         self._template: ChatTemplate | None = None
         self._closed = False
@@ -157,6 +160,7 @@ class Model(Texts):
                 chats_evict=run.kv_policy != "none",
                 speculate=run.speculate,
                 pace=run.pace,
+                max_wait=run.max_wait,
                 notes=() if note is None else (note,),
             )
             if run.draft is not None:

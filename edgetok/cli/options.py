@@ -111,13 +111,14 @@ _SPELLINGS: dict[str, dict[str, Any]] = {
     "isa": {"hidden": True},
     "kernels": {"metavar": "FOLDER"},
     "pace": {"metavar": "TOKENS_PER_S"},
+    "max_wait": {"metavar": "SECONDS"},
     "context": {"type": TOKENS, "metavar": "TOKENS"},
     "max_tokens": {"type": TOKENS, "metavar": "TOKENS"},
 }
 
 
 # They mean nothing to commands that read texts and write none: nothing is evicted, kept or guessed.
-ONLY_WRITING = ("kv_budget", "kv_policy", "prefix_cache", "speculate", "pace", "draft")
+ONLY_WRITING = ("kv_budget", "kv_policy", "prefix_cache", "speculate", "pace", "max_wait", "draft")
 
 
 def run_options(function: F) -> F:

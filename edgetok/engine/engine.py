@@ -20,6 +20,7 @@ from edgetok.engine.stepper import Stepper
 from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.runtime.backend import Backend
+from edgetok.runtime.options import DEFAULT_WAIT_S
 from edgetok.runtime.select import LEAST_EVICTING_TOKENS
 from edgetok.sampling.constraint import Constraint
 from edgetok.sampling.options import SamplingOptions
@@ -58,17 +59,21 @@ class Engine:
         chats_evict: bool = True,
         speculate: bool = True,
         pace: float | None = None,
+        max_wait: float = DEFAULT_WAIT_S,
     ) -> None:
         """Put the parts together; see the attributes. No thread starts before it is needed.
 
         `pace` is how many tokens all answers together may get per second; None: no limit.
+        `max_wait` is how many seconds a token should take at most while a prompt is read.
         """
         self.backend, self.tokenizer, self.eos_tokens = backend, tokenizer, eos_tokens
         self.context_tokens, self.limits = context_tokens, limits
         self.chats_evict, self.speculate = chats_evict, speculate
         self.draft_model: DraftModel | None = None
         self.prefixes: PrefixCache | None = None
-        self.scheduler: Scheduler[Answer] = Scheduler(backend.capabilities.step_rows)
+        self.scheduler: Scheduler[Answer] = Scheduler(
+            backend.capabilities.step_rows, wait_s=max_wait
+        )
         self.stepper = Stepper(backend, self.scheduler, pace=None if pace is None else Pace(pace))
         self._vocabulary: Vocabulary | None = None
         self._reading = threading.Lock()

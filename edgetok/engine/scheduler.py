@@ -18,9 +18,9 @@ from typing import Generic, Protocol, TypeVar
 from edgetok.engine.costs import Costs
 from edgetok.engine.drafts import Draft
 from edgetok.errors import BusyError
+from edgetok.runtime.options import DEFAULT_WAIT_S
 
-WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
-_AIM = 0.75  # share of it that is planned for: steps vary, and 95 of 100 are to be within it
+_AIM = 0.75  # share of the wait that is planned for: steps vary, 95 of 100 are to be within it
 _LEAST_ROWS = 8  # of a chunk: fewer cost nearly as much
 # Rows of a step come in fours: kernels compute so many tokens at once, at the price of one (AVX2,
 # the 1B shape, one thread: 4 rows take 79 ms, 5 take 149 and 8 take 143).
@@ -94,7 +94,7 @@ class Scheduler(Generic[W]):
         *,
         most_running: int = 32,
         most_waiting: int | None = None,
-        wait_s: float = WAIT_S,
+        wait_s: float = DEFAULT_WAIT_S,
     ) -> None:
         """Begin without sequences.
 
@@ -233,6 +233,7 @@ class Scheduler(Generic[W]):
         decoded = sum(rows for _, rows in shares)
         fitting = self.costs.rows_beside(_AIM * self._wait_s)
         every = decoded + _FIRST_ROWS if fitting is None else fitting
-        every = max(every // _TILE_ROWS, decoded // _TILE_ROWS + 1) * _TILE_ROWS
+        least = (decoded + 2 * _TILE_ROWS - 1) // _TILE_ROWS  # a chunk of a tile at least
+        every = max(every // _TILE_ROWS, least) * _TILE_ROWS
         rows = min(work.rows, work.most_rows, min(every, self._step_rows) - decoded)
         return Planned(rows, (*shares, (work, rows)))

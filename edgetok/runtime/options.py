@@ -17,6 +17,8 @@ from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_bytes, parse_tokens
 
+DEFAULT_WAIT_S = 0.150  # that a token of a running answer may take while a prompt is read
+
 Device = Literal["auto", "cpu", "cuda", "onnxruntime"]
 Compute = Literal["int8", "float32"]
 KvBits = Literal[4, 5, 8, 16, 32]
@@ -78,6 +80,11 @@ class RunOptions:
         "Limit of tokens per second over all answers together, for a device that must stay cool, "
         "e.g. 10. Between steps nothing runs; prompts are read at full speed.  [default: no limit]",
     ] = None
+    max_wait: Annotated[
+        float,
+        "Longest time in seconds that a token of a running answer should take while a prompt is "
+        "read, e.g. 0.3. The longer, the sooner the prompt is read.",
+    ] = DEFAULT_WAIT_S
     draft: Annotated[
         Path | str | None,
         "Second, smaller model with the same vocabulary, which drafts the next tokens where that "
@@ -128,6 +135,10 @@ class RunOptions:
             raise OptionError(f"context is {self.context!r}, expected a number of tokens")
         if self.pace is not None:
             check_pace(self.pace)
+        if type(self.max_wait) not in (int, float) or not 0 < self.max_wait < math.inf:
+            raise OptionError(
+                f"max_wait is {self.max_wait!r} seconds, expected a finite number above 0"
+            )
         for name in ("draft", "kernels"):
             if getattr(self, name) == "":  # as a path it would mean the current folder
                 raise OptionError(f"{name} is empty, expected a path")
@@ -203,6 +214,7 @@ class RunChanges(TypedDict, total=False):
     prefix_cache: Size | None
     speculate: bool
     pace: float | None
+    max_wait: float
     draft: Path | str | None
     compute: Compute
     kernels: Path | str | None

@@ -11,7 +11,10 @@ import pytest
 from edgetok.engine.costs import Costs
 from edgetok.engine.drafts import Draft, best_length
 from edgetok.engine.scheduler import Scheduler
-from edgetok.errors import BusyError
+from edgetok.errors import BusyError, OptionError
+from edgetok.model import Model
+from edgetok.runtime.options import RunOptions
+from tests.fake import fake_model
 
 BLOCK = 256
 
@@ -127,7 +130,7 @@ def test_where_decoding_takes_all_of_the_wait_a_prompt_is_read_in_the_smallest_c
     made.row_s = 0.02
     while prompt.reading:
         made.step([*writing, prompt])
-    assert {plan.rows for plan in made.plans[1:-1]} == {8}  # a whole tile of tokens
+    assert {plan.chunk for plan in made.plans[1:-1]} == {5}  # to the end of a tile
 
 
 def test_writers_of_more_rows_than_a_step_has_leave_room_for_a_prompt():
@@ -284,3 +287,26 @@ def test_costs_follow_what_is_measured():
     assert costs.decode_s(8) == pytest.approx(0.05)
     assert costs.rows_within(0.1) == pytest.approx(50, abs=1)
     assert costs.rows_within(-1.0) == 0
+
+
+@pytest.mark.parametrize("max_wait", [0, -1.0, float("inf"), float("nan"), "soon", True])
+def test_the_longest_wait_is_a_positive_number(max_wait):
+    with pytest.raises(OptionError, match=r"max_wait is .*, expected a finite number above 0"):
+        RunOptions(max_wait=max_wait)
+
+
+def test_the_longest_wait_reaches_the_scheduler_and_decides_the_chunks(tmp_path):
+    with fake_model(tmp_path) as model:
+        artefact, backend = model.artefact, model.backend
+    rows = {}
+    for wait in (0.06, 0.1):
+        with Model(artefact, backend, max_wait=wait) as model:
+            writing, prompt = Fake(), Fake(2000)
+            made = Machine(model.engine.scheduler)
+            for work in (writing, prompt):
+                made.scheduler.add(work)
+            while prompt.reading:
+                made.step([writing, prompt])
+            rows[wait] = made.plans[-2].rows
+            assert 0.4 * wait < np.diff(writing.times)[-2] < wait
+    assert rows == {0.06: 8, 0.1: 16}

@@ -233,7 +233,7 @@ class Scheduler(Generic[W]):
         decoded = sum(rows for _, rows in shares)
         fitting = self.costs.rows_beside(_AIM * self._wait_s)
         every = decoded + _FIRST_ROWS if fitting is None else fitting
-        least = (decoded + 2 * _TILE_ROWS - 1) // _TILE_ROWS  # a chunk of a tile at least
+        least = -(-(decoded + _TILE_ROWS // 2) // _TILE_ROWS)  # a prompt that gets one row crawls
         every = max(every // _TILE_ROWS, least) * _TILE_ROWS
         rows = min(work.rows, work.most_rows, min(every, self._step_rows) - decoded)
         return Planned(rows, (*shares, (work, rows)))

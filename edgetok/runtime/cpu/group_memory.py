@@ -174,8 +174,9 @@ class CpuGroupMemory:
         """Write what `take` gave."""
         for page, memory, slots in self._touched(lists):
             split = list(self._split(page, lists, stored))
-            if len(split) == 1 and split[0][2] == slice(0, slots):  # nothing of the page stays
-                _, rows, _, places = split[0]
+            _, rows, at, places = split[0]
+            if len(split) == 1 and isinstance(at, slice) and at == slice(0, slots):
+                # Nothing of the page stays.
                 every = tuple(source[:, places] for source in rows)
             else:
                 every = self.layout.take(memory, slots)

@@ -64,10 +64,9 @@ class ConvertOptions:
         int | None, "Bits of the output head and the embedding.  [default: 8, or 16 with --bits 16]"
     ] = None
     symmetric: Annotated[bool, "Store no zero points."] = False
-    gpu: Annotated[
+    portable: Annotated[
         bool,
-        "Choose only formats that the GPU backend and other engines run as they are: no table of "
-        "levels, no 5 bits.",
+        "Choose only formats that other engines keep at their size: no table of levels, no 5 bits.",
     ] = False
     calibration: Annotated[
         Path | None,
@@ -165,7 +164,7 @@ class ConvertOptions:
             self.method == "auto"
             and "search" in self.steps
             and self.group_size == 32
-            and not (self.symmetric or self.gpu or self.refine)
+            and not (self.symmetric or self.portable or self.refine)
         )
 
     @property
@@ -181,8 +180,8 @@ class ConvertOptions:
         values["calibration"] = None if self.calibration is None else self.calibration.name
         values["without"] = sorted(self.without)
         values["head_bits"] = self.effective_head_bits
-        if not self.gpu:
-            del values["gpu"]  # as in reports from before there was a choice
+        if not self.portable:
+            del values["portable"]  # as in reports from before there was a choice
         return values
 
 

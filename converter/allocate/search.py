@@ -84,7 +84,7 @@ class Fitting:
             )
             workspace.finish("sensitivity", result.to_json())
         sensitivity = Sensitivity.from_json(workspace.result("sensitivity"))
-        if options.gpu:
+        if options.portable:
             sensitivity = sensitivity.without_grouped()
         kept = {
             name: TensorFormat(32) for name in linear_shapes(self._spec) if not sensitivity.kl[name]

@@ -51,7 +51,7 @@ from edgetok.quantities import parse_bytes
     type=float,
     help="Choose them for the smallest model that loses at most this, in nats, e.g. 0.05.",
 )
-@common.options_of(ConvertOptions, "gpu")
+@common.options_of(ConvertOptions, "portable")
 @common.options_of(ConvertOptions, "revision")
 @click.option(
     "-o",

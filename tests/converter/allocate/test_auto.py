@@ -234,7 +234,7 @@ def test_all_steps_left_out_is_a_weighted_rounding_to_nearest(llama, tmp_path):
     options = ConvertOptions(
         bits=4,
         method="auto",
-        gpu=True,
+        portable=True,
         without=("fold", "search", "gptq", "descent", "tune"),
         **SMALL,
     )

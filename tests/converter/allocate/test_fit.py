@@ -349,7 +349,7 @@ def test_tables_and_five_bits_are_chosen_and_run(data: Path, tmp_path):
         expected = reference_with(source, written, spec)(torch.from_numpy(tokens)).logits.numpy()
     result = onnx_logits(out, tokens, exact=True)
     np.testing.assert_allclose(result, expected, atol=2e-4 * np.abs(expected).max())
-    options = dataclasses.replace(options, gpu=True)
+    options = dataclasses.replace(options, portable=True)
     convert(str(source), out, options, None, Target(nbytes=190_000, padded=False))
     with open_artefact(out) as artefact:
         assert not any(form.grouped for form in artefact.formats.values())

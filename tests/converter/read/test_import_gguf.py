@@ -319,7 +319,7 @@ def test_without_the_package(tmp_path, monkeypatch):
         ({"llama.feed_forward_length": [1, 2, 3]}, CheckpointError, "feed_forward_length"),
         ({"llama.embedding_length": 1 << 31}, CheckpointError, "embedding_length"),
         ({"tokenizer.ggml.eos_token_id": 5000}, CheckpointError, "eos_token_id"),
-        ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "expected gpt2 or llama"),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "expected gpt2, llama or gemma4"),
         ({"tokenizer.ggml.pre": "default"}, UnsupportedError, "how it splits words"),
         ({"tokenizer.ggml.merges": ["x yz"]}, CheckpointError, "does not join two tokens"),
         ({"tokenizer.ggml.tokens": ["a"] * 5}, CheckpointError, "a token twice"),

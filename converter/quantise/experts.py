@@ -185,7 +185,7 @@ def output_error(routed: Routed, name: str, weight: Tensor, written: Tensor) -> 
     stacks = routed.stacks() if op.apart else {}
     for expert in range(op.experts):
         x, share = (values[:_ERROR_TOKENS] for values in routed.of(expert))
-        if op.apart and len(x):
+        if op.apart:
             x = routed.inner(stacks, expert, x)
         rows = rows_of(op, expert)
         before, after = (share * (x @ w[rows].T) for w in (weight, written))

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="needs the extra edgetok[gpu]")
 from edgetok.errors import OutputError
 from edgetok.kernels_gpu import tuning
 
-LINEAR = SimpleNamespace(bits=4, group_words=4, N=512, K=2048, words=256)
+LINEAR = SimpleNamespace(bits=4, group_words=4, N=512, K=2048, words=256, levels=None)
 
 
 @pytest.fixture

@@ -285,7 +285,8 @@ def test_calibration_beats_rounding(family, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "table"),
     [
-        ({}, True), ({"head_bits": 4}, True), ({"portable": True}, False), ({"method": "gptq"}, False),
+        ({}, True), ({"head_bits": 4}, True), ({"portable": True}, False),
+        ({"method": "gptq"}, False),
         ({"method": "rtn"}, False), ({"symmetric": True}, False), ({"group_size": 64}, False),
         ({"refine": 5}, False), ({"without": ("search",)}, False),
     ],

@@ -25,7 +25,7 @@ GRADES: tuple[Grade, ...] = ("indistinguishable", "good", "noticeable", "broken"
 MEANINGS: dict[Grade, str] = {
     "indistinguishable": "answers cannot be told from those of the original",
     "good": "answers are as good, but often worded differently; use it",
-    "noticeable": "answers are visibly worse; use more bits or --method auto",
+    "noticeable": "answers are visibly worse; use --fit, --method auto or more bits",
     "broken": "do not use this model; it needs more bits",
 }
 KL_LIMITS = (0.01, 0.05, 0.3)

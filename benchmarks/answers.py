@@ -19,54 +19,34 @@ answers the same tasks greedily, and the original reads what it answered. One ro
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import numpy.typing as npt
+from chat_answers import first_turn, read_tasks
 from rich.progress import track
 
 import edgetok
 from edgetok.converter.card.verdict import judge
 from edgetok.engine.result import Result
-from edgetok.errors import TemplateError
 from edgetok.evaluation.perplexity import Ids, documents, evaluate, windows
 from edgetok.model import Model
 from edgetok.runtime.backend import Backend
+from edgetok.text.template import ChatTemplate
+from edgetok.text.tokenizer import read_config
 
 AT_ONCE = 8  # answers that are written together
 
 
-@dataclass(frozen=True)
-class Task:
-    """One thing to do, and an answer that a person wrote."""
-
-    asked: str
-    answer: str
-
-
-def read_tasks(path: Path, count: int, skip: int) -> list[Task]:
-    """Read tasks whose answers are short enough for a small model."""
-    tasks = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        found = json.loads(line)
-        first = found["instances"][0]
-        task = Task(f"{found['instruction']}\n\n{first['input']}".strip(), first["output"])
-        if len(task.asked) <= 800 and len(task.answer) <= 600:
-            tasks.append(task)
+def short_tasks(path: Path, count: int, skip: int) -> list[tuple[str, str]]:
+    """Read tasks, question and answer, that are short enough for a small model."""
+    firsts = (task[0] for task in read_tasks(path))
+    tasks = [
+        (asked, answer) for asked, answer in firsts if len(asked) <= 800 and len(answer) <= 600
+    ]
     return tasks[skip : skip + count]
-
-
-def prompt(model: Model, task: Task) -> list[int]:
-    """Return the tokens of a task as a chat's first turn, or as plain text for a base model."""
-    assert model.tokenizer is not None
-    try:
-        text = model.template.render([{"role": "user", "content": task.asked}])
-    except TemplateError:
-        return model.tokenizer.encode(f"Question: {task.asked}\nAnswer:")
-    return model.tokenizer.encode(text, special=False)
 
 
 def write(path: Path, prompts: list[list[int]], tokens: int) -> list[Result]:
@@ -134,11 +114,14 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=2048)
     given = parser.parse_args()
     text = given.text.read_text(encoding="utf-8")
-    tasks = read_tasks(given.tasks, given.count, given.skip)
+    tasks = short_tasks(given.tasks, given.count, given.skip)
     with edgetok.load(given.original, device="cpu") as model:
-        assert model.tokenizer is not None
-        prompts = [prompt(model, task) for task in tasks]
-        people = [model.tokenizer.encode(task.answer, special=False) for task in tasks]
+        tokenizer = model.tokenizer
+        assert tokenizer is not None
+        template = ChatTemplate.from_folder(model.path, read_config(model.path))
+        plain = "Question: {}\nAnswer:"
+        prompts = [first_turn(asked, template, tokenizer, plain) for asked, _ in tasks]
+        people = [tokenizer.encode(answer, special=False) for _, answer in tasks]
         of_people = nats(model, prompts, people, "people's answers")
     own = write(given.original, prompts, given.tokens)
     with edgetok.load(given.original, device="cpu") as model:

@@ -1,4 +1,4 @@
-"""Answers to tasks, as token windows of which only the answer is predicted.
+"""Tasks with answers by people, as prompts and as windows of which only the answer is predicted.
 
 A task is a line of JSON as in Stanford Alpaca's seed tasks: `instruction`, and `instances` with
 `input` and `output`. The question is written in the model's chat template, and without one as plain
@@ -20,6 +20,32 @@ from edgetok.text.tokenizer import Tokenizer
 _LEAST_ANSWER = 8  # tokens; shorter ones are mostly labels
 
 
+def read_tasks(path: Path) -> Iterator[list[tuple[str, str]]]:
+    """Yield the instances of each task: question and answer."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        task = json.loads(line)
+        yield [
+            (f"{task['instruction']}\n\n{instance['input']}".strip(), instance["output"])
+            for instance in task["instances"]
+        ]
+
+
+def first_turn(
+    question: str, template: ChatTemplate | None, tokenizer: Tokenizer, plain: str
+) -> list[int]:
+    """Return the tokens of a question as a chat's first turn.
+
+    Args:
+        question: the text.
+        template: None for a model without one.
+        tokenizer: the model's.
+        plain: how the question is written without a template, with {} in its place.
+    """
+    if template is None:
+        return tokenizer.encode(plain.format(question))
+    return tokenizer.encode(template.render([{"role": "user", "content": question}]), special=False)
+
+
 def chat_windows(
     path: Path, folder: Path, tokenizer: Tokenizer, window_tokens: int, max_tokens: int
 ) -> Iterator[Window]:
@@ -35,16 +61,10 @@ def chat_windows(
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = ChatTemplate.from_folder(folder, config)
     left = max_tokens
-    for line in path.read_text(encoding="utf-8").splitlines():
-        task = json.loads(line)
-        for instance in task["instances"]:
-            question = f"{task['instruction']}\n\n{instance['input']}".strip()
-            if template is None:
-                prompt = tokenizer.encode(question + "\n\n")
-            else:
-                text = template.render([{"role": "user", "content": question}])
-                prompt = tokenizer.encode(text, special=False)
-            answer = tokenizer.encode(instance["output"], special=False)
+    for task in read_tasks(path):
+        for question, written in task:
+            prompt = first_turn(question, template, tokenizer, "{}\n\n")
+            answer = tokenizer.encode(written, special=False)
             ids = np.array([*prompt, *answer], np.int32)
             if len(answer) < _LEAST_ANSWER or len(ids) > window_tokens:
                 continue

@@ -13,53 +13,30 @@ done again. Where other work disturbs, threads that wait for each other count as
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import psutil
+from serving import serving
 
 NEW = (8, 16, 32)  # tokens of a turn
 IDLE_PERCENT = 2.0  # of a core
 
 
-@contextmanager
-def server(given: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
+def server(given: argparse.Namespace) -> AbstractContextManager[tuple[str, psutil.Process]]:
     """Run the server; its address and its process."""
-    context = str(given.tokens + 1024)
-    command = [sys.executable, "-m", "edgetok.cli", "serve", f"long={given.artefact}"]
-    command += ["--port", "0", "--context", context, "--threads", str(given.threads)]
-    command += ["--memory", given.memory, "--prefix-cache", given.prefix_cache]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"EDGETOK_CACHE_DIR": str(given.folder.absolute())},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    return serving(
+        f"long={given.artefact}",
+        *("--context", str(given.tokens + 1024), "--threads", str(given.threads)),
+        *("--memory", given.memory, "--prefix-cache", given.prefix_cache),
+        told=lambda said: print(said, end="", file=sys.stderr),
+        end_s=600,
+        EDGETOK_CACHE_DIR=str(given.folder.absolute()),
     )
-    assert process.stderr is not None
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if match := re.search(r"at (http://\S+)/v1$", line):
-                break
-        else:
-            raise SystemExit("".join(lines))
-        yield match[1], psutil.Process(process.pid)
-    finally:
-        process.send_signal(signal.SIGINT)
-        print(process.stderr.read(), end="", file=sys.stderr)
-        process.wait(600)
-        process.stderr.close()
 
 
 def settle(process: psutil.Process) -> None:

@@ -24,19 +24,16 @@ import json
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+from serving import serving
 
 CLIENTS = 16
 KINDS = 11
@@ -83,33 +80,10 @@ class Told:
         print(f"ERROR {line}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def server(memory: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run the server; its address and its process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgetok.cli", "serve", "--port", "0", "--memory", memory],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if match := re.search(r"at (http://\S+)/v1$", line):
-                break
-        else:
-            raise SystemExit("".join(lines))
-        os.set_blocking(process.stderr.fileno(), False)
-        yield match[1], psutil.Process(process.pid)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        said = process.stderr.read() or ""
-        process.stderr.close()
-        if "Traceback" in said:
-            raise SystemExit(said)
+def refuse_traceback(said: str) -> None:
+    """End with what a server said if an error of its own is in it."""
+    if "Traceback" in said:
+        raise SystemExit(said)
 
 
 def request(number: int, chance: random.Random, kind: int) -> tuple[str, dict[str, Any]]:
@@ -273,7 +247,7 @@ def main() -> None:
     given = parser.parse_args()
     first, _ = so_far(given.into)
     begun = time.monotonic()
-    with server(given.memory) as (url, process):
+    with serving("--memory", given.memory, told=refuse_traceback) as (url, process):
         told = asyncio.run(
             soak(
                 url,

@@ -52,12 +52,7 @@ def load_draft_model(
     made: Backend | None = None
     try:
         made, _ = load_backend(artefact, draft_options(options), progress)
-        small = Tokenizer.from_folder(
-            artefact.folder,
-            made.vocab_size,
-            digest=artefact.digest("tokenizer.json"),
-            kept=read_settings().cache_dir / "tokenizers",
-        )
+        small = Tokenizer.from_artefact(artefact, made.vocab_size, read_settings().cache_dir)
         _check_vocabularies(small, tokenizer, artefact.folder.name)
     except BaseException:
         _close(made, artefact)

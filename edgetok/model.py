@@ -91,11 +91,8 @@ class Model(Texts):
         self.artefact = artefact
         self.backend = backend
         self.notes = tuple(notes)
-        self.tokenizer = Tokenizer.from_folder(
-            self.path,
-            backend.vocab_size,
-            digest=artefact.digest("tokenizer.json"),
-            kept=read_settings().cache_dir / "tokenizers",
+        self.tokenizer = Tokenizer.from_artefact(
+            artefact, backend.vocab_size, read_settings().cache_dir
         )
         generation = read_generation_config(self.path)
         self.sampling = SamplingOptions.from_generation_config(generation)

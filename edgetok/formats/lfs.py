@@ -9,12 +9,12 @@ from pathlib import Path
 
 LEFT_OUT = "only points to the file, which Git LFS left out; run `git lfs pull` in its folder"
 MAX_BYTES = 1024
-_BEGINS = b"version https://git-lfs.github.com/spec/"
+BEGINS = b"version https://git-lfs.github.com/spec/"
 
 
 def is_pointer(data: bytes) -> bool:
     """Return whether the bytes of a file, or its first ones, are a pointer."""
-    return data.startswith(_BEGINS)
+    return data.startswith(BEGINS)
 
 
 def points(path: Path) -> bool:
@@ -23,6 +23,6 @@ def points(path: Path) -> bool:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             return False
         with path.open("rb") as file:
-            return is_pointer(file.read(len(_BEGINS)))
+            return is_pointer(file.read(len(BEGINS)))
     except OSError:
         return False

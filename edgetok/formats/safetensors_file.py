@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgetok.errors import CheckpointError
 from edgetok.formats import strict_json
-from edgetok.formats.lfs import LEFT_OUT
+from edgetok.formats.lfs import BEGINS, LEFT_OUT
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS_IN_SHARD = 1 << 16
@@ -32,7 +32,7 @@ _SIZES = {
     "I32": 4, "U32": 4, "F32": 4,
     "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-_LFS_POINTER = b"version "
+_LFS_POINTER = BEGINS[:8]
 
 
 @dataclass(frozen=True, slots=True)

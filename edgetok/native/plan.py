@@ -50,6 +50,7 @@ from edgetok.models.operations import operations
 from edgetok.models.ops import Stateful, Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
+from edgetok.runtime.cpu.head_eviction import evicting_dim
 from edgetok.runtime.cpu.lowering.recurrent import history_shape
 from edgetok.runtime.cpu.plan import Plan
 from edgetok.runtime.cpu.plan_file import plan_bytes
@@ -254,8 +255,7 @@ def _host(plan: Plan) -> list[bytes]:
     """Kernels that the library calls outside of a plan's instructions, with what is known now."""
     spec, bits, kernels = plan.spec, plan.options.kv_bits, _Recorder()
     size, none = attention.PAGE_SLOTS, _NONE
-    seeing = [i for i in spec.attention_layers if spec.layers[i].window == 0]
-    dims = spec.kv_sizes(seeing[0])[1] if seeing else spec.head_dim  # of heads that evict
+    dims = evicting_dim(spec)
     where: dict[str, Any] = {"page_slots": size, "head_dim": dims, "kv_bits": bits}
 
     def packed(made: Instruction) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -23,6 +23,10 @@ from edgetok.text.inputs import checked_text
 from edgetok.text.small_core import SmallCore
 from edgetok.text.tokenizer_check import open_core
 
+if TYPE_CHECKING:
+    from edgetok.formats.artefact import Artefact
+
+TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 128 << 20
 """Gemma 3's 262,144 tokens take 33 MB."""
 
@@ -93,7 +97,7 @@ class Tokenizer:
         Raises:
             ArtefactError: a file is missing, too large, damaged or does not match the vocabulary.
         """
-        path = folder / "tokenizer.json"
+        path = folder / TOKENIZER_FILE
 
         def read() -> bytes:
             return strict_json.read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES, error=ArtefactError)
@@ -114,6 +118,20 @@ class Tokenizer:
             if keep and kept is not None and hashlib.sha256(data).hexdigest() == digest:
                 small_core.save(kept, digest, whole, data)
         return cls(core, read_config(folder), vocab_size, str(path))
+
+    @classmethod
+    def from_artefact(cls, artefact: Artefact, vocab_size: int, cache_dir: Path) -> Tokenizer:
+        """Load an opened artefact's tokenizer; a large one is kept in the cache folder.
+
+        Raises:
+            ArtefactError: as for `from_folder`.
+        """
+        return cls.from_folder(
+            artefact.folder,
+            vocab_size,
+            digest=artefact.digest(TOKENIZER_FILE),
+            kept=cache_dir / "tokenizers",
+        )
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Turn text into ids.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_choice, check_integer
@@ -48,6 +48,7 @@ class Attention(Mixer):
     sinks: bool = False
     sub_norm: bool = False
     kind: ClassVar[str] = "attention"
+    RARE: ClassVar[frozenset[str]] = frozenset({"sub_norm"})
 
     def __post_init__(self) -> None:
         """Refuse values that are not a window or not an index."""
@@ -60,13 +61,6 @@ class Attention(Mixer):
             check_choice("layer: ", name, getattr(self, name), (True, False))
         if self.keys_as_values and not self.v_norm:
             raise ArtefactError("spec: layer: keys_as_values needs v_norm")
-
-    def fields(self) -> dict[str, Any]:
-        """See `LayerPart.fields`; what nearly no model has is left out."""
-        fields = Mixer.fields(self)
-        if not self.sub_norm:
-            del fields["sub_norm"]
-        return fields
 
     def sizes(self, spec: DecoderSpec) -> tuple[int, int]:
         """Heads of keys and values, and dims of a head."""

@@ -97,10 +97,12 @@ class LayerPart:
     Attributes:
         role: which of both.
         kind: the name in the spec's JSON; in this folder also the file's.
+        RARE: fields that nearly no model has: left out of the JSON where they are false.
     """
 
     role: ClassVar[str]
     kind: ClassVar[str]
+    RARE: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, where: str, spec: DecoderSpec) -> None:
         """Refuse numbers that do not go with the decoder.
@@ -118,7 +120,9 @@ class LayerPart:
 
     def fields(self) -> dict[str, Any]:
         """Return the part as JSON has it."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        own = dataclasses.asdict(self)
+        kept = {name: value for name, value in own.items() if value or name not in self.RARE}
+        return {"kind": self.kind, **kept}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 _SAME = "every operator and constant is the one that edgetok writes"
 _NOT_COMPARED = "not compared: another exporter wrote it, or onnx is not installed"
-_WHY = {
-    False: "the engines do not agree",
-    True: "the graph was changed, or another version wrote it; convert the model again",
-}
+_CHANGED = "the graph was changed, or another version wrote it; convert the model again"
+_DISAGREE = "the engines do not agree"
 
 
 @click.command(
@@ -58,16 +56,17 @@ def command(
     rows = [("Files", f"{len(manifest.files)}, all hashes match manifest.json")]
     with open_artefact(model) as artefact:
         rows.append(("Structure", "tensors, sizes and kinds of operators match the spec"))
-        difference = values["graph"] = _difference(artefact)
-    good = difference in (_SAME, _NOT_COMPARED)
-    rows.append(("Graph", difference if good else f"not the one this version writes: {difference}"))
+        graph, difference = _compared(artefact)
+    values["graph"] = difference or graph
+    rows.append(("Graph", graph))
+    fault = _CHANGED if difference else None
     if files_only:
         rows.append(("Arithmetic", "not run"))
     else:
         from edgetok.evaluation.agreement import compare_backends
 
         result = compare_backends(model, threads=threads)
-        good &= result.good
+        fault = fault or (None if result.good else _DISAGREE)
         values |= {
             "backends": list(result.backends),
             "tokens": result.tokens,
@@ -79,30 +78,26 @@ def command(
             "faults": list(result.faults),
         }
         rows += _rows(result)
-    values["good"] = good
+    values["good"] = fault is None
     if as_json:
         streams.print_json(values)
     else:
-        rows.append(
-            (
-                "Result",
-                "good" if good else f"NOT GOOD: {_WHY[difference not in (_SAME, _NOT_COMPARED)]}",
-            )
-        )
+        rows.append(("Result", f"NOT GOOD: {fault}" if fault else "good"))
         streams.print_table(str(model), rows)
-    if not good:
+    if fault:
         ctx.exit(2)
 
 
-def _difference(artefact: Artefact) -> str:
-    """Return where the graph is not the one that edgetok writes; or `_SAME`, `_NOT_COMPARED`."""
+def _compared(artefact: Artefact) -> tuple[str, str | None]:
+    """Return what the graph is beside the one that edgetok writes, and where it differs, if so."""
     if artefact.spec is None:
-        return _NOT_COMPARED
+        return _NOT_COMPARED, None
     try:
         from edgetok.converter.write.same_graph import first_difference
     except ModuleNotFoundError:
-        return _NOT_COMPARED
-    return first_difference(artefact) or _SAME
+        return _NOT_COMPARED, None
+    found = first_difference(artefact)
+    return (f"not the one this version writes: {found}" if found else _SAME), found
 
 
 def _rows(result: BackendAgreement) -> list[tuple[str, str]]:

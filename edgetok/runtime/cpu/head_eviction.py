@@ -18,6 +18,7 @@ from edgetok.kernels_cpu.program.abi import CTX_SLOTS
 from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Instruction
 from edgetok.kernels_cpu.simd.isa import Isa
+from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.team import Program, Team
 
 _OF_BITS = {
@@ -78,6 +79,12 @@ class HeadEviction:
         positions, by = self._evictor.renumbered(self._heads, new=new, front=front)
         self._evictor.rotate(replace(self._heads, frequencies=frequencies), by)
         self._table.positions[:] = positions  # in place: records say where they are
+
+
+def evicting_dim(spec: DecoderSpec) -> int:
+    """Return the dims of the heads that see every token, which are those that evict."""
+    seeing = (i for i in spec.attention_layers if not spec.layers[i].window)
+    return next((spec.kv_sizes(i)[1] for i in seeing), spec.head_dim)
 
 
 def load_evictor(

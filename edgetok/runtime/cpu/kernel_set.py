@@ -13,7 +13,7 @@ from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.kernels_cpu.simd.target import Target
 from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
+from edgetok.runtime.cpu.head_eviction import evicting_dim, load_evictor, modules_of
 from edgetok.runtime.cpu.plan import Compute
 from edgetok.runtime.cpu.requirements import needed_modules
 from edgetok.runtime.cpu.team import Team
@@ -72,7 +72,6 @@ class KernelSet:
         Raises:
             OutputError: the cache folder cannot be used.
         """
-        seeing = (i for i in spec.attention_layers if not spec.layers[i].window)
         with self._first_bounded:
             if self._evictor is None:
                 self._evictor = load_evictor(
@@ -81,7 +80,7 @@ class KernelSet:
                     self._cache_dir,
                     self._progress,
                     kv_bits=self._kv_bits,
-                    head_dim=next((spec.kv_sizes(i)[1] for i in seeing), spec.head_dim),
+                    head_dim=evicting_dim(spec),
                     kernels_dir=self._kernels_dir,
                 )
             return self._evictor

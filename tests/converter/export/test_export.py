@@ -68,7 +68,7 @@ def expected_logits(source, artefact, tokens):
         ("llama", {"bits": 3, "method": "rtn"}),
         ("qwen3", {"bits": 2, "method": "rtn"}),
         ("gemma2", {"bits": 8, "method": "rtn", "symmetric": True}),
-        ("llama", {"method": "gptq", "symmetric": True, "gpu": True, **SMALL}),
+        ("llama", {"method": "gptq", "symmetric": True, "portable": True, **SMALL}),
     ],
 )
 def test_transformers_loads_compressed_tensors(converted, tmp_path, family, options):

@@ -187,7 +187,7 @@ def _make_weigh(bits: int) -> Any:
             if kept != 0:
                 softmax.store_step(kept + 4 * i, e)
             if integer:
-                softmax.codes_step(codes + i, normed + 4 * i, e)
+                softmax.codes_step(codes + steps.WEIGHT_STRIDE * i, normed + 4 * i, e)
             else:
                 softmax.store_step(s + 4 * i, e)
             if bits == 4:
@@ -238,7 +238,7 @@ def _make_values(bits: int) -> Any:
     integer = steps.is_integer(bits)
     slots = steps.slots_at_once(bits)
     row = 2 * BLOCK if integer else 4 * BLOCK  # bytes of a row of weights
-    weight_bytes = 1 if integer else 4
+    stride = steps.WEIGHT_STRIDE if integer else 4
 
     @outline
     def values(
@@ -279,7 +279,7 @@ def _make_values(bits: int) -> Any:
                     f = step(f, first, second, w, row)
                     first += step_bytes
                     second += step_bytes
-                    w += weight_bytes * slots
+                    w += stride * slots
                 to = acc + 4 * padded * r
                 at = 4 * r
                 store(f, to + 4 * i, to + 4 * j, 4 * padded, keep + at, factor + at, base + at)

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.attention.launch import BLOCK
-from edgetok.kernels_cpu.attention.steps import COLUMNS, HALF_BITS, high_bf16
+from edgetok.kernels_cpu.attention.steps import COLUMNS, HALF_BITS, WIDE, high_bf16
 from edgetok.kernels_cpu.simd.composing import number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
+    _I16,
     _I32,
     F32,
     I32,
     LANES,
     VB,
     _constant,
+    _shuffle,
+    _store,
     i32,
     i64,
     op,
@@ -91,10 +95,21 @@ def store_step(b: Any, to: Any, weights: Any) -> None:
 
 @op(void, i64, i64, _TILE)
 def codes_step(b: Any, to: Any, scales: Any, weights: Any) -> None:
-    """Store round(weight * scale) in halves, the low ones BLOCK bytes after the high ones."""
+    """Store round(weight * scale) in halves, low ones BLOCK bytes after high ones; or WIDE.
+
+    Wide ones have 16 bits; of each four slots the middle two are swapped, as `value_step` has them.
+    """
+    codes = []
     for c in range(COLUMNS):
         scale = load_f32.emit(b, b.add(scales, number(c * VB)))
-        code = round_i32.emit(b, b.fmul(b.extract_value(weights, c), scale))
+        codes.append(round_i32.emit(b, b.fmul(b.extract_value(weights, c), scale)))
+    if WIDE:
+        kind = ir.VectorType(_I16, 2 * LANES)
+        first, second = [b.bitcast(code, kind) for code in codes]
+        slots = [4 * four + i for four in range(COLUMNS * LANES // 4) for i in (0, 2, 1, 3)]
+        _store(b, to, _shuffle(b, first, [2 * slot for slot in slots], second))
+        return
+    for c, code in enumerate(codes):
         low = b.and_(code, _constant(_I32, LANES, (1 << HALF_BITS) - 1))
         at_c = b.add(to, number(c * LANES))
         store_i32_u8.emit(b, at_c, b.lshr(code, _constant(_I32, LANES, HALF_BITS)))

@@ -2,7 +2,8 @@
 
 Scores: ROWS query rows times COLUMNS vectors of slots (a lane is a slot), a few dims at a time.
 Values: ROWS rows of weights times two vectors of dims, one slot at a time, or four where values are
-integers. Integer weights have WEIGHT_BITS bits in two halves, each a dot product of its own.
+integers. Integer weights have WEIGHT_BITS bits, in two halves of a dot product each or, on AVX2, in
+16 bits; the sums are the same.
 
 Layouts: `attention/launch.py`.
 """
@@ -54,11 +55,17 @@ from edgetok.kernels_cpu.simd.ops import (
     to_f32,
 )
 
+_PAIRS = ir.VectorType(_I16, 2 * LANES)
 ROWS = 4
 LINE_BYTES = 64
 COLUMNS = 4 if LANES == 16 else 2  # 16 sums of 64 bytes fit the registers, 8 of 32
 HALF_BITS = 7  # two halves below 128: a product of four cannot saturate, on any instruction set
 WEIGHT_BITS = 2 * HALF_BITS
+# AVX2 has no dot product of bytes: three instructions for a half of 32 weights, and so six. Weights
+# and values of 16 bits take four, and leave half as many sums, which then fit the registers.
+WIDE = NAME == "avx2"
+# A row of a block's weights has 2 BLOCK bytes: bytes from one slot's to the next one's in it.
+WEIGHT_STRIDE = 2 if WIDE else 1
 
 # Codes of 8-bit keys are stored + 128. Where the dot product takes them as they are, 128 * sum of
 # the query has to be taken off afterwards.
@@ -83,11 +90,11 @@ def slots_at_once(bits: int) -> int:
 
 def _dot_key(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """Acc + (u - 128 + KEY_OFFSET) s, four bytes at a time."""
-    if NAME == "avx2":  # |s| times u with the sign of s: no pair of products can saturate
+    if NAME == "avx2":  # |u| times s with the sign of u: no pair of products can saturate
         half, wide = ir.VectorType(_I16, 16), ir.VectorType(_I8, VB)
         centred = b.xor(u, _constant(_I8, VB, 0x80))
-        signed = _call(b, "llvm.x86.avx2.psign.b", wide, centred, s)
-        size = _call(b, "llvm.abs.v32i8", wide, s, ir.Constant(ir.IntType(1), 0))
+        signed = _call(b, "llvm.x86.avx2.psign.b", wide, s, centred)
+        size = _call(b, "llvm.abs.v32i8", wide, centred, ir.Constant(ir.IntType(1), 0))
         pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", half, size, signed)
         return b.add(acc, _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, pairs, _constant(_I16, 16, 1)))
     if NAME == "neon":
@@ -228,7 +235,19 @@ def score_store(bits: int) -> Any:
 
 def value_sums(bits: int) -> int:
     """Sums of ROWS rows and two vectors of dims."""
-    return ROWS * 2 * (2 if is_integer(bits) else 1)
+    return ROWS * 2 * (2 if is_integer(bits) and not WIDE else 1)
+
+
+def _slot_pairs(b: Any, value: Any) -> tuple[Any, Any]:
+    """Four slots' bytes of each dim as int16: slots 0 and 2 of all dims, slots 1 and 3."""
+    both = b.bitcast(value, _PAIRS)
+    eight = _constant(_I16, 2 * LANES, 8)
+    return b.ashr(b.shl(both, eight), eight), b.ashr(both, eight)
+
+
+def _wide_dot(b: Any, acc: Any, weights: Any, values: Any) -> Any:
+    products = _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, b.bitcast(weights, _PAIRS), values)
+    return b.add(acc, products)
 
 
 def value_step(bits: int) -> Any:
@@ -248,10 +267,18 @@ def value_step(bits: int) -> Any:
         else:
             load = load_u8 if bits == 8 else _load_float(bits)
             values = [load.emit(b, v), load.emit(b, other)]
+        if is_integer(bits) and WIDE:
+            pairs = [_slot_pairs(b, value) for value in values]
         i = 0
         for r in range(ROWS):
             row = at(b, w, r, wb)
-            if is_integer(bits):
+            if is_integer(bits) and WIDE:
+                for half in range(2):
+                    p = broadcast_i32.emit(b, b.add(row, number(4 * half)))
+                    for c in range(2):
+                        sums[i + c] = _wide_dot(b, sums[i + c], p, pairs[c][half])
+                i += 2
+            elif is_integer(bits):
                 for half in (0, BLOCK):
                     p = broadcast_i32.emit(b, b.add(row, number(half)))
                     for value in values:
@@ -291,9 +318,11 @@ def value_store(bits: int) -> Any:
             old = [mul.emit(b, load_f32.emit(b, to), row_number(keep)) for to in places]
             for c, to in enumerate(places):
                 if is_integer(bits):
-                    high, low = sums[r * each + c], sums[r * each + 2 + c]
-                    high = b.shl(high, _constant(_I32, LANES, HALF_BITS))
-                    total = to_f32.emit(b, b.add(high, low))
+                    total = sums[r * each + c]
+                    if not WIDE:
+                        high = b.shl(total, _constant(_I32, LANES, HALF_BITS))
+                        total = b.add(high, sums[r * each + 2 + c])
+                    total = to_f32.emit(b, total)
                     if bits == 4:
                         old[c] = add.emit(b, old[c], row_number(base))
                 else:

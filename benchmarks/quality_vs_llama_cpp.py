@@ -46,6 +46,7 @@ from edgetok.converter.allocate import search
 from edgetok.converter.allocate.sensitivity import Sensitivity
 from edgetok.converter.calibrate.calibration_text import Texts
 from edgetok.converter.calibrate.reference import TransformersReference
+from edgetok.converter.card.report import LayerReport
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.options import Step
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
@@ -147,7 +148,7 @@ class _Comparison:
                 return model.backend.forward(cache, window.ids, all_logits=True)
 
             losses = self._losses(logits)
-        stored = [layer["stored"] for layer in report["layers"]]
+        stored = [LayerReport(**layer).stored for layer in report["layers"]]
         return {
             "bytes": report["weight_bytes"],
             "losses": losses,

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.quantise import inner_loops as rounding
+from edgetok.converter.quantise.even_levels import EvenLevels
 from edgetok.converter.quantise.inner_loops import Reals
 from edgetok.converter.quantise.level_table import LevelTable
+from edgetok.converter.quantise.levels import Levels
 from edgetok.converter.quantised import Quantised, float16_scales
 
 _BLOCK_INPUTS = 128  # the gradient of inputs beyond these waits until the block is done
@@ -43,17 +45,19 @@ def descend(
     """
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype
-    levels = None if start.table is None else LevelTable(start.table, dtype)
-    # With a table what moves are levels, which need no zero points.
-    codes = start.codes.astype(dtype) if levels is None else levels.levels[start.codes]
+    levels: Levels
+    if start.table is None:
+        levels = EvenLevels(start.bits, dtype, symmetric=start.zeros is None)
+    else:
+        levels = LevelTable(start.table, dtype)
+    values = levels.values(start.codes)
     scales = start.scales.astype(np.float16)
-    if levels is not None:
-        zeros = np.zeros(scales.shape, dtype)
+    if start.table is not None:
+        zeros = np.zeros(scales.shape, dtype)  # what moves are levels, which need no zero points
     elif start.zeros is None:
         zeros = np.full(scales.shape, 1 << (start.bits - 1), dtype)
     else:
         zeros = start.zeros.astype(dtype)
-    top = dtype.type((1 << start.bits) - 1)
     width = max(_BLOCK_INPUTS // g, 1) * g
     gradient = torch.from_numpy(start.dequantise()).to(weight.dtype).sub_(weight) @ hessian
     for sweep in range(sweeps):
@@ -62,56 +66,35 @@ def descend(
             block = _Block(
                 np.array(gradient[:, inputs].numpy(), order="C"),  # changed: a copy
                 np.ascontiguousarray(hessian[inputs, inputs].numpy()),
-                np.ascontiguousarray(codes[:, inputs]),
+                np.ascontiguousarray(values[:, inputs]),
                 levels,
             )
             for begin in range(0, inputs.stop - first, g):
                 group = (first + begin) // g
                 end = min(begin + g, inputs.stop - first)
-                block.move_codes(begin, end, scales[:, group], top, threads)
+                block.move(begin, end, scales[:, group], threads)
                 scales[:, group] = block.refit(
                     begin, end, scales[:, group], np.ascontiguousarray(zeros[:, group]), threads
                 )
-            codes[:, inputs] = block.codes
+            values[:, inputs] = block.values
             # Nothing looks at what lies behind in the last sweep.
             behind = inputs.stop if sweep == sweeps - 1 else 0
             gradient[:, behind:].addmm_(torch.from_numpy(block.change), hessian[inputs, behind:])
-    whole = codes.astype(np.uint8) if levels is None else levels.codes(codes)
-    return replace(start, codes=whole, scales=scales)
+    return replace(start, codes=levels.codes(values), scales=scales)
 
 
 class _Block:
-    """A block of a layer's inputs: gradient, codes, and the change of the weights."""
+    """A block of a layer's inputs: gradient, values of codes, and the change of the weights."""
 
-    def __init__(
-        self, gradient: Reals, hessian: Reals, codes: Reals, levels: LevelTable | None
-    ) -> None:
-        self.gradient, self.hessian, self.codes, self.levels = gradient, hessian, codes, levels
+    def __init__(self, gradient: Reals, hessian: Reals, values: Reals, levels: Levels) -> None:
+        self.gradient, self.hessian, self.values, self.levels = gradient, hessian, values, levels
         self.change = np.zeros_like(gradient)
 
-    def move_codes(
-        self, begin: int, end: int, scale: npt.NDArray[np.float16], top: Reals, threads: int
-    ) -> None:
-        wide = scale.astype(self.codes.dtype)
-        if self.levels is not None:
-            self.levels.descend_group(
-                self.gradient, (begin, end), self.hessian, wide, self.codes, self.change, threads
-            )
-            return
-
-        def chunk(rows: slice) -> None:
-            rounding.descend_group(
-                self.gradient[rows],
-                begin,
-                end,
-                self.hessian,
-                wide[rows],
-                top,
-                self.codes[rows],
-                self.change[rows],
-            )
-
-        rounding.in_chunks(len(self.codes), threads, chunk)
+    def move(self, begin: int, end: int, scale: npt.NDArray[np.float16], threads: int) -> None:
+        """Move the values of inputs begin..end to the least loss."""
+        self.levels.descend_group(
+            self.gradient, (begin, end), self.hessian, scale, self.values, self.change, threads
+        )
 
     def refit(
         self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals, threads: int
@@ -126,13 +109,13 @@ class _Block:
                 end,
                 self.hessian,
                 zero[rows],
-                self.codes[rows],
+                self.values[rows],
                 slope[rows],
                 curve[rows],
             )
 
-        rounding.in_chunks(len(self.codes), threads, measure)
-        old = scale.astype(self.codes.dtype)
+        rounding.in_chunks(len(self.values), threads, measure)
+        old = scale.astype(self.values.dtype)
         wanted = old - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
         new = float16_scales(np.where(wanted * old > 0, wanted, old).astype(np.float32))
         step = new.astype(old.dtype) - old
@@ -146,9 +129,9 @@ class _Block:
                 self.hessian,
                 step[rows],
                 zero[rows],
-                self.codes[rows],
+                self.values[rows],
                 self.change[rows],
             )
 
-        rounding.in_chunks(len(self.codes), threads, follow)
+        rounding.in_chunks(len(self.values), threads, follow)
         return np.where(step != 0, new, scale)

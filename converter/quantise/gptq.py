@@ -11,14 +11,12 @@ matters. To need no gather at run time, inputs may only be reordered within thei
 the group is reached: by then these have absorbed other weights' errors and spread, so a narrower
 span that clips a few is often better than their minimum and maximum, above all at 2 bits.
 
-Source: arXiv 2210.17323, sections 3.2-3.4, and the search for a span in the authors' code (`mse`);
-order within and among groups: arXiv 2505.14638, 3.3.
+Source: arXiv 2210.17323, sections 3.2-3.4; order within and among groups: arXiv 2505.14638, 3.3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +24,11 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.options import Order
-from edgetok.converter.quantise import inner_loops as rounding
 from edgetok.converter.quantise import level_table
-from edgetok.converter.quantise.inner_loops import Reals
+from edgetok.converter.quantise.even_levels import EvenLevels
 from edgetok.converter.quantise.level_table import LevelTable
-from edgetok.converter.quantise.round_to_nearest import grid
-from edgetok.converter.quantised import Quantised, float16_scales
+from edgetok.converter.quantise.levels import Levels
+from edgetok.converter.quantised import Quantised
 from edgetok.errors import CheckpointError
 from edgetok.formats.layout import TensorFormat
 
@@ -39,9 +36,6 @@ _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the bloc
 _STRIPE_INPUTS = 1024
 _SMALL_INPUTS = 128
 _MOST_DAMPING = 10.0
-_SPANS = tuple(1 - 0.05 * i for i in range(11))  # shares of the span from least to greatest
-_THOROUGH_SPANS = tuple(1.05 - 0.04 * i for i in range(18))
-_REFITS = 2
 
 
 class Hessian:
@@ -208,7 +202,12 @@ def quantise(
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, len(inverse.groups)), np.float16)
     zeros = np.empty((N, len(inverse.groups)), np.uint8)
-    levels = None if table is None else LevelTable(table, w.numpy().dtype)
+    dtype = w.numpy().dtype
+    levels: Levels
+    if table is None:
+        levels = EvenLevels(bits, dtype, symmetric=symmetric)
+    else:
+        levels = LevelTable(table, dtype)
     done = 0
     for block in _blocks_of(inverse.groups):
         first, end = done, done + sum(len(group) for group in block)
@@ -221,21 +220,9 @@ def quantise(
             inside = (done - first, done - first + len(group))
             part = np.ascontiguousarray(values[:, slice(*inside)])
             importance = factor.diagonal()[slice(*inside)] ** -2
-            if levels is not None:
-                scale = levels.search_scale(part, importance, threads=threads, thorough=thorough)
-                levels.round_group(values, inside, factor, scale, result, errors, threads)
-                scales[:, g] = scale
-            else:
-                scale, zero = search_grid(
-                    part,
-                    importance,
-                    bits,
-                    symmetric=symmetric,
-                    threads=threads,
-                    thorough=thorough,
-                )
-                scales[:, g], zeros[:, g] = scale, zero
-                _round_group(values, inside, factor, scale, zero, bits, result, errors, threads)
+            scale, zero = levels.search(part, importance, threads=threads, thorough=thorough)
+            scales[:, g], zeros[:, g] = scale, zero
+            levels.round_group(values, inside, factor, scale, zero, result, errors, threads)
             done += len(group)
         codes[:, permutation[first:end].numpy()] = result
         w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
@@ -260,119 +247,15 @@ def quantise_searched(
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, -(-K // size)), np.float16)
     zeros = np.empty(scales.shape, np.uint8)
+    levels = EvenLevels(bits, np.float32, symmetric=symmetric)
     for g, first in enumerate(range(0, K, size)):
         group = np.ascontiguousarray(weight[:, first : first + size])
         alike = np.ones(group.shape[1], np.float32)
-        scales[:, g], zeros[:, g] = search_grid(
-            group, alike, bits, symmetric=symmetric, threads=threads, thorough=True
-        )
+        scales[:, g], zeros[:, g] = levels.search(group, alike, threads=threads, thorough=True)
         scale = scales[:, g, None].astype(np.float32)
         rounded = np.rint(group / scale) + zeros[:, g, None]
         codes[:, first : first + size] = rounded.clip(0, (1 << bits) - 1)
     return Quantised(codes, scales, None if symmetric else zeros, bits, size)
-
-
-def search_grid(
-    group: Reals,
-    importance: Reals,
-    bits: int,
-    *,
-    symmetric: bool,
-    threads: int = 1,
-    thorough: bool = False,
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-    """Scale and zero point with the least sum of importance * (w - w')^2 when rounded to nearest.
-
-    Args:
-        group: [N, g] weights of one group.
-        importance: [g] of each input; in GPTQ the loss of an error in it is 1 / factor_jj^2.
-        bits: 2 to 8.
-        symmetric: no zero points.
-        threads: number of chunks of outputs searched at once.
-        thorough: try the zero points beside each span's as well, and then the scale that is best
-            for the codes found, in closed form.
-
-    Returns:
-        [N] float16 scales and [N] uint8 zero points.
-    """
-    low, high = group.min(1).astype(np.float32), group.max(1).astype(np.float32)
-    spans = np.array(_THOROUGH_SPANS if thorough else _SPANS, np.float32)[:, None]
-    scales, zeros = grid(low * spans, high * spans, bits, symmetric=symmetric)
-    if thorough and not symmetric:
-        beside = [zeros, zeros - (zeros > 0), zeros + (zeros < (1 << bits) - 1)]
-        scales, zeros = np.concatenate([scales] * 3), np.concatenate(beside).astype(np.uint8)
-    scale, zero = _best(group, importance, scales, zeros, bits, threads)
-    for _ in range(_REFITS if thorough else 0):
-        refitted = np.empty(len(group), group.dtype)
-        wide, offset = scale.astype(group.dtype), zero.astype(group.dtype)
-        top = group.dtype.type((1 << bits) - 1)
-
-        def chunk(
-            rows: slice, out: Reals = refitted, s: Reals = wide, z: Reals = offset, t: Any = top
-        ) -> None:
-            rounding.refit(group[rows], importance, s[rows], z[rows], t, out[rows])
-
-        rounding.in_chunks(len(group), threads, chunk)
-        both = np.stack([scale, float16_scales(refitted.astype(np.float32))])
-        scale, zero = _best(group, importance, both, np.stack([zero, zero]), bits, threads)
-    return scale, zero
-
-
-def _best(
-    group: Reals,
-    importance: Reals,
-    scales: npt.NDArray[np.float16],
-    zeros: npt.NDArray[np.uint8],
-    bits: int,
-    threads: int,
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-    """Return the best of some scales and zero points [candidates, N] for each output."""
-    best = np.zeros(len(group), np.int64)
-    wide, offset = scales.astype(group.dtype), zeros.astype(group.dtype)
-    top = group.dtype.type((1 << bits) - 1)
-
-    def chunk(rows: slice) -> None:
-        rounding.best_candidate(
-            group[rows],
-            importance,
-            np.ascontiguousarray(wide[:, rows]),
-            np.ascontiguousarray(offset[:, rows]),
-            top,
-            best[rows],
-        )
-
-    rounding.in_chunks(len(group), threads, chunk)
-    outputs = np.arange(len(group))
-    return scales[best, outputs], zeros[best, outputs]
-
-
-def _round_group(
-    values: Reals,
-    inside: tuple[int, int],
-    factor: Reals,
-    scale: npt.NDArray[np.float16],
-    zero: npt.NDArray[np.uint8],
-    bits: int,
-    codes: npt.NDArray[np.uint8],
-    errors: Reals,
-    threads: int,
-) -> None:
-    wide, offset = scale.astype(values.dtype), zero.astype(values.dtype)
-    top = values.dtype.type((1 << bits) - 1)
-
-    def chunk(rows: slice) -> None:
-        rounding.round_group(
-            values[rows],
-            *inside,
-            factor,
-            wide[rows],
-            offset[rows],
-            top,
-            codes[rows],
-            errors[rows],
-        )
-
-    rounding.in_chunks(len(values), threads, chunk)
 
 
 def _blocks_of(groups: tuple[Tensor, ...]) -> list[list[Tensor]]:

@@ -4,6 +4,7 @@ import torch
 
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.even_levels import EvenLevels
 from edgetok.errors import CheckpointError
 from edgetok.formats.layout import TensorFormat
 
@@ -175,7 +176,7 @@ def test_thorough_search_is_no_worse_for_every_output():
     top = 7
     losses = []
     for thorough in (False, True):
-        scale, zero = gptq.search_grid(weight, importance, 3, symmetric=False, thorough=thorough)
+        scale, zero = EvenLevels(3, weight.dtype).search(weight, importance, thorough=thorough)
         s, z = scale.astype(np.float64)[:, None], zero.astype(np.float64)[:, None]
         rounded = (np.clip(np.rint(weight / s) + z, 0, top) - z) * s
         losses.append(((rounded - weight) ** 2 @ importance).sum())

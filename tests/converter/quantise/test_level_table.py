@@ -45,7 +45,7 @@ def test_search_comes_near_the_best_scale_of_all():
     rng = np.random.default_rng(1)
     group, importance = rng.normal(0, 1, (64, 32)), rng.lognormal(0, 1, 32)
     table = level_table.LevelTable(LEVELS, np.float64)
-    scale = table.search_scale(group, importance, thorough=True)
+    scale, _ = table.search(group, importance, thorough=True)
     assert (scale < 0).any()
     assert (scale > 0).any()
     loss = (importance * (nearest_levels(group, scale) - group) ** 2).sum(1)

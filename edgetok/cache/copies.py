@@ -1,4 +1,4 @@
-"""Copies between two `SlotCache`s: the shape that they must share, and taking over contents."""
+"""Copies between two `SlotCache`s: the shape that they must share, and sharing memory."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def shape_of(cache: SlotCache[Any]) -> dict[str, Any]:
             made["wide"] = [list(head) for head in cache.bounds.tiers[-1].heads]
         return made
     if any(rope.scaling == "longrope" for rope in cache.spec.ropes):
-        made["context"] = cache._limit  # keys are rotated by what depends on it
+        made["context"] = cache.position_limit  # keys are rotated by what depends on it
     return made
 
 
-def take_over(cache: SlotCache[Any], other: SlotCache[Any]) -> None:
-    """Make a cache what another one is now, sharing its memory where the device can.
+def share_memory(cache: SlotCache[Any], other: SlotCache[Any]) -> None:
+    """Make a cache's tables and memory those of another one, shared where the device can.
 
     Raises:
         SessionError: the other has another shape, or holds more tokens than fit.
@@ -50,8 +50,6 @@ def take_over(cache: SlotCache[Any], other: SlotCache[Any]) -> None:
             f"a cache of {other.length_tokens:,} tokens does not fit into one of "
             f"{cache.capacity_tokens:,}"
         )
-    if other is cache:
-        return
     for i, (memory, theirs) in enumerate(
         zip(cache.memory.groups, other.memory.groups, strict=True)
     ):
@@ -62,8 +60,3 @@ def take_over(cache: SlotCache[Any], other: SlotCache[Any]) -> None:
         memory.share(theirs)
     cache.memory.queries.copy_from(other.memory.queries)
     cache.memory.history.take(other.memory.history)
-    cache._length, cache._shift = other._length, other._shift
-    cache._ready = other._ready = 0  # what was its own is shared now
-    if cache._eviction is not None and other._eviction is not None:
-        cache._eviction.dropped = other._eviction.dropped
-        cache._eviction.pinned = other._eviction.pinned

@@ -47,7 +47,7 @@ class Found:
 
 def write_state(cache: SlotCache[Any]) -> CacheState:
     """A cache's block; its mass was pulled."""
-    eviction, log = cache._eviction, cache.memory.queries
+    eviction, log = cache.eviction, cache.memory.queries
     pinned, dropped = (0, 0.0) if eviction is None else (eviction.pinned, eviction.dropped)
     numbers = [
         cache.length_tokens,
@@ -111,7 +111,7 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
         if not 0 <= value <= most:
             raise SessionError(f"the saved cache has {name} {value}, expected 0 to {most}")
     if (
-        length - shift > cache._limit
+        length - shift > cache.position_limit
         or not all(0 <= value <= min(log.rows, length) for value in queries[1:])
         or not 0.0 <= dropped < np.inf
     ):

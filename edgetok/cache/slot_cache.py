@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from edgetok.cache.bounds import Bounds
-from edgetok.cache.copies import OTHER_SHAPE, shape_of, take_over
+from edgetok.cache.copies import OTHER_SHAPE, shape_of, share_memory
 from edgetok.cache.eviction import Eviction
 from edgetok.cache.groups import MOST_TOKENS, Chosen, Group, InOrder, check_cut, make_groups
 from edgetok.cache.policies.view import Floats
@@ -43,6 +43,9 @@ class SlotCache(KVCache, Generic[M]):
         kv_bits: of keys and values.
         logits: float32 [vocab_size] of the last run.
         frequencies: radians a position, of each rope.
+        position_limit: positions are below it: the tokens that can be seen, or the trained length
+            where tokens are evicted.
+        eviction: chooses tokens where some are evicted, else None.
         before: the cache of earlier layers on another device, or None; it is told all that this
             one is, but appends on its own.
     """
@@ -76,15 +79,15 @@ class SlotCache(KVCache, Generic[M]):
         self.spec, self.groups, self.memory = spec, groups, memory
         self.bounds, self.kind, self.kv_bits = bounds, kind, kv_bits
         self._block_tokens, self.before = block_tokens, before
-        self._limit = capacity_tokens
+        self.position_limit = capacity_tokens
         self._length = 0
         self._shift = 0  # tokens seen less the position of the next one
         self._ready = 0  # up to this length slots exist and are this cache's own
         self.logits: Floats = np.empty(spec.vocab_size, np.float32)
         self.frequencies = [inv_freq(rope, capacity_tokens) for rope in spec.ropes]
-        self._eviction: Eviction | None = None
+        self.eviction: Eviction | None = None
         if bounds is not None:
-            self._eviction = Eviction(spec, bounds, Rotations(spec, self.frequencies))
+            self.eviction = Eviction(spec, bounds, Rotations(spec, self.frequencies))
 
     @property
     def chosen(self) -> Chosen | None:
@@ -111,7 +114,7 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def capacity_tokens(self) -> int:
         """Most tokens that can be seen."""
-        return self._limit if self.bounds is None else ENDLESS
+        return self.position_limit if self.bounds is None else ENDLESS
 
     @property
     def block_tokens(self) -> int:
@@ -132,7 +135,11 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def read_bytes(self) -> int:
         """Bytes that the next step of one token reads: keys, values and recurrent states."""
-        return self.memory.read_bytes(self._length)
+        read = self.memory.history.step_bytes
+        for group, memory in zip(self.groups, self.memory.groups, strict=True):
+            slots = group.table.limit
+            read += memory.most_bytes * min(self._length, slots) // slots
+        return read
 
     @property
     def capabilities(self) -> CacheCapabilities:
@@ -171,7 +178,7 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def pinned_tokens(self) -> int:
         """Tokens at the beginning that are never evicted."""
-        return 0 if self._eviction is None else self._eviction.pinned
+        return 0 if self.eviction is None else self.eviction.pinned
 
     def pin(self, tokens: int) -> None:
         """Never evict the first `tokens` tokens.
@@ -179,14 +186,14 @@ class SlotCache(KVCache, Generic[M]):
         Raises:
             ContextError: they would take more than half of the cache.
         """
-        if self._eviction is None:
+        if self.eviction is None:
             return
         if not 0 <= tokens <= self.slots // 2:
             raise ContextError(
                 f"{tokens:,} tokens to be kept always, expected at most {self.slots // 2:,}, half "
                 "of the cache; shorten the system message or give a larger --kv-budget"
             )
-        self._eviction.pinned = tokens
+        self.eviction.pinned = tokens
 
     @property
     def retained(self) -> float:
@@ -197,14 +204,14 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def loss(self) -> float:
         """Share of all attention so far that went to tokens which are now evicted."""
-        if self._eviction is None:
+        if self.eviction is None:
             return 0.0
         masses = []
         for _, memory in self.evicting:
             memory.pull()
             if memory.mass is not None:
                 masses.append(memory.mass)
-        return self._eviction.loss(masses)
+        return self.eviction.loss(masses)
 
     def kept(self) -> Floats:
         """Return the share of heads that hold each token seen: [length_tokens]."""
@@ -252,7 +259,7 @@ class SlotCache(KVCache, Generic[M]):
         for chosen, evicted in self.evicting:
             if not chosen.has_room(tokens):
                 self._make_room(chosen, evicted, tokens)
-        if self.bounds is not None and self.position + tokens > self._limit:
+        if self.bounds is not None and self.position + tokens > self.position_limit:
             self._renumber(tokens)
         length, first = self._length, self.position
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
@@ -278,7 +285,9 @@ class SlotCache(KVCache, Generic[M]):
         """
         if self.before is not None or not self.memory.retracts:
             return 0
-        most = min(self._ready - self._length, self._block_tokens, self._limit - self.position)
+        most = min(
+            self._ready - self._length, self._block_tokens, self.position_limit - self.position
+        )
         if self.bounds is not None and self.bounds.policy.remembers:
             return 0
         return max(0, min(most, self.memory.history.spare_tokens))
@@ -323,8 +332,8 @@ class SlotCache(KVCache, Generic[M]):
         if length_tokens == 0:
             self.memory.queries.clear()
             self._shift = 0
-            if self._eviction is not None:
-                self._eviction.dropped = 0.0
+            if self.eviction is not None:
+                self.eviction.dropped = 0.0
         elif self.chosen is not None:
             # Where positions were made contiguous over a gap, the last token may be further on.
             last = -1
@@ -343,8 +352,8 @@ class SlotCache(KVCache, Generic[M]):
 
     def _make_room(self, chosen: Chosen, memory: GroupMemory, tokens: int) -> None:
         memory.pull()
-        if self._eviction is not None and chosen.fewest_free < tokens:
-            self._eviction.evict(chosen, memory, self.memory.queries, self._length, self.position)
+        if self.eviction is not None and chosen.fewest_free < tokens:
+            self.eviction.evict(chosen, memory, self.memory.queries, self._length, self.position)
         chosen.list_free()
         memory.tell()
 
@@ -354,11 +363,11 @@ class SlotCache(KVCache, Generic[M]):
         """Make positions contiguous, so that the next ones stay within the trained length."""
         held = max((int(group.table.held.max()) for group, _ in self.evicting), default=0)
         window = max((layer.window for layer in self.spec.layers), default=0)
-        new = max(held, min(window, self._limit - tokens))
-        if self._eviction is not None:
+        new = max(held, min(window, self.position_limit - tokens))
+        if self.eviction is not None:
             for chosen, memory in self.evicting:
                 memory.pull()
-                self._eviction.renumber(chosen, memory, new)
+                self.eviction.renumber(chosen, memory, new)
                 memory.tell()
         self._lower(self.position - new)
 
@@ -367,7 +376,7 @@ class SlotCache(KVCache, Generic[M]):
 
         What would be before position 0 is forgotten; no window reaches that far.
         """
-        eviction = self._eviction
+        eviction = self.eviction
         if by == 0 or eviction is None:
             return
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
@@ -397,17 +406,17 @@ class SlotCache(KVCache, Generic[M]):
         self._ready = 0
         found = restore_state(self, state)
         self._length, self._shift = found.length, found.shift
-        if self._eviction is not None:
-            self._eviction.dropped, self._eviction.pinned = found.dropped, found.pinned
+        if self.eviction is not None:
+            self.eviction.dropped, self.eviction.pinned = found.dropped, found.pinned
 
     def fork(self) -> SlotCache[M]:
         """A cache of its own that goes on from here. See `KVCache`."""
-        groups = make_groups(self.spec, self._limit, self.block_tokens, self.bounds)
+        groups = make_groups(self.spec, self.position_limit, self.block_tokens, self.bounds)
         made: SlotCache[M] = SlotCache(
             self.spec,
             groups,
             cast(M, self.memory.fork(groups)),
-            capacity_tokens=self._limit,
+            capacity_tokens=self.position_limit,
             block_tokens=self.block_tokens,
             kv_bits=self.kv_bits,
             kind=self.kind,
@@ -427,7 +436,14 @@ class SlotCache(KVCache, Generic[M]):
         self._check_saves()
         if not isinstance(other, SlotCache):
             raise SessionError(OTHER_SHAPE)
-        take_over(self, other)
+        if other is self:
+            return
+        share_memory(self, other)
+        self._length, self._shift = other._length, other._shift
+        self._ready = other._ready = 0  # what was its own is shared now
+        if self.eviction is not None and other.eviction is not None:
+            self.eviction.dropped = other.eviction.dropped
+            self.eviction.pinned = other.eviction.pinned
 
     def _check_saves(self) -> None:
         if self.before is not None:

@@ -100,6 +100,10 @@ class GroupMemory(Protocol):
         """Bytes allocated now."""
 
     @property
+    def most_bytes(self) -> int:
+        """Bytes when all slots exist."""
+
+    @property
     def is_shared(self) -> bool:
         """Return whether another cache refers to any of this memory."""
 
@@ -176,9 +180,6 @@ class CacheMemory(Protocol):
     @property
     def fixed_bytes(self) -> int:
         """Bytes beside those of the groups."""
-
-    def read_bytes(self, length_tokens: int) -> int:
-        """Bytes of keys, values and states that a step of one token reads."""
 
     def begin(self, tokens: int, length_tokens: int, position: int) -> None:
         """After every group's `append`: all else that a run is told of this cache."""

@@ -301,7 +301,7 @@ def test_states_of_another_shape_are_refused():
 
 
 def test_the_mean_rotation_is_the_mean_of_rotations():
-    turns = Driver("retain").cache._eviction._rotations
+    turns = Driver("retain").cache.eviction._rotations
     ahead = np.array([3, 40, 41, 170])
     eye = np.eye(D, dtype=np.float32)
     for rope in (-1, 0, 1):

@@ -141,11 +141,6 @@ class CpuCacheMemory:
         snapshots = self.history.nbytes - self.history.held_bytes
         return groups + self.fixed_bytes + snapshots + self._workspace_bytes
 
-    def read_bytes(self, length_tokens: int) -> int:
-        """Bytes of keys, values and states that a step of one token reads."""
-        read = sum(group.read_bytes(length_tokens) for group in self.groups)
-        return read + self.history.step_bytes
-
     def begin(self, tokens: int, length_tokens: int, position: int) -> None:
         """Name the row of queries, and how many tokens the states have seen."""
         self.part[PART_QUERY_ROW] = length_tokens % ROWS

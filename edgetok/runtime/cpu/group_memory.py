@@ -97,11 +97,6 @@ class CpuGroupMemory:
         slots = table.rows * table.limit * lists + self._heads * (pages + 1) * 8 * PAGE_FIELDS
         return slots + sum(self.layout.bytes_of(i) for i in range(pages))
 
-    def read_bytes(self, length_tokens: int) -> int:
-        """Bytes of the slots that are filled after so many tokens."""
-        slots = self._group.table.limit
-        return self.most_bytes * min(length_tokens, slots) // slots
-
     @property
     def eviction(self) -> HeadEviction | None:
         """Kernels for its heads as they are now. See `GroupMemory`."""

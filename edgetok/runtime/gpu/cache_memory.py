@@ -137,14 +137,6 @@ class GpuCacheMemory:
         """Bytes on the device; never more."""
         return self.fixed_bytes + sum(group.held_bytes for group in self.groups)
 
-    def read_bytes(self, length_tokens: int) -> int:
-        """Bytes of keys and values that a step of one token reads."""
-        tables = [group.table for group in self._groups]
-        return sum(
-            memory.held_bytes * min(length_tokens, table.limit) // table.limit
-            for memory, table in zip(self.groups, tables, strict=True)
-        )
-
     def begin(self, tokens: int, length_tokens: int, position: int) -> None:
         """Put together what the next run is told."""
         self.run = Run(

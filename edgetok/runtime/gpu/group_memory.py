@@ -128,6 +128,11 @@ class GpuGroupMemory:
         return sum(int(tensor.nbytes) for tensor in tensors)
 
     @property
+    def most_bytes(self) -> int:
+        """The same: every slot exists from the start."""
+        return self.held_bytes
+
+    @property
     def is_shared(self) -> bool:
         """False: a fork is a copy."""
         return False

@@ -66,7 +66,7 @@ def pair(backend, policy):
     def refuse(*_):
         raise AssertionError("scored with NumPy")
 
-    kernel._eviction.view = refuse
+    kernel.eviction.view = refuse
     return kernel, plain
 
 
@@ -154,7 +154,7 @@ def test_recall_evicts_the_lowest_of_each_head(load, monkeypatch, kv_bits):
 
 def check_lowest(backend, cache, monkeypatch):
     rounding, evictions = 1e-4, []
-    view, by_kernel = cache._eviction.view, HeadEviction.lowest
+    view, by_kernel = cache.eviction.view, HeadEviction.lowest
 
     def compared(self, policy, frequencies, *, room, front, recent):
         gone = by_kernel(self, policy, frequencies, room=room, front=front, recent=recent)

@@ -86,6 +86,7 @@ class Scheduler(Generic[W]):
         costs: of steps, as measured.
         chunk_s: seconds that a chunk of a prompt may take though nobody waits for tokens, so that
             it can be given up soon; None for any time.
+        wait_s: seconds that a token may take while a prompt is read.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class Scheduler(Generic[W]):
             step_rows: most rows of a step.
             most_running: sequences that are read and written at the same time; others wait.
             most_waiting: sequences that may wait; None for any number.
-            wait_s: seconds that a token may take while a prompt is read.
+            wait_s: see above.
         """
         self.costs = Costs()
         self.chunk_s: float | None = None
-        self._step_rows, self._wait_s = step_rows, wait_s
+        self._step_rows, self.wait_s = step_rows, wait_s
         self._most_running, self._most_waiting = most_running, most_waiting
         self._served: dict[W, int] = {}  # the step in which each was in last; -1 before its first
         self._steps = 0
@@ -231,7 +232,7 @@ class Scheduler(Generic[W]):
         """All that write, and as many rows of a prompt as their tokens may wait for."""
         shares = self._rows_of(writing, self._step_rows - _TILE_ROWS)
         decoded = sum(rows for _, rows in shares)
-        fitting = self.costs.rows_beside(_AIM * self._wait_s)
+        fitting = self.costs.rows_beside(_AIM * self.wait_s)
         every = decoded + _FIRST_ROWS if fitting is None else fitting
         least = -(-(decoded + _TILE_ROWS // 2) // _TILE_ROWS)  # a prompt that gets one row crawls
         every = max(every // _TILE_ROWS, least) * _TILE_ROWS

@@ -34,6 +34,7 @@ class ChatSpeed:
         single_tokens_per_s: of one chat alone, median of the repeats.
         speedup: total by single.
         prompt_tokens: of the prompt that is read while the chats go on.
+        max_wait_s: seconds that a token should take at most meanwhile, as the engine was told.
         wait_p95_ms: between two tokens of a chat meanwhile, 95th percentile.
         wait_max_ms: the longest.
         prompt_s: seconds until the prompt's first token.
@@ -48,6 +49,7 @@ class ChatSpeed:
     single_tokens_per_s: float
     speedup: float
     prompt_tokens: int
+    max_wait_s: float
     wait_p95_ms: float
     wait_max_ms: float
     prompt_s: float
@@ -149,6 +151,7 @@ def measure_chats(
         single_tokens_per_s=statistics.median(single),
         speedup=statistics.median(total) / statistics.median(single),
         prompt_tokens=prompt,
+        max_wait_s=engine.scheduler.wait_s,
         wait_p95_ms=1e3 * float(np.percentile(waits, 95)),
         wait_max_ms=1e3 * max(waits),
         prompt_s=prompt_s,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgetok.cli.main import run
+from edgetok.runtime.options import DEFAULT_WAIT_S
 from tests.tiny import load_reference, tiny_checkpoint
 
 ORT = ("--device", "onnxruntime")
@@ -213,10 +214,14 @@ def test_bench_of_chats(exact: Path, call: Any, capsys: Any) -> None:
         "python_ms_per_step",
     }
     assert (result["chats"], result["depth"], result["prompt_tokens"]) == (3, 8, 20)
+    assert result["max_wait_s"] == DEFAULT_WAIT_S
+    assert call("bench", exact, *options, "--max-wait", "0.4")["max_wait_s"] == 0.4
     assert run(["bench", str(exact), *options]) == 0
     assert "speedup" in capsys.readouterr().out
     assert run(["bench", str(exact), *options, "--profile"]) == 2
     assert "--chats conflicts with --profile" in capsys.readouterr().err
+    assert run(["bench", str(exact), *ORT, "--max-wait", "0.4"]) == 2
+    assert "--max-wait is measured with --chats; add it" in capsys.readouterr().err
 
 
 def test_bench_refuses_what_does_not_fit(exact: Path, capsys: Any) -> None:

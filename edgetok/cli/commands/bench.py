@@ -14,7 +14,7 @@ from edgetok.cli.terminal.compiling import Compiling
 from edgetok.energy import EnergyMeter
 from edgetok.errors import OptionError
 from edgetok.machine import peak_memory_mb, physical_cores
-from edgetok.runtime.options import RunOptions
+from edgetok.runtime.options import DEFAULT_WAIT_S, RunOptions
 
 if TYPE_CHECKING:
     from edgetok.evaluation.speed import Samples
@@ -92,6 +92,13 @@ _FIRST_PROMPT_TOKENS = 16
     help="Measure N chats together instead: their speed beside that of one, and how long they wait "
     "while a prompt of --prompt-tokens (4096, or what fits) is read.",
 )
+@common.options_of(
+    RunOptions,
+    "max_wait",
+    defaults=False,
+    help="With --chats: longest time in seconds that a token should take while the prompt is read, "
+    f"as for a server.  [default: {DEFAULT_WAIT_S}]",
+)
 @common.JSON
 def command(model: Path, as_json: bool, **given: Any) -> None:
     """Measure speed and memory of MODEL; without one, of the bundled model.
@@ -106,6 +113,8 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
 
         bench_chats.measure(model, given, as_json)
         return
+    if given["max_wait"] is not None:
+        raise OptionError("--max-wait is measured with --chats; add it")
     values = measure_all(model, given)
     if as_json:
         streams.print_json(values)

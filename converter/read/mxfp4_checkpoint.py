@@ -21,13 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
+from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.safetensors_file import TensorInfo, read_exactly
 
 METHOD = "mxfp4"
-KEY = "quantization_config"
 
 _GROUP = 32
 _LEVELS = (0, 1, 2, 3, 4, 6, 8, 12)  # twice those of e2m1
@@ -49,7 +48,7 @@ class _Part:
     step: int
 
 
-class Mxfp4Checkpoint(CodedCheckpoint):
+class Mxfp4Checkpoint(WrappedCheckpoint):
     """A checkpoint whose experts read as `experts.gate_proj.weight` [experts, rows, K] and so on.
 
     Other tensors are floating-point ones.
@@ -89,18 +88,8 @@ class Mxfp4Checkpoint(CodedCheckpoint):
                 info = inner.infos[name]
                 infos[own] = replace(info, dtype="F32", shape=shape)
                 self._parts[own] = _Part(name, scales, first, len(parts))
-        if not self._parts:
-            raise CheckpointError(
-                f"{inner.folder}: config.json has {KEY} with quant_method {METHOD!r}, but no "
-                f"tensor of experts is named _blocks; remove {KEY} if the weights are "
-                "floating-point ones"
-            )
-        config = {key: value for key, value in inner.config.items() if key != KEY}
-        super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
-        self.method = METHOD
-        self.notes = inner.notes
-        self.coded = self._parts.keys()
-        self._inner = inner
+        coded = self._parts.keys()
+        super().__init__(inner, METHOD, infos, coded, suffix=".experts.*_blocks")
 
     def tensor(
         self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False

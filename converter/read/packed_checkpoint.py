@@ -24,12 +24,10 @@ import numpy.typing as npt
 
 from edgetok.converter.quantised import FLOAT16_MAX, Quantised
 from edgetok.converter.read.dense_words import unpack_words
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
+from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.safetensors_file import TensorInfo
-
-KEY = "quantization_config"
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _BITS = (2, 3, 4, 8)
@@ -47,7 +45,7 @@ _PARTS = {
 }
 
 
-class PackedCheckpoint(CodedCheckpoint):
+class PackedCheckpoint(WrappedCheckpoint):
     """A checkpoint whose packed modules read as `NAME.weight`, float32, with codes to be had."""
 
     def __init__(self, inner: Checkpoint) -> None:
@@ -79,32 +77,13 @@ class PackedCheckpoint(CodedCheckpoint):
             self._shapes[module + ".weight"] = shape
             info = inner.infos[name]
             infos[module + ".weight"] = TensorInfo("F32", shape, info.path, info.begin, info.nbytes)
-        if not self._shapes:
-            raise CheckpointError(
-                f"{inner.folder}: config.json has {KEY} with quant_method {method!r}, but no "
-                f"tensor is named .{first}; remove {KEY} if the weights are floating-point ones"
-            )
-        config = {key: value for key, value in inner.config.items() if key != KEY}
-        super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
-        self.method = str(method)
-        self.notes = inner.notes
-        self._inner = inner
+        super().__init__(inner, method, infos, self._shapes.keys(), suffix=f".{first}")
         self._settings = settings
-        self.coded = self._shapes.keys()
 
     def _read_codes(self, name: str) -> Quantised:
         module = name.removesuffix(".weight")
         result = _READERS[self.method](self._inner, module, self._shapes[name], self._settings)
         return _checked(module, result, self._shapes[name])
-
-    def tensor(
-        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
-    ) -> npt.NDArray[np.float32]:
-        """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
-        codes = self.codes(name)
-        if codes is None:
-            return self._inner.tensor(name, rows, flat=flat)
-        return codes.rows(slice(*(rows or (0, len(codes.codes))))).dequantise()
 
 
 # Settings that say how a checkpoint was made, or are looked at elsewhere here. One that is not

@@ -5,9 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
+import numpy as np
+import numpy.typing as npt
+
 from edgetok.converter.quantised import Quantised
+from edgetok.errors import CheckpointError
 from edgetok.formats.checkpoint import Checkpoint
+from edgetok.formats.safetensors_file import TensorInfo
 from edgetok.models.family import Family
+
+KEY = "quantization_config"
 
 
 class CodedCheckpoint(Checkpoint, ABC):
@@ -45,3 +52,47 @@ class CodedCheckpoint(Checkpoint, ABC):
     @abstractmethod
     def _read_codes(self, name: str) -> Quantised:
         """Read and check a matrix of `coded`."""
+
+
+class WrappedCheckpoint(CodedCheckpoint):
+    """A checkpoint whose config.json names the method, read through the plain one."""
+
+    def __init__(
+        self,
+        inner: Checkpoint,
+        method: str,
+        infos: dict[str, TensorInfo],
+        coded: Collection[str],
+        *,
+        suffix: str,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            inner: the plain checkpoint, from which everything else is read.
+            method: method that quantised it.
+            infos: tensors as they read here.
+            coded: names of those with codes.
+            suffix: how the stored tensor of such a matrix is named, for a message.
+
+        Raises:
+            CheckpointError: none has codes.
+        """
+        if not coded:
+            raise CheckpointError(
+                f"{inner.folder}: config.json has {KEY} with quant_method {method!r}, but no "
+                f"tensor is named {suffix}; remove {KEY} if the weights are floating-point ones"
+            )
+        config = {key: value for key, value in inner.config.items() if key != KEY}
+        super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
+        self.method, self.coded, self.notes = method, coded, inner.notes
+        self._inner = inner
+
+    def tensor(
+        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
+        codes = self.codes(name)
+        if codes is None:
+            return self._inner.tensor(name, rows, flat=flat)
+        return codes.rows(slice(*(rows or (0, len(codes.codes))))).dequantise()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
-from edgetok.converter.read.packed_checkpoint import KEY, PackedCheckpoint
+from edgetok.converter.read.packed_checkpoint import PackedCheckpoint
 from edgetok.converter.read.plain_llama import plain_llama
+from edgetok.converter.read.quantised_checkpoint import KEY
 from edgetok.converter.read.sentence_modules import with_modules
 from edgetok.converter.read.ternary_checkpoint import METHOD as TERNARY
 from edgetok.converter.read.ternary_checkpoint import TernaryCheckpoint

@@ -19,16 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
-from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
+from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.safetensors_file import read_exactly
 
 METHOD = "bitnet"
-KEY = "quantization_config"
 
 _A_BYTE = 4  # codes
 _GROUPS = (256, 128, 64, 32)  # all of a matrix have one scale: the larger, the fewer bytes
@@ -38,7 +36,7 @@ _CLASSES = ("bitlinear", "autobitlinear")
 _IGNORED = ("quant_method", "modules_to_not_convert", "rms_norm_eps")
 
 
-class TernaryCheckpoint(CodedCheckpoint):
+class TernaryCheckpoint(WrappedCheckpoint):
     """A checkpoint whose packed matrices read as `NAME.weight` [N, K]; others are floating-point.
 
     Attributes:
@@ -64,28 +62,8 @@ class TernaryCheckpoint(CodedCheckpoint):
             del infos[scale]
             infos[name] = replace(inner.infos[name], dtype="F32", shape=(N, K))
             packed[name] = scale
-        if not packed:
-            raise CheckpointError(
-                f"{inner.folder}: config.json has {KEY} with quant_method {METHOD!r}, but no "
-                f"tensor is named .weight{_SCALE}; remove {KEY} if the weights are "
-                "floating-point ones"
-            )
-        config = {key: value for key, value in inner.config.items() if key != KEY}
-        super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
-        self.method = METHOD
-        self.notes = inner.notes
-        self.coded = packed.keys()
+        super().__init__(inner, METHOD, infos, packed.keys(), suffix=f".weight{_SCALE}")
         self._scales = packed
-        self._inner = inner
-
-    def tensor(
-        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
-    ) -> npt.NDArray[np.float32]:
-        """Read a tensor as `Checkpoint.tensor` does; packed matrices are dequantised."""
-        codes = self.codes(name)
-        if codes is None:
-            return self._inner.tensor(name, rows, flat=flat)
-        return codes.rows(slice(*(rows or (0, len(codes.codes))))).dequantise()
 
     def _read_codes(self, name: str) -> Quantised:
         info, (N, K) = self._inner.infos[name], self.infos[name].shape

@@ -1,8 +1,8 @@
 """The loop: who has the turn makes steps, for all sequences that want one.
 
 A reader who pulls alone makes the steps itself, so that nothing is handed between threads. As soon
-as there are several, or one that cannot block, a thread of the engine's own makes them. It starts
-when it is first needed and ends with `close`, at the interpreter's exit, or with the engine.
+as there are several, or one that cannot block, a thread of the engine's own makes them
+(`thread.py`).
 
 Closing and cancelling must be possible at any moment: from other threads, from a signal handler or
 a finaliser that interrupts the very code that has the turn. So they take no lock: they leave a note
@@ -11,10 +11,8 @@ a finaliser that interrupts the very code that has the turn. So they take no loc
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-import queue
 import threading
 import time
 import weakref
@@ -29,10 +27,10 @@ from edgetok.engine.mailbox import End, Mailbox, Piece
 from edgetok.engine.pace import Pace
 from edgetok.engine.scheduler import Planned, Scheduler
 from edgetok.engine.sequence import Sequence
+from edgetok.engine.thread import EngineThread
 from edgetok.errors import EdgetokError
 from edgetok.runtime.backend import Backend
 
-_JOIN_S = 10.0
 _GAPS = 1024
 _CLOSED = "the model was closed; load it again"
 
@@ -68,15 +66,13 @@ class Stepper:
         self.gaps_s: deque[float] = deque(maxlen=_GAPS)
         self._left: float | None = None  # when the backend was done last, if the loop went on
         self._closed = False
-        self._begin()
+        self._thread = EngineThread(self)
+        self._free_turn()
         _STEPPERS.add(self)
 
-    def _begin(self) -> None:
+    def _free_turn(self) -> None:
         # Its C code notes the owner as it takes it, so that an interrupt cannot come between.
         self._turn: Any = threading.RLock()
-        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True ends the thread
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
 
     # Asked by readers
 
@@ -128,11 +124,7 @@ class Stepper:
         Raises:
             EdgetokError: no thread can be started.
         """
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None and not self._closed:
-                    self._start()
-        self._calls.put(False)
+        self._thread.call()
 
     def let_go(self, sequence: Sequence, mailbox: Mailbox) -> None:
         """End a sequence that was cancelled or closed; never blocks.
@@ -156,17 +148,12 @@ class Stepper:
         self._closed = True
         if self._take(blocking=True):
             self._give()
-        with self._starting:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._finalizer.detach()
-            _stop(self._calls, thread, os.getpid())
+        self._thread.stop()
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the thread is gone, and so may be who had the turn."""
-        if self._thread is not None:
-            self._finalizer.detach()
-        self._begin()
+        self._thread.after_fork()
+        self._free_turn()
 
     # With the turn
 
@@ -333,24 +320,8 @@ class Stepper:
 
     # The engine's own thread
 
-    def _start(self) -> None:
-        thread = threading.Thread(
-            target=_work, args=(weakref.ref(self), self._calls), name="edgetok-engine", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise EdgetokError(f"cannot start the engine's thread ({error})") from error
-        self._thread = thread
-        self._finalizer = weakref.finalize(self, _stop, self._calls, thread, os.getpid())
-
     def work(self) -> float | None:
-        """Make a step if any is wanted that no reader makes itself: for the engine's thread.
-
-        Returns:
-            Seconds to rest before the next one, unless somebody calls: 0 after a step. None where
-            there is nothing to do before somebody calls.
-        """
+        """Make a step if any is wanted that no reader makes itself. See `Worker`."""
         self._take(blocking=True)
         try:
             self._tidy()
@@ -362,31 +333,6 @@ class Stepper:
             return self._paced(wanted)
         finally:
             self._give()
-
-
-def _work(ref: weakref.ref[Stepper], calls: queue.SimpleQueue[bool]) -> None:
-    """Run the thread's loop, with a weak reference to the engine so that it can be collected."""
-    rest_s: float | None = None
-    while True:
-        stop = False
-        with contextlib.suppress(queue.Empty):
-            stop = calls.get(timeout=rest_s)
-            while not stop:
-                stop = calls.get_nowait()
-        stepper = ref()
-        if stop or stepper is None:
-            return
-        while (rest_s := stepper.work()) == 0:
-            pass
-        del stepper
-
-
-def _stop(calls: queue.SimpleQueue[bool], thread: threading.Thread, pid: int) -> None:
-    """End the thread; in a forked child there is none."""
-    if pid == os.getpid():
-        calls.put(True)
-        if thread is not threading.current_thread():
-            thread.join(_JOIN_S)
 
 
 def _copied(error: BaseException) -> BaseException:

@@ -20,9 +20,9 @@ from edgetok.runtime.backend import Backend
 from edgetok.text.tokenizer import Tokenizer
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-"""What such models take a query for, where nobody says it."""
+"""The instruction that such models assume where none is given."""
 
-# What they were trained on, word for word.
+# The prompt that they were trained on, word for word.
 _BEFORE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
     'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'

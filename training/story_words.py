@@ -1,4 +1,4 @@
-"""Who and what invented stories are about; data alone."""
+"""The people and things that invented stories are about; data alone."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def quantise_block(
 
 @dataclass(frozen=True, slots=True)
 class _Stages:
-    """What became of a block's matrices; see `quantise_block`."""
+    """The quantised matrices of a block, and their errors; see `quantise_block`."""
 
     errors: list[dict[str, Any]]
     rounded: dict[str, Quantised]

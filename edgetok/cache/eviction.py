@@ -116,7 +116,7 @@ class Eviction:
             tokens=table.tokens[row, at],
             mass=mass,
             stats=log.stats(layer, head, length, position),
-            rotate=functools.partial(self._rotations.turn, rope, scaled=True),
+            rotate=functools.partial(self._rotations.rotate, rope, scaled=True),
             mean_rotation=functools.partial(
                 self._rotations.mean, rope, head_dim=spec.kv_sizes(layer)[1]
             ),
@@ -144,7 +144,7 @@ class Eviction:
             moved = np.flatnonzero(delta)
             if self._spec.layers[layer].rope >= 0 and len(moved):
                 keys = memory.keys(layer, head)
-                keys.write(at[moved], self.turn(layer, keys.read(at[moved]), delta[moved]))
+                keys.write(at[moved], self.rotate(layer, keys.read(at[moved]), delta[moved]))
             table.positions[row, at] = place
 
     def _frequencies(self, group: Chosen) -> list[npt.NDArray[np.float64] | None]:
@@ -165,10 +165,10 @@ class Eviction:
                 continue
             for head in range(self._spec.kv_sizes(layer)[0]):
                 keys = memory.keys(layer, head)
-                keys.write(at, self.turn(layer, keys.read(at), np.full(len(at), -by)))
+                keys.write(at, self.rotate(layer, keys.read(at), np.full(len(at), -by)))
         memory.tell()
 
-    def turn(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
+    def rotate(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:
         """Keys [n, D] of a layer, rotated `by` [n] positions further."""
         rope = self._spec.layers[layer].rope
-        return self._rotations.turn(rope, keys, by, scaled=False)
+        return self._rotations.rotate(rope, keys, by, scaled=False)

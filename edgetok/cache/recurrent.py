@@ -193,14 +193,14 @@ class History:
             length, first = section[:_HEAD_BYTES].view("<i8").tolist()
             found.append(Snapshot(length, first, values))
             if not np.isfinite(values).all() or first not in (length, length - 1):
-                raise SessionError("the saved cache's snapshots cannot be; it is damaged")
+                raise SessionError("the saved cache's snapshots do not add up; it is damaged")
         lengths = [0, *(s.length_tokens for s in found)]
         if (
             len(found) > self.most_snapshots + 1
             or any(a >= b for a, b in itertools.pairwise(lengths))
             or (self.rings and lengths[-1] != length_tokens)
         ):
-            raise SessionError("the saved cache's snapshots cannot be; it is damaged")
+            raise SessionError("the saved cache's snapshots do not add up; it is damaged")
         return found
 
     def restore(self, found: Sequence[Snapshot]) -> None:

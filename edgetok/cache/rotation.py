@@ -1,4 +1,4 @@
-"""Keys and queries turned by rotary position embeddings, outside the kernels."""
+"""Rotate keys and queries by rotary position embeddings, outside the kernels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Rotations:
         """Radians a position of a rope, [rotary_dim / 2]; None for no rope."""
         return None if rope < 0 else self._frequencies[rope]
 
-    def turn(self, rope: int, x: Floats, positions: Positions, *, scaled: bool) -> Floats:
-        """Vectors [..., D] at positions [...], with the rope's attention factor where `scaled`."""
+    def rotate(self, rope: int, x: Floats, positions: Positions, *, scaled: bool) -> Floats:
+        """Rotate x [..., D] to positions [...], with the rope's attention factor where `scaled`."""
         if rope < 0:
             return x
         spec = self._ropes[rope]
@@ -41,7 +41,7 @@ class Rotations:
         ).astype(np.float32)
 
     def mean(self, rope: int, positions: Positions, *, head_dim: int) -> Floats:
-        """[D, D]: x @ it is x turned to each position, with the attention factor, averaged."""
+        """[D, D]: x @ it is x rotated to each position, with the attention factor, averaged."""
         made = np.eye(head_dim, dtype=np.float32)
         if rope < 0:
             return made

@@ -136,13 +136,13 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
         floats = state.section(block.MASS, np.float32, i)
         counts = tables[i].held
         if len(floats) != int(counts.sum()) or not (np.isfinite(floats) & (floats >= 0)).all():
-            raise SessionError("the saved cache's attention mass cannot be; it is damaged")
+            raise SessionError("the saved cache's attention mass is out of range; it is damaged")
         mass[i] = np.split(floats, np.cumsum(counts)[:-1])
     kept = np.zeros(0, np.float32)
     if log.nbytes_used:
         kept = state.section(block.QUERIES, np.float32)
         if kept.nbytes != log.nbytes_used or not np.isfinite(kept).all():
-            raise SessionError("the saved cache's queries cannot be; it is damaged")
+            raise SessionError("the saved cache's queries are too few or not finite; it is damaged")
     snapshots = [state.section(block.SNAPSHOT, np.uint8, i) for i in range(count)]
     return Found(
         snapshots=history.parsed(snapshots, length),

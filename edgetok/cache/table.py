@@ -188,7 +188,7 @@ class SlotTable:
             or (np.diff(tokens[order])[same] <= 0).any()
             or (np.diff(positions[order])[same] <= 0).any()
         ):
-            raise SessionError("the saved cache holds tokens that cannot be; it is damaged")
+            raise SessionError("the saved cache's tokens are out of range or order; it is damaged")
         made = SlotTable(self.rows, self.limit)
         made.grow(max(self.size, int(slots.max(initial=-1)) + 1))
         made.positions[row, slots] = positions

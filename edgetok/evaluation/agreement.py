@@ -34,7 +34,7 @@ Tokens = npt.NDArray[np.int32]
 ROUNDING = 1e-5
 """Share of the range by which exact runs may differ: five times the greatest that was measured."""
 SHARE_OF_NOISE = 1 / 1000
-"""Where 8 bits cost a model much, its exact runs differ more, too."""
+"""Exact runs of a model that loses much at 8 bits differ more, too."""
 TIMES_OF_NOISE = 4
 LEAST_NOISE = 0.01
 """KL that 8-bit activations may cost in any case: onnxruntime computes some widths exactly."""

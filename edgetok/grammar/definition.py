@@ -93,7 +93,7 @@ class Grammar:
             GrammarError: both are given, or as the functions above.
         """
         if schema is not None and grammar is not None:
-            raise GrammarError("schema and grammar are both given; leave one out")
+            raise GrammarError("schema conflicts with grammar; remove one")
         if schema is not None:
             return cls.json_schema(schema)
         return None if grammar is None else cls.of(grammar)

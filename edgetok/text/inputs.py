@@ -75,7 +75,7 @@ def checked_path(path: object) -> str | os.PathLike[str]:
     if not isinstance(path, (str, os.PathLike)):
         raise OptionError(f"the path is {_kind(path)}, expected a text or a Path")
     if path == "":
-        raise OptionError("the path is empty, expected one of a file or folder")
+        raise OptionError("the path is empty, expected a file or folder")
     return path
 
 

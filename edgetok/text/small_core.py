@@ -334,7 +334,7 @@ def _path(folder: Path, digest: str) -> Path:
 
 
 def _model(digest: str) -> str:
-    """What a file belongs to: it is made anew for another release of either package."""
+    """Return the key of a file: it is made anew for another release of either package."""
     return f"{digest} {_VERSION} {tokenizers.__version__}"
 
 
@@ -344,7 +344,7 @@ def _is_byte_level(state: dict[str, Any]) -> bool:
 
 
 def _spellings(every: dict[str, int]) -> tuple[Ints, npt.NDArray[np.uint8], Ints]:
-    """Where each token's text ends, the texts in order of ids, and ids in order of texts."""
+    """Return the end of each token's text, the texts in order of ids, and ids in order of texts."""
     raw = {token: text.encode() for text, token in every.items()}
     lengths = [len(raw.get(token, b"")) for token in range(max(raw, default=-1) + 1)]
     texts = b"".join(raw[token] for token in sorted(raw))

@@ -301,10 +301,10 @@ def test_states_of_another_shape_are_refused():
 
 
 def test_the_mean_rotation_is_the_mean_of_rotations():
-    turns = Driver("retain").cache.eviction._rotations
+    rotations = Driver("retain").cache.eviction._rotations
     ahead = np.array([3, 40, 41, 170])
     eye = np.eye(D, dtype=np.float32)
     for rope in (-1, 0, 1):
-        each = [turns.turn(rope, eye, np.full(D, p), scaled=True) for p in ahead]
-        mean = turns.mean(rope, ahead, head_dim=D)
+        each = [rotations.rotate(rope, eye, np.full(D, p), scaled=True) for p in ahead]
+        mean = rotations.mean(rope, ahead, head_dim=D)
         np.testing.assert_allclose(mean, np.mean(each, axis=0), atol=1e-6)

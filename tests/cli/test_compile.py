@@ -99,7 +99,7 @@ def test_linked(
         (["--link", "--target", "x86_64-windows-avx2"], "avx2 cannot be linked, only those of"),
         (["--link", "--target", "wasm32-wasm"], "do without --link"),
         (["nowhere"], "nowhere"),
-        (["nowhere", "--all"], "MODEL and --all exclude each other"),
+        (["nowhere", "--all"], "MODEL conflicts with --all"),
         (["--kv-bits", "7"], "'7' is not one of"),
     ],
 )

@@ -2,9 +2,9 @@
 
     c = k rotated back to position 0,   score = |c - mean c|^2
 
-`retain` measures distances between keys as they are stored. There, positions turn the pairs of dims
-that rotate fast to all sides, so that their mean is nearly 0 and their length counts in full,
-whether a token is unusual or not. Rotated back, they have a mean, and what is left says how far the
+`retain` measures distances between keys as they are stored. There, fast pairs of dims are
+rotated in all directions, so that their mean is nearly 0 and their length counts in full, whether a
+token is unusual or not. Rotated back, they have a mean, and the difference from it says how far the
 token itself is from the usual one. The norm of the value is left out: the tokens that real models
 lean on, such as delimiters, have small values, and evicting them costs more than a rare fact gains.
 """

@@ -1,6 +1,6 @@
 """Keep the tokens that future queries are expected to attend to (arXiv 2510.00636).
 
-Queries are taken as Gaussian before their rotation; over the next positions they are turned by
+Queries are taken as Gaussian before their rotation; over the next positions they are rotated by
 the mean rotation R. With mean m' = R m and covariance S' = R S R^T the expected weight of a key is
 
     z_i = exp(k_i m' / sqrt(d) + k_i^T S' k_i / (2 d)),   a_i = z_i / sum z

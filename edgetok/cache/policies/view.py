@@ -44,8 +44,8 @@ class HeadView:
         tokens: int32 [n], their places in the conversation.
         mass: [n], attention that each got so far, added up over queries and query heads.
         stats: moments of the queries.
-        rotate: turns vectors [..., D] to positions that broadcast against [...].
-        mean_rotation: [D, D]: what a row vector is multiplied by to be turned to each of some
+        rotate: rotates vectors [..., D] to positions that broadcast against [...].
+        mean_rotation: [D, D]: what a row vector is multiplied by to be rotated to each of some
             positions and averaged.
         scale: scale of products of queries and keys.
         softcap: softcap of scaled products; 0 is none.

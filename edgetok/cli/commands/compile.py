@@ -78,7 +78,7 @@ def command(
     from edgetok.kernels_cpu.simd.target import Target
 
     if all_kernels and model is not None:
-        raise click.UsageError("MODEL and --all exclude each other; remove one")
+        raise click.UsageError("MODEL conflicts with --all; remove one")
     names = [name for given in targets for name in given.split(",")]
     chosen = [target for name in names for target in targets_of(name)] or [Target.here(choose())]
     out = out.expanduser()

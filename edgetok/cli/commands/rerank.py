@@ -50,7 +50,7 @@ def command(
     Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
     """
     if not query.strip():
-        raise OptionError("--query is empty, expected what is looked for")
+        raise OptionError("--query is empty, expected the text to look for")
     texts = _texts(files)
     from edgetok.ranking import is_ranker
 

@@ -3,14 +3,14 @@
     centre = mean over positions p < POSITIONS of rope_p(m),    m the mean key before rope
     factor = (E q^2 / E (k - centre)^2)^(1/4), of both dims of a rotated pair together
 
-A centre has to be the same at every position, but rope rotates the mean key as well: what turns
-quickly averages out, what stays is the part of the mean that hardly turns. A mean over the text's
+A centre has to be the same at every position, but rope rotates the mean key as well: what rotates
+quickly averages out, what stays is the part of the mean that hardly rotates. A mean over the text's
 own first few hundred positions is twice as close there and worse than none at position 8,000.
 
 Rounding spreads an error over all dims that is as large as the largest rotated dim; a score has it
 times |q|. Both change with the factor, and their product is least where E (q / factor)^2 and
 E (k factor)^2 are proportional (as SmoothAttention of arXiv 2405.04532 has it, with its exponent
-of one half). Rope turns the two dims of a pair into each other, so they share a factor.
+of one half). Rope rotates the two dims of a pair into each other, so they share a factor.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _measure(backend: CpuBackend, windows: Sequence[npt.NDArray[np.int32]]) -> d
     for window in windows:
         for seen in _run(backend, window):
             rope = spec.layers[seen.layer].rope
-            plain = rotations.turn(rope, seen.keys, -seen.positions, scaled=False)
+            plain = rotations.rotate(rope, seen.keys, -seen.positions, scaled=False)
             sums[seen.layer].add(seen, plain)
     # A cap is no longer the same when all scores of a query are moved.
     capped = any(isinstance(op, Attend) and op.softcap for op in operations(spec))

@@ -372,6 +372,24 @@ class ScaleBy(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SigmoidScale(Op):
+    """value = sigmoid(gate) * value; the gate is one number for every `size` columns.
+
+    Attributes:
+        heads: number of times `size` columns a row has.
+    """
+
+    gate: str
+    value: str
+    size: int
+    heads: int = 1
+    READS: ClassVar[tuple[str, ...]] = ("gate", "value")
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size", "heads")
+    SCALES_WITH: ClassVar[str | None] = "value"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SoftCap(Op):
     """value = limit * tanh(value / limit)."""
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference, reference_delta, reference_space
 from edgetok.models import DecoderSpec, Family, inv_freq, ops, tensor_shapes
-from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
@@ -166,6 +166,11 @@ def _scale_by(op: ops.ScaleBy, run: Run) -> None:
     run.values[op.value] = run.weights[f"{op.weight}.weight"] * run.values[op.value]
 
 
+def _sigmoid_scale(op: ops.SigmoidScale, run: Run) -> None:
+    share = 1 / (1 + np.exp(-run.values[op.gate]))
+    run.values[op.value] = run.rows(run.heads(op.value, op.size) * share[:, :, None])
+
+
 def _softcap(op: ops.SoftCap, run: Run) -> None:
     run.values[op.value] = reference.softcap(run.values[op.value], op.limit)
 
@@ -248,10 +253,6 @@ def _mix_experts(op: MixExperts, run: Run) -> None:
     run.values[op.result] = y + (run.values[op.result] if op.add else 0)
 
 
-def _sigmoid_scale(op: SigmoidScale, run: Run) -> None:
-    run.values[op.value] = run.values[op.value] / (1 + np.exp(-run.values[op.gate]))
-
-
 HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Embed: _embed,
     ops.Norm: _norm,
@@ -264,6 +265,7 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ShortConv: _short_conv,
     CausalConv: _causal_conv,
@@ -274,5 +276,4 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     Route: _route,
     ExpertLinear: _expert_linear,
     MixExperts: _mix_experts,
-    SigmoidScale: _sigmoid_scale,
 }

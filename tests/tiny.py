@@ -227,6 +227,15 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 44,
         "routed_scaling_factor": 1.5,
     },
+    # Only transformers 5 knows it.
+    "lfm3": {
+        "num_hidden_layers": 5,
+        "layer_types": ["conv", "full_attention", "conv", "conv", "sliding_attention"],
+        "rms_norm_eps": None,
+        "norm_eps": 1e-5,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,
+    },
     "gpt_oss": {
         "num_hidden_layers": 4,
         "head_dim": 26,
@@ -281,6 +290,7 @@ WITH_STATES = tuple(
         "qwen3_5_moe_text",
         "granitemoehybrid",
         "lfm2_moe",
+        "lfm3",
     )
     if family in FAMILIES
 )
@@ -300,9 +310,15 @@ WITH_EXPERTS = tuple(
     if family in FAMILIES
 )
 # In transformers 5 their modules have other names than their files: the originals are not run.
-RENAMED = () if transformers.__version__.startswith("4.") else ("mixtral", "granitemoehybrid")
+RENAMED = tuple(
+    family
+    for family in ("mixtral", "granitemoehybrid", "lfm3")
+    if not transformers.__version__.startswith("4.")
+)
 # Layers share keys and values, have heads of two sizes and inputs of their own.
 UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
+# Configs with embeddings by layer type that transformers 4 has no keys for.
+NEWER_ROPES = tuple(family for family in ("gemma4_text", "lfm3") if family in FAMILIES)
 
 
 def tiny_checkpoint(

@@ -252,6 +252,27 @@ WRAPPED = {
             "projector_hidden_size": 32,
         },
     ),
+    "lfm3_vl": Wrapped(
+        "lfm3_vl",
+        "Lfm3VlForConditionalGeneration",
+        "lfm3",
+        outer={
+            "vision_config": {
+                "model_type": "lfm3_vl_vision",
+                "hidden_size": 32,
+                "intermediate_size": 40,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "patch_size": 2,
+            },
+            "image_token_id": 9,
+            "video_token_id": 10,
+            "vision_start_token_id": 5,
+            "vision_end_token_id": 6,
+            "projector_hidden_size": 32,
+        },
+    ),
     "voxtral": Wrapped(
         "voxtral",
         "VoxtralForConditionalGeneration",

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from edgetok.converter.write.onnx_decoder import DecoderWriter
 from edgetok.formats.layout import TABLE, LinearShape, expert_name, linear_tensors
-from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 
 
 def route(writer: DecoderWriter, op: Route) -> None:
@@ -107,10 +107,3 @@ def mix_experts(writer: DecoderWriter, op: MixExperts) -> None:
     if op.add:
         y = g.op("Add", [writer.values[op.result], y], scope)
     writer.values[op.result] = y
-
-
-def sigmoid_scale(writer: DecoderWriter, op: SigmoidScale) -> None:
-    """A value times the sigmoid of another."""
-    g, scope = writer.g, f"layers.{op.layer}.shared"
-    share = g.op("Sigmoid", [writer.values[op.gate]], scope)
-    writer.values[op.value] = g.op("Mul", [writer.values[op.value], share], scope)

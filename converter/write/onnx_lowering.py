@@ -20,7 +20,7 @@ from edgetok.formats.layout import (
     present_name,
 )
 from edgetok.models import ops
-from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
@@ -164,6 +164,18 @@ def _scale_by(writer: DecoderWriter, op: ops.ScaleBy) -> None:
     writer.values[op.value] = writer.g.op("Mul", x, op.weight)
 
 
+def _sigmoid_scale(writer: DecoderWriter, op: ops.SigmoidScale) -> None:
+    g, scope = writer.g, f"{_scope(op)}.sigmoid"
+    share = g.op("Sigmoid", [writer.values[op.gate]], scope)
+    x = writer.values[op.value]
+    if op.heads == 1:
+        writer.values[op.value] = g.op("Mul", [x, share], scope)
+        return
+    x = g.op("Reshape", [x, g.ints(0, 0, op.heads, op.size)], scope)
+    x = g.op("Mul", [x, g.op("Unsqueeze", [share, g.ints(-1)], scope)], scope)
+    writer.values[op.value] = g.op("Reshape", [x, g.ints(0, 0, -1)], scope)
+
+
 def _softcap(writer: DecoderWriter, op: ops.SoftCap) -> None:
     g, limit = writer.g, writer.g.float(op.limit)
     y = g.op("Tanh", [g.op("Div", [writer.values[op.value], limit], "softcap")], "softcap")
@@ -186,6 +198,7 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ShortConv: onnx_recurrent.short_conv,
     CausalConv: onnx_recurrent.causal_conv,
@@ -196,6 +209,5 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     Route: onnx_experts.route,
     ExpertLinear: onnx_experts.expert_linear,
     MixExperts: onnx_experts.mix_experts,
-    SigmoidScale: onnx_experts.sigmoid_scale,
 }
 """Appends the nodes of one operation of a kind."""

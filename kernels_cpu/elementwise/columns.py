@@ -1,9 +1,11 @@
-"""Some columns of a matrix, and a matrix times a number that lies in memory.
+"""Some columns of a matrix, and a matrix times numbers that lie in memory.
 
     columns: out[t] = x[t, first : first + size]
     scale_by: x = weight * x
+    sigmoid_scale: x[t, h] = sigmoid(gate[t, h]) * x[t, h]
 
-Rows are shared out as by `add_scaled`. Slots: `elementwise/launch_columns.py`.
+Rows are shared out as by `add_scaled`, those of `sigmoid_scale` in runs of columns. Slots:
+`elementwise/launch_columns.py`.
 """
 
 from __future__ import annotations
@@ -17,17 +19,26 @@ from edgetok.kernels_cpu.elementwise.launch_columns import (
     SCALE_SIZE,
     SCALE_WEIGHT,
     SCALE_X,
+    SIGMOID_GATE,
+    SIGMOID_HEADS,
+    SIGMOID_SIZE,
+    SIGMOID_VALUE,
 )
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
+from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES
 from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
     load_f32_first,
     read_f32,
     read_i64,
     store_f32_first,
 )
-from edgetok.kernels_cpu.simd.ops import mul, splat_f32
+from edgetok.kernels_cpu.simd.ops import add, div, mul, splat_f32, sub, zero_f32
+
+_RUN = 64  # floats that are shared out together: four cache lines
+_ONE = 0x3F800000  # bits of 1.0
 
 
 @kernel
@@ -57,3 +68,23 @@ def scale_by(instr: int, ctx: int, tid: int, threads: int) -> None:
     for i in range(0, count, LANES):
         rest = min(LANES, count - i)
         store_f32_first(x + 4 * i, mul(load_f32_first(x + 4 * i, rest), factor), rest)
+
+
+@kernel
+def sigmoid_scale(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Multiply this thread's share of runs of columns."""
+    gate = read_i64(instr + 8 * SIGMOID_GATE)
+    value = read_i64(instr + 8 * SIGMOID_VALUE)
+    size = read_i64(instr + 8 * SIGMOID_SIZE)
+    runs = (size + _RUN - 1) // _RUN
+    total = runs * read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * SIGMOID_HEADS)
+    one = splat_f32(f32_from_bits(_ONE))
+    for unit in range(share(total, tid, threads), share(total, tid + 1, threads)):
+        row = unit // runs
+        begin = unit % runs * _RUN
+        factor = splat_f32(read_f32(gate + 4 * row))
+        factor = div(one, add(one, vmath.exp(sub(zero_f32(), factor))))
+        for i in range(begin, min(begin + _RUN, size), LANES):
+            count = min(LANES, size - i)
+            at = value + 4 * (size * row + i)
+            store_f32_first(at, mul(load_f32_first(at, count), factor), count)

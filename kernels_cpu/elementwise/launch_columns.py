@@ -1,4 +1,4 @@
-"""Instructions that take columns of a matrix, and that multiply one by a number. No numba here."""
+"""Instructions that take columns of a matrix, and that multiply one by numbers. No numba here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instructi
 
 COLUMNS_X, COLUMNS_OUT, COLUMNS_FIRST, COLUMNS_SIZE, COLUMNS_WIDTH = range(2, 7)
 SCALE_X, SCALE_WEIGHT, SCALE_SIZE = range(2, 5)
+SIGMOID_GATE, SIGMOID_VALUE, SIGMOID_SIZE, SIGMOID_HEADS = range(2, 6)
 
 
 def columns(
@@ -47,3 +48,24 @@ def scale_by(kernels: Addresses, *, x: int, weight: int, size: int, wait: bool) 
     if size < 1:
         raise ShapeError(f"size is {size}, expected at least 1")
     return instruction(kernels.address("scale_by"), x, weight, size, wait=wait)
+
+
+def sigmoid_scale(
+    kernels: Addresses, *, gate: int, value: int, size: int, heads: int, wait: bool
+) -> Instruction:
+    """value = sigmoid(gate) * value.
+
+    Args:
+        kernels: the loaded kernels.
+        gate: address of float32 [T, heads].
+        value: address of float32 [T, heads, size].
+        size: columns that a gate multiplies.
+        heads: gates a token.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: a size is below 1.
+    """
+    if size < 1 or heads < 1:
+        raise ShapeError(f"{heads} gates of {size} columns, expected at least 1 each")
+    return instruction(kernels.address("sigmoid_scale"), gate, value, size, heads, wait=wait)

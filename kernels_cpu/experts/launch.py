@@ -83,7 +83,6 @@ _PADDING_BYTES = 64  # of vectors
     MIX_SCALE,
     MIX_ADD,
 ) = range(2, 12)
-SIGMOID_GATE, SIGMOID_VALUE, SIGMOID_SIZE = range(2, 5)
 
 COPY_BYTES = 8 * (INSTR_SLOTS + CTX_SLOTS)  # of a thread: an instruction and a ctx
 
@@ -270,13 +269,6 @@ def mix(
     """
     args = (source, shares, result, lists.address, experts, top, tokens, size, float_bits(scale))
     return instruction(kernels.address("mix_experts"), *args, int(add), wait=wait)
-
-
-def sigmoid_scale(
-    kernels: Addresses, *, gate: int, value: int, size: int, wait: bool
-) -> Instruction:
-    """value[t] = sigmoid(gate[t]) * value[t]; [T, size], gates [T]."""
-    return instruction(kernels.address("sigmoid_scale"), gate, value, size, wait=wait)
 
 
 def _each(span: Span, experts: int, name: str) -> int:

@@ -43,13 +43,9 @@ from edgetok.kernels_cpu.experts.launch import (
     OPERANDS_SUPER_BYTES,
     OPERANDS_WEIGHT_BYTES,
     OPERANDS_ZERO_BYTES,
-    SIGMOID_GATE,
-    SIGMOID_SIZE,
-    SIGMOID_VALUE,
 )
 from edgetok.kernels_cpu.linear import layout
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS, CTX_TOKENS, INSTR_SLOTS, kernel
-from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
 from edgetok.kernels_cpu.simd.memory import (
     f32_from_bits,
@@ -61,7 +57,7 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32_first,
     write_i64,
 )
-from edgetok.kernels_cpu.simd.ops import add, div, fma, mul, splat_f32, sub, zero_f32
+from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32, zero_f32
 from edgetok.kernels_cpu.simd.threads import call_kernel
 
 _RUN = 64  # floats that are shared out together: four cache lines
@@ -189,23 +185,3 @@ def mix_experts(instr: int, ctx: int, tid: int, threads: int) -> None:
             out = result + 4 * (size * t + i)
             f = fma(f, scale, load_f32_first(out, count)) if onto != 0 else mul(f, scale)
             store_f32_first(out, f, count)
-
-
-@kernel
-def sigmoid_scale(instr: int, ctx: int, tid: int, threads: int) -> None:
-    """Multiply this thread's share of columns of every token."""
-    gate = read_i64(instr + 8 * SIGMOID_GATE)
-    value = read_i64(instr + 8 * SIGMOID_VALUE)
-    size = read_i64(instr + 8 * SIGMOID_SIZE)
-    runs = (size + _RUN - 1) // _RUN
-    total = runs * read_i64(ctx + 8 * CTX_TOKENS)
-    one = splat_f32(f32_from_bits(0x3F800000))
-    for unit in range(total * tid // threads, total * (tid + 1) // threads):
-        t = unit // runs
-        begin = unit % runs * _RUN
-        share = splat_f32(read_f32(gate + 4 * t))
-        share = div(one, add(one, vmath.exp(sub(zero_f32(), share))))
-        for i in range(begin, min(begin + _RUN, size), LANES):
-            count = min(LANES, size - i)
-            at = value + 4 * (size * t + i)
-            store_f32_first(at, mul(load_f32_first(at, count), share), count)

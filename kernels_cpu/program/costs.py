@@ -20,7 +20,7 @@ _COSTS = {
     "bandwidth.kernels": 1,
     "elementwise.activation": 7,
     "elementwise.angles": 3,
-    "elementwise.columns": 2,
+    "elementwise.columns": 3,
     "elementwise.norm": 5,
     "elementwise.rope": 2,
     "elementwise.unit_norm": 2,

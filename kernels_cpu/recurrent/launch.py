@@ -52,7 +52,7 @@ STEPS_VALUE, STEPS_BIAS, STEPS_HEADS = range(2, 5)
     SPACE_STATE,
 ) = range(2, 13)
 
-MOST_TAPS = 4  # a kernel keeps them, and as many rows, in registers
+MOST_TAPS = 8  # a kernel keeps them, and as many rows, in variables
 
 # Rows of a convolution's history beside those that the next token needs: so many tokens can be
 # taken back at any time. A draft has up to 15.

@@ -7,13 +7,22 @@ Source: arXiv 1706.03762; groups arXiv 2305.13245; rotation arXiv 2104.09864; th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_choice, check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
-from edgetok.models.ops import ActivationMul, Attend, Norm, Op, Queries, Rope, Store
+from edgetok.models.ops import (
+    ActivationMul,
+    Attend,
+    Norm,
+    Op,
+    Queries,
+    Rope,
+    SigmoidScale,
+    Store,
+)
 
 if TYPE_CHECKING:
     from edgetok.models.spec import DecoderSpec
@@ -28,6 +37,7 @@ class Attention(Mixer):
         window: a token attends to itself and the `window - 1` tokens before it; 0 is all of them.
         rope: index into `DecoderSpec.ropes`; -1 leaves queries and keys as they are.
         gated: whether the result is multiplied by sigmoid(attn_gate(h)) before o_proj.
+        gated_heads: likewise, but attn_gate has one number for each head.
         kv_heads: heads of keys and values; 0: the decoder's.
         head_dim: dims of a head; 0: the decoder's.
         v_norm: whether each head's values are divided by their root mean square.
@@ -47,8 +57,9 @@ class Attention(Mixer):
     shares: int = -1
     sinks: bool = False
     sub_norm: bool = False
+    gated_heads: bool = False
     kind: ClassVar[str] = "attention"
-    RARE: ClassVar[frozenset[str]] = frozenset({"sub_norm"})
+    RARE: ClassVar[frozenset[str]] = frozenset({"sub_norm", "gated_heads"})
 
     def __post_init__(self) -> None:
         """Refuse values that are not a window or not an index."""
@@ -57,8 +68,10 @@ class Attention(Mixer):
         check_integer("layer: ", "kv_heads", self.kv_heads, 0, 1 << 12)
         check_integer("layer: ", "head_dim", self.head_dim, 0, 1 << 12)
         check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
-        for name in ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm"):
+        for name in ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm", "gated_heads"):
             check_choice("layer: ", name, getattr(self, name), (True, False))
+        if self.gated and self.gated_heads:
+            raise ArtefactError("spec: layer: gated and gated_heads, expected one gate at most")
         if self.keys_as_values and not self.v_norm:
             raise ArtefactError("spec: layer: keys_as_values needs v_norm")
 
@@ -116,6 +129,11 @@ class Attention(Mixer):
             yield place.linear(
                 "attn_gate", place.source, "attn_gate", spec.hidden_size, width, spec.qkv_bias
             )
+        if self.gated_heads:
+            gate = place.linear(
+                "attn_gate", place.source, "attn_gate", spec.hidden_size, spec.num_heads
+            )
+            yield replace(gate, kept=True)
         if self.v_norm and "v" in heads:
             yield Norm(
                 layer=layer,
@@ -180,6 +198,10 @@ class Attention(Mixer):
                 up="mixed",
                 result="mixed",
                 size=width,
+            )
+        if self.gated_heads:
+            yield SigmoidScale(
+                layer=layer, gate="attn_gate", value="mixed", size=dim, heads=spec.num_heads
             )
         if self.sub_norm:
             yield Norm(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_choice, check_integer, check_number
 from edgetok.models.layers.kind import FeedForward, Place, register
-from edgetok.models.ops import ActivationMul, Op, Shape
+from edgetok.models.ops import ActivationMul, Op, Shape, SigmoidScale
 
 if TYPE_CHECKING:
     from edgetok.models.spec import DecoderSpec
@@ -125,19 +125,6 @@ class MixExperts(Op):
         """Return what it adds up, and the result where that is added to."""
         names = (self.source, self.chosen, self.shares)
         return (*names, self.result) if self.add else names
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SigmoidScale(Op):
-    """value = sigmoid(gate) * value; the gate is one number a token."""
-
-    gate: str
-    value: str
-    size: int
-    READS: ClassVar[tuple[str, ...]] = ("gate", "value")
-    WRITES: ClassVar[tuple[str, ...]] = ("value",)
-    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
-    SCALES_WITH: ClassVar[str | None] = "value"
 
 
 @register

@@ -19,7 +19,7 @@ from edgetok.models.checks import check_integer
 from edgetok.models.layers.kind import Mixer, Place, register
 from edgetok.models.ops import Op, Shape, Stateful
 
-MOST_TAPS = 4
+MOST_TAPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,7 @@ def test_snapshots_stand_where_prompts_begin_and_end_and_every_few_hundred_token
     assert life.back_to(150) == 0
 
 
-@pytest.mark.parametrize("taps", [(3,), (2, 4), (4, 3, 3), (0,), (3, 0, 0)])
+@pytest.mark.parametrize("taps", [(3,), (2, 4), (4, 3, 3), (7, 2), (0,), (3, 0, 0)])
 def test_random_lives(taps):
     rng = np.random.default_rng(len(taps))
     life, reached_by_snapshot = Life(*taps), 0

@@ -185,8 +185,8 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
     report = convert(str(source), out, options)
     assert report.agreement is not None
     assert set(report.not_quantised.values()) <= {"a router or a gate"}
-    # The layers of Qwen3.5 have gates, although it has no experts.
-    assert bool(report.not_quantised) == (family in (*WITH_EXPERTS, "qwen3_5_text"))
+    # The layers of Qwen3.5 and LFM3 have gates, although they have no experts.
+    assert bool(report.not_quantised) == (family in (*WITH_EXPERTS, "qwen3_5_text", "lfm3"))
     assert all(
         layer.output_error is not None
         for layer in report.layers

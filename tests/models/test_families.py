@@ -16,7 +16,7 @@ from edgetok.models import inv_freq, read_family, tensor_shapes
 from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4, as_transformers_5
 from tests.reference_decoder import canonical_weights, forward
-from tests.tiny import ALL_FAMILIES, FAMILIES, UNLIKE_LAYERS, load_reference, tiny_checkpoint
+from tests.tiny import ALL_FAMILIES, FAMILIES, NEWER_ROPES, load_reference, tiny_checkpoint
 
 TOKENS = np.random.default_rng(7).integers(4, 105, 40)
 
@@ -117,6 +117,32 @@ def test_lfm2_moe_with_equal_experts_is_lfm2(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
+def test_lfm3_without_gates_is_lfm2(tmp_path: Path) -> None:
+    """transformers 4 does not know it; LFM2 may have seven taps, too."""
+    folder = tiny_checkpoint("lfm2", tmp_path, conv_L_cache=7)
+    with torch.no_grad():
+        expected = load_reference(folder)(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    config, weights = read_config(folder), load_file(folder / "model.safetensors")
+    for old, new in (("q_layernorm", "q_norm"), ("k_layernorm", "k_norm"), ("out_proj", "o_proj")):
+        old, new = (f"self_attn.{name}" for name in (old, new))
+        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    inner = len(weights["model.layers.0.feed_forward.w1.weight"])
+    rope = {"rope_type": "default", "rope_theta": as_transformers_4(config)["rope_theta"]}
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "full_attn_idxs"):
+        config.pop(key, None)
+    config = {key: value for key, value in config.items() if not key.startswith("block_")}
+    config |= {"model_type": "lfm3", "architectures": ["Lfm3ForCausalLM"]}
+    config |= {"intermediate_size": inner, "rope_parameters": {"full_attention": rope}}
+    config |= {"use_sandwich_norm": False, "use_attention_gate": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    family = read_family(checkpoint.config, checkpoint.generation_config)
+    assert family.unclaimed(checkpoint.names) == ()
+    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", ["stories260k", "babyllama-105"])
 def test_real_weights_equal_transformers(name: str, data: Path) -> None:
     assert_equals_transformers(data / "models" / name)
@@ -194,6 +220,8 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
                               "mamba_d_head": 24}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
         ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
+        ("lfm3", {"use_sandwich_norm": False, "attention_bias": True, "conv_L_cache": 4}),
+        ("lfm3", {"use_attention_gate": False, "layer_types": None, "conv_L_cache": 8}),
     ],
 )  # fmt: skip
 def test_options_equal_transformers(family: str, config: dict[str, Any], tmp_path: Path) -> None:
@@ -237,7 +265,7 @@ def test_published_shapes(name: str, data: Path) -> None:
 
 
 # Only transformers 5 has written configs of the others.
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNLIKE_LAYERS])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NEWER_ROPES])
 def test_both_styles_of_rope_config(family: str, tmp_path: Path) -> None:
     config = read_config(tiny_checkpoint(family, tmp_path))
     old, new = as_transformers_4(config), as_transformers_5(config)

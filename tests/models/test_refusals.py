@@ -16,7 +16,7 @@ from edgetok.models import read_family
 from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4
 from tests.models.test_spec import JSON
-from tests.tiny import FAMILIES, UNLIKE_LAYERS, tiny_checkpoint
+from tests.tiny import FAMILIES, NEWER_ROPES, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     texts = {family: (folder / "config.json").read_text() for family, folder in folders.items()}
     read = {family: json.loads(text) for family, text in texts.items()}
     return {
-        family: config if family in UNLIKE_LAYERS else as_transformers_4(config)
+        family: config if family in NEWER_ROPES else as_transformers_4(config)
         for family, config in read.items()
     }
 
@@ -68,7 +68,7 @@ def test_unknown_arithmetic(family: str, configs: dict[str, dict[str, Any]]) -> 
         read_family(config | {act: "relu"})
     with pytest.raises(UnsupportedError, match="architectures"):
         read_family(config | {"architectures": ["SomeForSequenceClassification"]})
-    if family in UNLIKE_LAYERS:
+    if family in NEWER_ROPES:
         assert "rope_theta" not in config
         ropes = config["rope_parameters"]
         dynamic = ropes | {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}
@@ -140,8 +140,8 @@ def test_two_styles_that_disagree(configs: dict[str, dict[str, Any]]) -> None:
 def test_hostile_numbers(family: str, key: str, configs: dict[str, dict[str, Any]]) -> None:
     if key == "rms_norm_eps" and key not in configs[family]:
         key = "norm_eps"
-    if key == "rope_theta" and family in UNLIKE_LAYERS:
-        key = "num_kv_shared_layers"
+    if key == "rope_theta" and family in NEWER_ROPES:
+        key = "sliding_window"
     for value in (-1, 1 << 62, 10**5000, float("nan"), float("inf"), "64", [64], {"a": 1}, True):
         with pytest.raises(CheckpointError, match=key) as caught:
             read_family(configs[family] | {key: value})
@@ -181,7 +181,7 @@ def test_inconsistent_values(
     [
         ({"mamba_d_head": 32}, "mamba_d_head 32 is not"),
         ({"mamba_n_groups": 4}, "a multiple of mamba_n_groups 4"),
-        ({"mamba_d_conv": 5}, "mamba_d_conv is 5"),
+        ({"mamba_d_conv": 9}, "mamba_d_conv is 9"),
         ({"head_dim": 24}, "head_dim 24"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),

@@ -1,4 +1,4 @@
-"""Columns, a factor in memory and a norm without weights against NumPy."""
+"""Columns, factors in memory and a norm without weights against NumPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.elementwise.launch_columns import columns, scale_by
+from edgetok.kernels_cpu.elementwise.launch_columns import columns, scale_by, sigmoid_scale
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.program import tables
 
@@ -53,6 +53,22 @@ def test_scale_by(each_kernels, guard, run, size, threads):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_sigmoid_scale(each_kernels, guard, run, size, threads):
+    rng = np.random.default_rng(size)
+    for tokens, heads in ((1, 1), (5, 1), (1, 4), (3, 5)):
+        x0 = rng.standard_normal((tokens, heads, size)).astype(np.float32)
+        x, gate = guard(x0), guard(rng.standard_normal((tokens, heads)).astype(np.float32) * 4)
+        made = sigmoid_scale(
+            each_kernels, gate=gate.ctypes.data, value=x.ctypes.data, size=size, heads=heads,
+            wait=False,
+        )  # fmt: skip
+        _run(run, each_kernels, made, tokens, threads)
+        truth = x0 / (1 + np.exp(-gate.astype(np.float64)))[:, :, None]
+        np.testing.assert_allclose(x, truth, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_unit_norm(each_kernels, guard, run, size, threads):
     rng = np.random.default_rng(size)
@@ -76,5 +92,7 @@ def test_what_is_refused(each_kernels):
         columns(each_kernels, x=0, out=0, first=3, size=5, width=7, wait=False)
     with pytest.raises(ShapeError, match="size is 0"):
         scale_by(each_kernels, x=0, weight=0, size=0, wait=False)
+    with pytest.raises(ShapeError, match="0 gates of 4"):
+        sigmoid_scale(each_kernels, gate=0, value=0, size=4, heads=0, wait=False)
     with pytest.raises(ShapeError, match="0 rows of 4"):
         unit_norm(each_kernels, x=0, out=0, size=4, units=0, eps=0.0, wait=False)

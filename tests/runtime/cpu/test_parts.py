@@ -23,6 +23,7 @@ FAMILIES = (
     "granitemoehybrid",
     "gpt_oss",
     "gemma4_text",
+    "lfm3",
 )
 
 

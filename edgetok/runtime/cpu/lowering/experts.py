@@ -14,7 +14,7 @@ from typing import Any
 from edgetok.kernels_cpu.attention import launch as launch_attention
 from edgetok.kernels_cpu.experts import launch
 from edgetok.kernels_cpu.program.memory import Floats, Span
-from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.runtime.cpu.lowering.target import Instructions, Near, Target
 
 MODULES = ("experts.route", "experts.products")
@@ -109,16 +109,6 @@ def mix(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             scale=op.scale,
             add=op.add,
             wait=near.wait,
-        )
-    ]
-
-
-def sigmoid_scale(to: Target, group: Sequence[Any], near: Near) -> Instructions:
-    """The shared expert's sigmoid."""
-    op: SigmoidScale = group[0]
-    return [
-        launch.sigmoid_scale(
-            to.kernels, gate=to.at(op.gate), value=to.at(op.value), size=op.size, wait=near.wait
         )
     ]
 

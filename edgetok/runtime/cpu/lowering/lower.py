@@ -15,7 +15,7 @@ from edgetok.kernels_cpu.elementwise import launch_columns
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.linear.launch import embed_instruction
 from edgetok.models import ops
-from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route, SigmoidScale
+from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
@@ -199,6 +199,20 @@ def _scale_by(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     ]
 
 
+def _sigmoid_scale(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.SigmoidScale = group[0]
+    return [
+        launch_columns.sigmoid_scale(
+            to.kernels,
+            gate=to.at(op.gate),
+            value=to.at(op.value),
+            size=op.size,
+            heads=op.heads,
+            wait=near.wait,
+        )
+    ]
+
+
 def _softcap(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.SoftCap = group[0]
     return [
@@ -225,6 +239,7 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ShortConv: recurrent.short_conv,
     CausalConv: recurrent.causal_conv,
@@ -235,6 +250,5 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     Route: experts.route,
     ExpertLinear: experts.products,
     MixExperts: experts.mix,
-    SigmoidScale: experts.sigmoid_scale,
 }
 """From the target, operations of a kind (`grouped`) and what stands around them to instructions."""

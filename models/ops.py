@@ -237,6 +237,24 @@ class Rope(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PositionScale(Op):
+    """value = (1 + growth * log(1 + floor(position / every))) * value.
+
+    Attributes:
+        every: the factor of so many tokens is the same, that of the first ones 1.
+    """
+
+    value: str
+    heads: int
+    head_dim: int
+    growth: float
+    every: int
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Op):
     """Append keys and values of every token to the layer's cache.
 

@@ -132,6 +132,11 @@ def _rope(op: ops.Rope, run: Run) -> None:
         run.values[op.value] = run.rows(reference.rope(x, positions, frequencies, factor))
 
 
+def _position_scale(op: ops.PositionScale, run: Run) -> None:
+    times = np.floor(np.arange(len(run.tokens)) / op.every)
+    run.values[op.value] = (1 + op.growth * np.log1p(times))[:, None] * run.values[op.value]
+
+
 def _store(op: ops.Store, run: Run) -> None:
     keys, values = (run.heads(value, op.head_dim) for value in (op.keys, op.values))
     run.stored[op.layer] = keys, values
@@ -259,6 +264,7 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Linear: _linear,
     ops.Queries: _queries,
     ops.Rope: _rope,
+    ops.PositionScale: _position_scale,
     ops.Store: _store,
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,

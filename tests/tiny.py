@@ -120,6 +120,19 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     },
+    # Only transformers 5 knows it. Queries grow at tokens 16 and 32.
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "max_position_embeddings": 64,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
     "seed_oss": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "qwen3_moe": {
         "num_hidden_layers": 4,

@@ -76,6 +76,12 @@ WRAPPED = {
         "mistral",
         outer={"vision_config": _PIXTRAL, "image_token_index": 9},
     ),
+    "ministral3": Wrapped(
+        "mistral3",
+        "Mistral3ForConditionalGeneration",
+        "ministral3",
+        outer={"vision_config": _PIXTRAL, "image_token_index": 9},
+    ),
     "llava": Wrapped(
         "llava",
         "LlavaForConditionalGeneration",
@@ -309,7 +315,11 @@ WRAPPED = {
 }
 
 # Those that the installed transformers knows.
-WRAPPED = {name: kind for name, kind in WRAPPED.items() if kind.model_type in CONFIG_MAPPING}
+WRAPPED = {
+    name: kind
+    for name, kind in WRAPPED.items()
+    if {kind.model_type, kind.text_type or kind.family} <= set(CONFIG_MAPPING)
+}
 
 
 def wrapped_checkpoint(name: str, folder: Path, *, seed: int = 0) -> Path:

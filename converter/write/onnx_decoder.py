@@ -48,6 +48,7 @@ class DecoderWriter:
         self._accuracy_level = accuracy_level
         self._planes = Planes(self.g, accuracy_level)
         self._rotations: dict[int, _Rotation] = {}
+        self._growths: dict[str, str] = {}
         self._lengths()
 
     def keep_wanted_rows(self, value: str) -> None:
@@ -96,6 +97,19 @@ class DecoderWriter:
         sin = self.scaled(g.op("Sin", [angles], scope), rope.attention_factor, scope)
         self._rotations[index] = cos, sin
         return cos, sin
+
+    def growth(self, growth: float, every: int) -> str:
+        """1 + growth * log(1 + floor(position / every)), [B, T, 1], for the new tokens."""
+        g, scope = self.g, f"growth.{growth:g}.{every}"
+        if scope not in self._growths:
+            times = g.op(
+                "Floor", [g.op("Div", [self.positions, g.float(float(every))], scope)], scope
+            )
+            log = g.op("Log", [g.op("Add", [times, g.float(1.0)], scope)], scope)
+            factor = g.op("Add", [g.op("Mul", [log, g.float(growth)], scope), g.float(1.0)], scope)
+            shape = g.op("Concat", [g.op("Shape", ["input_ids"], scope), g.ints(1)], scope, axis=0)
+            self._growths[scope] = g.op("Reshape", [factor, shape], scope)
+        return self._growths[scope]
 
     def _frequencies(self, rope: RopeSpec, scope: str) -> str:
         g = self.g

@@ -83,6 +83,11 @@ def _rope(writer: DecoderWriter, op: ops.Rope) -> None:
     )
 
 
+def _position_scale(writer: DecoderWriter, op: ops.PositionScale) -> None:
+    x = [writer.values[op.value], writer.growth(op.growth, op.every)]
+    writer.values[op.value] = writer.g.op("Mul", x, f"{_scope(op)}.growth")
+
+
 def _store(writer: DecoderWriter, op: ops.Store) -> None:
     """Remember what GroupQueryAttention is to store, which does both."""
     writer.stored[op.own_layer] = writer.values[op.keys], writer.values[op.values]
@@ -192,6 +197,7 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.Linear: _linear,
     ops.Queries: _queries,
     ops.Rope: _rope,
+    ops.PositionScale: _position_scale,
     ops.Store: _store,
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,

@@ -48,10 +48,10 @@ _FUNCTIONS = {("edgetok", "Dequantize3Bits"), ("edgetok", "MatMul3Bits")}
 _OPERATORS = {
     "": {
         "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Clip", "Concat", "Conv", "Cos",
-        "CumSum", "Div", "Equal", "Exp", "Gather", "GatherElements", "Gelu", "Greater", "Identity",
-        "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
-        "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Sub",
-        "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
+        "CumSum", "Div", "Equal", "Exp", "Floor", "Gather", "GatherElements", "Gelu", "Greater",
+        "Identity", "Log", "MatMul", "Max", "Mul", "Neg", "Pad", "Pow", "Range", "ReduceMean",
+        "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus",
+        "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
     },
     "com.microsoft": {
         "GatherBlockQuantized", "GroupQueryAttention", "LinearAttention", "MatMulNBits",

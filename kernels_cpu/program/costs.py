@@ -22,6 +22,7 @@ _COSTS = {
     "elementwise.angles": 3,
     "elementwise.columns": 3,
     "elementwise.norm": 5,
+    "elementwise.position_scale": 2,
     "elementwise.rope": 2,
     "elementwise.unit_norm": 2,
     "eviction.choose": 5,

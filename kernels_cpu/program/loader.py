@@ -33,6 +33,7 @@ MODULES = (
     "elementwise.rope",
     "elementwise.columns",
     "elementwise.unit_norm",
+    "elementwise.position_scale",
     "attention.keep_queries",
     "attention.kv_append",
     "attention.hadamard",

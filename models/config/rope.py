@@ -32,7 +32,7 @@ def read_rope(
     *,
     theta: float = 1e4,
     share: float | None = None,
-    axes: bool = False,
+    others: tuple[str, ...] = (),
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the one rotary embedding of a family whose layers share it.
@@ -42,7 +42,7 @@ def read_rope(
         head_dim: dims of a head.
         theta: default for an absent `rope_theta`.
         share: what an absent `partial_rotary_factor` means; None: the family has none.
-        axes: whether positions may have axes, which are equal for text.
+        others: settings that mean nothing for text, such as `AXES`, or that the family reads.
         aliases: names that the family has for a rope type.
 
     Raises:
@@ -51,7 +51,9 @@ def read_rope(
     """
     parameters = config.section("rope_parameters")
     if parameters is None:
-        return read_rope_v4(config, head_dim, theta=theta, share=share, axes=axes, aliases=aliases)
+        return read_rope_v4(
+            config, head_dim, theta=theta, share=share, others=others, aliases=aliases
+        )
     if config.has("rope_scaling"):
         raise CheckpointError(
             f"{config.where}: both rope_parameters and rope_scaling are given; remove one"
@@ -59,7 +61,7 @@ def read_rope(
     if config.has("rope_theta"):
         config.expect("rope_theta", parameters.number("rope_theta", **_THETA))
     return read_rope_parameters(
-        config, parameters, head_dim, theta=theta, share=share, axes=axes, aliases=aliases
+        config, parameters, head_dim, theta=theta, share=share, others=others, aliases=aliases
     )
 
 
@@ -121,7 +123,7 @@ def read_rope_v4(
     *,
     theta: float = 1e4,
     share: float | None = None,
-    axes: bool = False,
+    others: tuple[str, ...] = (),
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the embedding that `rope_theta` and `rope_scaling` describe."""
@@ -131,7 +133,7 @@ def read_rope_v4(
     if scaling is None:
         config.value("original_max_position_embeddings")  # no effect without scaling
         return RopeSpec(theta=theta, rotary_dim=rotary_dim)
-    return _scaled(config, scaling, theta, rotary_dim, axes, aliases)
+    return _scaled(config, scaling, theta, rotary_dim, others, aliases)
 
 
 def read_rope_parameters(
@@ -141,7 +143,7 @@ def read_rope_parameters(
     *,
     theta: float = 1e4,
     share: float | None = None,
-    axes: bool = False,
+    others: tuple[str, ...] = (),
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """Return the embedding that one `rope_parameters` object describes."""
@@ -151,7 +153,7 @@ def read_rope_parameters(
     outer = _rotary_dim(config, head_dim, share)
     inner = _rotary_dim(parameters, head_dim, share)
     rotary_dim = inner if parameters.has("partial_rotary_factor") else outer
-    return _scaled(config, parameters, theta, rotary_dim, axes, aliases)
+    return _scaled(config, parameters, theta, rotary_dim, others, aliases)
 
 
 def _rotary_dim(config: ConfigReader, head_dim: int, share: float | None) -> int:
@@ -173,10 +175,10 @@ def _scaled(
     scaling: ConfigReader,
     theta: float,
     rotary_dim: int,
-    axes: bool,
+    others: tuple[str, ...],
     aliases: Mapping[str, str],
 ) -> RopeSpec:
-    for key in AXES if axes else ():
+    for key in others:
         scaling.value(key)
     legacy = scaling.text("type", "default")
     name = scaling.text("rope_type", legacy)

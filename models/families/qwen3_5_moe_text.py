@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgetok.models.config.decoder import decoder_sizes
 from edgetok.models.config.reader import ConfigReader
-from edgetok.models.config.rope import read_rope
+from edgetok.models.config.rope import AXES, read_rope
 from edgetok.models.family import Family
 from edgetok.models.hybrid import hybrid_tensors, read_hybrid_mixers, read_shared_experts
 from edgetok.models.spec import DecoderSpec, LayerSpec
@@ -35,7 +35,7 @@ def read(config: ConfigReader) -> Family:
     spec = DecoderSpec(
         **sizes,
         layers=tuple(LayerSpec(mixer=mixer, ffn=experts) for mixer in read_hybrid_mixers(config)),
-        ropes=(read_rope(config, sizes["head_dim"], share=0.25, axes=True),),
+        ropes=(read_rope(config, sizes["head_dim"], share=0.25, others=AXES),),
         qk_norm="head",
         qkv_bias=bias,
         o_bias=bias,

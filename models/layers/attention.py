@@ -1,7 +1,8 @@
 """Attention with rotary embeddings, its heads in groups that share keys and values.
 
 Source: arXiv 1706.03762; groups arXiv 2305.13245; rotation arXiv 2104.09864; the gate arXiv
-2505.06708; sinks as parameters arXiv 2508.10925.
+2505.06708; sinks as parameters arXiv 2508.10925; queries that grow: arXiv 2501.19399, transformers
+5 `get_llama_4_attn_scale`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from edgetok.errors import ArtefactError
-from edgetok.models.checks import check_choice, check_integer
+from edgetok.models.checks import check_choice, check_integer, check_number
 from edgetok.models.layers.kind import Mixer, Place, register
 from edgetok.models.ops import (
     ActivationMul,
     Attend,
     Norm,
     Op,
+    PositionScale,
     Queries,
     Rope,
     SigmoidScale,
@@ -45,6 +47,8 @@ class Attention(Mixer):
         shares: the earlier layer whose keys and values it looks at, with its window; -1: its own.
         sinks: whether each head has a score of a value of zeros, a parameter.
         sub_norm: whether the result of all heads is normed before o_proj (arXiv 2310.11453).
+        growth: queries are multiplied by 1 + growth * log(1 + floor(position / growth_tokens)).
+        growth_tokens: see above; not used without growth.
     """
 
     window: int = 0
@@ -58,8 +62,12 @@ class Attention(Mixer):
     sinks: bool = False
     sub_norm: bool = False
     gated_heads: bool = False
+    growth: float = 0.0
+    growth_tokens: int = 0
     kind: ClassVar[str] = "attention"
-    RARE: ClassVar[frozenset[str]] = frozenset({"sub_norm", "gated_heads"})
+    RARE: ClassVar[frozenset[str]] = frozenset(
+        {"sub_norm", "gated_heads", "growth", "growth_tokens"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that are not a window or not an index."""
@@ -70,6 +78,9 @@ class Attention(Mixer):
         check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
         for name in ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm", "gated_heads"):
             check_choice("layer: ", name, getattr(self, name), (True, False))
+        check_number("layer: ", "growth", self.growth, 0.0, 1e3)
+        least = 1 if self.growth else 0
+        check_integer("layer: ", "growth_tokens", self.growth_tokens, least, 1 << 28)
         if self.gated and self.gated_heads:
             raise ArtefactError("spec: layer: gated and gated_heads, expected one gate at most")
         if self.keys_as_values and not self.v_norm:
@@ -157,6 +168,15 @@ class Attention(Mixer):
                     heads=heads[which] if by_head else None,
                     eps=spec.norm_eps,
                 )
+        if self.growth:
+            yield PositionScale(
+                layer=layer,
+                value="q",
+                heads=spec.num_heads,
+                head_dim=dim,
+                growth=self.growth,
+                every=self.growth_tokens,
+            )
         if self.shares < 0:
             yield Queries(layer=layer, source="q", heads=spec.num_heads, head_dim=dim)
         if self.rope >= 0:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgetok.formats.checkpoint import open_checkpoint
-from edgetok.models import inv_freq, read_family, tensor_shapes
+from edgetok.models import Family, inv_freq, read_family, tensor_shapes
 from edgetok.models.registry import families
 from tests.models.rope_styles import as_transformers_4, as_transformers_5
 from tests.reference_decoder import canonical_weights, forward
@@ -143,6 +143,29 @@ def test_lfm3_without_gates_is_lfm2(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
+def test_ministral3_without_growth_is_mistral(tmp_path: Path) -> None:
+    """transformers 4 does not know it."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    folder = tiny_checkpoint("mistral", tmp_path, rope_scaling=rope, sliding_window=None)
+    config = as_transformers_5(read_config(folder))
+    config |= {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"]}
+    with torch.no_grad():
+        expected = load_reference(folder)(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    weights = canonical_weights(_ministral3(config, growth=0.0), open_checkpoint(folder))
+    result = forward(_ministral3(config, growth=0.0).spec, weights, TOKENS)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+    # The factor of a token's queries, which scores take on: it first grows at token 16.
+    spec = _ministral3(config, growth=0.5).spec
+    grown = forward(spec, weights, TOKENS)
+    np.testing.assert_array_equal(grown[:16], result[:16])
+    assert np.abs(grown[16:] - result[16:]).max() > 0.01
+
+
+def _ministral3(config: dict[str, Any], *, growth: float) -> Family:
+    rope = config["rope_parameters"] | {"llama_4_scaling_beta": growth}
+    return read_family(config | {"rope_parameters": rope})
+
+
 @pytest.mark.parametrize("name", ["stories260k", "babyllama-105"])
 def test_real_weights_equal_transformers(name: str, data: Path) -> None:
     assert_equals_transformers(data / "models" / name)
@@ -219,6 +242,7 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
         ("granitemoehybrid", {"layer_types": ["mamba"] * 4, "mamba_n_groups": 1,
                               "mamba_d_head": 24}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
+        ("ministral3", {"sliding_window": 8}),
         ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
         ("lfm3", {"use_sandwich_norm": False, "attention_bias": True, "conv_L_cache": 4}),
         ("lfm3", {"use_attention_gate": False, "layer_types": None, "conv_L_cache": 8}),

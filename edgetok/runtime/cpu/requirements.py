@@ -14,7 +14,15 @@ from edgetok.models.layers.gated_delta import DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
-from edgetok.models.ops import PER_LAYER_TABLE, Columns, Norm, Op, ScaleBy, SigmoidScale
+from edgetok.models.ops import (
+    PER_LAYER_TABLE,
+    Columns,
+    Norm,
+    Op,
+    PositionScale,
+    ScaleBy,
+    SigmoidScale,
+)
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.lowering.experts import MODULES as EXPERT_MODULES
 from edgetok.runtime.cpu.plan import Compute
@@ -51,6 +59,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         "recurrent.state_space": _has(artefact, StateSpace),
         "elementwise.columns": _has(artefact, Columns, ScaleBy, SigmoidScale),
+        "elementwise.position_scale": _has(artefact, PositionScale),
         "elementwise.unit_norm": artefact.spec is not None
         and any(isinstance(op, Norm) and not op.weight for op in operations(artefact.spec)),
         **dict.fromkeys(

@@ -12,6 +12,7 @@ from typing import Any
 from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
 from edgetok.kernels_cpu.elementwise import launch_columns
+from edgetok.kernels_cpu.elementwise.launch_position_scale import position_scale
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.linear.launch import embed_instruction
 from edgetok.models import ops
@@ -53,7 +54,7 @@ def lower(operations: Sequence[ops.Op], target: Target) -> tuple[Instructions, i
     return made, stored
 
 
-_BY_HEAD = (ops.Queries, ops.Rope, ops.Store)
+_BY_HEAD = (ops.PositionScale, ops.Queries, ops.Rope, ops.Store)
 
 
 def _shared_alike(op: ops.Op, following: ops.Op) -> bool:
@@ -137,6 +138,22 @@ def _rope(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             heads=op.heads,
             head_dim=op.head_dim,
             rotary_dim=to.rotary_dims[op.rope],
+            wait=near.wait,
+        )
+    ]
+
+
+def _position_scale(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.PositionScale = group[0]
+    return [
+        position_scale(
+            to.kernels,
+            x=to.at(op.value),
+            positions=to.buffers.positions,
+            heads=op.heads,
+            head_dim=op.head_dim,
+            growth=op.growth,
+            every=op.every,
             wait=near.wait,
         )
     ]
@@ -233,6 +250,7 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.Linear: _linears,
     ops.Queries: attention.queries,
     ops.Rope: _rope,
+    ops.PositionScale: _position_scale,
     ops.Store: attention.store,
     ops.Attend: attention.attend,
     ops.ActivationMul: _activation_mul,

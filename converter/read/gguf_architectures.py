@@ -71,6 +71,11 @@ def _plain(reader: ConfigReader, config: Config) -> Config:
     return {"hidden_act": "silu"}
 
 
+def _bitnet(reader: ConfigReader, config: Config) -> Config:
+    # Files of before this field have SiLU, as llama.cpp computes them.
+    return {"hidden_act": reader.text("hidden_activation", "silu")}
+
+
 def _gemma2(reader: ConfigReader, config: Config) -> Config:
     # The 27B alone, with 46 layers, scales by the width instead of the head's.
     large = config["num_hidden_layers"] == 46
@@ -262,7 +267,6 @@ def _granitehybrid(reader: ConfigReader, config: Config) -> Config:
 
 # What to convert in the place of files of other architectures.
 _ORIGINALS = {
-    "bitnet": "the safetensors of microsoft/bitnet-b1.58-2B-4T, whose ternary weights are kept",
     "bitnet-b1.58": "the safetensors of microsoft/bitnet-b1.58-2B-4T, whose weights are kept",
     "gemma3n": "a Gemma 4 model (E2B, E4B), which gemma3n is not",
     **{
@@ -280,6 +284,7 @@ _ORIGINALS = {
 
 _SIGMOID = 2  # of `expert_gating_func`
 _ROTATES = "rope.scaling.finetuned"  # llama.cpp's switch of this family's rotary embedding
+_SUB_NORMS = {name: name for name in ("attn_sub_norm", "ffn_sub_norm")}
 _DENSE = {f"{which}_proj": f"ffn_{which}" for which in ("gate", "up", "down")}
 _SHARED = {f"shared_{which}_proj": f"ffn_{which}_shexp" for which in ("gate", "up", "down")}
 _EXPERTS = {f"experts_{which}": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
@@ -295,6 +300,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
+    "bitnet": Architecture("bitnet", "BitNetForCausalLM", _bitnet, apart=_SUB_NORMS),
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe, apart=_EXPERTS),
     "gpt-oss": Architecture("gpt_oss", "GptOssForCausalLM", _gpt_oss, apart=_EXPERTS),
     "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", _lfm2, by_layer=True),

@@ -188,6 +188,22 @@ def _lfm2_moe(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
     return "lfm2moe", fields, _renamed("lfm2moe", config, rest) | stacks
 
 
+def _bitnet(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Norms have the names of an earlier model in `gguf`'s map; the head is always tied."""
+    own = {
+        name.replace("model.layers", "blk").replace("self_attn.", "").replace("mlp.", ""): weight
+        for name, weight in weights.items()
+        if "sub_norm" in name
+    }
+    rest = {name: weight for name, weight in weights.items() if "sub_norm" not in name}
+    fields = _common(config) | {
+        "hidden_activation": config["hidden_act"],
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 1.0,
+    }
+    return "bitnet", fields, _renamed("bitnet", config, rest) | own
+
+
 def _attending(config: Fields) -> Fields:
     heads = config["num_key_value_heads"]
     kinds = config["layer_types"]
@@ -410,6 +426,7 @@ def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weigh
 
 
 _FAMILIES = {
+    "bitnet": _bitnet,
     "granitemoehybrid": _granitehybrid,
     "gemma4_text": _gemma4,
     "qwen3_5_text": _qwen3_5,

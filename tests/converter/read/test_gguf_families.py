@@ -20,6 +20,10 @@ from tests.converter.read.gguf_conversion import round_checkpoint, write_convers
 EXACT = ConvertOptions(bits=16, method="rtn", reference_tokens=0)
 # llama.cpp has no dense layers among those with experts in this family.
 CASES = {
+    "bitnet": ("bitnet", {"attention_bias": False, "tie_word_embeddings": True}),
+    "bitnet_silu": ("bitnet", {
+        "attention_bias": False, "tie_word_embeddings": True, "hidden_act": "silu",
+    }),
     "lfm2": ("lfm2", {"head_dim": 18}),  # llama.cpp has heads as wide as the model alone
     "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.0}),
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}),
@@ -128,6 +132,27 @@ def test_experts_of_gemma4_are_refused(tmp_path):
         open_source(path)
     write_conversion(source, path, fields={"gemma4.feed_forward_length": [100, 50] * 3})
     with pytest.raises(UnsupportedError, match="feed_forward_length"):
+        open_source(path)
+
+
+def test_ternary_files_keep_their_codes(tmp_path):
+    """As files of before llama.cpp wrote which activation: they have SiLU."""
+    source = tiny_checkpoint("bitnet", tmp_path / "source", **CASES["bitnet_silu"][1], **WIDE)
+    round_checkpoint(source, "TQ1_0", "proj")
+    path = tmp_path / "model.gguf"
+    kinds = {"token_embd": "F32"}
+    write_conversion(source, path, "TQ1_0", kinds=kinds, fields={"bitnet.hidden_activation": None})
+    report = convert(str(path), tmp_path / "out", EXACT)
+    assert report.method == "GGUF TQ1_0 as it was"
+    original = load_file(source / "model.safetensors")
+    with open_artefact(tmp_path / "out") as opened:
+        assert opened.spec.activation == "silu"
+        weights = WrittenWeights(tmp_path / "out", opened.spec, opened.formats, opened.layout)
+        found = weights.tensor("layers.1.q_proj.weight")
+        np.testing.assert_array_equal(found, original["model.layers.1.self_attn.q_proj.weight"])
+    fields = {"bitnet.hidden_activation": "tanh"}
+    write_conversion(source, path, "TQ1_0", kinds=kinds, fields=fields)
+    with pytest.raises(UnsupportedError, match="hidden_act is 'tanh'"):
         open_source(path)
 
 

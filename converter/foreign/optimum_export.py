@@ -59,7 +59,7 @@ def convert_unknown_family(
         why: what `read_family` said.
 
     Raises:
-        MissingExtraError: optimum's exporter is not installed.
+        MissingExtraError: optimum's exporter is not installed, or not for this transformers.
         UnsupportedError: optimum cannot export it either, or 3 bits were asked for.
         OutputError: see `convert`.
     """
@@ -70,14 +70,14 @@ def convert_unknown_family(
             f"{why}. optimum can export it, but onnxruntime has no operator for 3 bits; "
             "use --bits 2, 4 or 8"
         )
-    _require_exporter(why)
-    vocab_size = checkpoint.config.get("vocab_size")
-    if type(vocab_size) is not int or vocab_size < 1:
-        raise CheckpointError(f"config.json: vocab_size is {vocab_size!r}, expected a number")
     progress.say(
         f"{model_type} is not a family that edgetok describes: optimum exports it, and it runs in "
         "onnxruntime, slower than edgetok's own kernels"
     )
+    _require_exporter(why)
+    vocab_size = checkpoint.config.get("vocab_size")
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise CheckpointError(f"config.json: vocab_size is {vocab_size!r}, expected a number")
     title = title_of(checkpoint, options) | {"exporter": "optimum"}
     with open_workspace(out, title, source=checkpoint.folder) as workspace:
         require_space(workspace.folder, 3 * checkpoint.nbytes, workspace.folder)
@@ -128,6 +128,15 @@ def _require_exporter(why: str) -> None:
     except ImportError as error:
         raise MissingExtraError(
             f"{why}. To export it with optimum instead: pip install 'edgetok[optimum]'"
+        ) from error
+    try:
+        with _quiet():
+            from optimum.exporters.onnx import main_export  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # optimum imports its parts when they are used
+        raise MissingExtraError(
+            f"{why}. optimum's exporter does not run with the installed transformers "
+            f"({str(error).partition(' (')[0]}); in an environment of its own: "
+            "pip install 'edgetok[optimum]' 'transformers<5'"
         ) from error
 
 

@@ -107,6 +107,20 @@ def test_without_the_exporter(checkpoint, tmp_path, monkeypatch):
         convert(str(checkpoint[0]), tmp_path / "out", ConvertOptions())
 
 
+def test_an_exporter_for_another_transformers(checkpoint, tmp_path, monkeypatch):
+    """What imports fine but in parts, as optimum does beside transformers 5."""
+    import optimum.exporters.onnx as exporter
+
+    said = []
+    progress = Silent()
+    progress.say = said.append
+    monkeypatch.delattr(exporter, "main_export", raising=False)
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx.__main__", None)
+    with pytest.raises(MissingExtraError, match=r"does not run with the installed transformers"):
+        convert(str(checkpoint[0]), tmp_path / "out", ConvertOptions(), progress)
+    assert "not a family that edgetok describes" in said[0]
+
+
 def test_remote_code_never_runs(checkpoint, tmp_path):
     import shutil
 

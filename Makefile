@@ -152,10 +152,12 @@ $(CONVERT_STAMP): pyproject.toml setup.py constraints.txt
 		-c constraints.txt -e '.[convert]'
 	@touch $(RUN_STAMP) $@
 
+# Without bytecode of modules that nobody imports: 70 MB less, and fewer seconds of work.
 $(RUN_STAMP): pyproject.toml setup.py constraints.txt
 	$(venv)
 	@echo "installing into $(VENV), once ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+		-c constraints.txt -e .
 	@touch $@
 
 clean:

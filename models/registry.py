@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import re
@@ -20,7 +21,12 @@ _SLUG: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 def families() -> tuple[str, ...]:
     """Return the `model_type`s that have a family file, sorted."""
-    result = pkgutil.iter_modules(importlib.import_module(FAMILIES).__path__)
+    return _listed(*importlib.import_module(FAMILIES).__path__)
+
+
+@functools.cache
+def _listed(*folders: str) -> tuple[str, ...]:
+    result = pkgutil.iter_modules(folders)
     return tuple(sorted(m.name for m in result if not m.ispkg and _SLUG.fullmatch(m.name)))
 
 

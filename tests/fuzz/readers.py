@@ -7,6 +7,7 @@ ten seconds or six gigabytes, is a fault.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -99,12 +100,15 @@ def _index(folder: Path) -> Reader:
     tensors = {f"w{i}": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for i in range(2)}
     shards = [f"model-0000{i + 1}-of-00002.safetensors" for i in range(2)]
 
-    def read(data: bytes, place: Path) -> object:
+    @functools.cache
+    def fill(place: Path) -> None:
+        (place / "config.json").write_bytes((SOURCE / "config.json").read_bytes())
         for shard, (name, record) in zip(shards, tensors.items(), strict=True):
-            if not (place / shard).exists():
-                text = json.dumps({name: record}).encode()
-                (place / shard).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-                (place / "config.json").write_bytes((SOURCE / "config.json").read_bytes())
+            text = json.dumps({name: record}).encode()
+            (place / shard).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+
+    def read(data: bytes, place: Path) -> object:
+        fill(place)
         (place / "model.safetensors.index.json").write_bytes(data)
         checkpoint = open_checkpoint(place)
         return [checkpoint.tensor(name) for name in checkpoint.names]
@@ -349,10 +353,13 @@ def _graph(folder: Path) -> Reader:
 def _manifest(folder: Path) -> Reader:
     from edgetok.formats.manifest import check_sizes, read_manifest
 
-    def read(data: bytes, place: Path) -> object:
+    @functools.cache
+    def fill(place: Path) -> None:
         for path in bundled_model().iterdir():
-            if not (place / path.name).exists():
-                (place / path.name).write_bytes(path.read_bytes())
+            (place / path.name).write_bytes(path.read_bytes())
+
+    def read(data: bytes, place: Path) -> object:
+        fill(place)
         (place / "manifest.json").write_bytes(data)
         manifest = read_manifest(place)
         check_sizes(place, manifest)

@@ -92,6 +92,7 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
         MissingExtraError: safetensors is not installed.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError as error:
         raise MissingExtraError(
@@ -129,8 +130,9 @@ def export(artefact: Path, out: Path, form: Format) -> Exported:
                 text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
                 (workspace.artefact / CONFIG_FILE).write_text(text, encoding="utf-8")
                 save_file(tensors, workspace.artefact / WEIGHTS_FILE, {"format": "pt"})
-            except OSError as error:
-                raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+            except (OSError, SafetensorError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                raise OutputError(f"{out}: cannot be written: {why}") from error
             workspace.publish()
     nbytes = sum(values.nbytes for values in tensors.values())
     return Exported(len(modules), plain, nbytes)

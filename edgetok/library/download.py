@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import CheckpointError, EdgetokError, MissingExtraError
+from edgetok.errors import CheckpointError, EdgetokError, MissingExtraError, OutputError
 from edgetok.formats import strict_json
 from edgetok.formats.manifest import MANIFEST_FILE, read_manifest
 from edgetok.library.kinds import Contents, Kind, kind_of, one_gguf
@@ -28,6 +30,10 @@ _TEXTS = re.compile(
 _MODULES = re.compile(
     r"\d+_(Pooling/config\.json|Dense/(config\.json|model\.safetensors))", re.ASCII
 )
+_OF_THE_DISK = {
+    getattr(errno, name, 0)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR")
+}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
@@ -100,6 +106,7 @@ def fetch(remote: Remote) -> Path:
 
     Raises:
         CheckpointError: they cannot be downloaded; what arrived is kept.
+        OutputError: they cannot be written, such as on a full disk.
     """
     # By its name and not by its commit, so that the cache can tell it again without a network.
     paths = _download(remote.name, remote.revision, remote.files)
@@ -113,6 +120,7 @@ def fetch_artefact(remote: Remote, into: Path) -> None:
 
     Raises:
         CheckpointError: it cannot be downloaded; what arrived is kept.
+        OutputError: it cannot be written, such as on a full disk.
         ArtefactError: its manifest is damaged.
     """
     _download(remote.name, remote.commit, [MANIFEST_FILE], into)
@@ -129,7 +137,9 @@ def _download(
     try:
         paths = []
         for file in files:
-            with _errors(name):
+            with _errors(name), warnings.catch_warnings():
+                # Two lines about little space, and then the error, which `_errors` tells.
+                warnings.filterwarnings("ignore", "Not enough free disk space")
                 path = hub.hf_hub_download(name, file, revision=revision, local_dir=into)
             paths.append(Path(path))
         return paths
@@ -207,7 +217,13 @@ def _errors(name: str) -> Iterator[None]:
         ) from error
     except (KeyboardInterrupt, EdgetokError):
         raise
-    except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
+    except Exception as error:  # of the disk; of requests or httpx, as huggingface_hub uses them
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            where = f"{error.filename}: " if error.filename else ""
+            raise OutputError(
+                f"{name}: cannot be downloaded: {where}{error.strerror}; free some space, or name "
+                "another folder for downloads with HF_HOME; what has arrived is kept"
+            ) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"the hub answered {status}" if status else f"no connection ({type(error).__name__})"
         raise CheckpointError(

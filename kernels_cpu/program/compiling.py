@@ -7,6 +7,7 @@ left, and then compile only what it left. The lock ends with its process, howeve
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from edgetok.environment import read_settings
-from edgetok.errors import EdgetokError, MissingExtraError
+from edgetok.errors import EdgetokError, MissingExtraError, OutputError
 from edgetok.kernels_cpu.program.costs import START_COST, Meter, cost, cost_of, in_order, span
 from edgetok.kernels_cpu.simd.target import Target
 
@@ -32,6 +33,11 @@ LOCK_FILE = ".compiling"
 LEFT_FILE = ".compiling.left"
 _POLL_S = 0.2
 _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
+_SYSTEM_ERROR = re.compile(r"\w*Error: \[Errno (\d+)\] ([^:]+)")
+_NOT_WRITTEN = {  # reasons why an object's file cannot be written
+    getattr(errno, name, 0)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")
+}
 
 Progress = Callable[[int, int], None]
 _Event = tuple[int, str, float, bool]  # process, module, its CPU time in seconds, whether it ends
@@ -60,6 +66,7 @@ def compile_missing(
 
     Raises:
         MissingExtraError: there is no compiler; nothing was told.
+        OutputError: the folder cannot be written, such as on a full disk.
         EdgetokError: compiling failed.
     """
     _python()
@@ -107,9 +114,12 @@ def _read_left(folder: Path) -> dict[str, int]:
 def _write_left(folder: Path, left: Mapping[str, int]) -> None:
     """Tell processes that wait; they only guess where this fails."""
     aside = folder / f"{LEFT_FILE}.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    try:
         aside.write_text(json.dumps(dict(left)))
         aside.replace(folder / LEFT_FILE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _useful_processes(modules: Collection[str]) -> int:
@@ -201,11 +211,20 @@ def _feed(
             if not answer:
                 process.kill()
                 why = _reason(stderr.read()) or f"exit code {process.wait()}"
-                events.put(
-                    EdgetokError(f"compiling kernels ({module}, {target_name}) failed: {why}")
-                )
+                events.put(_failure(f"{module}, {target_name}", path.parent, why))
                 return
             events.put((process.pid, module, _cpu_s(process.pid), True))
+
+
+def _failure(what: str, folder: Path, why: str) -> EdgetokError:
+    """The error for a compiler that ended because of `why`."""
+    refused = _SYSTEM_ERROR.match(why)
+    if refused and int(refused[1]) in _NOT_WRITTEN:
+        return OutputError(
+            f"{folder}: cannot hold compiled kernels: {refused[2]}; free some space, or name "
+            "another folder with EDGETOK_CACHE_DIR"
+        )
+    return EdgetokError(f"compiling kernels ({what}) failed: {why}")
 
 
 def _reason(said: str) -> str:

@@ -223,7 +223,9 @@ def _found(
         try:
             made = compiled_objects(target, cache_dir, progress, left, found.lack(soon))
         except EdgetokError as error:
-            notes = found.notes or [f"no kernels are shipped for {target.name} ({shortly(left)})"]
+            notes = list(found.notes)
+            if not notes and isinstance(error, MissingExtraError):
+                notes = [f"no kernels are shipped for {target.name} ({shortly(left)})"]
             raise type(error)("; ".join([*notes, str(error)])) from error
         found.objects.update(made)
     return found

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.errors import CheckpointError, OutputError
+from edgetok.library import download
 from tests.library.conftest import Run
 from tests.library.hub_server import NEXT_COMMIT, Hub, Repository
 
@@ -120,6 +122,29 @@ def test_offline_converts_what_was_downloaded(edgetok: Run, hub: Hub) -> None:
     assert offline.returncode == 0, offline.stderr
     assert len(hub.requests) == before
     assert len(models(edgetok)) == 2
+
+
+def test_downloads_that_cannot_be_written(edgetok: Run, tmp_path: Path) -> None:
+    """A place that takes no files is not called a missing connection."""
+    (tmp_path / "file").touch()
+    line = error(edgetok("pull", "owner/tiny", HF_HOME=str(tmp_path / "file/hf")))
+    assert f"{tmp_path}/file" in line
+    assert "Not a directory; free some space, or name another folder" in line
+    assert "HF_HOME" in line
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "line"),
+    [
+        (OSError(28, "No space left on device"), OutputError, "downloaded: No space left on device"),
+        (PermissionError(13, "Permission denied", "/x"), OutputError, "/x: Permission denied"),
+        (ConnectionRefusedError(111, "refused"), CheckpointError, "no connection"),
+        (TimeoutError(), CheckpointError, r"no connection \(TimeoutError\)"),
+    ],
+)
+def test_what_a_download_may_meet(raised: Exception, kind: type[Exception], line: str) -> None:
+    with pytest.raises(kind, match=line), download._errors("owner/tiny"):
+        raise raised
 
 
 def test_a_ready_artefact_is_installed_as_it_is(

@@ -1,6 +1,7 @@
 """Exported checkpoints: loaded by transformers, or unpacked by hand."""
 
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -181,6 +182,23 @@ def test_what_cannot_be_kept_is_named(tmp_path):
     with pytest.raises(UnsupportedError, match=r"no layer's integers.*multiples of 32"):
         export(tmp_path / "a", tmp_path / "none", "gptq")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks for limits of POSIX")
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq"])
+def test_a_full_disk(repository, tmp_path, form):
+    """Files may not grow beyond 300 kB: enough for the tokenizer, not for the weights."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"out: cannot be written: .*File too large") as error:
+            export(repository / "models/default-4bit", tmp_path / "out", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_needs_a_config(tmp_path):

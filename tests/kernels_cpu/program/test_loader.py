@@ -132,6 +132,29 @@ def test_failure_names_the_module(tmp_path):
         loader.load(ISA, tmp_path / "cache", modules=("no_such_module",))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks for limits of POSIX")
+def test_a_folder_that_takes_no_more_is_one_line(tmp_path):
+    """Files may not grow beyond 512 bytes, in the compiler's process either."""
+    cache = tmp_path / "cache"
+    program = (
+        "import resource, sys; from pathlib import Path; from edgetok.errors import OutputError;"
+        "from edgetok.kernels_cpu.program import loader;"
+        "from edgetok.kernels_cpu.simd import isa;"
+        "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))\n"
+        f"try: loader.load(isa.choose(), Path({str(cache)!r}), modules={MODULES!r})\n"
+        "except OutputError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.stderr == (
+        f"{cache}: cannot hold compiled kernels: File too large; free some space, or name another "
+        "folder with EDGETOK_CACHE_DIR\n"
+    )
+    assert [path.name for path in cache.iterdir() if path.suffix in (".o", ".partial")] == []
+
+
 def test_warm_start_imports_no_numba(kernels, kernel_cache):
     program = (
         "import sys; from pathlib import Path; from edgetok.kernels_cpu.program import loader;"

@@ -169,8 +169,3 @@ def _drop_output() -> None:
     except OSError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    sys.exit(run())

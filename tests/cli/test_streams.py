@@ -12,7 +12,7 @@ import pytest
 
 from tests.fake import write_tokenizer
 
-CODE = "import sys; from edgetok.cli.main import main; sys.argv[0] = 'edgetok'; main()"
+CODE = "import sys; from edgetok.cli.__main__ import main; sys.argv[0] = 'edgetok'; main()"
 SAY = (
     "import click, sys; from edgetok.cli import main as m, streams;"
     "m.cli.add_command(click.Command('say', callback=lambda: ({what}, None)[1]));"
@@ -34,6 +34,25 @@ def say(what: str, redirect: str = "", **env: str) -> subprocess.CompletedProces
         ["bash", "-c", f'"$0" -c "$1" {redirect}', sys.executable, SAY.format(what=what)],
         capture_output=True, env={**os.environ, **env}, timeout=120, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("module", ["click", "edgetok.cli.main", "edgetok.cli.commands.inspect"])
+def test_ctrl_c_while_modules_are_imported(module: str) -> None:
+    code = f"""
+import os, signal, sys
+from edgetok.cli.__main__ import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["edgetok", "inspect", "/nowhere"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
 
 
 @pytest.mark.parametrize("redirect", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])

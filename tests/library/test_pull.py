@@ -136,7 +136,7 @@ def test_downloads_that_cannot_be_written(edgetok: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raised", "kind", "line"),
     [
-        (OSError(28, "No space left on device"), OutputError, "downloaded: No space left on device"),
+        (OSError(28, "No space left on device"), OutputError, "downloaded: No space left"),
         (PermissionError(13, "Permission denied", "/x"), OutputError, "/x: Permission denied"),
         (ConnectionRefusedError(111, "refused"), CheckpointError, "no connection"),
         (TimeoutError(), CheckpointError, r"no connection \(TimeoutError\)"),

@@ -33,16 +33,16 @@ from edgetok.kernels_cpu.program.tables import (
 from edgetok.kernels_cpu.simd.isa import ISAS
 from edgetok.kernels_cpu.simd.target import Target
 from edgetok.native.library import MACHINES, Compiler
-from tests.kernels_cpu.attention import test_attention as attention
+from tests.kernels_cpu.attention import caches as attention
 from tests.kernels_cpu.attention.test_attention import (
     test_a_row_does_not_depend_on_its_company,
     test_append_rounds_as_said,
     test_attention,
     test_float16_clamps_instead_of_overflowing,
     test_hadamard,
-    test_mass,
     test_windows_and_caps,
 )
+from tests.kernels_cpu.attention.test_mass import test_mass
 from tests.kernels_cpu.elementwise.test_norm import (
     test_activation_mul,
     test_add_scaled,

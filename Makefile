@@ -37,7 +37,7 @@ endif
 .PHONY: chat setup real-models test lint docs types wheel bench bench-gpu test-gpu fuzz soak clean
 
 ifneq ($(REAL),)
-CHAT_WITH = "$$($(BIN)/python benchmarks/real_models.py $(REAL))"
+CHAT_WITH = "$$($(BIN)/python benchmarks/models/real_models.py $(REAL))"
 chat: $(CONVERT_STAMP)
 else
 CHAT_WITH = $(ARTEFACT)
@@ -65,7 +65,7 @@ endif
 setup: $(STAMP)
 
 real-models: $(RUN_STAMP)
-	@$(BIN)/python benchmarks/real_models.py $(NAMES)
+	@$(BIN)/python benchmarks/models/real_models.py $(NAMES)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
@@ -126,7 +126,7 @@ GPU_PYTHON = PYTHONPATH=$(CURDIR)/benchmarks/uninstalled $$($(SEES_GPU) && echo 
 
 bench-gpu:
 	@$(SEES_GPU) || $(MAKE) --no-print-directory $(STAMP)
-	$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
+	$(GPU_PYTHON) benchmarks/speed/gpu.py $(ARGS)
 
 test-gpu:
 	@$(SEES_GPU) || $(MAKE) --no-print-directory $(STAMP)

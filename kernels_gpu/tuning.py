@@ -1,7 +1,7 @@
 """Tile sizes of products: what was measured on this device, else what should do.
 
 A table keeps, for a device and a shape, which of the CANDIDATES was fastest: an index, so that a
-damaged file can do no more than pick another candidate. `benchmarks/gpu.py` measures.
+damaged file can do no more than pick another candidate. `benchmarks/speed/gpu.py` measures.
 """
 
 from __future__ import annotations

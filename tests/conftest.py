@@ -51,7 +51,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def real_gguf() -> Callable[[str], Path]:
     """A function from a real model's name to its file; a test is skipped where it is missing."""
-    from benchmarks.real_models import MODELS, real_folder
+    from benchmarks.models.real_models import MODELS, real_folder
 
     def path(name: str) -> Path:
         file = real_folder() / MODELS[name].file

@@ -1,6 +1,6 @@
 """Lets a Python that has edgetok's dependencies run this checkout without installing it.
 
-    PYTHONPATH=benchmarks/uninstalled python3 benchmarks/gpu.py
+    PYTHONPATH=benchmarks/uninstalled python3 benchmarks/speed/gpu.py
 
 Python imports a module of this name as it starts, and so do the processes that it starts. It finds
 the packages that lie beside `edgetok` under the names that an installation gives them.

@@ -20,7 +20,7 @@ from edgetok.formats.head_scores import HeadScores
 from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
-WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/policies.py, November 2026
+WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/quality/policies.py
 FEWEST_HEADS = 10  # fewer are all alike: of gemma-3-270m's three each gives parts of an answer
 
 

@@ -145,7 +145,7 @@ def test_a_bounded_cache_says_what_it_evicted() -> None:
 @pytest.mark.slow
 def test_a_soak(repository: Path) -> None:
     """Varied answers, a tenth of them given up: no errors, no growth, the budget kept."""
-    script = str(repository / "benchmarks/soak.py")
+    script = str(repository / "benchmarks/serving/soak.py")
     run = subprocess.run(
         [sys.executable, script, "--requests", "1500", "--kind", "6"],
         capture_output=True,

@@ -1,6 +1,6 @@
 """Table of families: does each convert, agree with transformers, chat and reuse a prefix.
 
-    python -m benchmarks.families --out docs/notes/families.md [FAMILY ...]
+    python -m benchmarks.quality.families --out docs/notes/families.md [FAMILY ...]
 
 Each family is a tiny random checkpoint of the installed transformers, of `tests/tiny.py`: one that
 this release does not know is said so. A row is measured, never written by hand:
@@ -130,8 +130,8 @@ def main() -> None:
         print(text)
     else:
         said = (
-            "# Families\n\nMeasured by `python -m benchmarks.families`, which says what a column "
-            f"is, on tiny random models of transformers {VERSION}.\n\n"
+            "# Families\n\nMeasured by `python -m benchmarks.quality.families`, which says what a "
+            f"column is, on tiny random models of transformers {VERSION}.\n\n"
         )
         options.out.write_text(said + text)
 

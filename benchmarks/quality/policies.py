@@ -1,6 +1,6 @@
 """All cache policies at equal slots on one real model: running text, recall, beyond trained length.
 
-    python benchmarks/policies.py ARTEFACT TEXT [--slots 512 1024] [--policies NAME ...]
+    python benchmarks/quality/policies.py ARTEFACT TEXT [--slots 512 1024] [--policies NAME ...]
         [--tokens 8191] [--beyond 16383] [--contexts 8] [--half 1]
 
 - Running text: perplexity of the first `--tokens` tokens of one half of TEXT.

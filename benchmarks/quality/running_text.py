@@ -1,6 +1,6 @@
 """Perplexity of long running text in a bounded cache, beside separate windows.
 
-    python benchmarks/running_text.py ARTEFACT TEXT --tokens 50000 --slots 1024 \
+    python benchmarks/quality/running_text.py ARTEFACT TEXT --tokens 50000 --slots 1024 \
         --policies retain window
 
 One pass of each over the same tokens: with every policy in a cache of `--slots` that is never

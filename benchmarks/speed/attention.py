@@ -1,6 +1,6 @@
 """Speed of attention over caches of several depths, beside a plain read loop, in one run.
 
-    python benchmarks/attention.py --depths 4096 16384 --kv-bits 8 4 --threads 1 2
+    python benchmarks/speed/attention.py --depths 4096 16384 --kv-bits 8 4 --threads 1 2
 
 Shapes are those of Llama-3.2-1B (16 layers, 32 query heads, 8 KV heads of 64). Decoding: one token
 of each of --parts sequences through every layer's attention, in us per layer, and GB/s of the

@@ -1,8 +1,8 @@
 """Measure the quality of each method and the contribution of each step of the recipe.
 
-    python benchmarks/quality.py models/default --text stories.txt --bits 8 4 3 2 --recall 4
-    python benchmarks/quality.py models/default --text stories.txt --bits 3 --ablate
-    python benchmarks/quality.py models/default --text stories.txt --bits --mixed 2.9 2.5
+    python benchmarks/quality/quality.py models/default --text stories.txt --bits 8 4 3 2 --recall 4
+    python benchmarks/quality/quality.py models/default --text stories.txt --bits 3 --ablate
+    python benchmarks/quality/quality.py models/default --text stories.txt --bits --mixed 2.9 2.5
 
 Converts, then runs the artefact in edgetok (int8 activations, as users do) over the first tokens of
 the text's documents beside the original in transformers. Prints a line of a Markdown table as soon

@@ -1,6 +1,6 @@
 """Measure the time to quantise one decoder block, and estimate that of a whole model.
 
-    python benchmarks/quantise_block.py out/checkpoints/llama-3.2-1b --method auto --profile
+    python benchmarks/speed/quantise_block.py out/checkpoints/llama-3.2-1b --method auto --profile
 
 Random tokens, the windows and window length of a usual conversion, block 0, results written to a
 scratch file. Time and memory of a block do not depend on which one it is, so a model takes

@@ -1,12 +1,12 @@
 """Speed of the products beside a plain read loop and onnxruntime's MatMulNBits, in one run.
 
-    python benchmarks/matmul.py --bits 4 --group-size 32 --threads 1 2 --tokens 1 512
+    python benchmarks/speed/matmul.py --bits 4 --group-size 32 --threads 1 2 --tokens 1 512
 
 Shapes are those of Llama-3.2-1B. Contenders alternate, and medians are reported with their spread
 (max - min of the middle half, relative). For one token enough copies of the weights are made that
 they come from memory; GB/s counts weights, scales and zeros.
 
-    python benchmarks/matmul.py --rows --threads 1
+    python benchmarks/speed/matmul.py --rows --threads 1
 
 prints what products of a few rows (tokens) cost, all from memory, as multiples of one row, and
 beside each what the rate of 256 rows would make of it. Numbers of rows alternate; each time is the

@@ -1,7 +1,7 @@
 """llama.cpp's quantiser with an importance matrix, and the logits of what it makes.
 
-    PEER_PYTHON benchmarks/peer_imatrix.py float32 FILE.gguf OUT.gguf
-    PEER_PYTHON benchmarks/peer_imatrix.py TYPE FILE.gguf FOLDER [--threads 2]
+    PEER_PYTHON benchmarks/peers/peer_imatrix.py float32 FILE.gguf OUT.gguf
+    PEER_PYTHON benchmarks/peers/peer_imatrix.py TYPE FILE.gguf FOLDER [--threads 2]
 
 The first stores every tensor in float32. The second reads from FOLDER `imatrix.npz`, the mean
 square of each input by the name of the weights in transformers, `ids.npy` and `lengths.npy` (see

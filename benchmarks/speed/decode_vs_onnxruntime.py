@@ -1,6 +1,6 @@
 """Decode and prefill of edgetok and onnxruntime on the same artefact, alternating in one run.
 
-    python benchmarks/decode_vs_onnxruntime.py out/llama-1b-4 --threads 1 2 --prefill 512
+    python benchmarks/speed/decode_vs_onnxruntime.py out/llama-1b-4 --threads 1 2 --prefill 512
 
 For each number of threads and each repeat: the read bandwidth, then decode and prefill of both, in
 turns. onnxruntime gets fixed buffers through I/O binding, so that it copies nothing between steps.

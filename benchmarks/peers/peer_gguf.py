@@ -1,6 +1,6 @@
 """A random-weight checkpoint as GGUF files, for llama.cpp and OpenVINO GenAI.
 
-    PEER_PYTHON benchmarks/peer_gguf.py CHECKPOINT OUT --types Q4_0 Q4_K_M
+    PEER_PYTHON benchmarks/peers/peer_gguf.py CHECKPOINT OUT --types Q4_0 Q4_K_M
 
 Runs in the peers' environment (gguf, llama-cpp-python, numpy). OUT/TYPE.gguf is written by the
 `gguf` package at 16 bits and quantised by llama.cpp itself. Decoders of the families in

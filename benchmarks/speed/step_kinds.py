@@ -1,6 +1,6 @@
 """Processor time of a step, kind of instruction by kind: exact beside other work.
 
-    python benchmarks/step_kinds.py ARTEFACT [--tokens 128] [--depth 4096] [--repeats 4]
+    python benchmarks/speed/step_kinds.py ARTEFACT [--tokens 128] [--depth 4096] [--repeats 4]
 
 `edgetok bench --profile` takes the time stamp counter, which runs on while another process has the
 core. This runs a step's instructions one after the other on the calling thread, each with the

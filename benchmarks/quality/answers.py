@@ -1,6 +1,6 @@
 """Answers of converted models beside those of the original: do the card's words fit?
 
-    python benchmarks/answers.py ORIGINAL ARTEFACT... --tasks alpaca_seed_tasks.jsonl \
+    python benchmarks/quality/answers.py ORIGINAL ARTEFACT... --tasks alpaca_seed_tasks.jsonl \
         --count 100 --text wikitext2.valid.raw
 
 ORIGINAL is an artefact of the same model at 16 bits. TASKS holds one JSON object a line with

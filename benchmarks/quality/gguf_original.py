@@ -32,7 +32,7 @@ def write_original(source: Path, out: Path, noise: float, peer_python: str) -> N
     if out.exists():
         return
     aside = out.with_suffix(".partial")
-    script = Path(__file__).with_name("peer_imatrix.py")
+    script = Path(__file__).parents[1] / "peers" / "peer_imatrix.py"
     command = [peer_python, str(script), "float32", str(source), str(aside)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     if noise:

@@ -1,6 +1,6 @@
 """Make random-weight Hugging Face checkpoints of real shapes, to measure speed on.
 
-    python benchmarks/make_checkpoint.py CONFIG.json [CONFIG.json ...] [--out out/checkpoints]
+    python benchmarks/models/make_checkpoint.py CONFIG.json... [--out out/checkpoints]
 
 A config `NAME.config.json` becomes the folder OUT/NAME: float16 weights from a normal distribution
 of standard deviation 0.02, norms of 1, in safetensors shards, with a byte tokenizer that runs.

@@ -1,6 +1,6 @@
 """Speed of answers with drafts beside the same answers without, task by task.
 
-    python benchmarks/drafts.py ARTEFACT --threads 1
+    python benchmarks/speed/drafts.py ARTEFACT --threads 1
 
 Both models take turns; the tokens must be equal. Times are of the tokens after the first, the least
 of all repeats: CPU time of all threads, and wall time in brackets. A ratio above 1 is faster with

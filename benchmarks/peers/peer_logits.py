@@ -1,6 +1,6 @@
 """Logits of a GGUF file in llama.cpp, for scripts that run in edgetok's environment.
 
-    PEER_PYTHON benchmarks/peer_logits.py FILE.gguf FOLDER [--type Q2_K] [--threads 2]
+    PEER_PYTHON benchmarks/peers/peer_logits.py FILE.gguf FOLDER [--type Q2_K] [--threads 2]
 
 FOLDER holds `ids.npy` int32, all windows one behind the other, and `lengths.npy`. Writes the logits
 to FOLDER/logits.npy, float32 [tokens, vocabulary]. With --type llama.cpp's own quantiser stores

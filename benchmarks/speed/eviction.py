@@ -1,6 +1,6 @@
 """Share of decode time that eviction takes in a bounded cache, by kernel and with NumPy.
 
-    python benchmarks/eviction.py ARTEFACT --slots 512
+    python benchmarks/speed/eviction.py ARTEFACT --slots 512
 
 Both caches are filled, then take turns: a block of tokens, which makes every head evict, and decode
 steps. A share is one eviction beside a block of decode steps, after which the next one is due.

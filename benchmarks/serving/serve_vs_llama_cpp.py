@@ -1,6 +1,6 @@
 """The server beside llama.cpp's, on one model, asked in turn.
 
-    python benchmarks/serve_vs_llama_cpp.py MODEL.gguf ARTEFACT --server PATH/llama-server \
+    python benchmarks/serving/serve_vs_llama_cpp.py MODEL.gguf ARTEFACT --server PATH/llama-server \
         --into out/serve.jsonl
 
 ARTEFACT is what `edgetok convert MODEL.gguf` makes: it keeps the file's integers, so both compute

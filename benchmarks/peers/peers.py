@@ -1,12 +1,12 @@
 """edgetok beside llama.cpp, onnxruntime-genai and OpenVINO, alternating in one run.
 
-    python benchmarks/make_checkpoint.py SHAPE.config.json
+    python benchmarks/models/make_checkpoint.py SHAPE.config.json
     edgetok convert out/checkpoints/SHAPE --method rtn --bits 4 --head-bits 4 --out out/SHAPE-4
-    PEER_PYTHON benchmarks/peer_gguf.py out/checkpoints/SHAPE out/peers/SHAPE
-    python benchmarks/peers.py measure --peer-python PEER_PYTHON --into out/peers/SHAPE.jsonl \
-        --threads 2 --decode 0 4096 --prefill 512 \
+    PEER_PYTHON benchmarks/peers/peer_gguf.py out/checkpoints/SHAPE out/peers/SHAPE
+    python benchmarks/peers/peers.py measure --peer-python PEER_PYTHON \
+        --into out/peers/SHAPE.jsonl --threads 2 --decode 0 4096 --prefill 512 \
         edgetok=out/SHAPE-4 llama.cpp=out/peers/SHAPE/Q4_0.gguf openvino=FOLDER genai=FOLDER
-    python benchmarks/peers.py report out/peers/*.jsonl --plot docs/peers.svg
+    python benchmarks/peers/peers.py report out/peers/*.jsonl --plot docs/peers.svg
 
 A contender is ENGINE=PATH and runs in a process of its own (`peer_worker.py`), with the peers'
 Python where it is not edgetok. Each repeat measures the read loop and then everyone in turn, in

@@ -1,6 +1,6 @@
 """KL and perplexity of uniform bits and of bits per tensor at equal bytes of weights.
 
-python benchmarks/bits_per_tensor.py models/default --calibration TEXT --method gptq
+python benchmarks/quality/bits_per_tensor.py models/default --calibration TEXT --method gptq
 """
 
 from __future__ import annotations

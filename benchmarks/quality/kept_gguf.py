@@ -1,6 +1,6 @@
 """A GGUF file in llama.cpp and the same file kept as it is in edgetok: bytes and KL.
 
-    python benchmarks/kept_gguf.py FILE.gguf... --text wikitext2.valid.raw \
+    python benchmarks/quality/kept_gguf.py FILE.gguf... --text wikitext2.valid.raw \
         --peer-python PEER_PYTHON --types Q4_K_M Q3_K_M Q2_K
 
 Each file is measured, and with --types also what llama.cpp's quantiser makes of the first one.
@@ -57,7 +57,7 @@ def _row(source: Path, kind: str | None, args: argparse.Namespace) -> None:
         folder = Path(name)
         file = source if kind is None else folder / f"{kind}.gguf"
         cut = _windows(source, folder, args)
-        command = [args.peer_python, str(Path(__file__).with_name("peer_logits.py"))]
+        command = [args.peer_python, str(Path(__file__).parents[1] / "peers" / "peer_logits.py")]
         command += [str(source), str(folder), *(["--type", kind] if kind else [])]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         theirs = np.load(folder / "logits.npy", mmap_mode="r")

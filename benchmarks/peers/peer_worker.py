@@ -1,6 +1,6 @@
 """One engine in one process, measured on command: lines of JSON in, lines of JSON out.
 
-    PYTHON benchmarks/peer_worker.py ENGINE MODEL --threads N --capacity TOKENS
+    PYTHON benchmarks/peers/peer_worker.py ENGINE MODEL --threads N --capacity TOKENS
 
 `peers.py` starts it, with the Python that has the engine. Commands: {"do": "prefill", "tokens"},
 {"do": "decode", "depth", "beyond", "steps"}, {"do": "logits", "ids"} and {"do": "memory"}. Tokens

@@ -1,8 +1,8 @@
 """Varied requests for a long time, a tenth given up: no errors, no growth, the budget kept.
 
-    python benchmarks/soak.py --requests 100000
-    python benchmarks/soak.py --requests 100000 --into soak.jsonl   # again after it was stopped
-    python benchmarks/soak.py --minutes 10 --memory 256MB
+    python benchmarks/serving/soak.py --requests 100000
+    python benchmarks/serving/soak.py --requests 100000 --into soak.jsonl  # resume
+    python benchmarks/serving/soak.py --minutes 10 --memory 256MB
 
 Starts `edgetok serve` with the bundled model and asks it in every protocol: streams and whole
 answers, schemas, tools, stop texts, several answers, vectors, prompts that begin alike, bodies that

@@ -1,7 +1,7 @@
 """Random schemas on a real model: every answer that ends is valid, and reasoning is untouched.
 
-    python benchmarks/structured_output.py ARTEFACT --schemas 1000 --state campaign.json
-    python benchmarks/structured_output.py ARTEFACT --cost
+    python benchmarks/quality/structured_output.py ARTEFACT --schemas 1000 --state campaign.json
+    python benchmarks/quality/structured_output.py ARTEFACT --cost
 
 Each schema is asked for with reasoning on and off and with tools on and off. The jsonschema package
 validates answers and arguments of calls, formats included. Reasoning has to be, token by token,

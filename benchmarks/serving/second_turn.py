@@ -1,6 +1,6 @@
 """A long conversation's next turns over HTTP: what the first token of each costs.
 
-    python benchmarks/second_turn.py ARTEFACT --folder out/second-turn --tokens 32768 --threads 2
+    python benchmarks/serving/second_turn.py ARTEFACT --folder out/second-turn --threads 2
 
 Starts `edgetok serve` with a prefix cache in FOLDER, has it read a prompt of random tokens, and
 asks for one token behind it, with 8, 16 and 32 new tokens each time; then in other processes, which

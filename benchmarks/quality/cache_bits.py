@@ -1,6 +1,6 @@
 """The cost of a KV cache of few bits on real models, in nats.
 
-    python benchmarks/cache_bits.py --text FILE [NAME ...] [--windows N] [--artefacts DIR]
+    python -m benchmarks.quality.cache_bits --text FILE [NAME ...] [--windows N] [--artefacts DIR]
 
 Fetches each model of `real_models.py` (all without NAME), converts it at 8 bits to the nearest, and
 compares caches with one of 32 bits: same weights, exact products, so that nothing but the cache
@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import real_models
 
+from benchmarks.models import real_models
 from edgetok.converter.calibrate.windows import spread, token_windows
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import EdgetokError

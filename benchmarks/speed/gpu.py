@@ -1,7 +1,7 @@
 """Measure everything on a GPU, in about ten minutes.
 
-    python benchmarks/gpu.py [--out FILE.json] [--shapes llama-3.2-1b llama-3.1-8b] [--bits 4 2]
-                             [--depth 512] [--prompt 4096] [--no-peers] [--models FOLDER ...]
+    python benchmarks/speed/gpu.py [--out FILE.json] [--shapes llama-3.2-1b llama-3.1-8b]
+        [--bits 4 2] [--depth 512] [--prompt 4096] [--no-peers] [--models FOLDER ...]
 
 `make bench-gpu` uses a Python that sees a GPU as it is: `uninstalled/sitecustomize.py` finds this
 checkout. To try it without a GPU: TRITON_INTERPRET=1, --interpreted --shapes tiny --prompt 16

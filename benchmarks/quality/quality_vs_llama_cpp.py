@@ -1,9 +1,9 @@
 """KL to the original of edgetok's bits per tensor and of llama.cpp's quantisers, by stored bytes.
 
-    python benchmarks/quality_vs_llama_cpp.py FILE.gguf --noise 1 --peer-python PEER_PYTHON \
-        --work FOLDER --text wikitext2.valid.raw seed_tasks.jsonl \
+    python benchmarks/quality/quality_vs_llama_cpp.py FILE.gguf --noise 1 \
+        --peer-python PEER_PYTHON --work FOLDER --text wikitext2.valid.raw seed_tasks.jsonl \
         --types Q2_K Q3_K_M IQ3_S IQ4_NL Q4_K_S Q4_K_M --bits 4
-    python benchmarks/quality_vs_llama_cpp.py models/default --text stories.txt \
+    python benchmarks/quality/quality_vs_llama_cpp.py models/default --text stories.txt \
         --peer-python PEER_PYTHON
 
 The original is a model folder of the llama family, or a GGUF file whose dequantised weights count
@@ -159,7 +159,7 @@ class _Comparison:
         }
 
     def _peer(self, kind: str) -> dict[str, Any]:
-        work, script = self._work, str(Path(__file__).with_name("peer_imatrix.py"))
+        work, script = self._work, str(Path(__file__).parents[1] / "peers" / "peer_imatrix.py")
         lengths = [len(window.ids) for window in self._cut]
         np.save(work / "lengths.npy", np.array(lengths))
         np.save(work / "ids.npy", np.concatenate([w.ids for w in self._cut]).astype(np.int32))
@@ -220,7 +220,7 @@ class _Comparison:
         path = self._work / "F16.gguf"
         if not path.exists():
             _write_halves(self._source, self._original(), self._work / "halves")
-            script = str(Path(__file__).with_name("peer_gguf.py"))
+            script = str(Path(__file__).parents[1] / "peers" / "peer_gguf.py")
             command = [self._args.peer_python, script, str(self._work / "halves"), str(self._work)]
             subprocess.run([*command, "--types"], check=True, stderr=subprocess.DEVNULL)
         return path

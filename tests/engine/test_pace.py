@@ -13,7 +13,7 @@ from edgetok.engine.pace import Pace
 from edgetok.errors import OptionError
 from edgetok.model import Model
 from edgetok.runtime.options import RunOptions
-from tests.engine.test_engine import alone, chained
+from tests.engine.ruled import alone, chained
 from tests.fake import FakeBackend, fake_model
 
 PROMPT = [40, 50, 60]

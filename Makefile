@@ -4,6 +4,7 @@
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
 # make wheel   write dist/edgetok-*.whl with compiled kernels, for PLATFORM=x86_64-linux or another
 # make fuzz    damage the inputs of every reader, for MINUTES=n
+# make test-clients  run the server's tests against clients of other makers, installed for it
 # make soak    use a model for long, with aborts, copies, closes and kills, for MINUTES=n
 # make docs    write docs/cli.md from the commands and docs/api.md from the docstrings
 # All targets set up .venv first and do nothing twice.
@@ -34,7 +35,7 @@ export EDGETOK_DATA := $(DATA)
 endif
 endif
 
-.PHONY: chat setup real-models test lint docs types wheel bench bench-gpu test-gpu fuzz soak clean
+.PHONY: chat setup real-models test test-clients lint docs types wheel bench bench-gpu test-gpu fuzz soak clean
 
 ifneq ($(REAL),)
 CHAT_WITH = "$$($(BIN)/python benchmarks/models/real_models.py $(REAL))"
@@ -69,6 +70,20 @@ real-models: $(RUN_STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Clients that nothing else here needs, in an environment of their own.
+CLIENTS := $(VENV)/clients
+CLIENT_PACKAGES := anthropic httpx jsonschema langchain-openai llama-index-embeddings-openai-like \
+	llama-index-llms-openai-like llm openai psutil pytest
+
+test-clients:
+	$(venv)
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[grammar,serve]' $(CLIENT_PACKAGES)
+	! command -v npm >/dev/null || npm install --silent --prefix $(CLIENTS) openai
+	EDGETOK_NODE_MODULES=$(abspath $(CLIENTS)) $(CLIENTS)/bin/python -m pytest -rs \
+		tests/serve/test_other_clients.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

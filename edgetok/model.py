@@ -172,7 +172,7 @@ class Model(Texts):
             if run.prefix_cache_bytes is not None:
                 folder = read_settings().cache_dir / "prefixes"
                 model.engine.prefixes = PrefixCache(
-                    artefact.identity, run.prefix_cache_bytes, folder
+                    artefact.identity, run.prefix_cache_bytes, folder, backend.new_cache
                 )
             return model
         except BaseException:

@@ -17,7 +17,7 @@ import json
 import random
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -131,27 +131,35 @@ def campaign(
     told, first = begun(state, asked)
     end = time.monotonic() + seconds
     jobs = [(number, way) for number in range(count) for way in range(4)]
-    for begin in track(range(first, len(jobs), TOGETHER), "asking"):
-        if time.monotonic() > end:
-            break
-        running = []
-        for number, way in jobs[begin : begin + TOGETHER]:
-            made = ask(model, speaker, random.Random(f"{seed} {number}"), way, most_tokens, told)
-            running += [made] if made is not None else []
-        for _, *answers in running:
-            for answer in answers:
-                answer.start()
-        for schemas, held, *free in running:
-            judge(schemas, held, told)
-            if free:
-                compare(held, free[0], told)
-        told["schemas"] = min(count, (begin + TOGETHER) // 4)
-        if state is not None:
-            made_of = {"asked": asked, "jobs": begin + TOGETHER, "told": told}
+    running: deque[Any] = deque()  # as one ends the next begins: steps with many rows cost less
+    for done in track(range(first, len(jobs)), "asking"):
+        while len(running) < TOGETHER and done + len(running) < len(jobs):
+            number, way = jobs[done + len(running)]
+            running.append(ask(model, speaker, random.Random(f"{seed} {number}"), way, most_tokens))
+        take(running.popleft(), told)
+        told["schemas"] = (done + 1) // 4
+        over = time.monotonic() > end
+        if state is not None and (over or (done + 1) % TOGETHER == 0 or done + 1 == len(jobs)):
             part = state.with_name(state.name + ".part")
+            made_of = {"asked": asked, "jobs": done + 1, "told": told}
             part.write_text(json.dumps(made_of, indent=1, ensure_ascii=False))
             part.replace(state)  # whole or not at all
+        if over:
+            break
     return told
+
+
+def take(asked: Any, told: Counter[str]) -> None:
+    """Wait for what `ask` has begun, and count what comes of it."""
+    told["asked"] += 1
+    if isinstance(asked, GrammarError):
+        told["refused"] += 1
+        told[f"refused: {str(asked)[:80]}"] += 1
+        return
+    schemas, held, *free = asked
+    judge(schemas, held, told)
+    if free:
+        compare(held, free[0], told)
 
 
 def begun(state: Path | None, asked: dict[str, Any]) -> tuple[Counter[str], int]:
@@ -170,7 +178,6 @@ def ask(
     rng: random.Random,
     way: int,
     most_tokens: int,
-    told: Counter[str],
 ) -> Any:
     """Begin an answer, and with reasoning one without schema and tools to compare it with."""
     thinking, tools = bool(way & 1), bool(way & 2)
@@ -187,13 +194,10 @@ def ask(
         request = replace(request, tools=listed, tool_choice=choice)
     changes: dict[str, Any] = {"temperature": rng.choice([0.0, 0.8, 1.5]), "top_k": 0}
     options = SamplingOptions(seed=rng.randint(0, 1 << 30), max_tokens=most_tokens, **changes)
-    told["asked"] += 1
     try:
         held = begin_answer(model.engine, speaker, request, options, priority=1)
     except GrammarError as error:
-        told["refused"] += 1
-        told[f"refused: {str(error)[:80]}"] += 1
-        return None
+        return error
     made = [{"": schema, "keep": other, "now": Tool(name="now").parameters}, held]
     if thinking:
         # Tools change the prompt, so the free answer sees them and need not call them.
@@ -203,8 +207,15 @@ def ask(
             plain = replace(free, tools=(), messages=[{"role": "user", "content": ""}])
             made.append(_free(model, speaker, prompt, plain, options))
         else:
-            made.append(begin_answer(model.engine, speaker, free, options, priority=1))
+            made.append(begin_answer(model.engine, speaker, free, short(options), priority=1))
+    for answer in made[1:]:
+        answer.start()
     return made
+
+
+def short(options: SamplingOptions) -> SamplingOptions:
+    """Options of an answer of which nothing but the reasoning is looked at."""
+    return options.with_changes({"max_tokens": REASONING_TOKENS + 12})
 
 
 def _free(
@@ -215,8 +226,8 @@ def _free(
 
     tokens = model.tokenizer.encode(prompt, special=False)
     context = model.engine.room(tokens, options)
-    short = options.with_changes({"max_tokens": REASONING_TOKENS + 12})
-    return answer_in(model.engine, speaker, context, (prompt, tokens), request, short, priority=1)
+    given = (prompt, tokens)
+    return answer_in(model.engine, speaker, context, given, request, short(options), priority=1)
 
 
 def judge(schemas: dict[str, Any], answer: ChatAnswer, told: Counter[str]) -> None:

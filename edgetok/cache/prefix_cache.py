@@ -7,6 +7,10 @@ on disk, it is a state block. Entries are kept up to a number of bytes, those us
 its own writes files, so that no answer waits for a disk. A file is a container
 (`formats/container.py`) whose name is a hash; damaged entries, and entries of other models or
 settings, are ignored.
+
+Where forks can be cut to any length, a conversation that goes on takes the place of what was kept
+of it before. Its file is written anew only when it has grown by an eighth, and at the end: so a
+conversation of N tokens writes the bytes of at most 9 N, not of all its turns added up.
 """
 
 from __future__ import annotations
@@ -35,7 +39,23 @@ from edgetok.private_folder import private_folder
 
 LEAST_TOKENS = 64  # fewer are read as fast as a state is copied
 _SUFFIX = ".prefix"
+_GROWN = 9 / 8  # times the tokens that a file holds: then it is written anew
 _WRITING_NICE = 10  # a long conversation takes seconds to copy, to hash and to write
+
+
+@dataclass(slots=True)
+class _File:
+    """The file of a prefix: of its first `tokens` tokens, 0 where there is none."""
+
+    path: Path | None = None
+    tokens: int = 0
+
+    def remove(self) -> None:
+        """Have no file."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self.path, self.tokens = None, 0
 
 
 @dataclass(slots=True)
@@ -48,6 +68,7 @@ class Prefix:
         shape: shape of the caches that can take it.
         held: a fork, or a state block.
         nbytes: bytes of what is held and the tokens.
+        file: on disk; of fewer tokens where the conversation went on since.
         ids: the tokens as an array, for comparisons.
     """
 
@@ -56,10 +77,28 @@ class Prefix:
     shape: Mapping[str, Any]
     held: KVCache | CacheState
     nbytes: int
+    file: _File = field(default_factory=_File)
     ids: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.tokens, np.int64)
+
+    def is_grown(self, grown: float) -> bool:
+        """Return whether it has more tokens than its file, and at least `grown` times as many."""
+        return self.file.tokens < len(self.tokens) >= grown * self.file.tokens
+
+    def take_file(self, other: Prefix | None) -> None:
+        """Take over the file of an entry that goes, if it has more tokens than this one's."""
+        if other is not None:
+            if other.file.tokens >= self.file.tokens:
+                self.file, other.file = other.file, self.file
+            other.file.remove()
+
+    def shared(self, ids: npt.NDArray[np.int64]) -> int:
+        """Return how many tokens it begins with that others begin with, too."""
+        count = min(len(ids), len(self.ids))
+        differ = np.flatnonzero(ids[:count] != self.ids[:count])
+        return int(differ[0]) if len(differ) else count
 
 
 class PrefixCache:
@@ -70,7 +109,13 @@ class PrefixCache:
         too_large: number of states that were larger than that, and so are not kept.
     """
 
-    def __init__(self, model: str, limit_bytes: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        limit_bytes: int,
+        folder: Path | None = None,
+        make: Callable[[int], KVCache] | None = None,
+    ) -> None:
         """Begin, with what an earlier process left in `folder`.
 
         Args:
@@ -78,11 +123,14 @@ class PrefixCache:
             limit_bytes: most bytes of all states together, in memory and likewise on disk.
             folder: where they are kept between processes; made with access for its owner alone.
                 None keeps them in memory.
+            make: returns an empty cache for so many tokens, for what comes from files; without it a
+                state from a file is for caches that have room for all of it.
 
         Raises:
             OutputError: the folder belongs to somebody else or cannot be made.
         """
         self._model, self.limit_bytes, self._folder = model, limit_bytes, folder
+        self._make = make
         self.too_large = 0
         self._untold: str | None = None
         self._entries: OrderedDict[str, Prefix] = OrderedDict()
@@ -111,19 +159,31 @@ class PrefixCache:
         best: tuple[int, str] | None = None
         with self._lock:
             for name, entry in self._entries.items():
-                if entry.shape == shape and len(entry.tokens) <= cache.capacity_tokens:
-                    count = min(len(ids), len(entry.tokens))
-                    differ = np.flatnonzero(ids[:count] != entry.ids[:count])
-                    same = int(differ[0]) if len(differ) else count
-                    if same >= LEAST_TOKENS and (best is None or same > best[0]):
+                if entry.shape == shape and self._fits(entry, cache):
+                    same = entry.shared(ids)
+                    if LEAST_TOKENS <= same <= cache.capacity_tokens and (
+                        best is None or same > best[0]
+                    ):
                         best = same, name
             if best is None:
                 return None
             self._entries.move_to_end(best[1])
             return best[0], self._entries[best[1]]
 
-    def restore(self, entry: Prefix, cache: KVCache) -> bool:
+    def _fits(self, entry: Prefix, cache: KVCache) -> bool:
+        """Whether a cache can take an entry, or the part of it that it has room for."""
+        if len(entry.tokens) <= cache.capacity_tokens:
+            return True
+        ready = not isinstance(entry.held, CacheState) or self._make is not None
+        return ready and cache.capabilities.rewinds
+
+    def restore(self, entry: Prefix, cache: KVCache, tokens: int | None = None) -> bool:
         """Make `cache` what an entry holds.
+
+        Args:
+            entry: from `find`.
+            cache: takes all of it, if it has room for that.
+            tokens: that it takes otherwise, the entry's first ones.
 
         Returns:
             False, with nothing changed, where the entry turns out to be damaged; it is dropped.
@@ -133,7 +193,9 @@ class PrefixCache:
         """
         with self._lock:
             try:
-                if isinstance(entry.held, CacheState):
+                if len(entry.tokens) > cache.capacity_tokens:
+                    cache.adopt(self._beginning(entry, tokens or 0))
+                elif isinstance(entry.held, CacheState):
                     cache.load(entry.held)
                     if cache.capabilities.shares:  # from now on without a copy
                         entry.held = cache.fork()
@@ -144,10 +206,24 @@ class PrefixCache:
                 return False
             return True
 
+    def _beginning(self, entry: Prefix, tokens: int) -> KVCache:
+        """A fork of an entry, cut to its first tokens. Called with the lock."""
+        if isinstance(entry.held, CacheState) and self._make is not None:
+            whole = self._make(len(entry.tokens))
+            whole.load(entry.held)
+            entry.held = whole
+        if isinstance(entry.held, CacheState):
+            raise SessionError("a prefix on disk is longer than the cache")
+        made = entry.held.fork()
+        made.truncate(tokens)
+        return made
+
     def add(self, tokens: Sequence[int], cache: KVCache) -> None:
         """Keep the state of a cache that has read `tokens`.
 
-        Entries that were not used for longest go where there are too many.
+        Where forks can be cut to any length it takes the place of its own beginnings, and a
+        beginning of what is kept is not kept again. Entries that were not used for longest go where
+        there are too many.
 
         Raises:
             OutputError: an earlier one could not be written to the folder.
@@ -173,24 +249,45 @@ class PrefixCache:
                     )
             return
         with self._lock:
+            if cache.capabilities.rewinds and self._known(entry, cache):
+                return
+            for other in self._beginnings(entry) if cache.capabilities.rewinds else [name]:
+                entry.take_file(self._entries.pop(other, None))
             self._entries[name] = entry
-            self._entries.move_to_end(name)
             self._shrink()
-            if self._folder is not None:
-                written = self._later(self._write, entry, self._folder)
-                self._files.append(written)
+            self._file(entry, _GROWN)
 
-    def warm(self, make: Callable[[int], KVCache]) -> None:
+    def _known(self, entry: Prefix, cache: KVCache) -> bool:
+        """Whether a longer entry, which then counts as used, serves for this one."""
+        for name, other in self._entries.items():
+            longer = len(other.tokens) > len(entry.tokens) and other.shape == entry.shape
+            if longer and self._fits(other, cache) and other.shared(entry.ids) == len(entry.tokens):
+                self._entries.move_to_end(name)
+                return True
+        return False
+
+    def _beginnings(self, entry: Prefix) -> list[str]:
+        """Entries that this one begins with, or that are the same."""
+        return [
+            name
+            for name, other in self._entries.items()
+            if other.shape == entry.shape and other.shared(entry.ids) == len(other.tokens)
+        ]
+
+    def _file(self, entry: Prefix, grown: float) -> None:
+        """Write an entry's file later, if it is `grown` times what is there. With the lock."""
+        if self._folder is not None and entry.is_grown(grown):
+            written = self._later(self._write, entry, self._folder, grown)
+            self._files.append(written)  # after `_later`, which may begin another list
+
+    def warm(self) -> None:
         """Take the entry that was used last from its file's form into a cache, in the background.
 
         So the next turn of its conversation does not wait for that: half a gigabyte takes seconds.
-
-        Args:
-            make: returns an empty cache for so many tokens.
         """
         with self._lock:
-            if self._entries:
-                self._later(self._warm, next(reversed(self._entries.values())), make)
+            if self._entries and self._make is not None:
+                self._later(self._warm, next(reversed(self._entries.values())), self._make)
 
     def _warm(self, entry: Prefix, make: Callable[[int], KVCache]) -> None:
         with contextlib.suppress(ContextError):  # no memory: the answer that wants it finds out
@@ -229,14 +326,23 @@ class PrefixCache:
         Raises:
             OutputError: one could not be.
         """
+        self._file_rest()
         wait(self._files)
         self._raise_failed()
 
     def close(self) -> None:
         """Wait until all files are written, and end the thread; later additions begin another."""
+        if self._process == os.getpid():
+            self._file_rest()
         writing, self._writing = self._writing, None
         if writing is not None and self._process == os.getpid():
             writing.shutdown()
+
+    def _file_rest(self) -> None:
+        """Write the files of conversations that have grown since."""
+        with self._lock:
+            for entry in self._entries.values():
+                self._file(entry, 1.0)
 
     def _raise_failed(self) -> None:
         """Raise the error of a file that could not be written, once."""
@@ -246,18 +352,24 @@ class PrefixCache:
         for file in done:
             file.result()
 
-    def _write(self, entry: Prefix, folder: Path) -> None:
-        """Write an entry's file, unless it is gone by now."""
+    def _write(self, entry: Prefix, folder: Path, grown: float) -> None:
+        """Write an entry's file, unless it is gone by now or has one."""
         path = folder / (entry.name + _SUFFIX)
         with self._lock:
             held = entry.held
-            if self._entries.get(entry.name) is not entry:
+            if self._entries.get(entry.name) is not entry or not entry.is_grown(grown):
                 return
         state = held if isinstance(held, CacheState) else held.save()
         header, parts = cache_parts(SavedCache(entry.tokens, state))
         write_container(path, self._model, header, parts)
         with self._lock:
-            if entry.name not in self._entries:
+            # Meanwhile it may have gone, or another have taken its place and its file.
+            file = entry.file
+            if any(one.file is file for one in self._entries.values()):
+                if file.path != path:
+                    file.remove()
+                file.path, file.tokens = path, len(entry.tokens)
+            elif entry.name not in self._entries:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -266,10 +378,9 @@ class PrefixCache:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, name: str) -> None:
-        self._entries.pop(name, None)
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                (self._folder / (name + _SUFFIX)).unlink()
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            entry.file.remove()
 
     def _read(self, path: Path) -> None:
         """Take in a file; one of another model stays where it is, a damaged one is removed."""
@@ -284,8 +395,9 @@ class PrefixCache:
                     path.unlink()
             return
         name = path.name.removesuffix(_SUFFIX)
+        file = _File(path, len(saved.tokens))
         self._entries[name] = Prefix(
-            name, saved.tokens, saved.state.shape, saved.state, saved.nbytes
+            name, saved.tokens, saved.state.shape, saved.state, saved.nbytes, file
         )
 
 

@@ -21,11 +21,13 @@ class CacheCapabilities:
         evicts: it evicts tokens to stay within its bytes, so a conversation never ends.
         saves: `save`, `load`, `fork` and `adopt` work.
         shares: a fork shares memory with its origin until either writes there.
+        rewinds: forks can be cut to any length, so one serves every beginning of its tokens.
     """
 
     evicts: bool = False
     saves: bool = False
     shares: bool = False
+    rewinds: bool = False
 
 
 class KVCache(Protocol):

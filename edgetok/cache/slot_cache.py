@@ -144,9 +144,14 @@ class SlotCache(KVCache, Generic[M]):
     @property
     def capabilities(self) -> CacheCapabilities:
         """Capabilities of this cache."""
-        saves = self.before is None
+        saves, evicts = self.before is None, self.bounds is not None
+        shares = saves and self.memory.shares
+        all_held = not evicts and not self.memory.history.rings
         return CacheCapabilities(
-            evicts=self.bounds is not None, saves=saves, shares=saves and self.memory.shares
+            evicts=evicts,
+            saves=saves,
+            shares=shares,
+            rewinds=shares and all_held and not any(layer.window for layer in self.spec.layers),
         )
 
     def serves(self, spec: DecoderSpec, kv_bits: int, kind: str) -> bool:

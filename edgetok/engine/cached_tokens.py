@@ -108,8 +108,8 @@ class CachedTokens:
             found = self._prefixes.find(prompt[: len(prompt) - 1], self.cache)
             if found is not None and found[0] > len(self.tokens):
                 pinned = self.cache.pinned_tokens
-                if self._prefixes.restore(found[1], self.cache):
-                    self.tokens = list(found[1].tokens)
+                if self._prefixes.restore(found[1], self.cache, found[0]):
+                    self.tokens = found[1].tokens[: self.cache.length_tokens]
                     self.cut(found[0])
                     self.cache.pin(pinned)
         return len(self.tokens)

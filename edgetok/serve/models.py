@@ -249,7 +249,7 @@ class ModelPool:
             prefixes = PrefixCache(model.artefact.identity, self.prefix_bytes)
             model.engine.prefixes = prefixes
         elif model.engine.limits is None:
-            prefixes.warm(model.backend.new_cache)
+            prefixes.warm()
         buffers = getattr(model.backend, "buffer_bytes", 0)
         served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
         if model.engine.draft_model is not None:

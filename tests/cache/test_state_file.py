@@ -197,9 +197,9 @@ def test_what_was_used_last_is_made_ready_in_the_background(tmp_path):
         before.add([first] * 200, origin)
     before.close()
     os.utime(next(folder.glob("*.prefix")), (1, 1))
-    prefixes = PrefixCache(MODEL, 100 << 20, folder)
+    prefixes = PrefixCache(MODEL, 100 << 20, folder, make)
     origin.clear()
-    prefixes.warm(make)
+    prefixes.warm()
     prefixes.close()
     ready = [
         entry for entry in prefixes._entries.values() if not isinstance(entry.held, CacheState)
@@ -210,6 +210,71 @@ def test_what_was_used_last_is_made_ready_in_the_background(tmp_path):
     assert prefixes.restore(prefixes.find([*ready[0].tokens, 1], other)[1], other)
     assert store.pool.used_bytes == used
     np.testing.assert_array_equal(other.save().block, expected)
+
+
+def test_a_conversation_takes_the_place_of_its_beginnings(tmp_path, monkeypatch):
+    """One entry and one file, written anew when it has grown by an eighth, and at the end."""
+    from edgetok.cache import prefix_cache as module
+
+    written, write = [], module.write_container
+
+    def counted(path, model, header, parts):
+        written.append(header["tokens"])
+        write(path, model, header, parts)
+
+    monkeypatch.setattr(module, "write_container", counted)
+    folder, cache = tmp_path / "prefixes", make()
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)
+
+    def grow(length):
+        cache.begin(length - cache.length_tokens)
+        cache.advance(length - cache.length_tokens)
+        prefixes.add(range(length), cache)
+        for file in prefixes._files:
+            file.result()
+        assert len(prefixes._entries) == 1
+        assert len(list(folder.glob("*.prefix"))) == 1
+        assert prefixes.find(range(length + 1), cache)[0] == length
+
+    for length in (100, 110, 112, 113, 120):
+        grow(length)
+    assert written == [100, 113]
+    prefixes.add(range(115), cache)  # its longer self serves for that
+    prefixes.add(range(120), cache)
+    prefixes.flush()
+    prefixes.close()
+    assert written == [100, 113, 120]
+    again = PrefixCache(MODEL, 100 << 20, folder)
+    assert again.find(range(200), cache)[0] == 120
+    again.add([7] * 100, filled(100))
+    assert len(again._entries) == 2
+    again.close()
+    assert len(list(folder.glob("*.prefix"))) == 2
+
+
+def test_what_grows_while_it_is_written_leaves_one_file(tmp_path, monkeypatch):
+    import threading
+
+    from edgetok.cache import prefix_cache as module
+
+    go, write = threading.Event(), module.write_container
+
+    def slowly(*given):
+        assert go.wait(60)
+        write(*given)
+
+    monkeypatch.setattr(module, "write_container", slowly)
+    folder = tmp_path / "prefixes"
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)
+    for length in (100, 105, 200):
+        prefixes.add(range(length), filled(length))
+    go.set()
+    prefixes.close()
+    (path,) = folder.glob("*.prefix")
+    again = PrefixCache(MODEL, 100 << 20, folder)
+    assert again.find(range(201), make())[0] == 200
+    prefixes._drop(next(iter(prefixes._entries)))
+    assert not path.exists()
 
 
 def test_files_are_written_in_the_background_rank(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import edgetok
+from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.evaluation.chats import measure_chats
 
 PROMPTS = [
@@ -48,6 +49,29 @@ def options(i: int, greedy: bool) -> Any:
 def test_a_batch(model: edgetok.Model, alone: Any) -> None:
     found = model.generate_batch(PROMPTS, **options(0, True))
     assert [result.tokens for result in found] == [alone[i, True] for i in range(8)]
+
+
+def test_a_long_conversation_serves_a_short_prompt_that_begins_alike(
+    model: edgetok.Model, tmp_path: Path
+) -> None:
+    """Though it does not fit into the short one's cache; from memory, and from a file."""
+    said = (model.tokenize("Tom had a dog. The dog had a ball. ") * 40)[:400]
+    short = [*said[:150], *model.tokenize("A cat")]
+    expected = model.generate(short, **options(0, True)).tokens
+    try:
+        for first in (True, False):
+            model.engine.prefixes = PrefixCache(
+                model.artefact.identity, 1 << 26, tmp_path / "prefixes", model.backend.new_cache
+            )
+            if first:
+                model.generate(said, **options(0, True))
+            for _ in range(2):
+                found = model.generate(short, **options(0, True))
+                assert found.tokens == expected
+                assert found.stats.cached_tokens >= 150
+            model.engine.prefixes.close()
+    finally:
+        model.engine.prefixes = None
 
 
 def test_32_threads(model: edgetok.Model, alone: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import edgetok
 from edgetok.models.bundled import bundled_model
+from tests.fake import CHATML
 from tests.serve.conftest import Process, Rule
 
 openai = pytest.importorskip("openai")
@@ -173,6 +174,21 @@ def test_roles_and_null_content(loud: Rule) -> None:
     assert found["choices"][0]["message"]["content"] == "brief:3:TWO!"
 
 
+def test_reasoning_is_read_in_both_spellings(rule: Callable[..., Rule]) -> None:
+    """The template gets that of earlier answers, whatever the client calls it."""
+    thought = "{{ m['reasoning_content'] | default('') }}"
+    template = CHATML.replace("{{ '<|im_start|>'", thought + "{{ '<|im_start|>'", 1)
+    api = rule(template=template)
+
+    def read(**given: str) -> int:
+        answer = {"role": "assistant", "content": "x"} | given
+        found = api.chat("", messages=[*USER, answer, *USER], max_tokens=1).json()
+        return int(found["usage"]["prompt_tokens"])
+
+    for name in ("reasoning_content", "reasoning"):
+        assert read(**{name: "Well, well."}) == read() + len("Well, well.")
+
+
 @pytest.mark.parametrize(
     ("fields", "tokens"),
     [
@@ -224,9 +240,12 @@ def test_several_answers(loud: Rule) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
-        ({"temperature": -1}, None, None),
-        ({"max_tokens": 0}, None, None),
-        ({"stop": ["x"] * 100}, None, None),
+        ({"temperature": -1}, "temperature", "invalid_value"),
+        ({"temperature": 101}, "temperature", "invalid_value"),
+        ({"top_p": 1.1}, "top_p", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
+        ({"stop": ["x"] * 100}, "stop", "invalid_value"),
         ({"chat_template": "{{ 'a' * 10**10 }}"}, "chat_template", "unsupported_parameter"),
         (
             {"chat_template_kwargs": {"messages": "x"}},
@@ -247,6 +266,13 @@ def test_refused_by_name(loud: Rule, fields: Any, param: Any, code: Any, stream:
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize("temperature", [0, 2, 2.5, 100])
+def test_temperatures(loud: Rule, temperature: float) -> None:
+    """OpenAI ends at 2. Here more is useful with `min_p`, and does no harm."""
+    found = loud.chat("hello", temperature=temperature, min_p=1.0).json()
+    assert found["choices"][0]["message"]["content"] == "1:HELLO!"
 
 
 def test_unknown_fields_are_named(loud: Rule) -> None:

@@ -13,6 +13,7 @@ from edgetok.models.bundled import bundled_model
 from tests.serve.conftest import Process
 
 openai = pytest.importorskip("openai")
+SAID = [{"role": "user", "content": "x"}]
 
 
 def test_texts_and_tokens(server: Process) -> None:
@@ -85,10 +86,29 @@ def test_models(server: Process) -> None:
             client.models.retrieve("other")
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "kind"),
+    [
+        ("chat/completions", {"messages": SAID, "max_tokens": 1}, "chat.completion"),
+        ("completions", {"prompt": "x", "max_tokens": 1}, "text_completion"),
+        ("responses", {"input": "x", "max_output_tokens": 1}, "response"),
+        ("responses/input_tokens", {"input": "x"}, "response.input_tokens"),
+        ("embeddings", {"input": "x"}, "list"),
+    ],
+)
+def test_a_body_says_what_it_is(
+    server: Process, path: str, fields: dict[str, Any], kind: str
+) -> None:
+    """Those of models, health, streams and ranks: see their tests. Anthropic's have a `type`."""
+    found = server.post(f"/v1/{path}", **fields).json()
+    assert found["object"] == kind
+    if kind == "list":
+        assert {one["object"] for one in found["data"]} == {"embedding"}
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_unknown_models_are_refused(server: Process, path: str) -> None:
-    messages = [{"role": "user", "content": "x"}]
-    fields = {"messages": messages} if "chat" in path else {"prompt": "x"}
+    fields = {"messages": SAID} if "chat" in path else {"prompt": "x"}
     response = httpx.post(server.url + path, json={"model": "gpt-4o"} | fields)
     assert response.status_code == 404
     error = response.json()["error"]

@@ -111,6 +111,13 @@ def test_errors_have_anthropics_shape(loud: Any, rule: Callable[..., Rule]) -> N
         )
 
 
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"stop_sequences": ["x"] * 100}])
+def test_values_out_of_range_are_named(loud: Any, fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(anthropic.BadRequestError, match=name):
+        loud.messages.create(**({"model": "fake", "max_tokens": 5, "messages": SAID} | fields))
+
+
 def test_an_error_in_the_middle_of_a_stream(rule: Callable[..., Rule]) -> None:
     left = [3]
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fake import CHATML
 from tests.serve.conftest import Process, Rule
+from tests.serve.writing import written
 
 openai = pytest.importorskip("openai")
 anthropic = pytest.importorskip("anthropic")
@@ -41,25 +42,6 @@ SAID: Any = [{"role": "user", "content": "What is the weather?"}]
 def client(server: Process) -> Any:
     with openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0) as made:
         yield made
-
-
-def written(text: str) -> Callable[[list[int]], int]:
-    """A rule that writes a text after the last marker of the template, then ends."""
-    from tokenizers import pre_tokenizers
-
-    places = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    ids = [places[c] for c in spell.pre_tokenize_str(text)[0][0]]
-    marker = [256, *(places[c] for c in "assistantĊ")]
-
-    def rule(tokens: list[int]) -> int:
-        for start in range(len(tokens) - len(marker), -1, -1):
-            if tokens[start : start + len(marker)] == marker:
-                done = len(tokens) - start - len(marker)
-                return ids[done] if done < len(ids) else 257
-        return 257
-
-    return rule
 
 
 TWO = (

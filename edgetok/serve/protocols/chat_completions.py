@@ -89,11 +89,11 @@ class ChatCompletions(Protocol):
         """Read a body. See `Protocol`."""
         found = validated(_Body, body)
         _refuse_unsupported(found)
-        limit = found.max_completion_tokens
+        name = "max_tokens" if found.max_completion_tokens is None else "max_completion_tokens"
         request = Request(
             model=found.model,
             messages=tuple(_message(one, f"messages.{i}") for i, one in enumerate(found.messages)),
-            sampling=found.sampling(found.max_tokens if limit is None else limit, _rates(found)),
+            sampling=found.sampling(getattr(found, name), _rates(found), name),
             answers=1 if found.n is None else found.n,
             priority=found.importance,
             variables=_variables(found.chat_template_kwargs or {}),

@@ -21,6 +21,7 @@ from edgetok.serve.protocols.protocol import (
     Protocol,
     Rendering,
     refuse,
+    sampling_of,
     text_of,
     validated,
 )
@@ -102,7 +103,7 @@ class Messages(Protocol):
             model=found.model,
             messages=tuple(messages),
             begun=begun,
-            sampling={name: value for name, value in sampling.items() if value is not None},
+            sampling=sampling_of(sampling, {"stop": "stop_sequences"}),
             priority=BACKGROUND if found.service_tier == "flex" else 0,
             tools=tools_of([_tool(tool, i) for i, tool in enumerate(found.tools or ())]),
             tool_choice=_choice(found.tool_choice or {}),

@@ -14,7 +14,7 @@ from edgetok.engine.result import FinishReason
 from edgetok.errors import GrammarError, OptionError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
-from edgetok.serve.protocols.protocol import Fields, refuse
+from edgetok.serve.protocols.protocol import Fields, refuse, sampling_of
 from edgetok.serve.request import BACKGROUND, Rated, Usage
 
 # Fields that change nothing here, and whose absence from the answer nobody would notice.
@@ -66,15 +66,18 @@ class Sampled(Fields):
     service_tier: str | None = None
     priority: int | None = None
 
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+    def sampling(
+        self, max_tokens: int | None, logprobs: int | None, limit: str = "max_tokens"
+    ) -> dict[str, Any]:
         """Return the options that were given, under edgetok's names.
 
         Args:
             max_tokens: most tokens of the answer; -1 or None for what the context holds.
             logprobs: how many most likely tokens are told with each; None for no log-probabilities.
+            limit: the field that `max_tokens` is from.
 
         Raises:
-            Refusal: one of them is not supported.
+            Refusal: one of them is not supported, or out of range.
         """
         if self.logit_bias:
             raise refuse("logit_bias", "biases are not supported; leave it out")
@@ -88,7 +91,7 @@ class Sampled(Fields):
         found["seed"] = None if self.seed is None else self.seed % (1 << 64)
         if self.stop:
             found["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        return {name: value for name, value in found.items() if value is not None}
+        return sampling_of(found, {"max_tokens": limit})
 
     @property
     def importance(self) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pydantic
 
+from edgetok.errors import OptionError
+from edgetok.sampling.options import SamplingOptions
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.request import Event, Request, Usage, Whole
@@ -102,6 +105,29 @@ def validated(kind: type[B], body: dict[str, Any]) -> B:
         raise Refusal(
             400, f"{place or 'body'}: {first['msg']}", param=place or None, code="invalid_value"
         ) from error
+
+
+def sampling_of(
+    given: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the options of sampling that a client gave.
+
+    Args:
+        given: values by edgetok's names; those that are None were not given.
+        names: the client's names, where they are others.
+
+    Raises:
+        Refusal: names the first field whose value is out of range.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        try:
+            SamplingOptions(**{name: value})
+        except OptionError as error:
+            param = names.get(name, name)
+            message = str(error).replace(name, param, 1)
+            raise Refusal(400, message, param=param, code="invalid_value") from error
+    return found
 
 
 def text_of(

@@ -30,6 +30,7 @@ from edgetok.serve.protocols.protocol import (
     Protocol,
     Rendering,
     refuse,
+    sampling_of,
     text_of,
     validated,
 )
@@ -101,7 +102,7 @@ class Responses(Protocol):
         request = Request(
             model=found.model,
             messages=tuple(messages),
-            sampling={name: value for name, value in sampling.items() if value is not None},
+            sampling=sampling_of(sampling, {"max_tokens": "max_output_tokens"}),
             priority=BACKGROUND if found.service_tier == "flex" else 0,
             grammar=grammar_of(found.text.format if found.text else None, "text.format"),
             tools=tools_of([_tool(tool) for tool in _functions(found)]),

@@ -122,6 +122,7 @@ class Rule(Api):
             name="fake", path=Path("fake"), created=0, identity="ab" * 32, weight_bytes=0
         )
         pool.models["fake"].model = model
+        pool.models["fake"].used_s = time.monotonic()  # else it is idle, and cannot be loaded again
         model.engine.prefixes = PrefixCache("ab" * 32, 1 << 20)
         self.writer = Writer(pool, self.budget, Metrics())
         self._server = make_server(self.writer, ServeOptions(**options))

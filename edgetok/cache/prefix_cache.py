@@ -10,7 +10,7 @@ settings, are ignored.
 
 Where forks can be cut to any length, a conversation that goes on takes the place of what was kept
 of it before. Its file is written anew only when it has grown by an eighth, and at the end: so a
-conversation of N tokens writes the bytes of at most 9 N, not of all its turns added up.
+conversation of N tokens writes the bytes of less than 10 N, not of all its turns added up.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from edgetok.cache.prefix import Prefix, PrefixFile
 from edgetok.cache.protocol import KVCache
 from edgetok.cache.state import CacheState
 from edgetok.cache.state_file import SavedCache, cache_parts, saved_cache
@@ -41,64 +39,6 @@ LEAST_TOKENS = 64  # fewer are read as fast as a state is copied
 _SUFFIX = ".prefix"
 _GROWN = 9 / 8  # times the tokens that a file holds: then it is written anew
 _WRITING_NICE = 10  # a long conversation takes seconds to copy, to hash and to write
-
-
-@dataclass(slots=True)
-class _File:
-    """The file of a prefix: of its first `tokens` tokens, 0 where there is none."""
-
-    path: Path | None = None
-    tokens: int = 0
-
-    def remove(self) -> None:
-        """Have no file."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-        self.path, self.tokens = None, 0
-
-
-@dataclass(slots=True)
-class Prefix:
-    """The state after some tokens.
-
-    Attributes:
-        name: hash of model, shape and tokens.
-        tokens: the tokens that were read.
-        shape: shape of the caches that can take it.
-        held: a fork, or a state block.
-        nbytes: bytes of what is held and the tokens.
-        file: on disk; of fewer tokens where the conversation went on since.
-        ids: the tokens as an array, for comparisons.
-    """
-
-    name: str
-    tokens: list[int]
-    shape: Mapping[str, Any]
-    held: KVCache | CacheState
-    nbytes: int
-    file: _File = field(default_factory=_File)
-    ids: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ids = np.asarray(self.tokens, np.int64)
-
-    def is_grown(self, grown: float) -> bool:
-        """Return whether it has more tokens than its file, and at least `grown` times as many."""
-        return self.file.tokens < len(self.tokens) >= grown * self.file.tokens
-
-    def take_file(self, other: Prefix | None) -> None:
-        """Take over the file of an entry that goes, if it has more tokens than this one's."""
-        if other is not None:
-            if other.file.tokens >= self.file.tokens:
-                self.file, other.file = other.file, self.file
-            other.file.remove()
-
-    def shared(self, ids: npt.NDArray[np.int64]) -> int:
-        """Return how many tokens it begins with that others begin with, too."""
-        count = min(len(ids), len(self.ids))
-        differ = np.flatnonzero(ids[:count] != self.ids[:count])
-        return int(differ[0]) if len(differ) else count
 
 
 class PrefixCache:
@@ -395,7 +335,7 @@ class PrefixCache:
                     path.unlink()
             return
         name = path.name.removesuffix(_SUFFIX)
-        file = _File(path, len(saved.tokens))
+        file = PrefixFile(path, len(saved.tokens))
         self._entries[name] = Prefix(
             name, saved.tokens, saved.state.shape, saved.state, saved.nbytes, file
         )

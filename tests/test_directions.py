@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels_cpu.recurrent": {"errors", *KERNEL_BASE},
     "kernels_cpu.eviction": {"errors", "kernels_cpu.attention", *KERNEL_BASE},
     "kernels_cpu.sampling": {"errors", *KERNEL_BASE},
+    "kernels_cpu.text": KERNEL_BASE,
     "kernels_cpu.bandwidth": {"errors", *KERNEL_BASE},
     "kernels_cpu": {"errors"},
     "kernels_gpu": {"errors"},

@@ -13,8 +13,9 @@ from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program import abi, tables
 from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.kernels_cpu.text import launch as text
 from edgetok.models import ops
-from edgetok.native import plan, template, tokenizer
+from edgetok.native import plan, template
 from edgetok.runtime.cpu import plan_file
 from edgetok.runtime.cpu.arenas import Segment
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS
@@ -32,7 +33,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (ops, ("STATES",)),
     (recurrent, ("SNAPSHOT", "MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
     (template, ("STRIPS",)),
-    (tokenizer, ("KIND_", "PATTERN_", "TOKEN_", "ADDED_", "METASPACE_")),
+    (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "STRIP_")),
 )
 MOST_ROPES = 8
 # Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.
@@ -59,7 +60,7 @@ def abi_header() -> str:
     for prefix, names in (
         ("HEADER", plan_file.HEADER),
         ("RUN", plan.RUN),
-        ("TOK", tokenizer.NUMBERS),
+        ("TOK", text.NUMBERS),
     ):
         numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}
         numbers[f"{prefix}_COUNT"] = len(names)
@@ -82,8 +83,19 @@ def abi_header() -> str:
     lines += ["#ifndef EDGETOK_ABI_H", "#define EDGETOK_ABI_H", "enum {"]
     lines += [f"    {name} = {value}," for name, value in numbers.items()]
     lines += ["};", *(f'#define {name} "{value}"' for name, value in texts.items())]
-    lines += [f"#define POLICIES {', '.join(map(_policy, _POLICIES))}", "#endif"]
+    lines += [
+        f"#define POLICIES {', '.join(map(_policy, _POLICIES))}",
+        f"#define TABLE_SHAPES {', '.join(map(_shape, text.TABLES))}",
+        "#endif",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _shape(table: text.Table) -> str:
+    """A table of a tokenizer as a row of C: its number of rows, more of them, limits of columns."""
+    rows = f"TOK_{table.rows.upper()}" if table.rows else "-1"
+    limits = ", ".join(map(str, table.columns))
+    return f"{{{rows}, {table.more}, {len(table.columns)}, {{{limits}}}}}"
 
 
 def _policy(name: str) -> str:

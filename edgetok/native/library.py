@@ -22,6 +22,7 @@ from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
 from edgetok.kernels_cpu.program.loader import compiled_objects
 from edgetok.kernels_cpu.simd.isa import ISAS, choose
 from edgetok.kernels_cpu.simd.target import Target
+from edgetok.kernels_cpu.text.launch import MODULES as TEXT_MODULES
 from edgetok.native.abi_header import abi_header
 
 _FOLDER = Path(__file__).parent
@@ -191,7 +192,7 @@ def build_library(
 
     Args:
         machine: for which.
-        modules: kernel modules that it holds.
+        modules: kernel modules that it holds, besides those of texts.
         out: a folder that exists.
         cache_dir: where compiled kernels are kept.
         progress: called while kernels are compiled.
@@ -206,6 +207,7 @@ def build_library(
         EdgetokError: compiling fails.
     """
     sets = tuple(isas) or machine.isas
+    modules = [*modules, *TEXT_MODULES]
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         (folder / "abi.h").write_text(abi_header())

@@ -1,4 +1,4 @@
-"""Tables of Unicode's normal form C for `src/normalize.c`.
+"""Tables of Unicode's normal form C for `kernels_cpu/text/normal.py`.
 
 They follow the version of Unicode that the `tokenizers` package has, which is older than Python's:
 each entry is asked of the package. Only the classes of marks are Python's, of those marks that the

@@ -1,4 +1,4 @@
-"""A tokenizer as tables for C (`src/tokenizer.c`), or the reason why it is none of those kinds.
+"""A tokenizer as tables for kernels (`kernels_cpu/text`), or why it is none of those kinds.
 
 Taken: byte-level BPE with the patterns of GPT-2, Llama 3 and Qwen 2, digits apart or not, with
 Unicode's normal form C (`normalizer.py`) or without a normalizer; and sentencepiece BPE and
@@ -21,53 +21,23 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from edgetok.errors import UnsupportedError
+from edgetok.kernels_cpu.text.launch import (
+    ADDED_LSTRIP,
+    ADDED_RSTRIP,
+    KIND_BYTES,
+    KIND_SENTENCEPIECE,
+    KIND_UNIGRAM,
+    NUMBERS,
+    PATTERN_GPT2,
+    PATTERN_LLAMA3,
+    TABLES,
+    TOKEN_SPECIAL,
+    TOKEN_STARTS,
+    TOKEN_TEXT,
+)
 from edgetok.native.normalizer import NormalTables, normal_tables
 from edgetok.text.detokenizer import byte_alphabet, token_decoder
 from edgetok.text.tokenizer import Tokenizer
-
-KIND_BYTES, KIND_SENTENCEPIECE, KIND_UNIGRAM = range(3)
-PATTERN_GPT2, PATTERN_LLAMA3 = range(2)
-# Which texts get a space of their own before them, unless they begin with one.
-METASPACE_NEVER, METASPACE_FIRST, METASPACE_ALWAYS = range(3)
-# Flags of a token.
-TOKEN_SPECIAL = 1  # gives no text
-TOKEN_TEXT = 2  # whole characters, which end a character that bytes before left incomplete
-TOKEN_STARTS = 4  # the tokenizer puts a space of its own before the text after it
-# Flags of an added token.
-ADDED_LSTRIP = 1
-ADDED_RSTRIP = 2
-
-NUMBERS = (
-    "tokens",
-    "merges",
-    "added",
-    "before",
-    "after",
-    "by_text",
-    "letters",
-    "numbers",
-    "spaces",
-    "digit_ranges",
-    "unstable",  # none: no normalizer
-    "decompositions",
-    "classes",
-    "compositions",
-    "pieces",  # of Unigram
-    "kind",
-    "pattern",
-    "digits",  # most in a number, of PATTERN_LLAMA3
-    "split_digits",
-    "ignore_merges",
-    "prepend",
-    "fallback",
-    "fuse",
-    "unknown",  # -1: none
-    "space",  # the token of U+2581; -1: none
-    "strip",
-    "longest",
-    "metaspace",
-    "split_words",  # 1: pieces of Unigram do not cross words
-)
 
 _SPACE = "\u2581"
 _UNKNOWN_PENALTY = 10.0  # of sentencepiece
@@ -310,7 +280,7 @@ def _packed(
         "longest": max(map(len, pieces), default=0),
     }
     head = np.array([numbers[name] for name in NUMBERS], "<i8").tobytes()
-    arrays = b"".join(np.array(values, "<i4").tobytes() for values in lists.values())
+    arrays = b"".join(np.array(lists[table.name], "<i4").tobytes() for table in TABLES)
     return head + arrays + bytes(flags) + text
 
 

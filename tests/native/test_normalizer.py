@@ -12,10 +12,11 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from edgetok.errors import EdgetokError, UnsupportedError
+from edgetok.kernels_cpu.text.launch import NUMBERS
 from edgetok.native.check import check_texts
 from edgetok.native.normalizer import normal_tables
 from edgetok.native.plan import PLAN_FILE, Section
-from edgetok.native.tokenizer import NUMBERS, tokenizer_tables
+from edgetok.native.tokenizer import tokenizer_tables
 from edgetok.text.tokenizer import Tokenizer
 from tests.native.conftest import write_export
 from tests.native.test_plan import sections

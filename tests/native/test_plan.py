@@ -26,7 +26,7 @@ from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer, read_config
 from tests.native.conftest import write_export
 
-MOST_LINES = 3250
+MOST_LINES = 2565
 # What an app does with a folder that it was given: a crash ends the process.
 RUN_IT = """
 import json, sys

@@ -13,9 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.formats.layout import TensorFormat
+from edgetok.kernels_cpu.text.launch import NUMBERS
 from edgetok.native.check import check_texts
 from edgetok.native.plan import PLAN_FILE, Section
-from edgetok.native.tokenizer import NUMBERS, tokenizer_tables
+from edgetok.native.tokenizer import tokenizer_tables
 from edgetok.text.tokenizer import Tokenizer
 from tests.native.conftest import write_export
 from tests.native.test_normalizer import random_texts

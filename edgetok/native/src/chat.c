@@ -7,7 +7,7 @@ enum { MORE_TEXT = 64 };
 
 /* Most bytes of text that one token gives: held bytes become U+FFFD, and so may each of its own. */
 static size_t piece_room(const edgetok_model *m) {
-    return m->tokens.there ? 3 * (size_t)m->tokens.numbers[TOK_LONGEST] + MORE_TEXT : MORE_TEXT;
+    return m->tokens.there ? 3 * (size_t)m->tokens.list[TOK_LONGEST] + MORE_TEXT : MORE_TEXT;
 }
 
 edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, char *error) {
@@ -72,16 +72,18 @@ int edgetok_sample(edgetok_chat *chat, const edgetok_sampling *given, char *erro
         texts += size + 1;
         longest = size > longest ? size : longest;
     }
-    /* Pointers to the texts, what may be held back, a token's output, the texts. */
-    size_t held = longest + 2 * room, pointers = s.stops * sizeof(char *);
+    /* Pointers to the texts, addresses and sizes of them, what may be held back, the texts. */
+    size_t held = longest + 2 * room, pointers = s.stops * (sizeof(char *) + 16) + 8;
     et_drop(&chat->next_memory);
-    char *at = et_grab(&chat->next_memory, pointers + texts + 4 * held + 8);
-    if (!at) return et_fail(error, "no memory for stop texts");
-    const char **list = (const char **)(void *)at;
+    int64_t *numbers = et_grab(&chat->next_memory, pointers + texts + 4 * held + 8);
+    if (!numbers) return et_fail(error, "no memory for stop texts");
+    const char **list = (const char **)(void *)(numbers + 2 * s.stops);
+    char *at = (char *)numbers + pointers + 4 * held + 8;
     chat->held_bytes = held;
-    at += pointers + 4 * held + 8;
     for (size_t i = 0; i < s.stops; i++) {
         list[i] = strcpy(at, s.stop[i]);
+        numbers[2 * i] = address(at);
+        numbers[2 * i + 1] = (int64_t)strlen(at);
         at += strlen(at) + 1;
     }
     s.stop = list;
@@ -112,10 +114,13 @@ static int begin_answer(edgetok_chat *chat, char *error) {
     /* The next answer has the same options until others are set. */
     if (edgetok_sample(chat, &chat->sampling, error)) return -1;
     const edgetok_sampling *s = &chat->sampling;
-    chat->stop = (stop_finder){.capacity = chat->held_bytes};
-    chat->stop.held = (uint8_t *)chat->text_memory.data + s->stops * sizeof(char *);
-    chat->stop.hidden = chat->stop.held + chat->stop.capacity;
-    chat->output = chat->stop.hidden + chat->stop.capacity;
+    char *buffer = (char *)chat->text_memory.data + s->stops * (sizeof(char *) + 16) + 8;
+    chat->write = (instruction){{0}};
+    chat->write.slots[WRITE_STOPS] = address(chat->text_memory.data);
+    chat->write.slots[WRITE_STOP_COUNT] = (int64_t)s->stops;
+    chat->write.slots[WRITE_BUFFER] = address(buffer);
+    chat->write.slots[WRITE_ROOM] = (int64_t)chat->held_bytes;
+    chat->output = buffer + 3 * chat->held_bytes;
     memcpy(chat->options + OPTION_TEMPERATURE, &s->temperature, 8);
     memcpy(chat->options + OPTION_TOP_P, &s->top_p, 8);
     memcpy(chat->options + OPTION_MIN_P, &s->min_p, 8);
@@ -222,33 +227,20 @@ int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *
     for (size_t i = count > 16 ? count - 16 : 0; t->there && i < count; i++)
         visible = visible || !(t->flags[ids[i]] & TOKEN_SPECIAL);
     if (t->there && t->flags[ids[count - 1]] & TOKEN_STARTS) visible = false;
-    chat->utf8 = (utf8_stream){.strip = t->there && t->numbers[TOK_STRIP] && !visible};
+    chat->write.slots[WRITE_STRIP] = t->there && t->list[TOK_STRIP] && !visible;
     return read_tokens(chat, ids + same, (int64_t)count - same, error);
 }
 
-static size_t written(edgetok_chat *chat, int32_t token, bool ends, uint8_t *out) {
+/* Appends the text of a token to the output; without one, `rest`: what was held back. */
+static void put_text(edgetok_chat *chat, int32_t token, bool ends, bool rest) {
     const tokenizer *t = &chat->m->tokens;
-    const uint8_t *piece = t->text + t->offsets[token];
-    size_t bytes = (size_t)(t->offsets[token + 1] - t->offsets[token]), made = 0;
-    uint8_t *raw = out + chat->stop.capacity; /* before stop texts are looked for */
-    bool special = t->flags[token] & TOKEN_SPECIAL;
-    if (!ends && !special) {
-        /* Whole characters end one that bytes before them left incomplete. */
-        if (t->flags[token] & TOKEN_TEXT) made = et_utf8_end(&chat->utf8, raw);
-        made += et_utf8_push(&chat->utf8, piece, bytes, raw + made);
-    }
-    size_t shown = et_stop_push(&chat->stop, &chat->sampling, raw, made, false, out);
-    if (special)
-        shown += et_stop_push(&chat->stop, &chat->sampling, piece, bytes, true, out + shown);
-    return shown;
-}
-
-static size_t rest(edgetok_chat *chat, uint8_t *out) {
-    uint8_t last[3];
-    size_t bytes = et_utf8_end(&chat->utf8, last);
-    size_t made = et_stop_push(&chat->stop, &chat->sampling, last, bytes, false, out);
-    if (!chat->stop.found) made += et_stop_take(&chat->stop, chat->stop.bytes, out + made);
-    return made;
+    int64_t *slots = chat->write.slots, flags = rest ? 0 : t->flags[token];
+    bool nothing = rest || (ends && !(flags & TOKEN_SPECIAL));
+    slots[WRITE_PIECE] = rest ? 0 : address(t->text + t->offsets[token]);
+    slots[WRITE_BYTES] = nothing ? 0 : t->offsets[token + 1] - t->offsets[token];
+    slots[WRITE_FLAGS] = nothing ? 0 : flags;
+    slots[WRITE_REST] = rest;
+    t->write(address(slots), 0, 0, 1);
 }
 
 int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
@@ -281,17 +273,18 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     for (int64_t i = 0; i < m->run[RUN_EOS]; i++) ends = ends || m->eos[i] == token;
     int64_t limit = chat->sampling.max_tokens;
     if (!limit) limit = c->policy ? c->answer : INT64_MAX;
-    uint8_t *out = chat->output;
-    if (m->tokens.there) out += written(chat, token, ends, out);
-    if (chat->stop.found || ends) chat->finish = EDGETOK_STOP;
+    int64_t *made = &chat->write.slots[WRITE_MADE];
+    *made = 0;
+    if (m->tokens.there) put_text(chat, token, ends, false);
+    if (chat->write.slots[WRITE_FOUND] || ends) chat->finish = EDGETOK_STOP;
     else if (chat->stats.answer_tokens >= limit) chat->finish = EDGETOK_LENGTH;
     else if (c->length >= chat->capacity) chat->finish = EDGETOK_CONTEXT;
     else chat->pending = true;
-    if (chat->finish != EDGETOK_GOING && !chat->stop.found && m->tokens.there) out += rest(chat, out);
-    *out = 0;
+    if (chat->finish != EDGETOK_GOING && m->tokens.there) put_text(chat, 0, false, true);
+    chat->output[*made] = 0;
     output->finish = chat->finish;
-    output->text = (const char *)chat->output;
-    output->bytes = (size_t)(out - chat->output);
+    output->text = chat->output;
+    output->bytes = (size_t)*made;
     chat->stats.decode_s += et_seconds() - began;
     et_note_answer(chat, output);
     return 1;

@@ -56,16 +56,13 @@ typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
 typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;
 
-enum { LETTER, NUMBER, SPACE, DIGIT, UNSTABLE, CLASSES }; /* of a tokenizer's `ranges` */
-
-/* tokenizer.c: tables of the file, checked when it is opened. */
+/* tokenizer.c: tables of the file, checked when it is opened, and kernels for texts. */
 typedef struct {
     bool there;
-    int64_t numbers[TOK_COUNT];
+    int64_t list[TAB_END]; /* numbers, then addresses of tables: kernels_cpu/text/launch.py */
     const uint8_t *flags, *text;
-    const int32_t *offsets, *bytes, *merges, *added, *ranges[CLASSES], *before, *after, *by_text;
-    const int32_t *decompositions, *classes, *compositions; /* of normalize.c */
-    const int32_t *piece_ids, *piece_offsets, *scores;      /* of unigram.c, in the order of spellings */
+    const int32_t *offsets;
+    kernel *encode, *write, *strip;
 } tokenizer;
 
 struct edgetok_model {
@@ -103,31 +100,7 @@ struct edgetok_model {
 };
 
 kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
-int et_tokenizer_open(tokenizer *t, const uint8_t *data, size_t bytes, int64_t vocab, char *error);
-typedef struct {
-    const tokenizer *t;
-    const uint8_t *text;
-    size_t bytes;
-    int32_t *ids; /* what fits; `count` goes on */
-    size_t capacity, count;
-    bool lacking; /* memory */
-} encoder;
-
-/* Of rows that ascend by two numbers: the first that is not below a, b; the row a, b; the row whose two
-   numbers are the ends of a range that holds c. NULL: none. */
-int64_t et_row(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b);
-const int32_t *et_pair(const int32_t *rows, int64_t count, int width, int32_t a, int32_t b);
-const int32_t *et_range(const int32_t *rows, int64_t count, int width, int32_t c);
-bool et_in_class(const tokenizer *t, int which, int32_t c);
-int32_t et_character(const uint8_t *s, size_t *bytes);
-
-void et_emit(encoder *e, int32_t id);
-bool et_unigram(encoder *e, const uint8_t *s, size_t n); /* unigram.c; false: no memory */
-
-/* normalize.c: whether a text may be in another normal form, and the text in form C, to be freed. */
-bool et_nfc_changes(const tokenizer *t, const uint8_t *s, size_t n);
-uint8_t *et_nfc(const tokenizer *t, const uint8_t *s, size_t n, size_t *made); /* NULL: no memory */
-
+int et_tokenizer_open(edgetok_model *m, const uint8_t *data, size_t bytes, char *error);
 int et_template_check(const uint8_t *data, size_t bytes, char *error);
 void et_run(edgetok_model *m, program *p);
 void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */
@@ -207,23 +180,6 @@ int et_cache_restore(cache *c, const uint8_t *block, int64_t bytes, int64_t toke
 void et_list_free(cache *c, group *g);
 int64_t et_chunk_count(int64_t slots);
 
-/* text.c */
-typedef struct {
-    uint8_t state[4];
-    int held;
-    bool strip;
-} utf8_stream;
-
-bool et_utf8_valid(const uint8_t *s, size_t n);
-size_t et_utf8_push(utf8_stream *s, const uint8_t *bytes, size_t count, uint8_t *out);
-size_t et_utf8_end(utf8_stream *s, uint8_t *out);
-
-typedef struct { uint8_t *held; uint8_t *hidden; size_t bytes, capacity; bool found; } stop_finder;
-
-size_t et_stop_push(stop_finder *f, const edgetok_sampling *s, const uint8_t *text, size_t bytes,
-                    bool hidden, uint8_t *out);
-size_t et_stop_take(stop_finder *f, size_t count, uint8_t *out);
-
 struct edgetok_chat {
     edgetok_model *m;
     cache cache;
@@ -236,13 +192,11 @@ struct edgetok_chat {
     edgetok_sampling sampling, next_sampling;
     block text_memory, next_memory, memory;
     size_t held_bytes; /* room for text that is held back */
-    instruction choose;
+    instruction choose, write;
     int64_t options[OPTIONS], chosen;
     int32_t *seen, *seen_row; /* tokens and counts; row of each token + 1 */
     int64_t seen_count;
-    utf8_stream utf8;
-    stop_finder stop;
-    uint8_t *output;
+    char *output;
     int finish;
     bool opened;       /* an answer has begun */
     edgetok_stats_t stats;

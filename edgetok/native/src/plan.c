@@ -317,8 +317,7 @@ static int open_model(edgetok_model *m, const char *folder, int threads, int ver
             return et_fail(error, "%s: damaged, or of another model", WEIGHTS_FILE);
     }
     if (sections[SECTION_TOKENIZER].bytes &&
-        et_tokenizer_open(&m->tokens, sections[SECTION_TOKENIZER].data,
-                          sections[SECTION_TOKENIZER].bytes, m->run[RUN_VOCAB], error))
+        et_tokenizer_open(m, sections[SECTION_TOKENIZER].data, sections[SECTION_TOKENIZER].bytes, error))
         return -1;
     m->template_ = sections[SECTION_TEMPLATE].data;
     m->template_bytes = sections[SECTION_TEMPLATE].bytes;

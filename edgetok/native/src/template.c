@@ -30,29 +30,13 @@ int et_template_check(const uint8_t *data, size_t bytes, char *error) {
     return et_fail(error, "model.plan: the chat template's pieces contradict each other");
 }
 
-static size_t space_bytes(const uint8_t *s, size_t n) { /* what Python's str.strip removes */
-    if (!n) return 0;
-    if ((s[0] >= 9 && s[0] <= 13) || (s[0] >= 28 && s[0] <= 32)) return 1;
-    if (n > 1 && s[0] == 0xC2 && (s[1] == 0x85 || s[1] == 0xA0)) return 2;
-    if (n < 3) return 0;
-    int32_t c = s[0] >> 4 == 14 ? (s[0] & 15) << 12 | (s[1] & 63) << 6 | (s[2] & 63) : 0;
-    bool space = c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-                 c == 0x202F || c == 0x205F || c == 0x3000;
-    return space ? 3 : 0;
-}
-
-static piece stripped(const char *text, size_t bytes) {
-    const uint8_t *s = (const uint8_t *)text;
-    for (size_t k; (k = space_bytes(s, bytes)); s += k) bytes -= k;
-    for (size_t k = 1; k <= 3 && bytes >= k;) {
-        if (space_bytes(s + bytes - k, k) == k) bytes -= k, k = 1;
-        else k++;
-    }
-    return (piece){(const char *)s, bytes};
-}
-
-static piece message(const char *text, size_t bytes, int64_t strips) {
-    return strips ? stripped(text, bytes) : (piece){text, bytes};
+/* What the template writes of a message. */
+static piece message(const edgetok_model *m, const char *text, size_t bytes, bool strips) {
+    instruction one = {{0}};
+    one.slots[STRIP_TEXT] = address(text);
+    one.slots[STRIP_BYTES] = (int64_t)bytes;
+    if (strips) m->tokens.strip(address(&one), 0, 0, 1);
+    return (piece){(const char *)(intptr_t)one.slots[STRIP_TEXT], (size_t)one.slots[STRIP_BYTES]};
 }
 
 static bool add(edgetok_chat *chat, piece p) {
@@ -111,14 +95,14 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     if (!read_pieces(data, chat->m->template_bytes, chat->with_system, pieces))
         return et_fail(error, "this model's template takes no system message");
     memcpy(&strips, data, 8);
-    piece said = message(text, strlen(text), strips & STRIPS);
-    piece answer = message(chat->answer.data, chat->answer_bytes, strips & STRIPS);
+    piece said = message(chat->m, text, strlen(text), strips & STRIPS);
+    piece answer = message(chat->m, chat->answer.data, chat->answer_bytes, strips & STRIPS);
     bool good = true;
     if (first) {
         chat->said_bytes = 0;
         good = add(chat, pieces[FIRST]);
         if (good && chat->with_system) {
-            piece told = message(system, strlen(system), strips & STRIPS_SYSTEM);
+            piece told = message(chat->m, system, strlen(system), strips & STRIPS_SYSTEM);
             good = add(chat, told) && add(chat, pieces[SYSTEM_TO_USER]) &&
                    (!chat->cache.policy || !pin(chat, pieces, error));
         }
@@ -141,7 +125,7 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     if (tokens > MOST_CHAT_TOKENS) tokens = MOST_CHAT_TOKENS;
     et_drop(&chat->answer);
     int failed = -1;
-    if (et_grab(&chat->answer, (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.numbers[TOK_LONGEST] + 8)))
+    if (et_grab(&chat->answer, (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.list[TOK_LONGEST] + 8)))
         failed = edgetok_prefill(chat, ids, (size_t)count, error);
     else
         et_fail(error, "no memory for an answer");

@@ -44,6 +44,12 @@ ALLOWED: dict[str, set[str]] = {
     "kernels_cpu.eviction": {"errors", "kernels_cpu.attention", *KERNEL_BASE},
     "kernels_cpu.sampling": {"errors", *KERNEL_BASE},
     "kernels_cpu.text": KERNEL_BASE,
+    "kernels_cpu.cache": {
+        "kernels_cpu.attention",
+        "kernels_cpu.eviction",
+        "kernels_cpu.text",
+        *KERNEL_BASE,
+    },
     "kernels_cpu.bandwidth": {"errors", *KERNEL_BASE},
     "kernels_cpu": {"errors"},
     "kernels_gpu": {"errors"},

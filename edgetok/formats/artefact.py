@@ -241,6 +241,17 @@ class Artefact:
         """The cache's constants, by name; empty in an artefact of an earlier version."""
         return {} if self.layout is None else self.layout.constants
 
+    @property
+    def rows_end(self) -> int:
+        """Where in the weights' file tables end of which rows are read, not the whole."""
+        tensors = {} if self.layout is None else self.layout.tensors
+        ends = (
+            slot.offset + slot.nbytes
+            for name, slot in tensors.items()
+            if name.partition(".")[0] in EMBEDDINGS
+        )
+        return max(ends, default=0)
+
     def prefer_huge_pages(self) -> None:
         """Ask for pages of 2 MB where weights are read as a whole, if the system has them.
 

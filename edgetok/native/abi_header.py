@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import ModuleType
 
 from edgetok.cache import bounds, recurrent, state, table
@@ -9,6 +10,7 @@ from edgetok.cache.limits import DEFAULT_POLICY
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as attention
+from edgetok.kernels_cpu.cache import launch as keep
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program import abi, tables
@@ -29,19 +31,31 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (eviction, ("EV_", "SCORE_", "CHOOSE_", "RENUMBER_", "ROTATE_")),
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
+    (keep, ("KEEP_", "NO_")),
     (bounds, ("SINKS",)),
     (ops, ("STATES",)),
-    (recurrent, ("SNAPSHOT", "MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
     (template, ("STRIPS",)),
     (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "STRIP_")),
 )
-MOST_ROPES = 8
 # Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.
 MOST_CHAT_TOKENS = 1 << 20
 
 
 # Policies of the library, the default first. The others look at queries or at attention mass.
 _POLICIES = (DEFAULT_POLICY, "content", "retain", "window")
+
+
+# Constants of the Python runtime that kernels state as well, as they import nothing of it.
+_SAME: tuple[tuple[ModuleType, ModuleType, tuple[str, ...]], ...] = (
+    (table, attention, ("EMPTY", "SLOT_TILE")),
+    (recurrent, keep, ("SNAPSHOT_TOKENS", "SNAPSHOT_GAP_TOKENS", "SNAPSHOTS_BYTES")),
+    (recurrent, keep, ("MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
+    (ops, keep, ("STATES",)),
+    (state, keep, ("SHAPE", "COUNTERS", "TABLE", "ROWS", "MASS", "SNAPSHOT")),
+)
+_STRUCTS = {
+    "CACHE_FIELDS": keep.CACHE, "GROUP_FIELDS": keep.GROUP, "HISTORY_FIELDS": keep.HISTORY
+}  # fmt: skip
 
 
 def abi_header() -> str:
@@ -51,15 +65,15 @@ def abi_header() -> str:
         for name, value in vars(module).items():
             if type(value) is int and name.isupper() and name.startswith(beginnings):
                 numbers[name] = value
-    assert_same = table.EMPTY == attention.EMPTY and table.SLOT_TILE == attention.SLOT_TILE
-    if not assert_same:
-        raise ValueError("the cache and the kernels disagree about empty slots")
+    for own, kernels, names in _SAME:
+        if any(getattr(own, name) != getattr(kernels, name) for name in names):
+            raise ValueError(f"{own.__name__} and {kernels.__name__} disagree about {names}")
     numbers |= {f"SEGMENT_{one.name}": one.value for one in Segment}
     numbers |= {f"SECTION_{one.name}": one.value for one in plan.Section}
     numbers["SECTION_COUNT"] = len(plan.Section)
     for prefix, names in (
         ("HEADER", plan_file.HEADER),
-        ("RUN", plan.RUN),
+        ("RUN", keep.RUN),
         ("TOK", text.NUMBERS),
     ):
         numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}
@@ -67,14 +81,12 @@ def abi_header() -> str:
     numbers |= {
         "PLAN_VERSION": plan.VERSION,
         "CORE_VERSION": plan_file.VERSION,
-        "STATE_VERSION": state.VERSION,
-        "MOST_ROPES": MOST_ROPES,
+        "MOST_ROPES": keep.RUN_LIMITS["ropes"][1],
         "MOST_CHAT_TOKENS": MOST_CHAT_TOKENS,
         "DEFAULT_CONTEXT_TOKENS": DEFAULT_CONTEXT_TOKENS,
     }
     texts = {
         "PLAN_MAGIC": plan.MAGIC.decode(),
-        "STATE_MAGIC": state.MAGIC.decode(),
         "PLAN_FILE": plan.PLAN_FILE,
         "WEIGHTS_FILE": DATA_FILE,
         "POLICY_NAMES": ", ".join(_POLICIES),
@@ -85,10 +97,18 @@ def abi_header() -> str:
     lines += ["};", *(f'#define {name} "{value}"' for name, value in texts.items())]
     lines += [
         f"#define POLICIES {', '.join(map(_policy, _POLICIES))}",
+        *(f"#define {name} {_fields(fields)}" for name, fields in _STRUCTS.items()),
+        f"#define RUN_LIMITS {', '.join(f'{{{a}, {b}}}' for a, b in keep.RUN_LIMITS.values())}",
+        f"#define RESTORE_ERRORS {', '.join(map(json.dumps, keep.RESTORE_ERRORS))}",
         f"#define TABLE_SHAPES {', '.join(map(_shape, text.TABLES))}",
         "#endif",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fields(names: tuple[str, ...]) -> str:
+    """A table of a kernel as the fields of a struct."""
+    return f"int64_t {', '.join(names)};"
 
 
 def _shape(table: text.Table) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetok.errors import EdgetokError, MissingExtraError, OptionError
+from edgetok.kernels_cpu.cache.launch import MODULES as CACHE_MODULES
 from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
 from edgetok.kernels_cpu.program.loader import compiled_objects
@@ -41,10 +42,11 @@ FLAGS = (
 )
 # The functions that wasm modules and Windows libraries show; elsewhere visibility says it.
 _SHOWN = re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text())
+WINDOWS_LIBRARIES = ("-lapi-ms-win-core-synch-l1-2-0",)  # which threads wait by
 _LINKING = {
     "linux": ["-shared", "-lpthread"],
     "macos": ["-shared"],
-    "windows": ["-shared", "-lapi-ms-win-core-synch-l1-2-0"],
+    "windows": ["-shared", *WINDOWS_LIBRARIES],
     "wasm": [
         "-mexec-model=reactor",
         "-Wl,--strip-debug",
@@ -192,7 +194,7 @@ def build_library(
 
     Args:
         machine: for which.
-        modules: kernel modules that it holds, besides those of texts.
+        modules: kernel modules that it holds, besides those that the C sources call.
         out: a folder that exists.
         cache_dir: where compiled kernels are kept.
         progress: called while kernels are compiled.
@@ -207,7 +209,7 @@ def build_library(
         EdgetokError: compiling fails.
     """
     sets = tuple(isas) or machine.isas
-    modules = [*modules, *TEXT_MODULES]
+    modules = [*modules, *CACHE_MODULES, *TEXT_MODULES]
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         (folder / "abi.h").write_text(abi_header())

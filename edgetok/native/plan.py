@@ -42,6 +42,7 @@ from edgetok.formats.artefact import Artefact
 from edgetok.formats.head_scores import HeadScores, head_scores
 from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.attention.launch import is_rotated
+from edgetok.kernels_cpu.cache.launch import RUN
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
@@ -58,8 +59,8 @@ from edgetok.runtime.cpu.requirements import useful_threads
 
 MAGIC = b"edgetokP"
 # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
-# 6: layers of one size
-VERSION = 7
+# 6: layers of one size; 7: not where tables of rows end
+VERSION = 8
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
 _NAME_BYTES = 64
@@ -86,29 +87,6 @@ class Section(IntEnum):
     TEMPLATE = 11
 
 
-RUN = (
-    "vocab",
-    "layers",
-    "ropes",
-    "heads",
-    "kv_heads",  # records of a layer: `DecoderSpec.most_kv_heads`
-    "context",
-    "block",
-    "kv_bits",
-    "scale_bytes",
-    "partial_bytes",  # of a chunk of slots, all heads
-    "sample_scratch",
-    "evict_scratch",  # and 8 for each slot
-    "eos",
-    "small",  # 1: one thread is enough
-    "states",
-    "bulky",  # 1: a snapshot of them serves one length alone
-)
-
-
-LAYER = ("window", "rope", "centre", "factor")
-# No KV heads: it stores nothing. The last four as in an instruction that rotates its keys.
-SIZE = ("kv_heads", "key_bytes", "value_bytes", "dims", "padded", "hadamard", "scale")
 SCORES = ("window", "retain", "content")  # whose kernels are in HOST, in this order
 
 
@@ -201,6 +179,7 @@ def _run(plan: Plan, artefact: Artefact, eos: int, kept: Sequence[Stateful]) -> 
         "small": int(useful_threads(artefact) == 1),
         "states": len(kept),
         "bulky": int(any(op.BULKY for op in kept)),
+        "rows_end": artefact.rows_end,
     }
     return np.array([numbers[name] for name in RUN], "<i8").tobytes()
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import plistlib
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,14 @@ from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.native.export import export_native
 from edgetok.native.languages import LANGUAGES, check_languages, write_wrapper
-from edgetok.native.library import HEADER, MACHINES, build_library, this_machine
+from edgetok.native.library import (
+    HEADER,
+    MACHINES,
+    WINDOWS_LIBRARIES,
+    Compiler,
+    build_library,
+    this_machine,
+)
 from edgetok.native.xcframework import MODULE_MAP
 from edgetok.runtime.base import with_spec
 from edgetok.runtime.cpu.head_eviction import modules_of
@@ -255,6 +266,38 @@ print(kilobytes() - before)
     assert int(done.stdout) < 4000  # one chat alone has more than 300 kB, and there were 120
 
 
+def wine() -> str:
+    """Debian's package has no link to the program."""
+    places = (shutil.which("wine64"), shutil.which("wine"), "/usr/lib/wine/wine64")
+    found = next((place for place in places if place and Path(place).exists()), None)
+    if found is None or importlib.util.find_spec("ziglang") is None:
+        pytest.skip("needs wine64, and ziglang: the extra [native]")
+    return found
+
+
+@pytest.mark.slow
+def test_windows_under_wine(bundled, kernel_cache, expected, python, tmp_path, monkeypatch):
+    """The example with the static library, and with the DLL."""
+    program, out = wine(), tmp_path / "app"
+    export_native(bundled, out, ["x86_64-windows"], cache_dir=kernel_cache, isas=["avx2"])
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
+    libraries = out / "lib/x86_64-windows"
+    compiler = Compiler(MACHINES["x86_64-windows"])
+    linked = {"static": ["libedgetok.a", *WINDOWS_LIBRARIES], "shared": ["edgetok.dll"]}
+    for name, (library, *more) in linked.items():
+        place = tmp_path / name
+        place.mkdir()
+        compiler.run(
+            str(out / "example.c"), f"-I{out / 'include'}", str(libraries / library), *more,
+            "-o", str(place / "example.exe"),
+        )  # fmt: skip
+        shutil.copy(libraries / "edgetok.dll", place)
+        command = [program, place / "example.exe"]
+        run(command)  # makes the prefix
+        check_example(partial(lambda *told: list(told), *command), out, expected, python)
+
+
 def cargo() -> str:
     found = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo/bin"))
     if found is None:
@@ -315,6 +358,68 @@ def test_node(node, app, expected, python, state, tmp_path):
     check_saved(python, out, found["saved"], exact=False)
     example = app / "node/example.mjs"
     check_example(lambda *told: [node, example, *told], app, expected, python)
+
+
+IN_BROWSER = """<!doctype html><script type="module">
+const send = (told) => fetch('/told', { method: 'POST', body: JSON.stringify(told) })
+try {
+  const { load } = await import('/node/edgetok.mjs')
+  const bytes = async (path) => new Uint8Array(await (await fetch(path)).arrayBuffer())
+  const edgetok = await load(await bytes('/node/edgetok.wasm'))
+  const files = {}
+  for (const name of ['model.plan', 'model.onnx.data']) files[name] = await bytes('/' + name)
+  const model = edgetok.open(files), chat = model.chat({ context: 256 })
+  chat.sample({ maxTokens: COUNT })
+  await send(Array.from(chat.prefill(model.encode(PROMPT)), (one) => one.token))
+} catch (error) {
+  await send(String(error))
+}
+</script>"""
+
+
+class Page(SimpleHTTPRequestHandler):
+    """Serves a folder and a page, and keeps what the page sends."""
+
+    text = b""
+    told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def do_GET(self):
+        if self.path != "/page":
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        return self.wfile.write(self.text)
+
+    def do_POST(self):
+        self.told.put(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_browser(node, app, expected, tmp_path):
+    """The same module that node loads, in a page of a headless browser."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs chromium")
+    Page.text = IN_BROWSER.replace("COUNT", str(COUNT)).replace("PROMPT", repr(PROMPT)).encode()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Page, directory=str(app))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/page"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+        with subprocess.Popen(
+            [program, *flags, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                told = Page.told.get(timeout=300)
+            finally:
+                process.kill()
+                server.shutdown()
+    assert " ".join(map(str, json.loads(told))) == expected["greedy"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 enum { MORE_TEXT = 64 };
+static const char *const RESTORE_FAULTS[] = {RESTORE_ERRORS};
 
 /* Most bytes of text that one token gives: held bytes become U+FFFD, and so may each of its own. */
 static size_t piece_room(const edgetok_model *m) {
@@ -32,7 +33,6 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
     chat->choose.slots[SAMPLE_OPTIONS] = address(chat->options);
     chat->choose.slots[SAMPLE_SEEN] = address(chat->seen);
     chat->choose.slots[SAMPLE_OUT] = address(&chat->chosen);
-    atomic_fetch_add(&m->chats, 1);
     if (!edgetok_sample(chat, &(edgetok_sampling){0}, error)) return chat;
     edgetok_chat_free(chat);
     return NULL;
@@ -40,10 +40,8 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
 
 void edgetok_chat_free(edgetok_chat *chat) {
     if (!chat) return;
-    if (chat->memory.data) atomic_fetch_sub(&chat->m->chats, 1);
     et_drop(&chat->cache.memory);
-    et_drop(&chat->cache.history.memory);
-    free(chat->cache.groups);
+    free(chat->cache.list);
     et_drop(&chat->memory);
     et_drop(&chat->text_memory);
     et_drop(&chat->next_memory);
@@ -146,8 +144,8 @@ static bool penalises(const edgetok_sampling *s) {
 static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wanted) {
     edgetok_model *m = chat->m;
     cache *c = &chat->cache;
-    et_lock(m->turn);
-    int64_t first = et_cache_begin(c, count), used = et_cache_used(c), *ctx = m->ctx;
+    et_lock(&m->turn);
+    int64_t first = et_cache_begin(c, count), *ctx = m->ctx;
     int64_t on = c->policy ? count : wanted; /* rows beyond the last keys: mass counts every one */
     for (int64_t i = 0; i < count; i++) {
         m->step_tokens[i] = ids[i];
@@ -157,8 +155,8 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     memcpy(body, c->part, sizeof m->parts[0]);
     body[PART_ROWS] = count;
     if (count == 1 || on == 1) {
-        body[PART_CHUNKS] = et_chunk_count(used);
-        body[PART_PARTIALS] = address(c->partials);
+        body[PART_CHUNKS] = c->chunks;
+        body[PART_PARTIALS] = c->partials;
     }
     memcpy(tail, body, sizeof m->parts[1]);
     tail[PART_ROWS] = on;
@@ -171,15 +169,14 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     ctx[CTX_HEAD + LIST_ROWS] = address(m->rows + on - wanted);
     ctx[CTX_HEAD + LIST_COUNT] = wanted;
     for (int64_t i = 0; i < m->run[RUN_ROPES]; i++) {
-        m->angles[i].slots[ANGLES_FREQUENCIES] = address(c->frequencies[i]);
+        m->angles[i].slots[ANGLES_FREQUENCIES] = c->rope_frequencies[i];
         ((kernel *)(intptr_t)m->angles[i].slots[0])(address(&m->angles[i]), address(ctx), 0, 1);
     }
     et_run(m, wanted ? &m->step : on ? &m->body : &m->trunk);
     if (wanted) memcpy(chat->logits, m->step_logits, 4 * (size_t)m->run[RUN_VOCAB]);
-    et_unlock(m->turn);
+    et_unlock(&m->turn);
     memcpy(chat->tokens + c->length, ids, 4 * (size_t)count);
-    c->length += count;
-    et_history_advance(&c->history, c->length);
+    et_keep(c, ADVANCE, count, 0, 0);
     chat->has_logits = wanted;
 }
 
@@ -296,9 +293,9 @@ int64_t edgetok_truncate(edgetok_chat *chat, int64_t tokens, char *error) {
     if (tokens < 0 || tokens > chat->cache.length)
         return et_fail(error, "cannot keep %lld of %lld tokens", (long long)tokens,
                        (long long)chat->cache.length);
-    et_lock(chat->m->turn);
+    et_lock(&chat->m->turn);
     int64_t left = et_cache_truncate(&chat->cache, tokens);
-    et_unlock(chat->m->turn);
+    et_unlock(&chat->m->turn);
     chat->has_logits = chat->pending = chat->opened = false;
     chat->finish = EDGETOK_GOING;
     return left;
@@ -321,16 +318,22 @@ void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
 }
 
 int64_t edgetok_save(edgetok_chat *chat, void *data, size_t capacity, char *error) {
+    int64_t bytes = et_keep(&chat->cache, SAVE, 0, 0, 0);
     if ((uint64_t)capacity > INT64_MAX) return et_fail(error, "too large");
-    return et_cache_save(&chat->cache, data, (int64_t)capacity);
+    if (!data || bytes > (int64_t)capacity) return bytes;
+    memset(data, 0, (size_t)bytes);
+    return et_keep(&chat->cache, SAVE, 0, address(data), bytes);
 }
 
 int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const int32_t *ids,
                     size_t count, char *error) {
     if ((uint64_t)bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
-    if (check_ids(chat, ids, count, error) ||
-        et_cache_restore(&chat->cache, data, (int64_t)bytes, (int64_t)count, error))
-        return -1;
+    if (check_ids(chat, ids, count, error)) return -1;
+    int64_t fault = et_keep(&chat->cache, RESTORE, (int64_t)count, address(data), (int64_t)bytes);
+    if (fault < 0)
+        return et_fail(error, "the saved cache is of %lld tokens, not of these %lld",
+                       (long long)(-1 - fault), (long long)count);
+    if (fault) return et_fail(error, "%s", RESTORE_FAULTS[fault]);
     memcpy(chat->tokens, ids, 4 * count);
     chat->has_logits = chat->pending = chat->opened = false;
     chat->finish = EDGETOK_GOING;

@@ -3,8 +3,9 @@
 #ifndef EDGETOK_INTERNAL_H
 #define EDGETOK_INTERNAL_H
 
-#include "abi.h"
 #include "edgetok.h"
+
+#include "abi.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -13,7 +14,7 @@
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t up(int64_t value, int64_t by) { return (value + by - 1) / by * by; }
-static inline int64_t address(const void *p) { return (int64_t)(intptr_t)p; }
+static inline int64_t address(const volatile void *p) { return (int64_t)(intptr_t)p; }
 
 typedef void kernel(int64_t instr, int64_t ctx, int64_t tid, int64_t threads);
 
@@ -25,13 +26,12 @@ void *et_grab(block *memory, size_t bytes); /* zeroed, 64-byte aligned; NULL: no
 void et_drop(block *memory);
 int et_map(mapping *file, const char *folder, const char *name, char *error);
 void et_unmap(mapping *file);
+void et_prefer_huge_pages(const mapping *file, int64_t from);
 double et_seconds(void);
 int et_cores(void);
 bool et_isa_runs(const char *isa);
-void *et_lock_new(void);
-void et_lock(void *lock);
-void et_unlock(void *lock);
-void et_lock_free(void *lock);
+void et_lock(atomic_int *lock); /* of zero at first */
+void et_unlock(atomic_int *lock);
 void *et_thread(void (*work)(void *), void *argument); /* NULL: cannot start */
 void et_join(void *thread);
 #if defined(__GNUC__) || defined(__clang__)
@@ -65,6 +65,11 @@ typedef struct {
     kernel *encode, *write, *strip;
 } tokenizer;
 
+/* Kernels that keep a cache: slots.c. */
+typedef enum {
+    CHECK, SIZES, PLACE, BEGIN, LIST_FREE, APPEND, ADVANCE, EVICT, LOWER, TRUNCATE, SAVE, RESTORE, KEEPERS
+} keeper;
+
 struct edgetok_model {
     mapping plan, weights;
     const int64_t *run;      /* RUN_* */
@@ -93,10 +98,9 @@ struct edgetok_model {
     int64_t parts[2][PART_SLOTS];
     int32_t *rows; /* 0, 1, ... */
     int64_t *team;
-    kernel *alone, *lead, *close;
+    kernel *alone, *lead, *close, *keepers[KEEPERS];
     void **workers;
-    void *turn;
-    atomic_int chats;
+    atomic_int turn;
 };
 
 kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
@@ -105,80 +109,28 @@ int et_template_check(const uint8_t *data, size_t bytes, char *error);
 void et_run(edgetok_model *m, program *p);
 void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */
 
-/* history.c: see edgetok/cache/recurrent.py. */
-typedef struct { float *values; int64_t oldest; } ring; /* earlier tokens are not in it */
-typedef struct { int64_t length, first; float *values; } snapshot;
-typedef struct {
-    const state *states;
-    int64_t count, *table; /* the table of states, for kernels */
-    ring *rings;
-    snapshot snapshots[MOST_SNAPSHOTS + 1]; /* ascending; those after `taken` have memory alone */
-    int64_t taken, most, bytes, nbytes;     /* bytes of one snapshot; of everything */
-    bool bulky, several;                    /* the latest step had several tokens */
-    block memory;
-} history;
-
-int et_history_new(history *h, const edgetok_model *m, char *error);
-void et_history_begin(history *h, int64_t tokens, int64_t length);
-void et_history_advance(history *h, int64_t length);
-int64_t et_history_reachable(const history *h, int64_t length);
-void et_history_truncate(history *h, int64_t length);
-int64_t et_history_sections(const history *h, int64_t length, int64_t *bytes);
-void et_history_write(const history *h, int64_t length, int64_t i, uint8_t *out);
-/* Whether a section can be the one after a snapshot of `length` tokens; its own length replaces it. */
-bool et_history_holds(const history *h, const uint8_t *section, int64_t bytes, int64_t *length);
-void et_history_clear(history *h);
-void et_history_read(history *h, const uint8_t *section, bool now);
-
-/* cache.c, slots.c: see edgetok/cache/groups.py, of which it is the same in C. */
+/* cache.c, slots.c: see edgetok/cache/groups.py. Fields that kernels know are theirs: kernels_cpu/cache. */
 typedef struct { const char *name; int scores, recent, unequal; } policy; /* scores: of a model's */
+typedef struct { HISTORY_FIELDS } history;
+typedef struct { GROUP_FIELDS } group;
 
 typedef struct {
-    int64_t window, rows, heads, limit, pages, mark, free_count, taken;
-    bool chosen, wide;
-    int64_t sizes[4], slot_bytes; /* of a slot's key, value and their scales; of all four */
-    const layer_size *size;       /* of each of its layers */
-    int64_t *head; /* [heads] of layers times KV heads */
-    int32_t *positions, *tokens, *append, *free_slots;
-    float *mass; /* attention that each slot got, of heads that evict */
-    int64_t *held, *used, *entries;
-    uint8_t *memory;
-    int64_t *records; /* of eviction kernels */
-} group;
-
-typedef struct {
+    CACHE_FIELDS
     edgetok_model *m;
-    int64_t capacity, block_tokens, slots, recent, answer, pinned, length, shift, n_groups;
-    int64_t tiers[2];     /* slots of narrow heads and of wide ones; 0: none of these */
     const policy *policy; /* NULL: nothing is evicted */
-    group *groups;        /* those that evict first */
-    int64_t *records;
-    const double *frequencies[MOST_ROPES];
-    double dropped; /* attention mass of what was evicted */
-    float *scores;
-    int32_t *evicted, *by, *moved;
-    int64_t *counts;
-    uint8_t *scratch;
-    int64_t part[PART_SLOTS];
-    uint8_t *partials;
-    int64_t nbytes;
-    history history;
-    char *shape; /* JSON */
-    int64_t shape_bytes, shape_room;
+    group *list, *group;  /* all, those that evict first; the one that a kernel is told of */
+    int64_t answer, rope_frequencies[MOST_ROPES], rope_pairs[MOST_ROPES], part[PART_SLOTS];
+    history past;
     block memory;
 } cache;
 
-/* Whether one of a layer's RUN_KV_HEADS stores keys and values: some layers have fewer heads. */
-bool et_stores(const edgetok_model *m, int64_t head);
+int et_keepers(edgetok_model *m, char *error);
+int64_t et_keep(cache *c, keeper which, int64_t tokens, int64_t data, int64_t bytes);
+
+bool et_cache_check(edgetok_model *m); /* whether what a plan says of layers can be */
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */
-int64_t et_cache_used(const cache *c);
 int64_t et_cache_truncate(cache *c, int64_t length);
-void et_cache_shape(cache *c); /* writes what another cache must have in common */
-int64_t et_cache_save(cache *c, uint8_t *block, int64_t capacity);
-int et_cache_restore(cache *c, const uint8_t *block, int64_t bytes, int64_t tokens, char *error);
-void et_list_free(cache *c, group *g);
-int64_t et_chunk_count(int64_t slots);
 
 struct edgetok_chat {
     edgetok_model *m;

@@ -135,6 +135,7 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     m->rows = (int32_t *)(void *)(memory + at + own);
     for (int32_t i = 0; i < block_tokens; i++) m->rows[i] = i;
     for (int k = SEGMENT_TABLES; k <= SEGMENT_LINEAR; k++) m->segments[k] = memory + starts[k];
+    et_prefer_huge_pages(&m->weights, run[RUN_ROWS_END]);
     m->segments[SEGMENT_WEIGHTS] = (uint8_t *)(intptr_t)m->weights.data;
     sizes[SEGMENT_WEIGHTS] = (int64_t)m->weights.bytes;
     kernel *calls[1024];
@@ -187,46 +188,23 @@ static int read_plan(edgetok_model *m, section s, char *error) {
     return 0;
 }
 
-static bool layer_holds(const edgetok_model *m, int64_t i) {
-    const layer *l = &m->layers[i];
-    const layer_size *size = &m->sizes[i];
-    int64_t last = (int64_t)m->weights.bytes - 4 * size->kv_heads * size->dims;
-    for (int64_t k = 0; k < i; k++) /* a group of a cache has one size */
-        if (m->layers[k].window == l->window && l->window >= 0 && memcmp(&m->sizes[k], size, sizeof *size))
-            return false;
-    return within(l->window, -1, 1 << 28) && within(l->rope, -1, m->run[RUN_ROPES] - 1) &&
-           within(l->centre, -1, last) && within(l->factor, -1, last) &&
-           (l->centre < 0) == (l->factor < 0) && (l->centre < 0 || (l->centre | l->factor) % 4 == 0) &&
-           within(size->kv_heads, 0, m->run[RUN_KV_HEADS]) && (l->window < 0) == (size->kv_heads == 0) &&
-           within(size->dims, 1, 4096) && within(size->key_bytes, 1, 1 << 16) &&
-           within(size->value_bytes, 1, 1 << 16) &&
-           (l->window < 0 || l->rope < 0 || m->ropes[l->rope].half <= size->dims / 2);
-}
-
 static int read_run(edgetok_model *m, section *s, char *error) {
     static const char *const broken = "model.plan: the model's numbers contradict each other";
+    static const int64_t LIMITS[RUN_COUNT][2] = {RUN_LIMITS};
     const int64_t *run = (const void *)s[SECTION_RUN].data;
     if (s[SECTION_RUN].bytes != 8 * RUN_COUNT) return et_fail(error, "%s", broken);
     m->run = run;
-    if (!within(run[RUN_VOCAB], 1, 1 << 24) || !within(run[RUN_LAYERS], 1, 4096) ||
-        !within(run[RUN_ROPES], 0, MOST_ROPES) || !within(run[RUN_KV_HEADS], 1, 4096) ||
-        !within(run[RUN_HEADS], 1, 65536) || !within(run[RUN_CONTEXT], 1, 1 << 28) ||
-        !within(run[RUN_SCALE_BYTES], 0, 4) || !within(run[RUN_BLOCK], 1, 4096) ||
-        !within(run[RUN_SAMPLE_SCRATCH], 64, (int64_t)1 << 32) ||
-        !within(run[RUN_EVICT_SCRATCH], 64, 1 << 28) ||
-        !within(run[RUN_PARTIAL_BYTES], 64, 1 << 28) || !within(run[RUN_KV_BITS], 4, 32))
-        return et_fail(error, "%s", broken);
+    for (int i = 0; i < RUN_COUNT; i++)
+        if (!within(run[i], LIMITS[i][0], LIMITS[i][1])) return et_fail(error, "%s", broken);
     m->layers = (const void *)s[SECTION_LAYERS].data;
     m->sizes = (const void *)s[SECTION_SIZES].data;
     m->states = (const void *)s[SECTION_STATES].data;
-    m->wide = s[SECTION_WIDE].data;
     m->eos = (const void *)s[SECTION_EOS].data;
     m->family = (const char *)s[SECTION_FAMILY].data;
     if (s[SECTION_LAYERS].bytes != sizeof(layer) * (size_t)run[RUN_LAYERS] ||
         s[SECTION_SIZES].bytes != sizeof(layer_size) * (size_t)run[RUN_LAYERS] ||
-        !within(run[RUN_STATES], 0, STATES * run[RUN_LAYERS]) || !within(run[RUN_BULKY], 0, 1) ||
         s[SECTION_STATES].bytes != sizeof(state) * (size_t)run[RUN_STATES] ||
-        !within(run[RUN_EOS], 0, 1024) || s[SECTION_EOS].bytes != 4 * (size_t)run[RUN_EOS] ||
+        s[SECTION_EOS].bytes != 4 * (size_t)run[RUN_EOS] ||
         s[SECTION_FAMILY].bytes < 1 || m->family[s[SECTION_FAMILY].bytes - 1])
         return et_fail(error, "%s", broken);
     reader r = {s[SECTION_ROPES].data, s[SECTION_ROPES].bytes, 0, false};
@@ -236,23 +214,11 @@ static int read_run(edgetok_model *m, section *s, char *error) {
         m->ropes[i] = (rope){numbers[0], numbers[1], take(&r, numbers[0], 8), take(&r, numbers[0], 8)};
         if (r.bad) return et_fail(error, "%s", broken);
     }
-    for (int64_t i = 0; i < run[RUN_LAYERS]; i++)
-        if (!layer_holds(m, i)) return et_fail(error, "%s", broken);
-    for (int64_t i = 0; i < run[RUN_STATES]; i++) {
-        const state *one = &m->states[i];
-        if (!within(one->index, 0, STATES * run[RUN_LAYERS] - 1) || !within(one->rows, 2, 4096) ||
-            !within(one->columns, 1, 1 << 26) || !within(one->needed, 1, one->rows - 1))
-            return et_fail(error, "%s", broken);
-    }
-    int64_t kv = run[RUN_KV_HEADS], heads = kv * run[RUN_LAYERS];
     size_t wide = s[SECTION_WIDE].bytes;
-    for (int64_t i = 0; i < heads; i++) {
-        bool sees = et_stores(m, i) && m->layers[i / kv].window == 0;
-        m->n_seeing += sees;
-        m->n_wide += wide == (size_t)heads && m->wide[i] && sees;
-    }
-    if (wide && (wide != (size_t)heads || !within(m->n_wide, 1, m->n_seeing - 1)))
-        return et_fail(error, "%s", broken);
+    if (wide && wide != (size_t)(run[RUN_KV_HEADS] * run[RUN_LAYERS])) return et_fail(error, "%s", broken);
+    m->wide = wide ? s[SECTION_WIDE].data : NULL;
+    if (et_keepers(m, error)) return -1;
+    if (!et_cache_check(m)) return et_fail(error, "%s", broken);
     reader h = {s[SECTION_HOST].data, s[SECTION_HOST].bytes, 0, false};
     instruction *fixed[] = {&m->sample, &m->scores[0], &m->scores[1], &m->scores[2],
                             &m->choose, &m->renumber, &m->rotate};
@@ -283,8 +249,7 @@ static int start_team(edgetok_model *m, char *error) {
         return no_kernel(m, "run_program", error);
     m->team = et_grab(&m->team_memory, 8 * (INSTR_SLOTS + 3 * LINE));
     m->workers = calloc((size_t)m->threads, sizeof *m->workers);
-    m->turn = et_lock_new();
-    if (!m->team || !m->workers || !m->turn) return et_fail(error, "no memory for threads");
+    if (!m->team || !m->workers) return et_fail(error, "no memory for threads");
     const int counters[] = {TEAM_STEP, TEAM_NEXT, TEAM_DONE};
     for (int i = 0; i < 3; i++)
         m->team[counters[i]] = address(m->team + INSTR_SLOTS + LINE * i);
@@ -339,7 +304,6 @@ void edgetok_close(edgetok_model *m) {
     for (int i = 1; m->workers && i < m->threads; i++)
         if (m->workers[i]) et_join(m->workers[i]);
     free(m->workers);
-    et_lock_free(m->turn);
     et_drop(&m->team_memory);
     et_drop(&m->step.starts);
     et_drop(&m->body.starts);

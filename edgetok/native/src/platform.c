@@ -151,6 +151,17 @@ int et_map(mapping *file, const char *folder, const char *name, char *error) {
     return file->data ? 0 : et_fail(error, "%s: cannot be read", path);
 }
 
+/* Of 2 MB, where weights are read as a whole, unless they would fill the memory: Artefact.prefer_huge_pages. */
+void et_prefer_huge_pages(const mapping *file, int64_t from) {
+#if defined(MADV_HUGEPAGE)
+    int64_t page = sysconf(_SC_PAGESIZE), begin = up(from, page), bytes = (int64_t)file->bytes;
+    if (begin < bytes && bytes / page < sysconf(_SC_PHYS_PAGES) / 2)
+        madvise((void *)(intptr_t)(file->data + begin), (size_t)(bytes - begin), MADV_HUGEPAGE);
+#else
+    (void)file, (void)from;
+#endif
+}
+
 void et_unmap(mapping *file) {
     if (!file->data) return;
 #if defined(_WIN32)
@@ -289,34 +300,13 @@ void et_join(void *thread) {
     free(thread);
 }
 
-#if defined(_WIN32)
-typedef SRWLOCK mutex;
-#define INIT InitializeSRWLock
-#define LOCK AcquireSRWLockExclusive
-#define UNLOCK ReleaseSRWLockExclusive
-#define DESTROY(lock) (void)(lock)
-#elif defined(HAS_POSIX)
-typedef pthread_mutex_t mutex;
-#define INIT(lock) pthread_mutex_init(lock, NULL)
-#define LOCK pthread_mutex_lock
-#define UNLOCK pthread_mutex_unlock
-#define DESTROY pthread_mutex_destroy
-#else
-typedef char mutex; /* one thread */
-#define INIT(lock) (void)(lock)
-#define LOCK(lock) (void)(lock)
-#define UNLOCK(lock) (void)(lock)
-#define DESTROY(lock) (void)(lock)
-#endif
-
-void *et_lock_new(void) {
-    mutex *lock = calloc(1, sizeof *lock);
-    if (lock) INIT(lock);
-    return lock;
+/* 0: free, 1: taken, 2: taken, and somebody may sleep. Source: U. Drepper, Futexes Are Tricky, 2011. */
+void et_lock(atomic_int *lock) {
+    int found = 0;
+    if (atomic_compare_exchange_strong(lock, &found, 1)) return;
+    while (atomic_exchange(lock, 2)) edgetok_wait(address(lock), 2);
 }
-void et_lock(void *lock) { LOCK((mutex *)lock); }
-void et_unlock(void *lock) { UNLOCK((mutex *)lock); }
-void et_lock_free(void *lock) {
-    if (lock) DESTROY((mutex *)lock);
-    free(lock);
+
+void et_unlock(atomic_int *lock) {
+    if (atomic_exchange(lock, 0) == 2) edgetok_wake(address(lock));
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgetok.cache.protocol import KVCache
 from edgetok.errors import ArtefactError, ContextError, OptionError, ShapeError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.layout import DATA_FILE, GRAPH_FILE, TensorFormat
-from edgetok.formats.manifest import write_manifest
+from edgetok.formats.manifest import MANIFEST_FILE, write_manifest
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec
 from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
@@ -271,6 +272,53 @@ def test_what_onnxruntime_refuses(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / GRAPH_FILE)
     with pytest.raises(ArtefactError, match="not an operator of a decoder"):
         OnnxRuntimeBackend(foreign(tmp_path, vocab_size=11))
+
+
+def _swap(node: onnx.NodeProto) -> None:
+    first, second = ([*node.input] * 2)[:2]
+    node.input[0] = second
+    node.input[-1 if len(node.input) < 2 else 1] = first
+
+
+def _repeat(node: onnx.NodeProto) -> None:
+    node.input[len(node.input) - 1] = node.input[0]
+
+
+def _another(node: onnx.NodeProto) -> None:
+    node.input[0] = "input_ids"
+
+
+@pytest.mark.parametrize("edit", [_swap, _repeat, _another])
+def test_a_changed_node_is_one_line_or_harmless(
+    edit: Callable[[onnx.NodeProto], None], tmp_path: Path
+) -> None:
+    """A node of each kind gets other inputs; the manifest agrees, as an attacker would make it."""
+    formats = uniform_formats(SPEC, TensorFormat(4, 16, zeros=True))
+    write_artefact(tmp_path, SPEC, random_tensors(SPEC), formats, accuracy_level=0)
+    names = [path.name for path in tmp_path.iterdir() if path.name != MANIFEST_FILE]
+    original = (tmp_path / GRAPH_FILE).read_bytes()
+    kinds = sorted({node.op_type for node in onnx.ModelProto.FromString(original).graph.node})
+    assert len(kinds) >= 14
+    at_load: list[str] = []
+    in_a_run: list[str] = []
+    for kind in kinds:
+        model = onnx.ModelProto.FromString(original)
+        edit(next(node for node in model.graph.node if node.op_type == kind))
+        (tmp_path / GRAPH_FILE).write_bytes(model.SerializeToString())
+        write_manifest(tmp_path, names=names)
+        try:
+            backend = OnnxRuntimeBackend(tmp_path, threads=1, block_tokens=4)
+        except ArtefactError as error:
+            at_load.append(str(error))
+            continue
+        try:
+            backend.forward(backend.new_cache(32), TOKENS[:9])
+        except ArtefactError as error:
+            in_a_run.append(str(error))
+        backend.close()
+    assert [line for line in at_load + in_a_run if "\n" in line] == []
+    assert len(at_load) > 3
+    assert len(in_a_run) > 3
 
 
 def test_hostile_folder_is_refused_before_onnxruntime_sees_it(

@@ -112,16 +112,22 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns under headings, all but the first aligned to the right."""
+    """Print columns under headings, all but the first aligned to the right.
+
+    In a terminal that is too narrow for them, the first column has lines of its own.
+    """
     click.secho(title, bold=True)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    narrow = sum(widths) + 2 * len(widths) >= shutil.get_terminal_size().columns
+    apart = narrow and sys.stdout.isatty()
     for row in (header, *rows):
-        cells = [
-            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = "  " + "  ".join(cells)
-        click.secho(line, fg="cyan") if row is header else click.echo(line)
+        first = f"  {row[0]}" if apart else f"  {row[0]:<{widths[0]}}"
+        others = "  ".join(f"{row[i]:>{widths[i]}}" for i in range(1, len(row)))
+        if apart:
+            if row[0]:
+                click.secho(first, fg="cyan" if row is header else None)
+            first = " " * 4
+        click.secho(f"{first}  {others}", fg="cyan" if row is header else None)
 
 
 def megabytes(count: float) -> str:

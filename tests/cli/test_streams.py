@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from edgetok.cli import streams
 from tests.fake import write_tokenizer
 
 CODE = "import sys; from edgetok.cli.__main__ import main; sys.argv[0] = 'edgetok'; main()"
@@ -103,3 +105,30 @@ def test_a_named_pipe_in_a_checkpoint(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     done = edgetok("convert", str(tmp_path), "-o", str(tmp_path / "out"))
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (80, "  {name}\n      1.5 MB   4.5\n  a\n      5.0 MB  16.0\n"),
+        (120, "  {name}  1.5 MB   4.5\n  {a}  5.0 MB  16.0\n"),
+        (None, "  {name}  1.5 MB   4.5\n  {a}  5.0 MB  16.0\n"),
+    ],
+)
+def test_columns_fit_the_terminal(
+    columns: int | None,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Names go above their values where a line would be wrapped; a pipe gets a line for each."""
+    size = os.terminal_size((columns or 80, 24))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: columns is not None)
+    name = "owner/" + "name" * 16
+    rows = [(name, "1.5 MB", "4.5"), ("a", "5.0 MB", "16.0")]
+    streams.print_columns("Models", ("", "size", "bits"), rows)
+    title, header, rest = click.unstyle(capsys.readouterr().out).split("\n", 2)
+    assert (title, header.split()) == ("Models", ["size", "bits"])
+    assert rest == shown.format(name=name, a="a".ljust(len(name)))
+    assert columns is None or max(map(len, [header, *rest.split("\n")])) < columns

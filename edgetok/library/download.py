@@ -34,6 +34,7 @@ _OF_THE_DISK = {
     getattr(errno, name, 0)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR")
 }
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
@@ -220,9 +221,10 @@ def _errors(name: str) -> Iterator[None]:
     except Exception as error:  # of the disk; of requests or httpx, as huggingface_hub uses them
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             where = f"{error.filename}: " if error.filename else ""
+            free = "free some space, or " if error.errno in _FULL else ""
             raise OutputError(
-                f"{name}: cannot be downloaded: {where}{error.strerror}; free some space, or name "
-                "another folder for downloads with HF_HOME; what has arrived is kept"
+                f"{name}: cannot be downloaded: {where}{error.strerror}; {free}name another folder "
+                "for downloads with HF_HOME; what has arrived is kept"
             ) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"the hub answered {status}" if status else f"no connection ({type(error).__name__})"

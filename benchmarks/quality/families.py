@@ -183,7 +183,9 @@ def page(rows: dict[str, str]) -> str:
     """The page with its table, in the order of `tests/tiny.py`."""
     said = (
         "# Families\n\nMeasured by `python -m benchmarks.quality.families`, which says what a "
-        f"column is, on tiny random models of transformers {VERSION}.\n"
+        f"column is, on tiny random models of transformers {VERSION}.\n\nNot there: gemma3n, "
+        "whose layers predict and correct several streams (AltUp), add low-rank side paths "
+        "(LAuReL) and leave out all but the largest activations: three kinds of operations.\n"
     )
     ruler = f"|---|{'---|' * (len(COLUMNS) - 1)}"
     table = [rows[family] for family in ALL_FAMILIES if family in rows]

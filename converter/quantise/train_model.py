@@ -76,8 +76,13 @@ class _Student:
         changes: changes of vectors, in units of their size.
     """
 
-    def __init__(self, weights: CanonicalWeights, written: WrittenWeights, *, codes: bool) -> None:
+    def __init__(
+        self, weights: CanonicalWeights, written: WrittenWeights, module: Any, *, codes: bool
+    ) -> None:
         self._tensors = weights.family.tensors
+        self._in_module = {
+            weights.family.file_name(name): name for name, _ in module.named_parameters()
+        }
         self._formats = written.formats
         self.matrices: dict[str, LearnedMatrix] = {}
         self.changes: dict[str, Tensor] = {}
@@ -100,7 +105,7 @@ class _Student:
                 self._fixed[name] = values
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the parameters by their names in the checkpoint."""
+        """Return the parameters by their names in the module, which may not be the checkpoint's."""
         matrices = {module: matrix.weight() for module, matrix in self.matrices.items()}
         parts = []
         for name, source in self._tensors.items():
@@ -110,7 +115,8 @@ class _Student:
                 value = self._fixed[name]
             else:
                 value = matrices[self._module[name]]
-            parts.append((source.name, source.ranges, value - source.add))
+            name_there = self._in_module.get(source.name, source.name)
+            parts.append((name_there, source.ranges, value - source.add))
         return joined(parts)
 
     def learned(self) -> _LearnedModel:
@@ -161,7 +167,7 @@ def tune(
     spec = weights.family.spec
     module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     teacher = original_parameters(module, weights)
-    student = _Student(weights, written, codes=refine > 0)
+    student = _Student(weights, written, module, codes=refine > 0)
     ids = torch.from_numpy(windows)
     given, judged = split(ids)
     batch = max(1, BATCH_TOKENS // ids.shape[1])

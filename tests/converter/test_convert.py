@@ -170,7 +170,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
     ("family", "method"),
     [
         *((family, "gptq") for family in FAMILIES),
-        *((family, "auto") for family in UNLIKE_LAYERS),
+        *((family, "auto") for family in (*UNLIKE_LAYERS, *RENAMED) if family not in WITH_EXPERTS),
         ("llama", "awq"),
         ("mixtral", "awq"),
         ("gpt_oss", "auto"),
@@ -192,8 +192,8 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path):
         for layer in report.layers
         if "_proj" in layer.name.partition("layers.")[2]
     )
-    # Gemma 4's inputs of a layer's own are gated by the stream as it is.
-    unscaled = method != "gptq" and family in ("olmo2", "gemma4_text")
+    # Gemma 4's inputs of a layer's own are gated by the stream as it is, LFM3's heads by a number.
+    unscaled = method != "gptq" and family in ("olmo2", "gemma4_text", "lfm3")
     assert any("no norm" in note for note in report.notes) == unscaled
     written, spec = written_weights(source, out, options)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))

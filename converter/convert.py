@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgetok.converter import self_generated_text
 from edgetok.converter.allocate.target import Target
 from edgetok.converter.calibrate.calibration_text import Texts, texts_of
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.card.report import Agreement, LayerReport, Report
 from edgetok.converter.durable import write_durably
+from edgetok.converter.expected_time import expected_seconds
 from edgetok.converter.identity import require_torch, shown, title_of
 from edgetok.converter.measure_cache import measure_cache
 from edgetok.converter.options import ConvertOptions
@@ -31,6 +33,7 @@ from edgetok.converter.read.mxfp4_checkpoint import Mxfp4Checkpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.sentence_modules import read_described
 from edgetok.converter.read.source import open_source, resolve_source
+from edgetok.converter.workers import give_memory_back, torch_in_one_thread
 from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.write.finish import finish_artefact
@@ -62,6 +65,8 @@ def convert(
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
     target: Target | None = None,
+    *,
+    threads: int | None = None,
 ) -> Report:
     """Convert a checkpoint into an artefact folder.
 
@@ -76,6 +81,7 @@ def convert(
         progress: receives the stages.
         target: a size or a loss, for which bits and group sizes are chosen tensor by tensor; those
             of `options` then count for nothing.
+        threads: how many compute; None takes one for each core. No result depends on it.
 
     Returns:
         The quality card, which is also `report.json`.
@@ -90,6 +96,8 @@ def convert(
     started = time.monotonic()
     options = options or ConvertOptions()
     progress = progress or Silent()
+    threads = threads or cores()
+    give_memory_back()
     out = Path(out).expanduser().resolve()
     check_output(out, None)
     folder = resolve_source(source, options.revision).resolve()
@@ -135,7 +143,12 @@ def convert(
         check_room(family.spec, target, symmetric=options.symmetric)
         options = target.options(options)
         title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
-    with open_workspace(out, title, source=folder) as workspace:
+    tokens, reason = reference_tokens(weights, options)
+    calibrates = options.calibrates or target is not None
+    with (
+        open_workspace(out, title, source=folder) as workspace,
+        torch_in_one_thread(calibrates or tokens > 0),
+    ):
         assets, notes = folder, [*checkpoint.notes]
         if isinstance(checkpoint, GgufCheckpoint):
             assets = checkpoint.write_assets(workspace.folder / "source")
@@ -144,23 +157,52 @@ def convert(
         notes = notes + copy_assets(
             assets, workspace.artefact, family.spec.vocab_size, checkpoint.config
         )
-        formats, reasons = _formats(weights, options, workspace, progress)
+        formats, reasons = _formats(weights, options, workspace, progress, threads)
         if target is None:  # before minutes of work; a search decides the size later
             needed = plan(family.spec, formats, constants=True).file_bytes + _SPARE_BYTES
             require_space(workspace.folder, needed, workspace.folder)
-        calibrates = options.calibrates or target is not None
         if calibrates:
             require_original(weights)
-        tokens, reason = reference_tokens(weights, options)
-        texts = None
+        texts, generated = None, False
+
+        def plan_stages(generated: int) -> None:
+            if target is None:  # a search has stages that cannot be foreseen
+                progress.plan(
+                    expected_seconds(
+                        family.spec,
+                        weights.parameters,
+                        options,
+                        generated=generated,
+                        compared=tokens,
+                    )
+                )
+
         if calibrates or tokens:
+
+            def write(openings: list[list[int]], shape: tuple[int, int]) -> Tokens:
+                nonlocal generated
+                generated = True
+                plan_stages(shape[0] * shape[1])
+                greatest = workspace.result("survey")
+                return self_generated_text.write(
+                    weights, greatest, openings, shape, workspace.folder, progress, threads
+                )
+
             texts = texts_of(
-                weights, options, workspace, progress, calibrates=calibrates, compared=tokens
+                weights,
+                options,
+                workspace,
+                progress,
+                calibrates=calibrates,
+                compared=tokens,
+                write=write,
             )
             notes += texts.notes
+        if not generated:
+            plan_stages(0)
         fitting = None
         if target is not None and texts is not None:
-            fitting = Fitting(weights, target, options, texts, workspace, progress, cores())
+            fitting = Fitting(weights, target, options, texts, workspace, progress, threads)
             reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
         while True:
             if fitting is not None:
@@ -168,12 +210,12 @@ def convert(
             layout = plan(family.spec, formats, constants=True)
             require_space(workspace.folder, layout.file_bytes + _SPARE_BYTES, workspace.folder)
             more_notes = _write_weights(
-                weights, formats, layout, options, texts, workspace, progress
+                weights, formats, layout, options, texts, workspace, progress, threads
             )
             agreement = None
             if texts is not None and tokens:
                 written = WrittenWeights(workspace.artefact, family.spec, formats, layout)
-                agreement = _compare(weights, written, texts.held_out, tokens, progress)
+                agreement = _compare(weights, written, texts.held_out, tokens, progress, threads)
             if fitting is None or fitting.accepts(agreement):
                 break
         notes += more_notes
@@ -190,7 +232,7 @@ def convert(
         else:
             settings = json.dumps(genai_config(family.spec), indent=1) + "\n"
             write_durably(workspace.artefact / GENAI_FILE, settings.encode())
-        cache = measure_cache(workspace, family.spec, layout, options, progress)
+        cache = measure_cache(workspace, family.spec, layout, options, progress, threads)
         report = Report(
             source=shown(source),
             family=family.spec.family,
@@ -213,6 +255,7 @@ def convert(
             cache=cache.losses,
             cache_reason=cache.reason,
             heads=cache.heads,
+            vectors=family.spec.both_sides,
         )
         finish_artefact(workspace, report, exporter="edgetok")
     return report
@@ -230,10 +273,14 @@ def is_quantised(source: Path) -> bool:
 
 
 def _formats(
-    weights: CanonicalWeights, options: ConvertOptions, workspace: Workspace, progress: Progress
+    weights: CanonicalWeights,
+    options: ConvertOptions,
+    workspace: Workspace,
+    progress: Progress,
+    threads: int,
 ) -> tuple[dict[str, TensorFormat], dict[str, str]]:
     if not workspace.done("survey"):
-        workspace.finish("survey", survey(weights, progress, cores()))
+        workspace.finish("survey", survey(weights, progress, threads))
     return choose_formats(weights, options, workspace.result("survey"))
 
 
@@ -245,6 +292,7 @@ def _write_weights(
     texts: Texts | None,
     workspace: Workspace,
     progress: Progress,
+    threads: int,
 ) -> list[str]:
     """Write `model.onnx.data`; notes for the report."""
     if not any(workspace.done(step) for step in direct.steps_of(weights.family.spec, layout)):
@@ -252,14 +300,14 @@ def _write_weights(
         (workspace.artefact / DATA_FILE).unlink(missing_ok=True)
     with DataFile(workspace.artefact / DATA_FILE, layout) as data:
         if texts is None or not options.calibrates:
-            direct.convert_directly(weights, formats, layout, workspace, data, progress, cores())
+            direct.convert_directly(weights, formats, layout, workspace, data, progress, threads)
             return []
         from edgetok.converter.quantise.block_by_block import convert_calibrated
         from edgetok.converter.quantise.one_block import Job
 
         hidden_bytes = 4 * texts.calibration(options).size * weights.family.spec.hidden_size
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
-        job = Job(weights, formats, layout, options, data, cores())
+        job = Job(weights, formats, layout, options, data, threads)
         return convert_calibrated(job, texts, workspace, progress)
 
 
@@ -302,13 +350,14 @@ def _compare(
     held_out: Tokens,
     tokens: int,
     progress: Progress,
+    threads: int,
 ) -> Agreement:
     from edgetok.converter.calibrate.compare import compare
 
     held_out = held_out[:, : tokens + 1]
     count = max(1, tokens // (held_out.shape[1] - 1))
     held_out = held_out[spread(len(held_out), min(count, len(held_out)))]
-    return compare(weights, written, held_out, progress)
+    return compare(weights, written, held_out, progress, threads)
 
 
 def _method(checkpoint: Checkpoint, options: ConvertOptions) -> str:

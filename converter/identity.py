@@ -12,9 +12,8 @@ from edgetok.converter.calibrate.calibration_text import built_in_text, calibrat
 from edgetok.converter.options import ConvertOptions
 from edgetok.errors import MissingExtraError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.machine import cores
 
-VERSION = 4  # of the output; work of another version is never continued
+VERSION = 5  # of the output; work of another version is never continued
 
 
 def require_torch(what: str) -> None:
@@ -49,11 +48,10 @@ def title_of(
         if options.calibration is None:
             text += built_in_text("compared")
         title["calibration"] = hashlib.sha256(text.encode()).hexdigest()
-        # Another release or number of threads may round otherwise.
+        # Another release may round otherwise.
         title["libraries"] = {
             name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")
         }
-        title["threads"] = cores()
     return title
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from edgetok.formats.cache_losses import CacheLoss
 from edgetok.formats.layout import constant_shapes
 from edgetok.formats.manifest import write_manifest
 from edgetok.models.spec import DecoderSpec
+from edgetok.models.tensors import tensor_shapes
 
 _STEP = "cache"
 _LEARNED = 4  # windows that constants are measured on
 _WINDOW_TOKENS = 512  # of each, whatever weights are calibrated on
 _COMPARED_TOKENS = 256
+_QUICK_TO_MEASURE = 100_000_000  # weights; where larger ones are only rounded, half is measured
 
 Constants = dict[str, npt.NDArray[np.float32]]
 
@@ -51,6 +54,7 @@ def measure_cache(
     layout: Layout,
     options: ConvertOptions,
     progress: Progress,
+    threads: int,
 ) -> CacheMeasurement:
     """Run the finished model to measure its cache's constants and heads, and compare caches.
 
@@ -63,12 +67,13 @@ def measure_cache(
         layout: layout of its data file.
         options: with the text.
         progress: told of the stage.
+        threads: how many compute; the result does not depend on it.
 
     Raises:
         OutputError: a write failed.
     """
     if not workspace.done(_STEP):
-        done = _measure(workspace, spec, layout, options, progress)
+        done = _measure(workspace, spec, layout, options, progress, threads)
         losses = [asdict(loss) for loss in done.losses]
         workspace.finish(_STEP, {"losses": losses, "reason": done.reason, "heads": done.heads})
     result = workspace.result(_STEP)
@@ -85,15 +90,14 @@ def _measure(
     layout: Layout,
     options: ConvertOptions,
     progress: Progress,
+    threads: int,
 ) -> CacheMeasurement:
     folder = workspace.artefact
-    neutral = {
-        name: np.full(shape, float(not name.endswith(".centre")), np.float32)
-        for name, shape in constant_shapes(spec).items()
-    }
-    _write(folder, layout, neutral)
+    write_neutral(folder, spec, layout)
     if spec.both_sides:
         return CacheMeasurement(reason="the model computes vectors of texts, and keeps no cache")
+    if not options.measure_cache:
+        return CacheMeasurement(reason="not asked for")
     if not (folder / TOKENIZER_FILE).exists():
         return CacheMeasurement(reason="there is no tokenizer to make text of")
     from edgetok.evaluation.cache_bits import cache_costs
@@ -102,9 +106,12 @@ def _measure(
 
     progress.begin("Measuring the KV cache", 3)
     try:
-        learned, held_out = _windows(folder, spec, options)
-        _list_files(folder)
-        constants = constants_of(folder, [row.astype(np.int32) for row in learned])
+        parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
+        halved = not options.calibrates and parameters > _QUICK_TO_MEASURE
+        learned, held_out = _windows(folder, spec, options, 2 if halved else 1)
+        list_files(folder)
+        threads = useful(folder, threads)
+        constants = constants_of(folder, [row.astype(np.int32) for row in learned], threads=threads)
     except OutputError:
         raise
     except EdgetokError as error:
@@ -114,11 +121,13 @@ def _measure(
     heads = None
     try:
         if len(learned) > 1:
-            scores = recall_scores(folder, [row.astype(np.int32) for row in learned])
+            scores = recall_scores(
+                folder, [row.astype(np.int32) for row in learned], threads=threads
+            )
             if any(map(any, scores)):
                 heads = {"tokens": int(learned.size), "recall": scores}
         progress.advance()
-        costs = cache_costs(folder, [row.astype(np.int32) for row in held_out])
+        costs = cache_costs(folder, [row.astype(np.int32) for row in held_out], threads=threads)
     except OutputError:
         raise
     except EdgetokError as error:
@@ -134,7 +143,25 @@ def _write(folder: Path, layout: Layout, constants: Constants) -> None:
         data.sync()
 
 
-def _list_files(folder: Path) -> None:
+def write_neutral(folder: Path, spec: DecoderSpec, layout: Layout) -> None:
+    """Write constants that change nothing into the data file of an artefact."""
+    neutral = {
+        name: np.full(shape, float(not name.endswith(".centre")), np.float32)
+        for name, shape in constant_shapes(spec).items()
+    }
+    _write(folder, layout, neutral)
+
+
+def useful(folder: Path, threads: int) -> int:
+    """Return how many of the threads an artefact is run with: of a small one, a single one."""
+    from edgetok.formats.artefact import open_artefact
+    from edgetok.runtime.cpu.requirements import useful_threads
+
+    with open_artefact(folder) as artefact:
+        return min(threads, useful_threads(artefact))
+
+
+def list_files(folder: Path) -> None:
     """Write a manifest, without which no artefact is opened; `finish_artefact` replaces it."""
     try:
         write_manifest(folder, exporter="edgetok")
@@ -142,9 +169,11 @@ def _list_files(folder: Path) -> None:
         raise OutputError(f"{folder}: not written: {error.strerror}") from error
 
 
-def _windows(folder: Path, spec: DecoderSpec, options: ConvertOptions) -> tuple[Tokens, Tokens]:
-    """Windows to measure constants on, and one to compare caches on."""
+def _windows(
+    folder: Path, spec: DecoderSpec, options: ConvertOptions, divisor: int
+) -> tuple[Tokens, Tokens]:
+    """Windows to measure constants on, and one to compare caches on; a part of the usual."""
     length = min(_WINDOW_TOKENS, spec.context_tokens)
     learned, held_out = text_windows(options, folder, length, spec.vocab_size, spec.bos_token)
-    learned = learned[spread(len(learned), min(_LEARNED, len(learned)))]
-    return learned, held_out[len(held_out) // 2 :][:1, :_COMPARED_TOKENS]
+    learned = learned[spread(len(learned), min(_LEARNED // divisor, len(learned)))]
+    return learned, held_out[len(held_out) // 2 :][:1, : _COMPARED_TOKENS // divisor]

@@ -73,6 +73,11 @@ class ConvertOptions:
         "Text file to calibrate on, instead of the built-in text and text that the model "
         "generates.",
     ] = None
+    measure_cache: Annotated[
+        bool,
+        "Measure the KV cache's constants and what its widths cost. Without, caches of few bits "
+        "lose more, and the card does not say how much.",
+    ] = True
     calibration_windows: int = 32
     window_tokens: int = 512
     reference_tokens: int | None = None
@@ -182,6 +187,8 @@ class ConvertOptions:
         values["head_bits"] = self.effective_head_bits
         if not self.portable:
             del values["portable"]  # as in reports from before there was a choice
+        if self.measure_cache:
+            del values["measure_cache"]
         return values
 
 

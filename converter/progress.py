@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receiver of progress; the converter calls it in order, from the caller's thread.
+    """Receiver of progress; the converter calls it in order, never twice at once.
 
     The remaining time of a stage follows from the units done since `begin`: units within a stage
-    take about equally long.
+    take about equally long. That of the whole conversion follows from `plan`.
     """
+
+    def plan(self, costs: Mapping[str, float]) -> None:
+        """Take the stages to come and how long they take beside each other, in any unit."""
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Begin a stage of `total` units, of which an interrupted run finished `done`."""
@@ -25,6 +29,9 @@ class Progress(Protocol):
 class Silent:
     """A receiver that shows nothing."""
 
+    def plan(self, costs: Mapping[str, float]) -> None:
+        """Show nothing."""
+
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Show nothing."""
 
@@ -33,3 +40,19 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Show nothing."""
+
+
+class Compiling:
+    """Shows the compiling of kernels, where there is any, as a stage of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._done = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take what the kernels' loader tells."""
+        if self._done < 0:
+            self._progress.begin("Compiling kernels", total)
+            self._done = 0
+        self._progress.advance(done - self._done)
+        self._done = done

@@ -147,12 +147,20 @@ def below_each_other(name: str, parts: Sequence[Quantised | None]) -> Quantised 
             "convert the original, unquantised checkpoint"
         )
 
-    def joined(field: str) -> Any:
-        values = [getattr(part, field) for part in known]
+    return joined(known)
+
+
+def joined(parts: Sequence[Quantised]) -> Quantised:
+    """Return the rows of several matrices of one format, and one table, as one."""
+
+    def whole(field: str) -> Any:
+        values = [getattr(part, field) for part in parts]
         return None if values[0] is None else np.concatenate(values)
 
+    if len(parts) == 1:
+        return parts[0]
     fields = ("codes", "scales", "zeros", "offsets", "super_scales")
-    return replace(known[0], **{field: joined(field) for field in fields})
+    return replace(parts[0], **{field: whole(field) for field in fields})
 
 
 def float16_scales(scales: Floats) -> npt.NDArray[np.float16]:

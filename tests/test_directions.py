@@ -19,6 +19,7 @@ CONVERTER_BASE = {
     "converter.progress",
     "converter.durable",
     "converter.quantised",
+    "converter.workers",
 }
 HUB = {"library.download", "library.kinds", "library.names"}
 # The parts of edgetok that each part may import besides itself and those below it. A part is a file
@@ -58,6 +59,17 @@ ALLOWED: dict[str, set[str]] = {
     "converter.progress": set(),
     "converter.durable": {"errors"},
     "converter.quantised": {"errors", "formats"},
+    "converter.workers": set(),
+    "converter.self_generated_text": {
+        *CONVERTER_BASE,
+        "converter.calibrate",
+        "converter.measure_cache",
+        "converter.quantise",
+        "converter.read",
+        "converter.write",
+        "runtime",
+        "sampling",
+    },
     "converter.identity": {*CONVERTER_BASE, "machine", "converter.calibrate"},
     "converter.card": CONVERTER_BASE,
     "converter.measure_cache": {

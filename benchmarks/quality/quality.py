@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.cli.commands.recall import measure_recall
-from edgetok.converter.calibrate import self_generated_text as written
+from edgetok.converter import self_generated_text as written
 from edgetok.converter.calibrate.reference import TransformersReference
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.options import Step
@@ -60,10 +60,12 @@ def write_once() -> None:
     known: dict[Any, Any] = {}
     real: Callable[..., Any] = written.write
 
-    def write(weights: CanonicalWeights, openings: Any, shape: Any, progress: Any) -> Any:
+    def write(
+        weights: CanonicalWeights, greatest: Any, openings: Any, shape: Any, *others: Any
+    ) -> Any:
         key = weights.checkpoint.fingerprint, shape
         if key not in known:
-            known[key] = real(weights, openings, shape, progress)
+            known[key] = real(weights, greatest, openings, shape, *others)
         return known[key]
 
     written.write = write

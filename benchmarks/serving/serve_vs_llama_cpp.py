@@ -34,12 +34,12 @@ from typing import Any
 import psutil
 from serve_peers import SERVERS, Server, edgetok_server, llama_cpp_server
 
-from edgetok.converter.calibrate import self_generated_text
+from edgetok.converter.calibrate import calibration_text
 
 WORDS = (10, 120)  # of a prompt, from and to; short ones are as frequent as long ones
 SYSTEM_WORDS = 120
 LEAST_REQUESTS = 4  # of a cell
-TEXTS = Path(self_generated_text.__file__).with_name("text") / "compared"
+TEXTS = Path(calibration_text.__file__).with_name("text") / "compared"
 Cell = dict[str, Any]
 
 

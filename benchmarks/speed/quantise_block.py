@@ -47,7 +47,7 @@ def main() -> None:
     layout = plan(spec, formats)
     shape = (args.windows, options.window_tokens)
     tokens = np.random.default_rng(0).integers(0, spec.vocab_size, shape)
-    original = Original(weights, short=True)
+    original = Original(weights, short=True, threads=cores())
     hidden = original.embed(tokens)
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, DataFile(Path(folder) / "data", layout) as data:

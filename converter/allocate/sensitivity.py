@@ -123,7 +123,7 @@ def measure(
     windows = windows[spread(len(windows), min(count, len(windows)))]
     progress.begin("Measuring sensitivity", 2 * spec.num_layers + 2)
     trial = _Trial(options, greatest, threads)
-    original = Original(weights)
+    original = Original(weights, threads=threads)
     states = _States(scratch, original.embed(windows))
     for index in range(spec.num_layers):
         with original.block(index) as block:
@@ -221,7 +221,6 @@ class _Trial:
                     form.group_size,
                     symmetric=not form.zeros,
                     table=LEVELS if form.table else None,
-                    threads=self.threads,
                 )
                 difference = torch.from_numpy(result.dequantise()) - some
             self.kl[name][form] = cost(difference)
@@ -275,7 +274,7 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
     for stage in block.stages:
         x = torch.cat(inputs[stage[0]])
         seen, held_out = halves(len(x), tokens)
-        hessian = gptq.Hessian(x.shape[1])
+        hessian = gptq.Hessian(x.shape[1], trial.threads)
         hessian.add(x[seen])
         mean = hessian.mean()
         for name in stage:

@@ -66,7 +66,7 @@ class Ends:
         seen, held_out = halves(len(states), hidden.shape[1])
         some = held_out[torch.from_numpy(spread(len(held_out), min(len(held_out), _HEAD_TOKENS)))]
         if calibrates_head(self._options):
-            hessian = gptq.Hessian(states.shape[1])
+            hessian = gptq.Hessian(states.shape[1], self._threads)
             hessian.add(states[seen])
             self._rounder = rounder_of_head(hessian.mean(), self._options, tied=spec.tied)
 
@@ -81,7 +81,7 @@ class Ends:
             moved = self._change(exact, form, self._rounder)
             pieces = _changed(head(), rows, moved)
             costs[form] = head_agreement(
-                states[some], states[some], head(), pieces, targets, spec
+                states[some], states[some], head(), pieces, targets, spec, self._threads
             ).kl
         gradient = drawn_gradient(states, head, spec)
         (back,) = torch.autograd.grad(normed, start, gradient.reshape(normed.shape))

@@ -40,7 +40,7 @@ def probe(
     spec = weights.family.spec
     windows = windows[: max(1, _PROBE_TOKENS // windows.shape[1])]
     progress.begin("Probing the whole model", spec.num_layers + len(PROBE_BITS))
-    original = Original(weights)
+    original = Original(weights, threads=threads)
 
     def rounded(values: Floats, bits: int) -> Tensor:
         if not fits_float16_scales(float(np.abs(values).max()), bits):
@@ -75,7 +75,7 @@ def probe(
         head = (rounded(piece, PROBE_HEAD[0]).numpy() for piece in weights.pieces("lm_head.weight"))
         moved = original.final_norm(hidden, norm)[:, :-1].flatten(0, 1)
         agreement = head_agreement(
-            states, moved, weights.pieces("lm_head.weight"), head, targets, spec
+            states, moved, weights.pieces("lm_head.weight"), head, targets, spec, threads
         )
         result.append(agreement.kl)
         progress.advance()

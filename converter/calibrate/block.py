@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from edgetok.converter.calibrate.calls import Calls, Windows, batches
 from edgetok.converter.calibrate.expert_parameters import read_stacked, write_stacked
 from edgetok.converter.calibrate.paused import PausedForward
 from edgetok.converter.calibrate.transformers_model import joined
+from edgetok.converter.workers import side_by_side
 from edgetok.models.family import TensorSource
 from edgetok.models.operations import layer_operations, stages
 
@@ -58,6 +60,7 @@ class Block:
         )
         self._original = original
         self._layer = layer
+        self._lanes = [layer]
         # By the names that files have for them.
         file_name = original.weights.family.file_name
         self._in_module = {file_name(prefix + n): n for n, _ in layer.named_parameters()}
@@ -72,13 +75,19 @@ class Block:
             calls: what else it is given; keys and values that later blocks look at are added.
         """
         calls = calls or self._original.calls
-        results, given = [], []
-        for batch in batches(hidden):
-            args, named = calls.of(self.index, batch)
-            results.append(self._run(hidden[batch], args, named))
-            given.append(named)
+        cut = list(batches(hidden))
+        given = [calls.of(self.index, batch) for batch in cut]
+
+        def forward(batch: slice, args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+            with torch.no_grad():  # which is said for each thread
+                return self._run(hidden[batch], args, named)
+
+        works = [
+            functools.partial(forward, batch, *both) for batch, both in zip(cut, given, strict=True)
+        ]
+        results = side_by_side(self._original.threads, works)
         if calls.shares(self.index):
-            calls.keep(self.index, given)
+            calls.keep(self.index, [named for _, named in given])
         return torch.cat(results)
 
     @contextlib.contextmanager
@@ -98,7 +107,8 @@ class Block:
             return self._run(hidden[batch], *arguments)
 
         works = [functools.partial(forward, *both) for both in zip(cut, given, strict=True)]
-        running = PausedForward(works, [self._module(name) for name in linears])
+        modules = [self._module(name) for name in linears]
+        running = PausedForward(works, modules, self._original.threads)
 
         def observe(name: str, see: Callable[[Tensor], None]) -> None:
             running.up_to(self._module(name), see)
@@ -131,22 +141,20 @@ class Block:
                 is not run beyond the last one.
             windows: [B] which of those that were embedded; None: all of them.
         """
-
-        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def seen(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-                see(name, inputs[0].flatten(0, -2).float())
-                if name == linears[-1]:
-                    raise _SeenError
-
-            return seen
-
-        with contextlib.ExitStack() as stack:
-            for name in linears:
-                handle = self._module(name).register_forward_pre_hook(hook(name))
-                stack.callback(handle.remove)
-            for batch in batches(hidden):
-                with contextlib.suppress(_SeenError):
-                    self._forward(hidden[batch], batch if windows is None else windows[batch])
+        works = []
+        for batch in batches(hidden):
+            chosen = batch if windows is None else windows[batch]
+            arguments = self._original.calls.of(self.index, chosen)
+            works.append(functools.partial(self._run, hidden[batch], *arguments))
+        modules = [self._module(name) for name in linears]
+        threads = self._original.threads
+        for first in range(0, len(works), threads):  # no more of them in memory than run at once
+            running = PausedForward(works[first : first + threads], modules, threads)
+            try:
+                for name, module in zip(linears, modules, strict=True):
+                    running.up_to(module, functools.partial(see, name))
+            finally:
+                running.close()
 
     def backward(
         self, hidden: Tensor, gradient: Tensor, see: Callable[[str, Tensor, Tensor], None]
@@ -194,7 +202,12 @@ class Block:
         return torch.cat(found)
 
     def with_weights(
-        self, weights: Mapping[str, Tensor], hidden: Tensor, windows: Tensor | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        hidden: Tensor,
+        windows: Tensor | None = None,
+        *,
+        lane: int = 0,
     ) -> Tensor:
         """Run the block on [B, T, hidden_size] with some layers' weights replaced.
 
@@ -202,6 +215,7 @@ class Block:
             weights: [N, K] by canonical name, such as `q_proj`; gradients pass through them.
             hidden: its input.
             windows: [B] which of those that were embedded; None: all of them.
+            lane: runs in other lanes may go on beside this one.
         """
         parts = []
         for name in (name for stage in self.stages for name in stage):
@@ -209,7 +223,11 @@ class Block:
             value = weights[name] if name in weights else self.get(name + ".weight")
             path = ".".join(self._path(name + ".weight"))
             parts.append((path, source.ranges, value - source.add))
-        return self._forward(hidden, slice(None) if windows is None else windows, joined(parts))
+        arguments = self._original.calls.of(self.index, slice(None) if windows is None else windows)
+        while lane >= len(self._lanes):  # parameters and buffers are those of the first
+            shared = [*self._layer.parameters(), *self._layer.buffers()]
+            self._lanes.append(copy.deepcopy(self._layer, {id(t): t for t in shared}))
+        return self._run(hidden, *arguments, joined(parts), self._lanes[lane])
 
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""
@@ -233,10 +251,8 @@ class Block:
         named = dict([*self._layer.named_parameters(), *self._layer.named_buffers()])
         return {in_file: named[name].data for in_file, name in self._in_module.items()}
 
-    def _forward(
-        self, batch: Tensor, windows: Windows, replaced: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        return self._run(batch, *self._original.calls.of(self.index, windows), replaced)
+    def _forward(self, batch: Tensor, windows: Windows) -> Tensor:
+        return self._run(batch, *self._original.calls.of(self.index, windows))
 
     def _run(
         self,
@@ -244,9 +260,14 @@ class Block:
         args: tuple[Any, ...],
         named: dict[str, Any],
         replaced: Mapping[str, Tensor] | None = None,
+        layer: nn.Module | None = None,
     ) -> Tensor:
+        layer = layer or self._layer
         with torch.autocast("cpu", torch.bfloat16, enabled=self._original.short):
-            output = functional_call(self._layer, dict(replaced or {}), (batch, *args), named)
+            if replaced is None:  # what replaces changes the module meanwhile
+                output = layer(batch, *args, **named)
+            else:
+                output = functional_call(layer, dict(replaced), (batch, *args), named)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden.float()
 
@@ -268,7 +289,3 @@ class Block:
             rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
             return parameter, rows, source.add
         return parameter, slice(*source.rows) if source.rows else slice(None), source.add
-
-
-class _SeenError(Exception):
-    """Ends a forward pass as soon as the last wanted input was seen."""

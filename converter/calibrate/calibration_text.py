@@ -8,6 +8,7 @@ text, so that evenly spread windows hold each kind in proportion.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 
+from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.calibrate.windows import Tokens, split_windows, spread, token_windows
 from edgetok.converter.durable import write_durably
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.workspace import Workspace
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats import strict_json
 
 _MAX_TEXT_BYTES = 64 << 20
@@ -32,6 +34,8 @@ _MOST_OWN = 1024  # windows that a model writes
 # More than the built-in text has in the vocabulary of a large model. One of bytes has thrice as
 # many, which a tiny model would be trained on.
 _MOST_TOKENS = 1 << 16
+# Beyond this, generating takes minutes.
+MOST_WEIGHTS = 150_000_000
 _CHARACTERS_A_TOKEN = 16  # taken of a document: more than any has at windows of 512 tokens
 
 
@@ -126,6 +130,7 @@ def texts_of(
     *,
     calibrates: bool,
     compared: int,
+    write: Callable[[list[list[int]], tuple[int, int]], Tokens],
 ) -> Texts:
     """Return the user's text, else self-generated text, which is stored beside the journal.
 
@@ -139,6 +144,8 @@ def texts_of(
         progress: called while the model writes.
         calibrates: whether text is needed for more than a comparison.
         compared: tokens to compare on.
+        write: draws windows from the model, by their first tokens and shape; see
+            `self_generated_text.write`.
 
     Raises:
         CheckpointError: there is no tokenizer, or it belongs to another model.
@@ -155,13 +162,11 @@ def texts_of(
     few = given[spread(len(given), min(len(given), max(1, _MOST_TOKENS // length)))]
     if "write" in options.without:
         return Texts(few, others)
-    from edgetok.converter.calibrate import self_generated_text as written
-
-    if weights.parameters > written.MOST_WEIGHTS:
+    if weights.parameters > MOST_WEIGHTS:
         note = (
             "calibrated and compared on the built-in text, on different documents of it: "
             "self-generated text is for models of up "
-            f"to {written.MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
+            f"to {MOST_WEIGHTS / 1e6:.0f} million weights; --calibration takes another"
         )
         return Texts(few, others, (note,))
     held_out = max(1, -(-compared // (length - 1)))
@@ -175,8 +180,12 @@ def texts_of(
     path = workspace.folder / "written.i32"
     if not workspace.done("write"):
         shape = (held_out + own + more, length)
-        openings = written.openings_of(spec, workspace.artefact, given)
-        result = written.write(weights, openings, shape, progress)
+        openings = openings_of(spec, workspace.artefact, given)
+        try:
+            result = write(openings, shape)
+        except UnsupportedError as error:
+            note = f"calibrated and compared on the built-in text, on different documents: {error}"
+            return Texts(few, others, (note,))
         write_durably(path, result.astype(np.int32).tobytes())
         workspace.finish("write", {})
     tokens = np.fromfile(path, np.int32).reshape(-1, length).astype(np.int64)

@@ -22,6 +22,7 @@ from edgetok.models.spec import DecoderSpec
 Windows = Tensor | slice  # which windows of a text, numbers or a range
 
 _BATCH_TOKENS = 2048
+_LEAST_BATCHES = 4  # so that few windows, too, keep several threads busy
 # Names of a layer's arguments in transformers.
 _OWN_INPUT = "per_layer_input"
 _SHARED = "shared_kv_states"
@@ -112,7 +113,8 @@ def check_arguments(spec: DecoderSpec, layer: nn.Module) -> None:
 
 
 def batches(hidden: Tensor) -> Iterator[slice]:
-    """Ranges of windows of `hidden` [windows, T, hidden_size] that are computed at once."""
-    step = max(1, _BATCH_TOKENS // hidden.shape[1])
+    """Ranges of windows of `hidden` [windows, T, hidden_size] that are computed together."""
+    most = min(_BATCH_TOKENS // hidden.shape[1], -(-len(hidden) // _LEAST_BATCHES))
+    step = max(1, most)
     for first in range(0, len(hidden), step):
         yield slice(first, min(first + step, len(hidden)))

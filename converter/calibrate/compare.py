@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +21,22 @@ from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.card.report import Agreement
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]
 
 _HEAD_ROWS = 4096
+_TOKENS = 512  # compared at once: 17 MB for each of the few arrays of logits
 
 
 def compare(
-    weights: CanonicalWeights, written: WrittenWeights, windows: Tokens, progress: Progress
+    weights: CanonicalWeights,
+    written: WrittenWeights,
+    windows: Tokens,
+    progress: Progress,
+    threads: int = 1,
 ) -> Agreement:
     """Run the original and the artefact's weights over the same text.
 
@@ -38,9 +45,10 @@ def compare(
         written: the artefact's.
         windows: [B, T] token ids, T at least 2.
         progress: called for each block.
+        threads: how many compute; the result does not depend on it.
     """
     spec = weights.family.spec
-    original = Original(weights)
+    original = Original(weights, threads=threads)
     progress.begin("Comparing with the original", spec.num_layers + 1)
     ours = original.embed(windows, written)
     our_calls = original.calls
@@ -64,6 +72,7 @@ def compare(
         written.pieces("lm_head.weight"),
         targets,
         spec,
+        threads,
     )
     progress.advance()
     return agreement
@@ -76,6 +85,7 @@ def head_agreement(
     our_head: Iterator[Floats],
     targets: Tensor,
     spec: DecoderSpec,
+    threads: int = 1,
 ) -> Agreement:
     """Compare two models' next-token distributions.
 
@@ -86,29 +96,54 @@ def head_agreement(
         our_head: the artefact's, likewise.
         targets: [n] the tokens that came next.
         spec: for what is done to logits.
+        threads: how many pieces of the tokens are compared at once.
     """
-    left, right = _Running(len(targets)), _Running(len(targets))
-    # sum over the vocabulary of exp(l - greatest l) * (l - r), l theirs and r ours
-    weighted = torch.zeros(len(targets), dtype=torch.float64)
+    parts = [
+        _Compared(theirs[at], ours[at], targets[at], spec)
+        for at in pieces_of(len(targets), _TOKENS)
+    ]
     first = 0
     for their_rows, our_rows in _same_rows(their_head, our_head):
-        l_logits = head_logits(theirs, their_rows, spec)
-        r_logits = head_logits(ours, our_rows, spec)
-        before = left.greatest
-        left.add(l_logits, first, targets)
-        right.add(r_logits, first, targets)
-        weighted *= (before - left.greatest).exp()
-        share = (l_logits - left.greatest[:, None]).exp()
-        weighted += (share * (l_logits - r_logits)).sum(1)
+        side_by_side(threads, [partial(part.add, their_rows, our_rows, first) for part in parts])
         first += len(their_rows)
-    kl = weighted / left.sum - left.log_sum() + right.log_sum()
+    kl, theirs_lost, ours_lost, same = (
+        torch.cat(values) for values in zip(*(part.result() for part in parts), strict=True)
+    )
     return Agreement(
         tokens=len(targets),
         kl=max(0.0, float(kl.mean())),
-        perplexity=math.exp(float((right.log_sum() - right.target).mean())),
-        reference_perplexity=math.exp(float((left.log_sum() - left.target).mean())),
-        top1_agreement=float((left.likeliest == right.likeliest).double().mean()),
+        perplexity=math.exp(float(ours_lost.mean())),
+        reference_perplexity=math.exp(float(theirs_lost.mean())),
+        top1_agreement=float(same.double().mean()),
     )
+
+
+class _Compared:
+    """Two models' distributions of some tokens, a piece of the vocabulary at a time."""
+
+    def __init__(self, theirs: Tensor, ours: Tensor, targets: Tensor, spec: DecoderSpec) -> None:
+        self._states, self._targets, self._spec = (theirs, ours), targets, spec
+        self._left, self._right = _Running(len(targets)), _Running(len(targets))
+        # sum over the vocabulary of exp(l - greatest l) * (l - r), l theirs and r ours
+        self._weighted = torch.zeros(len(targets), dtype=torch.float64)
+
+    def add(self, their_rows: Tensor, our_rows: Tensor, first: int) -> None:
+        """Add rows of both heads, `first` being the first one's token."""
+        l_logits = head_logits(self._states[0], their_rows, self._spec)
+        r_logits = head_logits(self._states[1], our_rows, self._spec)
+        before = self._left.greatest
+        self._left.add(l_logits, first, self._targets)
+        self._right.add(r_logits, first, self._targets)
+        self._weighted *= (before - self._left.greatest).exp()
+        share = (l_logits - self._left.greatest[:, None]).exp_()
+        self._weighted += share.mul_(l_logits.sub_(r_logits)).sum(1)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """KL, -log p of the targets by both, and whether both find the same token likeliest."""
+        left, right = self._left, self._right
+        kl = self._weighted / left.sum - left.log_sum() + right.log_sum()
+        theirs, ours = left.log_sum() - left.target, right.log_sum() - right.target
+        return kl, theirs, ours, left.likeliest == right.likeliest
 
 
 class _Running:
@@ -125,7 +160,7 @@ class _Running:
         self.likeliest = torch.where(value > self.greatest, at + first, self.likeliest)
         greatest = torch.maximum(self.greatest, value)
         self.sum *= (self.greatest - greatest).exp()
-        self.sum += (logits - greatest[:, None]).exp().sum(1)
+        self.sum += (logits - greatest[:, None]).exp_().sum(1)
         self.greatest = greatest
         here = (targets >= first) & (targets < first + logits.shape[1])
         self.target[here] = logits[here, targets[here] - first]

@@ -53,23 +53,26 @@ class Original:
     Attributes:
         weights: weights of the checkpoint.
         short: whether products are bfloat16.
+        threads: how many batches of windows are computed at once.
         calls: what blocks are called with for the windows that were embedded last.
         prefix: text before `layers.` in names of tensors.
     """
 
-    def __init__(self, weights: CanonicalWeights, *, short: bool = False) -> None:
+    def __init__(self, weights: CanonicalWeights, *, short: bool = False, threads: int = 1) -> None:
         """Build the modules without their weights.
 
         Args:
             weights: weights of the checkpoint.
             short: multiply in bfloat16 where the processor does so, in a quarter of the time: for
                 statistics, not for what is measured. What blocks pass on stays float32.
+            threads: how many batches of windows are computed at once; no result depends on it.
 
         Raises:
             UnsupportedError: `transformers` does not know the family or builds it otherwise.
             MissingExtraError: `transformers` is too old.
         """
         self.weights = weights
+        self.threads = threads
         self.short = short and multiplies_bfloat16()
         spec = weights.family.spec
         model = build_on_meta(weights.checkpoint.config, attention_of(spec))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from edgetok.converter.workers import side_by_side
+
 _of_thread = threading.local()
 
 
@@ -20,9 +22,10 @@ class _AbandonedError(Exception):
 
 
 class _Pass:
-    """One batch, in a thread of its own; this thread or the caller's works, never both."""
+    """One batch, in a thread of its own; this thread or its caller's works, never both."""
 
-    def __init__(self, forward: Callable[[], Tensor]) -> None:
+    def __init__(self, owner: PausedForward, forward: Callable[[], Tensor]) -> None:
+        self.owner = owner
         self._forward = forward
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -75,16 +78,21 @@ class PausedForward:
     """The forward passes of several batches, which wait before the same layers."""
 
     def __init__(
-        self, batches: Sequence[Callable[[], Tensor]], layers: Sequence[nn.Module]
+        self,
+        batches: Sequence[Callable[[], Tensor]],
+        layers: Sequence[nn.Module],
+        threads: int = 1,
     ) -> None:
         """Prepare; nothing runs yet.
 
         Args:
             batches: each computes one batch.
             layers: modules to wait before, in order of execution.
+            threads: how many batches are computed at once.
         """
-        self._passes = [_Pass(forward) for forward in batches]
-        self._handles = [layer.register_forward_pre_hook(_wait) for layer in layers]
+        self._threads = threads
+        self._passes = [_Pass(self, forward) for forward in batches]
+        self._handles = [layer.register_forward_pre_hook(self._wait) for layer in layers]
 
     def up_to(self, layer: nn.Module, see: Callable[[Tensor], None]) -> None:
         """Run up to a layer and show its inputs, [tokens, K] float32 a batch.
@@ -92,8 +100,8 @@ class PausedForward:
         Raises:
             RuntimeError: the block computes another layer first.
         """
+        side_by_side(self._threads, [one.resume for one in self._passes])
         for one in self._passes:
-            one.resume()
             if one.at is not layer or one.inputs is None:
                 raise RuntimeError(f"waits before {one.at}, expected {layer}")
             see(one.inputs.flatten(0, -2).float())
@@ -102,8 +110,8 @@ class PausedForward:
     def outputs(self) -> Tensor:
         """Run to the end and return all batches' outputs."""
         found = []
+        side_by_side(self._threads, [one.resume for one in self._passes])
         for one in self._passes:
-            one.resume()
             if one.result is None:
                 raise RuntimeError(f"waits before {one.at}, expected the block's end")
             found.append(one.result)
@@ -116,8 +124,8 @@ class PausedForward:
         for handle in self._handles:
             handle.remove()
 
-
-def _wait(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-    running: _Pass | None = getattr(_of_thread, "running", None)
-    if running is not None:  # None: the block runs in the caller's thread, for something else
-        running.wait(module, given[0])
+    def _wait(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        running: _Pass | None = getattr(_of_thread, "running", None)
+        # Else the block runs for something else meanwhile.
+        if running is not None and running.owner is self:
+            running.wait(module, given[0])

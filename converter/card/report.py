@@ -140,6 +140,7 @@ class Report:
         cache: losses of caches of few bits; empty where that was not measured.
         cache_reason: why it was not.
         heads: how much each KV head looks for what was said before (`formats/head_scores.py`).
+        vectors: whether the model computes vectors of texts and writes none; not in the file.
     """
 
     source: str
@@ -163,6 +164,7 @@ class Report:
     cache: tuple[CacheLoss, ...] = ()
     cache_reason: str | None = None
     heads: Mapping[str, Any] | None = None
+    vectors: bool = False
 
     @property
     def verdict(self) -> Verdict | None:
@@ -232,6 +234,7 @@ class Report:
         """Return plain values with stable keys."""
         values = dataclasses.asdict(self)
         agreement = values.pop("agreement")
+        del values["vectors"]
         keys = [field.name for field in dataclasses.fields(Agreement)]
         values.update(agreement or dict.fromkeys(keys))
         values["verdict"] = None if self.verdict is None else self.verdict.grade

@@ -11,9 +11,10 @@ Source: arXiv 2306.00978, section 3.2; clipping: the authors' code, `auto_clip`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from torch import Tensor
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.round_to_nearest import grid
 from edgetok.converter.quantised import Quantised, fits_float16_scales
+from edgetok.converter.workers import pieces_of, side_by_side
 
 ALPHAS = tuple(i / 20 for i in range(20))
 SPANS = tuple(1 - 0.05 * i for i in range(11))
@@ -123,6 +125,7 @@ def search_scales(
     *,
     share: Callable[[Tensor], Tensor] | None = None,
     alphas: Sequence[float] = ALPHAS,
+    threads: int = 1,
 ) -> ScaleChoice:
     """Choose alpha by the error of the outputs of all layers that take the same input.
 
@@ -132,19 +135,16 @@ def search_scales(
         mean_magnitude: [K] mean of |x|.
         rounders: for each layer a function that rounds weights [N_i, K].
         share: makes magnitudes [K] equal where inputs must share a scale.
-        alphas: to be tried; 0 leaves all as it is.
+        alphas: to be tried beside 0, which leaves all as it is.
+        threads: how many are tried at once.
     """
     magnitude = share(mean_magnitude) if share else mean_magnitude
-    best: ScaleChoice | None = None
-    identity_loss = output_loss(weights, sample, torch.ones_like(magnitude), rounders)
-    for alpha in alphas:
-        scales = candidate_scales(magnitude, alpha)
-        loss = identity_loss if alpha == 0 else output_loss(weights, sample, scales, rounders)
-        if best is None or loss < best.loss:
-            best = ScaleChoice(scales, alpha, loss, identity_loss)
-    if best is None or not best.loss < identity_loss:
-        return ScaleChoice(torch.ones_like(magnitude), 0.0, identity_loss, identity_loss)
-    return best
+    tried = [0.0, *(alpha for alpha in alphas if alpha)]
+    scales = [candidate_scales(magnitude, alpha) for alpha in tried]
+    works = [partial(output_loss, weights, sample, each, rounders) for each in scales]
+    losses = side_by_side(threads, works)
+    best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
+    return ScaleChoice(scales[best], tried[best], losses[best], losses[0])
 
 
 def output_loss(
@@ -168,16 +168,14 @@ def output_loss(
     return total / len(sample)
 
 
-def rounder(
-    bits: int, group_size: int, symmetric: bool, threads: int = 1
-) -> Callable[[Tensor], Tensor]:
+def rounder(bits: int, group_size: int, symmetric: bool) -> Callable[[Tensor], Tensor]:
     """Rounding to nearest as a function of weights alone; beyond float16's scales it gives Inf."""
 
     def round_weight(weight: Tensor) -> Tensor:
         if not fits_float16_scales(float(weight.abs().max()), bits):
             return torch.full_like(weight, torch.inf)
         values = np.ascontiguousarray(weight.numpy())
-        result = rtn.quantise(values, bits, group_size, symmetric=symmetric, threads=threads)
+        result = rtn.quantise(values, bits, group_size, symmetric=symmetric)
         return torch.from_numpy(result.dequantise())
 
     return round_weight
@@ -220,7 +218,7 @@ def quantise_clipped(
         group_size: inputs that share a scale.
         symmetric: no zero points.
         spans: shares of the span from least to greatest weight that are tried.
-        threads: number of chunks of outputs rounded at once.
+        threads: number of ranges of outputs rounded at once.
     """
     N, K = weight.shape
     G = -(-K // group_size)
@@ -229,15 +227,13 @@ def quantise_clipped(
     zeros = np.empty((N, G), np.uint8)
     inputs = products.numpy()
 
-    def chunk(first: int) -> None:
-        rows = slice(first, first + _CHUNK_OUTPUTS)
+    def piece(rows: slice) -> None:
         grouped = _grouped(weight[rows], group_size).numpy()
         best_codes, best_scales, best_zeros = _clip_groups(grouped, inputs, bits, symmetric, spans)
         codes[rows] = best_codes.transpose(1, 0, 2).reshape(-1, G * group_size)[:, :K]
         scales[rows], zeros[rows] = best_scales.T, best_zeros.T
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(chunk, range(0, N, _CHUNK_OUTPUTS)))
+    side_by_side(threads, [partial(piece, rows) for rows in pieces_of(N, _CHUNK_OUTPUTS)])
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 
 

@@ -22,13 +22,15 @@ from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.quantise import awq, gptq
 from edgetok.converter.quantise.recipe import Inputs, round_layers
+from edgetok.converter.workers import side_by_side
 from edgetok.converter.write.data_file import TensorFormat
 from edgetok.errors import UnsupportedError
 from edgetok.models.operations import expert_counts, makers, stages
 from edgetok.models.ops import Attend, Linear, Norm, Op
 
 _JUDGE_TOKENS = 4096
-_SEARCH_ROWS = 256
+_SEARCH_ROWS = 128
+_ALPHAS = awq.ALPHAS[::2]  # half as many as the paper tries: what follows evens them out
 _WORTH_A_TRIAL = 0.98  # a smaller gain when rounding to nearest is none after all steps
 
 
@@ -92,8 +94,10 @@ def fold_block(
             weights,
             inputs[: awq.SAMPLE_TOKENS] if options is None else inputs[::4],
             magnitudes[stage[0]].mean(),
-            [awq.rounder(f.bits, f.group_size, not f.zeros, threads) for f in forms],
+            [awq.rounder(f.bits, f.group_size, not f.zeros) for f in forms],
             share=_share(made[0]),
+            alphas=awq.ALPHAS if options is None else _ALPHAS,
+            threads=threads,
         )
         if choice.alpha and options is not None:
             if choice.loss > _WORTH_A_TRIAL * choice.identity_loss:
@@ -123,34 +127,34 @@ def held_out_losses(
         inputs: [tokens, K].
         forms: bits and group size of each.
         options: whose steps round the weights.
-        threads: for rounding.
+        threads: how many candidates are tried at once.
 
     Returns:
         For each candidate the sum over layers of |(round(W diag(s)) diag(1 / s) - W) x|^2.
     """
     held_out = torch.arange(len(inputs)) % 4 == 3
-    seen = gptq.Hessian(inputs.shape[1])
+    seen = gptq.Hessian(inputs.shape[1], threads)
     seen.add(inputs[~held_out])
     hessian = seen.mean()
     shared = Inputs(hessian, options)  # one factor serves all candidates
     inverses = {form.group_size: shared.inverse(form.group_size) for form in forms}
-    losses = []
-    for scales in candidates:
+
+    def loss(scales: Tensor) -> float:
         result = round_layers(
             [weight * scales for weight in weights],
             (hessian / scales).div_(scales[:, None]),
             forms,
             options,
-            threads,
-            {group: inverse.folded(scales) for group, inverse in inverses.items()},
+            inverses={group: inverse.folded(scales) for group, inverse in inverses.items()},
         )
         total = 0.0
         for weight, layer in zip(weights, result, strict=True):
             difference = torch.from_numpy(layer.dequantise()) / scales - weight
             errors = inputs[held_out] @ difference.T
             total += float(errors.square().sum(dtype=torch.float64))
-        losses.append(total)
-    return losses
+        return total
+
+    return side_by_side(threads, [functools.partial(loss, scales) for scales in candidates])
 
 
 def _some_rows(weight: Tensor) -> Tensor:

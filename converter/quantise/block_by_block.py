@@ -18,7 +18,7 @@ from edgetok.converter.calibrate.calibration_text import Texts
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.durable import write_durably
-from edgetok.converter.options import LEARNED_WHOLE, ConvertOptions, learns_whole
+from edgetok.converter.options import LEARNED_WHOLE, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import tensor_by_tensor as direct
@@ -58,7 +58,7 @@ def convert_calibrated(
     done = sum(workspace.done(step) for step in steps)
     unit = max(1, job.refined_by_block)  # batches, which take nearly all of a block's time
     progress.begin(f"Quantising with {job.options.method}", unit * len(steps), unit * done)
-    original = Original(job.weights, short=True)
+    original = Original(job.weights, short=True, threads=job.threads)
     windows = texts.calibration(job.options)
     hidden: Tensor | None = None
     notes: list[str] = []
@@ -81,7 +81,7 @@ def convert_calibrated(
                     if hidden is None:
                         last = job.weights.family.spec.num_layers
                         hidden = _hidden_before(original, windows, last, workspace.folder)
-                    rounder = _rounder_of_head(original, hidden, job.options)
+                    rounder = _rounder_of_head(original, hidden, job)
                 layers = direct.write_modules(
                     job.weights,
                     modules,
@@ -111,14 +111,14 @@ def convert_calibrated(
     ]
 
 
-def _rounder_of_head(original: Original, hidden: Tensor, options: ConvertOptions) -> Rounder:
+def _rounder_of_head(original: Original, hidden: Tensor, job: Job) -> Rounder:
     """Return the quantiser of the output head for the last block's outputs [B, T, hidden_size]."""
     norm = torch.from_numpy(original.weights.tensor("final_norm.weight"))
-    hessian = gptq.Hessian(hidden.shape[2])
+    hessian = gptq.Hessian(hidden.shape[2], job.threads)
     for window in hidden:
         hessian.add(original.final_norm(window[None], norm)[0].detach())
     tied = original.weights.family.spec.tied
-    return rounder_of_head(hessian.mean(), options, tied=tied)
+    return rounder_of_head(hessian.mean(), job.options, tied=tied)
 
 
 def _few_tokens(few: Mapping[str, list[int] | None]) -> list[str]:
@@ -148,7 +148,9 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
         spec = job.weights.family.spec
         written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
         refine = job.options.refinement(job.weights.parameters)
-        tuned = tune(job.weights, written, texts.tuned(), progress, refine=refine)
+        tuned = tune(
+            job.weights, written, texts.tuned(), progress, refine=refine, threads=job.threads
+        )
         write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
         note = (
             f"tune: KL on held-out calibration text {tuned.kl_before:.4f} -> {tuned.kl_after:.4f}"

@@ -31,17 +31,16 @@ from edgetok.converter.quantised import Quantised, float16_scales
 _BLOCK_INPUTS = 128  # the gradient of inputs beyond these waits until the block is done
 
 
-def descend(
-    weight: Tensor, hessian: Tensor, start: Quantised, *, sweeps: int, threads: int = 1
-) -> Quantised:
+def descend(weight: Tensor, hessian: Tensor, start: Quantised, *, sweeps: int) -> Quantised:
     """Lower tr(dW H dW^T) by changing codes and scales; zero points stay.
+
+    Rows do not depend on each other.
 
     Args:
         weight: [N, K], of the dtype of `hessian`, in which all is computed.
         hessian: [K, K] damped, so that its diagonal is above zero.
         start: the rounded weights to begin with.
         sweeps: number of passes over all codes.
-        threads: number of chunks of outputs at once.
     """
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype
@@ -72,9 +71,9 @@ def descend(
             for begin in range(0, inputs.stop - first, g):
                 group = (first + begin) // g
                 end = min(begin + g, inputs.stop - first)
-                block.move(begin, end, scales[:, group], threads)
+                block.move(begin, end, scales[:, group])
                 scales[:, group] = block.refit(
-                    begin, end, scales[:, group], np.ascontiguousarray(zeros[:, group]), threads
+                    begin, end, scales[:, group], np.ascontiguousarray(zeros[:, group])
                 )
             values[:, inputs] = block.values
             # Nothing looks at what lies behind in the last sweep.
@@ -90,48 +89,26 @@ class _Block:
         self.gradient, self.hessian, self.values, self.levels = gradient, hessian, values, levels
         self.change = np.zeros_like(gradient)
 
-    def move(self, begin: int, end: int, scale: npt.NDArray[np.float16], threads: int) -> None:
+    def move(self, begin: int, end: int, scale: npt.NDArray[np.float16]) -> None:
         """Move the values of inputs begin..end to the least loss."""
         self.levels.descend_group(
-            self.gradient, (begin, end), self.hessian, scale, self.values, self.change, threads
+            self.gradient, (begin, end), self.hessian, scale, self.values, self.change
         )
 
     def refit(
-        self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals, threads: int
+        self, begin: int, end: int, scale: npt.NDArray[np.float16], zero: Reals
     ) -> npt.NDArray[np.float16]:
         """Return the group's scale of least loss, or the old one."""
         slope, curve = np.empty_like(zero), np.empty_like(zero)
-
-        def measure(rows: slice) -> None:
-            rounding.scale_slopes(
-                self.gradient[rows],
-                begin,
-                end,
-                self.hessian,
-                zero[rows],
-                self.values[rows],
-                slope[rows],
-                curve[rows],
-            )
-
-        rounding.in_chunks(len(self.values), threads, measure)
+        rounding.scale_slopes(
+            self.gradient, begin, end, self.hessian, zero, self.values, slope, curve
+        )
         old = scale.astype(self.values.dtype)
         wanted = old - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
         new = float16_scales(np.where(wanted * old > 0, wanted, old).astype(np.float32))
         step = new.astype(old.dtype) - old
         step[2 * step * slope + step * step * curve >= 0] = 0
-
-        def follow(rows: slice) -> None:
-            rounding.change_scale(
-                self.gradient[rows],
-                begin,
-                end,
-                self.hessian,
-                step[rows],
-                zero[rows],
-                self.values[rows],
-                self.change[rows],
-            )
-
-        rounding.in_chunks(len(self.values), threads, follow)
+        rounding.change_scale(
+            self.gradient, begin, end, self.hessian, step, zero, self.values, self.change
+        )
         return np.where(step != 0, new, scale)

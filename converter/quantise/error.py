@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.quantised import Quantised
+from edgetok.converter.workers import pieces_of, side_by_side
 
 _CHUNK_WEIGHTS = 1 << 18
 
@@ -17,18 +18,21 @@ def squared_errors(
     weight: npt.NDArray[np.float32], quantised: Quantised, threads: int = 1
 ) -> tuple[float, float]:
     """|W' - W|^2 and |W|^2 of a matrix W [N, K], a few rows at a time."""
-    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
 
-    def chunk(first: int) -> tuple[float, float]:
-        rows = slice(first, first + step)
-        piece = quantised.rows(rows)
-        original = weight[rows].ravel()
-        difference = piece.dequantise().ravel() - original
-        return float(np.dot(difference, difference)), float(np.dot(original, original))
+    def piece(rows: slice) -> tuple[float, float]:
+        original = weight[rows]
+        difference = quantised.rows(rows).dequantise() - original
+        return energy(difference), energy(original)
 
-    with ThreadPoolExecutor(threads) as pool:
-        result = list(pool.map(chunk, range(0, len(weight), step)))
+    pieces = pieces_of(len(weight), max(1, _CHUNK_WEIGHTS // weight.shape[1]))
+    result = side_by_side(threads, [partial(piece, rows) for rows in pieces])
     return math.fsum(error for error, _ in result), math.fsum(norm for _, norm in result)
+
+
+def energy(values: npt.NDArray[np.float32]) -> float:
+    """Sum of squares, not by BLAS, whose last bit depends on the number of threads."""
+    flat = values.ravel()
+    return float(np.einsum("i,i->", flat, flat))
 
 
 def relative(error: float, norm: float) -> float:

@@ -202,7 +202,7 @@ def _round_together(
     threads: int,
 ) -> list[Quantised]:
     if options.method != "awq":
-        hessian = gptq.Hessian(inputs.shape[1])
+        hessian = gptq.Hessian(inputs.shape[1], threads)
         hessian.add(inputs)
         return round_layers(weights, hessian.mean(), forms, options, threads)
     result = []

@@ -17,6 +17,7 @@ Source: arXiv 2210.17323, sections 3.2-3.4; order within and among groups: arXiv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,13 @@ from edgetok.converter.quantise import level_table
 from edgetok.converter.quantise.even_levels import EvenLevels
 from edgetok.converter.quantise.level_table import LevelTable
 from edgetok.converter.quantise.levels import Levels
-from edgetok.converter.quantised import Quantised
+from edgetok.converter.quantised import Quantised, joined
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.errors import CheckpointError
 from edgetok.formats.layout import TensorFormat
 
 _BLOCK_INPUTS = 128  # as in the paper: updates beyond these wait until the block is done
-_STRIPE_INPUTS = 1024
+_STRIPE_INPUTS = 256  # of a Hessian
 _SMALL_INPUTS = 128
 _MOST_DAMPING = 10.0
 
@@ -45,25 +47,29 @@ class Hessian:
         tokens: number of inputs seen.
     """
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, threads: int = 1) -> None:
         self._sum = torch.zeros(inputs, inputs)
+        self._threads = threads
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Add inputs [tokens, K]."""
-        # The lower triangle alone, in stripes: it is symmetric.
-        for first in range(0, x.shape[1], _STRIPE_INPUTS):
-            end = first + _STRIPE_INPUTS
-            self._sum[first:end, :end].addmm_(x[:, first:end].T, x[:, :end], alpha=2.0)
+
+        def stripe(rows: slice) -> None:
+            end = rows.stop
+            self._sum[rows, :end].addmm_(x[:, rows].T, x[:, :end], alpha=2.0)
+
+        # The lower triangle alone, in stripes: it is symmetric. The longest stripe comes first.
+        stripes = reversed(pieces_of(x.shape[1], _STRIPE_INPUTS))
+        side_by_side(self._threads, [partial(stripe, rows) for rows in stripes])
         self.tokens += len(x)
 
     def mean(self) -> Tensor:
         """Return the mean [K, K] float32; the sum itself is freed."""
         total = self._sum.div_(max(self.tokens, 1))
         self._sum = torch.empty(0)
-        for first in range(0, len(total), _STRIPE_INPUTS):
-            end = first + _STRIPE_INPUTS
-            total[:first, first:end] = total[first:end, :first].T
+        for rows in pieces_of(len(total), _STRIPE_INPUTS):
+            total[: rows.start, rows] = total[rows, : rows.start].T
         return total
 
 
@@ -181,10 +187,9 @@ def quantise(
     *,
     symmetric: bool = False,
     table: npt.NDArray[np.int8] | None = None,
-    threads: int = 1,
     thorough: bool = False,
 ) -> Quantised:
-    """Round a layer's weights by GPTQ.
+    """Round a layer's weights by GPTQ. Its rows do not depend on each other.
 
     Args:
         weight: [N, K], of the dtype of `inverse.factor`, in which all is computed.
@@ -193,7 +198,6 @@ def quantise(
         group_size: as `inverse` was made with.
         symmetric: no zero points.
         table: [16] rising levels, which take the place of zero points.
-        threads: number of independent chunks of outputs rounded at once.
         thorough: try more spans and zero points for each group, and refit scales.
     """
     N, K = weight.shape
@@ -220,9 +224,9 @@ def quantise(
             inside = (done - first, done - first + len(group))
             part = np.ascontiguousarray(values[:, slice(*inside)])
             importance = factor.diagonal()[slice(*inside)] ** -2
-            scale, zero = levels.search(part, importance, threads=threads, thorough=thorough)
+            scale, zero = levels.search(part, importance, thorough=thorough)
             scales[:, g], zeros[:, g] = scale, zero
-            levels.round_group(values, inside, factor, scale, zero, result, errors, threads)
+            levels.round_group(values, inside, factor, scale, zero, result, errors)
             done += len(group)
         codes[:, permutation[first:end].numpy()] = result
         w[:, end:].addmm_(torch.from_numpy(errors), inverse.factor[first:end, end:], alpha=-1)
@@ -238,12 +242,20 @@ def quantise_searched(
     Args:
         weight: [N, K] float32.
         form: bits, group size, and whether there are zero points or a table.
-        threads: for rounding.
+        threads: number of ranges of rows that are rounded at once.
     """
+    rows = pieces_of(len(weight))
+    return joined(
+        side_by_side(threads, [partial(_searched, weight[piece], form) for piece in rows])
+    )
+
+
+def _searched(weight: npt.NDArray[np.float32], form: TensorFormat) -> Quantised:
+    """Some rows of `quantise_searched`."""
     N, K = weight.shape
     size, bits, symmetric = form.group_size, form.bits, not form.zeros
     if form.table:
-        return level_table.quantise(weight, size, threads=threads, thorough=True)
+        return level_table.quantise(weight, size, thorough=True)
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, -(-K // size)), np.float16)
     zeros = np.empty(scales.shape, np.uint8)
@@ -251,7 +263,7 @@ def quantise_searched(
     for g, first in enumerate(range(0, K, size)):
         group = np.ascontiguousarray(weight[:, first : first + size])
         alike = np.ones(group.shape[1], np.float32)
-        scales[:, g], zeros[:, g] = levels.search(group, alike, threads=threads, thorough=True)
+        scales[:, g], zeros[:, g] = levels.search(group, alike, thorough=True)
         scale = scales[:, g, None].astype(np.float32)
         rounded = np.rint(group / scale) + zeros[:, g, None]
         codes[:, first : first + size] = rounded.clip(0, (1 << bits) - 1)

@@ -7,9 +7,7 @@ as long as the process and is not stored on the disk.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +16,6 @@ import numpy.typing as npt
 from numba import njit
 
 Reals = npt.NDArray[np.floating[Any]]
-
-CHUNK_OUTPUTS = 256  # a block of 128 inputs is then 128 KB of float32, which an L2 cache holds
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
@@ -236,22 +232,3 @@ def change_scale(
             change[i, j] += moved
             for k in range(gradient.shape[1]):
                 gradient[i, k] += moved * hessian[j, k]
-
-
-def in_chunks(rows: int, threads: int, work: Callable[[slice], None]) -> None:
-    """Call `work` with slices of rows, on several threads at once.
-
-    Args:
-        rows: their number.
-        threads: how many work at once; one calls without a thread of its own.
-        work: the work on a slice; the compiled functions above let other threads run.
-    """
-    chunks = [slice(first, first + CHUNK_OUTPUTS) for first in range(0, rows, CHUNK_OUTPUTS)]
-    if threads == 1 or len(chunks) == 1:
-        for chunk in chunks:
-            work(chunk)
-        return
-    list(_pool(threads).map(work, chunks))
-
-
-_pool = functools.cache(ThreadPoolExecutor)  # a new one for each group would take seconds in all

@@ -87,14 +87,13 @@ class LevelTable(Levels):
 
 
 def quantise(
-    weight: npt.NDArray[np.float32], group_size: int, *, threads: int = 1, thorough: bool = False
+    weight: npt.NDArray[np.float32], group_size: int, *, thorough: bool = False
 ) -> Quantised:
     """Round each weight to the nearest of `LEVELS`, scales searched, all inputs alike.
 
     Args:
         weight: [N, K] float32, finite; K a multiple of `group_size`.
         group_size: inputs that share a scale.
-        threads: number of chunks of outputs searched at once.
         thorough: as for `Levels.search`.
     """
     N, K = weight.shape
@@ -104,7 +103,7 @@ def quantise(
     alike = np.ones(group_size, np.float32)
     for g, first in enumerate(range(0, K, group_size)):
         group = np.ascontiguousarray(weight[:, first : first + group_size])
-        scale, _ = table.search(group, alike, threads=threads, thorough=thorough)
+        scale, _ = table.search(group, alike, thorough=thorough)
         relative = group / scale[:, None].astype(np.float32)
         codes[:, first : first + group_size] = np.searchsorted(table.middles, relative)
         scales[:, g] = scale

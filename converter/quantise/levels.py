@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.quantise.inner_loops import Loops, Reals, in_chunks
+from edgetok.converter.quantise.inner_loops import Loops, Reals
 
 Scales = npt.NDArray[np.float16]
 Codes = npt.NDArray[np.uint8]
@@ -49,25 +49,24 @@ class Levels(ABC):
         """Return refitted scales [N] as they are stored, or the old one where one cannot be."""
 
     def search(
-        self, group: Reals, importance: Reals, *, threads: int = 1, thorough: bool = False
+        self, group: Reals, importance: Reals, *, thorough: bool = False
     ) -> tuple[Scales, Codes]:
         """Scale and zero point with the least sum of importance * (w - w')^2, rounded to nearest.
 
         Args:
             group: [N, g] weights of one group.
             importance: [g] of each input; in GPTQ the loss of an error in it is 1 / factor_jj^2.
-            threads: number of chunks of outputs searched at once.
             thorough: try more candidates, and then the scale that is best for the codes found, in
                 closed form.
 
         Returns:
             [N] float16 scales, not zero, and [N] uint8 zero points (0 where there are none).
         """
-        scale, zero = self._best(group, importance, *self._candidates(group, thorough), threads)
+        scale, zero = self._best(group, importance, *self._candidates(group, thorough))
         for _ in range(_REFITS if thorough else 0):
-            refitted = self._stored(self._refit(group, importance, scale, zero, threads), scale)
+            refitted = self._stored(self._refit(group, importance, scale, zero), scale)
             both = np.stack([scale, refitted])
-            scale, zero = self._best(group, importance, both, np.stack([zero, zero]), threads)
+            scale, zero = self._best(group, importance, both, np.stack([zero, zero]))
         return scale, zero
 
     def round_group(
@@ -79,18 +78,10 @@ class Levels(ABC):
         zero: Codes,
         codes: Codes,
         errors: Reals,
-        threads: int,
     ) -> None:
         """Round inputs `inside` of a block by GPTQ; see `inner_loops.loops_to`."""
         wide, offset = scale.astype(self.dtype), zero.astype(self.dtype)
-
-        def chunk(rows: slice) -> None:
-            self._loops.round_group(
-                values[rows], *inside, factor, wide[rows], offset[rows], self._levels,
-                codes[rows], errors[rows],
-            )  # fmt: skip
-
-        in_chunks(len(values), threads, chunk)
+        self._loops.round_group(values, *inside, factor, wide, offset, self._levels, codes, errors)
 
     def descend_group(
         self,
@@ -100,50 +91,24 @@ class Levels(ABC):
         scale: Scales,
         values: Reals,
         change: Reals,
-        threads: int,
     ) -> None:
         """Move values of inputs `inside` of a block; see `inner_loops.loops_to`."""
         wide = scale.astype(self.dtype)
-
-        def chunk(rows: slice) -> None:
-            self._loops.descend_group(
-                gradient[rows], *inside, hessian, wide[rows], self._levels,
-                values[rows], change[rows],
-            )  # fmt: skip
-
-        in_chunks(len(values), threads, chunk)
+        self._loops.descend_group(gradient, *inside, hessian, wide, self._levels, values, change)
 
     def _best(
-        self, group: Reals, importance: Reals, scales: Scales, zeros: Codes, threads: int
+        self, group: Reals, importance: Reals, scales: Scales, zeros: Codes
     ) -> tuple[Scales, Codes]:
         """Return the best of some scales and zero points [candidates, N] for each output."""
         best = np.zeros(len(group), np.int64)
         wide, offsets = scales.astype(self.dtype), zeros.astype(self.dtype)
-
-        def chunk(rows: slice) -> None:
-            candidates = (
-                np.ascontiguousarray(wide[:, rows]),
-                np.ascontiguousarray(offsets[:, rows]),
-            )
-            self._loops.best_candidate(
-                group[rows], importance, *candidates, self._levels, best[rows]
-            )
-
-        in_chunks(len(group), threads, chunk)
+        self._loops.best_candidate(group, importance, wide, offsets, self._levels, best)
         outputs = np.arange(len(group))
         return scales[best, outputs], zeros[best, outputs]
 
-    def _refit(
-        self, group: Reals, importance: Reals, scale: Scales, zero: Codes, threads: int
-    ) -> Reals:
+    def _refit(self, group: Reals, importance: Reals, scale: Scales, zero: Codes) -> Reals:
         """Return the least-squares scale [N] for the levels that a scale gives."""
         refitted = np.empty(len(group), self.dtype)
         wide, offset = scale.astype(self.dtype), zero.astype(self.dtype)
-
-        def chunk(rows: slice) -> None:
-            self._loops.refit(
-                group[rows], importance, wide[rows], offset[rows], self._levels, refitted[rows]
-            )
-
-        in_chunks(len(group), threads, chunk)
+        self._loops.refit(group, importance, wide, offset, self._levels, refitted)
         return refitted

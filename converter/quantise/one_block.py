@@ -179,7 +179,13 @@ def _refine(
 ) -> tuple[float, float]:
     """Learn a block's codes and scales, and write them over the others; its error before, after."""
     refined = refine_block(
-        block, hidden, wanted, rounded, steps=job.refined_by_block, advance=progress.advance
+        block,
+        hidden,
+        wanted,
+        rounded,
+        steps=job.refined_by_block,
+        advance=progress.advance,
+        threads=job.threads,
     )
     for name, result in refined.layers.items():
         module = f"layers.{block.index}.{name}"
@@ -215,7 +221,7 @@ def _round_stage(
             for weight, form in zip(weights, forms.values(), strict=True)
         ]
     else:
-        hessian = gptq.Hessian(inputs)
+        hessian = gptq.Hessian(inputs, job.threads)
         observe(stage[0], _all(sample, hessian))
         result = round_layers(
             weights, hessian.mean(), list(forms.values()), job.options, job.threads

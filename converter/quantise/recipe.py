@@ -14,6 +14,7 @@ paper's search for a span.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.coordinate_descent import descend
 from edgetok.converter.quantise.gptq import Inverse
 from edgetok.converter.quantise.level_table import LEVELS
-from edgetok.converter.quantised import Quantised
+from edgetok.converter.quantised import Quantised, joined
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.converter.write.data_file import TensorFormat
 
 # Share of the mean diagonal that a head's Hessian gets for its use as an embedding: see
@@ -125,28 +127,39 @@ def round_layers(
         hessian: [K, K] of their inputs; it is overwritten.
         forms: bits and group size of each.
         options: which steps there are, damping and order.
-        threads: for rounding.
+        threads: number of ranges of rows that are rounded at once.
         inverses: inverses of the Hessian by group size, where they are known already.
     """
     inputs = Inputs(hessian, options, inverses)
     steps: frozenset[Step] = options.steps
-    result = [
-        gptq.quantise(
-            weight,
+    pieces = [
+        (i, weight[rows], form)
+        for i, (weight, form) in enumerate(zip(weights, forms, strict=True))
+        for rows in pieces_of(len(weight))
+    ]
+    works = [
+        partial(
+            gptq.quantise,
+            rows,
             inputs.inverse(form.group_size),
             form.bits,
             form.group_size,
             symmetric=not form.zeros,
             table=LEVELS if form.table else None,
-            threads=threads,
             thorough="search" in steps,
         )
-        for weight, form in zip(weights, forms, strict=True)
+        for _, rows, form in pieces
     ]
-    if "descent" not in steps:
-        return result
-    damped = inputs.damped(forms[0].group_size)
-    return [
-        descend(weight, damped, start, sweeps=SWEEPS, threads=threads)
-        for weight, start in zip(weights, result, strict=True)
-    ]
+    result = side_by_side(threads, works)
+    if "descent" in steps:
+        works.clear()  # they hold the inverses, which are as large as the Hessian
+        damped = inputs.damped(forms[0].group_size)
+        starts = zip(pieces, result, strict=True)
+        further = [
+            partial(descend, rows, damped, start, sweeps=SWEEPS) for (_, rows, _), start in starts
+        ]
+        result = side_by_side(threads, further)
+    of_each: list[list[Quantised]] = [[] for _ in weights]
+    for (i, _, _), rounded in zip(pieces, result, strict=True):
+        of_each[i].append(rounded)
+    return [joined(parts) for parts in of_each]

@@ -8,13 +8,20 @@ are the nearest for the weights that will be used.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.quantise.level_table import quantise as table_nearest
-from edgetok.converter.quantised import _CHUNK_WEIGHTS, Floats, Quantised, float16_scales
+from edgetok.converter.quantised import (
+    _CHUNK_WEIGHTS,
+    Floats,
+    Quantised,
+    float16_scales,
+    joined,
+)
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.formats.layout import TensorFormat
 
 
@@ -54,34 +61,19 @@ def quantise(
         bits: 2 to 8.
         group_size: inputs that share a scale; K need not be a multiple.
         symmetric: no zero points.
-        threads: number of chunks of rows computed at once.
+        threads: number of ranges of rows computed at once.
     """
     rows, inputs = weight.shape
     groups = -(-inputs // group_size)
     codes = np.empty((rows, inputs), np.uint8)
     scales = np.empty((rows, groups), np.float16)
     zeros = np.empty((rows, groups), np.uint8)
-    step = max(1, _CHUNK_WEIGHTS // inputs)
 
-    def chunk(first: int) -> None:
-        last = min(first + step, rows)
-        _quantise_rows(
-            weight[first:last],
-            codes[first:last],
-            scales[first:last],
-            zeros[first:last],
-            bits,
-            group_size,
-            symmetric,
-        )
+    def piece(at: slice) -> None:
+        _quantise_rows(weight[at], codes[at], scales[at], zeros[at], bits, group_size, symmetric)
 
-    starts = range(0, rows, step)
-    if threads > 1 and len(starts) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(chunk, starts))
-    else:
-        for first in starts:
-            chunk(first)
+    pieces = pieces_of(rows, max(1, _CHUNK_WEIGHTS // inputs))
+    side_by_side(threads, [partial(piece, at) for at in pieces])
     return Quantised(codes, scales, None if symmetric else zeros, bits, group_size)
 
 
@@ -90,7 +82,8 @@ def nearest(weight: Floats, form: TensorFormat, *, threads: int = 1) -> Quantise
     if not form.table:
         symmetric = not form.zeros
         return quantise(weight, form.bits, form.group_size, symmetric=symmetric, threads=threads)
-    return table_nearest(weight, form.group_size, threads=threads)
+    works = [partial(table_nearest, weight[at], form.group_size) for at in pieces_of(len(weight))]
+    return joined(side_by_side(threads, works))
 
 
 def _quantise_rows(

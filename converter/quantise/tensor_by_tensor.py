@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.converter.progress import Progress
-from edgetok.converter.quantise.error import relative, squared_errors
+from edgetok.converter.quantise.error import energy, relative, squared_errors
 from edgetok.converter.quantise.round_to_nearest import nearest
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
@@ -113,9 +113,7 @@ def _write_matrix(
         else:
             stored = piece.astype(np.float16 if form.bits == 16 else np.float32)
             pieces.append({".weight": stored})
-            difference = stored.astype(np.float32).ravel() - piece.ravel()
-            more_error = float(np.dot(difference, difference))
-            more_norm = float(np.dot(piece.ravel(), piece.ravel()))
+            more_error, more_norm = energy(stored.astype(np.float32) - piece), energy(piece)
         error, norm = error + more_error, norm + more_norm
     for suffix in list(pieces[0]):
         parts = [piece.pop(suffix) for piece in pieces]

@@ -53,6 +53,7 @@ def refine_block(
     *,
     steps: int,
     advance: Callable[[], None],
+    threads: int = 1,
 ) -> Refined:
     """Learn the codes and scales of one block's layers.
 
@@ -63,6 +64,7 @@ def refine_block(
         stored: the layers that are quantised.
         steps: number of batches.
         advance: called after each.
+        threads: how many compute; the result does not depend on it.
     """
     matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}
     given, judged = split(hidden)
@@ -72,23 +74,24 @@ def refine_block(
     def weights() -> dict[str, Tensor]:
         return {name: matrix.weight() for name, matrix in matrices.items()}
 
-    def error(weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        result = block.with_weights(weights, hidden[chosen], chosen)
+    def error(weights: Mapping[str, Tensor], chosen: Tensor, lane: int) -> Tensor:
+        result = block.with_weights(weights, hidden[chosen], chosen, lane=lane)
         return (result - wanted[chosen]).square().mean() / size
 
     @torch.no_grad()
     def judge() -> float:
-        return mean_loss(partial(error, weights()), judged, batch)
+        return mean_loss(partial(error, weights()), judged, batch, threads)
 
     before = judge()
     learn(
         matrices.values(),
         (),
-        lambda chosen: error(weights(), chosen),
+        lambda chosen, lane: error(weights(), chosen, lane),
         given,
         steps=steps,
         batch=batch,
         advance=advance,
+        threads=threads,
     )
     kept = {name: matrix.learned() for name, matrix in matrices.items()}
 

@@ -13,6 +13,7 @@ Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise.trainable_matrix import (
     BATCH_TOKENS,
+    LANES,
     Learned,
     LearnedMatrix,
     best_share,
@@ -152,6 +154,7 @@ def tune(
     progress: Progress,
     *,
     refine: int = 0,
+    threads: int = 1,
 ) -> Tuned:
     """Learn scales, norms and biases.
 
@@ -161,11 +164,13 @@ def tune(
         windows: [B, T] token ids; some are kept to judge by.
         progress: called for each step.
         refine: over how many batches codes learn, too; 0: over `STEPS` all but codes.
+        threads: how many compute; the result does not depend on it.
     """
     steps = refine or STEPS
     progress.begin("Refining codes and scales" if refine else "Tuning scales", steps)
     spec = weights.family.spec
     module = build_on_meta(weights.checkpoint.config, attention_of(spec))
+    modules = [module, *(copy.deepcopy(module) for _ in range(LANES - 1))]
     teacher = original_parameters(module, weights)
     student = _Student(weights, written, module, codes=refine > 0)
     ids = torch.from_numpy(windows)
@@ -173,15 +178,18 @@ def tune(
     batch = max(1, BATCH_TOKENS // ids.shape[1])
     short = multiplies_bfloat16()  # results are judged in float32
 
-    def loss(chosen: Tensor) -> Tensor:
+    def loss(chosen: Tensor, lane: int) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=short):
-            return _kl(module, teacher, student.parameters(), ids[chosen])
+            return _kl(modules[lane], teacher, student.parameters(), ids[chosen])
 
     @torch.no_grad()
     def judge() -> float:
         parameters = student.parameters()
         return mean_loss(
-            lambda chosen: _kl(module, teacher, parameters, ids[chosen]), judged, batch
+            lambda chosen, lane: _kl(modules[lane], teacher, parameters, ids[chosen]),
+            judged,
+            batch,
+            threads,
         )
 
     before = judge()
@@ -193,6 +201,7 @@ def tune(
         steps=steps,
         batch=batch,
         advance=progress.advance,
+        threads=threads,
     )
     result, after = best_share(partial(student.take, student.learned()), judge, before)
     return Tuned(result or {}, before, after)

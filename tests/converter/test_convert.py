@@ -20,12 +20,13 @@ from edgetok.converter.allocate.target import Target
 from edgetok.converter.calibrate import transformers_model
 from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.expert_parameters import write_stacked
-from edgetok.converter.calibrate.self_generated_text import openings_of, write
+from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.originals import default_reference_tokens
 from edgetok.converter.progress import Silent
 from edgetok.converter.quantise import block_by_block
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
+from edgetok.converter.self_generated_text import write
 from edgetok.converter.write.data_file import plan
 from edgetok.converter.write.workspace import partial_folder
 from edgetok.converter.write.written_weights import WrittenWeights
@@ -50,7 +51,7 @@ FILES = {
 }  # fmt: skip
 
 
-class Spy:
+class Spy(Silent):
     """A progress that remembers and, where it is told to, stops the conversion."""
 
     def __init__(self, stop_at=None):
@@ -328,6 +329,12 @@ def test_large_models_are_compared_on_less():
     assert [default_reference_tokens(n, nearest) for n in (10**8, 10**9)] == [4096, 0]
 
 
+def own_text(weights, openings, shape, folder):
+    """What a conversion generates; `folder` is for the weights that it does it with."""
+    greatest = survey(weights, Silent(), 1)
+    return write(weights, greatest, openings, shape, folder, Silent())
+
+
 def test_agreement_is_what_the_whole_models_give(llama, tmp_path):
     out = tmp_path / "out"
     options = ConvertOptions(bits=2, method="rtn", window_tokens=16, reference_tokens=45)
@@ -339,7 +346,7 @@ def test_agreement_is_what_the_whole_models_give(llama, tmp_path):
     )
     text, _ = text_windows(options, out, 16, VOCAB_SIZE, 1)
     openings = openings_of(spec, out, text)
-    tokens = torch.from_numpy(write(weights, openings, (3, 16), Silent()))
+    tokens = torch.from_numpy(own_text(weights, openings, (3, 16), out))
     assert agreement.tokens == 3 * 15
     with torch.no_grad():
         theirs = load_reference(llama)(tokens).logits[:, :-1].double().log_softmax(-1)

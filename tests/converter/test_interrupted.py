@@ -18,9 +18,10 @@ PROLOGUE = """
 import os, signal, sys
 from pathlib import Path
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.progress import Silent
 from edgetok.errors import OutputError
 
-class Diary:
+class Diary(Silent):
     def begin(self, what, total, done=0):
         self.what = what
     def advance(self, units=1):

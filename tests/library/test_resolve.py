@@ -12,6 +12,7 @@ import pytest
 
 import edgetok
 from edgetok.converter.convert import ConvertOptions
+from edgetok.converter.progress import Silent
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.library import resolve
 from edgetok.library.folder import entries, locked, remove
@@ -73,15 +74,9 @@ def test_the_one_made_last_is_used(mine: Path) -> None:
 
 
 def test_an_interrupted_conversion_is_not_used(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupt:
-        def begin(self, what: str, total: int, done: int = 0) -> None:
-            pass
-
+    class Interrupt(Silent):
         def advance(self, units: int = 1) -> None:
             raise KeyboardInterrupt
-
-        def say(self, line: str) -> None:
-            pass
 
     options = ConvertOptions(method="rtn", bits=8)
     with pytest.raises(KeyboardInterrupt):

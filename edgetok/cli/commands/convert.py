@@ -12,6 +12,7 @@ from edgetok.cli import options as common
 from edgetok.cli import streams
 from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
+from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.quantities import parse_bytes
 
@@ -51,7 +52,14 @@ from edgetok.quantities import parse_bytes
     type=float,
     help="Choose them for the smallest model that loses at most this, in nats, e.g. 0.05.",
 )
-@common.options_of(ConvertOptions, "portable")
+@common.options_of(ConvertOptions, "portable", "measure_cache")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of threads; the result does not depend on it.  [default: EDGETOK_THREADS, else "
+    "one per core]",
+)
 @common.options_of(ConvertOptions, "revision")
 @click.option(
     "-o",
@@ -87,7 +95,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
             name += f"-{_suffix(given)}"
         out = Path("artefacts") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     with Bars(quiet=as_json) as progress:
-        report = convert(source, out, options, progress, target)
+        threads = given["threads"] or read_settings().threads
+        report = convert(source, out, options, progress, target, threads=threads)
     if as_json:
         streams.print_json({"out": str(out), **report.to_json()})
         return
@@ -99,12 +108,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
             for name, point in report.fit.table()
         ]
         streams.print_columns("Size against loss", ("", "weights", "expected KL"), columns)
-    from edgetok.formats.artefact import open_artefact
-
-    with open_artefact(out) as made:
-        embeds = made.spec is not None and made.spec.both_sides
     hint = f"For vectors of texts: edgetok embed {out} TEXT"
-    click.echo(f"\n{hint if embeds else f'To talk to it: edgetok chat {out}'}")
+    click.echo(f"\n{hint if report.vectors else f'To talk to it: edgetok chat {out}'}")
 
 
 def _target(given: dict[str, Any]) -> Any:

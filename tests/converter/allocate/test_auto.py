@@ -8,7 +8,7 @@ import torch
 
 from edgetok.converter import options as options_module
 from edgetok.converter.calibrate.calibration_text import text_windows
-from edgetok.converter.calibrate.self_generated_text import openings_of, write
+from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
@@ -21,6 +21,7 @@ from tests.converter.test_convert import (
     Spy,
     digest,
     onnx_logits,
+    own_text,
     reference_with,
     written_weights,
 )
@@ -139,7 +140,7 @@ def test_tuning_changes_scales_and_vectors_alone_and_tells_the_truth(llama, tmp_
     )
     text, _ = text_windows(tuned, tmp_path / "tuned", 16, VOCAB_SIZE, None)
     openings = openings_of(spec, tmp_path / "tuned", text)
-    own = write(weights, openings, (3 + 32, 16), Silent())[3:]  # three are held out
+    own = own_text(weights, openings, (3 + 32, 16), tmp_path)[3:]  # three are held out
     windows = np.concatenate([own, text[spread(len(text), 32)]])
     result = tuning.tune(weights, before, windows, Silent())
     assert result.kl_after < result.kl_before

@@ -57,11 +57,11 @@ def test_scales_are_the_least_squares_ones():
     np.testing.assert_allclose(result.scales[:, 0].astype(np.float64), expected, rtol=1.5e-3)
 
 
-def test_float32_and_threads_agree_with_float64():
+def test_float32_agrees_with_float64():
     weight, hessian, start = problem(2, False, outputs=600)
     exact = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=2)
     single = [torch.from_numpy(a.astype(np.float32)) for a in (weight, hessian)]
-    result = descend(*single, start, sweeps=2, threads=2)
+    result = descend(*single, start, sweeps=2)
     ratio = losses(result, weight, hessian).sum() / losses(exact, weight, hessian).sum()
     assert ratio == pytest.approx(1, rel=2e-3)
 

@@ -65,7 +65,7 @@ def test_learns_towards_a_product(codes):
     wanted = x @ torch.from_numpy(weights).T
     result = LearnedMatrix(stored, codes=codes)
 
-    def loss(chosen):
+    def loss(chosen, lane=0):
         return (x[chosen] @ result.weight().T - wanted[chosen]).square().mean()
 
     learned, judged = split(x)

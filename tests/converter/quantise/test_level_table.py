@@ -31,7 +31,7 @@ def nearest_levels(group, scale):
 @pytest.mark.parametrize("thorough", [False, True])
 def test_each_weight_gets_the_nearest_level(thorough):
     weight = np.random.default_rng(0).standard_t(5, (300, 96)).astype(np.float32)
-    result = level_table.quantise(weight, 32, threads=2, thorough=thorough)
+    result = level_table.quantise(weight, 32, thorough=thorough)
     assert result.form == FORM
     for g in range(3):
         group = weight[:, 32 * g : 32 * g + 32]
@@ -59,8 +59,7 @@ def test_search_comes_near_the_best_scale_of_all():
     assert loss.sum() < 1.03 * best.sum()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_gptq_and_descent_lower_the_error_of_outputs(threads):
+def test_gptq_and_descent_lower_the_error_of_outputs():
     weight, x = layer(300, 96)
     hessian = 2 * x.T @ x / len(x)
     hessian += 0.01 * np.diag(hessian).mean() * np.eye(96)
@@ -70,15 +69,11 @@ def test_gptq_and_descent_lower_the_error_of_outputs(threads):
         return ((difference @ hessian) * difference).sum(1)
 
     inverse = gptq.invert(torch.from_numpy(hessian.copy()), 32, damping=1e-9, order="group_aware")
-    start = gptq.quantise(
-        torch.from_numpy(weight.copy()), inverse, 4, 32, table=LEVELS, threads=threads
-    )
+    start = gptq.quantise(torch.from_numpy(weight.copy()), inverse, 4, 32, table=LEVELS)
     nearest = rtn.nearest(weight.astype(np.float32), FORM)
     assert start.form == nearest.form == FORM
     assert loss(start).sum() < 0.7 * loss(nearest).sum()
-    result = descend(
-        torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=60, threads=threads
-    )
+    result = descend(torch.from_numpy(weight), torch.from_numpy(hessian), start, sweeps=60)
     assert result.form == FORM
     assert (loss(result) <= loss(start) * (1 + 1e-9)).all()
     assert loss(result).sum() < 0.95 * loss(start).sum()

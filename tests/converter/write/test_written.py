@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from edgetok.converter.calibrate import self_generated_text as written
+from edgetok.converter import self_generated_text as written
+from edgetok.converter.calibrate import calibration_text
+from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.converter.progress import Silent
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.models.registry import read_family
-from tests.converter.test_convert import SMALL, Spy, digest
+from tests.converter.test_convert import SMALL, Spy, digest, own_text
 from tests.tiny import load_reference, tiny_checkpoint
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}"
@@ -28,9 +29,9 @@ def test_tokens_are_drawn_from_what_transformers_gives_for_them(family, tmp_path
     """Mean -log p of what was drawn is the mean entropy; of other tokens it is much more."""
     weights = weights_of(tiny_checkpoint(family, tmp_path))
     # Several batches, and openings of several lengths in each.
-    monkeypatch.setattr(written, "_CACHE_BYTES", 300_000)
+    monkeypatch.setattr(written, "_TOGETHER", 16)
     openings = [[5], [1, 7, 9], [3, 4]]
-    result = written.write(weights, openings, (40, 24), Silent())
+    result = own_text(weights, openings, (40, 24), tmp_path)
     assert result.shape == (40, 24)
     assert result.dtype == np.int64
     for i, window in enumerate(result):
@@ -45,7 +46,7 @@ def test_tokens_are_drawn_from_what_transformers_gives_for_them(family, tmp_path
     off = float((drawn - entropy).mean())
     assert abs(off) < 4 * spread / drawn.numel() ** 0.5
     assert float((-logs.mean(-1) - entropy).mean()) > 10 * spread / drawn.numel() ** 0.5
-    again = written.write(weights, openings, (40, 24), Silent())
+    again = own_text(weights, openings, (40, 24), tmp_path)
     np.testing.assert_array_equal(result, again)
 
 
@@ -61,17 +62,17 @@ def test_openings(tmp_path):
     settings = json.loads(config.read_text())
     del settings["chat_template"]
     config.write_text(json.dumps(settings))
-    assert written.openings_of(spec, source, text) == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert openings_of(spec, source, text) == [[0, 1, 2, 3], [10, 11, 12, 13]]
     config.write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
     chat = tokenizer.encode("<s>user: ", add_special_tokens=False).ids
-    assert written.openings_of(spec, source, text) == [chat[:1], chat]
+    assert openings_of(spec, source, text) == [chat[:1], chat]
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     tokenizer.save(str(source / "tokenizer.json"))
-    assert written.openings_of(spec, source, text) == [[1], chat]
+    assert openings_of(spec, source, text) == [[1], chat]
     config.write_text(json.dumps({**settings, "chat_template": "{{ raise_exception('no') }}"}))
-    assert written.openings_of(spec, source, text) == [[1]]
+    assert openings_of(spec, source, text) == [[1]]
 
 
 def test_a_killed_run_goes_on_with_the_same_text(llama, tmp_path, monkeypatch):
@@ -85,7 +86,7 @@ def test_a_killed_run_goes_on_with_the_same_text(llama, tmp_path, monkeypatch):
 
 
 def test_a_model_too_large_to_write_says_so(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(written, "MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(calibration_text, "MOST_WEIGHTS", 1000)
     report = convert(str(llama), tmp_path / "out", ConvertOptions(bits=4, method="gptq", **SMALL))
     assert any("on the built-in text" in note for note in report.notes)
     assert report.agreement is not None

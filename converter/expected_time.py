@@ -19,8 +19,8 @@ _ROUNDED = {"auto": 9e-7, "gptq": 4e-7, "awq": 3e-7, "rtn": 0.0}  # the same, by
 _TRAINED = 8  # passes of products in a step of training
 _TRAINED_TOKENS = 1024
 _STEPS = 100
-_COMPARED_HEADS = 6  # an exponential of float64 takes as long as several products
-_CACHE_TOKENS = 7000  # all runs of `measure_cache` together; half of them for what is only rounded
+_COMPARED_HEADS = 4  # an exponential of float64 takes as long as several products
+_CACHE_TOKENS = 5600  # all runs of `measure_cache` together; half of them for what is only rounded
 _HALVED = 100_000_000
 
 

@@ -1,11 +1,9 @@
 """The bundled artefact is what the converter makes of `models/default` today.
 
-Not to the bit: sums of BLAS differ between processors and numbers of threads in their last bit, a
-Hessian that differs in its last bit rounds a few weights of an early layer the other way, and later
-layers compensate other errors. The bundled one was made with one thread, as here; with two, none of
-the first layer's 65,536 bytes of query, key and value codes differ, but 10 % of its down projection
-do, and as many of all bytes. So: everything before and beside the Hessians is equal to the byte,
-and the rest is as close to the original as the card says.
+Not to the bit: sums of BLAS differ between processors in their last bit, a Hessian that differs in
+its last bit rounds a few weights of an early layer the other way, and later layers compensate other
+errors. So: everything before and beside the Hessians is equal to the byte, and the rest is as close
+to the original as the card says.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from edgetok.formats.artefact import open_artefact
 from edgetok.models.bundled import bundled_model
 
 pytestmark = pytest.mark.slow
-# With one thread and Haswell's BLAS kernels the card said 0.0028 nats, with two threads 0.0029.
+# With Haswell's BLAS kernels instead of the processor's own the card said 0.0028 nats, not 0.0029.
 KL_APART = 0.001
 
 

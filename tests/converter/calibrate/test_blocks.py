@@ -141,7 +141,9 @@ def test_bfloat16_products_round_and_no_more(tmp_path, monkeypatch):
         original = Original(weights, short=short)
         hidden = original.embed(tokens)
         with original.block(0) as block:
-            block.observe(hidden, ["down_proj"], lambda _, x: inputs.append(x))
+            seen: list[torch.Tensor] = []
+            block.observe(hidden, ["down_proj"], lambda _, x, to=seen: to.append(x))
+            inputs.append(torch.cat(seen))
             outputs.append(block(hidden))
     for exact, rounded in (outputs, inputs):
         assert exact.dtype == rounded.dtype == torch.float32

@@ -1,5 +1,6 @@
 """Bits per tensor: the measured sensitivities, their sharing out, and conversions to a target."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -48,15 +49,16 @@ def test_gradients_are_those_of_the_whole_model(family, tmp_path):
         with original.block(index) as block:
             states.append(block(states[-1]))
     wanted = torch.from_numpy(rng.normal(0, 1, states[-1].shape).astype(np.float32))
-    seen = {}
+    pieces = collections.defaultdict(list)  # the block hands over some windows at a time
     gradient = wanted
     for index in reversed(range(layers)):
         with original.block(index) as block:
             gradient = block.backward(
                 states[index],
                 gradient,
-                lambda name, x, g, i=index: seen.update({(i, name): (x.clone(), g.clone())}),
+                lambda name, x, g, i=index: pieces[i, name].append((x.clone(), g.clone())),
             )
+    seen = {key: tuple(map(torch.cat, zip(*of, strict=True))) for key, of in pieces.items()}
     model = load_reference(source)
     kept = {}
 

@@ -215,7 +215,7 @@ INFINITE = int(np.array(np.inf).view(np.int64))
         ("length", 1 << 62, "length"),
         ("length", 15, "contradict"),
         ("shift", 10**9, "shift"),
-        ("shift", 3, "cannot be"),
+        ("shift", 3, "out of range"),
         ("valid", 33, "contradict"),
         ("new", -1, "contradict"),
         ("queries", -1, "queries"),

@@ -167,9 +167,11 @@ def test_machines_whose_own_compiler_builds(name, kernel_cache, tmp_path):
     work = tmp_path / "objects"
     work.mkdir()
     subprocess.run(["ar", "x", archive], cwd=work, check=False)
-    for path in work.glob("*.o"):
-        wanted = {name for name, (there, _) in symbols(path.read_bytes()).items() if not there}
-        assert wanted == {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
+    found = [symbols(path.read_bytes()) for path in work.glob("*.o")]
+    shown = {name for object_ in found for name, (there, _) in object_.items() if there}
+    wanted = {name for object_ in found for name, (there, _) in object_.items() if not there}
+    hosts = {"edgetok_wait", "edgetok_wake", "edgetok_yield"}
+    assert hosts <= wanted - shown <= hosts | {"memcpy", "memset", "memmove"}
 
 
 def test_android_loads_what_its_compiler_links(kernel_cache, tmp_path):

@@ -13,6 +13,9 @@
 #include <windows.h>
 #define THREAD_RESULT DWORD WINAPI
 typedef HANDLE thread_handle;
+/* Kernels with floats ask for it, as Microsoft's compiler does; its C library has it, MinGW's not. */
+extern int _fltused;
+__attribute__((weak)) int _fltused = 1;
 #elif defined(__wasm__)
 /* The host of a wasm module: edgetok.mjs. */
 #define IMPORT(name) __attribute__((import_module("edgetok"), import_name(#name)))

@@ -153,7 +153,7 @@ def test_chats_hold_one_answer(tmp_path: Path) -> None:
 
 
 def test_both_options_conflict(model: Model) -> None:
-    with pytest.raises(GrammarError, match="both given"):
+    with pytest.raises(GrammarError, match="conflicts with"):
         model.generate("a", schema={}, grammar=["a"])
 
 

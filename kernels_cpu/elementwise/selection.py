@@ -83,7 +83,7 @@ def sort_i64(a: int, n: int) -> None:
 
 @outline
 def nucleus(a: int, n: int, goal: float, bar_at: int) -> int:
-    """How few of the largest weights reach `goal`: float64 [n] at `a`, n > 0; reorders them.
+    """Find how few of the largest weights reach `goal`: float64 [n] at `a`, n > 0; reorders them.
 
     Writes the smallest weight that is needed to `bar_at`; all larger ones are needed, too.
 

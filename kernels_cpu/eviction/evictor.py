@@ -91,7 +91,7 @@ class Heads:
 
     @property
     def count(self) -> int:
-        """How many heads."""
+        """Number of heads."""
         return len(self.positions)
 
     @property
@@ -100,7 +100,7 @@ class Heads:
         return int(self.positions.shape[1])
 
     def records(self) -> Longs:
-        """What kernels read: int64 [heads, EV_RECORD_SLOTS]."""
+        """Return the records that kernels read: int64 [heads, EV_RECORD_SLOTS]."""
         made = np.zeros((self.count, EV_RECORD_SLOTS), np.int64)
         for slot, array in (
             (EV_PAGES, self.pages),

@@ -128,7 +128,7 @@ def key_scale(bits: int, page: int, slot: int) -> Any:
 
 @inline
 def key_base(bits: int, page: int, slot: int) -> Any:
-    """What is added to scaled codes of LANES keys."""
+    """The base that is added to scaled codes of LANES keys."""
     if bits == 4:
         return high_bfloat16(load_i32(read_i64(page + 16) + 4 * slot))
     return splat_f32(np.float32(0.0))

@@ -87,11 +87,6 @@ _PADDING_BYTES = 64  # of vectors
 COPY_BYTES = 8 * (INSTR_SLOTS + CTX_SLOTS)  # of a thread: an instruction and a ctx
 
 
-def tokens_at(experts: int) -> int:
-    """Return where, in bytes, the lists have the tokens of sorted rows."""
-    return 8 * (LISTS_HEAD + GROUP_SLOTS * experts)
-
-
 def lists_bytes(tokens: int, experts: int, top: int) -> int:
     """Return the bytes of a run's lists."""
     if tokens < 1 or experts < 1 or not 1 <= top <= experts:

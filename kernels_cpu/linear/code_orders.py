@@ -66,7 +66,7 @@ def load_high(b: Any, address: Any) -> Any:
 
 @op(U8, i64, i64)
 def load_high_first(b: Any, address: Any, count: Any) -> Any:
-    """As `load_high`, but only the first `count` bytes are read, zeros after them."""
+    """Load like `load_high`, but only the first `count` bytes, zeros after them."""
     return _spread(b, _masked_load(b, address, count, _I8, VB // 2))
 
 
@@ -83,7 +83,7 @@ def load_bits(b: Any, address: Any) -> Any:
 
 @op(U8, i64, i64)
 def load_bits_first(b: Any, address: Any, count: Any) -> Any:
-    """As `load_bits`, but only the first `count` bytes are read, zeros after them."""
+    """Load like `load_bits`, but only the first `count` bytes, zeros after them."""
     return _replicated(b, _masked_load(b, address, count, _I8, VB // 4))
 
 

@@ -93,7 +93,7 @@ def blocks_bytes(codes: int, block: int) -> int:
 
 @shared
 def offset_of(bits: int) -> int:
-    """What tile products add to codes whose zero points are not the middle."""
+    """The number that tile products add to codes whose zero points are not the middle."""
     return 128 if bits == 8 else 1 << bits
 
 

@@ -87,7 +87,7 @@ def fields(b: Any, bits: int, w: Any, high: Any, table: bool = False) -> list[An
 
 
 def load_plane(bits: int, part: bool) -> tuple[Any, int]:
-    """How to load high bits, and how many bytes of codes come with one of theirs."""
+    """Return the loader of high bits, and how many bytes of codes come with one of theirs."""
     part_of = layout.LOW_BITS[bits] // layout.HIGH_BITS[bits]
     if part_of == 4:
         return load_bits_first if part else load_bits, part_of

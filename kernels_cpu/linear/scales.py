@@ -1,4 +1,4 @@
-"""What products need of a run of rows besides codes: scales, zero points, and where sums go.
+"""A run of rows of a product besides its codes: scales, zero points, and where sums go.
 
 A run is a few vectors of rows, a lane is a row. Scales and zero points lie row by row in the
 artefact and are brought into scratch group by group: `vectors` vectors for each group.
@@ -37,7 +37,7 @@ LINE = 64  # bytes that a prefetch brings
 
 @inline
 def clamp(rows, r):  # type: ignore[no-untyped-def]
-    """Of the r-th vector of rows: number of its last one, and how many rows come before it.
+    """Return the number of the last row of the r-th vector of rows, and of the rows before it.
 
     Where there are no such rows any will do, as their results are dropped.
     """

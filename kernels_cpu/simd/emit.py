@@ -1,4 +1,4 @@
-"""What operations of the SIMD layer are made of: vector types, `op`, and emitters of LLVM's code.
+"""The parts of the SIMD layer's operations: vector types, `op`, and emitters of LLVM's code.
 
 See `simd/ops.py`. The vector width is chosen when this module is imported: `target_of_this_build`.
 """

@@ -1,4 +1,4 @@
-"""What this machine's processor can do. No numba here, and LLVM only where nobody else knows.
+"""The instruction sets of this machine's processor. No numba; LLVM only where nobody else knows.
 
 The operating system is asked: Linux's auxiliary vector or /proc/cpuinfo, macOS's sysctl. So shipped
 kernels need no llvmlite, and Arm processors are known that LLVM recognises by a part number alone,
@@ -103,7 +103,7 @@ def arm_features_of_bits(hwcap: int, hwcap2: int) -> frozenset[str]:
 
 
 def _asked_features() -> frozenset[str]:
-    """What the operating system says of this processor; nothing where it cannot be asked."""
+    """Return the features that the operating system names; none where it cannot be asked."""
     if host_arch() == "x86_64":
         try:
             with open("/proc/cpuinfo") as file:
@@ -122,7 +122,7 @@ def _features_of_llvm() -> frozenset[str]:
 
 
 def _asked_arm_features() -> frozenset[str]:
-    """What the operating system says of this Arm processor; likewise."""
+    """Return those of an Arm processor; likewise."""
     if sys.platform == "darwin":
         try:
             done = subprocess.run(

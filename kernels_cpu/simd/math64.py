@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.simd.emit import _F64, _I64, f64, i64, inline, op
+from edgetok.kernels_cpu.simd.emit import _F64, f64, i64, inline, op
 
 _ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it leaves a rounded integer in the low bits
 _TWO_BY_PI = 0.6366197723675814
@@ -39,12 +39,6 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 6.93147180369123816490e-01
 _LN2_LOW = 1.90821492927058770002e-10
 _EXP_LOWEST = -708.0  # below it e^x is not a normal float64
-
-
-@op(i64, f64)
-def f64_bits(b: Any, x: Any) -> Any:
-    """The bits of a float64."""
-    return b.bitcast(x, _I64)
 
 
 @op(f64, i64)

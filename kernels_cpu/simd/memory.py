@@ -175,12 +175,6 @@ def load_i32(b: Any, address: Any) -> Any:
     return _load(b, address, I32.ll)
 
 
-@op(void, i64, I32)
-def store_i32(b: Any, address: Any, value: Any) -> None:
-    """LANES int32."""
-    _store(b, address, value)
-
-
 @op(F32, i64)
 def load_f16(b: Any, address: Any) -> Any:
     """LANES float16, widened."""

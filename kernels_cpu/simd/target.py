@@ -1,4 +1,4 @@
-"""What kernels are compiled for: an instruction set and an operating system. No numba here.
+"""The target of a compilation: an instruction set and an operating system. No numba here.
 
 | os      | object file | architectures    | instruction sets                          |
 |---------|-------------|------------------|-------------------------------------------|
@@ -101,7 +101,7 @@ class Target:
 
     @property
     def features(self) -> str:
-        """What LLVM may use beyond the processor's."""
+        """Return the features that LLVM may use beyond the processor's."""
         return "+simd128" if self.arch == "wasm32" else self.isa.features
 
 
@@ -126,5 +126,5 @@ def select(target: Target) -> None:
 
 
 def target_of_this_build() -> Target:
-    """What was selected; where nothing was, this machine's portable instruction set."""
+    """Return the selected target, or this machine's portable instruction set."""
     return _selected[0] if _selected else Target.here(ISAS["portable"])

@@ -97,7 +97,7 @@ def dot_products():
             v = simd.dot_u7s8(a, memory.load_u8(u), memory.load_u8(s))
         else:
             v = simd.dot_u8s8(a, memory.load_u8(u), memory.load_u8(s))
-        memory.store_i32(out, v)
+        memory.store_f32(out, simd.i32_as_f32(v))
 
     for small in (False, True):
         for case in range(len(corners_u) + 50):
@@ -224,7 +224,8 @@ def rounding():
     @njit
     def run(source, out, count):
         for i in range(0, count, LANES):
-            memory.store_i32(out + 4 * i, simd.round_i32(memory.load_f32(source + 4 * i)))
+            rounded = simd.round_i32(memory.load_f32(source + 4 * i))
+            memory.store_f32(out + 4 * i, simd.i32_as_f32(rounded))
 
     run(address(x), address(out), len(x))
     np.testing.assert_array_equal(out, np.rint(x).astype(np.int32))

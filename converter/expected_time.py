@@ -21,7 +21,6 @@ _TRAINED_TOKENS = 1024
 _STEPS = 100
 _COMPARED_HEADS = 4  # an exponential of float64 takes as long as several products
 _CACHE_TOKENS = 5600  # all runs of `measure_cache` together; half of them for what is only rounded
-_HALVED = 100_000_000
 
 
 def expected_seconds(
@@ -67,8 +66,6 @@ def expected_seconds(
         products = compared * (2 * layers + _COMPARED_HEADS * ends)
         found["Comparing with the original"] = products / _PRODUCTS
     if options.measure_cache and not spec.both_sides:
-        halved = not options.calibrates and parameters > _HALVED
-        found["Measuring the KV cache"] = (
-            _CACHE_TOKENS / (2 if halved else 1) * parameters / _PRODUCTS
-        )
+        products = _CACHE_TOKENS / options.cache_divisor(parameters) * parameters
+        found["Measuring the KV cache"] = products / _PRODUCTS
     return {title: max(seconds, math.ulp(1.0)) for title, seconds in found.items()}

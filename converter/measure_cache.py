@@ -28,7 +28,6 @@ _STEP = "cache"
 _LEARNED = 4  # windows that constants are measured on
 _WINDOW_TOKENS = 512  # of each, whatever weights are calibrated on
 _COMPARED_TOKENS = 256
-_QUICK_TO_MEASURE = 100_000_000  # weights; where larger ones are only rounded, half is measured
 
 Constants = dict[str, npt.NDArray[np.float32]]
 
@@ -107,8 +106,8 @@ def _measure(
     progress.begin("Measuring the KV cache", 3)
     try:
         parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
-        halved = not options.calibrates and parameters > _QUICK_TO_MEASURE
-        learned, held_out = _windows(folder, spec, options, 2 if halved else 1)
+        divisor = options.cache_divisor(parameters)
+        learned, held_out = _windows(folder, spec, options, divisor)
         list_files(folder)
         threads = useful(folder, threads)
         constants = constants_of(folder, [row.astype(np.int32) for row in learned], threads=threads)

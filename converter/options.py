@@ -18,6 +18,7 @@ HEAD_BITS = (2, 4, 8, 16)
 GROUP_SIZES = (32, 64, 128)
 LEARNED_WHOLE = 20_000_000  # weights; beyond, copies in float32 and the steps' time are too much
 REFINED = 300
+_QUICK_TO_MEASURE = 100_000_000  # weights; where larger ones are only rounded, half is measured
 
 
 def learns_whole(parameters: int) -> bool:
@@ -157,6 +158,10 @@ class ConvertOptions:
             return self.refine
         wanted = self.bits <= 3 and "tune" in self.steps and learns_whole(parameters)
         return REFINED if wanted else 0
+
+    def cache_divisor(self, parameters: int) -> int:
+        """Return what the text is divided by on which a model's KV cache is measured."""
+        return 2 if not self.calibrates and parameters > _QUICK_TO_MEASURE else 1
 
     @property
     def tables(self) -> bool:

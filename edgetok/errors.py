@@ -19,6 +19,14 @@
 A message gives what was found, what was expected and the remedy, with file and field.
 """
 
+import errno
+
+# Why the system does not let a file be written: more space or another folder helps.
+NOT_WRITTEN = frozenset(
+    getattr(errno, name, 0)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")
+)
+
 
 class EdgetokError(Exception):
     """Base of every error that edgetok raises on purpose."""

@@ -52,6 +52,9 @@ class EvenLevels(Levels):
         """Return them as codes."""
         return values.astype(np.uint8)
 
+    def _rounded(self, relative: Reals, zero: Codes) -> Reals:
+        return (np.rint(relative) + zero[:, None]).clip(0, (1 << self._bits) - 1)
+
     def _candidates(self, group: Reals, thorough: bool) -> tuple[Scales, Codes]:
         """Return those of some spans; a thorough search tries the zero points beside, too."""
         low, high = group.min(1).astype(np.float32), group.max(1).astype(np.float32)

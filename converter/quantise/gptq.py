@@ -252,21 +252,11 @@ def quantise_searched(
 
 def _searched(weight: npt.NDArray[np.float32], form: TensorFormat) -> Quantised:
     """Some rows of `quantise_searched`."""
-    N, K = weight.shape
     size, bits, symmetric = form.group_size, form.bits, not form.zeros
     if form.table:
         return level_table.quantise(weight, size, thorough=True)
-    codes = np.empty((N, K), np.uint8)
-    scales = np.empty((N, -(-K // size)), np.float16)
-    zeros = np.empty(scales.shape, np.uint8)
     levels = EvenLevels(bits, np.float32, symmetric=symmetric)
-    for g, first in enumerate(range(0, K, size)):
-        group = np.ascontiguousarray(weight[:, first : first + size])
-        alike = np.ones(group.shape[1], np.float32)
-        scales[:, g], zeros[:, g] = levels.search(group, alike, thorough=True)
-        scale = scales[:, g, None].astype(np.float32)
-        rounded = np.rint(group / scale) + zeros[:, g, None]
-        codes[:, first : first + size] = rounded.clip(0, (1 << bits) - 1)
+    codes, scales, zeros = levels.round_alike(weight, size, thorough=True)
     return Quantised(codes, scales, None if symmetric else zeros, bits, size)
 
 

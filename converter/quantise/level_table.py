@@ -73,6 +73,9 @@ class LevelTable(Levels):
         """Return the codes of levels."""
         return np.searchsorted(self.levels, values).astype(np.uint8)
 
+    def _rounded(self, relative: Reals, zero: Codes) -> Codes:
+        return np.searchsorted(self.middles, relative).astype(np.uint8)
+
     def _candidates(self, group: Reals, thorough: bool) -> tuple[Scales, Codes]:
         """Return scales that put the weight of greatest magnitude near the first or last level."""
         at = np.abs(group).argmax(1)
@@ -96,17 +99,8 @@ def quantise(
         group_size: inputs that share a scale.
         thorough: as for `Levels.search`.
     """
-    N, K = weight.shape
     table = LevelTable(LEVELS, np.float32)
-    codes = np.empty((N, K), np.uint8)
-    scales = np.empty((N, K // group_size), np.float16)
-    alike = np.ones(group_size, np.float32)
-    for g, first in enumerate(range(0, K, group_size)):
-        group = np.ascontiguousarray(weight[:, first : first + group_size])
-        scale, _ = table.search(group, alike, thorough=thorough)
-        relative = group / scale[:, None].astype(np.float32)
-        codes[:, first : first + group_size] = np.searchsorted(table.middles, relative)
-        scales[:, g] = scale
+    codes, scales, _ = table.round_alike(weight, group_size, thorough=thorough)
     return Quantised(codes, scales, None, 4, group_size, table=LEVELS)
 
 

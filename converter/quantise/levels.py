@@ -41,6 +41,10 @@ class Levels(ABC):
         """Return the codes of such numbers: uint8 of any shape."""
 
     @abstractmethod
+    def _rounded(self, relative: Reals, zero: Codes) -> Reals | Codes:
+        """Return the nearest codes of [N, g] weights divided by their scales; zero points [N]."""
+
+    @abstractmethod
     def _candidates(self, group: Reals, thorough: bool) -> tuple[Scales, Codes]:
         """Return scales and zero points to try for each output: [candidates, N]."""
 
@@ -68,6 +72,32 @@ class Levels(ABC):
             both = np.stack([scale, refitted])
             scale, zero = self._best(group, importance, both, np.stack([zero, zero]))
         return scale, zero
+
+    def round_alike(
+        self, weight: npt.NDArray[np.float32], group_size: int, *, thorough: bool = False
+    ) -> tuple[Codes, Scales, Codes]:
+        """Round each weight to nearest, scales and zero points searched, all inputs alike.
+
+        Args:
+            weight: [N, K] float32, finite.
+            group_size: inputs that share a scale.
+            thorough: as for `search`.
+
+        Returns:
+            [N, K] codes, and [N, groups] scales and zero points.
+        """
+        N, K = weight.shape
+        codes = np.empty((N, K), np.uint8)
+        scales = np.empty((N, -(-K // group_size)), np.float16)
+        zeros = np.empty(scales.shape, np.uint8)
+        for g, first in enumerate(range(0, K, group_size)):
+            group = np.ascontiguousarray(weight[:, first : first + group_size])
+            alike = np.ones(group.shape[1], np.float32)
+            scale, zero = self.search(group, alike, thorough=thorough)
+            wide: npt.NDArray[np.float32] = scale[:, None].astype(np.float32)
+            codes[:, first : first + group_size] = self._rounded(group / wide, zero)
+            scales[:, g], zeros[:, g] = scale, zero
+        return codes, scales, zeros
 
     def round_group(
         self,

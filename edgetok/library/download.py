@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetok.errors import CheckpointError, EdgetokError, MissingExtraError, OutputError
+from edgetok.errors import (
+    NOT_WRITTEN,
+    CheckpointError,
+    EdgetokError,
+    MissingExtraError,
+    OutputError,
+)
 from edgetok.formats import strict_json
 from edgetok.formats.manifest import MANIFEST_FILE, read_manifest
 from edgetok.library.kinds import Contents, Kind, kind_of, one_gguf
@@ -30,10 +36,7 @@ _TEXTS = re.compile(
 _MODULES = re.compile(
     r"\d+_(Pooling/config\.json|Dense/(config\.json|model\.safetensors))", re.ASCII
 )
-_OF_THE_DISK = {
-    getattr(errno, name, 0)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR")
-}
+_OF_THE_DISK = NOT_WRITTEN | {errno.ENOTDIR}
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 

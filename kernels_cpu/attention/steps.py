@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.attention.launch import BLOCK, KEY_TILE
+from edgetok.kernels_cpu.simd.byte_products import absolute_bytes, with_signs
 from edgetok.kernels_cpu.simd.composing import at, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _I8,
@@ -50,9 +51,12 @@ from edgetok.kernels_cpu.simd.ops import (
     dot_u8s8,
     fma,
     mul,
+    multiply_pairs,
     splat_f32,
     splat_i32,
     to_f32,
+    wide_pairs,
+    widen_pairs,
 )
 
 _PAIRS = ir.VectorType(_I16, 2 * LANES)
@@ -91,12 +95,9 @@ def slots_at_once(bits: int) -> int:
 def _dot_key(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """Acc + (u - 128 + KEY_OFFSET) s, four bytes at a time."""
     if NAME == "avx2":  # |u| times s with the sign of u: no pair of products can saturate
-        half, wide = ir.VectorType(_I16, 16), ir.VectorType(_I8, VB)
         centred = b.xor(u, _constant(_I8, VB, 0x80))
-        signed = _call(b, "llvm.x86.avx2.psign.b", wide, s, centred)
-        size = _call(b, "llvm.abs.v32i8", wide, centred, ir.Constant(ir.IntType(1), 0))
-        pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", half, size, signed)
-        return b.add(acc, _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, pairs, _constant(_I16, 16, 1)))
+        pairs = multiply_pairs(b, absolute_bytes(b, centred), with_signs(b, s, centred))
+        return b.add(acc, widen_pairs(b, pairs))
     if NAME == "neon":
         centred = b.xor(u, _constant(_I8, VB, 0x80))
         return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", I32.ll, acc, centred, s)
@@ -246,8 +247,7 @@ def _slot_pairs(b: Any, value: Any) -> tuple[Any, Any]:
 
 
 def _wide_dot(b: Any, acc: Any, weights: Any, values: Any) -> Any:
-    products = _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, b.bitcast(weights, _PAIRS), values)
-    return b.add(acc, products)
+    return b.add(acc, wide_pairs(b, b.bitcast(weights, _PAIRS), values))
 
 
 def value_step(bits: int) -> Any:

@@ -71,7 +71,6 @@ from edgetok.kernels_cpu.cache.tables import (
     group_at,
     holds,
     list_free,
-    number,
     place,
     put,
     total,
@@ -81,6 +80,7 @@ from edgetok.kernels_cpu.simd.memory import (
     read_f64,
     read_i32,
     read_i64,
+    read_int,
     read_u8,
     write_i32,
     write_i64,
@@ -220,10 +220,10 @@ def _list_fits(g: int, n: int, slots: int, held: int, length: int, following: in
     """Whether slots of one list ascend and what they hold can be."""
     for i in range(n):
         at = slots + 4 * i
-        slot, token, position = number(at), number(at + 4 * held), number(at + 8 * held)
+        slot, token, position = read_int(at), read_int(at + 4 * held), read_int(at + 8 * held)
         if slot < 0 or slot >= get(g, G_LIMIT) or token < 0 or token >= length:
             return False
-        if position < 0 or position >= following or (i > 0 and slot <= number(at - 4)):
+        if position < 0 or position >= following or (i > 0 and slot <= read_int(at - 4)):
             return False
         if get(g, G_CHOSEN) == 0 and slot != token % get(g, G_LIMIT):
             return False
@@ -238,7 +238,7 @@ def _table_fits(c: int, g: int, table: int, size: int, length: int, following: i
         return -1
     held = 0
     for row in range(rows):
-        n = number(table + 4 * row)
+        n = read_int(table + 4 * row)
         if n < 0 or n > get(g, G_LIMIT):
             return -1
         held += n
@@ -246,7 +246,7 @@ def _table_fits(c: int, g: int, table: int, size: int, length: int, following: i
         return -1
     slots = table + 4 * rows
     for row in range(rows):
-        n = number(table + 4 * row)
+        n = read_int(table + 4 * row)
         if not _list_fits(g, n, slots, held, length, following):
             return -1
         slots += 4 * n
@@ -277,7 +277,7 @@ def _group_fits(c: int, i: int, data: int, nbytes: int, tokens: int, shift: int)
     if _size(mass) != 4 * held:
         return WRONG_MASS
     for k in range(held):
-        bits = number(_begin(data, mass) + 4 * k)
+        bits = read_int(_begin(data, mass) + 4 * k)
         if bits < 0 or bits >= _INFINITE:
             return WRONG_MASS
     return FITS
@@ -349,7 +349,7 @@ def _read_table(g: int, table: int, mass: int) -> None:
     rows, limit = get(g, G_ROWS), get(g, G_LIMIT)
     held = 0
     for row in range(rows):
-        held += number(table + 4 * row)
+        held += read_int(table + 4 * row)
         write_i64(get(g, G_HELD) + 8 * row, 0)
         write_i64(get(g, G_USED) + 8 * row, 0)
         for slot in range(limit):
@@ -358,10 +358,10 @@ def _read_table(g: int, table: int, mass: int) -> None:
                 write_i32(place(g, G_MASS, row, slot), np.int32(0))
     k = 0
     for row in range(rows):
-        for _ in range(number(table + 4 * row)):
+        for _ in range(read_int(table + 4 * row)):
             at = table + 4 * (rows + k)
-            slot = number(at)
-            fill(g, row, slot, number(at + 4 * held), number(at + 8 * held))
+            slot = read_int(at)
+            fill(g, row, slot, read_int(at + 4 * held), read_int(at + 8 * held))
             if mass != 0:
                 write_i32(place(g, G_MASS, row, slot), read_i32(mass + 4 * k))
             k += 1

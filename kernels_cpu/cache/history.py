@@ -22,9 +22,9 @@ from edgetok.kernels_cpu.cache.launch import (
     SNAPSHOT_GAP_TOKENS,
     SNAPSHOT_TOKENS,
 )
-from edgetok.kernels_cpu.cache.tables import get, number, put
+from edgetok.kernels_cpu.cache.tables import get, put
 from edgetok.kernels_cpu.simd.emit import inline, outline
-from edgetok.kernels_cpu.simd.memory import read_i32, read_i64, write_i32, write_i64
+from edgetok.kernels_cpu.simd.memory import read_i32, read_i64, read_int, write_i32, write_i64
 
 HEAD_BYTES = 16  # of a saved snapshot: both lengths
 _ROWS, _COLUMNS, _NEEDED = 8, 16, 24  # in a state
@@ -224,7 +224,7 @@ def snapshot_fits(h: int, section: int, nbytes: int, latest: int) -> Any:
     if length <= latest or first > length or first < length - 1:
         return False
     for i in range(get(h, H_BYTES) // 4):
-        if number(section + HEAD_BYTES + 4 * i) & _INFINITE == _INFINITE:
+        if read_int(section + HEAD_BYTES + 4 * i) & _INFINITE == _INFINITE:
             return False
     return True
 

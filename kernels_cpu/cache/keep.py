@@ -59,7 +59,6 @@ from edgetok.kernels_cpu.cache.tables import (
     group_at,
     holds,
     list_free,
-    number,
     place,
     put,
 )
@@ -69,6 +68,7 @@ from edgetok.kernels_cpu.simd.math64 import f64_from_bits
 from edgetok.kernels_cpu.simd.memory import (
     read_f32,
     read_i64,
+    read_int,
     write_f64,
     write_i32,
     write_i64,
@@ -98,7 +98,7 @@ def _append(c: int, g: int, tokens: int) -> None:
             slot = (length + t) % get(g, G_LIMIT)
             if chosen != 0:
                 listed = get(g, G_FREE_SLOTS) + 4 * (2 * row * block + get(g, G_TAKEN) + t)
-                slot = number(listed)
+                slot = read_int(listed)
             write_i32(get(g, G_APPEND) + 4 * (row * block + t), np.int32(slot))
             fill(g, row, slot, length + t, first + t)
     if chosen != 0:
@@ -143,9 +143,9 @@ def cache_evict(instr: int, ctx: int, tid: int, threads: int) -> None:
     for row in range(get(g, G_ROWS)):
         gone = 0.0
         for i in range(read_i64(counts + 8 * row)):
-            slot = number(chosen + 4 * (row * get(g, G_LIMIT) + i))
+            slot = read_int(chosen + 4 * (row * get(g, G_LIMIT) + i))
             gone += np.float64(read_f32(place(g, G_MASS, row, slot)))
-            put(g, G_MARK, max(get(g, G_MARK), number(place(g, G_TOKENS, row, slot)) + 1))
+            put(g, G_MARK, max(get(g, G_MARK), read_int(place(g, G_TOKENS, row, slot)) + 1))
             empty(g, row, slot)
         dropped += gone
     write_f64(c + 8 * C_DROPPED, dropped)
@@ -161,12 +161,12 @@ def cache_lower(instr: int, ctx: int, tid: int, threads: int) -> None:
         turn = 0
         if holds(g, 0, slot):
             at = place(g, G_POSITIONS, 0, slot)
-            if number(at) < by:
+            if read_int(at) < by:
                 empty(g, 0, slot)
             else:
                 turn = -by
-                write_i32(at, np.int32(number(at) - by))
-                oldest = min(oldest, number(place(g, G_TOKENS, 0, slot)))
+                write_i32(at, np.int32(read_int(at) - by))
+                oldest = min(oldest, read_int(place(g, G_TOKENS, 0, slot)))
         for head in range(get(g, G_HEADS)):
             write_i32(out + 4 * (head * limit + slot), np.int32(turn))
     if oldest < EMPTY:
@@ -179,7 +179,7 @@ def _left(g: int, length: int) -> Any:
     found = 0
     for row in range(get(g, G_ROWS)):
         for slot in range(read_i64(get(g, G_USED) + 8 * row)):
-            if holds(g, row, slot) and number(place(g, G_TOKENS, row, slot)) < length:
+            if holds(g, row, slot) and read_int(place(g, G_TOKENS, row, slot)) < length:
                 found += 1
     return found
 
@@ -216,10 +216,10 @@ def _truncate(g: int, length: int) -> Any:
     for row in range(get(g, G_ROWS)):
         for slot in range(read_i64(get(g, G_USED) + 8 * row) - 1, -1, -1):
             if holds(g, row, slot):
-                if number(place(g, G_TOKENS, row, slot)) >= length:
+                if read_int(place(g, G_TOKENS, row, slot)) >= length:
                     empty(g, row, slot)
                 else:
-                    last = max(last, number(place(g, G_POSITIONS, row, slot)))
+                    last = max(last, read_int(place(g, G_POSITIONS, row, slot)))
     return last
 
 

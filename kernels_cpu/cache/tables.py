@@ -25,8 +25,8 @@ from edgetok.kernels_cpu.cache.launch import (
 )
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
-    read_i32,
     read_i64,
+    read_int,
     write_f32,
     write_i32,
     write_i64,
@@ -48,12 +48,6 @@ def put(table: int, field: int, value: int) -> None:
 
 
 @inline
-def number(at: int) -> Any:
-    """The int32 at an address as int64."""
-    return np.int64(read_i32(at))
-
-
-@inline
 def group_at(c: int, i: int) -> Any:
     """Address of a group."""
     return get(c, C_GROUPS) + _GROUP_BYTES * i
@@ -68,7 +62,7 @@ def place(g: int, field: int, row: int, slot: int) -> Any:
 @inline
 def holds(g: int, row: int, slot: int) -> Any:
     """Whether a slot holds a token."""
-    return number(place(g, G_POSITIONS, row, slot)) != EMPTY
+    return read_int(place(g, G_POSITIONS, row, slot)) != EMPTY
 
 
 @outline

@@ -29,16 +29,14 @@ from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES
 from edgetok.kernels_cpu.simd.memory import (
-    f32_from_bits,
     load_f32_first,
     read_f32,
     read_i64,
     store_f32_first,
 )
-from edgetok.kernels_cpu.simd.ops import add, div, mul, splat_f32, sub, zero_f32
+from edgetok.kernels_cpu.simd.ops import mul, splat_f32
 
 _RUN = 64  # floats that are shared out together: four cache lines
-_ONE = 0x3F800000  # bits of 1.0
 
 
 @kernel
@@ -78,12 +76,10 @@ def sigmoid_scale(instr: int, ctx: int, tid: int, threads: int) -> None:
     size = read_i64(instr + 8 * SIGMOID_SIZE)
     runs = (size + _RUN - 1) // _RUN
     total = runs * read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * SIGMOID_HEADS)
-    one = splat_f32(f32_from_bits(_ONE))
     for unit in range(share(total, tid, threads), share(total, tid + 1, threads)):
         row = unit // runs
         begin = unit % runs * _RUN
-        factor = splat_f32(read_f32(gate + 4 * row))
-        factor = div(one, add(one, vmath.exp(sub(zero_f32(), factor))))
+        factor = vmath.sigmoid(splat_f32(read_f32(gate + 4 * row)))
         for i in range(begin, min(begin + _RUN, size), LANES):
             count = min(LANES, size - i)
             at = value + 4 * (size * row + i)

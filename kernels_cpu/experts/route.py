@@ -46,7 +46,7 @@ from edgetok.kernels_cpu.simd.memory import (
     write_f32,
     write_i64,
 )
-from edgetok.kernels_cpu.simd.ops import add, div, splat_f32, sub, zero_f32
+from edgetok.kernels_cpu.simd.ops import splat_f32, sub
 
 _LOWEST = np.float32(-np.inf)
 
@@ -54,7 +54,6 @@ _LOWEST = np.float32(-np.inf)
 @outline
 def _probabilities(scores: int, out: int, experts: int, sigmoid: int) -> Any:
     """Sigmoids, or what softmax divides by the sum that is returned."""
-    one = splat_f32(np.float32(1.0))
     greatest = np.float32(0.0)
     if sigmoid == 0:
         greatest = read_f32(scores)
@@ -65,10 +64,7 @@ def _probabilities(scores: int, out: int, experts: int, sigmoid: int) -> Any:
     for e in range(0, experts, LANES):
         count = min(LANES, experts - e)
         v = load_f32_first(scores + 4 * e, count)
-        if sigmoid != 0:
-            v = div(one, add(one, vmath.exp(sub(zero_f32(), v))))
-        else:
-            v = vmath.exp(sub(v, splat_f32(greatest)))
+        v = vmath.sigmoid(v) if sigmoid != 0 else vmath.exp(sub(v, splat_f32(greatest)))
         store_f32_first(out + 4 * e, v, count)
     if sigmoid != 0:
         return np.float32(1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgetok.kernels_cpu.linear.byte_products import absolute_bytes, with_signs
+from edgetok.kernels_cpu.simd.byte_products import absolute_bytes, with_signs
 from edgetok.kernels_cpu.simd.emit import I32, LANES, NAME, _shuffle
 from edgetok.kernels_cpu.simd.ops import dot_u7s8, dot_u8s8, multiply_pairs, widen_pairs, zero_i32
 

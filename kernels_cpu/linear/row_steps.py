@@ -12,10 +12,6 @@ from typing import Any
 from numba import types
 
 from edgetok.kernels_cpu.linear import layout
-from edgetok.kernels_cpu.linear.byte_products import (
-    in_order,
-    signed_codes,
-)
 from edgetok.kernels_cpu.linear.code_orders import (
     HIGH_BIT,
     PAIR_BIT,
@@ -29,6 +25,10 @@ from edgetok.kernels_cpu.linear.code_orders import (
     look_up,
 )
 from edgetok.kernels_cpu.linear.integer_sums import Sum, plus_products, strip_sums
+from edgetok.kernels_cpu.simd.byte_products import (
+    in_order,
+    signed_codes,
+)
 from edgetok.kernels_cpu.simd.composing import at, clamped, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,

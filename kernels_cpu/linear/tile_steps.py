@@ -10,14 +10,14 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from edgetok.kernels_cpu.linear.byte_products import (
+from edgetok.kernels_cpu.linear.layout import PLANES
+from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, STEPS, R
+from edgetok.kernels_cpu.simd.byte_products import (
     absolute_bytes,
     in_order,
     signed_codes,
     with_signs,
 )
-from edgetok.kernels_cpu.linear.layout import PLANES
-from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, STEPS, R
 from edgetok.kernels_cpu.simd.composing import at, number, pack_tuple, unpack_tuple
 from edgetok.kernels_cpu.simd.emit import (
     _F32,

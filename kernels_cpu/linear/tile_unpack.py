@@ -6,7 +6,6 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgetok.kernels_cpu.linear.byte_products import signed_codes
 from edgetok.kernels_cpu.linear.code_orders import (
     load_f16_first,
     load_table,
@@ -15,6 +14,7 @@ from edgetok.kernels_cpu.linear.code_orders import (
 from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
 from edgetok.kernels_cpu.linear.row_steps import fields
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES
+from edgetok.kernels_cpu.simd.byte_products import signed_codes
 from edgetok.kernels_cpu.simd.composing import at, clamped, number, transposed
 from edgetok.kernels_cpu.simd.emit import (
     _F32,

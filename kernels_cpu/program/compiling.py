@@ -7,7 +7,6 @@ left, and then compile only what it left. The lock ends with its process, howeve
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from edgetok.environment import read_settings
-from edgetok.errors import EdgetokError, MissingExtraError, OutputError
+from edgetok.errors import NOT_WRITTEN, EdgetokError, MissingExtraError, OutputError
 from edgetok.kernels_cpu.program.costs import START_COST, Meter, cost, cost_of, in_order, span
 from edgetok.kernels_cpu.simd.target import Target
 
@@ -34,10 +33,6 @@ LEFT_FILE = ".compiling.left"
 _POLL_S = 0.2
 _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 _SYSTEM_ERROR = re.compile(r"\w*Error: \[Errno (\d+)\] ([^:]+)")
-_NOT_WRITTEN = {  # reasons why an object's file cannot be written
-    getattr(errno, name, 0)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")
-}
 
 Progress = Callable[[int, int], None]
 _Event = tuple[int, str, float, bool]  # process, module, its CPU time in seconds, whether it ends
@@ -219,7 +214,7 @@ def _feed(
 def _failure(what: str, folder: Path, why: str) -> EdgetokError:
     """The error for a compiler that ended because of `why`."""
     refused = _SYSTEM_ERROR.match(why)
-    if refused and int(refused[1]) in _NOT_WRITTEN:
+    if refused and int(refused[1]) in NOT_WRITTEN:
         return OutputError(
             f"{folder}: cannot hold compiled kernels: {refused[2]}; free some space, or name "
             "another folder with EDGETOK_CACHE_DIR"

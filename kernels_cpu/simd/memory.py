@@ -58,6 +58,12 @@ def read_i32(b: Any, address: Any) -> Any:
     return _load(b, address, _I32)
 
 
+@op(i64, i64)
+def read_int(b: Any, address: Any) -> Any:
+    """The int32 at the address as int64."""
+    return b.sext(_load(b, address, _I32), _I64)
+
+
 @op(void, i64, i32)
 def write_i32(b: Any, address: Any, value: Any) -> None:
     """Store an int32."""

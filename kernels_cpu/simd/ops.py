@@ -251,9 +251,14 @@ def multiply_pairs(b: Any, u: Any, s: Any) -> Any:
     return _call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), u, s)
 
 
+def wide_pairs(b: Any, x: Any, y: Any) -> Any:
+    """AVX2, an emitter: [LANES] int32 of products of 2 int16 each."""
+    return _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, x, y)
+
+
 def widen_pairs(b: Any, v: Any) -> Any:
     """AVX2, an emitter: [LANES] int32 of sums of 2 int16 each."""
-    return _call(b, "llvm.x86.avx2.pmadd.wd", I32.ll, v, _constant(_I16, 16, 1))
+    return wide_pairs(b, v, _constant(_I16, 16, 1))
 
 
 def _dot(small: bool) -> Any:

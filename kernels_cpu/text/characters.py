@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from edgetok.kernels_cpu.simd.emit import _I8, _store, i64, inline, op, outline, void
-from edgetok.kernels_cpu.simd.memory import read_i32, read_i64, read_u8
+from edgetok.kernels_cpu.simd.memory import read_i64, read_int, read_u8
 
 # `character` and `kind_at` return two numbers in one: bytes of the character in the low bits.
 SIZE_BITS = 3
@@ -27,12 +25,6 @@ def write_u8(b: Any, address: Any, value: Any) -> None:
 def within(value: int, first: int, count: int) -> Any:
     """Whether a value is one of `count` from the first on."""
     return value >= first and value < first + count
-
-
-@inline
-def number(at: int) -> Any:
-    """The int32 at an address as int64."""
-    return np.int64(read_i32(at))
 
 
 @outline
@@ -103,8 +95,8 @@ def row_at(rows: int, count: int, width: int, a: int, b: int) -> Any:
     while low < high:
         middle = (low + high) >> 1
         at = rows + 4 * width * middle
-        first = number(at)
-        if first < a or (first == a and number(at + 4) < b):
+        first = read_int(at)
+        if first < a or (first == a and read_int(at + 4) < b):
             low = middle + 1
         else:
             high = middle
@@ -116,7 +108,7 @@ def pair_at(rows: int, count: int, width: int, a: int, b: int) -> Any:
     """Address of the row that begins with (a, b); 0 for none."""
     i = row_at(rows, count, width, a, b)
     at = rows + 4 * width * i
-    if i < count and number(at) == a and number(at + 4) == b:
+    if i < count and read_int(at) == a and read_int(at + 4) == b:
         return at
     return 0
 
@@ -126,7 +118,7 @@ def range_at(rows: int, count: int, width: int, c: int) -> Any:
     """Address of the row whose two numbers are the ends of a range that holds c; 0 for none."""
     i = row_at(rows, count, width, c + 1, 0) - 1  # the last that begins at c or before
     at = rows + 4 * width * i
-    if i >= 0 and c <= number(at + 4):
+    if i >= 0 and c <= read_int(at + 4):
         return at
     return 0
 

@@ -11,14 +11,13 @@ from typing import Any
 
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.emit import outline
-from edgetok.kernels_cpu.simd.memory import read_i64, read_u8, write_i64
+from edgetok.kernels_cpu.simd.memory import read_i64, read_int, read_u8, write_i64
 from edgetok.kernels_cpu.text.characters import (
     SIZE_BITS,
     SIZE_MASK,
     character,
     compared,
     in_class,
-    number,
     valid,
     within,
 )
@@ -100,8 +99,8 @@ def _added_at(t: int, s: int, n: int) -> Any:
     first = read_u8(s)
     for i in range(read_i64(t + 8 * TOK_ADDED)):  # the longest first
         row = rows + 16 * i
-        begin = number(row + 8)
-        size = number(row + 12) - begin
+        begin = read_int(row + 8)
+        size = read_int(row + 12) - begin
         if within(size, 1, n) and read_u8(text + begin) == first:
             # Whole characters, so that what follows is text, whatever the table says.
             whole = size == n or read_u8(s + size) & 0xC0 != 0x80
@@ -125,8 +124,8 @@ def _split(e: int, t: int, s: int, n: int) -> None:
         if row == 0:
             at += 1
             continue
-        end = at + number(row + 12) - number(row + 8)
-        if number(row + 4) & ADDED_LSTRIP != 0:
+        end = at + read_int(row + 12) - read_int(row + 8)
+        if read_int(row + 4) & ADDED_LSTRIP != 0:
             while at > begin:
                 before = at - 1
                 while before > begin and read_u8(s + before) & 0xC0 == 0x80:
@@ -134,11 +133,11 @@ def _split(e: int, t: int, s: int, n: int) -> None:
                 if not _is_space(t, s + before):
                     break
                 at = before
-        if number(row + 4) & ADDED_RSTRIP != 0:
+        if read_int(row + 4) & ADDED_RSTRIP != 0:
             while end < n and _is_space(t, s + end):
                 end += character(s + end) & SIZE_MASK
         _plain(e, t, s + begin, at - begin)
-        emit(e, number(row))
+        emit(e, read_int(row))
         begin = end
         at = end
     _plain(e, t, s + begin, n - begin)
@@ -147,7 +146,7 @@ def _split(e: int, t: int, s: int, n: int) -> None:
 @outline
 def _emit_all(e: int, ids: int, count: int) -> None:
     for i in range(count):
-        emit(e, number(ids + 4 * i))
+        emit(e, read_int(ids + 4 * i))
 
 
 @kernel

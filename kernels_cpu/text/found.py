@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.simd.emit import inline, outline
-from edgetok.kernels_cpu.simd.memory import read_i64, read_u8, write_i32, write_i64
-from edgetok.kernels_cpu.text.characters import compared, number
+from edgetok.kernels_cpu.simd.memory import read_i64, read_int, read_u8, write_i32, write_i64
+from edgetok.kernels_cpu.text.characters import compared
 from edgetok.kernels_cpu.text.launch import (
     ENCODE_CAPACITY,
     ENCODE_COUNT,
@@ -33,7 +33,7 @@ def emit(e: int, token: int) -> None:
 @inline
 def of_byte(t: int, byte: int) -> Any:
     """The token of a byte; -1 for none."""
-    return number(read_i64(t + 8 * TAB_BYTES) + 4 * byte)
+    return read_int(read_i64(t + 8 * TAB_BYTES) + 4 * byte)
 
 
 @outline
@@ -55,9 +55,9 @@ def token_of(t: int, s: int, n: int) -> Any:
     high = read_i64(t + 8 * TOK_BY_TEXT)
     while low < high:
         middle = (low + high) >> 1
-        token = number(ids + 4 * middle)
-        begin = number(offsets + 4 * token)
-        order = compared(text + begin, number(offsets + 4 * token + 4) - begin, s, n)
+        token = read_int(ids + 4 * middle)
+        begin = read_int(offsets + 4 * token)
+        order = compared(text + begin, read_int(offsets + 4 * token + 4) - begin, s, n)
         if order == 0:
             return token
         if order < 0:

@@ -16,6 +16,7 @@ from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     read_i32,
     read_i64,
+    read_int,
     read_u8,
     write_i32,
     write_i64,
@@ -25,7 +26,6 @@ from edgetok.kernels_cpu.text.characters import (
     SIZE_MASK,
     character,
     in_class,
-    number,
     pair_at,
 )
 from edgetok.kernels_cpu.text.found import emit, have_bytes, of_byte, token_of
@@ -65,15 +65,15 @@ def _offer(t: int, symbols: int, heap: int, pairs: int, at: int) -> Any:
     if at < 0:
         return pairs
     left = symbols + _SYMBOL * at
-    after = number(left + _AFTER)
+    after = read_int(left + _AFTER)
     if after < 0:
         return pairs
     right = symbols + _SYMBOL * after
     rows, count = read_i64(t + 8 * TAB_MERGES), read_i64(t + 8 * TOK_MERGES)
-    found = pair_at(rows, count, 4, number(left), number(right))
+    found = pair_at(rows, count, 4, read_int(left), read_int(right))
     if found == 0:
         return pairs
-    key = number(found + 8) * _PLACES + at
+    key = read_int(found + 8) * _PLACES + at
     i = pairs
     while i > 0:
         above = (i - 1) >> 1
@@ -121,27 +121,31 @@ def _merge(e: int, t: int, symbols: int, heap: int, count: int) -> None:
         pairs = _offer(t, symbols, heap, pairs, i)
     while pairs > 0:
         at = read_i64(heap) & (_PLACES - 1)
-        wanted, other, made = number(heap + _LEFT), number(heap + _RIGHT), number(heap + _MADE)
+        wanted, other, made = (
+            read_int(heap + _LEFT),
+            read_int(heap + _RIGHT),
+            read_int(heap + _MADE),
+        )
         pairs = _drop_first(heap, pairs)
         left = symbols + _SYMBOL * at
-        after = number(left + _AFTER)
-        if number(left) != wanted or after < 0:
+        after = read_int(left + _AFTER)
+        if read_int(left) != wanted or after < 0:
             continue
         right = symbols + _SYMBOL * after
-        if number(right) != other:
+        if read_int(right) != other:
             continue
-        beyond = number(right + _AFTER)
+        beyond = read_int(right + _AFTER)
         write_i32(left, np.int32(made))
         write_i32(right, np.int32(-1))
         write_i32(left + _AFTER, np.int32(beyond))
         if beyond >= 0:
             write_i32(symbols + _SYMBOL * beyond + _BEFORE, np.int32(at))
-        pairs = _offer(t, symbols, heap, pairs, number(left + _BEFORE))
+        pairs = _offer(t, symbols, heap, pairs, read_int(left + _BEFORE))
         pairs = _offer(t, symbols, heap, pairs, at)
     i = 0 if count > 0 else -1
     while i >= 0:
-        emit(e, number(symbols + _SYMBOL * i))
-        i = number(symbols + _SYMBOL * i + _AFTER)
+        emit(e, read_int(symbols + _SYMBOL * i))
+        i = read_int(symbols + _SYMBOL * i + _AFTER)
 
 
 @inline

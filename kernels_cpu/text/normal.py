@@ -10,13 +10,12 @@ from typing import Any
 
 from edgetok.kernels_cpu.elementwise.selection import sort_i64
 from edgetok.kernels_cpu.simd.emit import outline
-from edgetok.kernels_cpu.simd.memory import read_i64, read_u8, write_i64
+from edgetok.kernels_cpu.simd.memory import read_i64, read_int, read_u8, write_i64
 from edgetok.kernels_cpu.text.characters import (
     SIZE_BITS,
     SIZE_MASK,
     character,
     in_class,
-    number,
     pair_at,
     range_at,
     row_at,
@@ -75,11 +74,11 @@ def _decompose(t: int, c: int, out: int) -> Any:
     row = row_at(rows, count, 5, c, 0)
     at = rows + 20 * row
     write_i64(out, c)
-    if row == count or number(at) != c:
+    if row == count or read_int(at) != c:
         return 1
     made = 0
-    while made < _MOST_PARTS and number(at + 4 + 4 * made) != 0:
-        write_i64(out + 8 * made, number(at + 4 + 4 * made))
+    while made < _MOST_PARTS and read_int(at + 4 + 4 * made) != 0:
+        write_i64(out + 8 * made, read_int(at + 4 + 4 * made))
         made += 1
     return made
 
@@ -95,7 +94,7 @@ def _compose(t: int, a: int, b: int) -> Any:
         return a + b - _TRAILING
     rows, count = read_i64(t + 8 * TAB_COMPOSITIONS), read_i64(t + 8 * TOK_COMPOSITIONS)
     found = pair_at(rows, count, 3, a, b)
-    return number(found + 8) if found != 0 else 0
+    return read_int(found + 8) if found != 0 else 0
 
 
 @outline
@@ -103,7 +102,7 @@ def _class_of(t: int, c: int) -> Any:
     """The canonical combining class of a character."""
     rows, count = read_i64(t + 8 * TAB_CLASSES), read_i64(t + 8 * TOK_CLASSES)
     found = range_at(rows, count, 3, c)
-    return number(found + 8) & 255 if found != 0 else 0
+    return read_int(found + 8) & 255 if found != 0 else 0
 
 
 @outline

@@ -15,6 +15,7 @@ from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     read_f64,
     read_i64,
+    read_int,
     read_u8,
     write_f64,
     write_i32,
@@ -23,7 +24,6 @@ from edgetok.kernels_cpu.text.characters import (
     SIZE_MASK,
     character,
     is_mark,
-    number,
     write_u8,
 )
 from edgetok.kernels_cpu.text.found import emit, have_bytes, of_byte
@@ -53,8 +53,8 @@ UNIGRAM_BYTES = 3 * (_NODE + 1)  # memory for each byte of a text, and for three
 def _piece_byte(t: int, i: int, depth: int) -> Any:
     """A byte of a piece's spelling; -1 behind its end."""
     begins = read_i64(t + 8 * TAB_BEGINS) + 4 * i
-    at = number(begins) + depth
-    return read_u8(read_i64(t + 8 * TAB_TEXT) + at) if at < number(begins + 4) else -1
+    at = read_int(begins) + depth
+    return read_u8(read_i64(t + 8 * TAB_TEXT) + at) if at < read_int(begins + 4) else -1
 
 
 @outline
@@ -74,7 +74,7 @@ def _offer(nodes: int, begin: int, end: int, score: float, token: int) -> None:
     """Take a piece where it gives more than what was found, or nothing was."""
     node = nodes + _NODE * end
     total = read_f64(nodes + _NODE * begin) + score
-    if number(node + _FROM) < 0 or total > read_f64(node):
+    if read_int(node + _FROM) < 0 or total > read_f64(node):
         write_f64(node, total)
         write_i32(node + _TOKEN, np.int32(token))
         write_i32(node + _FROM, np.int32(begin))
@@ -91,7 +91,7 @@ def _unknown(e: int, t: int, s: int, n: int) -> None:
             low = _bound(t, low, high, i, byte)
             high = _bound(t, low, high, i, byte + 1)
     if low < high and _piece_byte(t, low, n) < 0:
-        emit(e, number(read_i64(t + 8 * TAB_PIECES) + 4 * low))
+        emit(e, read_int(read_i64(t + 8 * TAB_PIECES) + 4 * low))
     elif read_i64(t + 8 * TOK_FALLBACK) != 0 and have_bytes(t, s, n) == 1:
         for i in range(n):
             emit(e, of_byte(t, read_u8(s + i)))
@@ -123,7 +123,9 @@ def _find(t: int, nodes: int, s: int, n: int) -> None:
             if low == high:
                 break
             if _piece_byte(t, low, depth + 1) < 0:
-                _offer(nodes, at, at + depth + 1, read_f64(scores + 8 * low), number(ids + 4 * low))
+                _offer(
+                    nodes, at, at + depth + 1, read_f64(scores + 8 * low), read_int(ids + 4 * low)
+                )
                 if depth + 1 == size:
                     single = 1
         if single == 0:
@@ -137,19 +139,19 @@ def _word(e: int, t: int, nodes: int, s: int, n: int) -> None:
     _find(t, nodes, s, n)
     end = n
     while end > 0:
-        begin = number(nodes + _NODE * end + _FROM)
+        begin = read_int(nodes + _NODE * end + _FROM)
         write_i32(nodes + _NODE * begin + _NEXT, np.int32(end))
         end = begin
     at = 0
     while at < n:
-        end = number(nodes + _NODE * at + _NEXT)
-        token = number(nodes + _NODE * end + _TOKEN)
+        end = read_int(nodes + _NODE * at + _NEXT)
+        token = read_int(nodes + _NODE * end + _TOKEN)
         if token != none:
             emit(e, token)
         else:
             while end < n:  # one after the other is one
-                after = number(nodes + _NODE * end + _NEXT)
-                if number(nodes + _NODE * after + _TOKEN) != none:
+                after = read_int(nodes + _NODE * end + _NEXT)
+                if read_int(nodes + _NODE * after + _TOKEN) != none:
                     break
                 end = after
             _unknown(e, t, s + at, end - at)

@@ -37,6 +37,15 @@ def assert_equals_transformers(folder: Path, tokens: np.ndarray = TOKENS) -> Non
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
 
 
+def assert_computes(folder: Path, expected: np.ndarray) -> None:
+    """The checkpoint's logits of `TOKENS`, by the slow decoder, are those."""
+    checkpoint = open_checkpoint(folder)
+    family = read_family(checkpoint.config, checkpoint.generation_config)
+    assert family.unclaimed(checkpoint.names) == ()
+    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
@@ -81,11 +90,7 @@ def test_qwen3_5_is_qwen3_next_without_experts(tmp_path: Path) -> None:
         config.pop(key, None)
     config |= {"rope_parameters": {"rope_theta": 1e4, **rope}, "attn_output_gate": True}
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoint = open_checkpoint(folder)
-    family = read_family(checkpoint.config, checkpoint.generation_config)
-    assert family.unclaimed(checkpoint.names) == ()
-    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+    assert_computes(folder, expected)
 
 
 def test_lfm2_moe_with_equal_experts_is_lfm2(tmp_path: Path) -> None:
@@ -110,11 +115,7 @@ def test_lfm2_moe_with_equal_experts_is_lfm2(tmp_path: Path) -> None:
     config |= {"num_experts": 5, "num_experts_per_tok": 3, "num_dense_layers": 2}
     config |= {"intermediate_size": width, "moe_intermediate_size": width}
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoint = open_checkpoint(folder)
-    family = read_family(checkpoint.config, checkpoint.generation_config)
-    assert family.unclaimed(checkpoint.names) == ()
-    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+    assert_computes(folder, expected)
 
 
 def test_lfm3_without_gates_is_lfm2(tmp_path: Path) -> None:
@@ -136,11 +137,7 @@ def test_lfm3_without_gates_is_lfm2(tmp_path: Path) -> None:
     config |= {"intermediate_size": inner, "rope_parameters": {"full_attention": rope}}
     config |= {"use_sandwich_norm": False, "use_attention_gate": False}
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoint = open_checkpoint(folder)
-    family = read_family(checkpoint.config, checkpoint.generation_config)
-    assert family.unclaimed(checkpoint.names) == ()
-    result = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-4)
+    assert_computes(folder, expected)
 
 
 def test_ministral3_without_growth_is_mistral(tmp_path: Path) -> None:

@@ -263,9 +263,10 @@ class Generation(Iterator[str], AsyncIterator[str]):
         return self._submitted
 
     def _next_letter(self) -> Letter:
+        mailbox = self._mailbox
+        mailbox.waiting = True  # before it begins: prompts follow only one that is waited for
         if self._ended or not self._submit():
             return End()
-        mailbox = self._mailbox
         while True:
             letter = mailbox.poll()
             if letter is None:
@@ -281,10 +282,10 @@ class Generation(Iterator[str], AsyncIterator[str]):
     async def _awaited_letter(self) -> Letter:
         import asyncio  # 20 ms that a command line does without
 
+        mailbox, loop = self._mailbox, asyncio.get_running_loop()
+        mailbox.eager = True  # before it begins: prompts follow only one that is waited for
         if self._ended or not self._submit():
             return End()
-        mailbox, loop = self._mailbox, asyncio.get_running_loop()
-        mailbox.eager = True
         while True:
             arrived = loop.create_future()
 

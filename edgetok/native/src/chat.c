@@ -33,9 +33,8 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
     chat->choose.slots[SAMPLE_OPTIONS] = address(chat->options);
     chat->choose.slots[SAMPLE_SEEN] = address(chat->seen);
     chat->choose.slots[SAMPLE_OUT] = address(&chat->chosen);
-    if (!edgetok_sample(chat, &(edgetok_sampling){0}, error)) return chat;
-    edgetok_chat_free(chat);
-    return NULL;
+    if (edgetok_sample(chat, &(edgetok_sampling){0}, error)) return edgetok_chat_free(chat), NULL;
+    return chat;
 }
 
 void edgetok_chat_free(edgetok_chat *chat) {

@@ -21,7 +21,6 @@ from edgetok.converter.measure_cache import measure_cache
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.originals import (
     NOT_CALIBRATED,
-    of_other_layers,
     reference_tokens,
     require_original,
 )
@@ -124,15 +123,10 @@ def convert(
 
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
-    if target is not None and of_other_layers(family.spec):
-        raise UnsupportedError(
-            "--fit and --max-kl: models whose layers share keys and values, or have inputs of "
-            "their own, are calibrated at the same bits in all layers; give --bits"
-        )
     if family.spec.both_sides:
         options = _of_vectors(options, target is not None)
     if expert_counts(operations(family.spec)):
-        options = _of_experts(options, target is not None)
+        options = _of_experts(options)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -202,7 +196,9 @@ def convert(
             plan_stages(0)
         fitting = None
         if target is not None and texts is not None:
-            fitting = Fitting(weights, target, options, texts, workspace, progress, threads)
+            fitting = Fitting(
+                weights, target, options, texts, workspace, progress, threads, formats
+            )
             reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
         while True:
             if fitting is not None:
@@ -326,17 +322,15 @@ def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
     return dataclasses.replace(options, method="rtn", without=())
 
 
-def _of_experts(options: ConvertOptions, fits: bool) -> ConvertOptions:
+def _of_experts(options: ConvertOptions) -> ConvertOptions:
     """Return the options for a decoder with experts, which is not trained.
 
     Raises:
         UnsupportedError: more was asked for.
     """
-    if fits or options.refine:
-        asked = "--fit and --max-kl" if fits else "--refine"
+    if options.refine:
         raise UnsupportedError(
-            f"{asked}: models with experts are calibrated, but not trained, and all of their "
-            "matrices get the same bits; give --bits"
+            "--refine: models with experts are calibrated, but not trained; leave --refine out"
         )
     if options.method != "auto":
         return options

@@ -8,7 +8,7 @@ each round, so that an interrupted search continues.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgetok.converter.allocate.knapsack import Allocation, Allocator, require_room
 from edgetok.converter.allocate.sensitivity import Sensitivity, measure
@@ -22,6 +22,7 @@ from edgetok.converter.write.data_file import plan
 from edgetok.converter.write.workspace import Workspace
 from edgetok.errors import OptionError
 from edgetok.formats.layout import TensorFormat, linear_shapes
+from edgetok.models.operations import kept_at_16_bits, operations
 from edgetok.models.spec import DecoderSpec
 
 _ROUNDS = 6
@@ -38,7 +39,8 @@ def check_room(spec: DecoderSpec, target: Target, *, symmetric: bool) -> None:
     if target.nbytes is None:
         return
     least = TensorFormat(min(BITS), max(GROUP_SIZES), zeros=not symmetric)
-    layout = plan(spec, dict.fromkeys(linear_shapes(spec), least), constants=True)
+    kept = dict.fromkeys(kept_at_16_bits(operations(spec)), TensorFormat(16))
+    layout = plan(spec, dict.fromkeys(linear_shapes(spec), least) | kept, constants=True)
     needed = layout.file_bytes if target.padded else layout.weight_bytes
     require_room(target.nbytes - _cache_bytes(spec, target), needed)
 
@@ -61,8 +63,11 @@ class Fitting:
         workspace: Workspace,
         progress: Progress,
         threads: int,
+        formats: Mapping[str, TensorFormat],
     ) -> None:
         """Measure, unless an earlier run did; `workspace` has the survey.
+
+        `formats` are those of what is never quantised, or at no width that is tried.
 
         Raises:
             OptionError: the target cannot be met.
@@ -87,7 +92,9 @@ class Fitting:
         if options.portable:
             sensitivity = sensitivity.without_grouped()
         kept = {
-            name: TensorFormat(32) for name in linear_shapes(self._spec) if not sensitivity.kl[name]
+            name: formats[name]
+            for name in linear_shapes(self._spec)
+            if not sensitivity.kl.get(name)
         }
         self._allocator = Allocator(self._spec, sensitivity, kept, symmetric=options.symmetric)
         self.kept = frozenset(kept)

@@ -27,31 +27,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.allocate.sensitivity_of_ends import Ends, fitting, halves
-from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP, PROBE_HEAD, probe
-from edgetok.converter.calibrate.block import Block
+from edgetok.converter.allocate.sensitivity_of_ends import Ends, halves
+from edgetok.converter.allocate.sensitivity_of_experts import measure_experts
+from edgetok.converter.allocate.sensitivity_of_inputs import measure_inputs
+from edgetok.converter.allocate.trial import Trial
+from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_HEAD, probe
+from edgetok.converter.calibrate.block import ROUTER, Block
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.durable import write_durably
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
-from edgetok.converter.quantise import round_to_nearest as rtn
-from edgetok.converter.quantise.level_table import LEVELS
-from edgetok.converter.quantised import fits_float16_scales
-from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.read.canonical_weights import CanonicalWeights, without_table
 from edgetok.formats.layout import TensorFormat
 
-Floats = npt.NDArray[np.float32]
-
-GROUP_SIZES = (32, 64, 128)
-
 _TOKENS = 4096
-_ROWS = 128  # of each tensor; twice as many gave the same choice on three models
 # `tune` repairs more of the loss of an embedding or a head than of the loss of layers. At 2.386 MB
 # the default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
 _TUNED_END = 0.5
@@ -116,15 +110,17 @@ def measure(
         threads: number of chunks of rows rounded at once.
 
     Returns:
-        Costs; a tensor whose scales do not fit float16 at some width has none for it.
+        Costs; a tensor whose scales do not fit float16 at some width has none for it, and one that
+        is never quantised, such as a router, is not there.
     """
     spec = weights.family.spec
     count = max(2, _TOKENS // windows.shape[1])
     windows = windows[spread(len(windows), min(count, len(windows)))]
     progress.begin("Measuring sensitivity", 2 * spec.num_layers + 2)
-    trial = _Trial(options, greatest, threads)
+    trial = Trial(options, greatest, threads, without_table(spec))
     original = Original(weights, threads=threads)
-    states = _States(scratch, original.embed(windows))
+    embedded = original.embed(windows)
+    states = _States(scratch, embedded)
     for index in range(spec.num_layers):
         with original.block(index) as block:
             states.push(block(states.last))
@@ -134,8 +130,11 @@ def measure(
     progress.advance()
     for index in reversed(range(spec.num_layers)):
         with original.block(index) as block:
-            gradient = _block(block, states.pop(), gradient, trial)
+            gradient = _block(weights, block, states.pop(), gradient, trial)
         progress.advance()
+    if spec.per_layer_size:
+        own = [original.calls.input_gradients[i] for i in range(spec.num_layers)]
+        gradient = gradient + measure_inputs(weights, windows, embedded, torch.cat(own, 2), trial)
     name = "lm_head" if spec.tied else "embed_tokens"
     for form, cost in ends.embedding(windows, gradient).items():
         # A tied matrix loses in both places.
@@ -151,83 +150,6 @@ def measure(
     result = probe(weights, windows, options, progress, threads)
     sums = [math.fsum(costs[bits] for costs in trial.probes.values()) for bits in PROBE_BITS]
     return Sensitivity(trial.kl, tuple(zip(sums, result, strict=True)))
-
-
-class _Trial:
-    """A trial of every way to store a tensor, with the losses."""
-
-    def __init__(
-        self, options: ConvertOptions, greatest: Mapping[str, float], threads: int
-    ) -> None:
-        self.options = options
-        self.threads = threads
-        self.kl: dict[str, dict[TensorFormat, float]] = {}
-        self.probes: dict[str, dict[int, float]] = {}
-        self._greatest = greatest
-
-    def ways(self, name: str, inputs: int) -> list[TensorFormat]:
-        """Formats that hold a tensor with so many inputs."""
-        zeros = not self.options.symmetric
-        found = [
-            form
-            for group in GROUP_SIZES
-            for form in (
-                *(TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)),
-                TensorFormat(8, group),
-            )
-        ]
-        # Kernels for these take no other groups.
-        found += [TensorFormat(5, 32), TensorFormat(4, 32, table=True)]
-        return fitting(found, inputs, self._greatest[name])
-
-    def nearest(self, values: Floats, form: TensorFormat) -> Tensor:
-        """Return the change that rounding to nearest makes."""
-        result = rtn.nearest(values, form, threads=self.threads)
-        return torch.from_numpy(result.dequantise() - values)
-
-    def linear(self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor) -> None:
-        """Take the costs of a layer: x [n, K], g [n, N], `hessian` of other tokens."""
-        N = len(weight)
-        rows = torch.from_numpy(spread(N, min(N, _ROWS)))
-        some = weight[rows].contiguous()
-        g = g[:, rows]
-
-        def cost(difference: Tensor) -> float:
-            moved = (x @ difference.T).mul_(g)
-            return 0.5 * N / len(rows) * float(moved.square_().sum(dtype=torch.float64)) / len(x)
-
-        self.probes[name] = {
-            bits: cost(self.nearest(some.numpy(), self.probed(bits)))
-            for bits in PROBE_BITS
-            if fits_float16_scales(self._greatest[name], bits)
-        }
-        self.probes[name] = {bits: self.probes[name].get(bits, 0.0) for bits in PROBE_BITS}
-        self.kl[name] = {}
-        inverse: gptq.Inverse | None = None
-        for form in self.ways(name, x.shape[1]):
-            if self.options.method == "rtn":
-                difference = self.nearest(some.numpy(), form)
-            else:
-                # In plain order one factor serves every group size.
-                if inverse is None:
-                    inverse = gptq.invert(
-                        hessian, form.group_size, damping=self.options.damping, order="plain"
-                    )
-                groups = gptq.order_inputs(hessian.diagonal(), form.group_size, "plain")
-                result = gptq.quantise(
-                    some,
-                    gptq.Inverse(groups, inverse.factor, inverse.damping),
-                    form.bits,
-                    form.group_size,
-                    symmetric=not form.zeros,
-                    table=LEVELS if form.table else None,
-                )
-                difference = torch.from_numpy(result.dequantise()) - some
-            self.kl[name][form] = cost(difference)
-
-    def probed(self, bits: int) -> TensorFormat:
-        """Return the format of so many bits that whole models are probed with."""
-        return TensorFormat(bits, PROBE_GROUP, zeros=not self.options.symmetric)
 
 
 class _States:
@@ -259,20 +181,25 @@ class _States:
         return self._folder / f"sensitivity-{index}.f32"
 
 
-def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Tensor:
+def _block(
+    weights: CanonicalWeights, block: Block, hidden: Tensor, gradient: Tensor, trial: Trial
+) -> Tensor:
     """Costs of a block's layers; the gradient before it."""
     inputs: dict[str, list[Tensor]] = {}
     gradients: dict[str, list[Tensor]] = {}
+    measured = [name for name in block.measured if name != ROUTER]
+    stages = [[name for name in stage if name in measured] for stage in block.stages]
+    firsts = {stage[0] for stage in stages if stage} | {ROUTER}
 
     def see(name: str, x: Tensor, g: Tensor) -> None:
-        if any(name == stage[0] for stage in block.stages):
+        if name in firsts:
             inputs.setdefault(name, []).append(x)
         gradients.setdefault(name, []).append(g.clone())
 
     before = block.backward(hidden, gradient, see)
     tokens = hidden.shape[1]
-    for stage in block.stages:
-        x = torch.cat(inputs[stage[0]])
+    for stage in filter(None, stages):
+        x = torch.cat(inputs.pop(stage[0]))
         seen, held_out = halves(len(x), tokens)
         hessian = gptq.Hessian(x.shape[1], trial.threads)
         hessian.add(x[seen])
@@ -283,6 +210,9 @@ def _block(block: Block, hidden: Tensor, gradient: Tensor, trial: _Trial) -> Ten
             trial.linear(
                 f"layers.{block.index}.{name}", weight, x[held_out], g[held_out], mean.clone()
             )
+    if ROUTER in block.measured:
+        x, g = torch.cat(inputs[ROUTER]), torch.cat(gradients[ROUTER])
+        measure_experts(weights, block, x, g, tokens, trial)
     return before
 
 

@@ -15,6 +15,7 @@ from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantised import fits_float16_scales
 from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.models.operations import kept_at_16_bits, operations, stages
 
 PROBE_BITS = (2, 3, 4, 8)
 PROBE_GROUP = 32
@@ -50,7 +51,7 @@ def probe(
         )
         return torch.from_numpy(result.dequantise())
 
-    theirs = original.embed(windows)
+    theirs, their_calls = original.embed(windows), original.calls
     first = original.embed(
         windows,
         rows=lambda tokens: rounded(
@@ -58,14 +59,18 @@ def probe(
         ),
     )
     ours = dict.fromkeys(PROBE_BITS, first)
+    calls = {bits: original.calls.again() for bits in PROBE_BITS}
+    kept = kept_at_16_bits(operations(spec))
     for index in range(spec.num_layers):
         with original.block(index) as block:
-            theirs = block(theirs)
-            exact = {name: block.get(name + ".weight") for stage in block.stages for name in stage}
+            theirs = block(theirs, their_calls)
+            names = [op.weight for stage in stages(block.operations) for op in stage]
             for bits in PROBE_BITS:
-                for name, weight in exact.items():
-                    block.set(name + ".weight", rounded(weight.numpy(), bits))
-                ours[bits] = block(ours[bits])
+                for name in names:
+                    if name not in kept:  # read again for each width: a copy of all is too large
+                        exact = weights.tensor(name + ".weight")
+                        block.set(name.split(".", 2)[2] + ".weight", rounded(exact, bits))
+                ours[bits] = block(ours[bits], calls[bits])
         progress.advance()
     norm = torch.from_numpy(weights.tensor("final_norm.weight"))
     targets = torch.from_numpy(windows[:, 1:].copy()).reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,16 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgetok.converter.calibrate.calls import Calls, Windows, batches
+from edgetok.converter.calibrate.calls import Calls, batches
 from edgetok.converter.calibrate.expert_parameters import read_stacked, write_stacked
 from edgetok.converter.calibrate.paused import PausedForward
 from edgetok.converter.calibrate.transformers_model import joined
 from edgetok.converter.workers import side_by_side
+from edgetok.errors import UnsupportedError
 from edgetok.models.family import TensorSource
+from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.operations import layer_operations, stages
+from edgetok.models.ops import Linear
 
 if TYPE_CHECKING:
     from edgetok.converter.calibrate.original_model import Original
+
+
+ROUTER = "router"
 
 
 class Paused(NamedTuple):
@@ -44,6 +51,7 @@ class Block:
         operations: what it computes.
         stages: names of its linear layers in order of execution, without the layer; those of one
             stage have the same input.
+        measured: what `backward` shows gradients of.
     """
 
     def __init__(self, original: Original, index: int, layer: nn.Module, prefix: str) -> None:
@@ -58,6 +66,9 @@ class Block:
             tuple(op.weight.removeprefix(f"layers.{index}.") for op in stage)
             for stage in stages(self.operations)
         )
+        routed = (ROUTER,) if any(isinstance(op, ExpertLinear) for op in self.operations) else ()
+        linears = (op for op in self.operations if isinstance(op, Linear) and not op.kept)
+        self.measured = (*(op.weight.rpartition(".")[2] for op in linears), *routed)
         self._original = original
         self._layer = layer
         self._lanes = [layer]
@@ -159,46 +170,67 @@ class Block:
     def backward(
         self, hidden: Tensor, gradient: Tensor, see: Callable[[str, Tensor, Tensor], None]
     ) -> Tensor:
-        """Run the block and follow a gradient back through it.
+        """Run the block and follow a gradient back through it, and into `calls` what else it gets.
 
         Args:
             hidden: [B, T, hidden_size] its input.
             gradient: the same shape, with respect to its output.
-            see: called with the name of each linear layer, its inputs [tokens, K] and the gradient
-                with respect to its outputs [tokens, N], for a few windows at a time.
+            see: called with the name of each linear layer that is quantised, its inputs
+                [tokens, K] and the gradient with respect to its outputs [tokens, N], for a few
+                windows at a time. ROUTER stands for all experts: its inputs are theirs, and the
+                gradient is that with respect to their result.
 
         Returns:
             The gradient with respect to `hidden`.
         """
-        linears = [name for stage in self.stages for name in stage]
+        calls = self._original.calls
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
 
-        def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def seen(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        def hook_input(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def seen(_: nn.Module, given: tuple[Any, ...]) -> None:
                 inputs[path] = given[0].detach().flatten(0, -2)
-
-                def keep(value: Tensor) -> None:
-                    gradients[path] = value.flatten(0, -2)
-
-                output.register_hook(keep)  # type: ignore[no-untyped-call]
 
             return seen
 
+        def hook_output(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            def keep(value: Tensor) -> None:
+                gradients[path] = value.flatten(0, -2)
+
+            def seen(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+                del given
+                result = output[0] if isinstance(output, tuple) else output
+                result.register_hook(keep)
+
+            return seen
+
+        places = {name: self._path(name + ".weight")[0] for name in self.measured}
+        written = {**places}
+        if ROUTER in places:
+            written[ROUTER] = self._experts_path()
         found = []
         with contextlib.ExitStack() as stack, torch.enable_grad():
-            for path in {self._path(name + ".weight")[0] for name in linears}:
-                handle = self._layer.get_submodule(path).register_forward_hook(hook(path))
-                stack.callback(handle.remove)
+            for path in {*places.values()}:
+                module = self._layer.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(hook_input(path)).remove)
+            for path in {*written.values()}:
+                module = self._layer.get_submodule(path)
+                stack.callback(module.register_forward_hook(hook_output(path)).remove)
             for batch in batches(hidden):
                 start = hidden[batch].detach().requires_grad_()
-                result = self._forward(start, batch)
-                (back,) = torch.autograd.grad(result, start, gradient[batch])
+                args, named = calls.of(self.index, batch)
+                leaves = calls.leaves(self.index, args, named)
+                result = self._run(start, args, named)
+                stored, behind = calls.stored(self.index, named, batch)
+                back, *others = torch.autograd.grad(
+                    [result, *stored], [start, *leaves], [gradient[batch], *behind]
+                )
+                calls.take_gradients(self.index, batch, others)
                 found.append(back)
-                for name in linears:
-                    path = self._path(name + ".weight")[0]
+                for name, path in places.items():
                     _, rows, _ = self._place(name + ".weight")
-                    see(name, inputs[path], gradients[path][:, rows])
+                    g = gradients[written[name]]
+                    see(name, inputs[path], g if name == ROUTER else g[:, rows])
         return torch.cat(found)
 
     def with_weights(
@@ -251,9 +283,6 @@ class Block:
         named = dict([*self._layer.named_parameters(), *self._layer.named_buffers()])
         return {in_file: named[name].data for in_file, name in self._in_module.items()}
 
-    def _forward(self, batch: Tensor, windows: Windows) -> Tensor:
-        return self._run(batch, *self._original.calls.of(self.index, windows))
-
     def _run(
         self,
         batch: Tensor,
@@ -274,6 +303,22 @@ class Block:
     def _path(self, name: str) -> tuple[str, str]:
         path, _, leaf = self._in_module[self._source(name).name].rpartition(".")
         return path, leaf
+
+    def _experts_path(self) -> str:
+        """Path of the module that holds the router and the experts; its output is their result."""
+        parameters = self.parameters()
+        names = [self._in_module[self._source("router.weight").name]]
+        for name in self.names:
+            if name.startswith("experts_"):
+                parts = self._source(name).parts(parameters)
+                names += [self._in_module[part.name] for part in parts]
+        common = posixpath.commonpath([name.replace(".", "/") for name in names])
+        if not common:
+            raise UnsupportedError(
+                "the installed transformers has no module that holds a layer's router and experts; "
+                "give --bits instead of --fit or --max-kl"
+            )
+        return common.replace("/", ".")
 
     def _module(self, linear: str) -> nn.Module:
         return self._layer.get_submodule(self._path(linear + ".weight")[0])

@@ -39,6 +39,8 @@ class Calls:
         inputs: [tokens, size] of each layer; none where layers have no inputs of their own.
         shared: keys and values [B, KH, T, D] by the name that transformers gives them, for each
             layer that others look at, once it was run.
+        shared_gradients: gradients with respect to those, once a later layer was followed back.
+        input_gradients: gradients [B, T, size] with respect to the inputs of layers of their own.
     """
 
     recorded: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -46,6 +48,12 @@ class Calls:
     tokens: Tensor
     inputs: Sequence[Tensor] = ()
     shared: dict[int, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict)
+    shared_gradients: dict[int, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict)
+    input_gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def again(self) -> Calls:
+        """Return the same arguments for another pass, in which other keys and values are stored."""
+        return Calls(self.recorded, self.sources, self.tokens, self.inputs)
 
     def of(self, index: int, windows: Windows) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a layer for some windows."""
@@ -76,6 +84,45 @@ class Calls:
         for name in stored[0]:
             pairs = zip(*(each[name] for each in stored), strict=True)
             self.shared.setdefault(index, {})[name] = tuple(torch.cat(x).float() for x in pairs)
+
+    def leaves(self, index: int, args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
+        """Return what a gradient also goes to of what `of` gave a layer, as autograd's leaves.
+
+        That is its own input, then the keys and values of an earlier layer.
+        """
+        found = [args[0]] if self.inputs else []
+        if self.sources[index] >= 0:
+            found += [x for pair in named[_SHARED].values() for x in pair]
+        return [x.requires_grad_() for x in found]
+
+    def stored(
+        self, index: int, named: Mapping[str, Any], windows: slice
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the keys and values that a layer stored in a call, and the gradients there."""
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for name, pair in self.shared_gradients.get(index, {}).items():
+            values += named[_SHARED][name]
+            gradients += [x[windows] for x in pair]
+        return values, gradients
+
+    def take_gradients(self, index: int, windows: slice, found: Sequence[Tensor]) -> None:
+        """Keep the gradients with respect to a layer's `leaves`, for the layers that made them."""
+        gradients = list(found)
+        if self.inputs:
+            own = gradients.pop(0)
+            kept = self.input_gradients.setdefault(
+                index, torch.zeros(*self.tokens.shape, own.shape[-1])
+            )
+            kept[windows] = own
+        source = self.sources[index]
+        if source < 0:
+            return
+        sums = self.shared_gradients.setdefault(source, {})
+        for name, pair in self.shared[source].items():
+            kept_pair = sums.setdefault(name, tuple(torch.zeros_like(x) for x in pair))
+            for total in kept_pair:
+                total[windows] += gradients.pop(0)
 
     def saved(self, index: int) -> bytes:
         """Return the keys and values of a layer that others look at, for a file."""

@@ -69,8 +69,8 @@ class Routed:
         shares: [tokens, top] of each in the result.
     """
 
-    def __init__(self, block: Block, hidden: Tensor) -> None:
-        """Run the block up to its router, on [B, T, hidden_size]."""
+    def __init__(self, block: Block, inputs: Tensor) -> None:
+        """Choose experts for tokens by the block's router, whose inputs these are."""
         self._block = block
         (self._route,) = (op for op in block.operations if isinstance(op, Route))
         self._linears = {
@@ -80,10 +80,15 @@ class Routed:
         }
         acts = (op for op in block.operations if isinstance(op, ActivationMul))
         (self._gate,) = (op for op in acts if op.gate == "experts_gate")
+        self.inputs = inputs
+        self.chosen, self.shares = self._choose()
+
+    @classmethod
+    def behind(cls, block: Block, hidden: Tensor) -> Routed:
+        """Run the block up to its router, on [B, T, hidden_size]."""
         seen: list[Tensor] = []
         block.observe(hidden, ("router",), lambda _, x: seen.append(x.clone()))
-        self.inputs = torch.cat(seen)
-        self.chosen, self.shares = self._choose()
+        return cls(block, torch.cat(seen))
 
     def _choose(self) -> tuple[Tensor, Tensor]:
         """Choose experts as `Route` says."""
@@ -105,8 +110,16 @@ class Routed:
 
     def of(self, expert: int) -> tuple[Tensor, Tensor]:
         """Inputs [n, hidden_size] of the tokens that one expert gets, and its shares [n, 1]."""
-        tokens, place = (self.chosen == expert).nonzero(as_tuple=True)
+        tokens, place = self._places(expert)
         return self.inputs[tokens], self.shares[tokens, place, None]
+
+    def tokens_of(self, expert: int) -> Tensor:
+        """Return the numbers [n] of the tokens that one expert gets."""
+        return self._places(expert)[0]
+
+    def _places(self, expert: int) -> tuple[Tensor, Tensor]:
+        tokens, place = (self.chosen == expert).nonzero(as_tuple=True)
+        return tokens, place
 
     def stacks(self) -> dict[str, Tensor]:
         """Return the matrices and biases that make the inputs of the last one, as they are now."""
@@ -121,13 +134,33 @@ class Routed:
             expert: which.
             inputs: [n, hidden_size].
         """
+        return _GATED[self._gate.kind](*self._before(stacks, expert, inputs))
+
+    def back(
+        self, stacks: Mapping[str, Tensor], expert: int, inputs: Tensor, gradient: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the gradients [n, size] with respect to what the first matrices give, by name.
+
+        Args:
+            stacks: see `inner`.
+            expert: which.
+            inputs: [n, hidden_size].
+            gradient: [n, size] with respect to the inputs of the last matrix.
+        """
+        both = [y.requires_grad_() for y in self._before(stacks, expert, inputs)]
+        with torch.enable_grad():
+            result = _GATED[self._gate.kind](*both)
+        found = torch.autograd.grad(result, both, gradient)
+        return {f"experts_{which}": g for which, g in zip(_BEFORE, found, strict=True)}
+
+    def _before(self, stacks: Mapping[str, Tensor], expert: int, inputs: Tensor) -> list[Tensor]:
         both = []
         for name in (f"experts_{which}" for which in _BEFORE):
             rows = rows_of(self.linear(name), expert)
             both.append(inputs @ stacks[f"{name}.weight"][rows].T)
             if f"{name}.bias" in stacks:
                 both[-1] += stacks[f"{name}.bias"][rows]
-        return _GATED[self._gate.kind](*both)
+        return both
 
 
 def rows_of(op: ExpertLinear, expert: int) -> slice:

@@ -143,7 +143,7 @@ def _quantise_stages(
             inputs = sample.inputs()
             error: OutputError = functools.partial(_output_error, inputs)
         else:
-            routed = routed or Routed(block, hidden)
+            routed = routed or Routed.behind(block, hidden)
             made = round_experts(
                 block, routed, _quantised_forms(block, stage, job), job.options, job.threads
             )

@@ -23,6 +23,7 @@ from edgetok.formats.layout import TensorFormat, linear_shapes
 from edgetok.models.family import Family, TensorSource
 from edgetok.models.operations import expert_counts, kept_at_16_bits, operations
 from edgetok.models.ops import PER_LAYER_TABLE
+from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
 Floats = npt.NDArray[np.float32]
@@ -181,6 +182,11 @@ def survey(weights: CanonicalWeights, progress: Progress, threads: int) -> dict[
     return result
 
 
+def without_table(spec: DecoderSpec) -> frozenset[str]:
+    """Return the matrices whose kernels take no table of levels."""
+    return frozenset({*expert_counts(operations(spec)), PER_LAYER_TABLE})
+
+
 def choose_formats(
     weights: CanonicalWeights, options: ConvertOptions, greatest: dict[str, float]
 ) -> tuple[dict[str, TensorFormat], dict[str, str]]:
@@ -197,7 +203,7 @@ def choose_formats(
     formats: dict[str, TensorFormat] = {}
     reasons: dict[str, str] = {}
     kept_names = kept_at_16_bits(operations(weights.family.spec))
-    without_table = {*expert_counts(operations(weights.family.spec)), PER_LAYER_TABLE}
+    evenly = without_table(weights.family.spec)
     for name, shape in linear_shapes(weights.family.spec).items():
         kept = weights.codes(name + ".weight")
         if kept is not None:
@@ -218,7 +224,7 @@ def choose_formats(
             own = name in kept_names
             kind = "behind the pooling" if name.startswith("vector_proj") else "a router or a gate"
             reasons[name] = kind if own else "16 bits were asked for"
-        if bits == 4 and options.tables and name not in without_table and shape.K % 32 == 0:
+        if bits == 4 and options.tables and name not in evenly and shape.K % 32 == 0:
             formats[name] = TensorFormat(4, 32, table=True)
             continue
         # 8 bits gain less by zero points, 3 % of their bytes, than those bytes do anywhere else.

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgetok.converter.allocate.target import Target
 from edgetok.converter.calibrate import transformers_model
 from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.expert_parameters import write_stacked
@@ -260,8 +259,6 @@ def test_layers_that_are_given_more_than_the_stream(family, tmp_path, monkeypatc
             convert(str(source), resumed, options)
     assert convert(str(source), resumed, options).resumed
     assert digest(whole) == digest(resumed)
-    with pytest.raises(UnsupportedError, match="--fit and --max-kl: models whose layers share"):
-        convert(str(source), tmp_path / "fit", options, target=Target(most_kl=0.1))
 
 
 @pytest.mark.parametrize("family", ["llama", *UNLIKE_LAYERS, *RENAMED])

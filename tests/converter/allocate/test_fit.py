@@ -18,12 +18,14 @@ from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.read.canonical_weights import CanonicalWeights, survey
+from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import TensorFormat, linear_shapes, plan
 from edgetok.model import Model
 from edgetok.models.registry import read_family
+from edgetok.runtime.cpu.backend import CpuBackend
 from tests.converter.calibrate.test_blocks import STAGES
 from tests.converter.test_convert import SMALL, Spy, digest, onnx_logits, reference_with
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
@@ -319,8 +321,6 @@ def test_a_mixed_artefact_is_what_it_says(fitted):
         assert {layer.name: layer.bits for layer in report.layers} == {
             name: form.bits for name, form in formats.items()
         }
-    from edgetok.converter.write.written_weights import WrittenWeights
-
     written = WrittenWeights(out, spec, formats, plan(spec, formats))
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
     with torch.no_grad():
@@ -343,8 +343,6 @@ def test_tables_and_five_bits_are_chosen_and_run(data: Path, tmp_path):
     assert any(form.bits == 5 for form in formats.values())
     with Model.load(out, threads=1) as model:  # the CPU backend takes them, too
         assert model.backend.forward(model.backend.new_cache(8), np.arange(4, dtype=np.int32)).size
-    from edgetok.converter.write.written_weights import WrittenWeights
-
     written = WrittenWeights(out, spec, formats, plan(spec, formats))
     tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (1, 24))
     with torch.no_grad():
@@ -401,7 +399,6 @@ def test_a_size_too_small_is_refused_before_anything_is_written(llama, tmp_path,
 def test_room_for_a_cache(llama, tmp_path):
     """Weights and cache of the runtime are then within --fit."""
     from edgetok.cli.commands.convert import _cache_bytes
-    from edgetok.runtime.cpu.backend import CpuBackend
 
     # A cache of 100 tokens takes a page of 256.
     target = Target(nbytes=560_000, context_tokens=100, cache_bytes=_cache_bytes)

@@ -54,7 +54,7 @@ def test_an_expert_sees_what_transformers_gives_it(family, tmp_path):
                 lambda _, given, name=name: theirs.setdefault(name, []).append(given[0])
             )
         block(hidden)
-        routed = Routed(block, hidden)
+        routed = Routed.behind(block, hidden)
         stacks = routed.stacks()
         for name, module in modules:
             module._forward_pre_hooks.clear()
@@ -75,7 +75,7 @@ def test_experts_add_up_to_the_block(family, tmp_path):
         pytest.skip(f"the installed transformers does not know {family}")
     original, hidden = open_block(family, tmp_path)
     with original.block(LAYER) as block:
-        routed = Routed(block, hidden)
+        routed = Routed.behind(block, hidden)
         stacks = routed.stacks()
         down = block.get("experts_down.weight")
         total = torch.zeros_like(routed.inputs)
@@ -107,7 +107,7 @@ def test_calibration_errs_less_than_rounding(method, tmp_path):
     seen, held_out = hidden[:12], hidden[12:]
     options = ConvertOptions(bits=3, method=method, without=("tune",) if method == "auto" else ())
     with original.block(LAYER) as block:
-        routed, judged = Routed(block, seen), Routed(block, held_out)
+        routed, judged = Routed.behind(block, seen), Routed.behind(block, held_out)
         for stage in (("experts_gate", "experts_up"), ("experts_down",)):
             rounded = round_experts(block, routed, dict.fromkeys(stage, FORM), options)
             assert rounded.few == ()
@@ -126,7 +126,7 @@ def test_experts_that_few_tokens_reach_are_rounded(tmp_path, monkeypatch):
     original, hidden = open_block("olmoe", tmp_path)
     options = ConvertOptions(bits=3, method="gptq")
     with original.block(LAYER) as block:
-        routed = Routed(block, hidden)
+        routed = Routed.behind(block, hidden)
         routed.chosen[routed.chosen == 4] = 5  # nobody gets expert 4
         count = int((routed.chosen == 1).sum())
         forms = {"experts_up": FORM}

@@ -1,0 +1,155 @@
+"""A trial of every way to store a matrix: the expected KL of each, from a sample of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgetok.converter.allocate.sensitivity_of_ends import fitting
+from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP
+from edgetok.converter.calibrate.windows import spread
+from edgetok.converter.options import ConvertOptions
+from edgetok.converter.quantise import gptq
+from edgetok.converter.quantise import round_to_nearest as rtn
+from edgetok.converter.quantise.level_table import LEVELS
+from edgetok.converter.quantised import fits_float16_scales
+from edgetok.formats.layout import TensorFormat
+
+Floats = npt.NDArray[np.float32]
+
+GROUP_SIZES = (32, 64, 128)
+
+_ROWS = 128  # of each tensor; twice as many gave the same choice on three models
+
+
+class Costs(NamedTuple):
+    """Expected KL in nats.
+
+    Attributes:
+        kl: by format.
+        probes: by the bits that whole models are probed with.
+    """
+
+    kl: dict[TensorFormat, float]
+    probes: dict[int, float]
+
+
+class Trial:
+    """A trial of every way to store a tensor, with the losses.
+
+    Attributes:
+        kl: see `Costs`, by tensor.
+        probes: as above.
+    """
+
+    def __init__(
+        self,
+        options: ConvertOptions,
+        greatest: Mapping[str, float],
+        threads: int,
+        without_table: Container[str] = (),
+    ) -> None:
+        """Begin without losses.
+
+        Args:
+            options: method, symmetry and damping are taken from them.
+            greatest: magnitude in each matrix.
+            threads: number of chunks of rows rounded at once.
+            without_table: matrices that no table of levels is tried for.
+        """
+        self.options = options
+        self.threads = threads
+        self.kl: dict[str, dict[TensorFormat, float]] = {}
+        self.probes: dict[str, dict[int, float]] = {}
+        self._greatest = greatest
+        self._without_table = without_table
+
+    def greatest(self, name: str) -> float:
+        """Return the greatest magnitude in a matrix."""
+        return self._greatest[name]
+
+    def ways(self, name: str, inputs: int) -> list[TensorFormat]:
+        """Formats that hold a tensor with so many inputs."""
+        zeros = not self.options.symmetric
+        found = [
+            form
+            for group in GROUP_SIZES
+            for form in (
+                *(TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)),
+                TensorFormat(8, group),
+            )
+        ]
+        # Kernels for these take no other groups.
+        found.append(TensorFormat(5, 32))
+        if name not in self._without_table:
+            found.append(TensorFormat(4, 32, table=True))
+        return fitting(found, inputs, self._greatest[name])
+
+    def nearest(self, values: Floats, form: TensorFormat) -> Tensor:
+        """Return the change that rounding to nearest makes."""
+        result = rtn.nearest(values, form, threads=self.threads)
+        return torch.from_numpy(result.dequantise() - values)
+
+    def linear(self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor) -> None:
+        """Take the costs of a layer: x [n, K], g [n, N], `hessian` of other tokens."""
+        self.kl[name], self.probes[name] = self.costs(name, weight, x, g, hessian)
+
+    def costs(
+        self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor, rows: int = _ROWS
+    ) -> Costs:
+        """Return the costs of a layer or a part of its rows, a mean over tokens.
+
+        Args:
+            name: of the layer.
+            weight: [N, K].
+            x: [n, K] inputs.
+            g: [n, N] gradients with respect to the outputs.
+            hessian: mean of x x^T of other tokens.
+            rows: how many rows are tried, at most.
+        """
+        N = len(weight)
+        chosen = torch.from_numpy(spread(N, min(N, rows)))
+        some = weight[chosen].contiguous()
+        g = g[:, chosen]
+
+        def cost(difference: Tensor) -> float:
+            moved = (x @ difference.T).mul_(g)
+            return 0.5 * N / len(chosen) * float(moved.square_().sum(dtype=torch.float64)) / len(x)
+
+        probes = {
+            bits: cost(self.nearest(some.numpy(), self.probed(bits)))
+            for bits in PROBE_BITS
+            if fits_float16_scales(self._greatest[name], bits)
+        }
+        kl = {}
+        inverse: gptq.Inverse | None = None
+        for form in self.ways(name, x.shape[1]):
+            if self.options.method == "rtn":
+                difference = self.nearest(some.numpy(), form)
+            else:
+                # In plain order one factor serves every group size.
+                if inverse is None:
+                    inverse = gptq.invert(
+                        hessian, form.group_size, damping=self.options.damping, order="plain"
+                    )
+                groups = gptq.order_inputs(hessian.diagonal(), form.group_size, "plain")
+                result = gptq.quantise(
+                    some,
+                    gptq.Inverse(groups, inverse.factor, inverse.damping),
+                    form.bits,
+                    form.group_size,
+                    symmetric=not form.zeros,
+                    table=LEVELS if form.table else None,
+                )
+                difference = torch.from_numpy(result.dequantise()) - some
+            kl[form] = cost(difference)
+        return Costs(kl, {bits: probes.get(bits, 0.0) for bits in PROBE_BITS})
+
+    def probed(self, bits: int) -> TensorFormat:
+        """Return the format of so many bits that whole models are probed with."""
+        return TensorFormat(bits, PROBE_GROUP, zeros=not self.options.symmetric)

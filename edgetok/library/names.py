@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
+_PAGE = re.compile(r"(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.I)
+_VIEWS = ("tree", "blob", "resolve", "raw")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 SHORT_NAMES = MappingProxyType(
@@ -50,6 +52,21 @@ def hub_id(name: str) -> str | None:
     short, at, revision = name.partition("@")
     known = SHORT_NAMES.get(short.lower())
     return None if known is None or bool(at) != bool(revision) else known + at + revision
+
+
+def without_page(name: str) -> str:
+    """Return the hub id that a pasted address of the hub's web pages shows, or the name as it is.
+
+    Of `https:/` one slash is enough: a path that was made of it has lost the other.
+    """
+    found = _PAGE.fullmatch(name)
+    if found is None:
+        return name
+    parts = found[1].strip("/").split("/")
+    if len(parts) > 3 and parts[2] in _VIEWS:
+        inside = "/".join(parts[:2] + parts[4:])
+        return inside if parts[3] == "main" else f"{inside}@{parts[3]}"
+    return "/".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

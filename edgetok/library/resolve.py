@@ -7,6 +7,7 @@
 | a short name | `smollm2` | the hub id that it stands for |
 | a hub id | `owner/name`, `owner/name/file.gguf` | downloaded and converted, once |
 | either at a revision | `smollm2@main`, `owner/name@v1.0` | that branch, tag or commit of it |
+| the address of its page | `https://huggingface.co/owner/name` | the hub id |
 
 Conversions go to the model folder (`edgetok.library.folder`) and are used again as long as the
 source is what it was. A hub id that was converted once is not looked up again; `pull` does that.
@@ -33,7 +34,7 @@ from edgetok.errors import (
     OptionError,
 )
 from edgetok.library.folder import Entry, entries, entry_for, locked
-from edgetok.library.names import HubName, hint_for, hub_id
+from edgetok.library.names import HubName, hint_for, hub_id, without_page
 
 if TYPE_CHECKING:
     from edgetok.converter.options import ConvertOptions
@@ -125,6 +126,7 @@ def _source(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
+    name = without_page(name)
     if (known := hub_id(name)) is not None:
         return known
     for entry in entries():

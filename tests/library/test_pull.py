@@ -106,7 +106,7 @@ def test_a_cut_download_resumes(edgetok: Run, hub: Hub, checkpoint: Path, tmp_pa
 def test_gated_missing_and_offline(edgetok: Run, hub: Hub, checkpoint: Path) -> None:
     hub.repositories["owner/gated"] = Repository(checkpoint, gated=True)
     assert "gated: accept its terms" in error(edgetok("chat", "owner/gated", "hi"))
-    line = error(edgetok("chat", "Qwen/Qwen3-0.6", "hi"))
+    line = error(edgetok("chat", "https://huggingface.co/Qwen/Qwen3-0.6", "hi"))
     assert "no such repository" in line
     assert "did you mean Qwen/Qwen3-0.6B" in line
     assert "HF_HUB_OFFLINE" in error(edgetok("pull", "owner/tiny", HF_HUB_OFFLINE="1"))

@@ -16,6 +16,7 @@ from edgetok.converter.progress import Silent
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.library import resolve
 from edgetok.library.folder import entries, locked, remove
+from edgetok.library.names import HubName, without_page
 from tests.converter.read.gguf_writer import write_gguf
 from tests.tiny import tiny_checkpoint
 
@@ -123,6 +124,27 @@ def test_a_damaged_entry_is_left_out(mine: Path) -> None:
 def test_what_is_nothing(name: str, expected: str, mine: Path) -> None:
     with pytest.raises(CheckpointError, match=expected):
         resolve.model_folder(name)
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("https://huggingface.co/owner/name", "owner/name"),
+        ("https:/huggingface.co/owner/name", "owner/name"),  # as a path has it
+        ("HTTPS://HuggingFace.co/owner/name/?library=transformers", "owner/name"),
+        ("hf.co/owner/name/tree/main", "owner/name"),
+        ("hf.co/owner/name/tree/v1.0", "owner/name@v1.0"),
+        ("https://hf.co/owner/name/blob/main/x/y.gguf", "owner/name/x/y.gguf"),
+        ("https://hf.co/owner/name/resolve/v2/y.gguf?download=true", "owner/name/y.gguf@v2"),
+        ("https://example.org/owner/name", "https://example.org/owner/name"),
+        ("owner/hf.co/name", "owner/hf.co/name"),
+        ("smollm2", "smollm2"),
+    ],
+)
+def test_the_address_of_a_page(page: str, expected: str) -> None:
+    assert without_page(page) == expected
+    parsed = HubName.parse(expected)
+    assert (parsed is None) == ("example" in expected or expected == "owner/hf.co/name")
 
 
 def test_what_lies_beside_a_misspelt_path(tmp_path: Path) -> None:

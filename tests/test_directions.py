@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "kernels_cpu.text",
         *KERNEL_BASE,
     },
+    "kernels_cpu.plan": {"kernels_cpu.cache", "kernels_cpu.text", *KERNEL_BASE},
     "kernels_cpu.bandwidth": {"errors", *KERNEL_BASE},
     "kernels_cpu": {"errors"},
     "kernels_gpu": {"errors"},

@@ -13,13 +13,12 @@ from edgetok.kernels_cpu.attention import launch as attention
 from edgetok.kernels_cpu.cache import launch as keep
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
+from edgetok.kernels_cpu.plan import launch as opening
 from edgetok.kernels_cpu.program import abi, tables
 from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.kernels_cpu.text import launch as text
 from edgetok.models import ops
 from edgetok.native import plan, template
-from edgetok.runtime.cpu import plan_file
-from edgetok.runtime.cpu.arenas import Segment
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS
 
 # Of each module, how the names that C uses begin.
@@ -32,10 +31,23 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
     (keep, ("KEEP_", "NO_")),
+    (
+        opening,
+        ("OPEN_", "HASH_", "CHECK_", "HOST_", "NAME_BYTES", "SHAPE_NUMBERS", "WRONG_NUMBERS"),
+    ),
     (bounds, ("SINKS",)),
     (ops, ("STATES",)),
     (template, ("STRIPS",)),
     (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "STRIP_")),
+)
+# Kernels that C calls by name; a library has them for every model.
+_OWN = (
+    *("run_program", "team_lead", "team_work", "team_close"),
+    *("plan_read", "plan_place", "plan_link", "sha256", "tokenizer_check"),
+    *("encode", "write_token", "strip_text"),
+    *("cache_check", "cache_size", "cache_place", "cache_begin", "cache_list_free"),
+    *("cache_append", "cache_advance", "cache_evict", "cache_lower", "cache_truncate"),
+    *("cache_save", "cache_restore"),
 )
 # Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.
 MOST_CHAT_TOKENS = 1 << 20
@@ -54,8 +66,14 @@ _SAME: tuple[tuple[ModuleType, ModuleType, tuple[str, ...]], ...] = (
     (state, keep, ("SHAPE", "COUNTERS", "TABLE", "ROWS", "MASS", "SNAPSHOT")),
 )
 _STRUCTS = {
-    "CACHE_FIELDS": keep.CACHE, "GROUP_FIELDS": keep.GROUP, "HISTORY_FIELDS": keep.HISTORY
+    "CACHE_FIELDS": keep.CACHE, "GROUP_FIELDS": keep.GROUP, "HISTORY_FIELDS": keep.HISTORY,
+    "OPENED_FIELDS": opening.OPENED, "ROPE_FIELDS": opening.ROPE,
 }  # fmt: skip
+_LISTS = {
+    "OWN_KERNELS": _OWN,
+    "PLAN_FAULTS": opening.PLAN_FAULTS,
+    "RESTORE_ERRORS": keep.RESTORE_ERRORS,
+}
 
 
 def abi_header() -> str:
@@ -68,25 +86,15 @@ def abi_header() -> str:
     for own, kernels, names in _SAME:
         if any(getattr(own, name) != getattr(kernels, name) for name in names):
             raise ValueError(f"{own.__name__} and {kernels.__name__} disagree about {names}")
-    numbers |= {f"SEGMENT_{one.name}": one.value for one in Segment}
-    numbers |= {f"SECTION_{one.name}": one.value for one in plan.Section}
-    numbers["SECTION_COUNT"] = len(plan.Section)
-    for prefix, names in (
-        ("HEADER", plan_file.HEADER),
-        ("RUN", keep.RUN),
-        ("TOK", text.NUMBERS),
-    ):
+    for prefix, names in (("OWN", _OWN), ("RUN", keep.RUN), ("TOK", text.NUMBERS)):
         numbers |= {f"{prefix}_{name.upper()}": i for i, name in enumerate(names)}
         numbers[f"{prefix}_COUNT"] = len(names)
     numbers |= {
-        "PLAN_VERSION": plan.VERSION,
-        "CORE_VERSION": plan_file.VERSION,
         "MOST_ROPES": keep.RUN_LIMITS["ropes"][1],
         "MOST_CHAT_TOKENS": MOST_CHAT_TOKENS,
         "DEFAULT_CONTEXT_TOKENS": DEFAULT_CONTEXT_TOKENS,
     }
     texts = {
-        "PLAN_MAGIC": plan.MAGIC.decode(),
         "PLAN_FILE": plan.PLAN_FILE,
         "WEIGHTS_FILE": DATA_FILE,
         "POLICY_NAMES": ", ".join(_POLICIES),
@@ -99,7 +107,7 @@ def abi_header() -> str:
         f"#define POLICIES {', '.join(map(_policy, _POLICIES))}",
         *(f"#define {name} {_fields(fields)}" for name, fields in _STRUCTS.items()),
         f"#define RUN_LIMITS {', '.join(f'{{{a}, {b}}}' for a, b in keep.RUN_LIMITS.values())}",
-        f"#define RESTORE_ERRORS {', '.join(map(json.dumps, keep.RESTORE_ERRORS))}",
+        *(f"#define {name} {', '.join(map(json.dumps, texts))}" for name, texts in _LISTS.items()),
         f"#define TABLE_SHAPES {', '.join(map(_shape, text.TABLES))}",
         "#endif",
     ]
@@ -113,9 +121,9 @@ def _fields(names: tuple[str, ...]) -> str:
 
 def _shape(table: text.Table) -> str:
     """A table of a tokenizer as a row of C: its number of rows, more of them, limits of columns."""
-    rows = f"TOK_{table.rows.upper()}" if table.rows else "-1"
-    limits = ", ".join(map(str, table.columns))
-    return f"{{{rows}, {table.more}, {len(table.columns)}, {{{limits}}}}}"
+    rows = text.NUMBERS.index(table.rows) if table.rows else -1
+    shape = (rows, table.more, len(table.columns), *table.columns)
+    return f"{{{', '.join(map(str, shape))}}}"
 
 
 def _policy(name: str) -> str:

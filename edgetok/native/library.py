@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edgetok.errors import EdgetokError, MissingExtraError, OptionError
 from edgetok.kernels_cpu.cache.launch import MODULES as CACHE_MODULES
+from edgetok.kernels_cpu.plan.launch import MODULES as PLAN_MODULES
 from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
 from edgetok.kernels_cpu.program.loader import compiled_objects
@@ -209,7 +210,7 @@ def build_library(
         EdgetokError: compiling fails.
     """
     sets = tuple(isas) or machine.isas
-    modules = [*modules, *CACHE_MODULES, *TEXT_MODULES]
+    modules = [*modules, *CACHE_MODULES, *PLAN_MODULES, *TEXT_MODULES]
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         (folder / "abi.h").write_text(abi_header())

@@ -32,7 +32,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,8 @@ from edgetok.kernels_cpu.attention.launch import is_rotated
 from edgetok.kernels_cpu.cache.launch import RUN
 from edgetok.kernels_cpu.elementwise import launch as elementwise
 from edgetok.kernels_cpu.eviction import launch as eviction
+from edgetok.kernels_cpu.plan.launch import MAGIC, NAME_BYTES, VERSION
+from edgetok.kernels_cpu.plan.launch import Section as Section
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
 from edgetok.models.operations import operations
@@ -57,34 +58,12 @@ from edgetok.runtime.cpu.plan import Plan
 from edgetok.runtime.cpu.plan_file import plan_bytes
 from edgetok.runtime.cpu.requirements import useful_threads
 
-MAGIC = b"edgetokP"
-# 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
-# 6: layers of one size; 7: not where tables of rows end
-VERSION = 8
 PLAN_FILE = "model.plan"
 _ALIGNMENT_BYTES = 64
-_NAME_BYTES = 64
 # Of an instruction that a library fills in; any number of slots passes the launchers' checks.
 _NONE: dict[str, Any] = {
     "heads": 0, "records": 0, "slots": attention.PAGE_SLOTS, "scratch": 0, "wait": True,
 }  # fmt: skip
-
-
-class Section(IntEnum):
-    """The kinds of sections; their numbers are part of the file."""
-
-    PLAN = 0
-    RUN = 1
-    LAYERS = 2
-    ROPES = 3
-    HOST = 4
-    EOS = 5
-    FAMILY = 6
-    STATES = 7
-    WIDE = 8
-    SIZES = 9
-    TOKENIZER = 10
-    TEMPLATE = 11
 
 
 SCORES = ("window", "retain", "content")  # whose kernels are in HOST, in this order
@@ -238,7 +217,7 @@ def _host(plan: Plan) -> list[bytes]:
     where: dict[str, Any] = {"page_slots": size, "head_dim": dims, "kv_bits": bits}
 
     def packed(made: Instruction) -> bytes:
-        return kernels.name.encode().ljust(_NAME_BYTES, b"\0") + np.array(made, "<i8").tobytes()
+        return kernels.name.encode().ljust(NAME_BYTES, b"\0") + np.array(made, "<i8").tobytes()
 
     made = [
         packed(instruction(kernels.address("sample"))),

@@ -18,7 +18,7 @@ from edgetok.errors import EdgetokError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_cpu.cache.launch import LAYER, RUN, SIZE
 from edgetok.native.abi_header import abi_header
-from edgetok.native.library import FLAGS, INCLUDE, SOURCES
+from edgetok.native.library import FLAGS, SOURCES
 from edgetok.native.plan import PLAN_FILE, Section
 from edgetok.native.template import template_segments
 from edgetok.native.tokenizer import tokenizer_tables
@@ -27,7 +27,7 @@ from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer, read_config
 from tests.native.conftest import write_export
 
-MOST_LINES = 1830
+MOST_LINES = 1400  # of the sources; the public header is the interface
 # What an app does with a folder that it was given: a crash ends the process.
 RUN_IT = """
 import json, sys
@@ -230,9 +230,9 @@ def test_hostile_plans_do_not_crash(exported, library_files, tmp_path):
 
 def test_sources_are_few_and_strict():
     """The library stays small enough to read in an evening."""
-    files = [*SOURCES, *INCLUDE.glob("*.h"), SOURCES[0].with_name("internal.h")]
+    files = [*SOURCES, SOURCES[0].with_name("internal.h")]
     assert sum(len(path.read_text().splitlines()) for path in files) < MOST_LINES
     assert {"-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11"} <= set(FLAGS)
     text = abi_header()
     assert "    INSTR_SLOTS = 16," in text
-    assert '#define PLAN_MAGIC "edgetokP"' in text
+    assert '#define PLAN_FILE "model.plan"' in text

@@ -12,13 +12,13 @@ static void say(cache *c, const char *format, ...) {
     va_list list;
     int64_t at = c->shape + c->shape_bytes, room = c->partials - at; /* enough: cache/make.py */
     va_start(list, format);
-    c->shape_bytes += vsnprintf((char *)(intptr_t)at, (size_t)room, format, list);
+    c->shape_bytes += vsnprintf(pointer(at), (size_t)room, format, list);
     va_end(list);
 }
 
 /* Writes what another cache must have in common, as JSON. */
 static void say_shape(cache *c) {
-    const int64_t kv = c->m->run[RUN_KV_HEADS], *head = (const void *)(intptr_t)c->list[1].head;
+    const int64_t kv = c->m->run[RUN_KV_HEADS], *head = pointer(c->list[1].head);
     const char *comma = "";
     say(c, "{\"block_tokens\":%d,", (int)c->block_tokens);
     if (c->longrope && !c->policy) say(c, "\"context\":%d,", (int)c->capacity);
@@ -44,10 +44,10 @@ static void tell_model(cache *c, edgetok_model *m) {
     c->groups = address(c->list);
     c->history = address(&c->past);
     c->run = address(run);
-    c->layers = address(m->layers);
-    c->sizes = address(m->sizes);
-    c->states = address(m->states);
-    c->wide = address(m->wide);
+    c->layers = m->file.layers_at;
+    c->sizes = m->file.sizes_at;
+    c->states = m->file.states_at;
+    c->wide = m->file.wide_at;
     c->wide_heads = m->n_wide;
     c->seeing_heads = m->n_seeing;
     c->weights = address(m->weights.data);
@@ -58,14 +58,14 @@ static void tell_model(cache *c, edgetok_model *m) {
     c->kv_bits = run[RUN_KV_BITS];
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
         c->longrope |= m->ropes[i].original != 0;
-        c->rope_pairs[i] = m->ropes[i].half;
+        c->rope_pairs[i] = m->ropes[i].pairs;
     }
 }
 
 bool et_cache_check(edgetok_model *m) {
     cache c = {0};
     tell_model(&c, m);
-    if (!et_keep(&c, CHECK, 0, 0, 0)) return false;
+    if (!et_keep(&c, OWN_CACHE_CHECK, 0, 0, 0)) return false;
     m->n_wide = c.wide_heads;
     m->n_seeing = c.seeing_heads;
     return true;
@@ -95,7 +95,7 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
         c->recent_share = c->policy->recent;
         c->unequal = c->policy->unequal;
     }
-    int64_t bytes = et_keep(c, SIZES, o.context_tokens, 0, o.budget_bytes);
+    int64_t bytes = et_keep(c, OWN_CACHE_SIZE, o.context_tokens, 0, o.budget_bytes);
     if (bytes == NO_ROOM) return et_fail(error, "a cache that evicts needs room for %d tokens", SLOT_TILE);
     if (bytes == NO_BUDGET)
         return et_fail(error, "a cache of %lld bytes is too small, this model needs %lld",
@@ -105,9 +105,9 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
     c->most_tokens = c->policy ? MOST_CHAT_TOKENS : c->capacity;
     for (int64_t i = 0; i < run[RUN_ROPES]; i++) {
         const rope *r = &m->ropes[i];
-        c->rope_frequencies[i] = address(r->original && c->capacity > r->original ? r->far_ : r->near_);
+        c->rope_frequencies[i] = r->original && c->capacity > r->original ? r->long_context : r->short_context;
     }
-    et_keep(c, PLACE, 0, address(c->memory.data), 0);
+    et_keep(c, OWN_CACHE_PLACE, 0, address(c->memory.data), 0);
     say_shape(c);
     c->part[PART_RECORDS] = c->records;
     c->part[PART_STATES] = c->state_table;

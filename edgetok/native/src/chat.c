@@ -22,7 +22,7 @@ edgetok_chat *edgetok_chat_new(edgetok_model *m, const edgetok_cache *options, c
     size_t scratch = ((size_t)m->run[RUN_SAMPLE_SCRATCH] + 63) / 64 * 64;
     uint8_t *at = et_grab(&chat->memory, 4 * (logits + 64) + tokens + scratch + 64);
     if (!at) return et_fail(error, "no memory for a chat"), edgetok_chat_free(chat), NULL;
-    chat->choose = m->sample;
+    chat->choose = m->host[HOST_SAMPLE];
     chat->choose.slots[SAMPLE_SCRATCH] = address(at), at += scratch;
     chat->logits = (float *)(void *)at, at += (logits + 63) / 64 * 64;
     chat->seen = (int32_t *)(void *)at, at += 2 * logits;
@@ -139,16 +139,22 @@ static bool penalises(const edgetok_sampling *s) {
     return s->repetition_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
 }
 
+/* On this thread alone. */
+static void call_here(const edgetok_model *m, instruction *one) {
+    ((kernel *)(intptr_t)one->slots[0])(address(one), address(m->ctx), 0, 1);
+}
+
 /* Computes `count` tokens; logits of the last where they are wanted. */
 static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wanted) {
     edgetok_model *m = chat->m;
     cache *c = &chat->cache;
     et_lock(&m->turn);
     int64_t first = et_cache_begin(c, count), *ctx = m->ctx;
+    int32_t *tokens = pointer(m->file.tokens), *positions = pointer(m->file.positions);
     int64_t on = c->policy ? count : wanted; /* rows beyond the last keys: mass counts every one */
     for (int64_t i = 0; i < count; i++) {
-        m->step_tokens[i] = ids[i];
-        m->step_positions[i] = (int32_t)(first + i);
+        tokens[i] = ids[i];
+        positions[i] = (int32_t)(first + i);
     }
     int64_t *body = m->parts[0], *tail = m->parts[1];
     memcpy(body, c->part, sizeof m->parts[0]);
@@ -162,20 +168,21 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     ctx[CTX_TOKENS] = count;
     ctx[CTX_PARTS] = 1;
     ctx[CTX_PART_TABLE] = address(body);
-    ctx[CTX_TAIL + LIST_ROWS] = address(m->rows + count - on);
+    ctx[CTX_TAIL + LIST_ROWS] = m->file.rows + 4 * (count - on);
     ctx[CTX_TAIL + LIST_COUNT] = on;
     ctx[CTX_TAIL + LIST_PARTS] = address(tail);
-    ctx[CTX_HEAD + LIST_ROWS] = address(m->rows + on - wanted);
+    ctx[CTX_HEAD + LIST_ROWS] = m->file.rows + 4 * (on - wanted);
     ctx[CTX_HEAD + LIST_COUNT] = wanted;
     for (int64_t i = 0; i < m->run[RUN_ROPES]; i++) {
-        m->angles[i].slots[ANGLES_FREQUENCIES] = c->rope_frequencies[i];
-        ((kernel *)(intptr_t)m->angles[i].slots[0])(address(&m->angles[i]), address(ctx), 0, 1);
+        instruction *angles = &m->host[HOST_ANGLES + i];
+        angles->slots[ANGLES_FREQUENCIES] = c->rope_frequencies[i];
+        call_here(m, angles);
     }
-    et_run(m, wanted ? &m->step : on ? &m->body : &m->trunk);
-    if (wanted) memcpy(chat->logits, m->step_logits, 4 * (size_t)m->run[RUN_VOCAB]);
+    et_run(m, wanted ? PROGRAM_ALL : on ? PROGRAM_BODY : PROGRAM_TRUNK);
+    if (wanted) memcpy(chat->logits, pointer(m->file.logits), 4 * (size_t)m->run[RUN_VOCAB]);
     et_unlock(&m->turn);
     memcpy(chat->tokens + c->length, ids, 4 * (size_t)count);
-    et_keep(c, ADVANCE, count, 0, 0);
+    et_keep(c, OWN_CACHE_ADVANCE, count, 0, 0);
     chat->has_logits = wanted;
 }
 
@@ -236,7 +243,7 @@ static void put_text(edgetok_chat *chat, int32_t token, bool ends, bool rest) {
     slots[WRITE_BYTES] = nothing ? 0 : t->offsets[token + 1] - t->offsets[token];
     slots[WRITE_FLAGS] = nothing ? 0 : flags;
     slots[WRITE_REST] = rest;
-    t->write(address(slots), 0, 0, 1);
+    et_do(chat->m, OWN_WRITE_TOKEN, &chat->write);
 }
 
 int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
@@ -258,7 +265,7 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     chat->choose.slots[SAMPLE_SEEN_COUNT] = penalises(&chat->sampling) ? chat->seen_count : 0;
     memcpy(chat->choose.slots + SAMPLE_SEED, &chat->sampling.seed, 8);
     chat->choose.slots[SAMPLE_INDEX] = chat->stats.answer_tokens;
-    ((kernel *)(intptr_t)chat->choose.slots[0])(address(&chat->choose), address(m->ctx), 0, 1);
+    call_here(m, &chat->choose);
     if (chat->chosen < 0 || chat->chosen >= m->run[RUN_VOCAB])
         return et_fail(error, "the logits are not numbers; the weights are damaged");
     int32_t token = (int32_t)chat->chosen;
@@ -266,7 +273,8 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     chat->stats.answer_tokens++;
     if (penalises(&chat->sampling)) count_seen(chat, token, 1);
     bool ends = false;
-    for (int64_t i = 0; i < m->run[RUN_EOS]; i++) ends = ends || m->eos[i] == token;
+    const int32_t *eos = pointer(m->file.eos_at);
+    for (int64_t i = 0; i < m->run[RUN_EOS]; i++) ends = ends || eos[i] == token;
     int64_t limit = chat->sampling.max_tokens;
     if (!limit) limit = c->policy ? c->answer : INT64_MAX;
     int64_t *made = &chat->write.slots[WRITE_MADE];
@@ -317,18 +325,18 @@ void edgetok_stats(const edgetok_chat *chat, edgetok_stats_t *stats) {
 }
 
 int64_t edgetok_save(edgetok_chat *chat, void *data, size_t capacity, char *error) {
-    int64_t bytes = et_keep(&chat->cache, SAVE, 0, 0, 0);
+    int64_t bytes = et_keep(&chat->cache, OWN_CACHE_SAVE, 0, 0, 0);
     if ((uint64_t)capacity > INT64_MAX) return et_fail(error, "too large");
     if (!data || bytes > (int64_t)capacity) return bytes;
     memset(data, 0, (size_t)bytes);
-    return et_keep(&chat->cache, SAVE, 0, address(data), bytes);
+    return et_keep(&chat->cache, OWN_CACHE_SAVE, 0, address(data), bytes);
 }
 
 int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const int32_t *ids,
                     size_t count, char *error) {
     if ((uint64_t)bytes > INT64_MAX || count > (size_t)chat->capacity) return et_fail(error, "too large");
     if (check_ids(chat, ids, count, error)) return -1;
-    int64_t fault = et_keep(&chat->cache, RESTORE, (int64_t)count, address(data), (int64_t)bytes);
+    int64_t fault = et_keep(&chat->cache, OWN_CACHE_RESTORE, (int64_t)count, address(data), (int64_t)bytes);
     if (fault < 0)
         return et_fail(error, "the saved cache is of %lld tokens, not of these %lld",
                        (long long)(-1 - fault), (long long)count);

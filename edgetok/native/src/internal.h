@@ -15,6 +15,7 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t up(int64_t value, int64_t by) { return (value + by - 1) / by * by; }
 static inline int64_t address(const volatile void *p) { return (int64_t)(intptr_t)p; }
+static inline void *pointer(int64_t address) { return (void *)(intptr_t)address; }
 
 typedef void kernel(int64_t instr, int64_t ctx, int64_t tid, int64_t threads);
 
@@ -45,74 +46,51 @@ typedef struct { const char *isa; const named_kernel *kernels; size_t count; } k
 extern const kernel_set et_kernel_sets[];
 extern const size_t et_kernel_set_count;
 
-/* sha256.c */
-void et_sha256(const uint8_t *data, size_t bytes, uint8_t digest[32]);
-
-/* plan.c */
-typedef struct { int64_t window, rope, centre, factor; } layer; /* offsets in the weights, or -1 */
+/* Tables that kernels know are theirs: kernels_cpu/plan, kernels_cpu/cache. */
+typedef struct { OPENED_FIELDS } opened; /* a plan; NAME_at: address of a section */
+typedef struct { HISTORY_FIELDS } history;
+typedef struct { GROUP_FIELDS } group;
+typedef struct { ROPE_FIELDS } rope;
 typedef struct { int64_t kv_heads, key_bytes, value_bytes, dims, rotation[3]; } layer_size;
-typedef struct { int64_t half, original; const double *near_, *far_; } rope;
-typedef struct { int64_t index, rows, columns, needed; } state;
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
-typedef struct { int64_t slots[INSTR_SLOTS]; block starts; } program;
 
-/* tokenizer.c: tables of the file, checked when it is opened, and kernels for texts. */
+/* tokenizer.c: tables of the file, checked when it is opened, and what C looks at of them. */
 typedef struct {
     bool there;
     int64_t list[TAB_END]; /* numbers, then addresses of tables: kernels_cpu/text/launch.py */
     const uint8_t *flags, *text;
     const int32_t *offsets;
-    kernel *encode, *write, *strip;
 } tokenizer;
-
-/* Kernels that keep a cache: slots.c. */
-typedef enum {
-    CHECK, SIZES, PLACE, BEGIN, LIST_FREE, APPEND, ADVANCE, EVICT, LOWER, TRUNCATE, SAVE, RESTORE, KEEPERS
-} keeper;
 
 struct edgetok_model {
     mapping plan, weights;
-    const int64_t *run;      /* RUN_* */
-    const char *family;
-    const layer *layers;
-    const layer_size *sizes;
-    const state *states;     /* of recurrent layers */
-    const uint8_t *wide;     /* [layers, KV heads]: 1 where `recall` gives a head more slots */
-    int64_t n_wide, n_seeing; /* heads: such ones; those that see every token */
-    rope ropes[MOST_ROPES];
-    const int32_t *eos;
+    opened file;
+    const int64_t *run;       /* RUN_* */
+    int64_t n_wide, n_seeing; /* heads: of more slots by `recall`; those that see every token */
+    const rope *ropes;
     tokenizer tokens;
-    const uint8_t *template_;
-    size_t template_bytes;
     const kernel_set *kernels;
+    kernel *own[OWN_COUNT];   /* OWN_*: those that C calls by name */
     int threads;
-    uint8_t digest[32];
-    block memory, team_memory; /* all segments; counters of the team */
-    uint8_t *segments[SEGMENT_LINEAR + 1];
-    instruction *table;
-    instruction angles[MOST_ROPES], sample, scores[3], choose, renumber, rotate;
-    program step, body, trunk;
-    int32_t *step_tokens, *step_positions;
-    float *step_logits;
+    block memory;             /* all that `file` has addresses of */
+    instruction *host;        /* HOST_* */
     int64_t ctx[CTX_SLOTS];
     int64_t parts[2][PART_SLOTS];
-    int32_t *rows; /* 0, 1, ... */
-    int64_t *team;
-    kernel *alone, *lead, *close, *keepers[KEEPERS];
     void **workers;
     atomic_int turn;
 };
 
-kernel *et_kernel(const edgetok_model *m, const char *name, size_t most);
-int et_tokenizer_open(edgetok_model *m, const uint8_t *data, size_t bytes, char *error);
-int et_template_check(const uint8_t *data, size_t bytes, char *error);
-void et_run(edgetok_model *m, program *p);
-void et_call(edgetok_model *m, instruction *one); /* one instruction, on all threads */
+/* plan.c */
+enum { PROGRAM_ALL, PROGRAM_BODY, PROGRAM_TRUNK };
+void et_run(const edgetok_model *m, int program);
+void et_call(const edgetok_model *m, instruction *one);          /* on all threads */
+void et_do(const edgetok_model *m, int own, instruction *one);   /* a kernel of OWN_*, on this one */
 
-/* cache.c, slots.c: see edgetok/cache/groups.py. Fields that kernels know are theirs: kernels_cpu/cache. */
+int et_tokenizer_open(edgetok_model *m, char *error);
+int et_template_check(const edgetok_model *m, char *error);
+
+/* cache.c, slots.c: see edgetok/cache/groups.py. */
 typedef struct { const char *name; int scores, recent, unequal; } policy; /* scores: of a model's */
-typedef struct { HISTORY_FIELDS } history;
-typedef struct { GROUP_FIELDS } group;
 
 typedef struct {
     CACHE_FIELDS
@@ -124,9 +102,7 @@ typedef struct {
     block memory;
 } cache;
 
-int et_keepers(edgetok_model *m, char *error);
-int64_t et_keep(cache *c, keeper which, int64_t tokens, int64_t data, int64_t bytes);
-
+int64_t et_keep(cache *c, int own, int64_t tokens, int64_t data, int64_t bytes);
 bool et_cache_check(edgetok_model *m); /* whether what a plan says of layers can be */
 int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char *error);
 int64_t et_cache_begin(cache *c, int64_t tokens); /* position of the first */

@@ -2,31 +2,16 @@
    what is evicted and rotate keys (kernels_cpu/eviction), on all threads. */
 #include "internal.h"
 
-static const char *const KEEPER_NAMES[KEEPERS] = {
-    "cache_check", "cache_size", "cache_place", "cache_begin", "cache_list_free", "cache_append", "cache_advance",
-    "cache_evict", "cache_lower", "cache_truncate", "cache_save", "cache_restore"};
-
-int et_keepers(edgetok_model *m, char *error) {
-    for (int i = 0; i < KEEPERS; i++)
-        if (!(m->keepers[i] = et_kernel(m, KEEPER_NAMES[i], 64)))
-            return et_fail(error, "the library has no kernel %s", KEEPER_NAMES[i]);
-    return 0;
-}
-
-int64_t et_keep(cache *c, keeper which, int64_t tokens, int64_t data, int64_t bytes) {
-    instruction one = {{0}};
-    one.slots[KEEP_CACHE] = address(c);
-    one.slots[KEEP_TOKENS] = tokens;
-    one.slots[KEEP_DATA] = data;
-    one.slots[KEEP_BYTES] = bytes;
-    one.slots[KEEP_GROUP] = address(c->group);
-    one.slots[KEEP_COUNTS] = c->counts;
-    c->m->keepers[which](address(&one), 0, 0, 1);
+int64_t et_keep(cache *c, int own, int64_t tokens, int64_t data, int64_t bytes) {
+    instruction one = {{[KEEP_CACHE] = address(c), [KEEP_TOKENS] = tokens, [KEEP_DATA] = data,
+                        [KEEP_BYTES] = bytes, [KEEP_GROUP] = address(c->group),
+                        [KEEP_COUNTS] = c->counts}};
+    et_do(c->m, own, &one);
     return one.slots[KEEP_RESULT];
 }
 
 static int64_t longest_held(const group *g) {
-    const int64_t *held = (const void *)(intptr_t)g->held;
+    const int64_t *held = pointer(g->held);
     int64_t found = 0;
     for (int64_t i = 0; i < g->rows; i++) found = most(found, held[i]);
     return found;
@@ -44,8 +29,8 @@ static instruction on_heads(const cache *c, const group *g, const instruction *w
 }
 
 static void evict(cache *c, group *g) { /* eviction.py */
-    instruction score = on_heads(c, g, &c->m->scores[c->policy->scores]);
-    instruction choose = on_heads(c, g, &c->m->choose);
+    instruction score = on_heads(c, g, &c->m->host[HOST_SCORES + c->policy->scores]);
+    instruction choose = on_heads(c, g, &c->m->host[HOST_CHOOSE]);
     score.slots[SCORE_OUT] = choose.slots[CHOOSE_SCORES] = c->scores;
     choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
     choose.slots[CHOOSE_FRONT] = most(SINKS, c->pinned);
@@ -55,12 +40,12 @@ static void evict(cache *c, group *g) { /* eviction.py */
     et_call(c->m, &score);
     et_call(c->m, &choose);
     c->group = g;
-    et_keep(c, EVICT, 0, c->evicted, 0);
+    et_keep(c, OWN_CACHE_EVICT, 0, c->evicted, 0);
 }
 
 static void rotate(cache *c, const group *g) {
-    instruction one = on_heads(c, g, &c->m->rotate);
-    const layer_size *size = (const void *)(intptr_t)g->size;
+    instruction one = on_heads(c, g, &c->m->host[HOST_ROTATE]);
+    const layer_size *size = pointer(g->size);
     one.slots[ROTATE_BY] = c->by;
     one.slots[ROTATE_DIMS] = size->dims;
     memcpy(one.slots + ROTATE_PADDED, size->rotation, sizeof size->rotation);
@@ -71,7 +56,7 @@ static void rotate(cache *c, const group *g) {
 static void lower(cache *c, int64_t by) {
     for (int64_t i = c->evicting; by && i < c->group_count; i++) {
         c->group = &c->list[i];
-        et_keep(c, LOWER, by, c->by, 0);
+        et_keep(c, OWN_CACHE_LOWER, by, c->by, 0);
         rotate(c, c->group);
     }
     c->shift += by;
@@ -85,32 +70,32 @@ static void renumber(cache *c, int64_t tokens) {
     }
     int64_t next = most(held, least(window, c->capacity - tokens));
     for (group *g = c->list; g < c->list + c->evicting; g++) {
-        instruction one = on_heads(c, g, &c->m->renumber);
+        instruction one = on_heads(c, g, &c->m->host[HOST_RENUMBER]);
         one.slots[RENUMBER_NEW] = next;
         one.slots[RENUMBER_FRONT] = most(SINKS, c->pinned);
         one.slots[RENUMBER_POSITIONS] = c->moved;
         one.slots[RENUMBER_BY] = c->by;
         et_call(c->m, &one);
         rotate(c, g);
-        memcpy((void *)(intptr_t)g->positions, (void *)(intptr_t)c->moved, 4 * (size_t)(g->rows * g->limit));
+        memcpy(pointer(g->positions), pointer(c->moved), 4 * (size_t)(g->rows * g->limit));
     }
     lower(c, c->length - c->shift - next);
 }
 
 int64_t et_cache_begin(cache *c, int64_t tokens) {
-    et_keep(c, BEGIN, tokens, 0, 0);
+    et_keep(c, OWN_CACHE_BEGIN, tokens, 0, 0);
     c->part[PART_SEEN] = c->length;
     for (group *g = c->list; g < c->list + c->evicting; g++) {
         if (g->taken + tokens <= g->free_count) continue;
         if (g->limit - longest_held(g) < tokens) evict(c, g);
         c->group = g;
-        et_keep(c, LIST_FREE, 0, 0, 0);
+        et_keep(c, OWN_CACHE_LIST_FREE, 0, 0, 0);
     }
     if (c->policy && c->length - c->shift + tokens > c->capacity) renumber(c, tokens);
-    return et_keep(c, APPEND, tokens, 0, 0);
+    return et_keep(c, OWN_CACHE_APPEND, tokens, 0, 0);
 }
 
 int64_t et_cache_truncate(cache *c, int64_t length) {
-    lower(c, et_keep(c, TRUNCATE, length, 0, 0));
+    lower(c, et_keep(c, OWN_CACHE_TRUNCATE, length, 0, 0));
     return c->length;
 }

@@ -10,33 +10,32 @@ typedef struct { const char *text; size_t bytes; } piece;
 
 /* numbers: which messages are stripped (STRIPS); then without and with a system message: whether there is
    such a conversation, and the bytes of each piece; then the pieces. */
-static bool read_pieces(const uint8_t *data, size_t bytes, int with_system, piece found[PIECES]) {
-    int64_t numbers[1 + 2 * (1 + PIECES)], at = sizeof numbers;
-    if (bytes < sizeof numbers) return false;
-    memcpy(numbers, data, sizeof numbers);
+static bool read_pieces(const edgetok_model *m, int with_system, piece found[PIECES]) {
+    const int64_t *numbers = pointer(m->file.template_at), bytes = m->file.template_bytes;
+    const char *data = (const char *)numbers;
+    int64_t at = 8 * (1 + 2 * (1 + PIECES));
+    if (bytes < at) return false;
     for (int s = 0; s < 2; s++)
         for (int i = 0; i < PIECES; i++) {
             int64_t size = numbers[2 + s * (1 + PIECES) + i];
-            if (size < 0 || size > (int64_t)bytes - at) return false;
-            if (s == with_system) found[i] = (piece){(const char *)data + at, (size_t)size};
+            if (size < 0 || size > bytes - at) return false;
+            if (s == with_system) found[i] = (piece){data + at, (size_t)size};
             at += size;
         }
     return numbers[1 + with_system * (1 + PIECES)] != 0;
 }
 
-int et_template_check(const uint8_t *data, size_t bytes, char *error) {
+int et_template_check(const edgetok_model *m, char *error) {
     piece found[PIECES];
-    if (read_pieces(data, bytes, 0, found)) return 0;
+    if (!m->file.template_bytes || read_pieces(m, 0, found)) return 0;
     return et_fail(error, "model.plan: the chat template's pieces contradict each other");
 }
 
 /* What the template writes of a message. */
 static piece message(const edgetok_model *m, const char *text, size_t bytes, bool strips) {
-    instruction one = {{0}};
-    one.slots[STRIP_TEXT] = address(text);
-    one.slots[STRIP_BYTES] = (int64_t)bytes;
-    if (strips) m->tokens.strip(address(&one), 0, 0, 1);
-    return (piece){(const char *)(intptr_t)one.slots[STRIP_TEXT], (size_t)one.slots[STRIP_BYTES]};
+    instruction one = {{[STRIP_TEXT] = address(text), [STRIP_BYTES] = (int64_t)bytes}};
+    if (strips) et_do(m, OWN_STRIP_TEXT, &one);
+    return (piece){pointer(one.slots[STRIP_TEXT]), (size_t)one.slots[STRIP_BYTES]};
 }
 
 static bool add(edgetok_chat *chat, piece p) {
@@ -84,25 +83,24 @@ static int pin(edgetok_chat *chat, const piece pieces[PIECES], char *error) {
 }
 
 static int say(edgetok_chat *chat, const char *system, const char *text, char *error) {
-    const uint8_t *data = chat->m->template_;
+    const int64_t *numbers = pointer(chat->m->file.template_at);
     piece pieces[PIECES];
-    int64_t strips, count = 0;
+    int64_t count = 0;
     bool first = chat->turns == 0, silent = chat->answer_bytes == 0;
     if (first) chat->with_system = system && *system;
     else if (system) return et_fail(error, "the system message belongs to the first turn");
-    if (!chat->m->tokens.there || !chat->m->template_bytes)
+    if (!chat->m->tokens.there || !chat->m->file.template_bytes)
         return et_fail(error, "this folder has no chat template; use edgetok_prefill");
-    if (!read_pieces(data, chat->m->template_bytes, chat->with_system, pieces))
+    if (!read_pieces(chat->m, chat->with_system, pieces))
         return et_fail(error, "this model's template takes no system message");
-    memcpy(&strips, data, 8);
-    piece said = message(chat->m, text, strlen(text), strips & STRIPS);
-    piece answer = message(chat->m, chat->answer.data, chat->answer_bytes, strips & STRIPS);
+    piece said = message(chat->m, text, strlen(text), numbers[0] & STRIPS);
+    piece answer = message(chat->m, chat->answer.data, chat->answer_bytes, numbers[0] & STRIPS);
     bool good = true;
     if (first) {
         chat->said_bytes = 0;
         good = add(chat, pieces[FIRST]);
         if (good && chat->with_system) {
-            piece told = message(chat->m, system, strlen(system), strips & STRIPS_SYSTEM);
+            piece told = message(chat->m, system, strlen(system), numbers[0] & STRIPS_SYSTEM);
             good = add(chat, told) && add(chat, pieces[SYSTEM_TO_USER]) &&
                    (!chat->cache.policy || !pin(chat, pieces, error));
         }

@@ -9,34 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.plan.launch import Segment as Segment
 from edgetok.kernels_cpu.program.tables import Table
 
 ALIGNMENT_BYTES = 64
 _SEGMENT_BITS = 56
 _OFFSETS = (1 << _SEGMENT_BITS) - 1
-
-
-class Segment(IntEnum):
-    """Memory that a plan points into. The numbers are part of a plan file."""
-
-    KERNELS = 1
-    """Compiled code; an offset is an index of the plan's kernel names."""
-    WEIGHTS = 2
-    """`model.onnx.data`, mapped."""
-    TABLES = 3
-    """Inputs of a run: tokens, positions, rotations."""
-    WORKSPACE = 4
-    """Values and what the kernels make of them."""
-    ATTENTION = 5
-    """Scratch of attention; as many bytes for each thread."""
-    LINEAR = 6
-    """Scratch of products; as many bytes for each thread."""
 
 
 BY_THREAD = (Segment.ATTENTION, Segment.LINEAR)

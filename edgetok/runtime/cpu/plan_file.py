@@ -32,33 +32,16 @@ import numpy as np
 
 from edgetok.errors import ArtefactError, EdgetokError
 from edgetok.formats.container import replace_file
+from edgetok.kernels_cpu.plan.launch import CORE_VERSION, DIGEST_BYTES, HEADER, PLACE
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.arenas import Place, Segment, addressed, check, offsets, relocations
 from edgetok.runtime.cpu.plan import Plan, PlanOptions
 
 MAGIC = b"edgeplan"
-VERSION = 1
-HEADER = (
-    "version",
-    "kv_bits",
-    "compute",  # 0 int8, 1 float32
-    "block_tokens",
-    "head_tokens",
-    "instructions",
-    "body",  # how many of them, as in `Plan`
-    "trunk",
-    "relocations",
-    "places",
-    "kernel_bytes",
-    "spec_bytes",
-    *(f"{segment.name.lower()}_bytes" for segment in Segment),
-)
 _COMPUTES = ("int8", "float32")
 _DTYPES = ("float32", "int32")
-_PLACE = struct.Struct("<32sii3q")
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
-_DIGEST_BYTES = 32
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -90,7 +73,7 @@ def plan_bytes(plan: Plan) -> bytes:
     kernels = _padded(b"".join(name.encode() + b"\0" for name in plan.kernels))
     spec = _padded(plan.spec.to_json().encode())
     header = {
-        "version": VERSION,
+        "version": CORE_VERSION,
         "kv_bits": plan.options.kv_bits,
         "compute": _COMPUTES.index(plan.options.compute),
         "block_tokens": plan.options.block_tokens,
@@ -124,7 +107,7 @@ def plan_from_bytes(content: bytes) -> Plan:
     Raises:
         ArtefactError: it is damaged, or of another version.
     """
-    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if not body.startswith(MAGIC):
         raise ArtefactError("not a plan file")
     if hashlib.sha256(body).digest() != digest:
@@ -132,9 +115,9 @@ def plan_from_bytes(content: bytes) -> Plan:
     reader = _Reader(body)
     reader.bytes(len(MAGIC))
     header = dict(zip(HEADER, reader.numbers("<i8", len(HEADER)).tolist(), strict=True))
-    if header["version"] != VERSION:
+    if header["version"] != CORE_VERSION:
         raise ArtefactError(
-            f"a plan of version {header['version']}, expected {VERSION}; write it again"
+            f"a plan of version {header['version']}, expected {CORE_VERSION}; write it again"
         )
     try:
         return _read(reader, header)
@@ -143,7 +126,7 @@ def plan_from_bytes(content: bytes) -> Plan:
 
 
 def _read(reader: _Reader, header: dict[str, int]) -> Plan:
-    weights = reader.bytes(_DIGEST_BYTES).hex()
+    weights = reader.bytes(DIGEST_BYTES).hex()
     count = header["instructions"]
     table = reader.numbers("<i8", count * INSTR_SLOTS).reshape(count, INSTR_SLOTS)
     moved = reader.numbers("<i4", 2 * header["relocations"]).reshape(-1, 2)
@@ -152,7 +135,7 @@ def _read(reader: _Reader, header: dict[str, int]) -> Plan:
         raise ValueError("a number is too large, or a segment unknown")
     if moved.size and not (at.min() >= 0 and at.max() < table.size):
         raise ValueError("a relocation is outside of the table")
-    places = dict(_read_place(reader.bytes(_PLACE.size)) for _ in range(header["places"]))
+    places = dict(_read_place(reader.bytes(PLACE.size)) for _ in range(header["places"]))
     names = reader.bytes(header["kernel_bytes"]).rstrip(b"\0").decode().split("\0")
     if not all(_NAME.fullmatch(name) for name in names):
         raise ValueError("a kernel's name is not one")
@@ -210,7 +193,7 @@ class _Reader:
 
 
 def _place_bytes(name: str, place: Place) -> bytes:
-    return _PLACE.pack(
+    return PLACE.pack(
         name.encode(),
         place.segment,
         _DTYPES.index(place.dtype),
@@ -221,7 +204,7 @@ def _place_bytes(name: str, place: Place) -> bytes:
 
 
 def _read_place(content: bytes) -> tuple[str, Place]:
-    name, segment, dtype, offset, rows, columns = _PLACE.unpack(content)
+    name, segment, dtype, offset, rows, columns = PLACE.unpack(content)
     if rows < 1 or columns < 1:
         raise ValueError("a place is empty")
     return name.rstrip(b"\0").decode(), Place(

@@ -134,12 +134,12 @@ class SlotCache(KVCache, Generic[M]):
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that the next step of one token reads: keys, values and recurrent states."""
+        """Bytes that the next step of one token reads in all layers: keys, values and states."""
         read = self.memory.history.step_bytes
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
             slots = group.table.limit
             read += memory.most_bytes * min(self._length, slots) // slots
-        return read
+        return read + (0 if self.before is None else self.before.read_bytes)
 
     @property
     def capabilities(self) -> CacheCapabilities:

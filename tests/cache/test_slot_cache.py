@@ -77,6 +77,17 @@ def test_bytes_are_those_of_the_slots(kv_bits, slot_bytes):
     assert slots <= cache.nbytes <= slots + 1024 * 8 + 16 * 4 + 3 * 2 * 64 + 1024
 
 
+def test_a_step_over_two_devices_reads_the_slots_of_both():
+    """Two heads of 24 dims, rounded up to 32, as float16: keys and values take 256 bytes."""
+    first, cache = make(0, kv_bits=16), make(0, 0, kv_bits=16)
+    cache.before = first
+    for half in (first, cache):
+        append(half, 500)
+    slots = 3 * 500 * 256
+    assert slots <= cache.read_bytes <= 1.1 * slots  # positions and numbers of slots come on top
+    assert slots // 3 <= first.read_bytes <= 1.1 * slots / 3
+
+
 def test_windows_have_exactly_their_ring():
     cache = make(0, 100, 0, 40, capacity=1000, block=16)
     ring = lambda wanted: -(-wanted // SLOT_TILE) * SLOT_TILE  # noqa: E731

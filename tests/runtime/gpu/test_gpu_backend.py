@@ -301,4 +301,5 @@ def test_layers_shared_with_the_cpu(family, tiny, on_card, kernel_cache):
             assert share(found, expected[i]) < 2 * FLOAT16_SHARE
         assert cache.before.length_tokens == cache.length_tokens == 9
         assert cache.nbytes > cache.before.nbytes > 0
+        assert cache.read_bytes > cache.before.read_bytes > 0
         backend.close()

@@ -115,13 +115,25 @@ def test_others_wait_for_a_token_at_most_150_ms_while_a_prompt_is_read(row_s):
     shared = made.plans[before:]
     assert all(len(plan.shares) == 8 and plan.rows == 7 + plan.chunk for plan in shared)
     assert all(plan.rows % 4 == 0 for plan in shared[:-1])
+    # Three times the step without the chunk are enough, and 50 ms are short.
+    alone_s = made.fixed_s + 7 * row_s
+    enough_s = min(0.150, max(3 * alone_s, 0.050))
     for work in writing:
-        waits = np.diff(work.times)
-        assert np.percentile(waits, 95) < 0.150
-    # It does not crawl either: of what decoding leaves of the wait, half goes into the prompt, up
-    # to a tile of rows.
+        waits = np.diff(work.times[20:])
+        assert np.percentile(waits, 95) < min(0.150, 1.2 * enough_s)
+    # It does not crawl either: of what decoding leaves of that, half goes into the prompt, up to a
+    # tile of rows.
     chunks = [plan.chunk for plan in shared]
-    assert (np.median(chunks) + 3) * row_s > 0.5 * (0.150 - 7 * row_s - made.fixed_s)
+    assert (np.median(chunks) + 3) * row_s > 0.5 * (enough_s - alone_s)
+
+
+def test_before_the_cost_of_answers_alone_is_known_a_step_may_take_all_of_the_wait():
+    writing, prompt = Fake(), Fake(4096)
+    made = machine(writing, prompt)
+    made.row_s = 0.0005
+    while prompt.reading:
+        made.step([writing, prompt])
+    assert 0.7 * 0.75 * 0.150 < np.median(np.diff(writing.times)) < 0.150
 
 
 def test_where_decoding_takes_all_of_the_wait_a_prompt_is_read_in_the_smallest_chunks():

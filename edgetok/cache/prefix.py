@@ -55,6 +55,11 @@ class Prefix:
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.tokens, np.int64)
 
+    @property
+    def copied_tokens(self) -> int:
+        """Return the tokens that are copied before a cache can share them."""
+        return len(self.tokens) if isinstance(self.held, CacheState) else 0
+
     def is_grown(self, grown: float) -> bool:
         """Return whether it has more tokens than its file, and at least `grown` times as many."""
         return self.file.tokens < len(self.tokens) >= grown * self.file.tokens

@@ -181,6 +181,41 @@ def test_a_prefix_is_restored_into_a_cache_of_any_capacity(tmp_path):
     assert prefixes.find([*tokens, 1], cache(299)) is None
 
 
+def test_of_several_with_one_beginning_only_one_is_copied_from_disk(tmp_path):
+    """The others are copied where they save more tokens than that takes: 300 take two."""
+    folder, store = tmp_path / "prefixes", CacheStore(1)
+
+    def make(capacity=1000):
+        return new_cache(SPEC, store, capacity_tokens=capacity, kv_bits=8, block_tokens=256)
+
+    def given(branch, known):
+        return [*range(280), *[branch] * known, *[9000 + branch] * (40 - known)]
+
+    origin = make()
+    for count in (256, 44):
+        origin.begin(count)
+        origin.advance(count)
+    before = PrefixCache(MODEL, 100 << 20, folder)
+    for branch in (1, 2, 3):
+        before.add([*range(280), *[branch] * 20], origin)
+    before.close()
+    prefixes = PrefixCache(MODEL, 100 << 20, folder)  # as another process would
+
+    def ask(branch, known):
+        cache = make()
+        same, entry = prefixes.find(given(branch, known), cache)
+        copied = isinstance(entry.held, CacheState)
+        assert prefixes.restore(entry, cache)
+        return same, copied
+
+    assert ask(4, 0) == (280, True)
+    assert [ask(branch, 0) for branch in (5, 6, 7)] == [(280, False)] * 3
+    asked = [ask(branch, 1) for branch in (1, 2, 3)]
+    assert sorted(asked) == [(280, False), (280, False), (281, False)]
+    asked = [ask(branch, 3) for branch in (1, 2, 3)]
+    assert sorted(asked) == [(283, False), (283, True), (283, True)]
+
+
 def test_what_was_used_last_is_made_ready_in_the_background(tmp_path):
     """Then nothing is copied when it is wanted: its pages are there already, and are shared."""
     folder, store = tmp_path / "prefixes", CacheStore(1)

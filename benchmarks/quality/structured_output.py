@@ -29,6 +29,7 @@ from rich.progress import track
 
 import edgetok
 from edgetok.answer import ChatAnswer, begin_answer
+from edgetok.cache.prefix_cache import PrefixCache
 from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.dialect.tool import Tool
 from edgetok.errors import GrammarError
@@ -44,6 +45,7 @@ TEMPLATE = (
 )
 REASONING_TOKENS = 24
 TOGETHER = 16
+PROMPTS_BYTES = 64 << 20  # a schema's prompts are those of all its ways, and of the free answers
 WORDS = [
     "name",
     "age",
@@ -129,6 +131,8 @@ def campaign(
     speaker = Speaker(ChatTemplate(TEMPLATE), model.tokenizer)
     asked = {"model": model.artefact.identity, "seed": seed, "most_tokens": most_tokens}
     told, first = begun(state, asked)
+    kept = PrefixCache(model.artefact.identity, PROMPTS_BYTES, make=model.backend.new_cache)
+    model.engine.prefixes = kept
     end = time.monotonic() + seconds
     jobs = [(number, way) for number in range(count) for way in range(4)]
     running: deque[Any] = deque()  # as one ends the next begins: steps with many rows cost less

@@ -248,8 +248,8 @@ def require_space(folder: Path, nbytes: int, already: Path) -> None:
     if nbytes - held > free:
         raise OutputError(
             f"{folder}: {free / 1e6:,.0f} MB free, {(nbytes - held) / 1e6:,.0f} MB more needed; "
-            "free some space or choose another disk: by --out, or EDGETOK_MODELS for models kept by "
-            "name"
+            "free some space or choose another disk: by --out, or EDGETOK_MODELS for models "
+            "kept by name"
         )
 
 

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from edgetok.converter.quantise import inner_loops as rounding
-from edgetok.converter.quantise.even_levels import EvenLevels
+from edgetok.converter.quantise.choose_levels import choose_levels
 from edgetok.converter.quantise.inner_loops import Reals
-from edgetok.converter.quantise.level_table import LevelTable
 from edgetok.converter.quantise.levels import Levels
 from edgetok.converter.quantised import Quantised, float16_scales
 
@@ -44,11 +43,7 @@ def descend(weight: Tensor, hessian: Tensor, start: Quantised, *, sweeps: int) -
     """
     g, K = start.group_size, start.codes.shape[1]
     dtype = weight.numpy().dtype
-    levels: Levels
-    if start.table is None:
-        levels = EvenLevels(start.bits, dtype, symmetric=start.zeros is None)
-    else:
-        levels = LevelTable(start.table, dtype)
+    levels = choose_levels(start.bits, dtype, symmetric=start.zeros is None, table=start.table)
     values = levels.values(start.codes)
     scales = start.scales.astype(np.float16)
     if start.table is not None:

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from edgetok.converter.options import Order
 from edgetok.converter.quantise import level_table
+from edgetok.converter.quantise.choose_levels import choose_levels
 from edgetok.converter.quantise.even_levels import EvenLevels
-from edgetok.converter.quantise.level_table import LevelTable
-from edgetok.converter.quantise.levels import Levels
 from edgetok.converter.quantised import Quantised, joined
 from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.errors import CheckpointError
@@ -206,12 +205,7 @@ def quantise(
     codes = np.empty((N, K), np.uint8)
     scales = np.empty((N, len(inverse.groups)), np.float16)
     zeros = np.empty((N, len(inverse.groups)), np.uint8)
-    dtype = w.numpy().dtype
-    levels: Levels
-    if table is None:
-        levels = EvenLevels(bits, dtype, symmetric=symmetric)
-    else:
-        levels = LevelTable(table, dtype)
+    levels = choose_levels(bits, w.numpy().dtype, symmetric=symmetric, table=table)
     done = 0
     for block in _blocks_of(inverse.groups):
         first, end = done, done + sum(len(group) for group in block)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from benchmarks.models.real_models import MODELS, real_folder
 
 # Triton reads its variable as it is imported, and torch or transformers, which other conftests
 # import, may import it: so this comes before them, and the options are not parsed yet.
 _ON_CARD = "-mgpu" in sys.argv or ("-m", "gpu") in itertools.pairwise(sys.argv)
 if not _ON_CARD:
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Real models stay in the user's cache folder. Kernels are kept in one of the tests' own, between
+# their runs and for all programs that they start: each is compiled once, whoever needs it first.
+os.environ.setdefault("EDGETOK_REAL", str(real_folder()))
+_KERNEL_CACHE = os.environ.setdefault(
+    "EDGETOK_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"edgetok-tests-{os.getuid()}")
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -40,6 +50,12 @@ def on_card() -> bool:
 
 
 @pytest.fixture(scope="session")
+def kernel_cache() -> Path:
+    """Where compiled kernels are kept between runs of the tests."""
+    return Path(_KERNEL_CACHE)
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of reference data; tests that need it are skipped without it."""
     place = os.environ.get("EDGETOK_DATA")
@@ -51,7 +67,6 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def real_gguf() -> Callable[[str], Path]:
     """A function from a real model's name to its file; a test is skipped where it is missing."""
-    from benchmarks.models.real_models import MODELS, real_folder
 
     def path(name: str) -> Path:
         file = real_folder() / MODELS[name].file

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from edgetok.cli.main import cli, run
+from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.sampling.random_shares import random_bits, random_share
 
 
@@ -135,6 +136,8 @@ def test_help_examples_run(
             continue
         if "default" not in example and name not in ("chat", "generate", "bench"):
             continue
+        if "native" in words:  # kernels of other sets are compiled by tests/kernels_cpu
+            words += ["--isa", host_isas()[0]]
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data or b"Hello!")))
         code = run(words)
         out, err = capsys.readouterr()

@@ -24,7 +24,7 @@ from edgetok.kernels_cpu.program.loader import MODULES
 from edgetok.kernels_cpu.program.shipped import library_file
 from edgetok.kernels_cpu.simd.isa import choose
 from edgetok.kernels_cpu.simd.target import Target
-from tests.runtime.conftest import Tiny, kernel_cache, tiny  # noqa: F401  (fixtures)
+from tests.runtime.conftest import Tiny, tiny  # noqa: F401  (a fixture)
 from tests.test_packaging import copied, names_of
 
 TARGET = Target.here(choose())
@@ -68,7 +68,7 @@ def run_edgetok(
 @pytest.fixture(scope="module")
 def kernels(
     repository: Path,
-    kernel_cache: Path,  # noqa: F811
+    kernel_cache: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A folder that `edgetok compile` wrote: from the cache, as other tests need them all."""
@@ -151,7 +151,7 @@ def test_the_wheel_is_tagged_for_its_platform(wheel: Path, kernels: Path) -> Non
 
 def test_the_first_start_compiles_nothing(
     installed: Path,
-    kernel_cache: Path,  # noqa: F811
+    kernel_cache: Path,
     tmp_path: Path,
 ) -> None:
     cache = tmp_path / "cache"
@@ -207,7 +207,7 @@ if light:
 def test_all_kinds_of_layers_give_the_bits_of_the_editable_install(
     installed: Path,
     tiny: Callable[[str, int], Tiny],  # noqa: F811
-    kernel_cache: Path,  # noqa: F811
+    kernel_cache: Path,
     tmp_path: Path,
 ) -> None:
     """Windows, delta nets, experts, Mamba2 and short convolutions, at 2 to 8 bits."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +16,6 @@ from edgetok.kernels_cpu.simd.isa import ISAS, host_isas
 
 _PAGE = mmap.PAGESIZE
 _LOADED: dict[tuple[str, tuple[str, ...]], Kernels] = {}
-
-
-@pytest.fixture(scope="session")
-def kernel_cache() -> Path:
-    """Where compiled kernels are kept between runs of the tests."""
-    place = os.environ.get("EDGETOK_CACHE_DIR")
-    return Path(place or Path(tempfile.gettempdir()) / f"edgetok-tests-{os.getuid()}")
 
 
 def _load(name: str, cache: Path, request: pytest.FixtureRequest) -> Kernels:

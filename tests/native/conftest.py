@@ -20,13 +20,13 @@ from edgetok.native.plan import PLAN_FILE, Section, model_plan
 from edgetok.runtime.cpu.backend import CpuBackend, plan_options
 from edgetok.runtime.cpu.plan import make_plan
 from tests.rtn_artefact import random_tensors, uniform_formats, write_artefact
-from tests.runtime.conftest import kernel_cache, tiny  # noqa: F401  (fixtures)
+from tests.runtime.conftest import tiny  # noqa: F401  (a fixture)
 
 EOS = (2,)
 
 
 @pytest.fixture(scope="session")
-def library_files(kernel_cache: Path, tmp_path_factory) -> list[Path]:  # noqa: F811
+def library_files(kernel_cache: Path, tmp_path_factory) -> list[Path]:
     """The static and the shared library, with the kernels of every model."""
     machine = this_machine()
     if machine is None or not machine.shared:
@@ -68,7 +68,7 @@ Both = Callable[..., tuple[NativeModel, CpuBackend]]
 @pytest.fixture
 def both(
     library: Library,
-    kernel_cache: Path,  # noqa: F811
+    kernel_cache: Path,
     tmp_path: Path,
 ) -> Iterator[Both]:
     """Opens one artefact in C and in Python, with the same options."""

@@ -1,9 +1,7 @@
-"""Artefacts of tiny models, and where compiled kernels are kept between runs of the tests."""
+"""Artefacts of tiny models."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,6 @@ from edgetok.models import DecoderSpec, read_family
 from tests.reference_decoder import canonical_weights
 from tests.rtn_artefact import uniform_formats, write_artefact
 from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="session")
-def kernel_cache() -> Path:
-    """The folder that the kernels' own tests use too."""
-    place = os.environ.get("EDGETOK_CACHE_DIR")
-    return Path(place or Path(tempfile.gettempdir()) / f"edgetok-tests-{os.getuid()}")
 
 
 @dataclass(frozen=True)

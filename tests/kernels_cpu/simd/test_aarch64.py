@@ -13,7 +13,6 @@ import mmap
 import platform
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -199,22 +198,11 @@ class Emulated:
 
 @pytest.fixture(scope="module")
 def each_kernels(tmp_path_factory, kernel_cache):
-    kernel_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths = {module: loader.object_path(TARGET, module, kernel_cache) for module in MODULES}
-    missing = [
-        f"{module} {TARGET.name} {path}\n" for module, path in paths.items() if not path.exists()
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "edgetok.kernels_cpu.program.build"],
-        input="".join(missing),
-        text=True,
-        check=True,
-    )
     folder = tmp_path_factory.mktemp("aarch64")
     objects = []
-    for module, path in paths.items():
+    for module, code in loader.compiled_objects(TARGET, kernel_cache, modules=MODULES).items():
         objects.append(folder / f"{module}.o")
-        objects[-1].write_bytes(path.read_bytes()[32:])  # after the hash
+        objects[-1].write_bytes(code)
     made = Emulated(objects, folder, Arena(folder / "memory"))
     yield made
     made.process.stdin.close()

@@ -1,6 +1,6 @@
 # make chat    talk to the bundled model; PROMPT="..." answers once, MODEL=, BITS= or METHOD= converts;
 #              MODEL=smollm2 talks to a real model from the package index
-# make test    run the tests
+# make test    run the tests; WORKERS= in one process, ARGS= other arguments of pytest
 # make test-newer  run tests of the families that only transformers 5 knows
 # make real-models  fetch the real models that tests marked `real` use; NAMES=smollm2 only that one
 # make wheel   write dist/edgetok-*.whl with compiled kernels, for PLATFORM=x86_64-linux or another
@@ -71,8 +71,12 @@ setup: $(STAMP)
 real-models: $(RUN_STAMP)
 	@$(BIN)/python benchmarks/models/real_models.py $(NAMES)
 
+# One process of pytest for each core. A file stays in one of them, as its fixtures are shared; files
+# are taken in the order of their names, which ends with short ones.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # Clients that nothing else here needs, in an environment of their own.
 CLIENTS := $(VENV)/clients
@@ -100,7 +104,7 @@ NEWER_TESTS := tests/models/test_families.py tests/models/test_refusals.py \
 test-newer: $(NEWER_STAMP)
 	@names=$$($(NEWER_FAMILIES)) && if [ -z "$$names" ]; then \
 		echo "the transformers of $(VENV) knows every family: make test"; else \
-		$(NEWER)/bin/python -m pytest -k "$$names" $(or $(ARGS),$(NEWER_TESTS)); fi
+		$(NEWER)/bin/python -m pytest $(WORKERS) -k "$$names" $(or $(ARGS),$(NEWER_TESTS)); fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,6 +19,11 @@ _ON_CARD = "-mgpu" in sys.argv or ("-m", "gpu") in itertools.pairwise(sys.argv)
 if not _ON_CARD:
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Tiny matrices gain nothing from threads, which wait for each other where cores are busy. Read when
+# NumPy and torch are imported; what computes with several threads says so itself.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 # Real models stay in the user's cache folder. Kernels are kept in one of the tests' own, between
 # their runs and for all programs that they start: each is compiled once, whoever needs it first.
 os.environ.setdefault("EDGETOK_REAL", str(real_folder()))

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from edgetok.converter import options as options_module
 from edgetok.converter.convert import ConvertOptions, convert
+from edgetok.converter.quantise import train_model
 from edgetok.converter.write.workspace import partial_folder
 from edgetok.formats.manifest import verify_manifest
 from tests.converter.test_convert import SMALL, digest
@@ -17,9 +19,13 @@ LAYERS = 3
 PROLOGUE = """
 import os, signal, sys
 from pathlib import Path
+from edgetok.converter import options as options_module
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.progress import Silent
+from edgetok.converter.quantise import train_model
 from edgetok.errors import OutputError
+
+options_module.REFINED = train_model.STEPS = 12
 
 class Diary(Silent):
     def begin(self, what, total, done=0):
@@ -76,6 +82,8 @@ def test_killed_while_calibrating(llama, tmp_path, monkeypatch, method, kills):
         writes += 1
         fsync(descriptor)
 
+    for module, name in ((options_module, "REFINED"), (train_model, "STEPS")):
+        monkeypatch.setattr(module, name, 12)  # as in the processes
     monkeypatch.setattr(os, "fsync", counted)
     convert(str(llama), whole, ConvertOptions(bits=3, method=method, **SMALL))
     monkeypatch.undo()

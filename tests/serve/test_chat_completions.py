@@ -349,7 +349,7 @@ def test_headers_first_and_comments_while_the_prompt_is_read(rule: Callable[...,
 def test_background_waits_for_interactive(rule: Callable[..., Rule]) -> None:
     import threading
 
-    api = rule(step_s=0.02, server={"parallel": 1})
+    api = rule(step_s=0.5, server={"parallel": 1})  # the first is still running when all wait
     order: list[str] = []
 
     def ask(tier: str) -> None:
@@ -362,6 +362,7 @@ def test_background_waits_for_interactive(rule: Callable[..., Rule]) -> None:
         threads[-1].start()
         api.wait_until("running", 1)  # or another could begin before the first
         api.wait_until("waiting", i)
+    api.model.backend.step_s = 0.0
     for thread in threads:
         thread.join(30)
     assert order == ["first", "auto", "flex", "flex"]

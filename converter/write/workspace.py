@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.durable import not_written, sync, write_all, write_durably
-from edgetok.errors import OutputError, UserError
+from edgetok.errors import OutputError
 from edgetok.formats.manifest import MANIFEST_FILE
 
 _JOURNAL = "journal.jsonl"
@@ -223,8 +223,8 @@ def open_workspace(
             raise not_written(folder, error) from error
         try:
             yield workspace
-        except UserError:
-            # Nothing to continue: bad input leaves no trace.
+        except BaseException:
+            # Nothing to continue: bad input and an early Ctrl-C leave no trace.
             if not workspace.has_steps:
                 shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -164,6 +164,30 @@ def locked(entry: Entry, waiting: Callable[[], None] | None = None) -> Iterator[
         lock.release()
 
 
+@contextlib.contextmanager
+def listed(entry: Entry) -> Iterator[None]:
+    """List an entry as unfinished while it is made, unless a former one is in use until then.
+
+    If that fails with nothing to continue from, no trace of it stays.
+
+    Args:
+        entry: its lock is held.
+
+    Raises:
+        OutputError: the entry cannot be written.
+    """
+    former = _read(entry.folder)
+    if former is None or not former.ready:
+        entry.write()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if {path.name for path in entry.folder.iterdir()} <= {_ENTRY}:
+                shutil.rmtree(entry.folder)
+        raise
+
+
 def remove(entry: Entry) -> None:
     """Remove an entry. Its lock stays: another process may wait for it.
 

@@ -33,7 +33,7 @@ from edgetok.errors import (
     MissingExtraError,
     OptionError,
 )
-from edgetok.library.folder import Entry, entries, entry_for, locked
+from edgetok.library.folder import Entry, entries, entry_for, listed, locked
 from edgetok.library.names import HubName, hint_for, hub_id, without_page
 
 if TYPE_CHECKING:
@@ -205,18 +205,18 @@ def _make(
             tell(f"{name}: up to date")
             return former
         entry = dataclasses.replace(entry, state=state)
-        if former is None:  # a former one stays in use until this one is finished
-            entry.write()
         if isinstance(remote, download.Remote):
             megabytes = sum(remote.files.values()) / 1e6
             tell(f"downloading {remote.name}: {len(remote.files)} files, {megabytes:,.1f} MB")
             if remote.kind == "artefact":
-                entry = _install(entry, remote)
-                entry.write()
+                with listed(entry):
+                    entry = _install(entry, remote)
+                    entry.write()
                 return entry
             remote = _fetched(remote)
-        entry = _convert(entry, local_source(remote), options, progress, tell)
-        entry.write()
+        with listed(entry):
+            entry = _convert(entry, local_source(remote), options, progress, tell)
+            entry.write()
         return entry
 
 
@@ -235,7 +235,12 @@ def _install(entry: Entry, remote: Remote) -> Entry:
     from edgetok.library import download
 
     partial = entry.folder / "artefact.partial"
-    download.fetch_artefact(remote, partial)
+    try:
+        download.fetch_artefact(remote, partial)
+    except BaseException:
+        if not (partial / _MANIFEST).is_file():  # the first file: nothing has arrived
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     try:
         verify_manifest(partial)
     except ArtefactError:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIECE_BYTES = 1 << 20
 NEXT_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
@@ -41,12 +43,16 @@ class Hub:
     Attributes:
         repositories: by hub id.
         cut_after: bytes of a file after which the connection ends, once for each file.
+        broken: names of files that are listed and answered with 403, which huggingface_hub does not repeat.
+        pause_s: seconds between two pieces of a file.
         requests: (method, path, Range) of every request.
         sent: bytes of each file that were sent.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     cut_after: int | None = None
+    broken: set[str] = field(default_factory=set)
+    pause_s: float = 0.0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
@@ -143,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self._fail(404, "EntryNotFound")
             return
+        if name in self.hub.broken:
+            self._fail(403, "Broken")
+            return
         data = path.read_bytes()
         headers = {
             "ETag": f'"{_digest(path)}"',
@@ -161,8 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None and end - first > cut and name not in self.hub.cut:
             self.hub.cut.add(name)
             end = first + cut
-        self.wfile.write(data[first:end])
-        self.hub.sent[name] = self.hub.sent.get(name, 0) + end - first
+        for begin in range(first, end, PIECE_BYTES):
+            piece = data[begin : min(end, begin + PIECE_BYTES)]
+            try:
+                self.wfile.write(piece)
+            except OSError:  # who asked is gone
+                self.close_connection = True
+                return
+            self.hub.sent[name] = self.hub.sent.get(name, 0) + len(piece)
+            time.sleep(self.hub.pause_s)
         if end < len(data):
             self.wfile.flush()
             self.close_connection = True

@@ -115,6 +115,36 @@ def test_gated_missing_and_offline(edgetok: Run, hub: Hub, checkpoint: Path) -> 
     assert models(edgetok) == []
 
 
+def left_in(folder: Path) -> list[str]:
+    """Files of the model folder; locks, which are empty, are none."""
+    return [p.name for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors"])
+def test_a_failed_download_leaves_no_entry(
+    edgetok: Run, hub: Hub, tmp_path: Path, broken: str
+) -> None:
+    """What has arrived lies in the cache of huggingface_hub, and is continued there."""
+    hub.broken = {broken}
+    assert "cannot be downloaded" in error(edgetok("pull", "owner/tiny", *RTN))
+    assert models(edgetok) == []
+    assert left_in(tmp_path / "models") == []
+    hub.broken = set()
+    assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
+    assert hub.downloaded.count("tokenizer.json") == 1
+
+
+def test_a_failed_conversion_leaves_no_entry(
+    edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(checkpoint, tmp_path / "bad"))
+    (bad / "tokenizer.json").write_text("{}")
+    hub.repositories["owner/tiny"] = Repository(bad)
+    assert "tokenizer.json" in error(edgetok("pull", "owner/tiny", *RTN))
+    assert models(edgetok) == []
+    assert left_in(tmp_path / "models") == []
+
+
 def test_offline_converts_what_was_downloaded(edgetok: Run, hub: Hub) -> None:
     assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
     before = len(hub.requests)
@@ -161,6 +191,28 @@ def test_a_ready_artefact_is_installed_as_it_is(
     hub.repositories["owner/ready"].commit = NEXT_COMMIT
     error(edgetok("pull", "owner/ready"))
     assert edgetok("verify", "--files-only", "owner/ready").returncode == 0, "the former one stays"
+
+
+def test_an_artefact_of_which_nothing_arrived_is_not_listed(
+    edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    convert(str(checkpoint), ready, ConvertOptions(method="rtn", bits=4, reference_tokens=0))
+    hub.repositories["owner/ready"] = Repository(ready)
+    hub.broken = {"manifest.json"}
+    error(edgetok("pull", "owner/ready"))
+    assert models(edgetok) == []
+    assert left_in(tmp_path / "models") == []
+
+    hub.broken = {"tokenizer.json"}  # the last one
+    error(edgetok("pull", "owner/ready"))
+    (model,) = models(edgetok)
+    assert not model["ready"]
+    assert int(str(model["bytes"])) > (ready / "model.onnx.data").stat().st_size
+    hub.broken = set()
+    assert edgetok("pull", "owner/ready").returncode == 0
+    assert hub.downloaded.count("model.onnx.data") == 1
+    assert [model["ready"] for model in models(edgetok)] == [True]
 
 
 def test_two_processes_convert_once(edgetok: Run, hub: Hub) -> None:

@@ -99,7 +99,7 @@ def convert(
     give_memory_back()
     out = Path(out).expanduser().resolve()
     check_output(out, None)
-    folder = resolve_source(source, options.revision).resolve()
+    folder = resolve_source(source, options.revision, progress).resolve()
     check_output(out, folder)
     checkpoint = open_source(folder)
     if isinstance(checkpoint, GgufCheckpoint) and not (options.keep_codes and target is None):

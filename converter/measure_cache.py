@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.options import ConvertOptions
-from edgetok.converter.progress import Progress
+from edgetok.converter.progress import Compiling, Progress
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout
 from edgetok.converter.write.tokenizer_files import TOKENIZER_FILE
 from edgetok.converter.write.workspace import Workspace
@@ -103,13 +103,14 @@ def _measure(
     from edgetok.runtime.cpu.measure_constants import constants_of
     from edgetok.runtime.cpu.measure_heads import recall_scores
 
-    progress.begin("Measuring the KV cache", 3)
     try:
+        list_files(folder)
+        threads = useful(folder, threads)
+        _compile(folder, threads, progress)
+        progress.begin("Measuring the KV cache", 3)
         parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
         divisor = options.cache_divisor(parameters)
         learned, held_out = _windows(folder, spec, options, divisor)
-        list_files(folder)
-        threads = useful(folder, threads)
         constants = constants_of(folder, [row.astype(np.int32) for row in learned], threads=threads)
     except OutputError:
         raise
@@ -133,6 +134,20 @@ def _measure(
         return CacheMeasurement(reason=str(error))
     progress.advance()
     return CacheMeasurement(tuple(costs), heads=heads)
+
+
+def _compile(folder: Path, threads: int, progress: Progress) -> None:
+    """Compile the kernels of every backend that follows, as a stage of its own.
+
+    It takes minutes where nothing ran before, in which "Measuring" would seem to hang.
+    """
+    from edgetok.evaluation.cache_bits import WIDTHS
+    from edgetok.runtime.cpu.backend import CpuBackend
+
+    told = Compiling(progress)
+    CpuBackend(folder, kv_bits=32, threads=threads, progress=told).close()
+    for bits in (32, *WIDTHS):
+        CpuBackend(folder, kv_bits=bits, compute="float32", threads=threads, progress=told).close()
 
 
 def _write(folder: Path, layout: Layout, constants: Constants) -> None:

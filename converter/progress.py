@@ -55,4 +55,4 @@ class Compiling:
             self._progress.begin("Compiling kernels", total)
             self._done = 0
         self._progress.advance(done - self._done)
-        self._done = done
+        self._done = -1 if done >= total else done

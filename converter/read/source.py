@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgetok.converter.progress import Progress
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
 from edgetok.converter.read.packed_checkpoint import PackedCheckpoint
@@ -20,13 +21,16 @@ from edgetok.library.kinds import local_source
 from edgetok.library.names import HubName, hint_for
 
 
-def resolve_source(source: str, revision: str | None = None) -> Path:
+def resolve_source(
+    source: str, revision: str | None = None, progress: Progress | None = None
+) -> Path:
     """Turn what the user gave into a local folder or file, downloading where it is a hub id.
 
     Args:
         source: an existing folder or GGUF file, `owner/name`, `owner/name/file.gguf`, or a short
             name of `edgetok.library.names`; a revision may follow the last three behind an @.
         revision: a branch, tag or commit of a hub repository.
+        progress: receives the stage of a download.
 
     Raises:
         OptionError: a revision of something that is not a repository, or two of them.
@@ -54,7 +58,7 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         raise CheckpointError(
             f"{source}: is an artefact already, which is not converted again; edgetok pull {source}"
         )
-    folder = fetch(remote)
+    folder = fetch(remote, progress)
     return folder / next(iter(remote.files)) if remote.kind == "gguf" else folder
 
 

@@ -20,6 +20,7 @@ from edgetok.cli.terminal.wrap import wrapped
 from edgetok.energy import EnergyMeter
 from edgetok.engine.cached_tokens import or_larger
 from edgetok.errors import EdgetokError, OptionError
+from edgetok.library.folder import shown_name
 
 if TYPE_CHECKING:
     from edgetok.answer import ChatAnswer
@@ -163,7 +164,7 @@ class Repl:
         size = streams.megabytes(artefact.weight_bytes)
         if bits is not None:
             size += f", {bits:.1f} bits per weight"
-        click.echo(self._styled("edgetok", bold=True) + f"  {model.path.resolve().name}")
+        click.echo(self._styled("edgetok", bold=True) + f"  {shown_name(model.path)}")
         self._note(f"{size} · {model.backend.name} · {model.context_tokens:,} tokens")
         self._note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
         click.echo()

@@ -1,7 +1,7 @@
 """Download models from the Hugging Face hub: what a conversion needs and nothing else.
 
-`huggingface_hub` does the transport: a cut download resumes, `HF_HUB_OFFLINE=1` uses what is there,
-`HF_ENDPOINT` names a mirror, `HF_HOME` moves its cache. Never code, never pickles.
+`huggingface_hub` does the transport: a cut connection is taken up again, `HF_HUB_OFFLINE=1` uses
+what is there, `HF_ENDPOINT` names a mirror, `HF_HOME` moves its cache. Never code, never pickles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetok.errors import (
     NOT_WRITTEN,
@@ -25,8 +25,12 @@ from edgetok.errors import (
 )
 from edgetok.formats import strict_json
 from edgetok.formats.manifest import MANIFEST_FILE, read_manifest
+from edgetok.library.arriving import Arriving, shown
 from edgetok.library.kinds import Contents, Kind, kind_of, one_gguf
 from edgetok.library.names import near_names
+
+if TYPE_CHECKING:
+    from edgetok.converter.progress import Progress
 
 _TEXTS = re.compile(
     r"[\w.-]+\.(json|jinja)|tokenizer\.model|merges\.txt|(licen[cs]e|notice)[\w.-]*",
@@ -51,6 +55,7 @@ class Remote:
         revision: what the commit was found by: a branch, tag or commit; None: the default branch.
         kind: kind of its contents.
         files: names and sizes in bytes of what is needed.
+        blobs: the names that huggingface_hub's cache gives their contents.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Remote:
     revision: str | None
     kind: Kind
     files: dict[str, int]
+    blobs: dict[str, str]
 
 
 def look(name: str, file: str | None = None, revision: str | None = None) -> Remote | Path:
@@ -82,9 +88,13 @@ def look(name: str, file: str | None = None, revision: str | None = None) -> Rem
     with _errors(name):
         info = hub.HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
     sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
+    blobs = {
+        item.rfilename: str(item.lfs.sha256 if item.lfs else item.blob_id)
+        for item in info.siblings or ()
+    }
     config = {}
     if "config.json" in sizes:
-        (path,) = _download(name, str(info.sha), ["config.json"])
+        (path,) = _download(name, str(info.sha), ["config.json"], quiet=True)
         config = strict_json.read_object(path)
     contents = Contents(name, sizes, config, tuple(info.tags or ()))
     if file is not None:
@@ -97,45 +107,79 @@ def look(name: str, file: str | None = None, revision: str | None = None) -> Rem
     else:
         kind = kind_of(contents)
         file = one_gguf(contents) if kind == "gguf" else None
-    return Remote(name, str(info.sha), revision, kind, _needed(kind, sizes, file))
+    return Remote(name, str(info.sha), revision, kind, _needed(kind, sizes, file), blobs)
 
 
-def fetch(remote: Remote) -> Path:
+def fetch(remote: Remote, progress: Progress | None = None) -> Path:
     """Download what is needed of a repository into huggingface_hub's cache.
 
     Other programs share it, and what is there already is not fetched again.
+
+    Args:
+        remote: what to download.
+        progress: receives the stage; None: huggingface_hub shows bars of its own in a terminal.
 
     Returns:
         The folder that holds the files.
 
     Raises:
-        CheckpointError: they cannot be downloaded; what arrived is kept.
+        CheckpointError: they cannot be downloaded; files that arrived are kept.
         OutputError: they cannot be written, such as on a full disk.
     """
-    # By its name and not by its commit, so that the cache can tell it again without a network.
-    paths = _download(remote.name, remote.revision, remote.files)
+    blobs = Path(_hub(remote.name).constants.HF_HUB_CACHE)
+    blobs = blobs / f"models--{remote.name.replace('/', '--')}" / "blobs"
+    whole = {name: blobs / remote.blobs[name] for name in remote.files}
+    with _shown(progress, remote, whole, blobs):
+        # By its name and not by its commit, so that the cache can tell it again without a network.
+        paths = _download(remote.name, remote.revision, remote.files, quiet=progress is not None)
     if any(remote.commit not in (path.parent.name, path.parents[1].name) for path in paths):
         raise CheckpointError(f"{remote.name}: changed while it was downloaded; try again")
     return paths[0].parent
 
 
-def fetch_artefact(remote: Remote, into: Path) -> None:
+def fetch_artefact(remote: Remote, into: Path, progress: Progress | None = None) -> None:
     """Download a ready artefact into a folder, as plain files.
 
+    Args:
+        remote: what to download.
+        into: the folder.
+        progress: as for `fetch`.
+
     Raises:
-        CheckpointError: it cannot be downloaded; what arrived is kept.
+        CheckpointError: it cannot be downloaded; files that arrived are kept.
         OutputError: it cannot be written, such as on a full disk.
         ArtefactError: its manifest is damaged.
     """
-    _download(remote.name, remote.commit, [MANIFEST_FILE], into)
-    _download(remote.name, remote.commit, read_manifest(into).files, into)
+    quiet = progress is not None
+    _download(remote.name, remote.commit, [MANIFEST_FILE], into, quiet=quiet)
+    files = read_manifest(into).files
+    whole = {name: into / name for name in files if name in remote.files}
+    with _shown(progress, remote, whole, into):
+        _download(remote.name, remote.commit, files, into, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _shown(
+    progress: Progress | None, remote: Remote, whole: dict[str, Path], folder: Path
+) -> Iterator[None]:
+    if progress is None:
+        yield
+        return
+    sizes = {name: remote.files[name] for name in whole}
+    with shown(progress, Arriving(whole, sizes, folder, remote.blobs)):
+        yield
 
 
 def _download(
-    name: str, revision: str | None, files: Iterable[str], into: Path | None = None
+    name: str,
+    revision: str | None,
+    files: Iterable[str],
+    into: Path | None = None,
+    *,
+    quiet: bool = False,
 ) -> list[Path]:
     hub = _hub(name)
-    quiet = not sys.stderr.isatty() and not hub.utils.are_progress_bars_disabled()
+    quiet = (quiet or not sys.stderr.isatty()) and not hub.utils.are_progress_bars_disabled()
     if quiet:
         hub.utils.disable_progress_bars()
     try:
@@ -227,11 +271,11 @@ def _errors(name: str) -> Iterator[None]:
             free = "free some space, or " if error.errno in _FULL else ""
             raise OutputError(
                 f"{name}: cannot be downloaded: {where}{error.strerror}; {free}name another folder "
-                "for downloads with HF_HOME; what has arrived is kept"
+                "for downloads with HF_HOME; files that have arrived are kept"
             ) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"the hub answered {status}" if status else f"no connection ({type(error).__name__})"
         raise CheckpointError(
-            f"{name}: cannot be downloaded: {what}; try again: what has arrived is kept. "
-            "HF_ENDPOINT may name a mirror"
+            f"{name}: cannot be downloaded: {what}; try again: files that have arrived are "
+            "kept. HF_ENDPOINT may name a mirror"
         ) from error

@@ -125,6 +125,13 @@ def entries() -> list[Entry]:
     return sorted((e for e in found if e is not None), key=lambda e: (-e.used, e.name))
 
 
+def shown_name(artefact: Path) -> str:
+    """Return what to call an artefact: its entry's name if it is of the model folder."""
+    folder = artefact.resolve()
+    entry = _read(folder.parent) if folder.name == _ARTEFACT else None
+    return folder.name if entry is None else entry.name
+
+
 def entry_for(name: str, source: str, settings: object) -> Entry:
     """Return a new entry, not written yet: the same folder for the same source and settings."""
     digest = hashlib.sha256(f"{source}\n{settings!r}".encode()).hexdigest()[:6]

@@ -210,33 +210,33 @@ def _make(
             tell(f"downloading {remote.name}: {len(remote.files)} files, {megabytes:,.1f} MB")
             if remote.kind == "artefact":
                 with listed(entry):
-                    entry = _install(entry, remote)
+                    entry = _install(entry, remote, progress)
                     entry.write()
                 return entry
-            remote = _fetched(remote)
+            remote = _fetched(remote, progress)
         with listed(entry):
             entry = _convert(entry, local_source(remote), options, progress, tell)
             entry.write()
         return entry
 
 
-def _fetched(remote: Remote) -> Path:
+def _fetched(remote: Remote, progress: Progress | None) -> Path:
     from edgetok.library import download
 
-    folder = download.fetch(remote)
+    folder = download.fetch(remote, progress)
     if remote.kind == "gguf":
         return folder / next(iter(remote.files))
     return folder
 
 
-def _install(entry: Entry, remote: Remote) -> Entry:
+def _install(entry: Entry, remote: Remote, progress: Progress | None) -> Entry:
     """Download a ready artefact and check every byte of it."""
     from edgetok.formats.manifest import verify_manifest
     from edgetok.library import download
 
     partial = entry.folder / "artefact.partial"
     try:
-        download.fetch_artefact(remote, partial)
+        download.fetch_artefact(remote, partial, progress)
     except BaseException:
         if not (partial / _MANIFEST).is_file():  # the first file: nothing has arrived
             shutil.rmtree(partial, ignore_errors=True)

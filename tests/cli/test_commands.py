@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +247,40 @@ def test_progress_where_there_is_no_terminal(
     stage, line = capsys.readouterr().err.splitlines()
     assert stage == "Quantising"
     assert line.startswith("  3 of 4")
+
+
+def test_the_longest_stage_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def interrupted() -> None:
+        with bars.Bars(quiet=False) as drawn:
+            drawn.plan({"Comparing with the original": 1, "Tuning scales": 9})
+            drawn.begin("Comparing with the original", 1023)
+            drawn.advance(1023)
+            drawn.begin("Tuning scales", 1023)
+            for _ in range(3):
+                time.sleep(0.02)
+                drawn.advance(100)
+            drawn._live.refresh()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    lines = [line.rstrip() for line in re.split("[\r\n]", written)]
+    assert max(map(len, lines)) < 80
+    assert not any("…" in line for line in lines)
+    assert any(re.search(r"300/1023 \d:\d\d:\d\d, \d:\d\d:\d\d left$", line) for line in lines)
+    assert any(re.fullmatch(r"about \d:\d\d:\d\d left in all", line) for line in lines)
+    assert lines[-2] == "interrupted; run the same command again to continue"
+    assert "left" not in lines[-3]

@@ -43,7 +43,7 @@ class Hub:
     Attributes:
         repositories: by hub id.
         cut_after: bytes of a file after which the connection ends, once for each file.
-        broken: names of files that are listed and answered with 403, which huggingface_hub does not repeat.
+        broken: files that are listed and answered with 403, which nobody asks for again.
         pause_s: seconds between two pieces of a file.
         requests: (method, path, Range) of every request.
         sent: bytes of each file that were sent.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import CheckpointError, OutputError
 from edgetok.library import download
+from edgetok.library.arriving import Arriving, shown
 from tests.library.conftest import Run
 from tests.library.hub_server import NEXT_COMMIT, Hub, Repository
 
@@ -45,6 +48,7 @@ def test_a_hub_id_is_downloaded_and_converted_once(
     pulled = edgetok("pull", "owner/tiny", *RTN)
     assert pulled.returncode == 0, pulled.stderr
     assert "8 bits, rtn" in pulled.stderr
+    assert "Downloading, MB" in pulled.stderr
     assert "model.safetensors" in hub.downloaded
     unwanted = {"pytorch_model.bin", "model.py", "consolidated.safetensors", "a.json"}
     assert not unwanted & set(hub.downloaded)
@@ -61,6 +65,7 @@ def test_a_hub_id_is_downloaded_and_converted_once(
 
     again = edgetok("pull", "owner/tiny", *RTN)
     assert "up to date" in again.stderr
+    assert "Downloading" not in again.stderr
     hub.repositories["owner/tiny"].commit = NEXT_COMMIT
     changed = edgetok("pull", "owner/tiny", *RTN)
     assert "converting" in changed.stderr
@@ -94,7 +99,7 @@ def test_a_cut_download_resumes(edgetok: Run, hub: Hub, checkpoint: Path, tmp_pa
     hub.cut_after = size // 2  # huggingface_hub writes pieces of 10 MiB
     first = edgetok("pull", "owner/tiny", *RTN)
     if first.returncode:  # some releases go on by themselves
-        assert "what has arrived is kept" in error(first)
+        assert "files that have arrived are kept" in error(first)
         assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
     (resumed,) = [r for _, path, r in hub.requests if path.endswith("large.json") and r]
     start = int(resumed.removeprefix("bytes=").removesuffix("-"))
@@ -160,6 +165,54 @@ def test_downloads_that_cannot_be_written(edgetok: Run, tmp_path: Path) -> None:
     line = error(edgetok("pull", "owner/tiny", HF_HOME=str(tmp_path / "file/hf")))
     assert f"{tmp_path}/file" in line
     assert "Not a directory; name another folder for downloads with HF_HOME" in line
+
+
+class Told:
+    """A receiver of progress that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, int]] = []
+        self.lines: list[str] = []
+
+    def plan(self, costs: Mapping[str, float]) -> None:
+        pass
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self.stages.append((what, total, done))
+
+    def advance(self, units: int = 1) -> None:
+        what, total, done = self.stages[-1]
+        self.stages[-1] = (what, total, done + units)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_megabytes_are_counted_as_they_arrive(tmp_path: Path) -> None:
+    """Whole files, and parts as both kinds of huggingface_hub name them; never backwards."""
+    told = Told()
+    names = {"a": "1f", "b": "2e", "c": "3d"}
+    arriving = Arriving(
+        {name: tmp_path / blob for name, blob in names.items()},
+        {"a": 10_000_000, "b": 5_000_000, "c": 5_000_000},
+        tmp_path,
+        names,
+    )
+    (tmp_path / "3d").write_bytes(bytes(5_000_000))
+    with shown(told, arriving):
+        assert told.stages == [("Downloading, MB", 20, 5)]
+        (tmp_path / "1f.incomplete").write_bytes(bytes(4_000_000))
+        (tmp_path / "2e.0011aabb.incomplete").write_bytes(bytes(9_000_000))  # more than announced
+        assert arriving.nbytes() == 14_000_000
+        for text in ("Retrying in 1s [Retry 1/5].", "Retrying in 2s [Retry 2/5].", "something"):
+            logging.getLogger("huggingface_hub.utils._http").warning(text)
+    assert told.stages == [("Downloading, MB", 20, 14)]
+    assert told.lines == ["the connection failed; trying again ..."]
+    for blob in ("1f", "2e"):
+        (tmp_path / blob).touch()
+    with shown(told, arriving):
+        pass
+    assert len(told.stages) == 1, "nothing is left to download"
 
 
 @pytest.mark.parametrize(

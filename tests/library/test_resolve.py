@@ -75,13 +75,22 @@ def test_the_one_made_last_is_used(mine: Path) -> None:
 
 
 def test_an_interrupted_conversion_is_not_used(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed if something is there to continue from."""
+
     class Interrupt(Silent):
-        def advance(self, units: int = 1) -> None:
-            raise KeyboardInterrupt
+        def __init__(self, stage: str) -> None:
+            self.stage = stage
+
+        def begin(self, what: str, total: int, done: int = 0) -> None:
+            if what == self.stage:
+                raise KeyboardInterrupt
 
     options = ConvertOptions(method="rtn", bits=8)
     with pytest.raises(KeyboardInterrupt):
-        resolve.pull(str(mine), options, Interrupt())
+        resolve.pull(str(mine), options, Interrupt("Checking weights"))
+    assert entries() == []
+    with pytest.raises(KeyboardInterrupt):
+        resolve.pull(str(mine), options, Interrupt("Quantising"))
     (entry,) = entries()
     assert not entry.ready
     made = resolve.pull(str(mine), options)

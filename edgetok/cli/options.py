@@ -240,12 +240,15 @@ def needs_extra(doing: str, extra: str) -> Iterator[None]:
         ) from error
 
 
-def model_folder(model: Path, *, quiet: bool = False) -> Path:
+def model_folder(
+    model: Path, *, quiet: bool = False, check: Callable[[Path], None] | None = None
+) -> Path:
     """Return the artefact's folder of what a user calls a model, made if it has to be.
 
     Args:
         model: an artefact, a model folder, a GGUF file, a short name or a hub id.
         quiet: whether nothing is printed on stderr.
+        check: refuses a checkpoint or GGUF file before it is converted.
     """
     if (model.expanduser() / "manifest.json").exists():
         return model.expanduser()
@@ -253,7 +256,7 @@ def model_folder(model: Path, *, quiet: bool = False) -> Path:
     from edgetok.library import resolve
 
     with Bars(quiet=quiet) as bars:
-        return resolve.model_folder(model, bars, bars.say)
+        return resolve.model_folder(model, bars, bars.say, check)
 
 
 def load_model(path: Path, options: Mapping[str, Any]) -> Model:

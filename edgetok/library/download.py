@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,12 @@ def look(name: str, file: str | None = None, revision: str | None = None) -> Rem
         kind = kind_of(contents)
         file = one_gguf(contents) if kind == "gguf" else None
     return Remote(name, str(info.sha), revision, kind, _needed(kind, sizes, file), blobs)
+
+
+def texts(remote: Remote) -> Remote:
+    """Return the same without weights."""
+    texts = {name: size for name, size in remote.files.items() if _TEXTS.fullmatch(name)}
+    return replace(remote, files=texts)
 
 
 def fetch(remote: Remote, progress: Progress | None = None) -> Path:

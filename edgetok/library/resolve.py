@@ -42,13 +42,17 @@ if TYPE_CHECKING:
     from edgetok.library.download import Remote
 
 Say = Callable[[str], None]
+Check = Callable[[Path], None]
 _MANIFEST = "manifest.json"
 _MOST_BESIDE = 10_000  # names that are looked at for one that is near
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
 def model_folder(
-    name: str | os.PathLike[str], progress: Progress | None = None, say: Say | None = None
+    name: str | os.PathLike[str],
+    progress: Progress | None = None,
+    say: Say | None = None,
+    check: Check | None = None,
 ) -> Path:
     """Return the artefact's folder of a model, made if it has to be.
 
@@ -56,6 +60,7 @@ def model_folder(
         name: an artefact, a model folder, a GGUF file, a short name or a hub id.
         progress: receives the stages of a conversion.
         say: receives lines for the user, such as the settings of a conversion.
+        check: refuses a checkpoint's folder or GGUF file before it is converted.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -69,7 +74,7 @@ def model_folder(
     source = _source(os.fspath(name))
     entry = _newest(source)
     if entry is None:
-        entry = _make(os.fspath(name), source, None, progress, say)
+        entry = _make(os.fspath(name), source, None, progress, say, check)
     entry.touch()
     return entry.artefact
 
@@ -179,6 +184,7 @@ def _make(
     options: ConvertOptions | None,
     progress: Progress | None,
     say: Say | None,
+    check: Check | None = None,
 ) -> Entry:
     """Download and convert; what another process made meanwhile, or an earlier one, is used."""
     tell = say or (lambda line: None)
@@ -213,7 +219,11 @@ def _make(
                     entry = _install(entry, remote, progress)
                     entry.write()
                 return entry
+            if check is not None and remote.kind == "checkpoint":
+                check(_fetched(download.texts(remote), progress))  # before the weights
             remote = _fetched(remote, progress)
+        if check is not None:
+            check(remote)
         with listed(entry):
             entry = _convert(entry, local_source(remote), options, progress, tell)
             entry.write()

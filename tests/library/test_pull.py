@@ -150,6 +150,24 @@ def test_a_failed_conversion_leaves_no_entry(
     assert left_in(tmp_path / "models") == []
 
 
+def test_a_chat_asks_for_a_template_before_weights(
+    edgetok: Run, hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    hub.repositories["owner/base"] = Repository(folder)
+    for name in ("owner/base", str(folder)):
+        assert "has no chat template" in error(edgetok("chat", name, "hi"))
+    assert "model.safetensors" not in hub.downloaded
+    assert models(edgetok) == []
+    assert edgetok("generate", "owner/base", "hi", "--max-tokens", "1").returncode == 0
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert edgetok("chat", str(folder), "hi", "--max-tokens", "1").returncode == 0
+
+
 def test_offline_converts_what_was_downloaded(edgetok: Run, hub: Hub) -> None:
     assert edgetok("pull", "owner/tiny", *RTN).returncode == 0
     before = len(hub.requests)

@@ -69,7 +69,7 @@ def command(
     schema = common.read_schema(schema_file)
     if load is not None and session is not None:
         raise OptionError("--load conflicts with --session; remove one")
-    folder = common.model_folder(model, quiet=as_json)
+    folder = common.model_folder(model, quiet=as_json, check=_require_template)
     _require_template(folder)
     with common.load_model(folder, given) as loaded:
         chat = loaded.new_chat(system=system, stop_loops=True)
@@ -97,13 +97,23 @@ def command(
             chat.save(session)
 
 
-def _require_template(folder: Path) -> None:
-    """Refuse a model without chat template before its weights are loaded."""
+def _require_template(model: Path) -> None:
+    """Refuse a model without chat template before its weights are converted or loaded.
+
+    `model` is an artefact, a checkpoint's folder or a GGUF file.
+    """
     from edgetok.text.template import find_source, no_template
     from edgetok.text.tokenizer import read_config
 
-    if find_source(folder, read_config(folder)) is None:
-        raise no_template(folder)
+    if model.is_file():
+        from edgetok.formats.gguf import open_gguf
+
+        found = isinstance(open_gguf(model).fields.get("tokenizer.chat_template"), str)
+    else:  # older processors have the only one in a file of their own
+        found = find_source(model, read_config(model)) is not None
+        found = found or (model / "chat_template.json").exists()
+    if not found:
+        raise no_template(model)
 
 
 def _answer_once(chat: Chat, text: str, schema: object, *, as_json: bool, plain: bool) -> None:

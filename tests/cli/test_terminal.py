@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -316,3 +318,20 @@ def test_a_real_model(
     assert max(map(len, terminal.lines)) <= columns
     terminal.type("\x04")
     assert terminal.close() == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_a_chat_can_be_put_aside(start: Open, tmp_path: Path) -> None:
+    shell = "import os; os.execlp('bash', 'bash', '--norc', '--noediting', '-i')"
+    terminal = start(program=("-c", shell), PS1="$ ")
+    terminal.type(f"{sys.executable} -m tests.cli.chat_driver chat {tmp_path}/m\n")
+    terminal.until("ends the chat")
+    terminal.prompt()
+    terminal.type("half")
+    terminal.until("› half", keep=True)
+    terminal.type("\x1a")
+    terminal.until("Stopped")
+    terminal.type("fg\n")
+    terminal.until("› half", keep=True)
+    terminal.type(" of it\n")
+    terminal.until("1:HALF OF IT!")

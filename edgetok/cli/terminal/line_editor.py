@@ -37,6 +37,7 @@ class LineEditor:
             completer=_Commands(commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
+            enable_suspend=True,
             key_bindings=self._keys(),
             style=Style.from_dict({"prompt": "ansicyan bold"}),
         )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def at_once(seconds: float = 20) -> Iterator[None]:
-    """What is inside uses less processor time than this: no size in a file is counted up to."""
+    """Check that the block takes less processor time: no size in a file is counted up to."""
     begun = time.thread_time()
     yield
     took = time.thread_time() - begun

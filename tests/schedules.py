@@ -50,7 +50,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did with one sequence: tokens, rows of logits, of a draft how many were kept."""
+    """One sequence's part of a step: tokens, rows of logits, how many of a draft were kept."""
 
     ids: np.ndarray
     wanted: int

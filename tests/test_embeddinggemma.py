@@ -27,7 +27,7 @@ HIDDEN, WIDE = 72, 88
 
 
 def _modules(folder: Path, **dense: Any) -> None:
-    """What sentence-transformers saves beside the model."""
+    """Files that sentence-transformers saves beside the model."""
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
     kinds += [("Dense", "3_Dense"), ("Normalize", "4_Normalize")]
     listed = [
@@ -99,7 +99,7 @@ def _matrix(checkpoint: Path, name: str) -> np.ndarray:
 
 
 def _hidden(checkpoint: Path, ids: list[int]) -> np.ndarray:
-    """What transformers gives behind the last norm, [T, hidden_size]."""
+    """Rows that transformers gives behind the last norm, [T, hidden_size]."""
     theirs = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     assert theirs.config.sliding_window == WINDOW // 2 + 1
     with torch.no_grad():

@@ -90,7 +90,7 @@ def test_cores_that_are_all_alike(tmp_path: Path) -> None:
     ("said", "wanted"), [("2\n8\n", 8), ("1\n4\n", None), ("", None), ("2\n", None)]
 )
 def test_macos_by_sysctl(said: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an M1 Pro, and of machines without levels."""
+    """An M1 Pro, and machines without levels."""
     asked: list[Any] = []
 
     def run(command: list[str], **more: Any) -> Any:

@@ -259,7 +259,7 @@ spec: int = DecoderSpec.from_json("")
 
 @pytest.mark.slow
 def test_a_type_checker_sees_an_editable_install(repository: Path, tmp_path: Path) -> None:
-    """As docs/examples.md has it: in another environment, with links in place of a mapping."""
+    """In another environment, with links in place of a mapping, as in docs/examples.md."""
     pytest.importorskip("mypy")
     copy, python = copied(repository, tmp_path / "copy"), tmp_path / "venv/bin/python"
     if sys.platform == "win32":

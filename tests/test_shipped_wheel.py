@@ -121,7 +121,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_makefile_builds_it_so(repository: Path) -> None:
-    """What the fixture does is what `make wheel` does."""
+    """The fixture does what `make wheel` does."""
     said = subprocess.run(
         ["make", "-n", "wheel"], cwd=repository, capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""What the prefix cache keeps of one prompt or conversation, in memory and on disk."""
+"""An entry of the prefix cache: one prompt or conversation, in memory and on disk."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ class Artefact:
 
     @property
     def rows_end(self) -> int:
-        """Where in the weights' file tables end of which rows are read, not the whole."""
+        """Offset in the weights' file at which those tables end that are read by rows."""
         tensors = {} if self.layout is None else self.layout.tensors
         ends = (
             slot.offset + slot.nbytes

@@ -327,7 +327,7 @@ def test_large_models_are_compared_on_less():
 
 
 def own_text(weights, openings, shape, folder):
-    """What a conversion generates; `folder` is for the weights that it does it with."""
+    """Text that a conversion generates; `folder` is for the weights that it does it with."""
     greatest = survey(weights, Silent(), 1)
     return write(weights, greatest, openings, shape, folder, Silent())
 

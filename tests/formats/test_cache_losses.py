@@ -1,4 +1,4 @@
-"""What a card says of caches, whoever wrote the card."""
+"""Losses of caches on a card, whoever wrote the card."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _LAST = "last"
 
 @dataclass
 class Outcome:
-    """What came of a reader's inputs."""
+    """Counts and faults of a reader's inputs."""
 
     costly: bool = False
 

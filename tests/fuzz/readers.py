@@ -29,7 +29,7 @@ DEEP, DEEPEST = 64, 4096  # decoders of more layers than DEEPEST are refused
 
 @dataclass(frozen=True)
 class Reader:
-    """What is fuzzed.
+    """A reader that is fuzzed.
 
     Attributes:
         seeds: valid inputs.

@@ -24,7 +24,7 @@ def test_no_reader_fails(name: str, tmp_path: Path) -> None:
 
 
 def test_faults_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a reader that divides by what it reads."""
+    """A reader that divides by what it reads has some."""
     faulty = Reader([b"\1"], lambda data, rng: bytes([rng.randrange(3)]), lambda d, _: 1 / d[0])
     monkeypatch.setattr("tests.fuzz.campaign.all_readers", lambda: {"faulty": lambda _: faulty})
     outcome = run_batch("faulty", 0, 100, tmp_path)

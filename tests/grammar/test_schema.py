@@ -1,4 +1,4 @@
-"""What a schema may say, what is refused by name, and texts that would bring a parser down."""
+"""Schemas that are taken, those refused by name, and texts that would bring a parser down."""
 
 from __future__ import annotations
 

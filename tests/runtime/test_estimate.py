@@ -69,7 +69,7 @@ def test_repr_and_growth(default_artefact: Path) -> None:
 
 
 def test_the_bytes_of_a_cache_before_there_is_one(default_artefact: Path, tmp_path: Path) -> None:
-    """What the server promises to an answer is what its cache takes."""
+    """The server promises an answer as much as its cache takes."""
     from edgetok.cache.limits import CacheLimits
     from tests.fake import fake_model
 

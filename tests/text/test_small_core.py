@@ -78,7 +78,7 @@ def test_same_tokens_as_the_package(data: Path, tmp_path: Path, name: str) -> No
 
 
 def test_words_that_are_tokens_are_not_merged(data: Path, tmp_path: Path) -> None:
-    """As Llama 3's tokenizer asks: a word is looked up before its merges are applied."""
+    """Llama 3's tokenizer asks for it: a word is looked up before its merges are applied."""
     state = json.loads((data / "tokenizers/smollm2/tokenizer.json").read_text())
     state["model"]["ignore_merges"] = True
     vocab = state["model"]["vocab"]

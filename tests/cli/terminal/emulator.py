@@ -74,7 +74,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def paste(self, text: str) -> None:
-        """What a terminal sends for a pasted block."""
+        """Send what a terminal sends for a pasted block."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
     def resize(self, columns: int, lines: int) -> None:

@@ -51,7 +51,7 @@ def at_once() -> Callable[[], float]:
 
 
 def show(pieces: list[str], columns: int, lines: int) -> list[str]:
-    """What a terminal of that size shows at the end, with what has scrolled off."""
+    """Return what a terminal of that size shows at the end, with what has scrolled off."""
     screen = pyte.HistoryScreen(columns, lines, history=2000, ratio=0.5)
     screen.set_mode(pyte.modes.LNM)
     view = MarkdownView(pyte.Stream(screen).feed, size=lambda: (columns, lines), clock=at_once())

@@ -32,7 +32,7 @@ def test_no_paragraph_is_both_calibrated_and_compared_on():
 
 @pytest.mark.parametrize("given", [False, True])
 def test_windows_to_calibrate_on_and_to_compare_on(tmp_path, given):
-    """Of the built-in text other documents, of a user's text other windows."""
+    """Other documents of the built-in text, other windows of a user's."""
     write_tokenizer(tmp_path)
     path = tmp_path / "text.txt"
     path.write_text("the small dog sat on a mat " * 90)

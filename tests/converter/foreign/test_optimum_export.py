@@ -108,7 +108,7 @@ def test_without_the_exporter(checkpoint, tmp_path, monkeypatch):
 
 
 def test_an_exporter_for_another_transformers(checkpoint, tmp_path, monkeypatch):
-    """What imports fine but in parts, as optimum does beside transformers 5."""
+    """A package of which only parts can be imported, as optimum beside transformers 5."""
     import optimum.exporters.onnx as exporter
 
     said = []

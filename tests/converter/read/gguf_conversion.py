@@ -75,7 +75,7 @@ def round_checkpoint(source: Path, kind: str, *parts: str, turned: bool = False)
 
 
 def _common(config: Fields) -> Fields:
-    """What llama.cpp writes for every model."""
+    """Keys that llama.cpp writes for every model."""
     dim = config.get("head_dim")
     sizes = {"attention.key_length": dim, "attention.value_length": dim} if dim else {}
     eps = float(config.get("rms_norm_eps") or config["norm_eps"])

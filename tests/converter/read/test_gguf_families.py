@@ -136,7 +136,7 @@ def test_experts_of_gemma4_are_refused(tmp_path):
 
 
 def test_ternary_files_keep_their_codes(tmp_path):
-    """As files of before llama.cpp wrote which activation: they have SiLU."""
+    """Files from before llama.cpp wrote which activation have SiLU."""
     source = tiny_checkpoint("bitnet", tmp_path / "source", **CASES["bitnet_silu"][1], **WIDE)
     round_checkpoint(source, "TQ1_0", "proj")
     path = tmp_path / "model.gguf"

@@ -1,4 +1,4 @@
-"""What a GGUF file says, or does not say, about single tokens."""
+"""Single tokens, of which a GGUF file says something or nothing."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Cache:
             self.records[h, launch.REC_PAGES] = self.pages[h].ctypes.data
 
     def arrays(self, h):
-        """What pages hold of a head, each [slots, ...] of its units."""
+        """Arrays of a head that pages hold, each [slots, ...] of its units."""
         return self.keys[h], self.values[h], self.scales[0, h], self.scales[1, h]
 
     def place(self, moved):

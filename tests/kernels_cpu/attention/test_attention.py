@@ -171,7 +171,7 @@ def test_chunks_do_not_depend_on_what_comes_later(kernels, guard, bits):
 @pytest.mark.parametrize("bits", launch.KV_BITS)
 @pytest.mark.parametrize("D", [24, 64])
 def test_a_stored_row_does_not_depend_on_its_company(each_kernels, guard, bits, D):
-    """What is stored of a token, beside others and with any number of threads."""
+    """A token is stored alike alone, beside others and with any number of threads."""
     KH, S = 3, 40
     rng = np.random.default_rng(D)
     k, v = one_token(rng, KH, D, S, 17)
@@ -273,7 +273,7 @@ def test_launchers_refuse(kernels):
 @pytest.mark.parametrize("bits", launch.KV_BITS)
 @pytest.mark.parametrize("D", [24, 64])
 def test_numpy_reads_and_writes_the_same_slots(kernels, guard, bits, D):
-    """What chooses and moves slots sees what the kernels stored, and stores what they would."""
+    """NumPy, which chooses and moves slots, reads and stores as the kernels do."""
     cache, k, v, order, _ = filled(kernels, guard, bits, 2, 1, D, 70)
     scales = cache.scales[:, 0] if bits <= 8 else (None, None)
     stored_keys = Keys(cache.keys.view(np.uint8).reshape(-1), scales[0], D, bits)

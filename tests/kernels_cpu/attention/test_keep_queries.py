@@ -17,7 +17,7 @@ MODULES = ("attention.keep_queries",)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("heads", "size"), [(1, 16), (3, 24), (4, 64)])
 def test_last_queries(each_kernels, guard, heads, size, threads):
-    """Of several parts, some of which keep nothing."""
+    """Several parts, some of which keep nothing."""
     rng = np.random.default_rng(size)
     rows, layers = 8, 2
     counts, firsts = (1, 1, 5, 3, 8, 21, 0), (0, 7, 6, None, 3, 5, 2)

@@ -214,7 +214,7 @@ def test_window_scores(each_kernels, guard):
 
 
 def evicted(cache, head, score, room, front, recent):
-    """As a cache chooses with NumPy."""
+    """The kernel chooses as a cache does with NumPy."""
     at = cache.held(head)
     at = at[np.argsort(cache.heads.tokens[head, at])]
     seen, score = cache.heads.tokens[head, at], score[head, at].copy()

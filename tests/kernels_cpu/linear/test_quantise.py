@@ -16,7 +16,7 @@ MODULES = ("linear.quantise_activations",)
 
 
 def _read(qx, tokens, vector_bytes):
-    """What a buffer holds: codes [T, K] and block scales; checks the sums of codes."""
+    """Return codes [T, K] and block scales of a buffer; check the sums of codes."""
     planes, block, g = layout.PLANES[qx.bits], qx.block, qx.group_size
     codes = layout.padded_codes(qx.K, g, planes, vector_bytes)
     blocks, nbytes = codes // block, layout.blocks_bytes(codes, block)

@@ -1,4 +1,4 @@
-"""What compiled objects hold: our kernels, nothing of Python, nothing that a host does not have."""
+"""Compiled objects hold our kernels, nothing of Python, nothing that a host does not have."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ void edgetok_yield(void) {}
 @pytest.mark.skipif(sys.platform != "linux", reason="links ELF objects")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="linking needs a C compiler, cc")
 def test_all_sets_link_into_one_library(tmp_path, kernel_cache):
-    """As a C program would: no Python, no loader, a host in C, and every set of this machine."""
+    """Link like a C program: no Python, no loader, a host in C, and every set of this machine."""
     objects = []
     for name in host_isas():
         load(ISAS[name], kernel_cache, modules=("elementwise.angles", "program.interpreter"))
@@ -186,7 +186,7 @@ def test_two_kernels_of_one_name():
 
 
 def test_modules_compile_alone(tmp_path):
-    """What a module needs does not come from another one that the process compiled before."""
+    """A module needs nothing that comes from another one compiled before in the process."""
     done = subprocess.run(
         [sys.executable, "-m", "edgetok.kernels_cpu.program.build"],
         input=f"experts.products x86_64-linux-avx2 {tmp_path / 'a.o'}\n",

@@ -1,4 +1,4 @@
-"""What is told of compiling: how much is left, on any machine and to every process that waits."""
+"""Progress of compiling: how much is left, on any machine and to every process that waits."""
 
 from __future__ import annotations
 

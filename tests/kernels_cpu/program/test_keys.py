@@ -122,7 +122,7 @@ print(json.dumps({
 
 
 def asked(place):
-    """What an installation in a folder or zip file says of its keys, in a process of its own."""
+    """Keys of an installation in a folder or zip file, from a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", ASK, str(place), TARGET.name, QUANTISE, EMBED],
         capture_output=True, text=True, check=False,

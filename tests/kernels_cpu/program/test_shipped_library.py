@@ -69,7 +69,7 @@ def library_of(folder: Path) -> Path:
 
 
 def replace_library(folder: Path, content: bytes) -> None:
-    """As if it had been written so: the manifest has its hash."""
+    """Change the library as if it had been written so: the manifest has its hash."""
     library_of(folder).write_bytes(content)
     path = folder / shipped.MANIFEST
     manifest = json.loads(path.read_text())
@@ -182,7 +182,7 @@ def test_objects_without_llvmlite(
 def test_a_library_and_objects_together(
     load: Load, folder: Path, monkeypatch: pytest.MonkeyPatch, kernel_cache: Path
 ) -> None:
-    """What the library lacks is compiled; both are used side by side."""
+    """Kernels that the library lacks are compiled; both are used side by side."""
     monkeypatch.undo()
     monkeypatch.setattr(shipped, "INSIDE", folder / "none")
     kernels = loader.load(ISA, kernel_cache, modules=("program.rows", *MODULES), kernels_dir=folder)

@@ -154,7 +154,7 @@ class Arena:
 
 
 class Emulated:
-    """What launchers and tests want of `loader.Kernels`, in an emulated process."""
+    """Kernels as launchers and tests want them (`loader.Kernels`), in an emulated process."""
 
     isa = ISAS["neon"]
 

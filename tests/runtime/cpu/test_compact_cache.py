@@ -248,7 +248,7 @@ def test_threads_give_the_same(load):
 
 
 def test_a_branch_goes_its_own_way(load):
-    """What is saved can be loaded again, or elsewhere, and goes on as if nothing had happened."""
+    """A saved cache can be loaded again, or elsewhere, and goes on as if nothing had happened."""
     backend, _ = load("gemma2", kv_bits=8)
     cache = backend.new_bounded_cache(64, CacheLimits())
     backend.forward(cache, TOKENS[:170])

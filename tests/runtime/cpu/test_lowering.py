@@ -1,4 +1,4 @@
-"""What lowers operations: a kind that it does not know, and threads that wait for each other."""
+"""Lowering of operations: a kind that is not known, and threads that wait for each other."""
 
 from __future__ import annotations
 

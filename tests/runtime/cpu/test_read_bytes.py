@@ -1,4 +1,4 @@
-"""What a decoded token reads: weights, keys, values and states."""
+"""Bytes that a decoded token reads: weights, keys, values and states."""
 
 from __future__ import annotations
 

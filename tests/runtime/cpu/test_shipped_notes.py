@@ -14,7 +14,7 @@ import edgetok
 def test_a_note_names_files_and_a_remedy(
     default_artefact: Path, tmp_path: Path, format: int
 ) -> None:
-    """Of a whole folder that does not fit, and of one that lacks what is wanted."""
+    """A whole folder that does not fit, and one that lacks what is wanted."""
     folder = tmp_path / "kernels"
     folder.mkdir(mode=0o700)
     (folder / "kernels.json").write_text(json.dumps({"format": format, "targets": {}}))

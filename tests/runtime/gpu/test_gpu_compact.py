@@ -38,7 +38,7 @@ def pair(tiny, kernel_cache, on_card):
 
 
 def held(cache):
-    """Of every head, its tokens and their positions, in the order of tokens."""
+    """Return each head's tokens and their positions, in the order of tokens."""
     table, found = cache.chosen.table, []
     for row in range(table.rows):
         at = table.slots(row)

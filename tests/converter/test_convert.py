@@ -23,7 +23,7 @@ from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.originals import default_reference_tokens
 from edgetok.converter.progress import Silent
-from edgetok.converter.quantise import block_by_block
+from edgetok.converter.quantise import block_by_block, train_model
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.self_generated_text import write
 from edgetok.converter.write.data_file import plan
@@ -177,8 +177,9 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
         ("olmo2", "awq"),
     ],
 )
-def test_calibrated_methods_for_every_family(family, method, tmp_path):
+def test_calibrated_methods_for_every_family(family, method, tmp_path, monkeypatch):
     """onnxruntime computes what transformers computes with the written weights."""
+    monkeypatch.setattr(train_model, "STEPS", 12)
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
     options = ConvertOptions(bits=4, method=method, **SMALL)
@@ -220,7 +221,9 @@ def test_experts_that_are_not_calibrated(family, tmp_path):
         expected = load_reference(source)(torch.from_numpy(tokens)).logits.numpy()
     for bits, most in ((16, 2e-3), (8, 0.1)):
         out = tmp_path / f"out{bits}"
-        report = convert(str(source), out, ConvertOptions(bits=bits, head_bits=bits, method="rtn"))
+        few = {"window_tokens": 16, "reference_tokens": 32}
+        options = ConvertOptions(bits=bits, head_bits=bits, method="rtn", **few)
+        report = convert(str(source), out, options)
         assert report.method == ("none" if bits == 16 else "rtn")
         assert report.agreement is not None
         result = onnx_logits(out, tokens, exact=True)

@@ -83,6 +83,25 @@ def real_gguf() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def real_artefact(
+    real_gguf: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A function from a real model's name to its artefact at 8 bits, which no test changes."""
+    from edgetok.converter.convert import ConvertOptions, convert
+
+    made: dict[str, Path] = {}
+
+    def artefact(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "artefact"
+            options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
+            convert(str(real_gguf(name)), made[name], options)
+        return made[name]
+
+    return artefact
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("pty", reason="needs pseudo-terminals")
 pytest.importorskip("pyte", reason="needs the test extra's terminal")
 
-from edgetok.environment import read_settings
 from tests.cli.terminal.emulator import Terminal
 
 LONG = "abcdefghij " * 12
@@ -275,25 +274,14 @@ def test_exit_and_a_bad_message(terminal: Terminal) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 10)])
 def test_a_real_model(
-    start: Open,
-    real_gguf: Callable[[str], Path],
-    tmp_path: Path,
-    columns: int,
-    lines: int,
+    start: Open, real_artefact: Callable[[str], Path], columns: int, lines: int
 ) -> None:
     """SmolLM2: markdown, a loop that is stopped, Ctrl-C while a long prompt is read."""
-    from edgetok.converter.convert import ConvertOptions, convert
-
-    folder = tmp_path / "smollm2"
-    options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
-    convert(str(real_gguf("smollm2")), folder, options)
-    words = (str(folder), "--temperature", "0", "--context", "2k")
     terminal = start(
-        *words,
+        *(str(real_artefact("smollm2")), "--temperature", "0", "--context", "2k"),
         columns=columns,
         lines=lines,
         program=("-m", "edgetok.cli", "chat"),
-        EDGETOK_CACHE_DIR=str(read_settings().cache_dir),  # kernels are compiled already
     )
     terminal.prompt()
     terminal.type("Write Python code that prints hello, with a heading.\n")

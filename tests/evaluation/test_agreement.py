@@ -49,20 +49,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return artefact
 
 
-@pytest.fixture(scope="module")
-def real(
-    real_gguf: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def artefact(name: str) -> Path:
-        if name not in made:
-            made[name] = artefact_of(real_gguf(name), tmp_path_factory.mktemp(name) / "out", 8)
-        return made[name]
-
-    return artefact
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiny_models_pass(family: str, tiny: Callable[[str], Path]) -> None:
     result = compare_backends(tiny(family), threads=1)
@@ -87,8 +73,8 @@ def test_the_bundled_model_passes(default_artefact: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-def test_real_models_pass(name: str, real: Callable[[str], Path]) -> None:
-    result = compare_backends(real(name))
+def test_real_models_pass(name: str, real_artefact: Callable[[str], Path]) -> None:
+    result = compare_backends(real_artefact(name))
     assert result.faults == ()
     assert result.longest_window == 0
 
@@ -281,15 +267,15 @@ def test_a_changed_graph_fails_though_its_manifest_was_sealed_again(
 @pytest.mark.real
 @pytest.mark.parametrize("fault", ["swapped scale", "wrong code", "rope base", "norm epsilon"])
 def test_a_planted_fault_in_a_real_model_fails(
-    fault: str, real: Callable[[str], Path], tmp_path: Path
+    fault: str, real_artefact: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The smallest of them; all ten failed when they were tried."""
     plant = WEIGHTS.get(fault) or NUMBERS[fault]
-    assert with_fault(real("smollm2"), plant, tmp_path / "copy").faults
+    assert with_fault(real_artefact("smollm2"), plant, tmp_path / "copy").faults
 
 
 @pytest.mark.real
 def test_a_window_off_by_one_in_a_real_model_fails(
-    real: Callable[[str], Path], tmp_path: Path
+    real_artefact: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert with_fault(real("gemma3"), window(1), tmp_path / "copy").faults
+    assert with_fault(real_artefact("gemma3"), window(1), tmp_path / "copy").faults

@@ -29,7 +29,13 @@ from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
 FEW_STEPS = 12
 # Of fewer windows nothing is learned that holds for others.
-SMALL = {"calibration_windows": 32, "window_tokens": 16, "reference_tokens": 32}
+SMALL = {
+    "calibration_windows": 32,
+    "window_tokens": 16,
+    "reference_tokens": 32,
+    "measure_cache": False,  # test_convert.py measures that of every family
+}
+WHOLE = {**SMALL, "measure_cache": True}  # with all that can be interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +77,7 @@ def test_every_step_for_families_that_differ(family, learns, tmp_path, monkeypat
 
 @pytest.mark.parametrize("refine", [0, FEW_STEPS])
 def test_interrupted_anywhere_gives_the_same_bytes(llama, tmp_path, refine):
-    options = ConvertOptions(bits=3, method="auto", refine=refine, **SMALL)
+    options = ConvertOptions(bits=3, method="auto", refine=refine, **WHOLE)
     whole, out = tmp_path / "whole", tmp_path / "out"
     convert(str(llama), whole, options)
     with pytest.raises(KeyboardInterrupt):
@@ -94,7 +100,7 @@ def test_killed_while_tuned_scales_are_written(llama, tmp_path, monkeypatch):
     """Half of them over the old ones: training again from that would give others."""
     from edgetok.converter.write.data_file import DataFile
 
-    options = ConvertOptions(bits=2, method="auto", **SMALL)
+    options = ConvertOptions(bits=2, method="auto", **WHOLE)
     whole, out = tmp_path / "whole", tmp_path / "out"
     convert(str(llama), whole, options)
     real, tuned = DataFile.write, []
@@ -220,7 +226,7 @@ def test_the_head_is_rounded_for_its_inputs(data, tmp_path):
     for without in (("tune", "gptq", "descent"), ("tune",)):
         options = ConvertOptions(
             bits=8, head_bits=4, without=without, calibration_windows=32, window_tokens=128,
-            reference_tokens=0,
+            reference_tokens=0, measure_cache=False,
         )  # fmt: skip
         convert(str(source), tmp_path / "out", options)
         written, _ = written_weights(source, tmp_path / "out", options)
@@ -281,6 +287,7 @@ def test_beats_gptq_on_a_trained_model(data, tmp_path, monkeypatch):
             calibration_windows=64,
             window_tokens=128,
             reference_tokens=512,
+            measure_cache=False,
         )
         kl[method] = convert(source, tmp_path / method, options).agreement.kl
     assert kl["auto"] < 0.9 * kl["gptq"]

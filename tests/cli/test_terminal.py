@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -323,3 +325,22 @@ def test_a_chat_can_be_put_aside(start: Open, tmp_path: Path) -> None:
     terminal.until("› half", keep=True)
     terminal.type(" of it\n")
     terminal.until("1:HALF OF IT!")
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("while_it_answers", [False, True])
+def test_a_session_outlives_its_terminal(
+    start: Open, tmp_path: Path, by: signal.Signals, while_it_answers: bool
+) -> None:
+    session = tmp_path / "talk.json"
+    terminal = start(str(tmp_path / "m"), "--session", str(session))
+    terminal.prompt()
+    terminal.type("hello\n")
+    terminal.until("tokens · ")
+    terminal.prompt()
+    if while_it_answers:
+        terminal.type(LONG + "\n")
+        terminal.until("2:ABCDE")
+    terminal.process.send_signal(by)
+    assert terminal.close() == 128 + by
+    assert json.dumps("1:HELLO!") in session.read_text()

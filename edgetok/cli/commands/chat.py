@@ -89,8 +89,15 @@ def command(
             chat.system = system
         if text is None:
             from edgetok.cli.repl import Repl
+            from edgetok.cli.terminal.interrupt import leave_on_signals
 
-            Repl(chat, loaded, plain=plain).run()
+            try:
+                with leave_on_signals():
+                    Repl(chat, loaded, plain=plain).run()
+            except SystemExit:
+                if session is not None:
+                    chat.save(session)
+                raise
         else:
             _answer_once(chat, text, schema, as_json=as_json, plain=plain)
         if session is not None:

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C: end an answer and not the program."""
+"""Handle signals: Ctrl-C ends an answer and not the program; others let it save what it has."""
 
 from __future__ import annotations
 
@@ -31,3 +31,28 @@ def cancel_on_interrupt(generation: Generation) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def leave_on_signals() -> Iterator[None]:
+    """Make SIGTERM and the end of the terminal raise SystemExit inside the block, once.
+
+    Signals that are ignored, as behind `nohup`, stay ignored.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        del frame
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in handled:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in handled:
+            if signal.getsignal(number) is handler:
+                signal.signal(number, signal.SIG_DFL)

@@ -89,7 +89,7 @@ export async function load(source) {
         view().setBigInt64(options, BigInt(context), true)
         view().setBigInt64(options + 8, BigInt(budget), true)
         view().setUint32(options + 16, policy ? m.text(policy) : 0, true)
-        return c.edgetok_chat_new(model.handle, options, error)
+        return c.edgetok_chat_new(model.handle, options, error) >>> 0
       }), c.edgetok_chat_free, 'chat')
       this.#model = model
       model.opened.add(this)
@@ -231,7 +231,7 @@ export async function load(source) {
   return {
     open(given) {
       Object.entries(given).forEach(([name, data]) => files.set(name, data))
-      const handle = checked((m, error) => c.edgetok_open(m.text('.'), 1, 0, error))
+      const handle = checked((m, error) => c.edgetok_open(m.text('.'), 1, 0, error) >>> 0)
       files.clear()
       return new Model(handle)
     },

@@ -41,6 +41,7 @@ let said = ''
 try { chat.prefill([400]) } catch (error) { said = error.message }
 console.log(JSON.stringify(said))
 """
+BEYOND_2_GB = "if (c.memory.grow(33_000) < 0) throw new Error('no memory')"
 PROGRAM = """
 #include <edgetok.h>
 #include <stdio.h>
@@ -96,14 +97,21 @@ def test_wasm(model, kernel_cache, tmp_path):
     assert files[1].stat().st_size < 1_500_000
     script = tmp_path / "run.mjs"
     script.write_text(NODE)
-    told = [files[2], out, files[1], json.dumps(PROMPT.tolist())]
-    greedy, drawn = (
+    told = [out, files[1], json.dumps(PROMPT.tolist())]
+    begun = "c._initialize?.()"
+    code = files[2].read_text()
+    assert begun in code
+    high = tmp_path / "high.mjs"  # addresses that are negative numbers to JavaScript
+    high.write_text(code.replace(begun, f"{begun}; {BEYOND_2_GB}"))
+    draws = json.dumps({"temperature": 1.0, "seed": 7, "topK": 5})
+    greedy, drawn, beyond = (
         subprocess.run(
-            ["node", script, *told, json.dumps(options)], capture_output=True, text=True, check=True
+            ["node", script, host, *told, options], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-        for options in ({}, {"temperature": 1.0, "seed": 7, "topK": 5})
+        for host, options in ((files[2], "{}"), (files[2], draws), (high, "{}"))
     )
     assert json.loads(greedy[0]) == expected
+    assert beyond == greedy
     assert json.loads(drawn[0]) != expected
     assert "token 400" in json.loads(greedy[1])
 

@@ -14,14 +14,14 @@
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t up(int64_t value, int64_t by) { return (value + by - 1) / by * by; }
-static inline int64_t address(const volatile void *p) { return (int64_t)(intptr_t)p; }
+static inline int64_t address(const volatile void *p) { return (int64_t)(uintptr_t)p; }
 static inline void *pointer(int64_t address) { return (void *)(intptr_t)address; }
 
 typedef void kernel(int64_t instr, int64_t ctx, int64_t tid, int64_t threads);
 
 /* platform.c: what systems do differently. */
-typedef struct { const uint8_t *data; size_t bytes; void *handle; } mapping;
 typedef struct { void *data; size_t bytes; } block;
+typedef struct { const uint8_t *data; size_t bytes; void *handle; block copy; } mapping; /* copy: wasm */
 
 void *et_grab(block *memory, size_t bytes); /* zeroed, 64-byte aligned; NULL: none left */
 void et_drop(block *memory);

@@ -90,6 +90,27 @@ int et_fail(char *error, const char *format, ...) {
     return -1;
 }
 
+#if defined(__wasm__)
+/* Pages of the module itself: its C library rounds large blocks up to a power of two, so that two of
+   1.1 GB would not fit in 4 GB. What was dropped is kept for blocks of about its size. */
+enum { PAGE_BYTES = 1 << 16, LARGE_BYTES = 1 << 20 };
+typedef struct dropped { struct dropped *next; size_t bytes; } dropped;
+static dropped *all_dropped;
+
+static void *take_pages(block *memory) {
+    memory->bytes = (memory->bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    for (dropped **at = &all_dropped; *at; at = &(*at)->next) {
+        dropped *found = *at;
+        if (found->bytes < memory->bytes || found->bytes / 2 > memory->bytes) continue;
+        *at = found->next;
+        memory->bytes = found->bytes;
+        return memset(found, 0, memory->bytes);
+    }
+    size_t page = __builtin_wasm_memory_grow(0, memory->bytes / PAGE_BYTES);
+    return page == SIZE_MAX ? NULL : (void *)(page * PAGE_BYTES);
+}
+#endif
+
 /* Large memory comes from the system, which zeroes a page when it is first touched. */
 void *et_grab(block *memory, size_t bytes) {
     memory->bytes = (bytes + 4095) / 4096 * 4096 + 4096;
@@ -99,6 +120,7 @@ void *et_grab(block *memory, size_t bytes) {
     memory->data = mmap(NULL, memory->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
     if (memory->data == MAP_FAILED) memory->data = NULL;
 #else
+    if (memory->bytes >= LARGE_BYTES) return memory->data = take_pages(memory);
     memory->data = aligned_alloc(4096, memory->bytes);
     if (memory->data) memset(memory->data, 0, memory->bytes);
 #endif
@@ -112,7 +134,13 @@ void et_drop(block *memory) {
 #elif defined(HAS_POSIX)
     munmap(memory->data, memory->bytes);
 #else
-    free(memory->data);
+    if (memory->bytes >= LARGE_BYTES) {
+        dropped *first = memory->data;
+        *first = (dropped){all_dropped, memory->bytes};
+        all_dropped = first;
+    } else {
+        free(memory->data);
+    }
 #endif
     memory->data = NULL;
 }
@@ -135,11 +163,12 @@ int et_map(mapping *file, const char *folder, const char *name, char *error) {
     CloseHandle(handle);
 #elif defined(__wasm__)
     double bytes = host_file_bytes(path);
-    block memory = {0};
     if (bytes < 0) return et_fail(error, "%s: cannot be opened", path);
-    if (bytes > 0 && bytes < 4e9 && et_grab(&memory, (size_t)bytes)) host_file_read(path, memory.data);
+    if (bytes >= 4e9 || !et_grab(&file->copy, (size_t)bytes))
+        return et_fail(error, "%s: no memory for %.0f MB; all that is open has 4 GB", path, bytes / 1e6);
+    host_file_read(path, file->copy.data);
     file->bytes = (size_t)bytes;
-    file->data = file->handle = memory.data;
+    file->data = file->copy.data;
 #else
     struct stat status;
     int handle = open(path, O_RDONLY);
@@ -173,7 +202,7 @@ void et_unmap(mapping *file) {
 #elif defined(HAS_POSIX)
     munmap((void *)(intptr_t)file->data, file->bytes);
 #else
-    free(file->handle);
+    et_drop(&file->copy);
 #endif
     file->data = NULL;
 }

@@ -6,15 +6,32 @@
 //     for await (const { text } of stream(chat.say('Hello'))) process.stdout.write(text)
 //     model.close()
 
-import { readFile } from 'node:fs/promises'
+import { open as openFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { EdgetokError, load } from './edgetok.mjs'
 
 export { EdgetokError }
 
-const read = (path) => readFile(path).catch((error) => {
-  throw new EdgetokError(`${path}: cannot be read: ${error.message}`)
-})
+// In parts: one call of node reads less than 2 GB.
+const PART_BYTES = 2 ** 30
+
+async function read(path) {
+  let file
+  try {
+    file = await openFile(path)
+    const data = new Uint8Array((await file.stat()).size)
+    for (let at = 0; at < data.length;) {
+      const { bytesRead } = await file.read(data, at, Math.min(PART_BYTES, data.length - at), at)
+      if (bytesRead === 0) throw new Error('it became shorter')
+      at += bytesRead
+    }
+    return data
+  } catch (error) {
+    throw new EdgetokError(`${path}: cannot be read: ${error.message}`)
+  } finally {
+    await file?.close()
+  }
+}
 
 export async function open(folder) {
   const wasm = await read(new URL('./edgetok.wasm', import.meta.url))

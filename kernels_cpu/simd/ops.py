@@ -21,6 +21,7 @@ from edgetok.kernels_cpu.simd.emit import (
     _I16,
     _I32,
     _I64,
+    ARCH,
     F32,
     I32,
     LANES,
@@ -246,6 +247,17 @@ def _dot_pairs(b: Any, u: Any, s: Any) -> Any:
     return total
 
 
+def _dot_wide(b: Any, u: Any, s: Any) -> Any:
+    """WebAssembly: the same; its one integer dot product takes int16 and adds pairs."""
+    sums = []
+    for half in (list(range(8)), list(range(8, 16))):
+        wide = ir.VectorType(_I16, 8)
+        x, y = b.zext(_shuffle(b, u, half), wide), b.sext(_shuffle(b, s, half), wide)
+        sums.append(_call(b, "llvm.wasm.dot", I32.ll, x, y))
+    even, odd = (_shuffle(b, sums[0], list(range(i, 8, 2)), sums[1]) for i in range(2))
+    return b.add(even, odd)
+
+
 def multiply_pairs(b: Any, u: Any, s: Any) -> Any:
     """AVX2, an emitter: int16 of products of 2 bytes each, u < 128 unsigned, s signed."""
     return _call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), u, s)
@@ -294,7 +306,7 @@ def _dot(small: bool) -> Any:
             total = _call(b, name, I32.ll, _constant(_I32, LANES, 0), ones8, s)
             acc = b.add(acc, b.shl(total, _constant(_I32, LANES, 7)))
             return _call(b, name, I32.ll, acc, signed, s)
-        return b.add(acc, _dot_pairs(b, u, s))
+        return b.add(acc, (_dot_wide if ARCH == "wasm32" else _dot_pairs)(b, u, s))
 
     return dot
 

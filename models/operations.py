@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 
+from edgetok.models.layers.altup import joining_operations, streams_operations
 from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.layers.kind import LayerPart, Place
 from edgetok.models.layers.layer_input import input_operations
@@ -44,8 +45,12 @@ def body_operations(spec: DecoderSpec, first_layer: int = 0) -> Iterator[Op]:
     )
     if spec.per_layer_size:
         yield from input_operations(spec)
+    if spec.streams:
+        yield from streams_operations(spec)
     for i in range(spec.num_layers):
         yield from layer_operations(spec, i, first_layer)
+    if spec.streams:
+        yield from joining_operations(spec)
 
 
 def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Iterator[Op]:
@@ -56,6 +61,9 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
         (spec.layers[layer].ffn, "pre_mlp_norm", "post_mlp_norm"),
     )
     for part, before, after in parts:
+        source = "h" if spec.pre_norm else "x"
+        place = Place(spec=spec, layer=layer, prefix=prefix, source=source, after=after)
+        yield from part.before(place)
         if spec.pre_norm:
             yield Norm(
                 layer=layer,
@@ -65,10 +73,7 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
                 size=spec.hidden_size,
                 eps=spec.norm_eps,
             )
-        source = "h" if spec.pre_norm else "x"
-        yield from part.operations(
-            Place(spec=spec, layer=layer, prefix=prefix, source=source, after=after)
-        )
+        yield from part.operations(place)
 
 
 def head_operations(spec: DecoderSpec) -> Iterator[Op]:

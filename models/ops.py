@@ -417,3 +417,18 @@ class SoftCap(Op):
     READS: ClassVar[tuple[str, ...]] = ("value",)
     WRITES: ClassVar[tuple[str, ...]] = ("value",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsify(Op):
+    """value = max(value - mean - spread * deviation, 0), both of them the row's.
+
+    Of normally distributed values a share stays above 0 that depends on `spread` alone.
+    """
+
+    value: str
+    size: int
+    spread: float
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)

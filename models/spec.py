@@ -28,6 +28,7 @@ _RARE = {
     "truncate": True,
     "turning_dim": 0,
     "per_layer_size": 0,
+    "streams": 0,
     "both_sides": False,
     "pooling": "last",
     "vector_sizes": [],
@@ -204,6 +205,8 @@ class DecoderSpec:
         eos_tokens: ids that end an answer, from the checkpoint's generation config.
         per_layer_size: size of the input that each layer gets of the token, see
             `layers/layer_input.py`; 0: there is none.
+        streams: residual streams, of which each layer computes the first, see `layers/altup.py`; 0:
+            there is the one alone.
         both_sides: attention sees what is behind a token, too, within its window. Such a model
             computes vectors of whole texts and writes none.
         pooling: a text's vector is final_norm(x) of its last token, or the mean over all tokens.
@@ -238,6 +241,7 @@ class DecoderSpec:
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
     per_layer_size: int = 0
+    streams: int = 0
     both_sides: bool = False
     pooling: Pooling = "last"
     vector_sizes: tuple[int, ...] = ()
@@ -276,6 +280,7 @@ class DecoderSpec:
                 )
         self._check_caches()
         check_integer("", "per_layer_size", self.per_layer_size, 0, 1 << 20)
+        check_integer("", "streams", self.streams, 0, 8)
         self._check_vectors()
         check_choice("", "activation", self.activation, get_args(Activation))
         check_choice("", "qk_norm", self.qk_norm, get_args(QkNorm))

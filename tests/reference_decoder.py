@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.kernels_cpu import reference, reference_delta, reference_space
+from edgetok.kernels_cpu import reference, reference_delta, reference_space, reference_streams
 from edgetok.models import DecoderSpec, Family, inv_freq, ops, tensor_shapes
+from edgetok.models.layers.altup import AddEach, CorrectStreams, MatchSize, MixStreams
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
@@ -180,6 +181,37 @@ def _softcap(op: ops.SoftCap, run: Run) -> None:
     run.values[op.value] = reference.softcap(run.values[op.value], op.limit)
 
 
+def _sparsify(op: ops.Sparsify, run: Run) -> None:
+    run.values[op.value] = reference_streams.sparsify(run.values[op.value], op.spread)
+
+
+def _mix_streams(op: MixStreams, run: Run) -> None:
+    s = np.concatenate([run.values[op.value], run.values[op.others]], axis=1)
+    coefs = run.values[op.coefs].reshape(-1, op.streams, op.streams)
+    run.values[op.result] = run.rows(
+        reference_streams.mix_streams(s.reshape(len(s), op.streams, op.size), coefs)
+    )
+
+
+def _correct_streams(op: CorrectStreams, run: Run) -> None:
+    p = run.values[op.source].reshape(-1, op.streams, op.size)
+    s = reference_streams.correct_streams(p, run.values[op.value], run.values[op.coefs])
+    run.values[op.value], run.values[op.others] = s[:, 0], run.rows(s[:, 1:])
+    run.values[op.result] = s[:, 0] * (run.weights[op.scale] if op.scale else 1.0)
+
+
+def _match_size(op: MatchSize, run: Run) -> None:
+    matched = reference_streams.match_size(
+        run.heads(op.value, op.size), run.values[op.like], op.eps
+    )
+    run.values[op.value] = run.rows(matched)
+
+
+def _add_each(op: AddEach, run: Run) -> None:
+    values = run.heads(op.value, op.size) + run.values[op.source][:, None]
+    run.values[op.value] = run.rows(values)
+
+
 def _short_conv(op: ShortConv, run: Run) -> None:
     b, c, x = (run.values[name] for name in (op.gate_in, op.gate_out, op.value))
     weight = run.weights[f"{op.weight}.weight"][:, 0, :]
@@ -273,6 +305,11 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.ScaleBy: _scale_by,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
+    ops.Sparsify: _sparsify,
+    MixStreams: _mix_streams,
+    CorrectStreams: _correct_streams,
+    MatchSize: _match_size,
+    AddEach: _add_each,
     ShortConv: _short_conv,
     CausalConv: _causal_conv,
     DeltaGates: _delta_gates,

@@ -284,6 +284,23 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
         "tie_word_embeddings": True,
     },
+    # Layers 3 and 4 look at what layers 2 and 1 store.
+    "gemma3n_text": {
+        "num_hidden_layers": 5,
+        "layer_types": [
+            f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")
+        ],
+        "intermediate_size": [100, 100, 100, 84, 84],
+        "sliding_window": 8,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 300,  # other tokens have the inputs of the first
+        "altup_num_inputs": 3,
+        "laurel_rank": 10,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.75, 0.0, 0.0],
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
     "vaultgemma": {
         "sliding_window": 8,
         "query_pre_attn_scalar": 20,
@@ -293,7 +310,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 ALL_FAMILIES = tuple(_FAMILIES)
-FAMILIES = tuple(family for family in _FAMILIES if family in CONFIG_MAPPING)
+# Layers of Gemma 3n share keys and values without a cache only in transformers 5.
+_KNOWN = set(CONFIG_MAPPING) - ({"gemma3n_text"} if transformers.__version__[0] == "4" else set())
+FAMILIES = tuple(family for family in _FAMILIES if family in _KNOWN)
 WITH_STATES = tuple(
     family
     for family in (
@@ -330,6 +349,8 @@ RENAMED = tuple(
 )
 # Layers share keys and values, have heads of two sizes and inputs of their own.
 UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
+# Their originals are not run: a block has several streams.
+NOT_CALIBRATED = tuple(family for family in ("gemma3n_text",) if family in FAMILIES)
 # Configs with embeddings by layer type that transformers 4 has no keys for.
 NEWER_ROPES = tuple(family for family in ("gemma4_text", "lfm3") if family in FAMILIES)
 

@@ -92,6 +92,8 @@ def _numbers(value: Any) -> Any:
 def why_not_run(weights: CanonicalWeights) -> str | None:
     """Return why the installed `transformers` cannot run a checkpoint, if so."""
     spec, names = weights.family.spec, set(weights.checkpoint.names)
+    if spec.streams:
+        return "a model of several residual streams is not calibrated"
     try:
         module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     except UnsupportedError as error:

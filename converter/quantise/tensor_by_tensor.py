@@ -20,7 +20,7 @@ from edgetok.formats.layout import EMBEDDINGS, TABLE, Layout
 from edgetok.models.spec import DecoderSpec
 
 # Modules between a token and the first layer: they are written together.
-BEFORE_LAYERS = (*EMBEDDINGS, "per_layer_proj", "per_layer_norm")
+BEFORE_LAYERS = (*EMBEDDINGS, "per_layer_proj", "per_layer_norm", "altup_proj")
 
 Parts = dict[str, npt.NDArray[np.generic]]
 Rounder = Callable[..., Quantised]

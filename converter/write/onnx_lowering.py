@@ -12,7 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edgetok.converter.write import onnx_both_sides, onnx_experts, onnx_recurrent
+from edgetok.converter.write import (
+    onnx_both_sides,
+    onnx_experts,
+    onnx_recurrent,
+    onnx_streams,
+)
 from edgetok.converter.write.onnx_decoder import DecoderWriter
 from edgetok.converter.write.onnx_nodes import MICROSOFT
 from edgetok.errors import UnsupportedError
@@ -20,6 +25,7 @@ from edgetok.formats.layout import (
     present_name,
 )
 from edgetok.models import ops
+from edgetok.models.layers.altup import AddEach, CorrectStreams, MatchSize, MixStreams
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
@@ -206,6 +212,11 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.ScaleBy: _scale_by,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
+    ops.Sparsify: onnx_streams.sparsify,
+    MixStreams: onnx_streams.mix_streams,
+    CorrectStreams: onnx_streams.correct_streams,
+    MatchSize: onnx_streams.match_size,
+    AddEach: onnx_streams.add_each,
     ShortConv: onnx_recurrent.short_conv,
     CausalConv: onnx_recurrent.causal_conv,
     DeltaGates: onnx_recurrent.delta_gates,

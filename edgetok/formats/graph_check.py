@@ -34,7 +34,7 @@ from edgetok.formats.onnx_scan import ExternalTensor, ScannedModel
 from edgetok.models.layers.gated_delta import CausalConv
 from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import expert_counts, operations
-from edgetok.models.ops import Attend, MatrixState, Store
+from edgetok.models.ops import Attend, Linear, MatrixState, Store
 from edgetok.models.spec import DecoderSpec
 
 _TYPES = {
@@ -74,7 +74,7 @@ def read_formats(path: Path, scanned: ScannedModel, spec: DecoderSpec) -> dict[s
     Raises:
         ArtefactError: one has no weights, no node, or numbers that no format has.
     """
-    nodes = _nodes_by_weight(path, scanned.model)
+    nodes = _nodes_by_weight(path, scanned.model, spec)
     stacked = expert_counts(operations(spec))
     formats = {}
     for name, shape in linear_shapes(spec).items():
@@ -115,16 +115,23 @@ def check_graph(
     _check_matrix_states(path, scanned.model.graph, spec)
 
 
-def _nodes_by_weight(path: Path, model: onnx_model.Model) -> dict[str, onnx_model.Node]:
-    """Nodes that multiply by or look up packed codes, by the name of the codes."""
-    result = {}
+def _nodes_by_weight(
+    path: Path, model: onnx_model.Model, spec: DecoderSpec
+) -> dict[str, onnx_model.Node]:
+    """Nodes that multiply by or look up packed codes, by the name of the codes; of several one."""
+    result: dict[str, onnx_model.Node] = {}
+    left = Counter(f"{op.weight}.qweight" for op in operations(spec) if isinstance(op, Linear))
     for node in model.graph.node:
         index = {"MatMulNBits": 1, "MatMul3Bits": 1, "GatherBlockQuantized": 0}.get(node.op_type)
         if index is None:
             continue
-        if len(node.input) < 3 or node.input[index] in result:
+        if len(node.input) < 3:
             raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected inputs")
-        result[node.input[index]] = node
+        name = node.input[index]
+        left[name] -= 1
+        if name in result and left[name] < 0:
+            raise ArtefactError(f"{path}: node {node.name!r:.80} has unexpected inputs")
+        result[name] = node
     return result
 
 

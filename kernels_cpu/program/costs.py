@@ -24,6 +24,7 @@ _COSTS = {
     "elementwise.norm": 5,
     "elementwise.position_scale": 2,
     "elementwise.rope": 2,
+    "elementwise.streams": 8,
     "elementwise.unit_norm": 2,
     "eviction.choose": 5,
     "eviction.float16": 18,

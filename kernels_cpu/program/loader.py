@@ -34,6 +34,7 @@ MODULES = (
     "elementwise.columns",
     "elementwise.unit_norm",
     "elementwise.position_scale",
+    "elementwise.streams",
     "attention.keep_queries",
     "attention.kv_append",
     "attention.hadamard",

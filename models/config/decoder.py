@@ -41,8 +41,10 @@ def decoder_sizes(
         kv_heads: default for an absent `num_key_value_heads`; None: as many as heads.
         head_dim: default for an absent `head_dim`; 0: hidden_size / num_attention_heads.
         norm_eps: key of what norms add to the mean.
-        inner: default for an absent `intermediate_size`; None: it is required.
+        inner: default for an absent `intermediate_size`; None: it is required. A list of sizes was
+            read by `layer_inner`, and this is the largest.
     """
+    by_layer = isinstance(config.value("intermediate_size"), list | tuple)
     hidden_size = config.integer("hidden_size", high=1 << 20)
     num_heads = config.integer("num_attention_heads", high=1 << 12)
     num_kv_heads = config.optional_integer("num_key_value_heads", kv_heads, high=1 << 12)
@@ -63,7 +65,9 @@ def decoder_sizes(
         "family": config.text("model_type"),
         "vocab_size": config.integer("vocab_size", high=1 << 24),
         "hidden_size": hidden_size,
-        "intermediate_size": config.integer("intermediate_size", inner, high=1 << 22),
+        "intermediate_size": inner
+        if by_layer and inner
+        else config.integer("intermediate_size", inner, high=1 << 22),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads or num_heads,
         "head_dim": dim,
@@ -101,6 +105,17 @@ def read_activation(
 def layer_count(config: ConfigReader) -> int:
     """Return the number of decoder layers."""
     return config.integer("num_hidden_layers", high=4096)
+
+
+def layer_inner(config: ConfigReader, count: int, absent: int) -> tuple[int, ...]:
+    """Return `intermediate_size` of each layer: one number for all, `absent` if none, or a list."""
+    value = config.value("intermediate_size")
+    if not isinstance(value, list | tuple):
+        return (config.integer("intermediate_size", absent, high=1 << 22),) * count
+    sizes = config.numbers("intermediate_size", count, low=1, high=1 << 22)
+    if not all(size.is_integer() for size in sizes):
+        raise config.unsupported("intermediate_size", value, "a list of integers")
+    return tuple(map(int, sizes))
 
 
 def read_window(config: ConfigReader, absent: int | None = None) -> int:

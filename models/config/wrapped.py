@@ -25,9 +25,10 @@ KEY: Final = "text_config"
 # Wrappers that compute of a text what their text model computes; each is tested. Others may not:
 # PaliGemma's prompts attend in both directions.
 _WRAPPERS: Final = frozenset({
-    "gemma3", "gemma4", "granite_speech", "idefics2", "idefics3", "internvl", "lfm2-vl", "lfm2_vl",
-    "lfm3_vl", "llava", "llava_next", "llava_onevision", "mistral3", "ovis2", "qwen2_5_vl",
-    "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "smolvlm", "vipllava", "voxtral",
+    "gemma3", "gemma3n", "gemma4", "granite_speech", "idefics2", "idefics3", "internvl", "lfm2-vl",
+    "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision", "mistral3", "ovis2",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "smolvlm", "vipllava",
+    "voxtral",
 })  # fmt: skip
 # Settings of images, sound and of what joins them to the text.
 _OTHER_PARTS: Final = re.compile(

@@ -18,6 +18,7 @@ from edgetok.models.config.decoder import (
 )
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_proportional_rope, read_rope_parameters
+from edgetok.models.config.shared import sources_of_shared
 from edgetok.models.family import SANDWICH_NORMS, Family, TensorSource, standard_tensors
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.layer_input import DenseWithInput
@@ -119,16 +120,7 @@ def _mixers(config: ConfigReader, heads: int) -> tuple[list[Attention], int]:
             f"{kv_heads} key-value heads"
         )
     mixers = []
-    for i, kind in enumerate(types):
-        source = -1
-        if i >= first_shared:
-            stores = [j for j in range(first_shared) if types[j] == kind]
-            if not stores:
-                raise CheckpointError(
-                    f"{config.where}: num_kv_shared_layers {shared} of {count} leaves no layer "
-                    f"that stores keys for {kind}"
-                )
-            source = stores[-1]
+    for kind, source in zip(types, sources_of_shared(config, types, shared), strict=True):
         if kind == _SLIDING:
             mixer = Attention(window=window, rope=0, v_norm=True, shares=source)
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgetok.models.layers.kind import FeedForward, Place, register
-from edgetok.models.ops import ActivationMul, Norm, Op
+from edgetok.models.ops import ActivationMul, Norm, Op, Sparsify
 
 
 @register
@@ -22,19 +22,24 @@ class Dense(FeedForward):
         return dense_operations(place, place.spec.intermediate_size)
 
 
-def dense_operations(place: Place, inner: int, *, normed: str = "") -> Iterator[Op]:
+def dense_operations(
+    place: Place, inner: int, *, normed: str = "", spread: float | None = None
+) -> Iterator[Op]:
     """Return the operations of a network with so many inner values.
 
     Args:
         place: where in the decoder.
         inner: how many.
         normed: the norm of inner values before down_proj; none without a name.
+        spread: that of `Sparsify`, which makes most gates 0; None: they stay as they are.
     """
     spec = place.spec
     for which in ("gate", "up"):
         yield place.linear(
             f"{which}_proj", place.source, which, spec.hidden_size, inner, spec.mlp_bias
         )
+    if spread is not None:
+        yield Sparsify(layer=place.layer, value="gate", size=inner, spread=spread)
     yield ActivationMul(
         layer=place.layer,
         kind=spec.activation,

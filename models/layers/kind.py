@@ -111,6 +111,11 @@ class LayerPart:
             ArtefactError: it begins with `where`.
         """
 
+    def before(self, place: Place) -> Iterator[Op]:
+        """Return operations on the residual stream before the norm that the part reads."""
+        del place
+        return iter(())
+
     def operations(self, place: Place) -> Iterator[Op]:
         """Return the operations from `place.source` to the residual stream `x`.
 

@@ -57,35 +57,10 @@ class DenseWithInput(FeedForward):
 
     def operations(self, place: Place) -> Iterator[Op]:
         """The network, the layer's input, the factor."""
-        spec, size = place.spec, place.spec.per_layer_size
+        spec = place.spec
         yield from dense_operations(place, self.inner or spec.intermediate_size)
-        if size:
-            yield place.linear("per_layer_gate", "x", "gate", spec.hidden_size, size)
-            yield Columns(
-                layer=place.layer,
-                source=_INPUTS,
-                result="up",
-                first=place.layer * size,
-                size=size,
-                width=spec.num_layers * size,
-            )
-            yield ActivationMul(
-                layer=place.layer,
-                kind=spec.activation,
-                gate="gate",
-                up="up",
-                result="gate",
-                size=size,
-            )
-            yield place.linear("per_layer_out", "gate", "h", size, spec.hidden_size)
-            yield Norm(
-                layer=place.layer,
-                weight=f"{place.prefix}per_layer_out_norm",
-                source="h",
-                result="h",
-                size=spec.hidden_size,
-                eps=spec.norm_eps,
-            )
+        if spec.per_layer_size:
+            yield from own_input(place, "x")
             yield AddScaled(
                 layer=place.layer, value="x", source="h", size=spec.hidden_size, scale=1.0
             )
@@ -95,6 +70,32 @@ class DenseWithInput(FeedForward):
             value="x",
             size=spec.hidden_size,
         )
+
+
+def own_input(place: Place, source: str) -> Iterator[Op]:
+    """Return the operations from `source` to `h`, what a layer's own input adds."""
+    spec, size = place.spec, place.spec.per_layer_size
+    yield place.linear("per_layer_gate", source, "gate", spec.hidden_size, size)
+    yield Columns(
+        layer=place.layer,
+        source=_INPUTS,
+        result="up",
+        first=place.layer * size,
+        size=size,
+        width=spec.num_layers * size,
+    )
+    yield ActivationMul(
+        layer=place.layer, kind=spec.activation, gate="gate", up="up", result="gate", size=size
+    )
+    yield place.linear("per_layer_out", "gate", "h", size, spec.hidden_size)
+    yield Norm(
+        layer=place.layer,
+        weight=f"{place.prefix}per_layer_out_norm",
+        source="h",
+        result="h",
+        size=spec.hidden_size,
+        eps=spec.norm_eps,
+    )
 
 
 def input_operations(spec: DecoderSpec) -> Iterator[Op]:

@@ -21,7 +21,7 @@ from edgetok.converter.calibrate.calibration_text import text_windows
 from edgetok.converter.calibrate.expert_parameters import write_stacked
 from edgetok.converter.calibrate.openings import openings_of
 from edgetok.converter.convert import ConvertOptions, convert
-from edgetok.converter.originals import default_reference_tokens
+from edgetok.converter.originals import default_reference_tokens, why_not_calibrated
 from edgetok.converter.progress import Silent
 from edgetok.converter.quantise import block_by_block, train_model
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
@@ -35,6 +35,7 @@ from edgetok.formats.manifest import verify_manifest
 from edgetok.models.registry import read_family
 from tests.tiny import (
     FAMILIES,
+    NOT_CALIBRATED,
     RENAMED,
     UNLIKE_LAYERS,
     VOCAB_SIZE,
@@ -169,7 +170,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "gptq") for family in FAMILIES),
+        *((family, "gptq") for family in FAMILIES if family not in NOT_CALIBRATED),
         *((family, "auto") for family in (*UNLIKE_LAYERS, *RENAMED) if family not in WITH_EXPERTS),
         ("llama", "awq"),
         ("mixtral", "awq"),
@@ -232,6 +233,23 @@ def test_experts_that_are_not_calibrated(family, tmp_path):
         assert np.median(wrong) < most
     with pytest.raises(UnsupportedError, match="--refine: models with experts"):
         convert(str(source), tmp_path / "refined", ConvertOptions(bits=4, refine=5))
+
+
+@pytest.mark.parametrize("family", NOT_CALIBRATED)
+def test_several_streams_are_rounded_alone(family, tmp_path):
+    source = tiny_checkpoint(family, tmp_path / "source")
+    reason = "several residual streams is not calibrated"
+    assert reason in (why_not_calibrated(source) or "")
+    with pytest.raises(UnsupportedError, match=f"{reason}; use --method rtn"):
+        convert(str(source), tmp_path / "none", ConvertOptions(bits=4, **SMALL))
+    out = tmp_path / "out"
+    report = convert(str(source), out, ConvertOptions(bits=8, method="rtn"))
+    assert reason in (report.agreement_reason or "")
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))
+    with torch.no_grad():
+        expected = load_reference(source)(torch.from_numpy(tokens)).logits.numpy()
+    result = onnx_logits(out, tokens, exact=True)
+    assert np.linalg.norm(result - expected) < 0.03 * np.linalg.norm(expected)
 
 
 def test_experts_that_hardly_a_token_reaches_are_named(tmp_path):

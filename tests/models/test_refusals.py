@@ -250,3 +250,24 @@ def test_family_names_stay_in_their_files(repository: Path) -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     assert node.value not in names, f"{path}:{node.lineno} names {node.value}"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"altup_active_idx": 1}, "altup_active_idx is 1, edgetok computes 0"),
+        ({"altup_num_inputs": 9}, "altup_num_inputs is 9, expected an integer in 2..8"),
+        (
+            {"intermediate_size": [100, 84]},
+            "intermediate_size is a list of 2, expected a list of 5",
+        ),
+        ({"activation_sparsity_pattern": [0.5] * 4 + [1.0]}, "activation_sparsity_pattern is 1.0"),
+        ({"vocab_size_per_layer_input": 400}, "vocab_size_per_layer_input is 400"),
+        ({"num_kv_shared_layers": 4}, "leaves no layer that stores keys"),
+    ],
+)
+def test_gemma_3n(changed: dict[str, Any], says: str, configs: dict[str, dict[str, Any]]) -> None:
+    if "gemma3n_text" not in configs:
+        pytest.skip("the installed transformers shares keys and values with a cache alone")
+    with pytest.raises((UnsupportedError, CheckpointError), match=says):
+        read_family(configs["gemma3n_text"] | changed)

@@ -9,6 +9,7 @@ from edgetok.kernels_cpu.linear.layout import GROUPED
 from edgetok.kernels_cpu.linear.operands import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
+from edgetok.models.layers.altup import MixStreams
 from edgetok.models.layers.experts import Route
 from edgetok.models.layers.gated_delta import DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace
@@ -22,6 +23,7 @@ from edgetok.models.ops import (
     PositionScale,
     ScaleBy,
     SigmoidScale,
+    Sparsify,
 )
 from edgetok.runtime.cpu.head_eviction import EVICTION_MODULES
 from edgetok.runtime.cpu.lowering.experts import MODULES as EXPERT_MODULES
@@ -59,6 +61,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         "recurrent.state_space": _has(artefact, StateSpace),
         "elementwise.columns": _has(artefact, Columns, ScaleBy, SigmoidScale),
+        "elementwise.streams": _has(artefact, Sparsify, MixStreams),
         "elementwise.position_scale": _has(artefact, PositionScale),
         "elementwise.unit_norm": artefact.spec is not None
         and any(isinstance(op, Norm) and not op.weight for op in operations(artefact.spec)),

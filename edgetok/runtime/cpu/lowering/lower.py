@@ -16,12 +16,13 @@ from edgetok.kernels_cpu.elementwise.launch_position_scale import position_scale
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.linear.launch import embed_instruction
 from edgetok.models import ops
+from edgetok.models.layers.altup import AddEach, CorrectStreams, MatchSize, MixStreams
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
 from edgetok.models.layers.mamba2 import StateSpace, StateSteps
 from edgetok.models.layers.short_conv import ShortConv
 from edgetok.models.operations import grouped
-from edgetok.runtime.cpu.lowering import attention, experts, recurrent
+from edgetok.runtime.cpu.lowering import attention, experts, recurrent, streams
 from edgetok.runtime.cpu.lowering.target import Instructions, Lowering, Near, Target
 
 
@@ -259,6 +260,11 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.ScaleBy: _scale_by,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
+    ops.Sparsify: streams.sparsify,
+    MixStreams: streams.mix_streams,
+    CorrectStreams: streams.correct_streams,
+    MatchSize: streams.match_size,
+    AddEach: streams.add_each,
     ShortConv: recurrent.short_conv,
     CausalConv: recurrent.causal_conv,
     DeltaGates: recurrent.delta_gates,

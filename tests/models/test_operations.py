@@ -192,7 +192,7 @@ def test_layers_as_json() -> None:
     [
         ({"mixer": {"kind": "mamba"}}, "mixer 'mamba' is unknown, expected one of attention"),
         ({"mixer": {"kind": "dense"}}, "mixer 'dense' is unknown"),
-        ({"ffn": {"kind": "../spec"}}, "is unknown, expected one of dense"),
+        ({"ffn": {"kind": "../spec"}}, "is unknown, expected one of altup, dense"),
         ({"mixer": {"window": 3}}, "expected an object with kind"),
         ({"mixer": 3}, "mixer is 3"),
         ({"mixer": {"kind": "attention", "depth": 3}}, "depth"),

@@ -15,7 +15,7 @@ from edgetok.converter.convert import ConvertOptions
 from edgetok.converter.progress import Silent
 from edgetok.errors import CheckpointError, OptionError
 from edgetok.library import resolve
-from edgetok.library.folder import entries, locked, remove
+from edgetok.library.folder import entries, entry_for, locked, models_folder, remove
 from edgetok.library.names import HubName, without_page
 from tests.converter.read.gguf_writer import write_gguf
 from tests.tiny import tiny_checkpoint
@@ -96,6 +96,19 @@ def test_an_interrupted_conversion_is_not_used(mine: Path, monkeypatch: pytest.M
     made = resolve.pull(str(mine), options)
     assert made.folder == entry.folder
     assert made.ready
+
+
+@pytest.mark.parametrize("name", ["../outside", "..", "/", "owner/../../outside", "a\\..\\b"])
+def test_names_stay_inside_of_the_model_folder(mine: Path, name: str) -> None:
+    outside = models_folder(create=True).parent / "outside"
+    outside.mkdir()
+    (outside / "entry.json").write_text("{}")
+    with pytest.raises(edgetok.CheckpointError, match="not in the model folder"):
+        resolve.named(name)
+    for kind in (name, f"owner/{name}"):
+        assert entry_for(kind, str(mine), None).folder.parent == models_folder()
+        assert "/" not in entry_for(kind, str(mine), None).folder.name
+    assert (outside / "entry.json").exists()
 
 
 def test_an_entry_that_is_being_made_is_not_removed(mine: Path) -> None:

@@ -249,6 +249,10 @@ HOSTILE = {
     "a post-processor's token that is none": changed(
         post_processor={"type": "TemplateProcessing", "pair": [], "special_tokens": {},
                         "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}]}),
+    "a merge of tokens that are none": changed(model={"merges": [["nope", "a"]]}),
+    "a merge of three": changed(model={"merges": [["a", "b", "c"]]}),
+    "a merge of megabytes": changed(model={"merges": [["a" * 5_000_000, "b"]]}),
+    "many merges": changed(model={"merges": [["a", "b"]] * 100_000}),
     "steps without end": changed(normalizer=replaced("a", 300)),
     "an added token that is no object": changed(added_tokens=[5]),
     "an added token's content": changed(added_tokens=[{**added_token(256, "x"), "content": 5}]),

@@ -38,6 +38,10 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+class _Unread(Exception):
+    """A broken pipe, which click would end the process for, with 1."""
+
+
 class _Lazy(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
 
@@ -50,6 +54,12 @@ class _Lazy(click.Group):
         module = importlib.import_module(f"edgetok.cli.commands.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _Unread from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command for its one-line help.
@@ -124,7 +134,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message() + hint)
     except (UserError, OutputError) as error:
         return _fail(str(error))
-    except BrokenPipeError:
+    except (BrokenPipeError, _Unread):
         _drop_output()
         return 0
     except OSError as error:

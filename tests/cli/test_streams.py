@@ -132,3 +132,9 @@ def test_columns_fit_the_terminal(
     assert (title, header.split()) == ("Models", ["size", "bits"])
     assert rest == shown.format(name=name, a="a".ljust(len(name)))
     assert columns is None or max(map(len, [header, *rest.split("\n")])) < columns
+
+
+@pytest.mark.parametrize("what", ["click.echo('x' * 10**6)", "print('x' * 10**6)"])
+def test_output_that_nobody_reads_is_no_error(what: str) -> None:
+    done = say(what, "| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -20,6 +20,7 @@ from edgetok.formats.head_scores import HeadScores
 from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
+FREED_SHARE = 4  # of the trained length: positions to free when it would be passed (1 in so many)
 WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/quality/policies.py
 FEWEST_HEADS = 10  # fewer are all alike: of gemma-3-270m's three each gives parts of an answer
 

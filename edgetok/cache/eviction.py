@@ -1,4 +1,4 @@
-"""Eviction: scores say which tokens each head gives up, and positions are made contiguous again.
+"""Eviction: scores say which tokens each head gives up; positions stay within the trained length.
 
 Written once for all devices, against a table, its memory and a policy. Where a memory has kernels
 for that (`GroupMemory.eviction`) they do the work; what is here with NumPy defines their results.
@@ -124,23 +124,25 @@ class Eviction:
             softcap=spec.attn_softcap,
         )
 
-    def renumber(self, group: Chosen, memory: GroupMemory, new: int) -> None:
-        """Make positions contiguous up to `new`, the next token's; keys are rotated along.
+    def renumber(self, group: Chosen, memory: GroupMemory, shift: int) -> None:
+        """Lower positions by `shift`, as the next token's; keys are rotated along.
 
-        Sinks and pinned tokens stay where they are.
+        Of a head's tokens, sinks and pinned ones get their rank 0, 1, ..., the others
+        max(rank, position - shift). So distances stay as they were, and those that would lie before
+        position 0 are moved together there, in order.
         """
         front, table = self._front, group.table
         memory.own(None)
         if (device := memory.eviction) is not None:
-            device.renumber(self._frequencies(group), new=new, front=front)
+            device.renumber(self._frequencies(group), shift=shift, front=front)
             return
         for row, (layer, head) in enumerate(group.heads):
             at = table.slots(row)
             at = at[np.argsort(table.positions[row, at])]
-            place = np.arange(new - len(at), new)
-            first = min(int(np.count_nonzero(table.tokens[row, at] < front)), len(at))
-            place[:first] = np.arange(first)
-            delta = place - table.positions[row, at]
+            rank, positions = np.arange(len(at)), table.positions[row, at]
+            first = int(np.count_nonzero(table.tokens[row, at] < front))
+            place = np.where(rank < first, rank, np.maximum(rank, positions - shift))
+            delta = place - positions
             moved = np.flatnonzero(delta)
             if self._spec.layers[layer].rope >= 0 and len(moved):
                 keys = memory.keys(layer, head)

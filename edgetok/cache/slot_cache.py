@@ -1,8 +1,8 @@
 """The KV cache of every backend that has slots: tables on the host, memory on a device.
 
 Each group of layers (`groups.py`) has a table, a policy that names the next slots, and a memory.
-Positions are those of the sequence until they reach the trained length; then they are made
-contiguous and stored keys are rotated by the difference.
+Positions are those of the sequence until they would pass the trained length; then all of them are
+lowered and stored keys are rotated by the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-from edgetok.cache.bounds import Bounds
+from edgetok.cache.bounds import FREED_SHARE, Bounds
 from edgetok.cache.copies import OTHER_SHAPE, shape_of, share_memory
 from edgetok.cache.eviction import Eviction
 from edgetok.cache.groups import MOST_TOKENS, Chosen, Group, InOrder, check_cut, make_groups
@@ -340,7 +340,7 @@ class SlotCache(KVCache, Generic[M]):
             if self.eviction is not None:
                 self.eviction.dropped = 0.0
         elif self.chosen is not None:
-            # Where positions were made contiguous over a gap, the last token may be further on.
+            # Where a head had no room to lower a position, its last token may be further on.
             last = -1
             for group, _ in self.evicting:
                 positions = group.table.positions
@@ -365,16 +365,18 @@ class SlotCache(KVCache, Generic[M]):
     # Positions
 
     def _renumber(self, tokens: int) -> None:
-        """Make positions contiguous, so that the next ones stay within the trained length."""
+        """Lower positions, so that the next ones stay within the trained length."""
         held = max((int(group.table.held.max()) for group, _ in self.evicting), default=0)
         window = max((layer.window for layer in self.spec.layers), default=0)
-        new = max(held, min(window, self.position_limit - tokens))
+        limit = self.position_limit
+        aim = max(window, limit - limit // FREED_SHARE)
+        shift = self.position - max(held, min(aim, limit - tokens))
         if self.eviction is not None:
             for chosen, memory in self.evicting:
                 memory.pull()
-                self.eviction.renumber(chosen, memory, new)
+                self.eviction.renumber(chosen, memory, shift)
                 memory.tell()
-        self._lower(self.position - new)
+        self._lower(shift)
 
     def _lower(self, by: int) -> None:
         """Lower the positions of all windows by `by`, and the next token's, rotating keys along.

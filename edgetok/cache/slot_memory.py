@@ -65,14 +65,16 @@ class DeviceEviction(Protocol):
         """
 
     def renumber(
-        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, new: int, front: int
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, shift: int, front: int
     ) -> None:
-        """Make the table's positions contiguous up to `new` and rotate keys by the difference.
+        """Lower the table's positions by `shift` and rotate keys by the difference.
+
+        No position gets below its token's rank among those of its head.
 
         Args:
             frequencies: of each row, radians a position; None where keys are not rotated.
-            new: position of the next token.
-            front: tokens before it get 0, 1, ...
+            shift: how much lower the position of the next token becomes.
+            front: tokens before it get their rank: 0, 1, ...
         """
 
 

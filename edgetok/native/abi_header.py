@@ -35,7 +35,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
         opening,
         ("OPEN_", "HASH_", "CHECK_", "HOST_", "NAME_BYTES", "SHAPE_NUMBERS", "WRONG_NUMBERS"),
     ),
-    (bounds, ("SINKS",)),
+    (bounds, ("SINKS", "FREED_SHARE")),
     (ops, ("STATES",)),
     (template, ("STRIPS",)),
     (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "STRIP_")),

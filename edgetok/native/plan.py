@@ -233,7 +233,7 @@ def _host(plan: Plan) -> list[bytes]:
                 kernels, scores=0, room=0, front=0, recent=0, evicted=0, counts=0, **none
             )
         ),
-        packed(eviction.renumber(kernels, new=0, front=0, positions=0, by=0, **none)),
+        packed(eviction.renumber(kernels, shift=0, front=0, positions=0, by=0, **none)),
         packed(_rotation(kernels, dims, bits)),
     ]
     for rope in spec.ropes:

@@ -244,7 +244,7 @@ def cache_truncate(instr: int, ctx: int, tid: int, threads: int) -> None:
     if length == 0:
         put(c, C_SHIFT, 0)
         put(c, C_DROPPED, 0)
-    else:  # where positions were made contiguous over a gap, the last token may be further on
+    else:  # where a head had no room to lower a position, its last token may be further on
         put(instr, KEEP_RESULT, -max(0, last + 1 - (length - get(c, C_SHIFT))))
 
 

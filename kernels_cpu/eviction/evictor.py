@@ -228,13 +228,13 @@ class Evictor:
         self._run([one])
         return [row[:n].astype(np.int64) for row, n in zip(evicted, counts.tolist(), strict=True)]
 
-    def renumbered(self, heads: Heads, *, new: int, front: int) -> tuple[Ints, Ints]:
-        """Positions without gaps: of each head's n tokens those before `front` first, then new - n.
+    def renumbered(self, heads: Heads, *, shift: int, front: int) -> tuple[Ints, Ints]:
+        """Lower positions by `shift`, but never below a token's rank among those of its head.
 
         Args:
             heads: whose slots; nothing of them is changed.
-            new: position of the next token.
-            front: tokens before it get 0, 1, ...
+            shift: how much lower the position of the next token becomes.
+            front: tokens before it get their rank: 0, 1, ...
 
         Returns:
             New positions, int32 [heads, slots], EMPTY as before, and how much higher they are.
@@ -246,7 +246,7 @@ class Evictor:
             heads=heads.count,
             records=records.ctypes.data,
             slots=heads.slots,
-            new=new,
+            shift=shift,
             front=front,
             positions=positions.ctypes.data,
             by=by.ctypes.data,

@@ -34,7 +34,7 @@ EV_RECORD_SLOTS = 8
 EV_HEADS, EV_RECORDS, EV_SLOTS, EV_SCRATCH, EV_SCRATCH_BYTES = range(2, 7)
 SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(7, 12)
 CHOOSE_SCORES, CHOOSE_ROOM, CHOOSE_FRONT, CHOOSE_RECENT, CHOOSE_OUT, CHOOSE_COUNTS = range(7, 13)
-RENUMBER_NEW, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
+RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
 (
     ROTATE_BY,
     ROTATE_PAGE_SLOTS,
@@ -148,29 +148,29 @@ def renumber(
     heads: int,
     records: int,
     slots: int,
-    new: int,
+    shift: int,
     front: int,
     positions: int,
     by: int,
     scratch: int,
     wait: bool,
 ) -> Instruction:
-    """Positions without gaps: a head's last token gets `new - 1`, tokens before `front` the first.
+    """Lower positions by `shift`, but never below a token's rank among those of its head.
 
     Args:
         kernels: the loaded kernels.
         heads: how many.
         records: address of int64 [heads, EV_RECORD_SLOTS].
         slots: of each head.
-        new: position of the next token.
-        front: tokens before it keep to the beginning.
+        shift: how much lower the position of the next token becomes.
+        front: tokens before it get their rank.
         positions: address of int32 [heads, slots]: the new positions, EMPTY as before.
         by: address of int32 [heads, slots]: how much higher they are; 0 for empty slots.
         scratch: address of `scratch_bytes` for each thread.
         wait: see `instruction`.
     """
     _check(32, slots, slots)
-    args = (*_common(heads, records, slots, scratch, 0), new, front, positions, by)
+    args = (*_common(heads, records, slots, scratch, 0), shift, front, positions, by)
     return instruction(kernels.address("renumber"), *args, wait=wait)
 
 

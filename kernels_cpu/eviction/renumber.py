@@ -1,7 +1,8 @@
-"""Positions without gaps, for heads that evicted. Slots: `launch.py`.
+"""Lower positions, for heads that evicted. Slots: `launch.py`.
 
-Of a head's n tokens in the order of their positions, those before `front` get 0, 1, ..., the others
-end at `new` - 1.
+Of a head's tokens in the order of their positions, those before `front` get their rank 0, 1, ...,
+the others max(rank, position - `shift`): distances stay as they were, and what would lie before
+position 0 is moved together there, in order.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_TOKENS,
     RENUMBER_BY,
     RENUMBER_FRONT,
-    RENUMBER_NEW,
     RENUMBER_POSITIONS,
+    RENUMBER_SHIFT,
 )
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.memory import read_i32, read_i64, write_i32, write_i64
@@ -34,7 +35,7 @@ def renumber(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Number the tokens of this thread's share of heads."""
     slots = read_i64(instr + 8 * EV_SLOTS)
     heads = read_i64(instr + 8 * EV_HEADS)
-    new = read_i64(instr + 8 * RENUMBER_NEW)
+    shift = read_i64(instr + 8 * RENUMBER_SHIFT)
     front = read_i64(instr + 8 * RENUMBER_FRONT)
     order = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
     for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
@@ -57,6 +58,7 @@ def renumber(instr: int, ctx: int, tid: int, threads: int) -> None:
         for i in range(n):
             key = read_i64(order + 8 * i)
             s = key & 0xFFFFFFFF
-            place = i if i < first else new - n + i
+            position = key // 0x100000000
+            place = i if i < first else max(i, position - shift)
             write_i32(to + 4 * s, np.int32(place))
-            write_i32(by + 4 * s, np.int32(place - key // 0x100000000))
+            write_i32(by + 4 * s, np.int32(place - position))

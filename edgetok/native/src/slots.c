@@ -62,16 +62,17 @@ static void lower(cache *c, int64_t by) {
     c->shift += by;
 }
 
-static void renumber(cache *c, int64_t tokens) {
+static void renumber(cache *c, int64_t tokens) { /* slot_cache.py */
     int64_t held = 0, window = 0;
     for (group *g = c->list; g < c->list + c->group_count; g++) {
         if (g->chosen) held = most(held, longest_held(g));
         window = most(window, g->window);
     }
-    int64_t next = most(held, least(window, c->capacity - tokens));
+    int64_t aim = most(window, c->capacity - c->capacity / FREED_SHARE);
+    int64_t shift = c->length - c->shift - most(held, least(aim, c->capacity - tokens));
     for (group *g = c->list; g < c->list + c->evicting; g++) {
         instruction one = on_heads(c, g, &c->m->host[HOST_RENUMBER]);
-        one.slots[RENUMBER_NEW] = next;
+        one.slots[RENUMBER_SHIFT] = shift;
         one.slots[RENUMBER_FRONT] = most(SINKS, c->pinned);
         one.slots[RENUMBER_POSITIONS] = c->moved;
         one.slots[RENUMBER_BY] = c->by;
@@ -79,7 +80,7 @@ static void renumber(cache *c, int64_t tokens) {
         rotate(c, g);
         memcpy(pointer(g->positions), pointer(c->moved), 4 * (size_t)(g->rows * g->limit));
     }
-    lower(c, c->length - c->shift - next);
+    lower(c, shift);
 }
 
 int64_t et_cache_begin(cache *c, int64_t tokens) {

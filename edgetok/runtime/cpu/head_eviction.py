@@ -73,10 +73,10 @@ class HeadEviction:
         return self._evictor.lowest(self._heads, scores, room=room, front=front, recent=recent)
 
     def renumber(
-        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, new: int, front: int
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, shift: int, front: int
     ) -> None:
-        """Make positions contiguous and rotate keys along. See `DeviceEviction`."""
-        positions, by = self._evictor.renumbered(self._heads, new=new, front=front)
+        """Lower positions and rotate keys along. See `DeviceEviction`."""
+        positions, by = self._evictor.renumbered(self._heads, shift=shift, front=front)
         self._evictor.rotate(replace(self._heads, frequencies=frequencies), by)
         self._table.positions[:] = positions  # in place: records say where they are
 

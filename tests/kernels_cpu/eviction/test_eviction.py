@@ -245,18 +245,21 @@ def test_the_lowest_go(each_kernels, guard, room, kind):
 
 
 @pytest.mark.parametrize("front", [0, 5, 10_000])
-def test_renumbering(each_kernels, guard, front):
+@pytest.mark.parametrize("shift", [0, 1, 500, 1 << 20])
+def test_renumbering(each_kernels, guard, front, shift):
     cache = Cache(guard, np.random.default_rng(4), 8, 3, 320, 16, 64)
     cache.heads.positions[2] = EMPTY
-    positions, by = evictor(each_kernels, cache).renumbered(cache.heads, new=300, front=front)
+    positions, by = evictor(each_kernels, cache).renumbered(cache.heads, shift=shift, front=front)
     for head in range(3):
         at = cache.held(head)
         at = at[np.argsort(cache.heads.positions[head, at])]
-        place = np.arange(300 - len(at), 300)
-        first = min(int(np.count_nonzero(cache.heads.tokens[head, at] < front)), len(at))
-        place[:first] = np.arange(first)
-        np.testing.assert_array_equal(positions[head, at], place)
-        np.testing.assert_array_equal(by[head, at], place - cache.heads.positions[head, at])
+        for rank, slot in enumerate(at.tolist()):
+            before = cache.heads.positions[head, slot]
+            place = before - shift
+            if cache.heads.tokens[head, slot] < front or place < rank:
+                place = rank
+            assert positions[head, slot] == place
+            assert by[head, slot] == place - before
         empty = np.setdiff1d(np.arange(320), at)
         assert (positions[head, empty] == EMPTY).all()
         assert (by[head, empty] == 0).all()
@@ -336,8 +339,8 @@ def test_a_team_gives_the_same_bits(each_kernels, guard):
         ):
             np.testing.assert_array_equal(one, other)
         for one, other in zip(
-            alone.renumbered(cache.heads, new=320, front=4),
-            shared.renumbered(cache.heads, new=320, front=4),
+            alone.renumbered(cache.heads, shift=320, front=4),
+            shared.renumbered(cache.heads, shift=320, front=4),
             strict=True,
         ):
             np.testing.assert_array_equal(one, other)
@@ -368,6 +371,6 @@ def test_wrong_arrays_are_refused(kernels):
         run.lowest(heads, np.zeros((2, 128)), room=1, front=0, recent=0)
     with pytest.raises(ShapeError, match="100 slots in pages of 100"):
         launch.renumber(
-            kernels, heads=1, records=0, slots=100, new=1, front=0, positions=0, by=0, scratch=0,
+            kernels, heads=1, records=0, slots=100, shift=1, front=0, positions=0, by=0, scratch=0,
             wait=False,
         )  # fmt: skip

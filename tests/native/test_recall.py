@@ -62,7 +62,7 @@ def tables(block: bytes, groups: int) -> list[list[int]]:
 @pytest.mark.parametrize("kv_bits", [4, 8, 32])
 @pytest.mark.parametrize("family", DEEP)
 def test_the_tokens_of_python(both, deep, family, kv_bits):
-    """Much is evicted, by narrow and by wide heads, and positions are made contiguous again."""
+    """Much is evicted, by narrow and by wide heads, and positions are lowered."""
     model, backend = both(deep(family), kv_bits, threads=2)
     prompt, cache = draw(8, 540), recall(backend)
     narrow, wide = (group for group, _ in cache.evicting)

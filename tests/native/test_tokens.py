@@ -73,7 +73,7 @@ def test_logits_are_the_same_bits(both, tiny):
 @pytest.mark.parametrize("policy", ["content", "retain", "window"])
 @pytest.mark.parametrize("family", BOUNDED)
 def test_bounded_caches(both, trained, family, policy, kv_bits):
-    """Much is evicted, and positions are made contiguous again."""
+    """Much is evicted, and positions are lowered."""
     model, backend = both(trained(family, TRAINED), kv_bits, threads=2)
     prompt = np.random.default_rng(8).integers(3, VOCAB_SIZE, 490).astype(np.int32)
     cache = backend.new_bounded_cache(320, CacheLimits(policy=policy))

@@ -61,7 +61,7 @@ def test_the_tokens_of_python(both, make, case, kv_bits):
 @pytest.mark.parametrize("kv_bits", [4, 8, 32])
 @pytest.mark.parametrize("policy", ["recall", "retain", "window"])
 def test_bounded_caches(both, make, policy, kv_bits, constants):
-    """Both sizes of heads are rotated where positions are made contiguous again."""
+    """Both sizes of heads are rotated where positions are lowered."""
     model, backend = both(make(constants=constants), kv_bits, threads=2)
     prompt = np.random.default_rng(8).integers(3, VOCAB_SIZE, 490).astype(np.int32)
     cache = backend.new_bounded_cache(320, CacheLimits(policy=policy))

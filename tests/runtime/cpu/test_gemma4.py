@@ -133,7 +133,7 @@ def test_caches_hold_what_layers_store(
 
 @pytest.mark.parametrize("policy", ["retain", "window", "expected-attention"])
 def test_a_bounded_cache(policy: str, backend: CpuBackend) -> None:
-    """Trained for 64 tokens, given 200: positions are made contiguous several times."""
+    """Trained for 64 tokens, given 200: positions are lowered several times."""
     limits = CacheLimits(policy=policy)
     tokens = np.random.default_rng(3).integers(3, 307, 200).astype(np.int32)
     found = []

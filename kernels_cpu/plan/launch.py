@@ -14,7 +14,7 @@ MODULES = ("plan.link", "plan.read", "plan.tokenizer")
 
 MAGIC = b"edgetokP"
 # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
-# 6: layers of one size; 7: not where tables of rows end
+# 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions
 VERSION = 9
 CORE_VERSION = 1  # of the section PLAN
 

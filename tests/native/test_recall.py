@@ -64,7 +64,8 @@ def tables(block: bytes, groups: int) -> list[list[int]]:
 def test_the_tokens_of_python(both, deep, family, kv_bits):
     """Much is evicted, by narrow and by wide heads, and positions are lowered."""
     model, backend = both(deep(family), kv_bits, threads=2)
-    prompt, cache = draw(8, 540), recall(backend)
+    # With 8 in gemma3_text two tokens are 0.0015 apart, which keys that NumPy rotated decide.
+    prompt, cache = draw(3 if family == "gemma3_text" else 8, 540), recall(backend)
     narrow, wide = (group for group, _ in cache.evicting)
     assert narrow.table.limit < cache.slots < wide.table.limit
     with model.chat(128, policy="recall") as chat, model.chat(128, policy="content") as other:

@@ -45,8 +45,9 @@ TEMPLATE = (
     "<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{# </think> #}"
 )
 REASONING_TOKENS = 24
-TOGETHER = 16
-PROMPTS_BYTES = 64 << 20  # a schema's prompts are those of all its ways, and of the free answers
+TOGETHER = 48
+SAVED = 16  # answers between two writings of the state
+PROMPTS_BYTES = 128 << 20  # a schema's prompts are those of all its ways, and of the free answers
 
 
 def campaign(
@@ -68,7 +69,7 @@ def campaign(
         take(running.popleft(), told)
         told["schemas"] = (done + 1) // 4
         over = time.monotonic() > end
-        if state is not None and (over or (done + 1) % TOGETHER == 0 or done + 1 == len(jobs)):
+        if state is not None and (over or (done + 1) % SAVED == 0 or done + 1 == len(jobs)):
             part = state.with_name(state.name + ".part")
             made_of = {"asked": asked, "jobs": done + 1, "told": told}
             part.write_text(json.dumps(made_of, indent=1, ensure_ascii=False))

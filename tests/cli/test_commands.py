@@ -43,7 +43,7 @@ def edgetok(
     write_tokenizer(tmp_path / "fake")
     resolve = common.model_folder
 
-    def model_folder(model: Path, *, quiet: bool = False) -> Path:
+    def model_folder(model: Path, *, quiet: bool = False, check: object = None) -> Path:
         known = str(model) == "m" or model == tmp_path / "fake"
         return tmp_path / "fake" if known else resolve(model, quiet=quiet)
 

@@ -1,4 +1,4 @@
-"""Scores of the policy `content`: |c - mean c|^2 of keys c rotated back, or a neighbour's.
+"""Scores of the policy `content`: |c - mean c|^2 of keys c rotated back to position 0.
 
 Definition and reasons: `edgetok/cache/policies/content.py`. LANES keys are read together, brought
 back to the model's own dims, rotated and summed up; twice, for their mean and for distances from
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgetok.kernels_cpu.attention.launch import EMPTY, is_rotated, key_bits
+from edgetok.kernels_cpu.attention.launch import is_rotated, key_bits
 from edgetok.kernels_cpu.elementwise.norm import share
-from edgetok.kernels_cpu.elementwise.selection import sort_i64
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
     EV_FACTOR,
@@ -33,7 +32,6 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_SCRATCH,
     EV_SCRATCH_BYTES,
     EV_SLOTS,
-    EV_TOKENS,
     SCORE_BLOCK,
     SCORE_DIMS,
     SCORE_OUT,
@@ -55,11 +53,9 @@ from edgetok.kernels_cpu.simd.memory import (
     load_i32,
     read_f32,
     read_f64,
-    read_i32,
     read_i64,
     store_f32,
     write_f32,
-    write_i64,
 )
 from edgetok.kernels_cpu.simd.ops import (
     add,
@@ -110,35 +106,6 @@ def _turn_back(x: int, other: int, at: Any, frequency: float) -> None:
     a, b = load_f32(x), load_f32(other)
     store_f32(x, fma(a, cos, mul(b, sin)))
     store_f32(other, sub(mul(b, cos), mul(a, sin)))
-
-
-@outline
-def with_neighbours(record: int, slots: int, scores: int, order: int) -> None:
-    """Replace each held token's score by the largest of it and of the tokens before and after.
-
-    Args:
-        record: the head's.
-        slots: how many.
-        scores: address of float32 [slots], not negative.
-        order: address of int64 [slots], scratch.
-    """
-    positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
-    n = 0
-    for s in range(slots):
-        if read_i32(positions + 4 * s) != EMPTY:
-            write_i64(order + 8 * n, np.int64(read_i32(tokens + 4 * s)) * 0x100000000 + s)
-            n += 1
-    sort_i64(order, n)
-    before = np.float32(0.0)
-    for i in range(n):
-        at = scores + 4 * (read_i64(order + 8 * i) & 0xFFFFFFFF)
-        own = read_f32(at)
-        largest = max(before, own)
-        if i + 1 < n:
-            after = read_i64(order + 8 * (i + 1)) & 0xFFFFFFFF
-            largest = max(largest, read_f32(scores + 4 * after))
-        write_f32(at, largest)
-        before = own
 
 
 def make(kv_bits: int) -> Any:
@@ -217,6 +184,5 @@ def make(kv_bits: int) -> Any:
                         away = sub(load_f32(x + 4 * LANES * d), splat_f32(read_f32(mean + 4 * d)))
                         total = fma(away, away, total)
                 store_f32(out + 4 * s, where_held(at, total))
-            with_neighbours(record, slots, out, x)  # what is at x is no longer needed
 
     return content

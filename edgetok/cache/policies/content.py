@@ -1,15 +1,12 @@
-"""Keep keys whose content lies far from the mean content, and their neighbours.
+"""Keep keys whose content lies far from the mean content.
 
-    c = k rotated back to position 0,   score = |c - mean c|^2, the largest of it and of the tokens
-                                        before and after that are still held
+    c = k rotated back to position 0,   score = |c - mean c|^2
 
 `retain` measures distances between keys as they are stored. There, fast pairs of dims are
 rotated in all directions, so that their mean is nearly 0 and their length counts in full, whether a
 token is unusual or not. Rotated back, they have a mean, and the difference from it says how far the
 token itself is from the usual one. The norm of the value is left out: the tokens that real models
 lean on, such as delimiters, have small values, and evicting them costs more than a rare fact gains.
-A token without its neighbours says little: the largest among neighbours (as SnapKV pools, arXiv
-2404.14469) keeps short runs of tokens instead of single ones.
 """
 
 from __future__ import annotations
@@ -24,5 +21,4 @@ def content(view: HeadView) -> Floats:
     size = view.rotate(np.ones((1, view.keys.shape[1]), np.float32), np.zeros(1, np.int64))
     keys = view.rotate(view.keys, -view.positions.astype(np.int64)) / size  # attention factors
     away = keys - keys.mean(axis=0)
-    far = np.pad(np.asarray((away * away).sum(axis=1), np.float32), 1)  # no distance is below 0
-    return np.maximum(np.maximum(far[:-2], far[2:]), far[1:-1])
+    return np.asarray((away * away).sum(axis=1), np.float32)

@@ -181,7 +181,6 @@ def check_lowest(backend, cache, monkeypatch):
         assert room == table.limit - CHUNK
         for row, slots in enumerate(gone):
             at = table.slots(row)
-            at = at[np.argsort(table.tokens[row, at])]
             log, length = cache.memory.queries, cache.length_tokens
             head = view(group, memory, log, row, at, length, cache.position)
             score, seen = POLICIES[policy].score(head), table.tokens[row, at]

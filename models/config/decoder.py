@@ -32,6 +32,7 @@ def decoder_sizes(
     head_dim: int = 0,
     norm_eps: str = "rms_norm_eps",
     inner: int | None = None,
+    largest: int | None = None,
 ) -> dict[str, Any]:
     """Return the fields of `DecoderSpec` that every family reads under the same keys.
 
@@ -41,10 +42,9 @@ def decoder_sizes(
         kv_heads: default for an absent `num_key_value_heads`; None: as many as heads.
         head_dim: default for an absent `head_dim`; 0: hidden_size / num_attention_heads.
         norm_eps: key of what norms add to the mean.
-        inner: default for an absent `intermediate_size`; None: it is required. A list of sizes was
-            read by `layer_inner`, and this is the largest.
+        inner: default for an absent `intermediate_size`; None: it is required.
+        largest: of the sizes that `layer_inner` has read, where each layer may have its own.
     """
-    by_layer = isinstance(config.value("intermediate_size"), list | tuple)
     hidden_size = config.integer("hidden_size", high=1 << 20)
     num_heads = config.integer("num_attention_heads", high=1 << 12)
     num_kv_heads = config.optional_integer("num_key_value_heads", kv_heads, high=1 << 12)
@@ -65,9 +65,7 @@ def decoder_sizes(
         "family": config.text("model_type"),
         "vocab_size": config.integer("vocab_size", high=1 << 24),
         "hidden_size": hidden_size,
-        "intermediate_size": inner
-        if by_layer and inner
-        else config.integer("intermediate_size", inner, high=1 << 22),
+        "intermediate_size": largest or config.integer("intermediate_size", inner, high=1 << 22),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads or num_heads,
         "head_dim": dim,

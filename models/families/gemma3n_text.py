@@ -65,7 +65,7 @@ def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
     count = layer_count(config)
     inner = layer_inner(config, count, 16384)
-    sizes = decoder_sizes(config, tied=True, kv_heads=2, head_dim=256, inner=max(inner))
+    sizes = decoder_sizes(config, tied=True, kv_heads=2, head_dim=256, largest=max(inner))
     sizes["attn_scale"] = 1.0  # queries are normed
     bias = config.flag("attention_bias")
     window = config.integer("sliding_window", high=1 << 28)

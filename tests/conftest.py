@@ -93,9 +93,9 @@ def real_artefact(
 
     def artefact(name: str) -> Path:
         if name not in made:
-            made[name] = tmp_path_factory.mktemp(name) / "artefact"
-            options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
-            convert(str(real_gguf(name)), made[name], options)
+            source, out = real_gguf(name), tmp_path_factory.mktemp(name) / "artefact"
+            convert(str(source), out, ConvertOptions(bits=8, method="rtn", reference_tokens=0))
+            made[name] = out
         return made[name]
 
     return artefact

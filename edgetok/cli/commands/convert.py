@@ -10,7 +10,6 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.cli import streams
-from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, HEAD_BITS, ConvertOptions
 from edgetok.environment import read_settings
 from edgetok.errors import OptionError
@@ -94,6 +93,8 @@ def command(source: str, out: Path | None, as_json: bool, **given: Any) -> None:
         if not (path.exists() and kept and is_quantised(path)):
             name += f"-{_suffix(given)}"
         out = Path("artefacts") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    from edgetok.cli.terminal.bars import Bars
+
     with Bars(quiet=as_json) as progress:
         threads = given["threads"] or read_settings().threads
         report = convert(source, out, options, progress, target, threads=threads)

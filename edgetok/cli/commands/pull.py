@@ -8,7 +8,6 @@ import click
 
 from edgetok.cli import options as common
 from edgetok.cli import streams
-from edgetok.cli.terminal.bars import Bars
 from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
 
 
@@ -38,6 +37,8 @@ def command(name: str, as_json: bool, **given: Any) -> None:
 
     changes = common.given_of(ConvertOptions, given)
     options = ConvertOptions(**changes, keep_codes="bits" not in changes) if changes else None
+    from edgetok.cli.terminal.bars import Bars
+
     with Bars(quiet=as_json) as bars:
         entry = resolve.pull(name, options, bars, bars.say)
     if as_json:

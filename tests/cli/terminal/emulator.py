@@ -53,6 +53,8 @@ class Terminal:
             "EDGETOK_HISTORY": str(folder / "history"),
             **variables,
         }
+        for size in ("COLUMNS", "LINES"):  # of another terminal, where one says so
+            environment.pop(size, None) if size not in variables else None
         environment.pop("NO_COLOR", None) if "NO_COLOR" not in variables else None
         self.process = subprocess.Popen(
             [sys.executable, *program, *(words or (str(folder / "m"),))],

@@ -47,6 +47,15 @@ SANDWICH_NORMS = {
     "pre_mlp_norm": "pre_feedforward_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
 }
+# Of layers that have an input of their own (`layers/layer_input.py`).
+INPUT_NAMES = {
+    "embed_per_layer": "model.embed_tokens_per_layer",
+    "per_layer_proj": "model.per_layer_model_projection",
+    "per_layer_norm": "model.per_layer_projection_norm",
+    "per_layer_gate": "per_layer_input_gate",
+    "per_layer_out": "per_layer_projection",
+    "per_layer_out_norm": "post_per_layer_input_norm",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ _JOIN_S = 10.0
 
 
 class Worker(Protocol):
-    """What the thread works for."""
+    """The owner of the work that a thread does."""
 
     def work(self) -> float | None:
         """Make a step.

@@ -33,9 +33,9 @@ from edgetok.kernels_cpu.cache.launch import (
     STATES,
 )
 from edgetok.kernels_cpu.cache.sizes import layer_of, run, stores
-from edgetok.kernels_cpu.cache.tables import get, put
+from edgetok.kernels_cpu.cache.tables import between, get, put
 from edgetok.kernels_cpu.program.abi import kernel
-from edgetok.kernels_cpu.simd.emit import inline, outline
+from edgetok.kernels_cpu.simd.emit import outline
 from edgetok.kernels_cpu.simd.memory import read_i64, read_u8
 from edgetok.kernels_cpu.text.characters import compared
 
@@ -45,11 +45,6 @@ _MOST_SLOT_BYTES, _MOST_COLUMNS = 1 << 16, 1 << 26
 _STATE_INDEX, _STATE_ROWS, _STATE_COLUMNS, _STATE_NEEDED = range(4)
 
 
-@inline
-def _between(value: int, low: int, high: int) -> Any:
-    return value >= low and value <= high
-
-
 @outline
 def _constants_fit(c: int, layer: int, size: int) -> Any:
     """Whether the constants of a layer's keys lie in the weights."""
@@ -57,20 +52,20 @@ def _constants_fit(c: int, layer: int, size: int) -> Any:
     last = get(c, C_WEIGHTS_BYTES) - 4 * get(size, S_KV_HEADS) * get(size, S_DIMS)
     if centre == -1 and factor == -1:
         return True
-    return _between(centre, 0, last) and _between(factor, 0, last) and (centre | factor) % 4 == 0
+    return between(centre, 0, last) and between(factor, 0, last) and (centre | factor) % 4 == 0
 
 
 @outline
 def _size_fits(c: int, layer: int, size: int) -> Any:
     window, rope = get(layer, L_WINDOW), get(layer, L_ROPE)
     heads, dims = get(size, S_KV_HEADS), get(size, S_DIMS)
-    if not _between(heads, 0, run(c, R_KV_HEADS)) or not _between(dims, 1, _MOST_DIMS):
+    if not between(heads, 0, run(c, R_KV_HEADS)) or not between(dims, 1, _MOST_DIMS):
         return False
-    if not _between(get(size, S_KEY_BYTES), 1, _MOST_SLOT_BYTES):
+    if not between(get(size, S_KEY_BYTES), 1, _MOST_SLOT_BYTES):
         return False
-    if not _between(get(size, S_VALUE_BYTES), 1, _MOST_SLOT_BYTES):
+    if not between(get(size, S_VALUE_BYTES), 1, _MOST_SLOT_BYTES):
         return False
-    if not _between(window, -1, _MOST_WINDOW) or not _between(rope, -1, run(c, R_ROPES) - 1):
+    if not between(window, -1, _MOST_WINDOW) or not between(rope, -1, run(c, R_ROPES) - 1):
         return False
     if (window < 0 and heads != 0) or (window >= 0 and heads == 0):
         return False
@@ -99,13 +94,13 @@ def _states_fit(c: int) -> Any:
     for i in range(run(c, R_STATES)):
         state = get(c, C_STATES) + 8 * len(STATE) * i
         rows = get(state, _STATE_ROWS)
-        if not _between(get(state, _STATE_INDEX), 0, STATES * run(c, R_LAYERS) - 1):
+        if not between(get(state, _STATE_INDEX), 0, STATES * run(c, R_LAYERS) - 1):
             return False
-        if not _between(rows, 2, _MOST_ROWS):
+        if not between(rows, 2, _MOST_ROWS):
             return False
-        if not _between(get(state, _STATE_COLUMNS), 1, _MOST_COLUMNS):
+        if not between(get(state, _STATE_COLUMNS), 1, _MOST_COLUMNS):
             return False
-        if not _between(get(state, _STATE_NEEDED), 1, rows - 1):
+        if not between(get(state, _STATE_NEEDED), 1, rows - 1):
             return False
     return True
 
@@ -122,7 +117,7 @@ def _count_heads(c: int) -> Any:
                 wide += 1
     put(c, C_WIDE_HEADS, wide)
     put(c, C_SEEING_HEADS, seeing)
-    return table == 0 or _between(wide, 1, seeing - 1)
+    return table == 0 or between(wide, 1, seeing - 1)
 
 
 @kernel

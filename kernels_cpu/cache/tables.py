@@ -48,6 +48,12 @@ def put(table: int, field: int, value: int) -> None:
 
 
 @inline
+def between(value: int, low: int, high: int) -> Any:
+    """Whether low <= value <= high."""
+    return value >= low and value <= high
+
+
+@inline
 def group_at(c: int, i: int) -> Any:
     """Address of a group."""
     return get(c, C_GROUPS) + _GROUP_BYTES * i

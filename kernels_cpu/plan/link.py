@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.cache.launch import R_BLOCK, R_ROPES, RUN
-from edgetok.kernels_cpu.cache.tables import get, put
+from edgetok.kernels_cpu.cache.tables import between, get, put
 from edgetok.kernels_cpu.elementwise.launch import ANGLES_COS, ANGLES_POSITIONS, ANGLES_SIN
 from edgetok.kernels_cpu.plan.launch import (
     H_BODY,
@@ -45,7 +45,7 @@ from edgetok.kernels_cpu.plan.launch import (
     Section,
     Segment,
 )
-from edgetok.kernels_cpu.plan.read import between, run_number, section
+from edgetok.kernels_cpu.plan.read import run_number, section
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS, kernel
 from edgetok.kernels_cpu.program.tables import (
     LINE,

@@ -19,7 +19,7 @@ from edgetok.kernels_cpu.cache.launch import (
     SIZE,
     STATE,
 )
-from edgetok.kernels_cpu.cache.tables import get, put
+from edgetok.kernels_cpu.cache.tables import between, get, put
 from edgetok.kernels_cpu.plan.launch import (
     CORE_VERSION,
     DAMAGED,
@@ -98,12 +98,6 @@ _HEADER_BYTES, _INSTRUCTION_BYTES = 8 * len(HEADER), 8 * INSTR_SLOTS
 _PLACE_BYTES = PLACE.size
 _RUN_BYTES, _EOS_COUNT = 8 * len(RUN), RUN.index("eos")
 _LAYER_BYTES, _SIZE_BYTES, _STATE_BYTES = 8 * len(LAYER), 8 * len(SIZE), 8 * len(STATE)
-
-
-@inline
-def between(value: int, low: int, high: int) -> Any:
-    """Whether low <= value <= high."""
-    return value >= low and value <= high
 
 
 @inline

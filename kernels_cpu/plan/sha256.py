@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from edgetok.kernels_cpu.plan.launch import HASH_BYTES
+from edgetok.kernels_cpu.simd.composing import number
 from edgetok.kernels_cpu.simd.emit import _I32, _I64, _load, _store, i64, op, outline, void
 from edgetok.kernels_cpu.simd.memory import read_u8, write_i64
 from edgetok.kernels_cpu.text.characters import write_u8
@@ -51,7 +52,7 @@ def _sum(b: Any, *values: Any) -> Any:
 
 
 def _word(b: Any, address: Any, i: int) -> Any:
-    return b.add(address, ir.Constant(_I64, 4 * i))
+    return b.add(address, number(4 * i))
 
 
 @op(void, i64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetok.kernels_cpu.cache.tables import get, put
+from edgetok.kernels_cpu.cache.tables import between, get, put
 from edgetok.kernels_cpu.plan.launch import (
     CHECK_BYTES,
     CHECK_DATA,
@@ -14,7 +14,6 @@ from edgetok.kernels_cpu.plan.launch import (
     CHECK_VOCAB,
     SHAPE_NUMBERS,
 )
-from edgetok.kernels_cpu.plan.read import between
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import read_int

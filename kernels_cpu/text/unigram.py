@@ -82,7 +82,7 @@ def _offer(nodes: int, begin: int, end: int, score: float, token: int) -> None:
 
 @outline
 def _unknown(e: int, t: int, s: int, n: int) -> None:
-    """What the model has no piece for: the piece that is spelled so, bytes, or <unk>."""
+    """Encode text that is no piece of the model: as the piece spelled so, as bytes, or <unk>."""
     low = 0
     high = read_i64(t + 8 * TOK_PIECES)
     for i in range(n):

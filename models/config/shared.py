@@ -30,3 +30,17 @@ def sources_of_shared(config: ConfigReader, types: Sequence[str], shared: int) -
             )
         sources.append(stores[-1] if i >= first else -1)
     return sources
+
+
+def unused_by_sharing(sources: Sequence[int]) -> frozenset[str]:
+    """Return the tensors that layers which share keys and values have in checkpoints all the same.
+
+    They are of the training. `sources` are those of `sources_of_shared`.
+    """
+    return frozenset(
+        f"model.layers.{i}.self_attn.{module}.{suffix}"
+        for i, source in enumerate(sources)
+        if source >= 0
+        for module in ("k_proj", "v_proj", "k_norm", "v_norm")
+        for suffix in ("weight", "bias")
+    )

@@ -19,8 +19,15 @@ from edgetok.models.config.decoder import (
 )
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_layer_ropes
-from edgetok.models.config.shared import sources_of_shared
-from edgetok.models.family import SANDWICH_NORMS, Family, Stack, TensorSource, standard_tensors
+from edgetok.models.config.shared import sources_of_shared, unused_by_sharing
+from edgetok.models.family import (
+    INPUT_NAMES,
+    SANDWICH_NORMS,
+    Family,
+    Stack,
+    TensorSource,
+    standard_tensors,
+)
 from edgetok.models.layers.altup import MOST_STREAMS, AltUp
 from edgetok.models.layers.laurel import Laurel
 from edgetok.models.spec import DecoderSpec, LayerSpec
@@ -40,12 +47,7 @@ DEFAULTS = {
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NAMES = {
     **SANDWICH_NORMS,
-    "embed_per_layer": "model.embed_tokens_per_layer",
-    "per_layer_proj": "model.per_layer_model_projection",
-    "per_layer_norm": "model.per_layer_projection_norm",
-    "per_layer_gate": "per_layer_input_gate",
-    "per_layer_out": "per_layer_projection",
-    "per_layer_out_norm": "post_per_layer_input_norm",
+    **INPUT_NAMES,
     "altup_proj": "model.altup_projections",
     "altup_norm": "altup.router_norm",
     "altup_router": "altup.modality_router",
@@ -57,8 +59,6 @@ _NAMES = {
     "laurel_norm": "laurel.post_laurel_norm",
     **{f"altup_unembed_{i}": f"model.altup_unembed_projections.{i}" for i in range(MOST_STREAMS)},
 }
-# What layers that share keys and values have in checkpoints, of their training.
-_LEFT_OVER = ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
 def read(config: ConfigReader) -> Family:
@@ -111,14 +111,9 @@ def read(config: ConfigReader) -> Family:
         per_layer_size=config.integer("hidden_size_per_layer_input", 256, high=1 << 16),
         streams=streams,
     )
-    left_over = frozenset(
-        f"model.layers.{i}.self_attn.{module}.{suffix}"
-        for i in range(count - shared, count)
-        for module in _LEFT_OVER
-        for suffix in ("weight", "bias")
-    )
     unscaled = {f"model.layers.{i}.{_NAMES['altup_scale']}" for i in range(count) if not scaled}
-    return Family(spec, _tensors(spec, rows), left_over | unscaled)
+    unused = unused_by_sharing(sources)
+    return Family(spec, _tensors(spec, rows), unused | unscaled)
 
 
 def _sparsity(config: ConfigReader, count: int) -> tuple[float, ...]:

@@ -18,8 +18,14 @@ from edgetok.models.config.decoder import (
 )
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_proportional_rope, read_rope_parameters
-from edgetok.models.config.shared import sources_of_shared
-from edgetok.models.family import SANDWICH_NORMS, Family, TensorSource, standard_tensors
+from edgetok.models.config.shared import sources_of_shared, unused_by_sharing
+from edgetok.models.family import (
+    INPUT_NAMES,
+    SANDWICH_NORMS,
+    Family,
+    TensorSource,
+    standard_tensors,
+)
 from edgetok.models.layers.attention import Attention
 from edgetok.models.layers.layer_input import DenseWithInput
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
@@ -40,16 +46,9 @@ DEFAULTS = {
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NAMES = {
     **SANDWICH_NORMS,
-    "embed_per_layer": "model.embed_tokens_per_layer",
-    "per_layer_proj": "model.per_layer_model_projection",
-    "per_layer_norm": "model.per_layer_projection_norm",
-    "per_layer_gate": "per_layer_input_gate",
-    "per_layer_out": "per_layer_projection",
-    "per_layer_out_norm": "post_per_layer_input_norm",
+    **INPUT_NAMES,
     "layer_scale": "layer_scalar",
 }
-# What layers that share keys and values have in checkpoints, of their training.
-_LEFT_OVER = ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
 def read(config: ConfigReader) -> Family:
@@ -92,13 +91,8 @@ def read(config: ConfigReader) -> Family:
     for i in range(spec.num_layers):
         name = f"layers.{i}.layer_scale.weight"
         tensors[name] = TensorSource(f"model.layers.{i}.layer_scalar")
-    left_over = frozenset(
-        f"model.layers.{i}.self_attn.{module}.{suffix}"
-        for i in range(first_shared, spec.num_layers)
-        for module in _LEFT_OVER
-        for suffix in ("weight", "bias")
-    )
-    return Family(spec, tensors, left_over)
+    unused = unused_by_sharing([mixer.shares for mixer in mixers])
+    return Family(spec, tensors, unused)
 
 
 def _mixers(config: ConfigReader, heads: int) -> tuple[list[Attention], int]:

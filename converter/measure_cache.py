@@ -106,7 +106,7 @@ def _measure(
     try:
         list_files(folder)
         threads = useful(folder, threads)
-        _compile(folder, threads, progress)
+        _compile(folder, progress)
         progress.begin("Measuring the KV cache", 3)
         parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
         divisor = options.cache_divisor(parameters)
@@ -136,18 +136,19 @@ def _measure(
     return CacheMeasurement(tuple(costs), heads=heads)
 
 
-def _compile(folder: Path, threads: int, progress: Progress) -> None:
+def _compile(folder: Path, progress: Progress) -> None:
     """Compile the kernels of every backend that follows, as a stage of its own.
 
     It takes minutes where nothing ran before, in which "Measuring" would seem to hang.
     """
     from edgetok.evaluation.cache_bits import WIDTHS
-    from edgetok.runtime.cpu.backend import CpuBackend
+    from edgetok.formats.artefact import open_artefact
+    from edgetok.runtime.cpu.kernel_set import compile_kernels
+    from edgetok.runtime.cpu.plan import Compute
 
-    told = Compiling(progress)
-    CpuBackend(folder, kv_bits=32, threads=threads, progress=told).close()
-    for bits in (32, *WIDTHS):
-        CpuBackend(folder, kv_bits=bits, compute="float32", threads=threads, progress=told).close()
+    kinds: list[tuple[int, Compute]] = [(bits, "float32") for bits in (32, *WIDTHS)]
+    with open_artefact(folder) as artefact:
+        compile_kernels(artefact, [(32, "int8"), *kinds], Compiling(progress))
 
 
 def _write(folder: Path, layout: Layout, constants: Constants) -> None:

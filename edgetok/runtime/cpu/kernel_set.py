@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgetok.environment import read_settings
@@ -17,6 +18,35 @@ from edgetok.runtime.cpu.head_eviction import evicting_dim, load_evictor, module
 from edgetok.runtime.cpu.plan import Compute
 from edgetok.runtime.cpu.requirements import needed_modules
 from edgetok.runtime.cpu.team import Team
+
+
+def compile_kernels(
+    artefact: Artefact, kinds: Iterable[tuple[int, Compute]], progress: Progress
+) -> None:
+    """Compile the kernels of backends that will follow, those that evict too; nothing is kept.
+
+    Args:
+        artefact: theirs.
+        kinds: `kv_bits` and `compute` of each.
+        progress: as for `loader.load`.
+
+    Raises:
+        OutputError: the cache folder cannot be used.
+        EdgetokError: compiling failed.
+    """
+    wanted = {
+        module
+        for kv_bits, compute in kinds
+        for module in (*needed_modules(artefact, kv_bits, compute), *modules_of(kv_bits))
+    }
+    settings = read_settings()
+    loader.load(
+        isas.choose(None),
+        settings.cache_dir,
+        progress,
+        modules=[module for module in loader.MODULES if module in wanted],
+        kernels_dir=settings.kernels_dir,
+    )
 
 
 class KernelSet:

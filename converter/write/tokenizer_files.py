@@ -211,13 +211,16 @@ def _put_together(
                     f"{TOKENIZER_CONFIG_FILE}: token {token.content!r:.60} has id {number}, but "
                     f"would get {found} after those of {TOKENIZER_FILE}; save the tokenizer anew"
                 )
-        known_tokens = {token.content: token for token in core.get_added_tokens_decoder().values()}
-        own = _flags(given)
-        for text in dict.fromkeys(_all_special(given, names)):
-            if text not in known_tokens or text in names.values():
-                token = known_tokens.get(text) or AddedToken(text, **own.get(text, {}))
-                token.special = True
-                core.add_tokens([token])
+        held = {token.content: token for token in core.get_added_tokens_decoder().values()}
+        replaced = {token.content: token for token in declared.values()}
+        if decoder is None:
+            replaced |= held
+        for text, own in _special_tokens(given, names, replaced).items():
+            if own is None and text in held:
+                continue  # a name alone leaves the token as it is
+            token = own or AddedToken(text)
+            token.special = True
+            core.add_tokens([token])
         if kind.bos is not None:
             _stand_around(core, names, given, kind.bos)
         _prefix_space(core, given)
@@ -263,14 +266,37 @@ def _all_special(given: dict[str, Any], names: dict[str, Any]) -> list[str]:
     return [text for text in texts if text]
 
 
-def _flags(given: dict[str, Any]) -> dict[str, dict[str, bool]]:
-    """Flags of special tokens that are objects."""
-    found: dict[str, dict[str, bool]] = {}
-    for value in [*(given.get(name) for name in NAMES), *(given.get(_MORE) or ())]:
-        if isinstance(value, dict) and isinstance(value.get("content"), str):
-            kinds = ("single_word", "lstrip", "rstrip")
-            found[value["content"]] = {key: True for key in kinds if value.get(key) is True}
+def _special_tokens(
+    given: dict[str, Any], names: dict[str, Any], replaced: dict[str, AddedToken]
+) -> dict[str, AddedToken | None]:
+    """Each special token's text, and the token with its flags where more than a text is known.
+
+    As in transformers (`PreTrainedTokenizerFast`), the first of several names of one text counts,
+    and a declared token goes before the flags that a name gives.
+
+    Args:
+        given: values of the files by name: texts, or objects with content and flags.
+        names: text of each named token, defaults of the class included.
+        replaced: declared tokens by text; they stand for named tokens, not for additional ones.
+    """
+    found: dict[str, AddedToken | None] = {}
+    for name, text in names.items():
+        if text:
+            found.setdefault(text, replaced.get(text) or _with_flags(given.get(name)))
+    extra = given.get("extra_special_tokens")
+    more = [*extra.values()] if isinstance(extra, dict) else extra or ()
+    for value in (*(given.get(_MORE) or ()), *more):
+        if text := _text(value, _MORE):
+            found.setdefault(text, _with_flags(value))
     return found
+
+
+def _with_flags(value: Any) -> AddedToken | None:
+    if not isinstance(value, dict):
+        return None
+    kinds = ("single_word", "lstrip", "rstrip", "normalized")
+    flags = {key: value[key] for key in kinds if type(value.get(key)) is bool}
+    return AddedToken(value["content"], **flags)
 
 
 def _list(value: Any, name: str) -> list[str]:

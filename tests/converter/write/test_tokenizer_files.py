@@ -26,6 +26,10 @@ def token(text: str, **flags: bool) -> dict[str, Any]:
     return {"content": text, **plain, "special": True, **flags}
 
 
+def added(text: str, **flags: bool) -> dict[str, Any]:
+    return {"__type": "AddedToken", **token(text, **flags)}
+
+
 def tokenizer_json(special: tuple[str, ...] = SPECIAL, bos: bool = False) -> dict[str, Any]:
     letters = sorted(ByteLevel.alphabet())
     vocab = {t: i for i, t in enumerate([*special, *letters])}
@@ -81,6 +85,14 @@ CASES: dict[str, dict[str, Any]] = {
     "map with more": {"tokenizer_config": {**NAMED, "additional_special_tokens": ["<tool>"]}, "special_tokens_map": {"additional_special_tokens": ["<|new|>", token("<|x|>", rstrip=True)]}},
     "named and new": {"tokenizer_config": {**NAMED, "pad_token": "<|new|>", "mask_token": "<|mask|>"}},
     "named and null": {"tokenizer_config": {**NAMED, "bos_token": None, "pad_token": None}},
+    "one text, two names": {"tokenizer_config": {**FAST, "added_tokens_decoder": DECODER, "bos_token": "<|new|>", "eos_token": added("<|new|>", single_word=True)}},
+    "one text, flags first": {"tokenizer_config": {**FAST, "added_tokens_decoder": DECODER, "bos_token": added("<|new|>", single_word=True), "eos_token": "<|new|>"}},
+    "flags of a letter": {"tokenizer_config": {**NAMED, "added_tokens_decoder": DECODER, "unk_token": added("y", lstrip=True)}},
+    "flags beside the decoder": {"tokenizer_config": {**NAMED, "added_tokens_decoder": DECODER, "pad_token": added("<tool>", lstrip=True)}},
+    "flags beside tokenizer.json": {"tokenizer_config": {**NAMED, "added_tokens_decoder": {}, "pad_token": added("<tool>", lstrip=True, rstrip=True)}},
+    "flags without decoder": {"tokenizer_config": {**NAMED, "pad_token": added("<tool>", lstrip=True, rstrip=True)}},
+    "flags of more": {"tokenizer_config": {**NAMED, "added_tokens_decoder": DECODER, "additional_special_tokens": [added("<tool>", lstrip=True, rstrip=True)]}},
+    "flags of extra": {"tokenizer_config": {**NAMED, "extra_special_tokens": {"image_token": added("<|new|>", rstrip=True)}}},
     "extra": {"tokenizer_config": {**NAMED, "extra_special_tokens": {"image_token": "<|new|>"}}},
     "llama": {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer"}},
     "llama without": {"tokenizer_config": {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}, "bos": True},

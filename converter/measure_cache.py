@@ -148,7 +148,7 @@ def _compile(folder: Path, progress: Progress) -> None:
 
     kinds: list[tuple[int, Compute]] = [(bits, "float32") for bits in (32, *WIDTHS)]
     with open_artefact(folder) as artefact:
-        compile_kernels(artefact, [(32, "int8"), *kinds], Compiling(progress))
+        compile_kernels(artefact, [(32, "int8"), *kinds], 8, Compiling(progress))  # 8: a chat's
 
 
 def _write(folder: Path, layout: Layout, constants: Constants) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgetok.converter.calibrate.windows import Tokens
-from edgetok.converter.write.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from edgetok.converter.write.special_tokens import TOKENIZER_CONFIG_FILE
+from edgetok.converter.write.tokenizer_files import TOKENIZER_FILE
 from edgetok.errors import TemplateError
 from edgetok.formats import strict_json
 from edgetok.models.spec import DecoderSpec

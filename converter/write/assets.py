@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetok.converter.durable import write_durably
+from edgetok.converter.write.special_tokens import TOKENIZER_CONFIG_FILE
 from edgetok.converter.write.tokenizer_files import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFiles,
     read_tokenizer,

@@ -23,23 +23,28 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, pre_tokenizers, processors
 
+from edgetok.converter.write.special_tokens import (
+    MORE,
+    NAMES,
+    TOKENIZER_CONFIG_FILE,
+    declared_tokens,
+    items_of,
+    named_tokens,
+    special_tokens,
+    text_of,
+)
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats import strict_json
 from edgetok.formats.foreign import foreign, silent_stderr
 from edgetok.text.tokenizer_check import check_length, open_core
 
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 _SPARE_IDS = 1 << 16  # how far special tokens may lie beyond the vocabulary
 _MAX_TOKENIZER_BYTES = 128 << 20  # Gemma 3's 262,144 tokens take 33 MB
 _MAX_TEXT_BYTES = 4 << 20
 _SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
-NAMES = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
-)  # fmt: skip
-_MORE = "additional_special_tokens"
 _END = "<|endoftext|>"
 
 
@@ -181,16 +186,16 @@ def _put_together(
     declared: dict[int, AddedToken] = {}
     decoder = settings.get("added_tokens_decoder")
     if decoder is not None:
-        declared = _declared(decoder)
+        declared = declared_tokens(decoder)
     else:
         for name, value in _read(source, "special_tokens_map.json").items():
-            if name == _MORE:
-                more, have = given.get(_MORE) or [], _list(given.get(_MORE), _MORE)
-                added = value if isinstance(value, list) else _list(value, name)
-                value = [*more, *(t for t in added if _text(t, name) not in have)]
+            if name == MORE:
+                more = items_of(given.get(MORE), MORE)
+                have = {text_of(token, MORE) for token in more}
+                value = [*more, *(t for t in items_of(value, name) if text_of(t, name) not in have)]
             given[name] = value
-    names = _names(given, kind, core)
-    special = set(_all_special(given, names))
+    names = named_tokens(given, kind.names, core)
+    special = set(special_tokens(given, names, {}))
     if decoder is None:
         for text, number in _read(source, "added_tokens.json").items():
             if type(number) is not int or not text:
@@ -215,7 +220,7 @@ def _put_together(
         replaced = {token.content: token for token in declared.values()}
         if decoder is None:
             replaced |= held
-        for text, own in _special_tokens(given, names, replaced).items():
+        for text, own in special_tokens(given, names, replaced).items():
             if own is None and text in held:
                 continue  # a name alone leaves the token as it is
             token = own or AddedToken(text)
@@ -225,95 +230,6 @@ def _put_together(
             _stand_around(core, names, given, kind.bos)
         _prefix_space(core, given)
     return names
-
-
-def _declared(decoder: Any) -> dict[int, AddedToken]:
-    where = f"{TOKENIZER_CONFIG_FILE}: added_tokens_decoder"
-    if not isinstance(decoder, dict):
-        raise CheckpointError(f"{where} is a {type(decoder).__name__}, expected an object")
-    found = {}
-    for number, token in decoder.items():
-        if not (number.isascii() and number.isdigit() and isinstance(token, dict)):
-            raise CheckpointError(f"{where} holds {number!r:.20}, expected an id and a token")
-        text = token.get("content")
-        flags = {key: value for key, value in token.items() if key not in ("content", "__type")}
-        known = {"single_word", "lstrip", "rstrip", "normalized", "special"}
-        if not isinstance(text, str) or not text or not set(flags) <= known:
-            raise CheckpointError(f"{where}: {number} is {token!r:.80}, expected content and flags")
-        if not all(type(value) is bool for value in flags.values()):
-            raise CheckpointError(f"{where}: {number} has flags that are neither true nor false")
-        check_length(text, where, CheckpointError)
-        found[int(number)] = AddedToken(text, **flags)
-    return found
-
-
-def _names(given: dict[str, Any], kind: _Class, core: tokenizers.Tokenizer) -> dict[str, Any]:
-    """Text of each special token, as the files or the class's defaults name it."""
-    found: dict[str, Any] = {}
-    for name in NAMES:
-        if name in given:
-            found[name] = _text(given[name], name)
-        elif name in kind.names and core.token_to_id(kind.names[name]) is not None:
-            # transformers would add a default that the vocabulary does not have, without embedding.
-            found[name] = kind.names[name]
-    return found
-
-
-def _all_special(given: dict[str, Any], names: dict[str, Any]) -> list[str]:
-    extra = given.get("extra_special_tokens")
-    more = [_text(v, k) for k, v in extra.items()] if isinstance(extra, dict) else _list(extra, "")
-    texts = [*names.values(), *_list(given.get(_MORE), _MORE), *more]
-    return [text for text in texts if text]
-
-
-def _special_tokens(
-    given: dict[str, Any], names: dict[str, Any], replaced: dict[str, AddedToken]
-) -> dict[str, AddedToken | None]:
-    """Each special token's text, and the token with its flags where more than a text is known.
-
-    As in transformers (`PreTrainedTokenizerFast`), the first of several names of one text counts,
-    and a declared token goes before the flags that a name gives.
-
-    Args:
-        given: values of the files by name: texts, or objects with content and flags.
-        names: text of each named token, defaults of the class included.
-        replaced: declared tokens by text; they stand for named tokens, not for additional ones.
-    """
-    found: dict[str, AddedToken | None] = {}
-    for name, text in names.items():
-        if text:
-            found.setdefault(text, replaced.get(text) or _with_flags(given.get(name)))
-    extra = given.get("extra_special_tokens")
-    more = [*extra.values()] if isinstance(extra, dict) else extra or ()
-    for value in (*(given.get(_MORE) or ()), *more):
-        if text := _text(value, _MORE):
-            found.setdefault(text, _with_flags(value))
-    return found
-
-
-def _with_flags(value: Any) -> AddedToken | None:
-    if not isinstance(value, dict):
-        return None
-    kinds = ("single_word", "lstrip", "rstrip", "normalized")
-    flags = {key: value[key] for key in kinds if type(value.get(key)) is bool}
-    return AddedToken(value["content"], **flags)
-
-
-def _list(value: Any, name: str) -> list[str]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise CheckpointError(f"{TOKENIZER_CONFIG_FILE}: {name} is {value!r:.60}, expected a list")
-    return [text for text in (_text(item, name) for item in value) if text]
-
-
-def _text(value: Any, name: str) -> str | None:
-    if isinstance(value, dict):
-        value = value.get("content", value)
-    if value is not None and not isinstance(value, str):
-        raise CheckpointError(f"{TOKENIZER_CONFIG_FILE}: {name} is {value!r:.60}, expected a text")
-    check_length(value or "", f"{TOKENIZER_CONFIG_FILE}: {name}", CheckpointError)
-    return value
 
 
 def _stand_around(

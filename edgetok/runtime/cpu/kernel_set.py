@@ -21,24 +21,23 @@ from edgetok.runtime.cpu.team import Team
 
 
 def compile_kernels(
-    artefact: Artefact, kinds: Iterable[tuple[int, Compute]], progress: Progress
+    artefact: Artefact, kinds: Iterable[tuple[int, Compute]], evicting: int, progress: Progress
 ) -> None:
-    """Compile the kernels of backends that will follow, those that evict too; nothing is kept.
+    """Compile the kernels of backends that will follow; nothing is kept.
 
     Args:
         artefact: theirs.
         kinds: `kv_bits` and `compute` of each.
+        evicting: `kv_bits` of a backend whose kernels that evict are compiled, too.
         progress: as for `loader.load`.
 
     Raises:
         OutputError: the cache folder cannot be used.
         EdgetokError: compiling failed.
     """
-    wanted = {
-        module
-        for kv_bits, compute in kinds
-        for module in (*needed_modules(artefact, kv_bits, compute), *modules_of(kv_bits))
-    }
+    wanted = set(modules_of(evicting))
+    for kv_bits, compute in kinds:
+        wanted.update(needed_modules(artefact, kv_bits, compute))
     settings = read_settings()
     loader.load(
         isas.choose(None),

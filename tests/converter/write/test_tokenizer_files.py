@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from edgetok.converter.write.tokenizer_files import CLASS_OF, CLASSES, NAMES, read_tokenizer
+from edgetok.converter.write.special_tokens import NAMES
+from edgetok.converter.write.tokenizer_files import CLASS_OF, CLASSES, read_tokenizer
 from edgetok.errors import CheckpointError, UserError
 from edgetok.text.tokenizer import Tokenizer
 

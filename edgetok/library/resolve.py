@@ -15,6 +15,7 @@ source is what it was. A hub id that was converted once is not looked up again; 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -205,7 +206,16 @@ def _make(
     if _is_path(source):
         short = Path(source).name
     entry = entry_for(short, source, options)
-    with locked(entry, lambda: tell(f"{name}: another process is making it; waiting ...")):
+    stage = contextlib.ExitStack()
+
+    def wait() -> None:
+        tell(f"{name}: another process is making it; waiting ...")
+        if progress is not None:
+            progress.begin("Waiting for it", 1)  # its clock shows that something happens
+            stage.callback(progress.advance)
+
+    with locked(entry, wait):
+        stage.close()
         former = next((e for e in entries() if e.folder == entry.folder and e.ready), None)
         if former is not None and former.state == state:
             tell(f"{name}: up to date")

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,34 @@ def test_an_entry_that_is_being_made_is_not_removed(mine: Path) -> None:
     with locked(entry), pytest.raises(edgetok.OutputError, match="another process"):
         remove(entry)
     assert entry.artefact.is_dir()
+
+
+def test_who_waits_for_another_process_sees_a_clock(mine: Path) -> None:
+    class Clock(Silent):
+        def begin(self, what: str, total: int, done: int = 0) -> None:
+            seen.append(what)
+
+        def advance(self, units: int = 1) -> None:
+            seen.append("done")
+
+    seen: list[str] = []
+    lines: list[str] = []
+    options = ConvertOptions(method="rtn", bits=8)
+    entry = resolve.pull(str(mine), options)
+    with locked(entry):
+        waiting = threading.Thread(
+            target=lambda: resolve.pull(str(mine), options, Clock(), lines.append)
+        )
+        waiting.start()
+        while not seen:
+            time.sleep(0.01)
+        assert seen == ["Waiting for it"]
+    waiting.join()
+    assert seen == ["Waiting for it", "done"]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "another process is making it; waiting ...",
+        "up to date",
+    ]
 
 
 def test_a_damaged_entry_is_left_out(mine: Path) -> None:

@@ -70,10 +70,11 @@ class Grammar:
         Raises:
             GrammarError: there is none, or one is empty.
         """
-        if isinstance(texts, str) or not texts or not all(isinstance(t, str) and t for t in texts):
+        listed: object = texts
+        if not isinstance(listed, (list, tuple)) or not listed or not all(map(_is_text, listed)):
             raise GrammarError(f"choice is {texts!r:.80}, expected a list of texts, none empty")
-        listed = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return cls("choice", _source("lark_grammar", f"start: {listed}"))
+        rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return cls("choice", _source("lark_grammar", f"start: {rule}"))
 
     @classmethod
     def lark(cls, text: str) -> Grammar:
@@ -129,6 +130,10 @@ class Grammar:
             f"grammar is {given!r:.80}, expected a Grammar, a list of texts to choose from, or "
             f"a mapping with one of {', '.join(makers)}"
         )
+
+
+def _is_text(one: object) -> bool:
+    return isinstance(one, str) and bool(one)
 
 
 def _source(key: str, value: object) -> str:

@@ -239,6 +239,16 @@ def test_several_answers(loud: Rule) -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
+        (
+            {"messages": [*USER, {"role": "assistant", "audio": {"id": "a"}}]},
+            "messages.1.audio",
+            "unsupported_parameter",
+        ),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
+            "messages.0.function_call",
+            "unsupported_parameter",
+        ),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"temperature": 101}, "temperature", "invalid_value"),

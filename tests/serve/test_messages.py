@@ -99,6 +99,27 @@ def test_an_image_is_refused(loud: Any) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([{"type": "thinking", "thinking": "x"}, {"type": "image"}], "0.content.1"),
+        (
+            [
+                {"type": "text", "text": "x"},
+                {"type": "tool_result", "tool_use_id": "a", "content": "x"},
+                {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "image"}]},
+            ],
+            "0.content.2.content.0",
+        ),
+    ],
+)
+def test_what_is_refused_is_named_by_its_own_place(loud: Any, content: Any, place: str) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=rf"messages\.{place}: a block of type"):
+        loud.messages.create(
+            model="fake", max_tokens=5, messages=[{"role": "user", "content": content}]
+        )
+
+
 def test_errors_have_anthropics_shape(loud: Any, rule: Callable[..., Rule]) -> None:
     with pytest.raises(anthropic.NotFoundError) as raised:
         loud.messages.create(model="claude", max_tokens=5, messages=SAID)
@@ -111,7 +132,20 @@ def test_errors_have_anthropics_shape(loud: Any, rule: Callable[..., Rule]) -> N
         )
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"stop_sequences": ["x"] * 100}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 0},
+        {"stop_sequences": ["x"] * 100},
+        {"tool_choice": {"type": ["any"]}},
+        {"tool_choice": {"type": {}}},
+        {"tool_choice": {"type": "tool", "name": ["f"]}},
+        {"thinking": {"type": "enabled", "budget_tokens": "many"}},
+        {"output_config": {"format": "json"}},
+        {"output_config": {"effort": "enormous"}},
+        {"output_config": {"effort": ["low"]}},
+    ],
+)
 def test_values_out_of_range_are_named(loud: Any, fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(anthropic.BadRequestError, match=name):

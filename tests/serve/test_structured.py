@@ -96,6 +96,7 @@ def test_other_forms(server: Process, given: Any, pattern: str) -> None:
         ),
         ({"structured_outputs": {"regex": "(" * 60_000}}, "structured_outputs"),
         ({"structured_outputs": {"wish": "x"}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": 5}}, "structured_outputs"),
     ],
 )
 def test_refused(server: Process, fields: Any, param: Any) -> None:

@@ -262,6 +262,12 @@ def test_arguments_of_earlier_calls_are_one_object(
         ({"tools": [{"type": "computer"}]}, "tools"),
         ({"tools": [WEATHER], "tool_choice": "other"}, None),
         ({"tools": [WEATHER], "tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": "weather"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "function", "function": ["name"]}}, "tool_choice.function"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": 5}}},
+            "tool_choice.function.name",
+        ),
         ({"tool_choice": "required"}, None),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         (

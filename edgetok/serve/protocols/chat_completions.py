@@ -16,6 +16,7 @@ from edgetok.serve.models import Served
 from edgetok.serve.protocols.openai_shared import (
     FINISH,
     Sampled,
+    ToolChoice,
     arguments_of,
     choice_of,
     effort_of,
@@ -63,13 +64,15 @@ class _Message(Fields):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    function_call: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
 
 
 class _Body(Sampled):
     messages: list[_Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     functions: list[dict[str, Any]] | None = None
@@ -158,6 +161,10 @@ def _variables(given: dict[str, _VARIABLE]) -> dict[str, object]:
 
 def _message(given: _Message, place: str) -> dict[str, Any]:
     """One message as templates see it."""
+    if given.function_call is not None:
+        raise refuse(f"{place}.function_call", "replaced by tool_calls")
+    if given.audio is not None:
+        raise refuse(f"{place}.audio", "this model reads text alone; give what was said as content")
     found: dict[str, Any] = {
         "role": "system" if given.role == "developer" else given.role,
         "content": text_of(

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from edgetok.dialect.tool import CallArguments, CallBegin, ReasoningPiece
 from edgetok.engine.result import FinishReason
+from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.protocols.openai_shared import grammar_of, new_id, tools_of
+from edgetok.serve.protocols.openai_shared import effort_of, grammar_of, new_id, tools_of
 from edgetok.serve.protocols.protocol import (
     Call,
     Fields,
@@ -59,6 +60,22 @@ class _Message(Fields):
     content: str | list[_Block]
 
 
+class _ToolChoice(Fields):
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class _Thinking(Fields):
+    type: str
+    budget_tokens: int | None = None
+
+
+class _OutputConfig(Fields):
+    effort: str | None = None
+    format: dict[str, Any] | None = None
+
+
 class _Body(Fields):
     model: str
     max_tokens: int
@@ -70,9 +87,10 @@ class _Body(Fields):
     top_p: float | None = None
     top_k: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
+    tool_choice: _ToolChoice | None = None
+    thinking: _Thinking | None = None
+    output_config: _OutputConfig | None = None
+    output_format: dict[str, Any] | None = None  # where output_config.format was at first
     service_tier: str | None = None
 
 
@@ -106,10 +124,10 @@ class Messages(Protocol):
             sampling=sampling_of(sampling, {"stop": "stop_sequences"}),
             priority=BACKGROUND if found.service_tier == "flex" else 0,
             tools=tools_of([_tool(tool, i) for i, tool in enumerate(found.tools or ())]),
-            tool_choice=_choice(found.tool_choice or {}),
-            parallel_calls=not (found.tool_choice or {}).get("disable_parallel_tool_use"),
-            grammar=grammar_of(_format(found), "output_config.format"),
-            **_thinking(found.thinking),
+            tool_choice=_choice(found.tool_choice),
+            parallel_calls=not (found.tool_choice and found.tool_choice.disable_parallel_tool_use),
+            grammar=_grammar(found),
+            **_thinking(found),
         )
         ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
         return Call(request, bool(found.stream), _Response(found.model), ignored)
@@ -132,33 +150,36 @@ def _tool(given: dict[str, Any], number: int) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(given: dict[str, Any]) -> str:
-    kind = given.get("type", "auto")
-    words = {"auto": "auto", "any": "required", "none": "none", "tool": given.get("name")}
-    word = words.get(kind)
-    if not isinstance(word, str):
+def _choice(given: _ToolChoice | None) -> str:
+    if given is None:
+        return "auto"
+    words = {"auto": "auto", "any": "required", "none": "none", "tool": given.name}
+    word = words.get(given.type)
+    if word is None:
         raise refuse(
             "tool_choice", "expected the type 'auto', 'any' or 'none', or 'tool' with a name"
         )
     return word
 
 
-def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
+def _thinking(found: _Body) -> dict[str, Any]:
     """Read whether the model may reason, and for how many tokens."""
-    kind = None if given is None else given.get("type")
-    if kind in (None, "adaptive"):
-        return {}
-    if kind == "disabled":
+    given, config = found.thinking, found.output_config
+    effort = effort_of(config.effort if config else None, "output_config.effort")
+    if given is None or given.type == "adaptive":
+        return {"effort": effort}
+    if given.type == "disabled":
         return {"effort": "none"}
-    tokens = given.get("budget_tokens") if given else None
-    if kind != "enabled" or (tokens is not None and type(tokens) is not int):
+    if given.type != "enabled":
         raise refuse("thinking", "expected 'enabled' with budget_tokens, 'disabled' or 'adaptive'")
-    return {"effort": "high", "reasoning_tokens": tokens}
+    return {"effort": effort or "high", "reasoning_tokens": given.budget_tokens}
 
 
-def _format(found: _Body) -> dict[str, Any] | None:
-    given = (found.output_config or {}).get("format")
-    return given if isinstance(given, dict) else None
+def _grammar(found: _Body) -> Grammar | None:
+    """The rule for the answer: a JSON schema in either place."""
+    if found.output_config and found.output_config.format:
+        return grammar_of(found.output_config.format, "output_config.format")
+    return grammar_of(found.output_format, "output_format")
 
 
 def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
@@ -167,8 +188,8 @@ def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
     if isinstance(given.content, str):
         yield {"role": given.role, "content": given.content}
         return
-    results = [block for block in given.content if block.type == "tool_result"]
-    for i, block in enumerate(results):
+    results = [(i, one) for i, one in enumerate(given.content) if one.type == "tool_result"]
+    for i, block in results:
         text = _joined(block.content or "", f"{place}.{i}.content")
         yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
     calls = [
@@ -182,7 +203,7 @@ def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
     ]
     thoughts = "".join(block.thinking or "" for block in given.content if block.type == "thinking")
     known = ("tool_result", "tool_use", "thinking", "redacted_thinking")
-    text = _joined([block for block in given.content if block.type not in known], place)
+    text = _joined(given.content, place, known)
     if text or calls or not results:
         found: dict[str, Any] = {"role": given.role, "content": text}
         if thoughts:
@@ -192,8 +213,8 @@ def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
         yield found
 
 
-def _joined(content: str | Sequence[_Block], place: str) -> str:
-    return text_of(content, place, ("text",), noun="block")
+def _joined(content: str | Sequence[_Block], place: str, skipped: Sequence[str] = ()) -> str:
+    return text_of(content, place, ("text",), noun="block", skipped=skipped)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

@@ -45,6 +45,20 @@ class StreamOptions(Fields):
     include_memory: bool | None = None  # edgetok's own: which parts of the conversation are held
 
 
+class Named(Fields):
+    """An object that names a function."""
+
+    name: str
+
+
+class ToolChoice(Fields):
+    """A choice of one function: its name stands beside the type in the newer protocol."""
+
+    type: str
+    name: str | None = None
+    function: Named | None = None
+
+
 class Sampled(Fields):
     """Fields of sampling, and those that every endpoint has."""
 
@@ -250,7 +264,7 @@ def arguments_of(given: str | dict[str, Any], name: str | None, param: str) -> d
     return found
 
 
-def choice_of(given: str | dict[str, Any] | None) -> str:
+def choice_of(given: str | ToolChoice | None) -> str:
     """Return the tool choice as the engine's library knows it.
 
     Raises:
@@ -260,8 +274,8 @@ def choice_of(given: str | dict[str, Any] | None) -> str:
         return "auto"
     if isinstance(given, str):
         return given
-    name = given.get("name") or (given.get("function") or {}).get("name")
-    if given.get("type") != "function" or not isinstance(name, str):
+    name = given.name or (given.function.name if given.function else None)
+    if given.type != "function" or name is None:
         raise refuse("tool_choice", "expected 'auto', 'none', 'required' or a function's name")
     return name
 

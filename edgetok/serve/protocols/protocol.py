@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -99,12 +99,17 @@ def validated(kind: type[B], body: dict[str, Any]) -> B:
     try:
         return kind.model_validate(body)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        found = error.errors(include_url=False, include_input=False)
         # Branches of a union are named by their types: clients know fields and numbers alone.
-        place = ".".join(str(part) for part in first["loc"] if _is_field(part))
+        places = [[str(part) for part in one["loc"] if _is_field(part)] for one in found]
+        # Of a union's branches the one that fails furthest inside is the one that was meant.
+        same = [i for i, place in enumerate(places) if place[:1] == places[0][:1]]
+        meant = max(same, key=lambda i: len(places[i]))
+        place = ".".join(places[meant])
         raise Refusal(
-            400, f"{place or 'body'}: {first['msg']}", param=place or None, code="invalid_value"
-        ) from error
+            400, f"{place or 'body'}: {found[meant]['msg']}", param=place or None,
+            code="invalid_value",
+        ) from error  # fmt: skip
 
 
 def sampling_of(
@@ -132,7 +137,7 @@ def sampling_of(
 
 def text_of(
     content: str | Sequence[Part], place: str, kinds: Sequence[str], *, noun: str = "part",
-    code: str | None = None,
+    code: str | None = None, skipped: Collection[str] = (),
 ) -> str:  # fmt: skip
     """The text of a message: parts are joined, and what is not text is refused.
 
@@ -142,13 +147,17 @@ def text_of(
         kinds: types of parts that are text; the first one is named in a refusal.
         noun: the protocol's word for a part.
         code: code of a refusal.
+        skipped: types of parts that are read elsewhere.
 
     Raises:
         Refusal: a part is an image, a sound or a file.
     """
     if isinstance(content, str):
         return content
+    texts = []
     for i, part in enumerate(content):
+        if part.type in skipped:
+            continue
         if part.type not in kinds or part.text is None:
             raise Refusal(
                 400,
@@ -157,13 +166,14 @@ def text_of(
                 param=f"{place}.{i}",
                 code=code,
             )
-    return "".join(part.text or "" for part in content)
+        texts.append(part.text)
+    return "".join(texts)
 
 
 def _is_field(part: int | str) -> bool:
     if isinstance(part, int):
         return True
-    return part.isidentifier() and part not in _TYPES and not part.startswith("_")
+    return part.isidentifier() and part not in _TYPES and part.lstrip("_")[:1].islower()
 
 
 _TYPES = {"str", "int", "float", "bool", "dict", "list"}

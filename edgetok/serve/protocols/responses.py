@@ -12,6 +12,7 @@ from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
 from edgetok.serve.protocols.openai_shared import (
     HARMLESS,
+    ToolChoice,
     arguments_of,
     checked_logprobs,
     choice_of,
@@ -50,6 +51,10 @@ class _Item(Fields):
     output: str | list[Part] | None = None
 
 
+class _Reasoning(Fields):
+    effort: str | None = None
+
+
 class _TextOptions(Fields):
     format: dict[str, Any] | None = None
 
@@ -64,9 +69,9 @@ class _Body(Fields):
     top_p: float | None = None
     text: _TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: dict[str, Any] | None = None
+    reasoning: _Reasoning | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     background: bool | None = None
@@ -83,14 +88,9 @@ class Responses(Protocol):
         """Read a body. See `Protocol`."""
         found = validated(_Body, body)
         _refuse_unsupported(found)
-        messages = [{"role": "system", "content": found.instructions}] if found.instructions else []
-        if isinstance(found.input, str):
-            messages.append({"role": "user", "content": found.input})
-        else:
-            for i, item in enumerate(found.input):
-                message = _message(item, f"input.{i}")
-                if message is not None:
-                    messages.append(message)
+        messages = _conversation(found.input)
+        if found.instructions:
+            messages.insert(0, {"role": "system", "content": found.instructions})
         if not any(message["role"] != "system" for message in messages):
             raise Refusal(400, "input: empty, expected a text or a message", param="input")
         sampling = {
@@ -108,7 +108,9 @@ class Responses(Protocol):
             tools=tools_of([_tool(tool) for tool in _functions(found)]),
             tool_choice=choice_of(found.tool_choice),
             parallel_calls=found.parallel_tool_calls is not False,
-            effort=effort_of((found.reasoning or {}).get("effort"), "reasoning.effort"),
+            effort=effort_of(
+                found.reasoning.effort if found.reasoning else None, "reasoning.effort"
+            ),
         )
         ignored = sorted(set(found.model_extra or ()) - _HARMLESS)
         return Call(request, bool(found.stream), _Response(found), ignored)
@@ -143,8 +145,32 @@ def _tool(given: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {name: given.get(name) for name in names}}
 
 
-def _message(item: _Item, place: str) -> dict[str, Any] | None:
-    """One item as templates see a message; None for those that say nothing to the model."""
+def _conversation(given: str | list[_Item]) -> list[dict[str, Any]]:
+    """Items as templates see messages: an answer's reasoning, text and calls are one of them."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: list[dict[str, Any]] = []
+    thought = ""
+    for i, item in enumerate(given):
+        if item.type == "reasoning":
+            parts = item.content if isinstance(item.content, list) else ()
+            thought += "".join(part.text or "" for part in parts if part.type == "reasoning_text")
+            continue
+        message = _message(item, f"input.{i}")
+        if message["role"] != "assistant":
+            thought = ""
+        elif "tool_calls" in message and messages and messages[-1]["role"] == "assistant":
+            calls = messages[-1].get("tool_calls", []) + message["tool_calls"]
+            message = messages.pop() | {"tool_calls": calls}
+        if thought:
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
+            thought = ""
+        messages.append(message)
+    return messages
+
+
+def _message(item: _Item, place: str) -> dict[str, Any]:
+    """One item as templates see a message."""
     if item.type == "message":
         if item.role is None or item.content is None:
             raise Refusal(400, f"{place}: expected role and content", param=place)
@@ -158,14 +184,19 @@ def _message(item: _Item, place: str) -> dict[str, Any] | None:
     if item.type == "function_call_output":
         text = text_of(item.output or "", f"{place}.output", _TEXTS)
         return {"role": "tool", "tool_call_id": item.call_id, "content": text}
-    if item.type == "reasoning":
-        return None
     raise Refusal(
         400,
-        f"{place}: an item of type {item.type!r:.100}, expected 'message', 'function_call' or "
-        "'function_call_output'",
+        f"{place}: an item of type {item.type!r:.100}, expected 'message', 'function_call', "
+        "'function_call_output' or 'reasoning'",
         param=place,
     )
+
+
+def _shown(choice: str | ToolChoice | None) -> str | dict[str, Any]:
+    """Return a choice of tools as it was given."""
+    if isinstance(choice, ToolChoice):
+        return choice.model_dump(exclude_unset=True)
+    return choice or "auto"
 
 
 class _Response(Rendering):
@@ -187,7 +218,7 @@ class _Response(Rendering):
             "temperature": found.temperature,
             "top_p": found.top_p,
             "text": {"format": (found.text.format if found.text else None) or {"type": "text"}},
-            "tool_choice": found.tool_choice or "auto",
+            "tool_choice": _shown(found.tool_choice),
             "tools": _functions(found),
             "top_logprobs": found.top_logprobs or 0,
             "truncation": "disabled",

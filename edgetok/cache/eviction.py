@@ -76,7 +76,7 @@ class Eviction:
         front, recent = self._front, length - self._bounds.recent
         kernel = policy.kernel or policy.name
         if device is not None and kernel in device.policies:
-            turns = self._frequencies(group)
+            turns = self._frequencies(group.heads)
             yield from device.lowest(kernel, turns, room=room, front=front, recent=recent)
             return
         for row in range(table.rows):
@@ -134,7 +134,7 @@ class Eviction:
         front, table = self._front, group.table
         memory.own(None)
         if (device := memory.eviction) is not None:
-            device.renumber(self._frequencies(group), shift=shift, front=front)
+            device.renumber(self._frequencies(group.heads), shift=shift, front=front)
             return
         for row, (layer, head) in enumerate(group.heads):
             at = table.slots(row)
@@ -149,9 +149,11 @@ class Eviction:
                 keys.write(at[moved], self.rotate(layer, keys.read(at[moved]), delta[moved]))
             table.positions[row, at] = place
 
-    def _frequencies(self, group: Chosen) -> list[npt.NDArray[np.float64] | None]:
-        """Radians a position of each row of a group's table."""
-        ropes = [self._spec.layers[layer].rope for layer, _ in group.heads]
+    def _frequencies(
+        self, heads: Iterable[tuple[int, int]]
+    ) -> list[npt.NDArray[np.float64] | None]:
+        """Radians a position of each (layer, KV head)."""
+        ropes = [self._spec.layers[layer].rope for layer, _ in heads]
         return [self._rotations.frequencies(rope) for rope in ropes]
 
     def lower(self, group: InOrder, memory: GroupMemory, by: int) -> None:
@@ -162,12 +164,16 @@ class Eviction:
         group.shift(by)
         at = group.table.slots(0)
         memory.own(at)
-        for layer in group.layers:
-            if self._spec.layers[layer].rope < 0:
-                continue
-            for head in range(self._spec.kv_sizes(layer)[0]):
-                keys = memory.keys(layer, head)
-                keys.write(at, self.rotate(layer, keys.read(at), np.full(len(at), -by)))
+        heads = [
+            (layer, head) for layer in group.layers for head in range(self._spec.kv_sizes(layer)[0])
+        ]
+        if (device := memory.eviction) is not None:
+            device.rotate(self._frequencies(heads), at, -by)
+        else:
+            for layer, head in heads:
+                if self._spec.layers[layer].rope >= 0:
+                    keys = memory.keys(layer, head)
+                    keys.write(at, self.rotate(layer, keys.read(at), np.full(len(at), -by)))
         memory.tell()
 
     def rotate(self, layer: int, keys: Floats, by: npt.NDArray[np.int64]) -> Floats:

@@ -77,6 +77,17 @@ class DeviceEviction(Protocol):
             front: tokens before it get their rank: 0, 1, ...
         """
 
+    def rotate(
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], slots: Places, by: int
+    ) -> None:
+        """Rotate the keys of slots in all heads of a table with one row; positions stay.
+
+        Args:
+            frequencies: of each layer and KV head in turn, otherwise as for `lowest`.
+            slots: of each head, its own to write to.
+            by: how many positions further.
+        """
+
 
 class GroupMemory(Protocol):
     """The slots of one group of layers.

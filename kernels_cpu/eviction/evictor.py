@@ -42,6 +42,7 @@ class Heads:
             scales and value scales; the scales' are not read where there are none. There may be
             more pages than slots need.
         page_slots: slots of each page but the last; a multiple of SLOT_TILE.
+        head_dim: D.
         positions: int32 [heads, slots], C-contiguous, EMPTY where a slot holds nothing.
         tokens: int32 [heads, slots], C-contiguous: the token that a slot holds.
         frequencies: of each head float64 [pairs], radians a position; None where keys are not
@@ -52,6 +53,7 @@ class Heads:
 
     pages: Longs
     page_slots: int
+    head_dim: int
     positions: Ints
     tokens: Ints
     frequencies: Sequence[npt.NDArray[np.float64] | None] = ()
@@ -79,8 +81,11 @@ class Heads:
         for part in (self.centre, self.factor):
             if part is None:
                 continue
-            if part.dtype != np.float32 or len(part) != heads or not part.flags.c_contiguous:
-                raise ShapeError(f"constants are {part.dtype} {part.shape}, expected [heads, D]")
+            shape = heads, self.head_dim
+            if part.dtype != np.float32 or part.shape != shape or not part.flags.c_contiguous:
+                raise ShapeError(
+                    f"constants are {part.dtype} {part.shape}, expected contiguous float32 {shape}"
+                )
         if (self.centre is None) != (self.factor is None):
             raise ShapeError("a centre without a factor, or a factor without a centre")
         if len(self.frequencies) not in (0, heads):
@@ -125,7 +130,6 @@ class Evictor:
         kernels: Kernels,
         *,
         kv_bits: int,
-        head_dim: int,
         threads: int = 1,
         run: Run | None = None,
     ) -> None:
@@ -135,11 +139,10 @@ class Evictor:
             kernels: the modules `eviction.choose`, `eviction.renumber` and the one of `kv_bits`
                 among them.
             kv_bits: of keys and values.
-            head_dim: D.
             threads: how many `run` uses.
             run: runs a program of instructions, as `Team.run` does; None for this thread alone.
         """
-        self._kernels, self._bits, self._dims = kernels, kv_bits, head_dim
+        self._kernels, self._bits = kernels, kv_bits
         self._threads = threads if run else 1
         self._run = run or _alone
 
@@ -180,7 +183,7 @@ class Evictor:
                 records=records.ctypes.data,
                 slots=heads.slots,
                 page_slots=heads.page_slots,
-                head_dim=self._dims,
+                head_dim=heads.head_dim,
                 scores=made.ctypes.data,
                 scratch=scratch.ctypes.data,
                 wait=True,
@@ -278,7 +281,7 @@ class Evictor:
             records=records.ctypes.data,
             slots=heads.slots,
             page_slots=heads.page_slots,
-            head_dim=self._dims,
+            head_dim=heads.head_dim,
             by=by.ctypes.data,
             scratch=scratch.ctypes.data,
             wait=True,
@@ -287,7 +290,7 @@ class Evictor:
 
     def _scratch(self, heads: Heads) -> npt.NDArray[np.uint8]:
         return np.empty(
-            self._threads * launch.scratch_bytes(heads.slots, self._dims), dtype=np.uint8
+            self._threads * launch.scratch_bytes(heads.slots, heads.head_dim), dtype=np.uint8
         )
 
 

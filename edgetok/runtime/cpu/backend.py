@@ -245,7 +245,7 @@ class CpuBackend(SpecBackend):
             threads=self.threads,
             scores=self._head_scores,
         )
-        self.store.evictor = self._kernel_set.evictor(self._team, self._spec)
+        self.store.evictor = self._kernel_set.evictor(self._team)
         return new_cache(
             self._spec,
             self.store,

@@ -50,8 +50,8 @@ class CpuGroupMemory:
             evictor: kernels that evict and renumber; None where NumPy does.
             constants: of the keys of all layers.
         """
-        self._evictor = evictor if isinstance(group, Chosen) else None
-        self._group, (kv_heads, dims) = group, spec.kv_sizes(group.layers[0])
+        self._evictor, self._group = evictor, group
+        kv_heads, dims = spec.kv_sizes(group.layers[0])
         table = group.table
         self._used = -1  # of a table with one row, as records say
         every = [(layer, head) for layer in group.layers for head in range(kv_heads)]
@@ -102,7 +102,13 @@ class CpuGroupMemory:
         """Kernels for its heads as they are now. See `GroupMemory`."""
         if self._evictor is None:
             return None
-        return HeadEviction(self._evictor, self._group.table, self._entries, self._constants)
+        return HeadEviction(
+            self._evictor,
+            self._group.table,
+            self._entries,
+            self.layout.head_dim,
+            self._constants,
+        )
 
     @property
     def is_shared(self) -> bool:

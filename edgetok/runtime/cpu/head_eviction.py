@@ -38,10 +38,7 @@ def modules_of(kv_bits: int) -> tuple[str, ...]:
 
 
 class HeadEviction:
-    """The kernels and one group's heads. See `DeviceEviction`.
-
-    Whoever calls them has the team's turn.
-    """
+    """The kernels and one group's heads. See `DeviceEviction`."""
 
     policies = POLICIES
 
@@ -50,13 +47,29 @@ class HeadEviction:
         evictor: Evictor,
         table: SlotTable,
         pages: Places,
+        head_dim: int,
         constants: KeyConstants | None = None,
     ) -> None:
-        """Look at heads as they are; `pages` int64 [table.rows, pages, 4] as for `Heads`."""
+        """Look at heads as they are.
+
+        Args:
+            evictor: runs the kernels.
+            table: which slots hold what, a row for each head or one for all of them.
+            pages: int64 [heads, pages, 4] as for `Heads`.
+            head_dim: D.
+            constants: of the heads' keys.
+        """
         self._evictor, self._table = evictor, table
         centre, factor = (None, None) if constants is None else (constants.centre, constants.factor)
+        alike = len(pages) // table.rows
         self._heads = Heads(
-            pages, PAGE_SLOTS, table.positions, table.tokens, centre=centre, factor=factor
+            pages,
+            PAGE_SLOTS,
+            head_dim,
+            table.positions if alike == 1 else np.repeat(table.positions, alike, axis=0),
+            table.tokens if alike == 1 else np.repeat(table.tokens, alike, axis=0),
+            centre=centre,
+            factor=factor,
         )
 
     def lowest(
@@ -80,6 +93,14 @@ class HeadEviction:
         self._evictor.rotate(replace(self._heads, frequencies=frequencies), by)
         self._table.positions[:] = positions  # in place: records say where they are
 
+    def rotate(
+        self, frequencies: Sequence[npt.NDArray[np.float64] | None], slots: Places, by: int
+    ) -> None:
+        """Rotate the keys of slots in all heads. See `DeviceEviction`."""
+        every = np.zeros((self._heads.count, self._heads.slots), np.int32)
+        every[:, slots] = by
+        self._evictor.rotate(replace(self._heads, frequencies=frequencies), every)
+
 
 def evicting_dim(spec: DecoderSpec) -> int:
     """Return the dims of the heads that see every token, which are those that evict."""
@@ -94,18 +115,16 @@ def load_evictor(
     progress: Progress | None,
     *,
     kv_bits: int,
-    head_dim: int,
     kernels_dir: Path | None = None,
 ) -> Evictor:
     """Load the kernels, and let a team run them.
 
     Args:
-        team: whose turn is held whenever a cache evicts.
+        team: runs them; its turn is taken each time.
         isa: instruction set of the team's kernels.
         cache_dir: as for `loader.load`.
         progress: likewise.
         kv_bits: bits of keys and values.
-        head_dim: D.
         kernels_dir: as for `loader.load`.
 
     Raises:
@@ -118,6 +137,7 @@ def load_evictor(
     ctx = np.zeros(CTX_SLOTS, np.int64)
 
     def run(instructions: Sequence[Instruction]) -> None:
-        team.run(Program(instructions), ctx.ctypes.data)
+        with team.turn:  # a step that evicts has it already, who truncates a cache does not
+            team.run(Program(instructions), ctx.ctypes.data)
 
-    return Evictor(kernels, kv_bits=kv_bits, head_dim=head_dim, threads=team.threads, run=run)
+    return Evictor(kernels, kv_bits=kv_bits, threads=team.threads, run=run)

@@ -13,8 +13,7 @@ from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.simd import isa as isas
 from edgetok.kernels_cpu.simd.target import Target
-from edgetok.models.spec import DecoderSpec
-from edgetok.runtime.cpu.head_eviction import evicting_dim, load_evictor, modules_of
+from edgetok.runtime.cpu.head_eviction import load_evictor, modules_of
 from edgetok.runtime.cpu.plan import Compute
 from edgetok.runtime.cpu.requirements import needed_modules
 from edgetok.runtime.cpu.team import Team
@@ -91,12 +90,11 @@ class KernelSet:
         notes = (isas.why_portable() if isa is None else None, *shipped)
         self.note = "\n".join(note for note in notes if note) or None
 
-    def evictor(self, team: Team, spec: DecoderSpec) -> Evictor:
+    def evictor(self, team: Team) -> Evictor:
         """Return the kernels that evict, loaded or compiled at the first call.
 
         Args:
-            team: whose turn is held whenever a cache evicts.
-            spec: the decoder whose heads evict: those that see every token.
+            team: runs them.
 
         Raises:
             OutputError: the cache folder cannot be used.
@@ -109,7 +107,6 @@ class KernelSet:
                     self._cache_dir,
                     self._progress,
                     kv_bits=self._kv_bits,
-                    head_dim=evicting_dim(spec),
                     kernels_dir=self._kernels_dir,
                 )
             return self._evictor

@@ -109,13 +109,13 @@ class Team:
 
     Attributes:
         threads: how many compute.
-        turn: a lock for callers that share the team.
+        turn: a lock for callers that share the team; its holder may take it again.
     """
 
     def __init__(self, kernels: Kernels, threads: int) -> None:
         """Prepare; threads start with the first step."""
         self.threads = threads
-        self.turn = threading.Lock()
+        self.turn = threading.RLock()
         self._kernels = kernels
         self._run = kernels.function("run_program")
         self._lead = kernels.function("team_lead")
@@ -161,7 +161,7 @@ class Team:
     def after_fork(self) -> None:
         """Begin anew in a forked child: the threads are gone, and so may be who had the turn."""
         self._finalizer.detach()
-        self.turn = threading.Lock()
+        self.turn = threading.RLock()
         self._begin()
 
 

@@ -92,7 +92,7 @@ class Cache:
             )
             values = rng.standard_normal((len(held), dims))
             self.write(head, held, keys.astype(np.float32), values.astype(np.float32))
-        self.heads = Heads(addresses, page_slots, guard(positions), guard(tokens))
+        self.heads = Heads(addresses, page_slots, dims, guard(positions), guard(tokens))
         if known is not None:
             more = {"centre": guard(known.centre), "factor": guard(known.factor)}
             self.heads = replace(self.heads, **more)
@@ -127,7 +127,7 @@ class Cache:
 
 
 def evictor(kernels, cache, **options):
-    return Evictor(kernels, kv_bits=cache.bits, head_dim=cache.dims, **options)
+    return Evictor(kernels, kv_bits=cache.bits, **options)
 
 
 SHAPES = [(3, 64, 64, 64), (2, 320, 64, 256), (1, 512, 80, 256), (2, 192, 20, 64)]
@@ -351,18 +351,21 @@ def test_a_team_gives_the_same_bits(each_kernels, guard):
 def test_wrong_arrays_are_refused(kernels):
     positions, tokens = np.zeros((2, 128), np.int32), np.zeros((2, 128), np.int32)
     pages = np.zeros((2, 2, 4), np.int64)
-    heads = Heads(pages, 64, positions, tokens)
+    heads = Heads(pages, 64, 16, positions, tokens)
     for bad in (
-        (pages[:, :1], 64, positions, tokens),
-        (pages, 64, positions.astype(np.int64), tokens),
-        (pages, 64, positions, tokens[:, :64]),
-        (pages.astype(np.int32), 64, positions, tokens),
+        (pages[:, :1], 64, 16, positions, tokens),
+        (pages, 64, 16, positions.astype(np.int64), tokens),
+        (pages, 64, 16, positions, tokens[:, :64]),
+        (pages.astype(np.int32), 64, 16, positions, tokens),
     ):
         with pytest.raises(ShapeError, match="expected contiguous"):
             Heads(*bad)
     with pytest.raises(ShapeError, match="1 frequencies for 2 heads"):
-        Heads(pages, 64, positions, tokens, [None])
-    run = Evictor(kernels, kv_bits=8, head_dim=16)
+        Heads(pages, 64, 16, positions, tokens, [None])
+    narrow = np.zeros((2, 8), np.float32)
+    with pytest.raises(ShapeError, match=r"constants are float32 \(2, 8\), expected .* \(2, 16\)"):
+        Heads(pages, 64, 16, positions, tokens, centre=narrow, factor=narrow)
+    run = Evictor(kernels, kv_bits=8)
     with pytest.raises(ShapeError, match="expected int32 as slots"):
         run.rotate(heads, np.zeros((2, 64), np.int32))
     with pytest.raises(ShapeError, match="without frequencies"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -64,18 +65,22 @@ def pair(backend, policy):
     assert plain.memory.groups[0].eviction is None
 
     def refuse(*_):
-        raise AssertionError("scored with NumPy")
+        raise AssertionError("scored or rotated with NumPy")
 
-    kernel.eviction.view = refuse
+    kernel.eviction.view = kernel.eviction.rotate = refuse
     return kernel, plain
 
 
 def keys_of(cache):
-    """Keys of the heads that evict, [heads, tokens, D] in the order of slots."""
-    table, memory = cache.chosen.table, cache.memory.groups[0]
-    return [
-        memory.keys(*head).read(table.slots(row)) for row, head in enumerate(cache.chosen.heads)
-    ]
+    """Keys of all heads, those that evict and those with a window: [tokens, D] as slots are."""
+    made = []
+    for group, memory in zip(cache.groups, cache.memory.groups, strict=True):
+        kv_heads = range(cache.spec.kv_sizes(group.layers[0])[0])
+        every = [(layer, head) for layer in group.layers for head in kv_heads]
+        for row, head in enumerate(every):
+            slots = group.table.slots(row if group is cache.chosen else 0)
+            made.append(memory.keys(*head).read(slots))
+    return made
 
 
 def check_same_tables(one, other):
@@ -143,6 +148,29 @@ def test_the_same_slots_are_evicted(load, family, policy, kv_bits):
         assert (np.abs(mine - theirs) > 1e-5 * held).mean() < 0.01
     for mine, old in zip(keys_of(kernel), before, strict=True):
         np.testing.assert_array_equal(mine, old)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_windows_are_rotated_in_a_step_and_outside(load, held):
+    """Who truncates a cache has not the team's turn, which a step has."""
+    backend = load("gemma3_text", 8)
+    kernel, plain = pair(backend, "retain")
+    for cache in (kernel, plain):
+        for begin in range(0, 200, CHUNK):
+            backend.forward(cache, TOKENS[begin : begin + CHUNK])
+    group, before = kernel.groups[1], keys_of(kernel)
+    assert group.window
+    with backend._team.turn if held else nullcontext():
+        for cache in (kernel, plain):
+            cache.eviction.lower(cache.groups[1], cache.memory.groups[1], 100)
+    check_same_tables(kernel, plain)
+    windows = slice(len(kernel.chosen.heads), None)
+    for mine, theirs in zip(*map(keys_of, (kernel, plain)), strict=True):
+        largest = np.abs(theirs).max(axis=1, keepdims=True)
+        assert (np.abs(mine - theirs) > 1e-5 * largest).mean() < 0.02
+        assert mine.shape == theirs.shape
+    for mine, old in zip(keys_of(kernel)[windows], before[windows], strict=True):
+        assert (np.abs(mine - old) > 0.1).mean() > 0.3
 
 
 @pytest.mark.parametrize("kv_bits", BITS)

@@ -19,10 +19,7 @@ from edgetok.models.config.reader import ConfigReader
 Factors = dict[str, npt.NDArray[np.float32]]
 
 # They describe a model's history or size, not its arithmetic.
-_INFORMATION = (
-    "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal",
-    "use_parallel_residual",
-)  # fmt: skip
+_INFORMATION = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
 # What a config says of biases, and the tensor of a layer that has them.
 _BIASES = {"attention_bias": "attn_q", "mlp_bias": "ffn_gate", "mamba_conv_bias": "ssm_conv1d"}
 GUESSING = "nextn_predict_layers"  # how many of the last blocks guess further tokens
@@ -60,6 +57,8 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
     by_layer = blocks if architecture.by_layer else 0
     head_dim = reader.integer("attention.key_length", max(1, hidden_size // heads), high=1 << 12)
     reader.expect("attention.value_length", head_dim)
+    reader.expect("attention.causal", True)
+    reader.expect("use_parallel_residual", False)
     # Files of models without any dense network have no size of it.
     inner = reader.optional_integer("expert_feed_forward_length", high=1 << 22)
     config: Config = {

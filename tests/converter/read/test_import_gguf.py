@@ -314,6 +314,8 @@ def test_without_the_package(tmp_path, monkeypatch):
         ({"llama.block_count": 4}, CheckpointError, "layers.3.*is missing"),
         ({"llama.block_count": 2}, UnsupportedError, "'blk.2.*is not part of a"),
         ({"llama.attention.value_length": 48}, UnsupportedError, "value_length"),
+        ({"llama.attention.causal": False}, UnsupportedError, "attention.causal"),
+        ({"llama.use_parallel_residual": True}, UnsupportedError, "use_parallel_residual"),
         ({"llama.rope.dimension_count": 12}, UnsupportedError, "partial_rotary_factor"),
         ({"llama.rope.scaling.type": "su"}, UnsupportedError, "expected none, linear"),
         ({"llama.feed_forward_length": [1, 2, 3]}, CheckpointError, "feed_forward_length"),

@@ -16,8 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgetok.serve.answers import Writer
-from edgetok.serve.body import read_json
-from edgetok.serve.exchange import Exchange
+from edgetok.serve.body import Gone, read_json
+from edgetok.serve.exchange import GONE, Exchange
 from edgetok.serve.failure import Refusal, refusal_of
 from edgetok.serve.guard import Guard
 from edgetok.serve.models import Served
@@ -145,10 +145,13 @@ class _Pages:
         self, request: Request, protocol: Protocol, filled: dict[str, Any], head: dict[str, Any]
     ) -> Response:
         try:
-            body = await read_json(request.scope, request.receive)
-            call = protocol.parse(filled | body)
+            call = await read_json(
+                request.scope, request.receive, lambda body: protocol.parse(filled | body)
+            )
             async with self._writer.models.using(call.request.model) as (_, model):
                 prepared = await asyncio.to_thread(prepare, model, call.request)
+        except Gone:
+            return Response(status_code=GONE)
         except Exception as error:
             refusal = refusal_of(error)
             return JSONResponse(protocol.error(refusal), refusal.status, refusal.headers)

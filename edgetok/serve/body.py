@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -14,21 +15,27 @@ from edgetok.serve.failure import Refusal
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
+_LARGE_BYTES = 64 << 10  # of a body, which is then read in a thread
 DRAINED_BYTES = 16 << 20  # of a body that is too large, before it is refused
 DRAINED_S = 2.0
 BODY_S = 20.0  # until all of a body has to be here
+
+T = TypeVar("T")
 
 
 class Gone(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
-    """Return the object that a request's body holds.
+async def read_json(scope: Scope, receive: Receive, understand: Callable[[dict[str, Any]], T]) -> T:
+    """Return what a function makes of the object that a request's body holds.
+
+    A large body is read in a thread: megabytes of JSON take longer than others want to wait.
 
     Raises:
         Refusal: it is no JSON object, or too large, too deep or too slow.
         Gone: the client went away.
+        Exception: whatever `understand` raises.
     """
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
@@ -62,9 +69,17 @@ async def read_json(scope: Scope, receive: Receive) -> dict[str, Any]:
                     break
     except TimeoutError as error:
         raise Refusal(408, f"the body took longer than {BODY_S:.0f} s") from error
+
+    def read() -> T:
+        return understand(_parsed(bytes(data)))
+
+    return read() if len(data) < _LARGE_BYTES else await asyncio.to_thread(read)
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
         return strict_json.loads_object(
-            bytes(data), "body", max_bytes=MAX_BYTES, max_depth=MAX_DEPTH, error=OptionError
+            data, "body", max_bytes=MAX_BYTES, max_depth=MAX_DEPTH, error=OptionError
         )
     except OptionError as error:
         raise Refusal(400, str(error), code="invalid_json") from error

@@ -48,10 +48,12 @@ class Computed(ABC):
 
         async def work(body: dict[str, Any]) -> None:
             nonlocal response
-            response = JSONResponse(await self.answer(body))
+            # In a thread: vectors are written as megabytes of numbers.
+            response = await asyncio.to_thread(JSONResponse, await self.answer(body))
 
         try:
-            await while_there(receive, work(await read_json(scope, receive)))
+            body = await read_json(scope, receive, lambda body: body)
+            await while_there(receive, work(body))
         except Gone:
             pass
         except asyncio.CancelledError:

@@ -46,7 +46,7 @@ class Exchange:
             await send(message)
 
         try:
-            call = self._protocol.parse(await read_json(scope, receive))
+            call = await read_json(scope, receive, self._protocol.parse)
             async with await self._writer.begin(call.request) as answer:
                 response = self._stream if call.stream else self._whole
                 await while_there(receive, response(call, answer, sending))

@@ -35,6 +35,7 @@ from edgetok.errors import OutputError, SessionError
 from edgetok.formats.container import read_container, write_container
 from edgetok.private_folder import private_folder
 from edgetok.text.detokenizer import byte_alphabet, token_decoder
+from edgetok.text.long_text import encoded
 
 MIN_TOKENIZER_BYTES = 4 << 20
 """Smaller files are read in 0.2 s or less."""
@@ -113,7 +114,7 @@ class SmallCore:
         """Return an object with `ids` and `tokens`."""
         self._chars += len(text)
         if self._whole or len(text) > LONG_CHARS or self._chars > ALL_CHARS:
-            return self.whole.encode(text, add_special_tokens=add_special_tokens)
+            return encoded(self.whole, text, add_special_tokens=add_special_tokens)
         first = self._skeleton.encode(text, add_special_tokens=add_special_tokens)
         ids: list[int] = []
         for word, symbols in itertools.groupby(

@@ -20,6 +20,7 @@ from edgetok.formats.foreign import foreign
 from edgetok.text import small_core
 from edgetok.text.detokenizer import TextStream, token_decoder
 from edgetok.text.inputs import checked_text
+from edgetok.text.long_text import encoded
 from edgetok.text.small_core import SmallCore
 from edgetok.text.tokenizer_check import open_core
 
@@ -151,7 +152,10 @@ class Tokenizer:
         except UnicodeEncodeError as error:  # a lone surrogate
             raise OptionError(f"the text is not valid Unicode: {error}") from error
         with foreign("the text cannot be tokenised", OptionError):
-            ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+            if isinstance(self._core, SmallCore):
+                ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+            else:
+                ids = encoded(self._core, text, add_special_tokens=special).ids
         if ids and max(ids) >= self.vocab_size:
             bad = max(ids)
             raise OptionError(

@@ -143,6 +143,23 @@ def test_going_back_gives_the_same_masks(tokenizer: Tokenizer, vocabulary: Vocab
     np.testing.assert_array_equal(other.mask(), masks[0])
 
 
+def test_choices_that_begin_alike_and_many_of_them(small: Vocabulary) -> None:
+    constraint = small.constraint(Grammar.choice(["a", "ab", *(f"c{i:05}" for i in range(9000))]))
+    constraint.mask()
+    other = constraint.fork()
+    seen = []
+    for byte in b"ab":
+        constraint.accept(_token(byte))
+        seen.append((constraint.complete, constraint.ended))
+    assert seen == [(True, False), (True, True)]
+    for byte in b"c0899":
+        other.mask()
+        other.accept(_token(byte))
+    assert not other.complete
+    allowed = np.flatnonzero(allowed_tokens(other.mask(), 256))
+    assert sorted(allowed) == sorted(map(_token, b"0123456789"))
+
+
 def test_a_token_that_is_not_allowed_ends_it_for_good(small: Vocabulary) -> None:
     constraint = small.constraint(Grammar.choice(["ab"]))
     with pytest.raises(GrammarError, match="the grammar failed"):

@@ -6,13 +6,16 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from edgetok.serve import body
 from tests.serve.conftest import Process, Rule
 
 KEY = "correct horse battery"
@@ -259,6 +262,45 @@ def test_a_large_body(api: Rule) -> None:
     assert ask(api, {}, messages=[{"role": "user", "content": text}]).status_code == 413
     short = ask(api, {}, messages=[{"role": "user", "content": text[: 1 << 18]}])
     assert short.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/messages"])
+def test_others_are_answered_while_a_large_body_is_read(
+    api: Rule, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+    read = body._parsed
+
+    def slowly(data: bytes) -> Any:
+        if len(data) > 1 << 20:
+            begun.set()
+            assert released.wait(60)
+        return read(data)
+
+    monkeypatch.setattr(body, "_parsed", slowly)
+    large = {"messages": [{"role": "user", "content": "x" * (2 << 20)}], "max_tokens": 1}
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            waiting = threads.submit(api.post, path, input="x", **large)
+            assert begun.wait(60)
+            assert ask(api, {}).status_code == 200
+            assert not waiting.done()
+        finally:
+            released.set()
+        # The fake model computes no vectors, and has no room for so long a text.
+        assert waiting.result(60).status_code == 400
+
+
+def test_a_client_that_goes_away_in_its_body_is_no_error(
+    api: Rule, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (b"chat/completions", b"messages/count_tokens", b"embeddings"):
+        head = HEAD.replace(b"chat/completions", path)
+        with socket.create_connection(api.address, timeout=60) as made:
+            made.sendall(head + b"Content-Length: 100\r\n\r\n{")
+    for _ in range(3):
+        assert ask(api, {}).status_code == 200
+    assert not caplog.records
 
 
 def test_a_template_that_eats_memory(rule: Callable[..., Rule]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,32 @@ def folder(request: pytest.FixtureRequest, data: Path) -> Path:
 @pytest.fixture
 def tokenizer(folder: Path) -> Tokenizer:
     return ours_of(folder)
+
+
+def test_other_threads_go_on_while_a_long_text_is_read() -> None:
+    core = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(core, {}, 2, "t")
+    ticks, over = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not over.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        while ticks < 3:
+            pass
+        before = ticks
+        ids = tokenizer.encode("a b " * 400_000)
+        during = ticks - before
+    finally:
+        over.set()
+        thread.join()
+    assert ids == [0, 1] * 400_000
+    assert during > 20  # of several hundred; one or two where the package keeps others waiting
 
 
 @pytest.mark.parametrize("text", TEXTS)

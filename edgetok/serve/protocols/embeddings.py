@@ -48,10 +48,7 @@ class Embeddings(Computed):
             await work.make_room(texts, "input")
             # One after the other: between two of them a client that went away is noticed.
             vectors = [await work.run(_embed, work.model, found, ids) for ids in texts]
-        data = [
-            {"object": "embedding", "index": i, "embedding": _written(vector, found)}
-            for i, vector in enumerate(vectors)
-        ]
+            data = await work.run(_data, vectors, found)
         count = sum(map(len, texts))
         self.writer.metrics.prompt_tokens += count
         return {
@@ -87,7 +84,15 @@ def _embed(model: Model, found: _Body, tokens: list[int]) -> npt.NDArray[np.floa
     return np.asarray(part / max(float(np.linalg.norm(part)), 1e-12), np.float32)
 
 
+def _data(vectors: Sequence[npt.NDArray[np.float32]], found: _Body) -> list[dict[str, Any]]:
+    return [
+        {"object": "embedding", "index": i, "embedding": _written(vector, found)}
+        for i, vector in enumerate(vectors)
+    ]
+
+
 def _written(vector: npt.NDArray[np.float32], found: _Body) -> str | list[float]:
     if found.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return [float(x) for x in vector]
+    written: list[float] = vector.tolist()
+    return written

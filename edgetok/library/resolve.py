@@ -231,6 +231,7 @@ def _make(
                 return entry
             if check is not None and remote.kind == "checkpoint":
                 check(_fetched(download.texts(remote), progress))  # before the weights
+                check = None
             remote = _fetched(remote, progress)
         if check is not None:
             check(remote)

@@ -14,7 +14,7 @@ import pytest
 
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import CheckpointError, OutputError
-from edgetok.library import download
+from edgetok.library import download, resolve
 from edgetok.library.arriving import Arriving, shown
 from tests.library.conftest import Run
 from tests.library.hub_server import NEXT_COMMIT, Hub, Repository
@@ -166,6 +166,21 @@ def test_a_chat_asks_for_a_template_before_weights(
     assert edgetok("generate", "owner/base", "hi", "--max-tokens", "1").returncode == 0
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert edgetok("chat", str(folder), "hi", "--max-tokens", "1").returncode == 0
+
+
+def test_a_checkpoint_is_checked_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its weights are there if it is downloaded, else before it is converted."""
+    remote = download.Remote("owner/tiny", "0" * 40, None, "checkpoint", {}, {})
+    monkeypatch.setenv("EDGETOK_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(download, "look", lambda *_: remote)
+    monkeypatch.setattr(download, "fetch", lambda *_: checkpoint)
+    monkeypatch.setattr(resolve, "_convert", lambda entry, *_: entry)
+    for name in ("owner/tiny", str(checkpoint)):
+        seen: list[Path] = []
+        resolve.model_folder(name, check=seen.append)
+        assert seen == [checkpoint]
 
 
 def test_offline_converts_what_was_downloaded(edgetok: Run, hub: Hub) -> None:

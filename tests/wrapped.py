@@ -244,6 +244,21 @@ WRAPPED = {
             "eoa_token_index": 8,
         },
     ),
+    # Without inputs of each layer's own, whose vocabulary then does not matter.
+    "gemma4_unified": Wrapped(
+        "gemma4_unified",
+        "Gemma4UnifiedForConditionalGeneration",
+        "gemma4_text",
+        "gemma4_unified_text",
+        text={"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 400},
+        outer={
+            "vision_config": {"model_type": "gemma4_unified_vision"},
+            "audio_config": None,
+            **dict.fromkeys(("image_token_id", "video_token_id", "audio_token_id"), 9),
+            **dict.fromkeys(("boi_token_id", "eoi_token_id", "boa_token_id"), 8),
+            "eoa_token_index": 8,
+        },
+    ),
     "lfm2_vl": Wrapped(
         "lfm2_vl",
         "Lfm2VlForConditionalGeneration",

@@ -25,10 +25,10 @@ KEY: Final = "text_config"
 # Wrappers that compute of a text what their text model computes; each is tested. Others may not:
 # PaliGemma's prompts attend in both directions.
 _WRAPPERS: Final = frozenset({
-    "gemma3", "gemma3n", "gemma4", "granite_speech", "idefics2", "idefics3", "internvl", "lfm2-vl",
-    "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision", "mistral3", "ovis2",
-    "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "smolvlm", "vipllava",
-    "voxtral",
+    "gemma3", "gemma3n", "gemma4", "gemma4_unified", "granite_speech", "idefics2", "idefics3",
+    "internvl", "lfm2-vl", "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision",
+    "mistral3", "ovis2", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "smolvlm",
+    "vipllava", "voxtral",
 })  # fmt: skip
 # Settings of images, sound and of what joins them to the text.
 _OTHER_PARTS: Final = re.compile(
@@ -80,7 +80,17 @@ _QWEN2 = _SameText(
     },
 )
 _QWEN3 = _SameText(family="qwen3", defaults={"max_position_embeddings": 128000, "rope_theta": 5e6})
+# Gemma 4 without inputs of each layer's own.
+_GEMMA4 = _SameText(
+    family="gemma4_text",
+    defaults={
+        "hidden_size_per_layer_input": 0,
+        "max_position_embeddings": 262144,
+        "sliding_window": 1024,
+    },
+)
 _SAME: Final = {
+    "gemma4_unified_text": _GEMMA4,
     "qwen2_vl_text": _QWEN2,
     "qwen2_5_vl_text": _QWEN2,
     "qwen3_vl_text": _QWEN3,

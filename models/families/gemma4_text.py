@@ -66,7 +66,9 @@ def read(config: ConfigReader) -> Family:
     wide = 2 if config.flag("use_double_wide_mlp") else 1
     inner = sizes["intermediate_size"]
     per_layer = config.integer("hidden_size_per_layer_input", 256, low=0, high=1 << 16)
-    config.expect("vocab_size_per_layer_input", sizes["vocab_size"])
+    if per_layer:
+        config.expect("vocab_size_per_layer_input", sizes["vocab_size"])
+    config.value("vocab_size_per_layer_input")  # of a table that there may be none of
     full = next((x for x in mixers if x.rope == 1), None)
     spec = DecoderSpec(
         **sizes,

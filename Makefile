@@ -97,7 +97,7 @@ NEWER_FAMILIES = $(BIN)/python -c 'from tests.tiny import ALL_FAMILIES, FAMILIES
 	print(" or ".join({x.removesuffix("_text") for x in ALL_FAMILIES if x not in FAMILIES}))'
 NEWER_TESTS := tests/models/test_families.py tests/models/test_refusals.py \
 	tests/converter/calibrate/test_blocks.py tests/converter/test_convert.py \
-	tests/converter/allocate/test_fit_families.py \
+	tests/converter/allocate/test_fit_families.py tests/converter/allocate/test_auto.py \
 	tests/converter/read/test_text_tower.py tests/converter/read/test_gguf_families.py \
 	tests/runtime/cpu/test_cpu_backend.py tests/runtime/onnx tests/native/test_tokens.py
 

@@ -49,7 +49,6 @@ from edgetok.errors import UnknownFamilyError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.formats.layout import GRAPH_FILE, linear_shapes
 from edgetok.machine import cores, peak_memory_mb
-from edgetok.models.operations import expert_counts, operations
 from edgetok.models.spec import DecoderSpec
 
 __all__ = ["ConvertOptions", "Progress", "Report", "Target", "convert", "is_quantised"]
@@ -125,8 +124,6 @@ def convert(
     weights = CanonicalWeights(checkpoint, family)
     if family.spec.both_sides:
         options = _of_vectors(options, target is not None)
-    if expert_counts(operations(family.spec)):
-        options = _of_experts(options)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -320,22 +317,6 @@ def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
             "both sides; give --bits and --method rtn"
         )
     return dataclasses.replace(options, method="rtn", without=())
-
-
-def _of_experts(options: ConvertOptions) -> ConvertOptions:
-    """Return the options for a decoder with experts, which is not trained.
-
-    Raises:
-        UnsupportedError: more was asked for.
-    """
-    if options.refine:
-        raise UnsupportedError(
-            "--refine: models with experts are calibrated, but not trained; leave --refine out"
-        )
-    if options.method != "auto":
-        return options
-    without = tuple(dict.fromkeys([*options.without, "tune"]))
-    return dataclasses.replace(options, without=without, refine=None)
 
 
 def _compare(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgetok.converter.calibrate.calls import Calls, batches
-from edgetok.converter.calibrate.expert_parameters import read_stacked, write_stacked
+from edgetok.converter.calibrate.expert_parameters import put_stacked, read_stacked, write_stacked
 from edgetok.converter.calibrate.paused import PausedForward
 from edgetok.converter.calibrate.transformers_model import joined
 from edgetok.converter.workers import side_by_side
@@ -250,8 +250,13 @@ class Block:
             lane: runs in other lanes may go on beside this one.
         """
         parts = []
+        parameters, stacked = self.parameters(), dict[str, Tensor]()
         for name in (name for stage in self.stages for name in stage):
             source = self._source(name + ".weight")
+            if source.stack is not None:
+                if name in weights:
+                    put_stacked(source.stack, weights[name], parameters, stacked)
+                continue
             value = weights[name] if name in weights else self.get(name + ".weight")
             path = ".".join(self._path(name + ".weight"))
             parts.append((path, source.ranges, value - source.add))
@@ -259,7 +264,8 @@ class Block:
         while lane >= len(self._lanes):  # parameters and buffers are those of the first
             shared = [*self._layer.parameters(), *self._layer.buffers()]
             self._lanes.append(copy.deepcopy(self._layer, {id(t): t for t in shared}))
-        return self._run(hidden, *arguments, joined(parts), self._lanes[lane])
+        replaced = joined(parts) | {self._in_module[n]: values for n, values in stacked.items()}
+        return self._run(hidden, *arguments, replaced, self._lanes[lane])
 
     def get(self, name: str) -> Tensor:
         """A canonical tensor of this block as it is now, such as `q_proj.weight`: a copy."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import UnsupportedError
-from edgetok.models.family import TensorSource
+from edgetok.models.family import Stack, TensorSource
 
 
 def read_stacked(source: TensorSource, parameters: Mapping[str, Tensor], dims: int) -> Tensor:
@@ -34,6 +34,40 @@ def write_stacked(source: TensorSource, parameters: Mapping[str, Tensor], values
     for part, rows in zip(parts, values.chunk(len(parts)), strict=True):
         view = _view(parameters[part.name], part)
         view.copy_(rows.reshape(view.shape))
+
+
+def put_stacked(
+    stack: Stack, values: Tensor, parameters: Mapping[str, Tensor], made: dict[str, Tensor]
+) -> None:
+    """Put a canonical tensor into new parameters, through which gradients pass back to it.
+
+    One assignment is of all experts: behind one for each, autograd would copy all as often.
+
+    Args:
+        stack: says where it is.
+        values: [experts * N, K], or [experts * N] of biases.
+        parameters: by their names in a checkpoint of the same release.
+        made: the new ones by these names; one that is there already holds another matrix, too.
+    """
+    each = values.reshape(stack.count, stack.rows, -1)
+    for name, every, first in stack.joined:
+        if name in parameters:
+            whole = _new(name, parameters, made).view(stack.count, every, -1)
+            whole[:, first : first + stack.rows] = each
+            return
+    for name, inputs, first, step in stack.turned:
+        if name in parameters:
+            whole = _new(name, parameters, made).view(stack.count, inputs, -1)
+            whole[:, :, first::step] = each.mT
+            return
+    for expert, own in enumerate(each.unbind()):
+        name = stack.each.format(expert)
+        made[name] = own.reshape(parameters[name].shape)
+
+
+def _new(name: str, parameters: Mapping[str, Tensor], made: dict[str, Tensor]) -> Tensor:
+    """Return a parameter that may be written to."""
+    return made.setdefault(name, parameters[name].detach().clone())
 
 
 def fill_missing(

@@ -7,7 +7,7 @@ block at most.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ def convert_calibrated(
             f"refine: a block's output errs by {after:.2%} on held-out text, {before:.2%} before"
         )
     if "tune" in job.options.steps:
-        notes += _tune(job, texts, workspace, progress)
+        notes += _tune(job, texts, workspace, progress, steps)
     return [
         f"{note} ({count} layers)" if count > 1 else note for note, count in Counter(notes).items()
     ]
@@ -132,7 +132,9 @@ def _few_tokens(few: Mapping[str, list[int] | None]) -> list[str]:
     ]
 
 
-def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> list[str]:
+def _tune(
+    job: Job, texts: Texts, workspace: Workspace, progress: Progress, steps: Iterable[str]
+) -> list[str]:
     """Learn scales and norms, and write them over those in the data file; what to tell of it.
 
     From all of the text: more of it costs no more steps.
@@ -148,8 +150,15 @@ def _tune(job: Job, texts: Texts, workspace: Workspace, progress: Progress) -> l
         spec = job.weights.family.spec
         written = WrittenWeights(workspace.artefact, spec, job.formats, job.layout)
         refine = job.options.refinement(job.weights.parameters)
+        few = {step: workspace.result(step).get("few", ()) for step in steps}
         tuned = tune(
-            job.weights, written, texts.tuned(), progress, refine=refine, threads=job.threads
+            job.weights,
+            written,
+            texts.tuned(),
+            progress,
+            few=few,
+            refine=refine,
+            threads=job.threads,
         )
         write_durably(path, b"".join(values.tobytes() for values in tuned.tensors.values()))
         note = (

@@ -22,7 +22,7 @@ from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise.awq import GroupProducts, Sample, quantise_clipped
 from edgetok.converter.quantise.awq_fold import fold_block
 from edgetok.converter.quantise.error import relative
-from edgetok.converter.quantise.experts import Routed, output_error, round_experts
+from edgetok.converter.quantise.experts import Routed, output_error, round_experts, rows_of
 from edgetok.converter.quantise.recipe import round_layers
 from edgetok.converter.quantise.train_block import refine_block
 from edgetok.converter.quantised import Quantised
@@ -30,6 +30,7 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_quantised
 from edgetok.formats.layout import Layout
+from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.operations import expert_counts
 
 _ERROR_TOKENS = 512
@@ -109,7 +110,7 @@ def quantise_block(
             output = paused.outputs()
     refined = None
     if wanted is not None and made.rounded:
-        refined, output = _refine(block, hidden, wanted, made.rounded, job, progress), None
+        refined, output = _refine(block, hidden, wanted, made, job, progress), None
     written_above = {f"{name}.weight" for stage in block.stages for name in stage}
     for name in block.names:
         if name not in written_above:
@@ -173,18 +174,20 @@ def _refine(
     block: Block,
     hidden: Tensor,
     wanted: Tensor,
-    rounded: Mapping[str, Quantised],
+    made: _Stages,
     job: Job,
     progress: Progress,
 ) -> tuple[float, float]:
     """Learn a block's codes and scales, and write them over the others; its error before, after."""
+    experts = (op for op in block.operations if isinstance(op, ExpertLinear))
     refined = refine_block(
         block,
         hidden,
         wanted,
-        rounded,
+        made.rounded,
         steps=job.refined_by_block,
         advance=progress.advance,
+        still={op.weight.rpartition(".")[2]: [rows_of(op, e) for e in made.few] for op in experts},
         threads=job.threads,
     )
     for name, result in refined.layers.items():

@@ -11,9 +11,10 @@ Source: arXiv 2309.05516 (AutoRound), 2004.10568 (AdaRound).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ def refine_block(
     *,
     steps: int,
     advance: Callable[[], None],
+    still: Mapping[str, Sequence[slice]] = MappingProxyType({}),
     threads: int = 1,
 ) -> Refined:
     """Learn the codes and scales of one block's layers.
@@ -64,9 +66,13 @@ def refine_block(
         stored: the layers that are quantised.
         steps: number of batches.
         advance: called after each.
+        still: rows of some layers that stay as they are.
         threads: how many compute; the result does not depend on it.
     """
-    matrices = {name: LearnedMatrix(layer, codes=layer.bits < 8) for name, layer in stored.items()}
+    matrices = {
+        name: LearnedMatrix(layer, codes=layer.bits < 8, still=still.get(name, ()))
+        for name, layer in stored.items()
+    }
     given, judged = split(hidden)
     batch = max(1, BATCH_TOKENS // hidden.shape[1])
     size = float(wanted[given].square().mean())

@@ -14,9 +14,10 @@ Source: arXiv 2407.11062 (EfficientQAT), section 3.3; the original as teacher: a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from edgetok.converter.calibrate.expert_parameters import put_stacked
 from edgetok.converter.calibrate.transformers_model import (
     attention_of,
     build_on_meta,
@@ -49,6 +51,7 @@ from edgetok.converter.write.pack_codes import pack_linear
 from edgetok.converter.write.written_weights import WrittenWeights
 
 STEPS = 100
+_ROUTERS = (".router", ".router_choice")
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 _LearnedModel = tuple[dict[str, Tensor], dict[str, Learned]]
@@ -79,12 +82,20 @@ class _Student:
     """
 
     def __init__(
-        self, weights: CanonicalWeights, written: WrittenWeights, module: Any, *, codes: bool
+        self,
+        weights: CanonicalWeights,
+        written: WrittenWeights,
+        module: Any,
+        teacher: Mapping[str, Tensor],
+        few: Mapping[str, Sequence[int]],
+        *,
+        codes: bool,
     ) -> None:
         self._tensors = weights.family.tensors
         self._in_module = {
             weights.family.file_name(name): name for name, _ in module.named_parameters()
         }
+        self._original = {weights.family.file_name(name): x for name, x in teacher.items()}
         self._formats = written.formats
         self.matrices: dict[str, LearnedMatrix] = {}
         self.changes: dict[str, Tensor] = {}
@@ -98,8 +109,10 @@ class _Student:
             matrix = written.quantised(module) if name.endswith(".weight") else None
             values = None if matrix else torch.from_numpy(written.tensor(name).copy())
             if matrix is not None:
-                self.matrices[module] = LearnedMatrix(matrix, codes=codes and matrix.bits < 8)
-            elif values is not None and values.ndim == 1:
+                learns = codes and matrix.bits < 8
+                still = self._still(name, few)
+                self.matrices[module] = LearnedMatrix(matrix, codes=learns, still=still)
+            elif values is not None and values.ndim == 1 and not module.endswith(_ROUTERS):
                 size = values.square().mean().sqrt().clamp_min(1e-6)
                 self._vectors[name] = (values, size)
                 self.changes[name] = torch.zeros_like(values, requires_grad=True)
@@ -110,6 +123,7 @@ class _Student:
         """Return the parameters by their names in the module, which may not be the checkpoint's."""
         matrices = {module: matrix.weight() for module, matrix in self.matrices.items()}
         parts = []
+        stacked: dict[str, Tensor] = {}
         for name, source in self._tensors.items():
             if name in self._vectors:
                 value = self._vector(name)
@@ -117,9 +131,12 @@ class _Student:
                 value = self._fixed[name]
             else:
                 value = matrices[self._module[name]]
+            if source.stack is not None:
+                put_stacked(source.stack, value, self._original, stacked)
+                continue
             name_there = self._in_module.get(source.name, source.name)
             parts.append((name_there, source.ranges, value - source.add))
-        return joined(parts)
+        return joined(parts) | {self._in_module[name]: values for name, values in stacked.items()}
 
     def learned(self) -> _LearnedModel:
         """Return a copy of the trained vectors and matrices so far."""
@@ -142,6 +159,14 @@ class _Student:
             result |= {module + suffix: values for suffix, values in parts.items()}
         return result
 
+    def _still(self, name: str, few: Mapping[str, Sequence[int]]) -> list[slice]:
+        """Return the rows of some experts where `name` is a stacked matrix."""
+        stack = self._tensors[name].stack
+        if stack is None:
+            return []
+        experts = few.get(".".join(name.split(".")[:2]), ())
+        return [slice(e * stack.rows, (e + 1) * stack.rows) for e in experts]
+
     def _vector(self, name: str) -> Tensor:
         values, size = self._vectors[name]
         return values + self.changes[name] * size
@@ -153,16 +178,20 @@ def tune(
     windows: Tokens,
     progress: Progress,
     *,
+    few: Mapping[str, Sequence[int]] = MappingProxyType({}),
     refine: int = 0,
     threads: int = 1,
 ) -> Tuned:
     """Learn scales, norms and biases.
+
+    Routers stay, and so do experts that hardly any token reaches.
 
     Args:
         weights: the original's.
         written: the artefact's.
         windows: [B, T] token ids; some are kept to judge by.
         progress: called for each step.
+        few: numbers of those experts by layer, such as `layers.3`.
         refine: over how many batches codes learn, too; 0: over `STEPS` all but codes.
         threads: how many compute; the result does not depend on it.
     """
@@ -172,7 +201,7 @@ def tune(
     module = build_on_meta(weights.checkpoint.config, attention_of(spec))
     modules = [module, *(copy.deepcopy(module) for _ in range(LANES - 1))]
     teacher = original_parameters(module, weights)
-    student = _Student(weights, written, module, codes=refine > 0)
+    student = _Student(weights, written, module, teacher, few, codes=refine > 0)
     ids = torch.from_numpy(windows)
     given, judged = split(ids)
     batch = max(1, BATCH_TOKENS // ids.shape[1])

@@ -13,7 +13,7 @@ straight-through gradients: arXiv 1308.3432; a share of the change: arXiv 2109.0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -52,8 +52,16 @@ class LearnedMatrix:
         moves: [N, G, g] how far codes went; None where they stay.
     """
 
-    def __init__(self, stored: Quantised, *, codes: bool) -> None:
+    def __init__(self, stored: Quantised, *, codes: bool, still: Sequence[slice] = ()) -> None:
+        """Begin with `stored`.
+
+        Args:
+            stored: the matrix.
+            codes: whether its codes are trained, too.
+            still: rows that stay as they are.
+        """
         self._stored = stored
+        self._still = still
         self._scales = torch.from_numpy(stored.scales.astype(np.float32))
         N, G = self._scales.shape
         self._width = stored.codes.shape[1]
@@ -83,7 +91,14 @@ class LearnedMatrix:
 
     @torch.no_grad()
     def restrain(self) -> None:
-        """Keep codes within the range that still rounds to the first or the last code."""
+        """Keep codes within the range that still rounds to the first or the last code.
+
+        And keep what is to stay: steps follow the sign of a gradient, however little it rests on.
+        """
+        for rows in self._still:
+            self.scale_steps[rows] = 0
+            if self.moves is not None:
+                self.moves[rows] = 0
         if self.moves is not None:
             low, high = self._low - self._levels - 0.5, self._high - self._levels + 0.5
             self.moves.copy_(torch.minimum(torch.maximum(self.moves, low), high))

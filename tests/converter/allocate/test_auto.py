@@ -25,7 +25,7 @@ from tests.converter.test_convert import (
     reference_with,
     written_weights,
 )
-from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
+from tests.tiny import VOCAB_SIZE, WITH_EXPERTS, load_reference, tiny_checkpoint
 
 FEW_STEPS = 12
 # Of fewer windows nothing is learned that holds for others.
@@ -50,7 +50,13 @@ def by_block(monkeypatch):
 
 
 @pytest.mark.parametrize("learns", ["scales", "codes", "codes of blocks"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "olmo2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama", "gemma3_text", "phi3", "olmo2"),
+        *(family for family in WITH_EXPERTS if family in ("gpt_oss", "qwen2_moe", "lfm2_moe")),
+    ],
+)
 def test_every_step_for_families_that_differ(family, learns, tmp_path, monkeypatch):
     """onnxruntime computes what transformers computes with the written weights."""
     source = tiny_checkpoint(family, tmp_path / "source")

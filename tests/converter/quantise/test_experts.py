@@ -15,7 +15,7 @@ from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import TensorFormat
 from edgetok.models import read_family
-from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_checkpoint
+from tests.tiny import FAMILIES, VOCAB_SIZE, WITH_EXPERTS, tiny_checkpoint
 
 LAYER = 2
 FORM = TensorFormat(3, 32, zeros=True)
@@ -95,6 +95,36 @@ def test_experts_add_up_to_the_block(family, tmp_path):
         without = block(hidden)
     difference = (with_experts - without).flatten(0, 1)
     torch.testing.assert_close(total, difference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_a_gradient_reaches_the_experts(family, tmp_path):
+    """Replaced matrices give what written ones give, and the slope along a direction."""
+    original, hidden = open_block(family, tmp_path)
+    rng = torch.Generator().manual_seed(0)
+    with original.block(original.weights.family.spec.num_layers - 1) as block:
+        names = [name for stage in block.stages for name in stage if name.startswith("experts_")]
+        assert names == ["experts_gate", "experts_up", "experts_down"]
+        weights = {name: block.get(name + ".weight").requires_grad_() for name in names}
+        along = {
+            name: 1e-2 * torch.randn(x.shape, generator=rng) * x.detach().square().mean().sqrt()
+            for name, x in weights.items()
+        }
+        weight = torch.randn(hidden.shape, generator=rng)
+        result = block.with_weights(weights, hidden)
+        gradients = torch.autograd.grad((weight * result).sum(), list(weights.values()))
+        slope = {n: float((g * along[n]).sum()) for n, g in zip(names, gradients, strict=True)}
+        for name, values in weights.items():
+            kept, ends = values.detach(), []
+            for sign in (1, -1):
+                block.set(name + ".weight", kept + sign * along[name])
+                ends.append(block(hidden))
+                again = block.with_weights({name: kept + sign * along[name]}, hidden)
+                torch.testing.assert_close(again, ends[-1])
+            block.set(name + ".weight", kept)
+            found = float((weight * (ends[0] - ends[1])).sum(dtype=torch.float64)) / 2
+            assert slope[name] == pytest.approx(found, rel=0.02, abs=1e-3)
+            assert abs(slope[name]) > 0.01
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "auto"])

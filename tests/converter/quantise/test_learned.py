@@ -87,3 +87,23 @@ def test_learns_towards_a_product(codes):
         best += float(((parts @ s - y) ** 2).mean()) / 6
     assert best < before
     assert after < (0.7 if codes else 1.1) * best
+
+
+def test_rows_that_are_to_stay_do():
+    stored = matrix()[0]
+    result = LearnedMatrix(stored, codes=True, still=[slice(1, 3)])
+    wanted = torch.from_numpy(stored.dequantise() + 1)
+    learn(
+        [result],
+        (),
+        lambda chosen, lane: (result.weight() - wanted).square().mean(),
+        torch.arange(8),
+        steps=60,
+        batch=8,
+        advance=lambda: None,
+    )
+    taken = result.take(result.learned(), 1.0)
+    for row in range(6):
+        same = np.array_equal(taken.codes[row], stored.codes[row])
+        same &= np.array_equal(taken.scales[row], stored.scales[row])
+        assert same == (row in (1, 2))

@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=ALL_FAMILIES, help="all if none is named")
     parser.add_argument("--out", type=Path, help="a Markdown file; printed if absent")
     options = parser.parse_args()
-    rows = read_rows(options.out)
+    rows, kept = read_rows(options.out), remarks(options.out)
     for family in options.families:
         if family in FAMILIES:
             with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,7 @@ def main() -> None:
         rows[family] = f"| {family} | {' | '.join(cells)} |"
         print(rows[family], flush=True)
         if options.out is not None:
-            options.out.write_text(page(rows))
+            options.out.write_text(page(rows, kept))
 
 
 def read_rows(path: Path | None) -> dict[str, str]:
@@ -179,17 +179,22 @@ def read_rows(path: Path | None) -> dict[str, str]:
     return {row.split("|")[1].strip(): row for row in rows if row.startswith("| ")}
 
 
-def page(rows: dict[str, str]) -> str:
+def remarks(path: Path | None) -> list[str]:
+    """Paragraphs of a page that is there between the first one and its table."""
+    text = path.read_text() if path is not None and path.exists() else ""
+    before, header, _ = text.partition(HEADER)
+    return before.strip().split("\n\n")[2:] if header else []
+
+
+def page(rows: dict[str, str], remarks: list[str]) -> str:
     """The page with its table, in the order of `tests/tiny.py`."""
     said = (
-        "# Families\n\nMeasured by `python -m benchmarks.quality.families`, which says what a "
-        f"column is, on tiny random models of transformers {VERSION}.\n\nNot there: gemma3n, "
-        "whose layers predict and correct several streams (AltUp), add low-rank side paths "
-        "(LAuReL) and leave out all but the largest activations: three kinds of operations.\n"
+        "Measured by `python -m benchmarks.quality.families`, which says what a column is, on tiny "
+        f"random models of transformers {VERSION}."
     )
-    ruler = f"|---|{'---|' * (len(COLUMNS) - 1)}"
     table = [rows[family] for family in ALL_FAMILIES if family in rows]
-    return "\n".join([said, HEADER, ruler, *table, ""])
+    lines = "\n".join([HEADER, f"|---|{'---|' * (len(COLUMNS) - 1)}", *table])
+    return "\n\n".join(["# Families", said, *remarks, lines]) + "\n"
 
 
 if __name__ == "__main__":

@@ -157,6 +157,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
+        # At once: two servers may bind one port as long as neither listens, and the model takes a
+        # while to load. Who connects meanwhile waits.
+        made.listen()
     except OSError as error:
         made.close()
         raise OSError(error.errno, error.strerror, f"{host}:{port}") from error

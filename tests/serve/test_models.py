@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -18,6 +19,7 @@ from edgetok.errors import OptionError
 from edgetok.models.bundled import bundled_model
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.models import ModelPool
+from edgetok.serve.server import _listen
 from tests.serve.conftest import Process
 
 CLIENTS = 6
@@ -136,6 +138,14 @@ def test_names(tmp_path: Path) -> None:
     assert _place(f"{tmp_path}/x=y")[0] == "x=y"
     with pytest.raises(OptionError, match="two models are called"):
         ModelPool([("a", place), ("a", place)], MemoryBudget(1, most_running=1, most_waiting=1))
+
+
+def test_two_servers_that_start_together_at_one_port() -> None:
+    with contextlib.closing(_listen("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match="in use") as refused:
+            _listen("127.0.0.1", port)
+    assert refused.value.filename == f"127.0.0.1:{port}"
 
 
 def test_a_folder_that_is_no_artefact(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class PrefixCache:
     Attributes:
         limit_bytes: most bytes of all states together, in memory and likewise on disk.
         too_large: number of states that were larger than that, and so are not kept.
+        unwritten: number of files that could not be written; their states are kept in memory.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class PrefixCache:
         """
         self._model, self.limit_bytes, self._folder = model, limit_bytes, folder
         self._make = make
-        self.too_large = 0
-        self._untold: str | None = None
+        self.too_large = self.unwritten = 0
+        self._untold: list[str] = []
         self._entries: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         self._writing: ThreadPoolExecutor | None = None  # made when the first file is written
@@ -172,12 +173,10 @@ class PrefixCache:
 
         Where forks can be cut to any length it takes the place of its own beginnings, and a
         beginning of what is kept is not kept again. Entries that were not used for longest go where
-        there are too many.
-
-        Raises:
-            OutputError: an earlier one could not be written to the folder.
+        there are too many. An earlier one that could not be written to the folder is counted, and
+        told by `warning`: an answer has no use for a file.
         """
-        self._raise_failed()
+        self._count_failed()
         if len(tokens) < LEAST_TOKENS:
             return
         shape = dict(cache.shape)
@@ -191,7 +190,7 @@ class PrefixCache:
             with self._lock:
                 self.too_large += 1
                 if self.too_large == 1:
-                    self._untold = (
+                    self._untold.append(
                         f"a prompt of {len(tokens):,} tokens takes {entry.nbytes / 1e6:,.1f} MB "
                         f"and the prefix cache holds {self.limit_bytes / 1e6:,.1f} MB, so it is "
                         "not kept and will be computed again; give a larger --prefix-cache"
@@ -264,10 +263,9 @@ class PrefixCache:
         return self._writing.submit(work, *arguments)
 
     def warning(self) -> str | None:
-        """Return a line about the first state that was too large, once; else None."""
+        """Return a line about the first state that was too large, or not written, once; or None."""
         with self._lock:
-            line, self._untold = self._untold, None
-        return line
+            return self._untold.pop(0) if self._untold else None
 
     def flush(self) -> None:
         """Wait until all files are written.
@@ -277,7 +275,8 @@ class PrefixCache:
         """
         self._file_rest()
         wait(self._files)
-        self._raise_failed()
+        for error in self._failed():
+            raise error
 
     def close(self) -> None:
         """Wait until all files are written, and end the thread; later additions begin another."""
@@ -293,13 +292,22 @@ class PrefixCache:
             for entry in self._entries.values():
                 self._file(entry, 1.0)
 
-    def _raise_failed(self) -> None:
-        """Raise the error of a file that could not be written, once."""
+    def _failed(self) -> list[BaseException]:
+        """Return the errors of files that could not be written, each once."""
         with self._lock:
             done = [file for file in self._files if file.done()]
             self._files = [file for file in self._files if not file.done()]
-        for file in done:
-            file.result()
+        return [error for file in done if (error := file.exception()) is not None]
+
+    def _count_failed(self) -> None:
+        for error in self._failed():
+            with self._lock:
+                self.unwritten += 1
+                if self.unwritten == 1:
+                    self._untold.append(
+                        f"a beginning of a prompt is kept in memory alone: {error}; free space or "
+                        "leave --prefix-cache out"
+                    )
 
     def _write(self, entry: Prefix, folder: Path, grown: float) -> None:
         """Write an entry's file, unless it is gone by now or has one."""

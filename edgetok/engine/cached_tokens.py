@@ -129,11 +129,7 @@ class CachedTokens:
         return self._prefixes is not None and self.cache.capabilities.saves
 
     def remember(self, computed_tokens: int) -> None:
-        """Keep what was read, for prompts that begin alike, if enough of it was computed.
-
-        Raises:
-            OutputError: it cannot be written to disk.
-        """
+        """Keep what was read, for prompts that begin alike, if enough of it was computed."""
         if (
             self._prefixes is not None
             and computed_tokens >= LEAST_TOKENS

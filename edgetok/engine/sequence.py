@@ -280,7 +280,6 @@ class Sequence:
         Raises:
             ArtefactError: the logits are not numbers.
             GrammarError: the constraint failed; the token is not part of the answer.
-            OutputError: a beginning of a prompt cannot be kept on disk.
         """
         if not self.reading and found is not None:
             return self._verified(rows, found, clock)

@@ -25,7 +25,7 @@ from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.tool import ReasoningPiece, TextPiece
 from edgetok.engine.generation import Generation
 from edgetok.engine.result import Token
-from edgetok.errors import ArtefactError, ContextError, OutputError
+from edgetok.errors import ArtefactError, ContextError
 from edgetok.model import Model
 from edgetok.serve.budget import MemoryBudget, Place
 from edgetok.serve.failure import Refusal, log
@@ -307,5 +307,5 @@ def _keep(prefixes: PrefixCache | None, generation: Generation) -> None:
         prefixes.add(context.tokens, context.cache)
         if (line := prefixes.warning()) is not None:
             log.warning("%s", line)
-    except (ContextError, OutputError) as error:
+    except ContextError as error:
         log.warning("a conversation's beginning was not kept: %s", error)

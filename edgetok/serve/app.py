@@ -120,6 +120,10 @@ class _Pages:
                 "Prompts of loaded models that did not fit into the prefix cache.",
                 sum(one.prefixes_too_large for one in models),
             ),
+            "prefixes_unwritten": (
+                "Files of the prefix cache that could not be written.",
+                sum(one.prefixes_unwritten for one in models),
+            ),
         }
         text = self._writer.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
-from edgetok.errors import ArtefactError, BusyError, ContextError, UserError
+from edgetok.errors import ArtefactError, BusyError, ContextError, OutputError, UserError
 
 log = logging.getLogger("edgetok.serve")
 # Of the request that is being answered: a client is told it, and the log of an internal error.
@@ -47,7 +47,7 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(400, message, code="context_length_exceeded")
     if isinstance(error, BusyError):
         return Refusal(503, message, code="server_busy")
-    if isinstance(error, ArtefactError):
+    if isinstance(error, (ArtefactError, OutputError)):
         log.error("%s", message)
         return Refusal(503, message, code="model_unavailable")
     if isinstance(error, UserError):

@@ -64,6 +64,12 @@ class Served:
         prefixes = None if self.model is None else self.model.engine.prefixes
         return 0 if prefixes is None else prefixes.too_large
 
+    @property
+    def prefixes_unwritten(self) -> int:
+        """Return how many files of the prefix cache could not be written since then."""
+        prefixes = None if self.model is None else self.model.engine.prefixes
+        return 0 if prefixes is None else prefixes.unwritten
+
     @classmethod
     def look(cls, name: str, path: Path) -> Served:
         """Look at an artefact without loading it.

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tracemalloc
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -381,6 +382,29 @@ def test_files_are_written_by_another_thread(tmp_path, monkeypatch):
         again.flush()
     again.add([4] * 100, cache)
     again.close()
+
+
+def test_a_full_disk_fails_nobody_and_is_told_once(tmp_path, monkeypatch):
+    """Answers go on, and what they have read stays in memory."""
+    from edgetok.cache import prefix_cache as module
+
+    def full(*given):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(module, "write_container", full)
+    cache = filled(100)
+    prefixes = PrefixCache(MODEL, 100 << 20, tmp_path / "prefixes")
+    told = []
+    for first in range(4):
+        prefixes.add([first] * 100, cache)
+        wait(prefixes._files)
+        told.append(prefixes.warning())
+    assert prefixes.unwritten == 3  # the fourth is not looked at yet
+    assert told[0] is None
+    assert "the disk is full" in told[1]
+    assert told[2:] == [None, None]
+    assert all(prefixes.find([first] * 101, cache) is not None for first in range(4))
+    prefixes.close()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,19 @@ def build_on_meta(config: dict[str, Any], attention: str) -> Any:
             model = AutoModelForCausalLM.from_config(
                 hf_config, dtype=torch.float32, attn_implementation=attention
             )
+    _run_experts_of_any_size(model)
     return model.eval().requires_grad_(False)
+
+
+def _run_experts_of_any_size(model: Any) -> None:
+    """Have experts computed one by one where torch cannot multiply with all of them at once.
+
+    transformers 5 does that where nothing is said, and torch wants rows of whole 16 bytes.
+    """
+    stacks = (p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3)
+    odd = any(4 * size % 16 for stack in stacks for size in stack.shape[1:])
+    if odd and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
 
 
 def _numbers(value: Any) -> Any:

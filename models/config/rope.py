@@ -89,6 +89,8 @@ def read_layer_ropes(
         if own is None:
             raise CheckpointError(f"{parameters.where}: {key} is missing, expected an object")
         ropes.append(read_rope_parameters(config, own, head_dim, theta=default))
+    for key in ("rope_theta", "rope_type"):
+        parameters.value(key)  # transformers may write them beside both, and reads neither
     parameters.finish()
     return ropes[0], ropes[1]
 

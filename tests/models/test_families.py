@@ -316,6 +316,9 @@ _NO_WINDOW = {"sliding_window": None, "layer_types": ["full_attention"] * 4}
                 "rope_parameters": {
                     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4},
                     "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+                    # Of an object for both; nothing reads them.
+                    "rope_type": "default",
+                    "rope_theta": 5e5,
                 },
             },
         ),

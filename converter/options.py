@@ -67,7 +67,8 @@ class ConvertOptions:
     symmetric: Annotated[bool, "Store no zero points."] = False
     portable: Annotated[
         bool,
-        "Choose only formats that other engines keep at their size: no table of levels, no 5 bits.",
+        "Choose only formats that other engines keep at their size: no table of levels, no 5 and 6 "
+        "bits.",
     ] = False
     calibration: Annotated[
         Path | None,

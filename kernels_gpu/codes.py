@@ -2,8 +2,9 @@
 
 A code at bit s of a word, or-ed into the mantissa of 2^23, is the float 2^23 + code * 2^s; less
 2^23 that is exact. Positions up to bit 16 need no shift: `unshift` gives the factor 2^-s, which
-goes into the input instead. Eight codes a word, low bits first; a code of 3 or 5 bits is 2 or 4 low
-bits of one word and a high bit of another. With a table a code of 4 bits chooses one of 16 levels.
+goes into the input instead. Eight codes a word, low bits first; a code of 3, 5 or 6 bits is 2, 4 or
+4 low bits of one word and the others of another. With a table a code of 4 bits chooses one of 16
+levels.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ def code(q, high, levels, p: tl.constexpr, BITS: tl.constexpr):  # type: ignore[
             c = half & (255 << (8 * (p % 4)))
         else:
             c = (half >> 16) & (255 << (8 * (p % 4 - 2)))
-    else:  # 3 and 5
-        LOW: tl.constexpr = BITS - 1
-        c = ((q >> (LOW * p)) & ((1 << LOW) - 1)) | (((high >> p) & 1) << LOW)
+    else:  # 3, 5 and 6
+        HIGH: tl.constexpr = 2 if BITS == 6 else 1
+        LOW: tl.constexpr = BITS - HIGH
+        above = (high >> (HIGH * p)) & ((1 << HIGH) - 1)
+        c = ((q >> (LOW * p)) & ((1 << LOW) - 1)) | (above << LOW)
     return (c | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
@@ -59,7 +62,7 @@ def unshift(levels, p: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-unt
 def load_words(  # type: ignore[no-untyped-def]
     weight, high, at, mask, BITS: tl.constexpr
 ):
-    """Words as int32 (8 bits: int64), and those of the high plane (3 and 5 bits)."""
+    """Words as int32 (8 bits: int64), and those of the high plane (3, 5 and 6 bits)."""
     if BITS == 2 or BITS == 3:
         # Vectors as wide as those of the float32 inputs, so that both have one layout.
         at = tl.max_contiguous(at, (1, 4))
@@ -67,7 +70,7 @@ def load_words(  # type: ignore[no-untyped-def]
     if BITS != 8:
         q = q.to(tl.int32)
     h = q
-    if BITS == 3 or BITS == 5:
+    if BITS == 3 or BITS == 5 or BITS == 6:
         h = tl.load(high + at, mask=mask, other=0).to(tl.int32)
     return q, h
 

@@ -18,8 +18,9 @@ from edgetok.errors import ShapeError, UnsupportedError
 from edgetok.kernels_gpu.jit import plane_stride, to_planes
 
 _WORD: dict[int, type[np.generic]] = {
-    2: np.int16, 3: np.int16, 4: np.int32, 5: np.int32, 8: np.int64,
+    2: np.int16, 3: np.int16, 4: np.int32, 5: np.int32, 6: np.int32, 8: np.int64,
 }  # fmt: skip
+_HIGH_WORD: dict[int, type[np.generic]] = {3: np.uint8, 5: np.uint8, 6: np.int16}
 _LEVELS = 16
 _LARGEST_HALF = 65504.0
 
@@ -30,11 +31,11 @@ class Stored:
 
     Attributes:
         name: for messages.
-        bits: 2, 3, 4, 5, 8, or 16 and 32 for floats.
+        bits: 2, 3, 4, 5, 6, 8, or 16 and 32 for floats.
         inputs: K.
         weight: `.qweight` [N, G, bytes], or `.weight` [N, K].
         group_size: inputs that share a scale; 0 for floats.
-        high: `.qweight_high`, 3 and 5 bits only.
+        high: `.qweight_high`, 3, 5 and 6 bits only.
         levels: `.table`, float32 [16], where codes of 4 bits choose levels.
         scales: float16 [N, G].
         zeros: packed zero points, or None.
@@ -70,13 +71,13 @@ class Linear:
     """Layers on the device.
 
     Attributes:
-        bits: 2, 3, 4, 8, or 16 for floats of any width.
+        bits: 2, 3, 4, 5, 6, 8, or 16 for floats of any width.
         N: outputs of all layers together.
         K: inputs.
         groups: G = ceil(K / group_size); for floats the plane stride over 32.
         group_words: words of a group: group_size / 8.
         weight: [N, words] int16, int32 or int64; floats [N, 8, plane stride].
-        high: uint8 [N, words], 3 and 5 bits only.
+        high: uint8, at 6 bits int16, [N, words]; 3, 5 and 6 bits only.
         levels: float32 [16], of all layers, or None.
         scales: float16 [N, G]; None for floats.
         zeros: uint8 [N, bytes] or None.
@@ -157,7 +158,7 @@ def upload(layers: Sequence[Stored], device: torch.device) -> Linear:
         groups=groups,
         group_words=first.group_size // 8,
         weight=weight,
-        high=join([None if x.high is None else _words(x.high, np.uint8) for x in layers]),
+        high=join([None if x.high is None else _words(x.high, _HIGH_WORD[x.bits]) for x in layers]),
         levels=None if first.levels is None else _host(first.levels).to(device),
         scales=join([layer.scales for layer in layers]),
         zeros=join([layer.zeros for layer in layers]),
@@ -173,11 +174,11 @@ def _check(layer: Stored) -> None:
     if bits in (16, 32):
         expected = {"weight": (np.float16 if bits == 16 else np.float32, (N, K))}
     elif bits in _WORD and g in (16, 32, 64, 128, 256):
-        G, stored = -(-K // g), {3: 2, 5: 4}.get(bits, bits)
+        G, stored = -(-K // g), {3: 2, 5: 4, 6: 4}.get(bits, bits)
         expected = {
             "weight": (np.uint8, (N, G, g * stored // 8)),
             "scales": (np.float16, (N, G)),
-            "high": (np.uint8, (N, G, g // 8)) if stored < bits else None,
+            "high": (np.uint8, (N, G, g * (bits - stored) // 8)) if stored < bits else None,
         }
         result |= {"scales": layer.scales, "high": layer.high}
         if layer.levels is not None:

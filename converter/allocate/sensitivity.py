@@ -64,7 +64,7 @@ class Sensitivity:
     probes: tuple[tuple[float, float], ...]
 
     def without_grouped(self) -> Sensitivity:
-        """Return it without the formats that the GPU backend does not take."""
+        """Return it without the formats that other engines keep as wider ones."""
         kl = {
             name: {form: cost for form, cost in costs.items() if not form.grouped}
             for name, costs in self.kl.items()

@@ -110,7 +110,8 @@ class Ends:
         """Formats that hold the tensor: fewer than a layer has, as each takes long to measure."""
         zeros = not self._options.symmetric
         found = [TensorFormat(bits, 32, zeros=zeros) for bits in (2, 4, 8)]
-        found += [TensorFormat(4, 32, table=True), TensorFormat(5, 32), TensorFormat(8, 128)]
+        found += [TensorFormat(4, 32, table=True), TensorFormat(5, 32), TensorFormat(6, 32)]
+        found.append(TensorFormat(8, 128))
         return fitting(found, self._spec.hidden_size, self._greatest[name])
 
     def _change(self, values: Floats, form: TensorFormat, rounder: Rounder) -> Floats:
@@ -122,8 +123,7 @@ def fitting(found: list[TensorFormat], inputs: int, greatest: float) -> list[Ten
     return [
         form
         for form in dict.fromkeys(found)
-        if fits_float16_scales(greatest, form.bits)
-        and not (form.grouped and inputs % form.group_size)
+        if fits_float16_scales(greatest, form.bits) and form.holds(inputs)
     ]
 
 

@@ -85,7 +85,7 @@ class Trial:
             )
         ]
         # Kernels for these take no other groups.
-        found.append(TensorFormat(5, 32))
+        found += [TensorFormat(5, 32), TensorFormat(6, 32)]
         if name not in self._without_table:
             found.append(TensorFormat(4, 32, table=True))
         return fitting(found, inputs, self._greatest[name])

@@ -148,7 +148,7 @@ def _quantised_format(
     supers = f"{name}.super_scales" in scanned.initializers
     table = name + TABLE in scanned.initializers
     high = scanned.initializers.get(f"{name}.qweight_high")
-    if offsets or supers or table or (high is not None and _is_quarter(high, qweight)):
+    if offsets or supers or table or (high is not None and _in_whole_groups(high, qweight, shape)):
         sizes = _plane_sizes(path, name, shape, qweight, high)
         return TensorFormat(*sizes, offsets=offsets, supers=supers, table=table)
     if high is not None:
@@ -166,8 +166,15 @@ def _quantised_format(
     return TensorFormat(bits, group_size, zeros)
 
 
-def _is_quarter(high: ExternalTensor, low: ExternalTensor) -> bool:
-    return bool(high.shape) and bool(low.shape) and 4 * high.shape[-1] == low.shape[-1]
+def _in_whole_groups(high: ExternalTensor, low: ExternalTensor, shape: LinearShape) -> bool:
+    """Return whether planes hold 5 or 6 bits, not 3, which are padded to whole groups.
+
+    Of 3 bits as many bytes hold twice as many inputs as of 6, which have more than one group.
+    """
+    if len(low.shape) != 3 or not high.shape:
+        return False
+    groups, nbytes = low.shape[1:]
+    return 4 * high.shape[-1] == nbytes or (groups > 1 and 2 * groups * nbytes == shape.K)
 
 
 def _plane_sizes(

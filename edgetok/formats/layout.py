@@ -94,8 +94,11 @@ class TensorFormat:
             raise ArtefactError(
                 f"format: {self.bits} bits with a table, expected 4 without zero points or offsets"
             )
-        if self.bits == 6 and not self.supers:
-            raise ArtefactError("format: 6 bits without super-scales")
+        if self.bits == 6 and not self.supers and (self.offsets or self.group_size != 32):
+            raise ArtefactError(
+                f"format: 6 bits in groups of {self.group_size} without super-scales, expected "
+                "groups of 32 without offsets"
+            )
 
     @property
     def direct(self) -> bool:
@@ -106,6 +109,17 @@ class TensorFormat:
     def grouped(self) -> bool:
         """Return whether there may be offsets, super-scales, a table; inputs are whole groups."""
         return self.quantised and not self.direct and (self.bits != 3 or self.supers)
+
+    def holds(self, inputs: int) -> bool:
+        """Return whether a matrix with so many inputs can be stored: whole groups, where grouped.
+
+        At 6 bits there are two groups at least, or super-scales: one would look like one of 3 bits.
+        """
+        if not self.grouped:
+            return True
+        plain_6 = self.bits == 6 and not self.supers
+        whole = SUPER_GROUP if self.supers else self.group_size
+        return inputs % whole == 0 and inputs >= whole * (2 if plain_6 else 1)
 
     @property
     def quantised(self) -> bool:
@@ -267,9 +281,10 @@ def linear_tensors(
     if form.quantised:
         bits, g = form.bits, form.group_size
         G = groups_of(K, g)
-        whole = SUPER_GROUP if form.supers else g
-        if form.grouped and K % whole:
-            raise ArtefactError(f"{name}: {K} inputs, expected a multiple of {whole}")
+        if not form.holds(K):
+            whole = SUPER_GROUP if form.supers else g
+            least = ", two at least" if bits == 6 and not form.supers else ""
+            raise ArtefactError(f"{name}: {K} inputs, expected a multiple of {whole}{least}")
         low = g * LOW_BITS[bits] // 8
         as_matrix = name in EMBEDDINGS and form.direct
         tensors[name + ".qweight"] = ("uint8", (N, G * low) if as_matrix else (N, G, low))

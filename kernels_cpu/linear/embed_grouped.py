@@ -32,9 +32,9 @@ def _number(values, supers, which, each, per, i):  # type: ignore[no-untyped-def
     return np.float32(integer) * read_f16(supers + i // per * each + which)
 
 
-def _make_embed(bits: int, levels: bool = False) -> Any:
+def _make_embed(bits: int, group_size: int, levels: bool = False) -> Any:
     low_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
-    group_size, middle = layout.GROUPED[bits], 1 << (bits - 1)
+    middle = 1 << (bits - 1)
     low_mask, high_mask = (1 << low_bits) - 1, (1 << high_bits) - 1
     per = layout.SUPER_GROUP // group_size
 
@@ -74,8 +74,8 @@ def _make_embed(bits: int, levels: bool = False) -> Any:
     return rows
 
 
-_q3, _q4, _q5, _q6 = (_make_embed(bits) for bits in (3, 4, 5, 6))
-_q4_table = _make_embed(4, levels=True)
+_q3, _q4, _q5, _q6 = (_make_embed(bits, g) for bits, g in ((3, 16), (4, 32), (5, 32), (6, 16)))
+_q6_scales, _q4_table = _make_embed(6, 32), _make_embed(4, 32, levels=True)
 
 
 @kernel
@@ -104,5 +104,11 @@ def embed_q5(instr: int, ctx: int, tid: int, threads: int) -> None:
 
 @kernel
 def embed_q6(instr: int, ctx: int, tid: int, threads: int) -> None:
-    """6-bit table."""
+    """6-bit table that has super-scales."""
     _q6(instr, ctx, tid, threads)
+
+
+@kernel
+def embed_q6_scales(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """6-bit table that has none."""
+    _q6_scales(instr, ctx, tid, threads)

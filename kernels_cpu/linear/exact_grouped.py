@@ -35,5 +35,11 @@ def matmul_q5_float(instr: int, ctx: int, tid: int, threads: int) -> None:
 
 @kernel
 def matmul_q6_float(instr: int, ctx: int, tid: int, threads: int) -> None:
-    """6-bit weights."""
+    """6-bit weights that have super-scales."""
+    _q6(instr, ctx, tid, threads)
+
+
+@kernel
+def matmul_q6_scales_float(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """6-bit weights that have none."""
     _q6(instr, ctx, tid, threads)

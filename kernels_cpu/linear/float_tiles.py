@@ -190,8 +190,8 @@ def make_float_tiles(bits: int, grouped: bool = False, table: bool = False) -> A
 
     Args:
         bits: of the weights.
-        grouped: as for `rows.make_rows`.
-        table: likewise.
+        grouped: whether groups may have offsets or super-scales in place of zero points.
+        table: as for `rows.make_rows`.
     """
     fill = _make_fill(bits, grouped, table)
     chains, slab = (CHAINS, FLOAT_SLAB) if bits in (16, 32) else (1, QUANTISED_SLAB)

@@ -22,8 +22,6 @@ PLANES = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 # Bits of a code in the plane that a product reads first, and in the other one, if there is one.
 LOW_BITS = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 HIGH_BITS = {3: 1, 5: 1, 6: 2}
-# Grouped weights may have offsets and super-scales: their bits, and inputs of a group.
-GROUPED = {3: 16, 4: 32, 5: 32, 6: 16}
 SUPER_GROUP = 256  # inputs that share a super-scale
 
 # Products end a sum of float32 and begin another one after so many inputs, on every instruction set
@@ -71,6 +69,18 @@ EMBED_K = 8
 EMBED_GROUP_SIZE = 9
 EMBED_SCALE = 10  # bits of float32
 EMBED_SUPERS = 11  # grouped weights: address of super-scales, or 0; EMBED_ZEROS are offsets
+
+
+def grouped_size(bits: int, supers: bool) -> int:
+    """Inputs of a group of weights that may have offsets or super-scales; 0 where none may.
+
+    Args:
+        bits: of the weights.
+        supers: whether they have super-scales.
+    """
+    if bits == 3:
+        return 16 if supers else 0
+    return {4: 32, 5: 32, 6: 16 if supers else 32}.get(bits, 0)
 
 
 @shared

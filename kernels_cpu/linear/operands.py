@@ -67,6 +67,8 @@ class LinearWeight:
         if self.table is not None:
             return "q4_table"
         more = {3: "_supers", 4: "_offsets"}.get(self.bits, "") if self.grouped else ""
+        if self.bits == 6 and self.super_scales is None:
+            more = "_scales"
         return f"q{self.bits}{more}"
 
     def __post_init__(self) -> None:
@@ -105,11 +107,13 @@ class LinearWeight:
             self._holds("bias", self.bias, 4 * self.N)
 
     def _check_grouped(self) -> None:
-        whole = layout.SUPER_GROUP if self.super_scales is not None else self.group_size
-        if layout.GROUPED.get(self.bits) != self.group_size or self.K % whole:
+        supers = self.super_scales is not None
+        whole = layout.SUPER_GROUP if supers else self.group_size
+        expected = layout.grouped_size(self.bits, supers)
+        if expected != self.group_size or self.K % whole:
             raise ShapeError(
                 f"{self.name}: {self.bits} bits in groups of {self.group_size} of {self.K} inputs, "
-                f"expected whole groups of {layout.GROUPED}"
+                f"expected whole groups of {expected}"
             )
         if self.zeros is not None:
             raise ShapeError(f"{self.name}: {self.bits} bits in groups do not have zeros")
@@ -248,7 +252,7 @@ def activation_bytes(
 
 
 def _check_activations(tokens_max: int, K: int, bits: int, group_size: int) -> None:
-    sizes = (16,) if bits == 6 else (16, *GROUP_SIZES) if bits == 3 else GROUP_SIZES
+    sizes = (16, 32) if bits == 6 else (16, *GROUP_SIZES) if bits == 3 else GROUP_SIZES
     if tokens_max < 1 or K < 1 or bits not in QUANTISED_BITS or group_size not in sizes:
         raise ShapeError(
             f"activations of {tokens_max} tokens, {K} inputs for {bits} bits in groups of "

@@ -7,7 +7,7 @@ from edgetok.kernels_cpu.linear.tiles import make_tiles
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd.memory import read_i64
 
-_rows, _tiles = make_rows(3, grouped=True), make_tiles(3, grouped=True)
+_rows, _tiles = make_rows(3, grouped=16), make_tiles(3, grouped=16)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Products with 6-bit weights; see `linear/rows.py` and `linear/tiles.py`."""
+"""Products with 6-bit weights with super-scales; see `linear/rows.py` and `linear/tiles.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from edgetok.kernels_cpu.linear.tiles import make_tiles
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd.memory import read_i64
 
-_rows, _tiles = make_rows(6, grouped=True), make_tiles(6, grouped=True)
+_rows, _tiles = make_rows(6, grouped=16), make_tiles(6, grouped=16)
 
 
 @kernel

@@ -84,10 +84,10 @@ def _make_strip(bits: int, block: int, tokens: int, table: bool = False) -> Any:
     return strip
 
 
-def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool, table: bool) -> Any:
+def _make_parts(bits: int, tokens: int, vectors: int, grouped: int, table: bool) -> Any:
     """Functions for a strip of any block, for scales, and for zero points or offsets."""
     if grouped:
-        only = _make_strip(bits, layout.GROUPED[bits], tokens, table)
+        only = _make_strip(bits, grouped, tokens, table)
 
         @inline
         def one_strip(block, *args):  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def _make_parts(bits: int, tokens: int, vectors: int, grouped: bool, table: bool
     return strip, read_scales, read_zeros
 
 
-def _make_tokens(bits: int, tokens: int, grouped: bool, table: bool) -> Any:
+def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
     """The kernel body for up to `tokens` tokens, which it computes side by side."""
     planes = layout.PLANES[bits]
     stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
@@ -141,7 +141,7 @@ def _make_tokens(bits: int, tokens: int, grouped: bool, table: bool) -> Any:
     run = vectors * LANES
     row_bytes = vectors * VB
     pace = 2 * run  # bytes asked for while a block's sums meet its scales
-    smallest = layout.GROUPED[bits] if grouped else 32
+    smallest = grouped or 32
     part = _BLOCKS * smallest  # inputs that a strip reads at once
     points = _SCALES + max(SLAB // smallest, LANES) * row_bytes
     sums_at = points + max(SLAB // smallest, LANES) * row_bytes
@@ -151,7 +151,9 @@ def _make_tokens(bits: int, tokens: int, grouped: bool, table: bool) -> Any:
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
     fold = fold_step(bits, vectors, tokens, False, table=table)
     # A table's levels have no zero points: one function is compiled for both.
-    fold_zeros = fold if table else fold_step(bits, vectors, tokens, not grouped, offsets=grouped)
+    fold_zeros = (
+        fold if table else fold_step(bits, vectors, tokens, grouped == 0, offsets=grouped != 0)
+    )
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]
@@ -274,13 +276,13 @@ def _make_tokens(bits: int, tokens: int, grouped: bool, table: bool) -> Any:
     return body
 
 
-def make_rows(bits: int, grouped: bool = False, table: bool = False) -> Any:
+def make_rows(bits: int, grouped: int = 0, table: bool = False) -> Any:
     """The kernel body for weights of `bits` and up to ROW_TOKENS tokens.
 
     Args:
         bits: of the weights.
-        grouped: groups are of `layout.GROUPED` inputs, the last is a whole one, and have offsets or
-            super-scales in place of zero points.
+        grouped: inputs of a group where the last is a whole one and groups have offsets or
+            super-scales in place of zero points; otherwise 0.
         table: codes of 4 bits choose levels of a table, whose address is in MATMUL_HIGH; `grouped`,
             without offsets.
     """

@@ -62,7 +62,7 @@ def finish_tile(out, tokens, y, yb, bias, n, N, factor, onto, final):  # type: i
             finish(value, y + t * yb, bias, first, N - first, factor, onto, final)
 
 
-def _make_readers(bits: int, grouped: bool, points: bool) -> Any:
+def _make_readers(bits: int, grouped: int, points: bool) -> Any:
     """Functions for scales, and for zero points or offsets."""
     if grouped:
         numbers = make_read_numbers(R)
@@ -92,7 +92,7 @@ def _make_readers(bits: int, grouped: bool, points: bool) -> Any:
     return read_scales, read_zeros
 
 
-def make_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
+def make_tiles(bits: int, grouped: int = 0, table: bool = False) -> Any:
     """The kernel body for weights of `bits` and int8 activations of many tokens.
 
     Args:
@@ -102,7 +102,7 @@ def make_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
     """
     planes = layout.PLANES[bits]
     planar, eight = bits in layout.HIGH_BITS, bits == 8
-    smallest = layout.GROUPED[bits] if grouped else 32
+    smallest = grouped or 32
     steps = STEPS if smallest == 32 else smallest // 4  # of four inputs, in one operation
     many_groups = max(SLAB // smallest, LANES)
     zeros_at = _SCALES + many_groups * ROW_BYTES
@@ -113,7 +113,7 @@ def make_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
     if unpacked_at + SLAB * RUN > layout.SCRATCH_BYTES:
         raise ValueError("a tile does not fit the scratch")
     # Zero points meet sums, not codes. AVX2 adds more products of 4 bits in 16 bits so.
-    pointed = (eight or grouped or (NAME == "avx2" and bits == 4)) and not table
+    pointed = (eight or grouped != 0 or (NAME == "avx2" and bits == 4)) and not table
     stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
     part_of = stored_bits // max(high_bits, 1)
     zero_bits = 8 if bits == 3 else bits
@@ -192,7 +192,7 @@ def make_tiles(bits: int, grouped: bool = False, table: bool = False) -> Any:
         plain = make_sums(tile, False)
         if not pointed:
             return plain
-        tile = integer_tile(bits, width, shifted=False, points=True, steps=steps, offsets=grouped)
+        tile = integer_tile(bits, width, False, points=True, steps=steps, offsets=grouped != 0)
         other = make_sums(tile, True)
 
         @inline

@@ -48,6 +48,7 @@ _COSTS = {
     "linear.q4_table": 135,
     "linear.q5": 135,
     "linear.q6": 135,
+    "linear.q6_scales": 135,
     "linear.q8": 147,
     "linear.quantise_activations": 8,
     "program.interpreter": 4,

@@ -58,6 +58,7 @@ MODULES = (
     "linear.q4_table",
     "linear.q5",
     "linear.q6",
+    "linear.q6_scales",
     "linear.float_rows",
     "linear.embed",
     "linear.embed_grouped",

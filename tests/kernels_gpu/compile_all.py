@@ -103,12 +103,12 @@ def layer(bits, N, K, g=32, zeros=True):
     if bits == 16:
         return Stored(name="x", bits=16, inputs=K, weight=np.zeros((N, K), np.float16))
     levels = np.zeros(16, np.float32) if bits == TABLE else None
-    bits, zeros = (4 if bits == TABLE else bits), zeros and bits not in (5, TABLE)
-    stored, G = {3: 2, 5: 4}.get(bits, bits), -(-K // g)
+    bits, zeros = (4 if bits == TABLE else bits), zeros and bits not in (5, 6, TABLE)
+    stored, G = {3: 2, 5: 4, 6: 4}.get(bits, bits), -(-K // g)
     return Stored(
         name="x", bits=bits, inputs=K, group_size=g,
         weight=np.zeros((N, G, g * stored // 8), np.uint8),
-        high=np.zeros((N, G, g // 8), np.uint8) if bits in (3, 5) else None,
+        high=np.zeros((N, G, g * (bits - stored) // 8), np.uint8) if stored < bits else None,
         levels=levels,
         scales=np.zeros((N, G), np.float16),
         zeros=np.zeros((N, G if bits == 3 else -(-G * bits // 8)), np.uint8) if zeros else None,
@@ -125,7 +125,7 @@ def every_kernel(few):
     planes = matmul_nbits.Epilogue(planes=True, add=True)
     gate = matmul_nbits.Epilogue(gate="silu", planes=True)
     widths = ((4, 32), (TABLE, 32)) if few else (
-        (2, 64), (3, 32), (4, 32), (4, 128), (5, 32), (TABLE, 32), (8, 32), (16, 0)
+        (2, 64), (3, 32), (4, 32), (4, 128), (5, 32), (6, 32), (TABLE, 32), (8, 32), (16, 0)
     )  # fmt: skip
     rows = ROW_CANDIDATES[:1] if few else ROW_CANDIDATES
     for bits, g in widths:

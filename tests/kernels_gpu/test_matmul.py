@@ -34,6 +34,7 @@ FORMATS = [
     (8, 128, False),
     (8, 32, True),
     (5, 32, False),
+    (6, 32, False),
     (TABLE, 32, False),
     (16, 0, False),
     (32, 0, False),
@@ -60,10 +61,10 @@ def random_layer(rng, bits, g, N, K, zeros=False, bias=False, name="layer"):
         bits, levels = 4, np.sort(rng.choice(256, 16, replace=False)).astype(np.float32) - 128
     G, top = -(-K // g), 1 << bits
     codes = rng.integers(0, top, (N, G, g)).astype(np.uint8)
-    low, high = pack(codes, bits) if bits not in (3, 5) else None, None
-    if low is None:
-        mask = (1 << (bits - 1)) - 1
-        low, high = pack(codes & mask, bits - 1), pack(codes >> (bits - 1), 1)
+    stored, high = {3: 2, 5: 4, 6: 4}.get(bits, bits), None
+    low = pack(codes & ((1 << stored) - 1), stored)
+    if stored < bits:
+        high = pack(codes >> stored, bits - stored)
     scales = (rng.standard_normal((N, G)) * 0.1).astype(np.float16)
     points = None
     if zeros:
@@ -71,8 +72,8 @@ def random_layer(rng, bits, g, N, K, zeros=False, bias=False, name="layer"):
         if bits != 3:
             per_byte = 8 // bits
             points = pack(np.pad(points, ((0, 0), (0, -G % per_byte))), bits)
-    if levels is not None or bits == 5:
-        values = codes.astype(np.float64) - 16 if levels is None else levels[codes]
+    if levels is not None or bits in (5, 6):
+        values = codes.astype(np.float64) - top // 2 if levels is None else levels[codes]
         truth = (values * scales[..., None].astype(np.float64)).reshape(N, -1)[:, :K]
     else:
         truth = reference_linear.dequantise(
@@ -185,12 +186,12 @@ def test_added_scaled_capped(device, T, in_planes):
 
 
 @pytest.mark.parametrize(
-    ("bits", "g"), [(2, 32), (3, 64), (4, 32), (5, 32), (TABLE, 32), (8, 16), (16, 0)]
+    ("bits", "g"), [(2, 32), (3, 64), (4, 32), (5, 32), (6, 32), (TABLE, 32), (8, 16), (16, 0)]
 )
 def test_embed(device, bits, g):
     N, K = 40, 100
     rng = np.random.default_rng(8)
-    stored, weights = random_layer(rng, bits, g, N, K, zeros=bits not in (5, TABLE))
+    stored, weights = random_layer(rng, bits, g, N, K, zeros=bits not in (5, 6, TABLE))
     x = nans(device, 4, 8, plane_stride(K))
     tokens = torch.tensor([0, 39, 7, -1], dtype=torch.int32, device=device)
     embed(tokens, upload([stored], device), x, scale=2.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgetok.errors import OptionError, UnsupportedError
 from edgetok.formats.artefact import Artefact
 from edgetok.kernels_cpu.attention.launch import KV_BITS, is_rotated
-from edgetok.kernels_cpu.linear.layout import GROUPED
+from edgetok.kernels_cpu.linear.layout import grouped_size
 from edgetok.kernels_cpu.linear.operands import GROUP_SIZES
 from edgetok.kernels_cpu.program import loader
 from edgetok.machine import physical_cores
@@ -44,6 +44,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
     bits = {form.bits for form in forms}
     plain = {form.bits for form in forms if form.quantised and not form.grouped}
     grouped = {form.bits for form in forms if form.grouped and not form.table}
+    sixes = {form.supers for form in forms if form.bits == 6}
     tables = any(form.table for form in forms)
     table = artefact.formats.get("embed_tokens") or artefact.formats["lm_head"]
     tables_read = (table, artefact.formats.get(PER_LAYER_TABLE, table))
@@ -52,7 +53,9 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "linear.q3_supers": 3 in grouped and compute == "int8",
         "linear.q4_offsets": 4 in grouped and compute == "int8",
         "linear.q4_table": tables and compute == "int8",
-        **{f"linear.q{b}": b in grouped and compute == "int8" for b in (5, 6)},
+        "linear.q5": 5 in grouped and compute == "int8",
+        "linear.q6": True in sixes and compute == "int8",
+        "linear.q6_scales": False in sixes and compute == "int8",
         "linear.embed_grouped": any(form.grouped for form in tables_read),
         "linear.exact": compute == "float32" and bool(plain),
         "linear.exact_grouped": compute == "float32" and (bool(grouped) or tables),
@@ -95,7 +98,7 @@ def check_groups(artefact: Artefact) -> None:
         UnsupportedError: naming the tensor.
     """
     for name, form in artefact.formats.items():
-        sizes = (GROUPED[form.bits],) if form.grouped else GROUP_SIZES
+        sizes = (grouped_size(form.bits, form.supers),) if form.grouped else GROUP_SIZES
         if form.quantised and form.group_size not in sizes:
             raise UnsupportedError(
                 f"{artefact.folder}: {name} is quantised in groups of {form.group_size}, the cpu "

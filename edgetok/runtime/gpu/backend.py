@@ -100,7 +100,7 @@ class GpuBackend(SpecBackend):
         artefact, self._whole = with_spec(artefact)
         check_layers(self._whole)
         for name, form in artefact.formats.items():
-            if form.supers or form.offsets or form.bits == 6:
+            if form.supers or form.offsets:
                 raise UnsupportedError(
                     f"{artefact.folder}: {name} has {form.bits} bits with super-scales or offsets, "
                     "which the GPU backend does not take; use --device cpu, or convert with --bits"

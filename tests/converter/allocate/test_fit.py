@@ -332,7 +332,7 @@ def test_a_mixed_artefact_is_what_it_says(fitted):
     assert report.fit.wanted in card
 
 
-def test_tables_and_five_bits_are_chosen_and_run(data: Path, tmp_path):
+def test_tables_and_planes_are_chosen_and_run(data: Path, tmp_path):
     """And onnxruntime computes with them what transformers computes with the written weights."""
     source, out = data / "models" / "stories260k", tmp_path / "out"
     options = ConvertOptions(method="gptq", **SMALL)
@@ -340,7 +340,7 @@ def test_tables_and_five_bits_are_chosen_and_run(data: Path, tmp_path):
     with open_artefact(out) as artefact:
         formats, spec = artefact.formats, artefact.spec
     assert any(form.table for form in formats.values())
-    assert any(form.bits == 5 for form in formats.values())
+    assert {5, 6} <= {form.bits for form in formats.values()}
     with Model.load(out, threads=1) as model:  # the CPU backend takes them, too
         assert model.backend.forward(model.backend.new_cache(8), np.arange(4, dtype=np.int32)).size
     written = WrittenWeights(out, spec, formats, plan(spec, formats))

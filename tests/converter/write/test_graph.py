@@ -104,6 +104,22 @@ def test_every_format(bits: int, group_size: int, zeros: bool, tied: bool, tmp_p
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "form",
+    [TensorFormat(4, 32, table=True), TensorFormat(5, 32), TensorFormat(6, 32)],
+    ids=["table", "5 bits", "6 bits"],
+)
+def test_planes_and_tables(form: TensorFormat, tied: bool, tmp_path: Path) -> None:
+    spec = spec_of(tied=tied, hidden_size=96, intermediate_size=160, num_heads=8)
+    formats = uniform_formats(spec, form)
+    stands_for = write_artefact(tmp_path, spec, random_tensors(spec), formats, accuracy_level=0)
+    onnx.checker.check_model(str(tmp_path / GRAPH_FILE), full_check=False)
+    tokens = TOKENS[:12] % spec.vocab_size
+    expected = forward(spec, stands_for, tokens)
+    np.testing.assert_allclose(logits_of(tmp_path, tokens), expected, **FLOAT32)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_mixed_formats(tied: bool, tmp_path: Path) -> None:
     spec = spec_of(tied=tied, qkv_bias=True, o_bias=True, mlp_bias=True)
     kinds = [TensorFormat(b, g, z) for b, g, z in ((2, 16, True), (3, 64, False), (4, 32, True))]

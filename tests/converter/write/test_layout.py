@@ -121,7 +121,7 @@ def test_formats_must_name_the_specs_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "group_size"), [(6, 32), (7, 32), (4, 48), (4, 0), (3, 8), (0, 32)]
+    ("bits", "group_size"), [(6, 64), (7, 32), (4, 48), (4, 0), (3, 8), (0, 32)]
 )
 def test_formats_that_no_operator_takes(bits: int, group_size: int) -> None:
     with pytest.raises(ArtefactError):
@@ -203,6 +203,13 @@ def test_groups_that_no_kernel_takes(bits: int, more: dict[str, bool]) -> None:
         TensorFormat(bits, 16 if bits == 6 else 32, **more)
 
 
+@pytest.mark.parametrize("form", [{"group_size": 16}, {"group_size": 64}, {"offsets": True}])
+def test_6_bits_without_super_scales_have_groups_of_32_alone(form: dict[str, int]) -> None:
+    TensorFormat(6, 32)
+    with pytest.raises(ArtefactError, match="6 bits in groups of"):
+        TensorFormat(6, **form)
+
+
 def test_planes_and_super_scales_by_hand() -> None:
     shape = LinearShape(3, 512)
     five = linear_tensors("a", shape, TensorFormat(5, offsets=True, supers=True))
@@ -215,6 +222,11 @@ def test_planes_and_super_scales_by_hand() -> None:
     assert six == {
         "a.qweight": ("uint8", (3, 32, 8)), "a.qweight_high": ("uint8", (3, 32, 4)),
         "a.scales": ("int8", (3, 32)), "a.super_scales": ("float16", (3, 2, 1)),
+    }  # fmt: skip
+    plain = linear_tensors("a", LinearShape(3, 96), TensorFormat(6, 32))
+    assert plain == {
+        "a.qweight": ("uint8", (3, 3, 16)), "a.qweight_high": ("uint8", (3, 3, 8)),
+        "a.scales": ("float16", (3, 3)),
     }  # fmt: skip
     three = linear_tensors("a", shape, TensorFormat(3, 16, supers=True))
     assert three == {
@@ -230,3 +242,5 @@ def test_planes_and_super_scales_by_hand() -> None:
         linear_tensors("a", LinearShape(3, 288), TensorFormat(6, 16, supers=True))
     with pytest.raises(ArtefactError, match="a multiple of 32"):
         linear_tensors("a", LinearShape(3, 40), TensorFormat(5))
+    with pytest.raises(ArtefactError, match="a multiple of 32, two at least"):
+        linear_tensors("a", LinearShape(3, 32), TensorFormat(6))

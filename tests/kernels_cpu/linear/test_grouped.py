@@ -21,6 +21,7 @@ MODULES = (
     "linear.q4_table",
     "linear.q5",
     "linear.q6",
+    "linear.q6_scales",
     "linear.exact_grouped",
     "linear.embed_grouped",
 )
@@ -29,6 +30,7 @@ KINDS = {
     "Q4_1": (4, True, False), "Q4_K": (4, True, True), "Q5_0": (5, False, False),
     "Q5_1": (5, True, False), "Q5_K": (5, True, True), "Q6_K": (6, False, True),
     "Q3_K": (3, False, True),
+    "6 bits": (6, False, False),  # of edgetok alone
     "IQ4_NL": (4, False, False), "IQ4_XS": (4, False, True), "any table": (4, False, False),
 }  # fmt: skip
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -44,7 +46,7 @@ class Grouped:
     def __init__(self, rng, kind, N, K, extreme=False):
         self.bits, offsets, supers = KINDS[kind]
         self.N, self.K = N, K
-        self.group_size = 16 if self.bits in (3, 6) else 32
+        self.group_size = 16 if kind in ("Q3_K", "Q6_K") else 32
         low = 2 if self.bits == 3 else 4
         G = K // self.group_size
         codes = rng.integers(0, 1 << self.bits, (N, G, self.group_size)).astype(np.uint8)

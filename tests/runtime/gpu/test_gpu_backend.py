@@ -100,7 +100,9 @@ def test_prefill_and_decode(family, tiny, open_backend):
 
 
 @pytest.mark.parametrize(
-    "form", [TensorFormat(4, 32, table=True), TensorFormat(5, 32)], ids=["table", "5 bits"]
+    "form",
+    [TensorFormat(4, 32, table=True), TensorFormat(5, 32), TensorFormat(6, 32)],
+    ids=["table", "5 bits", "6 bits"],
 )
 def test_planes_and_tables(form, tiny, tmp_path, open_backend):
     spec = _whole_groups(tiny("llama", 4).spec)

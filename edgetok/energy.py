@@ -97,14 +97,13 @@ class EnergyMeter:
         except (OSError, ValueError):
             return None
 
-    def joules(self, begin: Reading | None, end: Reading | None = None) -> float | None:
-        """Energy between two readings; None where it is not known.
+    def joules(self, begin: Reading | None) -> float | None:
+        """Energy since a reading; None where it is not known.
 
         Args:
             begin: from `read`.
-            end: likewise; None reads now.
         """
-        end = end or self.read()
+        end = self.read()
         if begin is None or end is None:
             return None
         total = 0.0

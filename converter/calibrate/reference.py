@@ -16,13 +16,12 @@ from edgetok.formats.checkpoint import Checkpoint
 class TransformersReference:
     """The original model in transformers. All its weights are in memory."""
 
-    def __init__(self, source: str, *, revision: str | None = None, threads: int = 0) -> None:
+    def __init__(self, source: str, *, threads: int = 0) -> None:
         """Load a checkpoint.
 
         Args:
             source: what `edgetok convert` takes: a Hugging Face model folder, a GGUF file, a hub
                 id or a short name. Quantised weights are dequantised.
-            revision: revision of a hub repository.
             threads: number of torch threads; 0 keeps the default.
 
         Raises:
@@ -37,7 +36,7 @@ class TransformersReference:
             raise MissingExtraError(
                 f"comparing with the original needs {error.name}: pip install 'edgetok[convert]'"
             ) from error
-        path = resolve_source(source, revision)
+        path = resolve_source(source, None)
         if threads:
             torch.set_num_threads(threads)
         self._torch: Any = torch

@@ -27,7 +27,7 @@ from edgetok.converter.quantised import Quantised, fits_float16_scales
 from edgetok.converter.workers import pieces_of, side_by_side
 
 ALPHAS = tuple(i / 20 for i in range(20))
-SPANS = tuple(1 - 0.05 * i for i in range(11))
+_SPANS = tuple(1 - 0.05 * i for i in range(11))
 SAMPLE_TOKENS = 1024
 
 Floats = npt.NDArray[np.float32]
@@ -205,7 +205,6 @@ def quantise_clipped(
     group_size: int,
     *,
     symmetric: bool = False,
-    spans: Sequence[float] = SPANS,
     threads: int = 1,
 ) -> Quantised:
     """Round to nearest, with the span of each group that errs least in the group's outputs.
@@ -217,7 +216,6 @@ def quantise_clipped(
         bits: 2 to 8.
         group_size: inputs that share a scale.
         symmetric: no zero points.
-        spans: shares of the span from least to greatest weight that are tried.
         threads: number of ranges of outputs rounded at once.
     """
     N, K = weight.shape
@@ -229,7 +227,7 @@ def quantise_clipped(
 
     def piece(rows: slice) -> None:
         grouped = _grouped(weight[rows], group_size).numpy()
-        best_codes, best_scales, best_zeros = _clip_groups(grouped, inputs, bits, symmetric, spans)
+        best_codes, best_scales, best_zeros = _clip_groups(grouped, inputs, bits, symmetric)
         codes[rows] = best_codes.transpose(1, 0, 2).reshape(-1, G * group_size)[:, :K]
         scales[rows], zeros[rows] = best_scales.T, best_zeros.T
 
@@ -238,14 +236,14 @@ def quantise_clipped(
 
 
 def _clip_groups(
-    w: Floats, products: Floats, bits: int, symmetric: bool, spans: Sequence[float]
+    w: Floats, products: Floats, bits: int, symmetric: bool
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
     """Codes [G, n, g], scales [G, n] and zero points [G, n] for weights [G, n, g]."""
     low, high = w.min(2), w.max(2)
     best = np.full(low.shape, np.inf, np.float32)
     codes = np.zeros(w.shape, np.uint8)
     scales, zeros = grid(low, high, bits, symmetric=symmetric)
-    for span in spans:
+    for span in _SPANS:
         share = np.float32(span)
         scale, zero = grid(low * share, high * share, bits, symmetric=symmetric)
         wide, offset = scale.astype(np.float32)[:, :, None], zero.astype(np.float32)[:, :, None]

@@ -74,7 +74,7 @@ class CacheEvaluation:
         self._template, self._eos = template, eos_tokens
 
     def prepared(
-        self, tasks: Sequence[str] = TASKS, tokens: int = 1024, count: int = 10, seed: int = 0
+        self, tasks: Sequence[str] = TASKS, tokens: int = 1024, count: int = 10
     ) -> list[Context]:
         """Contexts of about `tokens` tokens, without what the template adds.
 
@@ -82,7 +82,7 @@ class CacheEvaluation:
             OptionError: with the template, a question and its answer, one is longer than the model
                 was trained for, so that no full cache can be compared with.
         """
-        made = list(contexts(tasks, tokens, count, lambda text: len(self._encode(text)), seed))
+        made = list(contexts(tasks, tokens, count, lambda text: len(self._encode(text))))
         lengths = (len(self._render(case, ask)) for case in made for ask in case.questions)
         longest, most = max(lengths) + _ANSWER_TOKENS, self._backend.context_tokens
         if longest > most:

@@ -204,7 +204,7 @@ def _told(rng: random.Random, facts: Sequence[Fact]) -> list[Message]:
     return out
 
 
-def _distinct(rng: random.Random, count: int, draw: Callable[[], Fact]) -> list[Fact]:
+def _distinct(count: int, draw: Callable[[], Fact]) -> list[Fact]:
     facts: list[Fact] = []
     while len(facts) < count:
         new = draw()
@@ -231,9 +231,9 @@ def _fact_case(
 
     if task == "several":
         kind = rng.choice(("people", "pets", "codes", "homes", "owners"))
-        facts = _distinct(rng, 4, lambda: draw(kind))
+        facts = _distinct(4, lambda: draw(kind))
     else:
-        facts = _distinct(rng, 2, draw)
+        facts = _distinct(2, draw)
     asked = facts[-1]
     messages = _told(rng, facts)
     if task == "update":

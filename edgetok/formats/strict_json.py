@@ -117,8 +117,6 @@ def read_object(
     path: Path,
     *,
     max_bytes: int = MAX_BYTES,
-    max_depth: int = MAX_DEPTH,
-    max_keys: int = MAX_KEYS,
     error: type[UserError] = CheckpointError,
 ) -> dict[str, Any]:
     """Read a JSON file whose outermost value must be an object.
@@ -131,8 +129,6 @@ def read_object(
         read_bytes(path, max_bytes=max_bytes, error=error),
         path.name,
         max_bytes=max_bytes,
-        max_depth=max_depth,
-        max_keys=max_keys,
         error=error,
     )
 

@@ -89,7 +89,7 @@ def kind_of(contents: Contents) -> Kind:
             f"{name}: weights packed for MLX; give the original model, which MLX's was made from"
         )
     if "config.json" in files:
-        _check_config(name, config, files)
+        _check_config(name, config)
     if "config.json" in files and (".safetensors" in ends or INDEX_FILE in files):
         return "checkpoint"
     if ".gguf" in ends:
@@ -200,7 +200,7 @@ def _packed_by_mlx(config: Mapping[str, Any]) -> bool:
     return isinstance(packed, dict) and "group_size" in packed and "quant_method" not in packed
 
 
-def _check_config(name: str, config: Mapping[str, Any], files: Collection[str]) -> None:
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
     architectures = _architectures(config)
     if _is_decoder(config):
         return

@@ -160,8 +160,6 @@ def forward_sampled(
     cache: KVCache,
     tokens: Tokens,
     draw: Draw,
-    *,
-    should_stop: Callable[[], bool] | None = None,
 ) -> int:
     """Append tokens and let the backend choose the next one: `forward` without logits.
 
@@ -173,7 +171,7 @@ def forward_sampled(
     ids = checked_tokens(tokens, cache, backend.vocab_size)
     cache.reserve(ids.size)
     chosen = -1
-    for _, chunk, last in blocks(ids, _step_tokens(backend, cache), should_stop):
+    for _, chunk, last in blocks(ids, _step_tokens(backend, cache), None):
         if last:
             (chosen,) = backend.step_sampled([Part(cache, chunk, 0)], [draw])
         else:

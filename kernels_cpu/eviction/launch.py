@@ -48,7 +48,7 @@ RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
 def scratch_bytes(slots: int, head_dim: int) -> int:
     """Scratch memory that each thread needs for all of these."""
     vectors = 33 * 4 * (head_dim + 32)  # two vectors of at most 16 floats a dim, and a mean
-    return max(vectors + 8 * slots, 8 * slots) + 64
+    return vectors + 8 * slots + 64
 
 
 def key_scores(

@@ -18,11 +18,11 @@ _FUTURE_TOKENS = 512
 _EPSILON = np.float32(0.02)
 
 
-def expected_weights(view: HeadView, future_tokens: int = _FUTURE_TOKENS) -> Floats:
+def expected_weights(view: HeadView) -> Floats:
     """a_i for each query head, [G, n]."""
     stats = view.stats
     now = int(stats.positions[-1]) if len(stats.positions) else 0
-    R = view.mean_rotation(now + 1 + np.arange(0, future_tokens, max(1, future_tokens // 64)))
+    R = view.mean_rotation(now + 1 + np.arange(0, _FUTURE_TOKENS, _FUTURE_TOKENS // 64))
     mean = stats.mean @ R
     covariance = R.T @ stats.covariance @ R
     scale = np.float32(view.scale)

@@ -103,15 +103,15 @@ def styled() -> bool:
 class ReadingLine:
     """A line that says how much of the prompt is read, and vanishes; in a terminal only."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         """Begin now."""
-        self._clock, self._begin = clock, clock()
+        self._begin = time.monotonic()
         self._shown = False
         self._terminal = sys.stdout.isatty()
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` tokens are read."""
-        long = total - done > _QUIET_TOKENS or self._clock() - self._begin > _QUIET_S
+        long = total - done > _QUIET_TOKENS or time.monotonic() - self._begin > _QUIET_S
         if self._terminal and done < total and long:
             line = f"reading: {done:,} of {total:,} tokens"
             _write("\r" + (click.style(line, dim=True) if styled() else line) + "\x1b[K")

@@ -66,7 +66,7 @@ class Program:
 class _Workers:
     """Tables and threads of a team; what the threads themselves may refer to."""
 
-    def __init__(self, kernels: Kernels, threads: int) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
         self.pid = os.getpid()
         self.threads: list[threading.Thread] = []
@@ -124,7 +124,7 @@ class Team:
         _TEAMS.add(self)
 
     def _begin(self) -> None:
-        self._workers = _Workers(self._kernels, self.threads)
+        self._workers = _Workers(self._kernels)
         self._finalizer = weakref.finalize(self, self._workers.stop)
 
     def run(self, program: Program, ctx: int) -> None:

@@ -76,7 +76,6 @@ class GpuPlan:
         if options.first_layer:
             body = body[1:]  # what earlier layers left takes the embedding's place
         weights = Weights(artefact, device)
-        self._norms = weights.norms
         target = Target(
             weights,
             device,

@@ -23,7 +23,9 @@ from edgetok.formats.layout import TensorFormat, linear_shapes
 from edgetok.kernels_gpu.device import Device
 from edgetok.runtime.backend import Backend, Interrupted
 from edgetok.runtime.base import forward_sampled
+from edgetok.runtime.gpu import plan
 from edgetok.runtime.gpu.backend import GpuBackend
+from edgetok.runtime.gpu.weights import Weights
 from edgetok.sampling.device import Draw
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import candidates
@@ -266,10 +268,17 @@ def test_refusals(tiny, open_backend):
         backend.forward(cache, TOKENS[:1])
 
 
-def test_damaged_weights_are_named(tiny, open_backend, tmp_path):
+def test_damaged_weights_are_named(tiny, open_backend, monkeypatch):
     """Logits that are no numbers end an answer with one line, not with a wrong token."""
+    made = []
+
+    def weights(*args):
+        made.append(Weights(*args))
+        return made[0]
+
+    monkeypatch.setattr(plan, "Weights", weights)
     backend = open_backend(tiny("llama", 4).artefact)
-    backend._plan._norms["final_norm.weight"][:] = float("nan")
+    made[0].norms["final_norm.weight"][:] = float("nan")
     draw = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, share=0.0)
     with pytest.raises(ArtefactError, match="not finite"):
         forward_sampled(backend, backend.new_cache(8), TOKENS[:1], draw)

@@ -154,8 +154,8 @@ def check_arguments(spec: DecoderSpec, layer: nn.Module) -> None:
     for name in wanted:
         if name not in names or (name == _OWN_INPUT and names.index(name) != 1):
             raise UnsupportedError(
-                f"the installed transformers calls layers without {name!r}, which is how edgetok "
-                "knows what they are given; use --method rtn, or another release"
+                f"the installed transformers calls layers without {name!r}, so edgetok cannot "
+                "record their inputs; use --method rtn, or another release"
             )
 
 

@@ -145,8 +145,8 @@ def _family(artefact: Artefact) -> tuple[dict[str, Any], Family]:
         )
     if artefact.spec.both_sides or artefact.spec.vector_sizes:
         raise UnsupportedError(
-            f"{artefact.folder}: an embedding model with modules behind it, which this checkpoint "
-            "has no place for; export takes models that write text"
+            f"{artefact.folder}: an embedding model; this checkpoint format cannot store its "
+            "pooling and what follows it, so export takes only models that write text"
         )
     if CONFIG_FILE not in artefact.manifest.files:
         raise UnsupportedError(

@@ -179,8 +179,8 @@ def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
     # Below its normal numbers float16 keeps fewer bits; what matters is the matrix's own range.
     if float(np.abs(scales.astype(np.float32) - found).max(initial=0.0)) > greatest / 1024:
         raise UnsupportedError(
-            f"tensor {name!r} holds scales up to {greatest:.3g}, too small for float16, in which "
-            "an artefact has them; convert the original checkpoint"
+            f"tensor {name!r} holds scales up to {greatest:.3g}, too small for float16, the type "
+            "of an artefact's scales; convert the original checkpoint"
         )
     return scales
 

@@ -89,7 +89,7 @@ class TernaryCheckpoint(WrappedCheckpoint):
         if not (exact and np.isfinite(scale) and scale > 0):
             raise UnsupportedError(
                 f"{self.folder}: tensor {self._scales[name]!r} is {float(stored):.6g}, a scale "
-                "that float16, in which an artefact has it, does not hold; convert the original "
+                "that float16, the type of an artefact's scales, cannot hold; convert the original "
                 "checkpoint"
             )
         return scale

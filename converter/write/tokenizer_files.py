@@ -150,8 +150,8 @@ def read_tokenizer(source: Path, vocab_size: int) -> TokenizerFiles:
         data, names = _by_transformers(source, named)
     else:
         raise CheckpointError(
-            f"{source}: has no {TOKENIZER_FILE}, without which a model understands no text; put "
-            "the tokenizer's files into the folder"
+            f"{source}: has no {TOKENIZER_FILE}, so texts cannot be tokenised; put the tokenizer's "
+            "files into the folder"
         )
     core = open_core(data, TOKENIZER_FILE, CheckpointError)
     _require_vocabulary(core, names, vocab_size)

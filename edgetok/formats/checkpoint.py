@@ -155,7 +155,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise CheckpointError(
-                f"{folder}: holds an adapter and no whole model; merge it into its model first, "
+                f"{folder}: contains an adapter, not a whole model; merge it into its model first, "
                 "with peft's merge_and_unload"
             )
         raise CheckpointError(
@@ -235,8 +235,8 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
         return other, {}
     if other:
         raise CheckpointError(
-            f"{folder}: has {len(other)} safetensors files but no {INDEX_FILE} that says which "
-            "holds what; download the checkpoint again"
+            f"{folder}: has {len(other)} safetensors files but no {INDEX_FILE} that lists "
+            "their tensors; download the checkpoint again"
         )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:

@@ -96,18 +96,16 @@ def kind_of(contents: Contents) -> Kind:
         return "gguf"
     if ends & set(_PICKLES):
         raise CheckpointError(
-            f"{name}: its weights are pickles ({_some(files, _PICKLES)}), which can run code when "
-            "they are read, so edgetok does not; open it with transformers where you trust it and "
-            "save_pretrained it anew, or look for a copy with safetensors"
+            f"{name}: its weights are pickles ({_some(files, _PICKLES)}); edgetok never reads "
+            "pickles, because they can run code. Look for a copy with safetensors or, if you trust "
+            "it, open it with transformers and write it again with save_pretrained"
         )
     if ".safetensors" in ends:
         raise CheckpointError(
-            f"{name}: has weights but no config.json, which says what they are; put it beside them"
+            f"{name}: has weights but no config.json that describes them; put it beside them"
         )
     if ".onnx" in {PurePosixPath(file).suffix for file in contents.files}:
-        raise CheckpointError(
-            f"{name}: an ONNX export of another program; give the model that it was made from"
-        )
+        raise CheckpointError(f"{name}: an ONNX export of another program; give the original model")
     found = ", ".join(sorted(files)[:_SHOWN]) or "nothing"
     raise CheckpointError(
         f"{name}: holds no model: expected config.json and *.safetensors, a *.gguf file or an "
@@ -143,8 +141,8 @@ def local_source(path: Path) -> Path:
         return path
     if path.suffix in _PICKLES:
         raise CheckpointError(
-            f"{path}: a pickle, which can run code when it is read, so edgetok does not; open it "
-            "with transformers where you trust it and save_pretrained it anew"
+            f"{path}: a pickle; edgetok never reads pickles, because they can run code. If you "
+            "trust it, open it with transformers and write it again with save_pretrained"
         )
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: weights alone; give the folder that also has config.json")

@@ -286,7 +286,7 @@ def _convert(
         from edgetok.library.settings import automatic, shown
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"{entry.name}: has to be converted, which needs {error.name}: "
+            f"{entry.name}: must be converted first, and converting needs {error.name}: "
             "pip install 'edgetok[convert]'"
         ) from error
     why = ""

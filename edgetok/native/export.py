@@ -149,8 +149,8 @@ def _write(
         artefact, spec = with_spec(opened)
         if spec.both_sides:
             raise UnsupportedError(
-                f"{folder}: an embedding model whose tokens see both sides; the C library runs "
-                "models that write text"
+                f"{folder}: an embedding model with attention in both directions; the C library "
+                "runs models that write text"
             )
         check_groups(artefact)
         plan = make_plan(spec, artefact, plan_options(kv_bits, "int8", BLOCK_TOKENS))

@@ -68,7 +68,7 @@ def estimate(artefact: Artefact, options: RunOptions) -> Estimate:
     spec = artefact.spec
     if spec is None or options.device == "onnxruntime":
         raise UnsupportedError(
-            f"{artefact.folder}: runs in onnxruntime, whose memory edgetok does not know"
+            f"{artefact.folder}: runs in onnxruntime; edgetok cannot estimate its memory"
         )
     tokens = options.context_tokens or min(spec.context_tokens, DEFAULT_CONTEXT_TOKENS)
     limits = options.cache_limits

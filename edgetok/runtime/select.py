@@ -98,8 +98,8 @@ def load_backend(
 
 def _cpu_alone(artefact: Artefact) -> UnsupportedError:
     return UnsupportedError(
-        f"{artefact.folder}: an embedding model whose tokens see both sides, which the CPU backend "
-        "alone computes; use --device cpu"
+        f"{artefact.folder}: an embedding model with attention in both directions, which only the "
+        "CPU backend computes; use --device cpu"
     )
 
 

@@ -57,7 +57,7 @@ def open_core(data: bytes, name: str, error: type[UserError]) -> tokenizers.Toke
             dropout = getattr(core.model, "dropout", None)
         if dropout:
             raise error(
-                f"{name}: model has dropout {dropout:g}, with which a text has other tokens each "
+                f"{name}: model has dropout {dropout:g}, which gives a text other tokens each "
                 "time; remove it"
             )
         for part, state in states.items():

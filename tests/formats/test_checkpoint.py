@@ -270,7 +270,7 @@ def test_pickles_and_remote_code_are_never_touched(tmp_path):
     [
         (None, "no such folder"),
         ([], "has no config.json"),
-        (["adapter_config.json"], "an adapter and no whole model; merge it"),
+        (["adapter_config.json"], "an adapter, not a whole model; merge it"),
         (["config.json"], "has no safetensors file"),
         (["config.json", "a.safetensors", "b.safetensors"], "no model.safetensors.index.json"),
     ],

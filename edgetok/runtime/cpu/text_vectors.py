@@ -31,8 +31,8 @@ def check_text(spec: DecoderSpec, tokens: int, block_tokens: int) -> None:
         )
     if spec.both_sides and tokens > block_tokens:
         raise ContextError(
-            f"a text of {tokens:,} tokens, of which each sees all others: at most "
-            f"{block_tokens:,} are computed at once; give shorter ones"
+            f"a text of {tokens:,} tokens, but this model computes a text at once, at most "
+            f"{block_tokens:,} tokens; give shorter texts"
         )
 
 

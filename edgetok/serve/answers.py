@@ -50,6 +50,19 @@ class Writer:
         """Put the parts together."""
         self.models, self.budget, self.metrics = models, budget, metrics
         self._closing: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
+
+    def asked(self) -> None:
+        """Note that the task that calls this answers a client."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def last_words(self, seconds: float) -> None:
+        """Wait until each client that is refused because the server stops was told."""
+        if self._asking:
+            await asyncio.wait(set(self._asking), timeout=seconds)
 
     async def begin(self, request: Request) -> Answer:
         """Check a request; nothing is computed before its events are asked for.

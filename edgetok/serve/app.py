@@ -34,6 +34,7 @@ from edgetok.serve.protocols.rerank import Rerank
 from edgetok.serve.protocols.responses import Responses
 
 _TIDY_S = 5.0  # between two looks for models that nobody uses
+_LAST_WORDS_S = 5.0  # at most, for streams to end with an error when the server stops
 
 
 def application(writer: Writer, options: ServeOptions, *, at_start: str | None = None) -> ASGIApp:
@@ -78,6 +79,8 @@ def application(writer: Writer, options: ServeOptions, *, at_start: str | None =
             yield
         finally:
             tidying.cancel()
+            # The process ends with this: what is still answered was cancelled, and says so.
+            await writer.last_words(_LAST_WORDS_S)
             await writer.models.close()
 
     app = Starlette(

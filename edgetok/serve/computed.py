@@ -43,6 +43,7 @@ class Computed(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        self.writer.asked()
         response: JSONResponse | None = None
         refusal: Refusal | None = None
 

@@ -37,6 +37,7 @@ class Exchange:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        self._writer.asked()
         status, refusal = 0, None
         call: Call | None = None
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from tests.serve.conftest import Rule
+from edgetok.models.bundled import bundled_model
+from tests.serve.conftest import Process, Rule
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
@@ -50,6 +53,30 @@ def test_what_is_not_done_is_refused(stuck: tuple[Rule, threading.Event], path: 
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "server_stopping"
     assert response.headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", BODIES["/v1/chat/completions"]),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", BODIES["/v1/chat/completions"] | {"max_tokens": 900}),
+    ],
+)
+def test_a_stream_ends_with_an_error(path: str, fields: dict[str, Any]) -> None:
+    """In a process, which ends by the signal as soon as its last clean-up is done."""
+    server = Process(f"tiny={bundled_model()}", "--memory", "1GiB", "--pace", "0.5")
+    try:
+        body = {"model": "tiny", "stream": True} | fields
+        with httpx.stream("POST", server.url + path, json=body, timeout=60) as response:
+            text = ""
+            for piece in response.iter_text():
+                if not text:
+                    server.process.send_signal(signal.SIGTERM)
+                text += piece
+        assert "the server is stopping" in text.split("\n\n")[-2]
+    finally:
+        server.stop()
 
 
 def test_dimensions_are_looked_at_first(

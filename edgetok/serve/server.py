@@ -23,8 +23,10 @@ from edgetok.serve.models import ModelPool
 from edgetok.serve.options import ServeOptions
 
 _GRACE_S = 3  # that answers may take to end when the server stops
-_CONNECTIONS = 512
 _LEAST_BYTES = 64 << 20
+# asyncio accepts as many as its backlog before it looks at any, each of them a descriptor.
+_AT_ONCE = 64
+_WAITING = 2048
 
 
 def serve(
@@ -121,10 +123,20 @@ def make_server(writer: Writer, options: ServeOptions) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_S,
+        backlog=_AT_ONCE,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """Accepts a few connections at once, while many may wait to be accepted."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(_WAITING)
 
 
 def _told(models: ModelPool, options: ServeOptions, listening: socket.socket) -> list[str]:

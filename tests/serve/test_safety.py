@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from edgetok.serve import body
+from edgetok.serve import body, connections
 from tests.serve.conftest import Process, Rule
 
 KEY = "correct horse battery"
@@ -331,6 +332,38 @@ def test_what_is_no_request(api: Rule, data: bytes) -> None:
     found = raw(api, data)
     assert found == b"" or found.split()[1] in (b"400", b"415")
     assert ask(api, {}).status_code == 200
+
+
+def test_too_many_connections(api: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are there are served, further ones are told, and yet more are closed."""
+    monkeypatch.setattr(connections, "MOST", 4)
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(api.address, timeout=60))
+
+        served, told = [connect() for _ in range(4)], [connect() for _ in range(2)]
+        assert connect().recv(100) == b""
+        for made in served:
+            made.sendall(get)
+            assert made.recv(65536).startswith(b"HTTP/1.1 200")
+        for made in told:
+            made.sendall(get)
+            found = b"".join(iter(lambda made=made: made.recv(65536), b""))
+            head, _, data = found.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 2" in head
+            assert json.loads(data)["error"]["code"] == "server_busy"
+    assert ask(api, {}).status_code == 200
+
+
+def test_connections_leave_descriptors_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1 << 20))
+    assert connections.most_connections() == 128
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert connections.most_connections() == connections.MOST
 
 
 def test_slow_clients_are_closed_and_others_served(rule: Callable[..., Rule]) -> None:

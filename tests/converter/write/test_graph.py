@@ -13,6 +13,7 @@ import torch
 from edgetok.converter.write.data_file import TensorFormat, plan
 from edgetok.converter.write.onnx_graph import build
 from edgetok.errors import UnsupportedError
+from edgetok.formats.artefact import open_artefact
 from edgetok.formats.checkpoint import open_checkpoint
 from edgetok.formats.layout import GRAPH_FILE
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, read_family
@@ -117,6 +118,15 @@ def test_planes_and_tables(form: TensorFormat, tied: bool, tmp_path: Path) -> No
     tokens = TOKENS[:12] % spec.vocab_size
     expected = forward(spec, stands_for, tokens)
     np.testing.assert_allclose(logits_of(tmp_path, tokens), expected, **FLOAT32)
+
+
+def test_3_bits_in_a_half_filled_group_are_not_taken_for_6(tmp_path: Path) -> None:
+    """A row of 32 inputs in a group of 64 has as many bytes in either plane."""
+    spec = spec_of(hidden_size=32, intermediate_size=64, num_heads=4)
+    formats = uniform_formats(spec, TensorFormat(3, 64))
+    write_artefact(tmp_path, spec, random_tensors(spec), formats)
+    with open_artefact(tmp_path) as artefact:
+        assert artefact.formats == formats
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -13,25 +13,29 @@ import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.errors import ArtefactError, MissingExtraError
+from edgetok.errors import ArtefactError
 from edgetok.formats import graph_check, onnx_model, strict_json
+from edgetok.formats.artefact_graph import (
+    check_foreign,
+    read_foreign,
+    read_graph,
+    read_metadata,
+    read_spec,
+)
 from edgetok.formats.layout import (
     CONSTANTS_KEY,
     CONSTANTS_VERSION,
     DATA_FILE,
     EMBEDDINGS,
-    FORMAT_KEY,
-    FORMAT_VERSION,
     GRAPH_FILE,
-    SPEC_KEY,
     Layout,
     LinearShape,
     TensorFormat,
@@ -49,14 +53,12 @@ from edgetok.formats.manifest import (
     read_manifest,
     verify_manifest,
 )
-from edgetok.formats.onnx_scan import MAX_GRAPH_BYTES, scan
+from edgetok.formats.onnx_scan import scan
 from edgetok.models.ops import PER_LAYER_TABLE
 from edgetok.models.spec import DecoderSpec
 from edgetok.models.tensors import tensor_shapes
 
 __all__ = ["Artefact", "open_artefact", "verify_manifest"]
-
-_MAX_SPEC_BYTES = 4 << 20
 
 
 class Artefact:
@@ -314,10 +316,10 @@ def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
     for required in (GRAPH_FILE, DATA_FILE) if manifest.exporter == "edgetok" else (GRAPH_FILE,):
         if required not in manifest.files:
             raise ArtefactError(f"{folder / MANIFEST_FILE}: {required} is not listed")
-    graph = _read_graph(folder, manifest)
+    graph = read_graph(folder, manifest)
     foreign = manifest.exporter != "edgetok"
     path = folder / GRAPH_FILE
-    model = _read_foreign(path, graph) if foreign else onnx_model.read_model(path, graph)
+    model = read_foreign(path, graph) if foreign else onnx_model.read_model(path, graph)
     scanned = scan(folder, GRAPH_FILE, model)
     unlisted = sorted(set(scanned.files) - set(manifest.files))
     if unlisted:
@@ -326,71 +328,16 @@ def open_artefact(folder: str | os.PathLike[str]) -> Artefact:
         if name != GRAPH_FILE and name != DATA_FILE and name not in scanned.files:
             check_hash(folder, name, manifest)
     if foreign:
-        _check_foreign(path, scanned.model)
+        check_foreign(path, scanned.model)
         return Artefact(folder, manifest, None, {}, None, sum(scanned.files.values()))
-    entries = _metadata(folder / GRAPH_FILE, scanned.model)
-    spec = _read_spec(folder / GRAPH_FILE, entries)
+    entries = read_metadata(folder / GRAPH_FILE, scanned.model)
+    spec = read_spec(folder / GRAPH_FILE, entries)
     formats = graph_check.read_formats(folder / GRAPH_FILE, scanned, spec)
     # Constants of another version are left alone: the file's size then says what to do.
     constants = entries.get(CONSTANTS_KEY) == CONSTANTS_VERSION
     layout = plan(spec, formats, constants=constants)
     graph_check.check_graph(folder / GRAPH_FILE, scanned, spec, formats, layout)
     return Artefact(folder, manifest, spec, formats, layout, layout.file_bytes)
-
-
-def _read_graph(folder: Path, manifest: Manifest) -> bytes:
-    path = folder / GRAPH_FILE
-    with open_regular(path) as file:
-        graph = file.read(MAX_GRAPH_BYTES + 1)
-    if len(graph) > MAX_GRAPH_BYTES:
-        raise ArtefactError(f"{path}: expected at most {MAX_GRAPH_BYTES:,} bytes")
-    if hashlib.sha256(graph).hexdigest() != manifest.files[GRAPH_FILE].sha256:
-        raise ArtefactError(f"hash mismatch: {path}; copy or convert the model again")
-    return graph
-
-
-def _read_foreign(path: Path, graph: bytes) -> onnx_model.Model:
-    """Read another exporter's graph, which only onnxruntime can run, with the onnx package."""
-    try:
-        from edgetok.formats import foreign_graph
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{path}: a graph that another exporter wrote needs {error.name}; "
-            "pip install 'edgetok[onnx]'"
-        ) from error
-    return cast(onnx_model.Model, foreign_graph.parse(path, graph))
-
-
-def _check_foreign(path: Path, model: Any) -> None:
-    from edgetok.formats.foreign_graph import check_foreign_graph
-
-    check_foreign_graph(path, model)
-
-
-def _metadata(path: Path, model: onnx_model.Model) -> dict[str, str]:
-    entries: dict[str, str] = {}
-    for entry in model.metadata_props:
-        if entry.key in entries:
-            raise ArtefactError(f"{path}: metadata key {entry.key!r:.80} occurs twice")
-        entries[entry.key] = entry.value
-    return entries
-
-
-def _read_spec(path: Path, entries: Mapping[str, str]) -> DecoderSpec:
-    version = entries.get(FORMAT_KEY)
-    if version != FORMAT_VERSION:
-        raise ArtefactError(
-            f"{path}: {FORMAT_KEY} is {version!r:.40}, expected {FORMAT_VERSION!r}; convert the "
-            "model again or install another edgetok"
-        )
-    if SPEC_KEY not in entries:
-        raise ArtefactError(f"{path}: metadata has no {SPEC_KEY}; convert the model again")
-    text = entries[SPEC_KEY]
-    # Read once strictly, since a spec that two readers understand differently is not a spec.
-    strict_json.loads_object(
-        text.encode(), f"{path}: {SPEC_KEY}", max_bytes=_MAX_SPEC_BYTES, error=ArtefactError
-    )
-    return DecoderSpec.from_json(text)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

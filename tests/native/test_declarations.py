@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetok.errors import OptionError
+from edgetok.native.languages import check_languages
 from edgetok.native.library import HEADER
 
 WRAPPERS = Path(HEADER).parent.parent / "wrappers"
@@ -142,3 +144,56 @@ def test_rust_has_the_types_of_the_header():
             kind_in_rust = f"[{plain}; {size[1]}]" if size else plain
             expected.append((field.partition("[")[0], kind_in_rust))
         assert re.findall(r"pub (\w+): (.*),", body) == expected
+
+
+def test_rust_declares_what_the_header_declares():
+    source = (Path(HEADER).parent.parent / "wrappers/rust/src/ffi.rs").read_text()
+    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+    known = dict(re.findall(r"pub struct (\w+) \{(.*?)\n\}", source, re.S))
+    structures = re.findall(r"\{([^{}]*)\} edgetok_([a-z]+)(?:_t)?;", header)
+    assert [name for _, name in structures] == ["info", "cache", "sampling", "output", "stats"]
+    for body, name in structures:
+        wanted = re.findall(r"(\w+)(?:\[\d+\])?\s*[,;]", body)
+        assert re.findall(r"pub (\w+):", known[name.capitalize()]) == wanted
+    functions = set(re.findall(r"\b(edgetok_\w+)\(", header))
+    assert set(re.findall(r"pub fn (edgetok_\w+)\(", source)) == functions
+
+
+JNI_TYPES = {
+    "Long": "jlong", "Int": "jint", "Boolean": "jboolean", "ByteArray": "jbyteArray", "": "void",
+    "IntArray": "jintArray", "LongArray": "jlongArray", "DoubleArray": "jdoubleArray",
+    "FloatArray": "jfloatArray", "Array<ByteArray>": "jobjectArray",
+}  # fmt: skip
+
+
+def test_jni_defines_what_kotlin_declares(repository):
+    folder = repository / "edgetok/native/wrappers/kotlin/src/main"
+    kotlin = (folder / "kotlin/edgetok/Edgetok.kt").read_text()
+    c = (folder / "cpp/edgetok_jni.c").read_text()
+    declared = re.findall(r"external fun (\w+)\((.*?)\)(?:: (\S+?)\??)?\n", kotlin)
+    wanted = {
+        name: (
+            JNI_TYPES[result],
+            [JNI_TYPES[one.split(": ")[1].rstrip("?")] for one in given.split(", ")],
+        )
+        for name, given, result in declared
+    }
+    defined = re.findall(r"^METHOD\((\w+), (\w+)\)\(JNIEnv \*env, jclass type, (.*?)\) \{", c, re.M)
+    found = {
+        name: (result, [one.split(" ")[0] for one in given.split(", ")])
+        for result, name, given in defined
+    }
+    assert found == wanted
+    assert len(found) == 18
+    functions = set(re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text()))
+    assert set(re.findall(r"\b(edgetok_\w+)\(", c)) == functions
+
+
+def test_what_a_wrapper_needs():
+    with pytest.raises(
+        OptionError, match="language 'go', expected one of python, node, rust, swift"
+    ):
+        check_languages(["go"], ["x86_64-linux"])
+    with pytest.raises(OptionError, match=r"--with node needs .*; add --target wasm32$"):
+        check_languages(["python", "node"], ["x86_64-linux"])
+    check_languages(["python", "node"], ["aarch64-linux", "wasm32"])

@@ -25,11 +25,10 @@ import pytest
 import edgetok
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.state import MASS, CacheState
-from edgetok.errors import OptionError
 from edgetok.formats.artefact import open_artefact
 from edgetok.kernels_cpu.simd.isa import host_isas
 from edgetok.native.export import export_native
-from edgetok.native.languages import LANGUAGES, check_languages, write_wrapper
+from edgetok.native.languages import LANGUAGES, write_wrapper
 from edgetok.native.library import (
     HEADER,
     MACHINES,
@@ -470,19 +469,6 @@ def test_node_package(node, app, tmp_path):
         assert set(declared) | {"constructor"} == set(shown) | {"constructor"}
 
 
-def test_rust_declares_what_the_header_declares():
-    source = (Path(HEADER).parent.parent / "wrappers/rust/src/ffi.rs").read_text()
-    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
-    known = dict(re.findall(r"pub struct (\w+) \{(.*?)\n\}", source, re.S))
-    structures = re.findall(r"\{([^{}]*)\} edgetok_([a-z]+)(?:_t)?;", header)
-    assert [name for _, name in structures] == ["info", "cache", "sampling", "output", "stats"]
-    for body, name in structures:
-        wanted = re.findall(r"(\w+)(?:\[\d+\])?\s*[,;]", body)
-        assert re.findall(r"pub (\w+):", known[name.capitalize()]) == wanted
-    functions = set(re.findall(r"\b(edgetok_\w+)\(", header))
-    assert set(re.findall(r"pub fn (edgetok_\w+)\(", source)) == functions
-
-
 @pytest.fixture(scope="module")
 def jni(app: Path, tmp_path_factory) -> Path:
     """A folder with the library that Edgetok.kt loads; warnings are errors."""
@@ -499,36 +485,6 @@ def jni(app: Path, tmp_path_factory) -> Path:
     built = run(["cc", *flags, *include, source, static, "-lpthread", "-lm", "-o", out])
     assert built.returncode == 0, built.stderr
     return out.parent
-
-
-JNI_TYPES = {
-    "Long": "jlong", "Int": "jint", "Boolean": "jboolean", "ByteArray": "jbyteArray", "": "void",
-    "IntArray": "jintArray", "LongArray": "jlongArray", "DoubleArray": "jdoubleArray",
-    "FloatArray": "jfloatArray", "Array<ByteArray>": "jobjectArray",
-}  # fmt: skip
-
-
-def test_jni_defines_what_kotlin_declares(repository):
-    folder = repository / "edgetok/native/wrappers/kotlin/src/main"
-    kotlin = (folder / "kotlin/edgetok/Edgetok.kt").read_text()
-    c = (folder / "cpp/edgetok_jni.c").read_text()
-    declared = re.findall(r"external fun (\w+)\((.*?)\)(?:: (\S+?)\??)?\n", kotlin)
-    wanted = {
-        name: (
-            JNI_TYPES[result],
-            [JNI_TYPES[one.split(": ")[1].rstrip("?")] for one in given.split(", ")],
-        )
-        for name, given, result in declared
-    }
-    defined = re.findall(r"^METHOD\((\w+), (\w+)\)\(JNIEnv \*env, jclass type, (.*?)\) \{", c, re.M)
-    found = {
-        name: (result, [one.split(" ")[0] for one in given.split(", ")])
-        for result, name, given in defined
-    }
-    assert found == wanted
-    assert len(found) == 18
-    functions = set(re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text()))
-    assert set(re.findall(r"\b(edgetok_\w+)\(", c)) == functions
 
 
 @pytest.mark.slow
@@ -611,13 +567,3 @@ def test_swift(app, expected, python, state, tmp_path):
     check_programs(found, expected)
     check_saved(python, out, found["saved"])
     check_example(lambda *told: [tmp_path / "greedy", *told], app, expected, python)
-
-
-def test_what_a_wrapper_needs():
-    with pytest.raises(
-        OptionError, match="language 'go', expected one of python, node, rust, swift"
-    ):
-        check_languages(["go"], ["x86_64-linux"])
-    with pytest.raises(OptionError, match=r"--with node needs .*; add --target wasm32$"):
-        check_languages(["python", "node"], ["x86_64-linux"])
-    check_languages(["python", "node"], ["aarch64-linux", "wasm32"])

@@ -4,7 +4,8 @@ Few heads look far back for what was said: in SmolLM2 a fifth of them gives the 
 that is repeated 81 % of all attention to its first telling. The others attend to what is near, to
 sinks and to delimiters. So a policy may let heads have different numbers of slots, with the same
 sum: the fifth with the highest scores (`formats/head_scores.py`) is *wide*, the rest *narrow*
-(retrieval and streaming heads of RazorAttention, arXiv 2407.15891).
+(retrieval and streaming heads of RazorAttention, arXiv 2407.15891). Of few heads each counts: only
+those that find next to nothing are narrow.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from edgetok.models.spec import DecoderSpec
 SINKS = 4
 FREED_SHARE = 4  # of the trained length: positions to free when it would be passed (1 in so many)
 WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/quality/policies.py
-FEWEST_HEADS = 10  # fewer are all alike: of gemma-3-270m's three each gives parts of an answer
+FEWEST_HEADS = 10  # of fewer a fifth is too few: of gemma-3-270m's three two give parts of answers
+WIDE_SCORE = 0.25  # of the highest, that a head of few has to reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Bounds:
     recent: int
     sinks: int = SINKS
     tiers: tuple[Tier, ...] = ()
+
+    @property
+    def around(self) -> int:
+        """Neighbours on each side whose scores count as much as a token's own: `Policy.around`."""
+        return 0 if self.tiers and not mostly_wide(self.tiers) else self.policy.around
 
     @property
     def most_slots(self) -> int:
@@ -95,7 +102,10 @@ class Bounds:
         recent = max(8, whole // policy.recent)
         tiers = _tiers(whole, most or whole, scores) if policy.unequal and scores else ()
         if tiers:
-            recent = min(recent, 3 * tiers[0].slots // 8)
+            few = tiers[0].slots
+            recent = (
+                min(recent, 3 * few // 4) if mostly_wide(tiers) else min(whole // 4, 3 * few // 8)
+            )
         return cls(policy=policy, slots=whole, block_tokens=block, recent=recent, tiers=tiers)
 
 
@@ -144,10 +154,17 @@ def bounds_for(
 def wide_heads(scores: HeadScores) -> tuple[tuple[int, int], ...]:
     """Return the retrieval heads, ascending; none where all heads are treated alike."""
     if len(scores) < max(2, FEWEST_HEADS):
-        return ()
+        best = max(scores.values(), default=0.0)
+        found = tuple(sorted(head for head in scores if scores[head] >= WIDE_SCORE * best > 0))
+        return found if len(scores) / 2 < len(found) < len(scores) else ()
     # Of equal scores the earlier head is wide, so that the result does not depend on the order.
     ranked = sorted(scores, key=lambda head: (-scores[head], head))
     return tuple(sorted(ranked[: max(1, round(WIDE_SHARE * len(scores)))]))
+
+
+def mostly_wide(tiers: tuple[Tier, ...]) -> bool:
+    """Whether more heads are wide than narrow: then they keep what heads do that are alike."""
+    return len(tiers[1].heads) > len(tiers[0].heads)
 
 
 def _tiers(slots: int, most: int, scores: HeadScores) -> tuple[Tier, ...]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.groups import Chosen, InOrder
+from edgetok.cache.policies.around import with_around
 from edgetok.cache.policies.view import Floats, HeadView
 from edgetok.cache.query_log import QueryLog
 from edgetok.cache.rotation import Rotations
@@ -74,16 +75,18 @@ class Eviction:
         policy, table, device = self._bounds.policy, group.table, memory.eviction
         room = table.limit - self._bounds.block_tokens
         front, recent = self._front, length - self._bounds.recent
-        kernel = policy.kernel or policy.name
+        kernel, around = policy.kernel or policy.name, self._bounds.around
         if device is not None and kernel in device.policies:
             turns = self._frequencies(group.heads)
-            yield from device.lowest(kernel, turns, room=room, front=front, recent=recent)
+            yield from device.lowest(
+                kernel, turns, room=room, front=front, recent=recent, around=around
+            )
             return
         for row in range(table.rows):
             at = table.slots(row)
             at = at[np.argsort(table.tokens[row, at])]
             view = self.view(group, memory, log, row, at, length, position)
-            score = np.asarray(policy.score(view), np.float32).copy()
+            score = with_around(np.asarray(policy.score(view), np.float32), around)
             seen = table.tokens[row, at]
             score[(seen < front) | (seen >= recent)] = np.inf
             # Of equal scores the oldest go.

@@ -50,6 +50,7 @@ class DeviceEviction(Protocol):
         room: int,
         front: int,
         recent: int,
+        around: int,
     ) -> Sequence[Places]:
         """Choose the slots that each head gives up until it holds `room` tokens; change nothing.
 
@@ -59,6 +60,7 @@ class DeviceEviction(Protocol):
             room: tokens that each head keeps.
             front: tokens before it go last.
             recent: tokens from it on go last.
+            around: as in `Bounds`.
 
         Returns:
             Of each row of the table its slots, ascending.

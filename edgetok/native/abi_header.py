@@ -127,7 +127,7 @@ def _shape(table: text.Table) -> str:
 
 
 def _policy(name: str) -> str:
-    """A policy as a row of C: name, index of its scores' kernel, recent, unequal."""
+    """A policy as a row of C: name, index of its scores' kernel, recent, around, unequal."""
     found = POLICIES[name]
     scores = plan.SCORES.index(found.kernel or name)
-    return f'{{"{name}", {scores}, {found.recent}, {int(found.unequal)}}}'
+    return f'{{"{name}", {scores}, {found.recent}, {found.around}, {int(found.unequal)}}}'

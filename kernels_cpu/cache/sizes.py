@@ -142,7 +142,10 @@ def set_slots(c: int, slots: int) -> None:
     if many > few:
         put(c, C_NARROW, few)
         put(c, C_BROAD, many)
-        put(c, C_RECENT, min(recent, 3 * few // 8))
+        if 2 * wide > seeing:
+            put(c, C_RECENT, min(recent, 3 * few // 4))
+        else:
+            put(c, C_RECENT, min(slots // 4, 3 * few // 8))
 
 
 @outline

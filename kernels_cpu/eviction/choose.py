@@ -9,8 +9,10 @@ import numpy as np
 from edgetok.kernels_cpu.attention.kv_append_steps import f32_bits
 from edgetok.kernels_cpu.attention.launch import EMPTY
 from edgetok.kernels_cpu.elementwise.norm import share
-from edgetok.kernels_cpu.elementwise.selection import nth_smallest_i64
+from edgetok.kernels_cpu.elementwise.selection import nth_smallest_i64, sort_i64
 from edgetok.kernels_cpu.eviction.launch import (
+    AROUND,
+    CHOOSE_AROUND,
     CHOOSE_COUNTS,
     CHOOSE_FRONT,
     CHOOSE_OUT,
@@ -28,7 +30,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     SCORE_OUT,
 )
 from edgetok.kernels_cpu.program.abi import kernel
-from edgetok.kernels_cpu.simd.emit import inline
+from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     read_f32,
     read_i32,
@@ -50,6 +52,40 @@ def _rank(score: float, token: int, protected: bool) -> Any:
     # As integers, the bits of positive numbers rise with them, those of negative ones fall.
     ordered = bits if bits < 0x80000000 else 0x80000000 - bits - 1
     return ordered * 0x100000000 + token
+
+
+@outline
+def _add_around(record: int, slots: int, scores: int, order: int) -> None:
+    """Add to each token's score those of the AROUND held before it and after it.
+
+    Definition: `edgetok/cache/policies/around.py`.
+
+    Args:
+        record: the head's.
+        slots: how many.
+        scores: address of float32 [slots], changed.
+        order: address of int64 [slots], scratch.
+    """
+    positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
+    n = 0
+    for s in range(slots):
+        if read_i32(positions + 4 * s) != EMPTY:
+            write_i64(order + 8 * n, np.int64(read_i32(tokens + 4 * s)) * 0x100000000 + s)
+            n += 1
+    if n == 0:
+        return
+    sort_i64(order, n)
+    first = read_f32(scores + 4 * (read_i64(order) & 0xFFFFFFFF))
+    second, last = first, first  # scores of the two before, as they were
+    for i in range(n):
+        at = scores + 4 * (read_i64(order + 8 * i) & 0xFFFFFFFF)
+        own = read_f32(at)
+        total = second + last + own
+        for j in range(i + 1, i + 1 + AROUND):
+            next_one = read_i64(order + 8 * min(j, n - 1)) & 0xFFFFFFFF
+            total += read_f32(scores + 4 * next_one)
+        second, last = last, own
+        write_f32(at, total)
 
 
 @kernel
@@ -81,6 +117,8 @@ def choose_evicted(instr: int, ctx: int, tid: int, threads: int) -> None:
         positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
         scores = read_i64(instr + 8 * CHOOSE_SCORES) + 4 * slots * head
         out = read_i64(instr + 8 * CHOOSE_OUT) + 4 * slots * head
+        if read_i64(instr + 8 * CHOOSE_AROUND) != 0:
+            _add_around(record, slots, scores, ranks)
         n = 0
         for s in range(slots):
             if read_i32(positions + 4 * s) != EMPTY:

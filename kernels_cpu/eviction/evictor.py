@@ -192,7 +192,14 @@ class Evictor:
         return made
 
     def lowest(
-        self, heads: Heads, scores: Floats, *, room: int, front: int, recent: int
+        self,
+        heads: Heads,
+        scores: Floats,
+        *,
+        room: int,
+        front: int,
+        recent: int,
+        around: int = 0,
     ) -> list[Longs]:
         """Choose the slots that each head gives up until it holds `room` tokens.
 
@@ -204,6 +211,7 @@ class Evictor:
             room: tokens that each head keeps.
             front: see above.
             recent: see above.
+            around: AROUND, or 0: how many before a token and after it count with their scores.
 
         Returns:
             Of each head its slots, ascending.
@@ -213,7 +221,7 @@ class Evictor:
         evicted = np.empty((heads.count, heads.slots), np.int32)
         counts = np.empty(heads.count, np.int64)
         records, scratch = heads.records(), self._scratch(heads)
-        scores = np.ascontiguousarray(scores)
+        scores = np.array(scores, order="C")  # sums replace them
         one = launch.choose_evicted(
             self._kernels,
             heads=heads.count,
@@ -223,6 +231,7 @@ class Evictor:
             room=room,
             front=front,
             recent=recent,
+            around=around,
             evicted=evicted.ctypes.data,
             counts=counts.ctypes.data,
             scratch=scratch.ctypes.data,

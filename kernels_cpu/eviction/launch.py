@@ -33,7 +33,16 @@ EV_RECORD_SLOTS = 8
 
 EV_HEADS, EV_RECORDS, EV_SLOTS, EV_SCRATCH, EV_SCRATCH_BYTES = range(2, 7)
 SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(7, 12)
-CHOOSE_SCORES, CHOOSE_ROOM, CHOOSE_FRONT, CHOOSE_RECENT, CHOOSE_OUT, CHOOSE_COUNTS = range(7, 13)
+(
+    CHOOSE_SCORES,
+    CHOOSE_ROOM,
+    CHOOSE_FRONT,
+    CHOOSE_RECENT,
+    CHOOSE_OUT,
+    CHOOSE_COUNTS,
+    CHOOSE_AROUND,
+) = range(7, 14)
+AROUND = 2
 RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
 (
     ROTATE_BY,
@@ -113,6 +122,7 @@ def choose_evicted(
     room: int,
     front: int,
     recent: int,
+    around: int,
     evicted: int,
     counts: int,
     scratch: int,
@@ -132,14 +142,17 @@ def choose_evicted(
         room: tokens that each head may keep.
         front: tokens before it are protected.
         recent: tokens from it on are.
+        around: AROUND, or 0: how many before a token and after it count with their scores.
         evicted: address of int32 [heads, slots]: slots, ascending, as many as `counts` says.
         counts: address of int64 [heads].
         scratch: address of `scratch_bytes` for each thread.
         wait: see `instruction`.
     """
     _check(32, slots, slots)
+    if around not in (0, AROUND):
+        raise ShapeError(f"{around} tokens around each, expected 0 or {AROUND}")
     args = (*_common(heads, records, slots, scratch, 0), scores, room, front, recent, evicted)
-    return instruction(kernels.address("choose_evicted"), *args, counts, wait=wait)
+    return instruction(kernels.address("choose_evicted"), *args, counts, around, wait=wait)
 
 
 def renumber(

@@ -155,6 +155,21 @@ def test_any_order_of_operations_where_heads_differ(monkeypatch):
         other.cache.load(driver.cache.save())
 
 
+def test_of_few_heads_those_that_find_nothing_are_narrow():
+    def made(scores):
+        found = bounds.Bounds.of_slots(POLICIES["recall"], 512, 512, scores, 4096)
+        return [(tier.slots, len(tier.heads)) for tier in found.tiers], found.recent, found.around
+
+    scores = {(5, 0): 1.139, (11, 0): 0.419, (17, 0): 0.132}  # of gemma-3-270m
+    assert bounds.wide_heads(scores) == ((5, 0), (11, 0))
+    assert made(scores) == ([(256, 1), (640, 2)], 170, 2)
+    for one in (0.13, 1.0):  # most find nothing, or none
+        assert made({**scores, (11, 0): one, (17, 0): one}) == ([], 170, 2)
+    assert made(dict.fromkeys(scores, -0.1)) == ([], 170, 2)
+    many = {(layer, 0): float(layer < 2) for layer in range(10)}
+    assert made(many) == ([(256, 8), (1536, 2)], 96, 0)
+
+
 def _operate(driver, rng):
     saved = None
     nbytes = driver.cache.nbytes

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from edgetok.cache.policies.around import with_around
 from edgetok.cache.policies.expected_attention import expected_weights
 from edgetok.cache.policies.policy import POLICIES, policy
 from edgetok.cache.policies.view import HeadView, QueryStats
@@ -133,3 +134,13 @@ def test_content_is_the_distance_of_keys_before_their_rotation(view):
 def test_unknown_policy():
     with pytest.raises(OptionError, match="cache policy 'lru', expected one of window, h2o"):
         policy("lru")
+
+
+def test_scores_around_a_token_count_as_its_own():
+    own = np.float32([1, 10, 100, 1000, 10_000, 100_000])
+    np.testing.assert_array_equal(with_around(own, 0), own)
+    # The ends are repeated.
+    np.testing.assert_array_equal(
+        with_around(own, 2), np.float32([113, 1112, 11_111, 111_110, 211_100, 311_000])
+    )
+    np.testing.assert_array_equal(with_around(own[:1], 2), np.float32([5]))

@@ -30,9 +30,9 @@ DEEP = {"llama": 2, "gemma3_text": 5, "lfm2": 5}  # times as many layers: 10 or 
 def deep(tiny, tmp_path):
     """Artefacts with many heads, of which a report says how much each looks back."""
 
-    def make(family: str, scores: bool = True) -> Path:
+    def make(family: str, scores: bool = True, times: int = 0) -> Path:
         spec = tiny(family, 16).spec
-        spec = replace(spec, layers=spec.layers * DEEP[family], context_tokens=TRAINED)
+        spec = replace(spec, layers=spec.layers * (times or DEEP[family]), context_tokens=TRAINED)
         folder = tmp_path / f"deep-{family}"
         write_artefact(
             folder, spec, random_tensors(spec), uniform_formats(spec, TensorFormat(16, 32))
@@ -81,6 +81,30 @@ def test_the_tokens_of_python(both, deep, family, kv_bits):
         native_answer(other, prompt, 60)
         with pytest.raises(EdgetokError, match="of another shape"):
             other.restore(chat.save(), [*prompt.tolist(), *found[:-1]])
+
+
+def test_few_heads_of_which_most_are_wide(both, deep):
+    folder = deep("llama", times=1)
+    report = json.loads((folder / "report.json").read_text())
+    recall = report["heads"]["recall"]
+    recall[:] = [[1.0] * len(layer) for layer in recall]
+    recall[-1] = [0.2] * len(recall[-1])
+    (folder / "report.json").write_text(json.dumps(report))
+    write_manifest(folder, exporter="edgetok")
+    model, backend = both(folder, 8)
+    prompt, cache = draw(8, 540), backend.new_bounded_cache(256, CacheLimits(policy="recall"))
+    narrow, wide = (group for group, _ in cache.evicting)
+    assert len(narrow.heads) == 2 < len(wide.heads)
+    assert narrow.table.limit < 256 < wide.table.limit
+    assert cache.bounds.around
+    with model.chat(256, policy="recall") as chat:
+        native_answer(chat, prompt[:450], 1)
+        backend.forward(cache, prompt[:450])
+        assert chat.save() == cache.save().block.tobytes()
+        assert native_answer(chat, prompt, 60) == python_answer(
+            backend, cache, prompt[450:], GREEDY, 60
+        )
+        assert chat.save() == cache.save().block.tobytes()
 
 
 @pytest.mark.parametrize("kv_bits", [8, 16])

@@ -7,6 +7,8 @@ rotated in all directions, so that their mean is nearly 0 and their length count
 token is unusual or not. Rotated back, they have a mean, and the difference from it says how far the
 token itself is from the usual one. The norm of the value is left out: the tokens that real models
 lean on, such as delimiters, have small values, and evicting them costs more than a rare fact gains.
+Where all heads have equally many slots, a token's score is added to those of its neighbours
+(`around.py`): single tokens from all over the text say less than short runs of them.
 """
 
 from __future__ import annotations

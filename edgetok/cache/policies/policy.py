@@ -33,7 +33,10 @@ class Policy:
         queries: whether it asks for the latest queries.
         covariance: whether it asks for the mean and covariance of all of them.
         mass: whether it looks at attention mass; it is counted in any case.
-        recent: one in so many slots belongs to the latest tokens, whatever they are worth.
+        recent: one in so many slots belongs to the latest tokens, whatever they are worth; where
+            heads differ in their slots, `bounds.py` says how many.
+        around: how many tokens held before a token, and after it, count with their scores as much
+            as its own; not where heads differ in their slots and most are narrow.
         unequal: whether heads that look things up get more slots than others (`bounds.py`).
         kernel: which policy's kernels compute the same scores; empty for those of its own name.
     """
@@ -44,6 +47,7 @@ class Policy:
     covariance: bool = False
     mass: bool = True
     recent: int = 8
+    around: int = 0
     unequal: bool = False
     kernel: str = ""
 
@@ -62,8 +66,8 @@ POLICIES = {
         Policy("snapkv", snapkv, queries=True),
         Policy("expected-attention", expected_attention, queries=True, covariance=True),
         Policy("keydiff", keydiff, mass=False),
-        Policy("content", content, mass=False, recent=4),
-        Policy("recall", content, mass=False, recent=4, unequal=True, kernel="content"),
+        Policy("content", content, mass=False, recent=3, around=2),
+        Policy("recall", content, mass=False, recent=3, around=2, unequal=True, kernel="content"),
         Policy("retain", retain, mass=False, recent=4),
     )
 }

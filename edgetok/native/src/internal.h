@@ -90,7 +90,7 @@ int et_tokenizer_open(edgetok_model *m, char *error);
 int et_template_check(const edgetok_model *m, char *error);
 
 /* cache.c, slots.c: see edgetok/cache/groups.py. */
-typedef struct { const char *name; int scores, recent, unequal; } policy; /* scores: of a model's */
+typedef struct { const char *name; int scores, recent, around, unequal; } policy; /* scores: of a model's */
 
 typedef struct {
     CACHE_FIELDS

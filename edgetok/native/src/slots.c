@@ -35,6 +35,8 @@ static void evict(cache *c, group *g) { /* eviction.py */
     choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
     choose.slots[CHOOSE_FRONT] = most(SINKS, c->pinned);
     choose.slots[CHOOSE_RECENT] = c->length - c->recent;
+    int apart = c->broad && 2 * c->wide_heads <= c->seeing_heads; /* bounds.py */
+    choose.slots[CHOOSE_AROUND] = apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;
     choose.slots[CHOOSE_COUNTS] = c->counts;
     et_call(c->m, &score);

@@ -80,10 +80,13 @@ class HeadEviction:
         room: int,
         front: int,
         recent: int,
+        around: int,
     ) -> list[Places]:
         """Choose what each head gives up. See `DeviceEviction`."""
         scores = self._evictor.scores(policy, replace(self._heads, frequencies=frequencies))
-        return self._evictor.lowest(self._heads, scores, room=room, front=front, recent=recent)
+        return self._evictor.lowest(
+            self._heads, scores, room=room, front=front, recent=recent, around=around
+        )
 
     def renumber(
         self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, shift: int, front: int

@@ -213,18 +213,25 @@ def test_window_scores(each_kernels, guard):
         evictor(each_kernels, cache).scores("h2o", cache.heads)
 
 
-def evicted(cache, head, score, room, front, recent):
+def evicted(cache, head, score, room, front, recent, around):
     """The kernel chooses as a cache does with NumPy."""
     at = cache.held(head)
     at = at[np.argsort(cache.heads.tokens[head, at])]
-    seen, score = cache.heads.tokens[head, at], score[head, at].copy()
+    seen, own, last = cache.heads.tokens[head, at], score[head, at], len(at) - 1
+    score = own.copy()
+    if around:
+        for i in range(len(at)):
+            score[i] = own[max(i - 2, 0)]
+            for j in (i - 1, i, i + 1, i + 2):
+                score[i] += own[min(max(j, 0), last)]
     score[(seen < front) | (seen >= recent)] = np.inf
     return np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
 
 
 @pytest.mark.parametrize("room", [0, 1, 60, 150, 400])
 @pytest.mark.parametrize("kind", ["spread", "equal", "few values", "not numbers"])
-def test_the_lowest_go(each_kernels, guard, room, kind):
+@pytest.mark.parametrize("around", [0, 2])
+def test_the_lowest_go(each_kernels, guard, room, kind, around):
     rng = np.random.default_rng(3)
     cache = Cache(guard, rng, 8, 4, 256, 16, 256)
     score = rng.standard_normal((4, 256)).astype(np.float32)
@@ -237,10 +244,12 @@ def test_the_lowest_go(each_kernels, guard, room, kind):
         score[rng.random((4, 256)) < 0.3] = np.inf
     run = evictor(each_kernels, cache)
     for front, recent in ((0, 1 << 30), (200, 700), (1 << 30, 0)):
-        found = run.lowest(cache.heads, score, room=room, front=front, recent=recent)
+        given = score.copy()
+        found = run.lowest(cache.heads, score, room=room, front=front, recent=recent, around=around)
+        np.testing.assert_array_equal(score, given)
         for head in range(4):
             plain = np.where(np.isnan(score), np.inf, score)
-            expected = evicted(cache, head, plain, room, front, recent)
+            expected = evicted(cache, head, plain, room, front, recent, around)
             np.testing.assert_array_equal(found[head], expected)
 
 

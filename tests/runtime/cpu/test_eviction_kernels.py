@@ -10,6 +10,7 @@ import pytest
 
 from edgetok.cache import bounds
 from edgetok.cache.limits import CacheLimits
+from edgetok.cache.policies.around import with_around
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.table import EMPTY
 from edgetok.formats.layout import TensorFormat
@@ -202,8 +203,11 @@ def check_lowest(backend, cache, monkeypatch):
     rounding, evictions = 1e-4, []
     view, by_kernel = cache.eviction.view, HeadEviction.lowest
 
-    def compared(self, policy, frequencies, *, room, front, recent):
-        gone = by_kernel(self, policy, frequencies, room=room, front=front, recent=recent)
+    def compared(self, policy, frequencies, *, room, front, recent, around):
+        gone = by_kernel(
+            self, policy, frequencies, room=room, front=front, recent=recent, around=around
+        )
+        assert around == (2 if policy == "content" and not cache.bounds.tiers else 0)
         table = self._table
         group, memory = next(pair for pair in cache.evicting if pair[0].table is table)
         assert room == table.limit - CHUNK
@@ -212,6 +216,8 @@ def check_lowest(backend, cache, monkeypatch):
             log, length = cache.memory.queries, cache.length_tokens
             head = view(group, memory, log, row, at, length, cache.position)
             score, seen = POLICIES[policy].score(head), table.tokens[row, at]
+            order = np.argsort(seen)
+            score[order] = with_around(score[order], around)
             evicted, always = np.isin(at, slots), (seen < front) | (seen >= recent)
             assert len(slots) == max(0, len(at) - room)
             if not len(slots):

@@ -164,8 +164,8 @@ class CacheState:
                 )
         if shape.get("wide") != saved.get("wide"):
             raise SessionError(
-                "it was saved with more slots for other heads; load it with the artefact that it "
-                "was saved with"
+                "it was saved with more slots for other heads; load it with the artefact and the "
+                "version of edgetok that it was saved with"
             )
         if shape != saved:  # sizes of pages and rings follow from the size of the cache
             raise SessionError(

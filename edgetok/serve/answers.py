@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ from edgetok.serve.models import ModelPool, Served
 from edgetok.serve.prompts import Prepared, prepare
 from edgetok.serve.request import MOST_ANSWERS, Ended, Event, Rated, Request, Said, Usage, Whole
 
+_COMPILED_AT_ONCE = 2  # schemas and tools of requests
 _STRETCHES = 64  # of a conversation, whose share in the cache is told
 
 
@@ -51,6 +53,8 @@ class Writer:
         self.models, self.budget, self.metrics = models, budget, metrics
         self._closing: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[Any]] = set()
+        # Apart from other work: some schemas take seconds, and answers without one do not wait.
+        self._compiling = ThreadPoolExecutor(_COMPILED_AT_ONCE, "edgetok-schemas")
 
     def asked(self) -> None:
         """Note that the task that calls this answers a client."""
@@ -63,6 +67,7 @@ class Writer:
         """Wait until each client that is refused because the server stops was told."""
         if self._asking:
             await asyncio.wait(set(self._asking), timeout=seconds)
+        self._compiling.shutdown(wait=False, cancel_futures=True)
 
     async def begin(self, request: Request) -> Answer:
         """Check a request; nothing is computed before its events are asked for.
@@ -82,7 +87,10 @@ class Writer:
         async with contextlib.AsyncExitStack() as stack:
             place = stack.enter_context(self.budget.place())
             served, model = await stack.enter_async_context(self.models.using(request.model))
-            prepared = await asyncio.to_thread(prepare, model, request)
+            held_to = request.grammar is not None or request.tools
+            prepared = await asyncio.get_running_loop().run_in_executor(
+                self._compiling if held_to else None, prepare, model, request
+            )
             held = stack.pop_all()
         return Answer(self, held, place, served, model, request, prepared)
 

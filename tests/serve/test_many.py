@@ -6,6 +6,10 @@ import asyncio
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ import httpx
 import pytest
 
 from edgetok.models.bundled import bundled_model
-from tests.serve.conftest import Process
+from edgetok.serve import answers
+from tests.serve.conftest import Process, Rule
 
 CLIENTS = 32
 LONG = "The dog went to the big tree and sat under it with his friend the cat. " * 20
@@ -55,6 +60,33 @@ def test_32_clients_get_the_answers_of_one(server: Process) -> None:
 
     asyncio.run(run())
     assert server.gauge("memory_caches_bytes") == 0
+
+
+def test_schemas_that_take_long_keep_only_each_other_waiting(
+    rule: Callable[..., Rule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them at once than there are threads for anything else."""
+    released, ready = threading.Event(), answers.prepare
+
+    def slowly(model: Any, request: Any) -> Any:
+        assert request.grammar is None or released.wait(60)
+        return ready(model, request)
+
+    monkeypatch.setattr(answers, "prepare", slowly)
+    api = rule()
+    count = 40
+    schema = {"structured_outputs": {"regex": "a"}, "max_tokens": 1}
+    with ThreadPoolExecutor(count) as threads:
+        try:
+            held = [threads.submit(api.chat, "x", **schema) for _ in range(count)]
+            while api.writer.budget._coming < count:
+                time.sleep(0.01)
+            assert api.chat("hello").status_code == 200
+            assert not any(one.done() for one in held)
+        finally:
+            released.set()
+        for one in held:
+            one.result(60)
 
 
 def test_beginnings_are_read_once(server: Process) -> None:

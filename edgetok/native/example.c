@@ -5,7 +5,7 @@
 #include <string.h>
 
 int main(int argc, char **argv) {
-    char error[EDGETOK_ERROR_BYTES];
+    char error[EDGETOK_ERROR_BYTES] = "the prompt has more than 65536 tokens";
     static int32_t ids[65536];
     if (argc < 4) return fprintf(stderr, "usage: %s FOLDER PROMPT N [--ids]\n", argv[0]), 2;
     int show_ids = argc > 4 && !strcmp(argv[4], "--ids");

@@ -330,3 +330,27 @@ def test_conversations(bundled, library, tmp_path, policy, system, kernel_cache,
                 assert second.stats.cached_tokens == len(ids)
             with pytest.raises(EdgetokError, match="belongs to the first turn"):
                 native.say("x", "Be kind.")
+
+
+def test_system_messages_that_do_not_fit(bundled, library, tmp_path):
+    """The error says why, and the chat goes on as if nothing had been said."""
+    with open_artefact(bundled) as artefact:
+        spec = artefact.spec
+    with export_texts(bundled, tmp_path, library, spec, (2,)) as model, model.chat(128) as chat:
+        chat.sample(max_tokens=4)
+        with pytest.raises(
+            EdgetokError, match=r"a system message of \d+ tokens, expected at most 64"
+        ):
+            chat.say("Hi", "Be kind to every one of them. " * 30)
+        with pytest.raises(EdgetokError, match="not valid UTF-8"):
+            chat._done(chat.calls.edgetok_say, b"\xff", b"Hi")
+        chat.say("Hi", "Be kind.")
+        chat.answer()
+        ids, block = chat.tokens(), chat.save()
+        with model.chat(128) as other:
+            other.say("Something else")
+            other.answer()
+            other.restore(block, ids)
+            other.say("Hi", "Be kind.")  # a new conversation
+            assert other.tokens() == ids[: len(other.tokens())]
+            assert other.stats.cached_tokens > 10

@@ -256,6 +256,7 @@ def test_several_chats_of_one_model(both, tiny, family):
     [
         ({"policy": "h2o"}, "cache policy h2o"),
         ({"budget_bytes": 1000, "policy": "none"}, "needs a policy: recall, content"),
+        ({"budget_bytes": -1}, "a budget of -1 bytes, expected 0 or more"),
         ({"budget_bytes": 1000}, "too small"),
         ({"context_tokens": 65}, "a context of 65 tokens"),
         ({"context_tokens": 20, "policy": "window"}, "room for 64 tokens"),

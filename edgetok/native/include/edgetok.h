@@ -24,7 +24,7 @@ typedef struct edgetok_model edgetok_model;
 typedef struct edgetok_chat edgetok_chat;
 
 /* Opens model.plan and the weights of a folder, which are mapped and not copied.
-   threads: how many compute; 0 for one a core, or one where the model is too small to gain.
+   threads: how many compute; 0 for one a performance core, or one where the model is too small to gain.
    verify: not 0: compares the weights with their sha256 first, which reads all of them. */
 edgetok_model *edgetok_open(const char *folder, int threads, int verify, char *error);
 

@@ -84,7 +84,8 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
         return et_fail(error, "a context of %lld tokens, expected 1 to %lld, the length that the model "
                        "was trained for", (long long)o.context_tokens, (long long)run[RUN_CONTEXT]);
     if (o.budget_bytes < 0 || (o.budget_bytes && !c->policy))
-        return et_fail(error, "a cache with a budget needs a policy: %s", POLICY_NAMES);
+        return et_fail(error, "a budget of %lld bytes, expected 0 or more; it needs a policy: %s",
+                       (long long)o.budget_bytes, POLICY_NAMES);
     c->list = calloc((size_t)run[RUN_LAYERS] + 2, sizeof *c->list);
     if (!c->list) return et_fail(error, "no memory for a cache");
     tell_model(c, m);

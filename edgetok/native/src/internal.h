@@ -112,9 +112,8 @@ struct edgetok_chat {
     edgetok_model *m;
     cache cache;
     int32_t *tokens; /* in the cache */
-    int64_t capacity;
     float *logits;
-    bool has_logits, pending;
+    bool has_logits, pending, opened; /* opened: an answer has begun */
     int32_t last;
     atomic_bool cancelled;
     edgetok_sampling sampling, next_sampling;
@@ -123,18 +122,15 @@ struct edgetok_chat {
     instruction choose, write;
     int64_t options[OPTIONS], chosen;
     int32_t *seen, *seen_row; /* tokens and counts; row of each token + 1 */
-    int64_t seen_count;
+    int64_t seen_count, capacity;
     char *output;
     int finish;
-    bool opened;       /* an answer has begun */
     edgetok_stats_t stats;
-    char *said;        /* the conversation as text */
-    size_t said_bytes, said_capacity;
+    char *said;   /* the conversation as text */
+    size_t said_bytes, said_capacity, asked, answer_bytes; /* asked: where the last message begins */
+    block answer; /* text of the answer, for the next turn */
     int64_t turns;
-    size_t asked; /* where the last message begins */
-    int with_system;
-    block answer;      /* text of the answer, for the next turn */
-    size_t answer_bytes;
+    bool with_system;
 };
 
 /* template.c */

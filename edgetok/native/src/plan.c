@@ -24,8 +24,7 @@ static int choose_kernels(edgetok_model *m, char *error) {
     for (size_t i = 0; i < et_kernel_set_count && !m->kernels; i++)
         if (et_isa_runs(et_kernel_sets[i].isa)) m->kernels = &et_kernel_sets[i];
     if (!m->kernels)
-        return et_fail(error, "this processor runs none of the library's kernels; build it for %s",
-                       "another instruction set, such as portable");
+        return et_fail(error, "this processor runs none of the library's kernels; build it for portable");
     for (int i = 0; i < OWN_COUNT; i++)
         if (!(m->own[i] = find_kernel(m, OWN[i]))) return no_kernel(m, OWN[i], error);
     return 0;
@@ -81,8 +80,9 @@ static int read_plan(edgetok_model *m, int threads, char *error) {
     file->run_limits = address(LIMITS);
     if (fault_in(m, OWN_PLAN_READ, address(scratch), error)) return -1;
     m->run = pointer(file->run_at);
-    m->threads = threads > 0 ? threads : m->run[RUN_SMALL] ? 1 : et_cores();
-    if (m->threads > 1024) return et_fail(error, "%d threads, expected at most 1024", m->threads);
+    if (threads < 0 || threads > 1024)
+        return et_fail(error, "%d threads, expected 0 to 1024", threads);
+    m->threads = threads ? threads : m->run[RUN_SMALL] ? 1 : et_cores();
 #if defined(__wasm__)
     m->threads = 1;
 #endif

@@ -35,6 +35,10 @@ IMPORT(seconds) double host_seconds(void);
 typedef pthread_t thread_handle;
 #endif
 #if defined(__linux__)
+#ifndef DEVICES /* tests have their own */
+#define DEVICES "/sys/devices"
+#endif
+#define CPU DEVICES "/system/cpu/cpu%d/"
 #include <sys/auxv.h>
 #include <sys/syscall.h>
 #elif defined(__APPLE__)
@@ -47,10 +51,6 @@ int __ulock_wake(uint32_t operation, void *address, uint64_t value);
 #endif
 
 /* What compiled kernels want of a host: see simd/threads.py and program/waiting.py. */
-void edgetok_wait(int64_t address, int64_t value);
-void edgetok_wake(int64_t address);
-void edgetok_yield(void);
-
 #if defined(__linux__)
 enum { WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
 void edgetok_wait(int64_t address, int64_t value) {
@@ -151,7 +151,10 @@ int et_map(mapping *file, const char *folder, const char *name, char *error) {
     if (length < 0 || (size_t)length >= sizeof path) return et_fail(error, "the path is too long");
     memset(file, 0, sizeof *file);
 #if defined(_WIN32)
-    HANDLE handle = CreateFileA(path, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
+    WCHAR wide[4096];
+    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 4096))
+        return et_fail(error, "the path is too long, or not UTF-8");
+    HANDLE handle = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
     LARGE_INTEGER size;
     if (handle == INVALID_HANDLE_VALUE) return et_fail(error, "%s: cannot be opened", path);
     if (GetFileSizeEx(handle, &size) && size.QuadPart > 0) {
@@ -222,20 +225,50 @@ double et_seconds(void) {
 #endif
 }
 
+#if defined(__linux__)
+/* Reads a list such as "0-3,8" into `set`; its first number, 0 where there is no such file. */
+static int read_list(cpu_set_t *set, const char *name, int cpu) {
+    char path[256], next = ',';
+    snprintf(path, sizeof path, name, cpu);
+    FILE *file = fopen(path, "r");
+    int first = -1, from, to;
+    CPU_ZERO(set);
+    for (; file && next == ',' && fscanf(file, "%d", &from) == 1; next = (char)fgetc(file)) {
+        if (fscanf(file, "-%d", &to) != 1) to = from;
+        if (first < 0) first = from;
+        for (; from <= to && from < CPU_SETSIZE; from++) CPU_SET(from, set);
+    }
+    if (file) fclose(file);
+    return first < 0 ? 0 : first;
+}
+#endif
+
+/* Physical performance cores, as edgetok/machine.py: work is shared out evenly, and slow ones make all wait. */
 int et_cores(void) {
 #if defined(_WIN32)
     SYSTEM_INFO info;
     GetSystemInfo(&info);
     return (int)info.dwNumberOfProcessors;
 #elif defined(__linux__)
-    cpu_set_t mine;
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0) return CPU_COUNT(&mine);
-    return 1;
+    cpu_set_t mine, set, slow;
+    int count = 0, fastest = 0;
+    if (sched_getaffinity(0, sizeof mine, &mine)) return 1;
+    read_list(&slow, DEVICES "/cpu_atom/cpus", 0), read_list(&set, DEVICES "/cpu_core/cpus", 0);
+    CPU_AND(&set, &set, &mine);
+    if (CPU_COUNT(&set) && CPU_COUNT(&slow)) mine = set;
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, &mine)) fastest = (int)most(fastest, read_list(&set, CPU "cpu_capacity", i));
+    for (int i = 0; i < CPU_SETSIZE; i++) {
+        if (!CPU_ISSET(i, &mine) || 2 * read_list(&set, CPU "cpu_capacity", i) < fastest) continue;
+        count++, read_list(&set, CPU "topology/thread_siblings_list", i);
+        for (int k = i + 1; k < CPU_SETSIZE; k++)
+            if (CPU_ISSET(k, &set)) CPU_CLR(k, &mine);
+    }
+    return (int)most(count, 1);
 #elif defined(__APPLE__)
     int count = 0; /* performance cores, where there are two kinds */
     size_t size = sizeof count;
-    if (sysctlbyname("hw.perflevel0.physicalcpu", &count, &size, NULL, 0) == 0 && count > 0)
-        return count;
+    if (!sysctlbyname("hw.perflevel0.physicalcpu", &count, &size, NULL, 0) && count > 0) return count;
     return (int)sysconf(_SC_NPROCESSORS_ONLN);
 #else
     return 1;
@@ -291,36 +324,29 @@ bool et_isa_runs(const char *isa) {
 #endif
 }
 
-#if defined(HAS_POSIX) || defined(_WIN32)
+#if defined(__wasm__)
+void *et_thread(void (*work)(void *), void *argument) { return (void)work, (void)argument, NULL; }
+void et_join(void *thread) { (void)thread; }
+#else
 typedef struct { thread_handle thread; void (*work)(void *); void *argument; } started;
 static THREAD_RESULT begin_thread(void *argument) {
-    started *s = argument;
-    s->work(s->argument);
+    ((started *)argument)->work(((started *)argument)->argument);
     return 0;
 }
-#endif
 
 void *et_thread(void (*work)(void *), void *argument) {
-#if defined(HAS_POSIX) || defined(_WIN32)
     started *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    s->work = work;
-    s->argument = argument;
+    *s = (started){.work = work, .argument = argument};
 #if defined(_WIN32)
-    s->thread = CreateThread(NULL, 0, begin_thread, s, 0, NULL);
-    if (s->thread) return s;
+    if ((s->thread = CreateThread(NULL, 0, begin_thread, s, 0, NULL))) return s;
 #else
     if (!pthread_create(&s->thread, NULL, begin_thread, s)) return s;
 #endif
-    free(s);
-#else
-    (void)work, (void)argument;
-#endif
-    return NULL;
+    return free(s), NULL;
 }
 
 void et_join(void *thread) {
-#if defined(HAS_POSIX) || defined(_WIN32)
     started *s = thread;
 #if defined(_WIN32)
     WaitForSingleObject(s->thread, INFINITE);
@@ -328,9 +354,9 @@ void et_join(void *thread) {
 #else
     pthread_join(s->thread, NULL);
 #endif
-#endif
-    free(thread);
+    free(s);
 }
+#endif
 
 /* 0: free, 1: taken, 2: taken, and somebody may sleep. Source: U. Drepper, Futexes Are Tricky, 2011. */
 void et_lock(atomic_int *lock) {

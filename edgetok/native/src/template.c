@@ -38,11 +38,11 @@ static piece message(const edgetok_model *m, const char *text, size_t bytes, boo
     return (piece){pointer(one.slots[STRIP_TEXT]), (size_t)one.slots[STRIP_BYTES]};
 }
 
-static bool add(edgetok_chat *chat, piece p) {
-    if (chat->said_capacity - chat->said_bytes < p.bytes) {
+static bool add(edgetok_chat *chat, piece p, char *error) {
+    if (!chat->said || chat->said_capacity - chat->said_bytes < p.bytes) {
         size_t wanted = 2 * (chat->said_bytes + p.bytes) + 1024;
         char *more = realloc(chat->said, wanted);
-        if (!more) return false;
+        if (!more) return et_fail(error, "no memory for the conversation"), false;
         chat->said = more;
         chat->said_capacity = wanted;
     }
@@ -61,25 +61,24 @@ static int32_t *ids_of(const edgetok_chat *chat, int64_t *count, char *error) {
 }
 
 /* How many first tokens all conversations with this system message share. */
-static int pin(edgetok_chat *chat, const piece pieces[PIECES], char *error) {
+static bool pin(edgetok_chat *chat, const piece pieces[PIECES], char *error) {
     int32_t *ids[2] = {NULL, NULL};
     int64_t counts[2] = {0, 0}, same = 0;
     size_t before = chat->said_bytes;
     bool good = true;
     for (int i = 0; i < 2 && good; i++) {
-        good = add(chat, (piece){i ? "1" : "a", 1}) && add(chat, pieces[GENERATE]) &&
+        good = add(chat, (piece){i ? "1" : "a", 1}, error) && add(chat, pieces[GENERATE], error) &&
                (ids[i] = ids_of(chat, &counts[i], error));
         chat->said_bytes = before;
     }
     while (good && same < counts[0] && same < counts[1] && ids[0][same] == ids[1][same]) same++;
     free(ids[0]);
     free(ids[1]);
-    if (!good) return -1;
-    if (same > chat->cache.slots / 2)
+    if (good && same > chat->cache.slots / 2)
         return et_fail(error, "a system message of %lld tokens, expected at most %lld, half of the cache",
-                       (long long)same, (long long)chat->cache.slots / 2);
+                       (long long)same, (long long)chat->cache.slots / 2), false;
     chat->cache.pinned = same;
-    return 0;
+    return good;
 }
 
 static int say(edgetok_chat *chat, const char *system, const char *text, char *error) {
@@ -97,23 +96,23 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     piece answer = message(chat->m, chat->answer.data, chat->answer_bytes, numbers[0] & STRIPS);
     bool good = true;
     if (first) {
-        chat->said_bytes = 0;
-        good = add(chat, pieces[FIRST]);
+        chat->said_bytes = 0, chat->cache.pinned = 0;
+        good = add(chat, pieces[FIRST], error);
         if (good && chat->with_system) {
             piece told = message(chat->m, system, strlen(system), numbers[0] & STRIPS_SYSTEM);
-            good = add(chat, told) && add(chat, pieces[SYSTEM_TO_USER]) &&
-                   (!chat->cache.policy || !pin(chat, pieces, error));
+            good = add(chat, told, error) && add(chat, pieces[SYSTEM_TO_USER], error) &&
+                   (!chat->cache.policy || pin(chat, pieces, error));
         }
     } else if (silent) { /* a message without any answer is replaced */
         chat->said_bytes = chat->asked;
     } else {
-        good = add(chat, pieces[USER_TO_ASSISTANT]) && add(chat, answer) &&
-               add(chat, pieces[ASSISTANT_TO_USER]);
+        good = add(chat, pieces[USER_TO_ASSISTANT], error) && add(chat, answer, error) &&
+               add(chat, pieces[ASSISTANT_TO_USER], error);
     }
     size_t asked = chat->said_bytes;
-    if (!good || !add(chat, said)) return et_fail(error, "no memory for the conversation");
+    if (!good || !add(chat, said, error)) return -1;
     size_t after = chat->said_bytes;
-    if (!add(chat, pieces[GENERATE])) return et_fail(error, "no memory for the conversation");
+    if (!add(chat, pieces[GENERATE], error)) return -1;
     int32_t *ids = ids_of(chat, &count, error);
     chat->said_bytes = after;
     if (!ids) return -1;
@@ -122,11 +121,9 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     if (chat->next_sampling.max_tokens > tokens) tokens = chat->next_sampling.max_tokens;
     if (tokens > MOST_CHAT_TOKENS) tokens = MOST_CHAT_TOKENS;
     et_drop(&chat->answer);
-    int failed = -1;
-    if (et_grab(&chat->answer, (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.list[TOK_LONGEST] + 8)))
-        failed = edgetok_prefill(chat, ids, (size_t)count, error);
-    else
-        et_fail(error, "no memory for an answer");
+    size_t room = (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.list[TOK_LONGEST] + 8);
+    int failed = et_grab(&chat->answer, room) ? edgetok_prefill(chat, ids, (size_t)count, error)
+                                              : et_fail(error, "no memory for an answer");
     free(ids);
     chat->asked = asked;
     chat->turns++;

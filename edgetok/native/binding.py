@@ -158,13 +158,17 @@ class NativeModel:
             EdgetokError: the library refuses the text.
         """
         data, error = text.encode() if isinstance(text, str) else text, _error()
-        ids = (c.c_int32 * (2 * len(data) + 16))()
-        count = self.calls.edgetok_encode(
-            self.handle, data, len(data), int(special), ids, len(ids), error
-        )
-        if count < 0:
-            raise EdgetokError(error.value.decode())
-        return list(ids[:count])
+        room = 2 * len(data) + 16
+        while True:
+            ids = (c.c_int32 * room)()
+            count = self.calls.edgetok_encode(
+                self.handle, data, len(data), int(special), ids, room, error
+            )
+            if count < 0:
+                raise EdgetokError(error.value.decode())
+            if count <= room:
+                return list(ids[:count])
+            room = count  # few texts have so many tokens
 
     def piece(self, token: int) -> bytes | None:
         """The bytes of a token."""

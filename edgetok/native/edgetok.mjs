@@ -205,11 +205,16 @@ export async function load(source) {
     }
 
     encode(text, special = true) {
-      return checked((m, error) => {
-        const data = new TextEncoder().encode(text), most = 2 * data.length + 16, ids = m.room(4 * most)
-        const count = c.edgetok_encode(this.handle, m.put(data), data.length, Number(special), ids, most, error)
-        return count < 0n ? -1 : Array.from(new Int32Array(memory.buffer.slice(ids, ids + 4 * Number(count))))
-      })
+      const data = new TextEncoder().encode(text)
+      for (let most = 2 * data.length + 16; ;) {
+        const found = checked((m, error) => {
+          const ids = m.room(4 * most)
+          const count = Number(c.edgetok_encode(this.handle, m.put(data), data.length, Number(special), ids, most, error))
+          return count < 0 || count > most ? count : Array.from(new Int32Array(memory.buffer.slice(ids, ids + 4 * count)))
+        })
+        if (Array.isArray(found)) return found
+        most = found
+      }
     }
 
     // The bytes of a token; null for no such token.
@@ -230,10 +235,12 @@ export async function load(source) {
 
   return {
     open(given) {
-      Object.entries(given).forEach(([name, data]) => files.set(name, data))
-      const handle = checked((m, error) => c.edgetok_open(m.text('.'), 1, 0, error) >>> 0)
-      files.clear()
-      return new Model(handle)
+      try {
+        Object.entries(given).forEach(([name, data]) => files.set(name, data))
+        return new Model(checked((m, error) => c.edgetok_open(m.text('.'), 1, 0, error) >>> 0))
+      } finally {
+        files.clear()
+      }
     },
   }
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
+import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from edgetok.errors import EdgetokError, UnsupportedError
 from edgetok.kernels_cpu.text.launch import NUMBERS
+from edgetok.native import languages
 from edgetok.native.check import check_texts
+from edgetok.native.library import HEADER
 from edgetok.native.normalizer import normal_tables
 from edgetok.native.plan import PLAN_FILE, Section
 from edgetok.native.tokenizer import tokenizer_tables
@@ -21,6 +26,7 @@ from edgetok.text.tokenizer import Tokenizer
 from tests.native.conftest import write_export
 from tests.native.test_plan import sections
 
+WRAPPER = Path(languages.__file__).parent / "wrappers/python/libedgetok.py"
 # Of Qwen2's tokenizer.json: its pattern, as transformers writes it.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -191,3 +197,36 @@ def test_added_tokens_in_normal_text_are_refused(qwen):
     core = tokenizers.Tokenizer.from_str(json.dumps(state))
     with pytest.raises(UnsupportedError, match="matches normalised text"):
         tokenizer_tables(core, Tokenizer(core, {}, 151700, "tokenizer.json"))
+
+
+def test_texts_that_grow(export, library_files, library):
+    """Normal form C makes twelve bytes of four, here a token each: more than wrappers expect."""
+    pytest.importorskip("cffi", reason="needs cffi")
+    core = tokenizers.Tokenizer(
+        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    out, known = export(core)
+    text = "\U0001d160" * 100
+    wanted = known.encode(text)
+    assert len(wanted) == 1200
+    with library.open(out, 1) as model:
+        assert model.encode(text) == wanted
+    (out / "include").mkdir()
+    (out / "include/edgetok.h").write_text(HEADER.read_text())
+    spec = importlib.util.spec_from_file_location("wrapper", WRAPPER)
+    wrapper = importlib.util.module_from_spec(spec)
+    sys.modules["wrapper"] = wrapper  # typing asks for it
+    spec.loader.exec_module(wrapper)
+    with wrapper.Model(out, library=library_files[1]) as model:
+        assert model.encode(text) == wanted
+        for half in (model.encode, lambda text: model.chat().say(text)):
+            with pytest.raises(wrapper.EdgetokError, match="holds U\\+D800, half a character"):
+                half("a\ud800")

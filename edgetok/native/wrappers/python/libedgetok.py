@@ -10,6 +10,7 @@ threads on one chat wait for each other; `cancel` and `close` end what another t
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import threading
@@ -151,7 +152,7 @@ class Model(_Owned):
         except OSError as problem:
             raise EdgetokError(f"{folder}: cannot be loaded: {problem}") from None
         error = ffi.new("char[]", 256)
-        handle = lib.edgetok_open(str(folder).encode(), threads, int(verify), error)
+        handle = lib.edgetok_open(os.fsencode(folder), threads, int(verify), error)
         if handle == ffi.NULL:
             raise EdgetokError(_text(ffi, error))
         super().__init__(ffi, lib, handle)
@@ -180,10 +181,14 @@ class Model(_Owned):
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return a text's tokens; `special` adds what belongs around one, such as <s>."""
         with self._use:
-            data = text.encode()
-            ids = self._ffi.new("int32_t[]", 2 * len(data) + 16)
-            count = self._call("edgetok_encode", data, len(data), int(special), ids, len(ids))
-            return list(ids[0:count])
+            data = _utf8(text)
+            room = 2 * len(data) + 16
+            while True:
+                ids = self._ffi.new("int32_t[]", room)
+                count = self._call("edgetok_encode", data, len(data), int(special), ids, room)
+                if count <= room:
+                    return list(ids[0:count])
+                room = count  # few texts have so many tokens
 
     def piece(self, token: int) -> bytes | None:
         """Return the bytes that a token stands for; None for no such token."""
@@ -316,7 +321,15 @@ class Chat(_Owned):
 def _plain(text: str) -> bytes:
     if "\0" in text:
         raise EdgetokError("a text holds a NUL character; remove it")
-    return text.encode()
+    return _utf8(text)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as problem:
+        found = f"U+{ord(text[problem.start]):04X}"
+        raise EdgetokError(f"a text holds {found}, half a character; remove it") from None
 
 
 def _text(ffi: Any, at: Any) -> str:

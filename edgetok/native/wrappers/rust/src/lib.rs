@@ -136,7 +136,9 @@ pub struct Model(Arc<ModelHandle>);
 impl Model {
     /// Opens a folder. `threads`: 0 for one a core; `verify` compares the weights with their sha256.
     pub fn open(folder: impl AsRef<Path>, threads: i32, verify: bool) -> Result<Model> {
-        let folder = plain(&folder.as_ref().to_string_lossy())?;
+        let folder = folder.as_ref();
+        let folder = folder.to_str().ok_or_else(|| Error(format!("{folder:?}: is not UTF-8")))?;
+        let folder = plain(folder)?;
         let handle = told(
             |error| unsafe { ffi::edgetok_open(folder.as_ptr(), threads, verify as c_int, error) },
             |handle| !handle.is_null(),
@@ -169,24 +171,21 @@ impl Model {
 
     /// A text's tokens; `special` adds what belongs around one, such as `<s>`.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<i32>> {
+        let (at, special) = (text.as_ptr().cast(), special as c_int);
         let mut ids = vec![0; 2 * text.len() + 16];
-        let count = told(
-            |error| unsafe {
-                let at = text.as_ptr().cast();
-                ffi::edgetok_encode(
-                    self.0 .0,
-                    at,
-                    text.len(),
-                    special as c_int,
-                    ids.as_mut_ptr(),
-                    ids.len(),
-                    error,
-                )
-            },
-            |count| *count >= 0,
-        )?;
-        ids.truncate(count as usize);
-        Ok(ids)
+        loop {
+            let (to, room) = (ids.as_mut_ptr(), ids.len());
+            let count = told(
+                |error| unsafe {
+                    ffi::edgetok_encode(self.0 .0, at, text.len(), special, to, room, error)
+                },
+                |count| *count >= 0,
+            )?;
+            ids.resize(count as usize, 0);
+            if ids.len() <= room {
+                return Ok(ids);
+            }
+        }
     }
 
     /// The bytes that a token stands for; None for no such token.

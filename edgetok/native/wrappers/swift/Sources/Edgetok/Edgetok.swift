@@ -121,11 +121,15 @@ public final class Model: @unchecked Sendable {
     public func encode(_ text: String, special: Bool = true) throws -> [Int32] {
         try handle.call { model in
             let bytes = text.utf8.count
-            var ids = [Int32](repeating: 0, count: 2 * bytes + 16)
-            let count = try told { error in
-                text.withCString { edgetok_encode(model, $0, bytes, special ? 1 : 0, &ids, ids.count, error) }
+            var count = 2 * bytes + 16
+            while true {
+                let room = count
+                var ids = [Int32](repeating: 0, count: room)
+                count = Int(try told { error in
+                    text.withCString { edgetok_encode(model, $0, bytes, special ? 1 : 0, &ids, room, error) }
+                })
+                if count <= room { return Array(ids.prefix(count)) }
             }
-            return Array(ids.prefix(Int(count)))
         }
     }
 

@@ -69,14 +69,18 @@ METHOD(jintArray, encode)(JNIEnv *env, jclass type, jlong model, jbyteArray text
     (void)type;
     size_t bytes = (size_t)(*env)->GetArrayLength(env, text), most = 2 * bytes + 16;
     int32_t *ids = malloc(4 * most);
-    char *data = ids ? text_of(env, text) : NULL;
+    char *data = text_of(env, text);
     jintArray made = NULL;
-    if (data) {
-        int64_t count = edgetok_encode(MODEL, data, bytes, special, ids, most, error);
-        if (count < 0) fail(env, error);
-        else if ((made = (*env)->NewIntArray(env, (jsize)count)))
-            (*env)->SetIntArrayRegion(env, made, 0, (jsize)count, ids);
+    int64_t count = ids && data ? edgetok_encode(MODEL, data, bytes, special, ids, most, error) : 0;
+    if (count > (int64_t)most) { /* few texts have more tokens */
+        free(ids);
+        if ((ids = malloc(4 * (size_t)count)))
+            count = edgetok_encode(MODEL, data, bytes, special, ids, (size_t)count, error);
     }
+    if (data && !ids) fail(env, "no memory for the tokens");
+    else if (count < 0) fail(env, error);
+    else if (data && (made = (*env)->NewIntArray(env, (jsize)count)))
+        (*env)->SetIntArrayRegion(env, made, 0, (jsize)count, ids);
     free(data);
     free(ids);
     return made;

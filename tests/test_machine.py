@@ -147,3 +147,29 @@ def test_it_is_imported_without_posix_modules() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert int(done.stdout) >= 1, done.stderr
+
+
+def test_all_is_imported_where_posix_is_not_there() -> None:
+    """As on Windows, without what only POSIX systems have; modules of others came before."""
+    program = """
+import os, signal, sys
+import asyncio, click, filelock, jinja2, multiprocessing.connection, numpy, sysconfig
+import platformdirs, prompt_toolkit.input.defaults, psutil, rich.live, rich.markdown, tokenizers
+sysconfig.get_config_vars()
+for name in ("fcntl", "resource", "termios", "tty", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("fork", "getuid", "sched_getaffinity", "sched_yield", "sysconf", "O_NOFOLLOW"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGURG", "SIGTSTP", "SIGWINCH", "setitimer"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+signal.SIGBREAK = 21
+sys.platform = "win32"
+import edgetok.chat, edgetok.cli.main, edgetok.model, edgetok.native.binding
+import edgetok.cli.commands.chat, edgetok.cli.commands.generate
+import edgetok.runtime.cpu.backend, edgetok.kernels_cpu.program.loader, edgetok.session
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "imported\n", done.stderr[-600:]

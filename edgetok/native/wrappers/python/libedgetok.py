@@ -133,7 +133,7 @@ class Model(_Owned):
 
         Args:
             folder: what `edgetok export --format native` wrote.
-            threads: how many compute; 0 for one a core, or one for a small model.
+            threads: how many compute; 0 for one a performance core, or one for a small model.
             verify: whether to compare the weights with their sha256, which reads all of them.
             library: the shared library; None for that of `folder` for this machine.
 

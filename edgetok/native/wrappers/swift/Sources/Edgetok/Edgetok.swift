@@ -91,7 +91,7 @@ public final class Model: @unchecked Sendable {
     private var chats: [WeakChat] = []
     private struct WeakChat { weak var chat: Chat? }
 
-    /// `threads`: 0 for one a core; `verify` compares the weights with their sha256.
+    /// `threads`: 0 for one a performance core; `verify` compares the weights with their sha256.
     public init(folder: String, threads: Int32 = 0, verify: Bool = false) throws {
         try plain(folder)
         let opened = try told { edgetok_open(folder, threads, verify ? 1 : 0, $0) }

@@ -91,7 +91,7 @@ sealed class Owned(private val what: String, private var handle: Long) : AutoClo
 /**
  * A folder that `edgetok export --format native` wrote, opened.
  *
- * [threads]: 0 for one a core; [verify] compares the weights with their sha256, which reads all of them.
+ * [threads]: 0 for one a performance core; [verify] compares the weights with their sha256, which reads all of them.
  */
 class Model(folder: String, threads: Int = 0, verify: Boolean = false) :
     Owned("model", Native.open(plain(folder), threads, verify)) {

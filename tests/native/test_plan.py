@@ -27,7 +27,7 @@ from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer, read_config
 from tests.native.conftest import write_export
 
-MOST_LINES = 1450  # of the sources; the public header is the interface
+MOST_LINES = 1500  # of the sources; the public header is the interface
 # What an app does with a folder that it was given: a crash ends the process.
 RUN_IT = """
 import json, sys

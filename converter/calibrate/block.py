@@ -147,9 +147,9 @@ class Block:
 
         Args:
             hidden: [B, T, hidden_size].
-            linears: canonical names without the layer, in order of execution.
-            see: called with a name and [tokens, K] float32, for a few windows at a time. The block
-                is not run beyond the last one.
+            linears: canonical names without the layer.
+            see: called with a name and [tokens, K] float32, for a few windows at a time, in order
+                of execution. The block is not run beyond the last one.
             windows: [B] which of those that were embedded; None: all of them.
         """
         works = []
@@ -162,8 +162,15 @@ class Block:
         for first in range(0, len(works), threads):  # no more of them in memory than run at once
             running = PausedForward(works[first : first + threads], modules, threads)
             try:
-                for name, module in zip(linears, modules, strict=True):
-                    running.up_to(module, functools.partial(see, name))
+                waiting = list(zip(modules, linears, strict=True))
+                while waiting:  # a shared expert may be computed before the router or behind it
+                    at = running.onward()
+                    place = next((i for i, (module, _) in enumerate(waiting) if module is at), None)
+                    if place is None:
+                        raise RuntimeError(f"waits before {at}, expected one of {waiting}")
+                    _, name = waiting.pop(place)
+                    for x in running.inputs():
+                        see(name, x)
             finally:
                 running.close()
 

@@ -7,7 +7,7 @@ a block runs once while all of its layers are quantised, and not once for each g
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class PausedForward:
 
         Args:
             batches: each computes one batch.
-            layers: modules to wait before, in order of execution.
+            layers: modules to wait before.
             threads: how many batches are computed at once.
         """
         self._threads = threads
@@ -100,11 +100,30 @@ class PausedForward:
         Raises:
             RuntimeError: the block computes another layer first.
         """
+        at = self.onward()
+        if at is not layer:
+            raise RuntimeError(f"waits before {at}, expected {layer}")
+        for x in self.inputs():
+            see(x)
+
+    def onward(self) -> nn.Module | None:
+        """Run up to the next layer that is waited before, and return it; None at the end.
+
+        Raises:
+            RuntimeError: not all batches come to the same one.
+        """
         side_by_side(self._threads, [one.resume for one in self._passes])
+        found = {one.at for one in self._passes}
+        if len(found) > 1:
+            raise RuntimeError(f"batches wait before several layers: {found}")
+        return found.pop()
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yield the inputs of the layer that is waited before, [tokens, K] float32 a batch."""
         for one in self._passes:
-            if one.at is not layer or one.inputs is None:
-                raise RuntimeError(f"waits before {one.at}, expected {layer}")
-            see(one.inputs.flatten(0, -2).float())
+            if one.inputs is None:
+                raise RuntimeError(f"{one.at} has no inputs")
+            yield one.inputs.flatten(0, -2).float()
             one.inputs = None
 
     def outputs(self) -> Tensor:

@@ -169,6 +169,7 @@ def test_end_to_end(llama, tmp_path, bits, tolerance):
         ("llama", "awq"),
         ("mixtral", "awq"),
         ("gpt_oss", "auto"),
+        *((family, "auto") for family in ("qwen2_moe", "qwen3_5_moe_text") if family in FAMILIES),
         ("olmo2", "awq"),
     ],
 )
@@ -188,8 +189,10 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path, monkeypat
         for layer in report.layers
         if "_proj" in layer.name.partition("layers.")[2]
     )
-    # Gemma 4's inputs of a layer's own are gated by the stream as it is, LFM3's heads by a number.
-    unscaled = method != "gptq" and family in ("olmo2", "gemma4_text", "lfm3")
+    # Gemma 4's inputs of a layer's own are gated by the stream as it is, LFM3's heads by a number;
+    # a shared expert's first matrices stay as they are for the gate beside them.
+    others = ("olmo2", "gemma4_text", "lfm3", "qwen2_moe", "qwen3_5_moe_text")
+    unscaled = method != "gptq" and family in others
     assert any("no norm" in note for note in report.notes) == unscaled
     written, spec = written_weights(source, out, options)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, 24))

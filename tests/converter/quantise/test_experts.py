@@ -97,6 +97,20 @@ def test_experts_add_up_to_the_block(family, tmp_path):
     torch.testing.assert_close(total, difference, rtol=1e-3, atol=1e-4)
 
 
+def test_layers_are_shown_in_any_order(tmp_path):
+    """As some releases compute a shared expert before the router, and some behind it."""
+    original, hidden = open_block("qwen2_moe", tmp_path)
+    names = ["shared_down_proj", "router", "shared_gate_proj", "o_proj"]
+    with original.block(3) as block:
+        together, alone = {}, {}
+        block.observe(hidden, names, lambda name, x: together.setdefault(name, []).append(x))
+        for name in names:
+            block.observe(hidden, [name], lambda name, x: alone.setdefault(name, []).append(x))
+    assert together.keys() == set(names)
+    for name in names:
+        torch.testing.assert_close(torch.cat(together[name]), torch.cat(alone[name]))
+
+
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_a_gradient_reaches_the_experts(family, tmp_path):
     """Replaced matrices give what written ones give, and the slope along a direction."""

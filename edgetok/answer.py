@@ -195,6 +195,7 @@ def answer_in(
     """
     text, tokens = prompt
     plan = speaker.plan(text, request, engine.vocabulary)
+    snapshots = engine.backend.capabilities.snapshots
     sequence = engine.sequence(
         context,
         tokens,
@@ -203,5 +204,6 @@ def answer_in(
         constraint=plan.constraint,
         progress=progress,
         shown=plan.shown,
+        shared_tokens=speaker.shared_tokens(request, tokens) if snapshots else 0,
     )
     return ChatAnswer(engine.stepper, sequence, plan.reader, on_finish)

@@ -87,6 +87,10 @@ class KVCache(Protocol):
         """The longest beginning, of at most `length_tokens`, that `truncate` can go back to."""
         return length_tokens
 
+    def mark(self, length_tokens: int) -> None:
+        """Note where the next turn goes back to, for caches that keep few such places; 0: none."""
+        return
+
     @property
     def draft_tokens(self) -> int:
         """The most tokens of the next step whose last ones `retract` can take back.

@@ -3,9 +3,9 @@
 A convolution needs the last `taps - 1` values of what it convolves, a delta net or Mamba2 the state
 behind the token before. A history is a ring of these and some more, so that the latest tokens can
 be taken back at once. Further back there are snapshots: the values that the next token would need,
-of all layers together. They are taken where a prompt begins and ends and every SNAPSHOT_TOKENS
-tokens, and thinned out where there are too many, most of all where they are old and close to each
-other.
+of all layers together. They are taken where a prompt begins and ends, between the chunks that it is
+read in and every SNAPSHOT_TOKENS tokens, and thinned out where there are too many, most of all
+where they are old and close to each other. The one that the next turn goes back to (`mark`) stays.
 
 Who answers again computes the prompt's last token anew, whose logits it wants. So a snapshot also
 serves the length before its own; where states are bulky it serves that alone.
@@ -81,6 +81,7 @@ class History:
         most = SNAPSHOTS_BYTES // max(1, self.snapshot_bytes)
         self.most_snapshots = max(FEWEST_SNAPSHOTS, min(most, MOST_SNAPSHOTS))
         self._several = False  # whether the latest step had several tokens
+        self._marked = 0  # the length that is gone back to next
 
     @property
     def snapshot_bytes(self) -> int:
@@ -111,6 +112,10 @@ class History:
             (len(self.rings[key]) - needed for key, needed in self._needed.items()),
             default=1 << 40,
         )
+
+    def mark(self, length_tokens: int) -> None:
+        """Keep the snapshot that serves a length, until another one is marked; 0 for none."""
+        self._marked = length_tokens
 
     def begin(self, tokens: int, length_tokens: int) -> None:
         """Before a step of `tokens` tokens: take a snapshot where one is due."""
@@ -160,6 +165,7 @@ class History:
             ring[:] = other.rings[key]
         self.snapshots = list(other.snapshots)
         self._oldest, self._several = dict(other._oldest), other._several
+        self._marked = other._marked
 
     def state(self, length_tokens: int) -> list[Bytes]:
         """Return all snapshots and the state now as bytes, each with its length before it."""
@@ -250,6 +256,9 @@ class History:
             (lengths[i + 1] - lengths[i - 1]) / (length_tokens - lengths[i] + SNAPSHOT_TOKENS)
             for i in range(1, len(lengths) - 1)
         ]
+        marked = sum(s.first_tokens <= self._marked for s in self.snapshots) - 1
+        if 0 <= marked < len(missed):
+            missed[marked] = float("inf")
         del self.snapshots[missed.index(min(missed))]
 
 

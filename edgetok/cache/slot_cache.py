@@ -315,6 +315,10 @@ class SlotCache(KVCache, Generic[M]):
                 return found if self.before is None else self.before.reachable(found)
             length_tokens = found
 
+    def mark(self, length_tokens: int) -> None:
+        """Note where the next turn goes back to. See `KVCache`."""
+        self.memory.history.mark(length_tokens)
+
     def truncate(self, length_tokens: int) -> bool:
         """Forget every token from `length_tokens` on. See `KVCache`.
 

@@ -14,13 +14,16 @@ from edgetok.dialect.families import EFFORTS, Thinking
 from edgetok.dialect.messages import messages_for
 from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.tool import Tool, new_call_id
-from edgetok.errors import OptionError
+from edgetok.errors import OptionError, TemplateError
 from edgetok.grammar.definition import Grammar
 from edgetok.grammar.vocabulary import Vocabulary
 from edgetok.sampling.constraint import Constraint
 from edgetok.text.growing_text import GrowingTexts
 from edgetok.text.template import ChatTemplate
 from edgetok.text.tokenizer import Tokenizer
+
+# How a conversation goes on, whatever is said.
+_LATER = ({"role": "assistant", "content": "x"}, {"role": "user", "content": "x"})
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 
@@ -137,9 +140,52 @@ class Speaker:
             OptionError: a call in the messages is incomplete.
             TemplateError: the template refuses the messages.
         """
+        return self._rendered(request, request.messages, True)
+
+    def shared_tokens(self, request: ChatRequest, prompt: Sequence[int]) -> int:
+        """Return how many first tokens of a prompt come before what later turns do not have.
+
+        A template may open an answer with more than the history has of it, such as an empty
+        thought; then the next turn's prompt parts from this one there.
+
+        Args:
+            request: for the answer.
+            prompt: tokens of its prompt.
+
+        Returns:
+            0 where the next turn's prompt begins with all of this one, or all but its last token,
+            and where the template does not tell.
+        """
+        whole = len(prompt) - 1
+        later = self._same(prompt, request, [*request.messages, *_LATER], True)
+        if later >= whole:
+            return 0
+        # A later question may change earlier answers, such as their reasoning; a tool's result not.
+        closed = self._same(prompt, request, request.messages, False)
+        return max(later, closed if closed < whole else 0)
+
+    def _same(
+        self,
+        prompt: Sequence[int],
+        request: ChatRequest,
+        messages: Sequence[Mapping[str, Any]],
+        answered: bool,
+    ) -> int:
+        """Return how many tokens a prompt and a conversation begin with alike."""
+        try:
+            other = self.encode(self._rendered(request, messages, answered))
+        except TemplateError:  # it wants other messages next, or to be answered
+            return 0
+        pairs = enumerate(zip(prompt, other, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(other)))
+
+    def _rendered(
+        self, request: ChatRequest, messages: Sequence[Mapping[str, Any]], answered: bool
+    ) -> str:
+        """Render messages with what else a request says, up to where the answer begins or not."""
         dialect = self.dialect
         tools = [] if request.tool_choice == "none" else request.tools
-        messages = messages_for(dialect, request.messages, tools)
+        written = messages_for(dialect, messages, tools)
         variables: dict[str, Any] = {}
         if dialect.writes_tools and tools:
             variables["tools"] = [tool.json for tool in tools]
@@ -148,7 +194,9 @@ class Speaker:
             variables |= dict.fromkeys(dialect.switches, not off)
             if dialect.takes_effort and not off:
                 variables["reasoning_effort"] = request.effort
-        return self.template.render(messages, **{**variables, **request.variables})
+        return self.template.render(
+            written, **{"add_generation_prompt": answered, **variables, **request.variables}
+        )
 
     def encode(self, prompt: str) -> list[int]:
         """Return the tokens of a text that the template made; what an earlier one had is reused.

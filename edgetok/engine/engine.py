@@ -141,6 +141,7 @@ class Engine:
         constraint: Constraint | None = None,
         progress: Progress | None = None,
         shown: Collection[int] = (),
+        shared_tokens: int = 0,
     ) -> Answer:
         """A sequence that has not begun, for a `Generation`.
 
@@ -152,6 +153,8 @@ class Engine:
             constraint: restricts this answer, and no other.
             progress: see `Sequence`.
             shown: special tokens that are spelled out in the text.
+            shared_tokens: first tokens that the next turn's prompt begins with, too; 0 where that
+                is not known. Backends without `snapshots` have no use for it.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -170,6 +173,7 @@ class Engine:
             speculate=self.speculate,
             draft_model=self.draft_model,
             shown=shown,
+            shared_tokens=shared_tokens if self.backend.capabilities.snapshots else 0,
         )
 
     def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:

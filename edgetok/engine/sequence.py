@@ -50,6 +50,8 @@ class Sequence:
         context_tokens: the most tokens of prompt and answer together; None where the cache evicts.
         drafted: tokens of drafts that steps computed.
         accepted: how many of them became tokens of the answer.
+        shared_tokens: first tokens of the prompt that the next turn's begins with, too, where a
+            step is to end, so that the cache can go back there; 0 for none.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Sequence:
         speculate: bool = False,
         draft_model: DraftModel | None = None,
         shown: Collection[int] = (),
+        shared_tokens: int = 0,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -84,6 +87,7 @@ class Sequence:
             speculate: draft tokens where that is faster (`drafts.py`).
             draft_model: a second model that drafts, too; None for repetitions alone.
             shown: special tokens that are spelled out in the text.
+            shared_tokens: see the attributes.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -121,6 +125,7 @@ class Sequence:
         self._draft: list[int] = []
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
         self._constraint, self._shown = constraint, shown
+        self.shared_tokens = shared_tokens
 
     def begin(self) -> None:
         """Take over the cache: keep what it holds of the prompt.
@@ -147,6 +152,7 @@ class Sequence:
             SessionError: a kept beginning of the prompt does not fit this cache.
         """
         self.cached = self.context.reuse(self.prompt)
+        self.context.cache.mark(self.shared_tokens)
         self.pending = self.prompt[self.cached :]
         if self._progress is not None:
             self._progress(self.cached, len(self.prompt))
@@ -164,7 +170,11 @@ class Sequence:
     @property
     def most_rows(self) -> int:
         """Return how many of them one step may compute."""
-        return self.context.cache.block_tokens
+        most = self.context.cache.block_tokens
+        if not self.reading:
+            return most
+        left = self.shared_tokens - (len(self.prompt) - len(self.pending))
+        return min(most, left) if left > 0 else most
 
     @property
     def on_device(self) -> bool:

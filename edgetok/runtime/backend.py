@@ -50,6 +50,7 @@ class Capabilities:
             many there are.
         samples: whether it chooses tokens where the logits are: `step_sampled`.
         threads: how many threads compute; None where the backend does not say.
+        snapshots: whether its caches go back to where steps ended, and nowhere else.
     """
 
     together: bool
@@ -58,6 +59,7 @@ class Capabilities:
     samples: bool
     same_bits: bool = False
     threads: int | None = None
+    snapshots: bool = False
 
 
 class Backend(Protocol):

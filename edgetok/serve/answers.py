@@ -236,7 +236,8 @@ class Answer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, place: int) -> AsyncGenerator[Event, None]:
-        prompt = self._prepared.prompts[place // self._request.answers]
+        number = place // self._request.answers
+        prompt, shared = self._prepared.prompts[number], self._prepared.shared_tokens[number]
         plan, options = self._prepared.plans[place], self._prepared.options
         if options.seed is not None and place % self._request.answers:
             options = options.with_changes({"seed": (options.seed + place) % (1 << 64)})
@@ -248,6 +249,7 @@ class Answer:
             priority=self._request.priority,
             constraint=None if plan is None else plan.constraint,
             shown=() if plan is None else plan.shown,
+            shared_tokens=shared,
         )
         reader = AnswerReader() if plan is None else plan.reader
         answer = ChatAnswer(engine.stepper, sequence, reader)

@@ -20,12 +20,14 @@ class Prepared:
 
     Attributes:
         prompts: token ids, of which each has the same number of answers.
+        shared_tokens: of each prompt; see `Engine.sequence`.
         plans: what holds and reads each answer; None for one that is plain text.
         options: of sampling.
         nbytes: that all caches need at most.
     """
 
     prompts: list[list[int]]
+    shared_tokens: list[int]
     plans: list[Plan | None]
     options: SamplingOptions
     nbytes: int
@@ -42,6 +44,7 @@ def prepare(model: Model, request: Request) -> Prepared:
     """
     options = model.sampling.with_changes(dict(request.sampling))
     prompts = [prompt_tokens(model, prompt) for prompt in request.prompts]
+    shared = [0] * len(prompts)
     plans: list[Plan | None] = [None] * (len(prompts) * request.answers)
     if request.messages:
         chat = ChatRequest(
@@ -56,6 +59,8 @@ def prepare(model: Model, request: Request) -> Prepared:
         )
         text = model.speaker.prompt(chat) + request.begun
         prompts.append(model.speaker.encode(text))
+        snapshots = model.backend.capabilities.snapshots
+        shared.append(model.speaker.shared_tokens(chat, prompts[-1]) if snapshots else 0)
         plans += [
             model.speaker.plan(text, chat, model.engine.vocabulary) for _ in range(request.answers)
         ]
@@ -71,7 +76,7 @@ def prepare(model: Model, request: Request) -> Prepared:
                 f"{larger}; a server with --kv-budget evicts what is old"
             )
     sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
-    return Prepared(prompts, plans, options, sum(sizes) * request.answers)
+    return Prepared(prompts, shared, plans, options, sum(sizes) * request.answers)
 
 
 def prompt_tokens(model: Model, prompt: Prompt) -> list[int]:

@@ -194,3 +194,24 @@ def test_damaged_states_are_refused():
             life.history.parsed(bad, 500)
     assert Life().history.state(500) == []
     assert Life().history.parsed([], 500) == []
+
+
+def test_the_marked_snapshot_stays(monkeypatch):
+    monkeypatch.setattr(recurrent, "SNAPSHOTS_BYTES", 0)
+    for marked in (0, 40):
+        life = Life(3)
+        life.history.mark(marked)
+        life.step(40)
+        life.step(20)
+        for _ in range(8 * SNAPSHOT_TOKENS):
+            life.step(1)
+        assert len(life.history.snapshots) == 3
+        other = Life(3)
+        other.history.take(life.history)
+        other.length = life.length
+        assert other.back_to(41) == marked
+        other.check()
+        life.history.mark(0)
+        for _ in range(4 * SNAPSHOT_TOKENS):
+            life.step(1)
+        assert life.back_to(41) == 0

@@ -13,6 +13,7 @@ from edgetok.kernels_cpu.cache.launch import (
     H_BULKY,
     H_BYTES,
     H_COUNT,
+    H_MARKED,
     H_MOST,
     H_RINGS,
     H_SEVERAL,
@@ -112,13 +113,17 @@ def _thin(h: int, length: int) -> None:
     taken = get(h, H_TAKEN)
     if taken <= get(h, H_MOST):
         return
-    worst = 0
+    marked = -1
+    for i in range(taken):
+        if read_i64(_snapshot(h, i) + _FIRST) <= get(h, H_MARKED):
+            marked = i
+    worst = -1
     fewest = 0.0
     before = 0
     for i in range(taken - 1):
         own, after = read_i64(_snapshot(h, i)), read_i64(_snapshot(h, i + 1))
         missed = np.float64(after - before) / np.float64(length - own + SNAPSHOT_TOKENS)
-        if i == 0 or missed < fewest:
+        if i != marked and (worst < 0 or missed < fewest):
             fewest = missed
             worst = i
         before = own

@@ -133,6 +133,7 @@ HISTORY = (
     "bytes",  # of a snapshot
     "bulky",  # 1: a snapshot serves one length alone
     "several",  # 1: the latest step had several tokens
+    "marked",  # the length that is gone back to next, whose snapshot stays
 )
 
 R_LAYERS, R_HEADS, R_KV_HEADS = RUN.index("layers"), RUN.index("heads"), RUN.index("kv_heads")
@@ -237,4 +238,4 @@ H_COUNT, H_STATES = HISTORY.index("count"), HISTORY.index("states")
 H_RINGS, H_SNAPSHOTS = HISTORY.index("rings"), HISTORY.index("snapshots")
 H_TAKEN, H_MOST = HISTORY.index("taken"), HISTORY.index("most")
 H_BYTES, H_BULKY = HISTORY.index("bytes"), HISTORY.index("bulky")
-H_SEVERAL = HISTORY.index("several")
+H_SEVERAL, H_MARKED = HISTORY.index("several"), HISTORY.index("marked")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import numpy as np
 import pytest
 
+import edgetok
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.recurrent import MOST_SNAPSHOTS
 from edgetok.cache.state import SNAPSHOT, CacheState
+from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.errors import EdgetokError
 from edgetok.native.plan import PLAN_FILE, Section
 from tests.native.conftest import write_export
 from tests.native.test_plan import refuses_version, rehashed, sections
+from tests.native.test_texts import export_texts
 from tests.native.test_tokens import GREEDY, native_answer, python_answer
-from tests.tiny import VOCAB_SIZE, WITH_STATES
+from tests.tiny import VOCAB_SIZE, WITH_STATES, tiny_checkpoint
 
 LONG = 2048
 
@@ -204,3 +208,42 @@ def test_rings_that_cannot_be_are_refused(library, tiny, tmp_path):
             with pytest.raises(EdgetokError, match="numbers contradict"):
                 library.open(out)
     refuses_version(library, out, content, 2)
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_next"])
+def test_a_turn_goes_back_to_where_the_answer_was_opened(
+    library, kernel_cache, tmp_path, monkeypatch, family, opening
+):
+    """Conversations of a template whose history lacks the opening, as in Python."""
+    monkeypatch.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
+    folder = tiny_checkpoint(family, tmp_path / "model", max_position_embeddings=LONG)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    opened = settings["chat_template"].replace("<|assistant|>", "<|assistant|>" + opening)
+    path.write_text(json.dumps(settings | {"chat_template": opened}))
+    options = ConvertOptions(bits=8, method="rtn", reference_tokens=0)
+    convert(str(folder), tmp_path / "artefact", options)
+    out = tmp_path / "native"
+    out.mkdir()
+    chosen = {"kv_policy": "none", "context": LONG, "threads": 1, "speculate": False}
+    with edgetok.load(tmp_path / "artefact", **chosen) as python:
+        artefact = (tmp_path / "artefact", out, library, python.backend.spec)
+        chat = python.new_chat()
+        with (
+            export_texts(*artefact, python.engine.eos_tokens) as model,
+            model.chat(LONG, policy="none") as native,
+        ):
+            texts = ["the small dog. " * 8, "they ran to the sea. " * 40, "the mat"]
+            for text in [*texts, *["and then they ran to a cat"] * MOST_SNAPSHOTS]:
+                answer = chat.send(text, temperature=0.0, max_tokens=8).run()
+                native.sample(max_tokens=8, temperature=0.0)
+                native.say(text)
+                tokens, _, _ = native.answer()
+                assert tokens == list(answer.tokens)
+                assert native.stats.prompt_tokens == answer.stats.prompt_tokens
+                assert native.stats.cached_tokens == answer.stats.cached_tokens
+            assert answer.stats.cached_tokens > answer.stats.prompt_tokens - 100 > 300
+            block = native.save()
+            assert snapshots(state_of(block)) == MOST_SNAPSHOTS + 1  # some had to go
+            assert block == chat._context.cache.save().block.tobytes()

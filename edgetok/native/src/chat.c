@@ -190,6 +190,8 @@ static int read_tokens(edgetok_chat *chat, const int32_t *ids, int64_t count, ch
     double began = et_seconds();
     for (int64_t at = 0; at < count;) {
         int64_t n = least(count - at, chat->cache.block_tokens);
+        int64_t left = chat->cache.past.marked - chat->cache.length;
+        if (left > 0) n = least(n, left);
         if (atomic_load(&chat->cancelled)) {
             chat->finish = EDGETOK_CANCELLED;
             return et_fail(error, "cancelled");
@@ -209,7 +211,8 @@ static int check_ids(const edgetok_chat *chat, const int32_t *ids, size_t count,
     return 0;
 }
 
-int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
+/* The next turn's prompt begins with `shared` tokens of this one, where it is to go back to; 0: nowhere. */
+int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t shared, char *error) {
     cache *c = &chat->cache;
     if (!count) return et_fail(error, "the prompt is empty");
     if (count > (size_t)chat->capacity)
@@ -221,6 +224,7 @@ int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *
     int64_t same = 0, most_same = least((int64_t)count - 1, c->length);
     while (same < most_same && chat->tokens[same] == ids[same]) same++;
     if (same < c->length) same = et_cache_truncate(c, same);
+    c->past.marked = shared;
     chat->stats.prompt_tokens = (int64_t)count;
     chat->stats.cached_tokens = same;
     if (chat->sampling.repetition_penalty != 1)
@@ -232,6 +236,10 @@ int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *
     if (t->there && t->flags[ids[count - 1]] & TOKEN_STARTS) visible = false;
     chat->write.slots[WRITE_STRIP] = t->there && t->list[TOK_STRIP] && !visible;
     return read_tokens(chat, ids + same, (int64_t)count - same, error);
+}
+
+int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
+    return et_prefill(chat, ids, count, 0, error);
 }
 
 /* Appends the text of a token to the output; without one, `rest`: what was held back. */

@@ -133,6 +133,8 @@ struct edgetok_chat {
     bool with_system;
 };
 
+int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t shared, char *error);
+
 /* template.c */
 void et_note_answer(edgetok_chat *chat, const edgetok_output *output);
 

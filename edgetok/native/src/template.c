@@ -81,6 +81,23 @@ static bool pin(edgetok_chat *chat, const piece pieces[PIECES], char *error) {
     return good;
 }
 
+/* How many first tokens of a prompt come before what later turns do not have; 0: they have all. -1: an error. */
+static int64_t shared(edgetok_chat *chat, const piece pieces[PIECES], const int32_t *ids, int64_t count,
+                      char *error) {
+    const piece later[] = {pieces[USER_TO_ASSISTANT], {"x", 1}, pieces[ASSISTANT_TO_USER], {"x", 1},
+                           pieces[GENERATE]};
+    size_t before = chat->said_bytes;
+    int64_t others = 0, same = 0;
+    bool good = true;
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++) good = good && add(chat, later[i], error);
+    int32_t *other = good ? ids_of(chat, &others, error) : NULL;
+    chat->said_bytes = before;
+    if (!other) return -1;
+    while (same < count && same < others && ids[same] == other[same]) same++;
+    free(other);
+    return same < count - 1 ? same : 0;
+}
+
 static int say(edgetok_chat *chat, const char *system, const char *text, char *error) {
     const int64_t *numbers = pointer(chat->m->file.template_at);
     piece pieces[PIECES];
@@ -116,13 +133,15 @@ static int say(edgetok_chat *chat, const char *system, const char *text, char *e
     int32_t *ids = ids_of(chat, &count, error);
     chat->said_bytes = after;
     if (!ids) return -1;
+    int64_t kept = chat->cache.past.count ? shared(chat, pieces, ids, count, error) : 0;
+    if (kept < 0) return free(ids), -1;
     /* Room for the answer, so that no step allocates. */
     int64_t tokens = chat->cache.policy ? chat->cache.answer : chat->capacity - chat->cache.length;
     if (chat->next_sampling.max_tokens > tokens) tokens = chat->next_sampling.max_tokens;
     if (tokens > MOST_CHAT_TOKENS) tokens = MOST_CHAT_TOKENS;
     et_drop(&chat->answer);
     size_t room = (size_t)(tokens + 1) * (3 * (size_t)chat->m->tokens.list[TOK_LONGEST] + 8);
-    int failed = et_grab(&chat->answer, room) ? edgetok_prefill(chat, ids, (size_t)count, error)
+    int failed = et_grab(&chat->answer, room) ? et_prefill(chat, ids, (size_t)count, kept, error)
                                               : et_fail(error, "no memory for an answer");
     free(ids);
     chat->asked = asked;

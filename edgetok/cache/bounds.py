@@ -18,6 +18,8 @@ from edgetok.cache.policies.policy import Policy, policy
 from edgetok.cache.table import SLOT_TILE
 from edgetok.errors import OptionError
 from edgetok.formats.head_scores import HeadScores
+from edgetok.models.operations import operations
+from edgetok.models.ops import Stateful
 from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
@@ -141,14 +143,22 @@ def bounds_for(
     low, high = SLOT_TILE, most
     if nbytes(low) > limits.budget_bytes:
         raise OptionError(
-            f"a KV cache of {limits.budget_bytes:,} bytes is too small for this model: its windows "
-            f"and {low} tokens a head need {nbytes(low):,}; give a larger --kv-budget"
+            f"a KV cache of {limits.budget_bytes:,} bytes is too small for this model: "
+            f"{_beside(spec)}{low} tokens a head need {nbytes(low):,}; give a larger --kv-budget"
         )
     while high - low > SLOT_TILE:
         middle = _tiles((low + high) // 2)
         low, high = (middle, high) if nbytes(middle) <= limits.budget_bytes else (low, middle)
     best = high if nbytes(high) <= limits.budget_bytes else low
     return Bounds.of_slots(chosen, best, block_tokens, scores, most)
+
+
+def _beside(spec: DecoderSpec) -> str:
+    """Return the beginning of a message: what a cache has beside the heads that evict."""
+    kinds = ["windows"] * any(layer.window for layer in spec.layers)
+    if any(isinstance(op, Stateful) for op in operations(spec)):
+        kinds.append("recurrent states with their snapshots")
+    return f"its {', '.join(kinds)} and " if kinds else ""
 
 
 def wide_heads(scores: HeadScores) -> tuple[tuple[int, int], ...]:

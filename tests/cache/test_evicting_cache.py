@@ -6,19 +6,24 @@ is known, at whatever position and place it ended up.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgetok.cache import bounds
 from edgetok.cache import state as block
 from edgetok.cache.bounds import Bounds
+from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.saved import COUNTERS
 from edgetok.cache.state import CacheState
-from edgetok.errors import SessionError
+from edgetok.errors import OptionError, SessionError
 from edgetok.kernels_cpu import reference
 from edgetok.kernels_cpu.attention.launch import REC_APPEND, REC_USED
 from edgetok.models import DecoderSpec, LayerSpec, RopeSpec, inv_freq
+from edgetok.models.layers.short_conv import ShortConvolution
 from edgetok.runtime.cpu.cache_memory import CacheStore, new_cache
 
 D, KH = 16, 2
@@ -323,3 +328,21 @@ def test_the_mean_rotation_is_the_mean_of_rotations():
         each = [rotations.rotate(rope, eye, np.full(D, p), scaled=True) for p in ahead]
         mean = rotations.mean(rope, ahead, head_dim=D)
         np.testing.assert_allclose(mean, np.mean(each, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mixers", "windows", "named"),
+    [
+        ((), (0,), "for this model: 64 tokens a head need 2,000;"),
+        ((), (16, 0), "for this model: its windows and 64 tokens"),
+        ((3,), (0,), "its recurrent states with their snapshots and 64 tokens"),
+        ((3,), (16, 0), "its windows, recurrent states with their snapshots and 64 tokens"),
+    ],
+)
+def test_a_budget_that_is_too_small_names_what_takes_it(mixers, windows, named):
+    made = [LayerSpec(window=window) for window in windows]
+    made += [LayerSpec(mixer=ShortConvolution(taps=taps)) for taps in mixers]
+    spec = replace(SPEC, layers=tuple(made))
+    limits = CacheLimits(budget_bytes=1000)
+    with pytest.raises(OptionError, match=re.escape(named)):
+        bounds.bounds_for(spec, limits, 256, block_tokens=16, bytes_of=lambda _: 2000)

@@ -119,18 +119,19 @@ def test_a_result_of_a_tool_changes_no_earlier_answer() -> None:
     assert found == len(tokenizer.encode(closed, special=False))
 
 
-def test_smollm3_without_reasoning(joining: Tokenizer, data: Path) -> None:
-    """A real template: its empty thought is in no history."""
-    template = (data / "chat_templates" / "smollm3.jinja").read_text()
-    speaker = Speaker(ChatTemplate(template), joining)
-    variables = {"enable_thinking": False}
+@pytest.mark.parametrize("thinks", [False, True])
+def test_the_template_of_qwen3(joining: Tokenizer, data: Path, thinks: bool) -> None:
+    """Without reasoning it opens the answer with an empty thought, which is in no history."""
+    settings = json.loads((data / "chat_templates/qwen3.tokenizer_config.json").read_text())
+    speaker = Speaker(ChatTemplate(settings["chat_template"]), joining)
+    variables = {"enable_thinking": thinks}
     later = [*TALK, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "no"}]
     texts = [
         speaker.prompt(ChatRequest(messages=said, variables=variables)) for said in (TALK, later)
     ]
     one, two = (joining.encode(text, special=False) for text in texts)
-    same = max(n for n in range(len(one)) if one[:n] == two[:n])
+    same = max(n for n in range(len(one) + 1) if one[:n] == two[:n])
+    assert texts[0].endswith("<think>\n\n</think>\n\n") != thinks
     found = speaker.shared_tokens(ChatRequest(messages=TALK, variables=variables), one)
-    assert texts[0].rstrip().endswith("</think>")
-    assert found in (0, same)
-    assert (found == 0) == (same >= len(one) - 1)
+    assert found == (0 if thinks else same)
+    assert (same == len(one)) == thinks

@@ -21,6 +21,7 @@ from edgetok.kernels_cpu.cache.launch import MODULES as CACHE_MODULES
 from edgetok.kernels_cpu.plan.launch import MODULES as PLAN_MODULES
 from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
+from edgetok.kernels_cpu.program.keys import imports
 from edgetok.kernels_cpu.program.loader import compiled_objects
 from edgetok.kernels_cpu.simd.isa import ISAS, choose
 from edgetok.kernels_cpu.simd.target import Target
@@ -89,7 +90,7 @@ class Machine:
 
 
 _X86 = ("avx512", "avxvnni", "avx2")
-_ARM = ("neon", "portable")
+_ARM = ("i8mm", "neon", "portable")
 MACHINES = {
     machine.name: machine
     for machine in (
@@ -103,7 +104,7 @@ MACHINES = {
         ),
         Machine(name="aarch64-android", os="linux", arch="aarch64", isas=_ARM, triple=""),
         Machine(
-            name="arm64-macos", os="macos", arch="aarch64", isas=("neon",),
+            name="arm64-macos", os="macos", arch="aarch64", isas=("i8mm", "neon"),
             triple="aarch64-macos", shared="libedgetok.dylib",
         ),
         Machine(name="arm64-ios", os="ios", arch="aarch64", isas=_ARM, triple=""),
@@ -217,7 +218,8 @@ def build_library(
         objects = []
         for isa in sets:
             target = machine.target(isa)
-            for module, code in compiled_objects(target, cache_dir, progress, modules).items():
+            own = _own_modules(isa, sets, modules)
+            for module, code in compiled_objects(target, cache_dir, progress, own).items():
                 objects.append(folder / f"{isa}-{module}.o")
                 objects[-1].write_bytes(code)
         (folder / "kernels.c").write_text(_table(machine, sets, modules))
@@ -250,17 +252,34 @@ def build_library(
     return made
 
 
+def _own_modules(isa: str, sets: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """The modules compiled for a set; where it extends a packed one, not those of the same code.
+
+    i8mm has instructions of its own for products of integers alone.
+    """
+    if ISAS[isa].extends not in sets:
+        return list(modules)
+    return [module for module in modules if imports(module, "linear.rows")]
+
+
 def _table(machine: Machine, isas: Sequence[str], modules: Sequence[str]) -> str:
     """`kernels.c`: the kernels by name."""
     lines = ['#include "internal.h"', ""]
     sets = []
     for isa in isas:
-        names = kernel_names(machine.target(isa), modules)
-        lines += [f"kernel {symbol(isa, name)};" for name in names]
+        own = _own_modules(isa, isas, modules)
+        shared = [module for module in modules if module not in own]
+        symbols = {
+            name: symbol(compiled_for, name)
+            for compiled_for, some in ((isa, own), (ISAS[isa].extends, shared))
+            if some
+            for name in kernel_names(machine.target(compiled_for), some)
+        }
+        lines += [f"kernel {function};" for function in symbols.values()]
         lines.append(f"static const named_kernel of_{isa}[] = {{")
-        lines += [f'    {{"{name}", {symbol(isa, name)}}},' for name in names]
+        lines += [f'    {{"{name}", {function}}},' for name, function in symbols.items()]
         lines.append("};")
-        sets.append(f'    {{"{isa}", of_{isa}, {len(names)}}},')
+        sets.append(f'    {{"{isa}", of_{isa}, {len(symbols)}}},')
     lines += ["const kernel_set et_kernel_sets[] = {", *sets, "};"]
     lines.append(f"const size_t et_kernel_set_count = {len(sets)};")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import types
 
 from edgetok.kernels_cpu.linear.layout import PLANES
+from edgetok.kernels_cpu.linear.tile_matrices import by_token, multiply_steps
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, STEPS, R
 from edgetok.kernels_cpu.simd.byte_products import (
     absolute_bytes,
@@ -25,10 +26,12 @@ from edgetok.kernels_cpu.simd.emit import (
     F32,
     I32,
     LANES,
+    MATRICES,
     NAME,
     VB,
     _constant,
     _load,
+    _shuffle,
     _splat,
     i64,
     op,
@@ -52,11 +55,18 @@ from edgetok.kernels_cpu.simd.ops import (
 
 
 def _started(b: Any, tokens: int, starts: Any, xb: Any, signed: bool, by: int) -> list[Any]:
-    """R * tokens vectors of int32: in all lanes what the token's block starts with, times 2^by."""
+    """R * tokens vectors of int32: in all lanes what the token's block starts with, times 2^by.
+
+    Where MATRICES two vectors of two tokens: [row, token] of rows 0 and 1, and of rows 2 and 3.
+    """
     if signed:
         return [_constant(_I32, LANES, 0)] * (R * tokens)
     first = [_load(b, at(b, starts, t, xb), _I32) for t in range(tokens)]
-    return [_splat(b, b.shl(value, ir.Constant(_I32, by)), LANES) for value in first] * R
+    found = [_splat(b, b.shl(value, ir.Constant(_I32, by)), LANES) for value in first]
+    if MATRICES:
+        pairs = zip(found[::2], found[1::2], strict=True)
+        found = [_shuffle(b, x, [0, 4, 1, 5], y) for x, y in pairs for _ in range(2)]
+    return found * R
 
 
 def _multiplied(
@@ -65,6 +75,8 @@ def _multiplied(
 ) -> list[Any]:  # fmt: skip
     """`acc` plus `steps` steps of products of unpacked codes, at most `most`, and activations."""
     planes = PLANES[bits]
+    if MATRICES:
+        return multiply_steps(b, planes, acc, u, x, xb, tokens, steps)
     # Where bytes are multiplied to pairs of int16 (AVX2), so many steps are added before they are
     # widened.
     room = (1 << 15) // (2 * most * 128)
@@ -117,6 +129,7 @@ def _folded(
 
     With `unit` points are offsets: (float(acc) * row's scale + offset * middle * unit) * token's.
     """
+    acc = by_token(b, acc) if MATRICES else acc
     rows = [load_f32.emit(b, b.add(scales, number(r * VB))) for r in range(R)]
     for t in range(tokens):
         a = _splat(b, _load(b, at(b, x_scales, t, xb), _F32), LANES)

@@ -13,6 +13,7 @@ from edgetok.kernels_cpu.linear.code_orders import (
 )
 from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
 from edgetok.kernels_cpu.linear.row_steps import fields
+from edgetok.kernels_cpu.linear.tile_matrices import in_matrices
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES
 from edgetok.kernels_cpu.simd.byte_products import signed_codes
 from edgetok.kernels_cpu.simd.composing import at, clamped, number, transposed
@@ -23,6 +24,7 @@ from edgetok.kernels_cpu.simd.emit import (
     F32,
     I32,
     LANES,
+    MATRICES,
     U8,
     VB,
     _constant,
@@ -84,28 +86,40 @@ def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
     return op(void, *[i64] * (5 if part else 4))(emit)
 
 
-def unpack_words(bits: int, shifted: bool, table: bool = False) -> Any:
-    """Words of LANES rows to unsigned codes, four inputs of a row to a lane.
+def unpack_words(bits: int, shifted: bool, table: bool = False, count: int = 1) -> Any:
+    """`count` words of LANES rows to unsigned codes, four inputs of a row to a lane.
 
-    Args of the operation: addresses of the vector of words and (3, 5, 6 bits) of that of high
-    words, how far to shift the latter right, address of the bytes to add (only where `shifted`),
-    address of the first plane's result; the others follow ROW_BYTES apart. With `table` codes
-    become levels, and that of high words is the table's address.
+    Where MATRICES pairs of steps are stored as in `in_matrices`.
+
+    Args of the operation: addresses of the vector of words (others VB apart) and (3, 5, 6 bits) of
+    that of high words, how far to shift the latter right, address of the bytes to add (only where
+    `shifted`), address of the first plane's result; the others follow ROW_BYTES apart. With `table`
+    codes become levels, and that of high words is the table's address.
     """
 
     @op(void, i64, i64, i64, i64, i64)
     def unpack(b: Any, words: Any, high: Any, by: Any, shift: Any, out: Any) -> None:
-        w, h = load_u8.emit(b, words), None
-        if bits in HIGH_BITS:
-            h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(by, _I32), LANES))
-        elif table:
-            h = load_table(b, high, signed_codes(bits, table))
-        _store_codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, out, table)
+        codes, levels = [], None
+        if table:
+            levels = load_table(b, high, signed_codes(bits, table))
+        for i in range(count):
+            w, h = load_u8.emit(b, b.add(words, number(i * VB)) if i else words), levels
+            if bits in HIGH_BITS:
+                past = b.add(by, number(i * HIGH_BITS[bits] * 32 // LOW_BITS[bits])) if i else by
+                h = b.lshr(load_i32.emit(b, high), _splat(b, b.trunc(past, _I32), LANES))
+            codes += _codes(b, bits, w, h, load_u8.emit(b, shift) if shifted else None, table)
+        _store_codes(b, codes, PLANES[bits], out)
 
     return unpack
 
 
-def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any, table: bool) -> None:
+def _store_codes(b: Any, codes: list[Any], planes: int, out: Any) -> None:
+    """Vectors of the steps of one or two words, in order, ROW_BYTES apart."""
+    for step, u in enumerate(in_matrices(b, codes, planes) if MATRICES else codes):
+        store_u8.emit(b, at(b, out, step, number(ROW_BYTES)), u)
+
+
+def _codes(b: Any, bits: int, w: Any, high: Any, shift: Any, table: bool) -> list[Any]:
     """The codes of a vector of words; the low half (5 bits: byte) of `high`'s belongs to them."""
     spread = high
     if bits == 5:  # a byte four times
@@ -117,12 +131,11 @@ def _store_codes(b: Any, bits: int, w: Any, high: Any, shift: Any, out: Any, tab
         h = b.and_(h, _constant(_I32, LANES, 0x00FF00FF))
         h = b.or_(h, b.shl(h, _constant(_I32, LANES, 4)))
         spread = b.bitcast(h, U8.ll)
-    for plane, q in enumerate(fields(b, bits, w, spread, table)):
-        u = q if shift is None else b.add(q, shift)
-        store_u8.emit(b, at(b, out, plane, number(ROW_BYTES)), u)
+    found = fields(b, bits, w, spread, table)
+    return [q if shift is None else b.add(q, shift) for q in found]
 
 
-def unpack_rows(bits: int, shifted: bool, table: bool = False) -> Any:
+def unpack_rows(bits: int, shifted: bool, table: bool = False, count: int = 1) -> Any:
     """VB packed bytes of each of LANES rows to unsigned codes, four inputs of a row to a lane.
 
     As `transpose_words` and then `unpack_words` of every word, but nothing waits in memory.
@@ -153,7 +166,7 @@ def unpack_rows(bits: int, shifted: bool, table: bool = False) -> Any:
                 v = _shuffle(b, v, wide, ir.Constant(part, [0] * nbytes))
                 rows.append(b.bitcast(v, I32.ll))
             highs = transposed(b, rows)
-        shift = None
+        shift, codes = None, []
         levels = load_table(b, h, signed_codes(bits, table)) if table else None
         for j, word in enumerate(words):
             if shifted and j % words_of_32 == 0:
@@ -163,8 +176,11 @@ def unpack_rows(bits: int, shifted: bool, table: bool = False) -> Any:
             if highs:
                 by_bits = _constant(_I32, LANES, j % part_of * (32 // part_of))
                 high = b.lshr(highs[j // part_of], by_bits)
-            place = b.add(out, number(j * planes * ROW_BYTES))
-            _store_codes(b, bits, b.bitcast(word, U8.ll), high, shift, place, table)
+            codes += _codes(b, bits, b.bitcast(word, U8.ll), high, shift, table)
+            if (j + 1) % count == 0:
+                place = b.add(out, number((j + 1 - count) * planes * ROW_BYTES))
+                _store_codes(b, codes, planes, place)
+                codes = []
 
     return unpack
 

@@ -30,6 +30,7 @@ from edgetok.kernels_cpu.linear.scales import (
     make_read_scales,
     make_read_zeros,
 )
+from edgetok.kernels_cpu.linear.tile_matrices import words_together
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, RUN, STEPS, WIDTHS, R, T
 from edgetok.kernels_cpu.linear.tile_steps import IntegerTile, integer_tile
 from edgetok.kernels_cpu.linear.tile_unpack import transpose_words, unpack_rows, unpack_words
@@ -117,10 +118,13 @@ def make_tiles(bits: int, grouped: int = 0, table: bool = False) -> Any:
     stored_bits, high_bits = layout.LOW_BITS[bits], layout.HIGH_BITS.get(bits, 0)
     part_of = stored_bits // max(high_bits, 1)
     zero_bits = 8 if bits == 3 else bits
-    unpack, whole = unpack_words(bits, False, table), unpack_rows(bits, False, table)
+    at_once = words_together(planes, steps)
+    unpack, whole = (make(bits, False, table, at_once) for make in (unpack_words, unpack_rows))
     unpack_shifted, whole_shifted = unpack, whole  # no zero points
     if not table:
-        unpack_shifted, whole_shifted = unpack_words(bits, True), unpack_rows(bits, True)
+        unpack_shifted, whole_shifted = (
+            make(bits, True, table, at_once) for make in (unpack_words, unpack_rows)
+        )
     read_scales, read_zeros = _make_readers(bits, grouped, pointed)
     # So many times 4 * steps inputs share a chunk of a token (or they are several chunks, of 8
     # bits), and begin so many bytes apart.
@@ -161,7 +165,7 @@ def make_tiles(bits: int, grouped: int = 0, table: bool = False) -> Any:
                 if planar:
                     at = h + skip * hb + start // part_of
                     transpose_words(at, hb, last, left // part_of, highs)
-                for j in range(left // 4):
+                for j in range(0, left // 4, at_once):
                     word, high = words + j * VB, h if table else highs + j // part_of * VB
                     by = j % part_of * (32 // part_of)
                     if shifts != 0:
@@ -169,7 +173,7 @@ def make_tiles(bits: int, grouped: int = 0, table: bool = False) -> Any:
                         unpack_shifted(word, high, by, shifts + g * ROW_BYTES + r * VB, out)
                     else:
                         unpack(word, high, by, 0, out)
-                    out += planes * ROW_BYTES
+                    out += at_once * planes * ROW_BYTES
 
     @inline
     def ask_for(w, h, s, z, codes, groups):  # type: ignore[no-untyped-def]

@@ -89,6 +89,11 @@ def _version(package: str) -> str:
         return "none"
 
 
+def imports(module: str, other: str) -> bool:
+    """Whether a module's kernels use another module; True where there are no sources to tell."""
+    return not has_sources() or other in _sources(module)
+
+
 def _sources(module: str) -> set[str]:
     """Modules of this package whose source can change a module's machine code: all it imports."""
     seen: set[str] = set()

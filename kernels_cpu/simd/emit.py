@@ -18,7 +18,8 @@ from edgetok.kernels_cpu.simd.target import target_of_this_build
 TARGET = target_of_this_build()
 ARCH = TARGET.arch
 ISA = TARGET.isa
-NAME = ISA.name
+NAME = ISA.extends or ISA.name  # of the set whose operations are used
+MATRICES = ISA.matrices
 VB = ISA.vector_bytes
 LANES = ISA.lanes
 

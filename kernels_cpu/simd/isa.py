@@ -5,6 +5,7 @@
 | avx512   | 64 bytes | vpdpbusd zmm                            | AVX-512 F BW VL DQ, VNNI   |
 | avxvnni  | 32 bytes | vpdpbusd ymm                            | AVX2, F16C, FMA, AVX-VNNI  |
 | avx2     | 32 bytes | vpmaddubsw in halves that cannot overflow | AVX2, F16C, FMA          |
+| i8mm     | 16 bytes | usmmla in tiles, usdot or sdot elsewhere | as neon, and i8mm         |
 | neon     | 16 bytes | sdot                                    | Armv8.2 with dotprod, fp16 |
 | portable | 16 bytes | plain LLVM arithmetic                   | nothing                    |
 """
@@ -29,6 +30,7 @@ class Isa:
         cpu: LLVM's name of the processor; empty for the plainest one.
         features: what LLVM may use beyond that processor's.
         needs: features that a machine must have to run it, as LLVM spells them.
+        extends: name of the set whose operations kernels use, beside its own; may be empty.
     """
 
     name: str
@@ -37,14 +39,21 @@ class Isa:
     cpu: str
     features: str
     needs: frozenset[str]
+    extends: str = ""
 
     @property
     def lanes(self) -> int:
         """float32 or int32 lanes in a vector."""
         return self.vector_bytes // 4
 
+    @property
+    def matrices(self) -> bool:
+        """Whether it multiplies matrices of bytes, 2 x 8 by 8 x 2, in one instruction."""
+        return "i8mm" in self.needs
+
 
 _AVX2 = frozenset({"avx2", "f16c", "fma", "bmi2"})
+_NEON = frozenset({"neon", "dotprod", "fullfp16"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}
 
 ISAS = {
@@ -75,12 +84,21 @@ ISAS = {
             needs=_AVX2,
         ),
         Isa(
+            name="i8mm",
+            arch="aarch64",
+            vector_bytes=16,
+            cpu="generic",
+            features="+neon,+dotprod,+fullfp16,+i8mm",
+            needs=_NEON | {"i8mm"},
+            extends="neon",
+        ),
+        Isa(
             name="neon",
             arch="aarch64",
             vector_bytes=16,
             cpu="generic",
             features="+neon,+dotprod,+fullfp16",
-            needs=frozenset({"neon", "dotprod", "fullfp16"}),
+            needs=_NEON,
         ),
         Isa(name="portable", arch="", vector_bytes=16, cpu="", features="", needs=frozenset()),
     )

@@ -25,6 +25,7 @@ from edgetok.kernels_cpu.simd.emit import (
     F32,
     I32,
     LANES,
+    MATRICES,
     NAME,
     U8,
     VB,
@@ -297,6 +298,8 @@ def _dot(small: bool) -> Any:
             high = b.or_(high, b.shl(top, _constant(_I16, 16, 8)))
             high = pairs(b.bitcast(high, U8.ll))
             return b.add(b.add(acc, pairs(low)), b.shl(high, _constant(_I32, LANES, 7)))
+        if MATRICES and not small:
+            return _call(b, "llvm.aarch64.neon.usdot.v4i32.v16i8", I32.ll, acc, u, s)
         if NAME == "neon" and small:
             return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", I32.ll, acc, u, s)
         if NAME == "neon":  # u = (u - 128) + 128, the first part signed
@@ -309,6 +312,11 @@ def _dot(small: bool) -> Any:
         return b.add(acc, (_dot_wide if ARCH == "wasm32" else _dot_pairs)(b, u, s))
 
     return dot
+
+
+def multiply_matrices(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """An emitter, where MATRICES: acc [2, 2] + u [2, 8] unsigned by the transpose of s [2, 8]."""
+    return _call(b, "llvm.aarch64.neon.usmmla.v4i32.v16i8", I32.ll, acc, u, s)
 
 
 # acc [LANES] + sum over 4 consecutive bytes of u (unsigned) * s (signed).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -134,7 +135,8 @@ def test_arm_under_an_emulator(model, kernel_cache, tmp_path):
         "-o",
         str(program),
     )
-    for processor, isa, threads in (("max", "neon", 2), ("cortex-a53", "portable", 1)):
+    processors = (("max", "i8mm", 2), ("cortex-a76", "neon", 2), ("cortex-a53", "portable", 1))
+    for processor, isa, threads in processors:
         told = [str(out), str(threads), *map(str, PROMPT.tolist())]
         done = subprocess.run(
             ["qemu-aarch64", "-cpu", processor, program, *told],
@@ -186,8 +188,13 @@ def test_android_loads_what_its_compiler_links(kernel_cache, tmp_path):
     """Pages of 16 KB, no text relocations, nothing asked of other libraries than C's."""
     modules = ["program.interpreter", "linear.q4", "attention.int8"]
     build_library(
-        MACHINES["aarch64-android"], modules, tmp_path, kernel_cache, isas=["neon"]
+        MACHINES["aarch64-android"], modules, tmp_path, kernel_cache, isas=["i8mm", "neon"]
     )  # by the NDK's clang with bionic; here by the same clang with musl
+    table = (tmp_path / "src/kernels.c").read_text()
+    i8mm, neon = re.findall(r"named_kernel of_\w+\[\] = {(.*?)};", table, re.DOTALL)
+    own = re.findall(r'{"(\w+)", edgetok_i8mm_\1}', i8mm)
+    assert own == ["matmul_q4"]  # all else is neon's
+    assert sorted(i8mm.replace("_i8mm_", "_neon_").split()) == sorted(neon.split())
     shared = tmp_path / "libedgetok_app.so"
     Compiler(MACHINES["aarch64-linux"], "aarch64-linux-musl").run(
         "-shared", "-fPIC", "-O1", f"-I{HEADER.parent}",

@@ -308,14 +308,17 @@ bool et_isa_runs(const char *isa) {
 #if defined(__x86_64__)
     return has_x86(isa);
 #elif defined(__aarch64__)
-    if (strcmp(isa, "neon")) return false;
+    const bool i8mm = !strcmp(isa, "i8mm");
+    if (!i8mm && strcmp(isa, "neon")) return false;
 #if defined(__linux__)
     const unsigned long wanted = 1ul << 10 | 1ul << 20; /* asimdhp, asimddp */
+    if (i8mm && !(getauxval(AT_HWCAP2) & 1ul << 13)) return false;
     return (getauxval(AT_HWCAP) & wanted) == wanted;
 #elif defined(__APPLE__)
+    if (i8mm && !has_feature("hw.optional.arm.FEAT_I8MM")) return false;
     return has_feature("hw.optional.arm.FEAT_DotProd") && has_feature("hw.optional.arm.FEAT_FP16");
 #elif defined(_WIN32)
-    return IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+    return !i8mm && IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
 #else
     return false;
 #endif

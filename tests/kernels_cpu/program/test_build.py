@@ -48,6 +48,7 @@ TARGETS = {
     "avx512": ("x86_64", ("linux", "windows", "macos")),
     "avxvnni": ("x86_64", ("linux", "windows", "macos")),
     "avx2": ("x86_64", ("linux", "windows", "macos")),
+    "i8mm": ("aarch64", ("linux", "macos", "ios", "windows")),
     "neon": ("aarch64", ("linux", "macos", "ios", "windows")),
     "portable": ("x86_64", ("linux", "windows", "macos")),
     "portable-arm": ("aarch64", ("linux", "macos", "ios", "windows")),

@@ -11,7 +11,9 @@
 #include <sys/mman.h>
 
 typedef void kernel(int64_t, int64_t, int64_t, int64_t);
-#define KERNEL(name) kernel edgetok_neon_##name;
+#define JOINED(isa, name) edgetok_##isa##_##name
+#define SYMBOL(isa, name) JOINED(isa, name) /* ISA is replaced by its value */
+#define KERNEL(name) kernel SYMBOL(ISA, name);
 #include "kernels.h"
 #undef KERNEL
 
@@ -27,7 +29,7 @@ int main(int argc, char **argv) {
     void *area = mmap(address, strtoull(argv[3], 0, 10), PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_FIXED, file, 0);
     if (file < 0 || area != address) return 3;
-#define KERNEL(name) printf(#name " %lld\n", (long long)(intptr_t)edgetok_neon_##name);
+#define KERNEL(name) printf(#name " %lld\n", (long long)(intptr_t)SYMBOL(ISA, name));
 #include "kernels.h"
     puts("");
     fflush(stdout);

@@ -113,7 +113,8 @@ MODULES = (
     "attention.merge",
     "program.interpreter",
 )
-TARGET = Target(ISAS["neon"], "linux")
+# What processors are emulated: without the instructions of sets above theirs.
+PROCESSORS = {"i8mm": "max", "neon": "cortex-a76"}
 _ADDRESS = 0x10_0000_0000  # where nothing else is, in this process and in the emulated one
 _BYTES = 256 << 20
 
@@ -156,15 +157,18 @@ class Arena:
 class Emulated:
     """Kernels as launchers and tests want them (`loader.Kernels`), in an emulated process."""
 
-    isa = ISAS["neon"]
-
-    def __init__(self, objects, folder, arena):
-        self.arena = arena
+    def __init__(self, isa, modules, cache, folder, arena):
+        self.isa, self.arena = isa, arena
+        objects = []
+        target = Target(isa, "linux")
+        for module, code in loader.compiled_objects(target, cache, modules=modules).items():
+            objects.append(folder / f"{module}.o")
+            objects[-1].write_bytes(code)
         names = []
         for path in objects:
             found = symbols(path.read_bytes())
             names += [
-                name.removeprefix("edgetok_neon_")
+                name.removeprefix(f"edgetok_{isa.name}_")
                 for name, (defined, visible) in found.items()
                 if defined and visible
             ]
@@ -175,9 +179,17 @@ class Emulated:
         driver = folder / "driver"
         compiler = Compiler(MACHINES["aarch64-linux"], "aarch64-linux-musl")
         linked = [source, *map(str, objects), "-lm", "-o", str(driver)]
-        compiler.run("-O1", "-static", f"-I{folder}", *linked)
+        compiler.run("-O1", "-static", f"-I{folder}", f"-DISA={isa.name}", *linked)
         self.process = subprocess.Popen(
-            ["qemu-aarch64", driver, arena.path, str(_ADDRESS), str(_BYTES)],
+            [
+                "qemu-aarch64",
+                "-cpu",
+                PROCESSORS[isa.name],
+                driver,
+                arena.path,
+                str(_ADDRESS),
+                str(_BYTES),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -190,6 +202,11 @@ class Emulated:
     def address(self, name):
         return self._addresses[name]
 
+    def close(self):
+        self.process.stdin.close()
+        assert self.process.wait(10) == 0
+        self.process.stdout.close()
+
     def call(self, *numbers):
         self.process.stdin.write(" ".join(str(int(number)) for number in numbers) + "\n")
         self.process.stdin.flush()
@@ -199,15 +216,9 @@ class Emulated:
 @pytest.fixture(scope="module")
 def each_kernels(tmp_path_factory, kernel_cache):
     folder = tmp_path_factory.mktemp("aarch64")
-    objects = []
-    for module, code in loader.compiled_objects(TARGET, kernel_cache, modules=MODULES).items():
-        objects.append(folder / f"{module}.o")
-        objects[-1].write_bytes(code)
-    made = Emulated(objects, folder, Arena(folder / "memory"))
+    made = Emulated(ISAS["neon"], MODULES, kernel_cache, folder, Arena(folder / "memory"))
     yield made
-    made.process.stdin.close()
-    assert made.process.wait(10) == 0
-    made.process.stdout.close()
+    made.close()
 
 
 @pytest.fixture

@@ -93,7 +93,10 @@ def test_linked(
     ("arguments", "message"),
     [
         (["--target", "x86_64-beos-avx2"], "unknown target 'x86_64-beos-avx2'"),
-        (["--target", "x86_64-linux-avx1024"], "aarch64-windows with neon, portable; wasm32-wasm"),
+        (
+            ["--target", "x86_64-linux-avx1024"],
+            "aarch64-windows with i8mm, neon, portable; wasm32-wasm",
+        ),
         (["--target", "bogus"], "x86_64-linux, x86_64-macos, x86_64-windows with avx512, avxvnni"),
         (["--target", "x86_64-linux-avx2,"], "unknown target ''"),
         (["--link", "--target", "x86_64-windows-avx2"], "avx2 cannot be linked, only those of"),

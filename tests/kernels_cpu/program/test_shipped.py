@@ -269,7 +269,7 @@ def test_what_is_written_can_be_loaded_whatever_the_umask(tmp_path, kernel_cache
             "x86_64-linux",
             "x86_64-linux-avx512 x86_64-linux-avxvnni x86_64-linux-avx2 x86_64-linux-portable",
         ),
-        ("aarch64-macos", "aarch64-macos-neon aarch64-macos-portable"),
+        ("aarch64-macos", "aarch64-macos-i8mm aarch64-macos-neon aarch64-macos-portable"),
         ("wasm32-wasm", "wasm32-wasm-portable"),
     ],
 )

@@ -164,6 +164,13 @@ def begin_answer(
     )
 
 
+def shared_tokens(engine: Engine, speaker: Speaker, request: ChatRequest, prompt: list[int]) -> int:
+    """See `Speaker.shared_tokens`; 0 where caches go back to any token, so that nobody asks."""
+    if not engine.backend.capabilities.snapshots:
+        return 0
+    return speaker.shared_tokens(request, prompt)
+
+
 def answer_in(
     engine: Engine,
     speaker: Speaker,
@@ -195,7 +202,6 @@ def answer_in(
     """
     text, tokens = prompt
     plan = speaker.plan(text, request, engine.vocabulary)
-    snapshots = engine.backend.capabilities.snapshots
     sequence = engine.sequence(
         context,
         tokens,
@@ -204,6 +210,6 @@ def answer_in(
         constraint=plan.constraint,
         progress=progress,
         shown=plan.shown,
-        shared_tokens=speaker.shared_tokens(request, tokens) if snapshots else 0,
+        shared_tokens=shared_tokens(engine, speaker, request, tokens),
     )
     return ChatAnswer(engine.stepper, sequence, plan.reader, on_finish)

@@ -13,7 +13,7 @@ from edgetok.models.layers.altup import joining_operations, streams_operations
 from edgetok.models.layers.experts import ExpertLinear
 from edgetok.models.layers.kind import LayerPart, Place
 from edgetok.models.layers.layer_input import input_operations
-from edgetok.models.ops import Embed, Linear, Norm, Op, SoftCap
+from edgetok.models.ops import Embed, Linear, Norm, Op, SoftCap, Stateful
 from edgetok.models.spec import DecoderSpec
 
 
@@ -173,6 +173,11 @@ def makers(
 def expert_counts(ops: Iterable[Op]) -> dict[str, tuple[int, int]]:
     """Return the experts of each stacked matrix, by its weight, and how many a token reads."""
     return {op.weight: (op.experts, op.top) for op in ops if isinstance(op, ExpertLinear)}
+
+
+def stateful(ops: Iterable[Op]) -> list[Stateful]:
+    """Return the operations that keep something of earlier tokens, in order."""
+    return [op for op in ops if isinstance(op, Stateful)]
 
 
 def kept_at_16_bits(ops: Iterable[Op]) -> frozenset[str]:

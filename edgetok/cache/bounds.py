@@ -18,8 +18,7 @@ from edgetok.cache.policies.policy import Policy, policy
 from edgetok.cache.table import SLOT_TILE
 from edgetok.errors import OptionError
 from edgetok.formats.head_scores import HeadScores
-from edgetok.models.operations import operations
-from edgetok.models.ops import Stateful
+from edgetok.models.operations import operations, stateful
 from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
@@ -156,7 +155,7 @@ def bounds_for(
 def _beside(spec: DecoderSpec) -> str:
     """Return the beginning of a message: what a cache has beside the heads that evict."""
     kinds = ["windows"] * any(layer.window for layer in spec.layers)
-    if any(isinstance(op, Stateful) for op in operations(spec)):
+    if stateful(operations(spec)):
         kinds.append("recurrent states with their snapshots")
     return f"its {', '.join(kinds)} and " if kinds else ""
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import SessionError
-from edgetok.models.operations import operations
+from edgetok.models.operations import operations, stateful
 from edgetok.models.ops import Stateful
 from edgetok.models.spec import DecoderSpec
 
@@ -72,7 +72,7 @@ class History:
             spec: the decoder.
             shape_of: rows and columns of an operation's ring; more rows than the next token needs.
         """
-        kept = [op for op in operations(spec) if isinstance(op, Stateful)]
+        kept = stateful(operations(spec))
         self._needed = {op.state: op.kept_tokens for op in kept}
         self.rings: dict[int, Floats] = {op.state: _zeros(*shape_of(op)) for op in kept}
         self.snapshots: list[Snapshot] = []

@@ -154,7 +154,7 @@ class Engine:
             progress: see `Sequence`.
             shown: special tokens that are spelled out in the text.
             shared_tokens: first tokens that the next turn's prompt begins with, too; 0 where that
-                is not known. Backends without `snapshots` have no use for it.
+                is not known, and for backends without `snapshots`.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -173,7 +173,7 @@ class Engine:
             speculate=self.speculate,
             draft_model=self.draft_model,
             shown=shown,
-            shared_tokens=shared_tokens if self.backend.capabilities.snapshots else 0,
+            shared_tokens=shared_tokens,
         )
 
     def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:

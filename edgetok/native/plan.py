@@ -48,7 +48,7 @@ from edgetok.kernels_cpu.plan.launch import MAGIC, NAME_BYTES, VERSION
 from edgetok.kernels_cpu.plan.launch import Section as Section
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instruction
 from edgetok.kernels_cpu.sampling import launch as sampling
-from edgetok.models.operations import operations
+from edgetok.models.operations import operations, stateful
 from edgetok.models.ops import Stateful, Store
 from edgetok.models.rope import inv_freq
 from edgetok.models.spec import DecoderSpec, RopeSpec
@@ -97,7 +97,7 @@ def model_plan(
         UnsupportedError: the decoder has an operation with states that the CPU does not compute.
     """
     spec = plan.spec
-    kept = [op for op in operations(spec) if isinstance(op, Stateful)]
+    kept = stateful(operations(spec))
     core = {
         Section.PLAN: plan_bytes(plan),
         Section.RUN: _run(plan, artefact, len(eos), kept),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgetok.answer import shared_tokens
 from edgetok.dialect.request import ChatRequest, Plan
 from edgetok.engine.cached_tokens import or_larger
 from edgetok.errors import ContextError, OptionError
@@ -59,8 +60,7 @@ def prepare(model: Model, request: Request) -> Prepared:
         )
         text = model.speaker.prompt(chat) + request.begun
         prompts.append(model.speaker.encode(text))
-        snapshots = model.backend.capabilities.snapshots
-        shared.append(model.speaker.shared_tokens(chat, prompts[-1]) if snapshots else 0)
+        shared.append(shared_tokens(model.engine, model.speaker, chat, prompts[-1]))
         plans += [
             model.speaker.plan(text, chat, model.engine.vocabulary) for _ in range(request.answers)
         ]

@@ -20,8 +20,7 @@ from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.tables import Table, phases
 from edgetok.kernels_cpu.sampling.launch import Chooser
 from edgetok.machine import memory_bytes
-from edgetok.models.operations import operations
-from edgetok.models.ops import Stateful
+from edgetok.models.operations import operations, stateful
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.backend import Capabilities, Logits, Part, Tokens
 from edgetok.runtime.base import SpecBackend, check_writes, with_spec
@@ -156,7 +155,7 @@ class CpuBackend(SpecBackend):
             samples=False,
             same_bits=True,
             threads=threads,
-            snapshots=any(isinstance(op, Stateful) for op in operations(self._spec)),
+            snapshots=bool(stateful(operations(self._spec))),
         )
         if plan is None:
             options = plan_options(kv_bits, compute, block_tokens)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.state import MASS, CacheState
+from edgetok.native.library import this_machine
 from edgetok.sampling.options import SamplingOptions
 from tests.native.test_tokens import GREEDY, python_answer
+
+# Of every file of tests here.
+pytestmark = [
+    pytest.mark.skipif(this_machine() is None, reason="libedgetok is built for other machines"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc"),
+]
 
 PROGRAMS = Path(__file__).parent
 PROMPT = "Once upon a time there was a"

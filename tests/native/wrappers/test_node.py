@@ -17,7 +17,7 @@ import pytest
 
 from edgetok.formats.artefact import open_artefact
 from edgetok.native.languages import write_wrapper
-from edgetok.native.library import MACHINES, build_library, this_machine
+from edgetok.native.library import MACHINES, build_library
 from edgetok.runtime.base import with_spec
 from edgetok.runtime.cpu.head_eviction import modules_of
 from edgetok.runtime.cpu.requirements import needed_modules
@@ -28,14 +28,12 @@ from tests.native.wrappers.programs import (
     check_example,
     check_programs,
     check_saved,
+    pytestmark,
     run,
     told,
 )
 
-pytestmark = [
-    pytest.mark.skipif(this_machine() is None, reason="libedgetok is built for other machines"),
-    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc"),
-]
+__all__ = ["pytestmark"]
 
 
 @pytest.fixture(scope="module")

@@ -32,14 +32,12 @@ from tests.native.wrappers.programs import (
     check_example,
     check_programs,
     check_saved,
+    pytestmark,
     run,
     told,
 )
 
-pytestmark = [
-    pytest.mark.skipif(this_machine() is None, reason="libedgetok is built for other machines"),
-    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc"),
-]
+__all__ = ["pytestmark"]
 
 
 def test_python(app, expected, python, state, tmp_path):

@@ -83,7 +83,7 @@ def _costs(
     x, share = routed.of(expert)
     own = {}
     for name in _STACKS:
-        rows = rows_of(routed.linear(name), expert)
+        rows = rows_of(routed.linear(name).outputs, expert)
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" in block.names:
                 stored = weights.tensor(f"{layer}{name}.{kind}", (rows.start, rows.stop))

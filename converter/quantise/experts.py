@@ -156,16 +156,16 @@ class Routed:
     def _before(self, stacks: Mapping[str, Tensor], expert: int, inputs: Tensor) -> list[Tensor]:
         both = []
         for name in (f"experts_{which}" for which in _BEFORE):
-            rows = rows_of(self.linear(name), expert)
+            rows = rows_of(self.linear(name).outputs, expert)
             both.append(inputs @ stacks[f"{name}.weight"][rows].T)
             if f"{name}.bias" in stacks:
                 both[-1] += stacks[f"{name}.bias"][rows]
         return both
 
 
-def rows_of(op: ExpertLinear, expert: int) -> slice:
-    """Rows of one expert in the stacked matrix."""
-    return slice(expert * op.outputs, (expert + 1) * op.outputs)
+def rows_of(rows: int, expert: int) -> slice:
+    """Return the rows of one expert in a stacked matrix that has `rows` of each."""
+    return slice(expert * rows, (expert + 1) * rows)
 
 
 def round_experts(
@@ -192,7 +192,7 @@ def round_experts(
     few = []
     for expert in range(first.experts):
         x, share = routed.of(expert)
-        own = [weights[name][rows_of(op, expert)] for name, op in linears.items()]
+        own = [weights[name][rows_of(op.outputs, expert)] for name, op in linears.items()]
         if len(x) < LEAST_TOKENS:
             few.append(expert)
             layers = _round_alone(own, list(forms.values()), options, threads)
@@ -220,7 +220,7 @@ def output_error(routed: Routed, name: str, weight: Tensor, written: Tensor) -> 
         x, share = (values[:_ERROR_TOKENS] for values in routed.of(expert))
         if op.apart:
             x = routed.inner(stacks, expert, x)
-        rows = rows_of(op, expert)
+        rows = rows_of(op.outputs, expert)
         before, after = (share * (x @ w[rows].T) for w in (weight, written))
         error += float((after - before).square().sum(dtype=torch.float64))
         norm += float(before.square().sum(dtype=torch.float64))

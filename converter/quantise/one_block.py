@@ -187,7 +187,10 @@ def _refine(
         made.rounded,
         steps=job.refined_by_block,
         advance=progress.advance,
-        still={op.weight.rpartition(".")[2]: [rows_of(op, e) for e in made.few] for op in experts},
+        still={
+            op.weight.rpartition(".")[2]: [rows_of(op.outputs, e) for e in made.few]
+            for op in experts
+        },
         threads=job.threads,
     )
     for name, result in refined.layers.items():

@@ -36,6 +36,7 @@ from edgetok.converter.calibrate.transformers_model import (
 )
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.progress import Progress
+from edgetok.converter.quantise.experts import rows_of
 from edgetok.converter.quantise.trainable_matrix import (
     BATCH_TOKENS,
     LANES,
@@ -165,7 +166,7 @@ class _Student:
         if stack is None:
             return []
         experts = few.get(".".join(name.split(".")[:2]), ())
-        return [slice(e * stack.rows, (e + 1) * stack.rows) for e in experts]
+        return [rows_of(stack.rows, expert) for expert in experts]
 
     def _vector(self, name: str) -> Tensor:
         values, size = self._vectors[name]

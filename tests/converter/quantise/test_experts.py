@@ -80,7 +80,7 @@ def test_experts_add_up_to_the_block(family, tmp_path):
         down = block.get("experts_down.weight")
         total = torch.zeros_like(routed.inputs)
         for expert in range(routed.linear("experts_down").experts):
-            rows = rows_of(routed.linear("experts_down"), expert)
+            rows = rows_of(routed.linear("experts_down").outputs, expert)
             tokens = (routed.chosen == expert).any(1)
             x, share = routed.of(expert)
             y = routed.inner(stacks, expert, x) @ down[rows].T
@@ -182,7 +182,7 @@ def test_experts_that_few_tokens_reach_are_rounded(tmp_path, monkeypatch):
         assert {1, 4} <= set(fewer.few) < set(range(7))
         weight, op = block.get("experts_up.weight").numpy(), routed.linear("experts_up")
         for expert in range(op.experts):
-            rows = rows_of(op, expert)
+            rows = rows_of(op.outputs, expert)
             plain = rtn.quantise(weight[rows], FORM.bits, FORM.group_size).codes
             rounded = usual.layers["experts_up"].codes[rows], fewer.layers["experts_up"].codes[rows]
             assert np.array_equal(rounded[0], plain) == (expert == 4)

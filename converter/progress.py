@@ -47,12 +47,17 @@ class Compiling:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._done = -1
+        self._done = self._total = -1
 
     def __call__(self, done: int, total: int) -> None:
-        """Take what the kernels' loader tells."""
+        """Take what the kernels' loader tells.
+
+        The total grows where another process turns out to compile more than this one needs. A stage
+        keeps the total that it began with, so the work done is told as a share of it.
+        """
         if self._done < 0:
             self._progress.begin("Compiling kernels", total)
-            self._done = 0
-        self._progress.advance(done - self._done)
-        self._done = -1 if done >= total else done
+            self._done, self._total = 0, total
+        units = max(self._done, self._total * done // max(1, total))
+        self._progress.advance(units - self._done)
+        self._done = -1 if done >= total else units

@@ -1,8 +1,8 @@
-"""Edge inference for language models: 2-4 bit ONNX artefacts, run at the speed of memory.
+"""Run language models of 2 to 8 bits per weight on small machines.
 
 import edgetok
 
-model = edgetok.load("artefacts/tiny")
+model = edgetok.load()  # the bundled model; else a folder, a GGUF file, a hub id or a short name
 for piece in model.stream("Once upon a time"):
     print(piece, end="", flush=True)
 """

@@ -15,6 +15,7 @@ from edgetok.environment import read_settings
 from edgetok.errors import OptionError
 from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.library.resolve import model_folder
+from edgetok.models.bundled import bundled_model
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.base import check_writes
 from edgetok.runtime.options import DEFAULT_WAIT_S, RunChanges, RunOptions
@@ -115,7 +116,7 @@ class Model(Texts):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
         **options: Unpack[RunChanges],
@@ -124,7 +125,7 @@ class Model(Texts):
 
         Args:
             path: an artefact that `edgetok convert` wrote, a short name such as "smollm2", a hub
-                id, a Hugging Face folder or a GGUF file.
+                id, a Hugging Face folder or a GGUF file; None takes the bundled model.
             progress: called with (work done, work in all) where kernels have to be
                 compiled first, once for a machine.
             options: fields of `RunOptions` that differ from their defaults, e.g.
@@ -138,7 +139,8 @@ class Model(Texts):
         """
         from edgetok.drafting import load_draft_model
 
-        path, run = checked_path(path), RunOptions.of(options)
+        path = bundled_model() if path is None else checked_path(path)
+        run = RunOptions.of(options)
         limits = run.cache_limits
         if run.threads is None:
             run = dataclasses.replace(run, threads=read_settings().threads)

@@ -32,6 +32,11 @@ def test_load(model: edgetok.Model) -> None:
     assert ends == {"<|im_end|>", "<|endoftext|>"}
 
 
+def test_load_without_a_name_loads_the_bundled_model() -> None:
+    with edgetok.load(threads=1) as model, edgetok.load(bundled_model(), threads=1) as named:
+        assert model.artefact.identity == named.artefact.identity
+
+
 def test_kernels_agree_with_onnxruntime(model: edgetok.Model, default_artefact: Path) -> None:
     """Both round activations to 8 bits, each its own way: the first words are the same."""
     with edgetok.load(default_artefact, device="onnxruntime", threads=1) as other:

@@ -110,7 +110,7 @@ def _inner(reader: ConfigReader, count: int, shared: int) -> tuple[int, bool]:
 
 
 def _share(reader: ConfigReader, scaling: dict[str, Any] | None) -> float:
-    """Return the share of full attention's dims that turn."""
+    """Return the share of full attention's dims that are rotated."""
     factors = [] if scaling is None else scaling.get("short_factor", [])
     turning = factors.count(1.0)
     still = factors[turning:]
@@ -120,8 +120,8 @@ def _share(reader: ConfigReader, scaling: dict[str, Any] | None) -> float:
         or min(still, default=1e30) < _STANDS_STILL
     ):
         raise UnsupportedError(
-            f"{reader.where}: rope_freqs.weight is not 1 of dims that turn and then 1e30 of those "
-            "that do not, as Gemma 4 has it; convert the original checkpoint"
+            f"{reader.where}: rope_freqs.weight is not 1 for rotated dims and 1e30 for the "
+            "others, as Gemma 4 has it; convert the original checkpoint"
         )
     share = turning / len(factors)
     # Whoever reads it rounds down.

@@ -40,11 +40,11 @@ HELP = (
     ("/exit", "end the chat; Ctrl-D does the same"),
 )
 KEYS = (
-    ("/re, /m, ...", "the beginning of a command is enough, if only one begins so"),
-    ("Ctrl-C", "stops an answer, or clears the line"),
-    ("Alt-Enter", "begins a new line of the message"),
-    ("\\ at the end", "continues the message in the next line"),
-    ('"""', "begins and ends a message of several lines"),
+    ("/re, /m, ...", "short for /retry, /memory, ...: any beginning that only one command has"),
+    ("Ctrl-C", "stop the answer, or clear the line"),
+    ("Alt-Enter", "begin a new line of the message"),
+    ("\\ at the end", "continue the message in the next line"),
+    ('"""', "begin, and end, a message of several lines"),
 )
 _ENDS = {
     "cancelled": "stopped",

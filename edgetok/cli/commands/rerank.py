@@ -56,7 +56,11 @@ def command(
 
     with common.load_model(model, given) as loaded:
         if not is_ranker(loaded.names):
-            click.echo(f"{model}: does not say that it was trained to rank texts", err=True)
+            click.echo(
+                f'{model}: no name of it has "rerank", so it may not be trained to rank texts, and '
+                "its scores may mean nothing",
+                err=True,
+            )
         ranked = [i for i, (_, text) in enumerate(texts) if text.strip()]
         asked = [texts[i][1] for i in ranked]
         found = loaded.rerank(query, asked, instruction=instruction or None)

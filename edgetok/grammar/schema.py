@@ -7,6 +7,7 @@ meaning in older drafts, and bounds that equal keys would break. It says where i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,11 @@ _UNSUPPORTED = frozenset(
 )
 _SCHEMAS = ("additionalProperties", "items")  # hold a schema
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")  # hold a list of schemas
+_BOUNDS = (
+    ("exclusiveMinimum", "minimum", math.inf, max),
+    ("exclusiveMaximum", "maximum", -math.inf, min),
+)
+_LARGEST = 2**53  # integers beyond it are not told apart as floats, but are as integers
 _MAPS = ("$defs", "definitions", "patternProperties", "properties")  # hold schemas by name
 
 
@@ -38,6 +44,7 @@ def checked_schema(given: object) -> Any:
     """Return a schema that llguidance holds as it is meant.
 
     Objects with `properties` that say nothing of others get no others, unless schemas combine.
+    Numbers keep away from exclusive bounds as floats too.
 
     Args:
         given: a mapping, its JSON text, or a pydantic model class.
@@ -64,6 +71,7 @@ def checked_schema(given: object) -> Any:
         raise GrammarError(f"the schema is not JSON: {error}") from error
     if not _combines(plain):
         _close(plain)
+    _round_bounds(plain)
     plain["x-guidance"] = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
     return plain
 
@@ -131,6 +139,26 @@ def _close(schema: Any) -> None:
         schema.setdefault("additionalProperties", False)
     for part in _parts(schema):
         _close(part)
+
+
+def _round_bounds(schema: Any) -> None:
+    """Replace exclusive bounds by the next float, where numbers may have a fraction.
+
+    24.0000000000000001 is above 24, but programs read it as 24.0. Rounding keeps order, so what is
+    at least the next float is read as at least that. Beside 0 it has 324 digits: that bound stays.
+    """
+    if isinstance(schema, bool):
+        return
+    for exclusive, inclusive, towards, tighter in _BOUNDS:
+        bound = schema.get(exclusive)
+        if schema.get("type") == "integer" or not isinstance(bound, (int, float)) or not bound:
+            continue
+        if abs(bound) < _LARGEST:
+            del schema[exclusive]
+            following = math.nextafter(bound, towards)
+            schema[inclusive] = tighter(schema.get(inclusive, following), following)
+    for part in _parts(schema):
+        _round_bounds(part)
 
 
 def _check_drafts(schema: Mapping[str, Any], place: str) -> None:

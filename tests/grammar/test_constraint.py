@@ -171,6 +171,40 @@ def test_a_token_that_is_not_allowed_ends_it_for_good(small: Vocabulary) -> None
     assert not constraint.ended
 
 
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"exclusiveMinimum": 24},
+            ["24.000000000000004", "24.5", "25", "100000"],
+            ["24", "24.0", "24.0000000000000001", "24.000000000000003", "-25"],
+        ),
+        (
+            {"exclusiveMaximum": 0.3, "exclusiveMinimum": -1.5},
+            ["0.29999999999999993", "0", "-1.4999999999999997", "-1"],
+            ["0.3", "0.29999999999999999", "-1.5", "-1.4999999999999999", "1"],
+        ),
+        ({"exclusiveMinimum": 0}, ["0.0000000000000000000001", "7"], ["0", "0.0", "-1"]),
+    ],
+)
+def test_numbers_beside_exclusive_bounds(
+    small: Vocabulary, schema: Any, good: list[str], bad: list[str]
+) -> None:
+    """What the mask allows is valid for `jsonschema` too, which compares floats."""
+    schema = {"type": "number"} | schema
+    for text in good + bad:
+        constraint = small.constraint(Grammar.json_schema(schema))
+        try:
+            for byte in text.encode():
+                constraint.accept(_token(byte))
+            complete = constraint.complete
+        except GrammarError:
+            complete = False
+        assert complete == (text in good), text
+        if complete:
+            jsonschema.validate(json.loads(text), schema)
+
+
 def test_whitespace_is_bounded(small: Vocabulary) -> None:
     def taken(text: str) -> int:
         constraint = small.constraint(Grammar.json_object())

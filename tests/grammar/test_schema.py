@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from typing import Any
 
 import pydantic
@@ -95,8 +96,41 @@ def test_objects_get_no_keys_that_nobody_named() -> None:
         assert "additionalProperties" not in json.dumps(checked_schema(combined))
 
 
+@pytest.mark.parametrize("kind", ["number", ["number", "null"], None])
+@pytest.mark.parametrize("bound", [24, -24, 0.1, -1e-5, 1e22, 2**53 - 1, 31.5])
+def test_exclusive_bounds_keep_one_float_away(bound: float, kind: Any) -> None:
+    for keyword, inclusive, sign in (
+        ("exclusiveMinimum", "minimum", 1),
+        ("exclusiveMaximum", "maximum", -1),
+    ):
+        typed = {} if kind is None else {"type": kind}
+        found = checked_schema({"items": typed | {keyword: bound}})["items"]
+        if bound >= 2**53:
+            assert found[keyword] == bound
+            continue
+        assert keyword not in found
+        last = float(bound)
+        assert (found[inclusive] - last) * sign > 0
+        middle = (Fraction(found[inclusive]) + Fraction(last)) / 2
+        assert float(middle) in (found[inclusive], last)  # there is no float in between
+        # A bound that is nearer already stays.
+        nearer = bound + sign * 1000.5
+        assert checked_schema(typed | {keyword: bound, inclusive: nearer})[inclusive] == nearer
+
+
+def test_other_bounds_stay() -> None:
+    for schema in (
+        {"type": "integer", "exclusiveMinimum": 24},
+        {"type": "number", "exclusiveMinimum": 0, "minimum": -1},
+        {"type": "number", "minimum": 24, "maximum": 25.5},
+        {"enum": [{"exclusiveMinimum": 24}]},
+    ):
+        assert checked_schema({"items": schema})["items"] == schema
+
+
 def test_the_given_schema_is_not_changed() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    number = {"type": "number", "exclusiveMinimum": 24}
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": number}}
     before = json.dumps(schema)
     checked_schema(schema)
     assert json.dumps(schema) == before

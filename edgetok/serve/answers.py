@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from edgetok.engine.generation import Generation
 from edgetok.engine.result import Token
 from edgetok.errors import ArtefactError, ContextError
 from edgetok.model import Model
+from edgetok.serve.body import Gone
 from edgetok.serve.budget import MemoryBudget, Place
 from edgetok.serve.failure import Refusal, log
 from edgetok.serve.metrics import Metrics
@@ -86,13 +88,40 @@ class Writer:
         self.models.find(request.model)
         async with contextlib.AsyncExitStack() as stack:
             place = stack.enter_context(self.budget.place())
-            served, model = await stack.enter_async_context(self.models.using(request.model))
-            held_to = request.grammar is not None or request.tools
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                self._compiling if held_to else None, prepare, model, request
-            )
+            using = await stack.enter_async_context(contextlib.AsyncExitStack())
+            served, model = await using.enter_async_context(self.models.using(request.model))
+            prepared = await self._prepared(model, request, using)
             held = stack.pop_all()
         return Answer(self, held, place, served, model, request, prepared)
+
+    async def _prepared(
+        self, model: Model, request: Request, using: contextlib.AsyncExitStack
+    ) -> Prepared:
+        """Prepare in a thread. If the client goes away, its place is free at once.
+
+        The thread cannot be stopped; `using`, which keeps the model loaded, is closed after it.
+        """
+        gone = threading.Event()
+
+        def work() -> Prepared:
+            if gone.is_set():
+                raise Gone
+            return prepare(model, request)
+
+        async def closed(held: contextlib.AsyncExitStack) -> None:
+            await asyncio.wait((working,))
+            await held.aclose()
+
+        held_to = request.grammar is not None or request.tools
+        working = asyncio.get_running_loop().run_in_executor(
+            self._compiling if held_to else None, work
+        )
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            gone.set()
+            self.close_later(closed(using.pop_all()))
+            raise
 
     def close_later(self, giving_back: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Give back what an answer holds, whatever becomes of the task that asks for it."""

@@ -48,9 +48,7 @@ class Exchange:
 
         try:
             call = await read_json(scope, receive, self._protocol.parse)
-            async with await self._writer.begin(call.request) as answer:
-                response = self._stream if call.stream else self._whole
-                await while_there(receive, response(call, answer, sending))
+            await while_there(receive, self._answered(call, sending))
         except Gone:
             pass
         except asyncio.CancelledError:
@@ -63,6 +61,10 @@ class Exchange:
         elif refusal is not None and call is not None:
             await sending(_part(call.rendering.failed(refusal), more=False))
         self._writer.metrics.answered(self._route, status or GONE)
+
+    async def _answered(self, call: Call, send: Send) -> None:
+        async with await self._writer.begin(call.request) as answer:
+            await (self._stream if call.stream else self._whole)(call, answer, send)
 
     async def _whole(self, call: Call, answer: Answer, send: Send) -> None:
         answers = await answer.whole()

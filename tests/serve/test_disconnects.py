@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -11,8 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
+from edgetok.serve import answers
+from edgetok.serve.prompts import prepare
 from tests.serve.conftest import Process, Rule
 
 
@@ -68,6 +72,49 @@ def test_while_it_waits_in_the_queue(rule: Callable[..., Rule]) -> None:
     api.wait_until("waiting", 0)
     reset(first)
     api.wait_until("running", 0)
+
+
+def test_while_its_schema_compiles(
+    rule: Callable[..., Rule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place is free while the thread still compiles, and the model is kept for the thread.
+
+    Requests that wait for such a thread and lose their client are not prepared at all.
+    """
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    prepared = []
+
+    def slow(model: Any, request: Any) -> Any:
+        prepared.append(request)
+        begun.release()
+        assert go_on.wait(60)
+        return prepare(model, request)
+
+    monkeypatch.setattr(answers, "prepare", slow)
+    api = rule(server={"parallel": 1, "queue": 3})
+    served = api.writer.models.find("fake")
+    made = [begin(api, "x", response_format={"type": "json_object"}) for _ in range(4)]
+    try:
+        for _ in range(2):  # threads that compile
+            assert begun.acquire(timeout=60)
+        while served.holders < 4:
+            time.sleep(0.01)
+        for one in made:
+            reset(one)
+        held = api.budget.most_running + api.budget.most_waiting
+        gone = 'requests_total{route="chat",status="499"} 4'
+        while gone not in httpx.get(api.url + "/metrics").text:
+            time.sleep(0.01)
+        with contextlib.ExitStack() as places:
+            for _ in range(held):
+                places.enter_context(api.budget.place())
+        assert served.holders == 4
+    finally:
+        go_on.set()
+    while served.holders:
+        time.sleep(0.01)
+    assert len(prepared) == 2
+    assert api.chat("x", max_tokens=1).status_code == 200
 
 
 def test_a_full_queue_is_503_with_a_time(rule: Callable[..., Rule]) -> None:

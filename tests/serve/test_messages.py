@@ -82,6 +82,19 @@ def test_blocks(loud: Any) -> None:
     assert found.content[0].text == "br:3:TWO!"  # the result is a turn of the user's here
 
 
+@pytest.mark.parametrize(("is_error", "seen"), [(True, "ERROR: NO DISK"), (False, "NO DISK")])
+def test_the_model_sees_that_a_tool_failed(loud: Any, is_error: bool, seen: str) -> None:
+    call = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": "no disk"}
+    messages: Any = [
+        *SAID,
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result | {"is_error": is_error}]},
+    ]
+    found = loud.messages.create(model="fake", max_tokens=50, messages=messages)
+    assert seen in found.content[0].text.split("\n")  # between the signs of the template
+
+
 def test_an_answer_that_was_begun(loud: Any) -> None:
     """The last message is the assistant's: the answer goes on from it."""
     said: Any = [*SAID, {"role": "assistant", "content": "1:HE"}]

@@ -52,6 +52,7 @@ class _Block(Part):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
+    is_error: bool | None = None
     content: str | list[_Block] | None = None
 
 
@@ -191,6 +192,8 @@ def _messages(given: _Message, number: int) -> Iterable[dict[str, Any]]:
     results = [(i, one) for i, one in enumerate(given.content) if one.type == "tool_result"]
     for i, block in results:
         text = _joined(block.content or "", f"{place}.{i}.content")
+        if block.is_error:
+            text = f"Error: {text}"  # templates have no other place for it
         yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
     calls = [
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,8 @@ class TensorSource:
         pieces: half-open ranges of rows that lie below each other in it, in the place of `rows`.
         columns: the first column of those rows that is taken, and from each to the next: they are
             its rows; None takes the rows as they are.
+        pairs: dims of a head, and how many of them rotate, where rows that rotate together lie
+            beside each other in the checkpoint; None: they are half of the rotating dims apart.
     """
 
     name: str
@@ -101,6 +103,25 @@ class TensorSource:
     flat: bool = False
     pieces: tuple[tuple[int, int], ...] = ()
     columns: tuple[int, int] | None = None
+    pairs: tuple[int, int] | None = None
+
+    def order(self, count: int) -> npt.NDArray[np.int64]:
+        """Return the checkpoint's row of each of its `count` rows."""
+        if self.pieces:
+            return np.concatenate([np.arange(*piece) for piece in self.pieces])
+        rows = np.arange(count)
+        if self.pairs is not None:
+            dim, rotary = self.pairs
+            heads = rows.reshape(-1, dim)
+            turning = heads[:, :rotary].reshape(-1, rotary // 2, 2).swapaxes(1, 2)
+            turning = turning.reshape(-1, rotary)
+            rows = np.concatenate([turning, heads[:, rotary:]], axis=1).reshape(-1)
+        return rows if self.rows is None else self.rows[0] + rows
+
+    @property
+    def in_order(self) -> bool:
+        """Return whether its rows lie one behind the other in the checkpoint."""
+        return not self.pieces and self.pairs is None
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -199,6 +220,27 @@ class Family:
         return tuple(
             n for n in names if n not in claimed and not any(k.fullmatch(n) for k in known)
         )
+
+
+def in_pairs(
+    spec: DecoderSpec, tensors: Mapping[str, TensorSource]
+) -> dict[str, TensorSource]:
+    """Return the sources of a family that rotates pairs of neighbours: (2 i, 2 i + 1).
+
+    Queries times keys are the same with their dims in another order, so that the rows of both
+    projections are taken in the order in which pairs are half of the rotating dims apart.
+    """
+    sources = dict(tensors)
+    for i, layer in enumerate(spec.layers):
+        if layer.attention is None or layer.rope < 0:
+            continue
+        pairs = (spec.kv_sizes(i)[1], spec.ropes[layer.rope].rotary_dim)
+        for which in ("q", "k"):
+            for suffix in ("weight", "bias"):
+                name = f"layers.{i}.{which}_proj.{suffix}"
+                if name in sources:
+                    sources[name] = replace(sources[name], pairs=pairs)
+    return sources
 
 
 def standard_tensors(

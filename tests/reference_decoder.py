@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgetok.formats.checkpoint import Checkpoint
 from edgetok.kernels_cpu import reference, reference_delta, reference_space, reference_streams
 from edgetok.models import DecoderSpec, Family, inv_freq, ops, tensor_shapes
+from edgetok.models.family import TensorSource
 from edgetok.models.layers.altup import AddEach, CorrectStreams, MatchSize, MixStreams
 from edgetok.models.layers.experts import ExpertLinear, MixExperts, Route
 from edgetok.models.layers.gated_delta import CausalConv, DeltaGates, DeltaRule
@@ -28,16 +29,21 @@ def canonical_weights(family: Family, checkpoint: Checkpoint) -> dict[str, Array
     shapes = tensor_shapes(family.spec)
     return {
         name: np.concatenate(
-            [
-                part.taken(
-                    checkpoint.tensor(part.name, part.rows, flat=part.flat), len(shapes[name])
-                )
-                + np.float32(part.add)
-                for part in source.parts(checkpoint.infos)
-            ]
+            [_taken(part, checkpoint, len(shapes[name])) for part in source.parts(checkpoint.infos)]
         )
         for name, source in family.tensors.items()
     }
+
+
+def _taken(part: TensorSource, checkpoint: Checkpoint, dims: int) -> Array:
+    values = part.taken(checkpoint.tensor(part.name, part.rows, flat=part.flat), dims)
+    if part.pairs is not None:
+        # Of each head's first dims the even ones, then the odd ones.
+        dim, rotary = part.pairs
+        heads = values.reshape(-1, dim, *values.shape[1:])
+        turning = [heads[:, 0:rotary:2], heads[:, 1:rotary:2], heads[:, rotary:]]
+        values = np.concatenate(turning, 1).reshape(values.shape)
+    return values + np.float32(part.add)
 
 
 @dataclass

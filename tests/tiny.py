@@ -301,6 +301,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
         "tie_word_embeddings": True,
     },
+    # Its model has heads as wide as the model alone.
+    "helium": {"head_dim": 18, "attention_bias": True, "mlp_bias": True},
+    "ernie4_5": {"use_bias": True, "tie_word_embeddings": True},
+    # 12 of 24 dims rotate.
+    "glm": {"partial_rotary_factor": 0.5},
+    "glm4": {"partial_rotary_factor": 0.5},
     "vaultgemma": {
         "sliding_window": 8,
         "query_pre_attn_scalar": 20,

@@ -266,7 +266,7 @@ class Block:
                 continue
             value = weights[name] if name in weights else self.get(name + ".weight")
             path = ".".join(self._path(name + ".weight"))
-            parts.append((path, source.ranges, value - source.add))
+            parts.append((path, source, value - source.add))
         arguments = self._original.calls.of(self.index, slice(None) if windows is None else windows)
         while lane >= len(self._lanes):  # parameters and buffers are those of the first
             shared = [*self._layer.parameters(), *self._layer.buffers()]
@@ -343,7 +343,7 @@ class Block:
         source = self._source(name)
         path, leaf = self._path(name)
         parameter: Tensor = getattr(self._layer.get_submodule(path), leaf).data
-        if source.pieces:
-            rows = torch.cat([torch.arange(*piece) for piece in source.pieces])
-            return parameter, rows, source.add
+        if not source.in_order:
+            first, end = source.rows or (0, len(parameter))
+            return parameter, torch.from_numpy(source.order(end - first)), source.add
         return parameter, slice(*source.rows) if source.rows else slice(None), source.add

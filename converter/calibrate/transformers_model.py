@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,10 @@ from edgetok.converter.calibrate.expert_parameters import fill_missing
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.errors import MissingExtraError, UnsupportedError
 from edgetok.kernels_cpu.simd.host_cpu import host_features
+from edgetok.models.family import TensorSource
 from edgetok.models.operations import operations
 from edgetok.models.ops import Attend
 from edgetok.models.spec import DecoderSpec
-
-Ranges = tuple[tuple[int, int], ...]  # of rows, half-open
 
 
 class _WeightsOnMeta(TorchFunctionMode):
@@ -117,10 +117,14 @@ def why_not_run(weights: CanonicalWeights) -> str | None:
     return f"the installed transformers has {odd[0]} under another name" if odd else None
 
 
-def joined(parts: Iterable[tuple[str, Ranges, Tensor]]) -> dict[str, Tensor]:
-    """Parameters by name, from a name, ranges of rows (none: all) and the values of their parts."""
+def joined(parts: Iterable[tuple[str, TensorSource, Tensor]]) -> dict[str, Tensor]:
+    """Parameters by name, from a name, where it says the rows are, and the values of their parts."""
     found: dict[str, list[tuple[int, Tensor]]] = {}
-    for name, ranges, values in parts:
+    for name, source, values in parts:
+        if source.pairs is not None:  # they have rows of their own, one behind the other
+            order = replace(source, rows=None).order(len(values))
+            values = values[torch.from_numpy(np.argsort(order))]
+        ranges = source.ranges
         pieces = torch.split(values, [end - start for start, end in ranges or [(0, len(values))]])
         starts = [start for start, _ in ranges] or [0]
         found.setdefault(name, []).extend(zip(starts, pieces, strict=True))

@@ -44,6 +44,7 @@ from edgetok.formats.artefact import Artefact, open_artefact
 from edgetok.formats.layout import TensorFormat
 from edgetok.models.family import Family, TensorSource
 from edgetok.models.registry import read_family
+from edgetok.models.tensors import tensor_shapes
 
 Format = Literal["gptq", "compressed-tensors"]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -167,10 +168,12 @@ def _tensors(
     tensors: Arrays = {}
     modules: dict[str, TensorFormat] = {}
     plain: dict[str, str] = {}
+    shapes = tensor_shapes(family.spec)
     for stored, parts in _stored(family).items():
         module, _, suffix = stored.rpartition(".")
         names = [name.rpartition(".")[0] for name, _ in parts]
-        order = _order([source for _, source in parts])
+        counts = [shapes[name][0] for name, _ in parts]
+        order = _order([source for _, source in parts], counts)
         if suffix != "weight" or names[0] not in {*artefact.formats, "embed_tokens"}:
             tensors[stored] = np.concatenate(
                 [artefact.tensor(name) - np.float32(source.add) for name, source in parts]
@@ -206,12 +209,19 @@ def _stored(family: Family) -> dict[str, list[tuple[str, TensorSource]]]:
     return stored
 
 
-def _order(sources: Sequence[TensorSource]) -> slice | npt.NDArray[np.intp]:
-    """Return where each of a tensor's rows is among the rows of its parts, in their order."""
-    if not any(source.pieces for source in sources):
+def _order(
+    sources: Sequence[TensorSource], counts: Sequence[int]
+) -> slice | npt.NDArray[np.intp]:
+    """Return where each of a tensor's rows is among the rows of its parts, in their order.
+
+    Args:
+        sources: of the parts.
+        counts: rows of each.
+    """
+    if all(source.in_order for source in sources):
         return slice(None)
-    rows = [np.arange(*piece) for source in sources for piece in source.ranges]
-    return np.argsort(np.concatenate(rows))
+    parts = zip(sources, counts, strict=True)
+    return np.argsort(np.concatenate([source.order(count) for source, count in parts]))
 
 
 def _is_tied(artefact: Artefact, name: str) -> bool:

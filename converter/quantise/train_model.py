@@ -136,7 +136,7 @@ class _Student:
                 put_stacked(source.stack, value, self._original, stacked)
                 continue
             name_there = self._in_module.get(source.name, source.name)
-            parts.append((name_there, source.ranges, value - source.add))
+            parts.append((name_there, source, value - source.add))
         return joined(parts) | {self._in_module[name]: values for name, values in stacked.items()}
 
     def learned(self) -> _LearnedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,13 @@ class CanonicalWeights:
         if source.columns is not None:
             whole = self.checkpoint.tensor(source.name, source.rows, flat=source.flat)
             return source.taken(whole, dims)[slice(*(rows or (None,)))]
+        if source.pairs is not None:
+            count = self.checkpoint.infos[source.name].shape[0]
+            order = source.order(count if source.rows is None else source.rows[1] - source.rows[0])
+            order = order[slice(*(rows or (None,)))]
+            low = int(order.min())
+            values = self.checkpoint.tensor(source.name, (low, int(order.max()) + 1))
+            return np.ascontiguousarray(values[order - low]) + np.float32(source.add)
         first = 0 if source.rows is None else source.rows[0]
         if rows is not None:
             rows = (first + rows[0], first + rows[1])
@@ -125,7 +133,10 @@ class CanonicalWeights:
         for part in parts:
             codes = whole[part.name]
             rows = None if codes is None or part.rows is None else slice(*part.rows)
-            found.append(codes if codes is None or rows is None else codes.rows(rows))
+            own = codes if codes is None or rows is None else codes.rows(rows)
+            if own is not None and part.pairs is not None:
+                own = own.rows(replace(part, rows=None).order(len(own.codes)))
+            found.append(own)
         return found[0] if len(found) == 1 else below_each_other(name, found)
 
     def pieces(self, name: str) -> Iterator[Floats]:

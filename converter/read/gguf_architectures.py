@@ -138,6 +138,14 @@ def _smollm3(reader: ConfigReader, config: Config) -> Config:
     return {"hidden_act": "silu", "no_rope_layer_interval": 4}
 
 
+def _glm4(reader: ConfigReader, config: Config) -> Config:
+    return {
+        "hidden_act": "silu",
+        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0),
+        "attention_bias": False,  # until a tensor says otherwise
+    }
+
+
 def _experts(reader: ConfigReader) -> Config:
     """Keys of a layer's experts, under the names of most families."""
     return {
@@ -299,6 +307,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", _plain),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM", _glm4),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
     "bitnet": Architecture("bitnet", "BitNetForCausalLM", _bitnet, apart=_SUB_NORMS),
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe, apart=_EXPERTS),

@@ -71,6 +71,8 @@ _CUTS: Mapping[str, dict[str, Any]] = {
     "llama-v3": _cut(_LLAMA3),
     "llama-bpe": _cut(_LLAMA3),
     "lfm2": _cut(_LLAMA3),
+    "chatglm-bpe": _cut(_LLAMA3),
+    "glm4": _cut(_LLAMA3),
     "gpt-4o": _cut(_O200K),
     "qwen35": _cut(_QWEN35),
     "qwen2": _cut(_QWEN2),

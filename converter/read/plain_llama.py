@@ -14,15 +14,12 @@ from edgetok.formats.checkpoint import Checkpoint
 from edgetok.models.registry import families, read_family
 
 _FAMILY: Final = "llama"
-# Families of Llama's settings and tensors with another arithmetic: pairs of neighbours are rotated.
-# Source: transformers 5.24.
-_OTHERS: Final = frozenset({"ernie4_5", "helium"})
 
 
 def plain_llama(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint of Llama's shape as one of Llama, and any other as it is."""
     model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type in _OTHERS or model_type in families():
+    if not isinstance(model_type, str) or model_type in families():
         return checkpoint
     config = {**checkpoint.config, "model_type": _FAMILY}
     found = Checkpoint(

@@ -111,10 +111,7 @@ def reference_with(source, written, spec):
             if place.stack is not None:
                 write_stacked(place, state, values)
                 continue
-            first = 0
-            for start, end in place.ranges or ((0, len(values)),):
-                state[place.name][start:end] = values[first : first + end - start]
-                first += end - start
+            state[place.name][place.order(len(values))] = values
     return model
 
 

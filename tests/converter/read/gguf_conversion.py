@@ -210,6 +210,18 @@ def _attending(config: Fields) -> Fields:
     return {"attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds]}
 
 
+def _glm4(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Gate and up stay one matrix; rows of queries and keys stay as they are."""
+    rope = config.get("rope_parameters") or config
+    turning = int(config["head_dim"] * rope["partial_rotary_factor"])
+    fields = _common(config) | {"rope.dimension_count": turning}
+    return "glm4", fields, _renamed("glm4", config, weights)
+
+
+def _ernie4_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    return "ernie4_5", _common(config), _renamed("ernie4_5", config, weights)
+
+
 def _squeezed(weights: Weights) -> Weights:
     return {n: w.squeeze(1) if "conv.conv" in n else w for n, w in weights.items()}
 
@@ -427,6 +439,8 @@ def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weigh
 
 _FAMILIES = {
     "bitnet": _bitnet,
+    "ernie4_5": _ernie4_5,
+    "glm4": _glm4,
     "granitemoehybrid": _granitehybrid,
     "gemma4_text": _gemma4,
     "qwen3_5_text": _qwen3_5,

@@ -72,6 +72,9 @@ def convert(
     interrupted, by whatever, goes on when it is called again with the same source and options, and
     gives the same bytes.
 
+    Without a target, `options` whose bits are spread (`ConvertOptions.spreads`) have one: the bytes
+    that the same bits in all layers take.
+
     Args:
         source: a Hugging Face model folder, a GGUF file, or a hub id `owner/name`.
         out: the artefact's folder; an artefact that is there already is replaced.
@@ -127,13 +130,16 @@ def convert(
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
+    spreads = target is None and options.spreads
     if target is not None:
         require_torch("--fit or --max-kl")
-        from edgetok.converter.allocate.search import Fitting, check_room
+        from edgetok.converter.allocate.search import check_room
 
         check_room(family.spec, target, symmetric=options.symmetric)
         options = target.options(options)
         title = {**title_of(checkpoint, options, measured=True), "target": target.to_json()}
+    elif spreads:
+        title["target"] = "spread"
     tokens, reason = reference_tokens(weights, options)
     calibrates = options.calibrates or target is not None
     with (
@@ -152,12 +158,14 @@ def convert(
         if target is None:  # before minutes of work; a search decides the size later
             needed = plan(family.spec, formats, constants=True).file_bytes + _SPARE_BYTES
             require_space(workspace.folder, needed, workspace.folder)
+        if spreads:
+            target = Target.spreading(family.spec, formats, options.bits)
         if calibrates:
             require_original(weights)
         texts, generated = None, False
 
         def plan_stages(generated: int) -> None:
-            if target is None:  # a search has stages that cannot be foreseen
+            if target is None or target.nbytes:  # rounds cannot be foreseen
                 progress.plan(
                     expected_seconds(
                         family.spec,
@@ -165,6 +173,7 @@ def convert(
                         options,
                         generated=generated,
                         compared=tokens,
+                        measured=target is not None,
                     )
                 )
 
@@ -193,8 +202,18 @@ def convert(
             plan_stages(0)
         fitting = None
         if target is not None and texts is not None:
+            from edgetok.converter.allocate.search import Fitting
+
             fitting = Fitting(
-                weights, target, options, texts, workspace, progress, threads, formats
+                weights,
+                target,
+                options,
+                texts,
+                workspace,
+                progress,
+                threads,
+                formats,
+                compared=tokens > 0,
             )
             reasons = {name: why for name, why in reasons.items() if name in fitting.kept}
         while True:
@@ -217,7 +236,7 @@ def convert(
         if family.spec.both_sides:
             notes.append(f"{GENAI_FILE} left out: the model writes no text")
             if options.quantises and not isinstance(checkpoint, CodedCheckpoint):
-                notes.append(f"rounded to nearest: {NOT_CALIBRATED}")
+                notes.append(f"rounded to nearest, the same bits in all layers: {NOT_CALIBRATED}")
         elif family.spec.keeps_states or not family.spec.uniform:
             notes.append(
                 f"{GENAI_FILE} left out: it names caches of attention layers alone, of one size"
@@ -244,7 +263,7 @@ def convert(
             time_s=time.monotonic() - started,
             peak_memory_mb=peak_memory_mb(),
             resumed=workspace.resumed,
-            fit=None if fitting is None else fitting.report(),
+            fit=None if fitting is None else fitting.report(agreement),
             cache=cache.losses,
             cache_reason=cache.reason,
             heads=cache.heads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from edgetok.converter.allocate.scope import MEASURED_TOKENS
 from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.formats.layout import linear_shapes
 from edgetok.models.operations import operations, stages
@@ -20,6 +21,9 @@ _TRAINED = 8  # passes of products in a step of training
 _TRAINED_TOKENS = 1024
 _STEPS = 100
 _COMPARED_HEADS = 4  # an exponential of float64 takes as long as several products
+_MEASURED = 5  # passes of products, forward and back
+_MEASURED_HEADS = 9
+_TRIED = 3e-4  # seconds an input of a matrix: all ways to store it, on some of its rows
 _CACHE_TOKENS = 5600  # all runs of `measure_cache` together; half of them for what is only rounded
 
 
@@ -30,6 +34,7 @@ def expected_seconds(
     *,
     generated: int,
     compared: int,
+    measured: bool = False,
 ) -> dict[str, float]:
     """Return the seconds of each stage to come, by its title, in order.
 
@@ -39,6 +44,7 @@ def expected_seconds(
         options: of the conversion.
         generated: tokens of calibration text that the model writes.
         compared: tokens on which the result is compared with the original.
+        measured: whether the sensitivity of each tensor is.
     """
     shapes = linear_shapes(spec)
     layers = sum(s.N * s.K for name, s in shapes.items() if name.startswith("layers."))
@@ -50,6 +56,11 @@ def expected_seconds(
     if generated:
         found["Generating calibration text"] = generated * parameters / _PRODUCTS
     rounding = _READ * parameters + _ROUNDED[options.method] * layers
+    if measured:
+        products = MEASURED_TOKENS * (_MEASURED * layers + inputs + _MEASURED_HEADS * ends)
+        tried = sum(s.K for name, s in shapes.items() if name.startswith("layers."))
+        found["Measuring sensitivity"] = products / _PRODUCTS + _TRIED * tried
+        rounding += _ROUNDED[options.method] * ends  # a head of fewer than 8 bits
     if options.calibrates:
         products = tokens * (1.25 * layers + 0.6 * inputs)
         refine = 0 if learns_whole(parameters) else options.refinement(parameters)

@@ -13,7 +13,7 @@ from edgetok.converter.options import ConvertOptions
 from edgetok.errors import MissingExtraError
 from edgetok.formats.checkpoint import Checkpoint
 
-VERSION = 5  # of the output; work of another version is never continued
+VERSION = 6  # of the output; work of another version is never continued
 
 
 def require_torch(what: str) -> None:

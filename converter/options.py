@@ -45,7 +45,11 @@ class ConvertOptions:
             among groups, or as they are stored.
     """
 
-    bits: Annotated[int, "Bits of the linear layers, e.g. 4; 16 keeps them as float16."] = 4
+    bits: Annotated[
+        int,
+        "Bits of the linear layers, e.g. 4; 16 keeps them as float16. Below 8, --method auto takes "
+        "them as an average, and tensors that lose more get more.",
+    ] = 4
     method: Annotated[
         Method,
         "How weights are rounded. auto loses least. gptq takes a third of the time on a small "
@@ -60,11 +64,16 @@ class ConvertOptions:
         "Have --method auto train the integers as well, over N batches of text; slow on a large "
         "model.  [default: 300 at 2 and 3 bits up to 20 million weights, else 0]",
     ] = None
-    group_size: Annotated[int, "Number of inputs that share a scale."] = 32
+    group_size: Annotated[int | None, "Number of inputs that share a scale.  [default: 32]"] = None
     head_bits: Annotated[
         int | None, "Bits of the output head and the embedding.  [default: 8, or 16 with --bits 16]"
     ] = None
     symmetric: Annotated[bool, "Store no zero points."] = False
+    uniform: Annotated[
+        bool,
+        "Give all layers the same width, instead of spreading the same number of bytes by what "
+        "each tensor loses.",
+    ] = False
     portable: Annotated[
         bool,
         "Choose only formats that other engines keep at their size: no table of levels, no 5 and 6 "
@@ -97,7 +106,7 @@ class ConvertOptions:
         choices: dict[str, tuple[Any, ...]] = {
             "bits": BITS,
             "method": get_args(Method),
-            "group_size": GROUP_SIZES,
+            "group_size": (None, *GROUP_SIZES),
             "head_bits": (None, *HEAD_BITS),
             "order": get_args(Order),
         }
@@ -145,6 +154,15 @@ class ConvertOptions:
         return self.quantises and self.method != "rtn"
 
     @property
+    def spreads(self) -> bool:
+        """Return whether the bytes of one width are spread over tensors by what each loses.
+
+        Not where an option asks for one format; and no tensor has more than 8 bits.
+        """
+        one = self.uniform or self.symmetric or self.group_size or self.head_bits
+        return self.method == "auto" and self.bits < 8 and not one
+
+    @property
     def steps(self) -> frozenset[Step]:
         """Return the recipe's steps; gptq and awq are one step each, as in their papers."""
         if self.method == "auto":
@@ -174,9 +192,14 @@ class ConvertOptions:
         return (
             self.method == "auto"
             and "search" in self.steps
-            and self.group_size == 32
+            and self.effective_group_size == 32
             and not (self.symmetric or self.portable or self.refine)
         )
+
+    @property
+    def effective_group_size(self) -> int:
+        """Return the number of inputs that share a scale where all tensors have one format."""
+        return self.group_size or 32
 
     @property
     def effective_head_bits(self) -> int:
@@ -191,8 +214,10 @@ class ConvertOptions:
         values["calibration"] = None if self.calibration is None else self.calibration.name
         values["without"] = sorted(self.without)
         values["head_bits"] = self.effective_head_bits
-        if not self.portable:
-            del values["portable"]  # as in reports from before there was a choice
+        values["group_size"] = self.effective_group_size
+        for name in ("portable", "uniform"):
+            if not values[name]:
+                del values[name]  # as in reports from before there was a choice
         if self.measure_cache:
             del values["measure_cache"]
         return values

@@ -153,7 +153,9 @@ def test_fewer_bits(checkpoint: Path, tmp_path: Path, bits: int, least: float) -
     """`auto` rounds to nearest, and says why."""
     report = convert(str(checkpoint), tmp_path / "out", ConvertOptions(bits=bits))
     assert report.method == "rtn"
-    assert any("rounded to nearest" in note for note in report.notes)
+    (note,) = (note for note in report.notes if "rounded to nearest" in note)
+    assert "the same bits in all layers" in note
+    assert report.fit is None
     with Model.load(tmp_path / "out", threads=1) as model:
         for text in TEXTS:
             (found,) = model.embed(text)

@@ -124,7 +124,7 @@ class _Comparison:
             ours = self._cell(name, lambda name=name, t=target: self._edgetok(name, options, t))
             _print("edgetok, bits per tensor", ours)
         for bits in self._args.bits:
-            options = ConvertOptions(**plain, without=steps, bits=bits)
+            options = ConvertOptions(**plain, without=steps, bits=bits, uniform=True)
             name = "-".join([f"edgetok-{bits}_bits", *(f"no_{step}" for step in steps)])
             ours = self._cell(name, lambda name=name, o=options: self._edgetok(name, o, None))
             _print(f"edgetok, {bits} bits", ours)

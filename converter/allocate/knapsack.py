@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.converter.allocate.sensitivity import Sensitivity
+from edgetok.converter.allocate.sensitivity import Sensitivity, is_end
 from edgetok.converter.card.report import Fit, FitPoint
 from edgetok.errors import OptionError
 from edgetok.formats.layout import (
@@ -87,8 +87,6 @@ class Allocator:
         spec: DecoderSpec,
         sensitivity: Sensitivity,
         kept: Mapping[str, TensorFormat],
-        *,
-        symmetric: bool,
     ) -> None:
         """Enumerate the choices.
 
@@ -96,11 +94,9 @@ class Allocator:
             spec: the decoder.
             sensitivity: losses by tensor and way.
             kept: formats of tensors that no width holds, such as float32.
-            symmetric: no zero points.
         """
         self._spec = spec
         self._kept = dict(kept)
-        self._zeros = not symmetric
         self._sensitivity = sensitivity
         self._curve = _LogLog(sensitivity.probes)
         shapes = linear_shapes(spec)
@@ -197,8 +193,24 @@ class Allocator:
         """KL in nats to expect of a sum of losses."""
         return self._curve(loss)
 
-    def report(self, wanted: str, chosen: Allocation) -> Fit:
-        """Return the curve, what uniform bits give, and the choice."""
+    def report(
+        self,
+        wanted: str,
+        chosen: Allocation,
+        measured: float | None = None,
+        average_bits: int = 0,
+    ) -> Fit:
+        """Return the curve, what uniform bits give, and the choice.
+
+        Args:
+            wanted: the goal, in words.
+            chosen: what was written.
+            measured: its KL, which tells what sums of losses mean where nothing else does.
+            average_bits: see `Fit`.
+        """
+        probes = len(self._sensitivity.probes)
+        if not probes and measured is not None:
+            probes, self._curve = 1, _LogLog([(chosen.loss, measured)])
         smallest = self._total([0] * len(self._units))
         every = [round(i * _STEPS / (_POINTS - 1)) for i in range(_POINTS)]
         points = [
@@ -210,20 +222,20 @@ class Allocator:
             curve=tuple(points),
             uniform=tuple(self._uniform()),
             chosen=FitPoint(chosen.nbytes, self.expected_kl(chosen.loss), "chosen"),
-            probes=len(self._sensitivity.probes),
+            probes=probes,
+            average_bits=average_bits,
         )
 
     def _uniform(self) -> list[FitPoint]:
         result = []
         for way in _UNIFORM:
             ways = {
-                name: TensorFormat(
-                    *(_UNIFORM_HEAD if name in ("lm_head", "embed_tokens") else way),
-                    zeros=self._zeros,
-                )
-                for name in self._nbytes
+                name: form
+                for name, known in self._nbytes.items()
+                for form in known
+                if (form.bits, form.group_size) == (_UNIFORM_HEAD if is_end(name) else way)
             }
-            if all(way in self._nbytes[name] for name, way in ways.items()):
+            if len(ways) == len(self._nbytes):
                 nbytes = self._fixed + sum(self._nbytes[name][way] for name, way in ways.items())
                 loss = math.fsum(self._sensitivity.kl[name][way] for name, way in ways.items())
                 name = f"{way[0]} bits in groups of {way[1]}"

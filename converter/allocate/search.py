@@ -64,10 +64,14 @@ class Fitting:
         progress: Progress,
         threads: int,
         formats: Mapping[str, TensorFormat],
+        *,
+        compared: bool,
     ) -> None:
         """Measure, unless an earlier run did; `workspace` has the survey.
 
-        `formats` are those of what is never quantised, or at no width that is tried.
+        `formats` are those of what is never quantised, or at no width that is tried. What is
+        `compared` with the original needs no other runs of the whole model to tell its loss,
+        unless that loss is the target.
 
         Raises:
             OptionError: the target cannot be met.
@@ -86,17 +90,17 @@ class Fitting:
                 workspace.folder,
                 progress,
                 threads,
+                target.scope,
+                probes=target.most_kl is not None or not compared,
             )
             workspace.finish("sensitivity", result.to_json())
         sensitivity = Sensitivity.from_json(workspace.result("sensitivity"))
-        if options.portable:
-            sensitivity = sensitivity.without_grouped()
         kept = {
             name: formats[name]
             for name in linear_shapes(self._spec)
             if not sensitivity.kl.get(name)
         }
-        self._allocator = Allocator(self._spec, sensitivity, kept, symmetric=options.symmetric)
+        self._allocator = Allocator(self._spec, sensitivity, kept)
         self.kept = frozenset(kept)
         self.allocation = self._allocate()
 
@@ -127,11 +131,16 @@ class Fitting:
         self.allocation = self._allocate()
         return False
 
-    def report(self) -> Fit:
-        """Return the choice for the quality card."""
+    def report(self, agreement: Agreement | None) -> Fit:
+        """Return the choice for the quality card; the curve passes through the measured loss."""
         target, allocation = self._target, self.allocation
         if target.nbytes is None:
             wanted = f"a KL of at most {target.most_kl:g} nats"
+        elif target.average_bits:
+            wanted = (
+                f"no more bytes than {target.average_bits} bits in all layers take "
+                f"({target.nbytes / 1e6:,.2f} MB)"
+            )
         else:
             wanted = f"at most {target.nbytes / 1e6:,.2f} MB"
             if target.context_tokens:
@@ -139,7 +148,8 @@ class Fitting:
                     f" with a cache of {target.context_tokens:,} tokens "
                     f"({_cache_bytes(self._spec, target) / 1e6:,.2f} MB)"
                 )
-        return self._allocator.report(wanted, allocation)
+        known = None if agreement is None else agreement.kl
+        return self._allocator.report(wanted, allocation, known, target.average_bits)
 
     def _allocate(self) -> Allocation:
         if self._target.nbytes is None:

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetok.converter.allocate.scope import MEASURED_TOKENS, WIDE, Scope
 from edgetok.converter.allocate.sensitivity_of_ends import Ends, halves
 from edgetok.converter.allocate.sensitivity_of_experts import measure_experts
 from edgetok.converter.allocate.sensitivity_of_inputs import measure_inputs
@@ -43,12 +44,16 @@ from edgetok.converter.options import ConvertOptions, learns_whole
 from edgetok.converter.progress import Progress
 from edgetok.converter.quantise import gptq
 from edgetok.converter.read.canonical_weights import CanonicalWeights, without_table
-from edgetok.formats.layout import TensorFormat
+from edgetok.formats.layout import TensorFormat, linear_shapes
+from edgetok.models.spec import DecoderSpec
 
-_TOKENS = 4096
 # `tune` repairs more of the loss of an embedding or a head than of the loss of layers. At 2.386 MB
 # the default model had a KL of 0.0280 without this (a head of 8 bits), and 0.0197 with it (of 4).
 _TUNED_END = 0.5
+# Of the progress, in the time that a block takes forward: a block back, and a head that is as large
+# as a block. SmolLM2-135M.
+_BACK_UNITS = 4
+_HEAD_UNITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,6 @@ class Sensitivity:
 
     kl: Mapping[str, Mapping[TensorFormat, float]]
     probes: tuple[tuple[float, float], ...]
-
-    def without_grouped(self) -> Sensitivity:
-        """Return it without the formats that other engines keep as wider ones."""
-        kl = {
-            name: {form: cost for form, cost in costs.items() if not form.grouped}
-            for name, costs in self.kl.items()
-        }
-        return Sensitivity(kl, self.probes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -97,6 +94,9 @@ def measure(
     scratch: Path,
     progress: Progress,
     threads: int,
+    scope: Scope = WIDE,
+    *,
+    probes: bool = True,
 ) -> Sensitivity:
     """Run the original forward and back over some tokens and try every way to store each tensor.
 
@@ -107,17 +107,20 @@ def measure(
         windows: [B, T] token ids.
         scratch: a folder for activations, [B, T, hidden_size] float32 a layer.
         progress: called for each block.
-        threads: number of chunks of rows rounded at once.
+        threads: how many formats are tried at once.
+        scope: which formats.
+        probes: whether sums of losses are compared with whole models.
 
     Returns:
         Costs; a tensor whose scales do not fit float16 at some width has none for it, and one that
         is never quantised, such as a router, is not there.
     """
     spec = weights.family.spec
-    count = max(2, _TOKENS // windows.shape[1])
+    count = max(2, MEASURED_TOKENS // windows.shape[1])
     windows = windows[spread(len(windows), min(count, len(windows)))]
-    progress.begin("Measuring sensitivity", 2 * spec.num_layers + 2)
-    trial = Trial(options, greatest, threads, without_table(spec))
+    head_units = _head_units(spec)
+    progress.begin("Measuring sensitivity", (1 + _BACK_UNITS) * spec.num_layers + head_units + 1)
+    trial = Trial(options, greatest, threads, without_table(spec), scope, probes=probes)
     original = Original(weights, threads=threads)
     embedded = original.embed(windows)
     states = _States(scratch, embedded)
@@ -125,13 +128,13 @@ def measure(
         with original.block(index) as block:
             states.push(block(states.last))
         progress.advance()
-    ends = Ends(original, options, greatest, threads)
+    ends = Ends(original, options, greatest, threads, scope)
     trial.kl["lm_head"], gradient = ends.head(states.last)
-    progress.advance()
+    progress.advance(head_units)
     for index in reversed(range(spec.num_layers)):
         with original.block(index) as block:
             gradient = _block(weights, block, states.pop(), gradient, trial)
-        progress.advance()
+        progress.advance(_BACK_UNITS)
     if spec.per_layer_size:
         own = [original.calls.input_gradients[i] for i in range(spec.num_layers)]
         gradient = gradient + measure_inputs(weights, windows, embedded, torch.cat(own, 2), trial)
@@ -141,12 +144,15 @@ def measure(
         costs = trial.kl.setdefault(name, {})
         costs[form] = costs.get(form, 0.0) + cost
     for end in {name, "lm_head"}:
-        known = trial.kl[end].get(trial.probed(PROBE_HEAD[0]), 0.0)
+        known = trial.kl[end].get(TensorFormat(*PROBE_HEAD), 0.0)
         trial.probes[end] = dict.fromkeys(PROBE_BITS, known)
     if "tune" in options.steps and learns_whole(weights.parameters):
-        for end in filter(_is_end, trial.kl):
+        for end in filter(is_end, trial.kl):
             trial.kl[end] = {way: _TUNED_END * cost for way, cost in trial.kl[end].items()}
     states.close()
+    progress.advance()
+    if not probes:
+        return Sensitivity(trial.kl, ())
     result = probe(weights, windows, options, progress, threads)
     sums = [math.fsum(costs[bits] for costs in trial.probes.values()) for bits in PROBE_BITS]
     return Sensitivity(trial.kl, tuple(zip(sums, result, strict=True)))
@@ -216,5 +222,13 @@ def _block(
     return before
 
 
-def _is_end(name: str) -> bool:
+def _head_units(spec: DecoderSpec) -> int:
+    """Return the time that the head takes in units of a block's way forward."""
+    shapes = linear_shapes(spec)
+    block = sum(s.N * s.K for name, s in shapes.items() if not is_end(name)) / spec.num_layers
+    return 1 + round(_HEAD_UNITS * shapes["lm_head"].N * shapes["lm_head"].K / block)
+
+
+def is_end(name: str) -> bool:
+    """Return whether a tensor is the head or the embedding."""
     return name in ("lm_head", "embed_tokens")

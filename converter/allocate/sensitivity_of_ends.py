@@ -9,13 +9,15 @@ layer, by the gradient with respect to its output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.calibrate.compare import head_agreement, head_logits
+from edgetok.converter.allocate.scope import WIDE, Scope, fitting
+from edgetok.converter.calibrate.compare import head_logits
 from edgetok.converter.calibrate.original_model import Original, gather_rows
 from edgetok.converter.calibrate.windows import Tokens, spread
 from edgetok.converter.options import ConvertOptions
@@ -26,15 +28,17 @@ from edgetok.converter.quantise.recipe import (
     rounder_of_ends,
     rounder_of_head,
 )
-from edgetok.converter.quantised import fits_float16_scales
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.formats.layout import TensorFormat
 from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]
 Costs = dict[TensorFormat, float]
+Head = Callable[[], Iterator[Floats]]
 
 _HEAD_TOKENS = 512
 _HEAD_ROWS = 8192
+_TOKENS = 256  # of a piece: a few arrays of 4,096 logits each are then 8 MB
 _SEED = 20
 
 
@@ -47,7 +51,9 @@ class Ends:
         options: ConvertOptions,
         greatest: Mapping[str, float],
         threads: int,
+        scope: Scope = WIDE,
     ) -> None:
+        self._scope = scope
         self._original, self._spec = original, original.weights.family.spec
         self._options, self._greatest, self._threads = options, greatest, threads
         self._rounder: Rounder = rounder_of_ends(options)
@@ -73,17 +79,15 @@ class Ends:
         def head() -> Iterator[Floats]:
             return weights.pieces("lm_head.weight")
 
-        rows = _likely_rows(states[some], head, spec)
-        exact = gather_rows(head(), rows).numpy()
-        targets = torch.zeros(len(some), dtype=torch.int64)
+        log_sums = head_log_sums(states, head, spec, self._threads)
+        exact = gather_rows(head(), _likely_rows(states[some], log_sums[some], head, spec))
         costs = {}
         for form in self._ways("lm_head"):
-            moved = self._change(exact, form, self._rounder)
-            pieces = _changed(head(), rows, moved)
-            costs[form] = head_agreement(
-                states[some], states[some], head(), pieces, targets, spec, self._threads
-            ).kl
-        gradient = drawn_gradient(states, head, spec)
+            moved = exact + torch.from_numpy(self._change(exact.numpy(), form, self._rounder))
+            costs[form] = change_loss(
+                states[some], exact, moved, log_sums[some], spec, self._threads
+            )
+        gradient = drawn_gradient(states, head, spec, log_sums, self._threads)
         (back,) = torch.autograd.grad(normed, start, gradient.reshape(normed.shape))
         return costs, back
 
@@ -109,22 +113,16 @@ class Ends:
     def _ways(self, name: str) -> list[TensorFormat]:
         """Formats that hold the tensor: fewer than a layer has, as each takes long to measure."""
         zeros = not self._options.symmetric
-        found = [TensorFormat(bits, 32, zeros=zeros) for bits in (2, 4, 8)]
+        found = [TensorFormat(bits, 32, zeros=zeros) for bits in (2, 4)]
         found += [TensorFormat(4, 32, table=True), TensorFormat(5, 32), TensorFormat(6, 32)]
-        found.append(TensorFormat(8, 128))
-        return fitting(found, self._spec.hidden_size, self._greatest[name])
+        found.append(TensorFormat(8, 32))
+        size, greatest = self._spec.hidden_size, self._greatest[name]
+        if 128 in self._scope.groups(size):
+            found.append(TensorFormat(8, 128))
+        return fitting(found, size, greatest, self._options, self._scope)
 
     def _change(self, values: Floats, form: TensorFormat, rounder: Rounder) -> Floats:
         return rounder(values, form, threads=self._threads).dequantise() - values
-
-
-def fitting(found: list[TensorFormat], inputs: int, greatest: float) -> list[TensorFormat]:
-    """Return those formats that hold a matrix with so many inputs and weights of that magnitude."""
-    return [
-        form
-        for form in dict.fromkeys(found)
-        if fits_float16_scales(greatest, form.bits) and form.holds(inputs)
-    ]
 
 
 def halves(count: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -134,36 +132,62 @@ def halves(count: int, tokens: int) -> tuple[Tensor, Tensor]:
     return at[~odd], at[odd]
 
 
+def change_loss(
+    states: Tensor, exact: Tensor, moved: Tensor, log_sums: Tensor, spec: DecoderSpec, threads: int
+) -> float:
+    """KL, a mean over tokens, of a head of which some rows are changed, from the head as it was.
+
+    With l the logits of these rows, r those of the changed ones, Z the sum of all exp(logits):
+
+        KL = sum exp(l) / Z * (l - r) + log(1 + sum (exp(r) - exp(l)) / Z)
+
+    Args:
+        states: [n, hidden_size] inputs of the head.
+        exact: [R, hidden_size] the rows.
+        moved: [R, hidden_size] the same changed.
+        log_sums: [n] log Z.
+        spec: for what is done to logits.
+        threads: how many pieces of the tokens are computed at once.
+    """
+
+    def piece(at: slice) -> Tensor:
+        before = head_logits(states[at], exact, spec)
+        after = head_logits(states[at], moved, spec)
+        share = (before - log_sums[at, None]).exp_()
+        other = (after - log_sums[at, None]).exp_()
+        return share.mul(before - after).sum(1) + torch.log1p((other - share).sum(1))
+
+    pieces = [partial(piece, at) for at in pieces_of(len(states), _TOKENS)]
+    return max(0.0, float(torch.cat(side_by_side(threads, pieces)).mean()))
+
+
+def head_log_sums(states: Tensor, head: Head, spec: DecoderSpec, threads: int = 1) -> Tensor:
+    """Return log of the sum of exp(logits) [n] float64 of states [n, hidden_size]."""
+    total = torch.full((len(states),), -torch.inf, dtype=torch.float64)
+
+    def add(rows: Tensor, at: slice) -> None:
+        total[at] = torch.logaddexp(total[at], head_logits(states[at], rows, spec).logsumexp(1))
+
+    pieces = pieces_of(len(states), _TOKENS)
+    for rows in _row_pieces(head):
+        side_by_side(threads, [partial(add, rows, at) for at in pieces])
+    return total
+
+
 def _likely_rows(
-    states: Tensor, head: Callable[[], Iterator[Floats]], spec: DecoderSpec
+    states: Tensor, log_sums: Tensor, head: Head, spec: DecoderSpec
 ) -> npt.NDArray[np.int64]:
     """Rows of the head, in order, that the model gives the greatest probability on average."""
-    total = torch.full((len(states),), -torch.inf, dtype=torch.float64)
-    for rows in _row_pieces(head):
-        total = torch.logaddexp(total, head_logits(states, rows, spec).logsumexp(1))
     mass = [
-        (head_logits(states, rows, spec) - total[:, None]).exp_().mean(0)
+        (head_logits(states, rows, spec) - log_sums[:, None]).exp_().mean(0)
         for rows in _row_pieces(head)
     ]
     most = torch.cat(mass).topk(min(_HEAD_ROWS, sum(map(len, mass)))).indices
     return np.sort(most.numpy())
 
 
-def _changed(
-    pieces: Iterator[Floats], rows: npt.NDArray[np.int64], moved: Floats
-) -> Iterator[Floats]:
-    """Yield the rows of a matrix with something added to some of them, which are in order."""
-    first = 0
-    for piece in pieces:
-        begin, end = np.searchsorted(rows, (first, first + len(piece)))
-        piece = piece.copy()
-        piece[rows[begin:end] - first] += moved[begin:end]
-        first += len(piece)
-        yield piece
-
-
 def drawn_gradient(
-    states: Tensor, head: Callable[[], Iterator[Floats]], spec: DecoderSpec
+    states: Tensor, head: Head, spec: DecoderSpec, log_sums: Tensor, threads: int = 1
 ) -> Tensor:
     """Gradient of log p(token) with respect to the head's inputs, tokens drawn from p.
 
@@ -171,40 +195,38 @@ def drawn_gradient(
         states: [n, hidden_size] inputs of the head.
         head: called for the head's rows, some at a time.
         spec: for what is done to logits.
+        log_sums: what `head_log_sums` returns for them.
+        threads: how many pieces of the tokens are computed at once.
 
     Returns:
         [n, hidden_size].
     """
     draw = torch.Generator().manual_seed(_SEED)
-    n = len(states)
-    best = torch.full((n,), -torch.inf, dtype=torch.float64)
-    token = torch.zeros(n, dtype=torch.int64)
-    total = torch.full((n,), -torch.inf, dtype=torch.float64)
-    first = 0
-    for rows in _row_pieces(head):
-        logits = head_logits(states, rows, spec)
-        total = torch.logaddexp(total, logits.logsumexp(1))
-        # The greatest of logits plus Gumbel noise is a draw from their softmax.
-        noise = torch.rand(logits.shape, generator=draw, dtype=torch.float64)
-        value, at = (logits - noise.log().neg_().log_()).max(1)
-        token = torch.where(value > best, at + first, token)
-        best = torch.maximum(best, value)
-        first += len(rows)
+    # The token drawn is the first with more than so much probability up to it, itself included.
+    # The sum of all probabilities may be a little less than 1.
+    drawn = (1 - 1e-9) * torch.rand(len(states), generator=draw, dtype=torch.float64)
     gradient = torch.zeros_like(states)
-    first = 0
-    for rows in _row_pieces(head):
-        logits = head_logits(states, rows, spec)
-        slope = (logits - total[:, None]).exp_().neg_()
-        here = (token >= first) & (token < first + len(rows))
-        slope[here, token[here] - first] += 1
+
+    def add(rows: Tensor, at: slice) -> None:
+        logits = head_logits(states[at], rows, spec)
+        p = (logits - log_sums[at, None]).float().exp_()
+        left, mass = drawn[at], p.sum(1, dtype=torch.float64)
+        here = ((left >= 0) & (left < mass)).nonzero()[:, 0]
+        token = (p[here].cumsum(1) <= left[here, None]).sum(1).clamp_max_(len(rows) - 1)
+        slope = p.neg_()
+        slope[here, token] += 1
+        left -= mass
         if spec.logit_softcap:
-            slope *= 1 - (logits / spec.logit_softcap).square_()
-        gradient += (slope * spec.logit_scale).float() @ rows
-        first += len(rows)
+            slope *= (1 - (logits / spec.logit_softcap).square_()).float()
+        gradient[at] += (slope * spec.logit_scale) @ rows
+
+    pieces = pieces_of(len(states), _TOKENS)
+    for rows in _row_pieces(head):
+        side_by_side(threads, [partial(add, rows, at) for at in pieces])
     return gradient
 
 
-def _row_pieces(head: Callable[[], Iterator[Floats]]) -> Iterator[Tensor]:
+def _row_pieces(head: Head) -> Iterator[Tensor]:
     for piece in head():
         for first in range(0, len(piece), 4096):
             yield torch.from_numpy(piece[first : first + 4096])

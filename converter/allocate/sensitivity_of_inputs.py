@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetok.converter.allocate.sensitivity_of_ends import fitting, halves
-from edgetok.converter.allocate.trial import GROUP_SIZES, Trial
+from edgetok.converter.allocate.scope import fitting
+from edgetok.converter.allocate.sensitivity_of_ends import halves
+from edgetok.converter.allocate.trial import Trial
 from edgetok.converter.calibrate.original_model import gather_rows
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.quantise import gptq
@@ -72,12 +73,13 @@ def _table(weights: CanonicalWeights, windows: Tokens, gradient: Tensor, trial: 
     rows = gather_rows(weights.pieces(f"{PER_LAYER_TABLE}.weight"), known).numpy()
     index = torch.from_numpy(at.reshape(-1))
     rounder = rounder_of_ends(trial.options)
-    zeros = not trial.options.symmetric
-    ways = [
-        TensorFormat(bits, group, zeros=zeros) for group in GROUP_SIZES for bits in (2, 3, 4, 8)
-    ]
+    ways, zeros = [], not trial.options.symmetric
+    for group in trial.scope.groups(rows.shape[1]):
+        ways += [TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)]
+        ways.append(TensorFormat(8, group))
     costs = {}
-    for form in fitting(ways, rows.shape[1], trial.greatest(PER_LAYER_TABLE)):
+    greatest = trial.greatest(PER_LAYER_TABLE)
+    for form in fitting(ways, rows.shape[1], greatest, trial.options, trial.scope):
         change = torch.from_numpy(rounder(rows, form, threads=trial.threads).dequantise() - rows)
         moved = (change[index] * gradient).sum(1, dtype=torch.float64)
         costs[form] = 0.5 * float(moved.square().mean())

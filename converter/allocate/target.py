@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgetok.converter.allocate.scope import WIDE, Scope, around
 from edgetok.converter.options import REFERENCE_TOKENS, ConvertOptions
 from edgetok.errors import OptionError
+from edgetok.formats.layout import TensorFormat, plan
 from edgetok.models.spec import DecoderSpec
 
 
@@ -24,6 +26,7 @@ class Target:
         cache_bytes: how large a cache is for a decoder and a number of tokens.
         padded: whether the pages that tensors begin with count, as they do in memory; without them
             different choices compare on their weights alone.
+        average_bits: the width whose bytes they are, where that was asked for; 0: a size was.
     """
 
     nbytes: int | None = None
@@ -31,6 +34,7 @@ class Target:
     context_tokens: int = 0
     cache_bytes: Callable[[DecoderSpec, int], int] | None = None
     padded: bool = True
+    average_bits: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be aimed at.
@@ -46,6 +50,17 @@ class Target:
             raise OptionError(f"--context is {self.context_tokens}, expected 1 or more tokens")
         if self.context_tokens and (self.nbytes is None or self.cache_bytes is None):
             raise OptionError("--context needs --fit SIZE; add it, or remove --context")
+
+    @classmethod
+    def spreading(cls, spec: DecoderSpec, formats: Mapping[str, TensorFormat], bits: int) -> Target:
+        """Return the bytes that `formats`, which have `bits` in all layers, take."""
+        nbytes = plan(spec, formats, constants=True).weight_bytes
+        return cls(nbytes=nbytes, padded=False, average_bits=bits)
+
+    @property
+    def scope(self) -> Scope:
+        """Return what is measured for it."""
+        return around(self.average_bits) if self.average_bits else WIDE
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the journal."""

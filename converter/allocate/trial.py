@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgetok.converter.allocate.sensitivity_of_ends import fitting
+from edgetok.converter.allocate.scope import WIDE, Scope, fitting
 from edgetok.converter.allocate.whole_model_probe import PROBE_BITS, PROBE_GROUP
 from edgetok.converter.calibrate.windows import spread
 from edgetok.converter.options import ConvertOptions
@@ -18,11 +19,10 @@ from edgetok.converter.quantise import gptq
 from edgetok.converter.quantise import round_to_nearest as rtn
 from edgetok.converter.quantise.level_table import LEVELS
 from edgetok.converter.quantised import fits_float16_scales
+from edgetok.converter.workers import side_by_side
 from edgetok.formats.layout import TensorFormat
 
 Floats = npt.NDArray[np.float32]
-
-GROUP_SIZES = (32, 64, 128)
 
 _ROWS = 128  # of each tensor; twice as many gave the same choice on three models
 
@@ -53,21 +53,28 @@ class Trial:
         greatest: Mapping[str, float],
         threads: int,
         without_table: Container[str] = (),
+        scope: Scope = WIDE,
+        *,
+        probes: bool = True,
     ) -> None:
         """Begin without losses.
 
         Args:
             options: method, symmetry and damping are taken from them.
             greatest: magnitude in each matrix.
-            threads: number of chunks of rows rounded at once.
+            threads: number of formats tried at once.
             without_table: matrices that no table of levels is tried for.
+            scope: which formats are tried.
+            probes: whether the losses are wanted that whole models are probed with.
         """
         self.options = options
         self.threads = threads
         self.kl: dict[str, dict[TensorFormat, float]] = {}
         self.probes: dict[str, dict[int, float]] = {}
         self._greatest = greatest
+        self.scope = scope
         self._without_table = without_table
+        self._probes = probes
 
     def greatest(self, name: str) -> float:
         """Return the greatest magnitude in a matrix."""
@@ -76,23 +83,19 @@ class Trial:
     def ways(self, name: str, inputs: int) -> list[TensorFormat]:
         """Formats that hold a tensor with so many inputs."""
         zeros = not self.options.symmetric
-        found = [
-            form
-            for group in GROUP_SIZES
-            for form in (
-                *(TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)),
-                TensorFormat(8, group),
-            )
-        ]
+        found = []
+        for group in self.scope.groups(inputs):
+            found += [TensorFormat(bits, group, zeros=zeros) for bits in (2, 3, 4, 8)]
+            found.append(TensorFormat(8, group))
         # Kernels for these take no other groups.
         found += [TensorFormat(5, 32), TensorFormat(6, 32)]
         if name not in self._without_table:
             found.append(TensorFormat(4, 32, table=True))
-        return fitting(found, inputs, self._greatest[name])
+        return fitting(found, inputs, self._greatest[name], self.options, self.scope)
 
     def nearest(self, values: Floats, form: TensorFormat) -> Tensor:
         """Return the change that rounding to nearest makes."""
-        result = rtn.nearest(values, form, threads=self.threads)
+        result = rtn.nearest(values, form)  # formats are tried side by side
         return torch.from_numpy(result.dequantise() - values)
 
     def linear(self, name: str, weight: Tensor, x: Tensor, g: Tensor, hessian: Tensor) -> None:
@@ -123,31 +126,33 @@ class Trial:
 
         probes = {
             bits: cost(self.nearest(some.numpy(), self.probed(bits)))
-            for bits in PROBE_BITS
+            for bits in (PROBE_BITS if self._probes else ())
             if fits_float16_scales(self._greatest[name], bits)
         }
-        kl = {}
-        inverse: gptq.Inverse | None = None
-        for form in self.ways(name, x.shape[1]):
-            if self.options.method == "rtn":
-                difference = self.nearest(some.numpy(), form)
-            else:
-                # In plain order one factor serves every group size.
-                if inverse is None:
-                    inverse = gptq.invert(
-                        hessian, form.group_size, damping=self.options.damping, order="plain"
-                    )
-                groups = gptq.order_inputs(hessian.diagonal(), form.group_size, "plain")
-                result = gptq.quantise(
-                    some,
-                    gptq.Inverse(groups, inverse.factor, inverse.damping),
-                    form.bits,
-                    form.group_size,
-                    symmetric=not form.zeros,
-                    table=LEVELS if form.table else None,
-                )
-                difference = torch.from_numpy(result.dequantise()) - some
-            kl[form] = cost(difference)
+        ways = self.ways(name, x.shape[1])
+        inverse = None
+        if self.options.method != "rtn" and ways:
+            # In plain order one factor serves every group size.
+            inverse = gptq.invert(
+                hessian, ways[0].group_size, damping=self.options.damping, order="plain"
+            )
+
+        def tried(form: TensorFormat) -> float:
+            if inverse is None:
+                return cost(self.nearest(some.numpy(), form))
+            groups = gptq.order_inputs(hessian.diagonal(), form.group_size, "plain")
+            result = gptq.quantise(
+                some,
+                gptq.Inverse(groups, inverse.factor, inverse.damping),
+                form.bits,
+                form.group_size,
+                symmetric=not form.zeros,
+                table=LEVELS if form.table else None,
+            )
+            return cost(torch.from_numpy(result.dequantise()) - some)
+
+        found = side_by_side(self.threads, [partial(tried, form) for form in ways])
+        kl = dict(zip(ways, found, strict=True))
         return Costs(kl, {bits: probes.get(bits, 0.0) for bits in PROBE_BITS})
 
     def probed(self, bits: int) -> TensorFormat:

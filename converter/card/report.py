@@ -88,6 +88,7 @@ class Fit:
         uniform: the same bits everywhere, for comparison.
         chosen: the size and loss that were written.
         probes: number of runs that calibrated the expected KL.
+        average_bits: the width whose bytes were spread; 0: a size or a loss was given.
     """
 
     wanted: str
@@ -95,6 +96,7 @@ class Fit:
     uniform: tuple[FitPoint, ...]
     chosen: FitPoint
     probes: int
+    average_bits: int = 0
 
     @property
     def words(self) -> str:
@@ -102,7 +104,8 @@ class Fit:
         return (
             f"Target: {self.wanted}. The line is the best choice of bits and group sizes at "
             "each size, by the error of each tensor's output, weighted by its effect on the "
-            f"answers ({self.probes} runs of the model); dots have the same bits in all tensors."
+            f"answers (runs of the whole model: {self.probes}); dots have the same bits in all "
+            "tensors."
         )
 
     def table(self, count: int = 8) -> list[tuple[str, FitPoint]]:
@@ -251,7 +254,10 @@ class Report:
         widths = {layer.bits for layer in self.layers if layer.bits < 16}
         if self.fit is None or not widths:
             return f"{self.bits} bits"
-        return f"{min(widths)} to {max(widths)} bits" if len(widths) > 1 else f"{min(widths)} bits"
+        least, most = min(widths), max(widths)
+        spread = f"{least} to {most} bits" if least < most else f"{least} bits"
+        average = self.fit.average_bits
+        return f"{average} bits on average, {spread} by tensor" if average else spread
 
 
 def reason_rows(label: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:

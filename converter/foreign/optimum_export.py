@@ -98,7 +98,10 @@ def convert_unknown_family(
         progress.advance()
         notes.append(f"{model_type} was exported by optimum and runs in onnxruntime only")
         if options.calibrates:
-            notes.append(f"{options.method} needs a known family: weights are rounded to nearest")
+            notes.append(
+                f"{options.method} needs a known family: weights are rounded to nearest, the same "
+                "bits in all layers"
+            )
         report = Report(
             source=shown(source),
             family=model_type,

@@ -123,7 +123,7 @@ def _quantised(
     product: _Product, bits: int, options: ConvertOptions
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], LayerReport]:
     N, K = product.weight.shape
-    form = TensorFormat(bits, options.group_size, zeros=not options.symmetric)
+    form = TensorFormat(bits, options.effective_group_size, zeros=not options.symmetric)
     found = rtn.quantise(product.weight, bits, form.group_size, symmetric=options.symmetric)
     parts = pack_linear(found.codes, found.scales, found.zeros, form)
     output = product.node.output[0]

@@ -242,7 +242,7 @@ def choose_formats(
         fine = is_head and bits == 8 and options.tables
         formats[name] = TensorFormat(
             bits,
-            options.group_size if bits < 16 else 32,
+            options.effective_group_size if bits < 16 else 32,
             zeros=bits < 16 and not options.symmetric and not fine,
         )
     return formats, reasons

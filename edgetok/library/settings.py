@@ -36,7 +36,9 @@ def shown(source: Path, options: ConvertOptions) -> str:
     """Return the settings in words."""
     if is_quantised(source) and (options.keep_codes or source.is_dir()):
         return "its integers are kept"
-    groups = f", groups of {options.group_size}" if options.quantises else ""
+    if options.spreads:
+        return f"{options.bits} bits on average, {options.method}"
+    groups = f", groups of {options.effective_group_size}" if options.quantises else ""
     return f"{options.bits} bits, {options.method}{groups}"
 
 

@@ -175,7 +175,7 @@ def test_calibrated_methods_for_every_family(family, method, tmp_path, monkeypat
     monkeypatch.setattr(train_model, "STEPS", 12)
     source = tiny_checkpoint(family, tmp_path / "source")
     out = tmp_path / "out"
-    options = ConvertOptions(bits=4, method=method, **SMALL)
+    options = ConvertOptions(bits=4, method=method, uniform=True, **SMALL)
     report = convert(str(source), out, options)
     assert report.agreement is not None
     assert set(report.not_quantised.values()) <= {"a router or a gate"}

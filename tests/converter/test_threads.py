@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from edgetok.converter import self_generated_text, workers
+from edgetok.converter.allocate import sensitivity_of_ends
 from edgetok.converter.calibrate import calls, compare
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.quantise import gptq, trainable_matrix
@@ -22,6 +23,7 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(rtn, "_CHUNK_WEIGHTS", 1024)
     monkeypatch.setattr(calls, "_BATCH_TOKENS", 64)
     monkeypatch.setattr(compare, "_TOKENS", 16)
+    monkeypatch.setattr(sensitivity_of_ends, "_TOKENS", 16)
     monkeypatch.setattr(self_generated_text, "_LEAST_ROWS", 2)
     monkeypatch.setattr(self_generated_text, "useful", lambda _, threads: threads)
 

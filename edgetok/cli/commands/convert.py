@@ -30,7 +30,7 @@ from edgetok.quantities import parse_bytes
 @common.options_of(ConvertOptions, "refine", type=click.IntRange(min=0), metavar="N")
 @common.options_of(ConvertOptions, "group_size", type=common.Choice(GROUP_SIZES))
 @common.options_of(ConvertOptions, "head_bits", type=common.Choice(HEAD_BITS))
-@common.options_of(ConvertOptions, "symmetric")
+@common.options_of(ConvertOptions, "symmetric", "uniform")
 @common.options_of(
     ConvertOptions,
     "calibration",

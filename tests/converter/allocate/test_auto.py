@@ -33,6 +33,7 @@ SMALL = {
     "calibration_windows": 32,
     "window_tokens": 16,
     "reference_tokens": 32,
+    "uniform": True,  # test_spread.py has several widths
     "measure_cache": False,  # test_convert.py measures that of every family
 }
 WHOLE = {**SMALL, "measure_cache": True}  # with all that can be interrupted

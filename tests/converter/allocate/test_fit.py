@@ -13,7 +13,12 @@ import torch
 from edgetok.converter.allocate.knapsack import Allocator
 from edgetok.converter.allocate.search import next_goal
 from edgetok.converter.allocate.sensitivity import Sensitivity, measure
-from edgetok.converter.allocate.sensitivity_of_ends import drawn_gradient
+from edgetok.converter.allocate.sensitivity_of_ends import (
+    change_loss,
+    drawn_gradient,
+    head_log_sums,
+)
+from edgetok.converter.calibrate.compare import head_agreement
 from edgetok.converter.calibrate.original_model import Original
 from edgetok.converter.convert import ConvertOptions, Target, convert
 from edgetok.converter.quantise import round_to_nearest as rtn
@@ -108,7 +113,8 @@ def test_drawn_gradient(llama, monkeypatch):
     state = rng.normal(0, 1, 8).astype(np.float32)
     n = 4000
     states = torch.from_numpy(np.tile(state, (n, 1)))
-    result = drawn_gradient(states, lambda: iter([head[:2], head[2:]]), spec)
+    pieces = lambda: iter([head[:2], head[2:]])  # noqa: E731
+    result = drawn_gradient(states, pieces, spec, head_log_sums(states, pieces, spec))
     x = torch.from_numpy(state).double().requires_grad_()
     logits = 3 * torch.tanh(torch.from_numpy(head).double() @ x * 0.7 / 3)
     logp = logits.log_softmax(0)
@@ -117,6 +123,25 @@ def test_drawn_gradient(llama, monkeypatch):
     assert float(distance.min(1).values.max()) < 1e-5
     counts = torch.bincount(distance.argmin(1), minlength=5) / n
     torch.testing.assert_close(counts.double(), logp.exp().detach(), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_loss_of_a_few_changed_rows_of_a_head(llama, softcap):
+    """It is the KL of whole distributions, of the head before and after."""
+    spec = dataclasses.replace(opened(llama).family.spec, logit_softcap=softcap, logit_scale=0.7)
+    rng = np.random.default_rng(4)
+    head = rng.normal(0, 1, (500, 16)).astype(np.float32)
+    states = torch.from_numpy(rng.normal(0, 1, (600, 16)).astype(np.float32))
+    rows = np.sort(rng.choice(500, 40, replace=False))
+    changed = head.copy()
+    changed[rows] += rng.normal(0, 0.1, (40, 16)).astype(np.float32)
+    targets = torch.zeros(len(states), dtype=torch.int64)
+    expected = head_agreement(states, states, iter([head]), iter([changed]), targets, spec).kl
+    sums = head_log_sums(states, lambda: iter([head[:100], head[100:]]), spec)
+    exact, moved = torch.from_numpy(head[rows]), torch.from_numpy(changed[rows])
+    for threads in (1, 2):
+        result = change_loss(states, exact, moved, sums, spec, threads)
+        assert result == pytest.approx(expected, rel=1e-6)
 
 
 def test_expected_loss_is_what_is_lost(llama, tmp_path):
@@ -181,7 +206,7 @@ def one_layer(tmp_path_factory):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sharing_out_is_as_good_as_trying_everything(one_layer, seed):
     sensitivity = made_up(one_layer, seed)
-    allocator = Allocator(one_layer, sensitivity, {}, symmetric=False)
+    allocator = Allocator(one_layer, sensitivity, {})
     shapes = linear_shapes(one_layer)
     stages = [[f"layers.0.{n}" for n in stage] for stage in STAGES] + [["lm_head"]]
     every = {(0, 0.0)}
@@ -232,7 +257,7 @@ def pareto(points):
 
 def test_bounds_of_sharing_out(one_layer):
     sensitivity = made_up(one_layer, 3, zeros=False)
-    allocator = Allocator(one_layer, sensitivity, {}, symmetric=True)
+    allocator = Allocator(one_layer, sensitivity, {})
     smallest = allocator.within_loss(math.inf)
     assert {form.bits for form in smallest.formats.values()} == {2}
     assert not any(form.zeros for form in smallest.formats.values())

@@ -30,6 +30,11 @@ _UNSUPPORTED = frozenset(
         propertyNames then unevaluatedItems unevaluatedProperties uniqueItems""",
     )
 )
+# Of these, values that say nothing. Zod writes the first for every record.
+_EMPTY: dict[str, tuple[Any, ...]] = {
+    "propertyNames": ({"type": "string"}, {}, True),
+    "uniqueItems": (False,),
+}
 _SCHEMAS = ("additionalProperties", "items")  # hold a schema
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")  # hold a list of schemas
 _BOUNDS = (
@@ -69,6 +74,7 @@ def checked_schema(given: object) -> Any:
         plain: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is not JSON: {error}") from error
+    _leave_out_empty(plain)
     if not _combines(plain):
         _close(plain)
     _round_bounds(plain)
@@ -86,7 +92,7 @@ def _check(schema: object, place: str, depth: int) -> None:
     if not isinstance(schema, Mapping):
         raise GrammarError(f"{place} is {schema!r:.60}, expected a schema")
     for keyword in schema:
-        if keyword in _UNSUPPORTED:
+        if keyword in _UNSUPPORTED and schema[keyword] not in _EMPTY.get(keyword, ()):
             raise GrammarError(f"{place}: unsupported keyword {keyword!r}; leave it out")
     _check_drafts(schema, place)
     _check_keys(schema, place)
@@ -139,6 +145,16 @@ def _close(schema: Any) -> None:
         schema.setdefault("additionalProperties", False)
     for part in _parts(schema):
         _close(part)
+
+
+def _leave_out_empty(schema: Any) -> None:
+    """Leave out keywords that say nothing: llguidance refuses them whatever they say."""
+    if isinstance(schema, bool):
+        return
+    for keyword in _EMPTY:
+        schema.pop(keyword, None)
+    for part in _parts(schema):
+        _leave_out_empty(part)
 
 
 def _round_bounds(schema: Any) -> None:

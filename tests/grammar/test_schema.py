@@ -51,6 +51,20 @@ def test_a_long_pattern_is_not_repeated() -> None:
     assert len(str(caught.value)) < 200
 
 
+def test_keywords_that_say_nothing_are_left_out() -> None:
+    """As zod writes records, and with them many clients the parameters of tools."""
+    record = {
+        "type": "object",
+        "propertyNames": {"type": "string"},
+        "additionalProperties": {"type": "array", "uniqueItems": False},
+    }
+    found = checked_schema({"type": "object", "properties": {"a": record}})["properties"]["a"]
+    assert found == {"type": "object", "additionalProperties": {"type": "array"}}
+    for other in ({"type": "string", "maxLength": 3}, False, {"pattern": "^a"}):
+        with pytest.raises(GrammarError, match=r"schema\.items: .*'propertyNames'"):
+            checked_schema({"items": record | {"propertyNames": other}})
+
+
 def test_a_property_may_have_the_name_of_a_keyword() -> None:
     checked_schema({"type": "object", "properties": {"not": {"const": {"if": {"items": [1]}}}}})
 

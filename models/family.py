@@ -18,7 +18,7 @@ from edgetok.models.tensors import tensor_shapes
 # Buffers that older releases of transformers saved; they are computed, not trained.
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb(_local)?\.(inv_freq|original_inv_freq)")
 # Layers that guess further tokens. They change no logits, and transformers does not load them.
-_GUESSING = re.compile(r"mtp\..*")
+_GUESSING = re.compile(r"(mtp\.|model\.mtp_).*")
 
 _MODULES = {
     "embed_tokens": "model.embed_tokens",
@@ -113,9 +113,8 @@ class TensorSource:
         if self.pairs is not None:
             dim, rotary = self.pairs
             heads = rows.reshape(-1, dim)
-            turning = heads[:, :rotary].reshape(-1, rotary // 2, 2).swapaxes(1, 2)
-            turning = turning.reshape(-1, rotary)
-            rows = np.concatenate([turning, heads[:, rotary:]], axis=1).reshape(-1)
+            parts = [heads[:, 0:rotary:2], heads[:, 1:rotary:2], heads[:, rotary:]]
+            rows = np.concatenate(parts, axis=1).reshape(-1)
         return rows if self.rows is None else self.rows[0] + rows
 
     @property
@@ -222,9 +221,7 @@ class Family:
         )
 
 
-def in_pairs(
-    spec: DecoderSpec, tensors: Mapping[str, TensorSource]
-) -> dict[str, TensorSource]:
+def in_pairs(spec: DecoderSpec, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Return the sources of a family that rotates pairs of neighbours: (2 i, 2 i + 1).
 
     Queries times keys are the same with their dims in another order, so that the rows of both

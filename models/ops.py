@@ -15,6 +15,7 @@ from edgetok.errors import UnsupportedError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "clamped_swiglu"]
 Gate = Activation | Literal["sigmoid"]
+Ungated = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 Shape = tuple[int, ...]
 STATES = 2  # states that a layer may keep
 # The table of per-layer embeddings: rows are read from the file, nothing else of it is in memory.
@@ -346,6 +347,18 @@ class ActivationMul(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Activate(Op):
+    """value = activation(value), a network's without a gate."""
+
+    kind: Ungated
+    value: str
+    size: int
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddScaled(Op):
     """value += scale * source."""
 
@@ -387,6 +400,24 @@ class ScaleBy(Op):
     def tensors(self) -> dict[str, Shape]:
         """See `Op.tensors`."""
         return {f"{self.weight}.weight": (1,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleColumns(Op):
+    """value = weight * value, `weight` being [size], for each of `heads` times `size` columns."""
+
+    weight: str
+    value: str
+    size: int
+    heads: int
+    READS: ClassVar[tuple[str, ...]] = ("value",)
+    WRITES: ClassVar[tuple[str, ...]] = ("value",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("size", "heads")
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """See `Op.tensors`."""
+        return {f"{self.weight}.weight": (self.size,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,10 @@ def _activation_mul(op: ops.ActivationMul, run: Run) -> None:
     run.values[op.result] = reference.gated(gate, up, op.kind)
 
 
+def _activate(op: ops.Activate, run: Run) -> None:
+    run.values[op.value] = reference.activation(run.values[op.value], op.kind)
+
+
 def _add_scaled(op: ops.AddScaled, run: Run) -> None:
     run.values[op.value] = run.values[op.value] + op.scale * run.values[op.source]
 
@@ -176,6 +180,11 @@ def _columns(op: ops.Columns, run: Run) -> None:
 
 def _scale_by(op: ops.ScaleBy, run: Run) -> None:
     run.values[op.value] = run.weights[f"{op.weight}.weight"] * run.values[op.value]
+
+
+def _scale_columns(op: ops.ScaleColumns, run: Run) -> None:
+    x = run.heads(op.value, op.size)
+    run.values[op.value] = run.rows(x * run.weights[f"{op.weight}.weight"])
 
 
 def _sigmoid_scale(op: ops.SigmoidScale, run: Run) -> None:
@@ -306,9 +315,11 @@ HOW: dict[type[ops.Op], Callable[[Any, Run], None]] = {
     ops.Store: _store,
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,
+    ops.Activate: _activate,
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.ScaleColumns: _scale_columns,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ops.Sparsify: _sparsify,

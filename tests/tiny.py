@@ -301,9 +301,14 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
         "tie_word_embeddings": True,
     },
+    "arcee": {"attention_bias": True, "mlp_bias": True, "rope_scaling": _LLAMA3},
     # Its model has heads as wide as the model alone.
     "helium": {"head_dim": 18, "attention_bias": True, "mlp_bias": True},
     "ernie4_5": {"use_bias": True, "tie_word_embeddings": True},
+    "hunyuan_v1_dense": {
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "tie_word_embeddings": True,
+    },
     # 12 of 24 dims rotate.
     "glm": {"partial_rotary_factor": 0.5},
     "glm4": {"partial_rotary_factor": 0.5},

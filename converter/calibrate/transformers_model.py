@@ -118,7 +118,7 @@ def why_not_run(weights: CanonicalWeights) -> str | None:
 
 
 def joined(parts: Iterable[tuple[str, TensorSource, Tensor]]) -> dict[str, Tensor]:
-    """Parameters by name, from a name, where it says the rows are, and the values of their parts."""
+    """Parameters by name, from the name, the source and the values of each part."""
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for name, source, values in parts:
         if source.pairs is not None:  # they have rows of their own, one behind the other

@@ -209,9 +209,7 @@ def _stored(family: Family) -> dict[str, list[tuple[str, TensorSource]]]:
     return stored
 
 
-def _order(
-    sources: Sequence[TensorSource], counts: Sequence[int]
-) -> slice | npt.NDArray[np.intp]:
+def _order(sources: Sequence[TensorSource], counts: Sequence[int]) -> slice | npt.NDArray[np.intp]:
     """Return where each of a tensor's rows is among the rows of its parts, in their order.
 
     Args:

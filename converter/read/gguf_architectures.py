@@ -115,6 +115,12 @@ def _granite(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+def _hunyuan(reader: ConfigReader, config: Config) -> Config:
+    """Read nothing: the base of the rotary embedding is stored as it is computed with."""
+    reader.expect("rope.scaling.factor", 1.0)
+    return {"hidden_act": "silu"}
+
+
 def _phi3(reader: ConfigReader, config: Config) -> Config:
     window = reader.optional_integer("attention.sliding_window", low=0, high=1 << 28)
     more: Config = {"hidden_act": "silu", "sliding_window": window or None}
@@ -136,6 +142,10 @@ def _phi3(reader: ConfigReader, config: Config) -> Config:
 
 def _smollm3(reader: ConfigReader, config: Config) -> Config:
     return {"hidden_act": "silu", "no_rope_layer_interval": 4}
+
+
+def _arcee(reader: ConfigReader, config: Config) -> Config:
+    return {"hidden_act": "relu2"}
 
 
 def _glm4(reader: ConfigReader, config: Config) -> Config:
@@ -307,7 +317,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, interleaved=True),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True),
+    "arcee": Architecture("arcee", "ArceeForCausalLM", _arcee, interleaved=True),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", _plain),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _hunyuan),
     "glm4": Architecture("glm4", "Glm4ForCausalLM", _glm4),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
     "bitnet": Architecture("bitnet", "BitNetForCausalLM", _bitnet, apart=_SUB_NORMS),

@@ -44,16 +44,23 @@ _O200K = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*{_CONTRACTION}|\p{{N}}{{1,3}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_NUMBERS_APART, _CHINESE = r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+"
+_DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _GPT2 = _BYTES | {"use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 
 
-def _cut(pattern: str) -> dict[str, Any]:
-    split = {
-        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False
-    }  # fmt: skip
-    return {"type": "Sequence", "pretokenizers": [split, _BYTES | {"use_regex": False}]}
+def _cut(*patterns: str) -> dict[str, Any]:
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
+    return {"type": "Sequence", "pretokenizers": [*splits, _BYTES | {"use_regex": False}]}
 
 
 _NUMBERS = {"type": "Sequence", "pretokenizers": [_DIGITS, _GPT2]}
@@ -73,6 +80,7 @@ _CUTS: Mapping[str, dict[str, Any]] = {
     "lfm2": _cut(_LLAMA3),
     "chatglm-bpe": _cut(_LLAMA3),
     "glm4": _cut(_LLAMA3),
+    "hunyuan-dense": _cut(_NUMBERS_APART, _CHINESE, _DEEPSEEK3),
     "gpt-4o": _cut(_O200K),
     "qwen35": _cut(_QWEN35),
     "qwen2": _cut(_QWEN2),

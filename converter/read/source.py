@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgetok.converter.progress import Progress
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
+from edgetok.converter.read.minicpm import minicpm
 from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
 from edgetok.converter.read.packed_checkpoint import PackedCheckpoint
 from edgetok.converter.read.plain_llama import plain_llama
@@ -80,4 +81,4 @@ def open_source(path: Path) -> Checkpoint:
         return TernaryCheckpoint(checkpoint)
     if KEY in checkpoint.config:
         return PackedCheckpoint(checkpoint)
-    return with_modules(plain_llama(checkpoint))
+    return with_modules(plain_llama(minicpm(checkpoint)))

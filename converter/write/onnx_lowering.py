@@ -132,21 +132,29 @@ def _attend(writer: DecoderWriter, op: ops.Attend) -> None:
 
 
 def _activation_mul(writer: DecoderWriter, op: ops.ActivationMul) -> None:
-    g, scope, gate = writer.g, _scope(op), writer.values[op.gate]
+    scope, gate = _scope(op), writer.values[op.gate]
     if op.kind == "clamped_swiglu":
         writer.values[op.result] = _clamped_swiglu(writer, gate, writer.values[op.up], scope)
         return
-    if op.kind == "silu":
-        gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], scope)], f"{scope}.silu")
-    elif op.kind == "sigmoid":
-        gate = g.op("Sigmoid", [gate], f"{scope}.sigmoid")
-    elif op.kind == "relu2":
-        gate = g.op("Clip", [gate, g.float(0.0)], f"{scope}.positive")
-        gate = g.op("Mul", [gate, gate], f"{scope}.squared")
-    else:
-        approximate = "tanh" if op.kind == "gelu_tanh" else "none"
-        gate = g.op("Gelu", [gate], scope, approximate=approximate)
-    writer.values[op.result] = g.op("Mul", [gate, writer.values[op.up]], f"{scope}.gated")
+    gate = _activated(writer, gate, op.kind, scope)
+    writer.values[op.result] = writer.g.op("Mul", [gate, writer.values[op.up]], f"{scope}.gated")
+
+
+def _activated(writer: DecoderWriter, x: str, kind: str, scope: str) -> str:
+    g = writer.g
+    if kind == "silu":
+        return g.op("Mul", [x, g.op("Sigmoid", [x], scope)], f"{scope}.silu")
+    if kind == "sigmoid":
+        return g.op("Sigmoid", [x], f"{scope}.sigmoid")
+    if kind == "relu2":
+        x = g.op("Clip", [x, g.float(0.0)], f"{scope}.positive")
+        return g.op("Mul", [x, x], f"{scope}.squared")
+    approximate = "tanh" if kind == "gelu_tanh" else "none"
+    return g.op("Gelu", [x], scope, approximate=approximate)
+
+
+def _activate(writer: DecoderWriter, op: ops.Activate) -> None:
+    writer.values[op.value] = _activated(writer, writer.values[op.value], op.kind, _scope(op))
 
 
 def _clamped_swiglu(writer: DecoderWriter, gate: str, up: str, scope: str) -> str:
@@ -173,6 +181,13 @@ def _columns(writer: DecoderWriter, op: ops.Columns) -> None:
 def _scale_by(writer: DecoderWriter, op: ops.ScaleBy) -> None:
     x = [writer.values[op.value], f"{op.weight}.weight"]
     writer.values[op.value] = writer.g.op("Mul", x, op.weight)
+
+
+def _scale_columns(writer: DecoderWriter, op: ops.ScaleColumns) -> None:
+    g, x, scope = writer.g, writer.values[op.value], f"{_scope(op)}.columns"
+    x = g.op("Reshape", [x, g.ints(0, 0, op.heads, op.size)], scope)
+    x = g.op("Mul", [x, f"{op.weight}.weight"], scope)
+    writer.values[op.value] = g.op("Reshape", [x, g.ints(0, 0, -1)], scope)
 
 
 def _sigmoid_scale(writer: DecoderWriter, op: ops.SigmoidScale) -> None:
@@ -207,9 +222,11 @@ LOWERINGS: dict[type[ops.Op], Callable[[DecoderWriter, Any], None]] = {
     ops.Store: _store,
     ops.Attend: _attend,
     ops.ActivationMul: _activation_mul,
+    ops.Activate: _activate,
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.ScaleColumns: _scale_columns,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ops.Sparsify: onnx_streams.sparsify,

@@ -2,6 +2,7 @@
 
     columns: out[t] = x[t, first : first + size]
     scale_by: x = weight * x
+    scale_columns: x[t, h] = weight * x[t, h]
     sigmoid_scale: x[t, h] = sigmoid(gate[t, h]) * x[t, h]
 
 Rows are shared out as by `add_scaled`, those of `sigmoid_scale` in runs of columns. Slots:
@@ -16,6 +17,10 @@ from edgetok.kernels_cpu.elementwise.launch_columns import (
     COLUMNS_SIZE,
     COLUMNS_WIDTH,
     COLUMNS_X,
+    SCALE_COLUMNS_HEADS,
+    SCALE_COLUMNS_SIZE,
+    SCALE_COLUMNS_WEIGHT,
+    SCALE_COLUMNS_X,
     SCALE_SIZE,
     SCALE_WEIGHT,
     SCALE_X,
@@ -66,6 +71,20 @@ def scale_by(instr: int, ctx: int, tid: int, threads: int) -> None:
     for i in range(0, count, LANES):
         rest = min(LANES, count - i)
         store_f32_first(x + 4 * i, mul(load_f32_first(x + 4 * i, rest), factor), rest)
+
+
+@kernel
+def scale_columns(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Multiply this thread's share of heads."""
+    size = read_i64(instr + 8 * SCALE_COLUMNS_SIZE)
+    weight = read_i64(instr + 8 * SCALE_COLUMNS_WEIGHT)
+    rows = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * SCALE_COLUMNS_HEADS)
+    for row in range(share(rows, tid, threads), share(rows, tid + 1, threads)):
+        x = read_i64(instr + 8 * SCALE_COLUMNS_X) + 4 * size * row
+        for i in range(0, size, LANES):
+            rest = min(LANES, size - i)
+            factor = load_f32_first(weight + 4 * i, rest)
+            store_f32_first(x + 4 * i, mul(load_f32_first(x + 4 * i, rest), factor), rest)
 
 
 @kernel

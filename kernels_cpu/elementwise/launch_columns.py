@@ -7,6 +7,7 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instructi
 
 COLUMNS_X, COLUMNS_OUT, COLUMNS_FIRST, COLUMNS_SIZE, COLUMNS_WIDTH = range(2, 7)
 SCALE_X, SCALE_WEIGHT, SCALE_SIZE = range(2, 5)
+SCALE_COLUMNS_X, SCALE_COLUMNS_WEIGHT, SCALE_COLUMNS_SIZE, SCALE_COLUMNS_HEADS = range(2, 6)
 SIGMOID_GATE, SIGMOID_VALUE, SIGMOID_SIZE, SIGMOID_HEADS = range(2, 6)
 
 
@@ -48,6 +49,27 @@ def scale_by(kernels: Addresses, *, x: int, weight: int, size: int, wait: bool) 
     if size < 1:
         raise ShapeError(f"size is {size}, expected at least 1")
     return instruction(kernels.address("scale_by"), x, weight, size, wait=wait)
+
+
+def scale_columns(
+    kernels: Addresses, *, x: int, weight: int, size: int, heads: int, wait: bool
+) -> Instruction:
+    """x = weight * x for each head.
+
+    Args:
+        kernels: the loaded kernels.
+        x: address of float32 [T, heads, size].
+        weight: address of float32 [size].
+        size: see above.
+        heads: see above.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: a size is below 1.
+    """
+    if size < 1 or heads < 1:
+        raise ShapeError(f"{heads} heads of {size} columns, expected at least 1 each")
+    return instruction(kernels.address("scale_columns"), x, weight, size, heads, wait=wait)
 
 
 def sigmoid_scale(

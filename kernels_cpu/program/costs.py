@@ -25,6 +25,7 @@ _COSTS = {
     "elementwise.position_scale": 2,
     "elementwise.rope": 2,
     "elementwise.streams": 8,
+    "elementwise.ungated": 6,
     "elementwise.unit_norm": 2,
     "eviction.choose": 5,
     "eviction.float16": 18,

@@ -33,6 +33,7 @@ MODULES = (
     "elementwise.rope",
     "elementwise.columns",
     "elementwise.unit_norm",
+    "elementwise.ungated",
     "elementwise.position_scale",
     "elementwise.streams",
     "attention.keep_queries",

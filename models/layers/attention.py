@@ -22,6 +22,7 @@ from edgetok.models.ops import (
     PositionScale,
     Queries,
     Rope,
+    ScaleColumns,
     SigmoidScale,
     Store,
 )
@@ -47,6 +48,9 @@ class Attention(Mixer):
         shares: the earlier layer whose keys and values it looks at, with its window; -1: its own.
         sinks: whether each head has a score of a value of zeros, a parameter.
         sub_norm: whether the result of all heads is normed before o_proj (arXiv 2310.11453).
+        normed_behind_rope: whether the decoder's norms of each head's queries and keys follow the
+            rotation. Lengths do not change by it, so that queries get the weights of both and
+            stored keys none: those can still be rotated to other positions.
         growth: queries are multiplied by 1 + growth * log(1 + floor(position / growth_tokens)).
         growth_tokens: see above; not used without growth.
     """
@@ -64,9 +68,10 @@ class Attention(Mixer):
     gated_heads: bool = False
     growth: float = 0.0
     growth_tokens: int = 0
+    normed_behind_rope: bool = False
     kind: ClassVar[str] = "attention"
     RARE: ClassVar[frozenset[str]] = frozenset(
-        {"sub_norm", "gated_heads", "growth", "growth_tokens"}
+        {"sub_norm", "gated_heads", "growth", "growth_tokens", "normed_behind_rope"}
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +81,8 @@ class Attention(Mixer):
         check_integer("layer: ", "kv_heads", self.kv_heads, 0, 1 << 12)
         check_integer("layer: ", "head_dim", self.head_dim, 0, 1 << 12)
         check_integer("layer: ", "shares", self.shares, -1, 1 << 12)
-        for name in ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm", "gated_heads"):
+        flags = ("gated", "v_norm", "keys_as_values", "sinks", "sub_norm", "gated_heads")
+        for name in (*flags, "normed_behind_rope"):
             check_choice("layer: ", name, getattr(self, name), (True, False))
         check_number("layer: ", "growth", self.growth, 0.0, 1e3)
         least = 1 if self.growth else 0
@@ -98,6 +104,8 @@ class Attention(Mixer):
         """
         if self.rope >= len(spec.ropes):
             raise ArtefactError(f"{where} names rope {self.rope} of {len(spec.ropes)}")
+        if self.normed_behind_rope and (spec.qk_norm != "head" or self.shares >= 0):
+            raise ArtefactError(f"{where}: normed_behind_rope needs norms of its own heads")
         kv_heads, dim = self.sizes(spec)
         if spec.num_heads % kv_heads:
             raise ArtefactError(
@@ -161,7 +169,7 @@ class Attention(Mixer):
                 by_head = spec.qk_norm == "head"
                 yield Norm(
                     layer=layer,
-                    weight=f"{place.prefix}{which}_norm",
+                    weight="" if self.normed_behind_rope else f"{place.prefix}{which}_norm",
                     source=which,
                     result=which,
                     size=dim if by_head else heads[which] * dim,
@@ -184,6 +192,14 @@ class Attention(Mixer):
                 yield Rope(
                     layer=layer, value=which, heads=heads[which], head_dim=dim, rope=self.rope
                 )
+        for which in "qk" if self.normed_behind_rope else "":
+            yield ScaleColumns(
+                layer=layer,
+                weight=f"{place.prefix}{which}_norm",
+                value="q",
+                size=dim,
+                heads=spec.num_heads,
+            )
         constants = f"{place.prefix_of(self.shares if self.shares >= 0 else layer)}keys"
         if self.shares < 0:
             yield Store(

@@ -20,6 +20,7 @@ from edgetok.errors import (
     TemplateError,
     UnsupportedError,
 )
+from edgetok.models import read_family
 from tests.converter.test_convert import SMALL, onnx_logits
 from tests.tiny import VOCAB_SIZE, tiny_checkpoint
 
@@ -212,6 +213,26 @@ def test_sources_that_are_none(source, says, tmp_path):
 def test_options_out_of_range(values):
     with pytest.raises(OptionError, match=next(iter(values))):
         ConvertOptions(**values)
+
+
+def test_minicpm_is_granite(tmp_path):
+    """Its factors are made of other numbers; sparse attention is refused."""
+    source = tiny_checkpoint("granite", tmp_path, tie_word_embeddings=True, attention_bias=False)
+    config = json.loads((source / "config.json").read_text())
+    names = [name for name in config if name.endswith(("_multiplier", "_scaling"))]
+    own = {key: value for key, value in config.items() if key not in names}
+    del own["tie_word_embeddings"]
+    own |= {"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
+    own |= {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 24}
+    (source / "config.json").write_text(json.dumps(own))
+    spec = read_family(open_source(source).config).spec
+    assert (spec.family, spec.tied, spec.embed_scale) == ("granite", True, 12.0)
+    assert spec.residual_scale == pytest.approx(1.4 / 3**0.5)
+    assert spec.logit_scale == pytest.approx(24 / 72)
+    assert spec.attn_scale == pytest.approx(24**-0.5)
+    (source / "config.json").write_text(json.dumps(own | {"sparse_config": {"topk": 64}}))
+    with pytest.raises(UnsupportedError, match="sparse_config"):
+        open_source(source)
 
 
 def test_llama_under_another_name(tmp_path):

@@ -17,11 +17,13 @@ from edgetok.models.layers.short_conv import Convolution
 from edgetok.models.operations import operations
 from edgetok.models.ops import (
     PER_LAYER_TABLE,
+    Activate,
     Columns,
     Norm,
     Op,
     PositionScale,
     ScaleBy,
+    ScaleColumns,
     SigmoidScale,
     Sparsify,
 )
@@ -63,9 +65,10 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "recurrent.short_conv": _has(artefact, Convolution),
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         "recurrent.state_space": _has(artefact, StateSpace),
-        "elementwise.columns": _has(artefact, Columns, ScaleBy, SigmoidScale),
+        "elementwise.columns": _has(artefact, Columns, ScaleBy, ScaleColumns, SigmoidScale),
         "elementwise.streams": _has(artefact, Sparsify, MixStreams),
         "elementwise.position_scale": _has(artefact, PositionScale),
+        "elementwise.ungated": _has(artefact, Activate),
         "elementwise.unit_norm": artefact.spec is not None
         and any(isinstance(op, Norm) and not op.weight for op in operations(artefact.spec)),
         **dict.fromkeys(

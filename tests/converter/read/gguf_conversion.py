@@ -210,12 +210,37 @@ def _attending(config: Fields) -> Fields:
     return {"attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds]}
 
 
+def _hunyuan(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """The base of the rotary embedding is written as it is computed with."""
+    rope = config.get("rope_parameters") or config["rope_scaling"]
+    dim = config["head_dim"]
+    theta = float(rope.get("rope_theta") or config["rope_theta"])
+    fields = _common({**config, "rope_parameters": {"rope_theta": theta}}) | {
+        "rope.freq_base": theta * rope["alpha"] ** (dim / (dim - 2)),
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.original_context_length": 64,
+    }
+    return "hunyuan-dense", fields, _renamed("hunyuan-dense", config, weights)
+
+
 def _glm4(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
     """Gate and up stay one matrix; rows of queries and keys stay as they are."""
     rope = config.get("rope_parameters") or config
     turning = int(config["head_dim"] * rope["partial_rotary_factor"])
     fields = _common(config) | {"rope.dimension_count": turning}
     return "glm4", fields, _renamed("glm4", config, weights)
+
+
+def _arcee(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    rows = {
+        name: interleaved(weight, count)
+        for which, count in heads.items()
+        for name, weight in weights.items()
+        if which in name
+    }
+    return "arcee", _common(config), _renamed("arcee", config, weights | rows)
 
 
 def _ernie4_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
@@ -438,9 +463,11 @@ def _granitehybrid(config: Fields, weights: Weights) -> tuple[str, Fields, Weigh
 
 
 _FAMILIES = {
+    "arcee": _arcee,
     "bitnet": _bitnet,
     "ernie4_5": _ernie4_5,
     "glm4": _glm4,
+    "hunyuan_v1_dense": _hunyuan,
     "granitemoehybrid": _granitehybrid,
     "gemma4_text": _gemma4,
     "qwen3_5_text": _qwen3_5,

@@ -24,8 +24,10 @@ CASES = {
     "bitnet_silu": ("bitnet", {
         "attention_bias": False, "tie_word_embeddings": True, "hidden_act": "silu",
     }),
+    "arcee": ("arcee", {"rope_scaling": None, "mlp_bias": False}),
     "ernie4_5": ("ernie4_5", {"use_bias": False}),
     "glm4": ("glm4", {}),
+    "hunyuan": ("hunyuan_v1_dense", {}),
     "lfm2": ("lfm2", {"head_dim": 18}),  # llama.cpp has heads as wide as the model alone
     "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.0}),
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}),

@@ -7,7 +7,12 @@ import pytest
 
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu import reference
-from edgetok.kernels_cpu.elementwise.launch_columns import columns, scale_by, sigmoid_scale
+from edgetok.kernels_cpu.elementwise.launch_columns import (
+    columns,
+    scale_by,
+    scale_columns,
+    sigmoid_scale,
+)
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.program import tables
 
@@ -50,6 +55,23 @@ def test_scale_by(each_kernels, guard, run, size, threads):
         )
         _run(run, each_kernels, made, tokens, threads)
         np.testing.assert_array_equal(x, x0 * np.float32(0.37))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_scale_columns(each_kernels, guard, run, size, threads):
+    rng = np.random.default_rng(size)
+    for tokens, heads in ((1, 1), (5, 4)):
+        x0 = rng.standard_normal((tokens, heads, size)).astype(np.float32)
+        x, weight = guard(x0), guard(rng.standard_normal(size).astype(np.float32))
+        made = scale_columns(
+            each_kernels, x=x.ctypes.data, weight=weight.ctypes.data, size=size, heads=heads,
+            wait=False,
+        )  # fmt: skip
+        _run(run, each_kernels, made, tokens, threads)
+        np.testing.assert_array_equal(x, x0 * weight)
+    with pytest.raises(ShapeError, match="at least 1"):
+        scale_columns(each_kernels, x=0, weight=0, size=size, heads=0, wait=False)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -13,6 +13,7 @@ from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
 from edgetok.kernels_cpu.elementwise import launch_columns
 from edgetok.kernels_cpu.elementwise.launch_position_scale import position_scale
+from edgetok.kernels_cpu.elementwise.launch_ungated import ungated
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
 from edgetok.kernels_cpu.linear.launch import embed_instruction
 from edgetok.models import ops
@@ -175,6 +176,11 @@ def _activation_mul(to: Target, group: Sequence[Any], near: Near) -> Instruction
     ]
 
 
+def _activate(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.Activate = group[0]
+    return [ungated(to.kernels, kind=op.kind, x=to.at(op.value), size=op.size, wait=near.wait)]
+
+
 def _add_scaled(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.AddScaled = group[0]
     return [
@@ -212,6 +218,20 @@ def _scale_by(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             x=to.at(op.value),
             weight=to.weight(f"{op.weight}.weight"),
             size=op.size,
+            wait=near.wait,
+        )
+    ]
+
+
+def _scale_columns(to: Target, group: Sequence[Any], near: Near) -> Instructions:
+    op: ops.ScaleColumns = group[0]
+    return [
+        launch_columns.scale_columns(
+            to.kernels,
+            x=to.at(op.value),
+            weight=to.weight(f"{op.weight}.weight"),
+            size=op.size,
+            heads=op.heads,
             wait=near.wait,
         )
     ]
@@ -255,9 +275,11 @@ LOWERINGS: dict[type[ops.Op], Lowering] = {
     ops.Store: attention.store,
     ops.Attend: attention.attend,
     ops.ActivationMul: _activation_mul,
+    ops.Activate: _activate,
     ops.AddScaled: _add_scaled,
     ops.Columns: _columns,
     ops.ScaleBy: _scale_by,
+    ops.ScaleColumns: _scale_columns,
     ops.SigmoidScale: _sigmoid_scale,
     ops.SoftCap: _softcap,
     ops.Sparsify: streams.sparsify,

@@ -9,11 +9,12 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 
 from edgetok.engine.cached_tokens import CachedTokens, or_larger
-from edgetok.engine.draft_model import MARGIN, DraftModel, ModelDrafter
-from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
+from edgetok.engine.draft_model import DraftModel
+from edgetok.engine.drafts import Draft
 from edgetok.engine.loops import repeats
 from edgetok.engine.mailbox import Piece
 from edgetok.engine.result import FinishReason
+from edgetok.engine.sequence_drafts import SequenceDrafts
 from edgetok.errors import ContextError, GrammarError, OptionError
 from edgetok.runtime.backend import Logits, Part
 from edgetok.sampling.constraint import Constraint
@@ -118,11 +119,7 @@ class Sequence:
         self.logprobs: list[Logprobs] = []
         self._progress: Progress | None = checked_progress(progress)
         self.drafted = self.accepted = 0
-        self._speculate, self._draft_model = speculate, draft_model
-        self._modelled: ModelDrafter | None = None
-        self._by_model = False  # whether the draft of this step is the draft model's
-        self._drafter: Drafter | None = None
-        self._draft: list[int] = []
+        self._drafts = SequenceDrafts(draft_model, context) if speculate else None
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
         self._constraint, self._shown = constraint, shown
         self.shared_tokens = shared_tokens
@@ -197,51 +194,32 @@ class Sequence:
         """Return the options and the random number of its next draw."""
         return self._sampler.draw()
 
-    def forced_tokens(self) -> list[int]:
-        """Return the tokens that its constraint leaves no choice about: drafts that must hold."""
-        return [] if self._constraint is None else self._constraint.forced_tokens()
-
     def complete(self, tokens: int) -> bool:
         """Return whether its first `tokens` tokens are all that its constraint asks for."""
         return self._constraint is None or (self._complete and tokens == len(self.tokens))
 
     def propose(self, most: int, tokens: float, cost: Callable[[int], float]) -> Draft:
         """Draft at most `most` tokens after the pending one; see `Work.propose`."""
-        self._draft, self._by_model = [], False
-        if not self._speculate:
+        if self._drafts is None:
             return Draft()
+        self._drafts.clear()
         most = min(most, self.context.draft_tokens - 1)
         if self._limit is not None:
             most = min(most, self._limit - len(self.tokens) - 1)
         if most < 1:
             return Draft()
-        if self._drafter is None:
-            self._drafter = Drafter(self.prompt + self.tokens)
         try:
-            forced = self.forced_tokens()
+            forced = [] if self._constraint is None else self._constraint.forced_tokens()
         except GrammarError:  # it fails again where the answer needs it, and ends the answer
             return Draft()
-        self._draft, chances = self._drafter.guess(most, forced)
-        best = Draft(*best_length(chances, tokens, cost))
-        if self._draft_model is None or forced:
-            return best
-        if self._modelled is None:
-            self._modelled = ModelDrafter(self._draft_model, self.context, self._since(0))
         lengths = len(self.prompt), len(self.tokens)
-        offered = self._modelled.offer(min(most, MOST_TOKENS), tokens, cost, lengths)
-        reads = self._modelled.reads and not best.count
-        self._by_model = reads or offered.rate(tokens, cost) > MARGIN * best.rate(tokens, cost)
-        if not self._by_model:
-            self._modelled.rested()
-        return offered if self._by_model else best
+        return self._drafts.choose(self._since, most, forced, tokens, cost, lengths)
 
     def prepare(self, rows: int) -> None:
         """Make the draft of the step that `part` and `advance` are of, if a model drafts it."""
-        if self._by_model and not self.reading and self._modelled is not None:
+        if self._drafts is not None and self._drafts.by_model and not self.reading:
             constraint = None if self._constraint is None else self._constraint.fork()
-            self._draft = self._modelled.draft(
-                self._since, rows - 1, self._sampler.fork(), constraint
-            )
+            self._drafts.make(self._since, rows - 1, self._sampler.fork(), constraint)
 
     def _since(self, place: int) -> list[int]:
         """Its tokens from a place on, prompt and answer together."""
@@ -270,7 +248,11 @@ class Sequence:
                 self.context.retract(rows - 1)
 
     def _rows(self, rows: int) -> list[int]:
-        return [*self.pending, *self._draft[: rows - 1]]
+        return [*self.pending, *self._draft(rows)]
+
+    def _draft(self, rows: int) -> list[int]:
+        """The draft of a step with `rows` of its rows."""
+        return [] if self._drafts is None else self._drafts.tokens[: rows - 1]
 
     def advance(
         self, rows: int, found: Logits | int | None, began: float, clock: Callable[[], float]
@@ -312,7 +294,7 @@ class Sequence:
         The sampler chooses in order and only from rows whose tokens all belong to the answer, so
         tokens, and what the cache holds after them, are those of an answer without drafts.
         """
-        draft, pieces, kept = self._draft[: rows - 1], list[Piece](), 1
+        draft, pieces, kept = self._draft(rows), list[Piece](), 1
         self.context.appended(self._rows(rows))
         self.pending = []
         try:
@@ -324,9 +306,8 @@ class Sequence:
         finally:
             self.drafted += rows - 1
             self.accepted += kept - 1
-            if self._by_model and self._modelled is not None and rows > 1:
-                self._modelled.learn(rows - 1, kept - 1)
-            self._by_model = False
+            if self._drafts is not None:
+                self._drafts.learn(rows - 1, kept - 1)
             if kept < rows:
                 self.context.retract(rows - kept)
         return pieces
@@ -365,8 +346,8 @@ class Sequence:
             self.logprobs.append(logprobs(found, token, self._options.logprobs))
         self.times.append(clock())
         self.tokens.append(token)
-        if self._drafter is not None:
-            self._drafter.add(token)
+        if self._drafts is not None:
+            self._drafts.add(token)
         text = "".join(self._written(token, self.context.room_tokens + ahead))
         return [Piece(text, len(self.tokens))] if text else []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from edgetok.errors import GrammarError
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
+from edgetok.serve.protocols.openai_chunks import Chunks
 from edgetok.serve.protocols.openai_shared import (
     FINISH,
     Sampled,
@@ -22,7 +22,6 @@ from edgetok.serve.protocols.openai_shared import (
     effort_of,
     error_body,
     grammar_of,
-    new_id,
     rated_body,
     tools_of,
     usage_body,
@@ -33,7 +32,6 @@ from edgetok.serve.protocols.protocol import (
     Part,
     Payload,
     Protocol,
-    Rendering,
     refuse,
     text_of,
     validated,
@@ -199,45 +197,24 @@ def _called(function: _Function, place: str) -> dict[str, Any]:
     return {"name": function.name, "arguments": arguments}
 
 
-class _Completion(Rendering):
+class _Completion(Chunks):
     def __init__(self, found: _Body) -> None:
-        self._usage_chunk, self._memory = found.usage_chunk, found.memory
+        super().__init__(found, "chatcmpl-", "chat.completion.chunk")
         self._rates = bool(found.logprobs)
         self._begun: set[int] = set()
         self._called: set[int] = set()
-        self._head: dict[str, Any] = {
-            "id": new_id("chatcmpl-"),
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": found.model,
-        }
-
-    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
-        self._head["system_fingerprint"] = f"fp_{served.identity[:12]}"
-        return ()
 
     def event(self, event: Event) -> Iterable[Payload]:
         if event.place not in self._begun:
             self._begun.add(event.place)
-            yield self._chunk(event.place, {"role": "assistant", "content": ""}, None)
+            yield self._message_chunk(event.place, {"role": "assistant", "content": ""}, None)
         if isinstance(event, Said):
             self._called |= {event.place} if isinstance(event.piece, CallBegin) else set()
-            yield self._chunk(event.place, _delta(event.piece), None, event.rated)
+            yield self._message_chunk(event.place, _delta(event.piece), None, event.rated)
         else:
             called = event.place in self._called and event.reason == "stop"
             reason = "tool_calls" if called else FINISH.get(event.reason)
-            yield self._chunk(event.place, {}, reason)
-
-    def end(self, usage: Usage) -> Iterable[Payload]:
-        if self._usage_chunk:
-            told = usage_body(usage)
-            if self._memory:
-                told["memory"] = {"kept": usage.kept}
-            yield None, self._head | {"choices": [], "usage": told}
-        yield None, "[DONE]"
-
-    def failed(self, refusal: Refusal) -> Iterable[Payload]:
-        return [(None, error_body(refusal))]
+            yield self._message_chunk(event.place, {}, reason)
 
     def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
         self.begin(served, usage)
@@ -256,7 +233,7 @@ class _Completion(Rendering):
             "usage": usage_body(usage),
         }
 
-    def _chunk(
+    def _message_chunk(
         self, index: int, delta: dict[str, Any], finish: str | None, rated: Sequence[Rated] = ()
     ) -> Payload:
         choice = {
@@ -265,8 +242,7 @@ class _Completion(Rendering):
             "logprobs": self._logprobs(rated) if rated else None,
             "finish_reason": finish,
         }
-        extra = {"usage": None} if self._usage_chunk else {}
-        return None, self._head | {"choices": [choice]} | extra
+        return self._chunk(choice)
 
     def _logprobs(self, rated: Sequence[Rated]) -> dict[str, Any] | None:
         return {"content": rated_body(rated), "refusal": None} if self._rates else None

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgetok.dialect.tool import TextPiece
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.protocols.openai_shared import (
-    FINISH,
-    Sampled,
-    error_body,
-    new_id,
-    shown,
-    usage_body,
-)
-from edgetok.serve.protocols.protocol import Call, Payload, Protocol, Rendering, refuse, validated
+from edgetok.serve.protocols.openai_chunks import Chunks
+from edgetok.serve.protocols.openai_shared import FINISH, Sampled, error_body, shown, usage_body
+from edgetok.serve.protocols.protocol import Call, Payload, Protocol, refuse, validated
 from edgetok.serve.request import Ended, Event, Rated, Request, Usage, Whole, prompts_of
 
 _DEFAULT_TOKENS = 16  # as OpenAI's
@@ -60,21 +53,11 @@ class Completions(Protocol):
         return error_body(refusal)
 
 
-class _Completion(Rendering):
+class _Completion(Chunks):
     def __init__(self, found: _Body) -> None:
-        self._usage_chunk = found.usage_chunk
+        super().__init__(found, "cmpl-", "text_completion")
         self._rates = found.logprobs is not None
         self._offsets: dict[int, int] = {}
-        self._head = {
-            "id": new_id("cmpl-"),
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": found.model,
-        }
-
-    def begin(self, served: Served, usage: Usage) -> Iterable[Payload]:
-        self._head["system_fingerprint"] = f"fp_{served.identity[:12]}"
-        return ()
 
     def event(self, event: Event) -> Iterable[Payload]:
         if isinstance(event, Ended):
@@ -82,14 +65,6 @@ class _Completion(Rendering):
         text = event.piece.text if isinstance(event.piece, TextPiece) else ""
         choice = _choice(event.place, text, None, self._logprobs(event.place, event.rated))
         return [self._chunk(choice)]
-
-    def end(self, usage: Usage) -> Iterable[Payload]:
-        if self._usage_chunk:
-            yield None, self._head | {"choices": [], "usage": usage_body(usage)}
-        yield None, "[DONE]"
-
-    def failed(self, refusal: Refusal) -> Iterable[Payload]:
-        return [(None, error_body(refusal))]
 
     def body(self, served: Served, answers: Sequence[Whole], usage: Usage) -> dict[str, Any]:
         self.begin(served, usage)
@@ -113,10 +88,6 @@ class _Completion(Rendering):
             "top_logprobs": [{shown(data): logprob for data, logprob in one.top} for one in rated],
             "text_offset": offsets,
         }
-
-    def _chunk(self, choice: dict[str, Any]) -> Payload:
-        extra = {"usage": None} if self._usage_chunk else {}
-        return None, self._head | {"choices": [choice]} | extra
 
 
 def _choice(

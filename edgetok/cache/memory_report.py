@@ -24,7 +24,7 @@ class Memory:
         retained: tokens that a head holds, on average.
         slots: that it could hold.
         loss: share of all attention so far that went to tokens which are now evicted.
-        nbytes: bytes of the cache.
+        nbytes: bytes of the cache when it is full.
         sinks, pinned, recent: tokens at the beginning, of the system message, and latest, that
             stay whatever they are worth.
     """

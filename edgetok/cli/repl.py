@@ -215,13 +215,16 @@ class Repl:
         streams.print_table(
             "",
             [
-                ("Seen", f"{memory.seen:,} tokens"),
-                ("Retained", f"{memory.retained:,.0f} per head, at most {memory.slots:,}"),
-                ("First", f"{memory.sinks:,}, and {memory.pinned:,} of the system message"),
-                ("Latest", f"{memory.recent:,}"),
-                ("Chosen", f"{memory.chosen:,} by at least half of the heads"),
-                ("Attention lost", f"{100 * memory.loss:.2f} % so far"),
-                ("Bytes", f"{memory.nbytes:,}, fixed"),
+                ("Tokens so far", f"{memory.seen:,}"),
+                ("Retained", f"{memory.retained:,.0f} per head, of at most {memory.slots:,}"),
+                (
+                    "Always kept",
+                    f"first {memory.sinks:,}, system message {memory.pinned:,}, "
+                    f"latest {memory.recent:,}",
+                ),
+                ("Chosen", f"{memory.chosen:,} others, by at least half of the heads"),
+                ("Attention lost", f"{100 * memory.loss:.2f} % so far, by evicting"),
+                ("Cache", f"at most {streams.megabytes(memory.nbytes)}"),
             ],
         )
         self._note(memory.text(self._model.tokenizer.stream().push))

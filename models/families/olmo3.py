@@ -53,5 +53,5 @@ def _ropes(config: ConfigReader, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
     parameters = config.section("rope_parameters")
     if parameters is not None and parameters.has("full_attention"):
         return read_layer_ropes(config, head_dim, theta=5e5, local_theta=5e5)
-    rope = read_rope(config, head_dim)
+    rope = read_rope(config, head_dim, theta=5e5)
     return rope, RopeSpec(theta=rope.theta, rotary_dim=rope.rotary_dim)

@@ -101,6 +101,8 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
     own = importlib.import_module(f"{FAMILIES}.{family}").DEFAULTS
     theirs = json.loads(json.dumps(CONFIG_MAPPING[family]().to_dict()))
     assert own == {key: theirs[key] for key in own}
+    if family == "olmo3" and "rope_theta" in theirs:
+        theirs["rope_theta"] = 5e5  # the default of transformers 5, which is that of its models
     read = text_config({"model_type": "llava", "text_config": {"model_type": family}})
     assert read is not None
     assert read_family(read).spec == read_family(theirs | {"pad_token_id": None}).spec

@@ -28,6 +28,7 @@ from edgetok.kernels_cpu.simd.emit import (
     LANES,
     MATRICES,
     NAME,
+    U8,
     VB,
     _constant,
     _load,
@@ -84,12 +85,21 @@ def _multiplied(
     dot = dot_u8s8 if bits == 8 or table else dot_u7s8
     acc, pairs = list(acc), [None] * (R * tokens)
     rows = [at(b, x, t, xb) for t in range(tokens)]
-    for k in range(steps):
+    # neon's `sdot` takes four inputs out of a vector of 16, where the block has all of them.
+    elements = NAME == "neon" and 4 * planes <= steps
+    quads: list[Any] = []
+    for k in sorted(range(steps), key=lambda k: k % planes) if elements else range(steps):
         word, plane = divmod(k, planes)
+        if elements and word % 4 == 0:
+            places = [b.add(row, number(plane * VB + 4 * word)) for row in rows]
+            quads = [b.bitcast(load_u8.emit(b, place), I32.ll) for place in places]
         weights = [load_u8.emit(b, b.add(u, number(k * ROW_BYTES + r * VB))) for r in range(R)]
         sizes = [absolute_bytes(b, w) for w in weights] if signed else weights
         for t in range(tokens):
-            a = broadcast_i32.emit(b, b.add(rows[t], number(plane * VB + 4 * word)))
+            if elements:
+                a = b.bitcast(_shuffle(b, quads[t], [word % 4] * LANES), U8.ll)
+            else:
+                a = broadcast_i32.emit(b, b.add(rows[t], number(plane * VB + 4 * word)))
             for r in range(R):
                 i = r * tokens + t
                 if signed:

@@ -25,6 +25,7 @@ from edgetok.kernels_cpu.program.compiling import Progress
 from edgetok.kernels_cpu.program.loader import MODULES
 from edgetok.models.spec import DecoderSpec
 from edgetok.native.check import check
+from edgetok.native.elsewhere import Exports, Run, compare_elsewhere
 from edgetok.native.languages import check_languages, write_wrapper
 from edgetok.native.library import HEADER, Machine, build_library, machine_of, this_machine
 from edgetok.native.plan import PLAN_FILE, Section, model_plan
@@ -67,6 +68,7 @@ class Exported:
         refused: why "tokenizer" or "template" were left out.
         compared: what was compared with Python, and how many of each; nothing where this machine
             has no C compiler.
+        runs: the other instruction sets and targets: what ran each and how near Python it is.
         wrappers: languages whose wrappers were written.
     """
 
@@ -76,6 +78,7 @@ class Exported:
     kv_bits: int
     refused: dict[str, str] = field(default_factory=dict)
     compared: dict[str, int] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
     wrappers: tuple[str, ...] = ()
 
 
@@ -173,6 +176,11 @@ def _write(
             files = build_library(machine, needed, place, cache_dir, progress, isas=isas)
             built[machine.name] = {path.name: path.stat().st_size for path in files}
         compared = _compared(artefact, out, machines, needed, cache_dir, kv_bits, extra)
+        exports = Exports(
+            artefact=artefact, folder=out, modules=needed, isas=isas, kv_bits=kv_bits,
+            cache_dir=cache_dir,
+        )  # fmt: skip
+        runs = compare_elsewhere(exports, machines)
     for name in wrappers:
         write_wrapper(name, out)
     result = Exported(
@@ -182,6 +190,7 @@ def _write(
         kv_bits=kv_bits,
         refused=refused,
         compared=compared,
+        runs=runs,
         wrappers=wrappers,
     )
     (out / "export.json").write_text(json.dumps(asdict(result), indent=1) + "\n")

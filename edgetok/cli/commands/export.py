@@ -151,5 +151,8 @@ def _native(
         rows.append(("Wrappers", ", ".join(result.wrappers)))
     compared = ", ".join(f"{count:,} {what}" for what, count in result.compared.items())
     rows.append(("Equal to Python", compared or "not compared: no library for this machine"))
+    for run in result.runs:
+        nats = "" if run.kl is None else f"KL {run.kl:.1e} nats from Python, by {run.by}"
+        rows.append((f"{run.target} {run.isa}", nats or f"not run, only built: {run.why}"))
     rows += [(f"No {what}", why) for what, why in result.refused.items()]
     streams.print_table("", [*rows, ("Written to", str(out))])

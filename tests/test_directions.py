@@ -52,6 +52,12 @@ ALLOWED: dict[str, set[str]] = {
         *KERNEL_BASE,
     },
     "kernels_cpu.plan": {"kernels_cpu.cache", "kernels_cpu.text", *KERNEL_BASE},
+    "kernels_cpu.session": {
+        "kernels_cpu.cache",
+        "kernels_cpu.plan",
+        "kernels_cpu.text",
+        *KERNEL_BASE,
+    },
     "kernels_cpu.bandwidth": {"errors", *KERNEL_BASE},
     "kernels_cpu": {"errors"},
     "kernels_gpu": {"errors"},

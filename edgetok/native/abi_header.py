@@ -16,9 +16,10 @@ from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.plan import launch as opening
 from edgetok.kernels_cpu.program import abi, tables
 from edgetok.kernels_cpu.sampling import launch as sampling
+from edgetok.kernels_cpu.session import launch as sessions
 from edgetok.kernels_cpu.text import launch as text
 from edgetok.models import ops
-from edgetok.native import plan, template
+from edgetok.native import plan
 from edgetok.runtime.select import DEFAULT_CONTEXT_TOKENS
 
 # Of each module, how the names that C uses begin.
@@ -31,23 +32,24 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
     (keep, ("KEEP_", "NO_")),
+    (sessions, ("SESSION_",)),
     (
         opening,
         ("OPEN_", "HASH_", "CHECK_", "HOST_", "NAME_BYTES", "SHAPE_NUMBERS", "WRONG_NUMBERS"),
     ),
     (bounds, ("SINKS", "FREED_SHARE")),
     (ops, ("STATES",)),
-    (template, ("STRIPS",)),
-    (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "STRIP_")),
+    (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "RENDER_")),
 )
 # Kernels that C calls by name; a library has them for every model.
 _OWN = (
     *("run_program", "team_lead", "team_work", "team_close"),
     *("plan_read", "plan_place", "plan_link", "sha256", "tokenizer_check"),
-    *("encode", "write_token", "strip_text"),
+    *("encode", "write_token", "render"),
     *("cache_check", "cache_size", "cache_place", "cache_begin", "cache_list_free"),
     *("cache_append", "cache_advance", "cache_evict", "cache_lower", "cache_truncate"),
     *("cache_save", "cache_restore"),
+    *("session_read", "session_text", "session_write"),
 )
 # Tokens of a conversation whose cache evicts: its ids are memory that is reserved at the beginning.
 MOST_CHAT_TOKENS = 1 << 20
@@ -68,11 +70,13 @@ _SAME: tuple[tuple[ModuleType, ModuleType, tuple[str, ...]], ...] = (
 _STRUCTS = {
     "CACHE_FIELDS": keep.CACHE, "GROUP_FIELDS": keep.GROUP, "HISTORY_FIELDS": keep.HISTORY,
     "OPENED_FIELDS": opening.OPENED, "ROPE_FIELDS": opening.ROPE,
+    "SESSION_FIELDS": sessions.SESSION,
 }  # fmt: skip
 _LISTS = {
     "OWN_KERNELS": _OWN,
     "PLAN_FAULTS": opening.PLAN_FAULTS,
     "RESTORE_ERRORS": keep.RESTORE_ERRORS,
+    "SESSION_FAULTS": sessions.FAULTS,
 }
 
 

@@ -118,6 +118,9 @@ class Library:
         lib.edgetok_restore.argtypes = [
             c.c_void_p, c.c_void_p, c.c_size_t, c.c_void_p, c.c_size_t, c.c_char_p,
         ]  # fmt: skip
+        lib.edgetok_session_save.restype = c.c_int64
+        lib.edgetok_session_save.argtypes = [c.c_void_p, c.c_void_p, c.c_size_t, c.c_char_p]
+        lib.edgetok_session_load.argtypes = [c.c_void_p, c.c_void_p, c.c_size_t, c.c_char_p]
         self.calls: Any = lib
 
     def open(self, folder: Path, threads: int = 0, *, verify: bool = False) -> NativeModel:
@@ -275,6 +278,21 @@ class NativeChat:
         self._done(
             self.calls.edgetok_restore, block, len(block), (c.c_int32 * len(ids))(*ids), len(ids)
         )
+
+    def session(self) -> bytes:
+        """The content of a session file."""
+        error = _error()
+        size = self.calls.edgetok_session_save(self.handle, None, 0, error)
+        if size < 0:
+            raise EdgetokError(error.value.decode())
+        file = c.create_string_buffer(size)
+        self.calls.edgetok_session_save(self.handle, file, size, error)
+        return file.raw
+
+    def load_session(self, file: bytes | int, size: int | None = None) -> None:
+        """Go on from a session file: its content, or an address and bytes."""
+        size = len(file) if isinstance(file, bytes) else size
+        self._done(self.calls.edgetok_session_load, file, size)
 
     def _done(self, call: Any, *arguments: Any) -> None:
         error = _error()

@@ -166,13 +166,27 @@ export async function load(source) {
       })
     }
 
-    // The cache as a Uint8Array; keep `tokens()` with it.
-    save() {
-      const size = Number(checked((m, error) => c.edgetok_save(this.handle, 0, 0, error)))
+    #saved(call) {
+      const size = Number(checked((m, error) => call(this.handle, 0, 0, error)))
       return checked((m, error) => {
         const at = m.room(size)
-        return c.edgetok_save(this.handle, at, size, error) < 0n ? -1 : bytes(at, size).slice()
+        return call(this.handle, at, size, error) < 0n ? -1 : bytes(at, size).slice()
       })
+    }
+
+    // The cache as a Uint8Array; keep `tokens()` with it.
+    save() {
+      return this.#saved((...given) => c.edgetok_save(...given))
+    }
+
+    // The content of a session file, which `edgetok chat --session` opens.
+    session() {
+      return this.#saved((...given) => c.edgetok_session_save(...given))
+    }
+
+    // Goes on with the conversation of a session file, which Python may have written.
+    loadSession(file) {
+      checked((m, error) => c.edgetok_session_load(this.handle, m.put(file), file.length, error))
     }
 
     restore(block, ids) {

@@ -23,6 +23,7 @@ from edgetok.kernels_cpu.program.abi import symbol
 from edgetok.kernels_cpu.program.compiling import Progress, kernel_names
 from edgetok.kernels_cpu.program.keys import imports
 from edgetok.kernels_cpu.program.loader import compiled_objects
+from edgetok.kernels_cpu.session.launch import MODULES as SESSION_MODULES
 from edgetok.kernels_cpu.simd.isa import ISAS, choose
 from edgetok.kernels_cpu.simd.target import Target
 from edgetok.kernels_cpu.text.launch import MODULES as TEXT_MODULES
@@ -211,7 +212,7 @@ def build_library(
         EdgetokError: compiling fails.
     """
     sets = tuple(isas) or machine.isas
-    modules = [*modules, *CACHE_MODULES, *PLAN_MODULES, *TEXT_MODULES]
+    modules = [*modules, *CACHE_MODULES, *PLAN_MODULES, *SESSION_MODULES, *TEXT_MODULES]
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         (folder / "abi.h").write_text(abi_header())

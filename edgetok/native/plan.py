@@ -111,6 +111,7 @@ def model_plan(
         ).tobytes(),
         Section.SIZES: _sizes(plan),
         Section.WIDE: _wide(spec, head_scores(artefact.report, spec)),
+        Section.IDENTITY: artefact.identity.encode(),
     }
     return _joined(core, extra)
 

@@ -1,7 +1,8 @@
 """A chat template as the pieces that it writes around messages, or the reason why it is none.
 
 Found by rendering conversations whose messages are marks, and checked by rendering others: a
-conversation is the pieces with the messages, stripped or not, between them (`src/template.c`).
+conversation is the pieces with the messages, stripped or not, between them
+(`kernels_cpu/text/template.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgetok.errors import TemplateError, UnsupportedError
+from edgetok.kernels_cpu.text.launch import PIECES, STRIPS, STRIPS_SYSTEM
 from edgetok.text.template import ChatTemplate
 
 _MARK = "\ue000"
 _CHECKED_CHATS = 300
-# Bits of the section's first number.
-STRIPS = 1
-STRIPS_SYSTEM = 2
 _SAID = ("hi", " hello \n", "a\n\nb", "x ", "\tWas ist das?", "1 < 2 & {{ x }}", "日本語\u3000", "")
 
 
@@ -42,7 +41,7 @@ class Pieces:
     generate: str
 
     def texts(self) -> tuple[str, ...]:
-        """Texts of the template, in the order of `src/template.c`."""
+        """Texts of the template, in the order of `kernels_cpu/text/template.py`."""
         return (
             self.first,
             self.system_to_user,
@@ -94,7 +93,7 @@ class Segments:
         """The section TEMPLATE."""
         numbers, texts = [STRIPS * self.strips | STRIPS_SYSTEM * self.strips_system], b""
         for pieces in (self.plain, self.system):
-            parts = [text.encode() for text in pieces.texts()] if pieces else [b""] * 5
+            parts = [text.encode() for text in pieces.texts()] if pieces else [b""] * PIECES
             numbers += [int(pieces is not None), *map(len, parts)]
             texts += b"".join(parts)
         return np.array(numbers, "<i8").tobytes() + texts

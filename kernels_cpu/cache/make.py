@@ -86,6 +86,7 @@ from edgetok.kernels_cpu.cache.launch import (
     S_DIMS,
     STATES,
 )
+from edgetok.kernels_cpu.cache.shape import write_shape
 from edgetok.kernels_cpu.cache.sizes import (
     bound,
     chunks,
@@ -236,7 +237,7 @@ def _place_history(c: int, at: int, real: int) -> Any:
 
 @outline
 def _most_shape_bytes(c: int) -> Any:
-    """Bytes of the JSON that says what another cache must have in common (`src/cache.c`)."""
+    """Bytes of the JSON that says what another cache must have in common (`shape.py`)."""
     wide = get(c, C_WIDE_HEADS) if get(c, C_BROAD) != 0 else 0
     return 512 + 48 * get(c, C_GROUP_COUNT) + 24 * wide
 
@@ -307,3 +308,4 @@ def cache_place(instr: int, ctx: int, tid: int, threads: int) -> None:
     _place_all(c, get(instr, KEEP_DATA), 1)
     for i in range(get(c, C_GROUP_COUNT)):
         _fill_group(c, group_at(c, i))
+    write_shape(c)

@@ -14,8 +14,8 @@ MODULES = ("plan.link", "plan.read", "plan.tokenizer")
 
 MAGIC = b"edgetokP"
 # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
-# 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions
-VERSION = 9
+# 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions; 9: no identity
+VERSION = 10
 CORE_VERSION = 1  # of the section PLAN
 
 
@@ -49,8 +49,9 @@ class Section(IntEnum):
     STATES = 7
     WIDE = 8
     SIZES = 9
-    TOKENIZER = 10
-    TEMPLATE = 11
+    IDENTITY = 10
+    TOKENIZER = 11
+    TEMPLATE = 12
 
 
 OPTIONAL = Section.TOKENIZER  # this section and those after it may be missing
@@ -72,6 +73,7 @@ HEADER = (
 )
 PLACE = struct.Struct("<32sii3q")  # name, segment, type, offset, rows, columns
 DIGEST_BYTES = 32
+IDENTITY_BYTES = 2 * DIGEST_BYTES  # digits of `Artefact.identity`, which session files name
 
 # Instructions of section HOST, which the library calls itself: a name of NAME_BYTES, then slots.
 HOST_SAMPLE, HOST_SCORES, HOST_CHOOSE, HOST_RENUMBER, HOST_ROTATE, HOST_ANGLES = 0, 1, 4, 5, 6, 7
@@ -143,6 +145,7 @@ PLAN_FAULTS = (
     "model.plan: instructions contradict each other",
     "model.plan: a kernel's name is not one",
     "model.onnx.data has %lld bytes, the plan is for %lld; export again",
+    "model.plan: the chat template's pieces contradict each other",
 )
 (
     WHOLE,
@@ -156,6 +159,7 @@ PLAN_FAULTS = (
     WRONG_INSTRUCTIONS,
     WRONG_NAME,
     OTHER_WEIGHTS,
+    WRONG_PIECES,
 ) = range(len(PLAN_FAULTS))
 
 H_VERSION, H_BLOCK = HEADER.index("version"), HEADER.index("block_tokens")

@@ -41,6 +41,7 @@ from edgetok.kernels_cpu.plan.launch import (
     HASH_OUT,
     HEADER,
     HOST_ANGLES,
+    IDENTITY_BYTES,
     MAGIC,
     MISSING,
     NAME_BYTES,
@@ -74,20 +75,23 @@ from edgetok.kernels_cpu.plan.launch import (
     WRONG_INSTRUCTIONS,
     WRONG_NAME,
     WRONG_NUMBERS,
+    WRONG_PIECES,
     Section,
     Segment,
 )
 from edgetok.kernels_cpu.plan.sha256 import hash_bytes
 from edgetok.kernels_cpu.program.abi import INSTR_SLOTS, kernel
 from edgetok.kernels_cpu.simd.emit import inline, outline
-from edgetok.kernels_cpu.simd.memory import read_u8
+from edgetok.kernels_cpu.simd.memory import read_i64, read_u8
 from edgetok.kernels_cpu.text.characters import compared, within
+from edgetok.kernels_cpu.text.launch import CONVERSATIONS, PIECES, PIECES_HEAD_BYTES
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _HEAD_BYTES = 32  # magic, version, number of sections, bytes of the core
 _MOST_SECTIONS = 64
 _SECTIONS, _OPTIONAL = len(Section), int(OPTIONAL)
-_PLAN, _RUN, _LAYERS, _ROPES, _HOST, _EOS, _FAMILY, _STATES, _WIDE, _SIZES = map(
+_TEMPLATE = int(Section.TEMPLATE)
+_PLAN, _RUN, _LAYERS, _ROPES, _HOST, _EOS, _FAMILY, _STATES, _WIDE, _SIZES, _IDENTITY = map(
     int, list(Section)[:OPTIONAL]
 )
 _MOST_PAIRS, _MOST_NAMES, _MOST_BLOCK = 4096, 1024, 4096
@@ -195,10 +199,26 @@ def _numbers_fit(o: int) -> Any:
     family = section_bytes(o, _FAMILY)
     if family < 1 or read_u8(section(o, _FAMILY) + family - 1) != 0:
         return False
+    if section_bytes(o, _IDENTITY) != IDENTITY_BYTES:
+        return False
     wide = section_bytes(o, _WIDE)
     if wide == 0:
         put(o, O_SECTIONS + _WIDE, 0)
     return (wide == 0 or wide == run_number(o, R_KV_HEADS) * layers) and _ropes_fit(o)
+
+
+@outline
+def pieces_fit(t: int, nbytes: int) -> Any:
+    """Whether a section has the pieces that it says."""
+    left = nbytes - PIECES_HEAD_BYTES
+    if left < 0:
+        return False
+    for i in range(CONVERSATIONS * PIECES):
+        size = read_i64(t + 8 + 8 * (i // PIECES * (1 + PIECES) + 1 + i % PIECES))
+        if size < 0 or size > left:
+            return False
+        left -= size
+    return True
 
 
 @outline
@@ -288,6 +308,9 @@ def plan_read(instr: int, ctx: int, tid: int, threads: int) -> None:
     fault = _sections(o, get(instr, OPEN_MEMORY))
     if fault == WHOLE and not _numbers_fit(o):
         fault = WRONG_NUMBERS
+    template = section_bytes(o, _TEMPLATE)
+    if fault == WHOLE and template > 0 and not pieces_fit(section(o, _TEMPLATE), template):
+        fault = WRONG_PIECES
     if fault == WHOLE:
         fault = _instructions(o)
     put(instr, OPEN_RESULT, fault)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MODULES = ("text.encode", "text.stream")
+MODULES = ("text.encode", "text.stream", "text.template")
 
 KIND_BYTES, KIND_SENTENCEPIECE, KIND_UNIGRAM = range(3)
 PATTERN_GPT2, PATTERN_LLAMA3 = range(2)
@@ -181,8 +181,27 @@ TAB_END = TAB_TEXT + 1
     WRITE_PART,  # how many
 ) = range(2, 16)
 
-# The kernel `strip_text`: spaces at both ends, as Python's `str.strip` removes them.
+# The kernel `render`: a conversation by the pieces that a template writes around messages. The
+# section's numbers: bits of which messages lose the spaces at their ends, as Python's `str.strip`
+# removes them; then without and with a system message: 1 where there is such a conversation, and
+# the bytes of each piece. The pieces follow.
+STRIPS = 1
+STRIPS_SYSTEM = 2
 (
-    STRIP_TEXT,  # address of the text, and of what is left
-    STRIP_BYTES,  # how many, likewise
-) = range(2, 4)
+    PIECE_FIRST,
+    PIECE_SYSTEM_TO_USER,
+    PIECE_USER_TO_ASSISTANT,
+    PIECE_ASSISTANT_TO_USER,
+    PIECE_GENERATE,
+) = range(5)
+PIECES = 5
+CONVERSATIONS = 2
+PIECES_HEAD_BYTES = 8 * (1 + CONVERSATIONS * (1 + PIECES))
+(
+    RENDER_TEMPLATE,  # address of the section
+    RENDER_TEXTS,  # address that those of messages are counted from
+    RENDER_MESSAGES,  # address of int64 [count, 2]: where each begins, and its bytes
+    RENDER_COUNT,  # with the system message, the first; its bytes are -1 for none
+    RENDER_OUT,  # address of the text; 0: only say how long it is
+    RENDER_RESULT,  # bytes of the text; -1: there is no such conversation
+) = range(2, 8)

@@ -12,19 +12,12 @@ from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import read_i64, read_u8, write_i64
 from edgetok.kernels_cpu.text.characters import (
-    SIZE_BITS,
-    SIZE_MASK,
-    character,
     compared,
     length_of,
     may_follow,
-    valid,
-    within,
     write_u8,
 )
 from edgetok.kernels_cpu.text.launch import (
-    STRIP_BYTES,
-    STRIP_TEXT,
     TOKEN_SPECIAL,
     TOKEN_TEXT,
     WRITE_BUFFER,
@@ -196,35 +189,3 @@ def write_token(instr: int, ctx: int, tid: int, threads: int) -> None:
         _push(instr, piece, n, 1)
     if rest != 0:
         _show(instr, read_i64(instr + 8 * WRITE_HELD))
-
-
-@outline
-def _is_space(c: int) -> Any:
-    """Whether Python's `str.isspace` says so of a character."""
-    if c < 0x80:
-        return within(c, 9, 5) or within(c, 28, 5)
-    if c < 0x2000:
-        return c == 0x85 or c == 0xA0 or c == 0x1680
-    if c <= 0x200A or c == 0x2028 or c == 0x2029 or c == 0x202F:
-        return True
-    return c == 0x205F or c == 0x3000
-
-
-@kernel
-def strip_text(instr: int, ctx: int, tid: int, threads: int) -> None:
-    """Leave out the spaces at both ends of a text; what is not UTF-8 stays as it is."""
-    s = read_i64(instr + 8 * STRIP_TEXT)
-    end = s + read_i64(instr + 8 * STRIP_BYTES)
-    if not valid(s, end - s):
-        return
-    while s < end and _is_space(character(s) >> SIZE_BITS):
-        s += character(s) & SIZE_MASK
-    while end > s:
-        last = end - 1
-        while last > s and read_u8(last) & 0xC0 == 0x80:
-            last -= 1
-        if not _is_space(character(last) >> SIZE_BITS):
-            break
-        end = last
-    write_i64(instr + 8 * STRIP_TEXT, s)
-    write_i64(instr + 8 * STRIP_BYTES, end - s)

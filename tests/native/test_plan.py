@@ -58,7 +58,7 @@ print("refused", refused)
 
 def sections(content: bytes) -> dict[Section, tuple[int, int]]:
     magic, version, count, core = struct.unpack_from("<8s3q", content)
-    assert (magic, version) == (b"edgetokP", 9)
+    assert (magic, version) == (b"edgetokP", 10)
     found = {}
     for i in range(count):
         kind, at, size = struct.unpack_from("<3q", content, 32 + 24 * i)

@@ -128,6 +128,14 @@ int64_t edgetok_save(edgetok_chat *chat, void *block, size_t capacity, char *err
 int edgetok_restore(edgetok_chat *chat, const void *block, size_t bytes, const int32_t *ids,
                     size_t count, char *error);
 
+/* The conversation as the content of a session file, which `edgetok chat --session` and Chat.load open,
+   and back: messages and, where the cache evicts, the cache. Save returns the bytes needed and writes
+   them if they fit. Load takes what Python saved of the same model, too; a cache's options must be those it
+   was saved with. The next edgetok_say goes on with the conversation. Sampling options are set by
+   edgetok_sample; those of a file are kept for Python. */
+int64_t edgetok_session_save(edgetok_chat *chat, void *file, size_t capacity, char *error);
+int edgetok_session_load(edgetok_chat *chat, const void *file, size_t bytes, char *error);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

@@ -2,40 +2,9 @@
    allocated once and zeroed by the system as it is first used. */
 #include "internal.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 static const policy policies[] = {POLICIES};
-
-static void say(cache *c, const char *format, ...) {
-    va_list list;
-    int64_t at = c->shape + c->shape_bytes, room = c->partials - at; /* enough: cache/make.py */
-    va_start(list, format);
-    c->shape_bytes += vsnprintf(pointer(at), (size_t)room, format, list);
-    va_end(list);
-}
-
-/* Writes what another cache must have in common, as JSON. */
-static void say_shape(cache *c) {
-    const int64_t kv = c->m->run[RUN_KV_HEADS], *head = pointer(c->list[1].head);
-    const char *comma = "";
-    say(c, "{\"block_tokens\":%d,", (int)c->block_tokens);
-    if (c->longrope && !c->policy) say(c, "\"context\":%d,", (int)c->capacity);
-    say(c, "\"kind\":\"cpu\",\"kv_bits\":%d,", (int)c->kv_bits);
-    if (c->policy) say(c, "\"policy\":\"%s\",", c->policy->name);
-    say(c, "\"rings\":[");
-    for (const group *g = c->list; g < c->list + c->group_count; g++) {
-        if (!g->window) continue;
-        say(c, "%s[%d,%d]", comma, (int)g->window, (int)g->limit);
-        comma = ",";
-    }
-    say(c, c->policy ? "],\"slots\":%d" : "]", (int)c->slots);
-    if (c->broad) say(c, ",\"wide\":[");
-    for (int64_t i = 0; c->broad && i < c->list[1].heads; i++)
-        say(c, "%s[%d,%d]", i ? "," : "", (int)(head[i] / kv), (int)(head[i] % kv));
-    say(c, c->broad ? "]}" : "}");
-}
 
 /* What kernels want to know of the model. */
 static void tell_model(cache *c, edgetok_model *m) {
@@ -93,6 +62,7 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
     c->block_tokens = least(run[RUN_BLOCK], c->capacity);
     if (c->policy) {
         c->bounded = 1;
+        c->policy_name = address(c->policy->name);
         c->recent_share = c->policy->recent;
         c->unequal = c->policy->unequal;
     }
@@ -109,7 +79,6 @@ int et_cache_new(cache *c, edgetok_model *m, const edgetok_cache *options, char 
         c->rope_frequencies[i] = r->original && c->capacity > r->original ? r->long_context : r->short_context;
     }
     et_keep(c, OWN_CACHE_PLACE, 0, address(c->memory.data), 0);
-    say_shape(c);
     c->part[PART_RECORDS] = c->records;
     c->part[PART_STATES] = c->state_table;
     c->part[PART_MASS] = c->mass;

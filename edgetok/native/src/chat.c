@@ -45,6 +45,7 @@ void edgetok_chat_free(edgetok_chat *chat) {
     et_drop(&chat->text_memory);
     et_drop(&chat->next_memory);
     et_drop(&chat->answer);
+    free(chat->messages);
     free(chat->said);
     free(chat);
 }
@@ -350,7 +351,7 @@ int edgetok_restore(edgetok_chat *chat, const void *data, size_t bytes, const in
                        (long long)(-1 - fault), (long long)count);
     if (fault) return et_fail(error, "%s", RESTORE_FAULTS[fault]);
     memcpy(chat->tokens, ids, 4 * count);
-    chat->turns = 0;
+    chat->count = 0;
     chat->has_logits = chat->pending = chat->opened = false;
     chat->finish = EDGETOK_GOING;
     return 0;

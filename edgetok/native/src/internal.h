@@ -52,6 +52,8 @@ typedef struct { HISTORY_FIELDS } history;
 typedef struct { GROUP_FIELDS } group;
 typedef struct { ROPE_FIELDS } rope;
 typedef struct { int64_t kv_heads, key_bytes, value_bytes, dims, rotation[3]; } layer_size;
+typedef struct { SESSION_FIELDS } session;
+typedef struct { int64_t at, bytes; } message; /* counted from an address; -1 bytes: there is none */
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;
 
 /* tokenizer.c: tables of the file, checked when it is opened, and what C looks at of them. */
@@ -87,7 +89,6 @@ void et_call(const edgetok_model *m, instruction *one);          /* on all threa
 void et_do(const edgetok_model *m, int own, instruction *one);   /* a kernel of OWN_*, on this one */
 
 int et_tokenizer_open(edgetok_model *m, char *error);
-int et_template_check(const edgetok_model *m, char *error);
 
 /* cache.c, slots.c: see edgetok/cache/groups.py. */
 typedef struct { const char *name; int scores, recent, around, unequal; } policy; /* scores: of a model's */
@@ -126,16 +127,18 @@ struct edgetok_chat {
     char *output;
     int finish;
     edgetok_stats_t stats;
-    char *said;   /* the conversation as text */
-    size_t said_bytes, said_capacity, asked, answer_bytes; /* asked: where the last message begins */
+    message *messages, kept_options; /* the system's first, without the last answer; sampling of a session */
+    char *said;                      /* what they are counted from */
+    size_t said_bytes, answer_bytes;
+    int64_t count;
     block answer; /* text of the answer, for the next turn */
-    int64_t turns;
-    bool with_system;
 };
 
 int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t shared, char *error);
 
 /* template.c */
+bool et_add_message(edgetok_chat *chat, const void *text, int64_t bytes, char *error);
+bool et_add_answer(edgetok_chat *chat, char *error); /* to the messages, if one is under way */
 void et_note_answer(edgetok_chat *chat, const edgetok_output *output);
 
 #endif

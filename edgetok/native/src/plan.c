@@ -118,7 +118,7 @@ edgetok_model *edgetok_open(const char *folder, int threads, int verify, char *e
     if (!choose_kernels(m, error) && !et_map(&m->plan, folder, PLAN_FILE, error) &&
         !et_map(&m->weights, folder, WEIGHTS_FILE, error) && !read_plan(m, threads, error) &&
         !(verify && check_weights(m, error)) && !et_tokenizer_open(m, error) &&
-        !et_template_check(m, error) && !start_team(m, error))
+        !start_team(m, error))
         return m;
     edgetok_close(m);
     return NULL;

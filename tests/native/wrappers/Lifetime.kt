@@ -65,6 +65,12 @@ fun main(told: Array<String>) {
         say("said", first.joinToString("") { it.text })
         say("finish", first.last().finish.name.lowercase())
         say("then", bounded.say("Tell me a story about a cat.").text())
+        model.chat(256, policy = "window").use { later ->
+            later.loadSession(bounded.session())
+            later.sample(Sampling(maxTokens = 20))
+            say("session", later.say("Why?").text())
+            refused("no session") { later.loadSession(ByteArray(100) { 120 }) }
+        }
     }
 
     var seen = 0

@@ -82,6 +82,7 @@ def expected(python, bundled, state) -> dict[str, str]:
     options = {"max_tokens": COUNT, "temperature": 0.0}
     texts = ("Hi! Who are you?", "Tell me a story about a cat.")
     said = [chat.send(text, **options).run() for text in texts]
+    third = chat.send("Why?", **options).run()
     sha256 = json.loads((bundled / "manifest.json").read_text())["files"]["model.onnx.data"]
     spec = backend.spec
     return {
@@ -109,6 +110,8 @@ def expected(python, bundled, state) -> dict[str, str]:
         "said": said[0].text,
         "finish": said[0].finish,
         "then": said[1].text,
+        "session": third.text,
+        "no session": "this is not a session file",
         "cancelled": "3",
         "policy": "cache policy h2o",
         "token": f"token {spec.vocab_size}, expected 0 to {spec.vocab_size - 1}",

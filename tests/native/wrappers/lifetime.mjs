@@ -65,6 +65,12 @@ const first = Array.from(bounded.say('Hi! Who are you?', 'You are a pirate.'))
 say('said', first.map((piece) => piece.text).join(''))
 say('finish', first.at(-1).finish)
 say('then', written(bounded.say('Tell me a story about a cat.')))
+const later = model.chat({ context: 256, policy: 'window' })
+later.loadSession(bounded.session())
+later.sample({ maxTokens: 20 })
+say('session', written(later.say('Why?')))
+refused('no session', () => later.loadSession(new Uint8Array(100)))
+later.close()
 bounded.close()
 
 // A timer runs between two tokens.

@@ -85,6 +85,11 @@ with model.chat(256, policy="window") as bounded:
     say("said", "".join(piece.text for piece in first))
     say("finish", first[-1].finish)
     say("then", "".join(piece.text for piece in bounded.say("Tell me a story about a cat.")))
+    with model.chat(256, policy="window") as later:
+        later.load_session(bounded.session())
+        later.sample(max_tokens=20)
+        say("session", "".join(piece.text for piece in later.say("Why?")))
+        refused("no session", lambda: later.load_session(b"x" * 100))
 
 seen = []
 for piece in chat.prefill(ids):

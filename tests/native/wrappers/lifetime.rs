@@ -87,6 +87,11 @@ fn main() {
     say("said", first.iter().map(|piece| piece.text.as_str()).collect::<String>());
     say("finish", format!("{:?}", first.last().unwrap().finish).to_lowercase());
     say("then", written(bounded.say("Tell me a story about a cat.", None).unwrap()));
+    let mut later = model.chat(&cache(256, Some("window"))).unwrap();
+    later.load_session(&bounded.session().unwrap()).unwrap();
+    later.sample(&greedy(20)).unwrap();
+    say("session", written(later.say("Why?", None).unwrap()));
+    refused("no session", later.load_session(&[120; 100]));
 
     let canceller = chat.canceller();
     let mut seen = 0;

@@ -79,6 +79,11 @@ do {
     say("said", first.map { $0.text }.joined())
     say("finish", "\(first.last!.finish)")
     say("then", try text(bounded.say("Tell me a story about a cat.")))
+    let later = try model.chat(contextTokens: 256, policy: "window")
+    try later.loadSession(bounded.session())
+    try later.sample(sampling(20))
+    say("session", try text(later.say("Why?")))
+    refused("no session") { try later.loadSession(Data(repeating: 120, count: 100)) }
 }
 
 // On another thread; its task is cancelled after the third token.

@@ -44,6 +44,9 @@ export interface Chat {
   /** The cache; keep `tokens()` with it. */
   save(): Uint8Array
   restore(block: Uint8Array, ids: ArrayLike<number>): void
+  /** The content of a session file, which `edgetok chat --session` opens. */
+  session(): Uint8Array
+  loadSession(file: Uint8Array): void
   close(): void
 }
 

@@ -313,6 +313,18 @@ class Chat(_Owned):
             data = self._ffi.from_buffer(block)
             self._call("edgetok_restore", data, len(block), given, len(ids))
 
+    def session(self) -> bytes:
+        """Return the content of a session file, which `edgetok chat --session` opens."""
+        with self._use:
+            file = bytearray(self._call("edgetok_session_save", self._ffi.NULL, 0))
+            self._call("edgetok_session_save", self._ffi.from_buffer(file), len(file))
+            return bytes(file)
+
+    def load_session(self, file: bytes) -> None:
+        """Go on with the conversation of a session file, which Python may have written."""
+        with self._use:
+            self._call("edgetok_session_load", self._ffi.from_buffer(file), len(file))
+
     def _answer(self) -> Iterator[Piece]:
         while (piece := self.next()) is not None:
             yield piece

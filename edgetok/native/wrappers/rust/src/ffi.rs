@@ -127,6 +127,18 @@ extern "C" {
         capacity: usize,
         error: *mut c_char,
     ) -> i64;
+    pub fn edgetok_session_save(
+        chat: *mut Chat,
+        file: *mut c_void,
+        capacity: usize,
+        error: *mut c_char,
+    ) -> i64;
+    pub fn edgetok_session_load(
+        chat: *mut Chat,
+        file: *const c_void,
+        bytes: usize,
+        error: *mut c_char,
+    ) -> c_int;
     pub fn edgetok_restore(
         chat: *mut Chat,
         block: *const c_void,

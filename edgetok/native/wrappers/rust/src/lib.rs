@@ -25,7 +25,7 @@ mod ffi;
 
 pub use ffi::Stats;
 use std::ffi::{CStr, CString};
-use std::os::raw::{c_char, c_int};
+use std::os::raw::{c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::{Arc, Weak};
@@ -311,16 +311,40 @@ impl Chat {
 
     /// The cache, for `restore` or for edgetok in Python; keep `tokens` with it.
     pub fn save(&mut self) -> Result<Vec<u8>> {
+        self.saved(|chat, at, capacity, error| unsafe {
+            ffi::edgetok_save(chat, at, capacity, error)
+        })
+    }
+
+    /// The content of a session file, which `edgetok chat --session` opens.
+    pub fn session(&mut self) -> Result<Vec<u8>> {
+        self.saved(|chat, at, capacity, error| unsafe {
+            ffi::edgetok_session_save(chat, at, capacity, error)
+        })
+    }
+
+    fn saved(
+        &mut self,
+        save: impl Fn(*mut ffi::Chat, *mut c_void, usize, *mut c_char) -> i64,
+    ) -> Result<Vec<u8>> {
         let chat = self.0.chat;
         let save = |at: *mut u8, capacity| {
             told(
-                |error| unsafe { ffi::edgetok_save(chat, at.cast(), capacity, error) },
+                |error| save(chat, at.cast(), capacity, error),
                 |bytes| *bytes >= 0,
             )
         };
-        let mut block = vec![0; save(null_mut(), 0)? as usize];
-        save(block.as_mut_ptr(), block.len())?;
-        Ok(block)
+        let mut made = vec![0; save(null_mut(), 0)? as usize];
+        save(made.as_mut_ptr(), made.len())?;
+        Ok(made)
+    }
+
+    /// Goes on with the conversation of a session file, which Python may have written.
+    pub fn load_session(&mut self, file: &[u8]) -> Result<()> {
+        let at = file.as_ptr().cast();
+        self.done(|chat, error| unsafe {
+            ffi::edgetok_session_load(chat, at, file.len(), error)
+        })
     }
 
     /// Takes over a cache that was computed from `ids`.

@@ -274,6 +274,27 @@ public final class Chat: @unchecked Sendable {
             }
         }
     }
+
+    /// The content of a session file, which `edgetok chat --session` opens.
+    public func session() throws -> Data {
+        try handle.call { chat in
+            var file = Data(count: Int(try told { edgetok_session_save(chat, nil, 0, $0) }))
+            let size = file.count
+            _ = try file.withUnsafeMutableBytes { to in
+                try told { edgetok_session_save(chat, to.baseAddress, size, $0) }
+            }
+            return file
+        }
+    }
+
+    /// Goes on with the conversation of a session file, which Python may have written.
+    public func loadSession(_ file: Data) throws {
+        try handle.call { chat in
+            _ = try file.withUnsafeBytes { from in
+                try told { edgetok_session_load(chat, from.baseAddress, from.count, $0) }
+            }
+        }
+    }
 }
 
 /// An answer: a sequence of its tokens, computed as they are asked for, here or on another thread.

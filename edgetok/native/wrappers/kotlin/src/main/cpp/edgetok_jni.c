@@ -205,18 +205,37 @@ METHOD(jdoubleArray, stats)(JNIEnv *env, jclass type, jlong chat) {
     return made;
 }
 
-METHOD(jbyteArray, save)(JNIEnv *env, jclass type, jlong chat) {
+static jbyteArray saved(JNIEnv *env, jlong chat, int64_t (*save)(edgetok_chat *, void *, size_t, char *)) {
     char error[EDGETOK_ERROR_BYTES] = "";
-    (void)type;
-    int64_t size = edgetok_save(CHAT, NULL, 0, error);
+    int64_t size = save(CHAT, NULL, 0, error);
     jbyteArray made = size < 0 || size > INT32_MAX ? NULL : (*env)->NewByteArray(env, (jsize)size);
     if (size < 0) fail(env, error);
     if (size > INT32_MAX) fail(env, "the cache has more than 2 GB, which no ByteArray holds");
     jbyte *at = made ? (*env)->GetByteArrayElements(env, made, NULL) : NULL;
     if (!at) return NULL;
-    if (edgetok_save(CHAT, at, (size_t)size, error) < 0) fail(env, error);
+    if (save(CHAT, at, (size_t)size, error) < 0) fail(env, error);
     (*env)->ReleaseByteArrayElements(env, made, at, 0);
     return made;
+}
+
+METHOD(jbyteArray, save)(JNIEnv *env, jclass type, jlong chat) {
+    (void)type;
+    return saved(env, chat, edgetok_save);
+}
+
+METHOD(jbyteArray, session)(JNIEnv *env, jclass type, jlong chat) {
+    (void)type;
+    return saved(env, chat, edgetok_session_save);
+}
+
+METHOD(void, loadSession)(JNIEnv *env, jclass type, jlong chat, jbyteArray file) {
+    char error[EDGETOK_ERROR_BYTES] = "";
+    (void)type;
+    jbyte *data = (*env)->GetByteArrayElements(env, file, NULL);
+    if (!data) return;
+    int state = edgetok_session_load(CHAT, data, (size_t)(*env)->GetArrayLength(env, file), error);
+    (*env)->ReleaseByteArrayElements(env, file, data, JNI_ABORT);
+    if (state < 0) fail(env, error);
 }
 
 METHOD(void, restore)(JNIEnv *env, jclass type, jlong chat, jbyteArray block, jintArray ids) {

@@ -39,6 +39,8 @@ internal object Native {
     @JvmStatic external fun stats(chat: Long): DoubleArray
     @JvmStatic external fun save(chat: Long): ByteArray
     @JvmStatic external fun restore(chat: Long, block: ByteArray, ids: IntArray)
+    @JvmStatic external fun session(chat: Long): ByteArray
+    @JvmStatic external fun loadSession(chat: Long, file: ByteArray)
 }
 
 /** What a model is; see `edgetok_info` of edgetok.h. */
@@ -176,6 +178,12 @@ class Chat internal constructor(private val model: Model, handle: Long) : Owned(
 
     /** Takes over a cache that was computed from [ids]. */
     fun restore(block: ByteArray, ids: IntArray) = call { Native.restore(it, block, ids) }
+
+    /** The content of a session file, which `edgetok chat --session` opens. */
+    fun session(): ByteArray = call(Native::session)
+
+    /** Goes on with the conversation of a session file, which Python may have written. */
+    fun loadSession(file: ByteArray) = call { Native.loadSession(it, file) }
 
     override fun close() {
         cancel() // what another thread computes, so that the lock is free soon

@@ -176,12 +176,12 @@ export async function load(source) {
 
     // The cache as a Uint8Array; keep `tokens()` with it.
     save() {
-      return this.#saved((...given) => c.edgetok_save(...given))
+      return this.#saved((chat, at, size, error) => c.edgetok_save(chat, at, size, error))
     }
 
     // The content of a session file, which `edgetok chat --session` opens.
     session() {
-      return this.#saved((...given) => c.edgetok_session_save(...given))
+      return this.#saved((chat, at, size, error) => c.edgetok_session_save(chat, at, size, error))
     }
 
     // Goes on with the conversation of a session file, which Python may have written.

@@ -218,7 +218,6 @@ def test_choices_are_those_of_the_converter() -> None:
     given = {p.name: p.default for p in convert.command.params}
     assert given["bits"] == defaults.bits
     assert given["method"] == defaults.method
-    assert given["group_size"] == defaults.group_size
 
 
 def test_sampling_flags_are_all_there() -> None:

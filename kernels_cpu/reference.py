@@ -217,6 +217,7 @@ def route(
     normed: bool = True,
     sum_eps: float = 0.0,
     factor: float = 1.0,
+    scales: Array | None = None,
 ) -> tuple[npt.NDArray[np.int64], Array]:
     """Choose experts for each token.
 
@@ -228,6 +229,7 @@ def route(
         normed: shares are divided by their sum + sum_eps.
         sum_eps: see above.
         factor: shares are multiplied by it.
+        scales: [experts], which an expert's share is multiplied by, too.
 
     Returns:
         Numbers of the chosen experts and their shares, [T, top] each, best first.
@@ -241,7 +243,8 @@ def route(
     shares = np.take_along_axis(p, chosen, axis=-1)
     if normed:
         shares = shares / (shares.sum(-1, keepdims=True) + sum_eps)
-    return chosen, factor * shares
+    shares = factor * shares
+    return chosen, shares if scales is None else shares * scales[chosen]
 
 
 def activation(x: Array, kind: str) -> Array:

@@ -281,6 +281,7 @@ def _route(op: Route, run: Run) -> None:
         normed=op.normed,
         sum_eps=op.sum_eps,
         factor=op.factor,
+        scales=run.weights[op.scales] if op.scales else None,
     )
 
 

@@ -284,6 +284,23 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
         "tie_word_embeddings": True,
     },
+    # With experts beside the dense network, as the larger ones have them.
+    "gemma4_experts": {
+        "num_hidden_layers": 4,
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full")],
+        "sliding_window": 8,
+        "global_head_dim": 40,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 4,
+        "moe_intermediate_size": 44,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
     # Layers 3 and 4 look at what layers 2 and 1 store.
     "gemma3n_text": {
         "num_hidden_layers": 5,
@@ -321,9 +338,18 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 ALL_FAMILIES = tuple(_FAMILIES)
+# Their `model_type`, where it is not their name.
+_MODEL_TYPES = {"gemma4_experts": "gemma4_text"}
+
+
+def model_type(family: str) -> str:
+    """Return the `model_type` of a tiny model."""
+    return _MODEL_TYPES.get(family, family)
+
+
 # Layers of Gemma 3n share keys and values without a cache only in transformers 5.
 _KNOWN = set(CONFIG_MAPPING) - ({"gemma3n_text"} if transformers.__version__[0] == "4" else set())
-FAMILIES = tuple(family for family in _FAMILIES if family in _KNOWN)
+FAMILIES = tuple(family for family in _FAMILIES if model_type(family) in _KNOWN)
 WITH_STATES = tuple(
     family
     for family in (
@@ -349,6 +375,7 @@ WITH_EXPERTS = tuple(
         "granitemoehybrid",
         "lfm2_moe",
         "gpt_oss",
+        "gemma4_experts",
     )
     if family in FAMILIES
 )
@@ -362,8 +389,15 @@ RENAMED = tuple(
 UNLIKE_LAYERS = tuple(family for family in ("gemma4_text",) if family in FAMILIES)
 # Their originals are not run: a block has several streams.
 NOT_CALIBRATED = tuple(family for family in ("gemma3n_text",) if family in FAMILIES)
+# Vectors that are near one, and not named as norms are.
+_FACTORS = (
+    *("layer_scalar", "layernorm_1.weight", "layernorm_2.weight"),
+    *("router.scale", "per_expert_scale"),
+)
 # Configs with embeddings by layer type that transformers 4 has no keys for.
-NEWER_ROPES = tuple(family for family in ("gemma4_text", "lfm3") if family in FAMILIES)
+NEWER_ROPES = tuple(
+    family for family in ("gemma4_text", "gemma4_experts", "lfm3") if family in FAMILIES
+)
 
 
 def tiny_checkpoint(
@@ -379,7 +413,7 @@ def tiny_checkpoint(
     """Write a checkpoint of `family` into `folder` and return it.
 
     Args:
-        family: HF model_type.
+        family: HF model_type, or the name of another kind of model of one.
         folder: made where it does not exist.
         seed: of the weights.
         shards: how many safetensors files; from two on with an index.
@@ -389,7 +423,7 @@ def tiny_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = {**sizes(family), **config}
-    hf_config = AutoConfig.for_model(family, **values)
+    hf_config = AutoConfig.for_model(model_type(family), **values)
     hf_config.dtype = dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config)
@@ -409,8 +443,9 @@ def tiny_checkpoint(
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         if len(shape) == 1:
-            own = 1.0 if name.endswith(("linear_attn.norm.weight", "layer_scalar")) else centre
-            noise = 0.2 * noise + (own if name.endswith(("norm.weight", "layer_scalar")) else 0.0)
+            around_one = name.endswith(("linear_attn.norm.weight", *_FACTORS))
+            own = 1.0 if around_one else centre
+            noise = 0.2 * noise + (own if name.endswith(("norm.weight", *_FACTORS)) else 0.0)
         else:
             noise *= 0.5 if "embed_tokens" in name else 1.2 / np.sqrt(shape[1])
         array = noise.astype(np.float16) if bits16 else noise

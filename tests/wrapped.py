@@ -38,6 +38,25 @@ _QWEN_VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [0],
     "num_position_embeddings": 16,
 }
+_GEMMA4: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "gemma4_vision",
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+    "audio_config": None,
+    "image_token_id": 9,
+    "video_token_id": 10,
+    "boi_token_id": 5,
+    "eoi_token_id": 6,
+    "audio_token_id": 11,
+    "boa_token_id": 7,
+    "eoa_token_index": 8,
+}
 _MROPE = {"rope_type": "default", "mrope_section": [4, 4, 4]}
 
 
@@ -224,25 +243,15 @@ WRAPPED = {
         "gemma4",
         "Gemma4ForConditionalGeneration",
         "gemma4_text",
-        outer={
-            "vision_config": {
-                "model_type": "gemma4_vision",
-                "hidden_size": 32,
-                "intermediate_size": 40,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-            },
-            "audio_config": None,
-            "image_token_id": 9,
-            "video_token_id": 10,
-            "boi_token_id": 5,
-            "eoi_token_id": 6,
-            "audio_token_id": 11,
-            "boa_token_id": 7,
-            "eoa_token_index": 8,
-        },
+        outer=_GEMMA4,
+    ),
+    # As Gemma-4-26B-A4B.
+    "gemma4_experts": Wrapped(
+        "gemma4",
+        "Gemma4ForConditionalGeneration",
+        "gemma4_experts",
+        "gemma4_text",
+        outer=_GEMMA4,
     ),
     # Without inputs of each layer's own, whose vocabulary then does not matter.
     "gemma4_unified": Wrapped(

@@ -45,7 +45,14 @@ from edgetok.runtime.backend import Backend
 from edgetok.runtime.cpu.backend import CpuBackend
 from edgetok.runtime.onnx.backend import OnnxRuntimeBackend
 from tests.reference_decoder import forward
-from tests.tiny import ALL_FAMILIES, FAMILIES, VOCAB_SIZE, load_reference, tiny_checkpoint
+from tests.tiny import (
+    ALL_FAMILIES,
+    FAMILIES,
+    VOCAB_SIZE,
+    load_reference,
+    model_type,
+    tiny_checkpoint,
+)
 
 VERSION = transformers.__version__
 TOKENS, BEGINNING, CUT = 24, 7, 22
@@ -143,7 +150,7 @@ def row_of(family: str, folder: Path) -> list[str]:
     cells.append(reused(backend, tokens))
     backend.close()
     cells.append(speed(folder / "8"))
-    cells.append(str(len((FAMILIES_FOLDER / f"{family}.py").read_text().splitlines())))
+    cells.append(str(len((FAMILIES_FOLDER / f"{model_type(family)}.py").read_text().splitlines())))
     return cells
 
 

@@ -41,7 +41,7 @@ def measure_experts(
     Args:
         weights: weights of the checkpoint, of which those of single experts are read.
         block: materialised.
-        inputs: [tokens, hidden_size] of the router and the experts.
+        inputs: [tokens, hidden_size] of the block's `before_experts`.
         gradient: [tokens, hidden_size] with respect to the experts' result.
         window_tokens: how many tokens a window has.
         trial: takes the costs.

@@ -20,9 +20,9 @@ from edgetok.converter.calibrate.transformers_model import joined
 from edgetok.converter.workers import side_by_side
 from edgetok.errors import UnsupportedError
 from edgetok.models.family import TensorSource
-from edgetok.models.layers.experts import ExpertLinear
+from edgetok.models.layers.experts import inputs_of
 from edgetok.models.operations import layer_operations, stages
-from edgetok.models.ops import Linear
+from edgetok.models.ops import Linear, Op
 
 if TYPE_CHECKING:
     from edgetok.converter.calibrate.original_model import Original
@@ -52,6 +52,8 @@ class Block:
         stages: names of its linear layers in order of execution, without the layer; those of one
             stage have the same input.
         measured: what `backward` shows gradients of.
+        before_experts: the module whose inputs are shown for all experts: the router, or the norm
+            of what they read, where that is not what the router reads; "" without experts.
     """
 
     def __init__(self, original: Original, index: int, layer: nn.Module, prefix: str) -> None:
@@ -66,7 +68,8 @@ class Block:
             tuple(op.weight.removeprefix(f"layers.{index}.") for op in stage)
             for stage in stages(self.operations)
         )
-        routed = (ROUTER,) if any(isinstance(op, ExpertLinear) for op in self.operations) else ()
+        self.before_experts = _before_experts(self.operations)
+        routed = (ROUTER,) if self.before_experts else ()
         linears = (op for op in self.operations if isinstance(op, Linear) and not op.kept)
         self.measured = (*(op.weight.rpartition(".")[2] for op in linears), *routed)
         self._original = original
@@ -184,8 +187,8 @@ class Block:
             gradient: the same shape, with respect to its output.
             see: called with the name of each linear layer that is quantised, its inputs
                 [tokens, K] and the gradient with respect to its outputs [tokens, N], for a few
-                windows at a time. ROUTER stands for all experts: its inputs are theirs, and the
-                gradient is that with respect to their result.
+                windows at a time. ROUTER stands for all experts: its inputs are those of
+                `before_experts`, and the gradient is that with respect to their result.
 
         Returns:
             The gradient with respect to `hidden`.
@@ -211,7 +214,10 @@ class Block:
 
             return seen
 
-        places = {name: self._path(name + ".weight")[0] for name in self.measured}
+        shown = {name: name for name in self.measured}
+        if ROUTER in shown:
+            shown[ROUTER] = self.before_experts
+        places = {name: self._path(module + ".weight")[0] for name, module in shown.items()}
         written = {**places}
         if ROUTER in places:
             written[ROUTER] = self._experts_path()
@@ -235,9 +241,11 @@ class Block:
                 calls.take_gradients(self.index, batch, others)
                 found.append(back)
                 for name, path in places.items():
-                    _, rows, _ = self._place(name + ".weight")
                     g = gradients[written[name]]
-                    see(name, inputs[path], g if name == ROUTER else g[:, rows])
+                    if name != ROUTER:
+                        _, rows, _ = self._place(name + ".weight")
+                        g = g[:, rows]
+                    see(name, inputs[path], g)
         return torch.cat(found)
 
     def with_weights(
@@ -318,9 +326,13 @@ class Block:
         return path, leaf
 
     def _experts_path(self) -> str:
-        """Path of the module that holds the router and the experts; its output is their result."""
-        parameters = self.parameters()
-        names = [self._in_module[self._source("router.weight").name]]
+        """Path of the module that holds the experts, and the router where that reads the same.
+
+        Its output is their result.
+        """
+        parameters, names = self.parameters(), list[str]()
+        if self.before_experts == ROUTER:
+            names.append(self._in_module[self._source("router.weight").name])
         for name in self.names:
             if name.startswith("experts_"):
                 parts = self._source(name).parts(parameters)
@@ -347,3 +359,11 @@ class Block:
             first, end = source.rows or (0, len(parameter))
             return parameter, torch.from_numpy(source.order(end - first)), source.add
         return parameter, slice(*source.rows) if source.rows else slice(None), source.add
+
+
+def _before_experts(operations: Sequence[Op]) -> str:
+    """See `Block.before_experts`."""
+    found = inputs_of(operations)
+    if found is None:
+        return ""
+    return ROUTER if found.norms is None else found.norms[1].weight.rpartition(".")[2]

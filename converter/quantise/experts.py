@@ -25,8 +25,8 @@ from edgetok.converter.quantise.error import relative
 from edgetok.converter.quantise.recipe import round_layers, rounder_of_ends
 from edgetok.converter.quantised import Quantised, below_each_other
 from edgetok.formats.layout import TensorFormat
-from edgetok.models.layers.experts import ExpertLinear, Route
-from edgetok.models.ops import SWIGLU_ALPHA, SWIGLU_LIMIT, ActivationMul
+from edgetok.models.layers.experts import ExpertLinear, Route, inputs_of
+from edgetok.models.ops import SWIGLU_ALPHA, SWIGLU_LIMIT, ActivationMul, Norm
 
 LEAST_TOKENS = 32
 _ERROR_TOKENS = 32  # of each expert
@@ -70,7 +70,12 @@ class Routed:
     """
 
     def __init__(self, block: Block, inputs: Tensor) -> None:
-        """Choose experts for tokens by the block's router, whose inputs these are."""
+        """Choose experts for tokens by the block's router.
+
+        Args:
+            block: materialised.
+            inputs: of its `before_experts`.
+        """
         self._block = block
         (self._route,) = (op for op in block.operations if isinstance(op, Route))
         self._linears = {
@@ -80,29 +85,39 @@ class Routed:
         }
         acts = (op for op in block.operations if isinstance(op, ActivationMul))
         (self._gate,) = (op for op in acts if op.gate == "experts_gate")
-        self.inputs = inputs
-        self.chosen, self.shares = self._choose()
+        found = inputs_of(block.operations)
+        if found is None:
+            raise ValueError("the block has no experts")
+        self._router = found.router
+        routing, self.inputs = inputs, inputs
+        if found.norms is not None:
+            routing, self.inputs = (_normed(block, norm, inputs) for norm in found.norms)
+        self.chosen, self.shares = self._choose(routing)
 
     @classmethod
     def behind(cls, block: Block, hidden: Tensor) -> Routed:
         """Run the block up to its router, on [B, T, hidden_size]."""
         seen: list[Tensor] = []
-        block.observe(hidden, ("router",), lambda _, x: seen.append(x.clone()))
+        block.observe(hidden, (block.before_experts,), lambda _, x: seen.append(x.clone()))
         return cls(block, torch.cat(seen))
 
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        """Choose experts as `Route` says."""
+    def _choose(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose experts as `Route` says, by the router's inputs."""
         op, block = self._route, self._block
-        scores = self.inputs @ block.get("router.weight").T
-        if "router.bias" in block.names:
+        scores = inputs @ block.get("router.weight").T
+        if self._router.bias:
             scores += block.get("router.bias")
+        scores *= self._router.scale
         p = scores.sigmoid() if op.score == "sigmoid" else scores.softmax(-1)
         keys = p + block.get("router_choice.weight") if op.bias else p
         chosen = keys.topk(op.top, dim=-1).indices
         shares = p.gather(1, chosen)
         if op.normed:
             shares = shares / (shares.sum(-1, keepdim=True) + op.sum_eps)
-        return chosen, op.factor * shares
+        shares = op.factor * shares
+        if op.scales:
+            shares = shares * block.get("router_scale.weight")[chosen]
+        return chosen, shares
 
     def linear(self, name: str) -> ExpertLinear:
         """Return the operation of a matrix, such as `experts_up`."""
@@ -161,6 +176,11 @@ class Routed:
             if f"{name}.bias" in stacks:
                 both[-1] += stacks[f"{name}.bias"][rows]
         return both
+
+
+def _normed(block: Block, norm: Norm, x: Tensor) -> Tensor:
+    weight = block.get(norm.weight.rpartition(".")[2] + ".weight")
+    return torch.nn.functional.rms_norm(x, (norm.size,), weight, norm.eps)
 
 
 def rows_of(rows: int, expert: int) -> slice:

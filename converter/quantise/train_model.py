@@ -52,7 +52,7 @@ from edgetok.converter.write.pack_codes import pack_linear
 from edgetok.converter.write.written_weights import WrittenWeights
 
 STEPS = 100
-_ROUTERS = (".router", ".router_choice")
+_ROUTERS = (".router", ".router_choice", ".router_norm", ".router_scale")
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 _LearnedModel = tuple[dict[str, Tensor], dict[str, Learned]]

@@ -32,8 +32,8 @@ def gemma4(reader: ConfigReader, config: dict[str, Any]) -> dict[str, Any]:
     """
     if reader.optional_integer("expert_count", 0, low=0, high=1 << 12):
         raise UnsupportedError(
-            f"{reader.where}: Gemma 4 with experts (expert_count) is not supported; its models "
-            "without are: E2B, E4B and 31B"
+            f"{reader.where}: Gemma 4 with experts (expert_count) is not supported as a GGUF file; "
+            "convert its safetensors"
         )
     count, vocab_size = config["num_hidden_layers"], config["vocab_size"]
     full_dim = config["head_dim"]

@@ -31,7 +31,10 @@ def route(writer: DecoderWriter, op: Route) -> None:
         if op.sum_eps:
             total = g.op("Add", [total, g.float(op.sum_eps)], scope)
         shares = g.op("Div", [shares, total], scope)
-    writer.values[op.shares] = writer.scaled(shares, op.factor, scope)
+    shares = writer.scaled(shares, op.factor, scope)
+    if op.scales:
+        shares = g.op("Mul", [shares, g.op("Gather", [op.scales, outputs[1]], scope)], scope)
+    writer.values[op.shares] = shares
     writer.values[op.chosen] = outputs[1]
     _sort(writer, op)
 

@@ -46,7 +46,8 @@ _PADDING_BYTES = 64  # of vectors
     ROUTE_NORMED,
     ROUTE_SUM_EPS,
     ROUTE_FACTOR,
-) = range(2, 14)
+    ROUTE_SCALES,
+) = range(2, 15)
 (
     GATHER_FROM,
     GATHER_TO,
@@ -110,6 +111,7 @@ def route(
     normed: bool,
     sum_eps: float,
     factor: float,
+    scales: int = 0,
 ) -> Instruction:
     """Choose experts and sort the choices.
 
@@ -127,6 +129,7 @@ def route(
         normed: shares are divided by their sum + `sum_eps`.
         sum_eps: see above.
         factor: shares are multiplied by it.
+        scales: address of float32 [experts], which an expert's share is multiplied by; 0: none.
 
     Raises:
         ShapeError: sizes do not go together.
@@ -134,7 +137,7 @@ def route(
     if lists.nbytes < lists_bytes(tokens, experts, top):
         raise ShapeError(f"experts: lists are {lists.nbytes} bytes, too few for {tokens} tokens")
     args = (scores, chosen, shares, bias, lists.address, experts, top, tokens)
-    more = (int(sigmoid), int(normed), float_bits(sum_eps), float_bits(factor))
+    more = (int(sigmoid), int(normed), float_bits(sum_eps), float_bits(factor), scales)
     return instruction(kernels.address("route_experts"), *args, *more, wait=True)
 
 

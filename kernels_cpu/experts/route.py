@@ -2,7 +2,7 @@
 
     p = softmax(scores) or sigmoid(scores)
     chosen = the `top` experts with the largest p + bias, best first; of equals the first
-    share = factor * p[chosen] (/ (sum of p[chosen] + eps))
+    share = factor * p[chosen] (/ (sum of p[chosen] + eps)) (* scales[chosen])
 
 One thread does all of it: even 256 tokens of 128 experts take less time than one expert's product.
 A token's choice depends on its scores alone. Slots and lists: `experts/launch.py`; the truth:
@@ -27,6 +27,7 @@ from edgetok.kernels_cpu.experts.launch import (
     ROUTE_FACTOR,
     ROUTE_LISTS,
     ROUTE_NORMED,
+    ROUTE_SCALES,
     ROUTE_SCORES,
     ROUTE_SHARES,
     ROUTE_SIGMOID,
@@ -144,6 +145,7 @@ def route_experts(instr: int, ctx: int, tid: int, threads: int) -> None:
     normed = read_i64(instr + 8 * ROUTE_NORMED)
     sum_eps = f32_from_bits(read_i64(instr + 8 * ROUTE_SUM_EPS))
     factor = f32_from_bits(read_i64(instr + 8 * ROUTE_FACTOR))
+    scales = read_i64(instr + 8 * ROUTE_SCALES)
     tokens = read_i64(ctx + 8 * CTX_TOKENS)
     p = lists + 8 * (LISTS_HEAD + (GROUP_SLOTS + 1) * experts + 2 * room * top)
     for t in range(tokens):
@@ -161,5 +163,8 @@ def route_experts(instr: int, ctx: int, tid: int, threads: int) -> None:
             share = read_f32(mine + 4 * j)
             if normed != 0:
                 share /= total
-            write_f32(mine + 4 * j, share * factor)
+            share *= factor
+            if scales != 0:
+                share *= read_f32(scales + 4 * int(read_f32(best + 4 * j)))
+            write_f32(mine + 4 * j, share)
     _sort(chosen, lists, room, tokens, experts, top)

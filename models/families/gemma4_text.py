@@ -2,12 +2,16 @@
 
 Full attention has heads, keys and a rotary embedding of its own. The last layers look at the keys
 and values that the last layer of their kind before them stored. Values are normed. Each layer gets
-an input from a table of the token (`layers/layer_input.py`), and a factor.
+an input from a table of the token (`layers/layer_input.py`), and a factor. Larger models have
+experts beside the dense network (`layers/dense_and_experts.py`).
 
 Source: transformers 5 `Gemma4TextConfig`.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 from edgetok.errors import CheckpointError
 from edgetok.models.config.decoder import (
@@ -27,6 +31,8 @@ from edgetok.models.family import (
     standard_tensors,
 )
 from edgetok.models.layers.attention import Attention
+from edgetok.models.layers.dense_and_experts import DenseAndExperts
+from edgetok.models.layers.kind import FeedForward
 from edgetok.models.layers.layer_input import DenseWithInput
 from edgetok.models.spec import DecoderSpec, LayerSpec, RopeSpec
 
@@ -48,23 +54,28 @@ _NAMES = {
     **SANDWICH_NORMS,
     **INPUT_NAMES,
     "layer_scale": "layer_scalar",
+    "post_dense_norm": "post_feedforward_layernorm_1",
+    "pre_experts_norm": "pre_feedforward_layernorm_2",
+    "post_experts_norm": "post_feedforward_layernorm_2",
+    "router": "router.proj",
+    "router_norm": "router.scale",
+    "router_scale": "router.per_expert_scale",
 }
+# Parameters that are not a module's weight.
+_NO_MODULES = ("layer_scale", "router_norm", "router_scale")
 
 
 def read(config: ConfigReader) -> Family:
     """Describe the checkpoint that `config` belongs to."""
     sizes = decoder_sizes(config, tied=True, kv_heads=4, head_dim=256)
     sizes["attn_scale"] = 1.0  # queries are normed
-    config.expect("enable_moe_block", False)
-    for key in ("num_experts", "top_k_experts", "moe_intermediate_size"):
-        config.value(key)  # of experts, which there are none of
     directions = config.value("use_bidirectional_attention")
     if directions not in (None, "vision"):
         raise config.unsupported("use_bidirectional_attention", directions, "null or vision")
     bias = config.flag("attention_bias")
     mixers, first_shared = _mixers(config, sizes["num_heads"])
     wide = 2 if config.flag("use_double_wide_mlp") else 1
-    inner = sizes["intermediate_size"]
+    inner, networks = sizes["intermediate_size"], _networks(config)
     per_layer = config.integer("hidden_size_per_layer_input", 256, low=0, high=1 << 16)
     if per_layer:
         config.expect("vocab_size_per_layer_input", sizes["vocab_size"])
@@ -75,7 +86,7 @@ def read(config: ConfigReader) -> Family:
         layers=tuple(
             LayerSpec(
                 mixer=mixer,
-                ffn=DenseWithInput(inner=wide * inner if i >= first_shared and wide > 1 else 0),
+                ffn=networks(inner=wide * inner if i >= first_shared and wide > 1 else 0),
             )
             for i, mixer in enumerate(mixers)
         ),
@@ -89,12 +100,23 @@ def read(config: ConfigReader) -> Family:
         embed_scale=sqrt_embed_scale(config),
         per_layer_size=per_layer,
     )
-    tensors = standard_tensors(spec, _NAMES)
-    for i in range(spec.num_layers):
-        name = f"layers.{i}.layer_scale.weight"
-        tensors[name] = TensorSource(f"model.layers.{i}.layer_scalar")
+    tensors = standard_tensors(spec, _NAMES, experts="experts")
+    for name, source in tensors.items():
+        if name.split(".")[-2] in _NO_MODULES:
+            tensors[name] = TensorSource(source.name.removesuffix(".weight"))
     unused = unused_by_sharing([mixer.shares for mixer in mixers])
     return Family(spec, tensors, unused)
+
+
+def _networks(config: ConfigReader) -> Callable[..., FeedForward]:
+    """Return the feed-forward network of the layers, but for its inner values."""
+    keys = ("num_experts", "top_k_experts", "moe_intermediate_size")
+    if not config.flag("enable_moe_block"):
+        for key in keys:
+            config.value(key)  # of experts, which there are none of
+        return DenseWithInput
+    experts, top, size = (config.integer(key, high=1 << 20) for key in keys)
+    return functools.partial(DenseAndExperts, experts=experts, top=top, size=size)
 
 
 def _mixers(config: ConfigReader, heads: int) -> tuple[list[Attention], int]:

@@ -25,7 +25,18 @@ class Dense(FeedForward):
 def dense_operations(
     place: Place, inner: int, *, normed: str = "", spread: float | None = None
 ) -> Iterator[Op]:
-    """Return the operations of a network with so many inner values.
+    """Return the operations of a network with so many inner values, into the residual stream.
+
+    Args: see `inner_operations`.
+    """
+    yield from inner_operations(place, inner, normed=normed, spread=spread)
+    yield from place.residual("down_proj", "gate", inner, place.spec.mlp_bias)
+
+
+def inner_operations(
+    place: Place, inner: int, *, normed: str = "", spread: float | None = None
+) -> Iterator[Op]:
+    """Return the operations to a network's inner values `gate`.
 
     Args:
         place: where in the decoder.
@@ -57,4 +68,3 @@ def dense_operations(
             size=inner,
             eps=spec.norm_eps,
         )
-    yield from place.residual("down_proj", "gate", inner, spec.mlp_bias)

@@ -4,7 +4,8 @@ With r = router(h), a number for each expert, and k the experts that a token get
 
     p = softmax(r) or sigmoid(r)
     chosen = the k experts with the largest p + bias; of equals the first
-    share = factor * p[chosen], before that divided by their sum where they are normed
+    share = factor * p[chosen] * scale[chosen], before that divided by their sum where they are
+        normed
     y = sum over the chosen e of share[e] * down[e](act(gate[e](h)) * up[e](h))
 
 A shared expert, which every token gets, is a dense network beside them:
@@ -19,14 +20,14 @@ The matrices of all experts lie below each other in one, those of expert e in it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from edgetok.errors import ArtefactError
 from edgetok.models.checks import check_choice, check_integer, check_number
 from edgetok.models.layers.kind import FeedForward, Place, register
-from edgetok.models.ops import ActivationMul, Op, Shape, SigmoidScale
+from edgetok.models.ops import ActivationMul, Linear, Norm, Op, Shape, SigmoidScale
 
 if TYPE_CHECKING:
     from edgetok.models.spec import DecoderSpec
@@ -45,6 +46,7 @@ class Route(Op):
         chosen: numbers of the chosen experts, as floats.
         shares: shares of the result, in the same order.
         bias: name of a tensor [experts] that is added for the choice alone; "" for none.
+        scales: name of a tensor [experts] of factors of the shares; "" for none.
         top: how many are chosen.
         sum_eps: added to the sum that normed shares are divided by.
     """
@@ -53,6 +55,7 @@ class Route(Op):
     chosen: str
     shares: str
     bias: str
+    scales: str = ""
     experts: int
     top: int
     score: Score
@@ -66,7 +69,7 @@ class Route(Op):
     @property
     def tensors(self) -> dict[str, Shape]:
         """See `Op.tensors`."""
-        return {self.bias: (self.experts,)} if self.bias else {}
+        return {name: (self.experts,) for name in (self.bias, self.scales) if name}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,17 +188,46 @@ class Experts(FeedForward):
 
     def operations(self, place: Place) -> Iterator[Op]:
         """Route; everything that reads the source; then what is added to the residual stream."""
-        spec, layer, hidden = place.spec, place.layer, place.spec.hidden_size
+        spec, hidden = place.spec, place.spec.hidden_size
         router = place.linear(
             "router", place.source, "routed", hidden, self.experts, self.router_bias
         )
         yield dataclasses.replace(router, kept=True)
+        yield from self.chosen_operations(place)
+        if self.shared_size:
+            yield from self._shared(place)
+        ends = not spec.post_norm
+        yield self.mixed(
+            place,
+            "x" if ends else "h",
+            spec.residual_scale if ends else 1.0,
+            add=ends,
+        )
+        if self.shared_size:
+            yield dataclasses.replace(
+                place.linear("shared_down_proj", "shared", "h", self.shared_size, hidden),
+                result="x" if ends else "h",
+                scale=spec.residual_scale if ends else 1.0,
+                add=True,
+            )
+        if not ends:
+            yield from place.add("h")
+
+    def chosen_operations(self, place: Place, scales: str = "") -> Iterator[Op]:
+        """Return the operations from the router's results `routed` to those of the chosen experts.
+
+        Args:
+            place: its source is what the experts read.
+            scales: see `Route`.
+        """
+        spec, layer, hidden = place.spec, place.layer, place.spec.hidden_size
         yield Route(
             layer=layer,
             source="routed",
             chosen="chosen",
             shares="shares",
             bias=f"{place.prefix}router_choice.weight" if self.choice_bias else "",
+            scales=scales,
             experts=self.experts,
             top=self.top,
             score=self.score,
@@ -214,30 +246,21 @@ class Experts(FeedForward):
             size=self.top * self.size,
         )
         yield self._linear(place, "down", "experts_gate", self.size, hidden)
-        if self.shared_size:
-            yield from self._shared(place)
-        ends = not spec.post_norm
-        yield MixExperts(
-            layer=layer,
+
+    def mixed(self, place: Place, result: str, scale: float = 1.0, *, add: bool = False) -> Op:
+        """Return the operation that adds up what the chosen experts gave."""
+        return MixExperts(
+            layer=place.layer,
             source="experts_down",
             chosen="chosen",
             shares="shares",
-            result="x" if ends else "h",
+            result=result,
             experts=self.experts,
             top=self.top,
-            size=hidden,
-            scale=spec.residual_scale if ends else 1.0,
-            add=ends,
+            size=place.spec.hidden_size,
+            scale=scale,
+            add=add,
         )
-        if self.shared_size:
-            yield dataclasses.replace(
-                place.linear("shared_down_proj", "shared", "h", self.shared_size, hidden),
-                result="x" if ends else "h",
-                scale=spec.residual_scale if ends else 1.0,
-                add=True,
-            )
-        if not ends:
-            yield from place.add("h")
 
     def _linear(
         self, place: Place, which: str, source: str, inputs: int, outputs: int
@@ -274,3 +297,32 @@ class Experts(FeedForward):
         )
         if self.shared_router:
             yield SigmoidScale(layer=place.layer, gate="shared_share", value="shared", size=size)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a layer's router and its experts read.
+
+    Attributes:
+        router: the router.
+        norms: the norms of one value that router and experts have each for itself; None where both
+            read the same.
+    """
+
+    router: Linear
+    norms: tuple[Norm, Norm] | None
+
+
+def inputs_of(operations: Iterable[Op]) -> Inputs | None:
+    """Return what router and experts of a layer read; None where there are no experts."""
+    listed = tuple(operations)
+    results = {op.source for op in listed if isinstance(op, Route)}
+    sources = {op.source for op in listed if isinstance(op, ExpertLinear) and not op.apart}
+    if not results:
+        return None
+    (router,) = (op for op in listed if isinstance(op, Linear) and op.result in results)
+    (source,) = sources
+    if router.source == source:
+        return Inputs(router, None)
+    by_result = {op.result: op for op in listed if isinstance(op, Norm)}
+    return Inputs(router, (by_result[router.source], by_result[source]))

@@ -57,19 +57,22 @@ class DenseWithInput(FeedForward):
 
     def operations(self, place: Place) -> Iterator[Op]:
         """The network, the layer's input, the factor."""
-        spec = place.spec
-        yield from dense_operations(place, self.inner or spec.intermediate_size)
-        if spec.per_layer_size:
-            yield from own_input(place, "x")
-            yield AddScaled(
-                layer=place.layer, value="x", source="h", size=spec.hidden_size, scale=1.0
-            )
-        yield ScaleBy(
-            layer=place.layer,
-            weight=f"{place.prefix}layer_scale",
-            value="x",
-            size=spec.hidden_size,
-        )
+        yield from dense_operations(place, self.inner or place.spec.intermediate_size)
+        yield from input_and_factor(place)
+
+
+def input_and_factor(place: Place) -> Iterator[Op]:
+    """Return the operations behind a network: x plus what the layer's own input adds, scaled."""
+    spec = place.spec
+    if spec.per_layer_size:
+        yield from own_input(place, "x")
+        yield AddScaled(layer=place.layer, value="x", source="h", size=spec.hidden_size, scale=1.0)
+    yield ScaleBy(
+        layer=place.layer,
+        weight=f"{place.prefix}layer_scale",
+        value="x",
+        size=spec.hidden_size,
+    )
 
 
 def own_input(place: Place, source: str) -> Iterator[Op]:

@@ -68,6 +68,23 @@ def test_an_expert_sees_what_transformers_gives_it(family, tmp_path):
             assert len(share) == len(found) > 0
 
 
+def test_experts_with_a_norm_of_their_own(tmp_path):
+    """Gemma 4's router reads another norm of the same value; transformers has all as one module."""
+    if "gemma4_experts" not in FAMILIES:
+        pytest.skip("the installed transformers does not know gemma4_text")
+    original, hidden = open_block("gemma4_experts", tmp_path)
+    with original.block(LAYER) as block:
+        theirs = []
+        experts = block._layer.get_submodule("experts")
+        with experts.register_forward_pre_hook(lambda _, given: theirs.append(given)):
+            block(hidden)
+        inputs, chosen, shares = (torch.cat(values) for values in zip(*theirs, strict=True))
+        routed = Routed.behind(block, hidden)
+        torch.testing.assert_close(routed.inputs, inputs)
+        torch.testing.assert_close(routed.chosen, chosen)
+        torch.testing.assert_close(routed.shares, shares)
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "lfm2_moe", "qwen3_moe"])
 def test_experts_add_up_to_the_block(family, tmp_path):
     """x + the sum of share * expert(x) is the block's output, whatever the family does."""

@@ -40,6 +40,7 @@ def route(to: Target, group: Sequence[Any], near: Near) -> Instructions:
             normed=op.normed,
             sum_eps=op.sum_eps,
             factor=op.factor,
+            scales=to.weight(op.scales) if op.scales else 0,
         )
     ]
 

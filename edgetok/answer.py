@@ -10,7 +10,7 @@ from typing import Any
 from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.dialect.tool import AnswerPiece, TextPiece, ToolCall
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
 from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.mailbox import End
@@ -164,11 +164,14 @@ def begin_answer(
     )
 
 
-def shared_tokens(engine: Engine, speaker: Speaker, request: ChatRequest, prompt: list[int]) -> int:
-    """See `Speaker.shared_tokens`; 0 where caches go back to any token, so that nobody asks."""
-    if not engine.backend.capabilities.snapshots:
-        return 0
-    return speaker.shared_tokens(request, prompt)
+def places_to_return(
+    engine: Engine, speaker: Speaker, request: ChatRequest, prompt: list[int]
+) -> Places:
+    """Return `asked_tokens` and `shared_tokens`, all for none; zeros where no cache needs them."""
+    if not engine.has_snapshots:
+        return NOWHERE
+    shared = speaker.shared_tokens(request, prompt)
+    return speaker.asked_tokens(request, prompt), shared or len(prompt)
 
 
 def answer_in(
@@ -210,6 +213,6 @@ def answer_in(
         constraint=plan.constraint,
         progress=progress,
         shown=plan.shown,
-        shared_tokens=shared_tokens(engine, speaker, request, tokens),
+        places=places_to_return(engine, speaker, request, tokens),
     )
     return ChatAnswer(engine.stepper, sequence, plan.reader, on_finish)

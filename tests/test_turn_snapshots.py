@@ -17,6 +17,8 @@ from edgetok.cache.prefix_cache import LEAST_TOKENS
 from edgetok.cache.recurrent import SNAPSHOT_GAP_TOKENS
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.dialect.request import Speaker
+from edgetok.engine.costs import Costs
+from edgetok.engine.draft_model import DraftModel
 from edgetok.model import Model
 from edgetok.sampling.options import SamplingOptions
 from tests.tiny import FAMILIES, tiny_checkpoint
@@ -130,6 +132,31 @@ def test_retry_and_undo(hybrid: Model) -> None:
     assert found.tokens == hybrid.engine.text(texts[-1], SamplingOptions(**GREEDY)).run().tokens
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_undo_reads_the_new_question_alone(hybrid: Model, turns: int) -> None:
+    """Though the answer before it was read again, or lost the tokens that opened it."""
+    chat = hybrid.new_chat(**GREEDY | {"max_tokens": 120}, stop_loops=False)
+    for question in QUESTIONS:
+        chat.send(question).run()
+    for _ in range(turns):
+        chat.undo()
+    head = hybrid.template.render(chat.messages, add_generation_prompt=False) + "<|user|>"
+    found = chat.send("and the dog").run()
+    before = len(hybrid.tokenize(head, special=False))
+    assert found.stats.cached_tokens >= before - SNAPSHOT_GAP_TOKENS > 0
+
+
+@pytest.mark.parametrize("which", LOST, ids="-".join)
+def test_another_chat_shares_the_system_message(made: Any, which: tuple[str, str]) -> None:
+    """From the prefix cache, up to the question and not to the end of a chunk."""
+    with loaded(made, which, prefix_cache="4MB") as model:
+        system = {"role": "system", "content": LONG}
+        before = len(model.tokenize(f"<|system|>{LONG}<|end|><|user|>", special=False))
+        model.chat([system, {"role": "user", "content": "the mat and then"}], **GREEDY)
+        found = model.chat([system, {"role": "user", "content": "and the dog"}], **GREEDY)
+        assert found.stats.cached_tokens >= before - SNAPSHOT_GAP_TOKENS > 300
+
+
 @pytest.mark.parametrize("which", LOST, ids="-".join)
 def test_answers_to_whole_conversations(made: Any, which: tuple[str, str]) -> None:
     """As a server gives them: each in a cache of its own, from the prefix cache."""
@@ -169,6 +196,7 @@ def test_others_read_as_before(
     """No chunk ends earlier; a model of attention alone has nothing rendered for it either."""
     if which in ATTENTION:
         monkeypatch.setattr(Speaker, "shared_tokens", None)
+        monkeypatch.setattr(Speaker, "asked_tokens", None)
     with loaded(made, which, speculate=False) as model:
         rows = rows_of(model, monkeypatch)
         prompt = model.chat([{"role": "user", "content": LONG}], **GREEDY).stats.prompt_tokens
@@ -190,16 +218,63 @@ def test_a_chunk_ends_where_the_answer_is_opened(
         assert rows[:3] == [block, len(said) - block, len(opened)]
 
 
-def test_a_long_answer_keeps_the_snapshot(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [LOST[0], KEPT[0]], ids="-".join)
+def test_a_long_answer_keeps_the_snapshot(
+    made: Any, which: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Though only three are kept, and later ones are taken while the answer is written."""
     from edgetok.cache import recurrent
 
     monkeypatch.setattr(recurrent, "SNAPSHOTS_BYTES", 0)
     monkeypatch.setattr(recurrent, "SNAPSHOT_TOKENS", 32)
-    with loaded(made, LOST[0], speculate=False) as model:
+    with loaded(made, which, speculate=False) as model:
+        model.engine.eos_tokens = frozenset()
         chat = model.new_chat(temperature=0.0, max_tokens=300, stop_loops=False)
         assert chat.send(QUESTIONS[0]).run().stats.generated_tokens == 300
+        stats = chat.retry().run().stats
+        opened = len(model.tokenize(OPENINGS[which[1]], special=False))
+        assert stats.prompt_tokens - stats.cached_tokens <= 1 + opened + SNAPSHOT_GAP_TOKENS
+        if which in KEPT:  # the next turn's tokens may be others: the answer is not what one types
+            return
         chat.send("the").run()
         first, second = prompts(model, chat.messages)
         assert chat.last is not None
         assert chat.last.stats.cached_tokens >= same(first, second) - SNAPSHOT_GAP_TOKENS > 0
+
+
+@pytest.mark.parametrize("target", [("qwen3", "thought"), LOST[0]], ids="-".join)
+def test_a_hybrid_that_drafts_reads_a_turn_once(
+    made: Any, target: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether drafts hold or not, and though the next turn parts where the answer was opened."""
+    monkeypatch.setattr(Costs, "is_fresh", lambda self, rows: True)
+    monkeypatch.setattr(Costs, "decode_s", lambda self, rows: 1.0 + 1e-6 * rows)
+    monkeypatch.setattr(DraftModel, "read_s", lambda self, tokens: 0.0)
+    monkeypatch.setattr(DraftModel, "draft_s", 0.0)
+    with loaded(made, target, draft=made(LOST[0][0], target[1])) as model:
+        drafter = model.engine.draft_model
+        assert drafter is not None
+        read: list[int] = []
+        forward = drafter.backend.forward
+
+        def counted(cache: Any, tokens: Any, **options: Any) -> Any:
+            read.append(len(tokens))
+            return forward(cache, tokens, **options)
+
+        monkeypatch.setattr(drafter.backend, "forward", counted)
+        chat = model.new_chat(**GREEDY)
+        expected, lengths = 0, [0]
+        for question in QUESTIONS:
+            stats = chat.send(question).run().stats
+            texts = prompts(model, chat.messages)
+            new = len(texts[-1]) - (same(texts[-2], texts[-1]) if len(texts) > 1 else 0)
+            # Each step reads its pending token and those that were drafted before the last one.
+            steps = stats.generated_tokens
+            expected = new + SNAPSHOT_GAP_TOKENS + steps * (2 + drafter_spare(drafter))
+            lengths.append(sum(read))
+            assert lengths[-1] - lengths[-2] <= expected
+        assert stats.drafted_tokens > 0
+
+
+def drafter_spare(drafter: DraftModel) -> int:
+    return drafter.backend.new_cache(256).spare_tokens

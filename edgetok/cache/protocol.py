@@ -92,6 +92,14 @@ class KVCache(Protocol):
         return
 
     @property
+    def spare_tokens(self) -> int:
+        """The most of the latest tokens that `truncate` takes back, so that none is computed again.
+
+        For caches that go back to snapshots alone from further on.
+        """
+        return self.capacity_tokens
+
+    @property
     def draft_tokens(self) -> int:
         """The most tokens of the next step whose last ones `retract` can take back.
 

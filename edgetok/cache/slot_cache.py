@@ -283,6 +283,11 @@ class SlotCache(KVCache, Generic[M]):
         self.memory.history.advance(self._length)
 
     @property
+    def spare_tokens(self) -> int:
+        """The most of the latest tokens that can be taken back. See `KVCache`."""
+        return min(self.capacity_tokens, self.memory.history.spare_tokens)
+
+    @property
     def draft_tokens(self) -> int:
         """The most tokens of the next step that can be taken back. See `KVCache`.
 

@@ -164,6 +164,27 @@ class Speaker:
         closed = self._same(prompt, request, request.messages, False)
         return max(later, closed if closed < whole else 0)
 
+    def asked_tokens(self, request: ChatRequest, prompt: Sequence[int]) -> int:
+        """Return how many first tokens of a prompt come before the last question.
+
+        A conversation that takes the question back, or asks another one, goes back there.
+
+        Args:
+            request: for the answer.
+            prompt: tokens of its prompt.
+
+        Returns:
+            0 where nobody asks, or the template does not tell.
+        """
+        roles = [message.get("role") for message in request.messages]
+        if "user" not in roles:
+            return 0
+        last = len(roles) - 1 - roles[::-1].index("user")
+        said = request.messages[last].get("content")
+        other = "1" if isinstance(said, str) and said.strip().startswith("x") else "x"
+        asked = {"role": "user", "content": other}
+        return self._same(prompt, request, [*request.messages[:last], asked], True)
+
     def _same(
         self,
         prompt: Sequence[int],

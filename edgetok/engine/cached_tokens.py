@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import LEAST_TOKENS, PrefixCache
 from edgetok.cache.protocol import KVCache
+from edgetok.cache.recurrent import SNAPSHOT_GAP_TOKENS
 from edgetok.cache.state import CacheState
 from edgetok.errors import SessionError
 from edgetok.runtime.backend import Backend
 from edgetok.runtime.base import check_writes
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
+
+# How many first tokens of a prompt come before its last question, and before what later turns do
+# not have (if they have everything: all, where the same answer begins again); 0: it is not known.
+Places = tuple[int, int]
+NOWHERE: Places = (0, 0)
 
 
 def or_larger(context_tokens: int, trained_tokens: int, advice: str) -> str:
@@ -75,6 +81,18 @@ class CachedTokens:
     def chooser(self, options: SamplingOptions) -> TokenChooser | None:
         """Return the backend's chooser of tokens. See `Backend.chooser`."""
         return self._backend.chooser(options)
+
+    def ends(self, places: Places) -> list[int]:
+        """Return where steps are to end, so that the cache can go back there.
+
+        None where the cache goes back to any length, nor at a question that begins so near to what
+        is held that a snapshot of that serves as well.
+        """
+        if not self._backend.capabilities.snapshots:
+            return []
+        question, shared = places
+        ends = [question] if question - len(self.tokens) >= SNAPSHOT_GAP_TOKENS else []
+        return [*ends, shared]
 
     @property
     def room_tokens(self) -> int:

@@ -9,13 +9,14 @@ Where it does not, the draft model rests, and tries again after ever more tokens
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 import numpy as np
 
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
 from edgetok.engine.costs import Costs
 from edgetok.engine.drafts import Draft, best_length
 from edgetok.errors import GrammarError
@@ -146,16 +147,25 @@ class DraftModel:
 class ModelDrafter:
     """Drafts for one sequence."""
 
-    def __init__(self, model: DraftModel, context: CachedTokens, tokens: Tokens[int]) -> None:
+    def __init__(
+        self,
+        model: DraftModel,
+        context: CachedTokens,
+        tokens: Tokens[int],
+        places: Places = NOWHERE,
+    ) -> None:
         """Keep of the draft model's cache what the sequence begins with.
 
         Args:
             model: drafts.
             context: the sequence's cache, of the other model.
             tokens: tokens of the sequence so far.
+            places: of the sequence.
         """
         self._model, self._context = model, model.beside(context)
         self._context.reuse(tokens)
+        self._context.cache.mark(places[1])
+        self._ends = self._context.ends(places)
         self._sure = len(self._context.tokens)  # in its cache, and known to be the sequence's
         self._trial = self._reads = False
 
@@ -171,7 +181,9 @@ class ModelDrafter:
             lengths: lengths of prompt and answer.
         """
         model, missing = self._model, sum(lengths) - self._sure
-        most = min(most, self._context.cache.capacity_tokens - sum(lengths))
+        cache = self._context.cache
+        # It draws each token from the one before it, so that the last one is not in its cache.
+        most = min(most, cache.capacity_tokens - sum(lengths), cache.spare_tokens + 1)
         self._trial = model.trial_due() and missing <= _READ_TOKENS + 16 * lengths[1]
         self._reads = False
         first = each = 0.0
@@ -223,8 +235,11 @@ class ModelDrafter:
         held = context.tokens[self._sure : self._sure + len(rest) - 1]
         same = next((i for i, token in enumerate(held) if token != rest[i]), len(held))
         context.cut(self._sure + same)
-        tokens = since(len(context.tokens))[:_READ_TOKENS]
-        logits = model.forward(context, tokens)
+        first = len(context.tokens)
+        tokens = since(first)[:_READ_TOKENS]
+        cuts = [end - first for end in self._ends if 0 < end - first < len(tokens)]
+        for start, end in itertools.pairwise([0, *cuts, len(tokens)]):
+            logits = model.forward(context, tokens[start:end])
         self._sure = len(context.tokens)
         if not count:
             model.took(len(tokens), began)

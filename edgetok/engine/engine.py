@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
 from edgetok.engine.draft_model import DraftModel
 from edgetok.engine.generation import Generation
 from edgetok.engine.pace import Pace
@@ -141,7 +141,7 @@ class Engine:
         constraint: Constraint | None = None,
         progress: Progress | None = None,
         shown: Collection[int] = (),
-        shared_tokens: int = 0,
+        places: Places = NOWHERE,
     ) -> Answer:
         """A sequence that has not begun, for a `Generation`.
 
@@ -153,8 +153,8 @@ class Engine:
             constraint: restricts this answer, and no other.
             progress: see `Sequence`.
             shown: special tokens that are spelled out in the text.
-            shared_tokens: first tokens that the next turn's prompt begins with, too; 0 where that
-                is not known, and for backends without `snapshots`.
+            places: where later prompts may part from this one; `NOWHERE` where that is not known,
+                or nobody asks (`has_snapshots`).
 
         Raises:
             ContextError: the prompt does not fit.
@@ -173,8 +173,14 @@ class Engine:
             speculate=self.speculate,
             draft_model=self.draft_model,
             shown=shown,
-            shared_tokens=shared_tokens,
+            places=places,
         )
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Return whether caches of this model or of its draft model need snapshots to go back."""
+        drafting = self.draft_model is not None and self.draft_model.backend.capabilities.snapshots
+        return drafting or self.backend.capabilities.snapshots
 
     def capacity_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
         """Return the size of the cache that a text of so many tokens gets, in tokens.

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 
 import numpy as np
 
-from edgetok.engine.cached_tokens import CachedTokens, or_larger
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places, or_larger
 from edgetok.engine.draft_model import DraftModel
 from edgetok.engine.drafts import Draft
 from edgetok.engine.loops import repeats
@@ -51,8 +51,8 @@ class Sequence:
         context_tokens: the most tokens of prompt and answer together; None where the cache evicts.
         drafted: tokens of drafts that steps computed.
         accepted: how many of them became tokens of the answer.
-        shared_tokens: first tokens of the prompt that the next turn's begins with, too, where a
-            step is to end, so that the cache can go back there; 0 for none.
+        places: where later prompts may part from this one: a step ends there, so that the cache
+            can go back.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Sequence:
         speculate: bool = False,
         draft_model: DraftModel | None = None,
         shown: Collection[int] = (),
-        shared_tokens: int = 0,
+        places: Places = NOWHERE,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -88,7 +88,7 @@ class Sequence:
             speculate: draft tokens where that is faster (`drafts.py`).
             draft_model: a second model that drafts, too; None for repetitions alone.
             shown: special tokens that are spelled out in the text.
-            shared_tokens: see the attributes.
+            places: see the attributes.
 
         Raises:
             ContextError: the prompt does not fit.
@@ -119,10 +119,11 @@ class Sequence:
         self.logprobs: list[Logprobs] = []
         self._progress: Progress | None = checked_progress(progress)
         self.drafted = self.accepted = 0
-        self._drafts = SequenceDrafts(draft_model, context) if speculate else None
+        self._drafts = SequenceDrafts(draft_model, context, places) if speculate else None
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
         self._constraint, self._shown = constraint, shown
-        self.shared_tokens = shared_tokens
+        self.places = places
+        self._ends: list[int] = []  # those at which a step ends
 
     def begin(self) -> None:
         """Take over the cache: keep what it holds of the prompt.
@@ -149,7 +150,8 @@ class Sequence:
             SessionError: a kept beginning of the prompt does not fit this cache.
         """
         self.cached = self.context.reuse(self.prompt)
-        self.context.cache.mark(self.shared_tokens)
+        self.context.cache.mark(self.places[1])
+        self._ends = self.context.ends(self.places)
         self.pending = self.prompt[self.cached :]
         if self._progress is not None:
             self._progress(self.cached, len(self.prompt))
@@ -170,8 +172,8 @@ class Sequence:
         most = self.context.cache.block_tokens
         if not self.reading:
             return most
-        left = self.shared_tokens - (len(self.prompt) - len(self.pending))
-        return min(most, left) if left > 0 else most
+        read = len(self.prompt) - len(self.pending)
+        return min([most, *(end - read for end in self._ends if end > read)])
 
     @property
     def on_device(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgetok.engine.cached_tokens import CachedTokens
+from edgetok.engine.cached_tokens import CachedTokens, Places
 from edgetok.engine.draft_model import MARGIN, DraftModel, Lengths, ModelDrafter
 from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
 from edgetok.sampling.constraint import Constraint
@@ -20,15 +20,16 @@ class SequenceDrafts:
         tokens: the draft of the next step.
     """
 
-    def __init__(self, model: DraftModel | None, context: CachedTokens) -> None:
+    def __init__(self, model: DraftModel | None, context: CachedTokens, places: Places) -> None:
         """Prepare; nothing is searched or computed yet.
 
         Args:
             model: a second model that drafts, too; None for repetitions alone.
             context: the sequence's cache.
+            places: of the sequence, see there.
         """
         self.tokens: list[int] = []
-        self._model, self._context = model, context
+        self._model, self._context, self._places = model, context, places
         self._drafter: Drafter | None = None
         self._modelled: ModelDrafter | None = None
         self._by_model = False  # whether the draft of the next step is the draft model's
@@ -63,7 +64,7 @@ class SequenceDrafts:
         if self._model is None or forced:
             return best
         if self._modelled is None:
-            self._modelled = ModelDrafter(self._model, self._context, since(0))
+            self._modelled = ModelDrafter(self._model, self._context, since(0), self._places)
         offered = self._modelled.offer(min(most, MOST_TOKENS), tokens, cost, lengths)
         reads = self._modelled.reads and not best.count
         self._by_model = reads or offered.rate(tokens, cost) > MARGIN * best.rate(tokens, cost)

@@ -31,7 +31,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (eviction, ("EV_", "SCORE_", "CHOOSE_", "RENUMBER_", "ROTATE_")),
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
-    (keep, ("KEEP_", "NO_")),
+    (keep, ("KEEP_", "NO_", "SNAPSHOT_GAP_TOKENS")),
     (sessions, ("SESSION_",)),
     (
         opening,

@@ -266,7 +266,7 @@ class Answer:
 
     async def _one(self, place: int) -> AsyncGenerator[Event, None]:
         number = place // self._request.answers
-        prompt, shared = self._prepared.prompts[number], self._prepared.shared_tokens[number]
+        prompt, places = self._prepared.prompts[number], self._prepared.places[number]
         plan, options = self._prepared.plans[place], self._prepared.options
         if options.seed is not None and place % self._request.answers:
             options = options.with_changes({"seed": (options.seed + place) % (1 << 64)})
@@ -278,7 +278,7 @@ class Answer:
             priority=self._request.priority,
             constraint=None if plan is None else plan.constraint,
             shown=() if plan is None else plan.shown,
-            shared_tokens=shared,
+            places=places,
         )
         reader = AnswerReader() if plan is None else plan.reader
         answer = ChatAnswer(engine.stepper, sequence, reader)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetok.answer import shared_tokens
+from edgetok.answer import places_to_return
 from edgetok.dialect.request import ChatRequest, Plan
-from edgetok.engine.cached_tokens import or_larger
+from edgetok.engine.cached_tokens import NOWHERE, Places, or_larger
 from edgetok.errors import ContextError, OptionError
 from edgetok.model import Model
 from edgetok.sampling.options import SamplingOptions
@@ -21,14 +21,14 @@ class Prepared:
 
     Attributes:
         prompts: token ids, of which each has the same number of answers.
-        shared_tokens: of each prompt; see `Engine.sequence`.
+        places: of each prompt; see `Engine.sequence`.
         plans: what holds and reads each answer; None for one that is plain text.
         options: of sampling.
         nbytes: that all caches need at most.
     """
 
     prompts: list[list[int]]
-    shared_tokens: list[int]
+    places: list[Places]
     plans: list[Plan | None]
     options: SamplingOptions
     nbytes: int
@@ -45,7 +45,7 @@ def prepare(model: Model, request: Request) -> Prepared:
     """
     options = model.sampling.with_changes(dict(request.sampling))
     prompts = [prompt_tokens(model, prompt) for prompt in request.prompts]
-    shared = [0] * len(prompts)
+    places = [NOWHERE] * len(prompts)
     plans: list[Plan | None] = [None] * (len(prompts) * request.answers)
     if request.messages:
         chat = ChatRequest(
@@ -60,7 +60,7 @@ def prepare(model: Model, request: Request) -> Prepared:
         )
         text = model.speaker.prompt(chat) + request.begun
         prompts.append(model.speaker.encode(text))
-        shared.append(shared_tokens(model.engine, model.speaker, chat, prompts[-1]))
+        places.append(places_to_return(model.engine, model.speaker, chat, prompts[-1]))
         plans += [
             model.speaker.plan(text, chat, model.engine.vocabulary) for _ in range(request.answers)
         ]
@@ -76,7 +76,7 @@ def prepare(model: Model, request: Request) -> Prepared:
                 f"{larger}; a server with --kv-budget evicts what is old"
             )
     sizes = [_cache_bytes(model, len(prompt), options) for prompt in prompts]
-    return Prepared(prompts, shared, plans, options, sum(sizes) * request.answers)
+    return Prepared(prompts, places, plans, options, sum(sizes) * request.answers)
 
 
 def prompt_tokens(model: Model, prompt: Prompt) -> list[int]:

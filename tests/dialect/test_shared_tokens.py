@@ -49,6 +49,21 @@ def parts(template: str, tokenizer: Tokenizer, messages: list[Message]) -> tuple
 
 
 @pytest.mark.parametrize("messages", [HELLO, TALK], ids=["first", "second"])
+def test_another_question_begins_where_this_one_does(
+    messages: list[Message], joining: Tokenizer
+) -> None:
+    template = LOOP + ASK.replace("OPENING", json.dumps("<think>\n"))
+    speaker, made = Speaker(ChatTemplate(template), joining), ChatTemplate(template)
+    head = made.render(messages[:-1], add_generation_prompt=False) + "<|user|>"
+    expected = len(joining.encode(head, special=False))
+    for said in ("the dog", "x", "1", ""):
+        request = ChatRequest(messages=[*messages[:-1], {"role": "user", "content": said}])
+        prompt = speaker.encode(speaker.prompt(request))
+        assert speaker.asked_tokens(request, prompt) == expected
+    assert speaker.asked_tokens(ChatRequest(messages=[]), [1, 2]) == 0
+
+
+@pytest.mark.parametrize("messages", [HELLO, TALK], ids=["first", "second"])
 @pytest.mark.parametrize("opening", ["<think>\n\n</think>\n\n", "<think>\n", "\n"])
 def test_it_is_where_prompts_part(
     opening: str, messages: list[Message], joining: Tokenizer

@@ -153,17 +153,11 @@ static void step(edgetok_chat *chat, const int32_t *ids, int64_t count, bool wan
     int64_t first = et_cache_begin(c, count), *ctx = m->ctx;
     int32_t *tokens = pointer(m->file.tokens), *positions = pointer(m->file.positions);
     int64_t on = c->policy ? count : wanted; /* rows beyond the last keys: mass counts every one */
-    for (int64_t i = 0; i < count; i++) {
-        tokens[i] = ids[i];
-        positions[i] = (int32_t)(first + i);
-    }
+    for (int64_t i = 0; i < count; i++) tokens[i] = ids[i], positions[i] = (int32_t)(first + i);
     int64_t *body = m->parts[0], *tail = m->parts[1];
     memcpy(body, c->part, sizeof m->parts[0]);
     body[PART_ROWS] = count;
-    if (count == 1 || on == 1) {
-        body[PART_CHUNKS] = c->chunks;
-        body[PART_PARTIALS] = c->partials;
-    }
+    if (count == 1 || on == 1) body[PART_CHUNKS] = c->chunks, body[PART_PARTIALS] = c->partials;
     memcpy(tail, body, sizeof m->parts[1]);
     tail[PART_ROWS] = on;
     ctx[CTX_TOKENS] = count;
@@ -191,12 +185,10 @@ static int read_tokens(edgetok_chat *chat, const int32_t *ids, int64_t count, ch
     double began = et_seconds();
     for (int64_t at = 0; at < count;) {
         int64_t n = least(count - at, chat->cache.block_tokens);
-        int64_t left = chat->cache.past.marked - chat->cache.length;
-        if (left > 0) n = least(n, left);
-        if (atomic_load(&chat->cancelled)) {
-            chat->finish = EDGETOK_CANCELLED;
-            return et_fail(error, "cancelled");
-        }
+        int64_t ends[] = {chat->question, chat->cache.past.marked};
+        for (int i = 0; i < 2; i++)
+            if (ends[i] > chat->cache.length) n = least(n, ends[i] - chat->cache.length);
+        if (atomic_load(&chat->cancelled)) return chat->finish = EDGETOK_CANCELLED, et_fail(error, "cancelled");
         step(chat, ids + at, n, at + n == count);
         at += n;
     }
@@ -212,8 +204,8 @@ static int check_ids(const edgetok_chat *chat, const int32_t *ids, size_t count,
     return 0;
 }
 
-/* The next turn's prompt begins with `shared` tokens of this one, where it is to go back to; 0: nowhere. */
-int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t shared, char *error) {
+/* Later prompts part from this one behind `question` or `shared` tokens (engine/cached_tokens.py); 0: nowhere. */
+int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t question, int64_t shared, char *error) {
     cache *c = &chat->cache;
     if (!count) return et_fail(error, "the prompt is empty");
     if (count > (size_t)chat->capacity)
@@ -226,6 +218,7 @@ int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t sha
     while (same < most_same && chat->tokens[same] == ids[same]) same++;
     if (same < c->length) same = et_cache_truncate(c, same);
     c->past.marked = shared;
+    chat->question = question - same < SNAPSHOT_GAP_TOKENS ? 0 : question;
     chat->stats.prompt_tokens = (int64_t)count;
     chat->stats.cached_tokens = same;
     if (chat->sampling.repetition_penalty != 1)
@@ -240,7 +233,7 @@ int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t sha
 }
 
 int edgetok_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, char *error) {
-    return et_prefill(chat, ids, count, 0, error);
+    return et_prefill(chat, ids, count, 0, 0, error);
 }
 
 /* Appends the text of a token to the output; without one, `rest`: what was held back. */

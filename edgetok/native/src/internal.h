@@ -130,11 +130,11 @@ struct edgetok_chat {
     message *messages, kept_options; /* the system's first, without the last answer; sampling of a session */
     char *said;                      /* what they are counted from */
     size_t said_bytes, answer_bytes;
-    int64_t count;
+    int64_t count, question; /* question: a step ends there, so that the cache can go back */
     block answer; /* text of the answer, for the next turn */
 };
 
-int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t shared, char *error);
+int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t question, int64_t shared, char *error);
 
 /* template.c */
 bool et_add_message(edgetok_chat *chat, const void *text, int64_t bytes, char *error);

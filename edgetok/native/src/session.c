@@ -56,10 +56,7 @@ static int take(edgetok_chat *chat, const session *s, block *ids, char *error) {
         memcpy(ids->data, pointer(s->tokens), 4 * (size_t)tokens);
         if (edgetok_restore(chat, pointer(s->block), (size_t)s->block_bytes, ids->data, (size_t)tokens, error))
             return -1;
-    } else {
-        edgetok_truncate(chat, chat->cache.length, error);
-        chat->cache.pinned = 0;
-    }
+    } else edgetok_truncate(chat, chat->cache.length, error), chat->cache.pinned = 0;
     chat->count = 0, chat->said_bytes = chat->answer_bytes = 0;
     bool good = et_add_message(chat, pointer(s->sampling), s->sampling_bytes, error);
     if (good) chat->kept_options = chat->messages[--chat->count];

@@ -70,15 +70,20 @@ static bool pin(edgetok_chat *chat, char *error) {
     return same >= 0;
 }
 
-/* The next turn's prompt begins with so many tokens of this one; 0: with all. -1: an error. */
-static int64_t kept(edgetok_chat *chat, const int32_t *ids, int64_t count, char *error) {
-    size_t said = chat->said_bytes;
-    int64_t messages = chat->count, same = -1;
-    if (et_add_message(chat, "x", 1, error) && et_add_message(chat, "x", 1, error))
+/* How many first tokens a prompt shares with the next turn's, or with one that asks something else; -1: an error. */
+static int64_t parts(edgetok_chat *chat, bool next, const int32_t *ids, int64_t count, char *error) {
+    const size_t said = chat->said_bytes;
+    const int64_t messages = chat->count;
+    const message last = chat->messages[messages - 1];
+    const char *other = !next && last.bytes > 0 && chat->said[last.at] == 'x' ? "1" : "x";
+    int64_t same = -1;
+    if (!next) chat->count--;
+    if (et_add_message(chat, other, 1, error) && (!next || et_add_message(chat, other, 1, error)))
         same = shared(chat, chat->messages, chat->count, ids, count, error);
     chat->said_bytes = said;
+    chat->messages[messages - 1] = last;
     chat->count = messages;
-    return same < count - 1 ? same : 0;
+    return same;
 }
 
 /* The answer to the messages so far. */
@@ -86,7 +91,12 @@ static int answer(edgetok_chat *chat, char *error) {
     int64_t count = 0;
     int32_t *ids = ids_of(chat, chat->messages, chat->count, &count, error);
     if (!ids) return -1;
-    int64_t same = chat->cache.past.count ? kept(chat, ids, count, error) : 0;
+    int64_t question = 0, same = 0;
+    if (chat->cache.past.count) {
+        question = parts(chat, false, ids, count, error);
+        same = question < 0 ? -1 : parts(chat, true, ids, count, error);
+        if (same >= count - 1) same = count;
+    }
     /* Room for the answer, so that no step allocates. */
     int64_t tokens = chat->cache.policy ? chat->cache.answer : chat->capacity - chat->cache.length;
     tokens = least(most(tokens, chat->next_sampling.max_tokens), MOST_CHAT_TOKENS);
@@ -95,7 +105,7 @@ static int answer(edgetok_chat *chat, char *error) {
     chat->answer_bytes = 0;
     int failed = -1;
     if (!et_grab(&chat->answer, room)) et_fail(error, "no memory for an answer");
-    else if (same >= 0) failed = et_prefill(chat, ids, (size_t)count, same, error);
+    else if (same >= 0) failed = et_prefill(chat, ids, (size_t)count, question, same, error);
     free(ids);
     return failed;
 }
@@ -117,10 +127,7 @@ int edgetok_say(edgetok_chat *chat, const char *system, const char *text, char *
     bool pins = chat->cache.policy && !chat->cache.pinned && chat->messages->bytes >= 0;
     int failed = et_add_message(chat, text, (int64_t)strlen(text), error) && (!pins || pin(chat, error))
                      ? answer(chat, error) : -1;
-    if (failed && chat->finish != EDGETOK_CANCELLED) {
-        chat->said_bytes = said;
-        chat->count = first ? 0 : count;
-    }
+    if (failed && chat->finish != EDGETOK_CANCELLED) chat->said_bytes = said, chat->count = first ? 0 : count;
     return failed;
 }
 

@@ -18,8 +18,8 @@ _WORTH = 0.95  # of a guessed token beside a sure one: what errors of the estima
 _MEMORY = 0.95  # of a chance's estimate for each new observation: about the latest 20 count
 # Guesses and those that were right, by the bit length of the match's length, before any
 # observation. Longer matches go on more often: typical of chats, edits and code. Two tokens alone
-# say little, and observations cost nothing, so their chance begins low.
-_BEFORE = (0.0, 0.0, 0.6, 2.0, 3.0, 3.5, 3.6)
+# say little. Tuned on replayed answers of SmolLM2-135M (docs/benchmarks.md, November 2026).
+_BEFORE = (0.0, 0.0, 1.4, 2.8, 3.4, 3.6, 3.7)
 _BEFORE_OF = 4.0
 
 

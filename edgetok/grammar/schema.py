@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgetok.errors import GrammarError
@@ -37,7 +37,7 @@ _EMPTY: dict[str, tuple[Any, ...]] = {
 }
 _SCHEMAS = ("additionalProperties", "items")  # hold a schema
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")  # hold a list of schemas
-_BOUNDS = (
+_BOUNDS: tuple[tuple[str, str, float, Callable[[float, float], float]], ...] = (
     ("exclusiveMinimum", "minimum", math.inf, max),
     ("exclusiveMaximum", "maximum", -math.inf, min),
 )

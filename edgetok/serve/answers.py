@@ -108,10 +108,6 @@ class Writer:
                 raise Gone
             return prepare(model, request)
 
-        async def closed(held: contextlib.AsyncExitStack) -> None:
-            await asyncio.wait((working,))
-            await held.aclose()
-
         held_to = request.grammar is not None or request.tools
         working = asyncio.get_running_loop().run_in_executor(
             self._compiling if held_to else None, work
@@ -120,7 +116,7 @@ class Writer:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
             gone.set()
-            self.close_later(closed(using.pop_all()))
+            self.close_later(_closed_after(working, using.pop_all()))
             raise
 
     def close_later(self, giving_back: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -129,6 +125,11 @@ class Writer:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
+
+
+async def _closed_after(working: asyncio.Future[Prepared], held: contextlib.AsyncExitStack) -> None:
+    await asyncio.wait((working,))
+    await held.aclose()
 
 
 @dataclass(frozen=True, slots=True)

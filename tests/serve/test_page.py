@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 from edgetok.models.bundled import bundled_model
+from tests.fake import CHATML
 from tests.serve.conftest import Process, Rule
+from tests.serve.writing import written
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -121,6 +123,60 @@ def test_stop_ends_the_answer(browse: Any, rule: Callable[..., Rule]) -> None:
     page.close()
     api.wait_until("running", 0)
     assert page.problems == []
+
+
+def test_reasoning_stands_beside_the_answer_and_is_not_sent(
+    browse: Any, rule: Callable[..., Rule]
+) -> None:
+    thinks = written("<think>\nWell, well.\n</think>\n\nYes.")
+    api = rule(rule=thinks, template=CHATML + "{# </think> #}")
+    page = browse(api.url)
+    assert send(page, "Really?") == "Yes."
+    assert page.locator(".thought span").text_content().strip() == "Well, well."
+    assert not page.locator(".thought span").is_visible()
+    page.locator(".thought summary").click()
+    assert page.locator(".thought span").is_visible()
+    with page.expect_request("**/chat/completions") as asked:
+        send(page, "And now?")
+    assert [one["content"] for one in asked.value.post_data_json["messages"]] == [
+        "Really?",
+        "Yes.",
+        "And now?",
+    ]
+    assert page.problems == []
+
+
+def test_the_talk_shows_what_is_sent(browse: Any, rule: Callable[..., Rule]) -> None:
+    """Messages that were refused, and answers in place of which others come, are not in it."""
+    page = browse(rule(context=96).url)
+    page.locator("#text").fill("x" * 500)
+    page.keyboard.press("Enter")
+    page.locator(".error").wait_for()
+    assert send(page, "y" * 60).startswith("1:YY")
+    assert page.locator(".turn").count() == 3  # with the note that the answer was cut
+    assert page.locator(".note").count() == 1
+    page.locator("#again").click()
+    page.wait_for_function("() => document.getElementById('send').textContent === 'Send'")
+    assert page.locator(".turn").count() == 3
+    assert page.locator(".note").count() == 1
+
+
+def test_who_reads_further_up_is_left_there(browse: Any, rule: Callable[..., Rule]) -> None:
+    api = rule(rule=lambda tokens: 10, step_s=0.02)
+    page = browse(api.url)
+    page.locator("#text").fill("a line\n" * 40)
+    tall = page.locator("#text").evaluate("one => one.clientHeight")
+    assert 100 < tall <= 0.3 * 700
+    page.keyboard.press("Enter")
+    said = "document.querySelector('.assistant').textContent"
+    bottom = "document.getElementById('talk').scrollTop > 300"
+    page.wait_for_function(f"() => {bottom} && {said} !== '…'")
+    page.locator("#talk").evaluate("one => one.scrollTop = 100")
+    before = page.evaluate(f"{said}.length")
+    page.wait_for_function(f"before => {said}.length > before + 20", arg=before)
+    assert page.locator("#talk").evaluate("one => one.scrollTop") == 100
+    page.locator("#send").click()
+    page.wait_for_function("() => document.getElementById('send').textContent === 'Send'")
 
 
 def test_a_key_is_asked_for(browse: Any) -> None:

@@ -23,7 +23,7 @@ from edgetok.models.registry import FAMILIES, families
 from edgetok.runtime.cpu.backend import CpuBackend
 from tests.reference_decoder import canonical_weights, forward
 from tests.tiny import FAMILIES as FAMILIES_HERE
-from tests.tiny import tiny_checkpoint
+from tests.tiny import model_type, tiny_checkpoint
 from tests.wrapped import WRAPPED, as_saved_before, wrapped_checkpoint, wrapped_logits
 
 TOKENS = np.random.default_rng(7).integers(12, 105, 40)
@@ -33,7 +33,7 @@ def assert_equals_the_wrapper(name: str, folder: Path) -> None:
     checkpoint = open_source(resolve_source(str(folder)))
     family = read_family(checkpoint.config, checkpoint.generation_config)
     weights = CanonicalWeights(checkpoint, family)
-    assert family.spec.family == WRAPPED[name].family
+    assert family.spec.family == model_type(WRAPPED[name].family)
     found = forward(family.spec, canonical_weights(family, checkpoint), TOKENS)
     expected = wrapped_logits(name, folder, TOKENS)
     assert np.abs(expected).max() > 0.1

@@ -82,7 +82,7 @@ def refuses_version(library, out, content, version):
     other = bytearray(content)
     struct.pack_into("<q", other, 8, version)
     (out / PLAN_FILE).write_bytes(rehashed(other))
-    message = f"version {version}, this library reads 9; export again"
+    message = f"version {version}, this library reads 10; export again"
     with pytest.raises(EdgetokError, match=message):
         library.open(out)
 

@@ -179,7 +179,7 @@ def test_what_is_refused(pair, tmp_path, bundled):
             (content + b" x", "damaged"),
             (edited, "damaged"),
             (rehashed(foreign), "another model"),
-            (rehashed(content.replace(b'"version"', b'"revision"')), "other fields"),
+            (rehashed(content.replace(b'"version"', b'"verzion"')), "other fields"),
         ):
             with pytest.raises(EdgetokError, match=reason):
                 native.load_session(wrong)

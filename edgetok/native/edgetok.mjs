@@ -152,8 +152,9 @@ export async function load(source) {
 
     // Of the last token computed, copied; null before the first.
     logits() {
+      const size = this.#model.describe().vocabSize // before the memory is looked at: it may grow
       const at = c.edgetok_logits(this.handle) >>> 0
-      return at === 0 ? null : new Float32Array(memory.buffer.slice(at, at + 4 * this.#model.describe().vocabSize))
+      return at === 0 ? null : new Float32Array(memory.buffer.slice(at, at + 4 * size))
     }
 
     stats() {

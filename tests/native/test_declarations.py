@@ -184,7 +184,7 @@ def test_jni_defines_what_kotlin_declares(repository):
         for result, name, given in defined
     }
     assert found == wanted
-    assert len(found) == 18
+    assert len(found) == 20
     functions = set(re.findall(r"\b(edgetok_\w+)\(", HEADER.read_text()))
     assert set(re.findall(r"\b(edgetok_\w+)\(", c)) == functions
 

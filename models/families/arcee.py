@@ -13,7 +13,7 @@ from edgetok.models.family import Family, standard_tensors
 from edgetok.models.layers.plain_dense import PlainDense
 from edgetok.models.spec import DecoderSpec, LayerSpec
 
-# What a `text_config` may leave out.
+# What a `text_config` may leave out, but for tokens beyond this vocabulary.
 DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 2560,
@@ -22,8 +22,6 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-05,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
 }
 
 

@@ -105,7 +105,11 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         theirs["rope_theta"] = 5e5  # the default of transformers 5, which is that of its models
     read = text_config({"model_type": "llava", "text_config": {"model_type": family}})
     assert read is not None
-    assert read_family(read).spec == read_family(theirs | {"pad_token_id": None}).spec
+    theirs["pad_token_id"] = None
+    for key in ("bos_token_id", "eos_token_id"):  # arcee's lie beyond its default vocabulary
+        if isinstance(theirs.get(key), int) and theirs[key] >= theirs["vocab_size"]:
+            theirs[key] = None
+    assert read_family(read).spec == read_family(theirs).spec
 
 
 def test_what_the_wrapper_says_for_its_text() -> None:

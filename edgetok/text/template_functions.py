@@ -288,7 +288,7 @@ def _sum(environment: Environment, iterable: Any, attribute: Any = None, start: 
 
 
 def _random(*args: object, **named: object) -> Any:
-    raise TemplateError("chat template: uses the filter random, so each rendering is different")
+    raise TemplateError("chat template: draws random text, so each rendering is different")
 
 
 def gated_filters() -> dict[str, Callable[..., Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from edgetok.dialect.reader import AnswerReader
 from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.dialect.tool import AnswerPiece, TextPiece, ToolCall
-from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, ReturnPoints
 from edgetok.engine.engine import Engine
 from edgetok.engine.generation import Generation
 from edgetok.engine.mailbox import End
@@ -166,12 +166,12 @@ def begin_answer(
 
 def places_to_return(
     engine: Engine, speaker: Speaker, request: ChatRequest, prompt: list[int]
-) -> Places:
+) -> ReturnPoints:
     """Return `asked_tokens` and `shared_tokens`, all for none; zeros where no cache needs them."""
     if not engine.has_snapshots:
         return NOWHERE
     shared = speaker.shared_tokens(request, prompt)
-    return speaker.asked_tokens(request, prompt), shared or len(prompt)
+    return ReturnPoints(speaker.asked_tokens(request, prompt), shared or len(prompt))
 
 
 def answer_in(

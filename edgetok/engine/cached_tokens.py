@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import LEAST_TOKENS, PrefixCache
@@ -15,10 +16,21 @@ from edgetok.runtime.base import check_writes
 from edgetok.sampling.options import SamplingOptions
 from edgetok.sampling.sampler import TokenChooser
 
-# How many first tokens of a prompt come before its last question, and before what later turns do
-# not have (if they have everything: all, where the same answer begins again); 0: it is not known.
-Places = tuple[int, int]
-NOWHERE: Places = (0, 0)
+
+class ReturnPoints(NamedTuple):
+    """Where later prompts may part from this one, in its first tokens; 0: it is not known.
+
+    Attributes:
+        question: how many come before its last question.
+        shared: how many come before what later turns do not have; all, where the same answer
+            begins again.
+    """
+
+    question: int = 0
+    shared: int = 0
+
+
+NOWHERE = ReturnPoints()
 
 
 def or_larger(context_tokens: int, trained_tokens: int, advice: str) -> str:
@@ -82,17 +94,17 @@ class CachedTokens:
         """Return the backend's chooser of tokens. See `Backend.chooser`."""
         return self._backend.chooser(options)
 
-    def ends(self, places: Places) -> list[int]:
-        """Return where steps are to end, so that the cache can go back there.
+    def mark(self, places: ReturnPoints) -> list[int]:
+        """Note where the cache is to go back to; return where steps are to end, so that it can.
 
-        None where the cache goes back to any length, nor at a question that begins so near to what
-        is held that a snapshot of that serves as well.
+        Nowhere where the cache goes back to any length, nor at a question that begins so near to
+        what is held that a snapshot of that serves as well.
         """
+        self.cache.mark(places.shared)
         if not self._backend.capabilities.snapshots:
             return []
-        question, shared = places
-        ends = [question] if question - len(self.tokens) >= SNAPSHOT_GAP_TOKENS else []
-        return [*ends, shared]
+        near = places.question - len(self.tokens) < SNAPSHOT_GAP_TOKENS
+        return [places.shared] if near else list(places)
 
     @property
     def room_tokens(self) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Tokens
 
 import numpy as np
 
-from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, ReturnPoints
 from edgetok.engine.costs import Costs
 from edgetok.engine.drafts import Draft, best_length
 from edgetok.errors import GrammarError
@@ -152,7 +152,7 @@ class ModelDrafter:
         model: DraftModel,
         context: CachedTokens,
         tokens: Tokens[int],
-        places: Places = NOWHERE,
+        places: ReturnPoints = NOWHERE,
     ) -> None:
         """Keep of the draft model's cache what the sequence begins with.
 
@@ -164,8 +164,7 @@ class ModelDrafter:
         """
         self._model, self._context = model, model.beside(context)
         self._context.reuse(tokens)
-        self._context.cache.mark(places[1])
-        self._ends = self._context.ends(places)
+        self._ends = self._context.mark(places)
         self._sure = len(self._context.tokens)  # in its cache, and known to be the sequence's
         self._trial = self._reads = False
 

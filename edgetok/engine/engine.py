@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.prefix_cache import PrefixCache
-from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, ReturnPoints
 from edgetok.engine.draft_model import DraftModel
 from edgetok.engine.generation import Generation
 from edgetok.engine.pace import Pace
@@ -141,7 +141,7 @@ class Engine:
         constraint: Constraint | None = None,
         progress: Progress | None = None,
         shown: Collection[int] = (),
-        places: Places = NOWHERE,
+        places: ReturnPoints = NOWHERE,
     ) -> Answer:
         """A sequence that has not begun, for a `Generation`.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 
 import numpy as np
 
-from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, Places, or_larger
+from edgetok.engine.cached_tokens import NOWHERE, CachedTokens, ReturnPoints, or_larger
 from edgetok.engine.draft_model import DraftModel
 from edgetok.engine.drafts import Draft
 from edgetok.engine.loops import repeats
@@ -70,7 +70,7 @@ class Sequence:
         speculate: bool = False,
         draft_model: DraftModel | None = None,
         shown: Collection[int] = (),
-        places: Places = NOWHERE,
+        places: ReturnPoints = NOWHERE,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
 
@@ -150,8 +150,7 @@ class Sequence:
             SessionError: a kept beginning of the prompt does not fit this cache.
         """
         self.cached = self.context.reuse(self.prompt)
-        self.context.cache.mark(self.places[1])
-        self._ends = self.context.ends(self.places)
+        self._ends = self.context.mark(self.places)
         self.pending = self.prompt[self.cached :]
         if self._progress is not None:
             self._progress(self.cached, len(self.prompt))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgetok.engine.cached_tokens import CachedTokens, Places
+from edgetok.engine.cached_tokens import CachedTokens, ReturnPoints
 from edgetok.engine.draft_model import MARGIN, DraftModel, Lengths, ModelDrafter
 from edgetok.engine.drafts import MOST_TOKENS, Draft, Drafter, best_length
 from edgetok.sampling.constraint import Constraint
@@ -18,9 +18,12 @@ class SequenceDrafts:
 
     Attributes:
         tokens: the draft of the next step.
+        by_model: whether it is the draft model's, which `make` is to be called for before the step.
     """
 
-    def __init__(self, model: DraftModel | None, context: CachedTokens, places: Places) -> None:
+    def __init__(
+        self, model: DraftModel | None, context: CachedTokens, places: ReturnPoints
+    ) -> None:
         """Prepare; nothing is searched or computed yet.
 
         Args:
@@ -32,11 +35,11 @@ class SequenceDrafts:
         self._model, self._context, self._places = model, context, places
         self._drafter: Drafter | None = None
         self._modelled: ModelDrafter | None = None
-        self._by_model = False  # whether the draft of the next step is the draft model's
+        self.by_model = False
 
     def clear(self) -> None:
         """Draft nothing for the next step."""
-        self.tokens, self._by_model = [], False
+        self.tokens, self.by_model = [], False
 
     def choose(
         self,
@@ -67,15 +70,10 @@ class SequenceDrafts:
             self._modelled = ModelDrafter(self._model, self._context, since(0), self._places)
         offered = self._modelled.offer(min(most, MOST_TOKENS), tokens, cost, lengths)
         reads = self._modelled.reads and not best.count
-        self._by_model = reads or offered.rate(tokens, cost) > MARGIN * best.rate(tokens, cost)
-        if not self._by_model:
+        self.by_model = reads or offered.rate(tokens, cost) > MARGIN * best.rate(tokens, cost)
+        if not self.by_model:
             self._modelled.rested()
-        return offered if self._by_model else best
-
-    @property
-    def by_model(self) -> bool:
-        """Return whether `make` is to be called before the step."""
-        return self._by_model
+        return offered if self.by_model else best
 
     def make(
         self, since: Since, count: int, sampler: Sampler, constraint: Constraint | None
@@ -91,6 +89,6 @@ class SequenceDrafts:
 
     def learn(self, drafted: int, right: int) -> None:
         """Take in how many tokens of the step's draft held."""
-        if self._by_model and self._modelled is not None and drafted:
+        if self.by_model and self._modelled is not None and drafted:
             self._modelled.learn(drafted, right)
-        self._by_model = False
+        self.by_model = False

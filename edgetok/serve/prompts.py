@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgetok.answer import places_to_return
 from edgetok.dialect.request import ChatRequest, Plan
-from edgetok.engine.cached_tokens import NOWHERE, Places, or_larger
+from edgetok.engine.cached_tokens import NOWHERE, ReturnPoints, or_larger
 from edgetok.errors import ContextError, OptionError
 from edgetok.model import Model
 from edgetok.sampling.options import SamplingOptions
@@ -28,7 +28,7 @@ class Prepared:
     """
 
     prompts: list[list[int]]
-    places: list[Places]
+    places: list[ReturnPoints]
     plans: list[Plan | None]
     options: SamplingOptions
     nbytes: int

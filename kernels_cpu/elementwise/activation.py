@@ -28,6 +28,7 @@ from edgetok.kernels_cpu.elementwise.launch import (
     SWIGLU_ALPHA,
     SWIGLU_LIMIT,
 )
+from edgetok.kernels_cpu.elementwise.norm import share_of_runs
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline
@@ -41,28 +42,13 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import fma, maximum, minimum, mul, splat_f32
 
-_RUN = 64  # elements: four cache lines
 _ALPHA = np.float32(SWIGLU_ALPHA)
 _LIMIT = np.float32(SWIGLU_LIMIT)
 
 
 @inline
-def _begin(count: int, tid: int, threads: int) -> int:
-    """First element of thread `tid`'s share of `count`."""
-    runs = (count + _RUN - 1) // _RUN
-    return min(runs * tid // threads * _RUN, count)
-
-
-@inline
 def _product(activated, up):  # type: ignore[no-untyped-def]
     return mul(activated, up)
-
-
-@inline
-def _relu2(gate):  # type: ignore[no-untyped-def]
-    """max(g, 0)^2."""
-    positive = maximum(gate, splat_f32(np.float32(0.0)))
-    return mul(positive, positive)
 
 
 @inline
@@ -86,8 +72,8 @@ def _gated(activation: Callable[[Any], Any], product: Callable[[Any, Any], Any] 
         up = read_i64(instr + 8 * ACT_UP)
         out = read_i64(instr + 8 * ACT_OUT)
         count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * ACT_SIZE)
-        end = _begin(count, tid + 1, threads)
-        i = _begin(count, tid, threads)
+        end = share_of_runs(count, tid + 1, threads)
+        i = share_of_runs(count, tid, threads)
         while i + LANES <= end:
             v = product(activation(load_f32(gate + 4 * i)), load_f32(up + 4 * i))
             store_f32(out + 4 * i, v)
@@ -104,7 +90,7 @@ _silu = _gated(vmath.silu)
 _sigmoid = _gated(vmath.sigmoid)
 _gelu = _gated(vmath.gelu)
 _gelu_tanh = _gated(vmath.gelu_tanh)
-_relu2_gated = _gated(_relu2)
+_relu2_gated = _gated(vmath.relu2)
 _clamped_swiglu = _gated(_swish_below, _product_one_more)
 
 
@@ -151,8 +137,8 @@ def softcap(instr: int, ctx: int, tid: int, threads: int) -> None:
     scale = f32_from_bits(read_i64(instr + 8 * CAP_SCALE))
     limit = f32_from_bits(read_i64(instr + 8 * CAP_LIMIT))
     count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * CAP_SIZE)
-    end = _begin(count, tid + 1, threads)
-    i = _begin(count, tid, threads)
+    end = share_of_runs(count, tid + 1, threads)
+    i = share_of_runs(count, tid, threads)
     capped = limit != np.float32(0.0)
     inner = splat_f32(scale / limit if capped else scale)
     outer = splat_f32(limit)

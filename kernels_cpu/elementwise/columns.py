@@ -29,7 +29,7 @@ from edgetok.kernels_cpu.elementwise.launch_columns import (
     SIGMOID_SIZE,
     SIGMOID_VALUE,
 )
-from edgetok.kernels_cpu.elementwise.norm import share
+from edgetok.kernels_cpu.elementwise.norm import RUN, share
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES
@@ -40,8 +40,6 @@ from edgetok.kernels_cpu.simd.memory import (
     store_f32_first,
 )
 from edgetok.kernels_cpu.simd.ops import mul, splat_f32
-
-_RUN = 64  # floats that are shared out together: four cache lines
 
 
 @kernel
@@ -93,13 +91,13 @@ def sigmoid_scale(instr: int, ctx: int, tid: int, threads: int) -> None:
     gate = read_i64(instr + 8 * SIGMOID_GATE)
     value = read_i64(instr + 8 * SIGMOID_VALUE)
     size = read_i64(instr + 8 * SIGMOID_SIZE)
-    runs = (size + _RUN - 1) // _RUN
+    runs = (size + RUN - 1) // RUN
     total = runs * read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * SIGMOID_HEADS)
     for unit in range(share(total, tid, threads), share(total, tid + 1, threads)):
         row = unit // runs
-        begin = unit % runs * _RUN
+        begin = unit % runs * RUN
         factor = vmath.sigmoid(splat_f32(read_f32(gate + 4 * row)))
-        for i in range(begin, min(begin + _RUN, size), LANES):
+        for i in range(begin, min(begin + RUN, size), LANES):
             count = min(LANES, size - i)
             at = value + 4 * (size * row + i)
             store_f32_first(at, mul(load_f32_first(at, count), factor), count)

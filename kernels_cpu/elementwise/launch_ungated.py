@@ -7,7 +7,7 @@ from edgetok.kernels_cpu.program.tables import Addresses, Instruction, instructi
 
 UNGATED_X, UNGATED_SIZE = range(2, 4)
 
-UNGATED = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "relu2": "relu2"}
+UNGATED = ("silu", "gelu", "gelu_tanh", "relu2")  # kernels by their names
 
 
 def ungated(kernels: Addresses, *, kind: str, x: int, size: int, wait: bool) -> Instruction:
@@ -15,7 +15,7 @@ def ungated(kernels: Addresses, *, kind: str, x: int, size: int, wait: bool) -> 
 
     Args:
         kernels: the loaded kernels.
-        kind: key of UNGATED.
+        kind: one of UNGATED.
         x: address of float32 [T, size].
         size: of a row.
         wait: see `instruction`.
@@ -25,4 +25,4 @@ def ungated(kernels: Addresses, *, kind: str, x: int, size: int, wait: bool) -> 
     """
     if kind not in UNGATED or size < 1:
         raise ShapeError(f"{kind!r} of {size}, expected one of {', '.join(UNGATED)} of 1 or more")
-    return instruction(kernels.address(UNGATED[kind]), x, size, wait=wait)
+    return instruction(kernels.address(kind), x, size, wait=wait)

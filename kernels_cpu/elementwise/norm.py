@@ -37,11 +37,20 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 from edgetok.kernels_cpu.simd.ops import add, fma, mul, splat_f32, sum_lanes, zero_f32
 
+RUN = 64  # floats that are shared out together: four cache lines
+
 
 @inline
 def share(units: int, tid: int, threads: int) -> int:
     """First of the units that thread `tid` does; `share(units, tid + 1, threads)` ends them."""
     return units * tid // threads
+
+
+@inline
+def share_of_runs(count: int, tid: int, threads: int) -> int:
+    """First of `count` floats that thread `tid` does, shared out in runs of four cache lines."""
+    first: int = RUN * share((count + RUN - 1) // RUN, tid, threads)
+    return min(first, count)
 
 
 @outline

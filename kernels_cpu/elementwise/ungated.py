@@ -11,34 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgetok.kernels_cpu.elementwise.launch_ungated import (
-    UNGATED_SIZE,
-    UNGATED_X,
-)
+from edgetok.kernels_cpu.elementwise.launch_ungated import UNGATED_SIZE, UNGATED_X
+from edgetok.kernels_cpu.elementwise.norm import share_of_runs
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS, kernel
 from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline
 from edgetok.kernels_cpu.simd.memory import load_f32_first, read_i64, store_f32_first
-from edgetok.kernels_cpu.simd.ops import (
-    maximum,
-    mul,
-    zero_f32,
-)
-
-_RUN = 64  # elements: four cache lines
-
-
-@inline
-def _begin(count: int, tid: int, threads: int) -> int:
-    """First element of thread `tid`'s share of `count`."""
-    runs = (count + _RUN - 1) // _RUN
-    return min(runs * tid // threads * _RUN, count)
-
-
-@inline
-def _relu2(x):  # type: ignore[no-untyped-def]
-    positive = maximum(x, zero_f32())
-    return mul(positive, positive)
 
 
 def _each(activation: Callable[[Any], Any]) -> Any:
@@ -46,8 +24,8 @@ def _each(activation: Callable[[Any], Any]) -> Any:
     def each(instr, ctx, tid, threads):  # type: ignore[no-untyped-def]
         x = read_i64(instr + 8 * UNGATED_X)
         count = read_i64(ctx + 8 * CTX_TOKENS) * read_i64(instr + 8 * UNGATED_SIZE)
-        end = _begin(count, tid + 1, threads)
-        i = _begin(count, tid, threads)
+        end = share_of_runs(count, tid + 1, threads)
+        i = share_of_runs(count, tid, threads)
         while i < end:
             rest = min(LANES, end - i)
             store_f32_first(x + 4 * i, activation(load_f32_first(x + 4 * i, rest)), rest)
@@ -59,7 +37,7 @@ def _each(activation: Callable[[Any], Any]) -> Any:
 _silu = _each(vmath.silu)
 _gelu = _each(vmath.gelu)
 _gelu_tanh = _each(vmath.gelu_tanh)
-_relu2_each = _each(_relu2)
+_relu2 = _each(vmath.relu2)
 
 
 @kernel
@@ -83,4 +61,4 @@ def gelu_tanh(instr: int, ctx: int, tid: int, threads: int) -> None:
 @kernel
 def relu2(instr: int, ctx: int, tid: int, threads: int) -> None:
     """Apply max(x, 0)^2."""
-    _relu2_each(instr, ctx, tid, threads)
+    _relu2(instr, ctx, tid, threads)

@@ -126,6 +126,13 @@ def silu(x):  # type: ignore[no-untyped-def]
 
 
 @inline
+def relu2(x):  # type: ignore[no-untyped-def]
+    """max(x, 0)^2 (arXiv 2109.08668)."""
+    positive = maximum(x, zero_f32())
+    return mul(positive, positive)
+
+
+@inline
 def gelu(x):  # type: ignore[no-untyped-def]
     """x (1 + erf(x / sqrt 2)) / 2."""
     half = mul(x, splat_f32(np.float32(0.5)))

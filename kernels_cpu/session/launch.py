@@ -35,6 +35,7 @@ SESSION = (
 # is no memory both bytes of memory.
 SESSION_TABLE, SESSION_RESULT = 2, 3
 SESSION_DIGEST_BYTES = 32  # of the hash that ends a container
+CONTAINER_HEAD_BYTES = 16  # its name, and bytes of its JSON
 
 FAULTS = (
     "",

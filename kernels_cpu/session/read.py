@@ -14,6 +14,7 @@ from edgetok.kernels_cpu.plan.sha256 import hash_bytes
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.session.launch import (
     CONTAINER,
+    CONTAINER_HEAD_BYTES,
     DAMAGED,
     FOREIGN,
     FORMAT,
@@ -33,6 +34,7 @@ from edgetok.kernels_cpu.session.launch import (
     S_TEXTS,
     S_TOKEN_COUNT,
     S_TOKENS,
+    SESSION_DIGEST_BYTES,
     SESSION_RESULT,
     SESSION_TABLE,
     VERSION,
@@ -57,12 +59,12 @@ from edgetok.kernels_cpu.text.json_read import (
     starts,
     value_end,
 )
-from edgetok.kernels_cpu.text.json_write import copied, write_hex, written
+from edgetok.kernels_cpu.text.json_write import copied, write_digits, written
 
 _COMMA = ord(",")
 _OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = b"[]{}"
 _MAGIC = int.from_bytes(CONTAINER, "little")
-_HEAD_BYTES, _DIGEST_BYTES, _FEWEST_BYTES = 16, 32, 2
+_FEWEST_BYTES = 2
 _MOST_OPTIONS = 64
 _MOST_BLOCK_DIGITS = 15
 
@@ -252,9 +254,8 @@ def _is_hash(m: int, at: int, n: int, data: int, count: int) -> Any:
     """Whether a text in quotes is the hash of `count` bytes."""
     hash_bytes(data, count, m)
     digits = m + _TEXT_AT
-    for i in range(_DIGEST_BYTES):
-        write_hex(digits + 2 * i, read_u8(m + i))
-    return n == 2 * _DIGEST_BYTES + 2 and compared(at + 1, n - 2, digits, n - 2) == 0
+    size = write_digits(digits, m, SESSION_DIGEST_BYTES) - digits
+    return n == size + 2 and compared(at + 1, size, digits, size) == 0
 
 
 @outline
@@ -333,9 +334,9 @@ def _json_bytes(s: int) -> Any:
     file, size = get(s, S_FILE), get(s, S_FILE_BYTES)
     if size < _FEWEST_BYTES:
         return -1
-    if size >= _HEAD_BYTES + _DIGEST_BYTES and read_i64(file) == _MAGIC:
+    if size >= CONTAINER_HEAD_BYTES + SESSION_DIGEST_BYTES and read_i64(file) == _MAGIC:
         count = read_i64(file + 8)
-        most = size - _HEAD_BYTES - _DIGEST_BYTES
+        most = size - CONTAINER_HEAD_BYTES - SESSION_DIGEST_BYTES
         return count if count >= _FEWEST_BYTES and count <= most else -1
     return size if starts(skip_space(file, file + size), file + size, _OPEN) else -1
 
@@ -343,14 +344,14 @@ def _json_bytes(s: int) -> Any:
 @outline
 def _read(s: int, n: int) -> Any:
     m, file, size = get(s, S_MEMORY), get(s, S_FILE), get(s, S_FILE_BYTES)
-    at, whole = file, size - _DIGEST_BYTES
+    at, whole = file, size - SESSION_DIGEST_BYTES
     put(s, S_TOKEN_COUNT, -1)
-    contained = size >= _HEAD_BYTES + _DIGEST_BYTES and read_i64(file) == _MAGIC
+    contained = size >= CONTAINER_HEAD_BYTES + SESSION_DIGEST_BYTES and read_i64(file) == _MAGIC
     if contained:
         hash_bytes(file, whole, m)
-        if compared(m, _DIGEST_BYTES, file + whole, _DIGEST_BYTES) != 0:
+        if compared(m, SESSION_DIGEST_BYTES, file + whole, SESSION_DIGEST_BYTES) != 0:
             return DAMAGED
-        at = file + _HEAD_BYTES
+        at = file + CONTAINER_HEAD_BYTES
     end = at + n
     if not valid(at, n):
         return DAMAGED

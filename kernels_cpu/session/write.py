@@ -13,6 +13,7 @@ from edgetok.kernels_cpu.plan.sha256 import hash_bytes
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.session.launch import (
     CONTAINER,
+    CONTAINER_HEAD_BYTES,
     FORMAT,
     S_BLOCK_BYTES,
     S_FILE,
@@ -27,23 +28,23 @@ from edgetok.kernels_cpu.session.launch import (
     S_TEXTS,
     S_TOKEN_COUNT,
     S_TOKENS,
+    SESSION_DIGEST_BYTES,
     SESSION_RESULT,
     SESSION_TABLE,
     VERSION,
 )
 from edgetok.kernels_cpu.simd.emit import outline
-from edgetok.kernels_cpu.simd.memory import read_u8, write_i64
+from edgetok.kernels_cpu.simd.memory import write_i64
 from edgetok.kernels_cpu.text.json_write import (
     copied,
-    write_hex,
+    write_digits,
     write_number,
     write_string,
     written,
 )
 
 _OWN_BYTES = 2048  # of memory: a hash, and all keys
-_HASH_AT, _DIGEST_BYTES, _HEAD_BYTES = 0, 32, 16
-_TEXT_AT = 256
+_HASH_AT, _TEXT_AT = 0, 256
 _SESSION = written(b'{"session":')
 _FORMAT = written(b'{"format":"' + FORMAT.encode() + b'","model":"')
 _SAMPLING, _EMPTY = written(b'","sampling":'), written(b"{}")
@@ -55,13 +56,6 @@ _SHA256, _END = written(b',"sha256":"'), written(b'"}')
 _TOKENS, _MODEL, _PARTS = written(b',"tokens":'), written(b',"model":"'), written(b'","parts":[')
 _PARTS_END = written(b"]}")
 _CONTAINER = written(CONTAINER)
-
-
-@outline
-def _write_digest(to: int, hashed: int) -> Any:
-    for i in range(_DIGEST_BYTES):
-        to = write_hex(to, read_u8(hashed + i))
-    return to
 
 
 @outline
@@ -87,7 +81,7 @@ def _write_conversation(s: int, to: int) -> Any:
         to = _USER(to) if i % 2 == 1 else _ASSISTANT(to)
     to = _VERSION(to)
     hash_bytes(begin, to - begin, hashed)
-    return _END(_write_digest(_SHA256(to - 1), hashed))
+    return _END(write_digits(_SHA256(to - 1), hashed, SESSION_DIGEST_BYTES))
 
 
 @outline
@@ -114,7 +108,7 @@ def _write_text(s: int) -> Any:
     to = _PARTS(copied(to, get(s, S_IDENTITY), IDENTITY_BYTES))
     to = _PARTS_END(write_number(_COMMA(write_number(to, 4 * tokens)), block))
     put(s, S_TEXT_BYTES, to - begin)
-    return _HEAD_BYTES + to - begin + 4 * tokens + block + _DIGEST_BYTES
+    return CONTAINER_HEAD_BYTES + to - begin + 4 * tokens + block + SESSION_DIGEST_BYTES
 
 
 @kernel
@@ -138,4 +132,4 @@ def session_write(instr: int, ctx: int, tid: int, threads: int) -> None:
         to += get(s, S_BLOCK_BYTES)
         hashed = get(s, S_MEMORY) + _HASH_AT
         hash_bytes(file, to - file, hashed)
-        copied(to, hashed, _DIGEST_BYTES)
+        copied(to, hashed, SESSION_DIGEST_BYTES)

@@ -50,6 +50,14 @@ def write_hex(to: int, byte: int) -> Any:
 
 
 @outline
+def write_digits(to: int, s: int, n: int) -> Any:
+    """Write bytes as two digits each."""
+    for i in range(n):
+        to = write_hex(to, read_u8(s + i))
+    return to
+
+
+@outline
 def write_number(to: int, value: int) -> Any:
     """Write an integer from 0 on."""
     digits = 1

@@ -268,10 +268,7 @@ class NativeChat:
 
     def save(self) -> bytes:
         """The cache as a block."""
-        size = self.calls.edgetok_save(self.handle, None, 0, None)
-        block = c.create_string_buffer(size)
-        self.calls.edgetok_save(self.handle, block, size, None)
-        return block.raw
+        return self._saved(self.calls.edgetok_save)
 
     def restore(self, block: bytes, ids: Sequence[int]) -> None:
         """Take over a block that was computed from these tokens."""
@@ -281,18 +278,21 @@ class NativeChat:
 
     def session(self) -> bytes:
         """The content of a session file."""
-        error = _error()
-        size = self.calls.edgetok_session_save(self.handle, None, 0, error)
-        if size < 0:
-            raise EdgetokError(error.value.decode())
-        file = c.create_string_buffer(size)
-        self.calls.edgetok_session_save(self.handle, file, size, error)
-        return file.raw
+        return self._saved(self.calls.edgetok_session_save)
 
     def load_session(self, file: bytes | int, size: int | None = None) -> None:
         """Go on from a session file: its content, or an address and bytes."""
         size = len(file) if isinstance(file, bytes) else size
         self._done(self.calls.edgetok_session_load, file, size)
+
+    def _saved(self, call: Any) -> bytes:
+        error = _error()
+        size = call(self.handle, None, 0, error)
+        if size < 0:
+            raise EdgetokError(error.value.decode())
+        made = c.create_string_buffer(size)
+        call(self.handle, made, size, error)
+        return made.raw
 
     def _done(self, call: Any, *arguments: Any) -> None:
         error = _error()

@@ -301,10 +301,7 @@ class Chat(_Owned):
 
     def save(self) -> bytes:
         """Return the cache, for `restore` or for edgetok in Python; keep `tokens()` with it."""
-        with self._use:
-            block = bytearray(self._call("edgetok_save", self._ffi.NULL, 0))
-            self._call("edgetok_save", self._ffi.from_buffer(block), len(block))
-            return bytes(block)
+        return self._saved("edgetok_save")
 
     def restore(self, block: bytes, ids: Sequence[int]) -> None:
         """Take over a cache that was computed from `ids`."""
@@ -315,15 +312,18 @@ class Chat(_Owned):
 
     def session(self) -> bytes:
         """Return the content of a session file, which `edgetok chat --session` opens."""
-        with self._use:
-            file = bytearray(self._call("edgetok_session_save", self._ffi.NULL, 0))
-            self._call("edgetok_session_save", self._ffi.from_buffer(file), len(file))
-            return bytes(file)
+        return self._saved("edgetok_session_save")
 
     def load_session(self, file: bytes) -> None:
         """Go on with the conversation of a session file, which Python may have written."""
         with self._use:
             self._call("edgetok_session_load", self._ffi.from_buffer(file), len(file))
+
+    def _saved(self, call: str) -> bytes:
+        with self._use:
+            made = bytearray(self._call(call, self._ffi.NULL, 0))
+            self._call(call, self._ffi.from_buffer(made), len(made))
+            return bytes(made)
 
     def _answer(self) -> Iterator[Piece]:
         while (piece := self.next()) is not None:

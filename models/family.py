@@ -109,13 +109,17 @@ class TensorSource:
         """Return the checkpoint's row of each of its `count` rows."""
         if self.pieces:
             return np.concatenate([np.arange(*piece) for piece in self.pieces])
+        return self.paired(count) + (0 if self.rows is None else self.rows[0])
+
+    def paired(self, count: int) -> npt.NDArray[np.int64]:
+        """Return which of the checkpoint's `count` rows for it each of its rows is, by `pairs`."""
         rows = np.arange(count)
-        if self.pairs is not None:
-            dim, rotary = self.pairs
-            heads = rows.reshape(-1, dim)
-            parts = [heads[:, 0:rotary:2], heads[:, 1:rotary:2], heads[:, rotary:]]
-            rows = np.concatenate(parts, axis=1).reshape(-1)
-        return rows if self.rows is None else self.rows[0] + rows
+        if self.pairs is None:
+            return rows
+        dim, rotary = self.pairs
+        heads = rows.reshape(-1, dim)
+        parts = [heads[:, 0:rotary:2], heads[:, 1:rotary:2], heads[:, rotary:]]
+        return np.concatenate(parts, axis=1).reshape(-1)
 
     @property
     def in_order(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +120,8 @@ def joined(parts: Iterable[tuple[str, TensorSource, Tensor]]) -> dict[str, Tenso
     """Parameters by name, from the name, the source and the values of each part."""
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for name, source, values in parts:
-        if source.pairs is not None:  # they have rows of their own, one behind the other
-            order = replace(source, rows=None).order(len(values))
-            values = values[torch.from_numpy(np.argsort(order))]
+        if source.pairs is not None:
+            values = values[torch.from_numpy(np.argsort(source.paired(len(values))))]
         ranges = source.ranges
         pieces = torch.split(values, [end - start for start, end in ranges or [(0, len(values))]])
         starts = [start for start, _ in ranges] or [0]

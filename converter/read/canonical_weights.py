@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +134,7 @@ class CanonicalWeights:
             rows = None if codes is None or part.rows is None else slice(*part.rows)
             own = codes if codes is None or rows is None else codes.rows(rows)
             if own is not None and part.pairs is not None:
-                own = own.rows(replace(part, rows=None).order(len(own.codes)))
+                own = own.rows(part.paired(len(own.codes)))
             found.append(own)
         return found[0] if len(found) == 1 else below_each_other(name, found)
 

@@ -13,7 +13,7 @@ MEASURED_TOKENS = 4096  # of the text; with half of them choices lost up to 13 %
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is tried.
+    """The formats that are tried.
 
     Attributes:
         least_bits: narrower formats are not.

@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exports:
-    """What is compared.
+    """An export that is compared with Python.
 
     Attributes:
         artefact: the exported artefact.
@@ -159,7 +159,7 @@ def _logits(
     context: int,
     work: Path,
 ) -> tuple[str, Floats]:
-    """What ran a library, and its logits."""
+    """Return what ran a library, and its logits."""
     here = this_machine()
     if here is not None and machine.name == here.name and here.shared:
         if isa not in host_isas():
@@ -202,7 +202,7 @@ def _here(
 def _command(
     exports: Exports, machine: Machine, isa: str, work: Path
 ) -> tuple[str, list[str], dict[str, str]]:
-    """What runs a target's library: its name, the command, and variables of its environment."""
+    """Return what runs a target's library: name, command, variables of its environment."""
     library = exports.folder / "lib" / machine.name
     if machine.os == "wasm":
         node = _tool("node")

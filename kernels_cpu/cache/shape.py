@@ -1,4 +1,4 @@
-"""What another cache must have in common to take a state, as JSON: `SlotCache.shape`."""
+"""Write as JSON what another cache needs in common to take a state: `SlotCache.shape`."""
 
 from __future__ import annotations
 

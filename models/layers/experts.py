@@ -301,7 +301,7 @@ class Experts(FeedForward):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a layer's router and its experts read.
+    """The inputs of a layer's router and of its experts.
 
     Attributes:
         router: the router.

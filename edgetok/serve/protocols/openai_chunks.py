@@ -14,7 +14,7 @@ from edgetok.serve.request import Usage
 
 
 class Chunks(Rendering):
-    """What begins, ends and surrounds the choices of `chat/completions` and `completions`."""
+    """Begins, ends and surrounds the choices of `chat/completions` and `completions`."""
 
     def __init__(self, found: Sampled, kind: str, name: str) -> None:
         """Prepare the head.

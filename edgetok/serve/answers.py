@@ -128,7 +128,8 @@ class Writer:
 
 
 async def _closed_after(working: asyncio.Future[Prepared], held: contextlib.AsyncExitStack) -> None:
-    await asyncio.wait((working,))
+    # What it ends with is for nobody: gathered, or asyncio would report it as never retrieved.
+    await asyncio.gather(working, return_exceptions=True)
     await held.aclose()
 
 

@@ -91,6 +91,11 @@ class Watch:
             kv_heads, _ = spec.kv_sizes(layer)
             group = spec.num_heads // kv_heads
             sinks = weights.get(f"layers.{layer}.sinks.weight")
+            behind = np.ones(q.shape[-1])  # what queries are multiplied by after their rotation
+            if spec.layers[layer].mixer.normed_behind_rope:
+                for which in "qk":
+                    behind = behind * weights[f"layers.{layer}.{which}_norm.weight"]
+            q = q / behind
             for start, count, first, places in self.runs:
                 rows = np.arange(start, start + count)
                 where = np.arange(first, first + count)
@@ -100,7 +105,8 @@ class Watch:
                         positions = tokens - start + first
                     else:
                         tokens, positions = places[layer, head]
-                    queries = turned(layer, q[rows][:, head * group : (head + 1) * group], where)
+                    queries = q[rows][:, head * group : (head + 1) * group]
+                    queries = turned(layer, queries, where) * behind
                     keys = turned(layer, k[tokens][:, head : head + 1], positions)[:, 0]
                     seen = positions[None] <= where[:, None]
                     if window := spec.layers[layer].window:

@@ -214,7 +214,7 @@ def test_the_config_of_earlier_releases_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"enable_moe_block": True}, UnsupportedError, "enable_moe_block is True"),
+        ({"enable_moe_block": True}, CheckpointError, "num_experts is missing"),
         ({"use_bidirectional_attention": "all"}, UnsupportedError, "use_bidirectional_attention"),
         ({"num_kv_shared_layers": 5}, CheckpointError, "leaves no layer that stores keys"),
         ({"num_kv_shared_layers": 7}, CheckpointError, "num_kv_shared_layers is 7"),

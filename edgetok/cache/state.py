@@ -9,7 +9,7 @@ all little-endian. Sections of a kind belong to a group of layers (0 where there
 | kind | what |
 |---|---|
 | SHAPE | canonical JSON: all that another cache must have in common to take this state |
-| COUNTERS | int64: named by `SlotCache` |
+| COUNTERS | int64: named by `saved.COUNTERS` |
 | TABLE | int32: see `SlotTable.state` |
 | ROWS | uint8: keys, values and scales of the slots that the table lists, head by head |
 | MASS | float32: attention that each of these slots got, row by row; where tokens are evicted |

@@ -30,7 +30,7 @@ _COMMANDS = {
     "inspect": "Show what an artefact contains.",
     "verify": "Check an artefact's files and arithmetic.",
     "compile": "Compile kernels for this or other machines, to ship them.",
-    "export": "Write an artefact as a checkpoint for transformers and servers.",
+    "export": "Write an artefact as a checkpoint, or for apps without Python.",
     "eval": "Measure quality: perplexity, agreement with the original, recall.",
     "bench": "Measure speed and memory.",
 }

@@ -1,4 +1,4 @@
-"""`edgetok export`: write an artefact as a checkpoint for transformers, or for C programs."""
+"""`edgetok export`: write an artefact as a checkpoint, or for apps without Python."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NATIVE = "native"
     type=click.Choice(["compressed-tensors", "gptq", _NATIVE]),
     default="compressed-tensors",
     show_default=True,
-    help="Format: a checkpoint, or native: a library for C programs, without Python.",
+    help="Format of a checkpoint; native writes a folder that runs without Python.",
 )
 @click.option("--out", "-o", type=common.PATH, required=True, help="Folder to write.")
 @click.option(
@@ -75,7 +75,7 @@ def command(
     wrappers: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Write MODEL as a checkpoint that transformers, vLLM and others load, or for C programs.
+    """Write MODEL as a checkpoint for transformers, vLLM and others, or for apps without Python.
 
     Quantised layers keep their integers; in a checkpoint the embedding and the output head become
     float16.

@@ -25,13 +25,13 @@ from edgetok.converter.options import BITS, GROUP_SIZES, ConvertOptions
 @common.options_of(ConvertOptions, "group_size", defaults=False, type=common.Choice(GROUP_SIZES))
 @common.JSON
 def command(name: str, as_json: bool, **given: Any) -> None:
-    """Download and convert NAME into the model folder, or what has changed of it.
+    """Download NAME and convert it into the model folder, or bring what is there up to date.
 
     NAME is a short name such as smollm2, a hub id such as owner/name, a GGUF file on the hub such
     as owner/name/file.gguf, or a folder or file of your own. A branch, tag or commit goes behind
-    an @, as in owner/name@v1.0, here and for chat, generate, serve and bench. Settings suit the
-    source without --bits, --method and --group-size. The model folder is EDGETOK_MODELS, or in
-    your data folder; `edgetok list` shows it.
+    an @, as in owner/name@v1.0, here and for chat, generate, serve and bench. Without --bits,
+    --method and --group-size the source decides the settings: integers are kept, other weights get
+    4 bits. The model folder is EDGETOK_MODELS, or in your data folder; `edgetok list` shows it.
     """
     from edgetok.library import resolve
 

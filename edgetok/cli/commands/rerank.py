@@ -43,11 +43,11 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Rank texts by how well they answer a query, the best first: score and name.
+    """Rank texts by how well they answer a query; print score and name of each, the best first.
 
     Each FILE is one text; - is stdin, where each line is one. Texts that are empty are left out.
     Use a model that was trained to judge texts with "yes" or "no", such as
-    Qwen/Qwen3-Reranker-0.6B: scores of others say nothing.
+    Qwen/Qwen3-Reranker-0.6B. The scores of other models mean nothing.
     """
     if not query.strip():
         raise OptionError("--query is empty, expected the text to look for")

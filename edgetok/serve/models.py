@@ -130,6 +130,21 @@ class ModelPool:
                 )
             self.models[name] = Served.look(name, path)
 
+    def check_fits(self) -> None:
+        """Refuse models that the budget could not hold even alone.
+
+        Raises:
+            OptionError: names the first one.
+        """
+        for served in self.models.values():
+            wanted = self._wanted_bytes(served)
+            if wanted >= self.budget.total_bytes:
+                raise OptionError(
+                    f"a memory budget of {self.budget.total_bytes:,} bytes; {served.name} needs "
+                    f"{wanted:,} before its first answer, {self.prefix_bytes:,} of them for "
+                    "beginnings of prompts; give a larger --memory, or a smaller --prefix-cache"
+                )
+
     def find(self, name: str) -> Served:
         """Return the model of a name.
 
@@ -222,9 +237,12 @@ class ModelPool:
             if not other.users:
                 await self._unload(other)
 
+    def _wanted_bytes(self, served: Served) -> int:
+        return served.weight_bytes + self.draft_bytes + self.prefix_bytes
+
     async def _make_room(self, served: Served) -> int:
         """Reserve memory for a model, in place of idle ones; returns its bytes."""
-        wanted = served.weight_bytes + self.draft_bytes + self.prefix_bytes
+        wanted = self._wanted_bytes(served)
         await self._unload_until(lambda: self.budget.spare_bytes >= wanted)
         if self.budget.spare_bytes < wanted:
             raise Refusal(

@@ -64,6 +64,11 @@ class ServeOptions:
                 )
         if self.key is not None and len(self.key) < 8:
             raise OptionError("the key is shorter than 8 characters; choose a longer one")
+        if self.key is not None and not _is_header(self.key):
+            raise OptionError(
+                "the key has characters that clients cannot send in a header; choose one of ASCII "
+                "letters, digits and signs, without spaces or line ends around it"
+            )
         if self.key is None and not is_loopback(self.host):
             raise OptionError(
                 f"--host {self.host} is reachable from other machines and there is no key; set "
@@ -76,6 +81,11 @@ class ServeOptions:
     def memory_bytes(self) -> int | None:
         """Return the memory budget in bytes; None where none was given."""
         return parse_bytes(self.memory) if isinstance(self.memory, str) else self.memory
+
+
+def _is_header(key: str) -> bool:
+    """Return whether all clients send a text in a header alike."""
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def is_loopback(host: str) -> bool:

@@ -91,7 +91,9 @@ def _writer(
     budget = MemoryBudget(
         _budget_bytes(options), most_running=options.parallel, most_waiting=options.queue
     )
-    return Writer(ModelPool(places, budget, progress=progress, **run), budget, Metrics())
+    models = ModelPool(places, budget, progress=progress, **run)
+    models.check_fits()
+    return Writer(models, budget, Metrics())
 
 
 async def _serve(
@@ -107,13 +109,24 @@ async def _serve(
     first = next(iter(models.models))
     async with models.using(first):
         pass
-    for line in _told(models, options, listening):
-        tell(line)
-    await make_server(writer, options).serve(sockets=[listening])
+
+    def started() -> None:
+        for line in _told(models, options, listening):
+            tell(line)
+
+    await make_server(writer, options, started).serve(sockets=[listening])
 
 
-def make_server(writer: Writer, options: ServeOptions) -> uvicorn.Server:
-    """Return a server that waits to be run on sockets."""
+def make_server(
+    writer: Writer, options: ServeOptions, started: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """Return a server that waits to be run on sockets.
+
+    Args:
+        writer: of answers.
+        options: options of the server.
+        started: called once it answers; from then on an interrupt ends it in order.
+    """
     config = uvicorn.Config(
         application(writer, options),
         http=Connection,
@@ -126,17 +139,22 @@ def make_server(writer: Writer, options: ServeOptions) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_S,
         backlog=_AT_ONCE,
     )
-    return _Server(config)
+    return _Server(config, started)
 
 
 class _Server(uvicorn.Server):
     """Accepts a few connections at once, while many may wait to be accepted."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
         for one in sockets or ():
             one.listen(_WAITING)
+        self._on_start()
 
 
 def _told(models: ModelPool, options: ServeOptions, listening: socket.socket) -> list[str]:

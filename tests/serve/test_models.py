@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -126,6 +127,24 @@ def test_weights_that_are_written_to_while_many_ask(tmp_path: Path, path: str) -
 def test_too_little_memory(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="at least"):
         Process(str(bundled_model()), "--memory", "1MB")
+
+
+def test_a_model_that_never_fits_is_refused_at_the_start() -> None:
+    """Requests for it would wait for memory that never comes."""
+    with pytest.raises(AssertionError) as raised:
+        Process(str(bundled_model()), "--memory", "64MiB", "--prefix-cache", "66MB")
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith("error: a memory budget of 67,108,864 bytes; default-4bit needs 68,")
+    assert "66,000,000 of them for beginnings of prompts" in line
+
+
+def test_interrupted_at_once() -> None:
+    """Whoever reads its address may end it: no traceback."""
+    for end, code in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
+        made = Process(str(bundled_model()))
+        made.process.send_signal(end)
+        assert made.stop() == code
+        assert len("".join(made.lines).strip().splitlines()) == 2, made.lines
 
 
 def test_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -166,6 +167,24 @@ def test_a_key_from_the_environment() -> None:
         assert not any(KEY in line for line in made.lines)
     finally:
         assert made.stop() == 130
+
+
+@pytest.mark.parametrize(
+    "key", ["kurz", "schlüssel-groß", "from a file\n", " padded key", "a\tb c d e"]
+)
+def test_a_key_that_no_client_could_send(key: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgetok.cli", "serve"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"EDGETOK_API_KEY": key},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the key ")
+    assert done.stderr.count("\n") == 1
+    assert key.strip() not in done.stderr
 
 
 def raw(api: Rule, data: bytes, seconds: float = 10) -> bytes:

@@ -245,15 +245,19 @@ class ModelPool:
         wanted = self._wanted_bytes(served)
         await self._unload_until(lambda: self.budget.spare_bytes >= wanted)
         if self.budget.spare_bytes < wanted:
-            raise Refusal(
-                503,
-                f"{served.name} needs {wanted:,} bytes and {max(0, self.budget.spare_bytes):,} of "
-                f"{self.budget.total_bytes:,} are free; try again when others are done, or start "
-                "the server with a larger --memory",
-                code="memory_exceeded",
-            )
+            raise self._no_room(served, wanted)
         self.budget.add_model(wanted)  # before it is loaded: no answer gets these bytes meanwhile
         return wanted
+
+    def _no_room(self, served: Served, wanted: int) -> Refusal:
+        others = "try again when others are done, or " if self.budget.model_bytes else ""
+        return Refusal(
+            503,
+            f"{served.name} needs {wanted:,} bytes and {max(0, self.budget.spare_bytes):,} of "
+            f"{self.budget.total_bytes:,} are free; {others}start the server with a larger "
+            "--memory",
+            code="memory_exceeded",
+        )
 
     async def _load(self, served: Served) -> Model:
         begun = time.monotonic()
@@ -278,8 +282,15 @@ class ModelPool:
         served.loaded_bytes = served.weight_bytes + buffers + prefixes.limit_bytes
         if model.engine.draft_model is not None:
             served.loaded_bytes += model.engine.draft_model.nbytes
+        # Its buffers are known only now.
+        more = served.loaded_bytes - reserved
+        await self._unload_until(lambda: self.budget.spare_bytes >= more)
+        if self.budget.spare_bytes < more:
+            await asyncio.to_thread(model.close)
+            self.budget.add_model(-reserved)
+            raise self._no_room(served, served.loaded_bytes)
         served.broken = False
-        self.budget.add_model(served.loaded_bytes - reserved)
+        self.budget.add_model(more)
         log.info("loaded %s in %.1f s", served.name, time.monotonic() - begun)
         return model
 

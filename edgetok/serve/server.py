@@ -18,6 +18,7 @@ from edgetok.serve.answers import Writer
 from edgetok.serve.app import application
 from edgetok.serve.budget import MemoryBudget
 from edgetok.serve.connections import Connection
+from edgetok.serve.failure import Refusal
 from edgetok.serve.metrics import Metrics
 from edgetok.serve.models import ModelPool
 from edgetok.serve.options import ServeOptions
@@ -107,8 +108,11 @@ async def _serve(
     writer = _writer(places, options, progress, run)
     models = writer.models
     first = next(iter(models.models))
-    async with models.using(first):
-        pass
+    try:
+        async with models.using(first):
+            pass
+    except Refusal as error:
+        raise OptionError(error.message) from error
 
     def started() -> None:
         for line in _told(models, options, listening):

@@ -36,6 +36,7 @@ class Loader:
         self.begun = threading.Event()
         self.go.set()
         self.fails: Exception | None = None
+        self.buffers = 0
 
     def load(self, path: Any, **_: Any) -> Any:
         self.begun.set()
@@ -46,7 +47,8 @@ class Loader:
             prefixes=None, draft_model=None, scheduler=SimpleNamespace(chunk_s=None)
         )
         artefact = SimpleNamespace(identity="ab" * 32)
-        model = SimpleNamespace(engine=engine, artefact=artefact, notes=(), backend=None)
+        backend = SimpleNamespace(buffer_bytes=self.buffers)
+        model = SimpleNamespace(engine=engine, artefact=artefact, notes=(), backend=backend)
         model.closed = False
         model.close = lambda: setattr(model, "closed", True)
         self.made.append(model)
@@ -165,6 +167,25 @@ def test_memory_of_a_model_is_taken_before_it_is_loaded(loader: Loader) -> None:
             loader.go.set()
             await loading
             assert pool.budget.free_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_buffers_that_do_not_fit_are_in_nobodys_way(loader: Loader) -> None:
+    """They are known once a model is loaded: an idle one makes way, or this one is refused."""
+
+    async def run() -> None:
+        pool = pool_of(800 * MB, a=200 * MB, b=200 * MB, large=600 * MB)
+        loader.buffers = 150 * MB
+        for name in ("a", "b"):
+            async with pool.using(name):
+                assert pool.budget.model_bytes == 450 * MB
+        with pytest.raises(Refusal, match="large needs 891,289,600 bytes") as raised:
+            async with pool.using("large"):
+                pass
+        assert raised.value.code == "memory_exceeded"
+        assert pool.budget.model_bytes == 0
+        assert [one.closed for one in loader.made] == [True] * 3
 
     asyncio.run(run())
 

@@ -213,6 +213,7 @@ def answer_in(
         constraint=plan.constraint,
         progress=progress,
         shown=plan.shown,
+        stops_until=plan.calls,
         places=places_to_return(engine, speaker, request, tokens),
     )
     return ChatAnswer(engine.stepper, sequence, plan.reader, on_finish)

@@ -101,11 +101,14 @@ class Plan:
     Attributes:
         constraint: of the answer; None where it is free.
         shown: special tokens that the reader wants to see.
+        calls: text that begins calls, whose arguments no stop text may cut; "" where there are
+            none.
         reader: for the answer's text.
     """
 
     constraint: Constraint | None
     shown: frozenset[int]
+    calls: str
     reader: AnswerReader
 
 
@@ -276,7 +279,8 @@ class Speaker:
             tools=[tool.name for tool in tools],
             new_id=lambda: new_call_id(prefix),
         )
-        return Plan(constraint, self._shown, reader)
+        begin = "" if calls is None else calls.trigger or calls.before_name
+        return Plan(constraint, self._shown, begin, reader)
 
     @cached_property
     def _shown(self) -> frozenset[int]:

@@ -141,6 +141,7 @@ class Engine:
         constraint: Constraint | None = None,
         progress: Progress | None = None,
         shown: Collection[int] = (),
+        stops_until: str = "",
         places: ReturnPoints = NOWHERE,
     ) -> Answer:
         """A sequence that has not begun, for a `Generation`.
@@ -153,6 +154,7 @@ class Engine:
             constraint: restricts this answer, and no other.
             progress: see `Sequence`.
             shown: special tokens that are spelled out in the text.
+            stops_until: text behind which no stop text ends the answer; "" for none.
             places: where later prompts may part from this one; `NOWHERE` where that is not known,
                 or nobody asks (`has_snapshots`).
 
@@ -173,6 +175,7 @@ class Engine:
             speculate=self.speculate,
             draft_model=self.draft_model,
             shown=shown,
+            stops_until=stops_until,
             places=places,
         )
 

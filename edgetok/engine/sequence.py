@@ -70,6 +70,7 @@ class Sequence:
         speculate: bool = False,
         draft_model: DraftModel | None = None,
         shown: Collection[int] = (),
+        stops_until: str = "",
         places: ReturnPoints = NOWHERE,
     ) -> None:
         """Prepare; nothing is computed and nothing of the cache is touched.
@@ -88,6 +89,7 @@ class Sequence:
             speculate: draft tokens where that is faster (`drafts.py`).
             draft_model: a second model that drafts, too; None for repetitions alone.
             shown: special tokens that are spelled out in the text.
+            stops_until: text behind which no stop text ends the answer; "" for none.
             places: see the attributes.
 
         Raises:
@@ -121,7 +123,7 @@ class Sequence:
         self.drafted = self.accepted = 0
         self._drafts = SequenceDrafts(draft_model, context, places) if speculate else None
         self._options, self._tokenizer, self._eos = options, tokenizer, eos_tokens
-        self._constraint, self._shown = constraint, shown
+        self._constraint, self._shown, self._stops_until = constraint, shown, stops_until
         self.places = places
         self._ends: list[int] = []  # those at which a step ends
 
@@ -137,7 +139,7 @@ class Sequence:
         self._stream = self._tokenizer.stream(
             self.prompt, exact=self._constraint is not None, shown=self._shown
         )
-        self._finder = StopFinder(options.stop)
+        self._finder = StopFinder(options.stop, self._stops_until)
         self._limit = (
             self.context.answer_tokens if options.max_tokens is None else options.max_tokens
         )

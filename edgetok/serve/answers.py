@@ -280,6 +280,7 @@ class Answer:
             priority=self._request.priority,
             constraint=None if plan is None else plan.constraint,
             shown=() if plan is None else plan.shown,
+            stops_until="" if plan is None else plan.calls,
             places=places,
         )
         reader = AnswerReader() if plan is None else plan.reader

@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
-from edgetok.errors import ArtefactError, BusyError, ContextError, OutputError, UserError
+from edgetok.errors import (
+    ArtefactError,
+    BusyError,
+    ContextError,
+    GrammarError,
+    OutputError,
+    UserError,
+)
 
 log = logging.getLogger("edgetok.serve")
 # Of the request that is being answered: a client is told it, and the log of an internal error.
@@ -50,6 +57,8 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, (ArtefactError, OutputError)):
         log.error("%s", message)
         return Refusal(503, message, code="model_unavailable")
+    if isinstance(error, GrammarError):
+        return Refusal(400, message, code="invalid_schema")
     if isinstance(error, UserError):
         return Refusal(400, message)
     log.error("request %s: an error that nobody expected", request_id.get(), exc_info=error)

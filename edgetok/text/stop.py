@@ -12,9 +12,10 @@ class StopFinder:
     looked through, and of nothing that is returned.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Look for `stops`, none of them empty."""
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], until: str = "") -> None:
+        """Look for `stops`, none of them empty, in front of the text `until`, if it is given."""
+        self._stops, self._until = tuple(stops), until
+        self._over = not stops
         self._held = ""
         self._hidden: list[bool] = []  # of each character held, whether it is not to be shown
         self.found: str | None = None
@@ -30,23 +31,33 @@ class StopFinder:
         """
         if self.found is not None:
             return ""
-        if not self._stops:
+        if self._over:
             return text
         self._held += text + hidden
         self._hidden += [False] * len(text) + [True] * len(hidden)
-        held = self._held
+        return self._safe(last=False)
+
+    def finish(self) -> str:
+        """The text still held back, when no more comes."""
+        return self._safe(last=True)
+
+    def _safe(self, *, last: bool) -> str:
+        """Take what can no longer be part of a stop text."""
+        held, until = self._held, self._until
+        end = held.find(until) if until else -1
+        most = end  # where a stop text begins at the latest
+        if end < 0:
+            most = len(held) - (0 if last else _overlap(held, until))
         places = [(held.find(stop), -len(stop), stop) for stop in self._stops if stop in held]
-        if places:
+        if places and min(places)[0] <= most:
             place, _, self.found = min(places)
             shown = self._take(place)
             self._held, self._hidden = "", []
             return shown
-        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        keep = 0 if last else max(_overlap(held, text) for text in (*self._stops, until))
+        if 0 <= end < len(held) - keep:
+            self._over, keep = True, 0
         return self._take(len(held) - keep)
-
-    def finish(self) -> str:
-        """The text still held back, when no more comes."""
-        return self._take(len(self._held))
 
     def _take(self, size: int) -> str:
         shown = "".join(

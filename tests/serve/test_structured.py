@@ -22,6 +22,7 @@ SCHEMA = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
+ZIP = {"type": "string", "format": "zip"}  # unknown to llguidance, which compiles it in the end
 NAMED = {"name": "animal", "strict": True, "schema": SCHEMA}
 
 
@@ -95,6 +96,7 @@ def test_other_forms(server: Process, given: Any, pattern: str) -> None:
             "response_format",
         ),
         ({"structured_outputs": {"regex": "(" * 60_000}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": ZIP}}}, None),
         ({"structured_outputs": {"wish": "x"}}, "structured_outputs"),
         ({"structured_outputs": {"choice": 5}}, "structured_outputs"),
     ],
@@ -105,3 +107,4 @@ def test_refused(server: Process, fields: Any, param: Any) -> None:
     error = response.json()["error"]
     assert error["message"]
     assert param is None or error["param"] == param
+    assert error["code"] in ("invalid_schema", "unsupported_parameter")

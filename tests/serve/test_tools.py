@@ -126,6 +126,53 @@ def test_text_and_parallel_calls(calling: Rule) -> None:
     assert [(call.index, call.function.name) for call in made] == [(0, "weather"), (1, "clock")]
 
 
+@pytest.mark.parametrize(
+    ("stop", "text", "calls"),
+    [
+        ('"days"', "One moment.", 2),
+        ("\n", "One moment.", 2),
+        ("}", "One moment.", 2),
+        ("moment", "One", 0),
+        ("<tool_call>", "One moment.", 0),
+    ],
+)
+def test_a_stop_text_cuts_no_call(calling: Rule, stop: str, text: str, calls: int) -> None:
+    """Arguments are whole: a file that is to be written may have any text in it."""
+    for stream in (False, True):
+        body: Any = {"model": "fake", "messages": SAID, "tools": [WEATHER, CLOCK], "stop": stop}
+        with openai.OpenAI(base_url=calling.url + "/v1", api_key="x", max_retries=0) as client:
+            if stream:
+                with client.chat.completions.stream(**body) as made:
+                    found = made.get_final_completion().choices[0]
+            else:
+                found = client.chat.completions.create(**body).choices[0]
+        assert (found.message.content or "").strip() == text
+        assert found.finish_reason == ("tool_calls" if calls else "stop")
+        made_calls = found.message.tool_calls or []
+        assert [one.function.name for one in made_calls] == ["weather", "clock"][:calls]
+        for one in made_calls[:1]:
+            assert json.loads(one.function.arguments) == {"city": "Rom", "days": 2}
+
+
+@pytest.mark.parametrize("name", ["none", "auto", "required"])
+def test_a_tool_that_is_called_like_a_choice(server: Process, name: str) -> None:
+    """It is not taken for the choice."""
+    tool = {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
+    for path, fields in (
+        ("chat/completions", {"tool_choice": {"type": "function", "function": {"name": name}}}),
+        ("responses", {"tool_choice": {"type": "function", "name": name}, "input": "Hi"}),
+        ("messages", {"tool_choice": {"type": "tool", "name": name}, "max_tokens": 9}),
+    ):
+        tools: list[Any] = [tool]
+        if path == "responses":
+            tools = [{"type": "function"} | tool["function"]]
+        elif path == "messages":
+            tools = [{"name": name, "input_schema": SCHEMA}]
+        response = server.post(f"/v1/{path}", **({"messages": SAID, "tools": tools} | fields))
+        assert response.status_code == 400
+        assert "rename it" in response.json()["error"]["message"]
+
+
 def test_none_and_results(calling: Rule) -> None:
     free = calling.chat("x", tools=[WEATHER, CLOCK], tool_choice="none").json()["choices"][0]
     assert free["finish_reason"] == "stop"

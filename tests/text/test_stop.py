@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 
 from edgetok.text.stop import StopFinder
 
 
-def run(text: str, stops: list[str], cuts: list[int]) -> tuple[str, str | None]:
-    finder = StopFinder(stops)
+def run(text: str, stops: list[str], cuts: list[int], until: str = "") -> tuple[str, str | None]:
+    finder = StopFinder(stops, until)
     out = ""
     places = [0, *sorted(cuts), len(text)]
     for a, b in itertools.pairwise(places):
@@ -54,6 +55,28 @@ def test_random_texts_against_a_plain_search() -> None:
             assert out == text
         else:
             assert text.startswith(out + result)
+
+
+def test_stops_end_where_another_text_begins() -> None:
+    """Against a plain search: those that begin behind it do not count."""
+    rng = random.Random(3)
+    found = Counter[bool]()
+    for _ in range(2000):
+        text = "".join(rng.choice("abc") for _ in range(20))
+        stops = ["".join(rng.choice("abc") for _ in range(rng.randint(1, 4))) for _ in range(2)]
+        until = "".join(rng.choice("abc") for _ in range(rng.randint(1, 3)))
+        cuts = [rng.randrange(21) for _ in range(8)]
+        out, result = run(text, stops, cuts, until)
+        end = text.find(until) if until in text else len(text)
+        places = [text.find(stop) for stop in stops if 0 <= text.find(stop) <= end]
+        found[result is None] += 1
+        assert (result is None) == (not places)
+        if result is None:
+            assert out == text
+        else:
+            assert text.startswith(out + result)
+            assert len(out) in places
+    assert min(found.values()) > 200
 
 
 def test_text_is_given_out_as_soon_as_it_is_safe() -> None:

@@ -13,7 +13,7 @@ from edgetok.engine.result import FinishReason
 from edgetok.grammar.definition import Grammar
 from edgetok.serve.failure import Refusal
 from edgetok.serve.models import Served
-from edgetok.serve.protocols.openai_shared import effort_of, grammar_of, new_id, tools_of
+from edgetok.serve.protocols.openai_shared import effort_of, grammar_of, named, new_id, tools_of
 from edgetok.serve.protocols.protocol import (
     Call,
     Fields,
@@ -154,8 +154,9 @@ def _tool(given: dict[str, Any], number: int) -> dict[str, Any]:
 def _choice(given: _ToolChoice | None) -> str:
     if given is None:
         return "auto"
-    words = {"auto": "auto", "any": "required", "none": "none", "tool": given.name}
-    word = words.get(given.type)
+    if given.type == "tool" and given.name is not None:
+        return named(given.name)
+    word = {"auto": "auto", "any": "required", "none": "none"}.get(given.type)
     if word is None:
         raise refuse(
             "tool_choice", "expected the type 'auto', 'any' or 'none', or 'tool' with a name"

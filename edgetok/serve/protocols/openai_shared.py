@@ -277,7 +277,18 @@ def choice_of(given: str | ToolChoice | None) -> str:
     name = given.name or (given.function.name if given.function else None)
     if given.type != "function" or name is None:
         raise refuse("tool_choice", "expected 'auto', 'none', 'required' or a function's name")
-    return name
+    return named(name)
+
+
+def named(tool: str) -> str:
+    """Return the choice of one tool.
+
+    Raises:
+        Refusal: its name would be read as another choice.
+    """
+    if tool in ("auto", "none", "required"):
+        raise refuse("tool_choice", f"a tool called {tool!r} cannot be chosen by name; rename it")
+    return tool
 
 
 def effort_of(given: str | None, param: str) -> Effort | None:

@@ -5,12 +5,14 @@
     awq (gemm)          qweight [K, N/8], qzeros [G, N/8], scales [G, N]; 4 bits, the eight codes
                         of a word in the order 0 2 4 6 1 3 5 7
     compressed-tensors  weight_packed [N, ceil(K*b/32)], weight_scale [N, G], weight_shape, and
-                        weight_zero_point [ceil(N*b/32), G] where not symmetric
+                        weight_zero_point [ceil(N*b/32), G] where not symmetric;
+                        "int-quantized": weight int8 [N, K], which is kept as 8 bits,
+                        weight_scale [N, G] or one number, weight_zero_point int8 like it
 
 The rest of the converter sees floating-point tensors under their usual names; some also have codes.
 
 Source: GPTQModel and AutoAWQ, documentation of their checkpoint formats; compressed-tensors 0.20,
-`pack_quantized`.
+`pack_quantized` and `naive_quantized`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from edgetok.converter.read.dense_words import unpack_words
 from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.formats.safetensors_file import TensorInfo
+from edgetok.formats.safetensors_file import TensorInfo, read_exactly
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _BITS = (2, 3, 4, 8)
@@ -41,8 +43,11 @@ _PARTS = {
         "weight_shape",
         "weight_zero_point",
         "weight_g_idx",
+        *("input_scale", "input_zero_point"),  # of activations, which edgetok rounds in its own way
     ),
 }
+_FORMATS = ("pack-quantized", "int-quantized")  # of compressed-tensors
+_INT8 = "weight"  # the part that "int-quantized" has in place of weight_packed
 
 
 class PackedCheckpoint(WrappedCheckpoint):
@@ -58,18 +63,21 @@ class PackedCheckpoint(WrappedCheckpoint):
         settings = inner.config[KEY]
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         if not isinstance(method, str) or method not in _PARTS:
-            known = ", ".join((*_PARTS, "mxfp4", "bitnet"))
+            known = ", ".join((*_PARTS, "mxfp4", "bitnet", "fp8"))
             raise UnsupportedError(
                 f"config.json: {KEY} has quant_method {method!r:.40}, expected one of {known}; "
                 "convert the original checkpoint"
             )
-        _require_known(method, settings)
+        require_known(method, settings)
+        if method == "compressed-tensors":
+            _require_integers(settings)
         first, *others = _PARTS[method]
         infos = dict(inner.infos)
         self._shapes: dict[str, tuple[int, int]] = {}
         for name in inner.names:
             module, _, part = name.rpartition(".")
-            if part != first:
+            whole = method == "compressed-tensors" and _is_int8(inner, name)
+            if part != first and not whole:
                 continue
             for other in (first, *others):
                 infos.pop(f"{module}.{other}", None)
@@ -104,7 +112,12 @@ _KNOWN = frozenset(
 )
 
 
-def _require_known(method: str, settings: dict[str, Any]) -> None:
+def require_known(method: str, settings: dict[str, Any]) -> None:
+    """Refuse settings that may change what the integers, or floats, mean.
+
+    Raises:
+        UnsupportedError: names the setting.
+    """
     for key, value in settings.items():
         if key not in _KNOWN and value not in (None, False, {}, [], ""):
             raise UnsupportedError(
@@ -129,10 +142,29 @@ def _require_known(method: str, settings: dict[str, Any]) -> None:
             f"config.json: {KEY} is awq {version!r:.20} with {settings.get('bits')!r:.10} bits, "
             "expected gemm with 4"
         )
-    if method == "compressed-tensors" and settings.get("format") != "pack-quantized":
-        raise UnsupportedError(
-            f"config.json: {KEY} has format {settings.get('format')!r:.40}, expected pack-quantized"
-        )
+
+
+def _require_integers(settings: dict[str, Any]) -> None:
+    for form in compressed_formats(settings):
+        if form not in _FORMATS:
+            raise UnsupportedError(
+                f"config.json: {KEY} has format {form!r:.40}, expected one of "
+                f"{', '.join((*_FORMATS, 'float-quantized'))}, the last for all groups"
+            )
+
+
+def compressed_formats(settings: dict[str, Any]) -> list[Any]:
+    """Return the formats of a compressed-tensors checkpoint; of "mixed-precision" its groups'."""
+    form = settings.get("format")
+    groups = settings.get("config_groups")
+    if form != "mixed-precision" or not isinstance(groups, dict):
+        return [form]
+    return [group.get("format") if isinstance(group, dict) else group for group in groups.values()]
+
+
+def _is_int8(inner: Checkpoint, name: str) -> bool:
+    """Whether a tensor is a matrix of "int-quantized"."""
+    return name.endswith(f".{_INT8}") and inner.infos[name].dtype == "I8"
 
 
 def _shape(inner: Checkpoint, method: str, module: str) -> tuple[int, int]:
@@ -144,7 +176,9 @@ def _shape(inner: Checkpoint, method: str, module: str) -> tuple[int, int]:
             raise CheckpointError(f"{inner.folder}: tensor {module}.{part} is missing")
         return _ranked(info.shape, rank, f"{module}.{part}")
 
-    if method == "compressed-tensors":
+    if method == "compressed-tensors" and f"{module}.weight_packed" not in inner.infos:
+        shape = list(dims(_INT8, 2))
+    elif method == "compressed-tensors":
         dims("weight_shape", 1)
         shape = [int(size) for size in inner.integers(f"{module}.weight_shape")]
     elif method == "awq":
@@ -169,9 +203,12 @@ def _words(inner: Checkpoint, name: str) -> npt.NDArray[Any]:
     return result
 
 
-def _scales(inner: Checkpoint, name: str) -> npt.NDArray[np.float16]:
+def _scales(
+    inner: Checkpoint, name: str, *, ranks: tuple[int, ...] = (2,)
+) -> npt.NDArray[np.float16]:
     found = inner.tensor(name)
-    _ranked(found.shape, 2, name)
+    if len(found.shape) not in ranks:
+        _ranked(found.shape, ranks[-1], name)
     greatest = float(np.abs(found).max(initial=0.0))
     if greatest > FLOAT16_MAX:
         raise UnsupportedError(f"tensor {name!r} holds a scale that does not fit into float16")
@@ -266,6 +303,8 @@ def _compressed(
         raise UnsupportedError(
             f"{module}: an artefact cannot hold weight_g_idx; use a checkpoint without act-order"
         )
+    if module + ".weight_packed" not in inner.infos:
+        return _int8(inner, module, shape)
     words = _words(inner, module + ".weight_packed")
     bits = _width(module, words.shape[-1], K)
     scales = _scales(inner, module + ".weight_scale")
@@ -278,6 +317,30 @@ def _compressed(
         zeros = np.ascontiguousarray(unpack_words(zero_words.T, bits, N).T)
     group = -(-K // max(scales.shape[-1], 1))
     return Quantised(unpack_words(words, bits, K), scales, zeros, bits, group)
+
+
+def _int8(inner: Checkpoint, module: str, shape: tuple[int, int]) -> Quantised:
+    """Whole bytes; a row's groups, a row, or the matrix have a scale."""
+    N, K = shape
+
+    def codes(part: str) -> npt.NDArray[np.uint8]:
+        info = inner.infos[f"{module}.{part}"]
+        if info.dtype != "I8":
+            raise CheckpointError(f"tensor {module}.{part} has dtype {info.dtype}, expected I8")
+        raw = np.empty(info.shape, np.uint8)
+        read_exactly(info.path, info.begin, raw.reshape(-1))
+        return raw ^ np.uint8(128)  # two's complement plus 128
+
+    def spread(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.broadcast_to(values.reshape(1, 1), (N, 1)) if values.size == 1 else values
+
+    scales = spread(_scales(inner, f"{module}.weight_scale", ranks=(0, 1, 2)))
+    zeros = None
+    if f"{module}.weight_zero_point" in inner.infos:
+        zeros = spread(codes("weight_zero_point"))
+    _ranked(scales.shape, 2, f"{module}.weight_scale")
+    group = -(-K // max(scales.shape[-1], 1))
+    return Quantised(codes(_INT8), scales, zeros, 8, group)
 
 
 _READERS: dict[str, Callable[[Checkpoint, str, tuple[int, int], dict[str, Any]], Quantised]] = {

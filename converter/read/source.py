@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgetok.converter.progress import Progress
+from edgetok.converter.read.float8_checkpoint import Float8Checkpoint, is_float8
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
 from edgetok.converter.read.minicpm import minicpm
 from edgetok.converter.read.mxfp4_checkpoint import METHOD, Mxfp4Checkpoint
@@ -79,6 +80,8 @@ def open_source(path: Path) -> Checkpoint:
         return Mxfp4Checkpoint(checkpoint)
     if isinstance(settings, dict) and settings.get("quant_method") == TERNARY:
         return TernaryCheckpoint(checkpoint)
+    if is_float8(settings):
+        return Float8Checkpoint(checkpoint)
     if KEY in checkpoint.config:
         return PackedCheckpoint(checkpoint)
     return with_modules(plain_llama(minicpm(checkpoint)))

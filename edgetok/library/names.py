@@ -131,7 +131,7 @@ def hint_for(
         return f"did you mean {' or '.join(n + behind if HubName.parse(n) else n for n in near)}?"
     if "/" in name or "\\" in name:
         return f"give {takes}"
-    return f"short names are {', '.join(SHORT_NAMES)}; else give {takes}"
+    return f"give {takes}; short names are {', '.join(SHORT_NAMES)}"
 
 
 def _plain(name: str) -> str:

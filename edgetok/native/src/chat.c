@@ -251,9 +251,7 @@ static void put_text(edgetok_chat *chat, int32_t token, bool ends, bool rest) {
 int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     edgetok_model *m = chat->m;
     cache *c = &chat->cache;
-    memset(output, 0, sizeof *output);
-    output->text = "";
-    output->finish = chat->finish;
+    *output = (edgetok_output){.text = "", .finish = chat->finish};
     if (chat->finish != EDGETOK_GOING) return 0;
     if (!chat->opened || (!chat->pending && !chat->has_logits))
         return et_fail(error, "nothing to continue: call edgetok_prefill or edgetok_say first");
@@ -292,7 +290,10 @@ int edgetok_next(edgetok_chat *chat, edgetok_output *output, char *error) {
     output->text = chat->output;
     output->bytes = (size_t)*made;
     chat->stats.decode_s += et_seconds() - began;
-    et_note_answer(chat, output);
+    if (chat->answer.data && output->bytes < chat->answer.bytes - chat->answer_bytes) { /* for the next turn */
+        memcpy((char *)chat->answer.data + chat->answer_bytes, output->text, output->bytes);
+        chat->answer_bytes += output->bytes;
+    }
     return 1;
 }
 

@@ -82,11 +82,15 @@ struct edgetok_model {
     atomic_int turn;
 };
 
-/* plan.c */
+/* A kernel of OWN_*, on this thread. */
+static inline void et_do(const edgetok_model *m, int own, instruction *one) { m->own[own](address(one), 0, 0, 1); }
+
+/* run.c */
 enum { PROGRAM_ALL, PROGRAM_BODY, PROGRAM_TRUNK };
+int et_start_team(edgetok_model *m, char *error);
+void et_end_team(edgetok_model *m);
 void et_run(const edgetok_model *m, int program);
-void et_call(const edgetok_model *m, instruction *one);          /* on all threads */
-void et_do(const edgetok_model *m, int own, instruction *one);   /* a kernel of OWN_*, on this one */
+void et_call(const edgetok_model *m, instruction *one); /* on all threads */
 
 int et_tokenizer_open(edgetok_model *m, char *error);
 
@@ -139,6 +143,5 @@ int et_prefill(edgetok_chat *chat, const int32_t *ids, size_t count, int64_t que
 /* template.c */
 bool et_add_message(edgetok_chat *chat, const void *text, int64_t bytes, char *error);
 bool et_add_answer(edgetok_chat *chat, char *error); /* to the messages, if one is under way */
-void et_note_answer(edgetok_chat *chat, const edgetok_output *output);
 
 #endif

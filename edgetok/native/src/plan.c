@@ -30,8 +30,6 @@ static int choose_kernels(edgetok_model *m, char *error) {
     return 0;
 }
 
-void et_do(const edgetok_model *m, int own, instruction *one) { m->own[own](address(one), 0, 0, 1); }
-
 static int64_t ask(edgetok_model *m, int own, int64_t memory) {
     instruction one = {{[OPEN_PLAN] = address(&m->file), [OPEN_MEMORY] = memory}};
     et_do(m, own, &one);
@@ -98,27 +96,13 @@ static int read_plan(edgetok_model *m, int threads, char *error) {
     return et_cache_check(m) ? 0 : et_fail(error, "%s", FAULTS[WRONG_NUMBERS]);
 }
 
-static void help(void *argument) {
-    const edgetok_model *m = argument;
-    m->own[OWN_TEAM_WORK](m->file.team, 0, 1, m->threads);
-}
-
-static int start_team(edgetok_model *m, char *error) {
-    m->workers = calloc((size_t)m->threads, sizeof *m->workers);
-    if (!m->workers) return et_fail(error, "no memory for threads");
-    for (int i = 1; i < m->threads; i++)
-        if (!(m->workers[i] = et_thread(help, m)))
-            return et_fail(error, "cannot start %d threads; use fewer", m->threads);
-    return 0;
-}
-
 edgetok_model *edgetok_open(const char *folder, int threads, int verify, char *error) {
     edgetok_model *m = calloc(1, sizeof *m);
     if (!m) return et_fail(error, "no memory"), NULL;
     if (!choose_kernels(m, error) && !et_map(&m->plan, folder, PLAN_FILE, error) &&
         !et_map(&m->weights, folder, WEIGHTS_FILE, error) && !read_plan(m, threads, error) &&
         !(verify && check_weights(m, error)) && !et_tokenizer_open(m, error) &&
-        !start_team(m, error))
+        !et_start_team(m, error))
         return m;
     edgetok_close(m);
     return NULL;
@@ -126,10 +110,7 @@ edgetok_model *edgetok_open(const char *folder, int threads, int verify, char *e
 
 void edgetok_close(edgetok_model *m) {
     if (!m) return;
-    if (m->workers && m->threads > 1 && m->workers[1]) m->own[OWN_TEAM_CLOSE](m->file.team, 0, 0, 0);
-    for (int i = 1; m->workers && i < m->threads; i++)
-        if (m->workers[i]) et_join(m->workers[i]);
-    free(m->workers);
+    et_end_team(m);
     et_drop(&m->memory);
     et_unmap(&m->plan);
     et_unmap(&m->weights);
@@ -146,26 +127,4 @@ void edgetok_describe(const edgetok_model *m, edgetok_info *info) {
         .tokenizes = m->tokens.there, .chats = m->tokens.there && m->file.template_bytes > 0,
         .isa = m->kernels->isa, .family = pointer(m->file.family_at)};
     for (int i = 0; i < 32; i++) snprintf(info->weights_sha256 + 2 * i, 3, "%02x", digest[i]);
-}
-
-static void run(const edgetok_model *m, int64_t program) {
-    int64_t ctx = address(m->ctx), *team = pointer(m->file.team);
-    if (m->threads == 1) {
-        m->own[OWN_RUN_PROGRAM](program, ctx, 0, 1);
-        return;
-    }
-    team[TEAM_PROGRAM] = program;
-    team[TEAM_CTX] = ctx;
-    m->own[OWN_TEAM_LEAD](address(team), ctx, 0, m->threads);
-}
-
-void et_run(const edgetok_model *m, int number) {
-    run(m, m->file.programs + (int64_t)sizeof(instruction) * number);
-}
-
-void et_call(const edgetok_model *m, instruction *one) {
-    int64_t starts[2] = {address(one), address(one + 1)};
-    instruction program = {{[PROGRAM_FIRST] = starts[0], [PROGRAM_STARTS] = address(starts),
-                            [PROGRAM_PHASES] = 1}};
-    run(m, address(&program));
 }

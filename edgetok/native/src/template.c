@@ -130,10 +130,3 @@ int edgetok_say(edgetok_chat *chat, const char *system, const char *text, char *
     if (failed && chat->finish != EDGETOK_CANCELLED) chat->said_bytes = said, chat->count = first ? 0 : count;
     return failed;
 }
-
-void et_note_answer(edgetok_chat *chat, const edgetok_output *output) {
-    if (chat->answer.data && output->bytes < chat->answer.bytes - chat->answer_bytes) {
-        memcpy((char *)chat->answer.data + chat->answer_bytes, output->text, output->bytes);
-        chat->answer_bytes += output->bytes;
-    }
-}

@@ -108,7 +108,7 @@ class CpuBackend(SpecBackend):
             threads: how many compute; None for one per core, or one where a model is too small to
                 gain from two.
             isa: restricts the kernels to one instruction set; None takes the best.
-            kv_bits: 4, 8, 16 or 32 for each key and value of the cache.
+            kv_bits: 4, 5, 8, 16 or 32 for each key and value of the cache.
             compute: "int8" activations in quantised products, or "float32" to compare with.
             cache_dir: where compiled kernels are kept; None for the user's cache folder.
             kernels_dir: shipped kernels; None for what the environment says.

@@ -176,7 +176,7 @@ def new_cache(
         spec: the decoder.
         store: of the backend.
         capacity_tokens: tokens that can be seen; with bounds, the trained length.
-        kv_bits: 4, 8, 16 or 32 for each key and value.
+        kv_bits: 4, 5, 8, 16 or 32 for each key and value.
         block_tokens: most tokens of one run.
         bounds: of a cache that evicts; None for one that holds every token.
 

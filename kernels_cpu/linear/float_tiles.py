@@ -10,7 +10,7 @@ goes through QUANTISED_SLAB inputs one by one. Float weights take it for many to
 inputs k, k + CHAINS, k + 2 * CHAINS, ... of a slab are one sum, and the CHAINS sums are added in
 their order. Slabs are added to y.
 
-The truth: `reference.matmul_nbits`.
+The truth: `reference_linear.matmul_nbits`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ rint goes to even on ties. Blocks below SMALLEST_ABSMAX become zeros; one that h
 NaN scale, so that it shows in the product. Layouts: `linear/layout.py`. Work is split over threads
 by pieces of a token, so that a single long token is shared too.
 
-The truth: `reference.quantise_activations`.
+The truth: `reference_linear.quantise_activations`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ while the next strip is asked for; lanes hold parts of blocks and are added acro
 integers of STRIP rows for each block. They wait in scratch. Then vectors of rows (a lane is a row)
 meet the scales, block by block, four sums side by side as each waits for its last addition.
 
-The truth: `reference.matmul_nbits_int8`.
+The truth: `reference_linear.matmul_nbits_int8`.
 """
 
 from __future__ import annotations

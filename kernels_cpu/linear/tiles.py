@@ -15,7 +15,7 @@ terms are integers below 2^24, is as exact. The sums of SLAB inputs are added to
 A few tokens meet pieces that the L1 cache holds, and their sums wait in scratch between pieces;
 many tokens meet a slab at a time, and only the L2 cache holds it.
 
-The truth: `reference.matmul_nbits_int8`.
+The truth: `reference_linear.matmul_nbits_int8`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from edgetok.kernels_cpu.simd.emit import _I8, _store, i64, inline, op, outline, void
 from edgetok.kernels_cpu.simd.memory import read_i64, read_int, read_u8
 
-# `character` and `kind_at` return two numbers in one: bytes of the character in the low bits.
+# `character` and `words._kind_at` return two numbers in one: the character's bytes in the low bits.
 SIZE_BITS = 3
 SIZE_MASK = 7
 

@@ -84,6 +84,7 @@ class Writer:
                 400,
                 f"{most:,} answers were asked for at once, expected 1 to {MOST_ANSWERS}",
                 param="n",
+                code="invalid_value",
             )
         self.models.find(request.model)
         async with contextlib.AsyncExitStack() as stack:

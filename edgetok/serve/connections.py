@@ -91,6 +91,9 @@ class Connection(H11Protocol):
         _stop(self._stalled_timer)
         super().resume_writing()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: every page may ask for a WebSocket, and gets what it asked for without."""
+
     def _wait_for_headers(self) -> None:
         _stop(self._headers_timer)
         self._headers_timer = self.loop.call_later(HEADERS_S, self._headers_late)

@@ -83,6 +83,10 @@ class Guard:
         name = re.sub(r":\d+$", "", host.strip()).lower()
         if "*" in self._hosts or name in self._hosts or _is_address(name.strip("[]")):
             return
+        if not name:
+            raise Refusal(
+                403, "the request names no host; send a Host header", code="forbidden_host"
+            )
         raise Refusal(
             403,
             f"the host {name!r:.100} is not known; start the server with --allow-host {name:.100}",

@@ -18,6 +18,7 @@ from edgetok.serve.protocols.openai_shared import (
     Sampled,
     ToolChoice,
     arguments_of,
+    checked_logprobs,
     choice_of,
     effort_of,
     error_body,
@@ -130,7 +131,7 @@ def _rates(found: _Body) -> int | None:
             param="top_logprobs",
             code="invalid_value",
         )
-    return (found.top_logprobs or 0) if found.logprobs else None
+    return checked_logprobs(found.top_logprobs or 0, "top_logprobs") if found.logprobs else None
 
 
 def _grammar(found: _Body) -> Grammar | None:

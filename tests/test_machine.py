@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import edgetok
 from edgetok import machine
 from edgetok.machine import linux_performance_cores, windows_performance_cores
 
@@ -149,12 +150,18 @@ def test_it_is_imported_without_posix_modules() -> None:
     assert int(done.stdout) >= 1, done.stderr
 
 
-def test_all_is_imported_where_posix_is_not_there() -> None:
-    """As on Windows, without what only POSIX systems have; modules of others came before."""
-    program = """
+# As on Windows, without what only POSIX systems have; modules of others came before. Kernels and
+# how threads wait are this system's.
+WITHOUT_POSIX = """
 import os, signal, sys
 import asyncio, click, filelock, jinja2, multiprocessing.connection, numpy, sysconfig
 import platformdirs, prompt_toolkit.input.defaults, psutil, rich.live, rich.markdown, tokenizers
+from llvmlite import binding
+from types import SimpleNamespace
+from edgetok.kernels_cpu.simd import target
+from edgetok.kernels_cpu.program import waiting
+target.sys = waiting.sys = SimpleNamespace(platform=sys.platform)
+from edgetok import private_folder
 sysconfig.get_config_vars()
 for name in ("fcntl", "resource", "termios", "tty", "pwd", "grp"):
     sys.modules[name] = None
@@ -166,10 +173,22 @@ for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGURG", "SIGTSTP", "SIGWINCH", "s
         delattr(signal, name)
 signal.SIGBREAK = 21
 sys.platform = "win32"
+private_folder.os = SimpleNamespace(**{**vars(os), "name": "nt"})
 import edgetok.chat, edgetok.cli.main, edgetok.model, edgetok.native.binding
 import edgetok.cli.commands.chat, edgetok.cli.commands.generate
 import edgetok.runtime.cpu.backend, edgetok.kernels_cpu.program.loader, edgetok.session
-print("imported")
+with edgetok.load(threads=2, context=256) as model:
+    print(model.new_chat(max_tokens=8, temperature=0.0).send("Hello!").run().text)
+    print(edgetok.machine.physical_cores() > 0, edgetok.machine.peak_memory_mb() > 1)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "imported\n", done.stderr[-600:]
+
+
+def test_it_loads_and_chats_where_posix_is_not_there(
+    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
+    with edgetok.load(threads=2, context=256) as model:
+        said = model.new_chat(max_tokens=8, temperature=0.0).send("Hello!").run().text
+    assert said
+    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True)
+    assert done.stdout == f"{said}\nTrue True\n", done.stderr[-600:]

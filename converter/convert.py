@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -28,10 +27,10 @@ from edgetok.converter.progress import Progress, Silent
 from edgetok.converter.quantise import tensor_by_tensor as direct
 from edgetok.converter.read.canonical_weights import CanonicalWeights, choose_formats, survey
 from edgetok.converter.read.gguf_checkpoint import GgufCheckpoint
-from edgetok.converter.read.mxfp4_checkpoint import Mxfp4Checkpoint
 from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.sentence_modules import read_described
 from edgetok.converter.read.source import open_source, resolve_source
+from edgetok.converter.source_options import options_for_checkpoint, options_for_vectors
 from edgetok.converter.workers import give_memory_back, torch_in_one_thread
 from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
@@ -104,18 +103,7 @@ def convert(
     folder = resolve_source(source, options.revision, progress).resolve()
     check_output(out, folder)
     checkpoint = open_source(folder)
-    if isinstance(checkpoint, GgufCheckpoint) and not (options.keep_codes and target is None):
-        checkpoint.forget_codes()
-    if isinstance(checkpoint, CodedCheckpoint) and checkpoint.coded:
-        if target is not None:
-            raise UnsupportedError("--fit and --max-kl need a checkpoint that is not quantised yet")
-        options = dataclasses.replace(options, method="rtn", without=(), refine=None)
-        if isinstance(checkpoint, GgufCheckpoint):
-            # Rounding what is quantised already to a few other bits would lose more than it saves.
-            options = dataclasses.replace(options, bits=8, head_bits=None)
-        elif isinstance(checkpoint, Mxfp4Checkpoint):
-            # What is not packed, attention and the head, is sensitive and not calibrated.
-            options = dataclasses.replace(options, bits=max(options.bits, 8), head_bits=None)
+    options = options_for_checkpoint(checkpoint, options, target is not None)
     try:
         family = read_described(checkpoint)
     except UnknownFamilyError as error:
@@ -126,7 +114,7 @@ def convert(
         return convert_unknown_family(checkpoint, out, options, progress, source, str(error))
     weights = CanonicalWeights(checkpoint, family)
     if family.spec.both_sides:
-        options = _of_vectors(options, target is not None)
+        options = options_for_vectors(options, target is not None)
     if options.calibrates:
         require_torch(f"--method {options.method}")
     title = title_of(checkpoint, options)
@@ -321,21 +309,6 @@ def _write_weights(
         require_space(workspace.folder, layout.file_bytes + 3 * hidden_bytes, workspace.folder)
         job = Job(weights, formats, layout, options, data, threads)
         return convert_calibrated(job, texts, workspace, progress)
-
-
-def _of_vectors(options: ConvertOptions, fits: bool) -> ConvertOptions:
-    """Return the options for a model whose tokens see both sides: `auto` rounds to nearest.
-
-    Raises:
-        UnsupportedError: calibration was asked for.
-    """
-    if fits or options.refine or options.method not in ("auto", "rtn"):
-        asked = "--refine" if options.refine else f"--method {options.method}"
-        raise UnsupportedError(
-            f"{'--fit and --max-kl' if fits else asked}: {NOT_CALIBRATED}, and this model's see "
-            "both sides; give --bits and --method rtn"
-        )
-    return dataclasses.replace(options, method="rtn", without=())
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -104,3 +105,15 @@ def trained(tiny, tmp_path: Path) -> Callable[[str, int], Path]:  # noqa: F811
         return folder
 
     return make
+
+
+@pytest.fixture
+def wine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What runs programs for Windows, in an environment of their own, and can be compiled for."""
+    names = ("wine64", "wine", "/usr/lib/wine/wine64")  # Debian's package has no link to it
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None or importlib.util.find_spec("ziglang") is None:
+        pytest.skip("needs wine64, and ziglang: the extra [native]")
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
+    return found

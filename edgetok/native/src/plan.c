@@ -16,8 +16,7 @@ static kernel *find_kernel(const edgetok_model *m, const char *name) {
 }
 
 static int no_kernel(const edgetok_model *m, const char *name, char *error) {
-    return et_fail(error, "the library has no kernel %s for %s: build it for this model", name,
-                   m->kernels->isa);
+    return et_fail(error, "the library has no kernel %s for %s: build it for this model", name, m->kernels->isa);
 }
 
 static int choose_kernels(edgetok_model *m, char *error) {
@@ -38,8 +37,7 @@ static int64_t ask(edgetok_model *m, int own, int64_t memory) {
 
 static int fault_in(edgetok_model *m, int own, int64_t memory, char *error) {
     int64_t fault = ask(m, own, memory);
-    if (!fault) return 0;
-    return et_fail(error, FAULTS[fault], (long long)m->file.found, (long long)m->file.expected);
+    return fault ? et_fail(error, FAULTS[fault], (long long)m->file.found, (long long)m->file.expected) : 0;
 }
 
 static int check_weights(const edgetok_model *m, char *error) {
@@ -47,8 +45,8 @@ static int check_weights(const edgetok_model *m, char *error) {
     instruction one = {{[HASH_DATA] = address(m->weights.data),
                         [HASH_COUNT] = (int64_t)m->weights.bytes, [HASH_OUT] = address(hash)}};
     et_do(m, OWN_SHA256, &one);
-    if (!memcmp(hash, pointer(m->file.digest), 32)) return 0;
-    return et_fail(error, "%s: damaged, or of another model", WEIGHTS_FILE);
+    const bool same = !memcmp(hash, pointer(m->file.digest), 32);
+    return same ? 0 : et_fail(error, "%s: damaged, or of another model", WEIGHTS_FILE);
 }
 
 /* Writes the addresses of the kernels that a plan names where `plan_link` looks for them. */

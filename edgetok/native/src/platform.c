@@ -246,9 +246,20 @@ static int read_list(cpu_set_t *set, const char *name, int cpu) {
 /* Physical performance cores, as edgetok/machine.py: work is shared out evenly, and slow ones make all wait. */
 int et_cores(void) {
 #if defined(_WIN32)
-    SYSTEM_INFO info;
-    GetSystemInfo(&info);
-    return (int)info.dwNumberOfProcessors;
+    SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX *one; /* of a core; a higher class is a faster one */
+    DWORD bytes = 0;
+    int counts[256] = {0}, fastest = 0;
+    GetLogicalProcessorInformationEx(RelationProcessorCore, NULL, &bytes);
+    char *list = malloc(bytes);
+    if (!list || !GetLogicalProcessorInformationEx(RelationProcessorCore, (void *)list, &bytes)) bytes = 0;
+    for (DWORD at = 0; at < bytes; at += one->Size) {
+        const uint8_t class = (uint8_t)list[at + 9]; /* EfficiencyClass, which older headers lack */
+        one = (void *)(list + at);
+        fastest = (int)most(fastest, class);
+        counts[class]++;
+    }
+    free(list);
+    return (int)most(counts[fastest], 1);
 #elif defined(__linux__)
     cpu_set_t mine, set, slow;
     int count = 0, fastest = 0;
@@ -307,20 +318,16 @@ bool et_isa_runs(const char *isa) {
     if (!strcmp(isa, "portable")) return true;
 #if defined(__x86_64__)
     return has_x86(isa);
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__))
     const bool i8mm = !strcmp(isa, "i8mm");
     if (!i8mm && strcmp(isa, "neon")) return false;
 #if defined(__linux__)
     const unsigned long wanted = 1ul << 10 | 1ul << 20; /* asimdhp, asimddp */
     if (i8mm && !(getauxval(AT_HWCAP2) & 1ul << 13)) return false;
     return (getauxval(AT_HWCAP) & wanted) == wanted;
-#elif defined(__APPLE__)
+#else
     if (i8mm && !has_feature("hw.optional.arm.FEAT_I8MM")) return false;
     return has_feature("hw.optional.arm.FEAT_DotProd") && has_feature("hw.optional.arm.FEAT_FP16");
-#elif defined(_WIN32)
-    return !i8mm && IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
-#else
-    return false;
 #endif
 #else
     return false;

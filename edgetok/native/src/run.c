@@ -26,13 +26,10 @@ void et_end_team(edgetok_model *m) {
 
 static void run(const edgetok_model *m, int64_t program) {
     int64_t ctx = address(m->ctx), *team = pointer(m->file.team);
-    if (m->threads == 1) {
-        m->own[OWN_RUN_PROGRAM](program, ctx, 0, 1);
-        return;
-    }
     team[TEAM_PROGRAM] = program;
     team[TEAM_CTX] = ctx;
-    m->own[OWN_TEAM_LEAD](address(team), ctx, 0, m->threads);
+    if (m->threads == 1) m->own[OWN_RUN_PROGRAM](program, ctx, 0, 1);
+    else m->own[OWN_TEAM_LEAD](address(team), ctx, 0, m->threads);
 }
 
 void et_run(const edgetok_model *m, int number) { run(m, m->file.programs + (int64_t)sizeof(instruction) * number); }

@@ -89,22 +89,11 @@ print(kilobytes() - before)
     assert int(done.stdout) < 4000  # one chat alone has more than 300 kB, and there were 120
 
 
-def wine() -> str:
-    """Debian's package has no link to the program."""
-    places = (shutil.which("wine64"), shutil.which("wine"), "/usr/lib/wine/wine64")
-    found = next((place for place in places if place and Path(place).exists()), None)
-    if found is None or importlib.util.find_spec("ziglang") is None:
-        pytest.skip("needs wine64, and ziglang: the extra [native]")
-    return found
-
-
 @pytest.mark.slow
-def test_windows_under_wine(bundled, kernel_cache, expected, python, tmp_path, monkeypatch):
+def test_windows_under_wine(bundled, kernel_cache, expected, python, wine, tmp_path):
     """The example with the static library, and with the DLL."""
-    program, out = wine(), tmp_path / "app"
+    out = tmp_path / "app"
     export_native(bundled, out, ["x86_64-windows"], cache_dir=kernel_cache, isas=["avx2"])
-    monkeypatch.setenv("WINEDEBUG", "-all")
-    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
     libraries = out / "lib/x86_64-windows"
     compiler = Compiler(MACHINES["x86_64-windows"])
     linked = {"static": ["libedgetok.a", *WINDOWS_LIBRARIES], "shared": ["edgetok.dll"]}
@@ -116,7 +105,7 @@ def test_windows_under_wine(bundled, kernel_cache, expected, python, tmp_path, m
             "-o", str(place / "example.exe"),
         )  # fmt: skip
         shutil.copy(libraries / "edgetok.dll", place)
-        command = [program, place / "example.exe"]
+        command = [wine, place / "example.exe"]
         run(command)  # makes the prefix
         check_example(partial(lambda *told: list(told), *command), out, expected, python)
 

@@ -24,6 +24,8 @@ pytest.importorskip("ray", reason="needs ray: pip install 'edgetok[ray]'")
 openai = pytest.importorskip("openai")
 SESSIONS, TURNS = 8, 3
 START_S = 600
+# Ray gives up on a busy machine after 30 seconds.
+RAY = {"RAY_raylet_start_wait_time_s": "300", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def copies(repository: Path) -> Iterator[Api]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | RAY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None

@@ -257,14 +257,7 @@ public final class Chat: @unchecked Sendable {
     }
 
     /// The cache, for `restore` or for edgetok in Python; keep `tokens` with it.
-    public func save() throws -> Data {
-        try handle.call { chat in
-            var block = Data(count: Int(try told { edgetok_save(chat, nil, 0, $0) }))
-            let size = block.count
-            _ = try block.withUnsafeMutableBytes { to in try told { edgetok_save(chat, to.baseAddress, size, $0) } }
-            return block
-        }
-    }
+    public func save() throws -> Data { try saved(edgetok_save) }
 
     /// Takes over a cache that was computed from `ids`.
     public func restore(_ block: Data, ids: [Int32]) throws {
@@ -276,16 +269,7 @@ public final class Chat: @unchecked Sendable {
     }
 
     /// The content of a session file, which `edgetok chat --session` opens.
-    public func session() throws -> Data {
-        try handle.call { chat in
-            var file = Data(count: Int(try told { edgetok_session_save(chat, nil, 0, $0) }))
-            let size = file.count
-            _ = try file.withUnsafeMutableBytes { to in
-                try told { edgetok_session_save(chat, to.baseAddress, size, $0) }
-            }
-            return file
-        }
-    }
+    public func session() throws -> Data { try saved(edgetok_session_save) }
 
     /// Goes on with the conversation of a session file, which Python may have written.
     public func loadSession(_ file: Data) throws {
@@ -293,6 +277,18 @@ public final class Chat: @unchecked Sendable {
             _ = try file.withUnsafeBytes { from in
                 try told { edgetok_session_load(chat, from.baseAddress, from.count, $0) }
             }
+        }
+    }
+
+    /// The bytes of a call that returns how many it needs, and writes them if they fit.
+    private func saved(
+        _ call: (OpaquePointer?, UnsafeMutableRawPointer?, Int, UnsafeMutablePointer<CChar>?) -> Int64
+    ) throws -> Data {
+        try handle.call { chat in
+            var block = Data(count: Int(try told { call(chat, nil, 0, $0) }))
+            let size = block.count
+            _ = try block.withUnsafeMutableBytes { to in try told { call(chat, to.baseAddress, size, $0) } }
+            return block
         }
     }
 }

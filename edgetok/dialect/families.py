@@ -70,6 +70,14 @@ FORMATS: tuple[CallFormat, ...] = (
         end="]",
     ),
     CallFormat(
+        name="hunyuan",
+        signs=("<tool_calls>", "</tool_calls>"),
+        trigger="<tool_calls>",
+        begin="<tool_calls>[",
+        between=", ",
+        end="]</tool_calls>",
+    ),
+    CallFormat(
         name="phi",
         signs=("<|tool|>", "<|/tool|>"),
         trigger="<|tool_call|>",
@@ -120,6 +128,10 @@ UNSUPPORTED = {
     "<function=": "calls with parameters as XML (Qwen3-Coder, Qwen3.5)",
     "<start_function_call>": "FunctionGemma's calls",
     "<|channel|>": "calls in channels (gpt-oss)",
+    "<arg_key>": "calls with keys and values as XML (GLM 4.5)",
+    "<|START_ACTION|>": "numbered calls (Command R7B)",
+    "<|tool_call_start|>": "calls as Python (LFM2)",
+    "<|tool_call>": "calls with keys without quotes (Gemma 4)",
 }
 """Signs of formats that have no entry yet, and what they are."""
 

@@ -19,6 +19,8 @@ MARKERS = sorted(
         "<|/tool_call|>",
         "<tool_call>",
         "</tool_call>",
+        "<tool_calls>",
+        "</tool_calls>",
         "<|python_tag|>",
         "<｜tool▁calls▁begin｜>",
         "<｜tool▁call▁begin｜>",

@@ -113,6 +113,15 @@ MANNERS = {
         ", ",
         "]",
     ),
+    "hunyuan": Manner(
+        "hunyuan",
+        _LIST + "Answer within <tool_calls></tool_calls>.",
+        "<tool_calls>[",
+        _JSON % "arguments",
+        ", ",
+        "]</tool_calls>",
+        "<tool_response>{{ m.content }}</tool_response>",
+    ),
     "phi": Manner("phi", "{% if m.tools %}<|tool|>{{ m.tools }}<|/tool|>{% endif %}"),
     "deepseek": Manner(
         "deepseek",
@@ -195,4 +204,5 @@ TEMPLATES = [
     *[("phi", "phi", t) for t in ("none", "switch")],
     *[("deepseek", "deepseek", t) for t in ("none", "always")],
     *[("gemma", "hermes", "none")],
+    *[("chatml", "hunyuan", t) for t in ("none", "switch")],
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgetok.dialect.detect import detect
+from edgetok.dialect.families import GENERIC, UNSUPPORTED
 from edgetok.dialect.messages import messages_for
 from edgetok.dialect.request import ChatRequest, Speaker
 from edgetok.dialect.tool import (
@@ -317,3 +318,12 @@ def test_channels_are_not_taken_for_another_format() -> None:
     dialect = detect(source, frozenset({"messages", "tools"}), lambda text: False)
     assert not dialect.writes_tools
     assert "gpt-oss" in dialect.reason
+
+
+@pytest.mark.parametrize("sign", sorted(UNSUPPORTED))
+def test_a_format_without_an_entry_is_asked_for_the_generic_one(sign: str) -> None:
+    """And neither tools nor calls are left to its template, which would write both ways."""
+    source = f"<tool_call>{sign}{{{{ tools }}}}{{% if m.tool_calls %}}'tool'{{% endif %}}"
+    found = detect(source, frozenset({"tools"}), lambda text: False)
+    assert (found.calls, sign in found.reason) == (GENERIC, True)
+    assert not any((found.writes_tools, found.writes_calls, found.writes_results))

@@ -76,15 +76,15 @@ def _probabilities(scores: int, out: int, experts: int, sigmoid: int) -> Any:
 
 
 @outline
-def _choose(p: int, bias: int, chosen: int, keys: int, experts: int, top: int) -> None:
-    """Numbers of the largest p + bias; `keys` is room for `top` of those sums."""
+def _choose(p: int, whole: Any, bias: int, chosen: int, keys: int, experts: int, top: int) -> None:
+    """Numbers of the largest p / whole + bias; `keys` is room for `top` of those sums."""
     for j in range(top):  # NaN is above nothing: then these stay, and are experts that exist
         write_f32(chosen + 4 * j, np.float32(j))
         write_f32(keys + 4 * j, _LOWEST)
     for e in range(experts):
         key = read_f32(p + 4 * e)
         if bias != 0:
-            key += read_f32(bias + 4 * e)
+            key = key / whole + read_f32(bias + 4 * e)
         if key > read_f32(keys + 4 * (top - 1)):
             j = top - 1
             while j > 0 and key > read_f32(keys + 4 * (j - 1)):
@@ -152,7 +152,7 @@ def route_experts(instr: int, ctx: int, tid: int, threads: int) -> None:
         whole = _probabilities(scores + 4 * experts * t, p, experts, sigmoid)
         best = chosen + 4 * top * t
         mine = shares + 4 * top * t
-        _choose(p, bias, best, mine, experts, top)
+        _choose(p, whole, bias, best, mine, experts, top)
         total = np.float32(0.0)
         for j in range(top):
             share = read_f32(p + 4 * int(read_f32(best + 4 * j))) / whole

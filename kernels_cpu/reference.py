@@ -38,6 +38,11 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed
 
 
+def layer_norm(x: Array, weight: Array, eps: float) -> Array:
+    """(x - mean(x)) / sqrt(variance(x) + eps) * weight over the last axis. Source: 1607.06450."""
+    return rms_norm(x - x.mean(-1, keepdims=True), weight, eps)
+
+
 def rope(x: Array, positions: Array, inv_freq: Array, attention_factor: float = 1.0) -> Array:
     """Turn dims i and i + R/2 of each head by position * inv_freq[i]; dims from R on stay.
 

@@ -169,7 +169,7 @@ class TensorSource:
 
     def taken(self, values: npt.NDArray[np.float32], dims: int) -> npt.NDArray[np.float32]:
         """Return its part of a tensor [N, K], before anything is added; see `shape`."""
-        if self.columns is None:
+        if self.columns is None or values.ndim < 2:
             return values
         first, step = self.columns
         own = np.ascontiguousarray(values[:, first::step].T)

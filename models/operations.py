@@ -64,7 +64,7 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
         source = "h" if spec.pre_norm else "x"
         place = Place(spec=spec, layer=layer, prefix=prefix, source=source, after=after)
         yield from part.before(place)
-        if spec.pre_norm:
+        if spec.pre_norm and not (spec.parallel and part is spec.layers[layer].ffn):
             yield Norm(
                 layer=layer,
                 weight=prefix + before,
@@ -72,6 +72,7 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
                 result="h",
                 size=spec.hidden_size,
                 eps=spec.norm_eps,
+                centred=spec.centred_norms,
             )
         yield from part.operations(place)
 
@@ -79,7 +80,12 @@ def layer_operations(spec: DecoderSpec, layer: int, first_layer: int = 0) -> Ite
 def head_operations(spec: DecoderSpec) -> Iterator[Op]:
     """Return the operations from the residual stream to logits."""
     yield Norm(
-        weight="final_norm", source="x", result="h", size=spec.hidden_size, eps=spec.norm_eps
+        weight="final_norm",
+        source="x",
+        result="h",
+        size=spec.hidden_size,
+        eps=spec.norm_eps,
+        centred=spec.centred_norms,
     )
     yield Linear(
         weight="lm_head",

@@ -155,6 +155,7 @@ class Norm(Op):
         weight: "" for a norm without one.
         heads: number of times `size` columns a row has, each normalised by itself; None: the row is
             one.
+        centred: whether the mean of the columns is taken away from source first.
     """
 
     weight: str
@@ -163,6 +164,7 @@ class Norm(Op):
     size: int
     heads: int | None = None
     eps: float
+    centred: bool = False
     READS: ClassVar[tuple[str, ...]] = ("source",)
     WRITES: ClassVar[tuple[str, ...]] = ("result",)
     COLUMNS: ClassVar[tuple[str, ...]] = ("size", "heads")

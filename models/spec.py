@@ -30,6 +30,8 @@ _RARE = {
     "per_layer_size": 0,
     "streams": 0,
     "both_sides": False,
+    "centred_norms": False,
+    "parallel": False,
     "pooling": "last",
     "vector_sizes": [],
 }
@@ -209,6 +211,8 @@ class DecoderSpec:
             there is the one alone.
         both_sides: attention sees what is behind a token, too, within its window. Such a model
             computes vectors of whole texts and writes none.
+        centred_norms: the norms of the residual stream take its mean away first: LayerNorm.
+        parallel: a layer's network reads the norm that its mixer reads; there is no pre_mlp_norm.
         pooling: a text's vector is final_norm(x) of its last token, or the mean over all tokens.
         vector_sizes: outputs of the matrices that the vector is multiplied by, one after the other.
     """
@@ -243,6 +247,8 @@ class DecoderSpec:
     per_layer_size: int = 0
     streams: int = 0
     both_sides: bool = False
+    centred_norms: bool = False
+    parallel: bool = False
     pooling: Pooling = "last"
     vector_sizes: tuple[int, ...] = ()
 
@@ -282,6 +288,12 @@ class DecoderSpec:
         check_integer("", "per_layer_size", self.per_layer_size, 0, 1 << 20)
         check_integer("", "streams", self.streams, 0, 8)
         self._check_vectors()
+        for name in ("centred_norms", "parallel"):
+            check_choice("", name, getattr(self, name), (True, False))
+        if self.post_norm and (self.centred_norms or self.parallel):
+            raise ArtefactError("spec: post_norm with centred_norms or parallel, expected neither")
+        if self.parallel and not self.pre_norm:
+            raise ArtefactError("spec: parallel is true, expected pre_norm")
         check_choice("", "activation", self.activation, get_args(Activation))
         check_choice("", "qk_norm", self.qk_norm, get_args(QkNorm))
         for name in ("pre_norm", "post_norm", "qkv_bias", "o_bias", "mlp_bias", "tied"):

@@ -118,7 +118,8 @@ def _embed(op: ops.Embed, run: Run) -> None:
 def _norm(op: ops.Norm, run: Run) -> None:
     x = run.heads(op.source, op.size)
     weight = run.weights[f"{op.weight}.weight"] if op.weight else np.ones(op.size, x.dtype)
-    run.values[op.result] = run.rows(reference.rms_norm(x, weight, op.eps))
+    norm = reference.layer_norm if op.centred else reference.rms_norm
+    run.values[op.result] = run.rows(norm(x, weight, op.eps))
 
 
 def _linear(op: ops.Linear, run: Run) -> None:

@@ -322,8 +322,29 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     # Its model has heads as wide as the model alone.
     "helium": {"head_dim": 18, "attention_bias": True, "mlp_bias": True},
     "ernie4_5": {"use_bias": True, "tie_word_embeddings": True},
+    "ernie4_5_moe": {
+        "head_dim": 18,
+        "num_hidden_layers": 4,
+        "moe_num_experts": 5,
+        "moe_k": 4,  # of few, so that rounding seldom chooses others
+        "moe_num_shared_experts": 2,
+        "moe_intermediate_size": 28,
+        "moe_layer_start_index": 1,
+        "tie_word_embeddings": True,
+    },
     "hunyuan_v1_dense": {
         "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "tie_word_embeddings": True,
+    },
+    "cohere2": {
+        "num_hidden_layers": 4,
+        "head_dim": 18,
+        "sliding_window": 8,
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full")],
+        "rms_norm_eps": None,
+        "layer_norm_eps": 1e-5,
+        "logit_scale": 0.5,
+        "attention_bias": True,
         "tie_word_embeddings": True,
     },
     # 12 of 24 dims rotate.
@@ -376,13 +397,14 @@ WITH_EXPERTS = tuple(
         "lfm2_moe",
         "gpt_oss",
         "gemma4_experts",
+        "ernie4_5_moe",
     )
     if family in FAMILIES
 )
 # In transformers 5 their modules have other names than their files: the originals are not run.
 RENAMED = tuple(
     family
-    for family in ("mixtral", "granitemoehybrid", "lfm3")
+    for family in ("mixtral", "granitemoehybrid", "lfm3", "ernie4_5_moe")
     if not transformers.__version__.startswith("4.")
 )
 # Layers share keys and values, have heads of two sizes and inputs of their own.

@@ -355,6 +355,8 @@ class Block:
         source = self._source(name)
         path, leaf = self._path(name)
         parameter: Tensor = getattr(self._layer.get_submodule(path), leaf).data
+        if source.columns is not None:  # a vector, which is a row in the module
+            parameter = parameter.view(-1)
         if not source.in_order:
             first, end = source.rows or (0, len(parameter))
             return parameter, torch.from_numpy(source.order(end - first)), source.add

@@ -36,6 +36,7 @@ class Architecture:
         tiled: whether heads of values of delta nets stand with the first of each key head first,
             then the second, and so on.
         guessing: whether its last blocks may be ones that guess further tokens, which are not read.
+        eps: field of what norms add to the mean of squares.
     """
 
     model_type: str
@@ -47,6 +48,7 @@ class Architecture:
     apart: Mapping[str, str] = field(default_factory=dict)
     tiled: bool = False
     guessing: bool = False
+    eps: str = "attention.layer_norm_rms_epsilon"
 
 
 def architecture_of(file: GgufFile) -> Architecture:
@@ -156,6 +158,18 @@ def _glm4(reader: ConfigReader, config: Config) -> Config:
     }
 
 
+def _cohere2(reader: ConfigReader, config: Config) -> Config:
+    """Every fourth layer sees all tokens and does not rotate."""
+    return {
+        "hidden_act": "silu",
+        "layer_norm_eps": config["rms_norm_eps"],
+        "rms_norm_eps": None,
+        "logit_scale": reader.number("logit_scale"),
+        "sliding_window": reader.integer("attention.sliding_window", high=1 << 28),
+        "attention_bias": False,
+    }
+
+
 def _experts(reader: ConfigReader) -> Config:
     """Keys of a layer's experts, under the names of most families."""
     return {
@@ -168,6 +182,21 @@ def _experts(reader: ConfigReader) -> Config:
 def _qwen3moe(reader: ConfigReader, config: Config) -> Config:
     reader.expect("expert_shared_feed_forward_length", 0)
     return {"hidden_act": "silu", **_experts(reader), "norm_topk_prob": True}
+
+
+def _ernie4_5_moe(reader: ConfigReader, config: Config) -> Config:
+    experts, count = _experts(reader), reader.integer("expert_shared_count", low=0, high=64)
+    reader.expect("expert_shared_feed_forward_length", count * experts["moe_intermediate_size"])
+    return {
+        "hidden_act": "silu",
+        "moe_num_experts": experts["num_experts"],
+        "moe_k": experts["num_experts_per_tok"],
+        "moe_intermediate_size": experts["moe_intermediate_size"],
+        "moe_num_shared_experts": count,
+        "moe_layer_start_index": reader.integer("leading_dense_block_count", low=0, high=4096),
+        "moe_layer_interval": reader.integer("interleave_moe_layer_step", high=4096),
+        "use_bias": False,
+    }
 
 
 def _gpt_oss(reader: ConfigReader, config: Config) -> Config:
@@ -320,6 +349,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "arcee": Architecture("arcee", "ArceeForCausalLM", _arcee, interleaved=True),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", _plain),
     "hunyuan-dense": Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _hunyuan),
+    "ernie4_5-moe": Architecture(
+        "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", _ernie4_5_moe, apart=_EXPERTS
+    ),
+    "cohere2": Architecture(
+        "cohere2", "Cohere2ForCausalLM", _cohere2, eps="attention.layer_norm_epsilon"
+    ),
     "glm4": Architecture("glm4", "Glm4ForCausalLM", _glm4),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _plain),
     "bitnet": Architecture("bitnet", "BitNetForCausalLM", _bitnet, apart=_SUB_NORMS),

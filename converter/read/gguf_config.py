@@ -72,7 +72,7 @@ def config_of(file: GgufFile, factors: Factors) -> Config:
         "num_key_value_heads": _size(reader, "attention.head_count_kv", 1 << 12, by_layer, heads),
         "head_dim": head_dim,
         "max_position_embeddings": reader.integer("context_length", high=1 << 28),
-        "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+        "rms_norm_eps": reader.number(architecture.eps, low=0.0, high=1.0),
         "tie_word_embeddings": "output.weight" not in file.infos,
         "torch_dtype": "float32",
         "rope_theta": reader.number("rope.freq_base", 1e4),

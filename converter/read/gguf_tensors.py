@@ -113,6 +113,8 @@ def name_in_file(
     """
     if name.endswith(".dt_bias"):
         name = name.removesuffix("_bias") + "_proj.bias"
+    if name.endswith(".e_score_correction_bias"):
+        name = name.removesuffix("_bias") + ".bias"
     for suffix in _SUFFIXES:
         stem = name.removesuffix(suffix) if suffix else name
         if stem in names and (suffix == "" or name.endswith(suffix)):

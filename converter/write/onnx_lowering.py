@@ -54,6 +54,8 @@ def _embed(writer: DecoderWriter, op: ops.Embed) -> None:
 def _norm(writer: DecoderWriter, op: ops.Norm) -> None:
     g, x, weighted = writer.g, writer.values[op.source], bool(op.weight)
     name = op.weight or f"{_scope(op)}.{op.result}_norm"
+    if op.centred:
+        x = g.op("Sub", [x, g.op("ReduceMean", [x, g.ints(-1)], name, keepdims=1)], name)
     if op.heads is None:
         writer.values[op.result] = writer.norm(x, name, op.eps, weighted=weighted)
         return

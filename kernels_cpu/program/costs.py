@@ -21,6 +21,7 @@ _COSTS = {
     "elementwise.activation": 7,
     "elementwise.angles": 3,
     "elementwise.columns": 3,
+    "elementwise.layer_norm": 3,
     "elementwise.norm": 5,
     "elementwise.position_scale": 2,
     "elementwise.rope": 2,

@@ -34,6 +34,7 @@ MODULES = (
     "elementwise.columns",
     "elementwise.unit_norm",
     "elementwise.ungated",
+    "elementwise.layer_norm",
     "elementwise.position_scale",
     "elementwise.streams",
     "attention.keep_queries",

@@ -111,7 +111,10 @@ def reference_with(source, written, spec):
             if place.stack is not None:
                 write_stacked(place, state, values)
                 continue
-            state[place.name][place.order(len(values))] = values
+            wanted = state[place.name]
+            if place.columns is not None:  # a vector, which is a row in the module
+                wanted = wanted.view(-1)
+            wanted[place.order(len(values))] = values
     return model
 
 

@@ -65,6 +65,7 @@ def needed_modules(artefact: Artefact, kv_bits: int, compute: Compute) -> list[s
         "recurrent.short_conv": _has(artefact, Convolution),
         "recurrent.gated_delta": _has(artefact, DeltaRule),
         "recurrent.state_space": _has(artefact, StateSpace),
+        "elementwise.layer_norm": artefact.spec is not None and artefact.spec.centred_norms,
         "elementwise.columns": _has(artefact, Columns, ScaleBy, ScaleColumns, SigmoidScale),
         "elementwise.streams": _has(artefact, Sparsify, MixStreams),
         "elementwise.position_scale": _has(artefact, PositionScale),

@@ -48,6 +48,8 @@ def lower(operations: Sequence[ops.Op], target: Target) -> tuple[list[Launch], i
         kind = type(groups[0][0])
         if kind not in LOWERINGS:
             raise _unsupported(groups[0][0], "expected one of " + _names(LOWERINGS))
+        if any(isinstance(op, ops.Norm) and op.centred for op in groups[0]):
+            raise _unsupported(groups[0][0], "expected one that is not centred")
         launch, done = LOWERINGS[kind](target, groups)
         if any(op.STORES for group in groups[:done] for op in group):
             stored = len(launches)

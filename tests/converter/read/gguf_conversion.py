@@ -247,6 +247,40 @@ def _ernie4_5(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
     return "ernie4_5", _common(config), _renamed("ernie4_5", config, weights)
 
 
+def _ernie4_5_moe(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    names = {f"{which}_proj": f"ffn_{which}_exps" for which in ("gate", "up", "down")}
+    bias = "e_score_correction"
+    weights = {
+        name.replace(f"{bias}_bias", f"{bias}.bias"): weight[0] if bias in name else weight
+        for name, weight in weights.items()
+    }
+    rest, stacks = _split_stacks(_stacked(weights, names))
+    size, shared = config["moe_intermediate_size"], config["moe_num_shared_experts"]
+    fields = _common(config) | {
+        "expert_count": config["moe_num_experts"],
+        "expert_used_count": config["moe_k"],
+        "expert_feed_forward_length": size,
+        "expert_shared_count": shared,
+        "expert_shared_feed_forward_length": shared * size,
+        "interleave_moe_layer_step": config["moe_layer_interval"],
+        "leading_dense_block_count": config["moe_layer_start_index"],
+    }
+    return "ernie4_5-moe", fields, _renamed("ernie4_5-moe", config, rest) | stacks
+
+
+def _cohere2(config: Fields, weights: Weights) -> tuple[str, Fields, Weights]:
+    """Rows of queries and keys stay as they are; the head is the embedding."""
+    fields = _common({**config, "norm_eps": config["layer_norm_eps"]})
+    fields["attention.layer_norm_epsilon"] = fields.pop("attention.layer_norm_rms_epsilon")
+    fields |= {
+        "logit_scale": config["logit_scale"],
+        "attention.sliding_window": config["sliding_window"],
+        "rope.dimension_count": config["head_dim"],
+        "rope.scaling.type": "none",
+    }
+    return "cohere2", fields, _renamed("cohere2", config, weights)
+
+
 def _squeezed(weights: Weights) -> Weights:
     return {n: w.squeeze(1) if "conv.conv" in n else w for n, w in weights.items()}
 
@@ -466,6 +500,8 @@ _FAMILIES = {
     "arcee": _arcee,
     "bitnet": _bitnet,
     "ernie4_5": _ernie4_5,
+    "ernie4_5_moe": _ernie4_5_moe,
+    "cohere2": _cohere2,
     "glm4": _glm4,
     "hunyuan_v1_dense": _hunyuan,
     "granitemoehybrid": _granitehybrid,

@@ -26,6 +26,9 @@ CASES = {
     }),
     "arcee": ("arcee", {"rope_scaling": None, "mlp_bias": False}),
     "ernie4_5": ("ernie4_5", {"use_bias": False}),
+    "ernie4_5_moe": ("ernie4_5_moe", {}),
+    # llama.cpp fixes which layers have a window.
+    "cohere2": ("cohere2", {"attention_bias": False, "layer_types": None}),
     "glm4": ("glm4", {}),
     "hunyuan": ("hunyuan_v1_dense", {}),
     "lfm2": ("lfm2", {"head_dim": 18}),  # llama.cpp has heads as wide as the model alone
@@ -124,6 +127,24 @@ def test_integers_of_heads_in_another_order_are_kept(tmp_path):
             found = weights.tensor(f"layers.2.{name}.weight")
             expected = original[f"model.layers.2.linear_attn.{stored}.weight"]
             np.testing.assert_array_equal(found, expected)
+
+
+def test_integers_of_rows_in_pairs_are_kept(tmp_path):
+    """Of each head the even rows, then the odd ones."""
+    own = {"use_bias": False, "hidden_size": 64, "intermediate_size": 64}
+    source = tiny_checkpoint("ernie4_5", tmp_path / "source", **own)
+    round_checkpoint(source, "Q8_0", "proj")
+    path = tmp_path / "model.gguf"
+    write_conversion(source, path, "Q8_0", kinds={"token_embd": "F32"})
+    report = convert(str(path), tmp_path / "out", EXACT)
+    assert report.method == "GGUF Q8_0 as it was"
+    stored = load_file(source / "model.safetensors")["model.layers.2.self_attn.q_proj.weight"]
+    heads = stored.reshape(4, 24, 64)
+    with open_artefact(tmp_path / "out") as opened:
+        weights = WrittenWeights(tmp_path / "out", opened.spec, opened.formats, opened.layout)
+        found = weights.tensor("layers.2.q_proj.weight")
+    expected = np.concatenate([heads[:, ::2], heads[:, 1::2]], 1).reshape(96, 64)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_experts_of_gemma4_are_refused(tmp_path):

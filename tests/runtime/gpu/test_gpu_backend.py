@@ -72,7 +72,7 @@ def greedy(backend, prompt, count, capacity):
 # keys, windows, caps, partial and absent rotations, multipliers.
 VARIED = ("llama", "gemma2", "phi3", "smollm3", "olmo2", "granite")
 
-REFUSED = ("ministral3", "arcee", "hunyuan_v1_dense")  # of an operation without an entry
+REFUSED = ("ministral3", "arcee", "hunyuan_v1_dense", "cohere2")  # of an operation without an entry
 ON_GPU = tuple(
     family for family in FAMILIES if family not in (*WITH_STATES, *UNLIKE_LAYERS, *REFUSED)
 )
@@ -85,6 +85,7 @@ ON_GPU = tuple(
         ("qwen3_next", "CausalConv"),
         ("ministral3", "PositionScale"),
         ("arcee", "Activate"),
+        ("cohere2", "Norm"),
     ],
 )
 def test_kinds_of_operations_are_refused(family, kind, tiny, open_backend):

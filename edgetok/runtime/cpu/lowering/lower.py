@@ -12,6 +12,7 @@ from typing import Any
 from edgetok.errors import UnsupportedError
 from edgetok.kernels_cpu.elementwise import launch as launch_elementwise
 from edgetok.kernels_cpu.elementwise import launch_columns
+from edgetok.kernels_cpu.elementwise.launch_layer_norm import layer_norm
 from edgetok.kernels_cpu.elementwise.launch_position_scale import position_scale
 from edgetok.kernels_cpu.elementwise.launch_ungated import ungated
 from edgetok.kernels_cpu.elementwise.launch_unit_norm import unit_norm
@@ -91,6 +92,18 @@ def _embed(to: Target, group: Sequence[Any], near: Near) -> Instructions:
 
 def _norm(to: Target, group: Sequence[Any], near: Near) -> Instructions:
     op: ops.Norm = group[0]
+    if op.centred:
+        return [
+            layer_norm(
+                to.kernels,
+                x=to.at(op.source),
+                out=to.at(op.result),
+                weight=to.weight(f"{op.weight}.weight"),
+                size=op.size,
+                eps=op.eps,
+                wait=near.wait,
+            )
+        ]
     if not op.weight:
         return [
             unit_norm(

@@ -1,4 +1,4 @@
-"""Entry point: `edgetok`, and `python -m edgetok.cli`."""
+"""Entry point: `edgetok`, `python -m edgetok` and `python -m edgetok.cli`."""
 
 from __future__ import annotations
 

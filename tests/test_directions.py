@@ -208,6 +208,7 @@ ALLOWED: dict[str, set[str]] = {
         "sampling",
     },
     "cli": {"*"},
+    "__main__": {"cli"},
     "": {
         "errors",
         "answer",

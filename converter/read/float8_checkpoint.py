@@ -26,7 +26,7 @@ from edgetok.converter.read.packed_checkpoint import compressed_formats, require
 from edgetok.converter.read.quantised_checkpoint import KEY
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.formats.safetensors_file import TensorInfo, read_exactly
+from edgetok.formats.safetensors_file import TensorInfo, read_bytes
 
 METHODS = {"fp8": "_scale_inv", "compressed-tensors": "_scale"}  # what is behind a matrix's name
 
@@ -85,10 +85,8 @@ class Float8Checkpoint(Checkpoint):
                 f"{inner.folder}: config.json has {KEY} of 8-bit floats, but no tensor has dtype "
                 f"{_DTYPE}; remove {KEY} if the weights are of another type"
             )
-        for name in [name for name in infos if name.endswith(_UNUSED)]:
-            del infos[name]
-        for scale in self._scales.values():
-            infos.pop(scale, None)
+        scales = set(self._scales.values())
+        infos = {n: x for n, x in infos.items() if n not in scales and not n.endswith(_UNUSED)}
         config = {key: value for key, value in inner.config.items() if key != KEY}
         super().__init__(inner.folder, config, inner.generation_config, infos, inner.fingerprint)
         self._inner = inner
@@ -111,9 +109,7 @@ class Float8Checkpoint(Checkpoint):
             raise CheckpointError(
                 f"{info.path.name}: rows {first}..{end} of tensor {name!r} with {N} rows"
             )
-        raw = np.empty((end - first, K), np.uint8)
-        read_exactly(info.path, info.begin + first * K, raw.reshape(-1))
-        values = _LEVELS[raw]
+        values = _LEVELS[read_bytes(info, (first, end))]
         scales = self._inner.tensor(self._scales[name])
         if scales.size == 1:
             values *= scales.reshape(())

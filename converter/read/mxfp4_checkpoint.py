@@ -24,7 +24,7 @@ from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.formats.safetensors_file import TensorInfo, read_exactly
+from edgetok.formats.safetensors_file import read_bytes
 
 METHOD = "mxfp4"
 
@@ -107,8 +107,8 @@ class Mxfp4Checkpoint(WrappedCheckpoint):
     def _read_codes(self, name: str) -> Quantised:
         """All experts' rows below each other."""
         part, (experts, rows, K) = self._parts[name], self.infos[name].shape
-        blocks = _bytes(self._inner.infos[part.blocks])[:, part.first :: part.step]
-        exponents = _bytes(self._inner.infos[part.scales])[:, part.first :: part.step]
+        blocks = read_bytes(self._inner.infos[part.blocks])[:, part.first :: part.step]
+        exponents = read_bytes(self._inner.infos[part.scales])[:, part.first :: part.step]
         packed = blocks.reshape(experts * rows, K // 2)
         codes = np.empty((experts * rows, K), np.uint8)
         np.bitwise_and(packed, 15, out=codes[:, ::2])
@@ -162,9 +162,3 @@ def _shape(inner: Checkpoint, blocks: str, scales: str) -> tuple[int, int, int]:
             "and the same without the last"
         )
     return shape[0], shape[1], shape[2]
-
-
-def _bytes(info: TensorInfo) -> npt.NDArray[np.uint8]:
-    raw = np.empty(info.shape, np.uint8)
-    read_exactly(info.path, info.begin, raw.reshape(-1))
-    return raw

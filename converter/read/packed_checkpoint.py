@@ -29,7 +29,7 @@ from edgetok.converter.read.dense_words import unpack_words
 from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.formats.safetensors_file import TensorInfo, read_exactly
+from edgetok.formats.safetensors_file import TensorInfo, read_bytes
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _BITS = (2, 3, 4, 8)
@@ -327,9 +327,7 @@ def _int8(inner: Checkpoint, module: str, shape: tuple[int, int]) -> Quantised:
         info = inner.infos[f"{module}.{part}"]
         if info.dtype != "I8":
             raise CheckpointError(f"tensor {module}.{part} has dtype {info.dtype}, expected I8")
-        raw = np.empty(info.shape, np.uint8)
-        read_exactly(info.path, info.begin, raw.reshape(-1))
-        return raw ^ np.uint8(128)  # two's complement plus 128
+        return read_bytes(info) ^ np.uint8(128)  # two's complement plus 128
 
     def spread(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.broadcast_to(values.reshape(1, 1), (N, 1)) if values.size == 1 else values

@@ -24,7 +24,7 @@ from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.quantised_checkpoint import KEY, WrappedCheckpoint
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.checkpoint import Checkpoint
-from edgetok.formats.safetensors_file import read_exactly
+from edgetok.formats.safetensors_file import read_bytes
 
 METHOD = "bitnet"
 
@@ -67,8 +67,7 @@ class TernaryCheckpoint(WrappedCheckpoint):
 
     def _read_codes(self, name: str) -> Quantised:
         info, (N, K) = self._inner.infos[name], self.infos[name].shape
-        packed = np.empty(info.shape, np.uint8)
-        read_exactly(info.path, info.begin, packed.reshape(-1))
+        packed = read_bytes(info)
         codes = np.concatenate([packed >> np.uint8(2 * i) & np.uint8(3) for i in range(_A_BYTE)])
         if codes.max(initial=0) > 2:
             raise CheckpointError(

@@ -158,6 +158,18 @@ def _require_contiguous(
         )
 
 
+def read_bytes(info: TensorInfo, rows: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Read a tensor of single bytes, or rows `rows[0]` to `rows[1] - 1` of it.
+
+    Raises:
+        CheckpointError: the file is shorter, or cannot be read.
+    """
+    first, end = rows or (0, 0)
+    raw = np.empty(info.shape if rows is None else (end - first, *info.shape[1:]), np.uint8)
+    read_exactly(info.path, info.begin + first * math.prod(info.shape[1:]), raw.reshape(-1))
+    return raw
+
+
 def read_exactly(path: Path, begin: int, into: npt.NDArray[np.uint8]) -> None:
     """Fill `into` with the bytes of a file from `begin` on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from edgetok.converter.convert import ConvertOptions, convert
 from edgetok.converter.read.source import open_source
 from edgetok.errors import CheckpointError, UnsupportedError
+from tests.converter.read.quantised_writer import save_quantised
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -27,13 +27,6 @@ WHOLE: dict[str, Any] = {
     "weight_block_size": None,
 }
 NAME = "model.layers.1.mlp.down_proj.weight"
-
-
-def save(folder: Path, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> None:
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = settings
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def twins(folder: Path, settings: dict[str, Any]) -> tuple[Path, Path]:
@@ -59,7 +52,7 @@ def twins(folder: Path, settings: dict[str, Any]) -> tuple[Path, Path]:
             scale = scale.repeat_interleave(height, 0).repeat_interleave(width, 1)[:N, :K]
         whole[name] = (parts[name].float() * scale).contiguous()
     save_file(whole, dense / "model.safetensors", {"format": "pt"})
-    save(packed, parts, settings)
+    save_quantised(packed, parts, settings)
     return packed, dense
 
 
@@ -90,13 +83,13 @@ def test_every_byte(tmp_path: Path) -> None:
     raw[raw % 128 == 127] = 0
     tensors[NAME] = torch.from_numpy(raw).view(torch.float8_e4m3fn)
     tensors[f"{NAME}_scale_inv"] = torch.tensor(0.5)
-    save(packed, tensors, WHOLE)
+    save_quantised(packed, tensors, WHOLE)
     np.testing.assert_array_equal(
         open_source(packed).tensor(NAME), tensors[NAME].float().numpy() / 2
     )
     raw[3, 4] = 127
     tensors[NAME] = torch.from_numpy(raw).view(torch.float8_e4m3fn)
-    save(packed, tensors, WHOLE)
+    save_quantised(packed, tensors, WHOLE)
     with pytest.raises(CheckpointError, match="not a finite float32"):
         open_source(packed).tensor(NAME)
 
@@ -121,9 +114,9 @@ def test_what_is_refused(
     packed, dense = twins(tmp_path, BLOCKS)
     parts = load_file(packed / "model.safetensors") | tensors
     parts = {name: value for name, value in parts.items() if value is not None}
-    save(packed, parts, BLOCKS | settings)
+    save_quantised(packed, parts, BLOCKS | settings)
     with pytest.raises(error, match=message):
         open_source(packed)
-    save(packed, load_file(dense / "model.safetensors"), BLOCKS)
+    save_quantised(packed, load_file(dense / "model.safetensors"), BLOCKS)
     with pytest.raises(CheckpointError, match="no tensor has dtype F8_E4M3"):
         open_source(packed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgetok.converter.read.source import open_source
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.models import read_family
 from edgetok.runtime.cpu.backend import CpuBackend
+from tests.converter.read.quantised_writer import save_quantised
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -59,10 +59,7 @@ def twins(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def save_packed(folder: Path, parts: Tensors, **settings: Any) -> None:
-    save_file(parts, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = SETTINGS | settings
-    (folder / "config.json").write_text(json.dumps(config))
+    save_quantised(folder, parts, SETTINGS | settings)
 
 
 def canonical(folder: Path) -> CanonicalWeights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from edgetok.converter.read.source import open_source
 from edgetok.converter.write.written_weights import WrittenWeights
 from edgetok.errors import CheckpointError, UnsupportedError
 from edgetok.formats.artefact import open_artefact
+from tests.converter.read.quantised_writer import save_quantised
 from tests.converter.test_convert import onnx_logits
 from tests.tiny import VOCAB_SIZE, load_reference, tiny_checkpoint
 
@@ -25,13 +25,6 @@ MICROSOFT: dict[str, Any] = {
     "quantization_mode": "offline",
 }
 SCALE = 1.2109375  # as bfloat16 has it
-
-
-def save_packed(folder: Path, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> None:
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = settings
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
@@ -58,7 +51,7 @@ def twins(folder: Path, settings: dict[str, Any]) -> tuple[Path, Path]:
         parts[name] = pack(codes)
         parts[f"{name}_scale"] = scale.clone()
     save_file(whole, dense / "model.safetensors", {"format": "pt"})
-    save_packed(packed, parts, settings)
+    save_quantised(packed, parts, settings)
     return packed, dense
 
 
@@ -112,7 +105,7 @@ def test_settings_that_mean_something_else(
 ) -> None:
     tiny_checkpoint("bitnet", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_packed(tmp_path, tensors, MICROSOFT | settings)
+    save_quantised(tmp_path, tensors, MICROSOFT | settings)
     with pytest.raises(UnsupportedError, match=expected):
         open_source(tmp_path)
 
@@ -120,20 +113,20 @@ def test_settings_that_mean_something_else(
 def test_damaged_tensors(tmp_path: Path) -> None:
     tiny_checkpoint("bitnet", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_packed(tmp_path, tensors, MICROSOFT)
+    save_quantised(tmp_path, tensors, MICROSOFT)
     with pytest.raises(CheckpointError, match=r"no tensor is named \.weight_scale"):
         open_source(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     scale = {f"{name}_scale": torch.ones(1)}
-    save_packed(tmp_path, tensors | scale, MICROSOFT)
+    save_quantised(tmp_path, tensors | scale, MICROSOFT)
     with pytest.raises(CheckpointError, match=r"is F32 .* expected U8"):
         open_source(tmp_path)
     threes = {name: torch.full((25, 72), 255, dtype=torch.uint8)}
-    save_packed(tmp_path, tensors | scale | threes, MICROSOFT)
+    save_quantised(tmp_path, tensors | scale | threes, MICROSOFT)
     with pytest.raises(CheckpointError, match="a code of 3"):
         open_source(tmp_path).tensor(name)
     small = {f"{name}_scale": torch.tensor([1.0001])}
     ones = {name: torch.full((25, 72), 0b01010101, dtype=torch.uint8)}
-    save_packed(tmp_path, tensors | small | ones, MICROSOFT)
+    save_quantised(tmp_path, tensors | small | ones, MICROSOFT)
     with pytest.raises(UnsupportedError, match=r"1\.0001, a scale that float16"):
         open_source(tmp_path).tensor(name)

@@ -230,12 +230,14 @@ class ModelPool:
                 served.model = await self._load(served)
             return served.model
 
-    async def _unload_until(self, enough: Callable[[], bool]) -> None:
+    async def _unload_until(self, enough: Callable[[], bool]) -> bool:
+        """Unload idle models, the longest unused first; returns whether it is enough."""
         for other in sorted(self.models.values(), key=lambda other: other.used_s):
             if enough():
-                return
+                return True
             if not other.users:
                 await self._unload(other)
+        return enough()
 
     def _wanted_bytes(self, served: Served) -> int:
         return served.weight_bytes + self.draft_bytes + self.prefix_bytes
@@ -243,8 +245,7 @@ class ModelPool:
     async def _make_room(self, served: Served) -> int:
         """Reserve memory for a model, in place of idle ones; returns its bytes."""
         wanted = self._wanted_bytes(served)
-        await self._unload_until(lambda: self.budget.spare_bytes >= wanted)
-        if self.budget.spare_bytes < wanted:
+        if not await self._unload_until(lambda: self.budget.spare_bytes >= wanted):
             raise self._no_room(served, wanted)
         self.budget.add_model(wanted)  # before it is loaded: no answer gets these bytes meanwhile
         return wanted
@@ -284,8 +285,7 @@ class ModelPool:
             served.loaded_bytes += model.engine.draft_model.nbytes
         # Its buffers are known only now.
         more = served.loaded_bytes - reserved
-        await self._unload_until(lambda: self.budget.spare_bytes >= more)
-        if self.budget.spare_bytes < more:
+        if not await self._unload_until(lambda: self.budget.spare_bytes >= more):
             await asyncio.to_thread(model.close)
             self.budget.add_model(-reserved)
             raise self._no_room(served, served.loaded_bytes)

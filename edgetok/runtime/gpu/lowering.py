@@ -48,8 +48,6 @@ def lower(operations: Sequence[ops.Op], target: Target) -> tuple[list[Launch], i
         kind = type(groups[0][0])
         if kind not in LOWERINGS:
             raise _unsupported(groups[0][0], "expected one of " + _names(LOWERINGS))
-        if any(isinstance(op, ops.Norm) and op.centred for op in groups[0]):
-            raise _unsupported(groups[0][0], "expected one that is not centred")
         launch, done = LOWERINGS[kind](target, groups)
         if any(op.STORES for group in groups[:done] for op in group):
             stored = len(launches)
@@ -71,6 +69,8 @@ def _embed(to: Target, groups: Groups) -> tuple[Launch, int]:
 
 def _norm(to: Target, groups: Groups) -> tuple[Launch, int]:
     op: Any = groups[0][0]
+    if op.centred:
+        raise _unsupported(op, "expected one that is not centred")
     if op.heads is not None:
         return _store(to, groups)
     following = groups[1][0] if len(groups) > 1 else None

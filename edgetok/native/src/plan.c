@@ -45,8 +45,8 @@ static int check_weights(const edgetok_model *m, char *error) {
     instruction one = {{[HASH_DATA] = address(m->weights.data),
                         [HASH_COUNT] = (int64_t)m->weights.bytes, [HASH_OUT] = address(hash)}};
     et_do(m, OWN_SHA256, &one);
-    const bool same = !memcmp(hash, pointer(m->file.digest), 32);
-    return same ? 0 : et_fail(error, "%s: damaged, or of another model", WEIGHTS_FILE);
+    if (!memcmp(hash, pointer(m->file.digest), 32)) return 0;
+    return et_fail(error, "%s: damaged, or of another model", WEIGHTS_FILE);
 }
 
 /* Writes the addresses of the kernels that a plan names where `plan_link` looks for them. */

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,10 @@ class PrefixFile:
     path: Path | None = None
     tokens: int = 0
 
-    def remove(self) -> None:
-        """Have no file."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-        self.path, self.tokens = None, 0
+    def give_up(self) -> Path | None:
+        """Have no file; return the path of what is to be removed, if anything is."""
+        path, self.path, self.tokens = self.path, None, 0
+        return path
 
 
 @dataclass(slots=True)
@@ -64,12 +61,15 @@ class Prefix:
         """Return whether it has more tokens than its file, and at least `grown` times as many."""
         return self.file.tokens < len(self.tokens) >= grown * self.file.tokens
 
-    def take_file(self, other: Prefix | None) -> None:
-        """Take over the file of an entry that goes, if it has more tokens than this one's."""
-        if other is not None:
-            if other.file.tokens >= self.file.tokens:
-                self.file, other.file = other.file, self.file
-            other.file.remove()
+    def take_file(self, other: Prefix) -> Path | None:
+        """Take over the file of an entry that goes, if it has more tokens than this one's.
+
+        Returns:
+            The path of the file that is not wanted any more.
+        """
+        if other.file.tokens >= self.file.tokens:
+            self.file, other.file = other.file, self.file
+        return other.file.give_up()
 
     def shared(self, ids: npt.NDArray[np.int64]) -> int:
         """Return how many tokens it begins with that others begin with, too."""

@@ -200,7 +200,8 @@ class PrefixCache:
             if cache.capabilities.rewinds and self._known(entry, cache):
                 return
             for other in self._beginnings(entry) if cache.capabilities.rewinds else [name]:
-                entry.take_file(self._entries.pop(other, None))
+                if other in self._entries:
+                    self._remove(entry.take_file(self._entries.pop(other)))
             self._entries[name] = entry
             self._shrink()
             self._file(entry, _GROWN)
@@ -321,14 +322,14 @@ class PrefixCache:
         write_container(path, self._model, header, parts)
         with self._lock:
             # Meanwhile it may have gone, or another have taken its place and its file.
-            file = entry.file
+            file, unwanted = entry.file, None
             if any(one.file is file for one in self._entries.values()):
-                if file.path != path:
-                    file.remove()
+                unwanted = file.path if file.path != path else None
                 file.path, file.tokens = path, len(entry.tokens)
             elif entry.name not in self._entries:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                unwanted = path
+        if unwanted is not None:
+            _unlink(unwanted)
 
     def _shrink(self) -> None:
         while self.nbytes > self.limit_bytes:
@@ -337,7 +338,13 @@ class PrefixCache:
     def _drop(self, name: str) -> None:
         entry = self._entries.pop(name, None)
         if entry is not None:
-            entry.file.remove()
+            self._remove(entry.file.give_up())
+
+    def _remove(self, path: Path | None) -> None:
+        """Remove a file later, as half a gigabyte takes half a second. With the lock."""
+        if path is not None:
+            removed = self._later(_unlink, path)
+            self._files.append(removed)  # after `_later`, which may begin another list
 
     def _read(self, path: Path) -> None:
         """Take in a file; one of another model stays where it is, a damaged one is removed."""
@@ -348,14 +355,18 @@ class PrefixCache:
             saved = saved_cache(path, header, parts)
         except SessionError as error:
             if "another model" not in str(error):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                _unlink(path)
             return
         name = path.name.removesuffix(_SUFFIX)
         file = PrefixFile(path, len(saved.tokens))
         self._entries[name] = Prefix(
             name, saved.tokens, saved.state.shape, saved.state, saved.nbytes, file
         )
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _stand_back() -> None:

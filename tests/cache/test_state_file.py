@@ -151,6 +151,7 @@ def test_a_prefix_with_forged_counters_is_a_miss(tmp_path, name, value):
     assert not prefixes.restore(entry, other)
     np.testing.assert_array_equal(other.save().block, before)
     assert prefixes.find([*tokens, 1], other) is None
+    prefixes.close()
     assert not path.exists()
 
 
@@ -310,7 +311,36 @@ def test_what_grows_while_it_is_written_leaves_one_file(tmp_path, monkeypatch):
     again = PrefixCache(MODEL, 100 << 20, folder)
     assert again.find(range(201), make())[0] == 200
     prefixes._drop(next(iter(prefixes._entries)))
+    prefixes.close()
     assert not path.exists()
+
+
+def test_nobody_waits_while_a_file_is_removed(tmp_path, monkeypatch):
+    """Removing half a gigabyte takes as long as computing a turn's first token."""
+    import threading
+    from pathlib import Path
+
+    go, unlink = threading.Event(), Path.unlink
+
+    def slowly(path, *given, **named):
+        if path.suffix == ".prefix":
+            assert go.wait(60)
+        unlink(path, *given, **named)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
+    folder = tmp_path / "prefixes"
+    prefixes = PrefixCache(MODEL, int(1.5 * filled(100).fork().held_bytes), folder)
+    prefixes.add([1] * 100, filled(100))
+    prefixes.flush()
+    (first,) = folder.glob("*.prefix")
+    prefixes.add([2] * 100, filled(100))
+    assert prefixes.find([1] * 101, make()) is None
+    assert prefixes.find([2] * 101, make())[0] == 100
+    assert first.exists()
+    go.set()
+    prefixes.close()
+    assert not first.exists()
+    assert len(list(folder.glob("*.prefix"))) == 1
 
 
 def test_files_are_written_in_the_background_rank(tmp_path):

@@ -58,6 +58,7 @@ def both_kernels(tmp_path_factory, kernel_cache):
     yield SimpleNamespace(**made)
     for kernels in made.values():
         kernels.close()
+    arena.close()
 
 
 @pytest.fixture(scope="module")

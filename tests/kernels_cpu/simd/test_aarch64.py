@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import mmap
+import os
 import platform
 import shutil
 import subprocess
@@ -127,13 +128,13 @@ class Arena:
         path.write_bytes(b"")
         with path.open("r+b") as file:
             file.truncate(_BYTES)
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.mmap.restype = ctypes.c_void_p
-            libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._libc.mmap.restype = ctypes.c_void_p
+            self._libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
             fixed_noreplace = 0x100000
             flags = mmap.MAP_SHARED | fixed_noreplace
-            found = libc.mmap(_ADDRESS, _BYTES, 3, flags, file.fileno(), 0)
-        assert found == _ADDRESS, f"the shared memory is at {found:#x}"
+            found = self._libc.mmap(_ADDRESS, _BYTES, 3, flags, file.fileno(), 0)
+        assert found == _ADDRESS, f"not mapped: {os.strerror(ctypes.get_errno())}"
         memory = (ctypes.c_uint8 * _BYTES).from_address(_ADDRESS)
         self._memory = np.frombuffer(memory, np.uint8)
         self._used = 0
@@ -152,6 +153,10 @@ class Arena:
 
     def clear(self):
         self._used = 0
+
+    def close(self):
+        """Give the address back, for the next arena of this process; its arrays are gone."""
+        assert self._libc.munmap(ctypes.c_void_p(_ADDRESS), ctypes.c_size_t(_BYTES)) == 0
 
 
 class Emulated:
@@ -219,6 +224,7 @@ def each_kernels(tmp_path_factory, kernel_cache):
     made = Emulated(ISAS["neon"], MODULES, kernel_cache, folder, Arena(folder / "memory"))
     yield made
     made.close()
+    made.arena.close()
 
 
 @pytest.fixture

@@ -171,9 +171,15 @@ def convert(
                 nonlocal generated
                 generated = True
                 plan_stages(shape[0] * shape[1])
-                greatest = workspace.result("survey")
                 return self_generated_text.write(
-                    weights, greatest, openings, shape, workspace.folder, progress, threads
+                    weights,
+                    workspace.result("survey"),
+                    openings,
+                    shape,
+                    workspace.folder,
+                    progress,
+                    threads,
+                    measures_cache=options.measure_cache,
                 )
 
             texts = texts_of(

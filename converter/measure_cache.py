@@ -106,7 +106,7 @@ def _measure(
     try:
         list_files(folder)
         threads = useful(folder, threads)
-        _compile(folder, progress)
+        compile_kernels_of(folder, progress)
         progress.begin("Measuring the KV cache", 3)
         parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
         divisor = options.cache_divisor(parameters)
@@ -136,8 +136,8 @@ def _measure(
     return CacheMeasurement(tuple(costs), heads=heads)
 
 
-def _compile(folder: Path, progress: Progress) -> None:
-    """Compile the kernels of every backend that follows, as a stage of its own.
+def compile_kernels_of(folder: Path, progress: Progress) -> None:
+    """Compile the kernels of every backend that measures an artefact, as a stage of its own.
 
     It takes minutes where nothing ran before, in which "Measuring" would seem to hang.
     """

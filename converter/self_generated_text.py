@@ -20,7 +20,12 @@ import numpy.typing as npt
 
 from edgetok.converter.calibrate.windows import Tokens
 from edgetok.converter.durable import write_durably
-from edgetok.converter.measure_cache import list_files, useful, write_neutral
+from edgetok.converter.measure_cache import (
+    compile_kernels_of,
+    list_files,
+    useful,
+    write_neutral,
+)
 from edgetok.converter.options import ConvertOptions
 from edgetok.converter.progress import Compiling, Progress
 from edgetok.converter.quantise.tensor_by_tensor import steps_of, write_modules
@@ -48,6 +53,8 @@ def write(
     folder: Path,
     progress: Progress,
     threads: int = 1,
+    *,
+    measures_cache: bool = False,
 ) -> Tokens:
     """Draw windows of text from the model; the same again for the same arguments and machine.
 
@@ -59,6 +66,9 @@ def write(
         folder: for the weights of 8 bits, which are removed again.
         progress: called for each token.
         threads: how many compute; the result does not depend on it.
+        measures_cache: whether the conversion will run the model with caches of all widths. Most of
+            the kernels for that are compiled now: at the end, in no estimate, they would make the
+            time left too short.
 
     Returns:
         [windows, T] int64.
@@ -71,6 +81,8 @@ def write(
     draft = folder / _DRAFT
     try:
         _round(weights, greatest, draft, threads)
+        if measures_cache:
+            compile_kernels_of(draft, progress)
         return _draw(draft, weights, openings, shape, progress, threads)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import posixpath
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,22 @@ class Paused(NamedTuple):
 
     observe: Callable[[str, Callable[[Tensor], None]], None]
     outputs: Callable[[], Tensor]
+
+
+class _Followed(NamedTuple):
+    """What was found of a batch that was followed back.
+
+    Attributes:
+        start: gradient with respect to the block's input.
+        others: gradients with respect to `Calls.leaves`.
+        inputs: of linear layers, [tokens, K] by the module's path.
+        gradients: with respect to their outputs, [tokens, N].
+    """
+
+    start: Tensor
+    others: Sequence[Tensor]
+    inputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
 
 
 class Block:
@@ -193,26 +210,40 @@ class Block:
         Returns:
             The gradient with respect to `hidden`.
         """
-        calls = self._original.calls
-        inputs: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
+        calls, threads = self._original.calls, self._original.threads
+        running = threading.local()  # inputs and gradients of the batch that a thread computes
 
         def hook_input(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def seen(_: nn.Module, given: tuple[Any, ...]) -> None:
-                inputs[path] = given[0].detach().flatten(0, -2)
+                running.inputs[path] = given[0].detach().flatten(0, -2)
 
             return seen
 
         def hook_output(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-            def keep(value: Tensor) -> None:
-                gradients[path] = value.flatten(0, -2)
-
             def seen(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
                 del given
+                gradients = running.gradients
+
+                def keep(value: Tensor) -> None:
+                    gradients[path] = value.flatten(0, -2)
+
                 result = output[0] if isinstance(output, tuple) else output
                 result.register_hook(keep)
 
             return seen
+
+        def back(batch: slice) -> _Followed:
+            running.inputs, running.gradients = {}, {}
+            with torch.enable_grad():  # which is said for each thread
+                start = hidden[batch].detach().requires_grad_()
+                args, named = calls.of(self.index, batch)
+                leaves = calls.leaves(self.index, args, named)
+                result = self._run(start, args, named)
+                stored, behind = calls.stored(self.index, named, batch)
+                found = torch.autograd.grad(
+                    [result, *stored], [start, *leaves], [gradient[batch], *behind]
+                )
+            return _Followed(found[0], found[1:], running.inputs, running.gradients)
 
         shown = {name: name for name in self.measured}
         if ROUTER in shown:
@@ -221,31 +252,26 @@ class Block:
         written = {**places}
         if ROUTER in places:
             written[ROUTER] = self._experts_path()
-        found = []
-        with contextlib.ExitStack() as stack, torch.enable_grad():
+        found, cut = [], list(batches(hidden))
+        with contextlib.ExitStack() as stack:
             for path in {*places.values()}:
                 module = self._layer.get_submodule(path)
                 stack.callback(module.register_forward_pre_hook(hook_input(path)).remove)
             for path in {*written.values()}:
                 module = self._layer.get_submodule(path)
                 stack.callback(module.register_forward_hook(hook_output(path)).remove)
-            for batch in batches(hidden):
-                start = hidden[batch].detach().requires_grad_()
-                args, named = calls.of(self.index, batch)
-                leaves = calls.leaves(self.index, args, named)
-                result = self._run(start, args, named)
-                stored, behind = calls.stored(self.index, named, batch)
-                back, *others = torch.autograd.grad(
-                    [result, *stored], [start, *leaves], [gradient[batch], *behind]
-                )
-                calls.take_gradients(self.index, batch, others)
-                found.append(back)
-                for name, path in places.items():
-                    g = gradients[written[name]]
-                    if name != ROUTER:
-                        _, rows, _ = self._place(name + ".weight")
-                        g = g[:, rows]
-                    see(name, inputs[path], g)
+            for first in range(0, len(cut), threads):  # no more in memory than run at once
+                some = cut[first : first + threads]
+                works = [functools.partial(back, batch) for batch in some]
+                for batch, one in zip(some, side_by_side(threads, works), strict=True):
+                    calls.take_gradients(self.index, batch, one.others)
+                    found.append(one.start)
+                    for name, path in places.items():
+                        g = one.gradients[written[name]]
+                        if name != ROUTER:
+                            _, rows, _ = self._place(name + ".weight")
+                            g = g[:, rows]
+                        see(name, one.inputs[path], g)
         return torch.cat(found)
 
     def with_weights(

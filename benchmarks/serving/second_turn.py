@@ -13,6 +13,7 @@ done again. Where other work disturbs, threads that wait for each other count as
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -46,19 +47,34 @@ def settle(process: psutil.Process) -> None:
 
 
 def turn(url: str, process: psutil.Process, said: list[int], what: str) -> None:
-    """Ask for one token behind a conversation, and print what it took."""
+    """Ask for one token behind a conversation, as a stream, and print what it took."""
     settle(process)
-    body = {"model": "long", "prompt": said, "max_tokens": 1, "temperature": 0}
-    used, begun = process.cpu_times(), time.perf_counter()
-    response = httpx.post(url + "/v1/completions", json=body, timeout=None)
-    seconds, now = time.perf_counter() - begun, process.cpu_times()
-    if response.status_code != 200:
-        raise SystemExit(response.text)
-    usage = response.json()["usage"]
+    body = {
+        "model": "long",
+        "prompt": said,
+        "max_tokens": 1,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    used, begun, seconds = process.cpu_times(), time.perf_counter(), None
+    events = []
+    with httpx.stream("POST", url + "/v1/completions", json=body, timeout=None) as response:
+        if response.status_code != 200:
+            response.read()
+            raise SystemExit(response.text)
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                if seconds is None:
+                    seconds, now = time.perf_counter() - begun, process.cpu_times()
+                events.append(json.loads(line.removeprefix("data: ")))
+    if seconds is None or "usage" not in events[-1]:
+        raise SystemExit(f"no token came: {events}")
+    usage = events[-1]["usage"]
     computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
     cpu_s = now.user + now.system - used.user - used.system
     print(
-        f"{what}: {len(said):,} tokens, {computed:,} computed, {seconds:.2f} s, "
+        f"{what}: {len(said):,} tokens, {computed:,} computed, first token after {seconds:.2f} s, "
         f"{cpu_s:.2f} CPU s, {process.memory_info().rss / 1e6:,.0f} MB",
         flush=True,
     )

@@ -7,6 +7,7 @@ stage's inputs are computed with the weights that were written before it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from edgetok.converter.quantise.recipe import round_layers
 from edgetok.converter.quantise.train_block import refine_block
 from edgetok.converter.quantised import Quantised
 from edgetok.converter.read.canonical_weights import CanonicalWeights
+from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.converter.write.data_file import DataFile, TensorFormat
 from edgetok.converter.write.pack_codes import pack_quantised
 from edgetok.formats.layout import Layout
@@ -142,7 +144,7 @@ def _quantise_stages(
             tokens = hidden.shape[0] * hidden.shape[1]
             sample, result = _round_stage(block, tokens, stage, job, observe)
             inputs = sample.inputs()
-            error: OutputError = functools.partial(_output_error, inputs)
+            error: OutputError = functools.partial(_output_error, inputs, job.threads)
         else:
             routed = routed or Routed.behind(block, hidden)
             made = round_experts(
@@ -267,11 +269,18 @@ def _write_plain(job: Job, name: str, weight: Tensor, form: TensorFormat) -> Ten
     return torch.from_numpy(stored.astype(np.float32))
 
 
-def _output_error(inputs: Tensor, name: str, weight: Tensor, written: Tensor) -> float:
+def _output_error(
+    inputs: Tensor, threads: int, name: str, weight: Tensor, written: Tensor
+) -> float:
     """|(W' - W) x| / |W x|."""
     del name
-    difference = written - weight
-    return relative(_energy(inputs @ difference.T), _energy(inputs @ weight.T))
+
+    def piece(rows: slice) -> tuple[float, float]:
+        difference = written[rows] - weight[rows]
+        return _energy(inputs @ difference.T), _energy(inputs @ weight[rows].T)
+
+    found = side_by_side(threads, [functools.partial(piece, at) for at in pieces_of(len(weight))])
+    return relative(math.fsum(moved for moved, _ in found), math.fsum(norm for _, norm in found))
 
 
 def _energy(values: Tensor) -> float:

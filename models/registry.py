@@ -77,6 +77,10 @@ def read_family(
     module = importlib.import_module(f"{FAMILIES}.{model_type}")
     family: Family = module.read(reader)
     reader.finish()
+    if not family.spec.attention_layers:  # a cache's slots say how many tokens it holds
+        raise UnsupportedError(
+            "config.json: no layer is attention, edgetok computes decoders with at least one"
+        )
     return _with_tokens(family, reader, ConfigReader(generation_config or {}, _GENERATION))
 
 

@@ -60,6 +60,17 @@ def test_experts_of_a_dense_family(family: str, configs: dict[str, dict[str, Any
         read_family(configs[family] | {"num_experts": 8})
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("lfm2", "conv"), ("qwen3_next", "linear_attention"), ("granitemoehybrid", "mamba")],
+)
+def test_no_attention(family: str, kind: str, configs: dict[str, dict[str, Any]]) -> None:
+    config = configs[family]
+    types = {"layer_types": [kind] * config["num_hidden_layers"], "full_attn_idxs": None}
+    with pytest.raises(UnsupportedError, match="no layer is attention"):
+        read_family(config | types)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown_arithmetic(family: str, configs: dict[str, dict[str, Any]]) -> None:
     config = configs[family]

@@ -158,7 +158,7 @@ def _full_sizes(config: ConfigReader, types: tuple[str, ...], same: bool) -> tup
     """KV heads (0: as the others) and dims of a head of full attention.
 
     Releases before 5.2x wrote `global_head_dim` and `num_global_key_value_heads`, later ones an
-    object for each such layer.
+    object for each such layer whose sizes are others than those of all layers.
     """
     dim = config.integer("global_head_dim", 512, high=1 << 12)
     kv_heads = config.optional_integer("num_global_key_value_heads", high=1 << 12)
@@ -169,12 +169,13 @@ def _full_sizes(config: ConfigReader, types: tuple[str, ...], same: bool) -> tup
     for i, kind in enumerate(types):
         # Numbers have as many digits as the last one has.
         padded = f"{i:0{len(str(len(types) - 1))}}"
-        own = by_layer.section(padded if by_layer.has(padded) else str(i))
-        if (own is not None) != (kind == _FULL):
-            raise by_layer.unsupported(
-                str(i), None if own is None else "an object", f"one for each {_FULL} layer alone"
-            )
-        if own is not None:
+        key = padded if by_layer.has(padded) else str(i)
+        own = by_layer.section(key)
+        if kind != _FULL:
+            by_layer.expect(key, None)
+        elif own is None:  # its sizes are those of all layers
+            found.add((0, config.integer("head_dim", 256, high=1 << 12)))
+        else:
             dims = own.integer("head_dim", config.integer("head_dim", 256), high=1 << 12)
             found.add((own.optional_integer("num_key_value_heads", high=1 << 12) or 0, dims))
             own.finish()

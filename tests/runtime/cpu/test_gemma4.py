@@ -206,6 +206,9 @@ def test_the_config_of_earlier_releases_is_the_same() -> None:
     sizes_of_full = {"head_dim": 40, "num_key_value_heads": 1}
     by_layer = {str(i): sizes_of_full for i in (1, 4, 5)}
     assert read_family(plain | {"per_layer_config": by_layer}).spec == spec_of()
+    alike = plain | {"attention_k_eq_v": False, "per_layer_config": {}}
+    earlier = config() | {"attention_k_eq_v": False, "global_head_dim": plain["head_dim"]}
+    assert read_family(alike).spec == read_family(earlier).spec
     more = {"num_hidden_layers": 12, "layer_types": 2 * config()["layer_types"]}
     padded = {f"{i:02}": sizes_of_full for i in (1, 4, 5, 7, 10, 11)}
     assert read_family(plain | more | {"per_layer_config": padded}).spec == spec_of(**more)
@@ -221,7 +224,8 @@ def test_the_config_of_earlier_releases_is_the_same() -> None:
         ({"layer_types": 6 * ["sliding_attention"]}, UnsupportedError, "layer_types is"),
         ({"vocab_size_per_layer_input": 300}, UnsupportedError, "vocab_size_per_layer_input"),
         ({"num_global_key_value_heads": 3}, CheckpointError, "not a multiple of the full"),
-        ({"per_layer_config": {"1": {"head_dim": 40}}}, UnsupportedError, "per_layer_config: 4"),
+        ({"per_layer_config": {"1": {"head_dim": 40}}}, UnsupportedError, "per_layer_config is"),
+        ({"per_layer_config": {"0": {"head_dim": 40}}}, UnsupportedError, "per_layer_config: 0"),
         ({"per_layer_config": {str(i): {"sliding_window": 4} for i in (1, 4, 5)}},
          UnsupportedError, "per_layer_config: 1: 'sliding_window'"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, CheckpointError,

@@ -209,9 +209,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "layer_types": ["mamba", "attention", "mamba", "mamba"],
         "mamba_n_heads": 6,
-        # The gated norm is over all groups in transformers 4, as here, and over each in 5;
-        # published models have one group.
-        "mamba_n_groups": 2 if transformers.__version__.startswith("4.") else 1,
+        "mamba_n_groups": 1,
         "mamba_d_state": 20,
         "mamba_chunk_size": 16,
         "num_local_experts": 5,

@@ -133,21 +133,21 @@ def _mamba(config: ConfigReader, hidden_size: int) -> Mamba2:
     """Return the mixer of all layers without attention."""
     width = config.integer("mamba_expand", 2, high=64) * hidden_size
     heads = config.integer("mamba_n_heads", 128, high=1 << 12)
-    groups = config.integer("mamba_n_groups", 1, high=1 << 12)
+    config.expect("mamba_n_groups", 1)  # of several, the gated norm would be over each
     head_dim = width // heads
     if config.value("mamba_d_head") not in (None, "auto"):
         head_dim = config.integer("mamba_d_head", high=1 << 12)
-    if heads * head_dim != width or heads % groups:
+    if heads * head_dim != width:
         raise CheckpointError(
             f"{config.where}: mamba_n_heads {heads} times mamba_d_head {head_dim} is not "
-            f"mamba_expand * hidden_size {width}, or not a multiple of mamba_n_groups {groups}"
+            f"mamba_expand * hidden_size {width}"
         )
     limit = config.value("time_step_limit")
     if limit not in (None, *_NO_LIMITS):
         raise config.unsupported("time_step_limit", limit, "0 and infinity")
     return Mamba2(
         heads=heads,
-        groups=groups,
+        groups=1,
         head_dim=head_dim,
         state_dim=config.integer("mamba_d_state", 256, high=1 << 12),
         taps=config.integer("mamba_d_conv", 4, low=2, high=MOST_TAPS),

@@ -191,7 +191,7 @@ def test_inconsistent_values(
     ("change", "message"),
     [
         ({"mamba_d_head": 32}, "mamba_d_head 32 is not"),
-        ({"mamba_n_groups": 4}, "a multiple of mamba_n_groups 4"),
+        ({"mamba_n_groups": 2}, "mamba_n_groups is 2"),
         ({"mamba_d_conv": 9}, "mamba_d_conv is 9"),
         ({"head_dim": 24}, "head_dim 24"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),

@@ -35,10 +35,9 @@ CASES = {
     "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.0}),
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}),
     "gpt_oss": ("gpt_oss", {}),
-    "granite_experts": ("granitemoehybrid", {"mamba_n_groups": 1}),
+    "granite_experts": ("granitemoehybrid", {}),
     "granite_dense": ("granitemoehybrid", {
-        "mamba_n_groups": 1, "num_local_experts": 0, "num_experts_per_tok": 0,
-        "intermediate_size": 52,
+        "num_local_experts": 0, "num_experts_per_tok": 0, "intermediate_size": 52,
     }),
     # llama.cpp has heads of keys and of values as wide as each other, and no biases.
     "qwen3_5_text": ("qwen3_5_text", {"linear_value_head_dim": 32, "linear_key_head_dim": 32}),

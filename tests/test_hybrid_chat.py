@@ -112,3 +112,14 @@ def test_a_bounded_chat(artefact: Path) -> None:
         assert chat.memory.loss > 0
         used = chat.used_tokens
         assert chat.send("the").run().stats.cached_tokens >= used - SPARE_TOKENS
+
+
+def test_states_take_what_no_limit_changes(artefact: Path) -> None:
+    reports = []
+    for context in (128, 256):
+        with Model.load(artefact, context=context, threads=1) as model:
+            reports.append(talk(model, QUESTIONS[:1]).memory)
+            spec = model.backend.spec
+    less, more = reports
+    assert less.states_bytes == more.states_bytes < less.nbytes < more.nbytes
+    assert (less.states_bytes > 0) == spec.keeps_states

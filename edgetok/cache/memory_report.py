@@ -25,6 +25,7 @@ class Memory:
         slots: that it could hold.
         loss: share of all attention so far that went to tokens which are now evicted.
         nbytes: bytes of the cache when it is full.
+        states_bytes: of these, states and snapshots of recurrent layers, which evict nothing.
         sinks, pinned, recent: tokens at the beginning, of the system message, and latest, that
             stay whatever they are worth.
     """
@@ -35,6 +36,7 @@ class Memory:
     slots: int
     loss: float
     nbytes: int
+    states_bytes: int
     sinks: int
     pinned: int
     recent: int
@@ -52,6 +54,7 @@ class Memory:
             slots=cache.slots,
             loss=cache.loss,
             nbytes=cache.nbytes,
+            states_bytes=cache.states_bytes,
             sinks=sinks,
             pinned=pinned,
             recent=min(cache.recent_tokens, seen - max(sinks, pinned)),

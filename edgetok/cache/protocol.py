@@ -61,6 +61,11 @@ class KVCache(Protocol):
         raise NotImplementedError
 
     @property
+    def states_bytes(self) -> int:
+        """Bytes of `nbytes` that are states and snapshots of recurrent layers: no limit's."""
+        return 0
+
+    @property
     def held_bytes(self) -> int:
         """Bytes allocated now; where forks share memory, all that this one refers to."""
         return self.nbytes

@@ -127,6 +127,12 @@ class SlotCache(KVCache, Generic[M]):
         return self.memory.nbytes + (0 if self.before is None else self.before.nbytes)
 
     @property
+    def states_bytes(self) -> int:
+        """Bytes of `nbytes` that are states and snapshots of recurrent layers."""
+        before = 0 if self.before is None else self.before.states_bytes
+        return self.memory.history.nbytes + before
+
+    @property
     def held_bytes(self) -> int:
         """Bytes allocated now, pages that are shared with other caches included."""
         held = self.memory.fixed_bytes + sum(group.held_bytes for group in self.memory.groups)

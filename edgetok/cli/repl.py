@@ -212,6 +212,13 @@ class Repl:
         if memory is None:
             self._note("(the cache evicts nothing)" if self._chat.used_tokens else "(empty)")
             return
+        size = f"at most {streams.megabytes(memory.nbytes)}"
+        if memory.states_bytes:
+            share = 100 * memory.states_bytes / memory.nbytes
+            size += (
+                f", {share:.0f} % of it states of recurrent layers, which are the same "
+                "whatever is evicted"
+            )
         streams.print_table(
             "",
             [
@@ -224,7 +231,7 @@ class Repl:
                 ),
                 ("Chosen", f"{memory.chosen:,} others, by at least half of the heads"),
                 ("Attention lost", f"{100 * memory.loss:.2f} % so far, by evicting"),
-                ("Cache", f"at most {streams.megabytes(memory.nbytes)}"),
+                ("Cache", size),
             ],
         )
         self._note(memory.text(self._model.tokenizer.stream().push))

@@ -92,16 +92,16 @@ def read(config: ConfigReader) -> Family:
     experts = None
     if count:
         experts = Experts(experts=count, top=top, size=expert_size, shared_size=shared_size)
+    attends = _attends(config)
     mamba = _mamba(config, sizes["hidden_size"])
+    if not all(attends):
+        config.expect("hidden_act", "silu")  # transformers has it behind the convolution, too
     ropes = _ropes(config, sizes["head_dim"])
     attention = Attention(rope=0 if ropes else -1)
     bias = config.flag("attention_bias")
     spec = DecoderSpec(
         **sizes,
-        layers=tuple(
-            LayerSpec(mixer=attention if attends else mamba, ffn=experts)
-            for attends in _attends(config)
-        ),
+        layers=tuple(LayerSpec(mixer=attention if one else mamba, ffn=experts) for one in attends),
         ropes=ropes,
         activation=read_activation(config),
         qkv_bias=bias,

@@ -193,6 +193,7 @@ def test_inconsistent_values(
         ({"mamba_d_head": 32}, "mamba_d_head 32 is not"),
         ({"mamba_n_groups": 2}, "mamba_n_groups is 2"),
         ({"mamba_d_conv": 9}, "mamba_d_conv is 9"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"head_dim": 24}, "head_dim 24"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),

@@ -9,6 +9,28 @@ from edgetok.errors import UnsupportedError
 gguf = pytest.importorskip("gguf")
 
 N, BLOCKS = 5, 3
+# Where a block's float16 numbers are.
+HALVES = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,),
+    "IQ4_XS": (0,), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "halves"), HALVES.items())
+def test_any_block_with_any_scale(kind, halves):
+    """Scales are drawn from the patterns of all finite float16: negative, tiny and the largest."""
+    rng = np.random.default_rng(1)
+    number = gguf.GGMLQuantizationType[kind]
+    blocks = rng.integers(0, 256, (64, 8, gguf.GGML_QUANT_SIZES[number][1]), dtype=np.uint8)
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    finite = patterns[np.isfinite(patterns.view(np.float16))]
+    for at in halves:
+        drawn = rng.choice(finite, blocks.shape[:2])
+        drawn[:, :6] = [0x0000, 0x8000, 0x0001, 0x83FF, 0x7BFF, 0xFBFF]  # zeros, subnormals, ends
+        blocks[..., at : at + 2] = drawn[..., None].view(np.uint8)
+    expected = gguf.quants.dequantize(blocks.reshape(len(blocks), -1), number)
+    np.testing.assert_array_equal(read_codes(kind, blocks).dequantise(), expected)
 
 
 def random_blocks(kind, scale_at):

@@ -5,6 +5,8 @@ Source: https://github.com/Tencent-Hunyuan/Hunyuan-7B; transformers `HunYuanDens
 
 from __future__ import annotations
 
+import dataclasses
+
 from edgetok.models.config.decoder import decoder_sizes, layer_count, read_activation
 from edgetok.models.config.reader import ConfigReader
 from edgetok.models.config.rope import read_rope
@@ -77,7 +79,8 @@ def _rope(config: ConfigReader, head_dim: int) -> RopeSpec:
     """Return the embedding, whose "dynamic" scaling is a larger base for any length."""
     scaling = config.section("rope_parameters") or config.section("rope_scaling")
     if scaling is None or not scaling.has("alpha"):
-        return read_rope(config, head_dim)
+        # Norms behind the rotation undo a factor of cosines and sines.
+        return dataclasses.replace(read_rope(config, head_dim), attention_factor=1.0)
     kind = scaling.text("rope_type", scaling.text("type", "dynamic"))
     if kind != "dynamic":
         raise scaling.unsupported("rope_type", kind, "dynamic, as there is an alpha")

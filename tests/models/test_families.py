@@ -245,6 +245,8 @@ def test_longrope_changes_factors_past_the_trained_length(tokens: int, tmp_path:
                               "position_embedding_type": "rope", "tie_word_embeddings": False,
                               "hidden_act": "gelu"}),
         ("granitemoehybrid", {"layer_types": ["attention"] + ["mamba"] * 3, "mamba_d_head": 24}),
+        ("hunyuan_v1_dense", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                                               "original_max_position_embeddings": 16}}),
         ("vaultgemma", {"attn_logit_softcapping": None, "attention_bias": True}),
         ("ministral3", {"sliding_window": 8}),
         ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),

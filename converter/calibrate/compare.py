@@ -23,11 +23,13 @@ from edgetok.converter.progress import Progress
 from edgetok.converter.read.canonical_weights import CanonicalWeights
 from edgetok.converter.workers import pieces_of, side_by_side
 from edgetok.converter.write.written_weights import WrittenWeights
+from edgetok.errors import CheckpointError
 from edgetok.models.spec import DecoderSpec
 
 Floats = npt.NDArray[np.float32]
 
 _HEAD_ROWS = 4096
+_MOST_LOSS = 350
 _TOKENS = 512  # compared at once: 17 MB for each of the few arrays of logits
 
 
@@ -112,10 +114,20 @@ def head_agreement(
     return Agreement(
         tokens=len(targets),
         kl=max(0.0, float(kl.mean())),
-        perplexity=math.exp(float(ours_lost.mean())),
-        reference_perplexity=math.exp(float(theirs_lost.mean())),
+        perplexity=_perplexity(float(ours_lost.mean()), "the result"),
+        reference_perplexity=_perplexity(float(theirs_lost.mean()), "the original"),
         top1_agreement=float(same.double().mean()),
     )
+
+
+def _perplexity(loss: float, whose: str) -> float:
+    """Return e to the loss; below the limit the ratio of two of them is a number as well."""
+    if not loss < _MOST_LOSS:
+        raise CheckpointError(
+            f"{whose} predicts text with a loss of {loss:.0f} nats a token, expected less than "
+            f"{_MOST_LOSS}: its weights are not those of a language model; take another copy"
+        )
+    return math.exp(loss)
 
 
 class _Compared:

@@ -114,8 +114,8 @@ def head_agreement(
     return Agreement(
         tokens=len(targets),
         kl=max(0.0, float(kl.mean())),
-        perplexity=_perplexity(float(ours_lost.mean()), "the result"),
         reference_perplexity=_perplexity(float(theirs_lost.mean()), "the original"),
+        perplexity=_perplexity(float(ours_lost.mean()), "the result"),
         top1_agreement=float(same.double().mean()),
     )
 

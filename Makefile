@@ -104,7 +104,7 @@ NEWER_TESTS := tests/models/test_families.py tests/models/test_refusals.py \
 test-newer: $(NEWER_STAMP)
 	@names=$$($(NEWER_FAMILIES)) && if [ -z "$$names" ]; then \
 		echo "the transformers of $(VENV) knows every family: make test"; else \
-		$(NEWER)/bin/python -m pytest $(WORKERS) -k "$$names" $(or $(ARGS),$(NEWER_TESTS)); fi
+		$(NEWER)/bin/python -m pytest $(WORKERS) -k "$$names or text_tower" $(or $(ARGS),$(NEWER_TESTS)); fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

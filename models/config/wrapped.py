@@ -135,7 +135,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     for key in _INHERITED:
         if values.get(key) is None and config.get(key) is not None:
             values[key] = config[key]
-    values = {**defaults, **same.defaults, **values, "model_type": same.family}
+    known = {**defaults, **same.defaults}
+    rope = values.get("rope_parameters")  # where transformers 5 writes the base
+    if isinstance(rope, Mapping) and "rope_theta" in rope:
+        known.pop("rope_theta", None)
+    values = {**known, **values, "model_type": same.family}
     values.pop("architectures", None)
     if kind in _SAME:
         _plain_rope(values)

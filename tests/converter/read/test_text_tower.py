@@ -106,6 +106,11 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
     read = text_config({"model_type": "llava", "text_config": {"model_type": family}})
     assert read is not None
     theirs["pad_token_id"] = None
+    if family == "granitemoehybrid":  # a config that says nothing has no attention
+        for config in (read, theirs):
+            with pytest.raises(UnsupportedError, match="no layer is attention"):
+                read_family(config)
+            config["layer_types"] = ["attention"] * theirs["num_hidden_layers"]
     for key in ("bos_token_id", "eos_token_id"):  # arcee's lie beyond its default vocabulary
         if isinstance(theirs.get(key), int) and theirs[key] >= theirs["vocab_size"]:
             theirs[key] = None

@@ -114,18 +114,20 @@ def head_agreement(
     return Agreement(
         tokens=len(targets),
         kl=max(0.0, float(kl.mean())),
-        reference_perplexity=_perplexity(float(theirs_lost.mean()), "the original"),
-        perplexity=_perplexity(float(ours_lost.mean()), "the result"),
+        reference_perplexity=_perplexity(
+            float(theirs_lost.mean()), "the original", "not those of a language model: get it again"
+        ),
+        perplexity=_perplexity(float(ours_lost.mean()), "the result", "broken: give more bits"),
         top1_agreement=float(same.double().mean()),
     )
 
 
-def _perplexity(loss: float, whose: str) -> float:
+def _perplexity(loss: float, whose: str, weights: str) -> float:
     """Return e to the loss; below the limit the ratio of two of them is a number as well."""
     if not loss < _MOST_LOSS:
         raise CheckpointError(
             f"{whose} predicts text with a loss of {loss:.0f} nats a token, expected less than "
-            f"{_MOST_LOSS}: its weights are not those of a language model; take another copy"
+            f"{_MOST_LOSS}; its weights are {weights}"
         )
     return math.exp(loss)
 

@@ -52,9 +52,9 @@ def give_memory_back() -> None:
 
     torch then asks Linux for pages of 2 MB, as NumPy does by itself: each array is new to the
     process, and a fault for every 4 kB of it was a sixth of a conversion's time. It reads that
-    before its first array; a setting that is there already stays.
+    before its first array.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018 (it is glibc)

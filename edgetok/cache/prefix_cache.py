@@ -226,8 +226,7 @@ class PrefixCache:
     def _file(self, entry: Prefix, grown: float) -> None:
         """Write an entry's file later, if it is `grown` times what is there. With the lock."""
         if self._folder is not None and entry.is_grown(grown):
-            written = self._later(self._write, entry, self._folder, grown)
-            self._files.append(written)  # after `_later`, which may begin another list
+            self._on_disk(self._write, entry, self._folder, grown)
 
     def warm(self) -> None:
         """Take the entry that was used last from its file's form into a cache, in the background.
@@ -262,6 +261,11 @@ class PrefixCache:
             self._writing = ThreadPoolExecutor(1, "edgetok-prefixes", initializer=_stand_back)
             self._process, self._files = os.getpid(), []
         return self._writing.submit(work, *arguments)
+
+    def _on_disk(self, work: Callable[..., None], *arguments: object) -> None:
+        """Have the folder changed later; `flush` waits for it. Called with the lock."""
+        changed = self._later(work, *arguments)
+        self._files.append(changed)  # after `_later`, which may begin another list
 
     def warning(self) -> str | None:
         """Return a line about the first state that was too large, or not written, once; or None."""
@@ -343,8 +347,7 @@ class PrefixCache:
     def _remove(self, path: Path | None) -> None:
         """Remove a file later, as half a gigabyte takes half a second. With the lock."""
         if path is not None:
-            removed = self._later(_unlink, path)
-            self._files.append(removed)  # after `_later`, which may begin another list
+            self._on_disk(_unlink, path)
 
     def _read(self, path: Path) -> None:
         """Take in a file; one of another model stays where it is, a damaged one is removed."""

@@ -6,7 +6,6 @@ Then each question is asked from the same state and answered greedily.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from edgetok.cache.limits import CacheLimits
 from edgetok.cache.protocol import KVCache
 from edgetok.errors import OptionError
 from edgetok.evaluation.cache_contexts import TASKS, Context, Question, contexts
-from edgetok.evaluation.perplexity import running_losses
+from edgetok.evaluation.perplexity import perplexity_of, running_losses
 from edgetok.evaluation.recall import score
 from edgetok.runtime.backend import Backend
 from edgetok.text.template import ChatTemplate
@@ -162,7 +161,7 @@ class CacheEvaluation:
     def perplexity(self, cache: KVCache, tokens: npt.NDArray[np.int32]) -> float:
         """exp of the mean of `running_losses`."""
         losses = running_losses(self._backend, cache, tokens)
-        return math.exp(math.fsum(float(part.sum()) for part in losses) / (len(tokens) - 1))
+        return perplexity_of((float(part.sum()) for part in losses), len(tokens) - 1)
 
     def _render(self, case: Context, question: Question | None) -> list[int]:
         return self._encode(self._template.render(case.prompt(question)))

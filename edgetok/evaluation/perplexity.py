@@ -154,11 +154,11 @@ def evaluate(
         raise OptionError("the text is too short: there is no token to predict")
     compared = reference is not None
     return Evaluation(
-        perplexity=_perplexity(losses, tokens),
+        perplexity=perplexity_of(losses, tokens),
         tokens=tokens,
         kl=math.fsum(divergences) / tokens if compared else None,
         top1_agreement=same / tokens if compared else None,
-        reference_perplexity=_perplexity(reference_losses, tokens) if compared else None,
+        reference_perplexity=perplexity_of(reference_losses, tokens) if compared else None,
     )
 
 
@@ -193,6 +193,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return wide
 
 
-def _perplexity(losses: list[float], tokens: int) -> float:
+def perplexity_of(losses: Iterable[float], tokens: int) -> float:
+    """Return exp of the mean of losses; infinite where it is beyond float64."""
     mean = math.fsum(losses) / tokens
     return math.exp(mean) if mean < 700 else math.inf

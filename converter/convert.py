@@ -31,7 +31,7 @@ from edgetok.converter.read.quantised_checkpoint import CodedCheckpoint
 from edgetok.converter.read.sentence_modules import read_described
 from edgetok.converter.read.source import open_source, resolve_source
 from edgetok.converter.source_options import options_for_checkpoint, options_for_vectors
-from edgetok.converter.workers import give_memory_back, torch_in_one_thread
+from edgetok.converter.workers import arrange_memory, torch_in_one_thread
 from edgetok.converter.write.assets import copy_assets
 from edgetok.converter.write.data_file import DATA_FILE, DataFile, Layout, TensorFormat, plan
 from edgetok.converter.write.finish import finish_artefact
@@ -97,7 +97,7 @@ def convert(
     options = options or ConvertOptions()
     progress = progress or Silent()
     threads = threads or cores()
-    give_memory_back()
+    arrange_memory()
     out = Path(out).expanduser().resolve()
     check_output(out, None)
     folder = resolve_source(source, options.revision, progress).resolve()

@@ -45,7 +45,7 @@ class Paused(NamedTuple):
 
 
 class _Followed(NamedTuple):
-    """What was found of a batch that was followed back.
+    """Results of following a batch back.
 
     Attributes:
         start: gradient with respect to the block's input.

@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -58,7 +59,7 @@ def turn(url: str, process: psutil.Process, said: list[int], what: str) -> None:
         "stream_options": {"include_usage": True},
     }
     used, begun, seconds = process.cpu_times(), time.perf_counter(), None
-    events = []
+    usage: dict[str, Any] = {}
     with httpx.stream("POST", url + "/v1/completions", json=body, timeout=None) as response:
         if response.status_code != 200:
             response.read()
@@ -67,10 +68,9 @@ def turn(url: str, process: psutil.Process, said: list[int], what: str) -> None:
             if line.startswith("data: {"):
                 if seconds is None:
                     seconds, now = time.perf_counter() - begun, process.cpu_times()
-                events.append(json.loads(line.removeprefix("data: ")))
-    if seconds is None or "usage" not in events[-1]:
-        raise SystemExit(f"no token came: {events}")
-    usage = events[-1]["usage"]
+                usage = json.loads(line.removeprefix("data: ")).get("usage") or usage
+    if seconds is None or not usage:
+        raise SystemExit("no token came")
     computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
     cpu_s = now.user + now.system - used.user - used.system
     print(

@@ -61,11 +61,16 @@ def write_once() -> None:
     real: Callable[..., Any] = written.write
 
     def write(
-        weights: CanonicalWeights, greatest: Any, openings: Any, shape: Any, *others: Any
+        weights: CanonicalWeights,
+        greatest: Any,
+        openings: Any,
+        shape: Any,
+        *others: Any,
+        **named: Any,
     ) -> Any:
         key = weights.checkpoint.fingerprint, shape
         if key not in known:
-            known[key] = real(weights, greatest, openings, shape, *others)
+            known[key] = real(weights, greatest, openings, shape, *others, **named)
         return known[key]
 
     written.write = write

@@ -1,7 +1,7 @@
 """All cache policies at equal slots on one real model: running text, recall, beyond trained length.
 
     python benchmarks/quality/policies.py ARTEFACT TEXT [--slots 512 1024] [--policies NAME ...]
-        [--tokens 8191] [--beyond 16383] [--contexts 8] [--half 1]
+        [--tokens 8191] [--beyond 16383] [--contexts 8] [--half 1] [--kv-bits 8]
 
 - Running text: perplexity of the first `--tokens` tokens of one half of TEXT.
 - Beyond: perplexity of the tokens from there to `--beyond` in the largest cache, beside windows of
@@ -36,6 +36,7 @@ from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.protocol import KVCache
 from edgetok.errors import EdgetokError
 from edgetok.evaluation.perplexity import log_softmax, running_losses
+from edgetok.kernels_cpu.attention.launch import KV_BITS
 from edgetok.model import Model
 from edgetok.runtime.backend import Backend
 from edgetok.text.tokenizer import Tokenizer
@@ -184,11 +185,14 @@ def main() -> int:
     parser.add_argument("--contexts", type=int, default=8, help="for recall; 0 leaves it out")
     parser.add_argument("--context-tokens", type=int, default=1580)
     parser.add_argument("--half", type=int, default=1, choices=(0, 1), help="of the text and names")
+    parser.add_argument("--kv-bits", type=int, default=8, choices=KV_BITS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     try:
         text = args.text.read_text(encoding="utf-8")
-        with edgetok.load(args.artefact, device="cpu", threads=args.threads) as model:
+        with edgetok.load(
+            args.artefact, device="cpu", threads=args.threads, kv_bits=args.kv_bits
+        ) as model:
             for line in measure(model, text, args):
                 print(line, flush=True)
     except (EdgetokError, OSError, ValueError) as error:

@@ -85,6 +85,7 @@ def attention_weights(
     window: int = 0,
     cap: float = 0.0,
     sinks: Array | None = None,
+    rest: tuple[Array, Array, Array] | None = None,
 ) -> Array:
     """softmax(softcap(scale * q k^T)), causal or not; H / KH query heads share a key head.
 
@@ -96,9 +97,11 @@ def attention_weights(
             negative: `-window - 1` before and behind it.
         cap: softcap of the scaled products; 0 is none.
         sinks: [H], of each head the score of one more value, of zeros; None: there is none.
+        rest: of each key head one more key and value that every query sees: numbers [KH] that are
+            added to their scores, keys and values [KH, D]; None: there is none.
 
     Returns:
-        [H, T, S]; with sinks rows add up to less than 1.
+        [H, T, S], with a rest [H, T, S + 1]; with sinks rows add up to less than 1.
     """
     (T, H, _), (S, KH, _) = q.shape, k.shape
     if T > S or H % KH:
@@ -107,13 +110,18 @@ def attention_weights(
     visible = key <= query if window >= 0 else key < query - window
     if window:
         visible &= key > query - abs(window)
-    weights = np.empty((H, T, S), q.dtype)
+    shown = S + (rest is not None)
+    weights = np.empty((H, T, shown), q.dtype)
     for head in range(H):
-        scores = softcap(q[:, head] @ k[:, head // (H // KH)].T * q.dtype.type(scale), cap)
+        shared = head // (H // KH)
+        scores = softcap(q[:, head] @ k[:, shared].T * q.dtype.type(scale), cap)
         scores = np.where(visible, scores, -np.inf)
+        if rest is not None:
+            more = softcap(q[:, head] @ rest[1][shared] * q.dtype.type(scale), cap)
+            scores = np.concatenate([scores, more[:, None] + rest[0][shared]], 1)
         if sinks is not None:
             scores = np.concatenate([scores, np.full((T, 1), sinks[head], q.dtype)], 1)
-        weights[head] = softmax(scores)[:, :S]
+        weights[head] = softmax(scores)[:, :shown]
     return weights
 
 
@@ -126,11 +134,14 @@ def attention(
     window: int = 0,
     cap: float = 0.0,
     sinks: Array | None = None,
+    rest: tuple[Array, Array, Array] | None = None,
 ) -> Array:
-    """`attention_weights` times v [S, KH, D]: [T, H, D]."""
+    """`attention_weights` times v [S, KH, D], and what the rest has: [T, H, D]."""
     if k.shape != v.shape:
         raise ShapeError(f"attention of k {k.shape}, v {v.shape}")
-    weights = attention_weights(q, k, scale=scale, window=window, cap=cap, sinks=sinks)
+    weights = attention_weights(q, k, scale=scale, window=window, cap=cap, sinks=sinks, rest=rest)
+    if rest is not None:
+        v = np.concatenate([v, rest[2][None]])
     group = q.shape[1] // k.shape[1]
     return np.stack([w @ v[:, head // group] for head, w in enumerate(weights)], 1)
 

@@ -164,12 +164,18 @@ def make(kv_bits: int) -> Any:
         out += 4 * size * heads * read_i64(part + 8 * PART_FIRST)
         used = read_i64(record + 8 * REC_USED)
         total = state.total_at(scratch, padded)
-        state.fill(total, np.float32(0.0), rows * padded)
         for r in range(rows):
-            at = 4 * r
-            query_head = head * group + (first + r) % group
+            row = min(first + r, last - 1)  # what is beyond is written nowhere
             state.begin_total(
-                instr, query_head, scratch + state.TOTAL_MAX + at, scratch + state.TOTAL_SUM + at
+                instr,
+                part,
+                record,
+                head * group + row % group,
+                row // group,
+                total + 4 * padded * r,
+                scratch + state.TOTAL_MAX + 4 * r,
+                scratch + state.TOTAL_SUM + 4 * r,
+                padded,
             )
         slot, chunk_slots = 0, BLOCK
         while slot < used:

@@ -54,6 +54,10 @@ with p the softmax, `first` = PART_MASS_FIRST (0: all rows of the part; T - 32: 
 32) and `keep` = PART_MASS_KEEP (1: a running sum; 0: this run alone). No score is computed twice,
 and the bits are the same for every number of threads and whatever other parts there are. Storing a
 token sets its slot's mass to 0.
+
+The rest. Where a record names one (REC_REST) that stands for n tokens, every query of the head sees
+one more key and value, with n times the weight of its score: as much as n tokens with that key. It
+has no position, no window hides it, and it gets no mass.
 """
 
 from __future__ import annotations
@@ -75,7 +79,13 @@ REC_POSITIONS = 1  # address of int32 [slots]; heads may share it
 REC_USED = 2  # slots past this one hold nothing
 REC_APPEND = 3  # address of int32 [T]: the slot of each of the part's rows
 REC_MASS = 4  # address of float32 [slots, a multiple of SLOT_TILE]; 0: no mass for this head
+REC_REST = 5  # address of what stands for evicted tokens, float32 [rest_floats]; 0: nothing
 RECORD_SLOTS = 8
+
+# Of a head's rest, float32: how many tokens it stands for (0: there is none), then from REST_KEY on
+# their mean key and, D' later, their mean value, both as slots hold them; dims past D are 0.
+REST_KEY = 16
+REST_TOKENS = 512  # most that one stands for; see `eviction/rest.py`
 
 # Of each page of PAGE_SLOTS slots, addresses of the head's arrays.
 PAGE_KEYS = 0
@@ -125,6 +135,11 @@ def padded_head_dim(head_dim: int, kv_bits: int = 8) -> int:
     """Dims that a slot has room for."""
     tile = dim_tile(kv_bits)
     return -(-head_dim // tile) * tile
+
+
+def rest_floats(head_dim: int, kv_bits: int) -> int:
+    """Floats of what stands for a head's evicted tokens."""
+    return REST_KEY + 2 * padded_head_dim(head_dim, kv_bits)
 
 
 def key_bits(kv_bits: int) -> int:

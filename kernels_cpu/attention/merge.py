@@ -42,9 +42,8 @@ from edgetok.kernels_cpu.program.abi import (
     PART_SLOTS,
     kernel,
 )
-from edgetok.kernels_cpu.simd.emit import LANES, outline
-from edgetok.kernels_cpu.simd.memory import read_f32, read_i64, store_f32, write_f32
-from edgetok.kernels_cpu.simd.ops import zero_f32
+from edgetok.kernels_cpu.simd.emit import outline
+from edgetok.kernels_cpu.simd.memory import read_f32, read_i64, write_f32
 
 
 @kernel
@@ -85,9 +84,17 @@ def _merge_heads(instr: int, part: int, first: int, last: int, scratch: int, pad
     for head in range(first, last):
         record = record_at(instr, part, head // group)
         chunks = chunk_count(read_i64(record + 8 * REC_USED))
-        for i in range(0, padded, LANES):
-            store_f32(total + 4 * i, zero_f32())
-        begin_total(instr, head, scratch + TOTAL_MAX, scratch + TOTAL_SUM)
+        begin_total(
+            instr,
+            part,
+            record,
+            head,
+            0,
+            total,
+            scratch + TOTAL_MAX,
+            scratch + TOTAL_SUM,
+            padded,
+        )
         for c in range(chunks):
             acc = partial_at(part, head, c, padded)
             high = read_f32(acc + 4 * padded)
@@ -127,7 +134,7 @@ def _mass(instr: int, part: int, tid: int, threads: int, scratch: int, padded: i
 @outline
 def _total(instr: int, part: int, record: int, head: int, to: int, padded: int) -> None:
     """A query head's maximum and sum over all chunks."""
-    begin_total(instr, head, to, to + 4)
+    begin_total(instr, part, record, head, 0, 0, to, to + 4, padded)
     high = read_f32(to)
     total = read_f32(to + 4)
     for c in range(chunk_count(read_i64(record + 8 * REC_USED))):

@@ -13,27 +13,42 @@ import numpy as np
 from edgetok.kernels_cpu.attention import launch
 from edgetok.kernels_cpu.attention import rows as rows_of
 from edgetok.kernels_cpu.attention.launch import (
+    ATT_CAP,
+    ATT_HEAD_DIM,
+    ATT_HEADS,
+    ATT_Q,
     ATT_RECORD,
+    ATT_SCALE,
     ATT_SINKS,
     BLOCK,
     PAGE_FIELDS,
     PAGE_SLOTS,
     REC_PAGES,
+    REC_REST,
     RECORD_SLOTS,
+    REST_KEY,
     ROW_BYTES,
     ROWS,
 )
-from edgetok.kernels_cpu.program.abi import PART_CHUNKS, PART_PARTIALS, PART_RECORDS
+from edgetok.kernels_cpu.program.abi import (
+    PART_CHUNKS,
+    PART_FIRST,
+    PART_PARTIALS,
+    PART_RECORDS,
+)
+from edgetok.kernels_cpu.simd import math as vmath
 from edgetok.kernels_cpu.simd.emit import LANES, inline, outline
 from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
     load_f32,
+    load_f32_first,
     read_f32,
     read_i64,
     store_f32,
     store_f32_first,
     write_f32,
 )
-from edgetok.kernels_cpu.simd.ops import fma, mul, splat_f32, zero_f32
+from edgetok.kernels_cpu.simd.ops import fma, max_lanes, mul, splat_f32, sum_lanes, zero_f32
 
 chunk_at = inline(launch.chunk_at)
 
@@ -120,17 +135,70 @@ def fill(address: int, value: float, count: int) -> None:
         store_f32(address + 4 * i, splat_f32(value))
 
 
-@inline
-def begin_total(instr: int, head: int, total_max: int, total_sum: int) -> None:
-    """Begin a query head's total: with its sink, the score of a value of zeros, or with nothing."""
+@outline
+def begin_total(
+    instr: int,
+    part: int,
+    record: int,
+    head: int,
+    token: int,
+    total: int,
+    total_max: int,
+    total_sum: int,
+    padded: int,
+) -> None:
+    """Begin the result, maximum and sum of a query head and token: with its sink and its rest.
+
+    Args:
+        instr: the attention instruction.
+        part: the token's.
+        record: of the KV head.
+        head: the query head.
+        token: of the part.
+        total: address of float32 [padded]; 0: only the sum is asked for.
+        total_max: address of float32.
+        total_sum: likewise.
+        padded: dims of `total`.
+    """
     sinks = read_i64(instr + 8 * ATT_SINKS)
+    rest = read_i64(record + 8 * REC_REST)
     high = rows_of.UNSEEN
-    total = np.float32(0.0)
-    if sinks != 0:
+    sums = np.float32(0.0)
+    if sinks != 0:  # the score of a value of zeros
         high = read_f32(sinks + 4 * head) * rows_of.LOG2_E
-        total = np.float32(1.0)
+        sums = np.float32(1.0)
+    count = read_f32(rest) if rest != 0 else np.float32(0.0)
+    if count == np.float32(0.0):
+        if total != 0:
+            fill(total, np.float32(0.0), padded)
+    else:
+        size = read_i64(instr + 8 * ATT_HEAD_DIM)
+        row = (read_i64(part + 8 * PART_FIRST) + token) * read_i64(instr + 8 * ATT_HEADS) + head
+        score = _rest_score(instr, read_i64(instr + 8 * ATT_Q) + 4 * size * row, rest, size)
+        new = max(high, score)
+        take = rows_of.power(score - new) * count
+        sums = sums * rows_of.power(high - new) + take
+        high = new
+        if total != 0:
+            value = rest + 4 * (REST_KEY + padded)
+            for i in range(0, padded, LANES):
+                store_f32(total + 4 * i, mul(load_f32(value + 4 * i), splat_f32(take)))
     write_f32(total_max, high)
-    write_f32(total_sum, total)
+    write_f32(total_sum, sums)
+
+
+@inline
+def _rest_score(instr: int, q: int, rest: int, size: int) -> Any:
+    """A query's score of the rest, in units of log 2."""
+    products = zero_f32()
+    for i in range(0, size, LANES):
+        x = load_f32_first(q + 4 * i, min(LANES, size - i))
+        products = fma(x, load_f32(rest + 4 * (REST_KEY + i)), products)
+    score = sum_lanes(products) * f32_from_bits(read_i64(instr + 8 * ATT_SCALE))
+    cap = f32_from_bits(read_i64(instr + 8 * ATT_CAP))
+    if cap != np.float32(0.0):
+        score = max_lanes(vmath.tanh(splat_f32(score / cap))) * cap
+    return score * rows_of.LOG2_E
 
 
 @outline

@@ -210,7 +210,7 @@ def attend_instructions(
     )
 
 
-def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0, sinks=None):
+def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0, sinks=None, rest=None):
     """The reference over slots put back into the order of their positions, and what may be off.
 
     Rounded weights are off by an even spread of a step each; the sum of S of them by four times
@@ -222,7 +222,7 @@ def truth(cache, q, order, *, window=0, scale=0.3, cap=0.0, sinks=None):
         codes, scales = round_int8(q)
         q = codes * scales.astype(np.float64)
     q = q.astype(np.float64)
-    how = {"scale": scale, "window": window, "cap": cap, "sinks": sinks}
+    how = {"scale": scale, "window": window, "cap": cap, "sinks": sinks, "rest": rest}
     expected = reference.attention(q, k, v, **how)
     allowed = RTOL * max(1.0, np.abs(expected).max())
     if cache.bits <= 8:

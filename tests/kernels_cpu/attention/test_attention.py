@@ -102,6 +102,39 @@ def test_sinks(each_kernels, guard, bits, window, cap):
             np.testing.assert_array_equal(out, without)  # bit for bit, counted or not
 
 
+@pytest.mark.parametrize("bits", launch.KV_BITS)
+@pytest.mark.parametrize(("D", "window", "cap"), [(64, 0, 0.0), (40, 8, 0.0), (64, 0, 2.0)])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_rest(each_kernels, guard, bits, D, window, cap, with_sinks):
+    """One head's rest outweighs all slots, the other's does not; every query sees it."""
+    H, KH, S = 4, 2, 600
+    cache, _, _, order, rng = filled(each_kernels, guard, bits, H, KH, D, S)
+    sinks = np.array([-200.0, 0.5, 4.0, 6.0]) if with_sinks else None
+    counts = np.array([5000.0, 3.0], np.float32)
+    keys, values = (rng.standard_normal((KH, D)).astype(np.float32) for _ in range(2))
+    padded = launch.padded_head_dim(D, bits)
+    stored = guard(np.zeros((KH, launch.rest_floats(D, bits)), np.float32))
+    stored[:, 0] = counts
+    stored[:, launch.REST_KEY : launch.REST_KEY + D] = keys
+    stored[:, launch.REST_KEY + padded : launch.REST_KEY + padded + D] = values
+    for h in range(KH):
+        cache.records[h, launch.REC_REST] = stored[h].ctypes.data
+    how = {"window": window, "cap": cap, "sinks": sinks}
+    rest = tuple(part.astype(np.float64) for part in (np.log(counts), keys, values))
+    for T in (1, 40):
+        codes = rng.integers(-127, 128, (T, H, D))
+        codes[..., 0] = 127  # so that queries are what their 8-bit codes say
+        q = (codes / np.float32(64)).astype(np.float32)
+        expected = truth(cache, q, order, rest=rest, **how)
+        for threads in (1, 3):
+            mass = Mass(guard, cache, H, threads)
+            state = mass.state(keep=0.0)
+            out = cache.attend(q, np.arange(S - T, S), threads=threads, state=state, **how)
+            close(out, expected)
+            without = cache.attend(q, np.arange(S - T, S), threads=threads, **how)
+            np.testing.assert_array_equal(out, without)  # bit for bit, counted or not
+
+
 def stored(kernels, guard, bits, k, v, slots):
     cache = Cache(kernels, guard, bits, k.shape[1], k.shape[2], slots)
     cache.store(k, v, np.arange(len(k)), np.arange(len(k)))

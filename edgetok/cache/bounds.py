@@ -64,7 +64,16 @@ class Bounds:
     @property
     def around(self) -> int:
         """Neighbours on each side whose scores count as much as a token's own: `Policy.around`."""
-        return 0 if self.tiers and not mostly_wide(self.tiers) else self.policy.around
+        return 0 if self.apart else self.policy.around
+
+    @property
+    def apart(self) -> bool:
+        """Whether some heads are wide and most are narrow.
+
+        Then what a head evicts leaves its mean, and wide heads judge together
+        (`policies/shared.py`). Neither gains anything where heads are few.
+        """
+        return bool(self.tiers) and not mostly_wide(self.tiers)
 
     @property
     def most_slots(self) -> int:

@@ -7,7 +7,7 @@ for that (`GroupMemory.eviction`) they do the work; what is here with NumPy defi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ import numpy.typing as npt
 from edgetok.cache.bounds import Bounds
 from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.around import with_around
+from edgetok.cache.policies.shared import shared
 from edgetok.cache.policies.view import Floats, HeadView
 from edgetok.cache.query_log import QueryLog
 from edgetok.cache.rotation import Rotations
-from edgetok.cache.slot_memory import GroupMemory
+from edgetok.cache.slot_memory import REST_TOKENS, GroupMemory
 from edgetok.cache.table import Places
 from edgetok.models.spec import DecoderSpec
 
@@ -58,7 +59,9 @@ class Eviction:
         """
         log.absorb(length)
         table, mass = group.table, memory.mass
-        for row, gone in enumerate(self._lowest(group, memory, log, length, position)):
+        lowest = list(self._lowest(group, memory, log, length, position))
+        self._join(group, memory, lowest)
+        for row, gone in enumerate(lowest):
             if len(gone):
                 latest = int(table.tokens[row, gone].max())
                 group.forgotten_to = max(group.forgotten_to, latest + 1)
@@ -76,21 +79,57 @@ class Eviction:
         room = table.limit - self._bounds.block_tokens
         front, recent = self._front, length - self._bounds.recent
         kernel, around = policy.kernel or policy.name, self._bounds.around
+        share = self._bounds.apart and group.wide
         if device is not None and kernel in device.policies:
             turns = self._frequencies(group.heads)
             yield from device.lowest(
-                kernel, turns, room=room, front=front, recent=recent, around=around
+                kernel,
+                turns,
+                room=room,
+                front=front,
+                recent=recent,
+                around=around,
+                share=share,
             )
             return
+        held, scores = [], []
         for row in range(table.rows):
             at = table.slots(row)
-            at = at[np.argsort(table.tokens[row, at])]
-            view = self.view(group, memory, log, row, at, length, position)
-            score = with_around(np.asarray(policy.score(view), np.float32), around)
-            seen = table.tokens[row, at]
+            held.append(at[np.argsort(table.tokens[row, at])])
+            view = self.view(group, memory, log, row, held[row], length, position)
+            scores.append(np.asarray(policy.score(view), np.float32))
+        tokens = [table.tokens[row, at] for row, at in enumerate(held)]
+        if share:
+            scores = shared(scores, tokens)
+        for at, seen, own in zip(held, tokens, scores, strict=True):
+            score = with_around(own, around)
             score[(seen < front) | (seen >= recent)] = np.inf
             # Of equal scores the oldest go.
             yield np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+
+    def _join(self, group: Chosen, memory: GroupMemory, lowest: Sequence[Places]) -> None:
+        """Let what heads give up join what stands for their evicted tokens.
+
+        Its key and value are the means of all of them or, past REST_TOKENS, a running mean: without
+        that, what is long gone outweighed what is held.
+        """
+        if memory.rests is None:
+            return
+        if (device := memory.eviction) is not None:
+            device.join(lowest)
+            return
+        for head, gone in zip(group.heads, lowest, strict=True):
+            if not len(gone):
+                continue
+            rest = memory.rest(*head)
+            count, *means = rest.read()
+            total = count + len(gone)
+            rows = memory.keys(*head).read(gone), memory.values(*head).read(gone)
+            key, value = (
+                np.asarray((mean * count + joined.sum(axis=0)) / total, np.float32)
+                for mean, joined in zip(means, rows, strict=True)
+            )
+            rest.write(min(total, REST_TOKENS), key, value)
 
     @property
     def _front(self) -> int:
@@ -151,6 +190,10 @@ class Eviction:
                 keys = memory.keys(layer, head)
                 keys.write(at[moved], self.rotate(layer, keys.read(at[moved]), delta[moved]))
             table.positions[row, at] = place
+            if memory.rests is not None and self._spec.layers[layer].rope >= 0:
+                rest = memory.rest(layer, head)  # stays as far from the next token
+                count, key, value = rest.read()
+                rest.write(count, self.rotate(layer, key[None], np.array([-shift]))[0], value)
 
     def _frequencies(
         self, heads: Iterable[tuple[int, int]]

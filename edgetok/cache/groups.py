@@ -148,6 +148,7 @@ class Chosen:
 
     Attributes:
         heads: (layer, KV head) of each row.
+        wide: whether other heads have fewer slots.
         forgotten_to: no token from here on was evicted.
     """
 
@@ -158,6 +159,7 @@ class Chosen:
         self.layers = tuple(dict.fromkeys(layer for layer, _ in tier.heads))
         self.heads, self._bounds = list(tier.heads), bounds
         self.table = SlotTable(len(self.heads), tier.slots)
+        self.wide = tier in bounds.tiers[1:]
         self.forgotten_to = 0
         self._free: Places = np.zeros((len(self.heads), 0), np.int64)
         self._taken = 0  # of the lists of free slots

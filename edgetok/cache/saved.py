@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from edgetok.cache import state as block
 from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.view import Floats
 from edgetok.cache.recurrent import Snapshot
+from edgetok.cache.slot_memory import REST_TOKENS
 from edgetok.cache.state import CacheState
 from edgetok.cache.table import SlotTable
 from edgetok.errors import SessionError
@@ -41,6 +43,7 @@ class Found:
     tables: list[SlotTable]
     rows: list[Bytes]
     mass: dict[int, list[Floats]]
+    rests: dict[int, Floats]
     queries: Floats
     snapshots: list[Snapshot]
 
@@ -69,6 +72,8 @@ def write_state(cache: SlotCache[Any]) -> CacheState:
         if memory.mass is not None:
             mass = [memory.mass[row, at] for row, at in enumerate(lists)]
             made.append((block.MASS, i, np.concatenate(mass)))
+        if memory.rests is not None:
+            made.append((block.REST, i, memory.rests))
     if log.nbytes_used:
         made.append((block.QUERIES, 0, log.state()))
     snapshots = cache.memory.history.state(cache.length_tokens)
@@ -92,8 +97,10 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
     history = cache.memory.history
     count = sum(kind == block.SNAPSHOT for kind, _ in state.sections) if history.rings else 0
     wanted |= {(block.SNAPSHOT, i) for i in range(count)}
-    if state.sections != wanted:
-        odd = sorted(state.sections ^ wanted)
+    left = {i for i, memory in enumerate(cache.memory.groups) if memory.rests is not None}
+    left = {(block.REST, i) for i in left}
+    if state.sections - left != wanted:
+        odd = sorted((state.sections - left) ^ wanted)
         raise SessionError(f"the saved cache has other sections than this one: {odd!r:.80}")
     numbers = state.section(block.COUNTERS, np.int64).tolist()
     if len(numbers) != len(COUNTERS) + len(groups):
@@ -138,6 +145,14 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
         if len(floats) != int(counts.sum()) or not (np.isfinite(floats) & (floats >= 0)).all():
             raise SessionError("the saved cache's attention mass is out of range; it is damaged")
         mass[i] = np.split(floats, np.cumsum(counts)[:-1])
+    rests = {}
+    for _, i in left & state.sections:
+        floats, size = state.section(block.REST, np.float32, i), cache.memory.groups[i].rests.shape
+        if floats.size != math.prod(size) or not np.isfinite(floats).all():
+            raise SessionError("the saved cache's rests are too few or not finite; it is damaged")
+        rests[i] = floats.reshape(size)
+        if (rests[i][:, 0] < 0).any() or (rests[i][:, 0] > REST_TOKENS).any():
+            raise SessionError("the saved cache's rests stand for too many tokens; it is damaged")
     kept = np.zeros(0, np.float32)
     if log.nbytes_used:
         kept = state.section(block.QUERIES, np.float32)
@@ -155,6 +170,7 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
         tables=tables,
         rows=rows,
         mass=mass,
+        rests=rests,
         queries=kept,
     )
 
@@ -182,6 +198,8 @@ def restore_state(cache: SlotCache[Any], state: CacheState) -> Found:
             memory.mass[:] = 0.0
             for row, at in enumerate(every[i]):
                 memory.mass[row, at] = found.mass[i][row]
+        if memory.rests is not None:
+            memory.rests[:] = found.rests.get(i, 0.0)
         group.restore(found.marks[i])
         memory.tell()
     cache.memory.queries.restore(found.queries, found.query_counts)

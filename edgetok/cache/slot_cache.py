@@ -343,6 +343,8 @@ class SlotCache(KVCache, Generic[M]):
             self.before.truncate(length_tokens)
         for group, memory in zip(self.groups, self.memory.groups, strict=True):
             memory.pull()
+            if memory.rests is not None and length_tokens < group.mark:
+                memory.rests[:] = 0.0  # they stand for what is to be forgotten, too
             group.truncate(length_tokens)
             if memory.mass is not None:
                 memory.mass[group.table.positions == EMPTY] = 0.0

@@ -17,6 +17,7 @@ from edgetok.cache.query_log import QueryLog
 from edgetok.cache.recurrent import History
 from edgetok.cache.table import Places
 
+REST_TOKENS = 512  # most that a rest stands for: more would outweigh what is held
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -51,6 +52,7 @@ class DeviceEviction(Protocol):
         front: int,
         recent: int,
         around: int,
+        share: bool,
     ) -> Sequence[Places]:
         """Choose the slots that each head gives up until it holds `room` tokens; change nothing.
 
@@ -61,9 +63,17 @@ class DeviceEviction(Protocol):
             front: tokens before it go last.
             recent: tokens from it on go last.
             around: as in `Bounds`.
+            share: whether heads judge together.
 
         Returns:
             Of each row of the table its slots, ascending.
+        """
+
+    def join(self, slots: Sequence[Places]) -> None:
+        """Let what slots hold join the rests of their heads, before the slots are emptied.
+
+        Args:
+            slots: of each row of the table.
         """
 
     def renumber(
@@ -71,7 +81,8 @@ class DeviceEviction(Protocol):
     ) -> None:
         """Lower the table's positions by `shift` and rotate keys by the difference.
 
-        No position gets below its token's rank among those of its head.
+        No position gets below its token's rank among those of its head. Mean keys of rests are
+        rotated by -`shift`.
 
         Args:
             frequencies: of each row, radians a position; None where keys are not rotated.
@@ -91,16 +102,32 @@ class DeviceEviction(Protocol):
         """
 
 
+class Rest(Protocol):
+    """What stands for the tokens that one head gave up: their number, mean key and mean value.
+
+    A key as `Rows` has it, a value as they are stored.
+    """
+
+    def read(self) -> tuple[float, Floats, Floats]:
+        """Return the number, the key [D] and the value [D]."""
+
+    def write(self, count: float, key: Floats, value: Floats) -> None:
+        """Set them."""
+
+
 class GroupMemory(Protocol):
     """The slots of one group of layers.
 
     Attributes:
         mass: float32 [table.rows, table.size] on the host, attention that each slot got so far as
             of the last `pull`; None where it is not kept.
+        rests: float32 [table.rows, n] on the host, what stands for evicted tokens: first for how
+            many, 0 to `REST_TOKENS`; then what only the device knows. None where nothing does.
         row_bytes: of one slot of one head in `take`.
     """
 
     mass: Floats | None
+    rests: Floats | None
     row_bytes: int
 
     @property
@@ -150,6 +177,9 @@ class GroupMemory(Protocol):
 
     def values(self, layer: int, head: int) -> Rows:
         """A head's values."""
+
+    def rest(self, layer: int, head: int) -> Rest:
+        """A head's rest, where there are any."""
 
     def take(self, lists: Sequence[Places]) -> Bytes:
         """Keys, values, key scales and value scales of slots, head by head, as one array.

@@ -13,6 +13,7 @@ all little-endian. Sections of a kind belong to a group of layers (0 where there
 | TABLE | int32: see `SlotTable.state` |
 | ROWS | uint8: keys, values and scales of the slots that the table lists, head by head |
 | MASS | float32: attention that each of these slots got, row by row; where tokens are evicted |
+| REST | float32: `GroupMemory.rests`, where heads leave any; a block without it has none yet |
 | QUERIES | float32: the latest queries and their moments; where a policy looks at queries |
 | SNAPSHOT | see `recurrent.History.state`; one each, numbered as groups are; the last is now |
 """
@@ -33,8 +34,8 @@ from edgetok.formats import strict_json
 
 MAGIC = b"edgetokS"
 VERSION = 3  # 1: a cache's whole memory, in parts of a container; 2: 8 bits not rotated
-SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT = 1, 2, 3, 4, 5, 6, 16
-KINDS = frozenset((SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, SNAPSHOT))
+SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, REST, SNAPSHOT = 1, 2, 3, 4, 5, 6, 7, 16
+KINDS = frozenset((SHAPE, COUNTERS, TABLE, ROWS, MASS, QUERIES, REST, SNAPSHOT))
 
 _HEAD = struct.Struct("<8sIIQ")
 _ENTRY = struct.Struct("<IIQQQ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from types import ModuleType
 
-from edgetok.cache import bounds, recurrent, state, table
+from edgetok.cache import bounds, recurrent, slot_memory, state, table
 from edgetok.cache.limits import DEFAULT_POLICY
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.formats.layout import DATA_FILE
@@ -28,7 +28,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (tables, ("PROGRAM_", "TEAM_", "LINE")),
     (attention, ("REC_", "RECORD_", "PAGE_", "KEY_TILE", "VALUE_TILE", "DIM_TILE", "EMPTY")),
     (attention, ("SLOT_TILE", "FIRST_CHUNKS", "BLOCK", "ROWS", "MASS_LANES")),
-    (eviction, ("EV_", "SCORE_", "CHOOSE_", "RENUMBER_", "ROTATE_")),
+    (eviction, ("EV_", "SCORE_", "CHOOSE_", "RENUMBER_", "ROTATE_", "SHARE_", "REST_")),
     (sampling, ("SAMPLE_", "OPTION")),
     (elementwise, ("ANGLES_",)),
     (keep, ("KEEP_", "NO_", "SNAPSHOT_GAP_TOKENS")),
@@ -65,7 +65,8 @@ _SAME: tuple[tuple[ModuleType, ModuleType, tuple[str, ...]], ...] = (
     (recurrent, keep, ("SNAPSHOT_TOKENS", "SNAPSHOT_GAP_TOKENS", "SNAPSHOTS_BYTES")),
     (recurrent, keep, ("MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
     (ops, keep, ("STATES",)),
-    (state, keep, ("SHAPE", "COUNTERS", "TABLE", "ROWS", "MASS", "SNAPSHOT")),
+    (slot_memory, attention, ("REST_TOKENS",)),
+    (state, keep, ("SHAPE", "COUNTERS", "TABLE", "ROWS", "MASS", "REST", "SNAPSHOT")),
 )
 _STRUCTS = {
     "CACHE_FIELDS": keep.CACHE, "GROUP_FIELDS": keep.GROUP, "HISTORY_FIELDS": keep.HISTORY,

@@ -236,6 +236,8 @@ def _host(plan: Plan) -> list[bytes]:
         ),
         packed(eviction.renumber(kernels, shift=0, front=0, positions=0, by=0, **none)),
         packed(_rotation(kernels, dims, bits)),
+        packed(eviction.share_scores(kernels, scores=0, **none)),
+        packed(eviction.join_rests(kernels, evicted=0, counts=0, **none, **where)),
     ]
     for rope in spec.ropes:
         made.append(
@@ -258,7 +260,7 @@ def _host(plan: Plan) -> list[bytes]:
 def _rotation(kernels: Addresses, dims: int, bits: int) -> Instruction:
     size = attention.PAGE_SLOTS
     return eviction.rotate_keys(
-        kernels, by=0, page_slots=size, head_dim=dims, kv_bits=bits, **_NONE
+        kernels, by=0, rest_by=0, page_slots=size, head_dim=dims, kv_bits=bits, **_NONE
     )
 
 

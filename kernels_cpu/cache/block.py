@@ -11,31 +11,24 @@ from edgetok.kernels_cpu.cache.history import (
     HEAD_BYTES,
     clear_history,
     read_snapshot,
-    snapshot_fits,
     snapshot_sections,
     write_snapshot,
 )
 from edgetok.kernels_cpu.cache.launch import (
     BLOCK_MAGIC,
     BLOCK_VERSION,
-    C_BOUNDED,
-    C_CAPACITY,
+    C_APART,
     C_DROPPED,
     C_EVICTING,
     C_GROUP_COUNT,
     C_HISTORY,
     C_LENGTH,
-    C_MOST_TOKENS,
     C_PINNED,
     C_SHAPE,
     C_SHAPE_BYTES,
     C_SHIFT,
-    C_SLOTS,
     COUNTERS,
-    FEW_SNAPSHOTS,
-    FITS,
     FIXED_COUNTERS,
-    FOREIGN,
     G_CHOSEN,
     G_HEADS,
     G_HELD,
@@ -43,29 +36,24 @@ from edgetok.kernels_cpu.cache.launch import (
     G_MARK,
     G_MASS,
     G_POSITIONS,
+    G_REST_BYTES,
+    G_RESTS,
     G_ROWS,
     G_SLOT_BYTES,
     G_TOKENS,
     G_USED,
-    G_WINDOW,
     H_BYTES,
     H_COUNT,
-    H_MOST,
     MASS,
-    OTHER_SHAPE,
-    OTHER_VERSION,
+    REST,
     ROWS,
     SHAPE,
     SNAPSHOT,
     TABLE,
-    WRONG_COUNTERS,
-    WRONG_MASS,
-    WRONG_SECTIONS,
-    WRONG_SNAPSHOTS,
-    WRONG_TABLE,
 )
 from edgetok.kernels_cpu.cache.rows import copy_rows
 from edgetok.kernels_cpu.cache.tables import (
+    clear_rests,
     fill,
     get,
     group_at,
@@ -77,7 +65,6 @@ from edgetok.kernels_cpu.cache.tables import (
 )
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
-    read_f64,
     read_i32,
     read_i64,
     read_int,
@@ -85,12 +72,12 @@ from edgetok.kernels_cpu.simd.memory import (
     write_i32,
     write_i64,
 )
-from edgetok.kernels_cpu.text.characters import compared, write_u8
+from edgetok.kernels_cpu.text.characters import write_u8
 
-_HEAD, _ENTRY = 24, 32  # bytes
+HEAD, ENTRY = 24, 32  # bytes
 _MOST_SECTIONS = 1024
 _INFINITE = 0x7F800000  # bits of a float32
-_HIGH = 1 << 32
+HIGH = 1 << 32
 
 
 @outline
@@ -98,17 +85,29 @@ def _entry(data: int, i: int, kind: int, group: int, at: int, nbytes: int) -> An
     """Write a section's entry, where there is a block; returns where it begins."""
     begin = (at + 63) // 64 * 64
     if data != 0:
-        entry = data + _HEAD + _ENTRY * i
-        write_i64(entry, kind + group * _HIGH)
+        entry = data + HEAD + ENTRY * i
+        write_i64(entry, kind + group * HIGH)
         write_i64(entry + 8, begin)
         write_i64(entry + 16, nbytes)
     return begin
 
 
 @inline
-def _stored_bytes(g: int, held: int) -> Any:
+def stored_bytes(g: int, held: int) -> Any:
     """Bytes of the rows of so many listed slots."""
     return get(g, G_SLOT_BYTES) * (held * get(g, G_HEADS) if get(g, G_ROWS) == 1 else held)
+
+
+@inline
+def rest_bytes(g: int) -> Any:
+    """Bytes of all rests of a group."""
+    return get(g, G_ROWS) * get(g, G_REST_BYTES)
+
+
+@outline
+def _copy_words(source: int, nbytes: int, to: int) -> None:
+    for i in range(nbytes // 4):
+        write_i32(to + 4 * i, read_i32(source + 4 * i))
 
 
 @outline
@@ -142,7 +141,8 @@ def _write_counters(c: int, to: int) -> None:
 @outline
 def _count_sections(c: int) -> Any:
     snapshots = snapshot_sections(get(c, C_HISTORY), get(c, C_LENGTH))
-    return 2 + 2 * get(c, C_GROUP_COUNT) + get(c, C_EVICTING) + snapshots
+    evicting = get(c, C_EVICTING) * (1 + get(c, C_APART))
+    return 2 + 2 * get(c, C_GROUP_COUNT) + evicting + snapshots
 
 
 @outline
@@ -152,9 +152,9 @@ def write_block(c: int, data: int) -> Any:
     history, length = get(c, C_HISTORY), get(c, C_LENGTH)
     if data != 0:
         write_i64(data, BLOCK_MAGIC)
-        write_i64(data + 8, BLOCK_VERSION + count * _HIGH)
+        write_i64(data + 8, BLOCK_VERSION + count * HIGH)
     size = get(c, C_SHAPE_BYTES)
-    begin = _entry(data, 0, SHAPE, 0, _HEAD + _ENTRY * count, size)
+    begin = _entry(data, 0, SHAPE, 0, HEAD + ENTRY * count, size)
     if data != 0:
         for i in range(size):
             write_u8(data + begin + i, read_u8(get(c, C_SHAPE) + i))
@@ -170,13 +170,19 @@ def write_block(c: int, data: int) -> Any:
         held, chosen = total(get(g, G_HELD), get(g, G_ROWS)), get(g, G_CHOSEN)
         size = 4 * (get(g, G_ROWS) + 3 * held)
         table = _entry(data, n, TABLE, i, at, size)
-        rows = _entry(data, n + 1, ROWS, i, table + size, _stored_bytes(g, held))
-        at = rows + _stored_bytes(g, held)
+        rows = _entry(data, n + 1, ROWS, i, table + size, stored_bytes(g, held))
+        at = rows + stored_bytes(g, held)
         mass = 0
         if chosen != 0:
             mass = _entry(data, n + 2, MASS, i, at, 4 * held)
             at = mass + 4 * held
         n += 2 + chosen
+        if rest_bytes(g) != 0:
+            begin = _entry(data, n, REST, i, at, rest_bytes(g))
+            if data != 0:
+                _copy_words(get(g, G_RESTS), rest_bytes(g), data + begin)
+            at = begin + rest_bytes(g)
+            n += 1
         if data != 0:
             _write_table(g, held, data + table, data + mass if chosen != 0 else 0)
             copy_rows(c, g, data + rows, 1)
@@ -193,11 +199,11 @@ def write_block(c: int, data: int) -> Any:
 
 
 @outline
-def _find(data: int, nbytes: int, kind: int, group: int) -> Any:
+def section_at(data: int, nbytes: int, kind: int, group: int) -> Any:
     """Address of the entry of a section that lies in the block; 0 for none."""
-    for i in range(read_i64(data + 8) // _HIGH):
-        entry = data + _HEAD + _ENTRY * i
-        if read_i64(entry) == kind + group * _HIGH:
+    for i in range(read_i64(data + 8) // HIGH):
+        entry = data + HEAD + ENTRY * i
+        if read_i64(entry) == kind + group * HIGH:
             begin, size = read_i64(entry + 8), read_i64(entry + 16)
             if begin >= 0 and begin % 64 == 0 and size >= 0 and size <= nbytes - begin:
                 return entry
@@ -205,143 +211,15 @@ def _find(data: int, nbytes: int, kind: int, group: int) -> Any:
 
 
 @inline
-def _begin(data: int, entry: int) -> Any:
+def begin_of(data: int, entry: int) -> Any:
+    """Address of what is in a section."""
     return data + read_i64(entry + 8)
 
 
 @inline
-def _size(entry: int) -> Any:
+def bytes_of(entry: int) -> Any:
     """Bytes of a section; -1 where there is none."""
     return read_i64(entry + 16) if entry != 0 else -1
-
-
-@outline
-def _list_fits(g: int, n: int, slots: int, held: int, length: int, following: int) -> Any:
-    """Whether slots of one list ascend and what they hold can be."""
-    for i in range(n):
-        at = slots + 4 * i
-        slot, token, position = read_int(at), read_int(at + 4 * held), read_int(at + 8 * held)
-        if slot < 0 or slot >= get(g, G_LIMIT) or token < 0 or token >= length:
-            return False
-        if position < 0 or position >= following or (i > 0 and slot <= read_int(at - 4)):
-            return False
-        if get(g, G_CHOSEN) == 0 and slot != token % get(g, G_LIMIT):
-            return False
-    return True
-
-
-@outline
-def _table_fits(c: int, g: int, table: int, size: int, length: int, following: int) -> Any:
-    """Whether a table's numbers can be: how many tokens it holds, or -1."""
-    rows = get(g, G_ROWS)
-    if size < 4 * rows:
-        return -1
-    held = 0
-    for row in range(rows):
-        n = read_int(table + 4 * row)
-        if n < 0 or n > get(g, G_LIMIT):
-            return -1
-        held += n
-    if size != 4 * (rows + 3 * held):
-        return -1
-    slots = table + 4 * rows
-    for row in range(rows):
-        n = read_int(table + 4 * row)
-        if not _list_fits(g, n, slots, held, length, following):
-            return -1
-        slots += 4 * n
-    if get(g, G_CHOSEN) != 0:
-        return held
-    window = get(g, G_WINDOW)
-    least = min(window - 1, length) if window > 0 else length
-    return held if held >= least and held <= get(c, C_CAPACITY) else -1
-
-
-@outline
-def _group_fits(c: int, i: int, data: int, nbytes: int, tokens: int, shift: int) -> Any:
-    """Check the sections of a group."""
-    g = group_at(c, i)
-    table = _find(data, nbytes, TABLE, i)
-    rows, mass = _find(data, nbytes, ROWS, i), _find(data, nbytes, MASS, i)
-    counters = _begin(data, _find(data, nbytes, COUNTERS, 0))
-    mark = read_i64(counters + 8 * (FIXED_COUNTERS + i))
-    if table == 0 or mark < 0 or mark > tokens:
-        return WRONG_TABLE
-    held = _table_fits(c, g, _begin(data, table), _size(table), tokens, tokens - shift)
-    if held < 0:
-        return WRONG_TABLE
-    if _size(rows) != _stored_bytes(g, held):
-        return WRONG_SECTIONS
-    if get(g, G_CHOSEN) == 0:
-        return FITS
-    if _size(mass) != 4 * held:
-        return WRONG_MASS
-    for k in range(held):
-        bits = read_int(_begin(data, mass) + 4 * k)
-        if bits < 0 or bits >= _INFINITE:
-            return WRONG_MASS
-    return FITS
-
-
-@outline
-def _counters_fit(c: int, counters: int, tokens: int) -> Any:
-    length, shift, pinned = read_i64(counters), read_i64(counters + 8), read_i64(counters + 16)
-    dropped = read_f64(counters + 24)
-    if length != tokens:
-        return -1 - max(0, length)
-    if tokens > get(c, C_MOST_TOKENS) or shift < 0 or shift > tokens:
-        return WRONG_COUNTERS
-    most_pinned = get(c, C_SLOTS) // 2 if get(c, C_BOUNDED) != 0 else 0
-    if tokens - shift > get(c, C_CAPACITY) or pinned < 0 or pinned > most_pinned:
-        return WRONG_COUNTERS
-    return FITS if dropped >= 0.0 and dropped < np.inf else WRONG_MASS
-
-
-@outline
-def _snapshots_fit(h: int, data: int, nbytes: int, tokens: int) -> Any:
-    latest = 0
-    i = 0
-    while get(h, H_COUNT) != 0:
-        entry = _find(data, nbytes, SNAPSHOT, i)
-        if entry == 0:
-            break
-        if i > get(h, H_MOST):
-            return WRONG_SNAPSHOTS
-        if not snapshot_fits(h, _begin(data, entry), _size(entry), latest):
-            return WRONG_SNAPSHOTS
-        latest = read_i64(_begin(data, entry))
-        i += 1
-    return FEW_SNAPSHOTS if get(h, H_COUNT) != 0 and latest != tokens else FITS
-
-
-@outline
-def check_block(c: int, data: int, nbytes: int, tokens: int) -> Any:
-    """Say whether a cache can become what a block says: FITS, or why not; nothing is changed.
-
-    A block of so many other tokens is -1 less that number.
-    """
-    if nbytes < _HEAD or read_i64(data) != BLOCK_MAGIC:
-        return FOREIGN
-    head = read_i64(data + 8)
-    count = head // _HIGH
-    if head % _HIGH != BLOCK_VERSION or count < 0 or count > _MOST_SECTIONS:
-        return OTHER_VERSION
-    if read_i64(data + 16) != nbytes or nbytes < _HEAD + _ENTRY * count:
-        return OTHER_VERSION
-    shape, counters = _find(data, nbytes, SHAPE, 0), _find(data, nbytes, COUNTERS, 0)
-    own = get(c, C_SHAPE_BYTES)
-    if _size(shape) != own or compared(_begin(data, shape), own, get(c, C_SHAPE), own) != 0:
-        return OTHER_SHAPE
-    if _size(counters) != 8 * (FIXED_COUNTERS + get(c, C_GROUP_COUNT)):
-        return WRONG_COUNTERS
-    fault = _counters_fit(c, _begin(data, counters), tokens)
-    for i in range(get(c, C_GROUP_COUNT)):
-        if fault == FITS:
-            shift = read_i64(_begin(data, counters) + 8)
-            fault = _group_fits(c, i, data, nbytes, tokens, shift)
-    if fault == FITS:
-        fault = _snapshots_fit(get(c, C_HISTORY), data, nbytes, tokens)
-    return fault
 
 
 @outline
@@ -371,26 +249,31 @@ def _read_table(g: int, table: int, mass: int) -> None:
 def read_block(c: int, data: int, nbytes: int) -> None:
     """Become what a block says that fits."""
     history = get(c, C_HISTORY)
-    counters = _begin(data, _find(data, nbytes, COUNTERS, 0))
+    counters = begin_of(data, section_at(data, nbytes, COUNTERS, 0))
     put(c, C_LENGTH, read_i64(counters))
     put(c, C_SHIFT, read_i64(counters + 8))
     put(c, C_PINNED, read_i64(counters + 16))
     put(c, C_DROPPED, read_i64(counters + 24))
     for i in range(get(c, C_GROUP_COUNT)):
         g = group_at(c, i)
-        mass = _find(data, nbytes, MASS, i) if get(g, G_CHOSEN) != 0 else 0
-        table = _begin(data, _find(data, nbytes, TABLE, i))
-        _read_table(g, table, _begin(data, mass) if mass != 0 else 0)
-        copy_rows(c, g, _begin(data, _find(data, nbytes, ROWS, i)), 0)
+        mass = section_at(data, nbytes, MASS, i) if get(g, G_CHOSEN) != 0 else 0
+        table = begin_of(data, section_at(data, nbytes, TABLE, i))
+        _read_table(g, table, begin_of(data, mass) if mass != 0 else 0)
+        copy_rows(c, g, begin_of(data, section_at(data, nbytes, ROWS, i)), 0)
         put(g, G_MARK, read_i64(counters + 8 * (FIXED_COUNTERS + i)))
         if get(g, G_CHOSEN) != 0:
             list_free(c, g)
+        rests = section_at(data, nbytes, REST, i)
+        if rests != 0:
+            _copy_words(begin_of(data, rests), rest_bytes(g), get(g, G_RESTS))
+        else:
+            clear_rests(g)
     clear_history(history)
     i = 0
     while get(history, H_COUNT) != 0:
-        entry = _find(data, nbytes, SNAPSHOT, i)
+        entry = section_at(data, nbytes, SNAPSHOT, i)
         if entry == 0:
             break
-        after = _find(data, nbytes, SNAPSHOT, i + 1)
-        read_snapshot(history, _begin(data, entry), 1 if after == 0 else 0)
+        after = section_at(data, nbytes, SNAPSHOT, i + 1)
+        read_snapshot(history, begin_of(data, entry), 1 if after == 0 else 0)
         i += 1

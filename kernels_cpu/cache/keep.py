@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgetok.kernels_cpu.attention.launch import EMPTY, REC_USED, RECORD_SLOTS
-from edgetok.kernels_cpu.cache.block import check_block, read_block, write_block
+from edgetok.kernels_cpu.cache.block import read_block, write_block
+from edgetok.kernels_cpu.cache.block_check import check_block
 from edgetok.kernels_cpu.cache.history import (
     advance_history,
     begin_history,
@@ -53,6 +54,7 @@ from edgetok.kernels_cpu.cache.launch import (
 )
 from edgetok.kernels_cpu.cache.sizes import chunks
 from edgetok.kernels_cpu.cache.tables import (
+    clear_rests,
     empty,
     fill,
     get,
@@ -233,6 +235,8 @@ def cache_truncate(instr: int, ctx: int, tid: int, threads: int) -> None:
     for i in range(get(c, C_GROUP_COUNT)):
         g = group_at(c, i)
         end = _truncate(g, length)
+        if length < get(g, G_MARK):
+            clear_rests(g)  # they stand for what is to be forgotten, too
         if get(g, G_CHOSEN) != 0:
             last = max(last, end)
             put(g, G_MARK, min(get(g, G_MARK), length))

@@ -77,6 +77,7 @@ CACHE = (
     "recent",  # latest tokens that are kept
     "narrow",  # slots of heads, of wide ones if there are any; 0: none of these
     "broad",
+    "apart",  # 1: there are wide heads, and fewer than narrow ones: `Bounds.apart`
     # Memory besides that of groups: addresses, as in PART_STATES, PART_MASS and PART_PARTIALS.
     "state_table",
     "mass",
@@ -111,6 +112,8 @@ GROUP = (
     "positions",  # address of int32 [rows, limit], EMPTY where a slot holds nothing
     "tokens",  # address of int32 [rows, limit]
     "mass",  # address of float32 [rows, limit], of heads that evict
+    "rests",  # address of float32 [rows, rest_floats], where heads are apart
+    "rest_bytes",  # of a row
     "held",  # address of int64 [rows]
     "used",  # address of int64 [rows]: slots from this one on hold nothing
     "append",  # address of int32 [rows, block_tokens]
@@ -142,7 +145,7 @@ R_SCALE_BYTES, R_PARTIAL_BYTES = RUN.index("scale_bytes"), RUN.index("partial_by
 R_EVICT_SCRATCH, R_STATES = RUN.index("evict_scratch"), RUN.index("states")
 R_BULKY, R_ROPES = RUN.index("bulky"), RUN.index("ropes")
 L_WINDOW, L_ROPE, L_CENTRE, L_FACTOR = range(4)  # of LAYER
-S_KV_HEADS, S_KEY_BYTES, S_VALUE_BYTES, S_DIMS = range(4)  # of SIZE
+S_KV_HEADS, S_KEY_BYTES, S_VALUE_BYTES, S_DIMS, S_PADDED = range(5)  # of SIZE
 
 # The kernels' slots.
 (
@@ -165,7 +168,7 @@ MOST_SNAPSHOTS, FEWEST_SNAPSHOTS, SNAPSHOTS_BYTES = 32, 3, 128 << 20
 STATES = 2  # of a layer, at most
 BLOCK_VERSION = 3
 BLOCK_MAGIC = int.from_bytes(b"edgetokS", "little")
-SHAPE, COUNTERS, TABLE, ROWS, MASS, SNAPSHOT = 1, 2, 3, 4, 5, 16
+SHAPE, COUNTERS, TABLE, ROWS, MASS, REST, SNAPSHOT = 1, 2, 3, 4, 5, 7, 16
 FIXED_COUNTERS = 7
 
 RESTORE_ERRORS = (
@@ -177,6 +180,7 @@ RESTORE_ERRORS = (
     "the saved cache holds tokens that cannot be; it is damaged",
     "the saved cache's sections do not add up; it is damaged",
     "the saved cache's attention mass cannot be; it is damaged",
+    "the saved cache's rests of evicted tokens cannot be; it is damaged",
     "the saved cache's snapshots cannot be; it is damaged",
     "the saved cache's snapshots end before its tokens; it is damaged",
 )
@@ -189,6 +193,7 @@ RESTORE_ERRORS = (
     WRONG_TABLE,
     WRONG_SECTIONS,
     WRONG_MASS,
+    WRONG_RESTS,
     WRONG_SNAPSHOTS,
     FEW_SNAPSHOTS,
 ) = range(len(RESTORE_ERRORS))
@@ -213,6 +218,7 @@ C_FREQUENCIES, C_PAIRS = CACHE.index("frequencies"), CACHE.index("pairs")
 C_LONGROPE, C_POLICY_NAME = CACHE.index("longrope"), CACHE.index("policy_name")
 C_RECENT_SHARE, C_UNEQUAL = CACHE.index("recent_share"), CACHE.index("unequal")
 C_RECENT, C_NARROW, C_BROAD = CACHE.index("recent"), CACHE.index("narrow"), CACHE.index("broad")
+C_APART = CACHE.index("apart")
 C_STATE_TABLE, C_MASS = CACHE.index("state_table"), CACHE.index("mass")
 C_MASS_SLOTS, C_PARTIALS = CACHE.index("mass_slots"), CACHE.index("partials")
 C_SCORES, C_EVICTED = CACHE.index("scores"), CACHE.index("evicted")
@@ -230,6 +236,7 @@ G_MARK, G_KEY_BYTES = GROUP.index("mark"), GROUP.index("key_bytes")
 G_SLOT_BYTES, G_HEAD = GROUP.index("slot_bytes"), GROUP.index("head")
 G_POSITIONS, G_TOKENS = GROUP.index("positions"), GROUP.index("tokens")
 G_MASS, G_HELD = GROUP.index("mass"), GROUP.index("held")
+G_RESTS, G_REST_BYTES = GROUP.index("rests"), GROUP.index("rest_bytes")
 G_USED, G_APPEND = GROUP.index("used"), GROUP.index("append")
 G_FREE_SLOTS, G_FREE_COUNT = GROUP.index("free_slots"), GROUP.index("free_count")
 G_TAKEN, G_ENTRIES = GROUP.index("taken"), GROUP.index("entries")

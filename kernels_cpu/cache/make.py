@@ -18,9 +18,11 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_MASS,
     REC_PAGES,
     REC_POSITIONS,
+    REC_REST,
     RECORD_SLOTS,
 )
 from edgetok.kernels_cpu.cache.launch import (
+    C_APART,
     C_BLOCK_TOKENS,
     C_BOUNDED,
     C_BROAD,
@@ -61,6 +63,8 @@ from edgetok.kernels_cpu.cache.launch import (
     G_MEMORY,
     G_PAGES,
     G_POSITIONS,
+    G_REST_BYTES,
+    G_RESTS,
     G_ROWS,
     G_SLOT_BYTES,
     G_TOKENS,
@@ -101,6 +105,7 @@ from edgetok.kernels_cpu.cache.sizes import (
     stores,
 )
 from edgetok.kernels_cpu.cache.tables import get, group_at, put
+from edgetok.kernels_cpu.eviction import launch as eviction
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
     EV_FACTOR,
@@ -109,11 +114,14 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_PAIRS,
     EV_POSITIONS,
     EV_RECORD_SLOTS,
+    EV_REST,
     EV_TOKENS,
 )
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import read_i64, write_i32, write_i64
+
+share_scratch_bytes = inline(eviction.share_scratch_bytes)
 
 _PARTS = 4  # of a page
 _MOST_BYTES = 1e14
@@ -153,6 +161,10 @@ def _place_head(c: int, g: int, head: int, at: int) -> None:
     put(record, REC_POSITIONS, positions)
     put(record, REC_APPEND, get(g, G_APPEND) + 4 * row * get(c, C_BLOCK_TOKENS))
     put(record, REC_MASS, get(g, G_MASS) + 4 * row * limit if get(g, G_CHOSEN) != 0 else 0)
+    if get(g, G_REST_BYTES) != 0:
+        rest = get(g, G_RESTS) + get(g, G_REST_BYTES) * row
+        put(record, REC_REST, rest)
+        put(evicts, EV_REST, rest)
     put(evicts, EV_PAGES, pages)
     put(evicts, EV_POSITIONS, positions)
     put(evicts, EV_TOKENS, get(g, G_TOKENS) + 4 * row * limit)
@@ -183,6 +195,8 @@ def _place_group(c: int, g: int, at: int) -> Any:
     at = _after(at, 4 * slots)
     put(g, G_MASS, at)
     at = _after(at, 4 * slots * chosen)
+    put(g, G_RESTS, at)
+    at = _after(at, get(g, G_REST_BYTES) * rows)
     put(g, G_HELD, at)
     at = _after(at, 8 * rows)
     put(g, G_USED, at)
@@ -279,7 +293,10 @@ def _place_all(c: int, base: int, real: int) -> Any:
     put(c, C_COUNTS, at)
     at = _after(at, 8 * heads)
     put(c, C_SCRATCH, at)
-    return _after(at, get(c, C_THREADS) * (run(c, R_EVICT_SCRATCH) + 8 * longest))
+    scratch = get(c, C_THREADS) * (run(c, R_EVICT_SCRATCH) + 8 * longest)
+    if get(c, C_APART) != 0:
+        scratch = max(scratch, share_scratch_bytes(heads, slots))
+    return _after(at, scratch)
 
 
 @kernel

@@ -15,10 +15,12 @@ from edgetok.kernels_cpu.attention.launch import (
     PAGE_FIELDS,
     PAGE_SLOTS,
     RECORD_SLOTS,
+    REST_KEY,
     SLOT_TILE,
 )
 from edgetok.kernels_cpu.attention.launch import ROWS as MASS_ROWS
 from edgetok.kernels_cpu.cache.launch import (
+    C_APART,
     C_BLOCK_TOKENS,
     C_BOUNDED,
     C_BROAD,
@@ -48,6 +50,7 @@ from edgetok.kernels_cpu.cache.launch import (
     G_KEY_SCALE_BYTES,
     G_LIMIT,
     G_PAGES,
+    G_REST_BYTES,
     G_ROWS,
     G_SIZE,
     G_SLOT_BYTES,
@@ -76,6 +79,7 @@ from edgetok.kernels_cpu.cache.launch import (
     R_STATES,
     S_KEY_BYTES,
     S_KV_HEADS,
+    S_PADDED,
     S_VALUE_BYTES,
     SIZE,
     SNAPSHOTS_BYTES,
@@ -130,6 +134,7 @@ def set_slots(c: int, slots: int) -> None:
     put(c, C_SLOTS, slots)
     put(c, C_NARROW, slots)
     put(c, C_BROAD, 0)
+    put(c, C_APART, 0)
     put(c, C_BLOCK_TOKENS, min(run(c, R_BLOCK), max(8, slots // 8)))
     put(c, C_RECENT, recent)
     wide, seeing = get(c, C_WIDE_HEADS), get(c, C_SEEING_HEADS)
@@ -146,6 +151,7 @@ def set_slots(c: int, slots: int) -> None:
             put(c, C_RECENT, min(recent, 3 * few // 4))
         else:
             put(c, C_RECENT, min(slots // 4, 3 * few // 8))
+            put(c, C_APART, 1)
 
 
 @outline
@@ -232,6 +238,8 @@ def set_groups(c: int) -> None:
         put(g, G_SLOT_BYTES, get(size, S_KEY_BYTES) + get(size, S_VALUE_BYTES) + 2 * scale)
         put(g, G_HEADS, get(g, G_HEADS) + 1)
         put(g, G_ROWS, get(g, G_HEADS) if get(g, G_CHOSEN) != 0 else 1)
+        if get(g, G_CHOSEN) != 0 and get(c, C_APART) != 0:
+            put(g, G_REST_BYTES, 4 * (REST_KEY + 2 * get(size, S_PADDED)))
         put(g, G_PAGES, (get(g, G_LIMIT) + PAGE_SLOTS - 1) // PAGE_SLOTS)
 
 
@@ -269,6 +277,7 @@ def count_python_bytes(c: int) -> Any:
         found += heads * (get(g, G_PAGES) + 1) * 8 * PAGE_FIELDS
         found += heads * limit * get(g, G_SLOT_BYTES)
         found += 4 * get(g, G_ROWS) * get(c, C_BLOCK_TOKENS)
+        found += get(g, G_ROWS) * get(g, G_REST_BYTES)
     if get(c, C_BOUNDED) != 0:
         found += 4 * mass_floats(c)
     put(c, C_PYTHON_BYTES, found)

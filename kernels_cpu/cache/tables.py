@@ -17,6 +17,8 @@ from edgetok.kernels_cpu.cache.launch import (
     G_LIMIT,
     G_MASS,
     G_POSITIONS,
+    G_REST_BYTES,
+    G_RESTS,
     G_ROWS,
     G_TAKEN,
     G_TOKENS,
@@ -114,6 +116,13 @@ def empty(g: int, row: int, slot: int) -> None:
     while end > 0 and not holds(g, row, end - 1):
         end -= 1
     write_i64(used, end)
+
+
+@outline
+def clear_rests(g: int) -> None:
+    """Let the rests of a group's heads stand for nothing, where there are any."""
+    for i in range(get(g, G_ROWS) * get(g, G_REST_BYTES) // 4):
+        write_f32(get(g, G_RESTS) + 4 * i, np.float32(0.0))
 
 
 @outline

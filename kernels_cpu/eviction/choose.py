@@ -28,14 +28,17 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_SLOTS,
     EV_TOKENS,
     SCORE_OUT,
+    SHARE_SCORES,
 )
 from edgetok.kernels_cpu.program.abi import kernel
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
     read_f32,
+    read_f64,
     read_i32,
     read_i64,
     write_f32,
+    write_f64,
     write_i32,
     write_i64,
 )
@@ -101,6 +104,55 @@ def window_scores(instr: int, ctx: int, tid: int, threads: int) -> None:
             held = read_i32(positions + 4 * s) != EMPTY
             score = np.float32(read_i32(tokens + 4 * s)) if held else np.float32(0.0)
             write_f32(out + 4 * s, score)
+
+
+@kernel
+def share_scores(instr: int, ctx: int, tid: int, threads: int) -> None:
+    """Definition: `edgetok/cache/policies/shared.py`."""
+    if tid != 0:
+        return
+    slots = read_i64(instr + 8 * EV_SLOTS)
+    heads = read_i64(instr + 8 * EV_HEADS)
+    scores = read_i64(instr + 8 * SHARE_SCORES)
+    usual = read_i64(instr + 8 * EV_SCRATCH)  # float64 [heads], then how many each holds
+    order = usual + 16 * heads
+    n = 0
+    for head in range(heads):
+        record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
+        positions, tokens = read_i64(record + 8 * EV_POSITIONS), read_i64(record + 8 * EV_TOKENS)
+        write_f64(usual + 8 * head, 0.0)
+        first = n
+        for s in range(slots):
+            if read_i32(positions + 4 * s) != EMPTY:
+                token = np.int64(read_i32(tokens + 4 * s))
+                write_i64(order + 8 * n, token * 0x100000000 + head * slots + s)
+                n += 1
+        write_i64(usual + 8 * (heads + head), n - first)
+    sort_i64(order, n)
+    for i in range(n):
+        at = read_i64(order + 8 * i) & 0xFFFFFFFF
+        to = usual + 8 * (at // slots)
+        write_f64(to, read_f64(to) + read_f32(scores + 4 * at))
+    for head in range(heads):
+        total = read_f64(usual + 8 * head)
+        held = read_i64(usual + 8 * (heads + head))
+        write_f64(usual + 8 * head, total / held if total > 0.0 else 1.0)
+    begin = 0
+    while begin < n:
+        token = read_i64(order + 8 * begin) // 0x100000000
+        total = 0.0
+        end = begin
+        while end < n and read_i64(order + 8 * end) // 0x100000000 == token:
+            at = read_i64(order + 8 * end) & 0xFFFFFFFF
+            own = np.float32(read_f32(scores + 4 * at) / read_f64(usual + 8 * (at // slots)))
+            write_f32(scores + 4 * at, own)
+            total += own
+            end += 1
+        half = np.float32(total / (end - begin) * 0.5)
+        for i in range(begin, end):
+            at = read_i64(order + 8 * i) & 0xFFFFFFFF
+            write_f32(scores + 4 * at, read_f32(scores + 4 * at) + half)
+        begin = end
 
 
 @kernel

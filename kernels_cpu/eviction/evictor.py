@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetok.errors import ShapeError
+from edgetok.kernels_cpu.attention.launch import rest_floats
 from edgetok.kernels_cpu.eviction import launch
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
@@ -19,6 +20,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_PAIRS,
     EV_POSITIONS,
     EV_RECORD_SLOTS,
+    EV_REST,
     EV_TOKENS,
 )
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS
@@ -49,6 +51,8 @@ class Heads:
             rotated. Needed by `Evictor.rotate` and for the scores of `content`.
         centre, factor: float32 [heads, D], C-contiguous: slots of 4 to 8 bits hold
             (k - centre) * factor. None for both: k.
+        rests: float32 [heads, rest_floats] (`attention/launch.py`), C-contiguous, which `join` and
+            `rotate` change; None: there are none.
     """
 
     pages: Longs
@@ -59,6 +63,7 @@ class Heads:
     frequencies: Sequence[npt.NDArray[np.float64] | None] = ()
     centre: Floats | None = None
     factor: Floats | None = None
+    rests: Floats | None = None
 
     def __post_init__(self) -> None:
         """Check shapes.
@@ -116,6 +121,9 @@ class Heads:
         if self.centre is not None and self.factor is not None:
             for slot, part in ((EV_CENTRE, self.centre), (EV_FACTOR, self.factor)):
                 made[:, slot] = part.ctypes.data + np.arange(self.count) * part.strides[0]
+        if self.rests is not None:
+            made[:, EV_REST] = self.rests.ctypes.data
+            made[:, EV_REST] += np.arange(self.count) * self.rests.strides[0]
         for head, one in enumerate(self.frequencies):
             if one is not None:
                 made[head, EV_FREQUENCIES], made[head, EV_PAIRS] = one.ctypes.data, one.size
@@ -191,6 +199,34 @@ class Evictor:
         self._run([one])
         return made
 
+    def shared(self, heads: Heads, scores: Floats) -> Floats:
+        """Let heads judge together, as `cache/policies/shared.py` says.
+
+        Args:
+            heads: whose slots.
+            scores: [heads, slots] float32, C-contiguous.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ShapeError: scores are of another type or shape.
+        """
+        made = self._copy(heads, scores)
+        records = heads.records()
+        scratch = np.empty(launch.share_scratch_bytes(heads.count, scores.size), np.uint8)
+        one = launch.share_scores(
+            self._kernels,
+            heads=heads.count,
+            records=records.ctypes.data,
+            slots=heads.slots,
+            scores=made.ctypes.data,
+            scratch=scratch.ctypes.data,
+            wait=True,
+        )
+        self._run([one])
+        return made
+
     def lowest(
         self,
         heads: Heads,
@@ -216,12 +252,10 @@ class Evictor:
         Returns:
             Of each head its slots, ascending.
         """
-        if scores.shape != heads.positions.shape or scores.dtype != np.float32:
-            raise ShapeError(f"scores are {scores.dtype} {scores.shape}, expected float32 as slots")
         evicted = np.empty((heads.count, heads.slots), np.int32)
         counts = np.empty(heads.count, np.int64)
         records, scratch = heads.records(), self._scratch(heads)
-        scores = np.array(scores, order="C")  # sums replace them
+        scores = self._copy(heads, scores)  # sums replace them
         one = launch.choose_evicted(
             self._kernels,
             heads=heads.count,
@@ -239,6 +273,41 @@ class Evictor:
         )
         self._run([one])
         return [row[:n].astype(np.int64) for row, n in zip(evicted, counts.tolist(), strict=True)]
+
+    def join(self, heads: Heads, slots: Sequence[Longs]) -> None:
+        """Let what slots hold join their heads' rests, as `rest.py` says.
+
+        Args:
+            heads: whose rests.
+            slots: of each head, as `lowest` returns them.
+
+        Raises:
+            ShapeError: the rests are of another type or shape, or slots are out of range.
+        """
+        self._check_rests(heads)
+        evicted = np.zeros((heads.count, heads.slots), np.int32)
+        counts = np.array([len(at) for at in slots], np.int64)
+        if len(slots) != heads.count or counts.max(initial=0) > heads.slots:
+            raise ShapeError(f"slots of {len(slots)} heads, expected {heads.count}")
+        for row, at in zip(evicted, slots, strict=True):
+            row[: len(at)] = at
+        if evicted.size and not 0 <= evicted.min() <= evicted.max() < heads.slots:
+            raise ShapeError(f"slots beyond the {heads.slots} that there are")
+        records, scratch = heads.records(), self._scratch(heads)
+        one = launch.join_rests(
+            self._kernels,
+            kv_bits=self._bits,
+            heads=heads.count,
+            records=records.ctypes.data,
+            slots=heads.slots,
+            page_slots=heads.page_slots,
+            head_dim=heads.head_dim,
+            evicted=evicted.ctypes.data,
+            counts=counts.ctypes.data,
+            scratch=scratch.ctypes.data,
+            wait=True,
+        )
+        self._run([one])
 
     def renumbered(self, heads: Heads, *, shift: int, front: int) -> tuple[Ints, Ints]:
         """Lower positions by `shift`, but never below a token's rank among those of its head.
@@ -268,16 +337,19 @@ class Evictor:
         self._run([one])
         return positions, by
 
-    def rotate(self, heads: Heads, by: Ints) -> None:
+    def rotate(self, heads: Heads, by: Ints, rest_by: int = 0) -> None:
         """Rotate stored keys to positions `by` further, without the rope's attention factor.
 
         Args:
             heads: whose keys, with frequencies; their pages belong to nobody else.
             by: int32 [heads, slots], C-contiguous; 0 leaves a slot as it is.
+            rest_by: likewise of the mean keys of rests, where heads have any.
 
         Raises:
             ShapeError: `by` is of another type, shape or layout, or frequencies are missing.
         """
+        if heads.rests is not None:
+            self._check_rests(heads)
         if by.shape != heads.positions.shape or by.dtype != np.int32 or not by.flags.c_contiguous:
             raise ShapeError(f"differences are {by.dtype} {by.shape}, expected int32 as slots")
         if heads.count and not heads.frequencies:
@@ -292,10 +364,24 @@ class Evictor:
             page_slots=heads.page_slots,
             head_dim=heads.head_dim,
             by=by.ctypes.data,
+            rest_by=rest_by,
             scratch=scratch.ctypes.data,
             wait=True,
         )
         self._run([one])
+
+    def _check_rests(self, heads: Heads) -> None:
+        shape, rests = (heads.count, rest_floats(heads.head_dim, self._bits)), heads.rests
+        if rests is None:
+            raise ShapeError(f"heads without rests, expected float32 {shape}")
+        if rests.shape != shape or rests.dtype != np.float32 or not rests.flags.c_contiguous:
+            raise ShapeError(f"rests are {rests.dtype} {rests.shape}, expected float32 {shape}")
+
+    @staticmethod
+    def _copy(heads: Heads, scores: Floats) -> Floats:
+        if scores.shape != heads.positions.shape or scores.dtype != np.float32:
+            raise ShapeError(f"scores are {scores.dtype} {scores.shape}, expected float32 as slots")
+        return np.array(scores, order="C")
 
     def _scratch(self, heads: Heads) -> npt.NDArray[np.uint8]:
         return np.empty(

@@ -12,6 +12,7 @@ where they are:
     EV_CENTRE       address of float32 [D], and
     EV_FACTOR       of another: slots of 4 to 8 bits hold the Hadamard transform of
                     (k - centre) * factor; 0 for both: of k
+    EV_REST         address of the head's rest, as REC_REST of attention; 0: it has none
 
 Slots are a multiple of SLOT_TILE, those of a page too. Heads are shared out among threads. Scores
 are float32 [heads, slots]; higher is kept.
@@ -28,11 +29,21 @@ from edgetok.kernels_cpu.attention.launch import (
 )
 from edgetok.kernels_cpu.program.tables import Addresses, Instruction, float_bits, instruction
 
-EV_PAGES, EV_POSITIONS, EV_TOKENS, EV_FREQUENCIES, EV_PAIRS, EV_CENTRE, EV_FACTOR = range(7)
+(
+    EV_PAGES,
+    EV_POSITIONS,
+    EV_TOKENS,
+    EV_FREQUENCIES,
+    EV_PAIRS,
+    EV_CENTRE,
+    EV_FACTOR,
+    EV_REST,
+) = range(8)
 EV_RECORD_SLOTS = 8
 
 EV_HEADS, EV_RECORDS, EV_SLOTS, EV_SCRATCH, EV_SCRATCH_BYTES = range(2, 7)
-SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(7, 12)
+EV_FIRST = 7  # of the slots that are an instruction's own
+SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(EV_FIRST, 12)
 (
     CHOOSE_SCORES,
     CHOOSE_ROOM,
@@ -41,9 +52,10 @@ SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(7, 12
     CHOOSE_OUT,
     CHOOSE_COUNTS,
     CHOOSE_AROUND,
-) = range(7, 14)
+) = range(EV_FIRST, 14)
 AROUND = 2
-RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
+SHARE_SCORES = EV_FIRST
+RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(EV_FIRST, 11)
 (
     ROTATE_BY,
     ROTATE_PAGE_SLOTS,
@@ -51,7 +63,9 @@ RENUMBER_SHIFT, RENUMBER_FRONT, RENUMBER_POSITIONS, RENUMBER_BY = range(7, 11)
     ROTATE_PADDED,
     ROTATE_BLOCK,
     ROTATE_SCALE,
-) = range(7, 13)
+    ROTATE_REST,
+) = range(EV_FIRST, 14)
+REST_EVICTED, REST_COUNTS, REST_PAGE_SLOTS, REST_DIMS, REST_PADDED = range(EV_FIRST, 12)
 
 
 def scratch_bytes(slots: int, head_dim: int) -> int:
@@ -112,6 +126,37 @@ def window_scores(
     return instruction(kernels.address("window_scores"), *args, wait=wait)
 
 
+def share_scratch_bytes(heads: int, slots: int) -> int:
+    """Scratch memory that `share_scores` needs, once, for so many slots of all heads together."""
+    return 8 * slots + 16 * heads
+
+
+def share_scores(
+    kernels: Addresses,
+    *,
+    heads: int,
+    records: int,
+    slots: int,
+    scores: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """Let heads judge together, as `cache/policies/shared.py` says. One thread does it.
+
+    Args:
+        kernels: the loaded kernels.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        scores: address of float32 [heads, slots], changed; of empty slots not.
+        scratch: address of `share_scratch_bytes`.
+        wait: see `instruction`.
+    """
+    _check(32, slots, slots)
+    args = (heads, records, slots, scratch, 0, scores)
+    return instruction(kernels.address("share_scores"), *args, wait=wait)
+
+
 def choose_evicted(
     kernels: Addresses,
     *,
@@ -153,6 +198,45 @@ def choose_evicted(
         raise ShapeError(f"{around} tokens around each, expected 0 or {AROUND}")
     args = (*_common(heads, records, slots, scratch, 0), scores, room, front, recent, evicted)
     return instruction(kernels.address("choose_evicted"), *args, counts, around, wait=wait)
+
+
+def join_rests(
+    kernels: Addresses,
+    *,
+    kv_bits: int,
+    heads: int,
+    records: int,
+    slots: int,
+    page_slots: int,
+    head_dim: int,
+    evicted: int,
+    counts: int,
+    scratch: int,
+    wait: bool,
+) -> Instruction:
+    """Let what slots hold join their heads' rests, before they are emptied: `rest.py`.
+
+    Args:
+        kernels: the loaded kernels.
+        kv_bits: of keys and values.
+        heads: how many.
+        records: address of int64 [heads, EV_RECORD_SLOTS].
+        slots: of each head.
+        page_slots: of each page but the last.
+        head_dim: D.
+        evicted: address of int32 [heads, slots], as `choose_evicted` writes them.
+        counts: address of int64 [heads], likewise.
+        scratch: address of `scratch_bytes` for each thread.
+        wait: see `instruction`.
+
+    Raises:
+        ShapeError: sizes are not what kernels take.
+    """
+    _check(kv_bits, slots, page_slots)
+    common = _common(heads, records, slots, scratch, head_dim)
+    padded = padded_head_dim(head_dim, kv_bits)
+    args = (*common, evicted, counts, page_slots, head_dim, padded)
+    return instruction(kernels.address(f"join_rests_{kv_bits}"), *args, wait=wait)
 
 
 def renumber(
@@ -197,6 +281,7 @@ def rotate_keys(
     page_slots: int,
     head_dim: int,
     by: int,
+    rest_by: int,
     scratch: int,
     wait: bool,
 ) -> Instruction:
@@ -211,6 +296,7 @@ def rotate_keys(
         page_slots: of each page but the last.
         head_dim: D.
         by: address of int32 [heads, slots]; 0 leaves a slot as it is.
+        rest_by: likewise of the mean keys of all rests.
         scratch: address of `scratch_bytes` for each thread.
         wait: see `instruction`.
 
@@ -227,6 +313,7 @@ def rotate_keys(
         padded_head_dim(head_dim, kv_bits),
         block,
         float_bits(block**-0.5),
+        rest_by,
     )
     return instruction(kernels.address(f"rotate_keys_{kv_bits}"), *args, wait=wait)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgetok.kernels_cpu.attention import kv_append
 from edgetok.kernels_cpu.attention.hadamard import prepare, turn_head
-from edgetok.kernels_cpu.attention.launch import KEY_TILE, is_rotated, key_bits
+from edgetok.kernels_cpu.attention.launch import REST_KEY, is_rotated, key_bits
 from edgetok.kernels_cpu.elementwise.norm import share
 from edgetok.kernels_cpu.eviction.launch import (
     EV_CENTRE,
@@ -26,6 +26,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_PAIRS,
     EV_RECORD_SLOTS,
     EV_RECORDS,
+    EV_REST,
     EV_SCRATCH,
     EV_SCRATCH_BYTES,
     EV_SLOTS,
@@ -34,19 +35,18 @@ from edgetok.kernels_cpu.eviction.launch import (
     ROTATE_DIMS,
     ROTATE_PADDED,
     ROTATE_PAGE_SLOTS,
+    ROTATE_REST,
     ROTATE_SCALE,
 )
-from edgetok.kernels_cpu.eviction.stored import page_at
-from edgetok.kernels_cpu.simd.emit import inline, outline
+from edgetok.kernels_cpu.eviction.stored import key_at, page_at
+from edgetok.kernels_cpu.simd.emit import outline
 from edgetok.kernels_cpu.simd.math64 import cos_of, quarter_turns, sin_of, within_a_quarter
 from edgetok.kernels_cpu.simd.memory import (
     f32_from_bits,
-    read_f16,
     read_f32,
     read_f64,
     read_i32,
     read_i64,
-    read_u8,
     write_f32,
 )
 
@@ -86,35 +86,28 @@ def make(kv_bits: int) -> Any:
     store = kv_append.STORE_KEY[bits]
     rotated = is_rotated(kv_bits)
 
-    @inline
-    def dim(keys: int, scales: int, padded: int, slot: int, d: int) -> Any:
-        """Dim d of a key, as a float32."""
-        tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
-        if bits == 4:
-            word = read_i64_low(scales + 4 * slot)
-            code = read_u8(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane + d % 4)
-            code = code >> (d % 8 // 4 * 4) & 15
-            scale, base = f32_from_bits(word << 16), f32_from_bits(word & 0xFFFF0000)
-            return np.float32(code) * scale + base
-        if bits == 6:
-            at = keys + 6 * tile * padded // 8 + d // 16 * 192 + 4 * lane + d % 4
-            high = read_u8(at + d % 16 // 8 * 64) >> (d % 8 // 4 * 4) & 15
-            low = read_u8(at + 128) >> (d % 16 // 4 * 2) & 3
-            return np.float32(4 * high + low - 32) * read_f32(scales + 4 * slot)
-        if bits == 8:
-            code = read_u8(keys + tile * padded + d // 4 * 64 + 4 * lane + d % 4)
-            return np.float32(code - 128) * read_f32(scales + 4 * slot)
-        at = tile * padded + d * KEY_TILE + lane
-        return read_f16(keys + 2 * at) if bits == 16 else read_f32(keys + 4 * at)
-
     @outline
-    def read_key(keys: int, scales: int, padded: int, slot: int, dims: int, x: int) -> None:
+    def read_key(page: int, padded: int, slot: int, dims: int, x: int) -> None:
         for d in range(dims):
-            write_f32(x + 4 * d, dim(keys, scales, padded, slot, d))
+            write_f32(x + 4 * d, key_at(bits, page, padded, slot, d))
 
     @outline
     def store_key(x: int, dims: int, padded: int, keys: int, scales: int, slot: int) -> None:
         store(x, dims, padded, keys, scales, slot)
+
+    @outline
+    def turn_stored(x: int, pairs: int, cos: int, sin: int, centre: int, factor: int, dims: int,
+                    block: int, scale: float) -> None:  # fmt: skip
+        """Turn a key that is as slots hold it."""
+        if rotated:
+            turn_head(x, dims, block, scale)
+            if factor != 0:
+                _restore(x, centre, factor, dims)
+        _turn(x, pairs, cos, sin)
+        if rotated:
+            if factor != 0:
+                prepare(x, centre, factor, dims)
+            turn_head(x, dims, block, scale)
 
     @outline
     def rotate(instr: int, ctx: int, tid: int, threads: int) -> None:
@@ -125,6 +118,7 @@ def make(kv_bits: int) -> Any:
         padded = read_i64(instr + 8 * ROTATE_PADDED)
         block = read_i64(instr + 8 * ROTATE_BLOCK)
         scale = f32_from_bits(read_i64(instr + 8 * ROTATE_SCALE))
+        rest_by = read_i64(instr + 8 * ROTATE_REST)
         x = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
         cos = x + 4 * dims
         sin = cos + 4 * dims
@@ -147,23 +141,13 @@ def make(kv_bits: int) -> Any:
                     _angles(by, frequencies, pairs, cos, sin)
                     known = by
                 page, slot = page_at(pages, page_slots, s), s % page_slots
-                keys, scales = read_i64(page), read_i64(page + 16)
-                read_key(keys, scales, padded, slot, dims, x)
-                if rotated:
-                    turn_head(x, dims, block, scale)
-                    if factor != 0:
-                        _restore(x, centre, factor, dims)
-                _turn(x, pairs, cos, sin)
-                if rotated:
-                    if factor != 0:
-                        prepare(x, centre, factor, dims)
-                    turn_head(x, dims, block, scale)
-                store_key(x, dims, padded, keys, scales, slot)
+                read_key(page, padded, slot, dims, x)
+                turn_stored(x, pairs, cos, sin, centre, factor, dims, block, scale)
+                store_key(x, dims, padded, read_i64(page), read_i64(page + 16), slot)
+            rest = read_i64(record + 8 * EV_REST)
+            if rest != 0 and rest_by != 0:
+                _angles(rest_by, frequencies, pairs, cos, sin)
+                mean = rest + 4 * REST_KEY
+                turn_stored(mean, pairs, cos, sin, centre, factor, dims, block, scale)
 
     return rotate
-
-
-@inline
-def read_i64_low(address: int) -> Any:
-    """The 32 bits at an address, unsigned."""
-    return np.int64(read_i32(address)) & 0xFFFFFFFF

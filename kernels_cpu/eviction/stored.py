@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from edgetok.kernels_cpu.attention.launch import EMPTY, KEY_TILE
+from edgetok.kernels_cpu.attention.launch import EMPTY, KEY_TILE, VALUE_TILE
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I32,
@@ -27,10 +27,15 @@ from edgetok.kernels_cpu.simd.emit import (
     outline,
 )
 from edgetok.kernels_cpu.simd.memory import (
+    f32_from_bits,
     load_f16,
     load_f32,
     load_i32,
+    read_f16,
+    read_f32,
+    read_i32,
     read_i64,
+    read_u8,
     store_f32,
 )
 from edgetok.kernels_cpu.simd.ops import (
@@ -155,3 +160,57 @@ def key_dim(bits: int, page: int, padded: int, slot: int, d: int, scale: Any, ba
     if bits == 16:
         return load_f16(keys + 2 * (tile * padded + d * KEY_TILE + lane))
     return load_f32(keys + 4 * (tile * padded + d * KEY_TILE + lane))
+
+
+# One dim of one slot of a page.
+
+
+@inline
+def _low(word: int) -> Any:
+    """The bfloat16 in the low half of an int32: a scale at 4 bits."""
+    return f32_from_bits((np.int64(word) & 0xFFFF) << 16)
+
+
+@inline
+def _high(word: int) -> Any:
+    """The bfloat16 in the high half of an int32: a base at 4 bits."""
+    return f32_from_bits(np.int64(word) & 0xFFFF0000)
+
+
+@inline
+def key_at(bits: int, page: int, padded: int, slot: int, d: int) -> Any:
+    """Dim d of a key, as a float32."""
+    keys, scales = read_i64(page), read_i64(page + 16)
+    tile, lane = slot // KEY_TILE * KEY_TILE, slot % KEY_TILE
+    if bits == 4:
+        word = read_i32(scales + 4 * slot)
+        code = read_u8(keys + tile * padded // 2 + d // 8 * 64 + 4 * lane + d % 4)
+        code = code >> (d % 8 // 4 * 4) & 15
+        return np.float32(code) * _low(word) + _high(word)
+    if bits == 6:
+        at = keys + 6 * tile * padded // 8 + d // 16 * 192 + 4 * lane + d % 4
+        high = read_u8(at + d % 16 // 8 * 64) >> (d % 8 // 4 * 4) & 15
+        low = read_u8(at + 128) >> (d % 16 // 4 * 2) & 3
+        return np.float32(4 * high + low - 32) * read_f32(scales + 4 * slot)
+    if bits == 8:
+        code = read_u8(keys + tile * padded + d // 4 * 64 + 4 * lane + d % 4)
+        return np.float32(code - 128) * read_f32(scales + 4 * slot)
+    at = tile * padded + d * KEY_TILE + lane
+    return read_f16(keys + 2 * at) if bits == 16 else read_f32(keys + 4 * at)
+
+
+@inline
+def value_at(bits: int, page: int, padded: int, slot: int, d: int) -> Any:
+    """Dim d of a value, as a float32."""
+    values, scales = read_i64(page + 8), read_i64(page + 24)
+    tile, lane = slot // VALUE_TILE * VALUE_TILE, slot % VALUE_TILE
+    if bits == 4:
+        word = read_i32(scales + 4 * slot)
+        code = read_u8(values + tile * padded // 2 + 4 * (d // 32 * 16 + d % 16) + lane)
+        code = code >> (d % 32 // 16 * 4) & 15
+        return np.float32(code) * _low(word) + _high(word)
+    if bits == 8:
+        code = read_u8(values + tile * padded + 4 * d + lane)
+        return np.float32((code ^ 128) - 128) * read_f32(scales + 4 * slot)
+    at = slot * padded + d
+    return read_f16(values + 2 * at) if bits == 16 else read_f32(values + 4 * at)

@@ -14,8 +14,9 @@ MODULES = ("plan.link", "plan.read", "plan.tokenizer")
 
 MAGIC = b"edgetokP"
 # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
-# 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions; 9: no identity
-VERSION = 10
+# 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions; 9: no identity;
+# 10: heads that evict leave nothing
+VERSION = 11
 CORE_VERSION = 1  # of the section PLAN
 
 
@@ -76,7 +77,8 @@ DIGEST_BYTES = 32
 IDENTITY_BYTES = 2 * DIGEST_BYTES  # digits of `Artefact.identity`, which session files name
 
 # Instructions of section HOST, which the library calls itself: a name of NAME_BYTES, then slots.
-HOST_SAMPLE, HOST_SCORES, HOST_CHOOSE, HOST_RENUMBER, HOST_ROTATE, HOST_ANGLES = 0, 1, 4, 5, 6, 7
+HOST_SAMPLE, HOST_SCORES, HOST_CHOOSE, HOST_RENUMBER, HOST_ROTATE = 0, 1, 4, 5, 6
+HOST_SHARE, HOST_JOIN, HOST_ANGLES = 7, 8, 9
 NAME_BYTES = 64
 # Of a rope; the last two are addresses of float64 [pairs].
 ROPE = ("pairs", "original", "short_context", "long_context")

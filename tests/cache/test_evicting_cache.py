@@ -85,10 +85,14 @@ class Driver:
         )
         self.tokens = []
         self.next = 0
+        self.most_gone = 0
+        self.gone = {}  # of each head: how many a rest stands for, mean key and value, latest token
 
     def append(self, count):
         cache = self.cache
+        before, shift = self.held(), cache.length_tokens - cache.position
         first = cache.begin(count)
+        self.note(before, cache.length_tokens - first - shift)
         heads = [(*pair, *row) for pair in cache.evicting for row in enumerate(pair[0].heads)]
         for group, memory, index, (layer, head) in heads:
             record = cache.memory.records[layer, head]
@@ -107,9 +111,44 @@ class Driver:
         self.tokens += range(self.next, self.next + count)
         self.next += count
 
+    def held(self):
+        """Of each head the tokens that it holds, and their positions."""
+        made = {}
+        for group, _ in self.cache.evicting:
+            for row, head in enumerate(group.heads):
+                at = group.table.slots(row)
+                pairs = group.table.tokens[row, at], group.table.positions[row, at]
+                made[head] = dict(zip(*(part.tolist() for part in pairs), strict=True))
+        return made
+
+    def note(self, before, lowered):
+        """Join what is not held any more with what was gone already, in float64."""
+        after = self.held()
+        for (layer, head), positions in before.items():
+            n, key, value, latest = self.gone.get((layer, head), (0, np.zeros(D), np.zeros(D), -1))
+            tokens = sorted(positions.keys() - after[layer, head].keys())
+            told = [self.tokens[t] for t in tokens]
+            keys = [
+                turned(layer, truth(0, layer, head, one), positions[t])
+                for t, one in zip(tokens, told, strict=True)
+            ]
+            if tokens:
+                key = (n * key + np.sum(keys, axis=0)) / (n + len(tokens))
+                values = [truth(1, layer, head, one).astype(np.float64) for one in told]
+                value = (n * value + np.sum(values, axis=0)) / (n + len(tokens))
+            n, latest = min(n + len(tokens), 512), max([latest, *tokens])
+            if lowered and SPEC.layers[layer].rope >= 0:
+                f = inv_freq(SPEC.ropes[SPEC.layers[layer].rope], SPEC.context_tokens)
+                key = reference.rope(key[None, None], np.array([-lowered]), f)[0, 0]
+            self.gone[layer, head] = n, key, value, latest
+
     def truncate(self, length):
         if self.cache.truncate(length):
             del self.tokens[length:]
+            for group, _ in self.cache.evicting:
+                if max(self.gone.get(head, (-1,))[-1] for head in group.heads) >= length:
+                    for head in group.heads:
+                        self.gone.pop(head, None)
             return True
         return False
 
@@ -137,6 +176,19 @@ class Driver:
                     key, turned(layer, truth(0, layer, head, told), p), atol=2e-4
                 )
                 np.testing.assert_array_equal(value, truth(1, layer, head, told))
+            self.check_rest(memory, layer, head)
+
+    def check_rest(self, memory, layer, head):
+        assert (memory.rests is not None) == self.cache.bounds.apart
+        if memory.rests is None:
+            return
+        n, key, value = memory.rest(layer, head).read()
+        expected = self.gone.get((layer, head), (0, np.zeros(D), np.zeros(D), -1))
+        assert n == expected[0]
+        self.most_gone = max(n, self.most_gone)
+        if n:
+            np.testing.assert_allclose(key, expected[1], atol=1e-4)
+            np.testing.assert_allclose(value, expected[2], atol=1e-5)
 
 
 # Of the heads of FULL_LAYERS, one in the middle looks for things.
@@ -155,6 +207,7 @@ def test_any_order_of_operations_where_heads_differ(monkeypatch):
     sizes = [(group.table.limit, group.heads) for group, _ in driver.cache.evicting]
     assert sizes == [(64, [(0, 0), (0, 1), (2, 0), (3, 0), (3, 1)]), (192, [(2, 1)])]
     _operate(driver, np.random.default_rng(5))
+    assert driver.most_gone > 50
     other = Driver("recall", 128, {**SCORES, (2, 1): 0.0, (0, 1): 1.0})
     with pytest.raises(SessionError, match="more slots for other heads"):
         other.cache.load(driver.cache.save())
@@ -187,13 +240,14 @@ def _operate(driver, rng):
         elif what < 0.8:
             driver.truncate(max(0, len(driver.tokens) - int(rng.integers(0, 12))))
         elif what < 0.88:
-            saved = driver.cache.save(), list(driver.tokens)
+            saved = driver.cache.save(), list(driver.tokens), dict(driver.gone)
         elif what < 0.96 and saved is not None:
             driver.cache.load(saved[0])
-            driver.tokens = list(saved[1])
+            driver.tokens, driver.gone = list(saved[1]), dict(saved[2])
         elif what > 0.985:
             driver.cache.clear()
             driver.tokens.clear()
+            driver.gone.clear()
         assert driver.cache.nbytes == nbytes
     driver.append(1)
     driver.check()
@@ -287,6 +341,56 @@ def test_wild_slots_are_refused(kind, dtype, at, value):
     with pytest.raises(SessionError, match="damaged"):
         driver.cache.load(bad)
     driver.check()
+
+
+@pytest.fixture
+def unequal(monkeypatch):
+    """A cache with narrow and wide heads that has evicted."""
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
+    driver = Driver("recall", 128, SCORES)
+    for _ in range(20):
+        driver.append(8)
+    driver.check()
+    assert driver.most_gone > 50
+    return driver
+
+
+def test_a_branch_has_rests_of_its_own(unequal):
+    branch, driver = Driver("recall", 128, SCORES), unequal
+    branch.cache = driver.cache.fork()
+    branch.tokens, branch.gone, branch.next = list(driver.tokens), dict(driver.gone), driver.next
+    for _ in range(6):
+        branch.append(8)
+    driver.check()
+    branch.check()
+    assert branch.most_gone > driver.most_gone
+    driver.cache.adopt(branch.cache)
+    driver.tokens, driver.gone = branch.tokens, branch.gone
+    driver.check()
+    driver.cache.clear()
+    assert not any(memory.rests.any() for _, memory in driver.cache.evicting)
+
+
+def test_a_state_from_before_there_were_rests(unequal):
+    state = unequal.cache.save()
+    parts = [(kind, i, state.section(kind, np.uint8, i)) for kind, i in sorted(state.sections)]
+    old = CacheState.of(state.shape, [part for part in parts if part[0] not in (1, block.REST)])
+    assert len(old.sections) == len(state.sections) - 2
+    unequal.cache.load(old)
+    unequal.gone.clear()
+    unequal.check()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 513.0])
+@pytest.mark.parametrize("at", [0, 20])
+def test_wild_rests_are_refused(unequal, at, value):
+    bad = forged(unequal.cache.save(), block.REST, np.float32, table_with(at, value))
+    if at and np.isfinite(value):
+        unequal.cache.load(bad)  # a mean may be anything
+        return
+    with pytest.raises(SessionError, match=r"rests .*damaged"):
+        unequal.cache.load(bad)
+    unequal.check()
 
 
 def test_blocks_that_are_cut_or_bent_are_refused():

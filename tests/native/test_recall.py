@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
-from edgetok.cache.state import TABLE, CacheState
+from edgetok.cache.state import REST, SHAPE, TABLE, CacheState
 from edgetok.errors import EdgetokError
 from edgetok.formats.layout import TensorFormat
 from edgetok.formats.manifest import write_manifest
@@ -78,6 +78,9 @@ def test_the_tokens_of_python(both, deep, family, kv_bits):
         held = tables(chat.save(), 2)
         assert chat.save() == cache.save().block.tobytes()  # rotated keys of windows as well
         assert max(held[1][: len(wide.heads)]) > max(held[0][: len(narrow.heads)])
+        state = CacheState(np.frombuffer(chat.save(), np.uint8).copy())
+        for i, (_, memory) in enumerate(cache.evicting):  # the block was the same
+            assert state.section(REST, np.float32, i).reshape(memory.rests.shape)[:, 0].min() > 100
         native_answer(other, prompt, 60)
         with pytest.raises(EdgetokError, match="of another shape"):
             other.restore(chat.save(), [*prompt.tolist(), *found[:-1]])
@@ -133,6 +136,51 @@ def test_states_go_over_to_python_and_back(both, deep, family, kv_bits):
         assert second.truncate(290) == left
         assert cache.truncate(left)
         assert second.save() == cache.save().block.tobytes()
+
+
+def test_rests_that_cannot_be_are_refused(both, deep):
+    model, backend = both(deep("llama"), 8)
+    prompt, cache = draw(9, 300), recall(backend)
+    backend.forward(cache, prompt)
+    saved = cache.save()
+    with model.chat(128, policy="recall") as chat:
+        for at, value in ((0, np.nan), (0, -1.0), (0, 513.0), (20, np.inf), (-1, -np.inf)):
+            bad = CacheState(saved.block.copy())
+            bad.section(REST, np.float32, 1)[at] = value
+            with pytest.raises(EdgetokError, match="rests of evicted tokens cannot be"):
+                chat.restore(bad.block.tobytes(), prompt.tolist())
+        parts = [(kind, i, saved.section(kind, np.uint8, i)) for kind, i in sorted(saved.sections)]
+        short = [(kind, i, part[:-4] if kind == REST else part) for kind, i, part in parts]
+        bad = CacheState.of(saved.shape, [part for part in short if part[0] != SHAPE])
+        with pytest.raises(EdgetokError, match="rests of evicted tokens cannot be"):
+            chat.restore(bad.block.tobytes(), prompt.tolist())
+        # From before there were any: as in Python, they stand for nothing.
+        old = CacheState.of(saved.shape, [part for part in parts if part[0] not in (SHAPE, REST)])
+        chat.restore(saved.block.tobytes(), prompt.tolist())
+        chat.restore(old.block.tobytes(), prompt.tolist())
+        cache.load(old)
+        assert chat.save() == cache.save().block.tobytes() != saved.block.tobytes()
+
+
+def test_going_back_before_what_is_gone_empties_rests(both, deep):
+    model, backend = both(deep("llama"), 8)
+    prompt, cache = draw(9, 300), recall(backend)
+    with model.chat(128, policy="recall") as chat:
+        native_answer(chat, prompt, 1)
+        backend.forward(cache, prompt)
+        mark = max(group.mark for group, _ in cache.evicting)
+        narrow, wide = cache.evicting
+        assert narrow[0].mark > 0
+        for length in (299, mark - 1):  # nothing of the first was evicted
+            left = cache.reachable(length)
+            assert left in (length, 0)
+            assert cache.truncate(left)
+            assert chat.truncate(length) == left
+            assert chat.save() == cache.save().block.tobytes()
+            kept = [bool(memory.rests.any()) for _, memory in cache.evicting]
+            assert kept[0] == (left >= mark)
+        assert not narrow[1].rests.any()
+        assert wide[1].rests.shape[0] == len(wide[0].heads)
 
 
 def test_budgets_give_the_slots_of_python(both, deep):

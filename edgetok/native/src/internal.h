@@ -51,7 +51,7 @@ typedef struct { OPENED_FIELDS } opened; /* a plan; NAME_at: address of a sectio
 typedef struct { HISTORY_FIELDS } history;
 typedef struct { GROUP_FIELDS } group;
 typedef struct { ROPE_FIELDS } rope;
-typedef struct { int64_t kv_heads, key_bytes, value_bytes, dims, rotation[3]; } layer_size;
+typedef struct { int64_t kv_heads, key_bytes, value_bytes, rotation[4]; } layer_size; /* dims first */
 typedef struct { SESSION_FIELDS } session;
 typedef struct { int64_t at, bytes; } message; /* counted from an address; -1 bytes: there is none */
 typedef struct { int64_t slots[INSTR_SLOTS]; } instruction;

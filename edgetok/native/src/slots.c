@@ -1,5 +1,4 @@
-/* What a step does to a cache: kernels keep its tables and its states (kernels_cpu/cache), others score
-   what is evicted and rotate keys (kernels_cpu/eviction), on all threads. */
+/* What a step does to a cache: kernels keep its tables (kernels_cpu/cache), others evict (kernels_cpu/eviction). */
 #include "internal.h"
 
 int64_t et_keep(cache *c, int own, int64_t tokens, int64_t data, int64_t bytes) {
@@ -17,40 +16,42 @@ static int64_t longest_held(const group *g) {
     return found;
 }
 
-/* An instruction on all heads of a group. */
-static instruction on_heads(const cache *c, const group *g, const instruction *what) {
-    instruction one = *what;
+/* An instruction on all heads of a group; `first`: in its first slot of its own. */
+static instruction on_heads(const cache *c, const group *g, int64_t host, int64_t first) {
+    instruction one = c->m->host[host];
     one.slots[EV_HEADS] = g->heads;
     one.slots[EV_RECORDS] = g->evicts;
     one.slots[EV_SLOTS] = g->limit;
     one.slots[EV_SCRATCH] = c->scratch;
     one.slots[EV_SCRATCH_BYTES] = c->m->run[RUN_EVICT_SCRATCH] + 8 * g->limit;
+    one.slots[EV_FIRST] = first;
     return one;
 }
 
 static void evict(cache *c, group *g) { /* eviction.py */
-    instruction score = on_heads(c, g, &c->m->host[HOST_SCORES + c->policy->scores]);
-    instruction choose = on_heads(c, g, &c->m->host[HOST_CHOOSE]);
-    score.slots[SCORE_OUT] = choose.slots[CHOOSE_SCORES] = c->scores;
+    instruction score = on_heads(c, g, HOST_SCORES + c->policy->scores, c->scores);
+    instruction share = on_heads(c, g, HOST_SHARE, c->scores);
+    instruction choose = on_heads(c, g, HOST_CHOOSE, c->scores);
+    instruction join = on_heads(c, g, HOST_JOIN, c->evicted);
     choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
     choose.slots[CHOOSE_FRONT] = most(SINKS, c->pinned);
     choose.slots[CHOOSE_RECENT] = c->length - c->recent;
-    int apart = c->broad && 2 * c->wide_heads <= c->seeing_heads; /* bounds.py */
-    choose.slots[CHOOSE_AROUND] = apart ? 0 : c->policy->around;
+    choose.slots[CHOOSE_AROUND] = c->apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;
-    choose.slots[CHOOSE_COUNTS] = c->counts;
+    choose.slots[CHOOSE_COUNTS] = join.slots[REST_COUNTS] = c->counts;
     et_call(c->m, &score);
+    if (c->apart && g->wide) et_call(c->m, &share);
     et_call(c->m, &choose);
+    if (c->apart) et_call(c->m, &join);
     c->group = g;
     et_keep(c, OWN_CACHE_EVICT, 0, c->evicted, 0);
 }
 
-static void rotate(cache *c, const group *g) {
-    instruction one = on_heads(c, g, &c->m->host[HOST_ROTATE]);
+static void rotate(cache *c, const group *g, int64_t rest_by) {
+    instruction one = on_heads(c, g, HOST_ROTATE, c->by);
     const layer_size *size = pointer(g->size);
-    one.slots[ROTATE_BY] = c->by;
-    one.slots[ROTATE_DIMS] = size->dims;
-    memcpy(one.slots + ROTATE_PADDED, size->rotation, sizeof size->rotation);
+    one.slots[ROTATE_REST] = rest_by;
+    memcpy(one.slots + ROTATE_DIMS, size->rotation, sizeof size->rotation);
     et_call(c->m, &one);
 }
 
@@ -59,7 +60,7 @@ static void lower(cache *c, int64_t by) {
     for (int64_t i = c->evicting; by && i < c->group_count; i++) {
         c->group = &c->list[i];
         et_keep(c, OWN_CACHE_LOWER, by, c->by, 0);
-        rotate(c, c->group);
+        rotate(c, c->group, 0);
     }
     c->shift += by;
 }
@@ -73,13 +74,12 @@ static void renumber(cache *c, int64_t tokens) { /* slot_cache.py */
     int64_t aim = most(window, c->capacity - c->capacity / FREED_SHARE);
     int64_t shift = c->length - c->shift - most(held, least(aim, c->capacity - tokens));
     for (group *g = c->list; g < c->list + c->evicting; g++) {
-        instruction one = on_heads(c, g, &c->m->host[HOST_RENUMBER]);
-        one.slots[RENUMBER_SHIFT] = shift;
+        instruction one = on_heads(c, g, HOST_RENUMBER, shift);
         one.slots[RENUMBER_FRONT] = most(SINKS, c->pinned);
         one.slots[RENUMBER_POSITIONS] = c->moved;
         one.slots[RENUMBER_BY] = c->by;
         et_call(c->m, &one);
-        rotate(c, g);
+        rotate(c, g, -shift);
         memcpy(pointer(g->positions), pointer(c->moved), 4 * (size_t)(g->rows * g->limit));
     }
     lower(c, shift);

@@ -106,6 +106,7 @@ class CpuCacheMemory:
                 block_tokens,
                 store.evictor,
                 store.constants,
+                bounds is not None and bounds.apart,
             )
             for group in groups
         ]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edgetok.cache.groups import Chosen, Group
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.pages import PageList, PagePool
+from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.attention.launch import (
     PAGE_FIELDS,
     PAGE_SLOTS,
@@ -21,14 +22,16 @@ from edgetok.kernels_cpu.attention.launch import (
     REC_MASS,
     REC_PAGES,
     REC_POSITIONS,
+    REC_REST,
     REC_USED,
     is_rotated,
+    rest_floats,
 )
 from edgetok.kernels_cpu.eviction.evictor import Evictor
 from edgetok.models.spec import DecoderSpec
 from edgetok.runtime.cpu.head_eviction import HeadEviction
 from edgetok.runtime.cpu.page_layout import PagedRows, PageLayout
-from edgetok.runtime.cpu.stored_rows import Bytes, Floats, Places
+from edgetok.runtime.cpu.stored_rows import Bytes, Floats, HeadRest, Places
 
 
 class CpuGroupMemory:
@@ -37,6 +40,7 @@ class CpuGroupMemory:
     def __init__(
         self, group: Group, spec: DecoderSpec, kv_bits: int, pool: PagePool, records: Places,
         block_tokens: int, evictor: Evictor | None = None, constants: KeyConstants | None = None,
+        leaves_rests: bool = False,
     ) -> None:  # fmt: skip
         """Begin without pages.
 
@@ -49,8 +53,9 @@ class CpuGroupMemory:
             block_tokens: most tokens of one run.
             evictor: kernels that evict and renumber; None where NumPy does.
             constants: of the keys of all layers.
+            leaves_rests: whether heads that evict leave the mean of what they gave up.
         """
-        self._evictor, self._group = evictor, group
+        self._evictor, self._group, self._kv_bits = evictor, group, kv_bits
         kv_heads, dims = spec.kv_sizes(group.layers[0])
         table = group.table
         self._used = -1  # of a table with one row, as records say
@@ -76,6 +81,10 @@ class CpuGroupMemory:
         self.mass: Floats | None = None
         if isinstance(group, Chosen):
             self.mass = np.zeros((table.rows, 0), np.float32)
+        self.rests: Floats | None = None
+        if leaves_rests and isinstance(group, Chosen):
+            self.rests = np.zeros((table.rows, rest_floats(dims, kv_bits)), np.float32)
+            self._set(REC_REST, self._address_of_rows(self.rests))
         self._set(REC_APPEND, self._address_of_rows(self._append))
 
     @property
@@ -87,7 +96,8 @@ class CpuGroupMemory:
     def held_bytes(self) -> int:
         """Bytes allocated now."""
         mass = 0 if self.mass is None else self.mass.nbytes
-        return self._pages.nbytes + self._group.table.nbytes + mass + self._entries.nbytes
+        held = self._pages.nbytes + self._group.table.nbytes + mass + self._entries.nbytes
+        return held + self._rest_bytes
 
     @property
     def most_bytes(self) -> int:
@@ -95,7 +105,11 @@ class CpuGroupMemory:
         table, pages = self._group.table, self.layout.pages
         lists = 8 if self.mass is None else 12
         slots = table.rows * table.limit * lists + self._heads * (pages + 1) * 8 * PAGE_FIELDS
-        return slots + sum(self.layout.bytes_of(i) for i in range(pages))
+        return slots + sum(self.layout.bytes_of(i) for i in range(pages)) + self._rest_bytes
+
+    @property
+    def _rest_bytes(self) -> int:
+        return 0 if self.rests is None else self.rests.nbytes
 
     @property
     def eviction(self) -> HeadEviction | None:
@@ -108,6 +122,7 @@ class CpuGroupMemory:
             self._entries,
             self.layout.head_dim,
             self._constants,
+            self.rests,
         )
 
     @property
@@ -160,6 +175,18 @@ class CpuGroupMemory:
     def values(self, layer: int, head: int) -> PagedRows:
         """A head's values."""
         return PagedRows(self.layout, self._pages, self._index(layer, head), 1)
+
+    def rest(self, layer: int, head: int) -> HeadRest:
+        """A head's rest.
+
+        Raises:
+            ShapeError: there are none.
+        """
+        if self.rests is None:
+            raise ShapeError("heads of this group leave no rests")
+        row = self._index(layer, head)
+        constants = None if self._constants is None else self._constants[row]
+        return HeadRest(self.rests[row], self.layout.head_dim, self._kv_bits, constants)
 
     def take(self, lists: Sequence[Places]) -> Bytes:
         """Stored rows of slots, head by head. See `GroupMemory`."""
@@ -229,6 +256,8 @@ class CpuGroupMemory:
             self._entries[:, i] = self.layout.addresses(page.memory)
         if self.mass is not None and other.mass is not None:
             self.mass = other.mass[:, : table.size].copy()
+        if self.rests is not None and other.rests is not None:
+            self.rests[:] = other.rests
         self._place()
 
     def _index(self, layer: int, head: int) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.table import Places, SlotTable
 from edgetok.kernels_cpu.attention.launch import PAGE_SLOTS
-from edgetok.kernels_cpu.eviction.evictor import POLICIES, Evictor, Heads
+from edgetok.kernels_cpu.eviction.evictor import POLICIES, Evictor, Floats, Heads
 from edgetok.kernels_cpu.program import loader
 from edgetok.kernels_cpu.program.abi import CTX_SLOTS
 from edgetok.kernels_cpu.program.compiling import Progress
@@ -49,6 +49,7 @@ class HeadEviction:
         pages: Places,
         head_dim: int,
         constants: KeyConstants | None = None,
+        rests: Floats | None = None,
     ) -> None:
         """Look at heads as they are.
 
@@ -58,6 +59,7 @@ class HeadEviction:
             pages: int64 [heads, pages, 4] as for `Heads`.
             head_dim: D.
             constants: of the heads' keys.
+            rests: as for `Heads`.
         """
         self._evictor, self._table = evictor, table
         centre, factor = (None, None) if constants is None else (constants.centre, constants.factor)
@@ -70,6 +72,7 @@ class HeadEviction:
             table.tokens if alike == 1 else np.repeat(table.tokens, alike, axis=0),
             centre=centre,
             factor=factor,
+            rests=rests,
         )
 
     def lowest(
@@ -81,19 +84,26 @@ class HeadEviction:
         front: int,
         recent: int,
         around: int,
+        share: bool,
     ) -> list[Places]:
         """Choose what each head gives up. See `DeviceEviction`."""
         scores = self._evictor.scores(policy, replace(self._heads, frequencies=frequencies))
+        if share:
+            scores = self._evictor.shared(self._heads, scores)
         return self._evictor.lowest(
             self._heads, scores, room=room, front=front, recent=recent, around=around
         )
+
+    def join(self, slots: Sequence[Places]) -> None:
+        """Let what slots hold join their heads' rests. See `DeviceEviction`."""
+        self._evictor.join(self._heads, slots)
 
     def renumber(
         self, frequencies: Sequence[npt.NDArray[np.float64] | None], *, shift: int, front: int
     ) -> None:
         """Lower positions and rotate keys along. See `DeviceEviction`."""
         positions, by = self._evictor.renumbered(self._heads, shift=shift, front=front)
-        self._evictor.rotate(replace(self._heads, frequencies=frequencies), by)
+        self._evictor.rotate(replace(self._heads, frequencies=frequencies), by, -shift)
         self._table.positions[:] = positions  # in place: records say where they are
 
     def rotate(

@@ -14,16 +14,18 @@ import numpy.typing as npt
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.kernels_cpu.attention.launch import (
     KEY_TILE,
+    REST_KEY,
     VALUE_TILE,
     is_rotated,
     key_bits,
     key_bytes,
+    padded_head_dim,
     value_bits,
     value_bytes,
 )
 from edgetok.kernels_cpu.reference import SMALLEST_ABSMAX, hadamard, quantise_slots
 
-__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "Keys", "Places", "Values"]
+__all__ = ["ALIGNMENT_BYTES", "Bytes", "Floats", "HeadRest", "Keys", "Places", "Values"]
 
 ALIGNMENT_BYTES = 64  # of each array in a cache
 
@@ -140,17 +142,48 @@ class Keys(_Rows):
 
     def read(self, at: Places) -> Floats:
         """Keys as float32 [n, D]."""
-        keys = self._read(at, self._zero)
-        if not is_rotated(self._bits):
-            return keys
-        keys = hadamard(keys)
-        return keys if self._constants is None else self._constants.undo(keys)
+        return plain_keys(self._read(at, self._zero), self._bits, self._constants)
 
     def write(self, at: Places, keys: Floats) -> None:
         """Store keys [n, D] as `kv_append` does."""
-        if is_rotated(self._bits):
-            keys = hadamard(keys if self._constants is None else self._constants.apply(keys))
-        self._write(at, keys, self._zero)
+        self._write(at, stored_keys(keys, self._bits, self._constants), self._zero)
+
+
+def plain_keys(keys: Floats, bits: int, constants: KeyConstants | None) -> Floats:
+    """Keys [n, D] of one head as rope left them, of keys as slots of so many bits hold them."""
+    if not is_rotated(bits):
+        return keys
+    keys = hadamard(keys)
+    return keys if constants is None else constants.undo(keys)
+
+
+def stored_keys(keys: Floats, bits: int, constants: KeyConstants | None) -> Floats:
+    """Undo `plain_keys`."""
+    if not is_rotated(bits):
+        return keys
+    return hadamard(keys if constants is None else constants.apply(keys))
+
+
+class HeadRest:
+    """See `Rest`. Layout: `attention/launch.py`."""
+
+    def __init__(
+        self, rest: Floats, head_dim: int, kv_bits: int, constants: KeyConstants | None
+    ) -> None:
+        """View a head's rest, float32 [rest_floats]; `constants` are those of its keys."""
+        self._count, self._bits, self._constants = rest[:1], kv_bits, constants
+        value = REST_KEY + padded_head_dim(head_dim, kv_bits)
+        self._key, self._value = rest[REST_KEY:][:head_dim], rest[value:][:head_dim]
+
+    def read(self) -> tuple[float, Floats, Floats]:
+        """For how many tokens it stands, their mean key [D] and their mean value [D]."""
+        key = plain_keys(self._key[None].copy(), self._bits, self._constants)[0]
+        return float(self._count[0]), key, self._value.copy()
+
+    def write(self, count: float, key: Floats, value: Floats) -> None:
+        """Set them."""
+        self._count[0], self._value[:] = count, value
+        self._key[:] = stored_keys(key[None], self._bits, self._constants)[0]
 
 
 class Values(_Rows):

@@ -79,6 +79,7 @@ class GpuGroupMemory:
         table.grow(table.limit)
         count, span = len(group.layers) * self._heads, table.limit
         self.mass: Floats | None = None
+        self.rests: Floats | None = None  # attention on this device has none
         self._mass: torch.Tensor | None = None
         if isinstance(group, Chosen):
             self.mass = np.zeros((count, span), np.float32)

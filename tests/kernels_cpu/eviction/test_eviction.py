@@ -12,6 +12,7 @@ import pytest
 
 from edgetok.cache.key_constants import KeyConstants
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.policies.shared import shared
 from edgetok.cache.policies.view import HeadView
 from edgetok.errors import ShapeError
 from edgetok.kernels_cpu.attention.launch import EMPTY, key_bytes, value_bytes
@@ -251,6 +252,38 @@ def test_the_lowest_go(each_kernels, guard, room, kind, around):
             plain = np.where(np.isnan(score), np.inf, score)
             expected = evicted(cache, head, plain, room, front, recent, around)
             np.testing.assert_array_equal(found[head], expected)
+
+
+@pytest.mark.parametrize("kind", ["spread", "zeros in a head", "nothing in a head"])
+def test_heads_judge_together(each_kernels, guard, kind):
+    """By hand in float64, token by token: own / mean own, plus half its mean over heads."""
+    rng = np.random.default_rng(5)
+    cache = Cache(guard, rng, 8, 4, 256, 16, 256)
+    score = rng.exponential(size=(4, 256)).astype(np.float32) * np.float32([[1], [30], [1], [9]])
+    if kind == "zeros in a head":
+        score[2] = 0.0
+    if kind == "nothing in a head":
+        cache.heads.positions[2] = EMPTY
+    found = evictor(each_kernels, cache).shared(cache.heads, score)
+    by_token = {}
+    for head in range(4):
+        at = cache.held(head)
+        usual = score[head, at].mean(dtype=np.float64) if len(at) else 0.0
+        for slot, token in zip(at, cache.heads.tokens[head, at], strict=True):
+            own = score[head, slot] / usual if usual > 0 else 0.0
+            by_token.setdefault(int(token), []).append((head, slot, own))
+    assert len({len(several) for several in by_token.values()}) > 1
+    expected = score.astype(np.float64)
+    for several in by_token.values():
+        for head, slot, own in several:
+            expected[head, slot] = own + 0.5 * np.mean([each for _, _, each in several])
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    held = [cache.held(head) for head in range(4)]
+    held = [at[np.argsort(cache.heads.tokens[head, at])] for head, at in enumerate(held)]
+    tokens = [cache.heads.tokens[head, at] for head, at in enumerate(held)]
+    with_numpy = shared([score[head, at] for head, at in enumerate(held)], tokens)
+    for head, at in enumerate(held):
+        np.testing.assert_array_equal(found[head, at], with_numpy[head])
 
 
 @pytest.mark.parametrize("front", [0, 5, 10_000])

@@ -13,6 +13,7 @@ from edgetok.cache import bounds
 from edgetok.cache.bounds import bounds_for
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.slot_memory import REST_TOKENS
 from edgetok.cache.table import EMPTY
 from edgetok.errors import OptionError, SessionError
 from edgetok.formats.layout import TensorFormat
@@ -64,12 +65,21 @@ class Watch:
 
     def __init__(self, cache):
         self.cache, self.runs = cache, []
+        # Of each head its evicted tokens, and where they would be now: what its rest stands for.
+        self.gone = {key: ([], []) for key in heads(cache) if cache.bounds.apart}
         begin = cache.begin
 
         def noting(tokens):
+            before, ahead = {key: held(cache, *key) for key in self.gone}, cache.position
             first = begin(tokens)
             places = {key: held(cache, *key) for key in heads(cache)}
-            self.runs.append((cache.length_tokens, tokens, first, places))
+            for key, gone in self.gone.items():
+                lost = ~np.isin(before[key][0], places[key][0])
+                old = [np.concatenate(pair) for pair in zip(gone, before[key], strict=True)]
+                lost = np.concatenate([np.ones(len(gone[0]), bool), lost])
+                self.gone[key] = old[0][lost].astype(int), old[1][lost].astype(int) - ahead + first
+                assert len(self.gone[key][0]) <= REST_TOKENS  # a plain mean up to there
+            self.runs.append((cache.length_tokens, tokens, first, places, dict(self.gone)))
             return first
 
         cache.begin = noting
@@ -96,7 +106,7 @@ class Watch:
                 for which in "qk":
                     behind = behind * weights[f"layers.{layer}.{which}_norm.weight"]
             q = q / behind
-            for start, count, first, places in self.runs:
+            for start, count, first, places, gone in self.runs:
                 rows = np.arange(start, start + count)
                 where = np.arange(first, first + count)
                 for head in range(kv_heads):
@@ -115,11 +125,19 @@ class Watch:
                         scores = queries[:, g] @ keys.T * spec.attn_scale
                         scores = reference.softcap(scores, spec.attn_softcap)
                         scores = np.where(seen, scores, -np.inf)
+                        values = v[tokens, head]
+                        if len(gone.get((layer, head), [()])[0]):
+                            which, at = gone[layer, head]
+                            mean = turned(layer, k[which][:, head : head + 1], at).mean(axis=0)
+                            more = queries[:, g] @ mean.T * spec.attn_scale
+                            more = reference.softcap(more, spec.attn_softcap) + np.log(len(which))
+                            scores = np.concatenate([scores, more], 1)
+                            values = np.concatenate([values, v[which, head].mean(axis=0)[None]])
                         if sinks is not None:
                             own = np.full((len(scores), 1), sinks[head * group + g])
                             scores = np.concatenate([scores, own], 1)
-                        p = reference.softmax(scores)[:, : len(tokens)]
-                        out[rows, head * group + g] = p @ v[tokens, head]
+                        p = reference.softmax(scores)[:, : len(values)]
+                        out[rows, head * group + g] = p @ values
             return out
 
         return attend

@@ -12,6 +12,7 @@ from edgetok.cache import bounds
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.around import with_around
 from edgetok.cache.policies.policy import POLICIES
+from edgetok.cache.policies.shared import shared
 from edgetok.cache.table import EMPTY
 from edgetok.formats.layout import TensorFormat
 from edgetok.kernels_cpu.program import loader
@@ -203,19 +204,28 @@ def check_lowest(backend, cache, monkeypatch):
     rounding, evictions = 1e-4, []
     view, by_kernel = cache.eviction.view, HeadEviction.lowest
 
-    def compared(self, policy, frequencies, *, room, front, recent, around):
+    def compared(self, policy, frequencies, *, room, front, recent, around, share):
         gone = by_kernel(
-            self, policy, frequencies, room=room, front=front, recent=recent, around=around
-        )
+            self, policy, frequencies, room=room, front=front, recent=recent, around=around,
+            share=share,
+        )  # fmt: skip
         assert around == (2 if policy == "content" and not cache.bounds.tiers else 0)
         table = self._table
         group, memory = next(pair for pair in cache.evicting if pair[0].table is table)
         assert room == table.limit - CHUNK
-        for row, slots in enumerate(gone):
-            at = table.slots(row)
-            log, length = cache.memory.queries, cache.length_tokens
+        assert share == (group.wide and cache.bounds.apart)
+        assert group.wide == (len(cache.evicting) == 2 and group is cache.evicting[1][0])
+        scores, log, length = [], cache.memory.queries, cache.length_tokens
+        every = [table.slots(row) for row in range(table.rows)]
+        for row, at in enumerate(every):
             head = view(group, memory, log, row, at, length, cache.position)
-            score, seen = POLICIES[policy].score(head), table.tokens[row, at]
+            scores.append(np.asarray(POLICIES[policy].score(head), np.float32))
+        if share:
+            held = [table.tokens[row, at] for row, at in enumerate(every)]
+            scores = shared(scores, held)
+        for row, (slots, score) in enumerate(zip(gone, scores, strict=True)):
+            at = every[row]
+            seen = table.tokens[row, at]
             order = np.argsort(seen)
             score[order] = with_around(score[order], around)
             evicted, always = np.isin(at, slots), (seen < front) | (seen >= recent)

@@ -97,8 +97,8 @@ def parse_state(cache: SlotCache[Any], state: CacheState) -> Found:
     history = cache.memory.history
     count = sum(kind == block.SNAPSHOT for kind, _ in state.sections) if history.rings else 0
     wanted |= {(block.SNAPSHOT, i) for i in range(count)}
-    left = {i for i, memory in enumerate(cache.memory.groups) if memory.rests is not None}
-    left = {(block.REST, i) for i in left}
+    memories = enumerate(cache.memory.groups)
+    left = {(block.REST, i) for i, memory in memories if memory.rests is not None}
     if state.sections - left != wanted:
         odd = sorted((state.sections - left) ^ wanted)
         raise SessionError(f"the saved cache has other sections than this one: {odd!r:.80}")

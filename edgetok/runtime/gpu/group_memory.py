@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from edgetok.cache.groups import Chosen, Group
 from edgetok.cache.policies.view import Floats
-from edgetok.cache.slot_memory import DeviceEviction
+from edgetok.cache.slot_memory import DeviceEviction, Rest
 from edgetok.cache.table import EMPTY, Places
+from edgetok.errors import UnsupportedError
 from edgetok.kernels_gpu.array import DeviceArray
 from edgetok.kernels_gpu.device import Device
 from edgetok.kernels_gpu.kv_append import KINDS, Constants, Slots, padded_head_dim, row_entries
@@ -169,6 +170,14 @@ class GpuGroupMemory:
     def values(self, layer: int, head: int) -> HeadRows:
         """A head's values; at 4 and 8 bits as they are stored, rotated."""
         return self._head(self._group.layers.index(layer), head, 1)
+
+    def rest(self, layer: int, head: int) -> Rest:
+        """Refuse: attention on this device has none.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"layer {layer}, head {head}: evicted tokens leave nothing here")
 
     def take(self, lists: Sequence[Places]) -> Bytes:
         """Stored rows of slots, head by head. See `GroupMemory`."""

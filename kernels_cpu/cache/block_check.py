@@ -66,6 +66,42 @@ _INFINITE = 0x7F800000  # bits of a float32
 
 
 @outline
+def _entries_fit(data: int, nbytes: int) -> Any:
+    """Whether sections fill the block one after the other, each named once."""
+    count = read_i64(data + 8) // HIGH
+    at = HEAD + ENTRY * count
+    for i in range(count):
+        entry = data + HEAD + ENTRY * i
+        begin, size = read_i64(entry + 8), read_i64(entry + 16)
+        if begin != (at + 63) // 64 * 64 or size < 0 or size > nbytes - begin:
+            return False
+        if read_i64(entry + 24) != 0:
+            return False
+        for j in range(i):
+            if read_i64(data + HEAD + ENTRY * j) == read_i64(entry):
+                return False
+        at = begin + size
+    return at == nbytes
+
+
+@outline
+def _count_known(c: int, data: int, nbytes: int) -> Any:
+    """Count the sections of a block that a cache takes, where all that it needs are there."""
+    known = 2
+    for i in range(get(c, C_GROUP_COUNT)):
+        g = group_at(c, i)
+        known += 2 + get(g, G_CHOSEN)
+        if rest_bytes(g) != 0 and section_at(data, nbytes, REST, i) != 0:
+            known += 1
+    snapshots = 0
+    while get(get(c, C_HISTORY), H_COUNT) != 0:
+        if section_at(data, nbytes, SNAPSHOT, snapshots) == 0:
+            break
+        snapshots += 1
+    return known + snapshots
+
+
+@outline
 def _list_fits(g: int, n: int, slots: int, held: int, length: int, following: int) -> Any:
     """Whether slots of one list ascend and what they hold can be."""
     for i in range(n):
@@ -195,6 +231,8 @@ def check_block(c: int, data: int, nbytes: int, tokens: int) -> Any:
         return OTHER_VERSION
     if read_i64(data + 16) != nbytes or nbytes < HEAD + ENTRY * count:
         return OTHER_VERSION
+    if not _entries_fit(data, nbytes):
+        return WRONG_SECTIONS
     shape, counters = section_at(data, nbytes, SHAPE, 0), section_at(data, nbytes, COUNTERS, 0)
     own = get(c, C_SHAPE_BYTES)
     if bytes_of(shape) != own or compared(begin_of(data, shape), own, get(c, C_SHAPE), own) != 0:
@@ -208,4 +246,7 @@ def check_block(c: int, data: int, nbytes: int, tokens: int) -> Any:
             fault = _group_fits(c, i, data, nbytes, tokens, shift)
     if fault == FITS:
         fault = _snapshots_fit(get(c, C_HISTORY), data, nbytes, tokens)
+    # Rests may be missing: what is named otherwise, or lies elsewhere, must not count as that.
+    if fault == FITS and _count_known(c, data, nbytes) != count:
+        fault = WRONG_SECTIONS
     return fault

@@ -12,7 +12,7 @@ import pytest
 
 from edgetok.cache.limits import DEFAULT_POLICY, CacheLimits
 from edgetok.cache.state import REST, SHAPE, TABLE, CacheState
-from edgetok.errors import EdgetokError
+from edgetok.errors import EdgetokError, SessionError
 from edgetok.formats.layout import TensorFormat
 from edgetok.formats.manifest import write_manifest
 from edgetok.native.plan import PLAN_FILE, Section
@@ -160,6 +160,39 @@ def test_rests_that_cannot_be_are_refused(both, deep):
         chat.restore(old.block.tobytes(), prompt.tolist())
         cache.load(old)
         assert chat.save() == cache.save().block.tobytes() != saved.block.tobytes()
+
+
+def test_rests_that_are_not_where_they_should_be_are_refused(both, deep):
+    """They are not taken for rests that are missing: what Python refuses C refuses."""
+    model, backend = both(deep("llama"), 8)
+    prompt, cache = draw(9, 300), recall(backend)
+    backend.forward(cache, prompt)
+    whole = cache.save().block
+    (count,) = struct.unpack_from("<I", whole.tobytes(), 12)
+    places = [24 + 32 * i for i in range(count)]
+    rests = [at for at in places if struct.unpack_from("<I", whole.tobytes(), at)[0] == REST]
+    assert len(rests) == 2
+    with model.chat(128, policy="recall") as chat:
+        for at in rests:
+            kind, group, begin, size, _ = struct.unpack_from("<IIQQQ", whole.tobytes(), at)
+            for entry in (
+                (kind, group, whole.nbytes, size, 0),  # beyond the block
+                (kind, group, begin, whole.nbytes, 0),
+                (kind, group, begin + 4, size, 0),  # not aligned
+                (kind, group, begin, size - 4, 0),
+                (kind, group, begin, size, 1),
+                (kind, 2, begin, size, 0),  # of a group that there is not
+                (kind, 1 - group, begin, size, 0),  # twice of one
+                (99, group, begin, size, 0),
+            ):
+                bad = whole.copy()
+                bad[at : at + 32] = np.frombuffer(struct.pack("<IIQQQ", *entry), np.uint8)
+                with pytest.raises(SessionError):
+                    cache.load(CacheState(bad))
+                with pytest.raises(EdgetokError, match="saved cache"):
+                    chat.restore(bad.tobytes(), prompt.tolist())
+        chat.restore(whole.tobytes(), prompt.tolist())
+        assert chat.save() == whole.tobytes()
 
 
 def test_going_back_before_what_is_gone_empties_rests(both, deep):

@@ -41,7 +41,10 @@ class Eviction:
         self.pinned = 0
 
     def loss(self, masses: Iterable[Floats]) -> float:
-        """Share of all attention that went to evicted tokens; `masses` [heads, slots]: the rest."""
+        """Share of all attention to tokens that went to evicted ones, without what rests got.
+
+        `masses` [heads, slots]: of those that are held.
+        """
         total = self.dropped + sum(float(mass.sum(dtype=np.float64)) for mass in masses)
         return self.dropped / total if self.dropped else 0.0
 

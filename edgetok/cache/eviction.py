@@ -80,7 +80,9 @@ class Eviction:
         """Yield the slots that each head gives up, ascending; arguments as for `evict`."""
         policy, table, device = self._bounds.policy, group.table, memory.eviction
         room = table.limit - self._bounds.block_tokens
-        front, recent = self._front, length - self._bounds.recent
+        # A narrow head may not have room for all that is to stay: sinks go last, then the latest.
+        latest = min(self._bounds.recent, room - self._bounds.sinks)
+        front, recent = min(self._front, room - latest), length - latest
         kernel, around = policy.kernel or policy.name, self._bounds.around
         share = self._bounds.apart and group.wide
         if device is not None and kernel in device.policies:

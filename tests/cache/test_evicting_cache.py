@@ -272,6 +272,22 @@ def test_pinned_tokens_stay():
     driver.check()
 
 
+def test_narrow_heads_keep_sinks_whatever_is_pinned(monkeypatch):
+    """All of a narrow head's room was promised twice: of what stays the oldest went, the sinks."""
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
+    driver = Driver("recall", 128, SCORES)
+    driver.cache.pin(60)
+    for _ in range(40):
+        driver.append(7)
+    driver.check()
+    narrow, wide = (group for group, _ in driver.cache.evicting)
+    assert set(range(60)) <= set(wide.table.tokens[0, wide.table.slots(0)])
+    latest = range(len(driver.tokens) - driver.cache.recent_tokens, len(driver.tokens))
+    for row in range(narrow.table.rows):
+        kept = set(narrow.table.tokens[row, narrow.table.slots(row)].tolist())
+        assert set(range(24)) | set(latest) <= kept  # 24: 64 slots less a block and the latest
+
+
 def forged(state, kind, dtype, change):
     """The state with a section's numbers changed; its bytes stay as many."""
     made = CacheState(state.block.copy())

@@ -86,7 +86,8 @@ def test_the_tokens_of_python(both, deep, family, kv_bits):
             other.restore(chat.save(), [*prompt.tolist(), *found[:-1]])
 
 
-def test_few_heads_of_which_most_are_wide(both, deep):
+@pytest.mark.parametrize("context", [256, 192])  # of 192 the latest alone would fill narrow heads
+def test_few_heads_of_which_most_are_wide(both, deep, context):
     folder = deep("llama", times=1)
     report = json.loads((folder / "report.json").read_text())
     recall = report["heads"]["recall"]
@@ -95,12 +96,12 @@ def test_few_heads_of_which_most_are_wide(both, deep):
     (folder / "report.json").write_text(json.dumps(report))
     write_manifest(folder, exporter="edgetok")
     model, backend = both(folder, 8)
-    prompt, cache = draw(8, 540), backend.new_bounded_cache(256, CacheLimits(policy="recall"))
+    prompt, cache = draw(8, 540), backend.new_bounded_cache(context, CacheLimits(policy="recall"))
     narrow, wide = (group for group, _ in cache.evicting)
     assert len(narrow.heads) == 2 < len(wide.heads)
-    assert narrow.table.limit < 256 < wide.table.limit
+    assert narrow.table.limit < context < wide.table.limit
     assert cache.bounds.around
-    with model.chat(256, policy="recall") as chat:
+    with model.chat(context, policy="recall") as chat:
         native_answer(chat, prompt[:450], 1)
         backend.forward(cache, prompt[:450])
         assert chat.save() == cache.save().block.tobytes()
@@ -108,6 +109,26 @@ def test_few_heads_of_which_most_are_wide(both, deep):
             backend, cache, prompt[450:], GREEDY, 60
         )
         assert chat.save() == cache.save().block.tobytes()
+    for row in range(2):
+        kept = narrow.table.tokens[row, narrow.table.slots(row)]
+        assert set(range(cache.sinks)) <= set(kept.tolist())
+
+
+def test_pinned_tokens_that_narrow_heads_have_no_room_for(both, deep):
+    """Sinks stay everywhere, and as many pinned tokens as there is room for."""
+    model, backend = both(deep("llama"), 8)
+    prompt, cache = draw(9, 400), recall(backend)
+    cache.pin(60)
+    backend.forward(cache, prompt[:40])
+    with model.chat(128, policy="recall") as chat:
+        chat.restore(cache.save().block.tobytes(), prompt[:40].tolist())
+        native_answer(chat, prompt, 1)
+        backend.forward(cache, prompt[40:])
+        assert chat.save() == cache.save().block.tobytes()
+    for group, _ in cache.evicting:
+        for row in range(group.table.rows):
+            kept = set(group.table.tokens[row, group.table.slots(row)].tolist())
+            assert set(range(60 if group.wide else 24)) <= kept
 
 
 @pytest.mark.parametrize("kv_bits", [8, 16])

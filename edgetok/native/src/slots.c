@@ -33,9 +33,10 @@ static void evict(cache *c, group *g) { /* eviction.py */
     instruction share = on_heads(c, g, HOST_SHARE, c->scores);
     instruction choose = on_heads(c, g, HOST_CHOOSE, c->scores);
     instruction join = on_heads(c, g, HOST_JOIN, c->evicted);
-    choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
-    choose.slots[CHOOSE_FRONT] = most(SINKS, c->pinned);
-    choose.slots[CHOOSE_RECENT] = c->length - c->recent;
+    int64_t room = g->limit - c->block_tokens, latest = least(c->recent, room - SINKS);
+    choose.slots[CHOOSE_ROOM] = room;
+    choose.slots[CHOOSE_FRONT] = least(most(SINKS, c->pinned), room - latest);
+    choose.slots[CHOOSE_RECENT] = c->length - latest;
     choose.slots[CHOOSE_AROUND] = c->apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;
     choose.slots[CHOOSE_COUNTS] = join.slots[REST_COUNTS] = c->counts;

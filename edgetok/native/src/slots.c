@@ -30,8 +30,7 @@ static instruction on_heads(const cache *c, const group *g, int64_t host, int64_
 
 static void evict(cache *c, group *g) { /* eviction.py */
     instruction score = on_heads(c, g, HOST_SCORES + c->policy->scores, c->scores);
-    instruction share = on_heads(c, g, HOST_SHARE, c->scores);
-    instruction choose = on_heads(c, g, HOST_CHOOSE, c->scores);
+    instruction share = on_heads(c, g, HOST_SHARE, c->scores), choose = on_heads(c, g, HOST_CHOOSE, c->scores);
     instruction join = on_heads(c, g, HOST_JOIN, c->evicted);
     int64_t room = g->limit - c->block_tokens, latest = least(c->recent, room - SINKS);
     choose.slots[CHOOSE_ROOM] = room;

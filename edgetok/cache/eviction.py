@@ -80,9 +80,9 @@ class Eviction:
         """Yield the slots that each head gives up, ascending; arguments as for `evict`."""
         policy, table, device = self._bounds.policy, group.table, memory.eviction
         room = table.limit - self._bounds.block_tokens
-        # A narrow head may not have room for all that is to stay: sinks go last, then the latest.
-        latest = min(self._bounds.recent, room - self._bounds.sinks)
-        front, recent = min(self._front, room - latest), length - latest
+        # A narrow head has no room for a system message beside what it is to choose.
+        front = self._front if group.wide or not self._bounds.tiers else self._bounds.sinks
+        recent = length - min(self._bounds.recent, room - self._bounds.sinks)
         kernel, around = policy.kernel or policy.name, self._bounds.around
         share = self._bounds.apart and group.wide
         if device is not None and kernel in device.policies:

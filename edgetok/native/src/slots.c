@@ -32,10 +32,10 @@ static void evict(cache *c, group *g) { /* eviction.py */
     instruction score = on_heads(c, g, HOST_SCORES + c->policy->scores, c->scores);
     instruction share = on_heads(c, g, HOST_SHARE, c->scores), choose = on_heads(c, g, HOST_CHOOSE, c->scores);
     instruction join = on_heads(c, g, HOST_JOIN, c->evicted);
-    int64_t room = g->limit - c->block_tokens, latest = least(c->recent, room - SINKS);
+    int64_t room = g->limit - c->block_tokens;
     choose.slots[CHOOSE_ROOM] = room;
-    choose.slots[CHOOSE_FRONT] = least(most(SINKS, c->pinned), room - latest);
-    choose.slots[CHOOSE_RECENT] = c->length - latest;
+    choose.slots[CHOOSE_FRONT] = c->broad && !g->wide ? SINKS : most(SINKS, c->pinned);
+    choose.slots[CHOOSE_RECENT] = c->length - least(c->recent, room - SINKS);
     choose.slots[CHOOSE_AROUND] = c->apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;
     choose.slots[CHOOSE_COUNTS] = join.slots[REST_COUNTS] = c->counts;

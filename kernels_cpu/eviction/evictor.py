@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,14 +117,12 @@ class Heads:
             (EV_PAGES, self.pages),
             (EV_POSITIONS, self.positions),
             (EV_TOKENS, self.tokens),
+            (EV_CENTRE, self.centre),
+            (EV_FACTOR, self.factor),
+            (EV_REST, self.rests),
         ):
-            made[:, slot] = array.ctypes.data + np.arange(self.count) * array.strides[0]
-        if self.centre is not None and self.factor is not None:
-            for slot, part in ((EV_CENTRE, self.centre), (EV_FACTOR, self.factor)):
-                made[:, slot] = part.ctypes.data + np.arange(self.count) * part.strides[0]
-        if self.rests is not None:
-            made[:, EV_REST] = self.rests.ctypes.data
-            made[:, EV_REST] += np.arange(self.count) * self.rests.strides[0]
+            if array is not None:
+                made[:, slot] = array.ctypes.data + np.arange(self.count) * array.strides[0]
         for head, one in enumerate(self.frequencies):
             if one is not None:
                 made[head, EV_FREQUENCIES], made[head, EV_PAIRS] = one.ctypes.data, one.size
@@ -172,31 +171,11 @@ class Evictor:
         if policy == "content" and heads.count and not heads.frequencies:
             raise ShapeError("heads without frequencies have no contents")
         made = np.empty((heads.count, heads.slots), np.float32)
-        records, scratch = heads.records(), self._scratch(heads)
         if policy == "window":
-            one = launch.window_scores(
-                self._kernels,
-                heads=heads.count,
-                records=records.ctypes.data,
-                slots=heads.slots,
-                scores=made.ctypes.data,
-                wait=True,
-            )
+            self._do(launch.window_scores, heads, scores=made)
         else:
-            one = launch.key_scores(
-                self._kernels,
-                policy=policy,
-                kv_bits=self._bits,
-                heads=heads.count,
-                records=records.ctypes.data,
-                slots=heads.slots,
-                page_slots=heads.page_slots,
-                head_dim=heads.head_dim,
-                scores=made.ctypes.data,
-                scratch=scratch.ctypes.data,
-                wait=True,
-            )
-        self._run([one])
+            how = {"policy": policy, **self._stored(heads)}
+            self._do(launch.key_scores, heads, scores=made, scratch=self._scratch(heads), **how)
         return made
 
     def shared(self, heads: Heads, scores: Floats) -> Floats:
@@ -213,18 +192,8 @@ class Evictor:
             ShapeError: scores are of another type or shape.
         """
         made = self._copy(heads, scores)
-        records = heads.records()
         scratch = np.empty(launch.share_scratch_bytes(heads.count, scores.size), np.uint8)
-        one = launch.share_scores(
-            self._kernels,
-            heads=heads.count,
-            records=records.ctypes.data,
-            slots=heads.slots,
-            scores=made.ctypes.data,
-            scratch=scratch.ctypes.data,
-            wait=True,
-        )
-        self._run([one])
+        self._do(launch.share_scores, heads, scores=made, scratch=scratch)
         return made
 
     def lowest(
@@ -254,24 +223,18 @@ class Evictor:
         """
         evicted = np.empty((heads.count, heads.slots), np.int32)
         counts = np.empty(heads.count, np.int64)
-        records, scratch = heads.records(), self._scratch(heads)
-        scores = self._copy(heads, scores)  # sums replace them
-        one = launch.choose_evicted(
-            self._kernels,
-            heads=heads.count,
-            records=records.ctypes.data,
-            slots=heads.slots,
-            scores=scores.ctypes.data,
+        self._do(
+            launch.choose_evicted,
+            heads,
+            scores=self._copy(heads, scores),  # sums replace them
             room=room,
             front=front,
             recent=recent,
             around=around,
-            evicted=evicted.ctypes.data,
-            counts=counts.ctypes.data,
-            scratch=scratch.ctypes.data,
-            wait=True,
+            evicted=evicted,
+            counts=counts,
+            scratch=self._scratch(heads),
         )
-        self._run([one])
         return [row[:n].astype(np.int64) for row, n in zip(evicted, counts.tolist(), strict=True)]
 
     def join(self, heads: Heads, slots: Sequence[Longs]) -> None:
@@ -293,21 +256,14 @@ class Evictor:
             row[: len(at)] = at
         if evicted.size and not 0 <= evicted.min() <= evicted.max() < heads.slots:
             raise ShapeError(f"slots beyond the {heads.slots} that there are")
-        records, scratch = heads.records(), self._scratch(heads)
-        one = launch.join_rests(
-            self._kernels,
-            kv_bits=self._bits,
-            heads=heads.count,
-            records=records.ctypes.data,
-            slots=heads.slots,
-            page_slots=heads.page_slots,
-            head_dim=heads.head_dim,
-            evicted=evicted.ctypes.data,
-            counts=counts.ctypes.data,
-            scratch=scratch.ctypes.data,
-            wait=True,
+        self._do(
+            launch.join_rests,
+            heads,
+            evicted=evicted,
+            counts=counts,
+            scratch=self._scratch(heads),
+            **self._stored(heads),
         )
-        self._run([one])
 
     def renumbered(self, heads: Heads, *, shift: int, front: int) -> tuple[Ints, Ints]:
         """Lower positions by `shift`, but never below a token's rank among those of its head.
@@ -321,20 +277,15 @@ class Evictor:
             New positions, int32 [heads, slots], EMPTY as before, and how much higher they are.
         """
         positions, by = (np.empty((heads.count, heads.slots), np.int32) for _ in range(2))
-        records, scratch = heads.records(), self._scratch(heads)
-        one = launch.renumber(
-            self._kernels,
-            heads=heads.count,
-            records=records.ctypes.data,
-            slots=heads.slots,
+        self._do(
+            launch.renumber,
+            heads,
             shift=shift,
             front=front,
-            positions=positions.ctypes.data,
-            by=by.ctypes.data,
-            scratch=scratch.ctypes.data,
-            wait=True,
+            positions=positions,
+            by=by,
+            scratch=self._scratch(heads),
         )
-        self._run([one])
         return positions, by
 
     def rotate(self, heads: Heads, by: Ints, rest_by: int = 0) -> None:
@@ -354,21 +305,32 @@ class Evictor:
             raise ShapeError(f"differences are {by.dtype} {by.shape}, expected int32 as slots")
         if heads.count and not heads.frequencies:
             raise ShapeError("heads without frequencies cannot be rotated")
-        records, scratch = heads.records(), self._scratch(heads)
-        one = launch.rotate_keys(
-            self._kernels,
-            kv_bits=self._bits,
-            heads=heads.count,
-            records=records.ctypes.data,
-            slots=heads.slots,
-            page_slots=heads.page_slots,
-            head_dim=heads.head_dim,
-            by=by.ctypes.data,
+        self._do(
+            launch.rotate_keys,
+            heads,
+            by=by,
             rest_by=rest_by,
-            scratch=scratch.ctypes.data,
-            wait=True,
+            scratch=self._scratch(heads),
+            **self._stored(heads),
         )
-        self._run([one])
+
+    def _do(self, launcher: Callable[..., Instruction], heads: Heads, **own: Any) -> None:
+        """Run a launcher's instruction on heads; arrays become their addresses."""
+        records = heads.records()
+        plain = {
+            name: value.ctypes.data if isinstance(value, np.ndarray) else value
+            for name, value in own.items()
+        }
+        where = {"heads": heads.count, "records": records.ctypes.data, "slots": heads.slots}
+        self._run([launcher(self._kernels, **where, **plain, wait=True)])
+
+    def _stored(self, heads: Heads) -> dict[str, Any]:
+        """Return what launchers whose kernels read slots are told of them."""
+        return {
+            "kv_bits": self._bits,
+            "page_slots": heads.page_slots,
+            "head_dim": heads.head_dim,
+        }
 
     def _check_rests(self, heads: Heads) -> None:
         shape, rests = (heads.count, rest_floats(heads.head_dim, self._bits)), heads.rests

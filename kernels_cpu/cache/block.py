@@ -54,6 +54,7 @@ from edgetok.kernels_cpu.cache.launch import (
 from edgetok.kernels_cpu.cache.rows import copy_rows
 from edgetok.kernels_cpu.cache.tables import (
     clear_rests,
+    copy_words,
     fill,
     get,
     group_at,
@@ -102,12 +103,6 @@ def stored_bytes(g: int, held: int) -> Any:
 def rest_bytes(g: int) -> Any:
     """Bytes of all rests of a group."""
     return get(g, G_ROWS) * get(g, G_REST_BYTES)
-
-
-@outline
-def _copy_words(source: int, nbytes: int, to: int) -> None:
-    for i in range(nbytes // 4):
-        write_i32(to + 4 * i, read_i32(source + 4 * i))
 
 
 @outline
@@ -180,7 +175,7 @@ def write_block(c: int, data: int) -> Any:
         if rest_bytes(g) != 0:
             begin = _entry(data, n, REST, i, at, rest_bytes(g))
             if data != 0:
-                _copy_words(get(g, G_RESTS), rest_bytes(g), data + begin)
+                copy_words(data + begin, get(g, G_RESTS), rest_bytes(g) // 4)
             at = begin + rest_bytes(g)
             n += 1
         if data != 0:
@@ -265,7 +260,7 @@ def read_block(c: int, data: int, nbytes: int) -> None:
             list_free(c, g)
         rests = section_at(data, nbytes, REST, i)
         if rests != 0:
-            _copy_words(begin_of(data, rests), rest_bytes(g), get(g, G_RESTS))
+            copy_words(get(g, G_RESTS), begin_of(data, rests), rest_bytes(g) // 4)
         else:
             clear_rests(g)
     clear_history(history)

@@ -23,9 +23,9 @@ from edgetok.kernels_cpu.cache.launch import (
     SNAPSHOT_GAP_TOKENS,
     SNAPSHOT_TOKENS,
 )
-from edgetok.kernels_cpu.cache.tables import get, put
+from edgetok.kernels_cpu.cache.tables import copy_words, get, put
 from edgetok.kernels_cpu.simd.emit import inline, outline
-from edgetok.kernels_cpu.simd.memory import read_i32, read_i64, read_int, write_i32, write_i64
+from edgetok.kernels_cpu.simd.memory import read_i64, read_int, write_i32, write_i64
 
 HEAD_BYTES = 16  # of a saved snapshot: both lengths
 _ROWS, _COLUMNS, _NEEDED = 8, 16, 24  # in a state
@@ -64,12 +64,6 @@ def _row(h: int, i: int, token: int) -> Any:
 
 
 @outline
-def _copy(to: int, values: int, count: int) -> None:
-    for i in range(count):
-        write_i32(to + 4 * i, read_i32(values + 4 * i))
-
-
-@outline
 def _in_rings(h: int, length: int) -> Any:
     """Whether the rings hold all that the token behind a length needs."""
     for i in range(get(h, H_COUNT)):
@@ -86,7 +80,7 @@ def _take(h: int, length: int, values: int) -> Any:
         columns = read_i64(_state(h, i) + _COLUMNS)
         for token in range(length - _kept(h, i), length):
             if token >= read_i64(_ring(h, i) + _OLDEST):
-                _copy(values, _row(h, i, token), columns)
+                copy_words(values, _row(h, i, token), columns)
             else:
                 for k in range(columns):
                     write_i32(values + 4 * k, np.int32(0))
@@ -102,7 +96,7 @@ def _go_back(h: int, length: int, first: int, values: int) -> None:
     for i in range(get(h, H_COUNT)):
         columns = read_i64(_state(h, i) + _COLUMNS)
         for token in range(length - _kept(h, i), length):
-            _copy(_row(h, i, token), values, columns)
+            copy_words(_row(h, i, token), values, columns)
             values += 4 * columns
         write_i64(_ring(h, i) + _OLDEST, max(0, first - read_i64(_state(h, i) + _NEEDED)))
 
@@ -129,7 +123,7 @@ def _thin(h: int, length: int) -> None:
         before = own
     values = read_i64(_snapshot(h, worst) + _VALUES)
     for i in range(worst, taken - 1):
-        _copy(_snapshot(h, i), _snapshot(h, i + 1), _SNAPSHOT // 4)
+        copy_words(_snapshot(h, i), _snapshot(h, i + 1), _SNAPSHOT // 4)
     write_i64(_snapshot(h, taken - 1) + _VALUES, values)  # its memory is the next one's
     put(h, H_TAKEN, taken - 1)
 
@@ -213,8 +207,8 @@ def write_snapshot(h: int, length: int, i: int, sections: int, to: int) -> None:
     """Write section i."""
     if i < sections - 1:
         s = _snapshot(h, i)
-        _copy(to, s, HEAD_BYTES // 4)
-        _copy(to + HEAD_BYTES, read_i64(s + _VALUES), get(h, H_BYTES) // 4)
+        copy_words(to, s, HEAD_BYTES // 4)
+        copy_words(to + HEAD_BYTES, read_i64(s + _VALUES), get(h, H_BYTES) // 4)
     else:
         write_i64(to, length)
         write_i64(to + 8, _take(h, length, to + HEAD_BYTES))
@@ -249,8 +243,8 @@ def read_snapshot(h: int, section: int, last: int) -> None:
     taken = get(h, H_TAKEN)
     s = _snapshot(h, taken)
     values = read_i64(s + _VALUES)
-    _copy(s, section, HEAD_BYTES // 4)
-    _copy(values, section + HEAD_BYTES, get(h, H_BYTES) // 4)
+    copy_words(s, section, HEAD_BYTES // 4)
+    copy_words(values, section + HEAD_BYTES, get(h, H_BYTES) // 4)
     if last != 0:
         _go_back(h, read_i64(s), read_i64(s + _FIRST), values)
     else:

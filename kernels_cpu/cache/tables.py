@@ -27,6 +27,7 @@ from edgetok.kernels_cpu.cache.launch import (
 )
 from edgetok.kernels_cpu.simd.emit import inline, outline
 from edgetok.kernels_cpu.simd.memory import (
+    read_i32,
     read_i64,
     read_int,
     write_f32,
@@ -116,6 +117,13 @@ def empty(g: int, row: int, slot: int) -> None:
     while end > 0 and not holds(g, row, end - 1):
         end -= 1
     write_i64(used, end)
+
+
+@outline
+def copy_words(to: int, source: int, count: int) -> None:
+    """Copy `count` numbers of 4 bytes each."""
+    for i in range(count):
+        write_i32(to + 4 * i, read_i32(source + 4 * i))
 
 
 @outline

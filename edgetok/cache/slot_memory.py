@@ -103,7 +103,7 @@ class DeviceEviction(Protocol):
 
 
 class Rest(Protocol):
-    """What stands for the tokens that one head gave up: their number, mean key and mean value.
+    """Stands for the tokens that one head gave up: their number, mean key and mean value.
 
     A key as `Rows` has it, a value as they are stored.
     """

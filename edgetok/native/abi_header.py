@@ -7,6 +7,7 @@ from types import ModuleType
 
 from edgetok.cache import bounds, recurrent, slot_memory, state, table
 from edgetok.cache.limits import DEFAULT_POLICY
+from edgetok.cache.policies import shared
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.formats.layout import DATA_FILE
 from edgetok.kernels_cpu.attention import launch as attention
@@ -66,6 +67,7 @@ _SAME: tuple[tuple[ModuleType, ModuleType, tuple[str, ...]], ...] = (
     (recurrent, keep, ("MOST_SNAPSHOTS", "FEWEST_SNAPSHOTS")),
     (ops, keep, ("STATES",)),
     (slot_memory, attention, ("REST_TOKENS",)),
+    (shared, eviction, ("OF_ALL",)),
     (state, keep, ("SHAPE", "COUNTERS", "TABLE", "ROWS", "MASS", "REST", "SNAPSHOT")),
 )
 _STRUCTS = {

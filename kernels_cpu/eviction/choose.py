@@ -27,6 +27,7 @@ from edgetok.kernels_cpu.eviction.launch import (
     EV_SCRATCH_BYTES,
     EV_SLOTS,
     EV_TOKENS,
+    OF_ALL,
     SCORE_OUT,
     SHARE_SCORES,
 )
@@ -148,7 +149,7 @@ def share_scores(instr: int, ctx: int, tid: int, threads: int) -> None:
             write_f32(scores + 4 * at, own)
             total += own
             end += 1
-        half = np.float32(total / (end - begin) * 0.5)
+        half = np.float32(total / (end - begin) * OF_ALL)
         for i in range(begin, end):
             at = read_i64(order + 8 * i) & 0xFFFFFFFF
             write_f32(scores + 4 * at, read_f32(scores + 4 * at) + half)

@@ -1,4 +1,4 @@
-"""What is evicted joins its head's rest: the mean key and value of what is gone, and of how many.
+"""Rests: of each head the mean key and value of what it evicted, and of how many.
 
     mean = (mean * n + sum of the slots') / (n + slots),    n = min(n + slots, REST_TOKENS)
 

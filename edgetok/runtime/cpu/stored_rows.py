@@ -176,7 +176,7 @@ class HeadRest:
         self._key, self._value = rest[REST_KEY:][:head_dim], rest[value:][:head_dim]
 
     def read(self) -> tuple[float, Floats, Floats]:
-        """For how many tokens it stands, their mean key [D] and their mean value [D]."""
+        """Return for how many tokens it stands, their mean key [D] and their mean value [D]."""
         key = plain_keys(self._key[None].copy(), self._bits, self._constants)[0]
         return float(self._count[0]), key, self._value.copy()
 

@@ -23,6 +23,7 @@ from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
 FREED_SHARE = 4  # of the trained length: positions to free when it would be passed (1 in so many)
+FAR_SHARE = 16  # of a head's slots: tokens beyond the trained length that it keeps (1 in so many)
 WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/quality/policies.py
 FEWEST_HEADS = 10  # of fewer a fifth is too few: of gemma-3-270m's three two give parts of answers
 WIDE_SCORE = 0.25  # of the highest, that a head of few has to reach

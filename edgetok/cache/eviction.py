@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgetok.cache.bounds import Bounds
+from edgetok.cache.bounds import FAR_SHARE, Bounds
 from edgetok.cache.groups import Chosen, InOrder
 from edgetok.cache.policies.around import with_around
 from edgetok.cache.policies.shared import shared
@@ -83,6 +83,7 @@ class Eviction:
         # A narrow head has no room for a system message beside what it is to choose.
         front = self._front if group.wide or not self._bounds.tiers else self._bounds.sinks
         recent = length - min(self._bounds.recent, room - self._bounds.sinks)
+        far, most_far = front + length - position, table.limit // FAR_SHARE
         kernel, around = policy.kernel or policy.name, self._bounds.around
         share = self._bounds.apart and group.wide
         if device is not None and kernel in device.policies:
@@ -94,6 +95,8 @@ class Eviction:
                 front=front,
                 recent=recent,
                 around=around,
+                far=far,
+                most_far=most_far,
                 share=share,
             )
             return
@@ -107,10 +110,14 @@ class Eviction:
         if share:
             scores = shared(scores, tokens)
         for at, seen, own in zip(held, tokens, scores, strict=True):
-            score = with_around(own, around)
-            score[(seen < front) | (seen >= recent)] = np.inf
-            # Of equal scores the oldest go.
-            yield np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+            score, kept = with_around(own, around), (seen < front) | (seen >= recent)
+            score[kept] = np.inf
+            order = np.argsort(score, kind="stable")  # of equal scores the oldest go
+            beyond = order[(seen < far)[order] & ~kept[order]]
+            first = beyond[: max(0, len(beyond) - most_far)]
+            others = order[~np.isin(order, first)]
+            gone = np.concatenate([first, others[: max(0, len(others) - room)]])
+            yield np.sort(at[gone])
 
     def _join(self, group: Chosen, memory: GroupMemory, lowest: Sequence[Places]) -> None:
         """Let what heads give up join what stands for their evicted tokens.

@@ -52,6 +52,8 @@ class DeviceEviction(Protocol):
         front: int,
         recent: int,
         around: int,
+        far: int,
+        most_far: int,
         share: bool,
     ) -> Sequence[Places]:
         """Choose the slots that each head gives up until it holds `room` tokens; change nothing.
@@ -63,6 +65,8 @@ class DeviceEviction(Protocol):
             front: tokens before it go last.
             recent: tokens from it on go last.
             around: as in `Bounds`.
+            far: tokens before it, but for those at the front, lie beyond the trained length.
+            most_far: how many of them a head keeps, even where there is room.
             share: whether heads judge together.
 
         Returns:

@@ -231,7 +231,17 @@ def _host(plan: Plan) -> list[bytes]:
         ),
         packed(
             eviction.choose_evicted(
-                kernels, scores=0, room=0, front=0, recent=0, around=0, evicted=0, counts=0, **none
+                kernels,
+                scores=0,
+                room=0,
+                front=0,
+                recent=0,
+                around=0,
+                far=0,
+                most_far=0,
+                evicted=0,
+                counts=0,
+                **none,
             )
         ),
         packed(eviction.renumber(kernels, shift=0, front=0, positions=0, by=0, **none)),

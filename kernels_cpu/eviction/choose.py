@@ -14,7 +14,9 @@ from edgetok.kernels_cpu.eviction.launch import (
     AROUND,
     CHOOSE_AROUND,
     CHOOSE_COUNTS,
+    CHOOSE_FAR,
     CHOOSE_FRONT,
+    CHOOSE_MOST_FAR,
     CHOOSE_OUT,
     CHOOSE_RECENT,
     CHOOSE_ROOM,
@@ -45,6 +47,13 @@ from edgetok.kernels_cpu.simd.memory import (
 )
 
 _INFINITE = 0x7F800000  # bits of a float32
+_NONE = np.int64(-(1 << 63))  # below every rank
+
+
+@inline
+def _kept(token: int, front: int, recent: int) -> Any:
+    """Whether a token goes last."""
+    return token < front or token >= recent
 
 
 @inline
@@ -164,6 +173,8 @@ def choose_evicted(instr: int, ctx: int, tid: int, threads: int) -> None:
     room = read_i64(instr + 8 * CHOOSE_ROOM)
     front = read_i64(instr + 8 * CHOOSE_FRONT)
     recent = read_i64(instr + 8 * CHOOSE_RECENT)
+    far = read_i64(instr + 8 * CHOOSE_FAR)
+    most_far = read_i64(instr + 8 * CHOOSE_MOST_FAR)
     ranks = read_i64(instr + 8 * EV_SCRATCH) + tid * read_i64(instr + 8 * EV_SCRATCH_BYTES)
     for head in range(share(heads, tid, threads), share(heads, tid + 1, threads)):
         record = read_i64(instr + 8 * EV_RECORDS) + 8 * EV_RECORD_SLOTS * head
@@ -176,17 +187,28 @@ def choose_evicted(instr: int, ctx: int, tid: int, threads: int) -> None:
         for s in range(slots):
             if read_i32(positions + 4 * s) != EMPTY:
                 token = np.int64(read_i32(tokens + 4 * s))
-                kept = token < front or token >= recent
-                write_i64(ranks + 8 * n, _rank(read_f32(scores + 4 * s), token, kept))
-                n += 1
+                if token < far and not _kept(token, front, recent):
+                    write_i64(ranks + 8 * n, _rank(read_f32(scores + 4 * s), token, False))
+                    n += 1
+        last_far = nth_smallest_i64(ranks, n, n - most_far - 1) if n > most_far else _NONE
+        n = 0  # of those that do not go as far ones
+        for s in range(slots):
+            if read_i32(positions + 4 * s) != EMPTY:
+                token = np.int64(read_i32(tokens + 4 * s))
+                kept = _kept(token, front, recent)
+                rank = _rank(read_f32(scores + 4 * s), token, kept)
+                if token >= far or kept or rank > last_far:
+                    write_i64(ranks + 8 * n, rank)
+                    n += 1
+        last = nth_smallest_i64(ranks, n, n - room - 1) if n > room else _NONE
+        last_far = max(last_far, last)
         count = 0
-        if n > room:
-            last = nth_smallest_i64(ranks, n, n - room - 1)
-            for s in range(slots):
-                if read_i32(positions + 4 * s) != EMPTY:
-                    token = np.int64(read_i32(tokens + 4 * s))
-                    kept = token < front or token >= recent
-                    if _rank(read_f32(scores + 4 * s), token, kept) <= last:
-                        write_i32(out + 4 * count, np.int32(s))
-                        count += 1
+        for s in range(slots):
+            if read_i32(positions + 4 * s) != EMPTY:
+                token = np.int64(read_i32(tokens + 4 * s))
+                kept = _kept(token, front, recent)
+                rank = _rank(read_f32(scores + 4 * s), token, kept)
+                if rank <= (last if token >= far or kept else last_far):
+                    write_i32(out + 4 * count, np.int32(s))
+                    count += 1
         write_i64(read_i64(instr + 8 * CHOOSE_COUNTS) + 8 * head, count)

@@ -205,10 +205,13 @@ class Evictor:
         front: int,
         recent: int,
         around: int = 0,
+        far: int = 0,
+        most_far: int = 0,
     ) -> list[Longs]:
         """Choose the slots that each head gives up until it holds `room` tokens.
 
-        Tokens before `front` and from `recent` on go last; of equal scores the oldest go.
+        Tokens before `front` and from `recent` on go last; of those before `far` all but
+        `most_far` go first, even where there is room. Of equal scores the oldest go.
 
         Args:
             heads: whose slots.
@@ -217,6 +220,8 @@ class Evictor:
             front: see above.
             recent: see above.
             around: AROUND, or 0: how many before a token and after it count with their scores.
+            far: see above; 0 for no such tokens.
+            most_far: see above.
 
         Returns:
             Of each head its slots, ascending.
@@ -231,6 +236,8 @@ class Evictor:
             front=front,
             recent=recent,
             around=around,
+            far=far,
+            most_far=most_far,
             evicted=evicted,
             counts=counts,
             scratch=self._scratch(heads),

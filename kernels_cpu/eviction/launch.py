@@ -52,7 +52,9 @@ SCORE_OUT, SCORE_PAGE_SLOTS, SCORE_DIMS, SCORE_PADDED, SCORE_BLOCK = range(EV_FI
     CHOOSE_OUT,
     CHOOSE_COUNTS,
     CHOOSE_AROUND,
-) = range(EV_FIRST, 14)
+    CHOOSE_FAR,
+    CHOOSE_MOST_FAR,
+) = range(EV_FIRST, 16)
 AROUND = 2
 SHARE_SCORES = EV_FIRST
 OF_ALL = 0.5  # weight of what all heads say, in `share_scores`
@@ -169,6 +171,8 @@ def choose_evicted(
     front: int,
     recent: int,
     around: int,
+    far: int,
+    most_far: int,
     evicted: int,
     counts: int,
     scratch: int,
@@ -176,8 +180,9 @@ def choose_evicted(
 ) -> Instruction:
     """List the slots that each head gives up until `room` are held: the lowest scores.
 
-    Tokens before `front` and from `recent` on go last; of equal scores the oldest go. A score that
-    is NaN counts as infinite.
+    Tokens before `front` and from `recent` on go last; of those before `far` all but `most_far` go
+    first, even where there is room. Of equal scores the oldest go. A score that is NaN counts as
+    infinite.
 
     Args:
         kernels: the loaded kernels.
@@ -189,6 +194,8 @@ def choose_evicted(
         front: tokens before it are protected.
         recent: tokens from it on are.
         around: AROUND, or 0: how many before a token and after it count with their scores.
+        far: tokens before it, protected ones aside, lie beyond the trained length.
+        most_far: how many of those each head may keep.
         evicted: address of int32 [heads, slots]: slots, ascending, as many as `counts` says.
         counts: address of int64 [heads].
         scratch: address of `scratch_bytes` for each thread.
@@ -198,7 +205,8 @@ def choose_evicted(
     if around not in (0, AROUND):
         raise ShapeError(f"{around} tokens around each, expected 0 or {AROUND}")
     args = (*_common(heads, records, slots, scratch, 0), scores, room, front, recent, evicted)
-    return instruction(kernels.address("choose_evicted"), *args, counts, around, wait=wait)
+    rules = (counts, around, far, most_far)
+    return instruction(kernels.address("choose_evicted"), *args, *rules, wait=wait)
 
 
 def join_rests(

@@ -16,7 +16,7 @@ MAGIC = b"edgetokP"
 # 2: no states of recurrent layers; 3: no normal forms of texts; 4: no Unigram; 5: no wide heads;
 # 6: layers of one size; 7: not where tables of rows end; 8: contiguous positions; 9: no identity;
 # 10: heads that evict leave nothing
-VERSION = 11
+VERSION = 12
 CORE_VERSION = 1  # of the section PLAN
 
 

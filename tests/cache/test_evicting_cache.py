@@ -15,6 +15,7 @@ import pytest
 from edgetok.cache import bounds
 from edgetok.cache import state as block
 from edgetok.cache.bounds import Bounds
+from edgetok.cache.eviction import Eviction
 from edgetok.cache.limits import CacheLimits
 from edgetok.cache.policies.policy import POLICIES
 from edgetok.cache.saved import COUNTERS
@@ -259,6 +260,32 @@ def test_a_long_conversation():
         driver.append(8)
         if i % 12 == 11:
             driver.check()
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_few_tokens_beyond_the_trained_length_stay(monkeypatch, name):
+    found, evict = [], Eviction.evict
+
+    def counted(self, group, memory, log, length, position):
+        def beyond():
+            tokens = (group.table.tokens[row, group.table.slots(row)] for row in range(heads))
+            return [((at >= 4) & (at < 4 + length - position)).sum() for at in tokens]
+
+        heads = group.table.rows
+        before = beyond()
+        evict(self, group, memory, log, length, position)
+        found.append((max(before), max(beyond())))
+
+    monkeypatch.setattr(Eviction, "evict", counted)
+    driver = Driver(name, 128)
+    for _ in range(60):
+        driver.append(15)
+    driver.check()
+    if name == "window":
+        assert set(found) == {(0, 0)}
+    else:
+        assert max(found)[0] > 20
+    assert max(after for _, after in found) <= 128 // 16
 
 
 def test_pinned_tokens_stay():

@@ -58,7 +58,7 @@ print("refused", refused)
 
 def sections(content: bytes) -> dict[Section, tuple[int, int]]:
     magic, version, count, core = struct.unpack_from("<8s3q", content)
-    assert (magic, version) == (b"edgetokP", 11)
+    assert (magic, version) == (b"edgetokP", 12)
     found = {}
     for i in range(count):
         kind, at, size = struct.unpack_from("<3q", content, 32 + 24 * i)
@@ -82,7 +82,7 @@ def refuses_version(library, out, content, version):
     other = bytearray(content)
     struct.pack_into("<q", other, 8, version)
     (out / PLAN_FILE).write_bytes(rehashed(other))
-    message = f"version {version}, this library reads 11; export again"
+    message = f"version {version}, this library reads 12; export again"
     with pytest.raises(EdgetokError, match=message):
         library.open(out)
 

@@ -10,8 +10,7 @@ int64_t et_keep(cache *c, int own, int64_t tokens, int64_t data, int64_t bytes) 
 }
 
 static int64_t longest_held(const group *g) {
-    const int64_t *held = pointer(g->held);
-    int64_t found = 0;
+    int64_t found = 0, *held = pointer(g->held);
     for (int64_t i = 0; i < g->rows; i++) found = most(found, held[i]);
     return found;
 }
@@ -32,10 +31,11 @@ static void evict(cache *c, group *g) { /* eviction.py */
     instruction score = on_heads(c, g, HOST_SCORES + c->policy->scores, c->scores);
     instruction share = on_heads(c, g, HOST_SHARE, c->scores), choose = on_heads(c, g, HOST_CHOOSE, c->scores);
     instruction join = on_heads(c, g, HOST_JOIN, c->evicted);
-    int64_t room = g->limit - c->block_tokens;
-    choose.slots[CHOOSE_ROOM] = room;
+    choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
     choose.slots[CHOOSE_FRONT] = c->broad && !g->wide ? SINKS : most(SINKS, c->pinned);
-    choose.slots[CHOOSE_RECENT] = c->length - least(c->recent, room - SINKS);
+    choose.slots[CHOOSE_RECENT] = c->length - least(c->recent, choose.slots[CHOOSE_ROOM] - SINKS);
+    choose.slots[CHOOSE_FAR] = choose.slots[CHOOSE_FRONT] + c->shift;
+    choose.slots[CHOOSE_MOST_FAR] = g->limit / FAR_SHARE;
     choose.slots[CHOOSE_AROUND] = c->apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;
     choose.slots[CHOOSE_COUNTS] = join.slots[REST_COUNTS] = c->counts;

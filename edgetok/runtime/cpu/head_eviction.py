@@ -84,6 +84,8 @@ class HeadEviction:
         front: int,
         recent: int,
         around: int,
+        far: int,
+        most_far: int,
         share: bool,
     ) -> list[Places]:
         """Choose what each head gives up. See `DeviceEviction`."""
@@ -91,7 +93,14 @@ class HeadEviction:
         if share:
             scores = self._evictor.shared(self._heads, scores)
         return self._evictor.lowest(
-            self._heads, scores, room=room, front=front, recent=recent, around=around
+            self._heads,
+            scores,
+            room=room,
+            front=front,
+            recent=recent,
+            around=around,
+            far=far,
+            most_far=most_far,
         )
 
     def join(self, slots: Sequence[Places]) -> None:

@@ -214,7 +214,7 @@ def test_window_scores(each_kernels, guard):
         evictor(each_kernels, cache).scores("h2o", cache.heads)
 
 
-def evicted(cache, head, score, room, front, recent, around):
+def evicted(cache, head, score, room, front, recent, around, far, most_far):
     """The kernel chooses as a cache does with NumPy."""
     at = cache.held(head)
     at = at[np.argsort(cache.heads.tokens[head, at])]
@@ -225,14 +225,20 @@ def evicted(cache, head, score, room, front, recent, around):
             score[i] = own[max(i - 2, 0)]
             for j in (i - 1, i, i + 1, i + 2):
                 score[i] += own[min(max(j, 0), last)]
-    score[(seen < front) | (seen >= recent)] = np.inf
-    return np.sort(at[np.argsort(score, kind="stable")[: max(0, len(at) - room)]])
+    kept = (seen < front) | (seen >= recent)
+    score[kept] = np.inf
+    order = list(np.argsort(score, kind="stable"))
+    beyond = [i for i in order if seen[i] < far and not kept[i]]
+    gone = beyond[: max(0, len(beyond) - most_far)]
+    others = [i for i in order if i not in gone]
+    return np.sort(at[gone + others[: max(0, len(others) - room)]])
 
 
 @pytest.mark.parametrize("room", [0, 1, 60, 150, 400])
 @pytest.mark.parametrize("kind", ["spread", "equal", "few values", "not numbers"])
 @pytest.mark.parametrize("around", [0, 2])
-def test_the_lowest_go(each_kernels, guard, room, kind, around):
+@pytest.mark.parametrize("far, most_far", [(0, 0), (500, 12), (500, 0), (1 << 30, 70)])
+def test_the_lowest_go(each_kernels, guard, room, kind, around, far, most_far):
     rng = np.random.default_rng(3)
     cache = Cache(guard, rng, 8, 4, 256, 16, 256)
     score = rng.standard_normal((4, 256)).astype(np.float32)
@@ -246,11 +252,14 @@ def test_the_lowest_go(each_kernels, guard, room, kind, around):
     run = evictor(each_kernels, cache)
     for front, recent in ((0, 1 << 30), (200, 700), (1 << 30, 0)):
         given = score.copy()
-        found = run.lowest(cache.heads, score, room=room, front=front, recent=recent, around=around)
+        found = run.lowest(
+            cache.heads, score, room=room, front=front, recent=recent, around=around,
+            far=far, most_far=most_far,
+        )  # fmt: skip
         np.testing.assert_array_equal(score, given)
         for head in range(4):
             plain = np.where(np.isnan(score), np.inf, score)
-            expected = evicted(cache, head, plain, room, front, recent, around)
+            expected = evicted(cache, head, plain, room, front, recent, around, far, most_far)
             np.testing.assert_array_equal(found[head], expected)
 
 

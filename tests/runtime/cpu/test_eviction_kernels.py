@@ -204,11 +204,13 @@ def check_lowest(backend, cache, monkeypatch):
     rounding, evictions = 1e-4, []
     view, by_kernel = cache.eviction.view, HeadEviction.lowest
 
-    def compared(self, policy, frequencies, *, room, front, recent, around, share):
+    def compared(self, policy, frequencies, *, room, front, recent, around, far, most_far, share):
         gone = by_kernel(
             self, policy, frequencies, room=room, front=front, recent=recent, around=around,
-            share=share,
+            far=far, most_far=most_far, share=share,
         )  # fmt: skip
+        assert far == front + cache.length_tokens - cache.position
+        assert most_far == self._table.limit // 16
         assert around == (2 if policy == "content" and not cache.bounds.tiers else 0)
         table = self._table
         group, memory = next(pair for pair in cache.evicting if pair[0].table is table)
@@ -229,11 +231,16 @@ def check_lowest(backend, cache, monkeypatch):
             order = np.argsort(seen)
             score[order] = with_around(score[order], around)
             evicted, always = np.isin(at, slots), (seen < front) | (seen >= recent)
-            assert len(slots) == max(0, len(at) - room)
+            beyond = (seen < far) & ~always
+            assert len(slots) == max(0, len(at) - room, beyond.sum() - most_far)
             if not len(slots):
                 continue
             assert not (evicted & always).any()
-            assert score[evicted].max() <= score[~evicted & ~always].min() * (1 + rounding)
+            assert (beyond & ~evicted).sum() <= most_far
+            for some in (beyond, ~beyond & ~always):
+                if (some & evicted).any() and (some & ~evicted).any():
+                    lowest_kept = score[some & ~evicted].min()
+                    assert score[some & evicted].max() <= lowest_kept * (1 + rounding)
         evictions.append(cache.position)
         return gone
 

@@ -237,7 +237,7 @@ def evicted(cache, head, score, room, front, recent, around, far, most_far):
 @pytest.mark.parametrize("room", [0, 1, 60, 150, 400])
 @pytest.mark.parametrize("kind", ["spread", "equal", "few values", "not numbers"])
 @pytest.mark.parametrize("around", [0, 2])
-@pytest.mark.parametrize("far, most_far", [(0, 0), (500, 12), (500, 0), (1 << 30, 70)])
+@pytest.mark.parametrize(("far", "most_far"), [(0, 0), (500, 12), (500, 0), (1 << 30, 70)])
 def test_the_lowest_go(each_kernels, guard, room, kind, around, far, most_far):
     rng = np.random.default_rng(3)
     cache = Cache(guard, rng, 8, 4, 256, 16, 256)

@@ -90,7 +90,7 @@ def plantings(
     if len(text) < 20 * tokens:
         raise ValueError(f"{len(text):,} characters of text, expected at least {20 * tokens:,}")
     while True:
-        planted = _planted(rng, half, each)
+        planted = planted_sentences(rng, half, each)
         left = tokens - count_tokens(" ".join(one.told for one in planted))
         sentences: list[str] = []
         at = rng.randrange(len(paragraphs))
@@ -106,10 +106,12 @@ def plantings(
         places = [round(i * (len(sentences) - 2) / len(planted)) for i in range(len(planted))]
         for place, one in reversed(list(zip(places, planted, strict=True))):
             sentences.insert(place, one.told)
-        yield Planting(" ".join(sentences), tuple(planted))
+        yield Planting(" ".join(sentences), planted)
 
 
-def _planted(rng: random.Random, half: int, each: int) -> list[Planted]:
+def planted_sentences(rng: random.Random, half: int, each: int) -> tuple[Planted, ...]:
+    """`each` sentences of every task, in random order."""
+
     def some(names: Sequence[str]) -> list[str]:
         return rng.sample(names[half::2], each)
 
@@ -126,4 +128,4 @@ def _planted(rng: random.Random, half: int, each: int) -> list[Planted]:
         for key in some(_KEYS)
     ]
     rng.shuffle(made)
-    return made
+    return tuple(made)

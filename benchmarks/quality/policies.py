@@ -42,7 +42,7 @@ from edgetok.runtime.backend import Backend
 from edgetok.text.tokenizer import Tokenizer
 
 _WINDOW_TOKENS = 8192
-_FULL = "full"
+FULL = "full"
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Runs:
 
     def cache(self, policy: str, slots: int, tokens: int) -> KVCache:
         """A cache with a policy, or a full one for so many tokens."""
-        if policy == _FULL:
+        if policy == FULL:
             return self._backend.new_cache(tokens)
         return self._backend.new_bounded_cache(slots, CacheLimits(policy=policy))
 
@@ -93,11 +93,12 @@ class Runs:
             for one in planted:
                 cache.adopt(state)
                 found.asked.setdefault(one.task, []).append(
-                    self._answer(cache, f"\n{one.ask}", one.answer)
+                    self.answer(cache, f"\n{one.ask}", one.answer)
                 )
         return found
 
-    def _answer(self, cache: KVCache, ask: str, answer: str) -> tuple[float, int, int]:
+    def answer(self, cache: KVCache, ask: str, answer: str) -> tuple[float, int, int]:
+        """Of the right answer log p, how many tokens are the most likely ones, and all of them."""
         asked = self._tokenizer.encode(ask, special=False)
         ids = self._tokenizer.encode(ask + answer, special=False)
         if ids[: len(asked)] != asked:
@@ -133,22 +134,22 @@ def measure(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|---:|" + "---:|" * len(TASKS)
     full = np.zeros(0)
     for slots in args.slots:
-        for policy in (*([] if len(full) else [_FULL]), *args.policies):
+        for policy in (*([] if len(full) else [FULL]), *args.policies):
             begun = time.perf_counter()
-            last = policy == _FULL or slots == max(args.slots)
+            last = policy == FULL or slots == max(args.slots)
             losses = np.zeros(0)
             if args.tokens:
                 losses = runs.losses(policy, slots, ids[: 1 + (longest if last else args.tokens)])
-            if policy == _FULL:
+            if policy == FULL:
                 full = losses
-            cells = [policy, "" if policy == _FULL else f"{slots:,}"]
+            cells = [policy, "" if policy == FULL else f"{slots:,}"]
             cells += _perplexities(losses, full, args.tokens)
             if args.contexts:
                 recall = runs.recall(policy, slots)
                 logs, right, tokens = recall.all.T
-                cells += [f"{logs.mean():.2f}", _percent(right.sum() / tokens.sum())]
-                cells += [_percent(np.mean(right == tokens))]
-                cells += [_percent(recall.answers(task)) for task in TASKS]
+                cells += [f"{logs.mean():.2f}", percent(right.sum() / tokens.sum())]
+                cells += [percent(np.mean(right == tokens))]
+                cells += [percent(recall.answers(task)) for task in TASKS]
             yield "| " + " | ".join(cells) + " |"
             print(f"{policy}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
 
@@ -168,7 +169,8 @@ def _perplexities(
     return cells
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in whole per cent."""
     return f"{100 * share:.0f} %"
 
 

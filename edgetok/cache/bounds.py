@@ -23,7 +23,10 @@ from edgetok.models.spec import DecoderSpec
 
 SINKS = 4
 FREED_SHARE = 4  # of the trained length: positions to free when it would be passed (1 in so many)
-FAR_SHARE = 16  # of a head's slots: tokens beyond the trained length that it keeps (1 in so many)
+# Where heads differ: how far one looks back, in average numbers of slots; what is further back gets
+# a share of its slots (1 in so many). Chosen on both real models, half 0 of policies.py.
+NARROW_SPAN, WIDE_SPAN = 1, 6
+FAR_SHARE = 16
 WIDE_SHARE = 0.2  # of heads; chosen on SmolLM2, half 0 of benchmarks/quality/policies.py
 FEWEST_HEADS = 10  # of fewer a fifth is too few: of gemma-3-270m's three two give parts of answers
 WIDE_SCORE = 0.25  # of the highest, that a head of few has to reach
@@ -75,6 +78,17 @@ class Bounds:
         (`policies/shared.py`). Neither gains anything where heads are few.
         """
         return bool(self.tiers) and not mostly_wide(self.tiers)
+
+    def far(self, wide: bool, length: int, position: int) -> int:
+        """The first token that is not far from the next one; 0 where no token counts as far.
+
+        Args:
+            wide: of which heads.
+            length: tokens seen.
+            position: of the next token: those further back are not where they were.
+        """
+        span = self.slots * (WIDE_SPAN if wide else NARROW_SPAN)
+        return length - min(position, span) if self.tiers else 0
 
     @property
     def most_slots(self) -> int:

@@ -83,7 +83,7 @@ class Eviction:
         # A narrow head has no room for a system message beside what it is to choose.
         front = self._front if group.wide or not self._bounds.tiers else self._bounds.sinks
         recent = length - min(self._bounds.recent, room - self._bounds.sinks)
-        far, most_far = front + length - position, table.limit // FAR_SHARE
+        far, most_far = self._bounds.far(group.wide, length, position), table.limit // FAR_SHARE
         kernel, around = policy.kernel or policy.name, self._bounds.around
         share = self._bounds.apart and group.wide
         if device is not None and kernel in device.policies:
@@ -112,11 +112,11 @@ class Eviction:
         for at, seen, own in zip(held, tokens, scores, strict=True):
             score, kept = with_around(own, around), (seen < front) | (seen >= recent)
             score[kept] = np.inf
-            order = np.argsort(score, kind="stable")  # of equal scores the oldest go
-            beyond = order[(seen < far)[order] & ~kept[order]]
-            first = beyond[: max(0, len(beyond) - most_far)]
-            others = order[~np.isin(order, first)]
-            gone = np.concatenate([first, others[: max(0, len(others) - room)]])
+            beyond = np.flatnonzero((seen < far) & ~kept)
+            few = max(0, len(beyond) - most_far)
+            # Of equal scores the oldest go.
+            score[beyond[np.argsort(score[beyond], kind="stable")[:few]]] = -np.inf
+            gone = np.argsort(score, kind="stable")[: max(few, len(at) - room)]
             yield np.sort(at[gone])
 
     def _join(self, group: Chosen, memory: GroupMemory, lowest: Sequence[Places]) -> None:

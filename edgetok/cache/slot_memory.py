@@ -65,7 +65,7 @@ class DeviceEviction(Protocol):
             front: tokens before it go last.
             recent: tokens from it on go last.
             around: as in `Bounds`.
-            far: tokens before it, but for those at the front, lie beyond the trained length.
+            far: tokens before it, but for those that go last, are far from the next one.
             most_far: how many of them a head keeps, even where there is room.
             share: whether heads judge together.
 

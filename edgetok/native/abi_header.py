@@ -38,7 +38,7 @@ _TAKEN: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
         opening,
         ("OPEN_", "HASH_", "CHECK_", "HOST_", "NAME_BYTES", "SHAPE_NUMBERS", "WRONG_NUMBERS"),
     ),
-    (bounds, ("SINKS", "FREED_SHARE", "FAR_SHARE")),
+    (bounds, ("SINKS", "FREED_SHARE", "FAR_SHARE", "NARROW_SPAN", "WIDE_SPAN")),
     (ops, ("STATES",)),
     (text, ("KIND_UNIGRAM", "TOKEN_", "TAB_", "LIMIT_", "ENCODE_", "WRITE_", "RENDER_")),
 )

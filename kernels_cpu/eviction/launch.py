@@ -194,7 +194,7 @@ def choose_evicted(
         front: tokens before it are protected.
         recent: tokens from it on are.
         around: AROUND, or 0: how many before a token and after it count with their scores.
-        far: tokens before it, protected ones aside, lie beyond the trained length.
+        far: tokens before it, protected ones aside, are far from the next one.
         most_far: how many of those each head may keep.
         evicted: address of int32 [heads, slots]: slots, ascending, as many as `counts` says.
         counts: address of int64 [heads].

@@ -262,30 +262,42 @@ def test_a_long_conversation():
             driver.check()
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_few_tokens_beyond_the_trained_length_stay(monkeypatch, name):
-    found, evict = [], Eviction.evict
+@pytest.mark.parametrize("pinned", [0, 40])
+def test_few_tokens_from_far_back_stay_where_heads_differ(monkeypatch, pinned):
+    """Narrow heads look back as far as there are slots on average, wide ones six times that."""
+    monkeypatch.setattr(bounds, "FEWEST_HEADS", 2)
+    found, evict = {False: [], True: []}, Eviction.evict
 
     def counted(self, group, memory, log, length, position):
-        def beyond():
-            tokens = (group.table.tokens[row, group.table.slots(row)] for row in range(heads))
-            return [((at >= 4) & (at < 4 + length - position)).sum() for at in tokens]
+        def far():
+            front = max(4, pinned) if group.wide else 4
+            back = min(position, 6 * 128 if group.wide else 128)
+            tokens = (group.table.tokens[row, group.table.slots(row)] for row in range(rows))
+            return [((at >= front) & (at < length - back)).sum() for at in tokens]
 
-        heads = group.table.rows
-        before = beyond()
+        rows = group.table.rows
+        before = far()
         evict(self, group, memory, log, length, position)
-        found.append((max(before), max(beyond())))
+        found[group.wide].append((max(before), max(far()), group.table.limit // 16))
 
     monkeypatch.setattr(Eviction, "evict", counted)
-    driver = Driver(name, 128)
+    driver = Driver("recall", 128, SCORES)
+    driver.cache.pin(pinned)
+    for _ in range(120):
+        driver.append(8)
+    driver.check()
+    for evictions in found.values():
+        assert all(after <= most for _, after, most in evictions)
+        assert any(before > most for before, _, most in evictions)
+
+
+def test_old_tokens_stay_where_heads_are_alike():
+    driver = Driver("retain", 128)
     for _ in range(60):
         driver.append(15)
-    driver.check()
-    if name == "window":
-        assert set(found) == {(0, 0)}
-    else:
-        assert max(found)[0] > 20
-    assert max(after for _, after in found) <= 128 // 16
+    table = driver.cache.chosen.table
+    tokens = table.tokens[0, table.slots(0)]
+    assert (tokens < len(driver.tokens) - SPEC.context_tokens).sum() > 20
 
 
 def test_pinned_tokens_stay():

@@ -30,9 +30,9 @@ DEEP = {"llama": 2, "gemma3_text": 5, "lfm2": 5}  # times as many layers: 10 or 
 def deep(tiny, tmp_path):
     """Artefacts with many heads, of which a report says how much each looks back."""
 
-    def make(family: str, scores: bool = True, times: int = 0) -> Path:
+    def make(family: str, scores: bool = True, times: int = 0, trained: int = TRAINED) -> Path:
         spec = tiny(family, 16).spec
-        spec = replace(spec, layers=spec.layers * (times or DEEP[family]), context_tokens=TRAINED)
+        spec = replace(spec, layers=spec.layers * (times or DEEP[family]), context_tokens=trained)
         folder = tmp_path / f"deep-{family}"
         write_artefact(
             folder, spec, random_tensors(spec), uniform_formats(spec, TensorFormat(16, 32))
@@ -114,10 +114,11 @@ def test_few_heads_of_which_most_are_wide(both, deep, context):
         assert set(range(cache.sinks)) <= set(kept.tolist())
 
 
-def test_pinned_tokens_stay_in_wide_heads(both, deep):
+@pytest.mark.parametrize("trained", [TRAINED, 4096])  # of 4096 wide heads look back 768 tokens
+def test_pinned_tokens_stay_in_wide_heads(both, deep, trained):
     """Sinks stay everywhere; narrow heads choose among what is pinned as among all else."""
-    model, backend = both(deep("llama"), 8)
-    prompt, cache = draw(9, 400), recall(backend)
+    model, backend = both(deep("llama", trained=trained), 8)
+    prompt, cache = draw(9, 1100), recall(backend)
     cache.pin(60)
     backend.forward(cache, prompt[:40])
     with model.chat(128, policy="recall") as chat:
@@ -125,6 +126,7 @@ def test_pinned_tokens_stay_in_wide_heads(both, deep):
         native_answer(chat, prompt, 1)
         backend.forward(cache, prompt[40:])
         assert chat.save() == cache.save().block.tobytes()
+        assert cache.position <= trained
     for group, _ in cache.evicting:
         for row in range(group.table.rows):
             kept = set(group.table.tokens[row, group.table.slots(row)].tolist())

@@ -34,7 +34,7 @@ static void evict(cache *c, group *g) { /* eviction.py */
     choose.slots[CHOOSE_ROOM] = g->limit - c->block_tokens;
     choose.slots[CHOOSE_FRONT] = c->broad && !g->wide ? SINKS : most(SINKS, c->pinned);
     choose.slots[CHOOSE_RECENT] = c->length - least(c->recent, choose.slots[CHOOSE_ROOM] - SINKS);
-    choose.slots[CHOOSE_FAR] = choose.slots[CHOOSE_FRONT] + c->shift;
+    choose.slots[CHOOSE_FAR] = c->broad ? most(c->shift, c->length - c->slots * (g->wide ? WIDE_SPAN : NARROW_SPAN)) : 0;
     choose.slots[CHOOSE_MOST_FAR] = g->limit / FAR_SHARE;
     choose.slots[CHOOSE_AROUND] = c->apart ? 0 : c->policy->around;
     choose.slots[CHOOSE_OUT] = c->evicted;

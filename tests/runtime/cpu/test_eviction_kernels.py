@@ -209,13 +209,14 @@ def check_lowest(backend, cache, monkeypatch):
             self, policy, frequencies, room=room, front=front, recent=recent, around=around,
             far=far, most_far=most_far, share=share,
         )  # fmt: skip
-        assert far == front + cache.length_tokens - cache.position
-        assert most_far == self._table.limit // 16
         assert around == (2 if policy == "content" and not cache.bounds.tiers else 0)
         table = self._table
         group, memory = next(pair for pair in cache.evicting if pair[0].table is table)
         assert room == table.limit - CHUNK
         assert share == (group.wide and cache.bounds.apart)
+        back = min(cache.position, (6 if group.wide else 1) * cache.slots)
+        assert far == (cache.length_tokens - back if len(cache.evicting) == 2 else 0)
+        assert most_far == table.limit // 16
         assert group.wide == (len(cache.evicting) == 2 and group is cache.evicting[1][0])
         scores, log, length = [], cache.memory.queries, cache.length_tokens
         every = [table.slots(row) for row in range(table.rows)]

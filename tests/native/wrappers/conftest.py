@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +38,20 @@ def app(bundled: Path, kernel_cache: Path, tmp_path_factory) -> Path:
     return out
 
 
+@contextmanager
+def loaded(bundled: Path, kernel_cache: Path, **options: str) -> Iterator[edgetok.Model]:
+    """The model in Python, with the window that programs use."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
+        with edgetok.load(bundled, context=256, threads=1, kv_policy="window", **options) as model:
+            yield model
+
+
 @pytest.fixture(scope="module")
 def python(bundled: Path, kernel_cache: Path):
     """The same model in Python."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
-        with edgetok.load(bundled, context=256, threads=1, kv_policy="window") as model:
-            yield model
+    with loaded(bundled, kernel_cache) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,11 @@ def state(python, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(python, bundled, state) -> dict[str, str]:
     """What each program prints, by edgetok in Python."""
+    return told_by(python, bundled, state)
+
+
+def told_by(python: edgetok.Model, bundled: Path, state: Path) -> dict[str, str]:
+    """What each program prints, by a model in Python."""
     backend, eos = python.backend, python.engine.eos_tokens
     ids = np.array(python.tokenizer.encode(PROMPT), np.int32)
 
@@ -120,12 +134,14 @@ def expected(python, bundled, state) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def drawn_by_plain_arithmetic(bundled, kernel_cache, monkeypatch) -> str:
-    """What is drawn with kernels like those of wasm, whose sums are rounded otherwise."""
-    monkeypatch.setenv("EDGETOK_CACHE_DIR", str(kernel_cache))
-    with edgetok.load(bundled, context=256, threads=1, kv_policy="window", isa="portable") as model:
-        ids = np.array(model.tokenizer.encode(PROMPT), np.int32)
-        cache = new_cache(model.backend)
-        drawn = python_answer(model.backend, cache, ids, DRAWN, COUNT, model.engine.eos_tokens)
-    return " ".join(str(int(token)) for token in drawn)
+@pytest.fixture(scope="module")
+def python_by_plain_arithmetic(bundled: Path, kernel_cache: Path):
+    """The same model with kernels like those of wasm, whose sums are rounded otherwise."""
+    with loaded(bundled, kernel_cache, isa="portable") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def expected_by_plain_arithmetic(python_by_plain_arithmetic, bundled, state) -> dict[str, str]:
+    """What each program prints, by those kernels."""
+    return told_by(python_by_plain_arithmetic, bundled, state)

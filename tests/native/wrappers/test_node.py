@@ -52,18 +52,19 @@ def node(app: Path, bundled: Path, kernel_cache: Path) -> str:
 
 
 @pytest.mark.slow
-def test_node(node, app, expected, drawn_by_plain_arithmetic, python, state, tmp_path):
+def test_node(node, app, expected_by_plain_arithmetic, python_by_plain_arithmetic, state, tmp_path):
     """In wasm sums are rounded otherwise, so long texts may differ at their end."""
     out = tmp_path / "out"
     found = told(run([node, PROGRAMS / "lifetime.mjs", app, PROMPT, state, out]))
     assert found.pop("closed chat") == found.pop("closed by model") == "the chat is closed"
     assert found.pop("closed model") == "the model is closed"
-    known = {**expected, "nothing": "the prompt is empty", "drawn": drawn_by_plain_arithmetic}
+    python = python_by_plain_arithmetic
+    known = {**expected_by_plain_arithmetic, "nothing": "the prompt is empty"}
     assert found.pop("then")[:30] == known.pop("then")[:30]
     check_programs(found, known)
     check_saved(python, out, found["saved"], exact=False)
     example = app / "node/example.mjs"
-    check_example(lambda *told: [node, example, *told], app, expected, python)
+    check_example(lambda *told: [node, example, *told], app, known, python)
 
 
 IN_BROWSER = """<!doctype html><script type="module">
@@ -107,7 +108,7 @@ class Page(SimpleHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_browser(node, app, expected, tmp_path):
+def test_browser(node, app, expected_by_plain_arithmetic, tmp_path):
     """The same module that node loads, in a page of a headless browser."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
@@ -125,7 +126,7 @@ def test_browser(node, app, expected, tmp_path):
             finally:
                 process.kill()
                 server.shutdown()
-    assert " ".join(map(str, json.loads(told))) == expected["greedy"]
+    assert " ".join(map(str, json.loads(told))) == expected_by_plain_arithmetic["greedy"]
 
 
 @pytest.mark.slow

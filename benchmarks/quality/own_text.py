@@ -18,16 +18,12 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from planted import Planting, half_of, planted_sentences
-from policies import FULL, Runs, percent
+from planted import Planting, planted_sentences
+from policies import FULL, Runs, percent, run
 
-import edgetok
-from edgetok.cache.policies.policy import POLICIES
-from edgetok.errors import EdgetokError
 from edgetok.evaluation.perplexity import log_softmax
 from edgetok.model import Model
 
@@ -117,27 +113,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artefact", type=Path)
-    parser.add_argument("text", type=Path, help="UTF-8, a paragraph a line, such as wikitext-2")
     parser.add_argument("--slots", type=int, default=512)
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--tokens", type=int, default=4000, help="of each text")
     parser.add_argument("--texts", type=int, default=4)
-    parser.add_argument("--half", type=int, default=1, choices=(0, 1), help="of the text and names")
-    parser.add_argument("--kv-bits", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    try:
-        text = half_of(args.text.read_text(encoding="utf-8"), args.half)
-        with edgetok.load(
-            args.artefact, device="cpu", threads=args.threads, kv_bits=args.kv_bits
-        ) as model:
-            for line in measure(model, text, args):
-                print(line, flush=True)
-    except (EdgetokError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(parser, measure)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,10 +114,9 @@ class Runs:
         return total, right, tokens
 
 
-def measure(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
+def measure(model: Model, part: str, args: argparse.Namespace) -> Iterator[str]:
     """Measure everything; yield lines of tables."""
     backend, tokenizer = model.backend, model.tokenizer
-    part = half_of(text, args.half)
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, special=False))
@@ -174,18 +173,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+Measure = Callable[[Model, str, argparse.Namespace], Iterator[str]]
+
+
+def run(parser: argparse.ArgumentParser, measure: Measure) -> int:
+    """Add the arguments that say on what to measure, parse all, print lines; an exit code."""
     parser.add_argument("artefact", type=Path)
     parser.add_argument("text", type=Path, help="UTF-8, a paragraph a line, such as wikitext-2")
-    parser.add_argument("--slots", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
-    parser.add_argument("--tokens", type=int, default=8191, help="of running text; 0 leaves it out")
-    parser.add_argument("--beyond", type=int, default=0, help="tokens in the largest cache")
-    parser.add_argument("--contexts", type=int, default=8, help="for recall; 0 leaves it out")
-    parser.add_argument("--context-tokens", type=int, default=1580)
     parser.add_argument("--half", type=int, default=1, choices=(0, 1), help="of the text and names")
     parser.add_argument("--kv-bits", type=int, default=8, choices=KV_BITS)
     parser.add_argument("--threads", type=int, default=1)
@@ -195,12 +190,24 @@ def main() -> int:
         with edgetok.load(
             args.artefact, device="cpu", threads=args.threads, kv_bits=args.kv_bits
         ) as model:
-            for line in measure(model, text, args):
+            for line in measure(model, half_of(text, args.half), args):
                 print(line, flush=True)
     except (EdgetokError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--slots", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--tokens", type=int, default=8191, help="of running text; 0 leaves it out")
+    parser.add_argument("--beyond", type=int, default=0, help="tokens in the largest cache")
+    parser.add_argument("--contexts", type=int, default=8, help="for recall; 0 leaves it out")
+    parser.add_argument("--context-tokens", type=int, default=1580)
+    return run(parser, measure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The bundled artefact is what the converter makes of `models/default` today.
 
-Not to the bit (of the first layer's codes 19 of 20 are the same on processors of AMD, three of four
+Not to the bit (of the first layer's codes 19 of 20 are the same on processors of AMD, three of five
 on an Intel Xeon with AVX-512): sums of BLAS differ between processors, a Hessian that differs in
 its last bit rounds a few weights of an early layer the other way, and later layers compensate other
 errors. So: everything before and beside the Hessians is equal to the byte, and the rest is as close

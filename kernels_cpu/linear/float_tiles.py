@@ -25,11 +25,10 @@ from edgetok.kernels_cpu.linear.tile_shape import FLOAT_T, ROW_BYTES, RUN, R
 from edgetok.kernels_cpu.linear.tile_steps import tile_add_to, tile_fma, tile_store, tile_zero
 from edgetok.kernels_cpu.linear.tile_unpack import (
     look_up_floats,
-    transpose_floats,
-    transpose_words,
     unpack_floats,
 )
 from edgetok.kernels_cpu.linear.tiles import finish_tile
+from edgetok.kernels_cpu.linear.transposing import transpose_floats, transpose_words
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
 from edgetok.kernels_cpu.simd.memory import (

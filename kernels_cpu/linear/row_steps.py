@@ -47,6 +47,7 @@ from edgetok.kernels_cpu.simd.emit import (
     void,
 )
 from edgetok.kernels_cpu.simd.memory import (
+    load_f16,
     load_f32,
     load_i32,
     load_u8,
@@ -179,8 +180,9 @@ def row_step(bits: int, block: int, tokens: int, part: bool, table: bool = False
 
 
 def fold_step(
-    bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool = False, table: bool = False
-) -> Any:
+    bits: int, vectors: int, tokens: int, zeros: bool, offsets: bool = False, table: bool = False,
+    halves: bool = True,
+) -> Any:  # fmt: skip
     """Add one block's products to the sums of vectors of rows by tokens.
 
     f + float(sum of codes * activations - zero point * sum of activations) * scale * a_scale
@@ -190,11 +192,13 @@ def fold_step(
     bytes to the next token's, bytes from one vector of rows to the next; address of its middle
     sum, distance to the scale, bytes to the next token; addresses of the group's scales and (zero -
     middle) / middle, or with `offsets` the group's offsets, of all rows. With `table` the middle
-    is 128, and middle sums are those of codes of `bits`.
+    is 128, and middle sums are those of codes of `bits`. Scales and offsets are float16 with
+    `halves`, otherwise float32.
     """
     by = 8 - bits if table else 0
     unit = _constant(_F32, LANES, -1.0 / (1 << (bits - 1)))
     tile = types.UniTuple(F32, vectors * tokens)
+    load, nbytes = (load_f16, VB // 2) if halves else (load_f32, VB)
 
     @op(tile, tile, *[i64] * 8)
     def fold(b: Any, f: Any, sums: Any, sumb: Any, rowb: Any, middles: Any, *rest: Any) -> Any:
@@ -206,10 +210,10 @@ def fold_step(
             for v in range(vectors):
                 i = t * vectors + v
                 found = load_i32.emit(b, at(b, at(b, sums, t, sumb), v, rowb))
-                scale = load_f32.emit(b, b.add(scales, number(v * VB)))
+                scale = load.emit(b, b.add(scales, number(v * nbytes)))
                 if offsets:
                     value = mul.emit(b, to_f32.emit(b, found), scale)
-                    offset = load_f32.emit(b, b.add(points, number(v * VB)))
+                    offset = load.emit(b, b.add(points, number(v * nbytes)))
                     total = mul.emit(b, to_f32.emit(b, middle), unit)
                     value = fma.emit(b, offset, total, value)
                     totals[i] = fma.emit(b, value, a, totals[i])

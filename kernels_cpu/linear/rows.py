@@ -24,8 +24,8 @@ from edgetok.kernels_cpu.linear.row_steps import STRIP, fold_step, row_step, sto
 from edgetok.kernels_cpu.linear.scales import (
     LINE,
     finish,
-    make_read_numbers,
-    make_read_scales,
+    make_read_halves,
+    make_read_supers,
     make_read_zeros,
 )
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
@@ -93,20 +93,29 @@ def _make_parts(bits: int, tokens: int, vectors: int, grouped: int, table: bool)
         def one_strip(block, *args):  # type: ignore[no-untyped-def]
             only(*args)
 
-        numbers = make_read_numbers(vectors, True)
+        def numbers(asks: bool) -> Any:
+            halves, with_supers = (
+                make(vectors, asks) for make in (make_read_halves, make_read_supers)
+            )
 
-        @inline
-        def read_numbers(  # type: ignore[no-untyped-def]
-            values, row, supers, skip, ub, each, group_size, rows, first, count, words, out, ask=0
-        ):
-            place = supers + skip if supers != 0 else 0
-            numbers(
-                values, row, place, ub, each, group_size, rows, first, count, words, out, ask
-            )  # fmt: skip
+            @inline
+            def read_numbers(  # type: ignore[no-untyped-def]
+                values, row, supers, skip, ub, each, group_size, rows, first, count, words, out, ask
+            ):
+                if supers == 0:
+                    halves(values, row, rows, first, count, out, ask)
+                else:
+                    place = supers + skip
+                    with_supers(
+                        values, row, place, ub, each, group_size, rows, first, count, words, out,
+                        ask,
+                    )  # fmt: skip
 
-        return one_strip, read_numbers, read_numbers
+            return read_numbers
+
+        return one_strip, numbers(True), numbers(False)
     strip_32, strip_64, strip_128 = (_make_strip(bits, block, tokens) for block in (32, 64, 128))
-    scales, zeros = make_read_scales(vectors, True), make_read_zeros(bits, vectors, True)
+    scales, zeros = make_read_halves(vectors, True), make_read_zeros(bits, vectors, True)
 
     @inline
     def strip(block, *args):  # type: ignore[no-untyped-def]
@@ -125,11 +134,49 @@ def _make_parts(bits: int, tokens: int, vectors: int, grouped: int, table: bool)
 
     @inline
     def read_zeros(  # type: ignore[no-untyped-def]
-        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
+        values, row, supers, skip, ub, each, group_size, rows, first, count, words, out, ask
     ):
         zeros(values, row, rows, first, count, words, out)
 
     return strip, read_scales, read_zeros
+
+
+def _make_fold(
+    bits: int, tokens: int, vectors: int, grouped: int, table: bool, halves: bool
+) -> Any:
+    """A function that adds the products of some groups' blocks to the sums of vectors of rows."""
+    offsets = grouped != 0
+    fold = fold_step(bits, vectors, tokens, False, table=table, halves=halves)
+    # A table's levels have no zero points: one function is compiled for both.
+    fold_points = (
+        fold
+        if table
+        else fold_step(bits, vectors, tokens, not offsets, offsets=offsets, halves=halves)
+    )
+    scale_bytes = vectors * VB // (2 if halves else 1)
+    point_bytes = scale_bytes if offsets else vectors * VB
+    pace, rowb = _pace(vectors), vectors * _SUM_BYTES
+
+    @inline
+    def fold_groups(f, sums, middles, away, xb, s, p, points, groups, blocks, ask):  # type: ignore[no-untyped-def]
+        for _ in range(groups):
+            for _ in range(blocks):
+                prefetch(ask)
+                ask += pace
+                if points != 0:
+                    f = fold_points(f, sums, rowb, _SUM_BYTES, middles, away, xb, s, p)
+                else:
+                    f = fold(f, sums, rowb, _SUM_BYTES, middles, away, xb, s, p)
+                sums, middles = sums + VB, middles + 4
+            s, p = s + scale_bytes, p + point_bytes
+        return f
+
+    return fold_groups
+
+
+def _pace(vectors: int) -> int:
+    """Bytes asked for while a block's sums meet its scales."""
+    return 2 * vectors * LANES
 
 
 def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
@@ -140,7 +187,7 @@ def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
     vectors = max(_CHAINS // tokens, 1) if NAME != "avx512" or tokens > 1 else 2
     run = vectors * LANES
     row_bytes = vectors * VB
-    pace = 2 * run  # bytes asked for while a block's sums meet its scales
+    pace = _pace(vectors)
     smallest = grouped or 32
     part = _BLOCKS * smallest  # inputs that a strip reads at once
     points = _SCALES + max(SLAB // smallest, LANES) * row_bytes
@@ -149,11 +196,9 @@ def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
         raise ValueError("a run does not fit the scratch")
     strip, read_scales, read_zeros = _make_parts(bits, tokens, vectors, grouped, table)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
-    fold = fold_step(bits, vectors, tokens, False, table=table)
-    # A table's levels have no zero points: one function is compiled for both.
-    fold_zeros = (
-        fold if table else fold_step(bits, vectors, tokens, grouped == 0, offsets=grouped != 0)
-    )
+    fold_halves = _make_fold(bits, tokens, vectors, grouped, table, True)
+    # Numbers with super-scales are float32.
+    fold_floats = _make_fold(bits, tokens, vectors, grouped, table, False) if grouped else None
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]
@@ -246,25 +291,19 @@ def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
                     if zeros != 0:
                         read_zeros(
                             zeros + n * zb, zb, supers, n * ub + 2, ub, each, group_size, rows,
-                            first, groups, words, p,
+                            first, groups, words, p, 0,
                         )  # fmt: skip
                     f, middles = zero(), x_middles + 4 * (k // block)
-                    for _ in range(groups):
-                        for _ in range(group_size // block):
-                            prefetch(ask)
-                            ask += pace
-                            if zeros != 0:
-                                f = fold_zeros(
-                                    f, sums, vectors * _SUM_BYTES, _SUM_BYTES, middles, to_scale,
-                                    xb, s, p,
-                                )  # fmt: skip
-                            else:
-                                f = fold(
-                                    f, sums, vectors * _SUM_BYTES, _SUM_BYTES, middles, to_scale,
-                                    xb, s, p,
-                                )  # fmt: skip
-                            sums, middles = sums + VB, middles + 4
-                        s, p = s + row_bytes, p + row_bytes
+                    blocks = group_size // block
+                    if grouped and supers != 0:
+                        f = fold_floats(
+                            f, sums, middles, to_scale, xb, s, p, zeros, groups, blocks, ask
+                        )
+                    else:
+                        f = fold_halves(
+                            f, sums, middles, to_scale, xb, s, p, zeros, groups, blocks, ask
+                        )
+                    sums, ask = sums + groups * blocks * VB, ask + groups * blocks * pace
                     out, more, final = scratch + _WORDS, onto != 0 or k != 0, k + slab == inputs
                     store(f, out)
                     for t in range(count):

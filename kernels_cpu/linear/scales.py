@@ -15,20 +15,25 @@ from edgetok.kernels_cpu.linear.tile_unpack import (
     floats_of_words,
     points_of_words,
     shifts_of_words,
-    transpose_floats,
+)
+from edgetok.kernels_cpu.linear.transposing import (
+    transpose_halves,
+    transpose_pieces,
     transpose_words,
 )
 from edgetok.kernels_cpu.simd.emit import LANES, VB, inline
 from edgetok.kernels_cpu.simd.memory import (
+    load_f16,
     load_f32,
     load_f32_first,
     prefetch,
-    read_f16,
     read_u8,
+    read_u16,
     store_f32,
     store_f32_first,
     write_f32,
     write_i32,
+    write_u16,
 )
 from edgetok.kernels_cpu.simd.ops import add, mul, splat_f32
 
@@ -46,57 +51,75 @@ def clamp(rows, r):  # type: ignore[no-untyped-def]
     return 0, 0
 
 
-def make_read_scales(vectors: int, asks: bool = False) -> Any:
-    """A function that brings float16 scales of groups first..first + count to vectors of rows.
+def make_read_halves(vectors: int, asks: bool = False) -> Any:
+    """A function that brings float16 of groups first..first + count to vectors of rows, as float16.
 
-    With `asks` it prefetches a line from `ask` on for every LANES groups of a vector.
+    Those of a group lie side by side. With `asks` it prefetches from `ask` on: a line for every
+    LANES groups of a vector.
     """
-    row_bytes = vectors * VB
-    transpose = transpose_floats(16, False, row_bytes)
+    run, row_bytes = vectors * LANES, 2 * vectors * LANES
+    transpose, lines = transpose_halves(run), 8 * vectors // LANES
 
     @inline
-    def read_scales(scales, sb, rows, first, count, out, ask=0):  # type: ignore[no-untyped-def]
-        if count >= LANES:
-            for r in range(vectors):
-                last, skip = clamp(rows, r)
-                block = scales + skip * sb + 2 * first
-                for i in range(0, count, LANES):
-                    if asks:
-                        prefetch(ask)
-                        ask += LINE
-                    g = i if i + LANES <= count else count - LANES
-                    transpose(block + 2 * g, sb, last, out + g * row_bytes + r * VB)
+    def read_halves(scales, sb, rows, first, count, out, ask=0):  # type: ignore[no-untyped-def]
+        place = scales + 2 * first
+        if count >= 8 and rows >= run:
+            for i in range(0, count, 8):
+                if asks:
+                    for line in range(max(lines, 1)):
+                        prefetch(ask + line * LINE)
+                    ask += 8 * vectors * LINE // LANES
+                g = i if i + 8 <= count else count - 8
+                transpose(place + 2 * g, sb, out + g * row_bytes)
             return
-        for i in range(vectors * LANES):
-            row = scales + (i if i < rows else rows - 1) * sb + 2 * first
+        for i in range(run if rows > run else rows):
             for g in range(count):
-                write_f32(out + g * row_bytes + 4 * i, read_f16(row + 2 * g))
+                write_u16(out + g * row_bytes + 2 * i, read_u16(place + i * sb + 2 * g))
+
+    return read_halves
+
+
+def make_read_scales(vectors: int) -> Any:
+    """A function that does as `make_read_halves`, but makes float32 of them."""
+    row_bytes = vectors * VB
+    read_halves = make_read_halves(vectors)
+
+    @inline
+    def read_scales(scales, sb, rows, first, count, words, out):  # type: ignore[no-untyped-def]
+        step = count if count < 8 else 8
+        for start in range(0, count, 8):
+            begin = start if start + step <= count else count - step
+            read_halves(scales, sb, rows, first + begin, step, words)
+            here = out + begin * row_bytes
+            for i in range(step * vectors):
+                store_f32(here + i * VB, load_f16(words + i * (VB // 2)))
 
     return read_scales
 
 
-def make_read_numbers(vectors: int, asks: bool = False) -> Any:
-    """A function that brings scales or offsets, of either kind, to vectors of rows.
+def make_read_supers(vectors: int, asks: bool = False) -> Any:
+    """A function that brings int8 scales or offsets, times their super-scales, to vectors of rows.
 
-    Without super-scales as `make_read_scales` does it. With them they are int8, times the float16
-    at `supers`, `each` bytes from one super-group to the next and `supers_row` to the next row.
+    Super-scales are float16 from `supers` on, `each` bytes from one super-group to the next and
+    `supers_row` to the next row. With `asks` it prefetches as `make_read_halves` does.
     """
     row_bytes = vectors * VB
-    read_scales, spread = make_read_scales(vectors, asks), floats_of_words(row_bytes)
+    spread = floats_of_words(row_bytes)
 
     @inline
-    def read_numbers(  # type: ignore[no-untyped-def]
+    def read_supers(  # type: ignore[no-untyped-def]
         values, row, supers, supers_row, each, group_size, rows, first, count, words, out, ask=0
     ):
-        if supers == 0:
-            read_scales(values, row, rows, first, count, out, ask)
-            return
         per = SUPER_GROUP // group_size
         for r in range(vectors):
             last, skip = clamp(rows, r)
             factor = splat_f32(np.float32(0))
             for start in range(0, count, VB):
                 left = count - start if count - start < VB else VB
+                if asks:
+                    for _ in range(left // LANES):
+                        prefetch(ask)
+                        ask += LINE
                 transpose_words(values + skip * row + first + start, row, last, left, words)
                 for j in range(left // 4):
                     g = start + 4 * j
@@ -105,9 +128,27 @@ def make_read_numbers(vectors: int, asks: bool = False) -> Any:
                         place = supers + skip * supers_row + (first + g) // per * each
                         for i in range(LANES):
                             q = i if i < last else last
-                            write_f32(at + 4 * i, read_f16(place + q * supers_row))
-                        factor = load_f32(at)
+                            write_u16(at + 2 * i, read_u16(place + q * supers_row))
+                        factor = load_f16(at)
                     spread(words + j * VB, factor, at)
+
+    return read_supers
+
+
+def make_read_numbers(vectors: int) -> Any:
+    """A function that brings scales or offsets, of either kind, to vectors of rows as float32."""
+    read_scales, read_supers = make_read_scales(vectors), make_read_supers(vectors)
+
+    @inline
+    def read_numbers(  # type: ignore[no-untyped-def]
+        values, row, supers, supers_row, each, group_size, rows, first, count, words, out
+    ):
+        if supers == 0:
+            read_scales(values, row, rows, first, count, words, out)
+        else:
+            read_supers(
+                values, row, supers, supers_row, each, group_size, rows, first, count, words, out
+            )  # fmt: skip
 
     return read_numbers
 
@@ -123,30 +164,37 @@ def make_read_zeros(bits: int, vectors: int, points: bool) -> Any:
     zero_bits = 8 if bits == 3 else bits
     zero_mask = (1 << zero_bits) - 1
     middle, offset = 1 << (bits - 1), 1 << bits
-    row_bytes = vectors * VB
+    run, row_bytes = vectors * LANES, vectors * VB
     spread = (
         points_of_words(zero_bits, middle, row_bytes)
         if points
         else shifts_of_words(zero_bits, offset, row_bytes)
     )
+    of_8, of_4 = transpose_pieces(8), transpose_pieces(4)
 
     @inline
     def read_zeros(zeros, zb, rows, first, count, words, out):  # type: ignore[no-untyped-def]
-        begin = first * zero_bits // 8
-        nbytes = count * zero_bits // 32 * 4
-        for r in range(vectors):
-            last, skip = clamp(rows, r)
-            at = out + r * VB
-            for start in range(0, nbytes, VB):
-                left = nbytes - start if nbytes - start < VB else VB
-                transpose_words(zeros + skip * zb + begin + start, zb, last, left, words)
-                for j in range(left // 4):
-                    spread(words + j * VB, at)
-                    at += 32 // zero_bits * row_bytes
-        for i in range(vectors * LANES):
-            row = zeros + (i if i < rows else rows - 1) * zb
-            for g in range(nbytes * 8 // zero_bits, count):
-                bit = (first + g) * zero_bits
+        place = zeros + first * zero_bits // 8
+        nbytes = count * zero_bits // 8
+        piece = 8 if nbytes >= 8 else 4
+        done = 0
+        if nbytes >= piece and rows >= run:
+            for r in range(vectors):
+                row = place + r * LANES * zb
+                for start in range(0, nbytes, piece):
+                    begin = start if start + piece <= nbytes else nbytes - piece
+                    if piece == 8:
+                        of_8(row + begin, zb, words)
+                    else:
+                        of_4(row + begin, zb, words)
+                    for j in range((start - begin) // 4, piece // 4):
+                        group = (begin + 4 * j) * 8 // zero_bits
+                        spread(words + j * VB, out + group * row_bytes + r * VB)
+            done = nbytes * 8 // zero_bits
+        for i in range(run if rows > run else rows):
+            row = place + i * zb
+            for g in range(done, count):
+                bit = g * zero_bits
                 zero = (read_u8(row + (bit >> 3)) >> (bit & 7)) & zero_mask
                 at = out + g * row_bytes + 4 * i
                 if points:

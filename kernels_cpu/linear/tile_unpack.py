@@ -7,16 +7,14 @@ from typing import Any
 from llvmlite import ir
 
 from edgetok.kernels_cpu.linear.code_orders import (
-    load_f16_first,
     load_table,
-    load_words,
 )
 from edgetok.kernels_cpu.linear.layout import HIGH_BITS, LOW_BITS, PLANES
 from edgetok.kernels_cpu.linear.row_steps import fields
 from edgetok.kernels_cpu.linear.tile_matrices import in_matrices
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES
 from edgetok.kernels_cpu.simd.byte_products import signed_codes
-from edgetok.kernels_cpu.simd.composing import at, clamped, number, transposed
+from edgetok.kernels_cpu.simd.composing import at, number, transposed
 from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _I8,
@@ -37,9 +35,7 @@ from edgetok.kernels_cpu.simd.emit import (
     void,
 )
 from edgetok.kernels_cpu.simd.memory import (
-    load_f16,
     load_f32,
-    load_f32_first,
     load_i32,
     load_u8,
     store_f32,
@@ -51,39 +47,6 @@ from edgetok.kernels_cpu.simd.ops import (
     sub,
     to_f32,
 )
-
-
-@op(void, i64, i64, i64, i64, i64)
-def transpose_words(b: Any, w: Any, wb: Any, last: Any, nbytes: Any, out: Any) -> None:
-    """LANES rows of `nbytes` (at most VB) to vectors of one word of every row, VB bytes apart.
-
-    Rows after number `last` repeat it; words that are not there are zero.
-    """
-    rows = []
-    for r in range(LANES):
-        v = load_words.emit(b, clamped(b, w, r, last, wb), nbytes)
-        rows.append(b.bitcast(v, I32.ll))
-    for i, v in enumerate(transposed(b, rows)):
-        store_u8.emit(b, at(b, out, i, number(VB)), b.bitcast(v, U8.ll))
-
-
-def transpose_floats(bits: int, part: bool, row_bytes: int) -> Any:
-    """LANES rows of LANES float16 or float32 to vectors of one column each, `row_bytes` apart.
-
-    Args of the operation: address, bytes to the next row, number of the last row, result; with
-    `part`, how many columns there are: the others become zero.
-    """
-    full, first = (load_f16, load_f16_first) if bits == 16 else (load_f32, load_f32_first)
-
-    def emit(b: Any, w: Any, wb: Any, last: Any, out: Any, *count: Any) -> None:
-        rows = []
-        for r in range(LANES):
-            row = clamped(b, w, r, last, wb)
-            rows.append(first.emit(b, row, *count) if part else full.emit(b, row))
-        for i, v in enumerate(transposed(b, rows)):
-            store_f32.emit(b, at(b, out, i, number(row_bytes)), v)
-
-    return op(void, *[i64] * (5 if part else 4))(emit)
 
 
 def unpack_words(bits: int, shifted: bool, table: bool = False, count: int = 1) -> Any:

@@ -33,7 +33,8 @@ from edgetok.kernels_cpu.linear.scales import (
 from edgetok.kernels_cpu.linear.tile_matrices import words_together
 from edgetok.kernels_cpu.linear.tile_shape import ROW_BYTES, RUN, STEPS, WIDTHS, R, T
 from edgetok.kernels_cpu.linear.tile_steps import IntegerTile, integer_tile
-from edgetok.kernels_cpu.linear.tile_unpack import transpose_words, unpack_rows, unpack_words
+from edgetok.kernels_cpu.linear.tile_unpack import unpack_rows, unpack_words
+from edgetok.kernels_cpu.linear.transposing import transpose_words
 from edgetok.kernels_cpu.program.abi import CTX_TOKENS
 from edgetok.kernels_cpu.simd.emit import LANES, NAME, VB, inline
 from edgetok.kernels_cpu.simd.memory import f32_from_bits, load_f32, prefetch, read_i64
@@ -82,7 +83,7 @@ def _make_readers(bits: int, grouped: int, points: bool) -> Any:
     def read_scales(  # type: ignore[no-untyped-def]
         values, row, supers, skip, ub, each, group_size, rows, first, count, words, out
     ):
-        scales(values, row, rows, first, count, out)
+        scales(values, row, rows, first, count, words, out)
 
     @inline
     def read_zeros(  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from edgetok.kernels_cpu.simd.emit import (
     _F32,
     _F64,
     _I8,
+    _I16,
     _I32,
     _I64,
     F32,
@@ -74,6 +75,18 @@ def write_i32(b: Any, address: Any, value: Any) -> None:
 def read_u8(b: Any, address: Any) -> Any:
     """uint8 at the address, as int64."""
     return b.zext(_load(b, address, _I8), _I64)
+
+
+@op(i64, i64)
+def read_u16(b: Any, address: Any) -> Any:
+    """uint16 at the address, as int64."""
+    return b.zext(_load(b, address, _I16), _I64)
+
+
+@op(void, i64, i64)
+def write_u16(b: Any, address: Any, value: Any) -> None:
+    """Store the low 16 bits."""
+    _store(b, address, b.trunc(value, _I16))
 
 
 @op(f32, i64)

@@ -25,7 +25,11 @@ from numba import njit, types  # noqa: E402
 from edgetok.kernels_cpu.linear import code_orders as linear  # noqa: E402
 from edgetok.kernels_cpu.linear import integer_sums as sums  # noqa: E402
 from edgetok.kernels_cpu.linear.row_steps import STRIP  # noqa: E402
-from edgetok.kernels_cpu.linear.tile_unpack import transpose_words  # noqa: E402
+from edgetok.kernels_cpu.linear.transposing import (  # noqa: E402
+    transpose_halves,
+    transpose_pieces,
+    transpose_words,
+)
 from edgetok.kernels_cpu.simd import emit as simd_emit  # noqa: E402
 from edgetok.kernels_cpu.simd import memory  # noqa: E402
 from edgetok.kernels_cpu.simd import ops as simd  # noqa: E402
@@ -180,6 +184,30 @@ def transposes():
     np.testing.assert_array_equal(out, expected)
 
 
+def transposes_of_few_columns():
+    """Rows lie further apart than what is read of them; nothing is written but the columns."""
+
+    def call(transpose, source, out):
+        @njit
+        def run(source, stride, out):
+            transpose(source, stride, out)
+
+        run(address(source), source.strides[0], address(out))
+
+    for rows in (LANES, 2 * LANES, 4 * LANES):
+        halves = RNG.integers(0, 2**16, (rows, 11)).astype(np.uint16)
+        out = np.full(8 * rows + 1, 7, np.uint16)
+        call(transpose_halves(rows), halves, out)
+        np.testing.assert_array_equal(out[:-1].reshape(8, rows), halves[:, :8].T)
+        assert out[-1] == 7
+    for count in (1, 2):
+        words = RNG.integers(0, 2**32, (LANES, 3)).astype(np.uint32)
+        out = np.full(count * LANES + 1, 7, np.uint32)
+        call(transpose_pieces(4 * count), words, out)
+        np.testing.assert_array_equal(out[:-1].reshape(count, LANES), words[:, :count].T)
+        assert out[-1] == 7
+
+
 def strip_sums():
     """Integers of blocks of lanes of four rows, in 16 bits too where a target begins with them."""
 
@@ -240,6 +268,7 @@ CHECKS = (
     high_bits,
     orders,
     transposes,
+    transposes_of_few_columns,
     strip_sums,
     rounding,
 )

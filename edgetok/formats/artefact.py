@@ -90,6 +90,7 @@ class Artefact:
         self.formats = formats
         self.shapes: dict[str, LinearShape] = {} if spec is None else linear_shapes(spec)
         self.layout = layout
+        self._data_path = os.fspath(folder / DATA_FILE)  # a step asks for its state
         self._data_bytes = data_bytes
         self._bytes: npt.NDArray[np.uint8] | None = None
         self._mapping: mmap.mmap | None = None
@@ -212,13 +213,14 @@ class Artefact:
         """
         if self._mapping is None or self._bytes is None:
             return
-        path = self.folder / DATA_FILE
         changed = self._mapping.size() != self._bytes.size
         with contextlib.suppress(OSError):
-            inode, written = _stamp(path.stat())
+            inode, written = _stamp(os.stat(self._data_path))
             changed |= inode == self._stamp[0] and written != self._stamp[1]
         if changed:
-            raise ArtefactError(f"{path}: changed since it was opened; load the model again")
+            raise ArtefactError(
+                f"{self._data_path}: changed since it was opened; load the model again"
+            )
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -69,7 +69,9 @@ class StepTables:
 
     def __init__(self, spec: DecoderSpec, *, threads: int, rows: int) -> None:
         """Allocate for steps of at most `rows` rows."""
-        self._spec, self._threads = spec, threads
+        # Properties of the decoder that look at every layer.
+        self._heads, self._kv_heads, self._threads = spec.num_heads, spec.most_kv_heads, threads
+        self._chunk_bytes = partials_bytes(spec.num_heads, spec.most_head_dim, 1)
         self.ctx = np.zeros(CTX_SLOTS, np.int64)
         self._parts = np.zeros((2, rows, PART_SLOTS), np.int64)
         self._tail = np.zeros(rows, np.int32)
@@ -117,22 +119,20 @@ class StepTables:
 
     def _place_scratch(self, shares: Sequence[Share]) -> None:
         """Name each part's memory for partial results and attention mass; it grows when needed."""
-        spec, table = self._spec, self._parts[0]
+        table, heads = self._parts[0], self._heads
         places: list[tuple[int, int, int]] = []  # row, slot, offset
         total = 0
         for row, share in enumerate(shares):
             if 1 in (share.rows, share.tail):
                 table[row, PART_CHUNKS] = chunks = chunk_count(share.used)
                 places.append((row, PART_PARTIALS, total))
-                total += partials_bytes(spec.num_heads, spec.most_head_dim, chunks)
+                total += chunks * self._chunk_bytes
             if slots := int(share.part[PART_MASS_SLOTS]):
                 places.append((row, PART_MASS, total))
                 if share.rows == 1:
-                    total += mass_row_bytes(slots, spec.num_heads)
+                    total += mass_row_bytes(slots, heads)
                 else:
-                    total += mass_workspace_bytes(
-                        slots, spec.num_heads, spec.most_kv_heads, self._threads
-                    )
+                    total += mass_workspace_bytes(slots, heads, self._kv_heads, self._threads)
         if total > self._scratch.nbytes:
             self._scratch = aligned_bytes(total + total // 4)
         base = int(self._scratch.ctypes.data)

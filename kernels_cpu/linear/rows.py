@@ -197,8 +197,8 @@ def _make_tokens(bits: int, tokens: int, grouped: int, table: bool) -> Any:
     strip, read_scales, read_zeros = _make_parts(bits, tokens, vectors, grouped, table)
     zero, store = zero_sums(vectors * tokens), store_sums(vectors * tokens)
     fold_halves = _make_fold(bits, tokens, vectors, grouped, table, True)
-    # Numbers with super-scales are float32.
-    fold_floats = _make_fold(bits, tokens, vectors, grouped, table, False) if grouped else None
+    # Numbers with super-scales, which grouped weights alone have, are float32.
+    fold_floats = _make_fold(bits, tokens, vectors, grouped, table, grouped == 0)
 
     @inline
     def body(instr, tid, threads, count):  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -391,7 +392,7 @@ class CpuBackend(SpecBackend):
         """Compute the step that the tables describe; the logits of each part."""
         tables, logits = self._tables, self._plan.logits
         rows = tables.head_rows
-        ends = np.cumsum(wanted)
+        ends = list(itertools.accumulate(wanted))
         if rows > len(logits):
             self._compute(self._body)
             every = np.empty((rows, self.vocab_size), np.float32)
@@ -422,6 +423,6 @@ class CpuBackend(SpecBackend):
 
     def _compute(self, programs: Sequence[Program]) -> None:
         for program in programs:
-            self._team.run(program, self._tables.ctx.ctypes.data)
+            self._team.run(program, self._tables.ctx_address)
             if self._releases:
                 self._artefact.release()

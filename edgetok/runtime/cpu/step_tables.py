@@ -63,6 +63,7 @@ class StepTables:
 
     Attributes:
         ctx: int64 [CTX_SLOTS], the run's state.
+        ctx_address: where it is.
         tail_rows: how many rows go on beyond the last layer's keys and values.
         head_rows: how many of them go on to the output head.
     """
@@ -78,6 +79,11 @@ class StepTables:
         self._head = np.zeros(rows, np.int32)
         self._numbers = np.arange(rows, dtype=np.int32)
         self._scratch = aligned_bytes(0)
+        # Asking an array for its address takes microseconds, and a step asks for all of them.
+        self.ctx_address: int = self.ctx.ctypes.data
+        self._body_address, self._tail_parts_address = (p.ctypes.data for p in self._parts)
+        self._scratch_address = 0
+        self._tail_address, self._head_address = self._tail.ctypes.data, self._head.ctypes.data
         self.tail_rows = self.head_rows = 0
 
     @property
@@ -101,20 +107,21 @@ class StepTables:
             wanted += share.logits
         self._place_scratch(shares)
         tail[: len(shares)] = body[: len(shares)]
-        rows = np.array([share.tail for share in shares], np.int64)
-        tail[: len(shares), PART_ROWS] = rows
-        tail[: len(shares), PART_FIRST] = np.cumsum(rows) - rows
+        before = 0
+        for row, share in enumerate(shares):
+            tail[row, PART_FIRST], tail[row, PART_ROWS] = before, share.tail
+            before += share.tail
         self.tail_rows, self.head_rows = going, wanted
         ctx = self.ctx
         ctx[CTX_TOKENS], ctx[CTX_PARTS] = first, len(shares)
-        ctx[CTX_PART_TABLE] = body.ctypes.data
-        ctx[CTX_TAIL + LIST_ROWS], ctx[CTX_TAIL + LIST_COUNT] = self._tail.ctypes.data, going
-        ctx[CTX_TAIL + LIST_PARTS] = tail.ctypes.data
+        ctx[CTX_PART_TABLE] = self._body_address
+        ctx[CTX_TAIL + LIST_ROWS], ctx[CTX_TAIL + LIST_COUNT] = self._tail_address, going
+        ctx[CTX_TAIL + LIST_PARTS] = self._tail_parts_address
         self.choose_head(0, wanted)
 
     def choose_head(self, first: int, count: int) -> None:
         """Let rows first..first + count of those that want logits go on to the head."""
-        self.ctx[CTX_HEAD + LIST_ROWS] = self._head.ctypes.data + 4 * first
+        self.ctx[CTX_HEAD + LIST_ROWS] = self._head_address + 4 * first
         self.ctx[CTX_HEAD + LIST_COUNT] = count
 
     def _place_scratch(self, shares: Sequence[Share]) -> None:
@@ -135,6 +142,7 @@ class StepTables:
                     total += mass_workspace_bytes(slots, heads, self._kv_heads, self._threads)
         if total > self._scratch.nbytes:
             self._scratch = aligned_bytes(total + total // 4)
-        base = int(self._scratch.ctypes.data)
+            self._scratch_address = int(self._scratch.ctypes.data)
+        base = self._scratch_address
         for row, slot, offset in places:
             table[row, slot] = base + offset
